@@ -28,10 +28,10 @@ from fleet_cli.prompts import built_in, some
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.scripted import WordCodec
+from fleet_device.drafters.without_model import WordCodec
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing, Plan
+from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.codec import encode_draft, encode_verdict

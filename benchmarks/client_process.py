@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from fleet_device.client.request import Cancellation
+from fleet_device.requests.generate import Cancellation
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import Self
 
 from benchmarks.harness import connected, together
-from fleet_device.client.agent import Generation
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.pacing.contract import Pacing
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from schemas.policy import Mode
 from schemas.vocabulary import Vocabulary
 from tests.support.recorded_drafter import RecordedDrafter, RecordedText

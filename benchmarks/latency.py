@@ -25,11 +25,11 @@ from dssd.distribution import shape
 from dssd.sampling import coupled_token
 from fleet_cli.prompts import built_in, some
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.registry import load_verifier

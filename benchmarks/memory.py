@@ -26,8 +26,8 @@ from benchmarks.harness import Bench, Goal, Report, at_most, connected, free_add
 from benchmarks.processes import BenchError
 from fleet_common.events import Event, wait_for_event
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
+from fleet_device.requests.generate import GenerateRequest
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 

@@ -23,7 +23,7 @@ from benchmarks.fleet_load import FleetLoad, WrittenTexts, mean_pace
 from benchmarks.harness import Bench, Report, at_least, number_of, streaming, table
 from benchmarks.recordings import Recording, record
 from fleet_cli.prompts import built_in
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from tests.support.relay import Relay

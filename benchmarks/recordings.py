@@ -23,7 +23,7 @@ from dssd.sampling import coupled_token
 from fleet_cli.models.pair.acceptance import write_texts
 from fleet_cli.prompts import Prompt
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
 from schemas.errors import FleetError

@@ -1,6 +1,6 @@
 """Output of a self-test's findings."""
 
-from fleet_device.checks.checklist import Check
+from fleet_device.checks.selftest import Check
 from schemas.printable import printable_line
 
 

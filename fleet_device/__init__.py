@@ -24,12 +24,12 @@ if TYPE_CHECKING:
         SessionRefused,
         TextCancelled,
     )
-    from fleet_device.session.text import TokenOrigin
+    from fleet_device.requests.chat import ChatError, ChatMessage
+    from fleet_device.requests.generate import GeneratedText
+    from fleet_device.requests.prompt import Prompt, TextOptions
+    from fleet_device.requests.queue import TextStream
+    from fleet_device.session.sequence import TokenOrigin
     from fleet_device.settings import DeviceSettings
-    from fleet_device.texts.chat import ChatError, ChatMessage
-    from fleet_device.texts.generate import GeneratedText
-    from fleet_device.texts.prompt import Prompt, TextOptions
-    from fleet_device.texts.stream import TextStream
     from schemas.errors import FleetError
     from schemas.grammar import Grammar
 
@@ -63,8 +63,8 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "ChatError": "fleet_device.texts.chat",
-            "ChatMessage": "fleet_device.texts.chat",
+            "ChatError": "fleet_device.requests.chat",
+            "ChatMessage": "fleet_device.requests.chat",
             "ConnectFailed": "fleet_common.mqtt.errors",
             "Device": "fleet_device.device",
             "DeviceClosed": "fleet_device.errors",
@@ -73,18 +73,18 @@ if not TYPE_CHECKING:
             "DrafterError": "fleet_device.drafters.contract",
             "EdgeUnavailable": "fleet_device.errors",
             "FleetError": "schemas.errors",
-            "GeneratedText": "fleet_device.texts.generate",
+            "GeneratedText": "fleet_device.requests.generate",
             "Grammar": "schemas.grammar",
             "InvalidRequest": "fleet_device.errors",
-            "Prompt": "fleet_device.texts.prompt",
+            "Prompt": "fleet_device.requests.prompt",
             "PromptTooLong": "fleet_device.errors",
             "ProtocolViolation": "fleet_device.errors",
             "SessionFailed": "fleet_device.errors",
             "SessionRefused": "fleet_device.errors",
             "SettingsError": "fleet_common.settings",
             "TextCancelled": "fleet_device.errors",
-            "TextOptions": "fleet_device.texts.prompt",
-            "TextStream": "fleet_device.texts.stream",
-            "TokenOrigin": "fleet_device.session.text",
+            "TextOptions": "fleet_device.requests.prompt",
+            "TextStream": "fleet_device.requests.queue",
+            "TokenOrigin": "fleet_device.session.sequence",
         },
     )

@@ -1,7 +1,7 @@
-"""Applications on a device: who may use the local API, each with a key of its own, and how much.
+"""Applications that may use the local API, each with a key and quotas.
 
-They are in a file that `fleet device app` writes. It holds the SHA-256 of each key, not the key: a key has 256 random
-bits, so that nothing can be guessed from that. A device notices a changed file by itself.
+They are in a file that `fleet device app` writes. It has the SHA-256 of each key, not the key, which is 256 random bits
+and cannot be guessed. A running device notices when the file changes.
 """
 
 import contextlib
@@ -27,16 +27,6 @@ _Rate = Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)]
 
 
 class Application(BaseModel):
-    """One of them.
-
-    Attributes:
-        name: In the session log and in errors.
-        sha256: Of its key, hexadecimal.
-        tokens_per_min: Most tokens that it uses in a minute, of prompts and texts; None is no bound.
-        tokens_per_day: Likewise in a day.
-        texts_at_once: Most of its texts that are written or wait; None is no bound.
-    """
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_APP_NAME)]
@@ -47,26 +37,23 @@ class Application(BaseModel):
 
 
 class Applications(BaseModel):
-    """What the file holds."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     applications: Annotated[tuple[Application, ...], Field(max_length=1000)] = ()
 
 
 def new_key() -> tuple[str, str]:
-    """Return a fresh key, and its SHA-256 for the file."""
+    """Return a new key, and its SHA-256 for the file."""
     key = _PREFIX + secrets.token_urlsafe(32)
     return key, _digest(key.encode())
 
 
 @dataclass(slots=True)
 class ApplicationsFile:
-    """The file; one that is not there names no application.
+    """The file; if it is missing, there is no application.
 
     Attributes:
-        path: Where.
-        quotas: Those that hold in place of the file's, by the application's name and the quota's.
+        quotas: Override those of the file, by the application's name and the quota's.
     """
 
     path: Path
@@ -75,11 +62,6 @@ class ApplicationsFile:
     _by_digest: dict[str, Application] | None = None
 
     def read(self) -> Applications:
-        """Return what it holds.
-
-        Raises:
-            ConfigurationError: It cannot be read, or is no such file.
-        """
         try:
             with self.path.open("rb") as file:
                 raw = file.read(_MOST_BYTES + 1)
@@ -96,7 +78,7 @@ class ApplicationsFile:
             ) from error
 
     def find(self, key: bytes) -> Application | None:
-        """Return the application that has a key; the file is read again if it has changed.
+        """Return the application with a key; a changed file is read again.
 
         Raises:
             ConfigurationError: As for `read`.
@@ -105,14 +87,14 @@ class ApplicationsFile:
         if self._by_digest is None or seen != self._seen:
             self._by_digest = {each.sha256: each for each in self.read().applications}
             self._seen = seen
-        # A digest is looked up, so that the time it takes tells nothing of the key.
+        # Looking up a digest takes a time that does not depend on the key.
         found = self._by_digest.get(_digest(key))
         others = None if found is None else self.quotas.get(found.name)
         return found if found is None or not others else found.model_copy(update=dict(others))
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[list[Application]]:
-        """Change the list that is given; it is written when the context ends well, whole or not at all.
+        """Change the list that is yielded; the file is written atomically if the block succeeds.
 
         Raises:
             ConfigurationError: The file cannot be read or written.
@@ -147,7 +129,7 @@ class ApplicationsFile:
 
 
 def _keep_owner(old: Path, new: Path) -> None:
-    """Leave a file to whom the one that it replaces belongs, and as readable: the device may be another user."""
+    """Give a file the owner and mode of the one it replaces: the device may run as another user."""
     with contextlib.suppress(OSError):
         found = old.stat()
         new.chmod(found.st_mode & 0o777)

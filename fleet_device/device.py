@@ -1,4 +1,4 @@
-"""Device: writes texts with a fleet's large language model, as one object.
+"""Device: generates text with a fleet's large language model, as one object.
 
 ::
 
@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -21,20 +22,70 @@ from typing import Final, Literal, Self
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.preflight import check_all
 from fleet_common.settings import load_settings
 from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.registry import load_drafter
-from fleet_device.errors import DeviceClosed, InvalidRequest, SessionRefused
-from fleet_device.offline import OfflinePolicy
-from fleet_device.preflight import preflight
+from fleet_device.drafters.model_file import load_drafter, locate_model
+from fleet_device.errors import ConfigurationError, DeviceClosed, InvalidRequest, SessionRefused
+from fleet_device.requests.generate import GeneratedText
+from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request
+from fleet_device.requests.queue import RequestQueue, TextStream
 from fleet_device.service import DeviceService
-from fleet_device.settings import DeviceSettings, Truncate
-from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.prompt import Prompt, TextOptions, prepare_request
-from fleet_device.texts.queue import TextQueue
-from fleet_device.texts.stream import TextStream
+from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy, Truncate
 from schemas.grammar import Grammar
 from schemas.policy import Mode
+
+
+def preflight(settings: DeviceSettings, *, serves: bool) -> None:
+    """Check all that can be checked before the draft model is loaded. A broker may still be away.
+
+    Args:
+        settings: The configuration.
+        serves: Whether the local API is to run.
+
+    Raises:
+        SettingsError: Settings cannot work; a line for each.
+    """
+    broker = settings.broker
+    files = {"broker.ca": broker.ca, "broker.certificate": broker.certificate, "broker.key": broker.key}
+    checks: dict[str, Callable[[], object]] = {
+        "model": partial(locate_model, settings.model, folder=settings.models_dir),
+        "target_vocabulary": partial(_check_vocabulary, settings.target_vocabulary),
+        "offline": partial(_check_writes_alone, settings),
+        **{name: partial(_check_readable, path) for name, path in files.items() if path is not None},
+    }
+    if serves and settings.api_port:
+        checks["api_port"] = partial(_check_free, settings.api_port)
+    check_all(settings, checks)
+
+
+def _check_vocabulary(path: Path | None) -> None:
+    if path is not None and not path.expanduser().is_file():
+        raise ConfigurationError(
+            f"There is no file {path}; make it of the target's GGUF with 'fleet models vocabulary', and copy it here."
+        )
+
+
+def _check_writes_alone(settings: DeviceSettings) -> None:
+    if settings.offline is OfflinePolicy.LOCAL and settings.drafter != MODEL_DRAFTER:
+        raise ConfigurationError(
+            f"The drafter {settings.drafter!r} has no model that could go on alone; set drafter = {MODEL_DRAFTER!r}, "
+            "or offline to 'wait' or 'fail'."
+        )
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigurationError(f"The file {path} cannot be read: {error.strerror}.") from error
+
+
+def _check_free(port: int) -> None:
+    from fleet_device.api.app import listen  # noqa: PLC0415 - a web server, only where there is to be one
+
+    listen(port).close()
+
 
 CONFIG_VARIABLE: Final = "FLEET_DEVICE_CONFIG"
 """Environment variable that names the TOML file."""
@@ -47,25 +98,20 @@ def _check_and_load(settings: DeviceSettings) -> Drafter:
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """What an open device consists of."""
-
     service: DeviceService
-    texts: TextQueue
+    texts: RequestQueue
 
 
 class Device:
     """A device of a fleet. Use it as a context manager, or `open` it and `close` it.
 
-    Several threads may use it; it begins texts in the order in which they were asked for, and writes as many at once as
-    the setting `texts_at_once` says.
+    Several threads may use it. Requests run in the order in which they were made, as many at once as the setting
+    `texts_at_once` says.
 
     Args:
         settings: The configuration.
-        load: Loads the draft model; by default when all that can be checked before is well.
+        load: Loads the draft model; by default after all that can be checked before.
         make_link: Makes the link to the broker.
-
-    Attributes:
-        settings: The configuration.
     """
 
     def __init__(
@@ -87,7 +133,7 @@ class Device:
 
         Args:
             path: TOML file; without it the environment variable `FLEET_DEVICE_CONFIG` may name one.
-            settings: Settings by name, before those of the file; a section is a mapping:
+            settings: Settings by name, which override those of the file; a section is a mapping:
                 `broker={"host": "10.0.0.1"}`.
 
         Raises:
@@ -97,11 +143,11 @@ class Device:
         return cls(load_settings(DeviceSettings, config=Path(path) if path else None, flags=settings, by_program=True))
 
     def open(self) -> None:
-        """Load the draft model, connect, and say that this device is online. Idempotent.
+        """Load the draft model, connect, and announce that this device is online. Idempotent.
 
         Raises:
             SettingsError: Settings cannot work, the draft model's among them; a line for each.
-            DrafterError: It cannot be loaded.
+            DrafterError: The draft model cannot be loaded.
             ConnectFailed: The broker cannot be reached.
         """
         with self._changing:
@@ -114,12 +160,12 @@ class Device:
                 drafter.close()
                 raise
             service.start()
-            texts = TextQueue(service.write, at_once=service.texts_at_once)
+            texts = RequestQueue(service.write, at_once=service.texts_at_once)
             texts.start()
             self._open = _Open(service, texts)
 
     def close(self) -> None:
-        """Give up what is not written yet, say goodbye, and release everything. Idempotent."""
+        """Cancel all requests, disconnect, and release everything. Idempotent."""
         with self._changing:
             if (closing := self._open) is None:
                 return
@@ -146,42 +192,41 @@ class Device:
         rejoin: bool | None = None,
         grammar: Grammar | None = None,
     ) -> GeneratedText:
-        """Write a text, and return it when it is whole.
+        """Generate a text, and return it when it is complete.
 
-        A broker or an edge that restarts meanwhile costs time; one that stays away ends it after `offline_s` seconds.
-        With `offline="wait"` the device goes on as soon as one is back, for up to `resume_s` seconds; with
-        `offline="local"` the draft model goes on alone, and the result's `verified` is False.
+        A broker or an edge that restarts meanwhile costs time; if it stays away, the request fails after `offline_s`
+        seconds. With `offline="wait"` the device continues as soon as one is back, for up to `resume_s` seconds; with
+        `offline="local"` the draft model continues alone, and the result's `verified` is False.
 
         Args:
             prompt: A text, the messages of a chat, or token ids.
-            raw: Continue a prompt of text as it is; otherwise it is a user's message, for the draft model's chat
-                template.
-            max_new_tokens: Most tokens to write; this and all below default to the device's settings.
-            temperature: 0 to 2; 0 is greedy: the large model's likeliest token, always.
-            top_k: Tokens kept; 0 keeps all.
-            top_p: Mass kept; 1 keeps all.
+            raw: Continue a text prompt as it is; otherwise it is a user's message, for the draft model's chat template.
+            max_new_tokens: Most tokens to generate; this and all below default to the device's settings.
+            temperature: 0 to 2; 0 is greedy.
+            top_k: Number of tokens kept; 0 keeps all.
+            top_p: Probability mass kept; 1 keeps all.
             mode: How drafts are verified.
             seed: 0 to 2^64 - 1; random for each request if neither this nor the setting is given.
             stop: A string, or several, before the first of which the generation ends.
-            truncate: What is done with a prompt that is too long for the context: it is refused, or cut at its start or
-                in its middle.
-            logprobs: 0 to 20: the large model's log-probabilities of all tokens, and of this many of the likeliest at
-                each place.
+            truncate: What to do with a prompt that is too long for the context: refuse it, or cut its start or its
+                middle.
+            logprobs: 0 to 20: return the large model's log-probabilities of all tokens, and of this many alternatives
+                each.
             offline: What the device does when no edge answers.
             rejoin: Whether an edge that is back verifies the rest of a generation that went on without one.
-            grammar: What the generation must look like; anything if left out.
+            grammar: Constraint on the text; none if left out.
 
         Raises:
             InvalidRequest: The prompt or an option cannot be used.
-            EdgeUnavailable: No edge answers, and the text is not to go on alone.
-            SessionRefused: The edge declined the text; `code` says why.
-            SessionFailed: The text could not be brought to its end.
+            EdgeUnavailable: No edge answers, and the generation may not go on without.
+            SessionRefused: The edge refused the request; `code` says why.
+            SessionFailed: The session failed.
             ProtocolViolation: The edge answered something that no correct edge answers.
             PromptTooLong: The draft model has no room for the prompt.
             ChatError: The draft model has no chat template (`raw=True` needs none), or it declines the messages.
             DrafterError: The draft model failed.
             DeviceClosed: The device is not open.
-            TextCancelled: It was closed meanwhile.
+            TextCancelled: The device was closed meanwhile.
         """
         options = TextOptions(
             raw=raw,
@@ -219,9 +264,9 @@ class Device:
         rejoin: bool | None = None,
         grammar: Grammar | None = None,
     ) -> TextStream:
-        """Begin to write a text, and return an iterator over its pieces as they are verified.
+        """Begin to generate a text, and return an iterator over its pieces as they are verified.
 
-        Leaving the loop, or closing the stream, gives the text up.
+        Leaving the loop, or closing the stream, cancels the request.
 
         Args:
             prompt: A text, the messages of a chat, or token ids; the options are those of `generate`.
@@ -248,11 +293,11 @@ class Device:
         return self._begin(prompt, options, revisable=False)
 
     def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
-        """Return how many tokens a prompt has, chat template included: with the text they share the model's context.
+        """Return the number of tokens of a prompt, chat template included.
 
         Args:
             prompt: A text, the messages of a chat, or token ids.
-            raw: Whether a text is continued as it is, without the chat template.
+            raw: Whether a text is taken without the chat template.
 
         Raises:
             InvalidRequest: The prompt cannot be used.
@@ -263,20 +308,11 @@ class Device:
         return len(encode(self._require_open().service.drafter.codec).prompt)
 
     def wait_for_edge(self, timeout_s: float) -> bool:
-        """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds.
-
-        Raises:
-            DeviceClosed: The device is not open.
-        """
+        """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds."""
         return self._require_open().service.edges.wait_online(timeout_s)
 
     @property
     def drafter(self) -> Drafter:
-        """The draft model: its name, its vocabulary and its context.
-
-        Raises:
-            DeviceClosed: The device is not open.
-        """
         return self._require_open().service.drafter
 
     def __enter__(self) -> Self:

@@ -5,16 +5,16 @@
     DeviceError
     ├── ConfigurationError      a setting that cannot work
     ├── EdgeUnavailable         no edge answers
-    ├── SessionRefused          the edge declined the Open, or to go on
-    ├── SessionFailed           the session cannot go on
+    ├── SessionRefused          the edge refused the Open, or to continue
+    ├── SessionFailed           the session has failed
     ├── InvalidRequest          a prompt or an option that cannot be used
     ├── PromptTooLong           the draft model has no room for it
-    ├── TextQueueFull           too many texts are waiting
-    ├── TextCancelled           given up before its end
+    ├── RequestQueueFull           too many requests are waiting
+    ├── TextCancelled           cancelled before its end
     ├── DeviceClosed            the device is not open
     └── ProtocolViolation       the edge answered something that no correct edge answers
 
-    DrafterError (fleet_device.drafters.contract) stands beside it: the draft model's own failures.
+    DrafterError (fleet_device.drafters.contract) is separate: failures of the draft model.
 """
 
 import re
@@ -28,18 +28,17 @@ _LONGEST_S: Final = 1e9
 
 
 class DeviceError(FleetError):
-    """Base of all errors of this package. Its text is one sentence for the user."""
+    """Base of all errors of this package; one sentence for the user."""
 
 
-class ConfigurationError(DeviceError):
-    """A setting that cannot work."""
+class ConfigurationError(DeviceError): ...
 
 
 class EdgeUnavailable(DeviceError):  # noqa: N818 - reads as what it says
     """No edge answers.
 
     Attributes:
-        code: Why, for programs: a `LinkFault` where it is the broker's connection.
+        code: Why, for programs: a `LinkFault` if it is the connection to the broker.
     """
 
     def __init__(self, sentence: str, *, code: str = "edge_unavailable") -> None:
@@ -48,11 +47,10 @@ class EdgeUnavailable(DeviceError):  # noqa: N818 - reads as what it says
 
 
 class SessionRefused(DeviceError):  # noqa: N818
-    """The edge declined the Open, or to go on.
+    """The edge refused the Open, or to continue.
 
     Attributes:
-        code: Why.
-        retry_s: Seconds after which it is worth asking again, which the sentence names too; None if that is not known.
+        retry_s: Seconds after which it is worth asking again, also in the sentence; None if unknown.
     """
 
     def __init__(self, code: RefusalCode, sentence: str, *, retry_s: float | None = None) -> None:
@@ -64,40 +62,36 @@ class SessionRefused(DeviceError):  # noqa: N818
 
 
 class SessionFailed(DeviceError):  # noqa: N818
-    """The session cannot go on."""
+    ...
 
 
 class ProtocolViolation(DeviceError):  # noqa: N818
-    """The edge answered something that no correct edge answers."""
+    ...
 
 
 class InvalidRequest(DeviceError, ValueError):  # noqa: N818
-    """A prompt or an option that cannot be used."""
+    ...
 
 
 class PromptTooLong(DeviceError):  # noqa: N818
-    """The draft model has no room for the prompt and a text."""
+    ...
 
 
-class TextQueueFull(DeviceError):  # noqa: N818
-    """Too many texts are waiting.
-
-    Attributes:
-        retry_after_s: When it is worth asking again.
-    """
+class RequestQueueFull(DeviceError):  # noqa: N818
+    """Too many requests are waiting; try again after `retry_after_s` seconds."""
 
     def __init__(self, waiting: int, *, at_once: int = 1, retry_after_s: int) -> None:
-        writes = "one" if at_once == 1 else str(at_once)
+        runs = "one" if at_once == 1 else str(at_once)
         super().__init__(
-            f"{waiting} texts are waiting already and the device writes {writes} at a time; try again in "
+            f"{waiting} requests are waiting already and the device runs {runs} at a time; try again in "
             f"{retry_after_s} s."
         )
         self.retry_after_s = retry_after_s
 
 
 class TextCancelled(DeviceError):  # noqa: N818
-    """A text was given up before its end: its reader has gone, or the device shuts down."""
+    """A request was cancelled: its reader has gone, or the device shuts down."""
 
 
 class DeviceClosed(DeviceError):  # noqa: N818
-    """The device is not open."""
+    ...

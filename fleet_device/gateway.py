@@ -1,47 +1,138 @@
-"""Gateway: a device that serves applications, with its queue of texts and the local API, up and down."""
+"""Gateway: a device that serves applications, with its queue of requests, journal and local API."""
 
 import contextlib
 import logging
 import queue
 import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import date, datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
 from fleet_common.mqtt.errors import LinkFault
-from fleet_device.api.status.journal import Journal
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
-from fleet_device.offline import OfflinePolicy
-from fleet_device.service import DeviceService
-from fleet_device.steering.commands import LogTail
-from fleet_device.steering.remote_settings import RemoteSettings
-from fleet_device.steering.steering import Steering
-from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.queue import Listener, TextQueue, Ticket
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, RequestContext
+from fleet_device.requests.queue import Listener, RequestQueue, Ticket
+from fleet_device.service import DeviceService, DeviceTotals
+from fleet_device.settings import OfflinePolicy
+from fleet_device.steering.commands import LogTail, SteeringListener
+from fleet_device.steering.remote_settings import SteeredSettings
+from schemas.control import Telemetry
 from schemas.grammar import Grammar
 from schemas.version import VERSION
+
+_SHOWN: Final = 2000
+"""Characters of a text that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    ended: datetime
+    session: str
+    tokens: int
+    tokens_per_s: float
+    reason: str
+    unverified: int
+    text: str
+
+
+class Journal:
+    """Counts requests of today and since the start, and keeps the latest texts if they may be shown. For any thread.
+
+    Args:
+        texts: Number of latest texts that are kept; 0 keeps none.
+        now: The time, with its time zone; days begin at this machine's midnight.
+    """
+
+    def __init__(self, *, texts: int, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._totals = DeviceTotals()
+        self._latest: Telemetry | None = None
+        self._plan_reason: str | None = None
+        self._day: date | None = None
+        self._texts_today = self._tokens_today = 0
+        self._entries: deque[_Entry] | None = deque(maxlen=texts) if texts else None
+
+    def note(self, text: GeneratedText) -> None:
+        ended = self._now().astimezone()
+        with self._lock:
+            self._begin_day(ended.date())
+            self._texts_today += 1
+            self._tokens_today += len(text.tokens)
+            self._latest = self._totals.add(text.generation)
+            self._plan_reason = text.generation.choice.reason if text.generation.choice is not None else None
+            if self._entries is not None:
+                self._entries.appendleft(
+                    _Entry(
+                        ended,
+                        text.session,
+                        len(text.tokens),
+                        text.tokens_per_s,
+                        text.reason.value,
+                        text.unverified,
+                        text.text[:_SHOWN],
+                    )
+                )
+
+    def json(self) -> dict[str, Any]:
+        """Return it as JSON values; `last_texts` is None if none may be shown."""
+        today = self._now().astimezone().date()
+        with self._lock:
+            self._begin_day(today)
+            latest = self._latest.model_dump() if self._latest is not None else {}
+            return {
+                "today": {"date": today.isoformat(), "texts": self._texts_today, "tokens": self._tokens_today},
+                "acceptance": latest.get("acceptance"),
+                "round_trip_ms": latest.get("round_trip_ms"),
+                "unverified": latest.get("unverified") or 0,
+                "mean_draft": latest.get("mean_draft"),
+                "draft_ms_per_token": latest.get("draft_ms_per_token"),
+                "plan": latest.get("plan"),
+                "plan_reason": self._plan_reason,
+                "last_texts": None
+                if self._entries is None
+                else [
+                    {
+                        "ended": each.ended.isoformat(timespec="seconds"),
+                        "session": each.session,
+                        "tokens": each.tokens,
+                        "tokens_per_s": each.tokens_per_s,
+                        "finish": each.reason,
+                        "unverified": each.unverified,
+                        "text": each.text,
+                    }
+                    for each in self._entries
+                ],
+            }
+
+    def _begin_day(self, today: date) -> None:
+        if today != self._day:
+            self._day, self._texts_today, self._tokens_today = today, 0, 0
+
 
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from fleet_device.api.server import ApiServer
+    from fleet_device.api.app import ApiServer
 
 _REFUSED: Final = frozenset(LinkFault) - {LinkFault.UNREACHABLE, LinkFault.BUSY}
-_DRAINED: Final = "The device's administrator has it take no new texts for now; ask again later, or another device."
+_DRAINED: Final = "The device's administrator has stopped new requests for now; try again later, or another device."
 
 
 class Asked(Enum):
-    """What the gateway is asked for while it runs.
+    """Requests to the running gateway.
 
     Attributes:
         STOP: End at once.
-        DRAIN: End when the open text has ended, or when its time is over; asked again, at once.
-        IDLE: From within: nothing is left to write.
-        RELOAD: From afar: end like `DRAIN`, and begin anew.
+        DRAIN: End when the running requests have ended or their time is over; at once if asked again.
+        IDLE: Internal: all requests have ended.
+        RELOAD: From an administrator: end like `DRAIN`, and start again.
     """
 
     STOP = auto()
@@ -55,8 +146,7 @@ class Gateway:
 
     Args:
         service: Not started yet.
-        remote: What an administrator can set from afar; without it, or where the settings do not let him, nobody
-            listens.
+        remote: What an administrator can set; without it, or without the setting `steering`, nobody listens.
         log_tail: What has been logged.
         clock: Monotonic seconds.
     """
@@ -65,19 +155,19 @@ class Gateway:
         self,
         service: DeviceService,
         *,
-        remote: RemoteSettings | None = None,
+        remote: SteeredSettings | None = None,
         log_tail: LogTail | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._service = service
+        self.service = service
         self._reloads = False
-        self._log_tail = log_tail or LogTail()
+        self.log_tail = log_tail or LogTail()
         self._remote = remote
         self._settings = service.settings
         self._clock = clock
         # A SimpleQueue, since signal handlers put into it.
         self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-        self._texts = TextQueue(
+        self._texts = RequestQueue(
             self._write,
             waiting=self._settings.api_waiting,
             at_once=service.texts_at_once,
@@ -86,21 +176,21 @@ class Gateway:
         )
         self._server: ApiServer | None = None
         self._journal = Journal(texts=self._settings.status_texts, now=service.now)
-        self._steering: Steering | None = None
+        self._steering: SteeringListener | None = None
         if remote is not None and self._settings.steering:
             remote.on_change(service.take_settings)
-            self._steering = Steering(remote, self, service.link, now=service.now)
+            self._steering = SteeringListener(remote, self, service.link, now=service.now)
             self._steering.attach()
 
     @property
     def address(self) -> str | None:
-        """Where the API is; None if it is turned off."""
+        """URL of the API; None if it is turned off."""
         return self._server.address if self._server else None
 
     @property
     def unreported(self) -> int:
-        """Texts written without an edge of which the session log has not been told yet."""
-        return self._service.unreported
+        """Number of sessions without an edge that the session log does not have yet."""
+        return self.service.unreported
 
     def ask(self, what: Asked) -> None:
         """Ask for the end; from a signal handler or any thread."""
@@ -110,21 +200,19 @@ class Gateway:
         """Serve the API, and connect as soon as the broker can be reached.
 
         Raises:
-            ConfigurationError: The API's port cannot be taken.
+            ConfigurationError: The API's port cannot be used.
         """
         if self._settings.api_port:
-            from fleet_device.api.server import listen  # noqa: PLC0415 - a web server, only where there is to be one
+            from fleet_device.api.app import listen  # noqa: PLC0415 - a web server, only where there is to be one
 
             self.serve(listen(self._settings.api_port))
         if self._steering is not None:
             self._steering.start()
-        self._service.start_patiently()
+        self.service.start_patiently()
         self._texts.start()
 
     def serve(self, sock: socket.socket) -> None:
-        """Serve the API on a socket that listens."""
-        from fleet_device.api.app import create_app  # noqa: PLC0415 - likewise
-        from fleet_device.api.server import ApiServer  # noqa: PLC0415
+        from fleet_device.api.app import ApiServer, create_app  # noqa: PLC0415 - likewise
 
         applications = None if self._remote is None else self._remote.applications
         self._server = ApiServer(create_app(self, self._settings, applications=applications), sock)
@@ -133,30 +221,30 @@ class Gateway:
     def run(
         self, *, on_end: Callable[[], None] = lambda: None, on_drain: Callable[[int], None] = lambda _texts: None
     ) -> None:
-        """Return when asked to end: at once, or when the texts that were taken have ended.
+        """Return when asked to end: at once, or when the accepted requests have ended.
 
         Args:
             on_end: Called once, when the end begins.
-            on_drain: Called once if it begins with a drain, with the number of texts that are still to be written.
+            on_drain: Called once if it begins with a drain, with the number of requests that are left.
         """
         asked = self._asked.get()
         self._reloads = asked is Asked.RELOAD
         on_end()
         if asked is Asked.STOP:
             return
-        self._service.drain()
+        self.service.drain()
         self._texts.close()
         deadline = self._clock() + self._settings.drain_s
         left = self._texts.waiting + self._texts.writing
-        _log.info("Draining: %d texts.", left)
+        _log.info("Draining: %d requests.", left)
         on_drain(left)
         with contextlib.suppress(queue.Empty):
-            # Whatever it is: nothing keeps us any longer.
+            # Whatever it is ends the wait.
             self._noted(self._asked.get(timeout=max(0.0, deadline - self._clock())))
 
     @property
     def reloads(self) -> bool:
-        """Whether it has ended to begin anew, and nobody has asked for its end since."""
+        """Whether it has ended to start again, and nobody has asked for its end since."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._noted(self._asked.get_nowait())
@@ -166,83 +254,69 @@ class Gateway:
         self._reloads = self._reloads and asked not in {Asked.STOP, Asked.DRAIN}
 
     def stop(self) -> None:
-        """Give up what is not written, say goodbye, and release everything."""
+        """Cancel what is left, disconnect, and release everything."""
         self._texts.abandon()
         self._texts.join()
         if self._server is not None:
             self._server.stop()
         if self._steering is not None:
             self._steering.stop()
-        self._service.stop()
+        self.service.stop()
 
-    # From afar: what commands act on
-
-    @property
-    def service(self) -> DeviceService:
-        return self._service
-
-    @property
-    def log_tail(self) -> LogTail:
-        return self._log_tail
+    # For remote commands
 
     def hold(self, *, drain: bool) -> int:
-        """Take no new texts, or begin none, until `resume`; return how many are still to be written."""
+        """Accept no new requests, or begin none, until `resume`; return how many are left."""
         self._texts.hold(_DRAINED if drain else "")
-        self._service.drain()
+        self.service.drain()
         return self._texts.waiting + self._texts.writing
 
     def resume(self) -> bool:
-        """Take texts again, unless the device is ending; return whether it did not."""
+        """Accept requests again, unless the device is ending; return whether it did not."""
         held = self._texts.held or bool(self._texts.refusal)
         if held and not self._texts.closed:
             self._texts.resume()
-            self._service.resume()
+            self.service.resume()
         return held
 
     def reload(self) -> None:
-        """End like a drain, to begin anew."""
+        """End like a drain, to start again."""
         self.ask(Asked.RELOAD)
 
     def settings_report(self) -> dict[str, Any]:
-        """Return the settings as an administrator sees them, as JSON values."""
         return {} if self._remote is None else self._remote.report().model_dump(mode="json")
 
     # Backend
 
     @property
     def since(self) -> datetime:
-        return self._service.since
+        return self.service.since
 
     def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
-        """Ask for a text; see `TextQueue.submit`."""
-        return self._texts.submit(lambda: prepare(self._service.codec), listener)
+        return self._texts.submit(lambda: prepare(self.service.codec), listener)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Give a text up; see `TextQueue.cancel`."""
         self._texts.cancel(ticket)
 
     def check_grammar(self, grammar: Grammar) -> None:
-        self._service.agent.check_grammar(grammar)
+        self.service.agent.check_grammar(grammar)
 
     def spell(self, token: int) -> bytes:
         """Return the bytes of a token; none for control tokens."""
-        return self._service.codec.piece(token)
+        return self.service.codec.piece(token)
 
     def targets(self) -> tuple[str, ...]:
-        """Return the names of the large models that are there."""
-        return tuple(dict.fromkeys(state.target for state in self._service.edges.online()))
+        return tuple(dict.fromkeys(state.target for state in self.service.edges.online()))
 
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
-        """Return why no request can be served now; see `DeviceService.absence`."""
-        return self._service.absence(for_s=for_s)
+        return self.service.absence(for_s=for_s)
 
     def health(self) -> dict[str, Any]:
-        """Return how the device is, as JSON values."""
-        service, settings = self._service, self._settings
+        service, settings = self.service, self._settings
         if self._texts.broken:
             status = "failed"
             code: str | None = "internal_error"
-            reason: str | None = "The thread that writes texts has ended; see the log, and restart the device."
+            reason: str | None = "The thread that runs requests has ended; see the log, and restart the device."
         else:
             missing = self.absence()
             reason, code = (None, None) if missing is None else (str(missing), missing.code)
@@ -289,13 +363,12 @@ class Gateway:
         }
 
     def status(self) -> dict[str, Any]:
-        """Return how the device is and what it has written, as JSON values."""
         return {**self.health(), "offline": self._settings.offline.value, **self._journal.json()}
 
     def _write(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
         outages = request.outages
         if outages.policy is OfflinePolicy.FAIL and (missing := self.absence(for_s=outages.absence_s)) is not None:
             raise missing
-        text = self._service.write(request, context)
+        text = self.service.write(request, context)
         self._journal.note(text)
         return text

@@ -1,4 +1,4 @@
-"""Device service: link, retained state, drafter and agent, in order up and down."""
+"""Device service: link, retained state, telemetry, drafter and agent, started and stopped in order."""
 
 import logging
 import threading
@@ -15,32 +15,82 @@ from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls.certificate import certificate_end
 from fleet_device.client.agent import Agent
-from fleet_device.client.inbox import EdgePresences, Inbox
+from fleet_device.client.messaging import EdgePresences, Inbox
 from fleet_device.client.reports import UnverifiedReports
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.client.retry import RetryPolicy
-from fleet_device.client.telemetry import DeviceTotals
 from fleet_device.drafters.contract import Drafter, sequences_of
 from fleet_device.errors import EdgeUnavailable
-from fleet_device.pacing.session_pacing import make_pacing
+from fleet_device.pacing.adaptive import make_pacing
+from fleet_device.pacing.contract import RoundTrips
+from fleet_device.requests.chat import ConversationCodec
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, Generation, RequestContext, generate_text
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.conversation import ConversationCodec
-from fleet_device.texts.generate import GeneratedText, generate_text
-from schemas.control import DeviceState, Presence, encode_json
+from schemas.control import DeviceState, Presence, Telemetry, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION
+
+# Weight of one draft in the smoothed round trip: about the last thirty count.
+_DRAFT_WEIGHT: Final = 1 / 32
+
+
+@dataclass(slots=True)
+class DeviceTotals:
+    """Sums over ended sessions since the start; added to by one thread at a time."""
+
+    sessions: int = 0
+    tokens: int = 0
+    _tested: int = 0
+    _accepted: int = 0
+    _streamed: int = 0
+    _unverified: int = 0
+    _drafted: int = 0
+    _drafts: int = 0
+    _draft_ms: float = 0.0
+    _round_trip_ms: float | None = None
+
+    def add(self, generation: Generation) -> Telemetry:
+        """Count an ended session and return the totals as they are published."""
+        counters = generation.counters
+        self.sessions += 1
+        self.tokens += len(generation.tokens)
+        self._tested += counters.tested
+        self._accepted += counters.accepted
+        self._streamed += counters.streamed
+        self._unverified += generation.unverified
+        self._drafted += counters.drafted
+        self._drafts += generation.drafts
+        self._draft_ms += counters.draft_ms
+        self._smooth(generation.round_trips)
+        return Telemetry(
+            sessions=self.sessions,
+            tokens=self.tokens,
+            acceptance=self._accepted / self._tested if self._tested else None,
+            mean_draft=self._drafted / self._drafts if self._drafts else None,
+            draft_ms_per_token=self._draft_ms / self._drafted if self._drafted else None,
+            round_trip_ms=self._round_trip_ms,
+            streamed=self._streamed,
+            unverified=self._unverified or None,
+            plan=generation.choice and generation.choice.plan,
+        )
+
+    def _smooth(self, new: RoundTrips) -> None:
+        if new.mean_ms is None:
+            return
+        before_ms = new.mean_ms if self._round_trip_ms is None else self._round_trip_ms
+        kept = (1.0 - _DRAFT_WEIGHT) ** new.count
+        self._round_trip_ms = kept * before_ms + (1.0 - kept) * new.mean_ms
+
 
 _log = logging.getLogger(__name__)
 
 # For a command that a person waits for: long enough for a broker that is just starting.
 _CONNECT_S: Final = 5.0
 
-# The edge's last word comes within milliseconds, or its machine is gone.
+# The edge confirms within milliseconds, or its machine is gone.
 _CLOSE_S: Final = 2.0
 
-# Between the attempts of a device that waits for its network.
-_TIDY_S: Final = 60.0  # at least, between two times at which free memory is given back
-_AGAIN_S: Final = 5.0
+_TIDY_S: Final = 60.0  # minimum interval at which free memory is released
+_AGAIN_S: Final = 5.0  # between the attempts of a device that waits for its network
 
 _PACING: Final = frozenset({"draft_length", "ahead", "stream"})
 
@@ -50,14 +100,10 @@ class DeviceService:
     """One device. Use it as a context manager, which connects or fails; or `start_patiently`, and `stop`.
 
     Attributes:
-        settings: The configuration.
         drafter: The draft model, loaded; closed with the service.
-        make_link: Makes the link to the broker.
-        clock: Monotonic seconds.
         now: The wall clock (UTC).
-        agent: Writes texts.
         codec: Encodes prompts; the draft model's, with a memory for conversations.
-        tally: What was written.
+        tally: Sums over ended sessions.
         since: When the service was made.
         texts_at_once: Number of requests that run at once: as the settings say, or as many as the drafter has sequences
             for where edge-only decoding is not allowed.
@@ -79,7 +125,7 @@ class DeviceService:
     _presence: Presence = Presence.ONLINE
     _stopping: threading.Event = field(default_factory=threading.Event)
     _connecting: threading.Thread | None = None
-    _tidied: float = 0.0  # when free memory was given back last
+    _tidied: float = 0.0  # when free memory was last released
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -108,7 +154,7 @@ class DeviceService:
             reports=self._reports,
         )
         self.agent.attach()
-        # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
+        # Again after every reconnect: meanwhile the broker has published our will.
         self._link.on_connection(lambda up: self.announce() if up else None)
 
     def __enter__(self) -> Self:
@@ -128,16 +174,15 @@ class DeviceService:
 
     @property
     def unreported(self) -> int:
-        """Texts written without an edge of which the session log has not been told yet."""
+        """Number of sessions without an edge that the session log does not have yet."""
         return len(self._reports)
 
     @property
     def state_topic(self) -> str:
-        """Where this device's state is retained."""
         return self._topic(Topic.STATE)
 
     def start(self) -> None:
-        """Connect, and say that this device is online.
+        """Connect, and announce that this device is online.
 
         Raises:
             ConnectFailed: The broker cannot be reached; the service is stopped.
@@ -166,36 +211,30 @@ class DeviceService:
             self._link.stop()
             if self._connecting is not None:
                 self._connecting.join()
-                self._link.stop()  # it may just have been about to start
+                self._link.stop()  # it may have started in between
             self._reports.stop()
             self.agent.close()
             self.drafter.close()
 
     @property
     def link(self) -> Link:
-        """To the broker, for whatever else this device listens to."""
         return self._link
 
     def link_counters(self) -> dict[str, int]:
-        """Return what the link has counted, by name."""
         return asdict(self._link.counters)
 
     def drain(self) -> None:
-        """Tell the fleet that this device takes no new texts."""
+        """Announce that this device accepts no new requests."""
         self._presence = Presence.DRAINING
         self.announce()
 
     def resume(self) -> None:
-        """Tell the fleet that this device takes texts again."""
+        """Announce that this device accepts requests again."""
         self._presence = Presence.ONLINE
         self.announce()
 
     def take_settings(self, changed: Collection[str]) -> None:
-        """Take settings into use that have changed since the device was started; texts under way keep to the old ones.
-
-        Args:
-            changed: Their names.
-        """
+        """Apply the named settings, which have changed; running requests keep the old ones."""
         settings, agent = self.settings, self.agent
         if not _PACING.isdisjoint(changed):
             agent.repace(lambda: make_pacing(settings))
@@ -228,11 +267,10 @@ class DeviceService:
         return None
 
     def on_connection(self, listener: Callable[[bool], None]) -> None:
-        """Call `listener(True)` after every connect, `listener(False)` after every loss; on the link's thread."""
         self._link.on_connection(listener)
 
     def write(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
-        """Write a text and count it; see `generate_text`. Up to `texts_at_once` threads at once, further ones wait."""
+        """Run a request and count it; see `generate_text`. More than `texts_at_once` threads wait for each other."""
         text = generate_text(self.agent, self.drafter, request, context)
         self.codec.remember(request.prompt, text.text, text.tokens)
         with self._counting:
@@ -242,16 +280,12 @@ class DeviceService:
         return text
 
     def _tidy(self) -> None:
-        """Give back memory that is free: what loading a model leaves, and what a long prompt did."""
+        """Release free memory: what loading a model or a long prompt has left."""
         give_back_free_memory()
         self._tidied = self.clock()
 
     def announce(self, *, on_outcome: OutcomeHandler | None = None) -> None:
-        """Publish the retained state.
-
-        Args:
-            on_outcome: Told of the broker's answer.
-        """
+        """Publish the retained state; `on_outcome` receives the broker's answer."""
 
         def listen(outcome: Outcome) -> None:
             self.agent.inbox.note(outcome)
@@ -307,7 +341,7 @@ class DeviceService:
                 on_outcome=on_outcome,
             )
         except LinkError:
-            return  # states are said again after the reconnect, telemetry is not worth keeping
+            return  # states are published again after the reconnect, telemetry is not worth keeping
 
 
 def retry_policy(settings: DeviceSettings) -> RetryPolicy:

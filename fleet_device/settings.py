@@ -1,6 +1,7 @@
 """Device settings, from flags, the environment (`FLEET_DEVICE_…`, nested with `__`) and TOML."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -10,26 +11,64 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_valid
 
 from fleet_common.fields import Settings, setting
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.offline import INTERRUPTION_S, OfflinePolicy, Outages
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
+INTERRUPTION_S: Final = 20.0
+"""Longest interruption that a request rides out by default: a restart of broker or edge that takes 15 s, and the
+reconnection of both ends, each of which tries again at least every 4 s."""
+
+_ALONE_AFTER_S: Final = 2.0
+"""Shorter for the policy `local`, which has an alternative to waiting."""
+
+
+class OfflinePolicy(StrEnum):
+    FAIL = "fail"  # the request ends with an error
+    WAIT = "wait"  # it goes on where it was as soon as an edge is back
+    LOCAL = "local"  # the draft model goes on alone; what it generates is marked as unverified
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outages:
+    """What a request does in an outage.
+
+    Attributes:
+        rejoin: Whether an edge that is back verifies the rest of a generation that went on without one.
+        revisable: Whether nobody reads the generation before its end, so that its unverified part can be replaced.
+        after_s: Seconds without a broker, or without an edge that is online, after which the policy applies; None
+            depends on the policy.
+        answer_s: Seconds of silence of an online edge after which it applies.
+    """
+
+    policy: OfflinePolicy = OfflinePolicy.WAIT
+    rejoin: bool = False
+    revisable: bool = False
+    after_s: float | None = None
+    answer_s: float = INTERRUPTION_S
+
+    @property
+    def absence_s(self) -> float:
+        if self.after_s is not None:
+            return self.after_s
+        return _ALONE_AFTER_S if self.policy is OfflinePolicy.LOCAL else INTERRUPTION_S
+
+
 MODEL_DRAFTER: Final = "llama.cpp"
-"""The one with a model of its own, which can also write a text alone."""
+"""The drafter with a model of its own, which can also generate without an edge."""
 
 NO_DRAFTER: Final = "none"
 
 DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         MODEL_DRAFTER: "fleet_device.drafters.llama_cpp:load",
-        "suffix": "fleet_device.drafters.suffix.drafter:load",
-        "prompt-lookup": "fleet_device.drafters.prompt_lookup:load",
-        NO_DRAFTER: "fleet_device.drafters.none:load",
+        "suffix": "fleet_device.drafters.suffix:load",
+        "prompt-lookup": "fleet_device.drafters.without_model:load_prompt_lookup",
+        NO_DRAFTER: "fleet_device.drafters.without_model:load_none",
     }
 )
-"""By name, the function that takes the device's settings and returns the drafter. The first is the default."""
+"""Functions that take the device's settings and return the drafter, by name. The first is the default."""
 
 if TYPE_CHECKING:
     DrafterName = str
@@ -39,17 +78,10 @@ else:
 AUTO: Final = "auto"
 
 MAX_TEMPERATURE: Final = 2.0
-"""Highest temperature that an application may ask for, as in OpenAI's API; the wire allows more."""
 
 
 class Truncate(StrEnum):
-    """What is done with a prompt that is too long.
-
-    Attributes:
-        REFUSE: It is refused.
-        START: Its start is left out.
-        MIDDLE: Its middle is left out.
-    """
+    """What to do with a prompt that is too long: refuse it, or drop its start or its middle."""
 
     REFUSE = "refuse"
     START = "start"
@@ -61,7 +93,7 @@ MemoryBudget = Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"]
 DraftLength = Annotated[int, Field(ge=0, le=MAX_DRAFT)] | Literal["auto"]
 
 _DRAFT_SEQUENCES: Final = 2
-"""A small device drafts for one request while another waits for its verdict; more would share the same processor."""
+"""A small device drafts for one request while another waits for its verdict; more would share the same CPU."""
 
 _DRAFT_LENGTH: Final[TypeAdapter[int | Literal["auto"]]] = TypeAdapter(DraftLength)
 
@@ -70,7 +102,7 @@ def read_draft_length(value: object) -> int | Literal["auto"]:
     """Read a draft length.
 
     Raises:
-        ValueError: It is none; the text says what one is.
+        ValueError: It is not one; the text says what one is.
     """
     try:
         return _DRAFT_LENGTH.validate_python(value)

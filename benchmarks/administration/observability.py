@@ -31,7 +31,7 @@ from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.steering import Actor
 from fleet_cli.prompts import built_in, some
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from schemas.errors import FleetError
 from tests.support.edge_process import edge_process

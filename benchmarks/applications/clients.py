@@ -18,7 +18,7 @@ from benchmarks.applications.questions import QUESTIONS
 from benchmarks.harness import Bench, Report, at_most, number_of, table
 from benchmarks.processes import BenchError
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.api.server import HOST, listen
+from fleet_device.api.app import HOST, listen
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.gateway import Asked, Gateway

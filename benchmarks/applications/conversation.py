@@ -19,12 +19,12 @@ from benchmarks.applications.questions import QUESTIONS, rules, system_of
 from benchmarks.harness import Bench, Goal, Report, at_most, connected, number_of, table, together
 from dssd.distribution import Dist
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.client.request import GenerateRequest
 from fleet_device.device import Device
-from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.drafters.model_file import GgufModel
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_edge.session_log import SessionLog
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter

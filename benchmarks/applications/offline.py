@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.applications.offline_site import WAYS, Site
 from benchmarks.applications.offline_trial import Trial, run_trial
 from benchmarks.harness import Bench, Goal, Report, at_most, number_of, table
-from fleet_device.offline import OfflinePolicy
+from fleet_device.settings import OfflinePolicy
 from fleet_edge.session_log import SessionLog
 
 _LONGEST_S = {OfflinePolicy.LOCAL: 1.0, OfflinePolicy.FAIL: 3.0}

@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 
 from benchmarks.applications.offline_site import AFTER_S, ANSWER_S, Site
-from fleet_device.offline import OfflinePolicy
+from fleet_device.settings import OfflinePolicy
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.scripted_language import LANGUAGE, reference_text
 

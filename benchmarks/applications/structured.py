@@ -18,14 +18,13 @@ from benchmarks.applications.schemas import SCHEMAS
 from benchmarks.harness import Bench, Report, connected, number_of, say, table
 from dssd.distribution import Dist, Ids
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.pacing.adaptive import make_pacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_device.pacing.session_pacing import make_pacing
-from fleet_device.session.text import TokenOrigin
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
+from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_device.texts.generate import GeneratedText, generate_text
 from schemas.grammar import Grammar
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason

@@ -14,10 +14,9 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from benchmarks.harness import connected
 from fleet_cli.edge.advise.service_level import Client, Text, Window
-from fleet_device.client.agent import Generation
-from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.pacing.contract import Pacing
+from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from schemas.errors import FleetError
 from schemas.policy import Mode
 from schemas.reasons import EndReason

@@ -40,7 +40,7 @@ from benchmarks.systems import CO_LOCATED, COLOURS, DRAFT, SYSTEMS, System
 from dssd.downlink import Form
 from fleet_cli.edge.advise.service_level import LEVEL, Client, Window
 from fleet_cli.prompts import built_in, some
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import Pacing
 from schemas.policy import Mode
 from tests.support.relay import Relay

@@ -20,9 +20,9 @@ from benchmarks.harness import Bench, Report, connected, number_of, table, toget
 from benchmarks.processes import BenchError, on_cores
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.gguf import GgufModel
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.drafters.model_file import GgufModel
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.support.replay_drafter import ReplayDrafter

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 
 from benchmarks.harness import Bench, Report, at_least, connected, number_of, say, table, together
 from fleet_cli.demo.prompts import PROMPTS
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 

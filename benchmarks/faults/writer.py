@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from benchmarks.client_process import Ending, Identity, tell
 from dssd.distribution import Dist
-from fleet_device.client.request import GenerateRequest, RequestContext
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
+from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from schemas.errors import FleetError

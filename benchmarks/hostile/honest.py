@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.client_process import Ending, Identity, tell
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
-from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.scripted import WordCodec
+from fleet_device.drafters.model_file import GgufModel
+from fleet_device.drafters.without_model import WordCodec
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
 from schemas.errors import FleetError
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary

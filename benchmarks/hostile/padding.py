@@ -21,12 +21,12 @@ from fleet_cli.demo.prompts import PROMPTS
 from fleet_common.mqtt.link import Handler, Message
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest
 from schemas.codec import decode_draft, decode_verdict, encode_draft, pad
 from schemas.messages import Draft, Verdict
 from schemas.policy import Mode, SamplingPolicy

@@ -11,9 +11,9 @@ import cbor2
 
 from fleet_common.mqtt.link import Message
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
+from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.codec import decode_close, decode_open, decode_verdict, encode_close, encode_open

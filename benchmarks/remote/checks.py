@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks.harness import together
 from benchmarks.remote.oracle import Oracle
 from dssd.distribution import shape
-from fleet_device.client.agent import Agent, Generation
-from fleet_device.client.request import GenerateRequest
+from fleet_device.client.agent import Agent
+from fleet_device.requests.generate import GenerateRequest, Generation
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value
 

@@ -21,10 +21,10 @@ from benchmarks.harness import MODELS, Bench, Report, connected, table
 from benchmarks.remote.checks import Devices, check_greedy, check_repeats, check_sampled
 from benchmarks.remote.oracle import Oracle
 from fleet_cli.demo.prompts import PROMPTS
-from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_edge.settings import EdgeSettings, RemoteSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier
 from fleet_edge.verifiers.registry import load_verifier

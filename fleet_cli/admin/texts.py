@@ -5,8 +5,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from fleet_cli.device.chat.colours import Painter, wants_colours
-from fleet_device.client.request import Piece, TokenText
-from fleet_device.session.text import TokenOrigin
+from fleet_device.requests.generate import Piece, TokenText
+from fleet_device.session.sequence import TokenOrigin
 
 if TYPE_CHECKING:
     from fleet_edge.store.texts import StoredText, StoredToken

@@ -8,7 +8,7 @@ from fleet_cli.commands import program
 from fleet_cli.errors import CommandError
 from fleet_cli.models.source import SMOLLM2
 from fleet_common.settings import load_settings
-from fleet_device.drafters.model_source import locate_model
+from fleet_device.drafters.model_file import locate_model
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 

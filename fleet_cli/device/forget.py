@@ -2,8 +2,8 @@
 
 from fleet_cli.errors import CommandError
 from fleet_cli.settings_flags import with_settings
-from fleet_device.drafters.suffix.drafter import history_folder
-from fleet_device.drafters.suffix.history import forget_histories
+from fleet_device.drafters.suffix import history_folder
+from fleet_device.drafters.suffix_index import forget_histories
 from fleet_device.settings import DeviceSettings
 
 

@@ -18,10 +18,9 @@ from fleet_cli.settings_flags import with_settings
 from fleet_common.events import Event, EventStream
 from fleet_common.terminal import json_text, printable
 from fleet_device.device import Device
-from fleet_device.offline import OfflinePolicy
-from fleet_device.session.text import TokenOrigin
-from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import GeneratedText
+from fleet_device.requests.generate import GeneratedText
+from fleet_device.session.sequence import TokenOrigin
+from fleet_device.settings import DeviceSettings, OfflinePolicy
 from schemas.grammar import Grammar
 from schemas.reasons import EndReason
 

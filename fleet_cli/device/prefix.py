@@ -15,9 +15,8 @@ def prefix_command(
     settings: DeviceSettings,
 ) -> None:
     """Print a system prompt as the model reads it, for the edge's setting `shared_prefixes`."""
-    from fleet_device.drafters.gguf import GgufModel
-    from fleet_device.drafters.model_source import locate_model
-    from fleet_device.texts.chat import chat_prefix
+    from fleet_device.drafters.model_file import GgufModel, locate_model
+    from fleet_device.requests.chat import chat_prefix
 
     model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
     try:

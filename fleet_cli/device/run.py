@@ -10,14 +10,14 @@ from fleet_common.events import Event, EventStream
 from fleet_common.json_log import write_log_as
 from fleet_common.repetition import hold_back_repetition
 from fleet_common.systemd import Systemd
+from fleet_device.device import preflight
 from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.registry import load_drafter
+from fleet_device.drafters.model_file import load_drafter
 from fleet_device.gateway import Asked, Gateway
-from fleet_device.preflight import preflight
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.commands import LogTail
-from fleet_device.steering.remote_settings import RemoteSettings, apply_log_level, load_steered
+from fleet_device.steering.remote_settings import SteeredSettings, apply_log_level, load_steered
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def _run_once(
     own: DeviceSettings, tail: LogTail, usual: int, *, unit: Systemd, watched: list[Gateway], events: EventStream
 ) -> bool:
     """Serve until the end; return whether the device is to begin anew, as its administrator has asked from afar."""
-    remote = RemoteSettings.of(own)
+    remote = SteeredSettings.of(own)
 
     def load(settings: DeviceSettings) -> Drafter:
         preflight(settings, serves=True)

@@ -10,7 +10,7 @@ from fleet_cli.settings_flags import with_settings
 from fleet_common.identity.roles import probe_name
 from fleet_common.mqtt.tls.certificate import certificate_name
 from fleet_common.terminal import json_text
-from fleet_device.checks.edge_check import EdgeCheck, Question
+from fleet_device.checks.edge_check import CheckedEdge, EdgeCheck
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.target_tokens import check_target_files, read_target_tokens
 
@@ -36,7 +36,7 @@ def selftest_command(
     name = probe or probe_name(settings.edge)
     _check_identity(name, settings)
     check_target_files(settings)  # before transformers is imported, which takes seconds
-    question = Question(
+    question = CheckedEdge(
         fleet=settings.fleet,
         edge=settings.edge,
         name=name,

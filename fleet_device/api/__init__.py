@@ -1,1 +1,1 @@
-"""Local HTTP API, by which applications on the device write texts: OpenAI's, so that its clients work unchanged."""
+"""Local HTTP API for applications on the device: OpenAI's, so that its clients work unchanged."""

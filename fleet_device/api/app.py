@@ -1,7 +1,9 @@
-"""Routes of the local HTTP API."""
+"""Local HTTP API: its server on loopback, and its routes."""
 
 import asyncio
+import errno
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,28 +19,76 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from fleet_device.api.guard import Guard
-from fleet_device.api.metrics import metrics_route
+from fleet_common.http_server import HttpServer
+from fleet_device.api.guard import AccessGuard, ApplicationQuotas, Counted
 from fleet_device.api.problems import ApiProblem, problem_of
-from fleet_device.api.quotas import ApplicationQuotas, Counted
-from fleet_device.api.replies import IGNORED_HEADER, QUOTA_HEADER, VERIFIED_HEADER, WAITED_HEADER, Reply
+from fleet_device.api.replies import (
+    IGNORED_HEADER,
+    QUOTA_HEADER,
+    VERIFIED_HEADER,
+    WAITED_HEADER,
+    ChoiceEvents,
+    Events,
+    EventsResponse,
+    Happened,
+    Pause,
+    Reply,
+)
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
 from fleet_device.api.responses import ResponseReply, read_responses_request, stream_response
-from fleet_device.api.status.page import status_routes
-from fleet_device.api.stream import Events, EventsResponse, Happened, Pause, TextEvents
+from fleet_device.api.status import metrics_route, status_routes
 from fleet_device.applications import Application, ApplicationsFile
-from fleet_device.client.request import GenerateRequest, Piece
 from fleet_device.drafters.contract import TextCodec
-from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
-from fleet_device.offline import OfflinePolicy
-from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.queue import Delayed, Failed, Listener, Ticket
+from fleet_device.errors import ConfigurationError, DeviceError, EdgeUnavailable, SessionRefused
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
+from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
+from fleet_device.settings import DeviceSettings, OfflinePolicy
 from schemas.grammar import Grammar
 
+HOST: Final = "127.0.0.1"
+
+# For running answers when the device stops.
+_GRACE_S: Final = 3
+
+
+def listen(port: int) -> socket.socket:
+    """Take the port; 0 takes any that is free.
+
+    Raises:
+        ConfigurationError: It is in use, or not permitted.
+    """
+    try:
+        listener = socket.create_server((HOST, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            what = "is in use: stop what listens there (maybe a device that runs already)"
+        else:
+            what = f"cannot be used ({error.strerror})"
+        raise ConfigurationError(
+            f"The API's port {HOST}:{port} {what}, or set api_port to another; 0 turns the API off."
+        ) from error
+    # Accepted connections inherit it. asyncio sets it only on sockets that name their protocol, unlike this one: an
+    # answer's second packet would wait for the client's delayed acknowledgement, 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+class ApiServer(HttpServer):
+    """Serves an application on a socket of `listen`, which it closes at the end.
+
+    Attributes:
+        address: Its URL.
+    """
+
+    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+        self.address = f"http://{HOST}:{sock.getsockname()[1]}"
+        super().__init__(app, sock, name="api", grace_s=_GRACE_S)
+
+
 MAX_BODY_BYTES: Final = 1 << 20
-"""Largest request. A prompt that no context holds is longer than that in the rarest of cases."""
+"""Largest request body."""
 
 
 class Backend(Protocol):
@@ -47,11 +97,9 @@ class Backend(Protocol):
     @property
     def since(self) -> datetime: ...
 
-    def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
-        """Ask for a text; see `TextQueue.submit`."""
+    def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket: ...
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Give a text up; see `TextQueue.cancel`."""
+    def cancel(self, ticket: Ticket) -> None: ...
 
     def check_grammar(self, grammar: Grammar) -> None:
         """Compile a grammar; unlike the other methods it may take seconds, and is called on a thread of its own.
@@ -60,20 +108,15 @@ class Backend(Protocol):
             SessionRefused: The grammar cannot be used.
         """
 
-    def spell(self, token: int) -> bytes:
-        """Return the bytes of a token; none for control tokens."""
+    def spell(self, token: int) -> bytes: ...
 
-    def targets(self) -> tuple[str, ...]:
-        """Return the names of the large models that are there."""
+    def targets(self) -> tuple[str, ...]: ...
 
-    def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
-        """Return why no request can be served now; see `DeviceService.absence`."""
+    def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None: ...
 
-    def health(self) -> dict[str, Any]:
-        """Return how the device is, as JSON values."""
+    def health(self) -> dict[str, Any]: ...
 
-    def status(self) -> dict[str, Any]:
-        """Return how the device is and what it has written, as JSON values, for the status page."""
+    def status(self) -> dict[str, Any]: ...
 
 
 def create_app(
@@ -90,7 +133,7 @@ def create_app(
     Args:
         backend: The device.
         settings: Defaults of the requests, and the token to ask for.
-        applications: Those that may use it; without it, as the settings name their file.
+        applications: Those that may use it; by default those of the settings.
         wall_clock: Unix seconds.
         clock: Monotonic seconds.
         pause: Sleeps for some seconds.
@@ -112,7 +155,7 @@ def create_app(
             *status_routes(backend.status),
             metrics_route(backend.status),
         ],
-        middleware=[Middleware(Guard, token=token, applications=applications)],
+        middleware=[Middleware(AccessGuard, token=token, applications=applications)],
         exception_handlers={
             ApiProblem: _answer_problem,
             HTTPException: _answer_http,
@@ -134,7 +177,6 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 _ABLE: Final = frozenset({"ok", "local"})
-"""States of a device that can write a text now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +206,7 @@ class _Api:
         )
 
     async def embeddings(self, _request: Request) -> Response:
-        sentence = "A device writes texts and makes no embeddings: its edge's large model answers with tokens alone."
+        sentence = "A device generates text and makes no embeddings."
         raise ApiProblem(404, sentence, code="unsupported_endpoint")
 
     async def models(self, _request: Request) -> Response:
@@ -195,7 +237,7 @@ class _Api:
         asked: TextRequest,
         *,
         whole: Callable[[list[GeneratedText]], dict[str, Any]],
-        stream: Callable[[TextEvents, Happened], AsyncIterator[bytes]],
+        stream: Callable[[ChoiceEvents, Happened], AsyncIterator[bytes]],
     ) -> Response:
         if (grammar := asked.text_grammar()) is not None:
             try:
@@ -209,7 +251,7 @@ class _Api:
                 raise missing
         events = Events()
         tickets = self._submit(asked, events, getattr(request.state, "application", None))
-        text = TextEvents(events, tickets, self.pause)
+        text = ChoiceEvents(events, tickets, self.pause)
         try:
             async with self._until_disconnect(request, tickets):
                 if not asked.stream:
@@ -228,11 +270,11 @@ class _Api:
         )
 
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
-        """Ask for all choices, or for none: where the queue has no room for one, those before it are given up."""
+        """Submit all choices, or none: if the queue has no room for one, those before it are cancelled."""
         loop, most = asyncio.get_running_loop(), self.settings.texts_at_once + self.settings.api_waiting
         if (asked.n or 1) > most:
             raise ApiProblem(
-                400, f"The device takes at most {most} texts at a time, {asked.n} are asked for.", param="n"
+                400, f"The device accepts at most {most} requests at a time, {asked.n} are asked for.", param="n"
             )
 
         counted = Counted(application, self.quotas)
@@ -242,7 +284,7 @@ class _Api:
             if isinstance(each, Failed):
                 each = replace(each, error=_problem(each.error, asked))
             if isinstance(each, Piece) and not each.text and asked.most_logprobs is None:
-                return  # a chunk without text would tell the client nothing
+                return  # without text there is nothing to send
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
         tickets: list[Ticket] = []
@@ -263,7 +305,7 @@ class _Api:
 
     @asynccontextmanager
     async def _until_disconnect(self, request: Request, tickets: Sequence[Ticket]) -> AsyncIterator[None]:
-        """Give the texts up if the client goes while they are waited for."""
+        """Cancel the requests if the client disconnects while they are waited for."""
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
@@ -299,7 +341,7 @@ def _ignored(asked: TextRequest) -> dict[str, str]:
 
 
 def _waited(tickets: Sequence[Ticket]) -> dict[str, str]:
-    """Return the header that says how long the first of these requests waited."""
+    """Return the header with the waiting time of the first of these requests."""
     waits = [ticket.waited_s for ticket in tickets if ticket.begun]
     return {WAITED_HEADER: f"{min(waits, default=0.0) * 1e3:.0f}"}
 
@@ -309,10 +351,10 @@ def _prepare(asked: TextRequest, defaults: DeviceSettings, app: str | None, code
 
 
 async def _body(request: Request) -> bytes:
-    """Read the body, as far as it is JSON of a bearable size."""
+    """Read a JSON body of limited size."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        # Also what keeps web pages out: a browser lets them send this type only where the server agrees.
+        # This also keeps web pages out: a browser lets them send this type only if the server agrees.
         raise ApiProblem(415, "The body must be JSON: send it with Content-Type: application/json.")
     body = bytearray()
     try:
@@ -321,6 +363,6 @@ async def _body(request: Request) -> bytes:
             if len(body) > MAX_BODY_BYTES:
                 raise ApiProblem(413, f"The body has more than {MAX_BODY_BYTES} bytes.", code="body_too_large")
     except ClientDisconnect:
-        # Nobody reads this. Passed on, it would stand in the log as a fault of ours, with its traceback.
-        raise ApiProblem(400, "The connection was closed before the whole body had come.") from None
+        # Nobody reads this, but without it the server would log a traceback.
+        raise ApiProblem(400, "The connection was closed before the whole body had arrived.") from None
     return bytes(body)

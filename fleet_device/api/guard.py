@@ -1,37 +1,162 @@
-"""Access guard of the API: programs on this machine may use it, web pages in a browser on it may not.
+"""Access to the API: which programs may use it, and quotas of applications.
 
-The port is open on loopback only. A page of any origin can still make a browser send requests there, under a
-name of its own that it lets resolve to 127.0.0.1; such a request carries that name in its Host header. Requests
-under the right name cannot be read by the page, since no CORS header is sent, nor can it send JSON without asking.
+The port is open on loopback only. A page of any origin can still make a browser send requests there, under a name of
+its own that it lets resolve to 127.0.0.1; such a request carries that name in its Host header. Requests under the right
+name cannot be read by the page, since no CORS header is sent, nor can it send JSON without asking.
+
+Quotas count the tokens of prompts and generations since the start of the device. A request that has begun runs to its
+end, so an application may exceed its quota once; it then waits until that is made up for.
 """
 
 import base64
 import hmac
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fleet_device.api.problems import ApiProblem
-from fleet_device.applications import ApplicationsFile
+from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.errors import ConfigurationError
+from fleet_device.requests.generate import GeneratedText, Piece
+from fleet_device.requests.queue import Delayed, Failed
+
+_MINUTE_S: Final = 60.0
+_DAY_S: Final = 86_400.0
+_TEXT_S: Final = 2  # until a request may have ended
+
+
+@dataclass(slots=True)
+class _Bucket:
+    most: float
+    left: float
+    at: float
+
+    def refill(self, most: float, period_s: float, now: float) -> None:
+        self.most = most
+        self.left = min(most, self.left + (now - self.at) * most / period_s)
+        self.at = now
+
+
+@dataclass(slots=True)
+class _Used:
+    texts: int = 0
+    buckets: dict[float, _Bucket] = field(default_factory=dict)
+
+
+class ApplicationQuotas:
+    """Usage of all applications. For use from any thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._used: dict[str, _Used] = {}
+        self._changing = threading.Lock()
+
+    def begin(self, application: Application, *, texts: int) -> None:
+        """Count requests as begun.
+
+        Raises:
+            ApiProblem: The application is over its quota; the answer says until when.
+        """
+        most = application.texts_at_once
+        if most is not None and texts > most:
+            sentence = f"The application {application.name!r} may have {most} requests at once, {texts} are asked for."
+            raise ApiProblem(400, sentence, param="n")
+        with self._changing:
+            used = self._used.setdefault(application.name, _Used())
+            for period, rate, period_s in _rates(application):
+                bucket = self._bucket(used, rate, period_s)
+                if bucket.left < 1.0:
+                    wait_s = (1.0 - bucket.left) * period_s / rate
+                    raise _over(f"has used its {rate} tokens per {period}", application, wait_s)
+            if most is not None and used.texts + texts > most:
+                raise _over(f"has {used.texts} requests at once, and may have {most}", application, _TEXT_S)
+            used.texts += texts
+
+    def spend(self, application: Application, tokens: int) -> None:
+        with self._changing:
+            used = self._used.setdefault(application.name, _Used())
+            for _, rate, period_s in _rates(application):
+                self._bucket(used, rate, period_s).left -= tokens
+
+    def end(self, application: Application) -> None:
+        with self._changing:
+            used = self._used.setdefault(application.name, _Used())
+            used.texts = max(0, used.texts - 1)
+
+    def _bucket(self, used: _Used, rate: int, period_s: float) -> _Bucket:
+        bucket = used.buckets.setdefault(period_s, _Bucket(rate, rate, self._clock()))
+        bucket.refill(rate, period_s, self._clock())
+        return bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Counts one request of an application, if it is one."""
+
+    application: Application | None
+    quotas: ApplicationQuotas
+
+    def begin(self, texts: int) -> None:
+        if self.application is not None:
+            self.quotas.begin(self.application, texts=texts)
+
+    def note(self, event: Piece | Delayed | GeneratedText | Failed) -> None:
+        if self.application is None:
+            return
+        match event:
+            case Piece():
+                self.quotas.spend(self.application, event.tokens)
+            case GeneratedText():
+                self.quotas.spend(self.application, len(event.request.prompt))
+                self.quotas.end(self.application)
+            case Failed():
+                self.quotas.end(self.application)
+
+    def give_back(self, texts: int) -> None:
+        """Uncount requests that are not run."""
+        for _ in range(texts):
+            if self.application is not None:
+                self.quotas.end(self.application)
+
+
+def _rates(application: Application) -> list[tuple[str, int, float]]:
+    rates = [("minute", application.tokens_per_min, _MINUTE_S), ("day", application.tokens_per_day, _DAY_S)]
+    return [(period, rate, period_s) for period, rate, period_s in rates if rate is not None]
+
+
+def _over(what: str, application: Application, wait_s: float) -> ApiProblem:
+    seconds = max(1, math.ceil(wait_s))
+    return ApiProblem(
+        429,
+        f"The application {application.name!r} {what}; ask again in {seconds} s.",
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(seconds)},
+    )
+
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _OPEN: Final = "/healthz"
 
 _SHOWN: Final = frozenset({"/", "/status"})
 _READS: Final = frozenset({"GET", "HEAD"})
-"""What a browser shows: it can send no bearer token, but asks its user for a password, and the token is taken as that.
-From then on it sends it with whatever a page of another origin has it ask for here: it counts for reading alone."""
+"""Pages for browsers. A browser cannot send a bearer token, but asks its user for a password, which is taken as the
+token. From then on the browser sends it with all requests, also those that a page of another origin makes, so it
+only permits reading."""
 
 
-class Guard:
+class AccessGuard:
     """ASGI middleware.
 
     Args:
         app: What it guards.
-        token: What to ask for as a bearer token, if anything.
-        applications: Whose keys are taken too; whose request it is stands in its `state.application`.
+        token: Required bearer token, if any.
+        applications: Whose keys are accepted too; the request's `state.application` is then set.
     """
 
     def __init__(self, app: ASGIApp, *, token: str | None, applications: ApplicationsFile | None = None) -> None:
@@ -53,7 +178,7 @@ class Guard:
         if (self._token is None and self._applications is None) or scope["path"] == _OPEN:
             return None
         shown = scope["path"] in _SHOWN and scope["method"] in _READS
-        # In constant time: how long the comparison takes must not tell how much of a guess was right.
+        # In constant time, so that the duration does not reveal how much of a guess is right.
         given = _given(headers.get("authorization", ""), password=shown)
         if self._token is not None and hmac.compare_digest(given, self._token):
             return None
@@ -76,12 +201,7 @@ class Guard:
 
 
 def _given(authorization: str, *, password: bool) -> bytes:
-    """Return the token in an Authorization header; empty if there is none.
-
-    Args:
-        authorization: The header.
-        password: Whether it may be the password of a browser's user.
-    """
+    """Return the token of an Authorization header, or with `password` a browser user's password; may be empty."""
     kind, _, given = authorization.partition(" ")
     raw = given.strip().encode("latin-1")
     if kind.lower() == "bearer":

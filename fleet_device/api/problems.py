@@ -1,4 +1,4 @@
-"""API errors: whatever can be wrong with a request or its text, as HTTP status and OpenAI's error object."""
+"""API errors: HTTP status and OpenAI's error object for each error."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,11 +12,11 @@ from fleet_device.errors import (
     EdgeUnavailable,
     InvalidRequest,
     PromptTooLong,
+    RequestQueueFull,
     SessionRefused,
     TextCancelled,
-    TextQueueFull,
 )
-from fleet_device.texts.chat import ChatError
+from fleet_device.requests.chat import ChatError
 from schemas.reasons import RefusalCode
 
 # An edge or a broker that is away is usually back within seconds; OpenAI's clients obey this header.
@@ -37,13 +37,13 @@ _LONGEST_RETRY_S: Final = 86_400
 
 
 class ApiProblem(DeviceError):  # noqa: N818 - reads as what it says
-    """An answer that is no text.
+    """An error answer.
 
     Attributes:
         status: HTTP status.
         kind: OpenAI's `type`.
         code: OpenAI's `code`.
-        param: The request's field, if one is to blame.
+        param: The request's field that caused it, if one did.
         headers: Further HTTP headers.
     """
 
@@ -77,13 +77,7 @@ def unusable(param: str, what: str) -> ApiProblem:
 
 
 def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "grammar") -> ApiProblem:
-    """Translate the failure of a request.
-
-    Args:
-        error: The failure.
-        prompt: The request's field that holds the prompt.
-        grammar: That which asks for a grammar.
-    """
+    """Translate an error; `prompt` and `grammar` are the request's fields for these."""
     match error:
         case ApiProblem():
             return error
@@ -91,7 +85,7 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
             return _refused(error, {"prompt": prompt, "grammar": grammar})
         case PromptTooLong():
             return ApiProblem(400, str(error), code="context_length_exceeded", param=prompt)
-        case TextQueueFull():
+        case RequestQueueFull():
             return _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
         case EdgeUnavailable() | TextCancelled():
             return _later(503, str(error), code="cancelled" if isinstance(error, TextCancelled) else error.code)
@@ -100,7 +94,7 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
 
 
 def _refused(error: SessionRefused, fields: Mapping[str, str]) -> ApiProblem:
-    """Say whose fault it was: the application's, nobody's, the device's as a whole, or the configuration's."""
+    """Attribute a refusal to the application, the device or the configuration, or to load that passes."""
     if error.code in _PASSING:
         seconds = _RETRY_S if error.retry_s is None else _whole(error.retry_s)
         return _later(503, str(error), code=error.code.value, seconds=seconds)
@@ -109,7 +103,7 @@ def _refused(error: SessionRefused, fields: Mapping[str, str]) -> ApiProblem:
         return ApiProblem(400, str(error), code=error.code.value, param=fields.get(param, param))
     if error.code in _OF_THE_DEVICE and error.retry_s is not None:
         return _later(_TOO_MANY, str(error), code=error.code.value, seconds=_whole(error.retry_s))
-    if error.code is RefusalCode.QUOTA:  # what no device may ask for here, at any time
+    if error.code is RefusalCode.QUOTA:  # a limit that no device may exceed
         return ApiProblem(400, str(error), code=error.code.value)
     return ApiProblem(502, str(error), kind="api_error", code=error.code.value)
 

@@ -1,38 +1,180 @@
-"""API responses in OpenAI's shapes: whole, or in chunks."""
+"""API answers in OpenAI's shapes, whole or as server-sent events, with usage and log-probabilities.
 
+Log-probabilities are the large model's own, before temperature, top_k and top_p, as OpenAI's are. While nothing comes,
+a stream sends comments: clients ignore them, and proxies see that the connection is alive.
+"""
+
+import asyncio
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fleet_device.api.logprobs import (
-    Spell,
-    Told,
-    chat_logprobs,
-    completion_logprobs,
-    pieces_of,
-    spelled_tokens,
-)
-from fleet_device.api.tool_calls import ToolCalls
-from fleet_device.api.usage import told_of, usage_of
-from fleet_device.client.request import Piece
-from fleet_device.texts.generate import GeneratedText
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from fleet_device.api.problems import problem_of
+from fleet_device.api.structured import ToolCalls
+from fleet_device.client.retry import REPORT_AFTER_S
+from fleet_device.requests.generate import GeneratedText, Piece, TokenText
+from fleet_device.requests.queue import Delayed, Failed, Ticket
+from fleet_device.session.sequence import TokenOrigin
+from schemas.logprobs import LEAST_LOGPROB, TokenLogprobs
 from schemas.reasons import EndReason
 
+
+def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
+    """Return the tokens of one answer, all its choices together; their common prompt counts once.
+
+    `fleet` counts what OpenAI's shape has no place for:
+
+    - `drafted`: tokens that the device proposed.
+    - `accepted`: of these, accepted by the large model. They are in the text.
+    - `streamed`: tokens of edge-only decoding.
+    - `forced`: tokens that a grammar left no choice for.
+    - `unverified`: tokens that do not follow the large model's distribution, since some were generated without an edge.
+    - `suffix_drafted`, `suffix_accepted`: of those drafted and accepted, the ones from the suffix index.
+    - `cached`: tokens of the prompt that the edge had computed before, for each choice.
+    """
+    prompt, written = len(texts[0].request.prompt), sum(len(text.tokens) for text in texts)
+    counters = [text.generation.counters for text in texts]
+    accepted, tested = sum(each.accepted for each in counters), sum(each.tested for each in counters)
+    cached = [_cached(text) for text in texts]
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": cached[0], "audio_tokens": 0},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": tested - accepted,
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+        },
+        "fleet": {
+            "cached": sum(cached),
+            "drafted": sum(each.drafted for each in counters),
+            "accepted": accepted,
+            "streamed": sum(each.streamed for each in counters),
+            "forced": sum(text.origins.count(TokenOrigin.FORCED) for text in texts),
+            "unverified": sum(text.unverified for text in texts),
+            "suffix_drafted": sum(each.suffix_drafted for each in counters),
+            "suffix_accepted": sum(each.suffix_accepted for each in counters),
+        },
+    }
+
+
+def session_summary(text: GeneratedText) -> dict[str, Any]:
+    """Return the session's id in the log, and how it went."""
+    counters, policy, choice = text.generation.counters, text.request.policy, text.generation.choice
+    return {
+        "session": text.generation.session.hex(),
+        "verified": text.verified,
+        "unverified_tokens": text.unverified,
+        "seed": policy.seed,
+        "mode": policy.mode.value,
+        "plan": choice and choice.plan,
+        "plan_reason": choice and choice.reason,
+        "streamed_tokens": counters.streamed,
+        "acceptance": counters.acceptance,
+        "rounds": counters.rounds,
+        "uplink_bytes": counters.uplink_bytes,
+        "downlink_bytes": counters.downlink_bytes,
+        "resumes": text.generation.resumes,
+        "quota_wait_ms": round(text.generation.quota_wait_ms),
+    }
+
+
+def _cached(text: GeneratedText) -> int:
+    """Return how many tokens of the prompt the edge had computed before; 0 where it does not say."""
+    closed = text.generation.closed
+    reused = 0 if closed is None else getattr(closed, "reused", None) or 0
+    return min(reused, len(text.request.prompt))
+
+
+Spell = Callable[[int], bytes]
+
+Told = tuple[int, TokenLogprobs | None]
+
+
+def spelled_tokens(text: GeneratedText, spell: Spell) -> list[Told]:
+    """Return the tokens of the answer's text: without the end token, and those of a stop string."""
+    logprobs = text.logprobs or ()
+    pairs = [(token, logprobs[place] if place < len(logprobs) else None) for place, token in enumerate(text.tokens)]
+    if not text.stopped:
+        return pairs
+    shown, size = [], 0
+    for token, known in pairs:
+        if size >= len(text.text.encode()):
+            break
+        shown.append((token, known))
+        size += len(spell(token))
+    return shown
+
+
+def pieces_of(parts: Sequence[TokenText]) -> list[Told]:
+    return [(part.token, part.logprobs) for part in parts]
+
+
+def chat_logprobs(tokens: Sequence[Told], spell: Spell) -> dict[str, Any]:
+    """Return the `logprobs` of a chat's choice or chunk."""
+    return {
+        "content": [
+            {
+                **_entry(spell(token), LEAST_LOGPROB if known is None else known.logprob),
+                "top_logprobs": [
+                    _entry(spell(each), value) for each, value in zip(known.ids, known.values, strict=True)
+                ]
+                if known
+                else [],
+            }
+            for token, known in tokens
+            if spell(token)
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(tokens: Sequence[Told], spell: Spell, *, offset: int) -> dict[str, Any]:
+    """Return the `logprobs` of a completion's choice or chunk; `offset` characters of text precede it."""
+    shown = [(spell(token), known) for token, known in tokens if spell(token)]
+    offsets = []
+    for raw, _ in shown:
+        offsets.append(offset)
+        offset += len(_text(raw))
+    return {
+        "tokens": [_text(raw) for raw, _ in shown],
+        "token_logprobs": [LEAST_LOGPROB if known is None else known.logprob for _, known in shown],
+        "top_logprobs": [
+            {_text(spell(each)): value for each, value in zip(known.ids, known.values, strict=True)} if known else {}
+            for _, known in shown
+        ],
+        "text_offset": offsets,
+    }
+
+
+def _entry(raw: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _text(raw), "logprob": logprob, "bytes": list(raw)}
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
 VERIFIED_HEADER: Final = "X-Fleet-Verified"
-"""Header of an answer in one: whether all of its text follows the large model's law, `true` or `false`."""
+"""Header of a whole answer: `true` if all of its text follows the large model's distribution, else `false`."""
 
 WAITED_HEADER: Final = "X-Fleet-Queue-Ms"
-"""Header of an answer: for how long the request waited in the device's queue, in whole milliseconds."""
+"""Header: how long the request waited in the device's queue (milliseconds)."""
 
 IGNORED_HEADER: Final = "X-Fleet-Ignored"
-"""Header of an answer: names of the request's fields that were ignored."""
+"""Header: names of the request's fields that were ignored."""
 
 QUOTA_HEADER: Final = "X-Fleet-Quota-Ms"
-"""Header of an answer in one: how long it waited because the device had used up a quota at the edge."""
+"""Header of a whole answer: how long it waited for a quota of the device at the edge (milliseconds)."""
 
 DONE: Final = b"data: [DONE]\n\n"
-"""The end of a stream."""
 
 _FINISH: Final = {EndReason.STOP: "stop", EndReason.LENGTH: "length"}
 
@@ -47,12 +189,8 @@ class Reply:
 
     Attributes:
         chat: Whether it answers a chat, or continues a prompt.
-        name: The answer's id.
-        created: Unix seconds.
-        model: The model's name.
-        include_usage: Whether chunks have a `usage`.
-        spell: Returns the bytes of a token; None where no log-probabilities are asked for.
-        tools: How texts are calls of functions, if they may be.
+        spell: Returns the bytes of a token; None if no log-probabilities were requested.
+        tools: Turns texts into tool calls, if the request allows that.
     """
 
     chat: bool
@@ -65,51 +203,49 @@ class Reply:
     _shown: dict[int, int] = field(default_factory=dict)  # characters of each choice in chunks that are sent
 
     def whole(self, texts: Sequence[GeneratedText]) -> dict[str, Any]:
-        """Return the answer in one, with a choice for each text."""
         choices = []
         for number, text in enumerate(texts):
             said = {"content": text.text} if self.tools is None else self._called(self.tools, text)
             content = {"message": {"role": "assistant", **said}} if self.chat else {"text": text.text}
-            told = None if self.spell is None else self._logprobs(spelled_tokens(text, self.spell), self.spell)
+            logprobs = None if self.spell is None else self._logprobs(spelled_tokens(text, self.spell), self.spell)
             finish = _finish(text, calls="tool_calls" in said)
-            choices.append({"index": number, **content, "logprobs": told, "finish_reason": finish})
+            choices.append({"index": number, **content, "logprobs": logprobs, "finish_reason": finish})
         kind = "chat.completion" if self.chat else "text_completion"
-        own = [told_of(text) for text in texts]
+        own = [session_summary(text) for text in texts]
         fleet = own[0] if len(own) == 1 else {**own[0], "choices": own}
         return {**self._head(kind), "choices": choices, "usage": usage_of(texts), "fleet": fleet}
 
     def first(self, number: int = 0) -> list[dict[str, Any]]:
-        """Return the chunks of a choice before any text."""
+        """Return the first chunks of a choice."""
         return [self._chunk({"role": "assistant", "content": ""}, number)] if self.chat else []
 
     def pieces(self, piece: Piece, number: int = 0) -> list[dict[str, Any]]:
-        """Return the chunks of a piece of text; those of one that does not follow the large model's law say so."""
-        told = None
+        """Return the chunks of a piece; those that do not follow the large model's distribution say so."""
+        logprobs = None
         if self.spell is not None and piece.parts:
             before = self._shown.get(number, 0)
             self._shown[number] = before + len(piece.text)
-            told = self._logprobs(pieces_of(piece.parts), self.spell, offset=before)
+            logprobs = self._logprobs(pieces_of(piece.parts), self.spell, offset=before)
         if self.tools is None:
             deltas: Sequence[dict[str, Any] | str] = [{"content": piece.text} if self.chat else piece.text]
         else:
-            # Log-probabilities come with the first chunk of a piece, also where nothing of a call can be told yet.
-            deltas = self.tools.pieces(number, piece.text) or ([{}] if told else [])
+            # Log-probabilities come with the first chunk of a piece, even if the tool call has no delta yet.
+            deltas = self.tools.pieces(number, piece.text) or ([{}] if logprobs else [])
         chunks = [self._chunk(delta, number) for delta in deltas]
-        if told is not None:
-            chunks[0]["choices"][0]["logprobs"] = told
+        if logprobs is not None:
+            chunks[0]["choices"][0]["logprobs"] = logprobs
         return chunks if piece.verified else [{**chunk, "fleet": {"verified": False}} for chunk in chunks]
 
     def last(self, text: GeneratedText, number: int = 0) -> list[dict[str, Any]]:
-        """Return the chunks after all text of a choice."""
+        """Return the last chunks of a choice."""
         tools, chunks, calls = self.tools, list[dict[str, Any]](), False
         if tools is not None:
             chunks = [self._chunk(each, number) for each in tools.last(number, ended=text.reason is EndReason.STOP)]
             calls = tools.calls(number)
         last = self._chunk({} if self.chat else "", number, _finish(text, calls=calls))
-        return [*chunks, {**last, "fleet": told_of(text)}]
+        return [*chunks, {**last, "fleet": session_summary(text)}]
 
     def end(self, texts: Sequence[GeneratedText]) -> list[dict[str, Any]]:
-        """Return the chunks after all choices."""
         if not self.include_usage:
             return []
         return [{**self._chunk("", 0), "choices": [], "usage": usage_of(texts)}]
@@ -140,3 +276,139 @@ class Reply:
 def _finish(text: GeneratedText, *, calls: bool = False) -> str:
     # Any other end is a failure, and answered as one.
     return "tool_calls" if calls and text.reason is EndReason.STOP else _FINISH[text.reason]
+
+
+_log = logging.getLogger(__name__)
+
+Event = Piece | Delayed | GeneratedText | Failed
+Events = asyncio.Queue[tuple[int, Event]]
+"""Events of the choices of an answer, each with its number."""
+
+Happened = tuple[int, Event | None]
+Pause = Callable[[float], Awaitable[None]]
+
+HEARTBEAT_S: Final = 5.0
+"""Seconds without anything to send after which a stream sends a comment."""
+
+_ALIVE: Final = b": waiting\n\n"
+_QUEUED: Final = "Other requests run first; this one waits for its turn."
+
+
+class EventsResponse(StreamingResponse):
+    """Server-sent events; `at_end` is called at the end, also if the client disconnects."""
+
+    def __init__(self, content: AsyncIterator[bytes], *, headers: dict[str, str], at_end: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store", **headers})
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._at_end()
+
+
+@dataclass(slots=True)
+class ChoiceEvents:
+    """Events of the choices of one answer, in order."""
+
+    events: Events
+    tickets: Sequence[Ticket]
+    pause: Pause = asyncio.sleep
+    _silent_s: float = 0.0
+
+    async def end(self) -> list[GeneratedText]:
+        """Wait for the texts of all choices.
+
+        Raises:
+            ApiProblem: One failed.
+        """
+        ended: dict[int, GeneratedText] = {}
+        while len(ended) < len(self.tickets):
+            number, current = await self.events.get()
+            if isinstance(current, Failed):
+                raise problem_of(current.error)
+            if isinstance(current, GeneratedText):
+                ended[number] = current
+        return [ended[number] for number in range(len(self.tickets))]
+
+    async def first(self) -> Happened:
+        """Wait for the first event, but not for long: None if there is none.
+
+        Raises:
+            ApiProblem: A request failed, while the status can still say so.
+        """
+        number, current = await self.next()
+        if isinstance(current, Failed):
+            raise problem_of(current.error)
+        return number, current
+
+    async def stream(self, reply: Reply, first: Happened) -> AsyncIterator[bytes]:
+        """Stream the choices. Failures are sent as events, because the status has been sent already."""
+        try:
+            for number in range(len(self.tickets)):
+                for chunk in reply.first(number):
+                    yield event(chunk)
+            ended: list[GeneratedText] = []
+            number, current = first
+            while True:
+                if isinstance(current, Failed):
+                    # OpenAI's clients raise an error in the stream.
+                    yield event(problem_of(current.error).body())
+                    return
+                for sent in self._sent(reply, number, current):
+                    yield sent
+                if isinstance(current, GeneratedText):
+                    ended.append(current)
+                    if len(ended) == len(self.tickets):
+                        break
+                number, current = await self.next()
+            for chunk in reply.end(ended):
+                yield event(chunk)
+            yield DONE
+        except Exception as error:  # noqa: BLE001 - a connection is not to be cut without a word
+            _log.exception("A stream failed for a reason that should not be possible.")
+            yield event(problem_of(error).body())
+
+    def comment_or(self, current: Piece | Delayed | None, piece: Callable[[str], bytes]) -> bytes:
+        """Return what to send for an event; `piece` formats a piece."""
+        match current:
+            case Piece():
+                return piece(current.text)
+            case Delayed():
+                return comment(current.reason)
+        return self._alive()
+
+    def _sent(self, reply: Reply, number: int, current: Piece | Delayed | GeneratedText | None) -> list[bytes]:
+        match current:
+            case Piece():
+                return [event(chunk) for chunk in reply.pieces(current, number)]
+            case GeneratedText():
+                return [event(chunk) for chunk in reply.last(current, number)]
+            case Delayed():
+                return [comment(current.reason)]
+        return [self._alive()]
+
+    def _alive(self) -> bytes:
+        # Other reasons come from the session.
+        waits = not any(ticket.begun for ticket in self.tickets)
+        says_why = waits and self._silent_s - HEARTBEAT_S < REPORT_AFTER_S <= self._silent_s
+        return comment(_QUEUED) if says_why else _ALIVE
+
+    async def next(self) -> Happened:
+        """Wait for the next event; None if there is none for `HEARTBEAT_S`."""
+        coming = asyncio.ensure_future(self.events.get())
+        beat = asyncio.ensure_future(self.pause(HEARTBEAT_S))
+        try:
+            await asyncio.wait({coming, beat}, return_when=asyncio.FIRST_COMPLETED)
+            number, current = coming.result() if coming.done() else (0, None)
+        finally:
+            beat.cancel()
+            coming.cancel()
+        self._silent_s = 0.0 if current is not None else self._silent_s + HEARTBEAT_S
+        return number, current
+
+
+def comment(sentence: str) -> bytes:
+    """Return a sentence as a one-line comment of a stream."""
+    return b": " + " ".join(sentence.split()).encode() + b"\n\n"

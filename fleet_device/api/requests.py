@@ -1,6 +1,10 @@
-"""API requests: OpenAI's two requests for text, as far as a device can serve them."""
+"""OpenAI's two requests for a generation, as far as a device can serve them.
 
-from collections.abc import Callable
+A parameter that a device does not have is refused unless its value asks for nothing: an application that asks for
+log-probabilities must not get an answer without them and continue as if they were there.
+"""
+
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -12,28 +16,82 @@ from fleet_device.api.structured import (
     NamedFunction,
     ResponseFormat,
     Tool,
+    ToolCalls,
     ToolChoice,
     format_grammar,
     tool_grammar,
     tool_prompt,
 )
-from fleet_device.api.tool_calls import ToolCalls
-from fleet_device.api.unsupported import supported
-from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import TextCodec
-from fleet_device.offline import OfflinePolicy
-from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, Truncate
-from fleet_device.texts.chat import ChatMessage
-from fleet_device.texts.prompt import Prompt, prepare_request
+from fleet_device.requests.chat import ChatMessage
+from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.prompt import Prompt, prepare_request
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Truncate
 from schemas.bounds import MAX_TOKENS
 from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import MAX_SEED, Mode
 
+# With the values that ask for nothing.
+_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0, 0.0),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),  # of other requests than those that have it
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0, 0.0),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+# Ignored.
+_IGNORED: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+
+
+def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
+    """Return the fields that a device has.
+
+    Raises:
+        ApiProblem: One of the others asks for something, or is unknown to OpenAI's API.
+    """
+    kept = {}
+    for name, value in fields.items():
+        if name in known:
+            kept[name] = value
+        elif name in _NEUTRAL:
+            if not _asks_nothing(name, value):
+                raise ApiProblem(
+                    400,
+                    f"The parameter {name!r} is not supported with that value; leave it out.",
+                    code="unsupported_parameter",
+                    param=name,
+                )
+        elif name not in _IGNORED:
+            raise ApiProblem(400, f"There is no parameter {name[:100]!r}.", code="unknown_parameter", param=name[:100])
+    return kept
+
+
+def _asks_nothing(name: str, value: object) -> bool:
+    # With its type: `logprobs` as 0 asks for something, as False it does not, and Python calls them equal.
+    return value is None or any(value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL[name])
+
+
 R = TypeVar("R", bound="TextRequest")
 
 MOST_CHOICES: Final = 8
-"""Texts of one request."""
 
 _MOST_STOPS: Final = 4
 _LONGEST_STOP: Final = 256
@@ -91,7 +149,7 @@ class StreamOptions(_Model):
     """How to stream.
 
     Attributes:
-        include_usage: Whether a last chunk tells the number of tokens.
+        include_usage: Whether a last chunk has the number of tokens.
         include_obfuscation: Ignored: nothing on a loopback interface needs padding.
         continuous_usage_stats: Ignored: the usage comes in the last chunk.
     """
@@ -102,31 +160,17 @@ class StreamOptions(_Model):
 
 
 class CalledFunction(_Model):
-    """A function that the assistant has called."""
-
     name: str
     arguments: str
 
 
 class ToolCall(_Model):
-    """A call in an earlier answer."""
-
     id: str = ""
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
-class Message(_Model):
-    """One message of a chat.
-
-    Attributes:
-        role: Whose.
-        content: Its text; an answer that only calls functions may lack it.
-        name: Ignored.
-        tool_calls: What an earlier answer has called.
-        tool_call_id: Which call a message of the role `tool` answers.
-    """
-
+class RequestMessage(_Model):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(_content)]
     name: str | None = None
@@ -142,7 +186,7 @@ class Message(_Model):
         return self
 
     def plain(self) -> ChatMessage:
-        """Return it as a chat template knows it, calls and their results in words."""
+        """Return the message for a chat template, with tool calls and their results in words."""
         roles = {"developer": "system", "tool": "user"}  # the newer name of the same role; and who brings a result
         content = self.content
         for call in self.tool_calls or ():
@@ -164,26 +208,16 @@ class Message(_Model):
 
 
 class TextRequest(_Model):
-    """What both requests have in common.
+    """Fields that both requests have.
 
     Attributes:
         model: Ignored: a device has one pair of models.
-        max_tokens: Most tokens to write; the device's setting if left out.
-        temperature: 0 is greedy.
-        top_p: Mass kept.
-        top_k: Tokens kept; 0 keeps all (an extension).
-        mode: How drafts are verified (an extension).
-        seed: The same seed, the same decisions; random if left out.
-        stop: Strings before which the text ends.
-        n: How many texts to write; the seed of each is one more than that of the one before it.
-        truncate: What is done with a prompt that is too long (an extension).
-        offline: What becomes of the text when no edge answers (an extension).
-        rejoin: Whether an edge that is back verifies the rest of a text that went on without one (an extension).
-        stream: Whether to send the text as it grows.
-        stream_options: How.
-        grammar: What the text must look like: `{"kind": "regex" | "lark" | "json-schema", "text": "…"}` (an extension).
+        n: Number of choices; each has the seed after that of the one before.
+        truncate: What to do with a prompt that is too long; this, `top_k`, `mode`, `offline`, `rejoin` and `grammar`
+            are extensions of OpenAI's API.
+        grammar: `{"kind": "regex" | "lark" | "json-schema", "text": "…"}`.
         ignore_eos: Ignored, as `min_tokens`; clients of other servers send them.
-        prompt_field: The field that holds the prompt; an error of the prompt names it.
+        prompt_field: The field of the prompt, for errors.
     """
 
     prompt_field: ClassVar[str] = "prompt"
@@ -208,7 +242,7 @@ class TextRequest(_Model):
 
     @property
     def ignored(self) -> list[str]:
-        """Names of the fields that ask for something that a device does not do, and that do no harm."""
+        """Names of the fields that ask for something that a device ignores, because that does no harm."""
         continuous = self.stream_options is not None and self.stream_options.continuous_usage_stats
         return [
             *(["ignore_eos"] if self.ignore_eos else []),
@@ -218,17 +252,13 @@ class TextRequest(_Model):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with the number of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def choices(self, defaults: DeviceSettings) -> "list[Self]":
-        """Return a request for each of the `n` texts, itself if that is one.
+        """Return a request for each of the `n` choices, itself if that is one.
 
-        The first has the seed that was asked for, each further one the next number: in mode `coupled` any of them is
-        written again by a request with its seed.
-
-        Args:
-            defaults: For the seed; random where they have none.
+        The first has the requested seed, each further one the next: in mode `coupled` a request with its seed repeats
+        any of them. Without a seed, that of `defaults` counts, or a random one.
         """
         count = self.n or 1
         if count == 1:
@@ -237,15 +267,6 @@ class TextRequest(_Model):
         return [self.model_copy(update={"n": 1, "seed": (first + number) % (MAX_SEED + 1)}) for number in range(count)]
 
     def generate_request(self, codec: TextCodec, defaults: DeviceSettings) -> GenerateRequest:
-        """Return what is to be written.
-
-        Args:
-            codec: The draft model's.
-            defaults: For what the request leaves open.
-
-        Raises:
-            DrafterError: The prompt cannot be made into tokens.
-        """
         return prepare_request(
             self.text_prompt(),
             defaults,
@@ -266,16 +287,14 @@ class TextRequest(_Model):
         )(codec)
 
     def text_grammar(self) -> Grammar | None:
-        """Return what the text must look like."""
         return self.grammar
 
     @property
     def grammar_field(self) -> str:
-        """The field that asks for a grammar; an error of the grammar names it."""
+        """The field that asks for a grammar, for errors."""
         return "grammar"
 
     def tool_calls(self) -> ToolCalls | None:
-        """Return how the text is one of calls of functions; None where it cannot be."""
         return None
 
     @property
@@ -284,31 +303,19 @@ class TextRequest(_Model):
 
     @property
     def most_logprobs(self) -> int | None:
-        """Of how many of the likeliest tokens log-probabilities are asked for; None if of none at all."""
         return None
 
     def text_prompt(self) -> Prompt:
-        """Return what is to be continued or answered."""
         raise NotImplementedError
 
 
 class ChatRequest(TextRequest):
-    """`POST /v1/chat/completions`.
-
-    Attributes:
-        messages: The chat.
-        max_completion_tokens: The newer name of `max_tokens`.
-        logprobs: Whether to tell the log-probability of each token.
-        top_logprobs: And of so many of the likeliest at its place.
-        response_format: What the answer must look like.
-        tools: Functions that may be called.
-        tool_choice: Whether one is: `auto` by default where there are some.
-    """
+    """`POST /v1/chat/completions`."""
 
     prompt_field: ClassVar[str] = "messages"
     format_field: ClassVar[str] = "response_format"
 
-    messages: Annotated[tuple[Message, ...], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[tuple[RequestMessage, ...], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: TokenLimit | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
@@ -334,16 +341,13 @@ class ChatRequest(TextRequest):
 
     @property
     def most_logprobs(self) -> int | None:
-        """Of how many of the likeliest tokens log-probabilities are asked for; None if of none at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
-        """Most tokens to write, under its new name or its old one."""
         return self.max_completion_tokens or self.max_tokens
 
     def text_prompt(self) -> Prompt:
-        """Return the messages, for the model's chat template."""
         plain = [each.plain() for each in self.messages]
         if not self._calls:
             return plain
@@ -361,10 +365,10 @@ class ChatRequest(TextRequest):
         return bool(self.tools) and self._choice != "none"
 
     def text_grammar(self) -> Grammar | None:
-        """Return what the text must look like.
+        """Return the constraint on the text.
 
         Raises:
-            ApiProblem: Two things are asked for at once, a grammar is too long, or an unknown tool is to be called.
+            ApiProblem: Two constraints, a grammar that is too long, or an unknown tool.
         """
         if not self.tools and self._choice not in ("none", "auto"):
             raise unusable("tool_choice", "it asks for a call, and there are no tools")
@@ -385,13 +389,11 @@ class ChatRequest(TextRequest):
 
     @property
     def grammar_field(self) -> str:
-        """The field that asks for a grammar; an error of the grammar names it."""
         if self.grammar is not None:
             return "grammar"
         return "tools" if self._calls else self.format_field
 
     def tool_calls(self) -> ToolCalls | None:
-        """Return how the text is one of calls of functions; None where it cannot be."""
         if not self._calls:
             return None
         choice = self._choice
@@ -406,19 +408,17 @@ class CompletionRequest(TextRequest):
 
     @property
     def most_logprobs(self) -> int | None:
-        """Of how many of the likeliest tokens log-probabilities are asked for; None if of none at all."""
         return self.logprobs
 
     def text_prompt(self) -> Prompt:
-        """Return the text, or its token ids."""
         return self.prompt
 
 
-def read_request(model: type[R], body: bytes) -> R:
-    """Read a request's body.
+def read_object(body: bytes) -> dict[str, Any]:
+    """Read a body that is a JSON object.
 
     Raises:
-        ApiProblem: It is not what `model` describes; the sentence names the first thing that is wrong.
+        ApiProblem: It is not.
     """
     try:
         value = from_json(body, allow_inf_nan=False)
@@ -426,6 +426,16 @@ def read_request(model: type[R], body: bytes) -> R:
         raise ApiProblem(400, f"The body is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ApiProblem(400, "The body is not a JSON object.")
+    return value
+
+
+def read_request(model: type[R], body: bytes) -> R:
+    """Read a request's body.
+
+    Raises:
+        ApiProblem: It is not a request; the sentence names the first error.
+    """
+    value = read_object(body)
     try:
         return model.model_validate(supported(value, known=model.model_fields))
     except ValidationError as error:

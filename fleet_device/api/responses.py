@@ -1,7 +1,7 @@
-"""Responses: `POST /v1/responses`, OpenAI's newer request for a text, as far as it is one: text in, text out.
+"""`POST /v1/responses`: OpenAI's newer request for a generation, as far as it is text in, text out.
 
-It is read as a chat, and answered in its own shapes. Nothing is stored, so that no response can be gone on from by its
-name: an application sends what was said before with its next request, as it does in a chat.
+It is read as a chat, and answered in its own shapes. Nothing is stored, so no response can be continued by its id: an
+application sends the previous messages with its next request, as in a chat.
 """
 
 import json
@@ -9,20 +9,17 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
-from pydantic_core import from_json
-
 from fleet_device.api.problems import ApiProblem, problem_of
-from fleet_device.api.requests import ChatRequest, read_request
-from fleet_device.api.stream import Happened, TextEvents
-from fleet_device.api.usage import told_of, usage_of
-from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.queue import Failed
+from fleet_device.api.replies import ChoiceEvents, Happened, session_summary, usage_of
+from fleet_device.api.requests import ChatRequest, read_object, read_request
+from fleet_device.requests.generate import GeneratedText
+from fleet_device.requests.queue import Failed
 from schemas.reasons import EndReason
 
 _SAME: Final = frozenset(
     ("model", "temperature", "top_p", "top_k", "mode", "seed", "stream", "truncate", "offline", "rejoin", "grammar")
 )
-"""Parameters that a chat has by the same name."""
+"""Parameters with the same name in a chat request."""
 
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "background": (False,),
@@ -41,32 +38,26 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-"""Parameters that are not served, with the values that ask for nothing."""
+"""Parameters that are not supported, with the values that ask for nothing."""
 
 _IGNORED: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
 _PARTS: Final = frozenset({"input_text", "output_text", "text"})
 
 
 class _AsChat(ChatRequest):
-    """A chat whose fields have the names of this request in errors."""
+    """A chat request whose errors name the fields of this request."""
 
     prompt_field: ClassVar[str] = "input"
     format_field: ClassVar[str] = "text"
 
 
 def read_responses_request(body: bytes) -> ChatRequest:
-    """Read a request's body as the chat that it is.
+    """Read a request's body as a chat.
 
     Raises:
-        ApiProblem: It is none; the sentence names the first thing that is wrong.
+        ApiProblem: It is not a request; the sentence names the first error.
     """
-    try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiProblem(400, f"The body is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ApiProblem(400, "The body is not a JSON object.")
-    chat = _chat(value)
+    chat = _chat(read_object(body))
     try:
         return read_request(_AsChat, json.dumps(chat).encode())
     except ApiProblem as problem:
@@ -80,7 +71,6 @@ def read_responses_request(body: bytes) -> ChatRequest:
 
 
 def _chat(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of the chat that a request is."""
     chat: dict[str, Any] = {"messages": _messages(asked.get("input"), asked.get("instructions"))}
     for name, given in asked.items():
         if name in _SAME:
@@ -100,7 +90,7 @@ def _require_nothing(name: str, given: object) -> None:
     if given is None or any(given == neutral and type(given) is type(neutral) for neutral in _NEUTRAL[name]):
         return
     why = (
-        "no response is stored here; send what was said before as input"
+        "no response is stored here; send the previous messages as input"
         if name in ("previous_response_id", "conversation")
         else "leave it out"
     )
@@ -113,7 +103,6 @@ def _require_nothing(name: str, given: object) -> None:
 
 
 def _text(given: object) -> dict[str, Any]:
-    """Return what a chat calls the format of the answer."""
     if given is None:
         return {}
     if not isinstance(given, dict) or set(given) - {"format", "verbosity"}:
@@ -160,15 +149,6 @@ def _message(given: object) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class ResponseReply:
-    """The shapes of one response.
-
-    Attributes:
-        name: Its id, after the prefix.
-        created: Unix seconds.
-        model: The model's name.
-        asked: What it answers.
-    """
-
     name: str
     created: int
     model: str
@@ -190,11 +170,10 @@ class ResponseReply:
                 "total_tokens": usage["total_tokens"],
                 "fleet": usage["fleet"],
             },
-            "fleet": told_of(text),
+            "fleet": session_summary(text),
         }
 
     def first(self) -> list[bytes]:
-        """Return the events before any text."""
         place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         begun = self._head("in_progress") | {"output": [], "usage": None, "incomplete_details": None}
         empty = {**self._item("", "in_progress"), "content": []}
@@ -206,12 +185,10 @@ class ResponseReply:
         ]
 
     def piece(self, text: str) -> bytes:
-        """Return the event of more text."""
         place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         return self._event("response.output_text.delta", **place, delta=text, logprobs=[])
 
     def last(self, text: GeneratedText) -> list[bytes]:
-        """Return the events after all text."""
         whole = self.whole(text)
         place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         return [
@@ -222,7 +199,6 @@ class ResponseReply:
         ]
 
     def failed(self, error: Exception) -> bytes:
-        """Return the event of a failure."""
         problem = problem_of(error)
         return self._event("error", code=problem.code, message=str(problem), param=problem.param)
 
@@ -270,8 +246,8 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-async def stream_response(reply: ResponseReply, text: TextEvents, first: Happened) -> AsyncIterator[bytes]:
-    """Send a response as it grows. Whatever fails, the stream says so: its status is sent already."""
+async def stream_response(reply: ResponseReply, text: ChoiceEvents, first: Happened) -> AsyncIterator[bytes]:
+    """Stream a response. Failures are sent as events, because the status has been sent already."""
     for sent in reply.first():
         yield sent
     _, current = first

@@ -1,6 +1,9 @@
-"""Structured answers of the API: what `response_format`, `tools` and `grammar` ask for, as one grammar of the text."""
+"""Structured output: `response_format`, `tools` and `grammar` as one grammar, and tool calls in the answer."""
 
 import json
+import re
+import secrets
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,14 +21,7 @@ class _Model(BaseModel):
 
 
 class NamedSchema(_Model):
-    """A JSON schema with a name.
-
-    Attributes:
-        name: For people.
-        description: Likewise.
-        schema_: The schema.
-        strict: Ignored: the text always keeps to it.
-    """
+    """A JSON schema with a name and a description for people; `strict` is ignored: the text always matches it."""
 
     name: str = ""
     description: str | None = None
@@ -34,8 +30,6 @@ class NamedSchema(_Model):
 
 
 class ResponseFormat(_Model):
-    """What the answer must look like."""
-
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
@@ -47,14 +41,7 @@ class ResponseFormat(_Model):
 
 
 class Function(_Model):
-    """A function that the model may call.
-
-    Attributes:
-        name: Its name.
-        description: What it is for; the model reads it.
-        parameters: A JSON schema of its arguments; none by default.
-        strict: Ignored: arguments always keep to the schema.
-    """
+    """A function that the model may call; `strict` is ignored: arguments always match the schema."""
 
     name: str = Field(pattern=_NAME)
     description: str | None = Field(default=None, max_length=10_000)
@@ -67,18 +54,12 @@ class Function(_Model):
 
 
 class Tool(_Model):
-    """A tool; functions are the only ones."""
-
     type: Literal["function"]
     function: Function
 
 
 class NamedFunction(_Model):
-    """The function that is to be called."""
-
     class Name(_Model):
-        """Its name."""
-
         name: str
 
     type: Literal["function"]
@@ -89,7 +70,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedFunction
 
 
 def format_grammar(asked: ResponseFormat | None) -> Grammar | None:
-    """Return the grammar of a response format; None where any text will do."""
+    """Return the grammar of a response format; None for any text."""
     if asked is None or asked.type == "text":
         return None
     if asked.json_schema is None:
@@ -101,7 +82,7 @@ def tool_grammar(tools: tuple[Tool, ...], choice: ToolChoice) -> Grammar | None:
     """Return the grammar of an answer that may or must call a function; None where it may call none.
 
     Raises:
-        ApiProblem: The function that is to be called is none of the tools.
+        ApiProblem: The function to call is not one of the tools.
     """
     if choice == "none" or not tools:
         return None
@@ -115,13 +96,13 @@ def tool_grammar(tools: tuple[Tool, ...], choice: ToolChoice) -> Grammar | None:
     if choice == "required":
         return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_text(calls))
     options = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-    # What begins with a brace is a call, and what does not is none: so the model itself chooses.
+    # A text that begins with a brace is a call, so the model itself chooses.
     lark = f'start: call | TEXT | ""\ncall: %json {_text(calls | {"x-guidance": options})}\nTEXT: /[^{{](.|\\n)*/\n'
     return Grammar(kind=GrammarKind.LARK, text=lark)
 
 
 def tool_prompt(tools: tuple[Tool, ...], choice: ToolChoice) -> str:
-    """Return what the model is told of its tools."""
+    """Return the description of the tools for the model."""
     lines = []
     for tool in tools:
         function = tool.function
@@ -142,7 +123,7 @@ def _text(schema: object) -> str:
 
 
 def _call(function: Function, place: str) -> dict[str, Any]:
-    """Return the schema of a call; `place` is where it stands in the whole."""
+    """Return the schema of a call that is placed at `place` in the whole schema."""
     arguments = _moved(function.schema_of_arguments, f"{place}/properties/arguments")
     return {
         "type": "object",
@@ -153,7 +134,7 @@ def _call(function: Function, place: str) -> dict[str, Any]:
 
 
 def _moved(schema: Any, place: str) -> Any:  # noqa: ANN401 - JSON
-    """Return a schema whose references to itself hold where it stands within another."""
+    """Return a schema whose references to itself are valid at `place` in another one."""
     if isinstance(schema, list):
         return [_moved(each, place) for each in schema]
     if not isinstance(schema, dict):
@@ -163,3 +144,90 @@ def _moved(schema: Any, place: str) -> Any:  # noqa: ANN401 - JSON
         _moved(value, place)
         for key, value in schema.items()
     }  # fmt: skip
+
+
+_BEGIN: Final = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
+"""What the grammar puts before the arguments of a call."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A growing answer: what is not decided or sent yet, and whether it is a call."""
+
+    identifier: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
+    held: str = ""
+    talks: bool = False
+    called: bool = False
+
+
+@dataclass(slots=True)
+class ToolCalls:
+    """Turns the texts of one reply into tool calls.
+
+    Attributes:
+        function: Whose arguments the whole text is; None where the text names the function itself.
+        may_talk: Whether it may be plain text.
+    """
+
+    function: str | None = None
+    may_talk: bool = False
+    _answers: dict[int, _Answer] = field(default_factory=dict)
+
+    def message(self, text: str, *, ended: bool) -> dict[str, Any]:
+        """Return a message's fields for a whole text; `ended` is False if it was cut at its longest length."""
+        delta = [*self.pieces(-1, text), *self.last(-1, ended=ended)]
+        answer = self._answers.pop(-1)
+        if not answer.called:
+            return {"content": "".join(each.get("content", "") for each in delta)}
+        parts = [each["tool_calls"][0]["function"] for each in delta]
+        function = {"name": parts[0]["name"], "arguments": "".join(part["arguments"] for part in parts)}
+        return {"content": None, "tool_calls": [{"id": answer.identifier, "type": "function", "function": function}]}
+
+    def calls(self, number: int) -> bool:
+        """Whether a choice has turned out to be a call."""
+        return number in self._answers and self._answers[number].called
+
+    def pieces(self, number: int, text: str) -> list[dict[str, Any]]:
+        """Return the deltas of a piece of a choice's text."""
+        answer = self._answers.setdefault(number, _Answer())
+        answer.held += text
+        if not answer.held:
+            return []
+        if self.may_talk and not answer.called and not answer.held.startswith("{"):
+            answer.talks = True
+        if answer.talks:
+            piece, answer.held = answer.held, ""
+            return [{"content": piece}]
+        deltas: list[dict[str, Any]] = []
+        if not answer.called:
+            if (begun := self._begin(answer)) is None:
+                return []
+            deltas.append(begun)
+        # The last brace ends the call, not its arguments.
+        keep = 0 if self.function is not None else 1
+        piece, answer.held = answer.held[: len(answer.held) - keep], answer.held[len(answer.held) - keep :]
+        return [*deltas, _arguments(piece)] if piece else deltas
+
+    def last(self, number: int, *, ended: bool) -> list[dict[str, Any]]:
+        """Return the deltas after a choice's text."""
+        answer = self._answers.setdefault(number, _Answer())
+        held, answer.held = answer.held, ""
+        if not held or (answer.called and ended):
+            return []
+        return [_arguments(held)] if answer.called else [{"content": held}]
+
+    def _begin(self, answer: _Answer) -> dict[str, Any] | None:
+        name = self.function
+        if name is None:
+            found = _BEGIN.match(answer.held)
+            if found is None:
+                return None
+            name = str(json.loads(found[1]))
+            answer.held = answer.held[found.end() :]
+        answer.called, answer.talks = True, False
+        call = {"index": 0, "id": answer.identifier, "type": "function", "function": {"name": name, "arguments": ""}}
+        return {"tool_calls": [call]}
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}

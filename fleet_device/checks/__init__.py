@@ -1,1 +1,1 @@
-"""Self-tests: is a device fit to write, does an edge verify?"""
+"""Self-tests of a device, and of an edge by a device."""

@@ -1,9 +1,10 @@
-"""Doctor: looks at all that a device needs, from its memory to the edge's vocabulary, and says what to do.
+"""Doctor: checks all that a device needs, from its memory to the edge's vocabulary, and reports what to do.
 
-It changes nothing at the broker: no state is announced and no text is logged, but for one token where an edge is asked
-whether it answers. Beside a device that runs it asks that one, in place of the broker.
+It changes nothing at the broker: it announces no state, and generates one token at most, where it asks an edge. If a
+device of this name runs, it asks that one over its local API, because a broker keeps one connection for each name.
 """
 
+import http.client
 import os
 import statistics
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from pydantic import BaseModel, ValidationError
 
 from fleet_common.available_memory import available_memory
 from fleet_common.mqtt.errors import PublishRejected
@@ -23,35 +25,110 @@ from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
 from fleet_common.mqtt.tls.certificate import certificate_end, certificate_name
 from fleet_common.mqtt.tls.context import tls_context
-from fleet_device.checks.checklist import Check, Checklist, CheckReport, NotApplicable, check_online, check_vocabulary
-from fleet_device.checks.running_device import RunningDevice, running_device
-from fleet_device.checks.selftest import PROBE_POLICY, check_drafting, probe_prompt
+from fleet_device.checks.selftest import (
+    PROBE_POLICY,
+    Check,
+    Checklist,
+    CheckReport,
+    NotApplicable,
+    check_drafting,
+    check_online,
+    check_vocabulary,
+    probe_prompt,
+)
 from fleet_device.client.agent import Agent
-from fleet_device.client.inbox import Inbox
-from fleet_device.client.request import GenerateRequest
+from fleet_device.client.messaging import Inbox
 from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.contract import Drafter, DrafterError
-from fleet_device.drafters.model_source import locate_model
-from fleet_device.drafters.registry import load_drafter
+from fleet_device.drafters.model_file import load_drafter, locate_model
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
+from fleet_device.requests.generate import GenerateRequest
 from fleet_device.settings import AUTO, DeviceSettings
-from schemas.control import EdgeState, Telemetry, encode_json
+from schemas.control import EdgeState, Presence, Telemetry, encode_json
 from schemas.reasons import RefusalCode
 from schemas.topics import Topic, build
 
+_HOST: Final = "127.0.0.1"
+_HTTP_WAIT_S: Final = 2.0
+_MOST_BYTES: Final = 1 << 20
+
+
+class _Drafter(BaseModel):
+    name: str
+    quantization: str
+    context: int
+    vocabulary: str
+
+
+class _Broker(BaseModel):
+    connected: bool
+
+
+class _Edge(BaseModel):
+    edge: str
+    presence: str
+    target: str
+    vocabulary: str | None = None
+
+
+class RunningDevice(BaseModel):
+    """Part of `GET /healthz` that checks read.
+
+    Attributes:
+        reason: Why no request can be served now, in a sentence; None if one can.
+    """
+
+    device: str
+    reason: str | None
+    drafter: _Drafter
+    broker: _Broker
+    edges: tuple[_Edge, ...]
+
+    @property
+    def online(self) -> tuple[_Edge, ...]:
+        return tuple(each for each in self.edges if each.presence == Presence.ONLINE)
+
+
+def running_device(port: int, name: str) -> RunningDevice | None:
+    """Return the device of this name that serves the local API at a port (0 for none); None if it does not."""
+    if not port:
+        return None
+    connection = http.client.HTTPConnection(_HOST, port, timeout=_HTTP_WAIT_S)
+    try:
+        connection.request("GET", "/healthz")
+        found = RunningDevice.model_validate_json(connection.getresponse().read(_MOST_BYTES))
+    except (OSError, ValidationError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return found if found.device == name else None
+
+
+def refuse_beside_running(port: int, name: str) -> None:
+    """Refuse to take the place of a running device.
+
+    Raises:
+        ConfigurationError: It runs.
+    """
+    if running_device(port, name) is not None:
+        raise ConfigurationError(
+            f"Device {name} runs already, and serves applications at {_HOST}:{port}: the broker keeps one connection "
+            "for each name, so stop it first, or give this one a name of its own with --device."
+        )
+
+
 _SOON: Final = timedelta(days=14)
 _TOLERANCE: Final = timedelta(seconds=5)
-"""Clocks of machines that set them by the network differ by less."""
+"""Clocks that are set over the network differ by less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Something that has happened, so that a clock that is right is behind it.
+    """An event of the past, which a correct clock is behind.
 
     Attributes:
         what: A clause, such as `edge edge-1 has connected`.
-        at: When, by the clock of whoever tells of it.
     """
 
     what: str
@@ -61,15 +138,10 @@ class Moment:
 def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str:
     """Return until when the device's certificate is valid.
 
-    Args:
-        broker: Has the files.
-        device: The device's name.
-        now: The time, with its time zone.
-
     Raises:
         NotApplicable: There is none.
         ConnectFailed: A file cannot be used, or is not valid now.
-        ConfigurationError: The certificate is another's.
+        ConfigurationError: The certificate is that of another device.
     """
     if broker.ca is None:
         raise NotApplicable("TLS is off, since the setting 'broker.ca' is left out: everybody on the way can read.")
@@ -89,7 +161,7 @@ def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str
 
 
 def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[Moment]:
-    """Return what a clock can be held against: when certificates were issued, and when edges have connected."""
+    """Return what a clock can be compared with: when certificates were issued, and when edges have connected."""
     moments = [
         Moment(f"the certificate {path.name} became valid", begin)
         for path in (broker.ca, broker.certificate)
@@ -99,18 +171,6 @@ def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[Momen
 
 
 def check_clock(now: datetime, moments: Sequence[Moment]) -> str:
-    """Return the time, and how long ago the latest of some moments was.
-
-    A clock that is ahead cannot be told from one that is right, but by certificates that seem to have ended.
-
-    Args:
-        now: The time, with its time zone.
-        moments: What has happened for certain.
-
-    Raises:
-        NotApplicable: There is nothing to hold it against.
-        ConfigurationError: It is behind what has happened already.
-    """
     if not moments:
         raise NotApplicable(f"{now:%Y-%m-%d %H:%M:%S} UTC; there is neither a certificate nor an edge to compare with.")
     latest = max(moments, key=lambda moment: moment.at)
@@ -141,23 +201,12 @@ def _span(span: timedelta) -> str:
 _MEGA: Final = 1_000_000
 
 _WORKING_BYTES: Final = 100 * _MEGA
-"""What the program and llama.cpp take beside the model's file, keys and values left out."""
+"""Memory of the program and llama.cpp in addition to the model's file, without keys and values."""
 
 _READS_WEIGHTS: Final = "llama.cpp"
 
 
 def check_memory(settings: DeviceSettings, available: Callable[[], int | None] = available_memory) -> str:
-    """Return how much memory is free, and how much the draft model's file takes.
-
-    Keys and values come on top; how large a context they leave room for, the model's loading says.
-
-    Args:
-        settings: The device's.
-        available: Returns the bytes that this process may still take; None where the system does not say.
-
-    Raises:
-        ConfigurationError: The model's file does not fit.
-    """
     free = available()
     known = "The system does not say how much memory is free" if free is None else f"{free / _MEGA:,.0f} MB are free"
     if settings.drafter != _READS_WEIGHTS:
@@ -185,16 +234,6 @@ def check_threads(
     cores: Callable[[], int] = lambda: len(os.sched_getaffinity(0)),
     load: Callable[[], float] = lambda: os.getloadavg()[0],
 ) -> str:
-    """Return how many threads there are for how many cores, and what else runs on them.
-
-    Args:
-        settings: The device's.
-        cores: Returns the processor cores that this process may use.
-        load: Returns the mean number of programs that wanted to run, over the last minute.
-
-    Raises:
-        ConfigurationError: There are more threads than cores: they wait for each other at every layer.
-    """
     there = cores()
     if settings.threads > there:
         raise ConfigurationError(
@@ -208,7 +247,6 @@ def check_threads(
 
 
 def _budget(settings: DeviceSettings) -> str:
-    """Return what may be taken beside the weights; the context becomes smaller to fit."""
     budget = settings.memory_mb
     return "half of what is left then" if budget == AUTO else f"at most {budget:,} MB (setting 'memory_mb')"
 
@@ -231,30 +269,11 @@ _RETRY_POLICY: Final = RetryPolicy(open_s=10.0, resume_s=10.0, verdict_s=10.0, c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis(CheckReport):
-    """What the doctor found.
-
-    Attributes:
-        device: Whose.
-    """
-
     device: str
 
 
 @dataclass(slots=True)
 class Doctor:
-    """One run of all checks. Those that need nothing of a failed one are made all the same.
-
-    Attributes:
-        settings: The configuration.
-        load: Loads the draft model.
-        make_link: Makes the link to the broker.
-        running: Returns what a device that runs under this name says of itself; None if none does.
-        clock: Monotonic seconds.
-        now: The wall clock (UTC).
-        available: Returns the bytes of memory that this process may still take.
-        on_check: Told of every check as it ends.
-    """
-
     settings: DeviceSettings
     load: Callable[[DeviceSettings], Drafter] = load_drafter
     make_link: Callable[[LinkSettings], Link] = PahoLink
@@ -271,7 +290,7 @@ class Doctor:
     _refusal: SessionRefused | None = None
 
     def run(self) -> Diagnosis:
-        """Check everything. What needs something that has failed is not tried, and counts as failed."""
+        """Run all checks. A check that needs a failed one is skipped, and counts as failed."""
         settings = self.settings
         self._running = self.running(settings.api_port, settings.device)
         checks = Checklist(CHECKS, self.on_check, self.clock)
@@ -295,7 +314,7 @@ class Doctor:
         if self._running is not None:
             free = self.available()
             known = "The system does not say how much memory is free" if free is None else f"{free / 1e6:,.0f} MB free"
-            return f"{known} beside {self.settings.device}, which runs."
+            return f"{known} next to {self.settings.device}, which runs."
         return check_memory(self.settings, self.available)
 
     def _model(self) -> str:
@@ -345,7 +364,7 @@ class Doctor:
         )
 
     def _echo(self, link: Link) -> float:
-        """Publish telemetry that says that nothing was written, and return the milliseconds until the answer."""
+        """Publish empty telemetry, and return the milliseconds until the broker's answer."""
         topic = build(Topic.TELEMETRY, fleet=self.settings.fleet, device=self.settings.device)
         answered, outcomes = threading.Event(), list[Outcome]()
 
@@ -381,7 +400,7 @@ class Doctor:
             self._refusal = error  # it answers, and that is all that is asked here
             return online
         first = "no token" if text.first_ms is None else f"a first token after {text.first_ms:.0f} ms"
-        return f"{online} {text.edge or 'The edge'} has written {first}."
+        return f"{online} {text.edge or 'The edge'} has generated {first}."
 
     def _edge_of_running(self, running: RunningDevice) -> str:
         online = [f"{each.edge} with {each.target}" for each in running.online]

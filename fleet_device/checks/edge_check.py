@@ -1,7 +1,7 @@
-"""Edge check: asks an edge as a device would, through the broker, with drafts whose verdict is known.
+"""Edge check: tests an edge through the broker as a device would, with drafts whose verdict is known.
 
-The first text is drafted for with nonsense, so that nearly every token is a rejection that the edge must put right. The
-second is drafted for with the first, and the same edge must now accept what it said itself. Neither needs a model.
+The first generation is drafted with nonsense, so that the edge must correct nearly every token. The second is drafted
+with the first, and the same edge must accept its own tokens. Neither needs a model.
 """
 
 import time
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings
-from fleet_device.checks.checklist import Check, Checklist, CheckReport
-from fleet_device.client.agent import Agent, Generation
-from fleet_device.client.inbox import EdgePresences, Inbox
-from fleet_device.client.request import GenerateRequest
+from fleet_device.checks.selftest import Check, Checklist, CheckReport
+from fleet_device.client.agent import Agent
+from fleet_device.client.messaging import EdgePresences, Inbox
 from fleet_device.client.retry import RetryPolicy
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.pacing.contract import FixedPacing
+from fleet_device.requests.generate import GenerateRequest, Generation
 from schemas.policy import SamplingPolicy
 from schemas.version import VERSION
 
@@ -35,22 +35,21 @@ _DRAFTED: Final = 4
 _RETRY_POLICY: Final = RetryPolicy(open_s=20.0, resume_s=20.0, verdict_s=20.0, close_s=2.0)
 _CONNECT_S: Final = 5.0
 _WAIT_S: Final = 5.0
-# Where a fleet has several edges, any of them may take a session: ask again until it is the one that is meant.
+# Any edge of a fleet may take a session: ask again until it is the right one.
 _ATTEMPTS: Final = 16
-# The same text in another batch, or cut otherwise, may differ by rounding where two tokens are equally likely.
+# In another batch, or with other drafts, rounding may decide between equally likely tokens.
 _LEAST_ACCEPTED: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Who asks whom.
+class CheckedEdge:
+    """Who checks which edge.
 
     Attributes:
-        fleet: The fleet's name.
-        edge: The edge that is meant.
-        name: The device as which to ask; the broker must know it.
-        broker: Where the broker is, and how `name` proves who it is.
-        tokens: The target's token strings by id, padding left out.
+        edge: The edge.
+        name: The device to connect as; the broker must know it.
+        broker: The broker, with the credentials of `name`.
+        tokens: The target's token strings by id, without padding.
     """
 
     fleet: str
@@ -62,17 +61,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeReport(CheckReport):
-    """What was found of an edge.
-
-    Attributes:
-        edge: Whose.
-    """
-
     edge: str
 
 
 class _Suggestion:
-    """A script that suggests a known text, or nonsense where it knows none."""
+    """A script that suggests known tokens, or nonsense where it has none."""
 
     def __init__(self, size: int) -> None:
         self.text: tuple[int, ...] = ()
@@ -88,16 +81,9 @@ class _Suggestion:
 
 @dataclass(slots=True)
 class EdgeCheck:
-    """One run of all checks. The edge goes on with its work meanwhile.
+    """One run of all checks, next to the edge's other work; `on_check` receives each as it ends."""
 
-    Attributes:
-        question: Who asks whom.
-        make_link: Makes the link to the broker.
-        clock: Monotonic seconds.
-        on_check: Told of every check as it ends.
-    """
-
-    question: Question
+    question: CheckedEdge
     make_link: Callable[[LinkSettings], Link] = PahoLink
     clock: Callable[[], float] = time.monotonic
     on_check: Callable[[Check], None] = lambda _check: None
@@ -106,12 +92,11 @@ class EdgeCheck:
     _drafter: ScriptedDrafter = field(init=False)
 
     def __post_init__(self) -> None:
-        """Make the drafter: greedy drafting follows the script's one suggestion."""
         self._suggestion = _Suggestion(len(self.question.tokens))
         self._drafter = ScriptedDrafter(self._suggestion, self.question.tokens, name="edge check")
 
     def run(self) -> EdgeReport:
-        """Check everything; what cannot be tried after a failure is reported as failed."""
+        """Run all checks; a check that cannot be tried after a failure counts as failed."""
         checks = Checklist(CHECKS, self.on_check, self.clock)
         with self._agent() as agent:
             checks.check(lambda: self._broker(agent.link))
@@ -162,13 +147,13 @@ class EdgeCheck:
         return f"Online with {state.target}, software {state.software}."
 
     def _rejection(self, agent: Agent) -> str:
-        written = self._write(agent)
-        self._suggestion.text = written.tokens
-        counters = written.counters
+        generation = self._write(agent)
+        self._suggestion.text = generation.tokens
+        counters = generation.counters
         if counters.tested and counters.accepted == counters.tested:
             raise SessionFailed(f"It accepted all {counters.tested} tokens of a draft that is nonsense.")
         return (
-            f"{counters.tested - counters.accepted} of {counters.tested} nonsense tokens were rejected and put right."
+            f"{counters.tested - counters.accepted} of {counters.tested} nonsense tokens were rejected and corrected."
         )
 
     def _acceptance(self, agent: Agent) -> str:
@@ -180,15 +165,15 @@ class EdgeCheck:
         return f"{counters.accepted} of {counters.tested} tokens of its own text were accepted."
 
     def _write(self, agent: Agent) -> Generation:
-        """Have a short greedy text verified by the edge that is meant."""
+        """Generate a short greedy text that the edge verifies."""
         middle = len(self.question.tokens) // 2
         prompt = [(middle + step) % len(self.question.tokens) for step in range(_PROMPT)]
         for _ in range(_ATTEMPTS):
-            written = agent.generate(
+            generation = agent.generate(
                 GenerateRequest(tuple(prompt), policy=SamplingPolicy(temperature=0.0, seed=0), max_new_tokens=_TEXT)
             )
-            if written.edge == self.question.edge:
-                return written
+            if generation.edge == self.question.edge:
+                return generation
         raise EdgeUnavailable(
             f"Edge {self.question.edge!r} took none of {_ATTEMPTS} sessions; others did. Does it refuse new ones?"
         )

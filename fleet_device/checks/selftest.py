@@ -1,26 +1,165 @@
-"""Self-test of a device, which a rollout asks before it goes on to the next one."""
+"""Checklist, and the self-test that a rollout runs before it goes on to the next device."""
 
 import statistics
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Literal, Protocol
 
 from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import Link, Outcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_device.checks.checklist import Check, Checklist, CheckReport, check_online
-from fleet_device.client.request import GenerateRequest
+from fleet_device.client.messaging import EdgePresences
 from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.registry import load_drafter
-from fleet_device.errors import SessionFailed
+from fleet_device.drafters.model_file import load_drafter
+from fleet_device.errors import EdgeUnavailable, SessionFailed
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest
 from fleet_device.service import DeviceService
 from fleet_device.settings import AUTO, DeviceSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from schemas.errors import FleetError
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
+from schemas.version import VERSION
+
+
+class NotApplicable(FleetError):  # noqa: N818 - reads as what it says
+    """There is nothing to check; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Result of one check.
+
+    Attributes:
+        ok: Whether it passed, or there is nothing to check.
+        ms: Time taken; 0 if it was skipped.
+        sentence: What was found, or what to do.
+        skipped: Whether it was skipped, for the reason in the sentence.
+    """
+
+    name: str
+    ok: bool
+    ms: float
+    sentence: str
+    skipped: bool = False
+
+    @property
+    def status(self) -> Literal["ok", "failed", "skipped"]:
+        return "skipped" if self.skipped else "ok" if self.ok else "failed"
+
+    def json(self) -> dict[str, Any]:
+        found = {name: value for name, value in asdict(self).items() if name != "skipped"}
+        return {**found, "ms": round(self.ms, 1), "status": self.status}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def json(self) -> dict[str, Any]:
+        about = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "checks"}
+        return {"ok": self.ok, "software": VERSION, **about, "checks": [check.json() for check in self.checks]}
+
+
+@dataclass(slots=True)
+class Checklist:
+    """One run of the named checks, in order; `on_check` receives each as it ends."""
+
+    names: tuple[str, ...]
+    on_check: Callable[[Check], None] = lambda _check: None
+    clock: Callable[[], float] = time.monotonic
+    _done: list[Check] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self._done)
+
+    def check(self, probe: Callable[[], str], *, needs: Collection[str] | None = None) -> None:
+        """Run the next check, unless one that it needs has failed.
+
+        Args:
+            probe: Returns what it found, or raises what is wrong, or `NotApplicable`.
+            needs: Names of earlier checks that it needs; None for all of them.
+        """
+        if self._failed(needs) is not None:
+            self._skip(needs)
+            return
+        started = self.clock()
+        ok, skipped = True, False
+        try:
+            sentence = probe()
+        except NotApplicable as error:
+            sentence, skipped = str(error), True
+        except FleetError as error:
+            sentence, ok = str(error), False
+        self._tell(ok=ok, ms=(self.clock() - started) * 1e3, sentence=sentence, skipped=skipped)
+
+    def finish(self) -> tuple[Check, ...]:
+        """Skip the rest, and return all checks."""
+        while len(self._done) < len(self.names):
+            self._skip()
+        return tuple(self._done)
+
+    def _failed(self, needs: Collection[str] | None) -> str | None:
+        wanted = (check for check in self._done if needs is None or check.name in needs)
+        return next((check.name for check in wanted if not check.ok), None)
+
+    def _skip(self, needs: Collection[str] | None = None) -> None:
+        self._tell(ok=False, ms=0.0, sentence=f"Not tried, since {self._failed(needs)} failed.", skipped=True)
+
+    def _tell(self, *, ok: bool, ms: float, sentence: str, skipped: bool = False) -> None:
+        check = Check(self.names[len(self._done)], ok, ms, sentence, skipped)
+        self._done.append(check)
+        self.on_check(check)
+
+
+class EdgeVocabulary(Protocol):
+    @property
+    def edge(self) -> str: ...
+
+    @property
+    def target(self) -> str: ...
+
+    @property
+    def vocabulary(self) -> str | None: ...
+
+
+def check_online(edges: EdgePresences, fleet: str, *, wait_s: float) -> str:
+    """Wait at most `wait_s` for an edge, and return which are online.
+
+    Raises:
+        EdgeUnavailable: None is.
+    """
+    if not edges.wait_online(wait_s):
+        known = [f"{state.edge} is {state.presence.value}" for state in edges.known()]
+        heard = f"edge {', '.join(known)}" if known else "none has been heard of"
+        raise EdgeUnavailable(f"No edge of fleet {fleet!r} is online ({heard}); start one with `fleet edge run`.")
+    online = [f"{state.edge} with {state.target}, software {state.software}" for state in edges.online()]
+    return f"Online: {'; '.join(online)}. This device has software {VERSION}."
+
+
+def check_vocabulary(ours: str, edges: Sequence[EdgeVocabulary], *, drafter: str) -> str:
+    """Return which edges have the vocabulary `ours` (size and head of the fingerprint).
+
+    Raises:
+        EdgeUnavailable: One has another, and will refuse this device's requests.
+    """
+    for state in edges:
+        if state.vocabulary != ours:
+            raise EdgeUnavailable(
+                f"Edge {state.edge} has the vocabulary of {state.target} ({state.vocabulary}), and the draft model "
+                f"{drafter} has {ours}: use a draft model of the target's family, or set 'target_vocabulary' to a file "
+                "made by `fleet models vocabulary`."
+            )
+    return f"{ours}, at {', '.join(state.edge for state in edges)} too."
+
 
 PROBE_POLICY: Final = SamplingPolicy(temperature=0.0, seed=0)
 
@@ -29,7 +168,6 @@ _DRAFTED: Final = 8
 
 
 def probe_prompt(drafter: Drafter) -> list[int]:
-    """Return the token ids of a short prompt that any model can answer."""
     codec = drafter.codec
     if codec.chat_template is None:
         return codec.encode(_PROMPT)
@@ -37,18 +175,14 @@ def probe_prompt(drafter: Drafter) -> list[int]:
 
 
 def check_drafting(drafter: Drafter, clock: Callable[[], float]) -> str:
-    """Draft some tokens, and return what drafts them, and how long one takes.
-
-    Args:
-        drafter: Loaded.
-        clock: Monotonic seconds.
+    """Draft some tokens, and return what drafts them and how long a token takes.
 
     Raises:
         DrafterError: It cannot draft.
     """
     what = f"{drafter.name} ({drafter.quantization}, {drafter.vocabulary}, context {drafter.context:,} tokens)"
     drafter.reset(probe_prompt(drafter))
-    drafter.next(PROBE_POLICY)  # the prompt
+    drafter.next(PROBE_POLICY)  # computes the prompt
     times = []
     for _ in range(_DRAFTED):
         started = clock()
@@ -60,22 +194,14 @@ def check_drafting(drafter: Drafter, clock: Callable[[], float]) -> str:
     return f"{what} drafts a token in {statistics.median(times):.1f} ms."
 
 
-_DRAFT: Final = 4  # tokens of a draft in the text that is written
+_DRAFT: Final = 4  # tokens of a draft
 _NEW_TOKENS: Final = 24
 _ECHOES: Final = 5
 _WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report(CheckReport):
-    """What the self-test found.
-
-    Attributes:
-        device: Whose.
-        acceptance: Of the text that was written; None if there was none, or no draft in it.
-        tokens_per_s: Likewise.
-    """
-
+class SelfTestReport(CheckReport):
     device: str
     acceptance: float | None
     tokens_per_s: float | None
@@ -85,15 +211,8 @@ class Report(CheckReport):
 class SelfTest:
     """One run of all checks.
 
-    The device must not run as a service meanwhile: the broker keeps one connection for each name, so the two
-    would throw each other out. The API's port tells.
-
-    Attributes:
-        settings: The configuration.
-        load: Loads the draft model.
-        make_link: Makes the link to the broker.
-        clock: Monotonic seconds.
-        on_check: Told of every check as it ends.
+    The device must not run as a service meanwhile: the broker keeps one connection for each name, so the two would
+    disconnect each other. The API's port shows whether it runs.
     """
 
     settings: DeviceSettings
@@ -104,8 +223,8 @@ class SelfTest:
     _acceptance: float | None = None
     _tokens_per_s: float | None = None
 
-    def run(self) -> Report:
-        """Check everything; what cannot be tried after a failure is reported as failed."""
+    def run(self) -> SelfTestReport:
+        """Run all checks; a check that cannot be tried after a failure counts as failed."""
         checks = Checklist(_NAMES, self.on_check, self.clock)
         checks.check(self._configuration)
         drafter: list[Drafter] = []
@@ -116,7 +235,7 @@ class SelfTest:
         finally:
             for each in drafter:
                 each.close()
-        return Report(
+        return SelfTestReport(
             device=self.settings.device,
             checks=checks.finish(),
             acceptance=self._acceptance,
@@ -126,7 +245,7 @@ class SelfTest:
     def _configuration(self) -> str:
         settings = self.settings
         if settings.api_port:
-            from fleet_device.api.server import listen  # noqa: PLC0415 - a web server, only where there is to be one
+            from fleet_device.api.app import listen  # noqa: PLC0415 - a web server, only where there is to be one
 
             listen(settings.api_port).close()
         broker = settings.broker
@@ -140,7 +259,7 @@ class SelfTest:
     def _with_broker(self, drafter: Drafter, checks: Checklist) -> None:
         settings = self.settings
         if settings.draft_length == AUTO and settings.stream == AUTO:
-            # A device that chooses begins with what its edge writes by itself; here the draft model is to be tried.
+            # Adaptive pacing begins with edge-only decoding; this check is about the draft model.
             settings = settings.model_copy(update={"draft_length": _DRAFT})
         service = DeviceService(settings, drafter, self.make_link, self.clock)
         try:
@@ -184,7 +303,7 @@ class SelfTest:
         text = service.write(order)
         generation = text.generation
         if text.reason not in (EndReason.STOP, EndReason.LENGTH):
-            raise SessionFailed(f"The text was ended by {text.reason.value}.")
+            raise SessionFailed(f"The generation was ended by {text.reason.value}.")
         tokens = len(generation.tokens)
         self._acceptance = generation.counters.acceptance
         self._tokens_per_s = tokens / (generation.wall_ms / 1e3) if generation.wall_ms else None

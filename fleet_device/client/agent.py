@@ -1,83 +1,144 @@
-"""Agent of a device: writes texts with the fleet's large model, one or several at once."""
+"""Agent of a device: runs requests with the large model of the fleet, one or several at once."""
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.mqtt.link import Link
-from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence
+from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.inbox import ConnectionChanged, EdgeStateChanged, Event, Inbox, Wake
-from fleet_device.client.lanes import Handles, Lane, Lanes
-from fleet_device.client.outbound import Outbound
-from fleet_device.client.reports import UnverifiedReports
-from fleet_device.client.request import GenerateRequest, RequestContext
+from fleet_device.client.messaging import ConnectionChanged, EdgeStateChanged, Event, Inbox, Outbound, Wake
+from fleet_device.client.reports import UnconfirmedCloses, UnverifiedReports
 from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
-from fleet_device.client.unconfirmed import UnconfirmedCloses
-from fleet_device.drafters.contract import Drafter, KnowsTokens
-from fleet_device.drafters.none import NoDrafter
-from fleet_device.errors import SessionRefused
-from fleet_device.offline import OfflinePolicy
-from fleet_device.pacing.contract import STREAMED, Choice, FixedPacing, Pacing
-from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
+from fleet_device.drafters.contract import Drafter, GrammarCodec, known_tokens
+from fleet_device.drafters.without_model import NoDrafter
+from fleet_device.errors import SessionRefused, TextCancelled
+from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
+from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.states import SessionCounters
-from fleet_device.session.text import SessionRequest
+from fleet_device.session.sequence import SessionRequest
+from fleet_device.settings import OfflinePolicy
 from schemas.bounds import MAX_WINDOW, SESSION_BYTES
 from schemas.control import Presence
 from schemas.grammar import Grammar
-from schemas.messages import Close, Closed
+from schemas.messages import Close
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
 
-_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A finished text.
+@dataclass(slots=True, eq=False)
+class Lane:
+    """A place for one running request. Consecutive requests in it reuse keys and values, and what was measured.
 
     Attributes:
-        session: Its id, as in the session log.
-        tokens: The text.
-        reason: How it ended.
-        counters: What the device counted.
-        closed: What the edge counted, if its last word arrived.
-        wall_ms: From Open to the end.
-        first_ms: From Open to the first committed token; None if there was none.
-        resumes: How often the session was opened again.
-        drafts: Drafts sent.
-        edge: Who verified the end of it.
-        round_trips: From sending a draft to its verdict.
-        choice: The plan that was followed at its end, and why.
-        unverified: Tokens at the end of the text that do not follow the target's law: the device has written on without
-            an edge, or an edge behind that.
-        quota_wait_ms: How long it waited because the device had used up a quota at the edge.
+        drafter: The draft model, with a sequence of its own.
+        pacing: How much to draft; None is the agent's own.
+        edge_only: Whether it has no draft model, only edge-only decoding.
     """
 
-    session: bytes
-    tokens: tuple[int, ...]
-    reason: EndReason
-    counters: SessionCounters
-    closed: Closed | None
-    wall_ms: float
-    first_ms: float | None
-    resumes: int
-    drafts: int
-    edge: str | None = None
-    round_trips: RoundTrips = field(default_factory=RoundTrips)
-    choice: Choice | None = None
-    unverified: int = 0
-    quota_wait_ms: float = 0.0
+    drafter: Drafter
+    pacing: Pacing | None
+    inbox: Inbox
+    edge_only: bool = False
+
+
+class Lanes:
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._all = tuple(lanes)
+        self._free = list(lanes)  # the one unused for longest first
+        self._waiting: deque[object] = deque()  # requests that need the draft model, in order
+        self._changed = threading.Condition()
 
     @property
-    def mean_draft(self) -> float | None:
-        """Tokens of a draft, or None if there was none."""
-        return self.counters.drafted / self.drafts if self.drafts else None
+    def waiting(self) -> int:
+        """Number of requests that wait for a lane with the draft model."""
+        return len(self._waiting)
+
+    @contextmanager
+    def take(self, prompt: Sequence[int], *, drafts: bool, cancellation: Cancellation) -> Iterator[Lane]:
+        """Wait for a free lane and take it: the one whose draft model has computed most of the prompt.
+
+        Requests that need the draft model get its lanes in order, before all others; others use an edge-only lane when
+        those of the draft model are busy.
+
+        Raises:
+            TextCancelled: The request was cancelled while it waited.
+        """
+        with cancellation.waking(self._wake):
+            lane = self._wait(prompt, cancellation, drafts=drafts)
+        try:
+            yield lane
+        finally:
+            with self._changed:
+                self._free.append(lane)
+                self._changed.notify_all()
+
+    def _wait(self, prompt: Sequence[int], cancellation: Cancellation, *, drafts: bool) -> Lane:
+        request = object()
+        with self._changed:
+            if drafts:
+                self._waiting.append(request)
+            try:
+                self._changed.wait_for(lambda: self._usable(request, drafts=drafts) or cancellation.requested)
+                usable = self._usable(request, drafts=drafts)
+            finally:
+                if drafts:
+                    self._waiting.remove(request)
+                    self._changed.notify_all()
+            # A cancelled request that finds a lane takes it, and reports its end like any other.
+            if not usable:
+                raise TextCancelled("The request was cancelled while it waited for the draft model.")
+            lane = max(usable, key=lambda lane: (not lane.edge_only, known_tokens(lane.drafter, prompt)))
+            self._free.remove(lane)
+            return lane
+
+    def _usable(self, request: object, *, drafts: bool) -> list[Lane]:
+        reserved = bool(self._waiting) and self._waiting[0] is not request
+        return [lane for lane in self._free if (not drafts if lane.edge_only else not reserved)]
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def repace(self, make: Callable[[], Pacing]) -> None:
+        """Give every lane of the draft model a new pacing of its own; running requests keep theirs."""
+        with self._changed:
+            for lane in self._all:
+                if not lane.edge_only:
+                    lane.pacing = make()
+
+
+class Handles:
+    def __init__(self) -> None:
+        self._owners: dict[int, bytes] = {}
+        self._changing = threading.Lock()
+
+    def claim(self, session: bytes, handle: int) -> bool:
+        """Take a handle for a session, in place of its earlier one; return whether no other session has it."""
+        with self._changing:
+            if self._owners.get(handle, session) != session:
+                return False
+            self._drop(session)
+            self._owners[handle] = session
+            return True
+
+    def release(self, session: bytes) -> None:
+        with self._changing:
+            self._drop(session)
+
+    def _drop(self, session: bytes) -> None:
+        for handle in [handle for handle, owner in self._owners.items() if owner == session]:
+            del self._owners[handle]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -86,18 +147,13 @@ class Agent:
 
     Attributes:
         link: To the broker; `attach` before it is started.
-        fleet: The fleet's name.
-        device: This device's name.
-        drafter: The draft model.
-        pacing: How much to draft.
-        clock: Monotonic seconds.
         inbox: What arrives, and the edges' states.
-        padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
-        window: Most drafts of a text under way at once, whatever an edge grants.
+        padding: Drafts are padded to a multiple of this number of bytes; 0 leaves them unchanged.
+        window: Most drafts of a request in flight, whatever an edge grants.
         beside: Further sequences of the draft model, each with a pacing of its own, for as many more requests at once.
         edge_only: Number of further requests at once, which use edge-only decoding.
         may_stream: Whether requests may use edge-only decoding; otherwise they wait for the draft model.
-        reports: Keeps what is to be told of texts that ended without an edge; without it, some are kept in memory.
+        reports: Keeps the Closes of sessions that ended without an edge; without it, some are kept in memory.
     """
 
     link: Link
@@ -135,7 +191,7 @@ class Agent:
         self._grammars = GrammarCompiler(self._grammar_tokenizer)
 
     def repace(self, make: Callable[[], Pacing]) -> None:
-        """Give the texts that are yet to begin new pacings: what the old ones have learned is forgotten."""
+        """Give future requests new pacings, without what the old ones have learned."""
         self._lanes.repace(make)
 
     def attach(self) -> None:
@@ -151,14 +207,10 @@ class Agent:
 
         The prompt and `max_new_tokens` are taken as they are; stop strings are the caller's.
 
-        Args:
-            request: What to write.
-            context: Receives tokens, and may cancel the request.
-
         Raises:
-            SessionRefused: The edge declined.
+            SessionRefused: The edge refused.
             EdgeUnavailable: No edge answers.
-            SessionFailed: The session could not be brought to its end.
+            SessionFailed: The session failed.
             ProtocolViolation: The edge answered something that no correct edge answers.
             DrafterError: The draft model failed, or the prompt has a token that it does not know.
             TextCancelled: The request was cancelled while it waited for the draft model.
@@ -209,7 +261,7 @@ class Agent:
                     driver.run()
             finally:
                 self._handles.release(asked.session)
-                if (source := drafts.source) is not None and not session.text.unverified:
+                if (source := drafts.source) is not None and not session.sequence.unverified:
                     source.remember(asked.prompt, session.committed)
                 if closing.sent is not None and closing.answer is None:
                     self._keep(closing.sent, granted=session.granted)
@@ -226,14 +278,14 @@ class Agent:
                 edge=session.opened.edge if session.opened else None,
                 round_trips=driver.drafting.pacing.round_trips,
                 choice=pacing.choice(),
-                unverified=session.text.unverified,
+                unverified=session.sequence.unverified,
                 quota_wait_ms=retry.quota_wait_s * 1e3,
             )
             _log_end(generation)
             return generation
 
     def _keep(self, close: Close, *, granted: bool) -> None:
-        """Keep a Close that no edge has confirmed, to be said again."""
+        """Keep a Close that no edge has confirmed, to be sent again."""
         if close.unverified and self.reports is not None:
             self.reports.keep(close)
         elif close.unverified or granted:
@@ -244,7 +296,7 @@ class Agent:
             self.reports.keep(close, under_way=True)
 
     def _forgetting(self, session: bytes, on_void: Callable[[int], None]) -> Callable[[int], None]:
-        """Return what forgets a session's report where nothing unverified is left of the text."""
+        """Return a callback that drops a session's report once nothing unverified is left."""
 
         def void(length: int) -> None:
             if self.reports is not None:
@@ -254,7 +306,7 @@ class Agent:
         return void
 
     def absent_s(self) -> float:
-        """Return for how long there has been no broker, or no edge (seconds); 0 if there is one."""
+        """Return the time without a broker or without an edge (seconds); 0 if there is one."""
         return self._availability.absent_s
 
     def _on_event(self, event: Event) -> None:
@@ -267,7 +319,7 @@ class Agent:
             self.reports.on_event(event)
 
     def check_grammar(self, grammar: Grammar) -> None:
-        """Compile a grammar, so that it is known when a text needs it. Callable on any thread.
+        """Compile a grammar before a request needs it. Callable from any thread.
 
         Raises:
             SessionRefused: It cannot be used.
@@ -279,11 +331,10 @@ class Agent:
             raise SessionRefused(code, str(error)) from None
 
     def close(self) -> None:
-        """End the process that compiles grammars."""
         self._grammars.close()
 
     def _constraint(self, policy: SamplingPolicy) -> DraftConstraint | None:
-        """Return the constraint of a text that has a grammar.
+        """Return the constraint of a request with a grammar.
 
         Raises:
             SessionRefused: The grammar cannot be used; no edge was asked.
@@ -295,13 +346,12 @@ class Agent:
 
     def _grammar_tokenizer(self) -> GrammarTokenizer:
         codec = self.drafter.codec
-        if not isinstance(codec, KnowsTokens):
+        if not isinstance(codec, GrammarCodec):
             raise GrammarUnavailable(f"The draft model {self.drafter.name} does not say what its tokens read.")
         return codec.grammar_tokenizer()
 
 
 def _log_end(generation: Generation) -> None:
-    """Say in the device's own log that a text has ended."""
     counted = generation.counters
     session, reason = generation.session.hex(), generation.reason.value
     _log.info(

@@ -3,8 +3,8 @@
 The edge decides which tokens are possible. An error in the constraint here costs speed and nothing else.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,15 +12,145 @@ from dssd.distribution import Dist, Ids, point_mass
 from fleet_common.grammar.errors import GrammarError
 from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_device.drafters.contract import Drafter, DraftsConstrained
-from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.pacing.contract import Plan
-from fleet_device.pacing.session_pacing import SessionPacing
-from fleet_device.session.in_flight import VerdictEffect
+from fleet_device.drafters.suffix import SuffixDrafter
+from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.text import CommittedTokens, TokenOrigin
+from fleet_device.session.sequence import CommittedTokens, DecidedDraft, TokenOrigin, VerdictEffect
+from schemas import edge_load
 from schemas.bounds import MAX_DRAFT
-from schemas.messages import Draft
+from schemas.messages import Draft, Opened
 from schemas.policy import SamplingPolicy
+
+
+@dataclass(slots=True)
+class SessionPacing:
+    """Pacing of one session: requests a plan before each draft and reports its outcome.
+
+    Attributes:
+        source: Suffix index, if the device uses one.
+        drafts: Number of drafts sent, each counted once.
+        round_trips: Times of answered drafts.
+    """
+
+    session: DeviceSession
+    pacing: Pacing
+    clock: Callable[[], float]
+    source: SuffixDrafter | None = None
+    drafts: int = 0
+    round_trips: RoundTrips = field(default_factory=RoundTrips)
+    _opened: Opened | None = None  # whose load the pacing has
+    _piece_at: float | None = None  # when the last piece of edge-only decoding arrived
+    _repeated: set[int] = field(default_factory=set)  # rounds with suffix drafts
+    _draft_ms: float = 0.0  # the session's count at the beginning of the draft
+
+    def plan(self) -> Plan:
+        opened = self.session.opened
+        assert opened is not None
+        self.begin()
+        if opened is not self._opened:
+            if opened.load is not None:
+                self.pacing.note_load(_load(opened.load))
+            self._opened = opened
+        longest, window, source = opened.max_draft, opened.window, self.source
+        plan = self.pacing.plan(longest=longest, window=window)
+        if source is not None:
+            prospect = source.prospect(self.session.request.policy)
+            if prospect is not None:
+                plan = self.pacing.weigh(plan, prospect, longest=longest, window=window)
+            source.take(repeats=plan.repeats, least=plan.least)
+        return plan
+
+    def goes_on(self, plan: Plan) -> bool:
+        chances = self.session.chances
+        return not plan.may_stop or not chances or self.pacing.goes_on(chances)
+
+    def begin(self) -> None:
+        """Begin a draft; discard the one in progress."""
+        self._draft_ms = self.session.counters.draft_ms
+        if self.source is not None:
+            self.source.caught_up_s()
+
+    def send(self, *, ahead: bool) -> Draft:
+        """Send the draft in progress; with `ahead`, announce another before the verdict, if there is room."""
+        self.drafts += 1
+        draft_s = (self.session.counters.draft_ms - self._draft_ms) / 1e3
+        if self.source is not None:
+            # Reading tokens that the draft model has not drafted does not count as drafting time.
+            draft_s = max(0.0, draft_s - self.source.caught_up_s())
+        draft = self.session.send(more=ahead and self.session.may_draft_ahead, at=self.clock(), draft_s=draft_s)
+        if self.source is not None and self.source.repeats:
+            self._repeated.add(draft.round)
+            self.session.counters.suffix_drafted += len(draft.tokens)
+        return draft
+
+    def learn(self, effects: Iterable[VerdictEffect]) -> None:
+        """Record verdicts, in the order of the drafts; a verdict on an empty draft teaches nothing."""
+        for effect in effects:
+            for verdict in (effect.piece, effect.decided and effect.decided.verdict):
+                if verdict and verdict.load is not None:
+                    self.pacing.note_load(_load(verdict.load))
+            if effect.streamed:
+                self._learn_streamed(effect)
+            if effect.decided is not None and effect.decided.draft.tried is None:
+                self._learn(effect.decided)
+
+    def stream(self, tokens: int) -> Draft:
+        """Request edge-only decoding of a number of tokens; 0 stops it."""
+        if not self.session.streaming:
+            self._piece_at = None
+        return self.session.stream(tokens)
+
+    def _learn_streamed(self, effect: VerdictEffect) -> None:
+        if not effect.tokens:
+            return
+        now, before = self.clock(), self._piece_at
+        # The time of the first piece includes the request; so does the next one after a repeated request.
+        if before is not None:
+            step_s = 0.0 if effect.piece is None else effect.piece.compute_ms / 1e3
+            self.pacing.streamed(len(effect.tokens), now - before, step_s=step_s)
+        self._piece_at = now if self.session.streaming else None
+
+    def _learn(self, decided: DecidedDraft) -> None:
+        sent, verdict = decided.sent, decided.verdict
+        tokens = len(sent.draft.tokens)
+        if verdict.accepted < tokens:
+            self.begin()
+        repeated = sent.draft.round in self._repeated
+        if repeated:
+            self._repeated.discard(sent.draft.round)
+            self.session.counters.suffix_tested += min(tokens, verdict.accepted + 1)
+            self.session.counters.suffix_accepted += verdict.accepted
+        answer_s = self.clock() - sent.at
+        self.round_trips.add(answer_s * 1e3)
+        self.pacing.learn(
+            DraftOutcome(
+                tokens=tokens,
+                ahead=sent.draft.more,
+                accepted=verdict.accepted,
+                token_s=sent.draft_s / tokens if tokens else 0.0,
+                answer_s=answer_s,
+                compute_s=verdict.compute_ms / 1e3,
+                opening=sent.first,
+                chances=tuple(proposal.chance for proposal in sent.proposals),
+                queue_s=verdict.queue_ms / 1e3,
+                chained=verdict.chained or 0,
+                repeats=repeated and self.source is not None and self.source.model is not None,
+            )
+        )
+
+
+def _load(reported: edge_load.EdgeLoad) -> ReportedLoad:
+    times = (reported.writing_ms, reported.step_ms, reported.text_ms, reported.token_ms)
+    writing_s, step_s, text_s, token_s = (None if each is None else each / 1e3 for each in times)
+    return ReportedLoad(
+        texts=reported.texts,
+        writing_s=writing_s,
+        step_s=step_s,
+        text_s=text_s,
+        token_s=token_s,
+        acceptance=reported.acceptance,
+        free=reported.free,
+    )
 
 
 @dataclass(slots=True)

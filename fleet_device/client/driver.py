@@ -13,21 +13,21 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet_device.client.drafting import Drafting
-from fleet_device.client.inbox import (
+from fleet_device.client.messaging import (
     ConnectionChanged,
     EdgeStateChanged,
     Event,
     Inbox,
+    Outbound,
     ReceivedVerdict,
     Undelivered,
 )
-from fleet_device.client.outbound import Outbound
-from fleet_device.client.request import RequestContext
 from fleet_device.client.retry import RetryState
 from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.requests.generate import RequestContext
 from fleet_device.session.machine import DeviceSession
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionState
-from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.bounds import MAX_CODE, MAX_SENTENCE
 from schemas.control import Presence
 from schemas.errors import FleetError
@@ -38,11 +38,11 @@ from schemas.topics import Topic
 
 _log = logging.getLogger(__name__)
 
-_KEPT_EVERY: Final = 64  # tokens without an edge, between two reports of what is written so far
+_KEPT_EVERY: Final = 64  # tokens without an edge, between two reports of the unfinished session
 
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
-_UNFINISHED: Final = {"code": "process-ended", "sentence": "The device's program ended while the text was written."}
+_UNFINISHED: Final = {"code": "process-ended", "sentence": "The device's program ended during the generation."}
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ class SessionDriver:
             if effect.tokens:
                 self.first_at = self.first_at or self.retry.clock()
                 tokens = self.drafting.drafts.committed(effect, begin=begin)
-                if session.text.unverified:  # what follows unverified tokens does not follow the target distribution
+                if session.sequence.unverified:  # those behind unverified tokens count as such
                     tokens = replace(tokens, origins=(TokenOrigin.UNVERIFIED,) * len(tokens))
                 if self.context.on_tokens(tokens):
                     session.cancel(EndReason.STOP)
@@ -302,7 +302,7 @@ class SessionDriver:
                 f"{self.retry.local_cause} The drafter {drafter.name!r} cannot go on alone: it has no "
                 "model; set drafter = 'llama.cpp', or offline = 'wait'."
             )
-        if session.ended is None and session.text.unverified % _KEPT_EVERY == 1:
+        if session.ended is None and session.sequence.unverified % _KEPT_EVERY == 1:
             self.on_local(self.closing.unfinished())
         self.first_at = self.first_at or self.retry.clock()
         self.retry.note_progress()
@@ -367,7 +367,7 @@ class Closing:
 
     def begin(self, *, within_s: float) -> None:
         """Close the session, and wait for the confirmation at most `within_s`."""
-        if self.session.text.unverified and self.session.opened is None:
+        if self.session.sequence.unverified and self.session.opened is None:
             self.sent, self.done = self._close_to_any(), True  # the agent keeps it until an edge is online
             self._until = self.clock()
             return
@@ -384,7 +384,7 @@ class Closing:
         self.failure = error
         self.session.cancel(EndReason.CANCELLED if isinstance(error, KeyboardInterrupt) else EndReason.FAILED)
         refused = isinstance(error, SessionRefused)
-        if self.session.granted or self.session.text.unverified or (self.session.asked and not refused):
+        if self.session.granted or self.session.sequence.unverified or (self.session.asked and not refused):
             self.send()  # also if no edge has answered: one may yet take the Open that was sent
 
     def send(self, *, to_any: bool = False) -> None:

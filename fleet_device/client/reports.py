@@ -1,11 +1,12 @@
-"""Reports of unverified texts: kept on disk until an edge confirms that the session log holds them.
+"""Closes that no edge has confirmed yet: sent again until one has recorded the end of the session.
 
-What a device has written without an edge, no edge knows of. Its Close is kept in an SQLite file, which survives the end
-of the process, and is said when an edge is there, one after the other; the edge confirms each once it cannot be lost
-any more. An edge takes a session's report as often as it comes, and the log holds it once.
+An edge confirms a Close once its session log cannot lose it. If it dies before that, the session stays open in the log,
+and only the device can report its end, to any edge that is online. Those few are kept in memory.
 
-A text under way is kept too, as one that failed, until its own end takes that place: so one whose process is killed is
-reported. No text is kept, nor anything of a prompt: only counts, times and how it ended.
+No edge knows what was generated without one. Such Closes are kept in an SQLite file, which survives the end of the
+process, and sent one after the other; the log holds each session once, however often it is reported. A generation that
+still runs is kept too, as failed, until its own end replaces that: so it is reported if the process is killed. The file
+has neither tokens nor prompts, only counts, times and how a session ended.
 """
 
 import logging
@@ -19,11 +20,68 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
-from fleet_device.client.inbox import EdgeStateChanged, Event
+from fleet_device.client.messaging import EdgeStateChanged, Event
 from schemas.codec import decode_close, encode_close
 from schemas.control import Presence
 from schemas.errors import CodecError
 from schemas.messages import Close, Closed
+
+_MOST_CLOSES: Final = 8
+_REPEATS: Final = 20
+"""Number of repetitions of a Close: some edges never confirm."""
+
+
+@dataclass(slots=True)
+class UnconfirmedCloses:
+    """Closes of one device that no edge has confirmed; of too many, the oldest are dropped.
+
+    Attributes:
+        send: Sends a Close to all edges; never blocks.
+    """
+
+    send: Callable[[Close], None]
+    _closes: dict[bytes, Close] = field(default_factory=dict)
+    _repeats: dict[bytes, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __len__(self) -> int:
+        return len(self._closes)
+
+    def keep(self, close: Close) -> None:
+        """Keep a Close that was sent, and not confirmed in time."""
+        with self._lock:
+            # To any edge: the one that it was meant for may never be back.
+            self._closes[close.session] = close.model_copy(update={"edge": None, "handle": None})
+            self._repeats[close.session] = 0
+            while len(self._closes) > _MOST_CLOSES:
+                self._forget(next(iter(self._closes)))
+
+    def on_event(self, event: Event) -> None:
+        """Drop what an edge confirms; send all again when an edge is online. Callable from any thread.
+
+        Each edge's state also arrives once after every reconnect.
+        """
+        match event:
+            case Closed(session=session):
+                with self._lock:
+                    self._forget(session)
+            case EdgeStateChanged(presence=Presence.ONLINE):
+                self.repeat()
+
+    def repeat(self) -> None:
+        with self._lock:
+            closes = list(self._closes.values())
+            for close in closes:
+                self._repeats[close.session] += 1
+                if self._repeats[close.session] >= _REPEATS:
+                    self._forget(close.session)
+        for close in closes:
+            self.send(close)
+
+    def _forget(self, session: bytes) -> None:
+        self._closes.pop(session, None)
+        self._repeats.pop(session, None)
+
 
 _log = logging.getLogger(__name__)
 
@@ -35,18 +93,18 @@ CREATE TABLE IF NOT EXISTS reports (
     close BLOB NOT NULL
 )
 """
-_MOST: Final = 1000
-"""Reports that are kept; of more, the oldest are forgotten."""
+_MOST_REPORTS: Final = 1000
+"""Reports that are kept; of more, the oldest are dropped."""
 
 _CONFIRM_S: Final = 10.0
-"""Longest wait for an edge to confirm one, before it is said again, first for so long and then for longer."""
+"""Longest wait for a confirmation before a report is sent again, at first; each repetition doubles it."""
 
 _SLOWEST_S: Final = 300.0
 
 
 class _News(Enum):
     KEPT = auto()  # a report was kept
-    EDGE = auto()  # an edge says that it is there
+    EDGE = auto()  # an edge is online
     STOP = auto()
 
 
@@ -57,26 +115,25 @@ class UnverifiedReports:
     Attributes:
         path: The file; it is made when there is something to keep.
         send: Sends a Close to all edges; never blocks.
-        ready: Whether the broker answers, and an edge is there.
-        wall_clock: Unix seconds: how long ago a text ended is told, not when.
-        most: Reports that are kept.
-        forgotten: Reports that were not kept, because there were too many or the file could not be written.
+        ready: Whether the broker answers, and an edge is online.
+        wall_clock: Unix seconds; reports have the age of a session, not its time.
+        forgotten: Number of reports that were not kept, because there were too many or the file could not be written.
     """
 
     path: Path
     send: Callable[[Close], None] = lambda _close: None
     ready: Callable[[], bool] = lambda: True
     wall_clock: Callable[[], float] = time.time
-    most: int = _MOST
+    most: int = _MOST_REPORTS
     forgotten: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _database: sqlite3.Connection | None = None
     _news: "queue.SimpleQueue[bytes | _News]" = field(default_factory=queue.SimpleQueue)
     _thread: threading.Thread | None = None
-    _in_vain: int = 0
+    _unconfirmed: int = 0
 
     def start(self) -> None:
-        """Begin to say what an earlier process has left, as soon as an edge is there."""
+        """Send what an earlier process has left, as soon as an edge is online."""
         with self._lock:
             if self.path.exists() and (database := self._open()) is not None:
                 database.execute("UPDATE reports SET under_way = 0")  # of a process that has ended
@@ -84,7 +141,7 @@ class UnverifiedReports:
                 self._begin()
 
     def stop(self) -> None:
-        """End the thread and close the file; what waits stays in it. Idempotent."""
+        """End the thread and close the file, which keeps what waits. Idempotent."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._news.put(_News.STOP)
@@ -105,7 +162,7 @@ class UnverifiedReports:
 
         Args:
             close: How the session ended.
-            under_way: Whether the text is still being written, so that this is only what to say if it is never ended.
+            under_way: Whether the session still runs, so that this is only reported if it never ends.
         """
         whole = close.model_copy(update={"edge": None, "handle": None})
         with self._lock:
@@ -120,14 +177,14 @@ class UnverifiedReports:
                     self._bound(database)
             except sqlite3.Error as error:
                 self.forgotten += 1
-                _log.warning("What %s keeps of an unverified text is lost: %s.", self.path, error)
+                _log.warning("A report of an unverified session is lost, %s cannot be written: %s.", self.path, error)
                 return
             self._begin()
         if not under_way:
             self._news.put(_News.KEPT)
 
     def forget(self, session: bytes) -> None:
-        """Forget a session's report: it is confirmed, or nothing unverified is left of it."""
+        """Delete a session's report: it is confirmed, or nothing unverified is left."""
         with self._lock:
             if self._database is None:
                 return
@@ -138,7 +195,7 @@ class UnverifiedReports:
                 _log.warning("The file %s cannot be written, so its reports will come again: %s.", self.path, error)
 
     def on_event(self, event: Event) -> None:
-        """Take what an edge says; never blocks."""
+        """Handle an event; never blocks."""
         if self._thread is None:
             return
         match event:
@@ -147,7 +204,7 @@ class UnverifiedReports:
             case EdgeStateChanged(presence=Presence.ONLINE):
                 self._news.put(_News.EDGE)
 
-    # Within
+    # Private
 
     def _open(self) -> sqlite3.Connection | None:
         if self._database is None:
@@ -158,7 +215,7 @@ class UnverifiedReports:
                 database.execute(_CREATE)
                 database.commit()
             except sqlite3.Error as error:
-                _log.warning("The file %s for reports of unverified texts cannot be used: %s.", self.path, error)
+                _log.warning("The file %s for reports of unverified sessions cannot be used: %s.", self.path, error)
                 return None
             self._database = database
         return self._database
@@ -167,7 +224,7 @@ class UnverifiedReports:
         oldest = "DELETE FROM reports WHERE session NOT IN (SELECT session FROM reports ORDER BY ended DESC LIMIT ?)"
         if (gone := database.execute(oldest, (self.most,)).rowcount) > 0:
             self.forgotten += gone
-            _log.warning("More than %d unverified texts wait to be reported; %d are forgotten.", self.most, gone)
+            _log.warning("More than %d unverified sessions wait to be reported; %d are dropped.", self.most, gone)
 
     def _begin(self) -> None:
         if self._thread is None:
@@ -175,12 +232,12 @@ class UnverifiedReports:
             self._thread.start()
 
     def _work(self) -> None:
-        """Say a report, and the next when it is confirmed."""
+        """Send a report, and the next when it is confirmed."""
         said = None
         while self._wait(said):
-            said = self._say() if self.ready() else None
+            said = self._send_oldest() if self.ready() else None
 
-    def _say(self) -> bytes | None:
+    def _send_oldest(self) -> bytes | None:
         oldest = "SELECT session, ended, close FROM reports WHERE NOT under_way ORDER BY ended LIMIT 1"
         with self._lock:
             row = None if self._database is None else self._database.execute(oldest).fetchone()
@@ -198,28 +255,24 @@ class UnverifiedReports:
         return close.session
 
     def _wait(self, said: bytes | None) -> bool:
-        """Wait until there is something to say; return False at the end.
-
-        Args:
-            said: The session whose report was said last and is to be confirmed.
-        """
-        until = time.monotonic() + min(_SLOWEST_S, _CONFIRM_S * 2.0 ** min(self._in_vain, 16))
+        """Wait until there is something to send; return False at the end. `said` is the session reported last."""
+        until = time.monotonic() + min(_SLOWEST_S, _CONFIRM_S * 2.0 ** min(self._unconfirmed, 16))
         while True:
             try:
                 news = self._news.get(timeout=None if said is None else max(0.0, until - time.monotonic()))
             except queue.Empty:
-                self._in_vain += 1
+                self._unconfirmed += 1
                 return True
             match news:
                 case _News.STOP:
                     return False
                 case _News.EDGE:
-                    self._in_vain = 0
+                    self._unconfirmed = 0
                     return True
                 case _News.KEPT if said is None:
                     return True
                 case bytes():
                     self.forget(news)
                     if news == said:
-                        self._in_vain = 0
+                        self._unconfirmed = 0
                         return True

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_device.client.inbox import EdgePresences
-from fleet_device.client.outbound import Outbound
+from fleet_device.client.messaging import EdgePresences, Outbound
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
-from fleet_device.offline import INTERRUPTION_S, OfflinePolicy, Outages
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionState
+from fleet_device.settings import INTERRUPTION_S, OfflinePolicy, Outages
 from schemas.messages import Fault, Refused
 from schemas.reasons import FaultCode, RefusalCode
 

@@ -1,11 +1,11 @@
 """llama.cpp drafter, on llama.cpp's low-level interface.
 
-The sequence has tokens it *knows* and tokens it has *computed* (their keys and values are stored); `next`
-computes the difference. Logits are read where llama.cpp left them and shaped at once: the next decode
-overwrites them. What is computed of earlier texts is kept beside it (see `kept_sequences`).
+The sequence has tokens that it *knows* and tokens that it has *computed* (their keys and values are stored); `next`
+computes the difference. Logits are read where llama.cpp left them and shaped at once: the next decode overwrites them.
+What is computed of earlier sequences is kept (see `KeptSequences`).
 
-Several texts at once have a sequence each in one context, and take turns: a turn is a token, or a chunk of a prompt.
-(Computed together they would not be faster: a small model on a processor is bound by arithmetic from two tokens on.)
+Concurrent requests have a sequence each in one context and take turns, of a token or a chunk of a prompt. (Computed
+together they would not be faster: a small model on a CPU is bound by arithmetic from two tokens on.)
 """
 
 import ctypes
@@ -25,18 +25,17 @@ from fleet_common.llama.library import library, native_reason
 from fleet_common.llama.mapping import give_back_mapped
 from fleet_common.turns import Turns
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
-from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.memory_plan import (
+from fleet_device.drafters.model_file import (
+    GgufModel,
     automatic_budget,
+    locate_model,
     plan_memory,
     require_memory,
     require_truncatable,
     sizes_of,
 )
-from fleet_device.drafters.model_source import locate_model
 from fleet_device.settings import AUTO, DeviceSettings
 from schemas.policy import SamplingPolicy
-from schemas.vocabulary import Vocabulary
 
 
 def open_context(
@@ -56,12 +55,12 @@ def open_context(
         model: The draft model.
         name: Its name, for errors.
         cells: Tokens that the memory holds of each sequence.
-        sequences: How many there are, each with cells of its own: in common cells, each would be slowed down by all.
+        sequences: Number of sequences, each with cells of its own: common cells would slow down each by all.
         batch: Most tokens computed at once.
         threads: For drafting and prefill.
-        flash_attention: Whether to use it. On a processor it looks at one key at a time for each query and head, unless
-            64 tokens are computed at once: behind 1,000 tokens the next one then takes twice as long as without it,
-            and 24 take seven times as long.
+        flash_attention: Whether to use it. On a CPU it looks at one key at a time for each query and head, unless 64
+            tokens are computed at once: behind 1,000 tokens the next one then takes twice as long as without it, and 24
+            take seven times as long.
         small_keys: Whether keys are kept in q8_0, in about half of float16's memory.
 
     Raises:
@@ -86,51 +85,35 @@ def open_context(
     if not context:
         raise DrafterError(
             f"llama.cpp cannot make a context of {cells * sequences} tokens for {name} ({native_reason()}); set a "
-            "smaller one, or fewer texts at once."
+            "smaller one, or fewer requests at once."
         )
     return context
 
 
 MOST_KEPT: Final = 8
-"""Sequences beside the present one; a device remembers the tokens of as many conversations."""
+"""Sequences in addition to the present one; a device remembers the tokens of as many conversations."""
 
 LEAST_KEPT: Final = 16
-"""Tokens. To compute fewer costs hardly more than the book-keeping."""
+"""Tokens; to compute fewer costs hardly more than the book-keeping."""
 
 _TAIL: Final = 64
-"""Tokens that a sequence may have behind a text that goes on: what was drafted and rejected."""
+"""Drafted and rejected tokens that a sequence may have when a conversation goes on."""
 
 
-def is_other_text(computed: int, common: int) -> bool:
-    """Whether a sequence is another text than one that begins with its first tokens, rather than that with a tail.
-
-    Args:
-        computed: Tokens of the sequence.
-        common: Of these, how many both begin with.
-    """
+def is_worth_keeping(computed: int, common: int) -> bool:
+    """Whether a sequence of `computed` tokens, `common` of them in common with a new one, is worth keeping."""
     behind = computed - common
     return behind > _TAIL or (behind >= LEAST_KEPT and behind > common)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptSequence:
-    """A sequence, and the copy of what is computed of it.
-
-    Attributes:
-        tokens: Computed.
-        state: Their keys and values, as the model's library gives and takes them.
-    """
-
     tokens: tuple[int, ...]
     state: Any
 
 
 class KeptSequences:
-    """Sequences beside the present one.
-
-    Args:
-        most_tokens: Of all of them together.
-    """
+    """Copies of what is computed of earlier sequences, of at most `most_tokens` together."""
 
     def __init__(self, most_tokens: int) -> None:
         self._most_tokens = most_tokens
@@ -144,7 +127,7 @@ class KeptSequences:
         return sum(len(kept.tokens) for kept in self._kept)
 
     def longest(self, tokens: Sequence[int]) -> tuple[KeptSequence | None, int]:
-        """Return the sequence that begins as `tokens` do for longest, and with how many of them."""
+        """Return the sequence with the longest common prefix, and its length."""
         best, found = 0, None
         for kept in self._kept:
             common = common_prefix(kept.tokens, tokens)
@@ -153,12 +136,7 @@ class KeptSequences:
         return found, best
 
     def keep(self, tokens: Sequence[int], copy: Callable[[], Any]) -> None:
-        """Take a sequence, if there is something in it that none has; those unused for longest make room.
-
-        Args:
-            tokens: Computed.
-            copy: Returns its state, or None if there is no memory for it.
-        """
+        """Add a sequence unless another one contains it; the least recently used make room. `copy` may return None."""
         kept = tuple(tokens)
         if not LEAST_KEPT <= len(kept) <= self._most_tokens:
             return
@@ -172,12 +150,7 @@ class KeptSequences:
             self._kept.append(KeptSequence(kept, state))
 
     def used(self, kept: KeptSequence, *, whole: bool) -> None:
-        """Note that a sequence was gone on from.
-
-        Args:
-            kept: One of them.
-            whole: Whether what goes on has all of it, so that it need not be kept.
-        """
+        """Record that a sequence was continued; if all of it was, it need not be kept."""
         self._kept.remove(kept)
         if not whole:
             self._kept.append(kept)
@@ -201,14 +174,13 @@ class LlamaCppSettings:
     """How to run the draft model.
 
     Attributes:
-        path: The GGUF.
         name: For the log; empty for the file's name.
         threads: For drafting and prefill; 0 chooses.
         context: Most tokens in a sequence; the model's own limit bounds it.
         batch: Most tokens computed at once, in prefill.
-        gpu_layers: How many layers to put on a GPU; -1 for all.
-        sequences: How many texts can be written at once.
-        memory_bytes: Most that keys, values and buffers take: context and batch become smaller to fit. None for no
+        gpu_layers: Number of layers on a GPU; -1 for all.
+        sequences: Number of concurrent requests.
+        memory_bytes: Most memory for keys, values and buffers: context and batch become smaller to fit. None for no
             bound but what is free: a context that does not fit is refused.
     """
 
@@ -229,20 +201,13 @@ class LlamaCppSettings:
 
 
 class _Native:
-    """llama.cpp's model and context, which all sequences have in common, and the one batch that is computed at a time.
+    """llama.cpp's model and context, shared by all sequences, and the batch that is computed at a time.
 
     Attributes:
-        name: The model's.
-        model: Its file.
-        library: llama.cpp.
-        context: Most tokens in a sequence.
-        handle: Of llama.cpp's context; None once it is closed.
-        memory: Its keys and values.
-        turns: Held by whoever calls llama.cpp with the context.
-        kept: What is computed of earlier texts.
-        row_of: The sequence whose last row of logits stands in llama.cpp's buffer, and its length then.
-        left: The next sequence that no drafter has yet.
-        sequences: How many there are.
+        turns: Held while llama.cpp is called with the context.
+        kept: What is computed of earlier sequences.
+        row_of: The sequence whose last row of logits is in llama.cpp's buffer, and its length then.
+        left: The next sequence without a drafter.
 
     Raises:
         DrafterError: The file cannot be used, or its context does not fit into memory.
@@ -294,7 +259,7 @@ class _Native:
             raise
         self.memory = self.library.llama_get_memory(self.handle)
         self.kept = KeptSequences(plan.kept)
-        # Weights that llama.cpp has laid out anew for this processor are not looked at in the file again.
+        # Weights that llama.cpp has repacked for this CPU are not read from the file again.
         give_back_mapped(settings.path)
         self._batch = self.library.llama_batch_init(self.batch_size, 0, 1)
         view = np.ctypeslib.as_array
@@ -305,14 +270,7 @@ class _Native:
             self._batch.n_seq_id[index] = 1
 
     def compute(self, sequence: int, tokens: Sequence[int], *, position: int, row: bool) -> int:
-        """Store keys and values; return llama.cpp's status.
-
-        Args:
-            sequence: Whose tokens.
-            tokens: At most a batch.
-            position: Of the first of them.
-            row: Whether the logits behind the last are wanted.
-        """
+        """Store keys and values of at most a batch of tokens, with `row` also the last logits; return the status."""
         count = len(tokens)
         self.row_of = None
         self._batch.n_tokens = count
@@ -325,7 +283,7 @@ class _Native:
         return int(self.model.thread.call(self.library.llama_decode, self.handle, self._batch))
 
     def clear(self, sequence: int) -> None:
-        """Forget all of a sequence, where its memory cannot be cut."""
+        """Forget a whole sequence, where its memory cannot be cut."""
         if self.sequences == 1 or not self.library.llama_memory_seq_rm(self.memory, sequence, -1, -1):
             self.library.llama_memory_clear(self.memory, True)  # noqa: FBT003
 
@@ -333,7 +291,7 @@ class _Native:
         with self.turns:
             if self.handle is None:
                 return
-            # The views end before what they look at.
+            # The views must end before their memory.
             del self._tokens, self._positions, self._outputs
             self.library.llama_batch_free(self._batch)
             self.library.llama_free(self.handle)
@@ -342,11 +300,7 @@ class _Native:
 
 
 class LlamaCppDrafter:
-    """A `Drafter` over a GGUF. One sequence is not for use from several threads at once, different ones are.
-
-    Args:
-        settings: How to run the draft model.
-        beside: Another sequence of the same model, loaded already.
+    """A `Drafter` over a GGUF. A sequence must not be used by several threads at once; different ones may.
 
     Attributes:
         tokens_computed: Of this sequence since it was made.
@@ -355,17 +309,20 @@ class LlamaCppDrafter:
         DrafterError: The file cannot be used, or its context does not fit into memory.
     """
 
-    def __init__(self, settings: LlamaCppSettings, *, beside: "LlamaCppDrafter | None" = None) -> None:
+    def __init__(self, settings: LlamaCppSettings, *, first: "LlamaCppDrafter | None" = None) -> None:
         self._settings = settings
         self._tokens: list[int] = []
         self._computed = 0
         self.tokens_computed = 0
-        self._sequence, self._owns = 0, beside is None
-        self._native: _Native = beside._native if beside is not None else _Native(settings)  # noqa: SLF001 - its kind
-        if beside is not None:
+        self._sequence, self._owns = 0, first is None
+        self._native: _Native = first._native if first is not None else _Native(settings)  # noqa: SLF001 - its kind
+        if first is not None:
             self._sequence = self._native.left
             self._native.left += 1
         self._library, self._model = self._native.library, self._native.model
+        self.name, self.context = self._native.name, self._native.context
+        self.codec, self.vocabulary = self._model, self._model.vocabulary
+        self.quantization = self._model.quantization
         self._kept = self._native.kept
         self._window = self._model.window
 
@@ -373,35 +330,14 @@ class LlamaCppDrafter:
         """Return a further sequence; None once there are as many as the settings say."""
         if self._native.left >= self._native.sequences:
             return None
-        return LlamaCppDrafter(self._settings, beside=self)
+        return LlamaCppDrafter(self._settings, first=self)
 
     def known(self, tokens: Sequence[int]) -> int:
-        """Return with how many of these tokens what is computed begins."""
+        """Return how many of these tokens are computed already."""
         return common_prefix(self._tokens[: self._computed], tokens)
 
-    @property
-    def name(self) -> str:
-        return self._native.name
-
-    @property
-    def quantization(self) -> str:
-        return self._model.quantization
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Of the file, padding rows left out."""
-        return self._model.vocabulary
-
-    @property
-    def context(self) -> int:
-        return self._native.context
-
-    @property
-    def codec(self) -> GgufModel:
-        return self._model
-
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence; what is computed of a prefix of it is taken over, also from an earlier one."""
+        """Begin a new sequence; a computed prefix of it is reused, also that of an earlier sequence."""
         require_tokens(tokens, self.vocabulary)
         with self._native.turns:
             own = self.known(tokens)
@@ -409,22 +345,19 @@ class LlamaCppDrafter:
             if kept is not None and common >= own + LEAST_KEPT:
                 self._go_back_to(kept, common)
             else:
-                if is_other_text(self._computed, own):
-                    self._put_aside()
+                if is_worth_keeping(self._computed, own):
+                    self._keep_copy()
                 self._cut(common_prefix(self._tokens, tokens))
             self._tokens[:] = tokens
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens, to be computed by `next`."""
         require_tokens(tokens, self.vocabulary)
         self._tokens.extend(tokens)
 
     def next(self, policy: SamplingPolicy) -> Dist:
-        """Compute what is pending and shape the last row."""
         return self._next(policy)
 
     def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist:
-        """Likewise, of the tokens that are allowed."""
         return self._next(policy, allowed)
 
     def _next(self, policy: SamplingPolicy, allowed: Ids | None = None) -> Dist:
@@ -457,13 +390,12 @@ class LlamaCppDrafter:
                 raise DrafterError(f"The draft model {native.name} computes nonsense: {error}") from error
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from `length` on."""
         if length < len(self._tokens):
             with self._native.turns:
                 self._cut(length)
 
     def close(self) -> None:
-        """Free the native memory, of all sequences; one of `another` goes with the drafter that it is of."""
+        """Free the native memory of all sequences; a sequence of `another` is freed with the first."""
         if self._owns:
             self._native.close()
 
@@ -471,7 +403,7 @@ class LlamaCppDrafter:
         if self._native.handle is None:
             raise DrafterError("The draft model is closed.")
 
-    # While it is this sequence's turn
+    # The methods below are called while it is this sequence's turn.
 
     def _cut(self, length: int) -> None:
         if length >= len(self._tokens):
@@ -482,10 +414,10 @@ class LlamaCppDrafter:
         self._forget(len(self._tokens))
 
     def _go_back_to(self, kept: KeptSequence, length: int) -> None:
-        """Go on from an earlier sequence, of which the first `length` tokens are wanted."""
+        """Continue an earlier sequence, of which the first `length` tokens are wanted."""
         native = self._native
-        self._kept.used(kept, whole=not is_other_text(len(kept.tokens), length))
-        self._put_aside()
+        self._kept.used(kept, whole=not is_worth_keeping(len(kept.tokens), length))
+        self._keep_copy()
         self._forget(0)
         native.row_of = None
         size = len(kept.state)
@@ -493,16 +425,16 @@ class LlamaCppDrafter:
             self._computed = len(kept.tokens)
             self._forget(length)
         else:
-            native.clear(self._sequence)  # computed anew
+            native.clear(self._sequence)  # computed again
 
-    def _put_aside(self) -> None:
+    def _keep_copy(self) -> None:
         """Keep a copy of what is computed of the present sequence."""
         # Behind a sliding window a copy lacks what a rollback needs.
         if not self._window or self._computed <= self._window:
             self._kept.keep(self._tokens[: self._computed], self._copy)
 
     def _copy(self) -> Any:  # noqa: ANN401 - an array of bytes
-        """Return the keys and values of the present sequence; None where there is no memory for them."""
+        """Return the keys and values of the present sequence; None where memory is short."""
         handle, sequence = self._native.handle, self._sequence
         size = self._library.llama_state_seq_get_size(handle, sequence)
         free = available_memory()
@@ -512,7 +444,6 @@ class LlamaCppDrafter:
         return state if self._library.llama_state_seq_get_data(handle, state, size, sequence) == size else None
 
     def _forget(self, length: int) -> None:
-        """Drop the keys and values from `length` on."""
         if self._computed <= length:
             return
         self._require_open()
@@ -524,7 +455,7 @@ class LlamaCppDrafter:
             self._computed = 0
 
     def _compute(self, most: int) -> None:
-        """Store keys and values of the next known tokens, at most so many, and logits for the last of all."""
+        """Store keys and values of at most `most` known tokens, and logits for the last of all."""
         self._require_open()
         length, size = len(self._tokens), min(most, self._native.batch_size)
         end = min(length, self._computed + most)

@@ -1,13 +1,13 @@
 """Drafter for a target with another vocabulary: drafts only tokens that both have, under the target's ids.
 
-It wraps a drafter. What it shows is the target's vocabulary and text side, so that session and wire need to know of
-nothing: q is restricted to the common tokens, renormalised and mapped before a token is drawn from it, and the law
-holds for any q that is reported as it was drawn from.
+It wraps a drafter and has the target's vocabulary and text side, so that session and wire need no change: q is
+restricted to the common tokens, renormalised and mapped before a token is drawn from it. The output is exact for any q
+that is reported as it was drawn from.
 
-The draft model reads the text so far in its own tokens. A token that both have is read as itself. Neighbours that only
-the target has are read together, as the draft model's longest tokens that make up the same bytes. So what it reads
-follows from the tokens alone, and a rollback undoes it exactly. Control tokens are read by their role: what begins a
-text, begins a turn, ends a turn, ends a text. Others are not read.
+The draft model reads the sequence in its own tokens. A common token is read as itself. Neighbouring tokens that only
+the target has are read together, as the draft model's longest tokens with the same bytes. So what it reads depends on
+the tokens alone, and a rollback undoes it exactly. Control tokens are read by their role: beginning of text, beginning
+and end of a turn, end of text. Others are not read.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from dssd.distribution import Dist, Ids
+from dssd.distribution import Dist
 from fleet_device.drafters.contract import (
     Drafter,
     DrafterError,
@@ -26,13 +26,13 @@ from fleet_device.drafters.contract import (
     common_prefix,
     require_tokens,
 )
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
 NONE: Final = -1
-"""In place of an id where a token has no counterpart."""
+"""Instead of an id where a token has no counterpart."""
 
 _TURN_ENDS: Final = frozenset({"<|im_end|>", "<end_of_turn>", "<turn|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>"})
 
@@ -42,8 +42,7 @@ class _Tokens:
     """A vocabulary by the bytes of its tokens.
 
     Attributes:
-        size: Number of tokens.
-        ids: By their bytes, the tokens that a tokenizer writes; control tokens, unused ones and ends left out.
+        ids: Tokens that a tokenizer writes, by their bytes; without control tokens, unused ones and ends.
         turn_end: The id that ends a turn of a chat, or the text where there are no chats; NONE if nothing does.
         text_end: The id that ends a text, if that is another; else NONE.
     """
@@ -55,7 +54,6 @@ class _Tokens:
 
     @classmethod
     def of(cls, codec: TextCodec, size: int) -> "_Tokens":
-        """Read a vocabulary of `size` tokens; takes a few microseconds a token."""
         ends = set(codec.end_tokens)
         same: dict[bytes, list[int]] = {}
         for token in range(size):
@@ -68,66 +66,40 @@ class _Tokens:
 
 
 class CommonTokens:
-    """The tokens that a draft model's vocabulary and a target's have in common.
-
-    Args:
-        draft: The draft model's text side.
-        draft_size: Tokens of its vocabulary.
-        target: The target's text side.
-        target_size: Tokens of its vocabulary.
-    """
+    """The tokens that a draft model's vocabulary and a target's have in common."""
 
     def __init__(self, draft: TextCodec, draft_size: int, target: TextCodec, target_size: int) -> None:
         self._draft = _Tokens.of(draft, draft_size)
+        self.draft_ids = self._draft.ids
         others = _Tokens.of(target, target_size)  # not kept: it may take some ten megabytes
-        self._to_target = np.full(draft_size, NONE, dtype=np.int64)
+        self.to_target = np.full(draft_size, NONE, dtype=np.int64)
         for piece, token in self._draft.ids.items():
-            self._to_target[token] = others.ids.get(piece, NONE)
-        self._count = int((self._to_target != NONE).sum())
+            self.to_target[token] = others.ids.get(piece, NONE)
+        self.count = int((self.to_target != NONE).sum())
         self._target_count = len(others.ids)
-        self._longest = max(map(len, self._draft.ids), default=0)
+        self.longest = max(map(len, self._draft.ids), default=0)
         for own, other in ((self._draft.turn_end, others.turn_end), (self._draft.text_end, others.text_end)):
             if own != NONE:
-                self._to_target[own] = other
-
-    @property
-    def draft_ids(self) -> Mapping[bytes, int]:
-        """The draft model's tokens by their bytes."""
-        return self._draft.ids
-
-    @property
-    def to_target(self) -> Ids:
-        """int64 `[draft tokens]`: the target's id of each of the draft model's tokens, or NONE; no id occurs twice."""
-        return self._to_target
-
-    @property
-    def count(self) -> int:
-        """Number of common tokens, ends left out."""
-        return self._count
-
-    @property
-    def longest(self) -> int:
-        """Bytes of the draft model's longest token."""
-        return self._longest
+                self.to_target[own] = other
 
     @property
     def overlap(self) -> float:
-        """Share of the smaller vocabulary's tokens that are common, ends and control tokens left out."""
-        return self._count / max(1, min(len(self._draft.ids), self._target_count))
+        """Common share of the smaller vocabulary, without ends and control tokens."""
+        return self.count / max(1, min(len(self._draft.ids), self._target_count))
 
     def ends(self) -> Iterable[tuple[int, int]]:
         """Yield the target's end tokens that have a counterpart, each with the draft model's."""
         for own in (self._draft.turn_end, self._draft.text_end):
-            if own != NONE and self._to_target[own] != NONE:
-                yield int(self._to_target[own]), own
+            if own != NONE and self.to_target[own] != NONE:
+                yield int(self.to_target[own]), own
 
     def restrict(self, dist: Dist) -> Dist | None:
         """Restrict a draft model's distribution to common tokens, and renormalise it; None if nothing is left.
 
         Returns:
-            The distribution over the target's ids. It is the one to draw from and to report; the law asks no more.
+            The distribution over the target's ids, to draw from and to report.
         """
-        ids = self._to_target[dist.ids]
+        ids = self.to_target[dist.ids]
         kept = ids != NONE
         if not kept.any():
             return None
@@ -139,15 +111,15 @@ class CommonTokens:
     def describe(self) -> str:
         """Return the overlap as part of a sentence."""
         return (
-            f"{self._count} of {len(self._draft.ids)} draft tokens and {self._target_count} target tokens are "
+            f"{self.count} of {len(self._draft.ids)} draft tokens and {self._target_count} target tokens are "
             f"common, {self.overlap:.0%} of the smaller vocabulary"
         )
 
 
 def turn_end(codec: TextCodec) -> int:
-    """Return the end token that ends a turn: the last that the chat template writes, one of the usual, or the text's.
+    """Return the end token of a turn: the last one in the chat template, a common one, or the end of text.
 
-    Files do not tell the two apart reliably.
+    Files do not distinguish the two reliably.
     """
     ends, template = codec.end_tokens, codec.chat_template or ""
     texts = [text for text in codec.control_texts if text in template or text in _TURN_ENDS]
@@ -158,7 +130,7 @@ def turn_end(codec: TextCodec) -> int:
 
 
 def turn_begin(codec: TextCodec) -> int:
-    """Return the control token with which the chat template begins a turn, or NONE."""
+    """Return the control token that begins a turn in the chat template, or NONE."""
     template = codec.chat_template or ""
     others = {*codec.end_tokens, *codec.encode("")}
     texts = [text for text in codec.control_texts if text in template]
@@ -167,16 +139,15 @@ def turn_begin(codec: TextCodec) -> int:
 
 
 def _ids(codec: TextCodec, text: str) -> Sequence[int]:
-    """Return the id of a control token, if its text is one."""
     ids = codec.encode(text, special=True) if text else []
     return ids if len(ids) == 1 else ()
 
 
 def _written(codec: TextCodec, piece: bytes, tokens: Sequence[int]) -> int:
-    """Return which of several tokens of the same bytes a tokenizer writes.
+    """Return which of several tokens with the same bytes a tokenizer writes.
 
-    Where bytes have tokens of their own, the printable ones occur twice: as a byte, for texts that nothing else can
-    write, and as a character.
+    In vocabularies with byte tokens, printable bytes occur twice: as a byte, for text that nothing else can express,
+    and as a character.
     """
     if len(tokens) > 1:
         text = piece.decode("utf-8", "ignore")
@@ -187,9 +158,9 @@ def _written(codec: TextCodec, piece: bytes, tokens: Sequence[int]) -> int:
 _log = logging.getLogger(__name__)
 
 LEAST_OVERLAP: Final = 0.2
-"""Share of the smaller vocabulary below which a pair is refused: hardly a draft would survive the restriction."""
+"""Overlap below which a pair is refused: hardly a draft would survive the restriction."""
 
-_STRETCH: Final = 16  # tokens that are read together at most, so that one more never costs much
+_STRETCH: Final = 16  # most tokens that are read together, so that one more never costs much
 
 
 class UnlikeVocabularyDrafter:
@@ -199,7 +170,7 @@ class UnlikeVocabularyDrafter:
         inner: The draft model.
         vocabulary: The target's.
         codec: The target's text side.
-        common: What the two vocabularies have in common, if that is known.
+        common: Tokens that both have, if already computed.
 
     Raises:
         DrafterError: The two vocabularies have too little in common.
@@ -209,95 +180,69 @@ class UnlikeVocabularyDrafter:
         self, inner: Drafter, vocabulary: Vocabulary, codec: TextCodec, common: CommonTokens | None = None
     ) -> None:
         self._inner = inner
+        self.name, self.quantization = inner.name, inner.quantization
+        # It may be full earlier, if the text has more of the draft model's tokens than of the target's.
+        self.context = inner.context
         self._owns = common is None
-        self._vocabulary = vocabulary
-        self._codec = codec
-        self._common = common or CommonTokens(inner.codec, inner.vocabulary.size, codec, vocabulary.size)
-        if self._common.overlap < LEAST_OVERLAP:
+        self.vocabulary = vocabulary
+        self.codec = codec
+        self.common = common or CommonTokens(inner.codec, inner.vocabulary.size, codec, vocabulary.size)
+        if self.common.overlap < LEAST_OVERLAP:
             raise DrafterError(
                 f"The draft model {inner.name} has too little in common with the target's vocabulary: "
-                f"{self._common.describe()}, and at least {LEAST_OVERLAP:.0%} must be; use a draft model of the "
+                f"{self.common.describe()}, and at least {LEAST_OVERLAP:.0%} must be; use a draft model of the "
                 "target's family, or one nearer to it."
             )
         self._roles = self._read_roles()
         self._tokens: list[int] = []
-        # Of each token: where its stretch begins, and how many draft tokens stand before that.
+        # For each token: where its stretch begins, and the number of draft tokens before that.
         self._stretches: list[tuple[int, int]] = []
         self._draft: list[int] = []
-        self._given = 0  # of these, how many the draft model's sequence begins with
-        self._begun = False  # a sequence that the draft model has not been told of
+        self._given = 0  # number of these that the draft model has
+        self._begun = False  # the draft model has not begun this sequence
 
     def another(self) -> "UnlikeVocabularyDrafter | None":
-        """Return a further sequence, if the draft model has one."""
         inner = self._inner.another() if isinstance(self._inner, SeveralSequences) else None
         if inner is None:
             return None
-        return UnlikeVocabularyDrafter(inner, self._vocabulary, self._codec, self._common)
+        return UnlikeVocabularyDrafter(inner, self.vocabulary, self.codec, self.common)
 
     def known(self, tokens: Sequence[int]) -> int:
-        """Return with how many of these tokens the sequence begins."""
         return common_prefix(self._tokens, tokens)
-
-    @property
-    def name(self) -> str:
-        return self._inner.name
-
-    @property
-    def quantization(self) -> str:
-        return self._inner.quantization
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self._vocabulary
-
-    @property
-    def context(self) -> int:
-        """The draft model's; it may be full before, where the text takes more of its tokens than of the target's."""
-        return self._inner.context
-
-    @property
-    def codec(self) -> TextCodec:
-        return self._codec
-
-    @property
-    def common(self) -> CommonTokens:
-        """What the two vocabularies have in common."""
-        return self._common
 
     def reset(self, tokens: Sequence[int]) -> None:
         """Begin a new sequence; what the draft model has read of a common prefix is kept."""
-        require_tokens(tokens, self._vocabulary)
+        require_tokens(tokens, self.vocabulary)
         self.truncate(common_prefix(self._tokens, tokens))
         self._append(tokens[len(self._tokens) :])
         self._begun = True
 
     def extend(self, tokens: Sequence[int]) -> None:
-        require_tokens(tokens, self._vocabulary)
+        require_tokens(tokens, self.vocabulary)
         self._append(tokens)
 
     def next(self, policy: SamplingPolicy) -> Dist | None:
-        """Return the draft model's distribution over common tokens, or None: no idea, or no room, or none in common."""
+        """Return the draft model's distribution over common tokens; None for no proposal or no common token."""
         if not self._tokens:
             raise DrafterError("The draft model has nothing to go on: the sequence is empty.")
         if len(self._tokens) > self.context:
             raise DrafterError(f"The draft model's context of {self.context} tokens is full; set a larger one.")
         if not 0 < len(self._draft) <= self.context:
             return None
-        if self._begun:  # the draft model may have an earlier sequence to go on from
+        if self._begun:  # the draft model may continue an earlier sequence
             self._inner.reset(self._draft)
         else:
             self._inner.truncate(self._given)
             self._inner.extend(self._draft[self._given :])
         self._given, self._begun = len(self._draft), False
         dist = self._inner.next(policy)
-        return None if dist is None else self._common.restrict(dist)
+        return None if dist is None else self.common.restrict(dist)
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from `length` on."""
         length = max(length, 0)
         if length >= len(self._tokens):
             return
-        # The stretch that is cut through is read anew.
+        # The stretch that is cut through is read again.
         first = self._stretches[length - 1][0] if length else 0
         rest = self._tokens[first:length]
         self._cut(first)
@@ -305,15 +250,14 @@ class UnlikeVocabularyDrafter:
 
     def close(self) -> None:
         self._inner.close()
-        if self._owns and isinstance(self._codec, GgufModel):
-            self._codec.close()
+        if self._owns and isinstance(self.codec, GgufModel):
+            self.codec.close()
 
     def draft_tokens(self) -> tuple[int, ...]:
-        """Return the text so far as the draft model reads it."""
         return tuple(self._draft)
 
     def _cut(self, first: int) -> None:
-        """Forget whole stretches, those from the token `first` on."""
+        """Remove whole stretches, those from the token `first` on."""
         if first < len(self._tokens):
             del self._draft[self._stretches[first][1] :]
             del self._tokens[first:]
@@ -333,25 +277,25 @@ class UnlikeVocabularyDrafter:
             if image is None:
                 del self._draft[start:]
                 self._given = min(self._given, start)
-                image = self._spell(b"".join(map(self._codec.piece, self._tokens[begin:])))
+                image = self._spell(b"".join(map(self.codec.piece, self._tokens[begin:])))
             self._draft.extend(image)
 
     def _image(self, token: int) -> Sequence[int] | None:
-        """Return what a token is read as by itself; None if it is read together with its neighbours."""
+        """Return what a token is read as; None if it is read together with its neighbours."""
         role = self._roles.get(token)
         if role is not None:
             return role
-        piece = self._codec.piece(token)
-        found = self._common.draft_ids.get(piece)
+        piece = self.codec.piece(token)
+        found = self.common.draft_ids.get(piece)
         if found is not None:
             return (found,)
         return None if piece else ()
 
     def _spell(self, text: bytes) -> list[int]:
-        """Return the draft model's longest tokens that make up some bytes; those that it has no token for drop out."""
-        ids, place, found = self._common.draft_ids, 0, list[int]()
+        """Return the draft model's longest tokens that make up some bytes; bytes without a token are left out."""
+        ids, place, found = self.common.draft_ids, 0, list[int]()
         while place < len(text):
-            for length in range(min(self._common.longest, len(text) - place), 0, -1):
+            for length in range(min(self.common.longest, len(text) - place), 0, -1):
                 token = ids.get(text[place : place + length])
                 if token is not None:
                     found.append(token)
@@ -361,18 +305,18 @@ class UnlikeVocabularyDrafter:
 
     def _read_roles(self) -> Mapping[int, Sequence[int]]:
         """Return what the target's control tokens are read as."""
-        roles: dict[int, Sequence[int]] = {theirs: (own,) for theirs, own in self._common.ends()}
-        theirs, own = turn_begin(self._codec), turn_begin(self._inner.codec)
+        roles: dict[int, Sequence[int]] = {theirs: (own,) for theirs, own in self.common.ends()}
+        theirs, own = turn_begin(self.codec), turn_begin(self._inner.codec)
         if NONE not in (theirs, own):
             roles[theirs] = (own,)
-        # What stands before a plain text by itself: the token that begins a text, where there is one.
-        if begin := self._codec.encode(""):
+        # The beginning-of-text token, where there is one.
+        if begin := self.codec.encode(""):
             roles[begin[0]] = tuple(self._inner.codec.encode(""))
         return roles
 
 
 def wrap(drafter: Drafter, settings: DeviceSettings) -> Drafter:
-    """Make a drafter one for the target whose vocabulary the settings name, if it is not that already.
+    """Wrap a drafter for the target whose vocabulary the settings name, if it has another one.
 
     Raises:
         DrafterError: The file cannot be used, or the vocabularies have too little in common; the drafter is closed.
@@ -396,6 +340,4 @@ def wrap(drafter: Drafter, settings: DeviceSettings) -> Drafter:
 
 
 class TargetVocabulary(GgufModel):
-    """The file of a target's vocabulary."""
-
     key = "target_vocabulary"

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet_device.drafters.contract import Prospect
-from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, EdgeLoad, Plan
-from fleet_device.pacing.estimates import Acceptance, Confidence, Times, Trend
-from fleet_device.pacing.throughput import Conditions
+from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
+from fleet_device.pacing.estimates import AcceptanceEstimate, Conditions, Confidence, Times, Trend
+from fleet_device.settings import AUTO, NO_DRAFTER, DeviceSettings
 
 _BETTER: Final = 1.1
-"""By how much it must promise more: its chances are estimates, and a change of plans costs something."""
+"""Factor by which suffix drafts must promise more: chances are estimates, and a change of plans has a cost."""
 
 _MOST_ACCEPTED: Final = 0.995
 
@@ -28,9 +28,8 @@ def best_repetition(
 ) -> Plan | None:
     """Return the best plan for suffix drafts, or None if it does not beat the present plan.
 
-    A suffix token costs no time of the draft model, but the model reads it later if it drafts again. So such a token
-    costs
-    the look-up and that reading time, and its throughput is computed from the acceptance that suffix tokens have had.
+    A suffix token takes no time of the draft model, but the model reads it later if it drafts again. So it costs the
+    look-up and that reading time, and its throughput is computed from the acceptance that suffix tokens have had.
 
     Args:
         prospect: What the suffix index expects of the next tokens.
@@ -44,29 +43,30 @@ def best_repetition(
     for ahead, conditions in ((False, waiting), (True, drafting_ahead)):
         if conditions is None or (ahead and conditions.window < 2):  # noqa: PLR2004 - one is waited for
             continue
-        for tokens in range(1, min(longest, len(prospect.stands)) + 1):
+        for tokens in range(1, min(longest, len(prospect.chances)) + 1):
             acceptance = min(_MOST_ACCEPTED, prospect.acceptance(tokens))
             own = replace(conditions, acceptance=acceptance, token_s=token_s)
             promised = own.rate(Plan(tokens, ahead=ahead))
             if promised > best:
-                least = min(prospect.stands[tokens - 1], promised * own.more_s(Plan(tokens, ahead=ahead)))
+                least = min(prospect.chances[tokens - 1], promised * own.more_s(Plan(tokens, ahead=ahead)))
                 best, found = promised, Plan(tokens, ahead=ahead, repeats=True, least=least)
     return found
 
 
 WORTH: Final = 0.98
-"""A plan nearly as good as the best will do if it is shorter or waits: others share the edge."""
+"""Prefer a shorter or waiting plan that is within 2 % of the best: others share the edge."""
 
 STAY: Final = 1.01
-"""By how much the last plan is favoured, so that noise does not change it."""
+"""Factor in favour of the last plan, so that noise does not change it."""
 
 _SHARED_LENGTHS: Final = (0, 1, 2, 4, 8, 16)
-"""Draft lengths where other texts are in the edge's steps: of devices that are alike each chooses the same one, however
-little they differ in what they have measured. Texts with equally many tokens are computed at once, and others not."""
+"""Draft lengths while other requests are in the edge's steps. Similar devices choose the same one despite small
+differences in their measurements; the edge computes sequences with the same number of tokens together, and others
+separately."""
 
 _SHARED_STAY: Final = 1.05
 _SHARED_WORTH: Final = 0.94
-"""Likewise `STAY` and `WORTH`: whose plan differs from that of others slows down all, its own text too."""
+"""As `STAY` and `WORTH` with other requests: a plan that differs from theirs slows down all of them."""
 
 
 def draft_lengths(conditions: Conditions, longest: int) -> Sequence[int]:
@@ -128,7 +128,7 @@ def explain(
     """
     parts = []
     if streamed_s:
-        parts.append(f"the edge by itself {1.0 / streamed_s:.1f} tokens/s")
+        parts.append(f"edge-only decoding {1.0 / streamed_s:.1f} tokens/s")
     if waiting is not None:
         parts.append(_promise("drafting", {n: waiting.rate(Plan(n)) for n in draft_lengths(waiting, longest)}))
     if drafting_ahead is not None and longest:
@@ -142,7 +142,7 @@ def explain(
             f"{known.answer_s(0) * 1e3:.0f} ms an answer and {more_ms:.1f} ms more for each token"
         )
         if known.shared is not None:
-            parts.append(f"all of it as it would be if all {known.shared.texts} texts at the edge were written so")
+            parts.append(f"rated as if all {known.shared.texts} requests at the edge used the same plan")
     sentence = "; ".join(parts) or "nothing has been measured yet"
     return f"{sentence[:1].upper()}{sentence[1:]}."
 
@@ -156,42 +156,43 @@ _FIRST: Final = 4
 """Draft length before anything has been measured."""
 
 _OUTCOMES: Final = 3
-"""Outcomes with an answer time, before they are acted on."""
+"""Outcomes with an answer time before they are acted on."""
 
 _LONGEST: Final = 16
 _UNTRIED: Final = 0.95
-"""What a plan to draft ahead counts for before that was tried: it may slow down what it was reckoned with."""
+"""Discount on drafting ahead until it has been measured: it may slow down what its estimate is based on."""
 
 _EXPLORE: Final = 16
-"""Every so many plans one is tried that is not thought the best, so that what would speak for it shows."""
+"""One plan out of this many is an exploration."""
 
 _TURN: Final = 8
-"""Every so many trials it is the other way of drafting; rarely, since whoever turns to waiting waits."""
+"""One exploration out of this many tries the other drafting mode; rarely, since a device that waits loses time."""
 
 _FIRST_STREAMS: Final = 1
 _FIRST_STREAMED: Final = 8
-"""The first request to write, before anything has been measured, and its tokens: text comes, and its rate is known."""
+"""Number of the first edge-only requests and their tokens: output starts at once, and the rate of edge-only decoding
+becomes known."""
 
 _EXPLORE_STREAMING: Final = 4.0
-"""Every so many requests to write drafts are tried instead, where they may well be as good."""
+"""Edge-only requests between trials of drafting, where drafting may be as good."""
 
 _LESS_OFTEN: Final = 1.5
-"""By how much rarer trials become with each that has shown nothing better."""
+"""Factor on the interval of trials after one that has shown nothing better."""
 
 _MOST_PATIENCE: Final = 24.0
 
 _TRIAL: Final = 3
-"""Drafts of a trial that may well be better than having the edge write: one tells little, and to turn costs time."""
+"""Drafts of a trial that may be better than edge-only decoding: one alone says little, and a change costs time."""
 
 _SURELY: Final = 1.07
-"""By how much drafts must promise more than what the edge writes by itself: what they promise is reckoned, its pace was
-measured; and where texts share steps, who drafts slows down all others."""
+"""Factor by which drafting must promise more than edge-only decoding: the first is estimated, the second measured, and
+with shared steps drafts slow down all other requests."""
 
 _STRETCH: Final = 2
-"""How many times the draft length that pays on average a draft may have, where it may end sooner."""
+"""Limit of a draft that may end early, as a multiple of the length that pays on average."""
 
 _LIKE: Final = 1.25
-"""Times that differ by less are alike: few steps tell no better, and one text more or less makes as much."""
+"""Step times that differ by less are similar: few steps are no better known, and one more request makes as much."""
 
 _INSTANT_S: Final = 1e-6
 
@@ -202,31 +203,30 @@ class AdaptivePacing:
 
     Attributes:
         ahead: Whether to draft ahead; None leaves it open.
-        stream: Whether to use edge-only decoding; None leaves it open. While it does, drafts are only tried from time
-            to
+        stream: Whether to use edge-only decoding; None leaves it open. While it does, drafting is tried from time to
             time.
     """
 
     ahead: bool | None = None
     stream: bool | None = False
-    _acceptance: Acceptance = field(default_factory=Acceptance)
+    _acceptance: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
     _confidence: Confidence = field(default_factory=Confidence)
-    _worth: float = 0.0  # chance to stand from which one more token pays
+    _worth: float = 0.0  # chance of acceptance from which one more token pays
     _typical: int = _FIRST  # tokens of a draft that may end sooner
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
-    _streamed: Trend = field(default_factory=Trend)  # time between tokens that the edge writes by itself
+    _streamed: Trend = field(default_factory=Trend)  # time between tokens of edge-only decoding
     _stream_step: Trend = field(default_factory=Trend)  # of the edge, meanwhile
     _way: bool | None = None  # of the last outcome
     _last: Plan | None = None
     _longest: int = _FIRST  # of the last plan
     _window: int = 1
     _plans: int = 0
-    _untried: float = _EXPLORE_STREAMING / 2  # requests to write since drafts were tried
-    _patience: float = _EXPLORE_STREAMING  # requests between trials, where drafts may well be as good
+    _untried: float = _EXPLORE_STREAMING / 2  # edge-only requests since drafts were tried
+    _patience: float = _EXPLORE_STREAMING  # edge-only requests between trials
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
-    _load: EdgeLoad = field(default_factory=EdgeLoad)  # of the edge, as it said last
-    _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
+    _load: ReportedLoad = field(default_factory=ReportedLoad)  # of the edge, as it said last
+    _bonus: bool = False  # the draft before was accepted whole, and the edge drew a bonus token
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
 
     def plan(self, *, longest: int, window: int) -> Plan:
@@ -290,17 +290,16 @@ class AdaptivePacing:
 
         It is accepted only if all tokens before it are; tokens that the draft model was unsure of make that unlikely.
         """
-        stands = overall = self._acceptance.rate
+        accepted = overall = self._acceptance.rate
         for chance in chances:
-            stands *= self._confidence.rate(chance, overall=overall)
-        return stands > self._worth
+            accepted *= self._confidence.rate(chance, overall=overall)
+        return accepted > self._worth
 
     def _stretched(self, best: Plan, conditions: Conditions, *, longest: int) -> Plan:
         """Lengthen the plan, and require of each further token the acceptance that pays for its time.
 
         One more token takes time on the device and at the edge. At the best average rate that time would yield rate ·
-        time
-        tokens, so that is the acceptance it needs.
+        time tokens, so that is the acceptance it needs.
         """
         if not best.tokens:
             return best
@@ -315,9 +314,9 @@ class AdaptivePacing:
                 self._confidence.add(chance, accepted=place < outcome.accepted)
         if not outcome.opening:
             self._measure(outcome)
-        stands = outcome.accepted == outcome.tokens
-        self._bonus = stands and not outcome.ahead
-        self._alone = not (stands and outcome.ahead)
+        whole = outcome.accepted == outcome.tokens
+        self._bonus = whole and not outcome.ahead
+        self._alone = not (whole and outcome.ahead)
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         if tokens:
@@ -325,13 +324,12 @@ class AdaptivePacing:
             if step_s:  # else it was sent again, from memory: nothing is known of now
                 self._stream_step.add(step_s)
 
-    def note_load(self, load: EdgeLoad) -> None:
+    def note_load(self, load: ReportedLoad) -> None:
         self._load = load
         if load.acceptance is not None:
-            self._acceptance.told(load.acceptance)
+            self._acceptance.note_reported(load.acceptance)
 
     def choice(self) -> Choice:
-        """Return the present plan and the estimate of each alternative."""
         ways = (
             [self.conditions(self._window, ahead=ahead) for ahead in (False, True)] if self._outcomes else [None, None]
         )
@@ -368,8 +366,7 @@ class AdaptivePacing:
             self._patience = _EXPLORE_STREAMING
             return None
         # The estimate of drafting is old or based on few tokens. Try it again, less often the less it promises, since a
-        # change
-        # of plan costs round trips. An empty draft would teach nothing.
+        # change of plan costs round trips. An empty draft would teach nothing.
         trial = best if best.tokens else replace(best, tokens=1)
         if self._trying:
             self._trying -= 1
@@ -387,15 +384,10 @@ class AdaptivePacing:
         return trial
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
-        """Return the measured conditions.
-
-        Args:
-            window: Largest number of drafts in flight.
-            ahead: Conditions of drafting ahead instead of waiting.
-        """
+        """Return the measured conditions, those of drafting ahead if `ahead`."""
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
-        if self._writing and self._stream_step.known and not self._by_itself:
+        if self._writing and self._stream_step.known and not self._has_no_other:
             # Use the edge's present step times, not those of the last verified draft.
             compute_s = self._stream_step.at(0)
         return Conditions(
@@ -425,12 +417,11 @@ class AdaptivePacing:
         return self._last is not None and self._last.stream
 
     @property
-    def _by_itself(self) -> bool:
+    def _has_no_other(self) -> bool:
         """Whether the edge has no other request.
 
         Then the time that drafts take beyond edge-only decoding is their own: on a CPU two rows may take twice the time
-        of one,
-        and each further row little.
+        of one, and each further row little.
         """
         return self._load.token_s is not None and self._load.alone
 
@@ -448,16 +439,14 @@ class AdaptivePacing:
             self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
         )
         ratio = now / then if then > 0.0 and now > 0.0 else 1.0
-        return 1.0 if self._by_itself or 1.0 / _LIKE < ratio < _LIKE else ratio
+        return 1.0 if self._has_no_other or 1.0 / _LIKE < ratio < _LIKE else ratio
 
     def _compute(self, times: Times) -> tuple[float, float]:
         """Return the edge's time for an empty draft and for each further token.
 
         The edge's report is best: it sees steps of all loads. Until it reports, what drafts of similar length leave
-        open is
-        estimated from edge-only steps, whose load is assumed to be unchanged unless drafts show otherwise. Otherwise
-        drafts
-        that are slow because of their own tokens would make edge-only decoding seem slow.
+        open is estimated from edge-only steps, whose load is assumed to be unchanged unless drafts show otherwise.
+        Otherwise drafts that are slow because of their own tokens would make edge-only decoding seem slow.
         """
         if self._load.token_s is not None:
             return times.compute.with_slope(self._load.token_s)
@@ -467,8 +456,7 @@ class AdaptivePacing:
         """Return the time per token of edge-only decoding now; 0 if it was never measured.
 
         While the device drafts, the measurement is old, so it is scaled by how the step time has changed. It is at most
-        the
-        time of an empty draft, which also commits a token and must also be requested.
+        the time of an empty draft, which also commits a token and must also be requested.
         """
         measured = self._streamed.at(0)
         if measured and self._load.shared is not None:
@@ -506,3 +494,13 @@ class AdaptivePacing:
             beside_s = outcome.answer_s - outcome.compute_s - outcome.queue_s - late_s
             times.beside.add(max(0.0, beside_s), tokens=outcome.tokens)
             times.queue.add(outcome.queue_s)
+
+
+def make_pacing(settings: DeviceSettings) -> Pacing:
+    """Return adaptive pacing, or fixed pacing if the draft length is fixed or nothing is drafted."""
+    ahead = None if settings.ahead == AUTO else settings.ahead
+    if settings.stream is True or (settings.drafter == NO_DRAFTER and settings.stream == AUTO):
+        return FixedPacing(STREAMED, stream=True)
+    if settings.draft_length == AUTO:
+        return AdaptivePacing(ahead=ahead, stream=None if settings.stream == AUTO else False)
+    return FixedPacing(settings.draft_length, ahead or False)

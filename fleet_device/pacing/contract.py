@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol
 from fleet_device.drafters.contract import Prospect
 
 _TRUST_LOST: Final = 0.02
-"""With each further text."""
+"""With each further request."""
 
 _LEAST_TRUST: Final = 0.75
 
@@ -17,13 +17,10 @@ _LEAST_TRUST: Final = 0.75
 class SharedSteps:
     """Step times of an edge with several running requests.
 
-    A step is as long as all devices together make it, so the gain of one device that changes its plan alone is no
-    guide:
+    All devices together make the length of a step, so the gain of one device that changes its plan alone is no guide:
     sixteen devices on two cores could each gain by drafts that slow all of them down, and four could gain if all
-    drafted
-    ahead while the first one to do so loses. A plan is therefore rated as if all requests used it. Devices that are
-    alike
-    then come to the same plan without communicating.
+    drafted ahead while the first one to do so loses. A plan is therefore rated as if all requests used it. Similar
+    devices then choose the same plan without communicating.
 
     Attributes:
         texts: Number of requests; at least 2.
@@ -46,9 +43,8 @@ class SharedSteps:
         """Factor on the rate of drafting ahead; it falls with the number of requests.
 
         Drafts that are sent one at a time are not all in the next step, and sequences with different numbers of tokens
-        take
-        separate passes. Simulated with the step times of two cores: 0.92 with 4 requests, 0.86 with 8, 0.6 to 1 with
-        16.
+        take separate passes. Simulated with the step times of two cores: 0.92 with 4 requests, 0.86 with 8, 0.6 to 1
+        with 16.
         """
         return max(_LEAST_TRUST, 1.0 - _TRUST_LOST * (self.texts - 1))
 
@@ -56,12 +52,10 @@ class SharedSteps:
         """Return step time and waiting time of a draft if all devices wait for each verdict.
 
         Either all requests are in each step, which waits for the last draft. Or, of S requests, only those whose drafts
-        have
-        arrived are: S·x / (o + 1.5·x) for a step of x, since a draft arrives in the middle of a step on average and
-        waits for
-        the next one. That is faster. But drafts that arrive during one step are answered together from then on, so it
-        lasts
-        only while a step is short compared with the time outside; the longer the step, the less it counts.
+        have arrived are: S·x / (o + 1.5·x) for a step of x, since a draft arrives in the middle of a step on average
+        and waits for the next one. That is faster. But drafts that arrive during one step are answered together from
+        then on, so it lasts only while a step is short compared with the time outside; the longer the step, the less it
+        counts.
 
         Args:
             tokens: Draft length.
@@ -100,15 +94,14 @@ class SharedSteps:
         return self.step_s + texts * self._text_s(min(window * tokens, max(tokens, drafted)))
 
     def _text_s(self, tokens: float) -> float:
-        """Return the further step time of one request with a draft of this length."""
         return self.text_s + max(0.0, tokens - self.free) * self.token_s
 
 
 PlanName = Literal["stream", "draft", "ahead"]
 
 STREAMED: Final = 32
-"""Tokens that an edge is asked to write at a time. It is asked again when half of them have come, so that it need not
-pause on a line over which fewer are under way; and no more than these are written for a device that has gone."""
+"""Tokens per request for edge-only decoding. The next request follows when half of them have come, so that the edge
+does not pause on a line that has fewer in flight; and it decodes no more than these for a device that has gone."""
 
 _INSTANT_S: Final = 1e-6
 
@@ -138,35 +131,24 @@ class Plan:
 
     @property
     def name(self) -> PlanName:
-        """Name of the plan: `stream`, `draft` or `ahead`."""
         return "stream" if self.stream else "ahead" if self.ahead else "draft"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The present plan and the reason for it.
-
-    Attributes:
-        plan: `stream`: edge-only decoding; `draft`: wait for each verdict; `ahead`: draft ahead.
-        reason: A sentence with the estimate of each alternative.
-    """
+    """The present plan, and a sentence with the estimate of each alternative."""
 
     plan: PlanName
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeLoad:
-    """Load and step times that an edge reports; None for what it does not know.
+class ReportedLoad:
+    """Load and step times that an edge reports, as in `SharedSteps`; None for what it does not know.
 
     Attributes:
         texts: Number of running requests, including this one.
-        writing_s: Time per token of each request in edge-only decoding of all.
-        step_s: Fixed time of a step that verifies drafts.
-        text_s: Further time per request, with its first token.
-        token_s: Further time per further token.
         acceptance: Acceptance of this draft model over all devices that use it.
-        free: Number of further tokens per request that cost nothing.
     """
 
     texts: int = 1
@@ -179,7 +161,6 @@ class EdgeLoad:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other request."""
         return self.texts == 1
 
     @property
@@ -229,16 +210,28 @@ class DraftOutcome:
 
     @property
     def tested(self) -> int:
-        """Number of tokens that were accepted or rejected, not discarded."""
         return min(self.tokens, self.accepted + 1)
+
+
+@dataclass(slots=True)
+class RoundTrips:
+    count: int = 0
+    total_ms: float = 0.0
+
+    @property
+    def mean_ms(self) -> float | None:
+        return self.total_ms / self.count if self.count else None
+
+    def add(self, took_ms: float) -> None:
+        self.count += 1
+        self.total_ms += took_ms
 
 
 class Pacing(Protocol):
     """Decide from measurements, never from a drawn token that is then dropped: that would bias the output.
 
     So a plan is made before the first draw of a draft, and whether to draw another token depends only on tokens that
-    are
-    already in the draft, all of which are sent.
+    are already in the draft, all of which are sent.
     """
 
     def plan(self, *, longest: int, window: int) -> Plan:
@@ -266,8 +259,7 @@ class Pacing(Protocol):
             chances: Probabilities that the tokens of the draft were drawn with; at least one.
         """
 
-    def learn(self, outcome: DraftOutcome) -> None:
-        """Record a verdict, in the order of the drafts."""
+    def learn(self, outcome: DraftOutcome) -> None: ...
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         """Record tokens of edge-only decoding.
@@ -278,22 +270,15 @@ class Pacing(Protocol):
             step_s: Step time of the last one; 0 if unknown.
         """
 
-    def note_load(self, load: EdgeLoad) -> None:
+    def note_load(self, load: ReportedLoad) -> None:
         """Record the edge's reported load, before the outcome in the same message."""
 
-    def choice(self) -> Choice:
-        """Return the present plan and the reason for it."""
+    def choice(self) -> Choice: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FixedPacing:
-    """Always the same plan.
-
-    Attributes:
-        tokens: Draft length, or number of tokens per request for edge-only decoding.
-        ahead: Whether to draft ahead.
-        stream: Whether to use edge-only decoding.
-    """
+    """Always the same plan; with `stream`, edge-only decoding of `tokens` per request."""
 
     tokens: int = 5
     ahead: bool = False
@@ -306,7 +291,7 @@ class FixedPacing:
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
         """Use suffix drafts where their acceptance equals that of a fair draft model."""
         del window
-        tokens = min(plan.tokens, longest, len(prospect.stands))
+        tokens = min(plan.tokens, longest, len(prospect.chances))
         if plan.stream or not tokens or prospect.acceptance(tokens) < _FAIR:
             return plan
         return replace(plan, repeats=True)
@@ -319,7 +304,7 @@ class FixedPacing:
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
 
-    def note_load(self, load: EdgeLoad) -> None: ...
+    def note_load(self, load: ReportedLoad) -> None: ...
 
     def choice(self) -> Choice:
         plan = self.plan(longest=self.tokens, window=1)

@@ -1,61 +1,196 @@
-"""Estimates from measurements, with forgetting and without trust in outliers."""
+"""Estimates: the throughput of a plan, and the acceptance and times that it is computed from.
+
+A draft token is accepted with probability a. A draft of n tokens commits (1 - a^(n+1)) / (1 - a) tokens on average,
+including the correction or bonus token. Divided by the mean time this gives the rate.
+
+- Waiting for each verdict: n = g; drafting takes g·t and the answer R(g). After a draft that is accepted whole the
+  draft model reads two tokens, its last one and the bonus token, which adds a^g·t.
+- Drafting ahead: a cycle ends with the first draft that has a rejection, draft k with probability
+  a^(g(k-1))·(1 - a^g), or with draft N, which is waited for because the window is full. Without rejections the course
+  is fixed: draft k is sent at k·g·t, enters the step after the present one, and its verdict arrives at v(k). The mean
+  time of a cycle is the sum of P(k)·v(k). The device notices a verdict half a token late. If verdicts arrive before the
+  window is full, N is infinite.
+
+If the edge has other requests, a plan is rated as if all of them used it: see `SharedSteps`.
+"""
 
 import math
 from bisect import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from fleet_device.pacing.contract import Plan, SharedSteps
+
+_FOLLOWED: Final = 16
+"""Drafts of a cycle whose verdicts are computed one by one; later ones keep the last distance."""
+
+_ROUNDS: Final = 3
+"""Iterations to find how many requests are in a step, since each depends on the other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """Conditions of drafting.
+
+    Attributes:
+        acceptance: Probability that a draft token is accepted if those before it are; below 1.
+        token_s: Time to draft a token.
+        beside_s: Time from an empty draft to its verdict without the edge's step, and with shared steps without the
+            queue; above 0.
+        beside_token_s: Further time per draft token.
+        compute_s: Time of the edge's step for an empty draft.
+        compute_token_s: Further step time per draft token.
+        wait_s: Time from the arrival of a draft to the start of its step.
+        window: Largest number of drafts in flight.
+        shared: Step times with other requests; then `compute_s` is not used.
+    """
+
+    acceptance: float
+    token_s: float
+    beside_s: float
+    beside_token_s: float = 0.0
+    compute_s: float = 0.0
+    compute_token_s: float = 0.0
+    wait_s: float = 0.0
+    window: int = 1
+    shared: SharedSteps | None = None
+
+    def rate(self, plan: Plan) -> float:
+        """Return the committed tokens per second of each request if all use this plan."""
+        committed, seconds = self.cycle(plan)
+        return committed / seconds
+
+    def answer_s(self, tokens: int) -> float:
+        if self.shared is not None:
+            return self._alike(Plan(tokens)).answer_s(tokens)
+        return self.beside_s + tokens * self.beside_token_s + self.wait_s + self._step_s(tokens)
+
+    def more_s(self, plan: Plan) -> float:
+        """Return how much later a verdict arrives per further draft token."""
+        tokens = plan.tokens
+        return self.token_s + self.answer_s(tokens + 1) - self.answer_s(tokens)
+
+    def cycle(self, plan: Plan) -> tuple[float, float]:
+        if self.shared is not None:
+            return self._alike(plan).cycle(plan)
+        if plan.ahead and plan.tokens:
+            return self._ahead(plan.tokens)
+        return self._committed(plan.tokens), self._draft_s(plan.tokens) + self.answer_s(plan.tokens)
+
+    def _alike(self, plan: Plan) -> "Conditions":
+        """Return the conditions if all requests use this plan."""
+        shared, tokens = self.shared, plan.tokens
+        assert shared is not None
+        outside_s = self._draft_s(tokens) + self.beside_s + tokens * self.beside_token_s
+        if not plan.ahead or not tokens:
+            # The last draft follows a bonus token, which the draft model has to read as well.
+            last_s = self.token_s * (1.0 - self.acceptance**tokens) if tokens else 0.0
+            step_s, wait_s = shared.waiting_s(tokens, outside_s=outside_s, last_s=last_s)
+            return self._in_steps(step_s, tokens, wait_s=wait_s)
+        present = 1.0
+        for last in reversed(range(_ROUNDS)):
+            step_s = shared.ahead_s(tokens, token_s=self.token_s, window=self.window, present=present)
+            own = self._in_steps(step_s, tokens, wait_s=step_s / 2)
+            if last:
+                _, cycle_s = own.cycle(plan)
+                present = max(0.0, 1.0 - (outside_s + own.wait_s) / cycle_s)
+        return own
+
+    def _in_steps(self, step_s: float, tokens: int, *, wait_s: float) -> "Conditions":
+        compute_s = step_s - tokens * self.compute_token_s
+        return replace(self, wait_s=wait_s, compute_s=compute_s, shared=None)
+
+    def _draft_s(self, tokens: int) -> float:
+        return (tokens + self.acceptance**tokens) * self.token_s if tokens else 0.0
+
+    def _ahead(self, tokens: int) -> tuple[float, float]:
+        accepted, late_s = self.acceptance**tokens, self.token_s / 2
+        verdicts, full = self._verdicts(tokens)
+        drafting_s = len(verdicts) * tokens * self.token_s if full else float("inf")
+        cycle_s, reached = 0.0, 1.0
+        for verdict_s in verdicts:
+            cycle_s += reached * (1.0 - accepted) * (verdict_s + (late_s if verdict_s < drafting_s else 0.0))
+            reached *= accepted
+        if full:
+            cycle_s += reached * (verdicts[-1] + self.token_s)
+            return self._committed(tokens * len(verdicts)), cycle_s
+        distance_s = verdicts[-1] - verdicts[-2]
+        cycle_s += reached * (verdicts[-1] + late_s + distance_s / (1.0 - accepted))
+        return 1.0 / (1.0 - self.acceptance), cycle_s
+
+    def _verdicts(self, tokens: int) -> tuple[list[float], bool]:
+        """Return the verdicts' arrival times without rejections, and whether a full window waits for the last."""
+        verdicts: list[float] = []
+        step_s = 0.0  # when the last step began
+        while len(verdicts) < _FOLLOWED:
+            sent_s = (len(verdicts) + 1) * tokens * self.token_s
+            if not verdicts:
+                step_s = sent_s + self.wait_s
+            elif sent_s > step_s:  # else it is there when a step begins that is due anyway
+                step_s = max(sent_s, step_s + self._step_s(tokens))
+            verdicts.append(step_s + self.answer_s(tokens) - self.wait_s)
+            if len(verdicts) >= self.window and verdicts[-self.window] + self.token_s / 2 > sent_s:
+                return verdicts, True
+        return verdicts, False
+
+    def _committed(self, tokens: float) -> float:
+        missed: float = self.acceptance ** (tokens + 1)
+        return (1.0 - missed) / (1.0 - self.acceptance)
+
+    def _step_s(self, tokens: int) -> float:
+        return self.compute_s + tokens * self.compute_token_s
+
+
 _HORIZON: Final = 32
-"""Times that are remembered, about."""
+"""Number of times that are remembered, roughly."""
 
 _WILD: Final = 4.0
-"""A time so many times the expected one is not believed until the next one is like it."""
+"""A time that exceeds the expected one by this factor is an outlier unless the next one confirms it."""
 
 _LONGEST_S: Final = 3600.0
 
 _STIFFNESS: Final = 2.0
-"""Spread of draft lengths (tokens²) at which half of a slope is believed: with less, noise would look like one."""
+"""Variance of draft lengths (tokens²) at which a slope counts half: with less it may be noise."""
 
 _FADED: Final = 2.0
-"""Measurements that what is only expected counts for."""
+"""Weight of an expectation, in measurements."""
 
 _TYPICAL: Final = 4
 """Draft length at which two trends are compared."""
 
 _TESTED_HORIZON: Final = 128
-"""Tested tokens that are remembered, about."""
+"""Number of tested tokens that are remembered, roughly."""
 
 _LATELY: Final = 32
-"""Tested tokens that count as the latest, about."""
+"""Number of tested tokens that count as the latest, roughly."""
 
 _SURPRISE: Final = 2.5
-"""Standard deviations by which the latest differ from all where acceptance has changed."""
+"""Standard deviations by which the latest tokens differ from all where acceptance has changed."""
 
 _SURE: Final = (0.1, 0.25, 0.4, 0.6, 0.8, 0.95)
-"""Where the probability of a drawn token parts those that are counted together."""
+"""Bounds of the classes of draft-model probability in which acceptance is counted."""
 
 _SHARED_TOKENS: Final = 4.0
-"""Tested tokens that the acceptance of all counts for among those of like probability."""
+"""Weight of the overall acceptance in each class, in tested tokens."""
 
 _PRIOR: Final = 0.7
 _PRIOR_TOKENS: Final = 3.0
 _TOLD_TOKENS: Final = 16.0
-"""Tested tokens for which it counts what an edge says that such a draft model is accepted."""
+"""Weight of the acceptance that an edge reports for this draft model, in tested tokens."""
 
 _UNLIKE: Final = 0.15
-"""By how much a device's own acceptance differs from what others have found where it no longer goes by theirs."""
+"""Difference from the reported acceptance from which a device uses only its own."""
 
 _MOST: Final = 0.995
 
 
 @dataclass(slots=True)
-class Acceptance:
+class AcceptanceEstimate:
     """Acceptance of draft tokens.
 
     It differs between requests and within one. So the latest tokens are counted separately from all remembered ones;
-    where the
-    two differ by more than chance, only the latest count. With few measurements, the acceptance of other devices counts
-    as well.
+    where the two differ by more than chance, only the latest count. With few measurements, the acceptance of other
+    devices counts as well.
     """
 
     _prior: float = _PRIOR
@@ -76,7 +211,7 @@ class Acceptance:
         if self._changed:
             self._tested, self._accepted = self._lately_tested, self._lately_accepted
 
-    def told(self, rate: float) -> None:
+    def note_reported(self, rate: float) -> None:
         """Record the acceptance of other devices."""
         self._prior, self._prior_tokens, self._others = rate, _TOLD_TOKENS, True
 
@@ -191,11 +326,7 @@ class Trend:
         """Return the time without tokens, and the slope from there to the mean.
 
         Drafts of similar length leave open how much of their time is due to their tokens: anything from nothing to the
-        full
-        time divided by the number of tokens.
-
-        Args:
-            seconds: Time without tokens, known from elsewhere; the nearest possible value is used.
+        full time divided by the number of tokens. So `seconds`, known from elsewhere, decides as far as it is possible.
         """
         most = max(0.0, self.at(0))  # but for rounding it never is below
         if not self.known or not self._mean_tokens:
@@ -207,7 +338,6 @@ class Trend:
         return start, (self._mean - start) / self._mean_tokens
 
     def at(self, tokens: int) -> float:
-        """Return the expected seconds; 0 before the first measurement."""
         if not self.known:
             return 0.0
         return self._mean + self.slope * (tokens - self._mean_tokens)
@@ -255,7 +385,6 @@ class Times:
         return Times(self.token.faded(), self.beside.faded(), self.queue.faded(), self.compute.faded())
 
     def at_least(self, other: "Times") -> "Times":
-        """Return the longer time of each pair."""
         return Times(
             max(self.token, other.token, key=_typical),
             max(self.beside, other.beside, key=_typical),
@@ -264,7 +393,6 @@ class Times:
         )
 
     def at_most(self, other: "Times") -> "Times":
-        """Return the shorter time of each pair."""
         return Times(
             min(self.token, other.token, key=_typical),
             min(self.beside, other.beside, key=_typical),

@@ -1,8 +1,8 @@
 """Device session: the protocol's state machine, without I/O and without a clock.
 
-Feed it proposals and verdicts, it says what to send. Its states are those of `fleet_device.session.states`. Invariant:
-the text is `committed`; behind it stand the drafts in flight. A rejection voids them and begins a new epoch, at both
-ends; until it is corrected nothing is drafted.
+It takes proposals and verdicts and returns what to send. Its states are those of `fleet_device.session.states`. The
+drafts in flight follow the committed tokens. A rejection voids them and begins a new epoch, at both ends; nothing is
+drafted until it is corrected.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,9 +13,17 @@ from dssd.downlink import probability_of
 from dssd.logprobs import logprobs_of_correction
 from dssd.sampling import propose
 from fleet_device.errors import ProtocolViolation, SessionRefused
-from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight, Rejection, Streaming, VerdictEffect
+from fleet_device.session.sequence import (
+    DecidedDraft,
+    DraftsInFlight,
+    Rejection,
+    SequenceBounds,
+    SessionRequest,
+    Streaming,
+    TokenSequence,
+    VerdictEffect,
+)
 from fleet_device.session.states import SessionCounters, SessionEvent, SessionState, next_state
-from fleet_device.session.text import SessionRequest, Text, TextBounds
 from schemas.bounds import MAX_WINDOW
 from schemas.logprobs import TokenLogprobs
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
@@ -28,29 +36,26 @@ class DeviceSession:
     """The state machine.
 
     Attributes:
-        request: What the device asks for.
-        counters: What the device counts; times are the caller's to add.
-        ended: How the text has ended, or None.
+        counters: Times are added by the caller.
+        ended: Reason for the end, or None.
         opened: The edge's grant, while there is one.
-        state: Where the session stands.
         granted: Whether any edge has taken the session so far.
-        window: Most drafts under way at once, whatever the edge grants.
+        window: Most drafts in flight, whatever the edge grants.
         revisable: Whether tokens that no edge has verified are replaced once an edge has the session again; otherwise
-            they stand, and the text goes on behind them.
-        text: What is committed.
+            they stay, and the generation goes on behind them.
     """
 
     request: SessionRequest
     window: int = MAX_WINDOW
     revisable: bool = False
-    text: Text = field(init=False)
+    sequence: TokenSequence = field(init=False)
     counters: SessionCounters = field(default_factory=SessionCounters)
     ended: EndReason | None = None
     opened: Opened | None = None
     state: SessionState = SessionState.NEW
     granted: bool = False
     _attempt: int = -1
-    _asking: Open | None = None  # the last Open, until an edge has answered it or the text has changed
+    _asking: Open | None = None  # the last Open, until an edge has answered it or tokens were committed
     _epoch: int = 0
     _round: int = 0
     _fix: int | None = None
@@ -61,12 +66,11 @@ class DeviceSession:
     _streaming: Streaming | None = None
 
     def __post_init__(self) -> None:
-        """Take the text's bounds from the request, until an edge names them."""
-        self.text = Text(self.request.vocabulary.size, TextBounds(self.request.max_new_tokens))
+        self.sequence = TokenSequence(self.request.vocabulary.size, SequenceBounds(self.request.max_new_tokens))
 
     @property
     def committed(self) -> list[int]:
-        return self.text.tokens
+        return self.sequence.tokens
 
     # Opening and resuming
 
@@ -76,19 +80,19 @@ class DeviceSession:
         return self._attempt >= 0
 
     def open(self) -> Open:
-        """Return the Open to send, first or again; whatever was under way is void, and so are answers to older ones."""
+        """Return a new Open; all drafts in flight are void, and so are answers to older Opens."""
         self._move(SessionEvent.OPEN)
         self._attempt += 1
         self._let_go()
-        text = self.committed[: self.text.verified] if self.revisable else self.committed
+        text = self.committed[: self.sequence.verified] if self.revisable else self.committed
         self._asking = self.request.open(attempt=self._attempt, text=text)
         return self._asking
 
     def open_again(self) -> Open:
-        """Return the Open to send because no answer has come.
+        """Return the Open to repeat because no answer has come.
 
-        It is the last one, if that may still be answered: a line may be slower than the repetition, and then the first
-        answer is as good as any. The edge that has taken it begins nothing anew for another.
+        It is the last one, if that may still be answered: on a slow line the answer may only be late. The edge that has
+        taken it ignores the repeat.
         """
         if self._asking is None:
             return self.open()
@@ -96,13 +100,10 @@ class DeviceSession:
         return self._asking
 
     def on_opened(self, opened: Opened) -> bool:
-        """Take the edge's grant.
-
-        Returns:
-            False if it answers an older Open, or one that was answered before, and means nothing.
+        """Take the edge's grant; return False if it answers an older Open, or one that was answered already.
 
         Raises:
-            ProtocolViolation: It does not continue our text, or is for more than was asked.
+            ProtocolViolation: It does not continue the committed tokens, or grants more than was asked.
         """
         asking = self._asking
         if asking is None or (opened.session, opened.attempt) != (asking.session, asking.attempt):
@@ -116,38 +117,36 @@ class DeviceSession:
             )
         self._move(SessionEvent.GRANTED)
         self.opened, self.granted, self._asking = opened, True, None
-        self.text.bounds = TextBounds(opened.max_new_tokens, opened.end_tokens)
+        self.sequence.bounds = SequenceBounds(opened.max_new_tokens, opened.end_tokens)
         if position < len(self.committed):
-            self.text.revise(position)
+            self.sequence.revise(position)
         self._epoch, self._first = 0, True
         self._heard = False
         if self.request.logprobs is not None and opened.logprobs is None:
             raise SessionRefused(
                 RefusalCode.LOGPROBS,
-                f"Edge {opened.edge!r} tells no log-probabilities; update it, or ask without `logprobs`.",
+                f"Edge {opened.edge!r} sends no log-probabilities; update it, or ask without `logprobs`.",
             )
         return True
 
     def on_undelivered(self) -> None:
-        """Note that the Open reached nobody: no edge is subscribed."""
         if self.opened is None and self.ended is None:
             self._move(SessionEvent.UNDELIVERED)
 
     def on_postponed(self) -> None:
-        """Note that an edge refused the Open for a reason that passes."""
         if self.opened is None and self.ended is None:
             self._move(SessionEvent.POSTPONED)
 
     def suspend(self) -> None:
-        """Let go of the grant: the session is opened again later, and whatever was under way is void."""
+        """Drop the grant and all drafts in flight; the session is opened again later."""
         self._move(SessionEvent.POSTPONED)
         self._let_go()
 
     def concerns(self, closed: Closed) -> bool:
-        """Whether an edge's last word is about the session as it stands.
+        """Whether an edge's last message concerns the session in its present state.
 
-        It is not if it is about a part resumed elsewhere since. Nor is it if it comes from an edge that has judged
-        nothing while ours has: a repeated Open may reach a second edge, which gives the session up when no draft comes.
+        It does not if it concerns a part that was resumed elsewhere since, or comes from an edge that has verified
+        nothing while ours has: a repeated Open may reach a second edge, which closes the session when no draft comes.
         """
         if closed.session != self.request.session:
             return False
@@ -159,29 +158,24 @@ class DeviceSession:
 
     @property
     def local(self) -> bool:
-        """Whether the draft model writes alone."""
         return self.state is SessionState.LOCAL
 
     def go_local(self, end_tokens: Collection[int]) -> None:
-        """Go on without an edge; whatever was under way is void.
-
-        Args:
-            end_tokens: Ids that end the text, if no edge has named them.
-        """
+        """Continue without an edge; drafts in flight are void. `end_tokens` count if no edge has named any."""
         self._move(SessionEvent.WENT_LOCAL)
         self._let_go()
-        self.text.go_on_alone(end_tokens)
+        self.sequence.go_on_alone(end_tokens)
         self._finish(Finish.NO)  # where nothing is left to be written
 
     def write_alone(self, q: Dist) -> int:
-        """Draw the next token of the text from the draft model's distribution, and return it; no edge verifies it.
+        """Draw the next token from the draft model's distribution; no edge verifies it.
 
-        It is drawn as a draft's token is: with the same random numbers, in coupled mode with the noise of both ends.
+        It is drawn like a draft token: with the same random numbers, in coupled mode with the noise of both ends.
         """
         if not self.local:
             raise ValueError("an edge has the session")
         token = propose(q, policy=self.request.policy, position=len(self.committed)).token
-        self.text.commit_unverified(token)
+        self.sequence.commit_unverified(token)
         self._finish(Finish.NO)
         return token
 
@@ -189,17 +183,16 @@ class DeviceSession:
 
     @property
     def position(self) -> int:
-        """Position of the next token to draft: behind all that is committed, under way or being built."""
+        """Position of the next token to draft."""
         return len(self.committed) + self._drafts.length
 
     @property
     def may_send(self) -> bool:
-        """Whether a draft may be sent now: the first of its epoch, or one that the last draft has announced."""
         return self.state is SessionState.DRAFTING
 
     @property
     def may_draft_ahead(self) -> bool:
-        """Whether the draft being built may announce another: the window and the text have room for it."""
+        """Whether the draft being built may announce another: the window and the length limit have room."""
         opened, drafts = self.opened, self._drafts
         if opened is None or not drafts.building or drafts.last_token in opened.end_tokens:
             return False
@@ -207,11 +200,7 @@ class DeviceSession:
         return len(drafts.drafts) + 1 < window and self.position < opened.max_new_tokens
 
     def room(self, limit: int) -> int:
-        """Return how many more tokens the draft being built may take.
-
-        Args:
-            limit: Draft length that the caller wants; the edge's own limit and the end of the text bound it.
-        """
+        """Return how many more tokens the draft being built may take, `limit` being the caller's own bound."""
         opened, drafts = self.opened, self._drafts
         if opened is None or not self.may_send or drafts.last_token in opened.end_tokens:
             return 0
@@ -220,45 +209,38 @@ class DeviceSession:
 
     @property
     def chances(self) -> tuple[float, ...]:
-        """Of the draft being built, the probabilities with which its tokens were drawn."""
+        """Probabilities with which the tokens of the draft being built were drawn."""
         return tuple(proposal.chance for proposal in self._drafts.building)
 
     def propose(self, q: Dist) -> int:
-        """Draw the next draft token from the drafter's distribution and return it."""
+        """Draw the next draft token from the drafter's distribution."""
         proposal = propose(q, policy=self.request.policy, position=self.position)
         self._drafts.building.append(proposal)
         return proposal.token
 
     def propose_forced(self, token: int) -> None:
-        """Take a token into the draft beside which a grammar allows no other: its probability is 1, whoever drafts."""
+        """Append the only token that a grammar allows: its probability is 1, whatever the drafter."""
         proposal = propose(point_mass(token), policy=self.request.policy, position=self.position)
         self._drafts.building.append(replace(proposal, forced=True))
 
     @property
     def ahead(self) -> list[int]:
-        """The text with all that is under way or being built behind it."""
+        """The committed tokens and all drafts behind them."""
         building = (proposal.token for proposal in self._drafts.building)
         return [*self.committed, *self._drafts.tokens, *building]
 
     @property
     def forced(self) -> int:
-        """Of the draft being built, the tokens that a grammar has forced."""
+        """Number of tokens of the draft being built that a grammar has forced."""
         return sum(proposal.forced for proposal in self._drafts.building)
 
     def send(self, *, more: bool = False, at: float = 0.0, draft_s: float = 0.0) -> Draft:
-        """Close the draft being built and return the message.
-
-        Args:
-            more: Announce another draft, which will not wait for the verdict; needs `may_draft_ahead`.
-            at: The caller's clock (seconds), kept with the draft until its verdict.
-            draft_s: Time that the draft model took for it (seconds), likewise.
-        """
         self._move(SessionEvent.DRAFT_SENT_AHEAD if more else SessionEvent.DRAFT_SENT)
         proposals, ahead = self._drafts.building, self._drafts.tokens
         residual = self.request.policy.mode is Mode.RESIDUAL
         draft = self._message(
             base=len(self.committed) + len(ahead),
-            digest=self.text.digest_with(ahead),
+            digest=self.sequence.digest_with(ahead),
             fix=self._fix,
             tokens=tuple(proposal.token for proposal in proposals),
             counts=tuple(p.count for p in proposals if p.count is not None) if residual else None,
@@ -271,48 +253,42 @@ class DeviceSession:
 
     @property
     def first_under_way(self) -> bool:
-        """Whether the first draft since the session was opened is under way: the edge has the prompt to compute."""
+        """Whether the edge computes the prompt: the first draft since the session was opened is in flight."""
         return self._drafts.first_under_way or (self._streaming is not None and self._streaming.first)
 
     def unanswered(self) -> tuple[Draft, ...]:
-        """Return the drafts in flight, or the request to write, to be repeated when nothing came."""
+        """Return the messages to repeat when no verdict came."""
         return self._drafts.drafts if self._streaming is None else (self._streaming.request,)
 
-    # Having the edge write
+    # Edge-only decoding
 
     @property
     def streaming(self) -> bool:
-        """Whether the edge writes by itself."""
         return self._streaming is not None
 
     @property
     def stream_left(self) -> int:
-        """Tokens that the edge may still write by itself before it is to be asked again."""
         return 0 if self._streaming is None else max(0, self._streaming.until - len(self.committed))
 
     @property
     def may_renew_stream(self) -> bool:
-        """Whether the edge may be asked to write on: it writes, was not told to stop, and the text has room."""
+        """Whether the edge decodes on its own, was not asked to stop, and may be asked for more."""
         stream, opened = self._streaming, self.opened
         if stream is None or opened is None or stream.stops:
             return False
         return stream.until < opened.max_new_tokens
 
     def stream(self, tokens: int) -> Draft:
-        """Return the request that the edge write by itself, up to so many tokens from here on.
-
-        Args:
-            tokens: 0 to stop. What has been written by then still comes; then the session may draft.
-        """
+        """Return the request for edge-only decoding of `tokens` more; 0 stops it once the edge receives that."""
         assert self.opened is not None
         if self._drafts.drafts or self._drafts.building:
-            raise ValueError("a session that has drafts under way cannot have its edge write")
+            raise ValueError("a session with drafts in flight cannot use edge-only decoding")
         self._move(SessionEvent.STREAM_ASKED)
         residual = self.request.policy.mode is Mode.RESIDUAL
         tokens = min(tokens, self.opened.max_new_tokens - len(self.committed))
         request = self._message(
             base=len(self.committed),
-            digest=self.text.digest,
+            digest=self.sequence.digest,
             fix=self._fix,
             counts=() if residual else None,
             write=tokens,
@@ -331,7 +307,7 @@ class DeviceSession:
         """Take a verdict; several take effect at once if they came out of order.
 
         Raises:
-            ProtocolViolation: It is no answer to what was asked.
+            ProtocolViolation: It does not answer what was asked.
             SessionFailed: No correction can be drawn from as many samples as are asked for.
         """
         if self.opened is None or verdict.handle != self.opened.handle or self.ended is not None:
@@ -341,32 +317,26 @@ class DeviceSession:
             return self._take_streamed(verdict, self._streaming)
         self._drafts.heard(verdict)
         effects = []
-        while (decided := self._drafts.next_decided()) is not None:  # none is left once the text has ended
+        while (decided := self._drafts.next_decided()) is not None:  # none is left at the end
             effects.append(self._take(decided))
         return effects
 
     def cancel(self, reason: EndReason) -> None:
-        """End the session from this side."""
         if self.ended is None:
             self.ended = reason
             self._move(SessionEvent.ENDED)
             self._drafts.void()
 
     def close(self, *, wall_ms: float) -> Close:
-        """Return the Close to send once `ended` is set.
-
-        Args:
-            wall_ms: Time since the first Open.
-        """
         if self.ended is None:
             raise ValueError("the session has not ended")
         return self._close_as(self.ended, wall_ms=wall_ms)
 
     def close_if_lost(self, *, wall_ms: float) -> Close:
-        """Return the Close of a text that is never ended, as it stands."""
+        """Return the Close to report should the session never end."""
         return self._close_as(EndReason.FAILED, wall_ms=wall_ms)
 
-    # Within
+    # Private
 
     def _close_as(self, reason: EndReason, *, wall_ms: float) -> Close:
         return Close(
@@ -376,15 +346,14 @@ class DeviceSession:
             reason=reason,
             tokens=len(self.committed),
             fix=self._fix,
-            digest=self.text.digest,
+            digest=self.sequence.digest,
             wall_ms=wall_ms,
-            unverified=self.text.unverified or None,
+            unverified=self.sequence.unverified or None,
             app=None if self.granted else self.request.app,
             **{name: value for name, value in asdict(self.counters).items() if name in Close.model_fields},
         )
 
     def _let_go(self) -> None:
-        """Void the grant, and whatever was under way."""
         self.opened = self._asking = None
         self._drafts.void()
         self._fix = self._rejection = self._streaming = None
@@ -403,7 +372,7 @@ class DeviceSession:
         if decided.draft.tried is not None:
             return self._correct(decided)
         head = decided.head()
-        self.text.commit(head)
+        self.sequence.commit(head)
         self.counters.accepted += len(head)
         self.counters.tested += len(head)
         valid = len(self.committed)
@@ -415,18 +384,19 @@ class DeviceSession:
             self._rejection = Rejection(rejected, position=valid)
             self._move(SessionEvent.REJECTED)
             effect = self._correct(decided)
-            told = self._told(decided.logprobs()[: len(head)], head) + effect.logprobs
-            return VerdictEffect(head + effect.tokens, valid, effect.correction, effect.request, decided, logprobs=told)
+            logprobs = self._logprobs(decided.logprobs()[: len(head)], head) + effect.logprobs
+            return VerdictEffect(
+                head + effect.tokens, valid, effect.correction, effect.request, decided, logprobs=logprobs
+            )
         bonus = decided.bonus()
-        self.text.commit(bonus)
+        self.sequence.commit(bonus)
         if not self._drafts.drafts:
             self._move(SessionEvent.ALL_DECIDED)
         self._finish(decided.verdict.finish)
-        told = self._told(decided.logprobs(), head + bonus)
-        return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None, decided=decided, logprobs=told)
+        logprobs = self._logprobs(decided.logprobs(), head + bonus)
+        return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None, decided=decided, logprobs=logprobs)
 
     def _take_streamed(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
-        """Take a piece of what the edge writes by itself."""
         assert self.opened is not None
         if not stream.concerns(verdict):
             return []
@@ -443,7 +413,7 @@ class DeviceSession:
         return effects
 
     def _ask_for_missing(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
-        """Keep a piece before which another is missing, and ask for that, once: it may only be late."""
+        """Keep a piece that came too early, and request the missing one, once: it may only be late."""
         stream.keep(verdict)
         if stream.missed_at == len(self.committed):
             return []
@@ -454,79 +424,81 @@ class DeviceSession:
         assert self.opened is not None
         new = stream.news(verdict, text=self.committed, end_tokens=self.opened.end_tokens)
         rows = () if verdict.logprobs is None else verdict.logprobs.tokens()
-        told = self._told(rows, verdict.written or ())
-        told = told[len(told) - len(new) :]
+        logprobs = self._logprobs(rows, verdict.written or ())
+        logprobs = logprobs[len(logprobs) - len(new) :]
         answered = stream.stops and verdict.round == stream.request.round
         if not new and not answered and verdict.finish is Finish.NO:
             return []
         self.counters.rounds += bool(new)
         self.counters.streamed += len(new)
         stream.first = False
-        self.text.commit(new)
+        self.sequence.commit(new)
         self._finish(verdict.finish)
-        # What was written before a request to stop reached the edge goes beyond the place where it was made.
+        # Tokens that the edge decoded before it received a request to stop go beyond that request's position.
         if self.ended is None and (answered or (not stream.stops and len(self.committed) >= stream.until)):
             self._streaming = None
             self._move(SessionEvent.STREAM_OVER)
-        return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=told, piece=verdict)]
+        return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=logprobs, piece=verdict)]
 
     def _take_unstreamed(self, verdict: Verdict) -> list[VerdictEffect]:
-        """Take the verdict of an edge that does not write by itself: to it the request was an empty draft."""
+        """Take the verdict of an edge without edge-only decoding, to which the request was an empty draft."""
         if not isinstance(verdict.next, int):
-            raise ProtocolViolation("The edge was asked to write, and has written nothing.")
+            raise ProtocolViolation("The edge was asked to decode, and has sent no token.")
         self.counters.rounds += 1
         self.counters.streamed += 1
-        told = self._told(() if verdict.logprobs is None else verdict.logprobs.tokens(), (verdict.next,))
-        self.text.commit((verdict.next,))
+        logprobs = self._logprobs(() if verdict.logprobs is None else verdict.logprobs.tokens(), (verdict.next,))
+        self.sequence.commit((verdict.next,))
         self._streaming = None
         self._move(SessionEvent.STREAM_OVER)
         self._finish(verdict.finish)
-        return [VerdictEffect((verdict.next,), len(self.committed), streamed=True, logprobs=told)]
+        return [VerdictEffect((verdict.next,), len(self.committed), streamed=True, logprobs=logprobs)]
 
     def _correct(self, decided: DecidedDraft) -> VerdictEffect:
-        """Draw the correction, or ask for more samples."""
+        """Draw the correction, or request more samples."""
         verdict, rejection, valid = decided.verdict, self._rejection, len(self.committed)
         assert rejection is not None
         token = rejection.correction(verdict.next, policy=self.request.policy)
         if token is None:
             rejection.ask_again()
-            request = self._message(base=valid, digest=self.text.digest, tried=rejection.tried)
+            request = self._message(base=valid, digest=self.sequence.digest, tried=rejection.tried)
             self._drafts.sent(request)
             return VerdictEffect(valid=valid, request=request, decided=decided)
-        told = self._told_correction(decided, rejection, token)
+        logprobs = self._correction_logprobs(decided, rejection, token)
         if rejection.device_draws:
             self._fix = token
         self._rejection = None
         self._move(SessionEvent.CORRECTED)
-        self.text.commit((token,))
+        self.sequence.commit((token,))
         self._finish(verdict.finish)
-        return VerdictEffect((token,), valid, token, decided=decided, logprobs=told)
+        return VerdictEffect((token,), valid, token, decided=decided, logprobs=logprobs)
 
-    def _told(self, rows: tuple[TokenLogprobs, ...], tokens: Sequence[int]) -> tuple[TokenLogprobs, ...]:
-        """Return the log-probabilities of some tokens, none where none were asked for.
+    def _logprobs(self, rows: tuple[TokenLogprobs, ...], tokens: Sequence[int]) -> tuple[TokenLogprobs, ...]:
+        """Check the number of log-probabilities; return none where none were asked for.
 
         Raises:
-            ProtocolViolation: The edge has told those of more tokens, or of fewer.
+            ProtocolViolation: It is not the number of tokens.
         """
         if self.request.logprobs is None:
             return ()
         if len(rows) != len(tokens):
             raise ProtocolViolation(
-                f"The edge has told the log-probabilities of {len(rows)} tokens, not of {len(tokens)}."
+                f"The edge has sent the log-probabilities of {len(rows)} tokens, not of {len(tokens)}."
             )
         return rows
 
-    def _told_correction(self, decided: DecidedDraft, rejection: Rejection, token: int) -> tuple[TokenLogprobs, ...]:
-        """Return the log-probabilities of a correction; see `schemas.logprobs` on those that the device draws."""
+    def _correction_logprobs(
+        self, decided: DecidedDraft, rejection: Rejection, token: int
+    ) -> tuple[TokenLogprobs, ...]:
+        """Return the log-probabilities of a correction; on those that the device draws see `schemas.logprobs`."""
         before = 0 if decided.draft.tried is not None else decided.verdict.accepted
-        told = self._told(decided.logprobs()[before:], (token,))
-        if not told or not rejection.device_draws:
-            return told
+        logprobs = self._logprobs(decided.logprobs()[before:], (token,))
+        if not logprobs or not rejection.device_draws:
+            return logprobs
         probability = probability_of(decided.verdict.next, token)
-        return (logprobs_of_correction(told[0], probability, policy=self.request.policy),)
+        return (logprobs_of_correction(logprobs[0], probability, policy=self.request.policy),)
 
     def _finish(self, finish: Finish) -> None:
-        """End the text if the edge says so, or if the device's own correction ends it."""
-        reason = self.text.end(finish)
+        """End the session if the edge says so, or if the last token or the length ends it."""
+        reason = self.sequence.end(finish)
         if reason is not None:
             self.cancel(reason)

@@ -17,7 +17,7 @@
                    │   ├── went local, from any state but ENDED ──▶ LOCAL, and from there open, to rejoin
                    └────── ended, from any state ──▶ ENDED
 
-A session that is opened again goes on with the text that is committed; whatever was in flight is void.
+A session that is opened again continues behind the committed tokens; drafts in flight are void.
 """
 
 from dataclasses import dataclass
@@ -26,24 +26,22 @@ from typing import Final
 
 
 class SessionState(Enum):
-    """Where a session stands, as far as its device knows."""
+    """State of a session, as far as its device knows."""
 
     NEW = auto()  # no edge was asked
-    OPENING = auto()  # an Open is under way
-    UNDELIVERED = auto()  # an Open reached nobody: no edge is subscribed
+    OPENING = auto()  # an Open was sent
+    UNDELIVERED = auto()  # no edge was subscribed
     POSTPONED = auto()  # an Open was refused for a reason that passes, or the session lost its edge: asked again later
     DRAFTING = auto()  # the next draft may be built and sent
     AWAITING_VERDICT = auto()  # drafts are in flight, and none may follow before a verdict
-    STREAMING = auto()  # the edge writes by itself, as asked
-    CORRECTING = auto()  # a rejected token's place is empty until a correction is drawn
-    LOCAL = auto()  # the draft model writes alone: no edge answers
+    STREAMING = auto()  # edge-only decoding
+    CORRECTING = auto()  # a rejected token is not replaced yet
+    LOCAL = auto()  # the draft model generates without an edge
     ENDED = auto()
 
 
 class SessionEvent(Enum):
-    """What moves a session on."""
-
-    OPEN = auto()  # an Open was made, the first or another
+    OPEN = auto()  # the first or another
     UNDELIVERED = auto()
     POSTPONED = auto()
     GRANTED = auto()
@@ -52,9 +50,9 @@ class SessionEvent(Enum):
     ALL_DECIDED = auto()  # no draft is in flight any more
     REJECTED = auto()
     CORRECTED = auto()
-    STREAM_ASKED = auto()  # the edge was asked to write by itself, or to go on, or to stop
-    STREAM_OVER = auto()  # it has written what it was asked for
-    WENT_LOCAL = auto()  # no edge answers, and the text is to go on all the same
+    STREAM_ASKED = auto()  # the edge was asked to decode on its own, or to stop
+    STREAM_OVER = auto()  # it has decoded what it was asked for
+    WENT_LOCAL = auto()  # no edge answers, and the generation goes on
     ENDED = auto()
 
 
@@ -90,15 +88,9 @@ TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
     (SessionState.STREAMING, SessionEvent.STREAM_OVER): SessionState.DRAFTING,
     **{(state, SessionEvent.ENDED): SessionState.ENDED for state in SessionState},
 }
-"""Every transition that there is."""
 
 
 def next_state(state: SessionState, event: SessionEvent) -> SessionState:
-    """Return the state after an event.
-
-    Raises:
-        ValueError: A session in that state cannot have such an event: whoever drives it has made a mistake.
-    """
     try:
         return TRANSITIONS[state, event]
     except KeyError:
@@ -107,13 +99,11 @@ def next_state(state: SessionState, event: SessionEvent) -> SessionState:
 
 @dataclass(slots=True)
 class SessionCounters:
-    """What the device counts of a session; times are the caller's to add.
+    """What the device counts of a session, as named in `Close`; times are added by the caller.
 
     Attributes:
-        streamed: Tokens that the edge has written by itself.
-        suffix_drafted: Of those drafted, the ones that were taken from earlier text.
-        suffix_tested: Of these, tested.
-        suffix_accepted: Of these, accepted. The others are named as `Close` names them.
+        streamed: Tokens of edge-only decoding.
+        suffix_drafted: Of the drafted tokens, those that the suffix index proposed; likewise the two below.
     """
 
     drafted: int = 0
@@ -131,5 +121,4 @@ class SessionCounters:
 
     @property
     def acceptance(self) -> float | None:
-        """Accepted of tested, or None before the first test."""
         return self.accepted / self.tested if self.tested else None

@@ -1,1 +1,1 @@
-"""Steering of a device from afar: settings that an administrator wants it to have, and commands."""
+"""Remote settings and commands of an administrator."""

@@ -1,8 +1,10 @@
-"""Commands: runs those that an administrator gives, one at a time, and answers each once however often it comes.
+"""Commands of an administrator, and the thread that receives them and desired settings.
 
-One that is late, unknown or badly argued is refused with a reason, and so is one that comes while another runs.
+Commands run one at a time, and each is answered once however often it arrives. A command that is late, unknown or has
+wrong arguments is refused with a reason, and so is one that arrives while another runs.
 """
 
+import contextlib
 import json
 import logging
 import platform
@@ -10,19 +12,33 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from fleet_common.fields import fields_of
+from fleet_common.mqtt.errors import LinkError
+from fleet_common.mqtt.link import Link, Message
 from fleet_device.checks.selftest import probe_prompt
-from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError
+from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
+from fleet_device.steering.remote_settings import SteeredSettings
 from schemas.bounds import MAX_SENTENCE
+from schemas.control import ControlMessage, decode_json, encode_json
+from schemas.errors import CodecError
 from schemas.printable import printable_line
 from schemas.reasons import EndReason
-from schemas.steering import MAX_PARTS, MAX_RESULT, CommandOutcome, CommandRequest, CommandResponse, SettingValue
+from schemas.steering import (
+    MAX_PARTS,
+    MAX_RESULT,
+    CommandOutcome,
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    SettingValue,
+)
+from schemas.topics import TREE, Topic, build
 from schemas.version import VERSION
 
 MOST_LINES: Final = 1000
@@ -30,7 +46,7 @@ _LONGEST: Final = 500  # characters of a line
 
 
 class LogTail(logging.Handler):
-    """Keeps what is logged. Tokens and texts are never logged, so that none are here."""
+    """Keeps the latest log lines. Tokens and texts are never logged, so they cannot be here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,17 +54,15 @@ class LogTail(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record, line by line."""
         try:
             text = self.format(record)
-        except Exception:  # noqa: BLE001 - as logging itself does: a bad record ends nothing
+        except Exception:  # noqa: BLE001 - as logging does
             self.handleError(record)
             return
         for line in text.splitlines():
             self._lines.append(printable_line(line)[:_LONGEST])
 
     def lines(self, number: int) -> list[str]:
-        """Return the last lines, the oldest first."""
         return list(self._lines.copy())[-number:] if number > 0 else []
 
 
@@ -61,15 +75,6 @@ Arguments = Mapping[str, SettingValue]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an action says.
-
-    Attributes:
-        outcome: Whether it was done.
-        sentence: What was done, or why not.
-        result: What there is to read.
-        then: Called when the answer has been sent.
-    """
-
     outcome: CommandOutcome
     sentence: str
     result: str | None = None
@@ -77,37 +82,28 @@ class Answer:
 
 
 class SteeredDevice(Protocol):
-    """What actions act on: a device that serves applications."""
-
-    @property
-    def service(self) -> DeviceService: ...
+    service: DeviceService
+    log_tail: LogTail
 
     def hold(self, *, drain: bool) -> int:
-        """Take no new texts (`drain`), or begin none; return how many are still to be written."""
+        """Accept no new requests (`drain`), or begin none; return how many are left."""
 
-    def resume(self) -> bool:
-        """Take texts again; return whether it did not."""
+    def resume(self) -> bool: ...
 
-    def reload(self) -> None:
-        """End the open texts, and load the model anew."""
+    def reload(self) -> None: ...
 
-    def status(self) -> dict[str, Any]:
-        """Return how it is and what it has written, as JSON values."""
+    def status(self) -> dict[str, Any]: ...
 
-    def settings_report(self) -> dict[str, Any]:
-        """Return its settings as an administrator sees them, as JSON values."""
-
-    @property
-    def log_tail(self) -> LogTail: ...
+    def settings_report(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class CommandAction:
     """A command that a device knows.
 
     Attributes:
-        run: Does it: the device, the arguments, and the seconds that there are.
-        arguments: That it takes, by name, with the least and the greatest value of each.
+        run: Takes the device, the arguments, and the time limit (seconds).
+        arguments: Names, each with the smallest and the largest value.
     """
 
     run: Callable[[SteeredDevice, Arguments, float], Answer]
@@ -115,7 +111,7 @@ class Action:
 
 
 def _self_test(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
-    """Write a short text through the edge, beside whatever else is written."""
+    """Generate a short text through the edge, next to other requests."""
     del arguments
     service = device.service
     if (missing := service.absence()) is not None:
@@ -134,7 +130,7 @@ def _self_test(device: SteeredDevice, arguments: Arguments, limit_s: float) -> A
         timer.cancel()
     generation = text.generation
     if text.reason not in (EndReason.STOP, EndReason.LENGTH):
-        return Answer(CommandOutcome.FAILED, f"The text was ended by {text.reason.value}.")
+        return Answer(CommandOutcome.FAILED, f"The generation was ended by {text.reason.value}.")
     acceptance = generation.counters.acceptance
     tested = "no draft was tested" if acceptance is None else f"acceptance {acceptance:.2f}"
     sentence = f"{len(text.tokens)} tokens at {text.tokens_per_s:.1f} tokens/s by {generation.edge}, {tested}."
@@ -154,7 +150,8 @@ def _drain(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answe
     del arguments, limit_s
     left = device.hold(drain=True)
     return Answer(
-        CommandOutcome.OK, f"The device takes no new texts until it is resumed or restarted; {left} are left."
+        CommandOutcome.OK,
+        f"The device accepts no new requests until it is resumed or restarted; {left} are left.",
     )
 
 
@@ -163,21 +160,23 @@ def _pause(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answe
     left = device.hold(drain=False)
     return Answer(
         CommandOutcome.OK,
-        f"The device begins no text until it is resumed or restarted; {left} wait or are being written.",
+        f"The device begins no request until it is resumed or restarted; {left} wait or run.",
     )
 
 
 def _resume(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
     del arguments, limit_s
     held = device.resume()
-    return Answer(CommandOutcome.OK, "The device takes texts again." if held else "The device was taking texts.")
+    return Answer(
+        CommandOutcome.OK, "The device accepts requests again." if held else "The device was accepting requests."
+    )
 
 
 def _reload(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
     del arguments, limit_s
     return Answer(
         CommandOutcome.OK,
-        "The device ends its open texts, loads its model anew and comes back; its settings then say with which.",
+        "The device ends its running requests, loads its model again and comes back; its settings then say with which.",
         then=device.reload,
     )
 
@@ -189,7 +188,7 @@ def _log_tail(device: SteeredDevice, arguments: Arguments, limit_s: float) -> An
 
 
 def _support_bundle(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
-    """Tell what whoever looks for a fault asks first; no text, no prompt, no secret."""
+    """Return what support asks for first; no text, no prompt, no secret."""
     del arguments, limit_s
     settings = device.service.settings
     status = device.status()
@@ -215,16 +214,15 @@ def _shown(settings: object, path: tuple[str, ...]) -> object:
     return value if isinstance(value, bool | int | float | None) else str(value)[:_LONGEST_SETTING]
 
 
-ACTIONS: Final[Mapping[str, Action]] = {
-    "self-test": Action(_self_test, {}),
-    "reload": Action(_reload, {}),
-    "drain": Action(_drain, {}),
-    "pause": Action(_pause, {}),
-    "resume": Action(_resume, {}),
-    "log-tail": Action(_log_tail, {"lines": (1, MOST_LINES)}),
-    "support-bundle": Action(_support_bundle, {}),
+ACTIONS: Final[Mapping[str, CommandAction]] = {
+    "self-test": CommandAction(_self_test, {}),
+    "reload": CommandAction(_reload, {}),
+    "drain": CommandAction(_drain, {}),
+    "pause": CommandAction(_pause, {}),
+    "resume": CommandAction(_resume, {}),
+    "log-tail": CommandAction(_log_tail, {"lines": (1, MOST_LINES)}),
+    "support-bundle": CommandAction(_support_bundle, {}),
 }
-"""By the command's name."""
 
 _log = logging.getLogger(__name__)
 
@@ -243,8 +241,8 @@ class Commands:
         device: What they act on.
         send: Sends an answer; called from any thread.
         now: The wall clock (UTC).
-        start: Runs a function on a thread of its own; what it returns is of no use.
-        after: Calls a function after so many seconds, unless the function that it returns was called before.
+        start: Runs a function on a thread of its own.
+        after: Calls a function after some seconds, unless the function that it returns is called before.
     """
 
     def __init__(
@@ -266,7 +264,7 @@ class Commands:
         self._answered: OrderedDict[str, Sequence[CommandResponse]] = OrderedDict()
 
     def take(self, request: CommandRequest) -> None:
-        """Take a command: begin it, refuse it, or answer it again."""
+        """Begin a command, refuse it, or repeat its answer."""
         with self._lock:
             before = self._answered.get(request.id)
             running = self._running
@@ -275,7 +273,7 @@ class Commands:
                 self._send(response)
             return
         if running is not None and running.id == request.id:
-            return  # its answer is on its way
+            return  # its answer follows
         left_s = (request.deadline - self._now()).total_seconds()
         refusal = self._refusal(request, left_s, running)
         if refusal is not None:
@@ -299,12 +297,12 @@ class Commands:
             return why
         return None if running is None else f"The command {running.command} is still running; ask again later."
 
-    def _run(self, action: Action, request: CommandRequest, limit_s: float, cancel: Callable[[], None]) -> None:
+    def _run(self, action: CommandAction, request: CommandRequest, limit_s: float, cancel: Callable[[], None]) -> None:
         try:
             answer = action.run(self._device, request.arguments, limit_s)
-        except Exception as error:  # noqa: BLE001 - whatever it is, its sender is told
+        except Exception as error:  # noqa: BLE001 - the sender gets an answer
             _log.exception("The command %s failed for a reason that should not be possible.", request.command)
-            answer = Answer(CommandOutcome.FAILED, f"It failed: {type(error).__name__}; the device's log tells more.")
+            answer = Answer(CommandOutcome.FAILED, f"It failed: {type(error).__name__}; the device's log says more.")
         cancel()
         _log.info("The command %s of %s: %s. %s", request.command, request.who, answer.outcome.value, answer.sentence)
         self._answer(request, answer)
@@ -314,14 +312,14 @@ class Commands:
             answer.then()
 
     def _late(self, request: CommandRequest) -> None:
-        """Say that a command takes too long; it is not begun again, and no other is begun while it has not ended."""
+        """Report that a command takes too long. No other is begun before it has ended."""
         self._answer(request, Answer(CommandOutcome.FAILED, "It has not ended in the time that it was given."))
 
     def _answer(self, request: CommandRequest, answer: Answer) -> None:
         responses = in_parts(request.id, answer)
         with self._lock:
             if request.id in self._answered:
-                return  # it was said to be late
+                return  # it was reported as late
             self._answered[request.id] = responses
             long = [known for known, said in self._answered.items() if len(said) > 1 or said[0].result]
             for known in long[:-_KEPT_RESULTS]:
@@ -334,7 +332,7 @@ class Commands:
 
 
 def in_parts(command: str, answer: Answer) -> list[CommandResponse]:
-    """Return an answer as messages: one, or as many as its result takes. What does not fit is left out."""
+    """Return an answer in as many messages as its result takes, within the limit."""
     result, most = answer.result, MAX_RESULT * MAX_PARTS
     if result is not None and len(result) > most:
         result = result[: most - len(_CUT)] + _CUT
@@ -354,7 +352,7 @@ def in_parts(command: str, answer: Answer) -> list[CommandResponse]:
     ]
 
 
-def _bad_argument(command: str, action: Action, arguments: Arguments) -> str | None:
+def _bad_argument(command: str, action: CommandAction, arguments: Arguments) -> str | None:
     for name, value in arguments.items():
         if name not in action.arguments:
             takes = ", ".join(action.arguments) or "none"
@@ -376,3 +374,124 @@ def _after(seconds: float, work: Callable[[], None]) -> Callable[[], None]:
     timer.daemon = True
     timer.start()
     return timer.cancel
+
+
+_MOST_WAITING: Final = 16
+"""Commands that wait; further ones are dropped. Of desired settings only the latest waits."""
+
+_RULES: Final = {rule.topic: rule for rule in TREE}
+
+
+class SteeringListener:
+    """Receives messages of administrators. Attach it before the link is started."""
+
+    def __init__(
+        self,
+        settings: SteeredSettings,
+        device: SteeredDevice,
+        link: Link,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        own = settings.settings
+        self._settings = settings
+        self._link = link
+        self._topics = {
+            topic: build(topic, fleet=own.fleet, device=own.device)
+            for topic in (
+                Topic.CONFIG_DESIRED,
+                Topic.CONFIG_REPORTED,
+                Topic.COMMAND_REQUEST,
+                Topic.COMMAND_RESPONSE,
+            )
+        }
+        self._commands = Commands(device, self._respond, now=now)
+        self._changed = threading.Condition()
+        self._wanted: Message | None = None
+        self._asked: deque[Message] = deque()
+        self._reports = self._drops = self._ending = False
+        self._thread: threading.Thread | None = None
+
+    def attach(self) -> None:
+        """Subscribe; once, before the link is started."""
+        self._link.subscribe(self._topics[Topic.CONFIG_DESIRED], self._receive)
+        self._link.subscribe(self._topics[Topic.COMMAND_REQUEST], self._receive, retained=False)
+        self._link.on_connection(self._note_connection)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="steering", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; a running command is not waited for."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def report(self) -> None:
+        """Publish the settings in force, retained."""
+        self._publish(Topic.CONFIG_REPORTED, self._settings.report())
+
+    def _note_connection(self, up: bool) -> None:
+        with self._changed:
+            self._reports = self._reports or up  # again: the broker may have lost the retained message
+            self._changed.notify_all()
+
+    def _receive(self, message: Message) -> None:
+        if not message.payload:
+            return  # it deletes a retained message
+        with self._changed:
+            if message.topic == self._topics[Topic.CONFIG_DESIRED]:
+                self._wanted = message
+            elif len(self._asked) < _MOST_WAITING:
+                self._asked.append(message)
+            elif not self._drops:
+                self._drops = True
+                _log.warning("Commands are dropped: %d wait already.", _MOST_WAITING)
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while not self._ending:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted or self._asked or self._reports or self._ending)
+                wanted, self._wanted = self._wanted, None
+                asked = self._asked.popleft() if self._asked else None
+                reports, self._reports = self._reports, False
+                self._drops = self._drops and bool(self._asked)
+            try:
+                if wanted is not None and self._handle(wanted):
+                    reports = True  # also if it was ignored: its sender waits for an answer
+                if reports:
+                    self.report()
+                if asked is not None:
+                    self._handle(asked)
+            except Exception:  # noqa: BLE001 - the next one is handled
+                _log.exception("An administrator's message failed for a reason that should not be possible.")
+
+    def _handle(self, message: Message) -> bool:
+        """Do what a message asks for; return whether it could be read."""
+        try:
+            if message.topic == self._topics[Topic.COMMAND_REQUEST]:
+                self._commands.take(decode_json(CommandRequest, message.payload))
+            else:
+                self._settings.consider(decode_json(DesiredSettings, message.payload))
+        except CodecError as error:
+            _log.warning("An administrator's message on %s is not looked at: %s", message.topic, error)
+            return False
+        return True
+
+    def _respond(self, response: CommandResponse) -> None:
+        self._publish(Topic.COMMAND_RESPONSE, response)
+
+    def _publish(self, topic: Topic, message: ControlMessage) -> None:
+        rule = _RULES[topic]
+        with contextlib.suppress(LinkError):  # reported again after the reconnect
+            self._link.publish(
+                self._topics[topic],
+                encode_json(message),
+                qos=rule.qos,
+                retain=rule.retained,
+                content_type=rule.content_type,
+            )

@@ -1,32 +1,196 @@
-"""Remote settings: a device's own settings with those over them that an administrator wants it to have.
+"""Settings that an administrator can set remotely, over the device's own.
 
-Wanted settings are a set with a version. A set is taken as a whole or refused as a whole, by the rules of the device's
-own settings; an older one than was considered before is passed over. What was taken is kept on disk.
+All other settings belong to the device: its identity, broker and files, who may use its API, and whether its status
+page shows generations. Quotas of applications are set as `quota.<application>.tokens_per_min` and the like.
+
+Desired settings are a set with a version. A set is applied or refused as a whole, by the rules of the device's own
+settings; one that is older than the last is ignored. What was applied is kept on disk.
 """
 
+import difflib
 import logging
-import os
-import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
-from pathlib import Path
+from enum import Enum, StrEnum
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleet_common.cache import write_cache
+from fleet_common.fields import fields_of
 from fleet_common.state import state_folder
-from fleet_device.applications import ApplicationsFile
-from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.model_source import locate_model
+from fleet_common.validation import plain_sentence
+from fleet_device.applications import Application, ApplicationsFile
+from fleet_device.drafters.contract import Drafter, ModelNotFound
+from fleet_device.drafters.model_file import locate_model
 from fleet_device.errors import ConfigurationError
-from fleet_device.settings import DeviceSettings
-from fleet_device.steering.catalogue import STEERABLE, Checked, Effect, Quotas, check_values
+from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy
 from schemas.bounds import MAX_SENTENCE
 from schemas.control import Instant
 from schemas.errors import FleetError
 from schemas.steering import MAX_SETTINGS, MAX_VERSION, DesiredSettings, ReportedSettings, SettingValue
+
+
+class Effect(StrEnum):
+    """When a setting takes effect.
+
+    Attributes:
+        NOW: At once; running requests keep the old value.
+        RELOAD: When the device loads its model again: after `fleet admin command reload`, or a restart.
+    """
+
+    NOW = "now"
+    RELOAD = "reload"
+
+
+STEERABLE: Final[Mapping[str, Effect]] = {
+    **dict.fromkeys(
+        (
+            "draft_length", "ahead", "stream", "window", "padding",
+            "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "truncate",
+            "offline", "rejoin", "offline_s", "answer_s", "open_s", "resume_s", "verdict_s", "drain_s",
+            "log_level",
+        ),
+        Effect.NOW,
+    ),
+    **dict.fromkeys(
+        ("model", "drafter", "suffix", "history_mb", "threads", "context", "memory_mb", "texts_at_once", "gpu_layers"),
+        Effect.RELOAD,
+    ),
+}  # fmt: skip
+
+_QUOTA: Final = "quota."
+_QUOTAS: Final = ("tokens_per_min", "tokens_per_day", "texts_at_once")
+_LONGEST_NAME: Final = 60
+_LONGEST_SHOWN: Final = 60
+
+Quotas = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    values: Mapping[str, Any]
+    quotas: Quotas
+    refused: Mapping[str, str]
+
+
+def effect_of(name: str) -> Effect | None:
+    """Return when a setting takes effect; None if it cannot be set remotely."""
+    return Effect.NOW if quota_of(name) is not None else STEERABLE.get(name)
+
+
+def quota_of(name: str) -> tuple[str, str] | None:
+    """Return application and quota of a name such as `quota.chat.tokens_per_day`; None for any other name."""
+    application, dot, quota = name.removeprefix(_QUOTA).rpartition(".")
+    return (application, quota) if name.startswith(_QUOTA) and dot and application and quota in _QUOTAS else None
+
+
+def check_values(
+    values: Mapping[str, SettingValue],
+    base: DeviceSettings,
+    *,
+    fixed: Iterable[str] = (),
+    applications: Iterable[str] | None = None,
+    locate: Callable[[str], object] | None = None,
+) -> Checked:
+    """Check desired settings.
+
+    Args:
+        values: As desired.
+        base: The settings without them.
+        fixed: Settings that cannot be set remotely.
+        applications: Those that the device knows; None if that is unknown.
+        locate: Finds a prepared model or raises `ModelNotFound`; None to skip that check.
+    """
+    refused: dict[str, str] = {}
+    plain: dict[str, SettingValue] = {}
+    quotas: dict[str, dict[str, int]] = {}
+    stays = frozenset(fixed)
+    for name, value in values.items():
+        quota = quota_of(name)
+        if name in stays:
+            why: str | None = "The device's own configuration does not let it be set remotely (steering_fixed)."
+        elif quota is not None:
+            why = _quota_problem(*quota, value, applications)
+        elif name == "model":
+            why = _model_problem(value, locate)
+        else:
+            why = None if name in STEERABLE else _unknown(name)
+        if why is not None:
+            refused[name] = why
+        elif quota is not None:
+            quotas.setdefault(quota[0], {})[quota[1]] = int(value)
+        else:
+            plain[name] = value
+    checked, wrong = _validated(base, plain)
+    refused |= wrong
+    if refused or checked is None:
+        return Checked({}, {}, refused)
+    return Checked({name: getattr(checked, name) for name in plain}, quotas, refused)
+
+
+def _validated(base: DeviceSettings, plain: Mapping[str, SettingValue]) -> tuple[DeviceSettings | None, dict[str, str]]:
+    """Return the settings with these values, or the reason for each value that is refused."""
+    try:
+        checked = DeviceSettings.model_validate({**base.model_dump(), **plain})
+    except ValidationError as error:
+        known = {field.name: field for field in fields_of(DeviceSettings)}
+        wrong = {}
+        for each in error.errors(include_url=False, include_input=False):
+            name = str(each["loc"][0]) if each["loc"] else ""
+            if name in plain:
+                own = each["type"] == "value_error"
+                what = plain_sentence(each) if own else f"it must be {known[name].kind}"
+                wrong[name] = f"{shown_value(plain[name])} cannot be used: {what}."
+        return None, wrong or dict.fromkeys(plain, "The settings do not go together.")
+    if checked.offline is OfflinePolicy.LOCAL and checked.drafter != MODEL_DRAFTER:
+        why = f"The drafter {checked.drafter!r} has no model that could go on alone with offline = 'local'."
+        return None, {name: why for name in ("offline", "drafter") if name in plain}
+    return checked, {}
+
+
+def shown_value(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+
+
+def _unknown(name: str) -> str:
+    shown = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
+    if name in {field.name for field in fields_of(DeviceSettings)}:
+        return f"The setting {shown!r} is the device's own and cannot be set remotely."
+    near = difflib.get_close_matches(name[:_LONGEST_NAME], STEERABLE, n=1)
+    hint = f"; maybe {near[0]!r} is meant" if near else ""
+    return f"This release has no setting {shown!r}{hint}."
+
+
+def _quota_problem(application: str, quota: str, value: SettingValue, applications: Iterable[str] | None) -> str | None:
+    if applications is not None and application not in set(applications):
+        return f"This device has no application {application[:_LONGEST_NAME]!r}; add it there with `fleet device app`."
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f"{shown_value(value)} cannot be used: it must be a whole number."
+    try:
+        Application.model_validate({"name": "a", "sha256": "0" * 64, quota: value})
+    except ValidationError as error:
+        return f"{value} cannot be used: {plain_sentence(error.errors(include_url=False)[0])}."
+    return None
+
+
+def _model_problem(value: SettingValue, locate: Callable[[str], object] | None) -> str | None:
+    """Only prepared models can be named remotely: neither files of the machine, nor what would be downloaded."""
+    if not isinstance(value, str):
+        return f"{shown_value(value)} cannot be used: it must be text."
+    if PurePath(value).name != value or "\\" in value or value.lower().endswith(".gguf"):
+        return "From afar only a prepared model of the device's models_dir can be named, such as smollm2-135m:Q4_0."
+    try:
+        if locate is not None:
+            locate(value)
+    except ModelNotFound as error:
+        return str(error)
+    return None
+
 
 _log = logging.getLogger(__name__)
 
@@ -37,14 +201,6 @@ _Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
 
 
 class SettingsSet(BaseModel):
-    """Settings of one version, all of them.
-
-    Attributes:
-        version: 0 is the device's own configuration, with nothing from afar.
-        values: By name.
-        at: When a monitor has written them (UTC), if it says so.
-    """
-
     model_config = ConfigDict(frozen=True)
 
     version: _Version = 0
@@ -53,12 +209,12 @@ class SettingsSet(BaseModel):
 
 
 class Kept(BaseModel):
-    """What the file holds.
+    """Content of the file.
 
     Attributes:
-        considered: The latest settings that were considered, taken or refused.
-        taken: The settings that hold.
-        proven: Those with which the device has loaded its model last: what it goes back to.
+        considered: The latest settings, applied or refused.
+        taken: The settings in force.
+        proven: Those with which the device last loaded its model, to go back to.
         refused: Why the latest were refused, by name.
     """
 
@@ -71,7 +227,7 @@ class Kept(BaseModel):
 
 
 def kept_file(settings: DeviceSettings) -> Path | None:
-    """Return where a device keeps what was set from afar; None for a user without a home, if the settings name none."""
+    """Return the path of the file; None for a user without a home, if the settings name none."""
     folder = settings.steering_dir
     if folder is None:
         state = state_folder()
@@ -80,7 +236,7 @@ def kept_file(settings: DeviceSettings) -> Path | None:
 
 
 def read_kept(path: Path | None) -> Kept:
-    """Read the file. One that is not there, or cannot be used, holds nothing; the latter is logged."""
+    """Read the file. If it is missing or unusable, it counts as empty; the latter is logged."""
     if path is None:
         return Kept()
     try:
@@ -90,12 +246,12 @@ def read_kept(path: Path | None) -> Kept:
         return Kept()
     except (OSError, ValidationError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is damaged"
-        _log.warning("What was set from afar cannot be read from %s: %s. The device goes on without it.", path, why)
+        _log.warning("What was set remotely cannot be read from %s: %s. The device goes on without it.", path, why)
         return Kept()
 
 
 def write_kept(path: Path | None, kept: Kept) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
         OSError: It cannot be written.
@@ -103,36 +259,27 @@ def write_kept(path: Path | None, kept: Kept) -> None:
     if path is None:
         return
     path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(kept.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_cache(path, kept)
 
 
 _MOST_REFUSED: Final = 16
-"""Settings whose refusal is reported: that many reasons say enough, and fit into a message."""
+"""Refusals that are reported; more would not fit into a message."""
 
 Changed = Callable[[Collection[str]], None]
-"""Told of the settings that have changed, by name."""
+"""Receives the names of the settings that have changed."""
 
 
-class RemoteSettings:
-    """The settings of a device that can be set from afar. One thread at a time considers; any reads.
+class SteeredSettings:
+    """The settings of a device that can be set remotely. One thread at a time applies them; any reads.
 
     Args:
-        own: As the device itself is configured.
-        file: That keeps what was set from afar; None keeps it in memory.
+        own: The device's own configuration.
+        file: Keeps what was set remotely; None keeps it in memory.
         now: The wall clock (UTC).
 
     Attributes:
-        settings: What holds: the object that all of the device reads, changed in place.
-        applications: Those of the device; their quotas can be set from afar. None if it knows none.
+        settings: The settings in force: the object that the whole device reads, changed in place.
+        applications: Those of the device, whose quotas can be set remotely. None if it knows none.
     """
 
     def __init__(
@@ -153,26 +300,24 @@ class RemoteSettings:
         self._start_from(self._kept.taken)
 
     @classmethod
-    def of(cls, own: DeviceSettings) -> "RemoteSettings":
-        """Return a device's settings with what was set from afar before."""
+    def of(cls, own: DeviceSettings) -> "SteeredSettings":
         file = kept_file(own)
         if file is None and own.steering:
             _log.warning(
-                "There is no folder for what is set from afar, so that it is lost at a restart: this user has no home; "
+                "There is no folder for what is set remotely, so that it is lost at a restart: this user has no home; "
                 "name one as steering_dir."
             )
         return cls(own, file)
 
     def on_change(self, listener: Changed) -> None:
-        """Tell a listener of the settings that change while the device runs."""
         self._listeners.append(listener)
 
     # While the device starts
 
     def candidates(self) -> Iterator[DeviceSettings]:
-        """Yield the settings to start with, those first that are to hold; ask for the next if a model does not load.
+        """Yield the settings to start with, preferred ones first; ask for the next if a model does not load.
 
-        The last are the device's own. The one that was yielded last holds.
+        The device's own come last. The settings that were yielded last are in force.
         """
         tried: list[Mapping[str, SettingValue]] = []
         for candidate in (self._kept.taken, self._kept.proven, SettingsSet()):
@@ -183,28 +328,24 @@ class RemoteSettings:
             yield self.settings
 
     def loaded(self, failure: str | None = None) -> None:
-        """The device has loaded its model with the settings that hold.
-
-        Args:
-            failure: Why those that were to hold could not be used, if others do.
-        """
+        """Record that the device has loaded its model; `failure` says why the preferred settings were not used."""
         holds = self._holding
         kept = self._kept.model_copy(update={"proven": holds})
         if failure is not None and self._kept.taken.values != holds.values:
             names = [name for name in self._kept.taken.values if STEERABLE.get(name) is Effect.RELOAD]
             why = f"The device could not start with it, and has gone back: {failure}"[:MAX_SENTENCE]
             kept = kept.model_copy(update={"taken": holds, "refused": dict.fromkeys(names, why)})
-            _log.error("Settings from afar are taken back: %s", failure)
+            _log.error("Settings remotely are taken back: %s", failure)
         self._keep(kept)
 
     # While it runs
 
     def consider(self, wanted: DesiredSettings) -> bool:
-        """Take wanted settings, or refuse them; return whether there is anything new to report."""
+        """Apply or refuse desired settings; return whether there is anything new to report."""
         with self._changing:
             kept = self._kept
             asked = SettingsSet(version=wanted.version, values=wanted.values, at=wanted.at)
-            # Of two that have come under one version the later is the one that the broker keeps.
+            # Of two with the same version, the broker keeps the later one.
             if asked == kept.considered or not _follows(asked, kept.considered):
                 return False
             checked = self._check(wanted.values)
@@ -223,7 +364,7 @@ class RemoteSettings:
         return True
 
     def report(self) -> ReportedSettings:
-        """Return what holds and what was refused."""
+        """Return what is in force and what was refused."""
         with self._changing:
             kept, settings = self._kept, self.settings
             values = {name: _plain(getattr(settings, name)) for name in STEERABLE}
@@ -253,7 +394,7 @@ class RemoteSettings:
         checked = self._check(chosen.values)
         if checked.refused:  # the device's own configuration has changed since, or its release
             for name, why in checked.refused.items():
-                _log.warning("%s, set from afar, is left out: %s", name, why)
+                _log.warning("%s, set remotely, is left out: %s", name, why)
             chosen = SettingsSet(
                 version=chosen.version,
                 values={name: value for name, value in chosen.values.items() if name not in checked.refused},
@@ -269,7 +410,7 @@ class RemoteSettings:
             try:
                 known = [each.name for each in self.applications.read().applications]
             except ConfigurationError:
-                known = None  # whoever uses the API is told
+                known = None  # users of the API get an error
         return check_values(
             values,
             self._own,
@@ -279,14 +420,14 @@ class RemoteSettings:
         )
 
     def _hold(self, chosen: SettingsSet, checked: Checked, *, starting: bool) -> set[str]:
-        """Let settings hold; return the names of those that have changed."""
+        """Put settings in force; return the names of those that have changed."""
         taken: dict[str, Any] = {
             name: checked.values.get(name, getattr(self._own, name))
             for name, effect in STEERABLE.items()
             if starting or effect is Effect.NOW
         }
         changed = {name for name, value in taken.items() if getattr(self.settings, name) != value}
-        self.settings.__dict__.update(taken)  # in one step: whoever reads at the same time finds either all or none
+        self.settings.__dict__.update(taken)  # in one step, so that a concurrent reader sees either all or none
         if checked.quotas != self._quotas:
             changed.add("quotas")
         self._quotas = checked.quotas
@@ -301,7 +442,7 @@ class RemoteSettings:
             write_kept(self._file, kept)
         except OSError as error:
             why = error.strerror or str(error)
-            _log.warning("What was set from afar cannot be kept in %s, and is lost at a restart: %s.", self._file, why)
+            _log.warning("What was set remotely cannot be kept in %s, and is lost at a restart: %s.", self._file, why)
 
 
 def _follows(asked: SettingsSet, considered: SettingsSet) -> bool:
@@ -312,18 +453,13 @@ def _follows(asked: SettingsSet, considered: SettingsSet) -> bool:
 
 
 def _plain(value: object) -> SettingValue | None:
-    """Return a setting's value as messages have it."""
     if isinstance(value, Enum):
         return str(value.value)
     return value if isinstance(value, bool | int | float | str) else None
 
 
-def load_steered(remote: RemoteSettings, load: Callable[[DeviceSettings], Drafter]) -> Drafter:
-    """Load a draft model with the settings that are to hold, or else with those that held before.
-
-    Args:
-        remote: The settings; those with which it was loaded hold.
-        load: Checks them, and loads.
+def load_steered(remote: SteeredSettings, load: Callable[[DeviceSettings], Drafter]) -> Drafter:
+    """Load a draft model with the preferred settings, or else with earlier ones.
 
     Raises:
         FleetError: It cannot be loaded with the device's own settings either.
@@ -342,11 +478,6 @@ def load_steered(remote: RemoteSettings, load: Callable[[DeviceSettings], Drafte
 
 
 def apply_log_level(settings: DeviceSettings, usual: int) -> None:
-    """Log from the severity on that the settings say.
-
-    Args:
-        settings: In which it may be left out.
-        usual: Where it is.
-    """
+    """Set the log level of the settings, or the usual one."""
     level = settings.log_level
     logging.getLogger().setLevel(usual if level is None else level.upper())

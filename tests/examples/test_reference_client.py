@@ -22,9 +22,9 @@ from fleet_common.events import Event, wait_for_event
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
+from fleet_device.requests.generate import GenerateRequest
 from schemas.policy import Mode
 from tests.support.brokers import StartBroker
 from tests.support.statistics import ALARM, p_value

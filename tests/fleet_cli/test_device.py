@@ -13,9 +13,9 @@ from fleet_cli.device.generate import _interrupt
 from fleet_cli.main import _Formatter, main
 from fleet_common.events import Event
 from fleet_common.settings import load_settings
-from fleet_device.api.server import listen
+from fleet_device.api.app import listen
 from fleet_device.applications import ApplicationsFile
-from fleet_device.drafters.suffix.history import HistoryFile
+from fleet_device.drafters.suffix_index import HistoryFile
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 from schemas.errors import FleetError

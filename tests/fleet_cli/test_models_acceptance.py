@@ -24,7 +24,7 @@ from fleet_cli.models.pair.acceptance import (
     write_texts,
 )
 from fleet_cli.prompts import CATEGORIES, built_in, read_prompts_by_category, some
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode
 from tests.support.memory_fleet import DRAFT, END, TARGET, Device, MemoryFleet, lossless_text, terms

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from fleet_cli.models.commands import app
 from fleet_cli.models.errors import ModelsError
 from fleet_cli.models.pair.vocabulary import VocabularyUnusable, write_vocabulary
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from tests.support.tiny_gguf import CHAT_TEMPLATE, sentencepiece_rows, tiny_gguf
 
 

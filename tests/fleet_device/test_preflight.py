@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from fleet_common.settings import SettingsError, load_settings
-from fleet_device.api.server import listen
-from fleet_device.preflight import preflight
+from fleet_device.api.app import listen
+from fleet_device.device import preflight
 from fleet_device.settings import DeviceSettings
 
 

@@ -8,15 +8,15 @@ import httpx
 import pytest
 
 from fleet_common.mqtt.errors import ConnectFailed, LinkFault
+from fleet_device.api.app import listen
 from fleet_device.api.problems import problem_of
-from fleet_device.api.server import listen
-from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.registry import load_drafter
+from fleet_device.drafters.model_file import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
-from fleet_device.offline import OfflinePolicy, Outages
+from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
+from fleet_device.settings import OfflinePolicy, Outages
 from schemas.control import DeviceState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fleet_device.client.inbox import Inbox
-from fleet_device.client.lanes import Handles, Lane, Lanes
-from fleet_device.client.request import Cancellation
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.client.agent import Handles, Lane, Lanes
+from fleet_device.client.messaging import Inbox
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import TextCancelled
+from fleet_device.requests.generate import Cancellation
 from fleet_device.settings import DeviceSettings
 from schemas.codec import decode_open
 from schemas.policy import Mode

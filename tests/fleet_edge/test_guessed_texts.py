@@ -9,7 +9,7 @@ from dssd.counter_rng import Purpose, random_uniform
 from dssd.distribution import shape
 from dssd.sampling import coupled_token, draw
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.session.text import SessionRequest
+from fleet_device.session.sequence import SessionRequest
 from fleet_edge.store.records.segments import RoundJudged
 from schemas.policy import Mode
 from tests.support.memory_broker import Faults

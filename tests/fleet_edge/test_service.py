@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.client.request import GenerateRequest
+from fleet_device.requests.generate import GenerateRequest
 from fleet_device.session.machine import DeviceSession
 from fleet_edge.store.database import open_store
 from fleet_edge.store.housekeeping import close_abandoned

@@ -78,7 +78,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
     "codec-down": ("schemas.errors.MalformedMessage.__init__", ValueError.__init__),
     "control": ("schemas.control.MalformedMessage.from_validation", broken),
     "edge": ("fleet_edge.handlers.MessageHandlers._close", broken),  # survived, and logged
-    "device": ("fleet_device.client.inbox.decode_verdict", broken),  # likewise
+    "device": ("fleet_device.client.messaging.decode_verdict", broken),  # likewise
     "api": ("fleet_device.api.app.read_request", broken),
     "screen": ("fleet_common.mqtt.connection.screen.Screen._owe", lambda _screen, _puback: None),
 }

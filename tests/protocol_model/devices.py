@@ -4,20 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleet_common.mqtt.link import Will
-from fleet_device.client.drafting import Drafting, DraftSequence
+from fleet_device.client.drafting import Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.inbox import Inbox
-from fleet_device.client.outbound import Outbound
-from fleet_device.client.request import RequestContext
+from fleet_device.client.messaging import Inbox, Outbound
+from fleet_device.client.reports import UnconfirmedCloses
 from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
-from fleet_device.client.unconfirmed import UnconfirmedCloses
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import DeviceError
 from fleet_device.pacing.contract import Pacing
-from fleet_device.pacing.session_pacing import SessionPacing
-from fleet_device.session.in_flight import VerdictEffect
+from fleet_device.requests.generate import RequestContext
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.text import SessionRequest
+from fleet_device.session.sequence import SessionRequest, VerdictEffect
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.messages import Verdict
 from schemas.reasons import EndReason

@@ -401,7 +401,7 @@ class ProtocolModel(RuleBasedStateMachine):
         theirs, ours = session.tokens[session.prompt_length :], text.session.committed
         both = min(len(theirs), len(ours))
         assert theirs[:both] == ours[:both], f"{edge} has {theirs}, {session.device} has {ours}"
-        if session._epoch == text.session._epoch and session._digest == text.session.text.digest:
+        if session._epoch == text.session._epoch and session._digest == text.session.sequence.digest:
             assert theirs == ours
 
     def _check_end(self, text: Text) -> None:

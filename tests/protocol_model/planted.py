@@ -7,9 +7,8 @@ from enum import StrEnum
 from typing import Any, Final
 from unittest.mock import patch
 
-from fleet_device.session.in_flight import DraftsInFlight, Streaming
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.text import SessionRequest
+from fleet_device.session.sequence import DraftsInFlight, SessionRequest, Streaming
 from fleet_edge.answers.answers import Answers
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.sessions.machine import EdgeSession

@@ -7,8 +7,7 @@ from dssd.distribution import Dist, QuantizedDist, quantize, shape
 from dssd.downlink import Form, choose_form, correct
 from dssd.sampling import propose
 from dssd.verification import judge
-from fleet_device.session.in_flight import DecidedDraft, VerdictEffect
-from fleet_device.session.text import SessionRequest
+from fleet_device.session.sequence import DecidedDraft, SessionRequest, VerdictEffect
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Draft, Verdict

@@ -12,7 +12,7 @@ from fleet_cli.device.chat.colours import Painter, wants_colours
 from fleet_cli.device.chat.command import StandardTerminal, talk
 from fleet_cli.device.chat.conversation import Conversation
 from fleet_device.device import Device
-from fleet_device.texts.history import ChatHistory
+from fleet_device.requests.chat import ChatHistory
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, announce_edge, at_work, settings
 from tests.support.memory_fleet import MemoryFleet
 from tests.support.memory_link import MemoryLink

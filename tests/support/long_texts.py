@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from fleet_device.client.agent import Generation
+from fleet_device.requests.generate import Generation
 
 
 def first_long(

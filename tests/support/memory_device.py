@@ -7,17 +7,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fleet_device.client.agent import Generation
-from fleet_device.client.request import GenerateRequest, RequestContext
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.errors import EdgeUnavailable, SessionRefused
-from fleet_device.offline import Outages
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, Generation, RequestContext, generate_text
+from fleet_device.requests.queue import Listener, RequestQueue, Ticket
 from fleet_device.service import DeviceService
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
-from fleet_device.session.text import CommittedTokens, TokenOrigin
-from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import GeneratedText, generate_text
-from fleet_device.texts.queue import Listener, TextQueue, Ticket
+from fleet_device.settings import DeviceSettings, Outages
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.grammar import Grammar
 from schemas.reasons import EndReason, RefusalCode
@@ -200,7 +197,7 @@ class ScriptedBackend:
         self.unusable = False  # whatever grammar is asked for
         self.since = STARTED
         self.cancelled: list[Ticket] = []
-        self.queue = TextQueue(self._write, waiting=waiting)
+        self.queue = RequestQueue(self._write, waiting=waiting)
         self.queue.start()
 
     def close(self) -> None:

@@ -11,8 +11,7 @@ import sqlalchemy as sa
 
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_device.client.agent import Generation
-from fleet_device.client.request import GenerateRequest, RequestContext
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings

@@ -14,20 +14,18 @@ from typing import TypeVar
 from dssd.distribution import shape
 from dssd.downlink import Form
 from dssd.sampling import coupled_token
-from fleet_device.client.drafting import Drafting, DraftSequence
+from fleet_device.client.drafting import Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict
-from fleet_device.client.outbound import Outbound
+from fleet_device.client.messaging import ConnectionChanged, Event, Inbox, Outbound, ReceivedVerdict
 from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.contract import Prospect
-from fleet_device.drafters.scripted import ScriptedDrafter
-from fleet_device.drafters.suffix.drafter import SuffixDrafter
+from fleet_device.drafters.suffix import SuffixDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import SessionRefused
-from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, FixedPacing, Pacing, Plan
-from fleet_device.pacing.session_pacing import SessionPacing
+from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
 from fleet_device.session.machine import DeviceSession
+from fleet_device.session.sequence import SessionRequest
 from fleet_device.session.states import SessionCounters
-from fleet_device.session.text import SessionRequest
 from fleet_edge.assembly import assemble
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.orchestrator import Orchestrator
@@ -225,7 +223,7 @@ class ChangingPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         del outcome
 
-    def note_load(self, load: EdgeLoad) -> None:
+    def note_load(self, load: ReportedLoad) -> None:
         del load
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:

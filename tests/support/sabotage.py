@@ -264,9 +264,9 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
     elif kind is Sabotage.UNSHAPED:
         stack.enter_context(patch("fleet_edge.orchestrator._case", _case_unshaped))
     elif kind is Sabotage.GUESS_KEPT:
-        stack.enter_context(patch("fleet_edge.batching.judging.write", _write_keeping))
+        stack.enter_context(patch("fleet_edge.batching.judging.decode", _write_keeping))
     elif kind is Sabotage.GUESS_SHIFTED:
-        stack.enter_context(patch("fleet_edge.batching.judging.write", _write_shifted))
+        stack.enter_context(patch("fleet_edge.batching.judging.decode", _write_shifted))
     elif kind in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE, Sabotage.MASK_NOT_RENORMALISED):
         _mask_wrongly(kind, stack)
     elif kind is Sabotage.SHIFTED:
@@ -292,4 +292,4 @@ def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
     elif kind is Sabotage.WITHHELD:
         stack.enter_context(patch.object(DraftSequence, "draft", _draft_withholding))
     elif kind is Sabotage.NO_RESIDUAL:
-        stack.enter_context(patch("fleet_device.session.in_flight.correct", _correct_without_residual))
+        stack.enter_context(patch("fleet_device.session.sequence.correct", _correct_without_residual))

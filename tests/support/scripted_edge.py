@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fleet_common.mqtt.link import Message
-from fleet_device.client.agent import Agent, Generation
-from fleet_device.client.inbox import Event, Inbox
-from fleet_device.client.request import GenerateRequest
+from fleet_device.client.agent import Agent
+from fleet_device.client.messaging import Event, Inbox
 from fleet_device.client.retry import RetryPolicy
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.requests.generate import GenerateRequest, Generation
 from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict

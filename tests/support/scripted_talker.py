@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-from fleet_device.texts.chat import ChatMessage
-from fleet_device.texts.generate import generate_text
-from fleet_device.texts.prompt import prepare_request
-from fleet_device.texts.queue import TextQueue
-from fleet_device.texts.stream import TextStream
+from fleet_device.requests.chat import ChatMessage
+from fleet_device.requests.generate import generate_text
+from fleet_device.requests.prompt import prepare_request
+from fleet_device.requests.queue import RequestQueue, TextStream
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
 
 
@@ -25,7 +24,7 @@ class ScriptedTalker:
         self.drafter = drafter or TalkingDrafter()
         self.asked: list[list[ChatMessage]] = []
         self._settings = settings()
-        self._queue = TextQueue(partial(generate_text, self.agent, self.drafter))
+        self._queue = RequestQueue(partial(generate_text, self.agent, self.drafter))
         self._queue.start()
 
     def count_tokens(self, prompt: Sequence[ChatMessage]) -> int:

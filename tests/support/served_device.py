@@ -9,8 +9,8 @@ from typing import Any
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.api.server import listen
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.api.app import listen
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings

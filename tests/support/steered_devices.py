@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
-from fleet_device.steering.remote_settings import RemoteSettings
+from fleet_device.steering.remote_settings import SteeredSettings
 from tests.support.markov import MarkovScript
 
 _SCRIPT: Final = MarkovScript(size=6, seed=7)
@@ -45,7 +45,7 @@ def steered_devices(
                     **given,
                 }
             )
-            remote = RemoteSettings.of(own)
+            remote = SteeredSettings.of(own)
             drafter = ScriptedDrafter(_SCRIPT, _WORDS, name="toy")
             gateway = Gateway(DeviceService(remote.settings, drafter), remote=remote)
             stack.callback(gateway.stop)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
 from fleet_device.pacing.contract import Pacing
+from fleet_device.requests.generate import GenerateRequest
 from schemas.policy import SamplingPolicy
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_pair import PROMPT, ToyPair

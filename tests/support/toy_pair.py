@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Float
 from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.scripted import Script, ScriptedDrafter, WordCodec
-from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.drafters.suffix.history import History
+from fleet_device.drafters.suffix import SuffixDrafter
+from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
+from fleet_device.drafters.without_model import LogitsScript, ScriptedDrafter, WordCodec
 from schemas.grammar import Grammar
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -58,8 +58,8 @@ class ToyLanguage(Protocol):
 class Disturbed:
     """A language whose logits are those of one plus those of another, as a draft model is to its target."""
 
-    target: Script
-    noise: Script
+    target: LogitsScript
+    noise: LogitsScript
 
     def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
         """Return the sum."""
@@ -80,7 +80,7 @@ class ToyPair:
     """
 
     target: ToyLanguage
-    draft: Script
+    draft: LogitsScript
     draft_words: tuple[str, ...]
     draft_ends: tuple[int, ...] = END_TOKENS
     suffix: bool = False

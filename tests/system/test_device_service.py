@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from fleet_common.events import Event, wait_for_event
-from fleet_device.api.server import listen
+from fleet_device.api.app import listen
 from tests.support.prepared_models import prepared
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole

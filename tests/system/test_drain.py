@@ -15,9 +15,8 @@ import httpx
 import pytest
 
 from broker_config.broker import Broker
-from fleet_device.client.agent import Generation
-from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
+from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import StartBroker

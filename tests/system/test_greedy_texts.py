@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from broker_config.processes.runner import MosquittoProcess
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
+from fleet_device.drafters.model_file import GgufModel
+from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings, RemoteSettings
 from fleet_edge.verifiers.contract import RunsElsewhere, Verifier
 from fleet_edge.verifiers.llama_cpp.target import open_target

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from broker_config.processes.runner import MosquittoProcess
-from fleet_device.offline import OfflinePolicy
+from fleet_device.settings import OfflinePolicy
 from tests.support.served_device import Served, device_at, scripted_whole
 from tests.support.waiting import until
 

@@ -10,9 +10,9 @@ import torch
 
 from dssd.distribution import TOTAL, quantize, shape
 from fleet_cli.demo.prompts import PROMPTS
-from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.long_texts import first_long
 from tests.support.whole import Whole

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
+from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_edge.service import EdgeService
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.whole import Whole

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.applications.offline import compare
 from benchmarks.applications.offline_site import Site
 from benchmarks.applications.offline_trial import run_trial
-from fleet_device.offline import OfflinePolicy
+from fleet_device.settings import OfflinePolicy
 
 TOKENS = 80
 

@@ -11,10 +11,9 @@ import httpx
 import pytest
 
 from broker_config.processes.runner import MosquittoProcess
-from fleet_device.client.agent import Generation
-from fleet_device.client.request import GenerateRequest, RequestContext
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import SessionRefused
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason

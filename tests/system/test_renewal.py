@@ -14,9 +14,8 @@ from fleet_common.identity.roles import IdentityRole
 from fleet_common.mqtt.counters import LinkCounters
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import TlsSettings
-from fleet_device.client.agent import Generation
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
+from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService

@@ -22,18 +22,17 @@ from broker_config.broker import Broker
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.api.server import listen
+from fleet_device.api.app import listen
 from fleet_device.client.agent import Agent
-from fleet_device.client.request import GenerateRequest
-from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.model_file import GgufModel
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import SessionRefused
 from fleet_device.gateway import Gateway
 from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
 from fleet_device.service import DeviceService
-from fleet_device.session.text import TokenOrigin
+from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.grammar import Grammar

@@ -12,9 +12,8 @@ import pytest
 
 from broker_config.processes.runner import MosquittoProcess
 from fleet_common.events import Event, wait_for_event
-from fleet_device.client.agent import Generation
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from schemas.policy import Mode, SamplingPolicy

@@ -11,7 +11,7 @@ from fleet_common.mqtt.errors import ConnectFailed, LinkFault, PublishRejected
 from fleet_common.mqtt.link import Outcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gguf import TokenType
 
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.packed.target import load_target, target_tokens
 from schemas.vocabulary import Vocabulary
 from tests.support.tiny_gguf import Row, sentencepiece_rows, tiny_gguf, tiny_rows

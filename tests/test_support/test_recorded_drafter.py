@@ -1,5 +1,5 @@
 from dssd.distribution import point_mass
-from fleet_device.drafters.scripted import WordCodec
+from fleet_device.drafters.without_model import WordCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.recorded_drafter import RecordedDrafter, RecordedText

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Final, TextIO
 
 from fleet_common.terminal import printable
-from fleet_device.client.request import Piece
-from fleet_device.session.text import TokenOrigin
+from fleet_device.requests.generate import Piece
+from fleet_device.session.sequence import TokenOrigin
 
 _RESET: Final = "\x1b[0m"
 

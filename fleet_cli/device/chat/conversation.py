@@ -10,10 +10,9 @@ from fleet_cli.device.chat.figures import ChatFigures
 from fleet_common.terminal import printable
 from fleet_device.drafters.contract import Drafter
 from fleet_device.errors import PromptTooLong, SessionRefused
-from fleet_device.texts.chat import ChatMessage
-from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.history import ChatHistory
-from fleet_device.texts.stream import TextStream
+from fleet_device.requests.chat import ChatHistory, ChatMessage
+from fleet_device.requests.generate import GeneratedText
+from fleet_device.requests.queue import TextStream
 from schemas.errors import FleetError
 from schemas.reasons import EndReason, RefusalCode
 

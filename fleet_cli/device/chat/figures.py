@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_device.session.text import TokenOrigin
-from fleet_device.texts.generate import GeneratedText
+from fleet_device.requests.generate import GeneratedText
+from fleet_device.session.sequence import TokenOrigin
 from schemas.printable import printable_line
 
 _WORDS: Final = {

@@ -9,7 +9,7 @@ from fleet_cli.edge.advise.simulation.run import Outcome, simulate
 from fleet_cli.edge.advise.simulation.scenario import Plan as PlanOf
 from fleet_cli.edge.advise.simulation.scenario import Scenario, auto, drafting, streaming
 from fleet_device.pacing.contract import Plan
-from fleet_device.pacing.throughput import Conditions
+from fleet_device.pacing.estimates import Conditions
 
 _WORTH: Final = 1.05
 """Drafting pays where it is so many times as fast as what the edge writes by itself: a model on the device costs."""

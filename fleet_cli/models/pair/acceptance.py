@@ -26,8 +26,8 @@ from fleet_cli.prompts import Prompt
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.unlike import wrap
+from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier

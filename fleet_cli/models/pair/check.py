@@ -12,10 +12,9 @@ from fleet_cli.models.files import read_manifest
 from fleet_cli.models.pair.facts import Form, ModelFacts, folder_facts, gguf_facts
 from fleet_cli.models.pair.gguf_header import ModelUnreadable
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.model_source import locate_model
+from fleet_device.drafters.model_file import GgufModel, locate_model
 from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
-from fleet_device.texts.chat import ChatError, ChatMessage, ChatTemplate
+from fleet_device.requests.chat import ChatError, ChatMessage, ChatTemplate
 
 _SHOWN: Final = 6
 _CHATS: Final = (

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fleet_cli.models.pair.gguf_header import GgufHeader, ModelUnreadable, read_header
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from schemas.vocabulary import Vocabulary
 

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from fleet_cli.device.chat.colours import Painter, wants_colours
-from fleet_device.client.request import Piece, TokenText
-from fleet_device.session.text import TokenOrigin
+from fleet_device.requests.generate import Piece, TokenText
+from fleet_device.session.sequence import TokenOrigin
 
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 

@@ -11,8 +11,8 @@ import pytest
 from fleet_cli.device.chat.colours import Painter
 from fleet_cli.device.chat.conversation import Conversation
 from fleet_device.errors import EdgeUnavailable, SessionRefused
-from fleet_device.texts.generate import GeneratedText, generate_text
-from fleet_device.texts.history import ChatHistory
+from fleet_device.requests.chat import ChatHistory
+from fleet_device.requests.generate import GeneratedText, generate_text
 from schemas.reasons import EndReason, RefusalCode
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter
 from tests.support.scripted_talker import ScriptedTalker

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from fleet_device.api.app import create_app
-from fleet_device.api.metrics import DEVICE_CATALOGUE, device_families, metrics_route
+from fleet_device.api.status import DEVICE_CATALOGUE, device_families, metrics_route
 from fleet_edge.metrics.catalogue import CATALOGUE
 from tests.support.device_status import device_status
 from tests.support.memory_device import settings

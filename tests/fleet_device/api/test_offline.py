@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 
 from fleet_device.api.app import create_app
 from fleet_device.errors import EdgeUnavailable
-from fleet_device.offline import OfflinePolicy
+from fleet_device.settings import OfflinePolicy
 from tests.fleet_device.api.client import chat, chunks, complete, error
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
 

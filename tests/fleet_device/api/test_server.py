@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from fleet_device.api.server import ApiServer, listen
+from fleet_device.api.app import ApiServer, listen
 from fleet_device.errors import ConfigurationError
 
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.applications import Starlette
 
 from fleet_device.api.app import create_app
-from fleet_device.api.stream import HEARTBEAT_S, Pause
+from fleet_device.api.replies import HEARTBEAT_S, Pause
 from fleet_device.errors import EdgeUnavailable
 from schemas.reasons import EndReason
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, complete, error
@@ -126,7 +126,7 @@ def test_a_stream_whose_turn_has_not_come_says_so_after_ten_seconds(make: Make) 
     first.join()
     assert comments(response) == [
         "waiting",
-        "Other texts are written first; this one waits for its turn.",
+        "Other requests run first; this one waits for its turn.",
         "waiting",
         "waiting",
     ]
@@ -190,7 +190,7 @@ def test_a_queue_that_is_given_up_ends_streams_with_an_error(make: Make) -> None
 
 def test_a_mistake_of_our_own_in_a_stream_is_an_event_too(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     app, _ = make(ScriptedAgent())
-    monkeypatch.setattr("fleet_device.api.replies.told_of", lambda _text: 1 / 0)
+    monkeypatch.setattr("fleet_device.api.replies.session_summary", lambda _text: 1 / 0)
     assert "internal_error" in last_error(complete(app, stream=True))
 
 

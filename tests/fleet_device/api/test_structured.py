@@ -11,7 +11,7 @@ from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import OutsideGrammar
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
-from fleet_device.api.tool_calls import ToolCalls
+from fleet_device.api.structured import ToolCalls
 from schemas.grammar import Grammar, GrammarKind
 
 WEATHER = {

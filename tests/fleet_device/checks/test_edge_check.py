@@ -6,8 +6,8 @@ import pytest
 from dssd.distribution import Dist, point_mass
 from dssd.verification import Judgement, judge
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.checks.checklist import Check
-from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport, Question
+from fleet_device.checks.edge_check import CHECKS, CheckedEdge, EdgeCheck, EdgeReport
+from fleet_device.checks.selftest import Check
 from schemas.control import Presence
 from schemas.version import VERSION
 from tests.support.memory_device import announce_edge, at_work
@@ -25,7 +25,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def check(
     fleet: MemoryFleet, *, edge: str = EDGE, on_check: Callable[[Check], None] = lambda _check: None
 ) -> EdgeReport:
-    question = Question(fleet=FLEET, edge=edge, name=PROBE, broker=BrokerSettings(), tokens=TARGET.words)
+    question = CheckedEdge(fleet=FLEET, edge=edge, name=PROBE, broker=BrokerSettings(), tokens=TARGET.words)
     return EdgeCheck(
         question,
         make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),

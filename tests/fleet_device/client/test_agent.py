@@ -11,17 +11,17 @@ import pytest
 
 from benchmarks.exactness import fold_ends
 from dssd.distribution import Dist
-from fleet_device.client.agent import Agent, Generation
-from fleet_device.client.inbox import ConnectionChanged, Event, Inbox
-from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
+from fleet_device.client.agent import Agent
+from fleet_device.client.messaging import ConnectionChanged, Event, Inbox
 from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.scripted import ScriptedDrafter
-from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.drafters.suffix.history import History
+from fleet_device.drafters.suffix import SuffixDrafter
+from fleet_device.drafters.suffix_index import History
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
+from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
 from fleet_edge.store.records.events import EventLogged

@@ -1,4 +1,4 @@
-from fleet_device.client.request import Cancellation
+from fleet_device.requests.generate import Cancellation
 
 
 def test_whoever_waits_is_woken_when_the_text_is_cancelled() -> None:

@@ -7,8 +7,8 @@ from dssd.distribution import Dist
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.client.drafting import DraftConstraint, restrict
-from fleet_device.drafters.scripted import ScriptedDrafter
-from fleet_device.session.text import CommittedTokens, TokenOrigin
+from fleet_device.drafters.without_model import ScriptedDrafter
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from schemas.policy import Mode
 from tests.support.toy_grammar import GRAMMAR
 from tests.support.toy_pair import ToyPair, policy

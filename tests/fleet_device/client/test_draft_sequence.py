@@ -4,7 +4,7 @@ import pytest
 
 from dssd.distribution import Dist
 from fleet_device.client.drafting import DraftSequence
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.session.machine import DeviceSession
 from schemas.messages import Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy

@@ -1,4 +1,4 @@
-from fleet_device.client.inbox import EdgePresences
+from fleet_device.client.messaging import EdgePresences
 from schemas.control import Presence
 from tests.support.memory_device import edge_state
 

@@ -183,7 +183,7 @@ def test_a_grant_of_more_than_was_asked_for_is_named() -> None:
 def test_a_token_behind_the_last_is_named() -> None:
     device = LoneDevice()
     ScriptedEdge(device.broker, on_draft=lambda _m, d: [accept(d, next=1)])
-    with pytest.raises(ProtocolViolation, match="behind the 7 tokens"):
+    with pytest.raises(ProtocolViolation, match="more than the 7 tokens"):
         device.generate(most=7)
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.client.retry import REPORT_AFTER_S
 from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
+from fleet_device.requests.generate import GenerateRequest, RequestContext
 from schemas.control import Presence
 from schemas.messages import Draft, Fault, Open, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Outcome
-from fleet_device.client.inbox import ConnectionChanged, EdgeStateChanged, Inbox, ReceivedVerdict, Undelivered, Wake
+from fleet_device.client.messaging import ConnectionChanged, EdgeStateChanged, Inbox, ReceivedVerdict, Undelivered, Wake
 from schemas.codec import encode_reply, encode_verdict
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Refused, Verdict

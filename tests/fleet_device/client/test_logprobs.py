@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.session.text import CommittedTokens
+from fleet_device.requests.generate import GenerateRequest, RequestContext
+from fleet_device.session.sequence import CommittedTokens
 from schemas.logprobs import TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import RefusalCode
@@ -85,7 +85,7 @@ def test_an_edge_that_does_not_know_the_question_is_named() -> None:
         return content
 
     rewrite(fleet.broker, older)
-    with pytest.raises(SessionRefused, match="tells no log-probabilities; update it, or ask without") as caught:
+    with pytest.raises(SessionRefused, match="sends no log-probabilities; update it, or ask without") as caught:
         written(LoneDevice(fleet))
     assert caught.value.code is RefusalCode.LOGPROBS
 

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 
 from dssd.sampling import propose
-from fleet_device.client.agent import Generation
 from fleet_device.client.reports import UnverifiedReports
-from fleet_device.client.request import GenerateRequest, RequestContext
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable
-from fleet_device.offline import OfflinePolicy, Outages
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import retry_policy
-from fleet_device.session.text import CommittedTokens, TokenOrigin
-from fleet_device.settings import DeviceSettings
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin
+from fleet_device.settings import DeviceSettings, OfflinePolicy, Outages
 from fleet_edge.store.records.sessions import CloseReported
 from schemas.control import Presence
 from schemas.messages import Close

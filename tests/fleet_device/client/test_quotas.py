@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_device.client.inbox import EdgePresences
+from fleet_device.client.messaging import EdgePresences
 from fleet_device.client.retry import EdgeAvailability
 from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import FixedPacing

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.client.inbox import EdgeStateChanged
+from fleet_device.client.messaging import EdgeStateChanged
 from fleet_device.client.reports import UnverifiedReports
 from schemas.control import Presence
 from schemas.messages import Close

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from fleet_device.client.inbox import EdgePresences
+from fleet_device.client.messaging import EdgePresences
 from fleet_device.client.retry import LEAST_WAIT_S, EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.errors import SessionFailed, SessionRefused
-from fleet_device.offline import Outages
+from fleet_device.settings import Outages
 from schemas.control import EdgeState, Presence
 from schemas.reasons import RefusalCode
 from tests.support.memory_fleet import START

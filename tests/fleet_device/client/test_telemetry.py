@@ -1,8 +1,8 @@
 import pytest
 
-from fleet_device.client.agent import Generation
-from fleet_device.client.telemetry import DeviceTotals
-from fleet_device.pacing.session_pacing import RoundTrips
+from fleet_device.pacing.contract import RoundTrips
+from fleet_device.requests.generate import Generation
+from fleet_device.service import DeviceTotals
 from fleet_device.session.states import SessionCounters
 from schemas.reasons import EndReason
 

@@ -1,5 +1,5 @@
-from fleet_device.client.inbox import EdgeStateChanged
-from fleet_device.client.unconfirmed import UnconfirmedCloses
+from fleet_device.client.messaging import EdgeStateChanged
+from fleet_device.client.reports import UnconfirmedCloses
 from schemas.control import Presence
 from schemas.messages import Close, Closed
 from schemas.reasons import EndReason

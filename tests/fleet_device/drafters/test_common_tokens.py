@@ -9,7 +9,7 @@ import pytest
 from gguf import TokenType
 
 from dssd.distribution import Dist
-from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.unlike import NONE, CommonTokens, turn_begin, turn_end
 from tests.support.tiny_gguf import Row, sentencepiece_rows, tiny_gguf, tiny_rows
 

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from dssd.distribution import Dist
 from fleet_device.drafters.contract import Drafter, DrafterError
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.drafters.prompt_lookup import Lookup, PromptLookupDrafter
-from fleet_device.drafters.registry import load_drafter
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
-from fleet_device.drafters.suffix.drafter import SuffixDrafter
+from fleet_device.drafters.model_file import load_drafter
+from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
+from fleet_device.drafters.without_model import Lookup, PromptLookupDrafter, ScriptedDrafter, WordCodec
 from fleet_device.settings import DRAFTERS, NO_DRAFTER, DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary

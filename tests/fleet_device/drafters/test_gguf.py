@@ -7,8 +7,8 @@ import pytest
 from gguf import TokenType
 
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.gguf import GgufModel
-from fleet_device.texts.generate import Detokenizer
+from fleet_device.drafters.model_file import GgufModel
+from fleet_device.requests.generate import Detokenizer
 from schemas.vocabulary import Vocabulary
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import CHAT_TEMPLATE, END, PADDING, tiny_gguf, tiny_rows, tiny_words

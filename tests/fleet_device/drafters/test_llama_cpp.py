@@ -12,7 +12,6 @@ import pytest
 from fleet_device.drafters import llama_cpp as llama_cpp_drafter
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.llama_cpp import MOST_KEPT, LlamaCppDrafter, LlamaCppSettings, default_threads
-from fleet_device.drafters.memory_plan import available_memory
 from schemas.policy import SamplingPolicy
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf, tiny_words
@@ -355,15 +354,6 @@ def test_nan_logits_are_said(drafter: LlamaCppDrafter, monkeypatch: pytest.Monke
 
 def test_default_threads_stay_within_this_process_s_cores() -> None:
     assert 1 <= default_threads() <= 4
-
-
-def test_available_memory_is_read_or_unknown(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    assert available_memory(meminfo) is None
-    meminfo.write_text("MemTotal:  9 kB\nMemAvailable:      3 kB\n")
-    assert available_memory(meminfo) == 3072
-    meminfo.write_text("MemAvailable: none\n")
-    assert available_memory(meminfo) is None
 
 
 def _compare(path: Path, *, batch: int) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings, load
-from fleet_device.drafters.memory_plan import LEAST_CONTEXT, ModelSizes, automatic_budget, plan_memory
+from fleet_device.drafters.model_file import LEAST_CONTEXT, ModelSizes, automatic_budget, plan_memory
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from tests.support.tiny_gguf import tiny_gguf

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet_device.drafters.contract import ModelNotFound
-from fleet_device.drafters.model_source import locate_model
+from fleet_device.drafters.model_file import locate_model
 
 FILES = ["README.md", "tiny-q4_0.gguf", "tiny-q8_0.gguf", "big-00002-of-00002.gguf", "big-00001-of-00002.gguf"]
 

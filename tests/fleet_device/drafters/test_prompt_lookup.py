@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.prompt_lookup import Lookup, PromptLookupDrafter
-from fleet_device.drafters.scripted import WordCodec
+from fleet_device.drafters.without_model import Lookup, PromptLookupDrafter, WordCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.tiny_gguf import tiny_gguf, tiny_words

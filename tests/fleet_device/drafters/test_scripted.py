@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
-from fleet_device.texts.generate import Detokenizer
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
+from fleet_device.requests.generate import Detokenizer
 from schemas.policy import SamplingPolicy
 from tests.support.markov import MarkovScript
 

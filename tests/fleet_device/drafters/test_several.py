@@ -11,9 +11,9 @@ import pytest
 from dssd.distribution import Dist
 from fleet_device.drafters.contract import Drafter, DrafterError, known_tokens, sequences_of
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.drafters.registry import load_drafter
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.drafters.model_file import load_drafter
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.settings import DRAFTERS, DeviceSettings
 from schemas.vocabulary import Vocabulary
 from tests.fleet_device.drafters.test_contract import CONTEXT, OTHER_WORDS, POLICY, WORDS, Sums

@@ -11,11 +11,10 @@ from gguf import TokenType
 from numpy.typing import NDArray
 
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
-from fleet_device.drafters.registry import load_drafter
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.drafters.model_file import GgufModel, load_drafter
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary

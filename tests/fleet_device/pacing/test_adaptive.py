@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.adaptive import AdaptivePacing, best_plan
-from fleet_device.pacing.contract import DraftOutcome, EdgeLoad, Plan, SharedSteps
-from fleet_device.pacing.throughput import Conditions
+from fleet_device.pacing.contract import DraftOutcome, Plan, ReportedLoad, SharedSteps
+from fleet_device.pacing.estimates import Conditions
 
 LONGEST, WINDOW = 16, 4
 STEP_S = 0.04
@@ -352,7 +352,7 @@ def verified(plan: Plan, accepted: int, step_s: float) -> DraftOutcome:
 def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow(told_s: float | None) -> None:
     """Two cores: 15 ms for a token, 24 for four. The edge alone wrote twice as quickly, and was never asked again."""
     pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.note_load(EdgeLoad(token_s=told_s))
+    pacing.note_load(ReportedLoad(token_s=told_s))
     pacing.plan(longest=3, window=WINDOW)
     for _ in range(8):
         pacing.streamed(1, 0.016, step_s=0.015)
@@ -370,7 +370,7 @@ def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow
 def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told: bool, most: int) -> None:
     """Else drafts would be compared with what an idle edge wrote, and given up where they pay."""
     pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.note_load(EdgeLoad(acceptance=0.95))
+    pacing.note_load(ReportedLoad(acceptance=0.95))
     pacing.plan(longest=LONGEST, window=WINDOW)
     for _ in range(8):
         pacing.streamed(1, 0.016, step_s=0.015)
@@ -383,7 +383,7 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
         else:
             step_s = 0.12 + 0.004 * plan.tokens
             if told:
-                pacing.note_load(EdgeLoad(texts=8, writing_s=0.12, step_s=0.02, text_s=0.0125, token_s=0.004))
+                pacing.note_load(ReportedLoad(texts=8, writing_s=0.12, step_s=0.02, text_s=0.0125, token_s=0.004))
             pacing.learn(verified(plan, plan.tokens, step_s))
     assert streams <= most
 
@@ -391,7 +391,7 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
 def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_take_twice_what_one_does() -> None:
     """One core: 12 ms for a row, 28 for two, 6 for each further one. The edge alone writes 75 tokens a second."""
     pacing, rng, drafts = AdaptivePacing(stream=None), random.Random(1), 0
-    pacing.note_load(EdgeLoad(token_s=0.006, acceptance=0.9))
+    pacing.note_load(ReportedLoad(token_s=0.006, acceptance=0.9))
     for _ in range(200):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         if plan.stream:
@@ -404,7 +404,7 @@ def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_t
     assert drafts < 40
 
 
-SIXTEEN = EdgeLoad(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
+SIXTEEN = ReportedLoad(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
 """Texts on one core: the edge writes eight tokens a second of each."""
 
 
@@ -444,7 +444,7 @@ def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
 def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() -> None:
     """It depends on what others do, and is reckoned with; where it cannot be, it counts as it was."""
     under = {}
-    for load in (EdgeLoad(), SIXTEEN):
+    for load in (ReportedLoad(), SIXTEEN):
         pacing = AdaptivePacing(ahead=False)
         pacing.note_load(load)
         for _ in range(40):
@@ -461,7 +461,7 @@ def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() 
 def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> None:
     """Three drafts of a token each are verified at once: 13 ms, and 7 for each of them."""
     pacing = AdaptivePacing(stream=None)
-    pacing.note_load(EdgeLoad(token_s=0.007, acceptance=0.8))
+    pacing.note_load(ReportedLoad(token_s=0.007, acceptance=0.8))
     for _ in range(20):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         step_s = 0.013 + 0.007 * 3
@@ -477,7 +477,7 @@ def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it()
     drafts = {}
     for told in (None, 0.95):
         pacing = AdaptivePacing(ahead=False, stream=None)
-        pacing.note_load(EdgeLoad(token_s=0.001, acceptance=told))
+        pacing.note_load(ReportedLoad(token_s=0.001, acceptance=told))
         pacing.plan(longest=LONGEST, window=WINDOW)
         for _ in range(8):
             pacing.streamed(1, 0.1, step_s=0.1)
@@ -595,7 +595,7 @@ def test_the_choice_is_told_with_what_the_other_ways_promise() -> None:
     live_with_streaming(pacing, 60, acceptance=0.6, streamed_s=0.013, **place)
     told = pacing.choice()
     assert told.plan == "stream"
-    assert "edge by itself" in told.reason
+    assert "Edge-only decoding" in told.reason
     assert "drafting" in told.reason
     pacing = AdaptivePacing(ahead=False, stream=None)
     live_with_streaming(pacing, 60, acceptance=0.97, streamed_s=0.2, **place)
@@ -609,7 +609,7 @@ def test_what_is_told_of_shared_steps_is_what_the_choice_went_by() -> None:
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         pacing.learn(verified(plan, plan.tokens, 0.16))
     told = pacing.choice().reason
-    assert "16 texts at the edge" in told
+    assert "16 requests at the edge" in told
     rates = {n: 0.75 * pacing.conditions(WINDOW, ahead=True).rate(Plan(n, ahead=True)) for n in (1, 2, 4, 8)}
     best = max(rates, key=rates.__getitem__)
     assert f"drafting ahead {rates[best]:.1f} tokens/s with {best} a draft" in told
@@ -617,7 +617,7 @@ def test_what_is_told_of_shared_steps_is_what_the_choice_went_by() -> None:
 
 TIMES = st.none() | st.just(0.0) | st.floats(0.0, 65.0)
 LOADS = st.builds(
-    EdgeLoad,
+    ReportedLoad,
     texts=st.integers(1, (1 << 16) - 1),
     writing_s=TIMES,
     step_s=TIMES,
@@ -633,7 +633,7 @@ OUTCOMES = st.tuples(st.integers(0, 16), st.floats(0.0, 1.0), st.booleans(), st.
 @given(st.lists(st.tuples(st.none() | LOADS, OUTCOMES), min_size=1, max_size=30), st.sampled_from([None, False]))
 def test_whatever_an_edge_says_of_itself_a_plan_is_made(events: list[Any], stream: bool | None) -> None:
     pacing = AdaptivePacing(stream=stream)
-    prospect = Prospect(stands=(0.9, 0.8, 0.7), token_s=0.0001, catch_up_s=0.001)
+    prospect = Prospect(chances=(0.9, 0.8, 0.7), token_s=0.0001, catch_up_s=0.001)
     for load, (tokens, share, ahead, answer_s, compute_s) in events:
         if load is not None:
             pacing.note_load(load)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_device.pacing.estimates import Acceptance, Trend
+from fleet_device.pacing.estimates import AcceptanceEstimate, Trend
 
 
 def test_acceptance_begins_at_what_is_usual_and_moves_to_what_is_seen() -> None:
-    acceptance = Acceptance()
+    acceptance = AcceptanceEstimate()
     assert acceptance.rate == pytest.approx(0.7)
     for _ in range(60):
         acceptance.add(tested=5, accepted=1)
@@ -20,7 +20,7 @@ def test_acceptance_begins_at_what_is_usual_and_moves_to_what_is_seen() -> None:
 
 
 def test_acceptance_stays_below_one_and_a_verdict_on_nothing_changes_nothing() -> None:
-    acceptance = Acceptance()
+    acceptance = AcceptanceEstimate()
     acceptance.add(tested=0, accepted=0)
     assert acceptance.rate == pytest.approx(0.7)
     for _ in range(1000):
@@ -30,7 +30,7 @@ def test_acceptance_stays_below_one_and_a_verdict_on_nothing_changes_nothing() -
 
 @pytest.mark.parametrize(("before", "after"), [(0.9, 0.4), (0.4, 0.9)])
 def test_another_kind_of_text_is_noticed_within_a_text(before: float, after: float) -> None:
-    rng, acceptance = random.Random(4), Acceptance()
+    rng, acceptance = random.Random(4), AcceptanceEstimate()
     for rate, tokens in ((before, 400), (after, 60)):
         for _ in range(tokens):
             acceptance.add(tested=1, accepted=rng.random() < rate)
@@ -40,7 +40,7 @@ def test_another_kind_of_text_is_noticed_within_a_text(before: float, after: flo
 def test_chance_is_no_other_kind_of_text() -> None:
     """Of what stays the same as much is remembered as before; seeds 0 to 19, whose worst is far within the bound."""
     for seed in range(20):
-        rng, acceptance, far = random.Random(seed), Acceptance(), 0
+        rng, acceptance, far = random.Random(seed), AcceptanceEstimate(), 0
         for number in range(2000):
             acceptance.add(tested=1, accepted=rng.random() < 0.7)
             far += number > 200 and abs(acceptance.rate - 0.7) > 0.12
@@ -100,11 +100,11 @@ def test_drafts_of_like_length_leave_open_what_their_tokens_take() -> None:
 
 
 def test_what_others_have_found_counts_until_there_is_more_of_its_own() -> None:
-    acceptance = Acceptance()
-    acceptance.told(0.95)
+    acceptance = AcceptanceEstimate()
+    acceptance.note_reported(0.95)
     acceptance.add(tested=10, accepted=5)
     assert 0.7 < acceptance.rate < 0.9
-    alone = Acceptance()
+    alone = AcceptanceEstimate()
     alone.add(tested=10, accepted=5)
     assert alone.rate < 0.6
     for _ in range(40):
@@ -141,10 +141,10 @@ def test_impossible_measurements_leave_finite_estimates(measured: list[tuple[flo
 
 def test_what_is_common_to_devices_is_what_all_have_found() -> None:
     """However lucky one of them is: who alone drafts, or alone does not, slows down all."""
-    lucky, poor = Acceptance(), Acceptance()
+    lucky, poor = AcceptanceEstimate(), AcceptanceEstimate()
     assert lucky.common == lucky.rate  # nobody has said anything
     for each, accepted in ((lucky, 7), (poor, 5)):
-        each.told(0.75)
+        each.note_reported(0.75)
         for _ in range(16):
             each.add(tested=8, accepted=accepted)
     assert poor.rate < lucky.rate - 0.1
@@ -153,8 +153,8 @@ def test_what_is_common_to_devices_is_what_all_have_found() -> None:
 
 @pytest.mark.parametrize(("told", "accepted"), [(0.7, 8), (0.7, 3)])
 def test_a_device_whose_texts_are_quite_others_goes_by_its_own(told: float, accepted: int) -> None:
-    own = Acceptance()
-    own.told(told)
+    own = AcceptanceEstimate()
+    own.note_reported(told)
     for _ in range(50):
         own.add(tested=8, accepted=accepted)
     assert own.common == own.rate != told

@@ -5,7 +5,7 @@ from dataclasses import replace
 from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.adaptive import AdaptivePacing, best_repetition
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Plan, SharedSteps
-from fleet_device.pacing.throughput import Conditions
+from fleet_device.pacing.estimates import Conditions
 
 NEAR = Conditions(acceptance=0.9, token_s=0.010, beside_s=0.002, compute_s=0.020, compute_token_s=0.003)
 SURE = Prospect(tuple(0.97**n for n in range(1, 17)), token_s=0.0001, catch_up_s=0.005)
@@ -21,7 +21,7 @@ def test_what_is_sure_is_drafted_from_earlier_text_and_at_length() -> None:
     assert plan is not None
     assert plan.repeats
     assert plan.tokens >= 8
-    assert 0.0 < plan.least <= SURE.stands[plan.tokens - 1]
+    assert 0.0 < plan.least <= SURE.chances[plan.tokens - 1]
 
 
 def test_what_is_unsure_is_left_to_the_model() -> None:

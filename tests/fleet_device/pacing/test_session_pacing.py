@@ -1,12 +1,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from fleet_device.client.drafting import SessionPacing
 from fleet_device.drafters.contract import Prospect
-from fleet_device.drafters.scripted import ScriptedDrafter
-from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.drafters.suffix.history import History
-from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, Plan
-from fleet_device.pacing.session_pacing import SessionPacing
+from fleet_device.drafters.suffix import SuffixDrafter
+from fleet_device.drafters.suffix_index import History
+from fleet_device.drafters.without_model import ScriptedDrafter
+from fleet_device.pacing.contract import Choice, DraftOutcome, Plan, ReportedLoad
 from fleet_device.session.machine import DeviceSession
 from schemas import edge_load
 from schemas.messages import Draft, Opened, Verdict
@@ -24,7 +24,7 @@ class Pupil:
     outcomes: list[DraftOutcome] = field(default_factory=list)
     pieces: list[tuple[int, float]] = field(default_factory=list)
     prospects: list[Prospect] = field(default_factory=list)
-    loads: list[EdgeLoad] = field(default_factory=list)
+    loads: list[ReportedLoad] = field(default_factory=list)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
@@ -33,7 +33,7 @@ class Pupil:
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
         del longest, window
         self.prospects.append(prospect)
-        return replace(plan, repeats=True, tokens=len(prospect.stands))
+        return replace(plan, repeats=True, tokens=len(prospect.chances))
 
     def goes_on(self, chances: Sequence[float]) -> bool:
         return sum(chances) < 1.0
@@ -44,7 +44,7 @@ class Pupil:
     def learn(self, outcome: DraftOutcome) -> None:
         self.outcomes.append(outcome)
 
-    def note_load(self, load: EdgeLoad) -> None:
+    def note_load(self, load: ReportedLoad) -> None:
         self.loads.append(load)
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:  # noqa: ARG002
@@ -178,7 +178,7 @@ def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
     scene.open(load=edge_load.EdgeLoad(texts=3, text_ms=4.0, token_ms=2.5, acceptance=0.75))
     scene.draft()
     scene.draft()
-    assert scene.pupil.loads == [EdgeLoad(texts=3, text_s=0.004, token_s=0.0025, acceptance=0.75)]
+    assert scene.pupil.loads == [ReportedLoad(texts=3, text_s=0.004, token_s=0.0025, acceptance=0.75)]
 
 
 def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None:
@@ -192,7 +192,7 @@ def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None
     # The first piece, which says nothing of how quickly the edge writes.
     piece = Verdict(handle=HANDLE, round=request.round, accepted=0, base=base, written=(4,), load=load)
     scene.pacing.learn(scene.session.on_verdict(piece))
-    assert scene.pupil.loads == [EdgeLoad(texts=2), EdgeLoad(texts=3, writing_s=0.02)]
+    assert scene.pupil.loads == [ReportedLoad(texts=2), ReportedLoad(texts=3, writing_s=0.02)]
     assert scene.pupil.pieces == []
 
 
@@ -258,7 +258,7 @@ def test_where_earlier_text_promises_something_it_is_weighed_and_counted_apart()
     plan = scene.pacing.plan()
     assert plan.repeats
     assert source.repeats
-    assert plan.tokens == len(scene.pupil.prospects[0].stands)
+    assert plan.tokens == len(scene.pupil.prospects[0].chances)
     scene.drafter = source  # type: ignore[assignment]
     scene.draw(1)
     first = scene.send(more=False)

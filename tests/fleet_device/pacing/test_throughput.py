@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fleet_device.pacing.contract import Plan, SharedSteps
-from fleet_device.pacing.throughput import Conditions
+from fleet_device.pacing.estimates import Conditions
 
 NETWORK_S = 0.02
 

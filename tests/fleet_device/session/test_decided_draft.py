@@ -4,7 +4,7 @@ import pytest
 
 from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation
-from fleet_device.session.in_flight import DecidedDraft, SentDraft
+from fleet_device.session.sequence import DecidedDraft, SentDraft
 from schemas.downlink import Sparse
 from schemas.messages import Draft, Verdict
 from schemas.reasons import Finish

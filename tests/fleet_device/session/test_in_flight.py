@@ -1,5 +1,5 @@
 from dssd.sampling import Proposal
-from fleet_device.session.in_flight import DraftsInFlight
+from fleet_device.session.sequence import DraftsInFlight
 from schemas.messages import Draft, Verdict
 
 

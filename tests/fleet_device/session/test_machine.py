@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation
-from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.text import SessionRequest
+from fleet_device.session.sequence import SessionRequest, VerdictEffect
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, Opened, Verdict
@@ -413,4 +412,4 @@ def test_whatever_an_edge_answers_nothing_but_a_violation_is_raised(mode: Mode, 
     except ProtocolViolation:
         return
     assert all(token < 10 for token in session.committed)
-    assert session.text.digest == extend_digest(EMPTY, session.committed)
+    assert session.sequence.digest == extend_digest(EMPTY, session.committed)

@@ -6,7 +6,7 @@ import pytest
 
 from dssd.distribution import point_mass
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.text import CommittedTokens, SessionRequest, TokenOrigin
+from fleet_device.session.sequence import CommittedTokens, SessionRequest, TokenOrigin
 from schemas.downlink import Samples, Sparse
 from schemas.messages import Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy

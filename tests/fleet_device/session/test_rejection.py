@@ -5,7 +5,7 @@ import pytest
 from dssd.distribution import point_mass
 from dssd.sampling import propose
 from fleet_device.errors import ProtocolViolation
-from fleet_device.session.in_flight import Rejection
+from fleet_device.session.sequence import Rejection
 from schemas.downlink import Samples, Sparse
 from schemas.policy import Mode, SamplingPolicy
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from fleet_device.errors import SessionRefused
-from fleet_device.session.text import SessionRequest
+from fleet_device.session.sequence import SessionRequest
 from schemas.bounds import MAX_TOKENS
 from schemas.policy import SamplingPolicy
 from schemas.reasons import RefusalCode

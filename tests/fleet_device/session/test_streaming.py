@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
+from fleet_device.session.sequence import SessionRequest
 from fleet_device.session.states import SessionState
-from fleet_device.session.text import SessionRequest
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -121,8 +121,8 @@ def test_the_text_ends_as_the_edge_says() -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ((9, 5), "another text"),
-        ((4, END, 5), "behind an end token"),
+        ((9, 5), "other tokens"),
+        ((4, END, 5), "after an end token"),
         ((4, *range(1, MOST + 1)), "granted"),
         ((4, 50), "outside the vocabulary"),
     ],
@@ -141,7 +141,7 @@ def test_an_edge_that_does_not_write_by_itself_has_taken_an_empty_draft() -> Non
     (effect,) = session.on_verdict(Verdict(handle=3, round=request.round, accepted=0, next=7))
     assert (effect.tokens, session.state) == ((7,), SessionState.DRAFTING)
     request = session.stream(10)
-    with pytest.raises(ProtocolViolation, match="has written nothing"):
+    with pytest.raises(ProtocolViolation, match="has sent no token"):
         session.on_verdict(Verdict(handle=3, round=request.round, accepted=0))
 
 
@@ -156,5 +156,5 @@ def test_pieces_of_an_earlier_request_before_a_resume_mean_nothing() -> None:
 def test_nothing_is_asked_while_drafts_are_under_way() -> None:
     session = opened_session()
     session.send()
-    with pytest.raises(ValueError, match="drafts under way"):
+    with pytest.raises(ValueError, match="drafts in flight"):
         session.stream(5)

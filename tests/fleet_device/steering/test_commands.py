@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fleet_device.steering import commands
-from fleet_device.steering.commands import Action, Answer, Commands, in_parts
+from fleet_device.steering.commands import Answer, CommandAction, Commands, in_parts
 from schemas.steering import MAX_PARTS, MAX_RESULT, CommandOutcome, CommandRequest, CommandResponse
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -21,7 +21,7 @@ class Bench:
         self.sent: list[CommandResponse] = []
         self.threads: list[Callable[[], None]] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
-        table = {name: Action(run, {"lines": (1, 10)}) for name, run in known.items()}
+        table = {name: CommandAction(run, {"lines": (1, 10)}) for name, run in known.items()}
         monkeypatch.setattr("fleet_device.steering.commands.ACTIONS", table)
         device: Any = object()
         self.commands = Commands(

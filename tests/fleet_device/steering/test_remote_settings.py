@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from fleet_common.errors import SettingsError
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.settings import DeviceSettings
-from fleet_device.steering.catalogue import STEERABLE, Effect, check_values, effect_of, quota_of
-from fleet_device.steering.remote_settings import RemoteSettings, kept_file, load_steered
+from fleet_device.steering.remote_settings import (
+    STEERABLE,
+    Effect,
+    SteeredSettings,
+    check_values,
+    effect_of,
+    kept_file,
+    load_steered,
+    quota_of,
+)
 from schemas.steering import DesiredSettings
 
 
@@ -25,8 +33,8 @@ def own(tmp_path: Path, **given: Any) -> DeviceSettings:
     return DeviceSettings.model_validate(fields | given)
 
 
-def remote(settings: DeviceSettings) -> RemoteSettings:
-    return RemoteSettings.of(settings)
+def remote(settings: DeviceSettings) -> SteeredSettings:
+    return SteeredSettings.of(settings)
 
 
 def wanted(version: int, **values: Any) -> DesiredSettings:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from fleet_device.client.request import GenerateRequest
 from fleet_device.errors import TextCancelled
 from fleet_device.gateway import Asked, Gateway
+from fleet_device.requests.generate import GenerateRequest
 from fleet_device.service import DeviceService
 from fleet_device.steering.commands import MOST_LINES, LogTail
-from fleet_device.steering.remote_settings import RemoteSettings
+from fleet_device.steering.remote_settings import SteeredSettings
 from schemas.control import DeviceState, decode_json, encode_json
 from schemas.policy import SamplingPolicy
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
@@ -76,7 +76,7 @@ class Steered:
 
     def __init__(self, fleet: MemoryFleet, tmp_path: Path, **given: Any) -> None:
         own = settings(steering_dir=tmp_path, seed=None, **given)
-        self.remote = RemoteSettings.of(own)
+        self.remote = SteeredSettings.of(own)
         self.tail = LogTail()
         service = DeviceService(
             self.remote.settings,
@@ -213,19 +213,19 @@ def test_a_drained_device_takes_nothing_until_it_is_resumed(device: Steered) -> 
     assert device.gateway.health()["status"] == "draining"
     with pytest.raises(TextCancelled, match="administrator"):
         device.gateway.submit(lambda _codec: REQUEST, lambda _event: None)
-    assert device.monitor.command("resume").sentence == "The device takes texts again."
+    assert device.monitor.command("resume").sentence == "The device accepts requests again."
     until(lambda: device.presence() == "online")
     ended: list[Any] = []
     device.gateway.submit(lambda _codec: REQUEST, ended.append)
     until(lambda: bool(ended) and hasattr(ended[-1], "tokens") and hasattr(ended[-1], "reason"))
-    assert device.monitor.command("resume").sentence == "The device was taking texts."
+    assert device.monitor.command("resume").sentence == "The device was accepting requests."
 
 
 def test_a_paused_device_keeps_requests_and_begins_them_when_it_is_resumed(device: Steered) -> None:
     device.monitor.command("pause")
     heard: list[Any] = []
     device.gateway.submit(lambda _codec: REQUEST, heard.append)
-    assert device.monitor.command("pause").sentence.endswith("1 wait or are being written.")
+    assert device.monitor.command("pause").sentence.endswith("1 wait or run.")
     assert heard == []
     device.monitor.command("resume")
     until(lambda: bool(heard))

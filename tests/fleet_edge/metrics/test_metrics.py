@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fleet_common.mqtt.link import Message
-from fleet_device.client.request import GenerateRequest
+from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.metrics.catalogue import CATALOGUE
 from fleet_edge.metrics.page import PAGE, with_table
 from fleet_edge.observer import EdgeObserver

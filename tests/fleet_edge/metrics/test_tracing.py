@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fleet_common.metrics.errors import MetricsUnavailable
-from fleet_device.client.request import GenerateRequest
+from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.metrics.tracing import Tracing
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, Site
 from tests.support.waiting import until

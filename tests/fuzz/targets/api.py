@@ -15,13 +15,12 @@ from urllib.parse import unquote
 from fleet_common.grammar.bounds import bounded_text
 from fleet_common.grammar.errors import GrammarError
 from fleet_device.api.app import create_app
-from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
+from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext, generate_text
+from fleet_device.requests.queue import Failed, Listener, Ticket
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import generate_text
-from fleet_device.texts.queue import Failed, Listener, Ticket
 from schemas.grammar import Grammar
 from schemas.reasons import RefusalCode
 from tests.fuzz.frames import Frame, pack, unpack

@@ -11,17 +11,15 @@ from typing import Any, Final
 
 import cbor2
 
-from fleet_device.client.drafting import Drafting, DraftSequence
+from fleet_device.client.drafting import Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.inbox import Inbox, Undelivered
-from fleet_device.client.outbound import Outbound
+from fleet_device.client.messaging import Inbox, Outbound, Undelivered
 from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import DeviceError
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
 from schemas.codec import decode_close, decode_draft, decode_open
 from schemas.policy import Mode

@@ -23,7 +23,7 @@ from fleet_cli.edge.advise.simulation.messages import (
 )
 from fleet_cli.edge.advise.simulation.scenario import Scenario
 from fleet_cli.edge.advise.simulation.session import Session
-from fleet_device.pacing.contract import EdgeLoad
+from fleet_device.pacing.contract import ReportedLoad
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.present_texts import PresentTexts
 from fleet_edge.batching.step_cost import StepCost
@@ -271,10 +271,10 @@ class SimulatedEdge:
         written = Written(session.key, base, session.committed - base, stream.request, self._last_step_s, self._load())
         self._tell(written, place=place)
 
-    def _load(self) -> EdgeLoad:
+    def _load(self) -> ReportedLoad:
         texts = max(1, self._present.count)
         parts = self._cost.parts(texts)
-        return EdgeLoad(
+        return ReportedLoad(
             texts=texts,
             writing_s=parts.writing_s,
             step_s=parts.step_s,

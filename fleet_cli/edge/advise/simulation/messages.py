@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet_cli.edge.advise.service_level import Text
-from fleet_device.pacing.contract import EdgeLoad
+from fleet_device.pacing.contract import ReportedLoad
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Opened:
     """
 
     session: int
-    load: EdgeLoad
+    load: ReportedLoad
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +109,7 @@ class Verdict:
     accepted: int
     drawn: int
     compute_s: float
-    load: EdgeLoad
+    load: ReportedLoad
     queue_s: float = 0.0
     chained: int = 0
 
@@ -132,7 +132,7 @@ class Written:
     tokens: int
     request: Write
     compute_s: float
-    load: EdgeLoad
+    load: ReportedLoad
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from fleet_cli.edge.advise.simulation.messages import Draft, SimulatedText, Verdict, Write
-from fleet_device.pacing.contract import EdgeLoad
+from fleet_device.pacing.contract import ReportedLoad
 
 
 @dataclass(slots=True)
@@ -106,7 +106,9 @@ class Session:
         sent_at = -math.inf if self.stream is None else self.stream.sent_at
         self.stream = Stream(request, until=until, sent=request.base, due_at=at, sent_at=sent_at)
 
-    def settle(self, chain: list[Draft], *, guesses: int, at: float, compute_s: float, load: EdgeLoad) -> list[Verdict]:
+    def settle(
+        self, chain: list[Draft], *, guesses: int, at: float, compute_s: float, load: ReportedLoad
+    ) -> list[Verdict]:
         """Commit what stands of drafts, or what the edge has written; return the verdicts on the drafts.
 
         Args:

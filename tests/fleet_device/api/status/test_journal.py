@@ -2,10 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
-from fleet_device.api.status.journal import Journal
-from fleet_device.client.request import GenerateRequest
-from fleet_device.texts.generate import GeneratedText, generate_text
-from fleet_device.texts.queue import Failed
+from fleet_device.gateway import Journal
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
+from fleet_device.requests.queue import Failed
 from schemas.policy import SamplingPolicy
 from tests.support.memory_device import SESSION, ScriptedAgent, TalkingDrafter, announce_edge, at_work, memory_service
 from tests.support.memory_fleet import MemoryFleet

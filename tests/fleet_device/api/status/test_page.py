@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from fleet_device.api.app import create_app
-from fleet_device.api.server import ApiServer, listen
-from fleet_device.api.status.page import render_status
+from fleet_device.api.app import ApiServer, create_app, listen
+from fleet_device.api.status import render_status
 from tests.fleet_device.api.client import ask, error
 from tests.support.device_status import device_status
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings

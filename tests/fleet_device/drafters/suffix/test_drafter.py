@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dssd.distribution import Dist, point_mass
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
-from fleet_device.drafters.suffix.drafter import Guess, SuffixDrafter, Trust
-from fleet_device.drafters.suffix.history import History
+from fleet_device.drafters.suffix import Guess, SuffixDrafter, Trust
+from fleet_device.drafters.suffix_index import History
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.markov import MarkovScript
@@ -127,8 +127,8 @@ def test_a_draft_from_earlier_text_ends_where_it_would_hardly_stand() -> None:
     drafter.reset([1, *REPORT[:8]])
     prospect = drafter.prospect(POLICY)
     assert prospect is not None
-    assert list(prospect.stands) == sorted(prospect.stands, reverse=True)
-    drafter.take(repeats=True, least=prospect.stands[2])
+    assert list(prospect.chances) == sorted(prospect.chances, reverse=True)
+    drafter.take(repeats=True, least=prospect.chances[2])
     drafted = []
     while (token := follower(drafter)) is not None:
         drafted.append(token)
@@ -160,7 +160,7 @@ def test_what_is_final_says_how_far_it_is_trusted() -> None:
     for each in (drafter, misled):
         each.reset([2, 10, 11])
         prospect = each.prospect(POLICY)
-        worth.append(0.0 if prospect is None else prospect.stands[0])
+        worth.append(0.0 if prospect is None else prospect.chances[0])
     assert worth[0] > 0.6
 
 

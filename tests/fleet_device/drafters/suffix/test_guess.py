@@ -1,7 +1,7 @@
 import pytest
 
-from fleet_device.drafters.suffix.drafter import Trust, make_guess
-from fleet_device.drafters.suffix.index import Match
+from fleet_device.drafters.suffix import Trust, make_guess
+from fleet_device.drafters.suffix_index import Match
 from schemas.policy import SamplingPolicy
 
 POLICY = SamplingPolicy(temperature=1.0, seed=1)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.drafters.suffix.history import History, HistoryFile, forget_histories
-from fleet_device.drafters.suffix.index import token_bytes
+from fleet_device.drafters.suffix_index import History, HistoryFile, forget_histories, token_bytes
 from schemas.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of([f"t{number}" for number in range(1000)])

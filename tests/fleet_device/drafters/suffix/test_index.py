@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from fleet_device.drafters.suffix.index import LENGTHS, LONGEST, SuffixIndex
+from fleet_device.drafters.suffix_index import LENGTHS, LONGEST, SuffixIndex
 
 
 def search(tokens: list[int], end: list[int]) -> list[int]:

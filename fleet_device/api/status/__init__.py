@@ -1,1 +1,0 @@
-"""Status page of a device, at `/` of its local API, and the JSON beneath it."""

@@ -1,0 +1,446 @@
+"""Suffix index: where in earlier tokens the same ones occurred as at the end of a sequence; and the history on disk.
+
+A place is the number of the token that followed. Each is chained under a hash of its last 2, 4 and 8 tokens, or other
+lengths, so that a search looks at a bounded number of places. What was appended last can be taken back, exactly. (A
+suffix tree, as in SuffixDecoding, arXiv 2411.04975, finds the same places in several times the memory.)
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import struct
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.vocabulary import Vocabulary
+
+LENGTHS: Final = (2, 4, 8)
+"""Numbers of tokens that are hashed together. A single token occurs nearly everywhere."""
+
+LONGEST: Final = 16
+"""Most tokens that are compared; a longer match says no more."""
+
+_LOOKED_AT: Final = 16
+"""Places of a chain that are compared, the latest first."""
+
+_FIRST_ROOM: Final = 256
+"""First capacity in tokens."""
+
+_FEW: Final = 8
+"""Number of places up to which they are chained one by one, because that is faster."""
+
+_NONE: Final = -1
+_WORD: Final = (1 << 64) - 1
+
+Ints = NDArray[np.int32]
+
+
+def token_bytes(lengths: int = len(LENGTHS)) -> int:
+    return 4 + 2 * 4 * lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What followed earlier occurrences of a sequence's end.
+
+    Attributes:
+        followers: The tokens that followed, the latest place first; at least one.
+        alike: For each, the number of matching tokens before it, at most `longest`.
+    """
+
+    followers: list[int]
+    alike: list[int]
+
+
+class SuffixIndex:
+    """A token sequence that can be searched. Not for use from several threads at once.
+
+    Args:
+        lengths: Numbers of tokens that are hashed together, rising; the first is the shortest match.
+        longest: Most tokens that are compared; at least the last of `lengths`.
+        capacity: Most tokens, allocated at once; None for an index that grows.
+    """
+
+    def __init__(
+        self, *, lengths: Sequence[int] = LENGTHS, longest: int = LONGEST, capacity: int | None = None
+    ) -> None:
+        self._lengths = tuple(lengths)
+        self._longest = longest
+        random = np.random.default_rng(20241104)
+        self._weights = random.integers(1 << 62, size=self._lengths[-1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        self._plain_weights = self._weights.tolist()
+        self._length = 0
+        self._make_room(capacity or _FIRST_ROOM)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def tokens(self) -> Ints:
+        """The sequence, int32 `[length]`; valid until the next change."""
+        return self._tokens[: self._length]
+
+    @property
+    def room(self) -> int:
+        """Number of tokens that fit before everything is hashed again."""
+        return len(self._tokens) - self._length
+
+    def clear(self) -> None:
+        self._length = 0
+        for latest in self._latest:
+            latest.fill(_NONE)
+
+    def append(self, tokens: Sequence[int] | Ints) -> None:
+        """Append tokens; ids below 0 separate texts, and no match crosses them."""
+        if len(tokens) == 0:
+            return
+        needed = self._length + len(tokens)
+        if needed > len(self._tokens):
+            before = self.tokens
+            self._make_room(max(needed, 2 * len(self._tokens)))
+            self._tokens[: self._length] = before
+            self._link(0, self._length)
+        self._tokens[self._length : needed] = tokens
+        first, self._length = self._length, needed
+        self._link(first, needed)
+
+    def truncate(self, length: int) -> None:
+        length = max(length, 0)
+        if length >= self._length:
+            return
+        self._unlink(length, self._length)
+        self._length = length
+
+    def find(self, end: Sequence[int] | Ints) -> Match | None:
+        """Return what followed the places that match the end of a sequence best (its last `longest` tokens)."""
+        tail = [int(token) for token in end[-self._longest :]]
+        whole = np.array(tail, dtype=np.int32).tobytes() if len(tail) == self._longest else None
+        tail.reverse()
+        slots = self._slots_of(tail)
+        for number in range(len(slots) - 1, -1, -1):
+            found = self._alike(number, slots[number], tail, whole)
+            if found:
+                return Match([self._view[place] for place, _ in found], [alike for _, alike in found])
+        return None
+
+    def _alike(self, number: int, slot: int, tail: Sequence[int], whole: bytes | None) -> list[tuple[int, int]]:
+        """Return places of a chain that match at least as far as its hash, each with the length of the match.
+
+        Args:
+            number: Of the chains.
+            slot: Of the chain.
+            tail: The tokens before a place, the last first.
+            whole: Their memory, if they are `longest`: a fast comparison for repetitive texts.
+        """
+        size, tokens, before = self._lengths[number], self._view, self._befores[number]
+        last, first, found = tail[0], tail[size - 1], []
+        place = self._latests[number][slot]
+        for _ in range(_LOOKED_AT):
+            if place < 0:
+                break
+            # Other tokens may have the same hash; comparing two of them excludes most.
+            if tokens[place - 1] == last and tokens[place - size] == first and tokens[place] >= 0:
+                alike, most = 1, min(place, len(tail))
+                if whole is not None and self._bytes[4 * (place - most) : 4 * place] == whole:
+                    alike = most
+                while alike < most and tokens[place - 1 - alike] == tail[alike]:
+                    alike += 1
+                if alike >= size:
+                    found.append((place, alike))
+            place = before[place]
+        return found
+
+    def _make_room(self, capacity: int) -> None:
+        self._tokens: Ints = np.zeros(capacity, dtype=np.int32)
+        self._before = [np.full(capacity, _NONE, dtype=np.int32) for _ in self._lengths]
+        self._bits = max(4, (capacity - 1).bit_length() - 1)  # half as many hashes as tokens, to as many
+        self._latest = [np.full(1 << self._bits, _NONE, dtype=np.int32) for _ in self._lengths]
+        # The same memory, with faster access to single numbers.
+        self._view: memoryview[int] = self._tokens.data
+        self._bytes = self._view.cast("B")
+        self._befores: list[memoryview[int]] = [each.data for each in self._before]
+        self._latests: list[memoryview[int]] = [each.data for each in self._latest]
+
+    def _link(self, first: int, last: int) -> None:
+        if last - first <= _FEW:
+            for place in range(first, last):
+                for number, slot in enumerate(self._slots_of(self._tail(place))):
+                    self._befores[number][place] = self._latests[number][slot]
+                    self._latests[number][slot] = place
+            return
+        for number, size in enumerate(self._lengths):
+            begin = max(first, size)
+            if begin >= last:
+                continue
+            latest, before = self._latest[number], self._before[number]
+            slots, places = self._slots(number, begin, last), np.arange(begin, last, dtype=np.int32)
+            order = np.argsort(slots, kind="stable")
+            slots, places = slots[order], places[order]
+            follows = slots[1:] == slots[:-1]
+            previous = latest[slots]
+            previous[1:][follows] = places[:-1][follows]
+            before[places] = previous
+            latest[slots] = places  # assigned in order: the latest comes last
+
+    def _unlink(self, first: int, last: int) -> None:
+        """Remove the places from `first` to the end, `last`, from their chains."""
+        if last - first <= _FEW:
+            for place in range(last - 1, first - 1, -1):
+                for number, slot in enumerate(self._slots_of(self._tail(place))):
+                    self._latests[number][slot] = self._befores[number][place]
+            return
+        for number, size in enumerate(self._lengths):
+            begin = max(first, size)
+            if begin < last:
+                slots, latest, before = self._slots(number, begin, last), self._latest[number], self._before[number]
+                # Of the removed places with one hash, the earliest knows the latest one before it.
+                latest[slots[::-1]] = before[begin:last][::-1]  # assigned in order: that comes last
+
+    def _tail(self, place: int) -> list[int]:
+        """Return the hashed tokens before a place, the last first."""
+        tail = self._view[max(0, place - self._lengths[-1]) : place].tolist()
+        tail.reverse()
+        return tail
+
+    def _slots_of(self, tail: Sequence[int]) -> list[int]:
+        """Return the hashes of the last tokens (the last first), for as many lengths as there are tokens."""
+        products = [*accumulate(map(mul, tail, self._plain_weights))]
+        shift = 64 - self._bits
+        return [(products[size - 1] & _WORD) >> shift for size in self._lengths if size <= len(products)]
+
+    def _slots(self, number: int, first: int, last: int) -> NDArray[np.int64]:
+        size = self._lengths[number]
+        windows = np.lib.stride_tricks.sliding_window_view(self._tokens[first - size : last - 1], size)
+        products = windows[:, ::-1].astype(np.int64).view(np.uint64) * self._weights[:size]
+        mixed = products.sum(axis=1, dtype=np.uint64)
+        hashes: NDArray[np.int64] = (mixed >> np.uint64(64 - self._bits)).astype(np.int64)
+        return hashes
+
+
+_log = logging.getLogger(__name__)
+
+_MAGIC: Final = b"fleet-history 1\n"
+_RECORD: Final = struct.Struct("<II")  # tokens, CRC-32 of their bytes
+_TOKEN_BYTES: Final = 4
+_PREFIX, _FILE_SUFFIX = "history-", ".log"
+_MOST_FILES: Final = 4
+"""Vocabularies with a history file; the least recently used one goes first."""
+
+
+class HistoryFile:
+    """Generated tokens on disk, at most `most_bytes`. An error is logged once, and the device continues without."""
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary, *, most_bytes: int) -> None:
+        # The whole header is compared, so that a shortened name can do no harm.
+        fingerprint = vocabulary.fingerprint.hex()
+        self.path = folder / f"{_PREFIX}{fingerprint[:16]}{_FILE_SUFFIX}"
+        self._header = _MAGIC + f"{vocabulary.size} {fingerprint}\n".encode()
+        self._size = vocabulary.size
+        self._most_bytes = most_bytes
+        self._failed = False
+
+    def read(self) -> list[np.ndarray[tuple[int], np.dtype[np.int32]]]:
+        """Return the texts, the oldest first, as far as the file is intact."""
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size > 2 * self._most_bytes:
+                    _log.warning("The history %s is longer than 'history_mb' allows now; it is deleted.", self.path)
+                    self.path.unlink()
+                    return []
+                data = file.read(2 * self._most_bytes)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._complain("read", error)
+            return []
+        texts, sound = self._parse(data)
+        if sound < len(data):
+            self._drop(whole=sound == 0, texts=texts)
+        return texts
+
+    def append(self, text: Sequence[int]) -> None:
+        tokens = np.asarray(text, dtype="<i4").tobytes()
+        record = _RECORD.pack(len(text), zlib.crc32(tokens)) + tokens
+        if len(self._header) + len(record) > self._most_bytes:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._locked() as descriptor:
+                size = os.fstat(descriptor).st_size
+                if size == 0:
+                    self._make_way()
+                    record = self._header + record
+                if os.write(descriptor, record) < len(record):  # the disk is full
+                    os.ftruncate(descriptor, size)
+                    return
+                too_long = size + len(record) > self._most_bytes
+                if too_long:
+                    self._replace(self._newer_half())
+        except OSError as error:
+            self._complain("written", error)
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.fchmod(descriptor, 0o600)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _parse(self, data: bytes) -> tuple[list[np.ndarray[tuple[int], np.dtype[np.int32]]], int]:
+        """Return the intact texts, and the number of bytes up to their end."""
+        if not data.startswith(self._header):
+            return [], 0
+        texts, place = [], len(self._header)
+        while place + _RECORD.size <= len(data):
+            count, checksum = _RECORD.unpack_from(data, place)
+            begin = place + _RECORD.size
+            end = begin + count * _TOKEN_BYTES
+            if end > len(data) or zlib.crc32(data[begin:end]) != checksum:
+                break
+            tokens = np.frombuffer(data[begin:end], dtype="<i4").astype(np.int32)
+            if len(tokens) and not (tokens.min() >= 0 and tokens.max() < self._size):
+                break
+            texts.append(tokens)
+            place = end
+        return texts, place
+
+    def _drop(
+        self, *, whole: bool, texts: Sequence[Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]]]
+    ) -> None:
+        what = "is none of this vocabulary's" if whole else f"is damaged behind {len(texts)} texts"
+        _log.warning(
+            "The history %s %s; what cannot be read is dropped, and drafts are made without it.", self.path, what
+        )
+        with contextlib.suppress(OSError):
+            if whole:
+                self.path.unlink()
+            else:
+                self._replace(texts)
+
+    def _newer_half(self) -> list[np.ndarray[tuple[int], np.dtype[np.int32]]]:
+        texts, _ = self._parse(self.path.read_bytes())
+        kept, room = [], self._most_bytes // 2
+        for text in reversed(texts):
+            room -= _RECORD.size + _TOKEN_BYTES * len(text)
+            if room < 0:
+                break
+            kept.append(text)
+        return kept[::-1]
+
+    def _replace(self, texts: Sequence[Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]]]) -> None:
+        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)  # mode 0600
+        partial = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self._header)
+                for text in texts:
+                    tokens = np.asarray(text, dtype="<i4").tobytes()
+                    file.write(_RECORD.pack(len(text), zlib.crc32(tokens)) + tokens)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def _make_way(self) -> None:
+        """Delete files beyond the limit."""
+        others = [path for path in self.path.parent.glob(f"{_PREFIX}*{_FILE_SUFFIX}") if path != self.path]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in others[_MOST_FILES - 1 :]:
+            path.unlink(missing_ok=True)
+
+    def _complain(self, what: str, error: OSError) -> None:
+        if not self._failed:
+            _log.warning(
+                "The history %s cannot be %s (%s); drafts are made without it. Choose another folder by the setting "
+                "'history_dir', or turn it off by 'history_mb' = 0.",
+                self.path,
+                what,
+                error.strerror or error,
+            )
+        self._failed = True
+
+
+def forget_histories(folder: Path) -> int:
+    """Delete all history files of a folder, also unfinished ones; return their number.
+
+    Raises:
+        OSError: One cannot be deleted.
+    """
+    paths = [*folder.glob(f"{_PREFIX}*{_FILE_SUFFIX}"), *folder.glob(f".{_PREFIX}*{_FILE_SUFFIX}-*")]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return len(paths)
+
+
+_BETWEEN: Final = (-1,)
+
+_PROMPT_TOKENS: Final = 8
+"""Tokens of a prompt's end that are kept, so that the first tokens of its output are found. No others are kept."""
+
+_SHORTEST: Final = 2
+"""Tokens; a shorter text is not worth its place."""
+
+
+class History:
+    """Texts that were generated before. Several threads may use it.
+
+    Args:
+        memory_bytes: Most memory.
+        file: Where texts are kept between runs; None for memory alone.
+    """
+
+    def __init__(self, *, memory_bytes: int, file: HistoryFile | None = None) -> None:
+        self._capacity = max(64, memory_bytes // token_bytes())
+        self._index = SuffixIndex(capacity=self._capacity)
+        self._file = file
+        self._lock = threading.Lock()
+        if file is not None:
+            self._take([np.asarray(text, dtype=np.int32) for text in file.read()])
+
+    @property
+    def tokens(self) -> int:
+        return len(self._index)
+
+    def remember(self, prompt: Sequence[int], text: Sequence[int]) -> None:
+        """Add a text, behind the last tokens of its prompt."""
+        if len(text) < _SHORTEST:
+            return
+        kept = [*prompt[-_PROMPT_TOKENS:], *text]
+        with self._lock:
+            self._take([np.asarray(kept, dtype=np.int32)])
+            if self._file is not None:
+                self._file.append(kept)
+
+    def find(self, end: Sequence[int] | Ints) -> Match | None:
+        with self._lock:
+            return self._index.find(end)
+
+    def _take(self, texts: Iterable[Ints]) -> None:
+        parts = [part for text in texts for part in (text, np.array(_BETWEEN, dtype=np.int32))]
+        if not parts:
+            return
+        new = np.concatenate(parts)[-self._capacity :]
+        if len(new) > self._index.room:
+            # The older half goes, so that this is done rarely.
+            keep = max(0, min(self._capacity // 2, self._capacity - len(new)))
+            old = self._index.tokens[len(self._index) - min(keep, len(self._index)) :]
+            new = np.concatenate([old, new])
+            self._index.clear()
+        self._index.append(new)

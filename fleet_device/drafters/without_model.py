@@ -1,0 +1,271 @@
+"""Drafters without a model, which need only a vocabulary: none, prompt lookup, and a scripted toy language.
+
+Prompt lookup proposes what followed the last time that the same tokens occurred (Saxena, "Prompt Lookup Decoding",
+2023). That works where the output repeats the prompt: summaries, corrections, code, forms. A proposal is a point mass,
+so its acceptance rate is the target's own probability of it. It is the special case of the suffix drafter without a
+history, and searches with the same index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from dssd.distribution import Dist, Ids, point_mass, shape
+from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_device.drafters.contract import DrafterError, TextCodec, common_prefix, require_tokens
+from fleet_device.drafters.model_file import GgufModel, locate_model
+from fleet_device.drafters.suffix_index import SuffixIndex
+from fleet_device.settings import DeviceSettings
+from schemas.policy import SamplingPolicy
+from schemas.vocabulary import Vocabulary
+
+
+class WithoutWeights:
+    """The descriptive part of a `Drafter` without a model; the vocabulary must be the target's."""
+
+    quantization = "none"
+
+    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int, name: str) -> None:
+        self.vocabulary = vocabulary
+        self.codec = codec
+        self.context = context
+        self.name = name
+        self._owns = True  # the vocabulary's file, which further sequences only use
+
+    def close(self) -> None:
+        if self._owns and callable(close := getattr(self.codec, "close", None)):
+            close()
+
+
+class NoDrafter(WithoutWeights):
+    """A `Drafter` that never has a proposal, for a device that uses only edge-only decoding."""
+
+    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int) -> None:
+        super().__init__(vocabulary, codec, context=context, name="none")
+        self._length = 0
+
+    def another(self) -> "NoDrafter":
+        other = NoDrafter(self.vocabulary, self.codec, context=self.context)
+        other._owns = False
+        return other
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        require_tokens(tokens, self.vocabulary)
+        self._length = len(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        require_tokens(tokens, self.vocabulary)
+        self._length += len(tokens)
+
+    def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - it looks at nothing
+        if not self._length:
+            raise DrafterError("There is nothing to go on from: the sequence is empty.")
+        if self._length > self.context:
+            raise DrafterError(f"The context of {self.context} tokens is full.")
+        return None
+
+    def truncate(self, length: int) -> None:
+        self._length = min(self._length, max(length, 0))
+
+
+def load_none(settings: DeviceSettings) -> NoDrafter:
+    """Load the vocabulary of the model file that the settings name.
+
+    Raises:
+        DrafterError: It cannot be found or loaded.
+    """
+    model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
+    return NoDrafter(model.vocabulary, model, context=settings.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """How to search.
+
+    Attributes:
+        shortest: Fewest matching tokens at the end of the sequence. One alone matches nearly everywhere, mostly
+            wrongly.
+        longest: Most tokens compared; a longer match says no more.
+        context: Most tokens in the sequence.
+    """
+
+    shortest: int = 2
+    longest: int = 8
+    context: int = 1 << 17
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.longest or self.context < 1:
+            raise DrafterError("Prompt lookup needs 1 <= shortest <= longest and a context of at least 1 token.")
+
+
+class PromptLookupDrafter(WithoutWeights):
+    """A `Drafter` that repeats what the sequence itself contains; the vocabulary must be the target's."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        codec: TextCodec,
+        lookup: Lookup | None = None,
+        *,
+        name: str = "prompt-lookup",
+    ) -> None:
+        self._lookup = lookup or Lookup()
+        super().__init__(vocabulary, codec, context=self._lookup.context, name=name)
+        # Hashed by the shortest match, and its doubles up to the longest.
+        shortest, longest = self._lookup.shortest, self._lookup.longest
+        lengths = [shortest << doubled for doubled in range(longest.bit_length()) if shortest << doubled <= longest]
+        self._index = SuffixIndex(lengths=lengths, longest=longest)
+
+    @classmethod
+    def from_gguf(cls, path: Path, lookup: Lookup | None = None) -> "PromptLookupDrafter":
+        """Take the vocabulary from any GGUF of the target's family; its weights are not loaded.
+
+        Raises:
+            DrafterError: The file cannot be used.
+        """
+        model = GgufModel(path, vocabulary_only=True)
+        return cls(model.vocabulary, model, lookup)
+
+    def another(self) -> "PromptLookupDrafter":
+        other = PromptLookupDrafter(self.vocabulary, self.codec, self._lookup, name=self.name)
+        other._owns = False
+        return other
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        require_tokens(tokens, self.vocabulary)
+        common = common_prefix(self._index.tokens.tolist(), tokens)
+        self._index.truncate(common)
+        self._index.append(tokens[common:])
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        require_tokens(tokens, self.vocabulary)
+        self._index.append(tokens)
+
+    def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - a certain token is certain at any temperature
+        """Return what followed the latest of the longest earlier matches of the sequence's end, or None."""
+        if not len(self._index):
+            raise DrafterError("Prompt lookup has nothing to go on: the sequence is empty.")
+        if len(self._index) > self._lookup.context:
+            raise DrafterError(f"Prompt lookup's context of {self._lookup.context} tokens is full.")
+        match = self._index.find(self._index.tokens)
+        # The first of the longest is the latest.
+        return None if match is None else point_mass(match.followers[match.alike.index(max(match.alike))])
+
+    def truncate(self, length: int) -> None:
+        self._index.truncate(length)
+
+
+def load_prompt_lookup(settings: DeviceSettings) -> PromptLookupDrafter:
+    located = locate_model(settings.model, folder=settings.models_dir)
+    return PromptLookupDrafter.from_gguf(located.path, Lookup(context=settings.context))
+
+
+class LogitsScript(Protocol):
+    """A language: logits of shape `[vocabulary]` for every prefix."""
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[Any]: ...
+
+
+class WordCodec:
+    """Text side of a toy language: tokens are distinct words, separated by spaces."""
+
+    def __init__(self, words: Sequence[str], end_tokens: tuple[int, ...] = ()) -> None:
+        self._words = tuple(words)
+        self._ids = {word: token for token, word in enumerate(words)}
+        self._end_tokens = end_tokens
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return self._end_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        return None
+
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        return ()
+
+    def special_text(self, name: str) -> str:  # noqa: ARG002
+        return ""
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002
+        """Return the ids of the text's words.
+
+        Raises:
+            DrafterError: A word is not in the language.
+        """
+        try:
+            return [self._ids[word] for word in text.split()]
+        except KeyError as error:
+            raise DrafterError(f"The scripted language has no word {error.args[0]!r}.") from None
+
+    def piece(self, token: int) -> bytes:
+        return f"{self._words[token]} ".encode()
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        return GrammarTokenizer.of_words([f"{word} " for word in self._words], end_tokens=self.end_tokens)
+
+
+class ScriptedDrafter(WithoutWeights):
+    """A `Drafter` that reads its logits from a script; token ids are the positions of the words."""
+
+    def __init__(
+        self,
+        script: LogitsScript,
+        words: Sequence[str],
+        *,
+        context: int = 4096,
+        end_tokens: tuple[int, ...] = (),
+        name: str = "scripted",
+    ) -> None:
+        super().__init__(Vocabulary.of(words), WordCodec(words, end_tokens), context=context, name=name)
+        self._script = script
+        self._words = words
+        self._tokens: list[int] = []
+
+    def another(self) -> "ScriptedDrafter":
+        return ScriptedDrafter(
+            self._script,
+            self._words,
+            context=self.context,
+            end_tokens=self.codec.end_tokens,
+            name=self.name,
+        )
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        require_tokens(tokens, self.vocabulary)
+        self._tokens[:] = tokens
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        require_tokens(tokens, self.vocabulary)
+        self._tokens.extend(tokens)
+
+    def next(self, policy: SamplingPolicy) -> Dist:
+        return self._next(policy)
+
+    def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist:
+        return self._next(policy, allowed)
+
+    def _next(self, policy: SamplingPolicy, allowed: Ids | None = None) -> Dist:
+        if not self._tokens:
+            raise DrafterError("The scripted drafter has nothing to go on: the sequence is empty.")
+        if len(self._tokens) > self.context:
+            raise DrafterError(f"The scripted drafter's context of {self.context} tokens is full.")
+        row = self._script.logits(self._tokens)
+        if row.shape != (self.vocabulary.size,):
+            raise DrafterError(
+                f"The script gives logits of shape {row.shape} for a vocabulary of {self.vocabulary.size}."
+            )
+        try:
+            return shape(row, policy, allowed=allowed)
+        except ValueError as error:
+            raise DrafterError(f"The script gives nonsense: {error}") from error
+
+    def truncate(self, length: int) -> None:
+        del self._tokens[max(length, 0) :]
+
+    def close(self) -> None: ...

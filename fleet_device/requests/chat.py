@@ -1,0 +1,356 @@
+"""Chats: from messages to a prompt through the chat template in the model's file, history, and token reuse.
+
+A template is a program by whoever made the file. It runs in Jinja's sandbox, sees only the messages and a few helpers,
+and its output is bounded.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import accumulate
+from typing import Any, Final, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from fleet_device.drafters.contract import DrafterError, TextCodec
+from fleet_device.errors import PromptTooLong
+
+_MAX_TEMPLATE = 1 << 18
+_MAX_PROMPT = 1 << 22
+_MAX_REPEAT = 1 << 16
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)
+
+
+class ChatError(DrafterError):
+    """The messages cannot be made into a prompt; one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: str
+    content: str
+
+
+class _Refusal(Exception):  # noqa: N818
+    ...
+
+
+class ChatTemplate:
+    def __init__(
+        self, source: str, *, bos: str = "", eos: str = "", now: Callable[[], datetime] = datetime.now
+    ) -> None:
+        if len(source) > _MAX_TEMPLATE:
+            raise ChatError(f"The model's chat template has {len(source)} characters; refusing it.")
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _Generation])
+        environment.globals = {
+            "namespace": environment.globals["namespace"],
+            "range": environment.globals["range"],
+            "dict": environment.globals["dict"],
+            "raise_exception": _refuse,
+            "strftime_now": lambda form: now().strftime(form),
+        }
+        self._names = {"bos_token": bos, "eos_token": eos}
+        try:
+            self._template = environment.from_string(source)
+        except (TemplateError, RecursionError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
+            raise ChatError(f"The model's chat template cannot be read: {error}.") from error
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """Return the prompt, up to where the assistant begins.
+
+        Raises:
+            ChatError: There are no messages, or the template fails or declines them.
+        """
+        if not messages:
+            raise ChatError("A chat needs at least one message.")
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return _bounded(self._template.generate(messages=plain, add_generation_prompt=True, **self._names))
+        except ChatError:
+            raise
+        except _Refusal as refusal:
+            raise ChatError(f"The model's chat template declines these messages: {refusal}.") from None
+        except Exception as error:  # a template may raise anything
+            raise ChatError(f"The model's chat template fails: {error}.") from error
+
+
+def _bounded(parts: Iterable[str]) -> str:
+    kept: list[str] = []
+    size = 0
+    for part in parts:
+        kept.append(part)
+        size += len(part)
+        if size > _MAX_PROMPT:
+            raise ChatError(f"The chat gives a prompt of more than {_MAX_PROMPT} characters.")
+    return "".join(kept)
+
+
+def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
+    """Return the token ids of a chat.
+
+    Control tokens come from the template alone. What looks like one in a message is read as plain text, so that nobody
+    who writes a user's message can write a system message.
+
+    Raises:
+        ChatError: The model has no chat template, or its template fails or declines.
+    """
+    template = _template_of(codec)
+    mark = _unused_character(messages)
+    control = frozenset(text for text in codec.control_texts if len(text) > 1)  # of one character nothing can be broken
+    broken = [
+        ChatMessage(_break(message.role, control, mark), _break(message.content, control, mark)) for message in messages
+    ]
+    # Piece by piece: within a piece there is no control token but the template's own.
+    return [token for piece in template.render(broken).split(mark) for token in codec.encode(piece, special=True)]
+
+
+def chat_prefix(codec: TextCodec, system: str) -> str:
+    """Return the common beginning of all chats with a system prompt.
+
+    Raises:
+        ChatError: As `encode_chat`.
+    """
+    template = _template_of(codec)
+    why, how = (
+        template.render([ChatMessage("system", system), ChatMessage("user", question)]) for question in ("Why?", "How?")
+    )
+    differ = (place for place, (one, other) in enumerate(zip(why, how, strict=False)) if one != other)
+    return why[: next(differ, len(why))]
+
+
+def _template_of(codec: TextCodec) -> ChatTemplate:
+    source = codec.chat_template
+    if source is None:
+        raise ChatError("The draft model has no chat template; send a plain prompt, or use an instruct model.")
+    return ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
+
+
+def _unused_character(messages: Sequence[ChatMessage]) -> str:
+    """Return a private-use character of Unicode that no message contains.
+
+    Raises:
+        ChatError: The messages contain them all.
+    """
+    used = {character for message in messages for character in message.role + message.content}
+    for code in _PRIVATE_USE:
+        if (character := chr(code)) not in used:
+            return character
+    raise ChatError("The messages use every private character of Unicode's plane 15; leave one of them out.")
+
+
+def _break(text: str, control: frozenset[str], mark: str) -> str:
+    """Put a mark behind the first character of any text that would be read as a control token, overlapping ones too."""
+    lengths = sorted({len(each) for each in control})
+    begins = {each[0] for each in control}
+    return "".join(
+        f"{character}{mark}"
+        if character in begins and any(text[place : place + length] in control for length in lengths)
+        else character
+        for place, character in enumerate(text)
+    )
+
+
+def _refuse(sentence: str) -> NoReturn:
+    raise _Refusal(str(sentence).rstrip("."))
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Also limits the two operators that make something huge of something small."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Jinja's
+        for count, what in ((left, right), (right, left)):
+            repeats = isinstance(count, int) and isinstance(what, str | list | tuple)
+            if operator == "**" or (repeats and len(what) * count > _MAX_REPEAT):
+                raise SecurityError(f"the operator {operator} would make something huge")
+        return super().call_binop(context, operator, left, right)
+
+
+class _Generation(Extension):
+    """Reads `{% generation %}`, which marks the assistant's words for training in some templates."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+_FILLED, _OF = 3, 4
+"""After turns were dropped, the rest fills at most three quarters of the room, as long as one turn is left: another
+beginning is computed again at both ends, which must not happen at every turn."""
+
+Count = Callable[[Sequence[ChatMessage]], int]
+
+
+class ChatHistory:
+    """A conversation that may become longer than its context: then the oldest turns are dropped.
+
+    A turn is a user's message and the answer to it. The system message always stays; it may be empty.
+
+    Attributes:
+        prompt_tokens: Tokens of the messages that `ask` returned last.
+    """
+
+    def __init__(self, system: str = "") -> None:
+        self.system = system
+        self.prompt_tokens = 0
+        self._turns: list[tuple[str, str]] = []
+
+    @property
+    def turns(self) -> int:
+        return len(self._turns)
+
+    def reset(self) -> None:
+        self._turns.clear()
+
+    def answered(self, question: str, answer: str) -> None:
+        self._turns.append((question, answer))
+
+    def drop_oldest(self) -> bool:
+        if self._turns:
+            del self._turns[0]
+            return True
+        return False
+
+    def ask(self, question: str, *, count: Count, room: int, drop: bool) -> tuple[list[ChatMessage], int]:
+        """Return the messages of a new turn, and the number of oldest turns that were dropped for them.
+
+        Args:
+            question: The user's new message.
+            count: Counts the tokens of a chat.
+            room: Most tokens of the messages.
+            drop: Whether to drop the oldest turns if all of them are too long.
+
+        Raises:
+            PromptTooLong: The messages are too long; no turn was dropped.
+            DrafterError: The messages cannot be made into tokens.
+        """
+        fitting: tuple[int, int, list[ChatMessage]] | None = None  # turns dropped, tokens, messages
+        for dropped in range(len(self._turns) + 1 if drop else 1):
+            messages = self._messages(question, self._turns[dropped:])
+            tokens = count(messages)
+            if tokens <= room and (fitting is None or dropped < len(self._turns)):
+                fitting = dropped, tokens, messages
+            if fitting is not None and (not dropped or tokens * _OF <= room * _FILLED):
+                break
+        if fitting is not None:
+            dropped, self.prompt_tokens, messages = fitting
+            del self._turns[:dropped]
+            return messages, dropped
+        if drop or not self._turns:
+            raise PromptTooLong(
+                f"The message has {tokens:,} tokens with what comes before it, and the context has room for {room:,}: "
+                "shorten it, or raise the setting 'context'."
+            )
+        raise PromptTooLong(
+            f"The conversation would have {tokens:,} tokens, and the context has room for {room:,}: begin a new one, "
+            "or raise the setting 'context'."
+        )
+
+    def _messages(self, question: str, turns: Sequence[tuple[str, str]]) -> list[ChatMessage]:
+        messages = [ChatMessage("system", self.system)] if self.system else []
+        for asked, answer in turns:
+            messages += [ChatMessage("user", asked), ChatMessage("assistant", answer)]
+        return [*messages, ChatMessage("user", question)]
+
+
+_REMEMBERED: Final = 8
+"""Concurrent conversations that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    text: str
+    tokens: tuple[int, ...]
+
+
+class ConversationCodec:
+    """`TextCodec` over another, which encodes a chat that goes on with the tokens that were generated.
+
+    A model may generate other tokens than its tokenizer makes of the same text. Encoding the whole next turn of a
+    conversation would change the prefix from the first such place on, and both ends would compute it again. For use
+    from any thread.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._one = threading.Lock()
+        self._encoded: deque[_Written] = deque(maxlen=_REMEMBERED)
+        self._written: deque[_Written] = deque(maxlen=2 * _REMEMBERED)  # the latest first
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return self._codec.end_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._codec.chat_template
+
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        return self._codec.control_texts
+
+    def special_text(self, name: str) -> str:
+        return self._codec.special_text(name)
+
+    def piece(self, token: int) -> bytes:
+        return self._codec.piece(token)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the token ids of a text; for a rendered chat that goes on, reuse the generated tokens."""
+        with self._one:
+            return self._encode(text, special=special)
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        if not special:
+            return self._codec.encode(text)
+        known = next((each for each in self._written if self._goes_on(text, each.text)), None)
+        if known is None:
+            tokens = self._codec.encode(text, special=True)
+        else:
+            tokens = [*known.tokens, *self._codec.encode(text[len(known.text) :], special=True)]
+        self._encoded.append(_Written(text, tuple(tokens)))
+        return tokens
+
+    def remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
+        """Record what was generated.
+
+        Args:
+            prompt: Token ids. A prompt that `encode` has not returned as a whole is ignored.
+            text: Generated text.
+            tokens: Its tokens; recorded only if they are exactly the text, without control tokens or partial
+                characters.
+        """
+        with self._one:
+            self._remember(prompt, text, tokens)
+
+    def _remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
+        encoded = next((each for each in self._encoded if each.tokens == tuple(prompt)), None)
+        written = list(tokens)
+        while written and written[-1] in self.end_tokens:
+            written.pop()
+        pieces = [self._codec.piece(token) for token in written]
+        if encoded is None or not text or not all(pieces) or b"".join(pieces) != text.encode("utf-8", "replace"):
+            return
+        self._note(encoded, text, written)
+        # Many templates, and many applications, leave out the white space at an answer's end.
+        stripped = text.rstrip().encode("utf-8", "replace")
+        lengths = list(accumulate(map(len, pieces)))
+        if len(stripped) < lengths[-1] and len(stripped) in lengths:
+            self._note(encoded, text.rstrip(), written[: lengths.index(len(stripped)) + 1])
+
+    def _note(self, encoded: "_Written", text: str, tokens: Sequence[int]) -> None:
+        self._written.appendleft(_Written(encoded.text + text, (*encoded.tokens, *tokens)))
+
+    def _goes_on(self, text: str, beginning: str) -> bool:
+        """Whether a text continues another behind a control token, so that the parts can be encoded separately."""
+        return text.startswith(beginning) and any(text.startswith(each, len(beginning)) for each in self.control_texts)

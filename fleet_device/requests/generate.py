@@ -1,0 +1,383 @@
+"""Requests and their results: what to generate, who receives it, and the text that comes of it."""
+
+import codecs
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from fleet_device.drafters.contract import Drafter, TextCodec
+from fleet_device.errors import PromptTooLong
+from fleet_device.pacing.contract import Choice, RoundTrips
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin
+from fleet_device.session.states import SessionCounters
+from fleet_device.settings import Outages
+from schemas.logprobs import TokenLogprobs
+from schemas.messages import Closed
+from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
+
+Shorten = Callable[[int], Sequence[int] | None]
+"""Returns a prompt of at most this many tokens (at least 1); None if it cannot be made that short."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What to generate.
+
+    Attributes:
+        policy: Sampling, with the seed.
+        stop: Strings before which the generation ends.
+        shorten: Makes the prompt shorter if the context cannot hold it; None if the request is refused then.
+        logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
+        outages: What happens when no edge answers.
+        app: Application that the request is for, for the session log.
+    """
+
+    prompt: tuple[int, ...]
+    policy: SamplingPolicy
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    shorten: Shorten | None = field(default=None, compare=False, repr=False)
+    logprobs: int | None = None
+    outages: Outages = field(default_factory=Outages)
+    app: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """One token of a piece, with its log-probabilities if they were asked for.
+
+    Attributes:
+        text: What it adds to the text. Empty if it ends inside a character, or in a possible beginning of a stop
+            string: the token that decides on that adds the rest.
+    """
+
+    token: int
+    origin: TokenOrigin
+    text: str
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More text.
+
+    Attributes:
+        text: Empty if the tokens complete no text that can be given out yet.
+        tokens: Number of tokens in it.
+        parts: These tokens; none where text that was held back is given out at the end.
+        verified: Whether all of it follows the large model's distribution.
+    """
+
+    text: str
+    tokens: int
+    parts: tuple[TokenText, ...] = field(default=(), compare=False)
+    verified: bool = True
+
+
+class Cancellation:
+    """Ends a request early. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._requested = threading.Event()
+        self._wake: Callable[[], None] | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self._requested.is_set()
+
+    def cancel(self) -> None:
+        """End the request, now or as soon as it begins. Idempotent."""
+        self._requested.set()
+        wake = self._wake
+        if wake is not None:
+            wake()
+
+    @contextmanager
+    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Call `wake` when the request is cancelled meanwhile, or at once if it is cancelled already."""
+        self._wake = wake
+        if self.requested:
+            wake()
+        try:
+            yield
+        finally:
+            self._wake = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestContext:
+    """Callbacks and cancellation of a request, all the way from the application to the session.
+
+    The callbacks run on the thread that runs the request.
+
+    Attributes:
+        on_piece: Receives the text as it grows.
+        on_tokens: Receives committed tokens; returns True to end the generation, at a stop string for example.
+        on_void: Receives the number of tokens that remain when an edge replaces those behind them.
+        on_wait: Receives a sentence that says why no tokens come, once for each long wait.
+        on_turn: Receives how long the request waited for the draft model (seconds), once, before anything else.
+    """
+
+    on_piece: Callable[[Piece], None] = lambda _piece: None
+    on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None
+    on_void: Callable[[int], None] = lambda _length: None
+    on_wait: Callable[[str], None] = lambda _reason: None
+    on_turn: Callable[[float], None] = lambda _waited_s: None
+    cancellation: Cancellation = field(default_factory=Cancellation)
+
+
+_SHOWN: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished session.
+
+    Attributes:
+        session: Its id, as in the session log.
+        closed: What the edge counted, if its confirmation arrived.
+        wall_ms: From Open to the end.
+        first_ms: From Open to the first committed token; None if there was none.
+        resumes: Number of times that the session was opened again.
+        drafts: Number of drafts sent.
+        edge: The edge that verified the end of it.
+        choice: The last plan, and why.
+        unverified: Number of tokens at the end that do not follow the target distribution, because some were generated
+            without an edge.
+        quota_wait_ms: Time waited because the device had used up a quota at the edge.
+    """
+
+    session: bytes
+    tokens: tuple[int, ...]
+    reason: EndReason
+    counters: SessionCounters
+    closed: Closed | None
+    wall_ms: float
+    first_ms: float | None
+    resumes: int
+    drafts: int
+    edge: str | None = None
+    round_trips: RoundTrips = field(default_factory=RoundTrips)
+    choice: Choice | None = None
+    unverified: int = 0
+    quota_wait_ms: float = 0.0
+
+    @property
+    def mean_draft(self) -> float | None:
+        return self.counters.drafted / self.drafts if self.drafts else None
+
+
+class TextGenerator(Protocol):
+    def generate(self, request: GenerateRequest, context: RequestContext) -> Generation: ...
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class GeneratedText:
+    """The text of a finished request.
+
+    Attributes:
+        text: Without the stop string that ended it.
+        stopped: Whether a stop string ended it.
+        generation: The session.
+        origins: Origin of each token.
+        logprobs: The large model's log-probabilities of each token and of the likeliest alternatives, before any
+            shaping; None if they were not asked for.
+    """
+
+    request: GenerateRequest
+    text: str
+    stopped: bool
+    generation: Generation
+    origins: tuple[TokenOrigin, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= _SHOWN else f"{self.text[: _SHOWN - 1]}…"
+        return (
+            f"<GeneratedText {text!r}: {len(self.tokens)} tokens, reason {self.reason.value!r}, "
+            f"session {self.session!r}{'' if self.verified else f', {self.unverified} tokens unverified'}>"
+        )
+
+    @property
+    def reason(self) -> EndReason:
+        return EndReason.STOP if self.stopped else self.generation.reason
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.generation.tokens
+
+    @property
+    def unverified(self) -> int:
+        return self.generation.unverified
+
+    @property
+    def verified(self) -> bool:
+        return not self.unverified
+
+    @property
+    def session(self) -> str:
+        """The session's id in the session log: 16 hexadecimal characters."""
+        return self.generation.session.hex()
+
+    @property
+    def seed(self) -> int:
+        """In mode `coupled` it gives the same text again."""
+        return self.request.policy.seed
+
+    @property
+    def acceptance(self) -> float | None:
+        return self.generation.counters.acceptance
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second from Open to the end; 0 if that took no time."""
+        return len(self.tokens) / (self.generation.wall_ms / 1e3) if self.generation.wall_ms else 0.0
+
+
+def fit_prompt(request: GenerateRequest, context: int) -> GenerateRequest:
+    """Return a request whose prompt leaves room in a context: unchanged, or shortened if that was asked for.
+
+    The room is for the tokens that are asked for, at most half of the context.
+
+    Raises:
+        PromptTooLong: The prompt is too long, and may or can not be shortened.
+    """
+    prompt = request.prompt
+    if request.shorten is not None:
+        most = context - min(max(1, request.max_new_tokens), context // 2)
+        if len(prompt) <= most:
+            return request
+        shorter = request.shorten(max(1, most))
+        if shorter is not None and 0 < len(shorter) < context:
+            return replace(request, prompt=tuple(shorter))
+    if len(prompt) < context:
+        return request
+    how = "Shorten it, or raise the setting 'context'"
+    if request.shorten is None:
+        how += ", or have it cut by the setting 'truncate'"
+    raise PromptTooLong(f"The prompt has {len(prompt)} tokens; the draft model holds {context} with the text. {how}.")
+
+
+def generate_text(
+    agent: TextGenerator, drafter: Drafter, request: GenerateRequest, context: RequestContext | None = None
+) -> GeneratedText:
+    """Run a request and return its text. It ends early where the draft model's context is full.
+
+    Raises:
+        PromptTooLong: The draft model has no room for the prompt.
+        DeviceError, DrafterError: See `Agent.generate`.
+    """
+    context = context or RequestContext()
+    request = fit_prompt(request, drafter.context)
+    room = drafter.context - len(request.prompt)
+    text = _GrowingText(drafter.codec, request.stop)
+
+    def on_tokens(tokens: CommittedTokens) -> bool:
+        context.on_piece(text.feed(tokens))
+        return text.stops.found
+
+    generation = agent.generate(
+        replace(request, max_new_tokens=min(request.max_new_tokens, room)),
+        replace(context, on_tokens=on_tokens, on_void=text.cut),
+    )
+    if rest := text.finish():
+        context.on_piece(Piece(rest, 0, verified=text.verified))
+    logprobs = None if request.logprobs is None else tuple(text.logprobs)
+    return GeneratedText(request, "".join(text.pieces), text.stops.found, generation, tuple(text.origins), logprobs)
+
+
+class Detokenizer:
+    """Incremental decoder.
+
+    Bytes that cannot become valid UTF-8 come out as U+FFFD, so that the text always goes on. The bytes of an incomplete
+    character are kept for the next tokens, and dropped at the end.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, tokens: Iterable[int]) -> str:
+        return self._decoder.decode(b"".join(map(self._codec.piece, tokens)))
+
+
+class StopStrings:
+    """Find stop strings in a growing text; after the first one, all text is dropped."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError("a stop string is empty")
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """Return the text that can be given out: a possible beginning of a stop string is held back."""
+        if self.found:
+            return ""
+        text = self._held + text
+        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        if starts:
+            self.found, self._held = True, ""
+            return text[: min(starts)]
+        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = len(text) - held
+        self._held = text[keep:]
+        return text[:keep]
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+class _GrowingText:
+    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
+        self._codec, self._stop = codec, stop
+        self._tokens: list[int] = []
+        self.origins: list[TokenOrigin] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self._begin()
+
+    def feed(self, tokens: CommittedTokens) -> Piece:
+        parts = tuple(
+            TokenText(token, origin, self.stops.feed(self._stream.feed((token,))), logprobs)
+            for token, origin, logprobs in zip(
+                tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
+            )
+        )
+        self._tokens += tokens.ids
+        self.origins += tokens.origins
+        self.logprobs += tokens.logprobs
+        piece = Piece("".join(part.text for part in parts), len(parts), parts, verified=self.verified)
+        self.pieces.append(piece.text)
+        return piece
+
+    @property
+    def verified(self) -> bool:
+        return not self.origins or self.origins[-1] is not TokenOrigin.UNVERIFIED
+
+    def cut(self, length: int) -> None:
+        kept = CommittedTokens(
+            tuple(self._tokens[:length]), tuple(self.origins[:length]), tuple(self.logprobs[:length])
+        )
+        self._tokens, self.origins, self.logprobs = [], [], []
+        self._begin()
+        self.feed(kept)
+
+    def finish(self) -> str:
+        self.pieces.append(self.stops.finish())
+        return self.pieces[-1]
+
+    def _begin(self) -> None:
+        self._stream, self.stops = Detokenizer(self._codec), StopStrings(self._stop)
+        self.pieces: list[str] = []

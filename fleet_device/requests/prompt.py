@@ -1,0 +1,262 @@
+"""From a text, a chat or token ids, and options, to a request."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, Literal, TypedDict, Unpack
+
+from pydantic import ValidationError
+
+from fleet_common.validation import plain_sentence
+from fleet_device.drafters.contract import TextCodec
+from fleet_device.errors import InvalidRequest
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Outages, Truncate
+from schemas.bounds import MAX_TOKENS
+from schemas.grammar import Grammar
+from schemas.logprobs import MAX_TOP_LOGPROBS
+from schemas.policy import Mode, SamplingPolicy
+
+Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
+
+_Encode = Callable[[TextCodec], Sequence[int]]
+_Shorten = Callable[[TextCodec, int, Truncate], Sequence[int] | None]
+
+_SYSTEM: Final = "system"
+_NEARER: Final = 0.95  # fraction of what should fit: tokens differ in length
+_CUT: Final = "…"  # replaces what was left out of a message
+_TRIES: Final = 12
+
+_SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed", "grammar")
+
+
+class TextOptions(TypedDict, total=False):
+    """Options of `Device.generate`, which describes them, for a function that passes them on."""
+
+    raw: bool
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    mode: Mode | Literal["residual", "coupled"] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    truncate: Truncate | Literal["refuse", "start", "middle"] | None
+    logprobs: int | None
+    offline: OfflinePolicy | Literal["fail", "wait", "local"] | None
+    rejoin: bool | None
+    grammar: Grammar | None
+
+
+def prepare_request(
+    prompt: Prompt, defaults: DeviceSettings, *, revisable: bool = False, **options: Unpack[TextOptions]
+) -> Callable[[TextCodec], GenerateRequest]:
+    """Check a prompt and options, and return a function that makes them a request with token ids.
+
+    The two steps are separate because a vocabulary serves one request at a time: errors are reported at once, and the
+    prompt is encoded when the request's turn has come.
+
+    Args:
+        prompt: See `Prompt`.
+        defaults: For the options that are left out.
+        revisable: Whether nobody reads the text before its end.
+        options: See `TextOptions`.
+
+    Returns:
+        A function of the draft model's codec. It raises `ChatError` if the model has no chat template, or if that fails
+            or
+        declines the messages.
+
+    Raises:
+        InvalidRequest: The prompt or an option cannot be used.
+    """
+    encode, shorten = _encoder(prompt, raw=options.get("raw", False))
+    how = _truncate(defaults, options.get("truncate"))
+    policy, stop = _policy(defaults, options), _stops(options.get("stop"))
+    limit = options.get("max_new_tokens")
+    most = defaults.max_new_tokens if limit is None else _limit(limit)
+    logprobs = _logprobs(options.get("logprobs"))
+    outages = _outages(defaults, options, revisable=revisable)
+    if logprobs is not None and outages.policy is OfflinePolicy.LOCAL:
+        outages = replace(
+            outages,
+            policy=OfflinePolicy.FAIL,
+            # without an edge there are no log-probabilities of the target
+        )
+
+    def prepare(codec: TextCodec) -> GenerateRequest:
+        cut = None if how is Truncate.REFUSE else lambda tokens: shorten(codec, tokens, how)
+        return GenerateRequest(tuple(encode(codec)), policy, most, stop, cut, logprobs, outages)
+
+    return prepare
+
+
+def _encoder(prompt: object, *, raw: bool) -> tuple[_Encode, _Shorten]:
+    """Return functions that turn a prompt into tokens, and into fewer tokens."""
+    if isinstance(prompt, str | Sequence) and not prompt:
+        raise InvalidRequest("The prompt is empty; give some text, chat messages, or token ids.")
+    if isinstance(prompt, str):
+        if not raw:
+            return _chat_encoder([ChatMessage("user", prompt)])
+        return lambda codec: codec.encode(prompt), lambda codec, most, how: shorten_text(codec, prompt, most, how)
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise InvalidRequest(
+            f"The prompt is a {type(prompt).__name__}; give a text, a list of chat messages, or a list of token ids."
+        )
+    if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in prompt):
+        ids = tuple(prompt)
+        return lambda _codec: ids, lambda _codec, most, how: shorten_tokens(ids, most, how)
+    messages = [_message(each) for each in prompt]
+    if not any(message.content for message in messages):
+        raise InvalidRequest("There is no text in the chat messages; give some.")
+    return _chat_encoder(messages)
+
+
+def _chat_encoder(messages: Sequence[ChatMessage]) -> tuple[_Encode, _Shorten]:
+    return (
+        lambda codec: encode_chat(codec, messages),
+        lambda codec, most, how: shorten_chat(partial(encode_chat, codec), messages, most, how),
+    )
+
+
+def _truncate(defaults: DeviceSettings, value: object) -> Truncate:
+    if value is None:
+        return defaults.truncate
+    try:
+        return Truncate(str(value))
+    except ValueError:
+        raise InvalidRequest("The option 'truncate' cannot be used: it is refuse, start or middle.") from None
+
+
+def _message(message: object) -> ChatMessage:
+    if isinstance(message, ChatMessage):
+        return message
+    if isinstance(message, Mapping) and set(message) == {"role", "content"}:
+        role, content = message["role"], message["content"]
+        if isinstance(role, str) and isinstance(content, str):
+            return ChatMessage(role, content)
+    raise InvalidRequest(
+        'A chat message cannot be used: give ChatMessage(role, content), or {"role": "user", "content": "…"}.'
+    )
+
+
+def _policy(defaults: DeviceSettings, options: TextOptions) -> SamplingPolicy:
+    given: dict[str, Any] = dict(options)
+    chosen = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
+    try:
+        policy = SamplingPolicy.model_validate({**defaults.policy().model_dump(), **chosen})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {plain_sentence(first)}.") from None
+    if policy.temperature > MAX_TEMPERATURE:
+        raise InvalidRequest(f"The option 'temperature' cannot be used: it must be at most {MAX_TEMPERATURE}.")
+    return policy
+
+
+def _outages(defaults: DeviceSettings, options: TextOptions, *, revisable: bool) -> Outages:
+    outages, policy, rejoin = defaults.outages(), options.get("offline"), options.get("rejoin")
+    try:
+        policy = outages.policy if policy is None else OfflinePolicy(policy)
+    except ValueError:
+        raise InvalidRequest(f"The option 'offline' cannot be used: it is {', '.join(OfflinePolicy)}.") from None
+    if not isinstance(rejoin, bool | None):
+        raise InvalidRequest("The option 'rejoin' cannot be used: it is True or False.")
+    rejoin = outages.rejoin if rejoin is None else rejoin
+    return replace(outages, policy=policy, rejoin=rejoin, revisable=revisable)
+
+
+def _limit(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
+        return value
+    raise InvalidRequest(f"The option 'max_new_tokens' cannot be used: it is a number from 0 to {MAX_TOKENS}.")
+
+
+def _logprobs(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOP_LOGPROBS:
+        return value
+    raise InvalidRequest(f"The option 'logprobs' cannot be used: it is a number from 0 to {MAX_TOP_LOGPROBS}.")
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
+    if (value is not None and not isinstance(value, Sequence)) or not all(isinstance(s, str) and s for s in stops):
+        raise InvalidRequest("The option 'stop' cannot be used: it is a string or several, none of them empty.")
+    return stops
+
+
+# Prompts that are too long for the context
+
+
+def shorten_tokens(tokens: Sequence[int], most: int, how: Truncate) -> Sequence[int]:
+    """Return at most `most` tokens, without their start or their middle."""
+    if len(tokens) <= most:
+        return tokens
+    head = most // 2 if how is Truncate.MIDDLE else 0
+    return [*tokens[:head], *tokens[len(tokens) - (most - head) :]]
+
+
+def shorten_text(codec: TextCodec, text: str, most: int, how: Truncate) -> Sequence[int] | None:
+    """Return the tokens of a text without its start or its middle, but with a beginning-of-text token."""
+    tokens = codec.encode(text)
+    begin = codec.encode("")
+    if begin and tokens[: len(begin)] == begin:
+        if most <= len(begin):
+            return None
+        return [*begin, *shorten_tokens(tokens[len(begin) :], most - len(begin), how)]
+    return shorten_tokens(tokens, most, how)
+
+
+def shorten_chat(
+    encode: Callable[[Sequence[ChatMessage]], Sequence[int]], messages: Sequence[ChatMessage], most: int, how: Truncate
+) -> Sequence[int] | None:
+    """Return the tokens of a chat without its oldest turns, and if necessary without part of the last message.
+
+    System messages and the whole chat template stay. None if these alone are too long.
+    """
+    system = [message for message in messages if message.role == _SYSTEM]
+    spoken = [message for message in messages if message.role != _SYSTEM]
+    asks = next((message.role for message in spoken), _SYSTEM)
+    while len(spoken) > 1:
+        # A turn is a message and the answers to it: the rest begins with such a message.
+        del spoken[0]
+        while len(spoken) > 1 and spoken[0].role != asks:
+            del spoken[0]
+        tokens = encode([*system, *spoken])
+        if len(tokens) <= most:
+            return tokens
+    if not spoken:
+        return None
+    return _cut_last(encode, system, spoken[0], most, how)
+
+
+def _cut_last(
+    encode: Callable[[Sequence[ChatMessage]], Sequence[int]],
+    system: Sequence[ChatMessage],
+    last: ChatMessage,
+    most: int,
+    how: Truncate,
+) -> Sequence[int] | None:
+    bare = len(encode([*system, replace(last, content="")]))
+    whole = encode([*system, last])
+    if len(whole) <= most:
+        return whole
+    keep, count = len(last.content), len(whole)
+    for _ in range(_TRIES):
+        # Characters that should fit, by the present ratio of tokens to characters.
+        keep = min(keep - 1, int(_NEARER * keep * max(0, most - bare) / max(1, count - bare)))
+        if keep < 1:
+            break
+        tokens = encode([*system, replace(last, content=_cut(last.content, keep, how))])
+        if len(tokens) <= most:
+            return tokens
+        count = len(tokens)
+    tokens = encode([*system, replace(last, content="")])
+    return tokens if len(tokens) <= most else None
+
+
+def _cut(text: str, keep: int, how: Truncate) -> str:
+    head = keep // 2 if how is Truncate.MIDDLE else 0
+    return f"{text[:head]}{_CUT}{text[len(text) - (keep - head) :]}"

@@ -1,0 +1,484 @@
+"""Tokens of a session: what is asked for, what is committed, and the drafts in flight behind it.
+
+The drafts that were sent and the draft that is being built follow the committed tokens. A verdict that
+overtook another waits for its turn; then it is checked against what a correct edge may answer to its draft.
+"""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, overload
+
+from dssd.downlink import correct
+from dssd.sampling import Proposal
+from fleet_device.errors import ProtocolViolation, SessionFailed, SessionRefused
+from schemas.bounds import MAX_LABEL, MAX_TOKENS
+from schemas.digest import EMPTY, extend_digest
+from schemas.downlink import DownlinkForm, Samples, UnknownForm
+from schemas.logprobs import TokenLogprobs
+from schemas.messages import Draft, Open, Verdict
+from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason, Finish, RefusalCode
+from schemas.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What the device asks an edge for.
+
+    Raises:
+        SessionRefused: No Open could carry it.
+
+    Attributes:
+        session: 8 random bytes.
+        quantization: Of the draft model's weights.
+        logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
+        app: Application that the request is for, for the session log.
+    """
+
+    session: bytes
+    prompt: tuple[int, ...]
+    policy: SamplingPolicy
+    max_new_tokens: int
+    vocabulary: Vocabulary
+    draft_model: str
+    quantization: str
+    logprobs: int | None = None
+    app: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) > MAX_TOKENS:
+            raise SessionRefused(
+                RefusalCode.PROMPT_TOO_LONG,
+                f"The prompt has {len(self.prompt)} tokens; no edge takes more than {MAX_TOKENS}. Shorten it.",
+            )
+        if not 0 <= self.max_new_tokens <= MAX_TOKENS:
+            raise SessionRefused(
+                RefusalCode.MAX_NEW_TOKENS,
+                f"max_new_tokens is {self.max_new_tokens}; ask for 1 to {MAX_TOKENS} tokens.",
+            )
+
+    def open(self, *, attempt: int, text: Sequence[int]) -> Open:
+        return Open(
+            session=self.session,
+            attempt=attempt,
+            vocabulary=self.vocabulary,
+            draft_model=self.draft_model[:MAX_LABEL],
+            quantization=self.quantization[:MAX_LABEL],
+            policy=self.policy,
+            prompt=self.prompt,
+            max_new_tokens=self.max_new_tokens,
+            resume=tuple(text) if attempt or text else None,
+            logprobs=self.logprobs,
+            app=self.app,
+        )
+
+
+class TokenOrigin(StrEnum):
+    """How a token was committed. All but `UNVERIFIED` follow the large model's distribution.
+
+    Attributes:
+        DRAFTED: The draft model proposed it, and the edge accepted it.
+        CORRECTED: It replaced a draft token that the edge rejected.
+        BONUS: The edge drew it after a draft that it accepted whole.
+        STREAMED: Edge-only decoding.
+        FORCED: A grammar allowed no other.
+        UNVERIFIED: The draft model generated it without an edge, or it follows such a token.
+    """
+
+    DRAFTED = "drafted"
+    CORRECTED = "corrected"
+    BONUS = "bonus"
+    STREAMED = "streamed"
+    FORCED = "forced"
+    UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedTokens(Sequence[int]):
+    """Token ids that were committed, in order, with the origin and the log-probabilities of each."""
+
+    ids: tuple[int, ...]
+    origins: tuple[TokenOrigin, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.origins):
+            raise ValueError(f"{len(self.ids)} tokens have {len(self.origins)} origins")
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[int, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> int | tuple[int, ...]:
+        return self.ids[place]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBounds:
+    """Limits of a sequence, as the last edge that had it has named them.
+
+    Attributes:
+        tokens: Most tokens.
+        end_tokens: Ids that end it; None as long as no edge has named them.
+    """
+
+    tokens: int
+    end_tokens: Collection[int] | None = None
+
+    def without_edge(self, own: Collection[int]) -> "SequenceBounds":
+        """Return the limits without an edge; `own` are the draft model's end tokens."""
+        return self if self.end_tokens is not None else SequenceBounds(self.tokens, own)
+
+    def ends_with(self, token: int) -> bool:
+        return self.end_tokens is not None and token in self.end_tokens
+
+
+@dataclass(slots=True)
+class TokenSequence:
+    """The committed tokens of a session.
+
+    Attributes:
+        vocabulary: Number of token ids.
+        verified: Number of tokens that follow the target distribution, if some were generated without an edge: those
+            behind them do not, even where an edge has verified them since. None while all of them do.
+    """
+
+    vocabulary: int
+    bounds: SequenceBounds
+    tokens: list[int] = field(default_factory=list)
+    digest: int = EMPTY
+    verified: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def unverified(self) -> int:
+        """Number of tokens at the end that do not follow the target distribution."""
+        return 0 if self.verified is None else len(self.tokens) - self.verified
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Add tokens of an edge.
+
+        Raises:
+            ProtocolViolation: No edge may have sent them; nothing is added.
+        """
+        if any(token >= self.vocabulary for token in tokens):
+            raise ProtocolViolation("The edge sent a token outside the vocabulary.")
+        most = self.bounds.tokens
+        if len(self.tokens) + len(tokens) > most:
+            raise ProtocolViolation(f"The edge has sent more than the {most} tokens that it has granted.")
+        self.tokens.extend(tokens)
+        self.digest = extend_digest(self.digest, tokens)
+
+    def commit_unverified(self, token: int) -> None:
+        if self.verified is None:
+            self.verified = len(self.tokens)
+        self.commit((token,))
+
+    def revise(self, position: int) -> None:
+        """Drop what no edge has verified: an edge continues from `position`."""
+        del self.tokens[position:]
+        self.digest = extend_digest(EMPTY, self.tokens)
+        self.verified = None
+
+    def digest_with(self, tokens: Sequence[int]) -> int:
+        return extend_digest(self.digest, tokens)
+
+    def go_on_alone(self, end_tokens: Collection[int]) -> None:
+        """Use the draft model's own end tokens, if no edge has named any."""
+        self.bounds = self.bounds.without_edge(end_tokens)
+
+    def end(self, finish: Finish) -> EndReason | None:
+        """Return the reason for the end, or None: the edge's, an end token, or the length."""
+        if finish is Finish.STOP or (self.tokens and self.bounds.ends_with(self.tokens[-1])):
+            return EndReason.STOP
+        return EndReason.LENGTH if finish is Finish.LENGTH or len(self.tokens) >= self.bounds.tokens else None
+
+
+@dataclass(frozen=True, slots=True)
+class SentDraft:
+    """A draft in flight.
+
+    Attributes:
+        proposals: How its tokens were drawn.
+        at: When it was sent, by the driver's clock (seconds).
+        draft_s: Time that the draft model took (seconds).
+        first: Whether it is the first since the session was opened, so that its times include the prompt.
+    """
+
+    draft: Draft
+    proposals: tuple[Proposal, ...] = ()
+    at: float = 0.0
+    draft_s: float = 0.0
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedDraft:
+    """A draft and its verdict, checked against what a correct edge may answer."""
+
+    verdict: Verdict
+    sent: SentDraft
+
+    @property
+    def draft(self) -> Draft:
+        return self.sent.draft
+
+    def head(self) -> tuple[int, ...]:
+        """Return the accepted tokens.
+
+        Raises:
+            ProtocolViolation: More were accepted than drafted.
+        """
+        accepted, drafted = self.verdict.accepted, self.draft.tokens
+        if accepted > len(drafted):
+            raise ProtocolViolation(f"The edge accepted {accepted} of {len(drafted)} tokens.")
+        return drafted[:accepted]
+
+    def rejected(self) -> Proposal | None:
+        """Return the rejected proposal, or None if the whole draft was accepted."""
+        accepted = self.verdict.accepted
+        return self.sent.proposals[accepted] if accepted < len(self.draft.tokens) else None
+
+    def logprobs(self) -> tuple[TokenLogprobs, ...]:
+        return () if self.verdict.logprobs is None else self.verdict.logprobs.tokens()
+
+    def bonus(self) -> tuple[int, ...]:
+        """Return the token that the edge drew after a draft that was accepted whole; none if another draft follows.
+
+        Raises:
+            ProtocolViolation: It is missing, or there is something else.
+        """
+        following = self.verdict.next
+        if isinstance(following, int):
+            if self.draft.more:
+                raise ProtocolViolation("The edge drew a token that the next draft already replaces.")
+            return (following,)
+        if following is not None:
+            raise ProtocolViolation("The edge sent a distribution although nothing was rejected.")
+        if self.verdict.finish is Finish.NO and not self.draft.more:
+            raise ProtocolViolation("The edge accepted a draft and drew no token after it.")
+        return ()
+
+
+@dataclass(slots=True)
+class DraftsInFlight:
+    building: list[Proposal] = field(default_factory=list)
+    _sent: deque[SentDraft] = field(default_factory=deque)
+    _early: dict[int, Verdict] = field(default_factory=dict)
+
+    @property
+    def drafts(self) -> tuple[Draft, ...]:
+        return tuple(sent.draft for sent in self._sent)
+
+    @property
+    def first_under_way(self) -> bool:
+        return any(sent.first for sent in self._sent)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(token for sent in self._sent for token in sent.draft.tokens)
+
+    @property
+    def length(self) -> int:
+        return sum(len(sent.draft.tokens) for sent in self._sent) + len(self.building)
+
+    @property
+    def last_token(self) -> int | None:
+        if self.building:
+            return self.building[-1].token
+        return next((sent.draft.tokens[-1] for sent in reversed(self._sent) if sent.draft.tokens), None)
+
+    def sent(self, draft: Draft, *, at: float = 0.0, draft_s: float = 0.0, first: bool = False) -> None:
+        """Add a draft made of the proposals in `building`; see `SentDraft` for the arguments."""
+        self._sent.append(SentDraft(draft, tuple(self.building), at, draft_s, first))
+        self.building.clear()
+
+    def heard(self, verdict: Verdict) -> None:
+        """Keep a verdict for its turn, unless it is a repeat or its draft is void."""
+        if any(verdict.round == sent.draft.round for sent in self._sent):
+            self._early[verdict.round] = verdict
+
+    def next_decided(self) -> DecidedDraft | None:
+        """Remove the oldest draft if its verdict has arrived."""
+        if not self._sent or self._sent[0].draft.round not in self._early:
+            return None
+        sent = self._sent.popleft()
+        return DecidedDraft(self._early.pop(sent.draft.round), sent)
+
+    def void(self) -> None:
+        self._sent.clear()
+        self.building.clear()
+        self._early.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictEffect:
+    """What a verdict has changed.
+
+    Attributes:
+        tokens: Newly committed.
+        valid: Number of committed tokens that the drafter has in its sequence.
+        correction: The token behind them that the drafter has not seen: it is to truncate its sequence to `valid` and
+            append this one. None if there is nothing to do.
+        request: A message to send at once, for more samples or for tokens that were lost.
+        streamed: Whether the tokens come from edge-only decoding.
+        piece: Its verdict then.
+    """
+
+    tokens: tuple[int, ...] = ()
+    valid: int = 0
+    correction: int | None = None
+    request: Draft | None = None
+    decided: DecidedDraft | None = field(default=None, compare=False)
+    streamed: bool = False
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    piece: Verdict | None = field(default=None, compare=False)
+
+    @property
+    def committed(self) -> CommittedTokens:
+        if self.streamed or self.decided is None:
+            return CommittedTokens(self.tokens, (TokenOrigin.STREAMED,) * len(self.tokens), self.logprobs)
+        draft, verdict = self.decided.draft, self.decided.verdict
+        drafted = 0 if draft.tried is not None else verdict.accepted
+        corrects = draft.tried is not None or verdict.accepted < len(draft.tokens)
+        last = TokenOrigin.CORRECTED if corrects else TokenOrigin.BONUS
+        forced = [proposal.forced for proposal in self.decided.sent.proposals[:drafted]]
+        heads = tuple(TokenOrigin.FORCED if each else TokenOrigin.DRAFTED for each in forced)
+        origins = heads + (last,) * (len(self.tokens) - drafted)
+        return CommittedTokens(self.tokens, origins, self.logprobs)
+
+
+MOST_REQUESTS: Final = 32
+"""Most requests for more samples at one position. Each brings up to four times as many as all before, so an honest edge
+hardly ever gets a third."""
+
+
+@dataclass(slots=True)
+class Rejection:
+    """A rejected position whose correction is not drawn yet; `tried` samples have failed so far."""
+
+    proposal: Proposal
+    position: int
+    tried: int = 0
+    _requests: int = 0
+
+    @property
+    def device_draws(self) -> bool:
+        """Whether the device draws the correction, so that the edge has to be informed of it."""
+        return self.proposal.quantized is not None
+
+    def ask_again(self) -> None:
+        """Count a request for more samples.
+
+        Raises:
+            SessionFailed: There were too many: the samples hardly come from the distribution that rejected.
+        """
+        self._requests += 1
+        if self._requests > MOST_REQUESTS:
+            raise SessionFailed(
+                f"The edge has sent {self.tried} samples in place of a rejected token, and none of them fits; "
+                "ask again with another seed, or have the edge send another downlink form."
+            )
+
+    def correction(self, following: int | DownlinkForm | UnknownForm | None, *, policy: SamplingPolicy) -> int | None:
+        """Return the token that replaces the rejected one, which may be outside the vocabulary.
+
+        Returns:
+            None if more samples are needed.
+
+        Raises:
+            ProtocolViolation: Nothing can be drawn from `following`.
+        """
+        quantized = self.proposal.quantized
+        if following is None:
+            raise ProtocolViolation("The edge rejected a token and sent nothing to correct it with.")
+        if isinstance(following, UnknownForm):
+            raise ProtocolViolation(
+                f"The edge sent the target distribution in form {following.number}, which this device does not know; "
+                "update the device, or have the edge use another form."
+            )
+        if quantized is None:
+            if not isinstance(following, int):
+                raise ProtocolViolation("In coupled mode a correction is a token.")
+            return following
+        if isinstance(following, int):
+            raise ProtocolViolation("In residual mode a correction is drawn by the device.")
+        if isinstance(following, Samples) and following.start != self.tried:
+            # Each index is one draw: to use some again, or to skip some, would change the distribution.
+            raise ProtocolViolation(
+                f"The edge sent samples from {following.start} on, the device has tried {self.tried}."
+            )
+        token = correct(following, quantized, policy=policy, position=self.position)
+        if token is None:
+            assert isinstance(following, Samples)
+            self.tried += len(following.ids)
+        return token
+
+
+_MOST_EARLY: Final = 64
+"""Pieces that are kept while an earlier one is missing; each has at least one token."""
+
+
+@dataclass(slots=True)
+class Streaming:
+    """The latest request for edge-only decoding.
+
+    Attributes:
+        first_round: Of the first in a row of requests; an answer to any of them belongs to the same generation.
+        until: Position up to which the edge was asked to decode.
+        first: Whether nothing has come since the session was opened, so that the edge has the prompt to compute.
+        early: Pieces that arrived before an earlier one.
+        missed_at: Number of committed tokens when a missing piece was last requested.
+    """
+
+    request: Draft
+    first_round: int
+    until: int
+    first: bool = False
+    early: list[Verdict] = field(default_factory=list)
+    missed_at: int | None = None
+
+    @property
+    def stops(self) -> bool:
+        return self.request.write == 0
+
+    def concerns(self, verdict: Verdict) -> bool:
+        """Whether a verdict answers one of the requests."""
+        return self.first_round <= verdict.round <= self.request.round
+
+    def keep(self, verdict: Verdict) -> None:
+        if len(self.early) < _MOST_EARLY:
+            self.early.append(verdict)
+
+    def take_early(self, length: int) -> Verdict | None:
+        """Return a kept piece that a sequence of this length leads up to."""
+        found = next((each for each in self.early if each.base is not None and each.base <= length), None)
+        if found is not None:
+            self.early.remove(found)
+        return found
+
+    def news(self, verdict: Verdict, *, text: Sequence[int], end_tokens: Collection[int]) -> tuple[int, ...]:
+        """Return the tokens that a piece adds.
+
+        Raises:
+            ProtocolViolation: It does not continue `text`.
+        """
+        base, written = verdict.base, verdict.written
+        assert base is not None
+        assert written is not None
+        known = len(text) - base
+        if list(written[:known]) != list(text[base : base + len(written)]):
+            raise ProtocolViolation("The edge has sent other tokens than before at the same position.")
+        new = written[known:]
+        if any(token in end_tokens for token in new[:-1]):
+            raise ProtocolViolation("The edge has continued after an end token.")
+        return new

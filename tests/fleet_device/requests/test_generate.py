@@ -1,0 +1,113 @@
+import pytest
+
+from fleet_device.drafters.without_model import WordCodec
+from fleet_device.errors import PromptTooLong
+from fleet_device.requests.generate import GenerateRequest, Piece, RequestContext, TokenText, generate_text
+from fleet_device.session.sequence import TokenOrigin
+from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter
+
+POLICY = SamplingPolicy(seed=1)
+
+
+def request(prompt: int = 2, limit: int = 10, stop: tuple[str, ...] = ()) -> GenerateRequest:
+    return GenerateRequest((1,) * prompt, POLICY, limit, stop)
+
+
+def test_pieces_and_their_tokens_add_up_to_the_text() -> None:
+    pieces: list[tuple[str, int]] = []
+    text = generate_text(
+        ScriptedAgent(),
+        TalkingDrafter(),
+        request(),
+        RequestContext(on_piece=lambda piece: pieces.append((piece.text, piece.tokens))),
+    )
+    assert pieces == [("t1 t2 ", 2), ("t3 ", 1)]
+    assert text.text == "t1 t2 t3 "
+    assert text.reason is EndReason.STOP
+    assert not text.stopped
+
+
+def test_each_token_of_a_piece_says_what_it_adds_and_where_it_comes_from() -> None:
+    pieces: list[Piece] = []
+    text = generate_text(ScriptedAgent(), TalkingDrafter(), request(), RequestContext(on_piece=pieces.append))
+    assert [piece.parts for piece in pieces] == [
+        (TokenText(1, TokenOrigin.DRAFTED, "t1 "), TokenText(2, TokenOrigin.BONUS, "t2 ")),
+        (TokenText(3, TokenOrigin.DRAFTED, "t3 "),),
+    ]
+    assert text.origins == (TokenOrigin.DRAFTED, TokenOrigin.BONUS, TokenOrigin.DRAFTED)
+
+
+def test_what_a_token_adds_leaves_out_the_stop_string_and_what_may_become_one() -> None:
+    pieces: list[Piece] = []
+    agent = ScriptedAgent(batches=[(1, 2, 3), (4, 5)])
+    text = generate_text(agent, TalkingDrafter(), request(stop=("t2 x", "t4")), RequestContext(on_piece=pieces.append))
+    assert [[part.text for part in piece.parts] for piece in pieces] == [["t1 ", "", "t2 t3 "], ["", ""]]
+    assert all(piece.text == "".join(part.text for part in piece.parts) for piece in pieces)
+    assert text.text == "t1 t2 t3 "
+
+
+def test_a_stop_string_ends_the_session_and_is_not_in_the_text() -> None:
+    agent = ScriptedAgent(batches=[(1, 2), (3, 4), (5,)], reason=EndReason.LENGTH)
+    text = generate_text(agent, TalkingDrafter(), request(stop=("t3",)))
+    assert text.text == "t1 t2 "
+    assert text.stopped
+    assert text.reason is EndReason.STOP
+    assert text.generation.tokens == (1, 2, 3, 4)
+
+
+def test_what_waits_for_a_stop_string_that_never_comes_is_given_out_at_the_end() -> None:
+    pieces: list[str] = []
+    text = generate_text(
+        ScriptedAgent(),
+        TalkingDrafter(),
+        request(stop=("t3 x",)),
+        RequestContext(on_piece=lambda piece: pieces.append(piece.text)),
+    )
+    assert text.text == "".join(pieces) == "t1 t2 t3 "
+
+
+def test_a_text_is_no_longer_than_the_draft_model_can_hold() -> None:
+    agent = ScriptedAgent()
+    generate_text(agent, TalkingDrafter(context=8), request(prompt=5, limit=10))
+    assert agent.asked[0]["max_new_tokens"] == 3
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_any_session() -> None:
+    agent = ScriptedAgent()
+    with pytest.raises(PromptTooLong, match=r"8 tokens; the draft model holds 8 .* Shorten it"):
+        generate_text(agent, TalkingDrafter(context=8), request(prompt=8))
+    assert not agent.asked
+
+
+class HalfCharacters(WordCodec):
+    """Tokens 1 and 2 are the halves of "é"; token 3 is a byte that begins nothing; token 4 is "x"."""
+
+    def piece(self, token: int) -> bytes:
+        return {1: b"\xc3", 2: b"\xa9", 3: b"\xff", 4: b"x"}[token]
+
+
+def halves(*batches: tuple[int, ...], reason: EndReason, stop: tuple[str, ...] = ()) -> str:
+    drafter = TalkingDrafter()
+    drafter._codec = HalfCharacters(("a", "b"))  # type: ignore[assignment]
+    pieces: list[str] = []
+    text = generate_text(
+        ScriptedAgent(batches=batches, reason=reason),
+        drafter,
+        request(stop=stop),
+        RequestContext(on_piece=lambda piece: pieces.append(piece.text)),
+    )
+    assert "".join(pieces) == text.text
+    return text.text
+
+
+@pytest.mark.parametrize("reason", [EndReason.LENGTH, EndReason.STOP, EndReason.CANCELLED])
+def test_a_text_that_is_cut_inside_a_character_ends_before_it(reason: EndReason) -> None:
+    assert halves((4,), (1, 2), (4, 1), reason=reason) == "xéx"
+    assert halves((1,), reason=reason, stop=("y",)) == ""
+
+
+def test_bytes_that_are_no_character_are_marked_where_they_stand() -> None:
+    assert halves((4, 3, 4), (1, 4), reason=EndReason.LENGTH) == "x\ufffdx\ufffdx"
+    assert halves((4, 3), reason=EndReason.LENGTH) == "x\ufffd"

@@ -1,0 +1,242 @@
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from fleet_device.errors import EdgeUnavailable, RequestQueueFull, TextCancelled
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece, RequestContext, generate_text
+from fleet_device.requests.queue import Failed, RequestQueue
+from schemas.policy import SamplingPolicy
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter
+from tests.support.waiting import until
+
+REQUEST = GenerateRequest((1,), SamplingPolicy(seed=1), 4)
+Events = queue.SimpleQueue[Piece | GeneratedText | Failed]
+Make = Callable[..., RequestQueue]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Return a function that starts a queue over an agent."""
+    made: list[RequestQueue] = []
+
+    def start(agent: ScriptedAgent, **options: object) -> RequestQueue:
+        write = partial(generate_text, agent, TalkingDrafter())
+        texts = RequestQueue(write, **{"waiting": 1, **options})  # type: ignore[arg-type]
+        made.append(texts)
+        texts.start()
+        return texts
+
+    yield start
+    for texts in made:
+        texts.abandon()
+        texts.join()
+
+
+def gated() -> ScriptedAgent:
+    return ScriptedAgent(gate=threading.Semaphore(0))
+
+
+def open_gate(agent: ScriptedAgent) -> None:
+    assert agent.gate is not None
+    agent.gate.release(1000)
+
+
+def take(events: Events) -> Piece | GeneratedText | Failed:
+    return events.get(timeout=10.0)
+
+
+def failure(events: Events) -> Exception:
+    event = take(events)
+    assert isinstance(event, Failed)
+    return event.error
+
+
+def test_a_text_comes_in_pieces_and_then_whole(make: Make) -> None:
+    events = Events()
+    make(ScriptedAgent()).submit(lambda: REQUEST, events.put)
+    assert [take(events), take(events)] == [Piece("t1 t2 ", 2), Piece("t3 ", 1)]
+    text = take(events)
+    assert isinstance(text, GeneratedText)
+    assert text.text == "t1 t2 t3 "
+
+
+def test_texts_are_written_one_at_a_time_in_order(make: Make) -> None:
+    agent, first, second = gated(), Events(), Events()
+    texts = make(agent)
+    texts.submit(lambda: REQUEST, first.put)
+    assert agent.started.wait(10.0)
+    texts.submit(lambda: REQUEST, second.put)
+    assert (texts.writing, texts.waiting, len(agent.asked)) == (True, 1, 1)
+    open_gate(agent)
+    for events in (first, second):
+        assert [type(take(events)) for _ in range(3)] == [Piece, Piece, GeneratedText]
+    assert len(agent.asked) == 2
+
+
+def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
+    agent = gated()
+    texts = make(agent)
+    texts.submit(lambda: REQUEST, Events().put)
+    assert agent.started.wait(10.0)
+    texts.submit(lambda: REQUEST, Events().put)
+    with pytest.raises(RequestQueueFull, match="1 requests are waiting already") as caught:
+        texts.submit(lambda: REQUEST, Events().put)
+    assert caught.value.retry_after_s >= 1
+    open_gate(agent)
+
+
+class Watch:
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def full(make: Make, *, lasted_s: list[float], elapsed_s: float, waiting: int = 3) -> int:
+    """Return when to come again, from a full queue whose text under way has taken `elapsed_s`."""
+    agent, clock = gated(), Watch()
+    texts = make(agent, waiting=waiting, clock=clock)
+    for duration_s in lasted_s:
+        agent.started.clear()
+        events = Events()
+        texts.submit(lambda: REQUEST, events.put)
+        assert agent.started.wait(10.0)
+        clock.now_s += duration_s
+        assert agent.gate is not None
+        agent.gate.release(2)
+        assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
+        until(lambda: not texts.writing)
+    agent.started.clear()
+    texts.submit(lambda: REQUEST, Events().put)
+    assert agent.started.wait(10.0)
+    clock.now_s += elapsed_s
+    for _ in range(waiting):
+        texts.submit(lambda: REQUEST, Events().put)
+    with pytest.raises(RequestQueueFull) as caught:
+        texts.submit(lambda: REQUEST, Events().put)
+    open_gate(agent)
+    return caught.value.retry_after_s
+
+
+def test_a_place_is_free_when_the_text_under_way_ends(make: Make) -> None:
+    assert full(make, lasted_s=[9.5], elapsed_s=0.5) == 9
+    assert full(make, lasted_s=[9.5], elapsed_s=7.5) == 2
+
+
+def test_one_short_text_hardly_changes_the_expected_duration(make: Make) -> None:
+    assert 20 <= full(make, lasted_s=[40.0, 40.0, 1.0], elapsed_s=0.0) <= 40
+
+
+def test_a_text_that_takes_longer_than_usual_is_given_as_long_again(make: Make) -> None:
+    assert full(make, lasted_s=[10.0], elapsed_s=25.0) == 15
+    assert full(make, lasted_s=[], elapsed_s=6.0) == 6
+
+
+def test_the_retry_after_of_a_refused_text_is_bounded(make: Make) -> None:
+    assert full(make, lasted_s=[5.0], elapsed_s=5.0) == 1
+    assert full(make, lasted_s=[3600.0], elapsed_s=1.0) == 120
+
+
+def test_a_failure_is_told_and_the_next_text_is_written(make: Make) -> None:
+    agent, first, second = ScriptedAgent(error=EdgeUnavailable("nobody there")), Events(), Events()
+    texts = make(agent)
+    texts.submit(lambda: REQUEST, first.put)
+    assert isinstance(take(first), Piece)
+    assert isinstance(take(first), Piece)
+    assert str(failure(first)) == "nobody there"
+    agent.error = None
+    texts.submit(lambda: REQUEST, second.put)
+    assert isinstance([take(second) for _ in range(3)][-1], GeneratedText)
+
+
+def test_a_listener_that_fails_does_not_disturb_the_others(make: Make) -> None:
+    def broken(_event: object) -> None:
+        raise RuntimeError("gone")
+
+    events = Events()
+    texts = make(ScriptedAgent())
+    texts.submit(lambda: REQUEST, broken)
+    until(lambda: texts.done == 1)
+    texts.submit(lambda: REQUEST, events.put)
+    assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
+
+
+def test_a_text_under_way_can_be_cancelled(make: Make) -> None:
+    agent, events = gated(), Events()
+    texts = make(agent)
+    ticket = texts.submit(lambda: REQUEST, events.put)
+    assert agent.started.wait(10.0)
+    texts.cancel(ticket)
+    assert isinstance(failure(events), TextCancelled)
+
+
+def test_a_waiting_text_can_be_cancelled_and_leaves_its_place(make: Make) -> None:
+    agent, events = gated(), Events()
+    texts = make(agent)
+    texts.submit(lambda: REQUEST, Events().put)
+    assert agent.started.wait(10.0)
+    ticket = texts.submit(lambda: REQUEST, events.put)
+    texts.cancel(ticket)
+    assert isinstance(failure(events), TextCancelled)
+    assert texts.waiting == 0
+    open_gate(agent)
+
+
+def test_a_closed_queue_writes_what_it_took_and_says_when_it_is_idle(make: Make) -> None:
+    agent, events, idle = gated(), Events(), threading.Event()
+    texts = make(agent, on_idle=idle.set)
+    texts.submit(lambda: REQUEST, events.put)
+    assert agent.started.wait(10.0)
+    texts.close()
+    with pytest.raises(TextCancelled, match="shutting down"):
+        texts.submit(lambda: REQUEST, Events().put)
+    assert not idle.is_set()
+    open_gate(agent)
+    assert idle.wait(10.0)
+    assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
+
+
+def test_an_abandoned_queue_gives_up_everything(make: Make) -> None:
+    agent, first, second = gated(), Events(), Events()
+    texts = make(agent)
+    texts.submit(lambda: REQUEST, first.put)
+    assert agent.started.wait(10.0)
+    texts.submit(lambda: REQUEST, second.put)
+    texts.abandon()
+    texts.join()
+    assert isinstance(failure(first), TextCancelled)
+    assert isinstance(failure(second), TextCancelled)
+
+
+def test_a_ticket_says_how_long_it_waited_for_its_turn(make: Make) -> None:
+    agent, clock = gated(), Watch()
+    texts = make(agent, clock=clock)
+    tickets = []
+    for _ in range(2):
+        events = Events()
+        tickets.append(texts.submit(lambda: REQUEST, events.put))
+    until(lambda: tickets[0].begun)
+    clock.now_s += 1.5
+    open_gate(agent)
+    until(lambda: tickets[1].begun)
+    assert [ticket.waited_s for ticket in tickets] == [0.0, 1.5]
+
+
+def test_the_wait_for_the_draft_model_counts_as_a_wait() -> None:
+    def write(_request: GenerateRequest, context: RequestContext) -> GeneratedText:
+        context.on_turn(2.5)
+        raise TextCancelled
+
+    texts, events = RequestQueue(write), Events()
+    texts.start()
+    ticket = texts.submit(lambda: REQUEST, events.put)
+    failure(events)
+    assert ticket.waited_s >= 2.5
+    texts.abandon()
+    texts.join()

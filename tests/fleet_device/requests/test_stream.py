@@ -1,0 +1,175 @@
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from fleet_device.errors import EdgeUnavailable, TextCancelled
+from fleet_device.requests.chat import ChatError
+from fleet_device.requests.generate import GenerateRequest, Piece, generate_text
+from fleet_device.requests.queue import RequestQueue, TextStream
+from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter
+from tests.support.waiting import until
+
+REQUEST = GenerateRequest((1, 2), SamplingPolicy(seed=1), 4)
+Make = Callable[[ScriptedAgent], RequestQueue]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Return a function that starts a queue over an agent."""
+    made: list[RequestQueue] = []
+
+    def start(agent: ScriptedAgent) -> RequestQueue:
+        texts = RequestQueue(partial(generate_text, agent, TalkingDrafter()))
+        made.append(texts)
+        texts.start()
+        return texts
+
+    yield start
+    for texts in made:
+        texts.abandon()
+        texts.join()
+
+
+def gated() -> ScriptedAgent:
+    return ScriptedAgent(gate=threading.Semaphore(0))
+
+
+def let_write(agent: ScriptedAgent, batches: int = 1000) -> None:
+    assert agent.gate is not None
+    agent.gate.release(batches)
+
+
+def test_a_stream_gives_the_pieces_and_then_the_whole_text(make: Make) -> None:
+    stream = TextStream(make(ScriptedAgent()), lambda: REQUEST)
+    assert list(stream) == ["t1 t2 ", "t3 "]
+    assert list(stream) == []
+    assert stream.result().text == "t1 t2 t3 "
+    assert stream.request() is REQUEST
+
+
+def test_the_whole_text_can_be_had_without_the_pieces(make: Make) -> None:
+    assert TextStream(make(ScriptedAgent()), lambda: REQUEST).result().text == "t1 t2 t3 "
+
+
+def test_pieces_tell_their_tokens_also_where_they_complete_no_text(make: Make) -> None:
+    agent = ScriptedAgent(batches=[(1,), (), (2, 3)])
+    stream = TextStream(make(agent), lambda: REQUEST)
+    assert list(stream.pieces()) == [Piece("t1 ", 1), Piece("", 0), Piece("t2 t3 ", 2)]
+
+
+def test_what_is_written_is_known_once_the_text_is_begun(make: Make) -> None:
+    agent = gated()
+    stream = TextStream(make(agent), lambda: REQUEST)
+    assert stream.request() == REQUEST
+    let_write(agent)
+    assert "".join(stream) == "t1 t2 t3 "
+
+
+def test_leaving_the_loop_gives_the_text_up_and_the_next_one_is_written(make: Make) -> None:
+    agent = gated()
+    texts = make(agent)
+    let_write(agent, 1)
+    for piece in TextStream(texts, lambda: REQUEST):
+        assert piece == "t1 t2 "
+        break
+    until(lambda: agent.ended == [EndReason.CANCELLED])
+    let_write(agent)
+    assert TextStream(texts, lambda: REQUEST).result().text == "t1 t2 t3 "
+
+
+def test_a_stream_that_is_closed_gives_nothing_more(make: Make) -> None:
+    agent = gated()
+    let_write(agent, 1)
+    stream = TextStream(make(agent), lambda: REQUEST)
+    assert next(stream) == "t1 t2 "
+    stream.close()
+    stream.close()
+    assert list(stream) == []
+    until(lambda: agent.ended == [EndReason.CANCELLED])
+
+
+def test_a_with_block_closes_the_stream(make: Make) -> None:
+    agent = gated()
+    with TextStream(make(agent), lambda: REQUEST):
+        assert agent.started.wait(10.0)
+    until(lambda: agent.ended == [EndReason.CANCELLED])
+
+
+def test_a_text_cancelled_by_another_thread_ends_where_it_is(make: Make) -> None:
+    agent = gated()
+    let_write(agent, 1)
+    stream = TextStream(make(agent), lambda: REQUEST)
+    assert next(stream) == "t1 t2 "
+    threading.Thread(target=stream.cancel).start()
+    assert list(stream) == []
+    text = stream.result()
+    assert (text.text, text.reason) == ("t1 t2 ", EndReason.CANCELLED)
+
+
+def test_a_text_cancelled_while_it_waits_leaves_the_queue(make: Make) -> None:
+    agent = gated()
+    texts = make(agent)
+    first, second = TextStream(texts, lambda: REQUEST), TextStream(texts, lambda: REQUEST)
+    assert agent.started.wait(10.0)
+    second.close()
+    assert texts.waiting == 0
+    assert list(second) == []
+    with pytest.raises(TextCancelled):
+        second.result()
+    let_write(agent)
+    assert "".join(first) == "t1 t2 t3 "
+
+
+def test_a_text_that_others_give_up_is_a_failure(make: Make) -> None:
+    agent = gated()
+    texts = make(agent)
+    let_write(agent, 1)
+    stream = TextStream(texts, lambda: REQUEST)
+    assert next(stream) == "t1 t2 "
+    texts.abandon()
+    with pytest.raises(TextCancelled):
+        list(stream)
+    with pytest.raises(TextCancelled):
+        stream.result()
+
+
+def test_a_failure_is_raised_after_the_pieces_before_it(make: Make) -> None:
+    stream = TextStream(make(ScriptedAgent(error=EdgeUnavailable("nobody there"))), lambda: REQUEST)
+    assert next(stream) == "t1 t2 "
+    assert next(stream) == "t3 "
+    for _ in range(2):
+        with pytest.raises(EdgeUnavailable, match="nobody there"):
+            next(stream)
+    with pytest.raises(EdgeUnavailable, match="nobody there"):
+        stream.result()
+
+
+def test_a_prompt_that_cannot_be_encoded_is_a_failure(make: Make) -> None:
+    def prepare() -> GenerateRequest:
+        raise ChatError("no template")
+
+    stream = TextStream(make(ScriptedAgent()), prepare)
+    for ask in (stream.request, stream.request, stream.result, lambda: next(stream)):
+        with pytest.raises(ChatError, match="no template"):
+            ask()
+
+
+def test_several_streams_of_one_thread_do_not_wait_for_each_other_s_readers(make: Make) -> None:
+    texts = make(ScriptedAgent())
+    first, second = TextStream(texts, lambda: REQUEST), TextStream(texts, lambda: REQUEST)
+    assert "".join(second) == "".join(first) == "t1 t2 t3 "
+
+
+def test_why_it_waits_is_told_to_who_reads_and_is_no_piece(make: Make) -> None:
+    agent = gated()
+    agent.late = "Edge 'edge-1' has not answered."
+    stream = TextStream(make(agent), lambda: REQUEST)
+    told: list[str] = []
+    stream.on_wait = told.append
+    let_write(agent)
+    assert "".join(stream) == "t1 t2 t3 "
+    assert told == ["Edge 'edge-1' has not answered."]
