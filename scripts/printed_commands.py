@@ -360,11 +360,11 @@ mount --make-rprivate /
 mount -t tmpfs changes "$1"
 mkdir -p "$1"/{root,repo}-{changes,work} "$1/root"
 mount -t overlay root -o "lowerdir=/,upperdir=$1/root-changes,workdir=$1/root-work" "$1/root"
+for folder in /tmp /run /srv; do mount -t tmpfs new "$1/root$folder"; done
 mkdir -p "$1/root$2"
 mount -t overlay repo -o "lowerdir=$2,upperdir=$1/repo-changes,workdir=$1/repo-work" "$1/root$2"
 mount -t proc proc "$1/root/proc"
 mount --rbind /dev "$1/root/dev"
-for folder in /tmp /run /srv; do mount -t tmpfs new "$1/root$folder"; done
 ip link set lo up
 hostname broker.north.example
 printf '127.0.0.1 localhost broker.north.example db.north.example\n' > "$1/root/etc/hosts"
