@@ -127,9 +127,8 @@ class DeviceSettings(Settings):
     models_dir: Path = setting(Path("models"), "Folder of the prepared models.")
     drafter: DrafterName = setting(
         "llama.cpp",
-        "What drafts: the model; `suffix`, from earlier output and this request; `prompt-lookup`, from this "
-        "request; or `none`, for edge-only decoding. All but the first need only the vocabulary of the model's "
-        "file.",
+        "Drafts from the model, earlier output (`suffix`), this request (`prompt-lookup`), or nothing "
+        "(edge-only). All but the first need only the vocabulary of the model's file.",
     )
     suffix: bool = setting(
         False,  # noqa: FBT003 - a default
@@ -165,20 +164,19 @@ class DeviceSettings(Settings):
     )
     memory_mb: MemoryBudget = setting(
         AUTO,
-        "Memory limit for the draft model's keys, values and buffers, in addition to its weights; context and "
-        "batch shrink to fit. `auto` takes half of the free memory.",
+        "Memory limit for the draft model's keys, values and buffers, without weights; context and batch shrink "
+        "to fit. `auto`: half of the free memory.",
         unit="megabytes",
         rare=True,
     )
     truncate: Truncate = setting(
         Truncate.REFUSE,
-        "How to handle a prompt that is too long for the context: refuse it, or cut its start or middle. A chat "
-        "loses its oldest turns first, never its template.",
+        "Refuse a prompt that exceeds the context, or cut its start or middle. A chat loses its oldest turns first.",
     )
     texts_at_once: int = setting(
         SESSIONS_PER_DEVICE,
-        "Maximum number of running requests. The draft model serves 2 of them; further ones use edge-only "
-        "decoding, which takes no memory. With `stream = false` each has memory for its own context.",
+        "Maximum number of running requests. The draft model serves 2; further ones are edge-only and take no "
+        "memory. With `stream = false` each has its own context.",
         unit="requests",
         ge=1,
         le=64,
@@ -194,8 +192,8 @@ class DeviceSettings(Settings):
     )
     stream: bool | Literal["auto"] = setting(
         AUTO,
-        "Whether to use edge-only decoding. `auto` chooses if `draft_length` is `auto`; if it is fixed, only "
-        "requests that find the draft model busy (`texts_at_once`) are edge-only.",
+        "Whether to use edge-only decoding. `auto` chooses if `draft_length` is `auto`; otherwise only requests "
+        "that find the draft model busy are edge-only.",
     )
     window: int = setting(
         8,
@@ -227,18 +225,18 @@ class DeviceSettings(Settings):
     resume_s: float = setting(120.0, "Longest wait for an edge to resume a session.", unit="seconds", rare=True, gt=0)
     offline: OfflinePolicy = setting(
         OfflinePolicy.FAIL,
-        "What happens to a request when no edge answers: `fail` ends it with an error, `wait` continues when an "
-        "edge is back, `local` continues with the draft model and marks the output as unverified.",
+        "When no edge answers: `fail` ends the request with an error, `wait` continues when an edge is back, "
+        "`local` continues with the draft model, marked as unverified.",
     )
     rejoin: bool = setting(
         False,  # noqa: FBT003 - a default
-        "Whether an edge that is back verifies the rest of a request that continued without one. Unverified "
-        "output is replaced unless it was streamed.",
+        "Whether a returning edge verifies the rest of such a request. Unverified output is replaced unless it "
+        "was streamed.",
     )
     offline_s: float | None = setting(
         None,
-        "Time without a broker or an online edge after which `offline` applies; by default 20 with `fail`, which "
-        "covers a restart of 15 s, and 2 with `local`.",
+        "Time without a broker or an online edge after which `offline` applies; by default 20 with `fail`, 2 with "
+        "`local`.",
         unit="seconds",
         rare=True,
         ge=0,

@@ -151,8 +151,8 @@ class EdgeSettings(Settings):
     gpu_layers: int = setting(-1, "Layers that llama.cpp puts on a GPU, if built for one; -1 is all.", rare=True, ge=-1)
     batch_invariant: bool = setting(
         True,  # noqa: FBT003 - a default
-        "Use kernels whose results do not depend on the batch, so that seeded requests repeat (coupled mode or greedy, "
-        "llama.cpp on a CPU). Without it, edge-only decoding of such requests is up to 1.6 times as fast.",
+        "Make seeded requests (coupled or greedy, llama.cpp on a CPU) repeat in any batch. Without it, their "
+        "edge-only decoding is up to 1.6 times as fast.",
         rare=True,
     )
     context: int = setting(
@@ -194,8 +194,8 @@ class EdgeSettings(Settings):
     )
     max_guess: int = setting(
         1,
-        "Maximum tokens of n-gram speculation per step of edge-only decoding. It does not change the output: 1 "
-        "speculates where that is free, more where it seems to pay, 0 never.",
+        "Maximum tokens of n-gram speculation per edge-only step: 1 where that is free, more where it seems to "
+        "pay, 0 never.",
         unit="tokens",
         rare=True,
         ge=0,
@@ -203,8 +203,8 @@ class EdgeSettings(Settings):
     )
     verdict_ms: float = setting(
         0.0,
-        "Target for the mean time from draft to verdict, or between two tokens of edge-only decoding. New "
-        "sessions that would exceed it are refused with a retry time; 0 is off.",
+        "Target for the mean time from draft to verdict, or between edge-only tokens. New sessions that would "
+        "exceed it are refused; 0 is off.",
         unit="milliseconds",
         rare=True,
         ge=0,
@@ -315,7 +315,7 @@ class EdgeSettings(Settings):
     fence: FenceSettings = Field(default_factory=FenceSettings)
     dashboard: str = setting(
         "",
-        "Address and port of a dashboard within the edge, such as 127.0.0.1:8400; empty for none. Its other "
-        "settings are those of `fleet admin serve` (`FLEET_DASHBOARD_…`).",
+        "Address and port of a dashboard within the edge, such as 127.0.0.1:8400; empty for none. Other settings: "
+        "`FLEET_DASHBOARD_…`.",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)

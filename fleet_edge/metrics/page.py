@@ -20,10 +20,11 @@ def with_table(text: str) -> str:
     _, end, after = rest.partition(_END)
     if not begin or not end:
         raise ValueError("The text lacks the marks of the table.")
-    rows = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
+    rows = ["| metric | kind | meaning |", "| --- | --- | --- |"]
     for each in CATALOGUE:
         labels = ", ".join(f"`{label}`" for label in each.labels)
-        rows.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")
+        kind = f"{each.kind} by {labels}" if labels else each.kind
+        rows.append(f"| `{each.name}` | {kind} | {each.meaning} |")
     table = "\n".join(rows)
     return f"{before}{_BEGIN}\n\n{table}\n\n{_END}{after}"
 

@@ -100,4 +100,4 @@ def test_the_help_says_meaning_and_default() -> None:
     app.command()(command)
     shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output.split())
     assert "Folder of the prepared models. (default models)" in shown
-    assert "Most likely tokens that are kept; 0 keeps all. (default 50 tokens)" in shown
+    assert "Number of most likely tokens to keep; 0 keeps all. (default 50 tokens)" in shown
