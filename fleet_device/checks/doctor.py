@@ -7,7 +7,6 @@ device of this name runs, it asks that one over its local API, because a broker 
 import http.client
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,7 @@ from cryptography import x509
 from pydantic import BaseModel, ValidationError
 
 from fleet_common.available_memory import available_memory
-from fleet_common.mqtt.errors import PublishRejected
-from fleet_common.mqtt.link import Link, Outcome
+from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
 from fleet_common.mqtt.tls.certificate import certificate_end, certificate_name
@@ -34,6 +32,7 @@ from fleet_device.checks.selftest import (
     check_drafting,
     check_online,
     check_vocabulary,
+    echo_ms,
     probe_prompt,
 )
 from fleet_device.client.agent import Agent
@@ -364,21 +363,9 @@ class Doctor:
         )
 
     def _echo(self, link: Link) -> float:
-        """Publish empty telemetry, and return the milliseconds until the broker's answer."""
         topic = build(Topic.TELEMETRY, fleet=self.settings.fleet, device=self.settings.device)
-        answered, outcomes = threading.Event(), list[Outcome]()
-
-        def listen(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            answered.set()
-
-        started = self.clock()
-        link.publish(topic, encode_json(Telemetry(sessions=0, tokens=0)), on_outcome=listen)
-        if not answered.wait(_WAIT_S):
-            raise PublishRejected(topic=topic, reason=None)
-        if not outcomes[0].accepted:
-            raise PublishRejected(topic=topic, reason=outcomes[0].reason)
-        return (self.clock() - started) * 1e3
+        empty = encode_json(Telemetry(sessions=0, tokens=0))
+        return echo_ms(lambda listen: link.publish(topic, empty, on_outcome=listen), topic, self.clock, wait_s=_WAIT_S)
 
     def _clock(self) -> str:
         self._inbox.edges.wait_online(_STATES_S if self._link is not None and self._link.connected else 0.0)

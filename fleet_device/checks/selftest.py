@@ -5,10 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 from fleet_common.mqtt.errors import PublishRejected
-from fleet_common.mqtt.link import Link, Outcome
+from fleet_common.mqtt.link import Link, Outcome, OutcomeHandler
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_device.client.messaging import EdgePresences
@@ -200,6 +201,29 @@ _ECHOES: Final = 5
 _WAIT_S: Final = 5.0
 
 
+def echo_ms(
+    publish: Callable[[OutcomeHandler], None], topic: str, clock: Callable[[], float], *, wait_s: float
+) -> float:
+    """Publish a message on a topic, and return the milliseconds until the broker's answer.
+
+    Raises:
+        PublishRejected: There is none, or it is not accepted.
+    """
+    answered, outcomes = threading.Event(), list[Outcome]()
+
+    def listen(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        answered.set()
+
+    started = clock()
+    publish(listen)
+    if not answered.wait(wait_s):
+        raise PublishRejected(topic=topic, reason=None)
+    if not outcomes[0].accepted:
+        raise PublishRejected(topic=topic, reason=outcomes[0].reason)
+    return (clock() - started) * 1e3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTestReport(CheckReport):
     device: str
@@ -273,27 +297,14 @@ class SelfTest:
         started = self.clock()
         service.start()
         connected = self.clock()
-        echoes = [self._echo(service) for _ in range(_ECHOES)]
+        echo = partial(
+            echo_ms, lambda listen: service.announce(on_outcome=listen), service.state_topic, self.clock, wait_s=_WAIT_S
+        )
+        echoes = [echo() for _ in range(_ECHOES)]
         return (
             f"Connected in {(connected - started) * 1e3:.0f} ms; "
             f"a message is acknowledged in {statistics.median(echoes):.1f} ms."
         )
-
-    def _echo(self, service: DeviceService) -> float:
-        """Publish the state and return the milliseconds until the broker's answer."""
-        answered, outcomes = threading.Event(), list[Outcome]()
-
-        def listen_to(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            answered.set()
-
-        started = self.clock()
-        service.announce(on_outcome=listen_to)
-        if not answered.wait(_WAIT_S):
-            raise PublishRejected(topic=service.state_topic, reason=None)
-        if not outcomes[0].accepted:
-            raise PublishRejected(topic=service.state_topic, reason=outcomes[0].reason)
-        return (self.clock() - started) * 1e3
 
     def _edge(self, service: DeviceService) -> str:
         return check_online(service.edges, self.settings.fleet, wait_s=_WAIT_S)
