@@ -1,12 +1,20 @@
-import base64
-from collections.abc import Iterator
+"""Access to the API, and quotas of applications."""
 
+import base64
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
 import pytest
 from starlette.applications import Starlette
 
 from fleet_device.api.app import create_app
+from fleet_device.applications import Application, ApplicationsFile, new_key
 from tests.fleet_device.api.client import ask, error
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -72,3 +80,147 @@ def test_no_answer_lets_a_page_of_another_origin_read_it(app: Starlette) -> None
     for method in ("GET", "OPTIONS"):
         response = ask(app, method, "/healthz", headers={"Origin": "https://evil.example"})
         assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
+Make = Callable[..., tuple[Starlette, ScriptedBackend]]
+
+
+class Place:
+    """A file of applications, and an API that keeps to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = ApplicationsFile(folder / "applications.json")
+        self.now = 0.0
+        self.backends: list[ScriptedBackend] = []
+
+    def add(self, name: str, **quotas: int) -> str:
+        key, digest = new_key()
+        with self.file.changing() as applications:
+            applications.append(Application(name=name, sha256=digest, **quotas))
+        return key
+
+    def app(self, agent: ScriptedAgent | None = None, **given: Any) -> Starlette:
+        backend = ScriptedBackend(agent or ScriptedAgent(), TalkingDrafter(context=64), waiting=8)
+        self.backends.append(backend)
+        fixed = settings(applications=self.file.path, **given)
+        return create_app(backend, fixed, clock=lambda: self.now)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    for backend in place.backends:
+        backend.close()
+
+
+def chat(app: Starlette, key: str | None, **fields: Any) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": "t1 t2"}], **fields}
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return ask(app, "POST", "/v1/chat/completions", body=body, headers=headers)
+
+
+def test_each_application_is_let_in_by_its_key_and_nobody_else_is(place: Place) -> None:
+    one, other = place.add("one"), place.add("other")
+    app = place.app()
+    assert [chat(app, key).status_code for key in (one, other)] == [200, 200]
+    assert place.backends[0].agent.apps == ["one", "other"]
+    for wrong in (None, "", "wrong", one[:-1], one + "x"):
+        response = chat(app, wrong)
+        assert (response.status_code, error(response)["code"]) == (401, "invalid_api_key")
+        assert "fleet device app add" in error(response)["message"]
+
+
+def test_a_key_is_not_in_the_file_and_only_its_owner_reads_that(place: Place) -> None:
+    key = place.add("one")
+    assert key not in place.file.path.read_text()
+    assert key.removeprefix("fleet-") not in place.file.path.read_text()
+    assert place.file.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_device_that_runs_notices_who_comes_and_who_goes(place: Place) -> None:
+    app = place.app()
+    assert chat(app, "anything").status_code == 401
+    key = place.add("one")
+    assert chat(app, key).status_code == 200
+    with place.file.changing() as applications:
+        applications.clear()
+    assert chat(app, key).status_code == 401
+
+
+def test_the_devices_own_token_is_taken_as_before(place: Place) -> None:
+    key = place.add("one")
+    app = place.app(api_token="secret")
+    assert [chat(app, each).status_code for each in ("secret", key, "wrong")] == [200, 200, 401]
+
+
+def test_a_file_that_is_none_lets_nobody_in_and_is_named(place: Place) -> None:
+    place.file.path.write_text("{]")
+    response = chat(place.app(), "key")
+    assert response.status_code == 503
+    assert "applications.json is no file of applications" in error(response)["message"]
+
+
+@pytest.mark.parametrize(("quota", "period_s"), [("tokens_per_min", 60.0), ("tokens_per_day", 86_400.0)])
+def test_an_application_over_its_tokens_waits_and_the_others_do_not(place: Place, quota: str, period_s: float) -> None:
+    key, other = place.add("one", **{quota: 9}), place.add("other")
+    app = place.app()
+    assert [chat(app, key).status_code for _ in range(2)] == [200, 200]  # six tokens each
+    response = chat(app, key)
+    assert (response.status_code, error(response)["type"]) == (429, "rate_limit_error")
+    assert error(response)["code"] == "rate_limit_exceeded"
+    assert "'one' has used its 9 tokens per" in error(response)["message"]
+    wait_s = int(response.headers["retry-after"])
+    assert 4 * period_s / 9 <= wait_s <= 4 * period_s / 9 + 1
+    assert chat(app, other).status_code == 200
+    place.now += wait_s - 2.0 - period_s / 9
+    assert chat(app, key).status_code == 429
+    place.now += 2.0 + period_s / 9
+    assert chat(app, key).status_code == 200
+
+
+def test_an_application_has_no_more_texts_at_once_than_it_may(place: Place) -> None:
+    key = place.add("one", texts_at_once=2)
+    agent = ScriptedAgent(gate=threading.Semaphore(0))
+    app = place.app(agent)
+    answers: list[int] = []
+    waits = [threading.Thread(target=lambda: answers.append(chat(app, key).status_code)) for _ in range(2)]
+    for thread in waits:
+        thread.start()
+    backend = place.backends[0]
+    until(lambda: backend.queue.writing + backend.queue.waiting == 2)
+    response = chat(app, key)
+    assert response.status_code == 429
+    assert "'one' has 2 requests at once, and may have 2" in error(response)["message"]
+    assert error(chat(app, key, n=3))["param"] == "n"
+    assert agent.gate is not None
+    agent.gate.release(100)
+    for thread in waits:
+        thread.join(10.0)
+    assert answers == [200, 200]
+    assert chat(app, key).status_code == 200
+
+
+def test_a_text_that_fails_or_is_refused_gives_its_place_back(place: Place) -> None:
+    key = place.add("one", texts_at_once=1)
+    agent = ScriptedAgent(error=ZeroDivisionError("broken"))
+    app = place.app(agent)
+    assert [chat(app, key).status_code for _ in range(3)] == [500] * 3
+    assert [chat(app, key, n=99).status_code for _ in range(2)] == [400] * 2
+    agent.error = None
+    assert chat(app, key).status_code == 200
+
+
+def test_without_the_file_nothing_is_asked_for(place: Place) -> None:
+    backend = ScriptedBackend(ScriptedAgent(), TalkingDrafter(context=64))
+    place.backends.append(backend)
+    assert chat(create_app(backend, settings()), None).status_code == 200
+
+
+def test_embeddings_are_refused_by_name(place: Place) -> None:
+    key = place.add("one")
+    response = ask(
+        place.app(), "POST", "/v1/embeddings", body={"input": "x"}, headers={"Authorization": f"Bearer {key}"}
+    )
+    assert (response.status_code, error(response)["code"]) == (404, "unsupported_endpoint")
+    assert "makes no embeddings" in error(response)["message"]

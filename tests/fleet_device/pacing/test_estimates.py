@@ -1,11 +1,17 @@
+"""Estimates of acceptance, times and throughput."""
+
 import math
 import random
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_device.pacing.estimates import AcceptanceEstimate, Trend
+from fleet_device.pacing.contract import Plan, SharedSteps
+from fleet_device.pacing.estimates import AcceptanceEstimate, Conditions, Trend
 
 
 def test_acceptance_begins_at_what_is_usual_and_moves_to_what_is_seen() -> None:
@@ -158,3 +164,151 @@ def test_a_device_whose_texts_are_quite_others_goes_by_its_own(told: float, acce
     for _ in range(50):
         own.add(tested=8, accepted=accepted)
     assert own.common == own.rate != told
+
+
+NETWORK_S = 0.02
+
+
+@dataclass
+class World:
+    """A device and an edge, event by event, their times disturbed: what the formulas are to predict."""
+
+    conditions: Conditions
+    plan: Plan
+    rng: random.Random
+    now: float = 0.0
+    unread: int = 0  # tokens besides the last one that the draft model has not seen
+
+    def rate(self, cycles: int) -> float:
+        return sum(self.cycle() for _ in range(cycles)) / self.now
+
+    def cycle(self) -> int:
+        """Draft until a token falls, or until there is nothing to go on with; return the committed tokens."""
+        conditions, tokens = self.conditions, self.plan.tokens
+        step_s = end_s = self.now - 10.0  # the edge's last step
+        verdicts: list[tuple[float, int]] = []
+        while True:
+            if not self.draft(verdicts):
+                break
+            arrives_s = self.now + NETWORK_S / 2
+            if arrives_s > step_s:
+                step_s = max(arrives_s, end_s)
+                end_s = step_s + self.about(conditions.compute_s + tokens * conditions.compute_token_s)
+            accepted = next((n for n in range(tokens) if self.rng.random() >= conditions.acceptance), tokens)
+            verdicts.append((end_s + self.about(conditions.beside_s - NETWORK_S / 2), accepted))
+            under_way = sum(at > self.now for at, _ in verdicts)
+            if not self.plan.ahead or under_way >= conditions.window:
+                break
+        committed = 1
+        for at, accepted in verdicts:
+            self.now = max(self.now, at)
+            self.unread = int(accepted == tokens)
+            committed += accepted
+            if accepted < tokens:
+                break
+        return committed
+
+    def draft(self, verdicts: list[tuple[float, int]]) -> bool:
+        """Draft; return False if it was learnt meanwhile that a token has fallen."""
+        for _ in range(self.plan.tokens):
+            self.now += self.about(self.conditions.token_s * (1 + self.unread))
+            self.unread = 0
+            if any(at <= self.now and accepted < self.plan.tokens for at, accepted in verdicts):
+                return False
+        return True
+
+    def about(self, seconds: float) -> float:
+        return seconds * self.rng.uniform(0.8, 1.2)
+
+
+def conditions(acceptance: float, answer_s: float, **others: float) -> Conditions:
+    times = {"token_s": 0.015, "compute_s": 0.045, "compute_token_s": 0.002, **others}
+    return Conditions(acceptance=acceptance, beside_s=answer_s - 0.045, window=4, **times)
+
+
+PLANS = [Plan(0), Plan(1), Plan(4), Plan(9), *(Plan(tokens, ahead=True) for tokens in (1, 2, 4, 9))]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=repr)
+@pytest.mark.parametrize("answer_s", [0.07, 0.12, 0.3])
+@pytest.mark.parametrize("acceptance", [0.3, 0.7, 0.96])
+def test_the_rate_is_the_one_that_is_seen(plan: Plan, answer_s: float, acceptance: float) -> None:
+    under = conditions(acceptance, answer_s)
+    seen = World(under, plan, random.Random(1)).rate(4000)
+    # 4,000 cycles tell the rate to 2 %. Disturbed times, of which the formulas take the mean, fill a window more often.
+    assert under.rate(plan) == pytest.approx(seen, rel=0.15 if plan.ahead else 0.03)
+
+
+def test_a_draft_that_is_never_accepted_costs_its_time() -> None:
+    under = conditions(0.0, 0.1)
+    assert under.rate(Plan(0)) == pytest.approx(10.0)
+    assert under.rate(Plan(1)) == pytest.approx(1 / (0.015 + 0.102))
+
+
+def test_a_wider_window_raises_throughput_only_when_drafting_ahead() -> None:
+    narrow, wide = (Conditions(acceptance=0.9, token_s=0.01, beside_s=0.3, window=window) for window in (2, 8))
+    assert narrow.rate(Plan(4)) == wide.rate(Plan(4))
+    assert wide.rate(Plan(4, ahead=True)) > 1.2 * narrow.rate(Plan(4, ahead=True))
+
+
+SIXTEEN = SharedSteps(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
+
+
+def shared(steps: SharedSteps, **others: Any) -> Conditions:
+    given = {"acceptance": 0.8, "token_s": 0.01, "beside_s": 0.02, "window": 4, **others}
+    return Conditions(shared=steps, **given)
+
+
+@pytest.mark.parametrize("plan", [Plan(1), Plan(4), Plan(4, ahead=True)], ids=repr)
+def test_more_texts_make_each_slower(plan: Plan) -> None:
+    rates = [shared(replace(SIXTEEN, texts=texts)).rate(plan) for texts in (2, 4, 8, 16, 64)]
+    assert all(more < fewer for fewer, more in pairwise(rates))
+    assert 64 * rates[-1] >= 2 * rates[0]  # but all together write more
+
+
+def test_a_token_more_costs_the_steps_of_all() -> None:
+    """By itself a device would take drafts of a token to cost 4 ms; sixteen of them make a step 64 ms longer."""
+    alone = Conditions(acceptance=0.8, token_s=0.01, beside_s=0.02, compute_s=0.12, compute_token_s=0.004)
+    together = shared(SIXTEEN, beside_s=0.02)
+    assert alone.more_s(Plan(4)) == pytest.approx(0.014)
+    assert together.more_s(Plan(4)) > 0.04
+
+
+def test_where_steps_are_short_beside_the_way_a_draft_waits_for_no_other() -> None:
+    """Two texts, far away: they hardly ever meet in a step."""
+    steps = SharedSteps(texts=2, writing_s=0.02, step_s=0.01, text_s=0.005, token_s=0.001)
+    alone = Conditions(acceptance=0.8, token_s=0.01, beside_s=1.0, compute_s=0.015, compute_token_s=0.001)
+    assert shared(steps, beside_s=1.0).rate(Plan(4)) == pytest.approx(alone.rate(Plan(4)), rel=0.02)
+
+
+def test_the_answer_of_texts_that_are_waited_for_together_is_the_step_of_all() -> None:
+    """The edge holds its step for drafts that are about to come, since that is quicker than two steps."""
+    under = shared(SIXTEEN, beside_s=0.001, token_s=0.001)
+    # The last one comes behind a bonus token, which others have drafted for in the mean.
+    last_s = 0.001 * (1.0 - 0.8**2)
+    assert under.answer_s(2) == pytest.approx(0.001 + last_s + 0.04 + 16 * (0.005 + 2 * 0.004))
+
+
+def test_drafts_that_meet_in_a_step_meet_ever_after() -> None:
+    """The longer a step is beside the time outside, the fewer texts keep apart, and a step has all of them."""
+    steps = SharedSteps(texts=16, writing_s=0.1, step_s=0.02, text_s=0.004, token_s=0.002)
+    together_s, alone_s = 0.02 + 16 * 0.006, 0.02 + 0.006
+    assert steps.waiting_s(1, outside_s=0.05) == pytest.approx((together_s, 0.0))
+    assert alone_s < sum(steps.waiting_s(1, outside_s=0.25)) < 0.8 * together_s
+    assert sum(steps.waiting_s(1, outside_s=10.0)) == pytest.approx(alone_s, rel=0.1)
+
+
+def test_drafting_ahead_counts_for_less_the_more_texts_there_are() -> None:
+    trusts = [replace(SIXTEEN, texts=texts).trust for texts in (2, 4, 8, 16, 1000)]
+    assert trusts == sorted(trusts, reverse=True)
+    assert trusts[0] > 0.95
+    assert trusts[-2] == trusts[-1] == 0.75
+
+
+def test_tokens_that_are_computed_anyway_cost_nothing() -> None:
+    free = replace(SIXTEEN, free=1)
+    for plan in (Plan(1), Plan(1, ahead=True)):
+        assert shared(free).rate(plan) > shared(SIXTEEN).rate(plan)
+    together_s = 0.001 + 0.001 * (1.0 - 0.8) + 0.04 + 16 * 0.005
+    assert shared(free, beside_s=0.001, token_s=0.001).answer_s(1) == pytest.approx(together_s)
+    assert shared(free).rate(Plan(0)) == shared(SIXTEEN).rate(Plan(0))

@@ -1,15 +1,38 @@
-"""Commands: one at a time, once each, bounded in time and size."""
+"""Remote commands and their thread."""
 
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet_device.errors import TextCancelled
+from fleet_device.gateway import Asked, Gateway
+from fleet_device.requests.generate import GenerateRequest
+from fleet_device.service import DeviceService
 from fleet_device.steering import commands
-from fleet_device.steering.commands import Answer, CommandAction, Commands, in_parts
-from schemas.steering import MAX_PARTS, MAX_RESULT, CommandOutcome, CommandRequest, CommandResponse
+from fleet_device.steering.commands import MOST_LINES, Answer, CommandAction, Commands, LogTail, in_parts
+from fleet_device.steering.remote_settings import SteeredSettings
+from schemas.control import DeviceState, decode_json, encode_json
+from schemas.policy import SamplingPolicy
+from schemas.steering import (
+    MAX_PARTS,
+    MAX_RESULT,
+    CommandOutcome,
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    ReportedSettings,
+)
+from schemas.topics import Topic, build
+from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
+from tests.support.memory_fleet import FLEET, MemoryFleet
+from tests.support.memory_link import MemoryLink
+from tests.support.waiting import until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -166,3 +189,281 @@ def test_a_long_result_comes_in_parts_and_the_longest_is_cut() -> None:
 def test_every_command_is_on_the_page() -> None:
     page = (Path(__file__).parents[3] / "docs" / "steering.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in page for name in commands.ACTIONS)
+
+
+DEVICE = "device-1"
+REQUEST = GenerateRequest((1, 2), SamplingPolicy(seed=3, temperature=1.0, top_k=0, top_p=1.0), 12)
+
+
+def topic(which: Topic, device: str = DEVICE) -> str:
+    return build(which, fleet=FLEET, device=device)
+
+
+class Monitor:
+    """Says what it likes, and keeps what it hears."""
+
+    def __init__(self, fleet: MemoryFleet) -> None:
+        self.answers: list[CommandResponse] = []
+        self.fleet = fleet
+        self.link = MemoryLink(fleet.broker, "monitor")
+        self.link.subscribe(
+            topic(Topic.COMMAND_RESPONSE),
+            lambda message: self.answers.append(decode_json(CommandResponse, message.payload)),
+        )
+        self.link.start(timeout_s=1.0)
+        self._number = 0
+
+    def want(self, version: int, **values: Any) -> None:
+        self.say(encode_json(DesiredSettings(version=version, values=values, who="alice")))
+
+    def say(self, payload: bytes) -> None:
+        self.link.publish(topic(Topic.CONFIG_DESIRED), payload, retain=True)
+
+    def reported(self) -> ReportedSettings | None:
+        kept = self.fleet.broker.retained(topic(Topic.CONFIG_REPORTED))
+        return None if kept is None else decode_json(ReportedSettings, kept)
+
+    def command(self, name: str, **arguments: Any) -> CommandResponse:
+        self._number += 1
+        request = CommandRequest(
+            id=f"{self._number:016x}",
+            command=name,
+            arguments=arguments,
+            deadline=datetime.now(UTC) + timedelta(seconds=30),
+        )
+        before = len(self.answers)
+        self.link.publish(topic(Topic.COMMAND_REQUEST), encode_json(request))
+        until(lambda: len(self.answers) > before)
+        return self.answers[-1]
+
+
+class Steered:
+    """A device with its monitor."""
+
+    def __init__(self, fleet: MemoryFleet, tmp_path: Path, **given: Any) -> None:
+        own = settings(steering_dir=tmp_path, seed=None, **given)
+        self.remote = SteeredSettings.of(own)
+        self.tail = LogTail()
+        service = DeviceService(
+            self.remote.settings,
+            TalkingDrafter(),
+            make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
+        )
+        self.gateway = Gateway(service, remote=self.remote, log_tail=self.tail)
+        self.service = service
+        self.monitor = Monitor(fleet)
+
+    def presence(self) -> str | None:
+        kept = self.monitor.fleet.broker.retained(topic(Topic.STATE))
+        return None if kept is None else decode_json(DeviceState, kept).presence.value
+
+    def applied(self, version: int) -> ReportedSettings:
+        until(lambda: (said := self.monitor.reported()) is not None and said.version == version)
+        said = self.monitor.reported()
+        assert said is not None
+        return said
+
+
+@contextmanager
+def steered(tmp_path: Path, **given: Any) -> Iterator[Steered]:
+    fleet = MemoryFleet()
+    it = Steered(fleet, tmp_path, **given)
+    with at_work(fleet):
+        announce_edge(fleet)
+        it.gateway.start()
+        try:
+            until(lambda: it.service.connected and bool(it.service.edges.online()))
+            yield it
+        finally:
+            it.gateway.stop()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Steered]:
+    with steered(tmp_path) as it:
+        yield it
+
+
+def test_a_device_reports_its_settings_when_it_connects(device: Steered) -> None:
+    said = device.applied(0)
+    assert (said.applied, said.values["top_k"], said.refused) == (0, 50, {})
+
+
+def test_settings_are_used_by_the_next_text_without_a_restart(device: Steered) -> None:
+    before = device.service.agent._lanes._all[0].pacing
+    device.monitor.want(1, draft_length=2, window=3, padding=16, open_s=7.5)
+    device.applied(1)
+    agent = device.service.agent
+    pacing = agent._lanes._all[0].pacing
+    assert pacing is not before
+    assert pacing is not None
+    assert pacing.plan(longest=8, window=8).tokens == 2
+    assert (agent.window, agent.padding, agent.retry_policy.open_s) == (3, 16, 7.5)
+    text = device.service.write(REQUEST)
+    assert text.generation.choice is not None
+    assert text.generation.choice.reason == "The settings say so."
+
+
+def test_a_device_that_was_away_takes_what_the_broker_has_kept(tmp_path: Path) -> None:
+    fleet = MemoryFleet()
+    early = Monitor(fleet)
+    early.want(3, top_k=9)
+    fleet.broker.pump()
+    it = Steered(fleet, tmp_path)
+    with at_work(fleet):
+        it.gateway.start()
+        assert it.applied(3).values["top_k"] == 9
+        it.gateway.stop()
+
+
+def test_a_report_is_said_again_after_a_reconnect(device: Steered) -> None:
+    device.monitor.want(1, top_k=9)
+    device.applied(1)
+    broker = device.monitor.fleet.broker
+    device.monitor.link.publish(topic(Topic.CONFIG_REPORTED), b"", retain=True)
+    until(lambda: device.monitor.reported() is None)
+    broker.kill(f"{FLEET}:{DEVICE}")
+    broker.revive(f"{FLEET}:{DEVICE}")
+    assert device.applied(1).values["top_k"] == 9
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\xff",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"version":2}',
+        b'{"version":"2","values":{}}',
+        b'{"version":2,"values":{"top_k":[1]}}',
+        json.dumps({"version": 2, "values": {f"k{number}": 1 for number in range(65)}}).encode(),
+        b'{"version":2,"values":{},"x":"' + b"a" * (64 << 10) + b'"}',
+        b"[" * 20_000,
+    ],
+)
+def test_what_is_no_message_changes_nothing(device: Steered, payload: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    device.monitor.say(payload)
+    until(lambda: "is not looked at" in caplog.text)
+    device.monitor.want(1, top_k=9)
+    assert device.applied(1).values["top_k"] == 9
+
+
+def test_of_a_flood_of_wanted_settings_the_latest_hold(device: Steered) -> None:
+    with device.remote._changing:  # the thread that looks at them waits
+        for version in range(1, 200):
+            device.monitor.want(version, top_k=version)
+        device.monitor.want(200, top_k=7)
+    assert device.applied(200).values["top_k"] == 7
+
+
+def test_a_flood_of_commands_is_dropped_beyond_a_bound_and_told_once(
+    device: Steered, caplog: pytest.LogCaptureFixture
+) -> None:
+    with device.remote._changing:
+        device.monitor.want(1, top_k=7)
+        until(lambda: device.gateway._steering._wanted is None)  # type: ignore[union-attr]
+        for number in range(100):
+            deadline = datetime.now(UTC) + timedelta(seconds=30)
+            request = CommandRequest(id=f"{number:016x}", command="resume", deadline=deadline)
+            device.monitor.link.publish(topic(Topic.COMMAND_REQUEST), encode_json(request))
+        until(lambda: "are dropped" in caplog.text)
+    assert device.applied(1).values["top_k"] == 7
+    assert device.monitor.command("resume").outcome.value in {"ok", "refused"}
+    assert caplog.text.count("are dropped") == 1
+
+
+def test_a_drained_device_takes_nothing_until_it_is_resumed(device: Steered) -> None:
+    assert device.monitor.command("drain").outcome.value == "ok"
+    until(lambda: device.presence() == "draining")
+    assert device.gateway.health()["status"] == "draining"
+    with pytest.raises(TextCancelled, match="administrator"):
+        device.gateway.submit(lambda _codec: REQUEST, lambda _event: None)
+    assert device.monitor.command("resume").sentence == "The device accepts requests again."
+    until(lambda: device.presence() == "online")
+    ended: list[Any] = []
+    device.gateway.submit(lambda _codec: REQUEST, ended.append)
+    until(lambda: bool(ended) and hasattr(ended[-1], "tokens") and hasattr(ended[-1], "reason"))
+    assert device.monitor.command("resume").sentence == "The device was accepting requests."
+
+
+def test_a_paused_device_keeps_requests_and_begins_them_when_it_is_resumed(device: Steered) -> None:
+    device.monitor.command("pause")
+    heard: list[Any] = []
+    device.gateway.submit(lambda _codec: REQUEST, heard.append)
+    assert device.monitor.command("pause").sentence.endswith("1 wait or run.")
+    assert heard == []
+    device.monitor.command("resume")
+    until(lambda: bool(heard))
+
+
+def test_a_paused_device_that_is_told_to_end_writes_what_it_has_taken(device: Steered) -> None:
+    device.monitor.command("pause")
+    heard: list[Any] = []
+    device.gateway.submit(lambda _codec: REQUEST, heard.append)
+    device.gateway.ask(Asked.DRAIN)
+    device.gateway.run()
+    assert heard
+
+
+def test_a_reload_ends_the_device_to_begin_anew_unless_it_is_told_to_end(device: Steered) -> None:
+    assert device.monitor.command("reload").outcome.value == "ok"
+    device.gateway.run()
+    assert device.gateway.reloads
+    device.gateway.ask(Asked.DRAIN)  # a signal that comes while it ends
+    assert not device.gateway.reloads
+
+
+def test_a_self_test_writes_a_text_through_the_edge(device: Steered) -> None:
+    answer = device.monitor.command("self-test")
+    assert answer.outcome.value == "ok", answer.sentence
+    assert json.loads(answer.result or "")["tokens"] > 0
+
+
+def test_a_self_test_without_an_edge_says_what_is_missing(tmp_path: Path) -> None:
+    fleet = MemoryFleet()
+    it = Steered(fleet, tmp_path)
+    with at_work(fleet):
+        it.gateway.start()
+        until(lambda: it.service.connected)
+        answer = it.monitor.command("self-test")
+        it.gateway.stop()
+    assert answer.outcome.value == "failed"
+    assert "No edge" in answer.sentence
+
+
+def test_the_log_tail_has_the_last_lines(device: Steered) -> None:
+    for number in range(MOST_LINES + 20):
+        record = logging.LogRecord("a.b", logging.WARNING, "", 0, "line %d\x1b[2J", (number,), None)
+        device.tail.handle(record)
+    answer = device.monitor.command("log-tail", lines=3)
+    lines = (answer.result or "").splitlines()
+    assert [line.rpartition("line ")[2][:4] for line in lines] == [str(MOST_LINES + each) for each in (17, 18, 19)]
+    assert "\x1b" not in (answer.result or "")
+
+
+def test_a_support_bundle_tells_no_secret_and_no_text(tmp_path: Path) -> None:
+    secrets = {"api_token": "TOKEN-SECRET", "broker": {"username": "u", "password": "PASSWORD-SECRET"}}
+    with steered(tmp_path, status_texts=5, **secrets) as it:
+        ended: list[Any] = []
+        it.gateway.submit(lambda _codec: REQUEST, ended.append)
+        until(lambda: it.gateway.status()["last_texts"] not in (None, []))
+        shown = it.gateway.status()["last_texts"]
+        answer = it.monitor.command("support-bundle")
+        assert answer.outcome.value == "ok"
+        until(lambda: it.monitor.answers[-1].part == it.monitor.answers[-1].parts - 1)
+        text = "".join(each.result or "" for each in it.monitor.answers)
+    bundle = json.loads(text)
+    assert bundle["settings"]["top_k"] == 50
+    assert "SECRET" not in text
+    assert not {"api_token", "broker.password"} & set(bundle["settings"])
+    assert shown[0]["text"]
+    assert "last_texts" not in bundle["status"]
+    assert shown[0]["text"] not in text
+
+
+def test_a_device_may_listen_to_nobody(tmp_path: Path) -> None:
+    with steered(tmp_path, steering=False) as it:
+        subscriptions = [route.filter for route in it.service.link._routes]  # type: ignore[attr-defined]
+        assert subscriptions
+        assert not [each for each in subscriptions if "config" in each or "command" in each]

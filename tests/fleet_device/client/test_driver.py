@@ -1,9 +1,10 @@
-"""What a Close says of the exception that has ended its text: a code and a sentence, and nothing that is not ours."""
+"""Session driver: cancellation, and the reason that a Close gives for a failure."""
 
 import pytest
 
 from fleet_device.client.driver import with_cause
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
+from fleet_device.requests.generate import Cancellation
 from schemas.codec import decode_close, encode_close
 from schemas.messages import Close
 from schemas.reasons import EndReason, RefusalCode
@@ -33,3 +34,26 @@ def test_a_text_that_failed_says_why(error: Exception, code: str, sentence: str)
 def test_other_ends_say_nothing_more() -> None:
     assert with_cause(_close(EndReason.CANCELLED), KeyboardInterrupt()).code is None
     assert with_cause(_close(), None).sentence is None
+
+
+def test_whoever_waits_is_woken_when_the_text_is_cancelled() -> None:
+    cancellation, woken = Cancellation(), list[str]()
+    with cancellation.waking(lambda: woken.append("woken")):
+        assert (woken, cancellation.requested) == ([], False)
+        cancellation.cancel()
+        assert (woken, cancellation.requested) == (["woken"], True)
+
+
+def test_a_text_that_was_cancelled_before_it_began_is_woken_at_once() -> None:
+    cancellation, woken = Cancellation(), list[str]()
+    cancellation.cancel()
+    with cancellation.waking(lambda: woken.append("woken")):
+        assert woken == ["woken"]
+
+
+def test_nobody_is_woken_once_the_text_is_over() -> None:
+    cancellation, woken = Cancellation(), list[str]()
+    with cancellation.waking(lambda: woken.append("woken")):
+        pass
+    cancellation.cancel()
+    assert (woken, cancellation.requested) == ([], True)

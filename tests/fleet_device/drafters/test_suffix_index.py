@@ -1,14 +1,86 @@
-"""History: bounded, private, and never a reason not to start."""
+"""Suffix index and history."""
 
 import logging
 import random
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fleet_device.drafters.suffix_index import History, HistoryFile, forget_histories, token_bytes
+from fleet_device.drafters.suffix_index import (
+    LENGTHS,
+    LONGEST,
+    History,
+    HistoryFile,
+    SuffixIndex,
+    forget_histories,
+    token_bytes,
+)
 from schemas.vocabulary import Vocabulary
+
+
+def search(tokens: list[int], end: list[int]) -> list[int]:
+    """Return what followed, the latest first, where the longest of the index's lengths is found."""
+    for size in reversed(LENGTHS):
+        places = [p for p in range(size, len(tokens)) if len(end) >= size and tokens[p - size : p] == end[-size:]]
+        if followers := [tokens[place] for place in reversed(places) if tokens[place] >= 0]:
+            return followers
+    return []
+
+
+def test_whatever_was_appended_and_taken_back_it_finds_what_a_plain_search_finds() -> None:
+    rng, index, tokens, found = random.Random(3), SuffixIndex(), list[int](), 0
+    for _ in range(1500):
+        if rng.random() < 0.6:
+            new = [rng.randrange(3) if rng.random() < 0.98 else -1 for _ in range(rng.choice((1, 1, 1, 5, 30)))]
+            tokens += new
+            index.append(new)
+        else:
+            length = rng.randrange(max(0, len(tokens) - 40), len(tokens) + 1)
+            del tokens[length:]
+            index.truncate(length)
+        if len(tokens) > 500:
+            del tokens[40:]
+            index.truncate(40)
+        end = tokens[-LONGEST:]
+        if min(end, default=-1) < 0:
+            continue
+        match, expected = index.find(end), search(tokens, end)
+        followers = [] if match is None else match.followers
+        assert followers == expected[: len(followers)]
+        assert (match is None) == (not expected)
+        found += match is not None
+    assert found > 500
+
+
+def test_how_much_is_alike_is_told_up_to_the_longest() -> None:
+    index = SuffixIndex()
+    index.append([*range(40), 7, *range(5, 40)])
+    match = index.find(list(range(5, 38)))
+    assert match is not None
+    assert match.followers == [38, 38]
+    assert match.alike == [LONGEST, LONGEST]
+    match = index.find([99, 98, 10, 11])
+    assert match is not None
+    assert match.alike == [2, 2]
+
+
+def test_nothing_is_found_across_two_texts() -> None:
+    index = SuffixIndex()
+    index.append([1, 2, -1, 3, 4, 5])
+    assert index.find([1, 2]) is None
+    assert index.find([2, 3]) is None
+    assert index.find([3, 4]) is not None
+
+
+def test_a_text_of_one_token_is_searched_in_bounded_steps() -> None:
+    index = SuffixIndex()
+    index.append(np.full(20_000, 5))
+    match = index.find([5] * LONGEST)
+    assert match is not None
+    assert len(match.followers) <= 16
+
 
 VOCABULARY = Vocabulary.of([f"t{number}" for number in range(1000)])
 TEXT = list(range(100, 140))

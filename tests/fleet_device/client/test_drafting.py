@@ -1,17 +1,176 @@
+"""Drafting for a session: sequence, constraint and pacing."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from fleet_device.client.drafting import SessionPacing
+import numpy as np
+import pytest
+
+from dssd.distribution import Dist
+from fleet_common.grammar.compiler import GrammarCompiler
+from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_device.client.drafting import DraftConstraint, DraftSequence, SessionPacing, restrict
 from fleet_device.drafters.contract import Prospect
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import Choice, DraftOutcome, Plan, ReportedLoad
 from fleet_device.session.machine import DeviceSession
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from schemas import edge_load
 from schemas.messages import Draft, Opened, Verdict
-from schemas.policy import Mode
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason, Finish
 from tests.support.memory_fleet import DRAFT, terms
+from tests.support.toy_grammar import GRAMMAR
+from tests.support.toy_pair import ToyPair, policy
+
+PROMPT = (1, 2)
+
+
+@dataclass
+class Scene:
+    """A coupled session that is open, and drafting for it with a draft model that can fall silent."""
+
+    context: int = 4096
+    silent: bool = False
+    times: list[float] = field(default_factory=lambda: [0.0])
+
+    def __post_init__(self) -> None:
+        scene = self
+
+        class Model(ScriptedDrafter):
+            def next(self, policy: SamplingPolicy) -> Dist | None:  # type: ignore[override]
+                scene.times[0] += 0.25
+                return None if scene.silent else super().next(policy)
+
+        asked = terms(6, mode=Mode.COUPLED, prompt=PROMPT)
+        self.model = Model(DRAFT, DRAFT.words, context=self.context)
+        self.session = DeviceSession(asked)
+        self.session.open()
+        self.session.on_opened(
+            Opened(
+                session=asked.session, handle=7, edge="edge-1", target="toy", position=0, max_new_tokens=12,
+                max_draft=4, window=1, lease_s=60.0, end_tokens=(),
+            )
+        )  # fmt: skip
+        self.drafting = DraftSequence(self.session, self.model, lambda: self.times[0])
+        self.drafting.rewind()
+
+    def draft(self, limit: int = 4) -> tuple[int, ...]:
+        """Draft all that may be drafted and send it."""
+        while self.drafting.draft(limit):
+            pass
+        return self.session.send().tokens
+
+    def judge(self, accepted: int, token: int, finish: Finish = Finish.NO) -> None:
+        for effect in self.session.on_verdict(Verdict(handle=7, round=0, accepted=accepted, next=token, finish=finish)):
+            self.drafting.follow(effect)
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        return tuple(self.model._tokens)
+
+
+def test_the_draft_model_goes_ahead_as_far_as_the_draft_may() -> None:
+    scene = Scene()
+    drafted = scene.draft(3)
+    assert len(drafted) == 3
+    assert scene.sequence == (*PROMPT, *drafted)
+    assert scene.session.counters.draft_ms == 750.0
+
+
+@pytest.mark.parametrize(("accepted", "token"), [(3, 5), (1, 5), (0, 4)])
+def test_it_follows_the_text(accepted: int, token: int) -> None:
+    scene = Scene()
+    drafted = scene.draft(3)
+    scene.judge(accepted, token)
+    assert scene.sequence == (*PROMPT, *drafted[:accepted], token) == (*PROMPT, *scene.session.committed)
+
+
+def test_it_follows_no_text_that_has_ended() -> None:
+    scene = Scene()
+    drafted = scene.draft(3)
+    scene.judge(1, 5, Finish.STOP)
+    assert scene.session.ended is EndReason.STOP
+    assert scene.sequence == (*PROMPT, *drafted)
+
+
+def test_it_goes_back_to_the_committed_text() -> None:
+    scene = Scene()
+    scene.draft(3)
+    scene.judge(1, 5)
+    scene.drafting.draft(4)
+    scene.session.open()
+    scene.drafting.rewind()
+    assert scene.sequence == (*PROMPT, *scene.session.committed)
+
+
+def test_nothing_is_drafted_without_an_idea_or_behind_the_context() -> None:
+    assert Scene(silent=True).draft() == ()
+    assert len(Scene(context=4).draft()) == 2
+
+
+WORDS = GrammarTokenizer.of_words([f"t{token} " for token in range(6)], end_tokens=[0])
+COMPILER = GrammarCompiler(lambda: WORDS)
+PAIR = ToyPair.standard()
+POLICY = policy(Mode.RESIDUAL, 1)
+
+
+class Whole:
+    """A drafter that knows of no grammar."""
+
+    def __init__(self, dist: Dist | None) -> None:
+        self.dist = dist
+
+    def next(self, _policy: Any) -> Dist | None:
+        return self.dist
+
+
+def constraint() -> DraftConstraint:
+    return DraftConstraint(COMPILER.matcher(GRAMMAR))
+
+
+def test_what_a_drafter_says_is_cut_to_what_is_allowed() -> None:
+    dist = Dist(np.array([3, 1, 2, 4]), np.array([0.4, 0.3, 0.2, 0.1]))
+    found = restrict(dist, np.array([1, 4, 5]))
+    assert found is not None
+    assert found.ids.tolist() == [1, 4]
+    assert found.probs.tolist() == pytest.approx([0.75, 0.25])
+    assert restrict(dist, np.array([0, 5])) is None
+    drafter: Any = Whole(dist)
+    cut = constraint().next(drafter, POLICY, text=(1,))  # behind which 2, 3 or 5 may stand
+    assert cut is not None
+    assert cut.ids.tolist() == [3, 2]
+    nothing: Any = Whole(None)
+    assert constraint().next(nothing, POLICY, text=(1,)) is None
+
+
+def test_a_drafter_that_can_shapes_only_what_is_allowed() -> None:
+    drafter = ScriptedDrafter(PAIR.draft, PAIR.draft_words, end_tokens=(0,))
+    drafter.reset((1, 1))
+    found = constraint().next(drafter, POLICY, text=(1,))
+    assert found is not None
+    assert set(found.ids.tolist()) <= {2, 3, 5}
+    assert found.probs.sum() == pytest.approx(1.0)
+
+
+def test_a_text_that_the_grammar_rules_out_is_drafted_on_as_without_one() -> None:
+    """It is the edge's affair; nothing but speed is lost."""
+    dist = Dist(np.array([3]), np.ones(1))
+    drafter: Any = Whole(dist)
+    assert constraint().forced((1, 1)) is None
+    assert constraint().next(drafter, POLICY, text=(1, 1)) is dist
+
+
+def test_tokens_that_had_to_come_say_so_wherever_they_come_from() -> None:
+    told = CommittedTokens((4, 5, 1, 1), (TokenOrigin.STREAMED,) * 4)
+    found = constraint().origins([4, 5, 1, 1, 0], told, begin=0)
+    assert found.origins == (TokenOrigin.STREAMED, *(TokenOrigin.FORCED,) * 3)
+    rest = constraint().origins([4, 5, 1, 1, 0], CommittedTokens((1, 0), (TokenOrigin.BONUS,) * 2), begin=3)
+    assert rest.origins == (TokenOrigin.FORCED,) * 2
+
 
 HANDLE = 7
 
@@ -51,7 +210,7 @@ class Pupil:
         self.pieces.append((tokens, seconds))
 
 
-class Scene:
+class PacingScene:
     """A session that is open, a draft model that takes 10 ms a token, and time that passes when told."""
 
     def __init__(self) -> None:
@@ -97,7 +256,7 @@ class Scene:
 
 
 def test_what_became_of_a_draft_is_told() -> None:
-    scene = Scene()
+    scene = PacingScene()
     first = scene.draft()
     second = scene.draft(3)
     scene.now += 0.2
@@ -117,7 +276,7 @@ def test_what_became_of_a_draft_is_told() -> None:
 
 
 def test_the_round_trip_is_from_a_draft_to_its_verdict_however_long_the_device_waits() -> None:
-    scene = Scene()
+    scene = PacingScene()
     assert scene.pacing.round_trips.mean_ms is None
     first, second = scene.draft(), scene.draft()
     scene.now += 0.2
@@ -132,7 +291,7 @@ def test_the_round_trip_is_from_a_draft_to_its_verdict_however_long_the_device_w
 
 
 def test_a_verdict_teaches_once_and_only_the_session_that_it_is_for() -> None:
-    scene = Scene()
+    scene = PacingScene()
     draft = scene.draft()
     scene.judge(draft, 2, handle=HANDLE + 1)
     assert not scene.pupil.outcomes
@@ -142,7 +301,7 @@ def test_a_verdict_teaches_once_and_only_the_session_that_it_is_for() -> None:
 
 
 def test_nothing_is_learnt_of_a_draft_that_a_rejection_made_void() -> None:
-    scene = Scene()
+    scene = PacingScene()
     first, second = scene.draft(), scene.draft()
     scene.judge(first, 0)
     scene.pacing.learn(scene.session.on_verdict(Verdict(handle=HANDLE, round=second.round, accepted=2)))
@@ -150,7 +309,7 @@ def test_nothing_is_learnt_of_a_draft_that_a_rejection_made_void() -> None:
 
 
 def test_time_spent_on_void_tokens_is_not_counted_into_the_cost_of_a_token() -> None:
-    scene = Scene()
+    scene = PacingScene()
     first = scene.draft()
     scene.pacing.plan()
     scene.draw(5)
@@ -161,7 +320,7 @@ def test_time_spent_on_void_tokens_is_not_counted_into_the_cost_of_a_token() -> 
 
 
 def test_after_a_resume_the_times_hold_the_text_once_more() -> None:
-    scene = Scene()
+    scene = PacingScene()
     lost = scene.draft()
     scene.open()
     scene.pacing.learn(scene.session.on_verdict(Verdict(handle=HANDLE, round=lost.round, accepted=2)))
@@ -171,7 +330,7 @@ def test_after_a_resume_the_times_hold_the_text_once_more() -> None:
 
 
 def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
-    scene = Scene()
+    scene = PacingScene()
     scene.draft()
     scene.draft()
     assert scene.pupil.loads == []
@@ -182,7 +341,7 @@ def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
 
 
 def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None:
-    scene = Scene()
+    scene = PacingScene()
     sent = scene.draft()
     scene.pacing.learn(
         scene.session.on_verdict(Verdict(handle=HANDLE, round=sent.round, accepted=2, load=edge_load.EdgeLoad(texts=2)))
@@ -197,7 +356,7 @@ def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None
 
 
 def test_the_pacing_is_told_of_other_drafts_that_the_step_has_verified() -> None:
-    scene = Scene()
+    scene = PacingScene()
     sent = scene.draft()
     verdict = Verdict(handle=HANDLE, round=sent.round, accepted=2, chained=3)
     scene.pacing.learn(scene.session.on_verdict(verdict))
@@ -205,7 +364,7 @@ def test_the_pacing_is_told_of_other_drafts_that_the_step_has_verified() -> None
 
 
 def test_a_draft_without_tokens_has_no_time_for_one() -> None:
-    scene = Scene()
+    scene = PacingScene()
     scene.pacing.plan()
     draft = scene.send(more=False)
     scene.judge(draft, 0)
@@ -214,7 +373,7 @@ def test_a_draft_without_tokens_has_no_time_for_one() -> None:
 
 
 def test_pieces_are_timed_but_for_the_first_that_has_come_all_the_way() -> None:
-    scene = Scene()
+    scene = PacingScene()
     request = scene.pacing.stream(5)
 
     def come(base: int, *written: int, after_s: float) -> None:
@@ -234,7 +393,7 @@ def test_pieces_are_timed_but_for_the_first_that_has_come_all_the_way() -> None:
 
 
 def test_a_draft_ends_where_the_pacing_says_so_and_only_if_its_plan_allows() -> None:
-    scene = Scene()
+    scene = PacingScene()
     scene.pacing.plan()
     assert scene.pacing.goes_on(Plan(2, may_stop=True))  # no token yet
     scene.draw(4)
@@ -244,7 +403,7 @@ def test_a_draft_ends_where_the_pacing_says_so_and_only_if_its_plan_allows() -> 
 
 
 def test_where_earlier_text_promises_something_it_is_weighed_and_counted_apart() -> None:
-    scene = Scene()
+    scene = PacingScene()
     history = History(memory_bytes=100_000)
     prompt = scene.session.request.prompt
     model = scene.drafter

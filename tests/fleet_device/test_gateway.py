@@ -1,4 +1,4 @@
-"""What a device remembers of the texts that it has written."""
+"""Journal of the gateway."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,14 +1,25 @@
+"""Inbox and presences of edges."""
+
 import logging
 
 import pytest
 
 from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Outcome
-from fleet_device.client.messaging import ConnectionChanged, EdgeStateChanged, Inbox, ReceivedVerdict, Undelivered, Wake
+from fleet_device.client.messaging import (
+    ConnectionChanged,
+    EdgePresences,
+    EdgeStateChanged,
+    Inbox,
+    ReceivedVerdict,
+    Undelivered,
+    Wake,
+)
 from schemas.codec import encode_reply, encode_verdict
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Refused, Verdict
 from schemas.topics import Topic, build
 from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_device import edge_state
 from tests.support.memory_fleet import START
 from tests.support.memory_link import MemoryLink
 
@@ -101,3 +112,27 @@ def test_an_edge_that_sends_without_end_between_two_texts_fills_no_memory() -> N
     assert len(taken) < 10_000
     scene.says(Topic.VERDICT, payload)
     assert scene.inbox.take() == ReceivedVerdict(VERDICT, len(payload))
+
+
+def test_only_edges_that_take_new_sessions_are_online() -> None:
+    edges = EdgePresences()
+    for name, presence in (("b", Presence.ONLINE), ("a", Presence.DRAINING), ("c", Presence.OFFLINE)):
+        edges.note(name, edge_state(presence))
+    assert len(edges.known()) == 3
+    assert [state.presence for state in edges.online()] == [Presence.ONLINE]
+
+
+def test_the_last_state_of_an_edge_counts() -> None:
+    edges = EdgePresences()
+    edges.note("a", edge_state())
+    assert edges.wait_online(0.0)
+    edges.note("a", edge_state(Presence.OFFLINE))
+    assert not edges.wait_online(0.0)
+    assert len(edges.known()) == 1
+
+
+def test_a_flood_of_names_does_not_fill_the_memory() -> None:
+    edges = EdgePresences()
+    for number in range(1100):
+        edges.note(f"edge-{number}", edge_state())
+    assert len(edges.known()) == 1000

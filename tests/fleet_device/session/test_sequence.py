@@ -1,0 +1,305 @@
+"""Tokens of a session, and drafts in flight."""
+
+from typing import Any
+
+import pytest
+
+from dssd.distribution import point_mass
+from dssd.sampling import Proposal, propose
+from fleet_device.errors import ProtocolViolation, SessionRefused
+from fleet_device.session.machine import DeviceSession
+from fleet_device.session.sequence import (
+    CommittedTokens,
+    DecidedDraft,
+    DraftsInFlight,
+    Rejection,
+    SentDraft,
+    SessionRequest,
+    TokenOrigin,
+)
+from schemas.bounds import MAX_TOKENS
+from schemas.downlink import Samples, Sparse
+from schemas.messages import Draft, Opened, Verdict
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import Finish, RefusalCode
+from schemas.vocabulary import Vocabulary
+
+P = Sparse(ids=(6,), probs=(1.0,))
+PROPOSALS = (Proposal(4), Proposal(5))
+
+
+def answer(accepted: int, following: Any = None, *, more: bool = False, finish: Finish = Finish.NO) -> DecidedDraft:
+    """Return an answer to the draft 4, 5."""
+    draft = Draft(handle=7, round=0, epoch=0, base=0, tokens=(4, 5), more=more, digest=0)
+    verdict = Verdict(handle=7, round=0, accepted=accepted, next=following, finish=finish)
+    return DecidedDraft(verdict, SentDraft(draft, PROPOSALS))
+
+
+@pytest.mark.parametrize(("accepted", "head"), [(0, ()), (1, (4,)), (2, (4, 5))])
+def test_the_accepted_head_ends_where_the_verdict_says(accepted: int, head: tuple[int, ...]) -> None:
+    assert answer(accepted).head() == head
+
+
+def test_no_more_can_be_accepted_than_was_drafted() -> None:
+    with pytest.raises(ProtocolViolation, match="accepted 3 of 2"):
+        answer(3).head()
+
+
+def test_the_rejected_token_follows_the_accepted_head() -> None:
+    assert [answer(accepted).rejected() for accepted in range(3)] == [*PROPOSALS, None]
+
+
+def test_an_accepted_draft_is_followed_by_one_token_unless_more_were_promised() -> None:
+    assert answer(2, 6).bonus() == (6,)
+    assert answer(2, more=True).bonus() == ()
+    assert answer(2, finish=Finish.STOP).bonus() == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [answer(2), answer(2, P), answer(2, P, finish=Finish.LENGTH), answer(2, 6, more=True)],
+    ids=["nothing", "p", "p at the end", "a token where the next draft stands"],
+)
+def test_nothing_else_may_follow_it(wrong: DecidedDraft) -> None:
+    with pytest.raises(ProtocolViolation):
+        wrong.bonus()
+
+
+def put(window: DraftsInFlight, round_: int, *tokens: int, more: bool = False) -> Draft:
+    """Build a draft and put it under way."""
+    window.building.extend(Proposal(token) for token in tokens)
+    draft = Draft(handle=7, round=round_, epoch=0, base=0, tokens=tokens, more=more, digest=0)
+    window.sent(draft)
+    return draft
+
+
+def heard(window: DraftsInFlight, *rounds: int) -> None:
+    for round_ in rounds:
+        window.heard(Verdict(handle=7, round=round_, accepted=0))
+
+
+def rounds(window: DraftsInFlight) -> list[int]:
+    """Take all answers that are there."""
+    return [answer.draft.round for answer in iter(window.next_decided, None)]
+
+
+def test_behind_the_text_come_drafts_under_way_and_then_the_one_being_built() -> None:
+    window = DraftsInFlight()
+    assert (window.length, window.last_token, window.tokens, window.drafts) == (0, None, (), ())
+    drafts = (put(window, 0, 4, 5, more=True), put(window, 1, more=True))
+    assert (window.length, window.last_token, window.tokens, window.drafts) == (2, 5, (4, 5), drafts)
+    window.building.append(Proposal(6))
+    assert (window.length, window.last_token, window.tokens) == (3, 6, (4, 5))
+
+
+def test_an_answer_has_the_proposals_that_the_draft_was_made_of() -> None:
+    window = DraftsInFlight()
+    put(window, 0, 4, 5)
+    heard(window, 0)
+    answer = window.next_decided()
+    assert answer is not None
+    assert [proposal.token for proposal in answer.sent.proposals] == [4, 5]
+    assert window.length == 0
+
+
+def test_verdicts_that_overtook_each_other_are_taken_in_the_order_of_the_drafts() -> None:
+    window = DraftsInFlight()
+    for round_ in range(3):
+        put(window, round_, 4, more=True)
+    heard(window, 1)
+    assert rounds(window) == []
+    heard(window, 0)
+    assert rounds(window) == [0, 1]
+    heard(window, 2)
+    assert rounds(window) == [2]
+
+
+def test_a_verdict_on_no_draft_under_way_is_not_kept() -> None:
+    window = DraftsInFlight()
+    heard(window, 0, 1)
+    put(window, 0, 4)
+    assert rounds(window) == []
+
+
+def test_a_window_that_was_voided_is_empty() -> None:
+    window = DraftsInFlight()
+    put(window, 0, 4, more=True)
+    put(window, 1, 5, more=True)
+    heard(window, 1)
+    window.building.append(Proposal(6))
+    window.void()
+    assert (window.length, window.drafts) == (0, ())
+    put(window, 1, 7)
+    assert rounds(window) == []
+
+
+DRAFTED, CORRECTED, BONUS = TokenOrigin.DRAFTED, TokenOrigin.CORRECTED, TokenOrigin.BONUS
+HANDLE = 7
+
+
+def session_of(mode: Mode = Mode.RESIDUAL) -> DeviceSession:
+    vocabulary = Vocabulary.of([f"t{token}" for token in range(10)])
+    session = DeviceSession(
+        SessionRequest(b"session1", (1, 2), SamplingPolicy(mode=mode, seed=1), 20, vocabulary, "toy", "none")
+    )
+    session.open()
+    session.on_opened(
+        Opened(
+            session=b"session1",
+            attempt=0,
+            handle=HANDLE,
+            edge="edge-1",
+            target="toy",
+            position=0,
+            max_new_tokens=20,
+            max_draft=4,
+            window=2,
+            lease_s=60.0,
+            end_tokens=(0,),
+        )
+    )
+    return session
+
+
+def decided(session: DeviceSession, tokens: tuple[int, ...], accepted: int, following: Any) -> CommittedTokens:
+    """Draft the tokens for certain, and return what a verdict on them commits."""
+    for token in tokens:
+        session.propose(point_mass(token))
+    verdict = Verdict(handle=HANDLE, round=session.send().round, accepted=accepted, next=following)
+    (effect,) = session.on_verdict(verdict)
+    assert effect.committed.ids == effect.tokens
+    return effect.committed
+
+
+@pytest.mark.parametrize(
+    ("mode", "accepted", "following", "origins"),
+    [
+        (Mode.RESIDUAL, 2, 6, (DRAFTED, DRAFTED, BONUS)),
+        (Mode.RESIDUAL, 1, Sparse(ids=(6,), probs=(1.0,)), (DRAFTED, CORRECTED)),
+        (Mode.RESIDUAL, 0, Sparse(ids=(6,), probs=(1.0,)), (CORRECTED,)),
+        (Mode.COUPLED, 1, 6, (DRAFTED, CORRECTED)),
+    ],
+)
+def test_accepted_tokens_were_drafted_and_what_follows_them_is_a_bonus_or_a_correction(
+    mode: Mode, accepted: int, following: Any, origins: tuple[TokenOrigin, ...]
+) -> None:
+    assert decided(session_of(mode), (4, 5), accepted, following).origins == origins
+
+
+def test_behind_an_empty_draft_stands_what_the_edge_draws() -> None:
+    assert decided(session_of(), (), 0, 6).origins == (BONUS,)
+
+
+def test_a_correction_that_took_more_samples_is_one_all_the_same() -> None:
+    session = session_of()
+    assert decided(session, (4,), 0, Samples(start=0, ids=(4,) * 16, probs=(0.5,) * 16)) == CommittedTokens((), ())
+    (asked,) = session.unanswered()
+    (effect,) = session.on_verdict(
+        Verdict(handle=HANDLE, round=asked.round, accepted=0, next=Samples(start=16, ids=(6,), probs=(1.0,)))
+    )
+    assert effect.committed == CommittedTokens((6,), (CORRECTED,))
+
+
+def test_what_the_edge_writes_by_itself_says_so() -> None:
+    session = session_of()
+    request = session.stream(8)
+    (effect,) = session.on_verdict(Verdict(handle=HANDLE, round=request.round, accepted=0, base=0, written=(3, 4)))
+    assert effect.committed == CommittedTokens((3, 4), (TokenOrigin.STREAMED,) * 2)
+
+
+def test_committed_tokens_are_a_sequence_of_ids() -> None:
+    tokens = CommittedTokens((3, 4), (DRAFTED, BONUS))
+    assert (list(tokens), tokens[0], tokens[1:], len(tokens)) == ([3, 4], 3, (4,), 2)
+    with pytest.raises(ValueError, match="2 tokens have 1 origins"):
+        CommittedTokens((3, 4), (DRAFTED,))
+
+
+def policy(mode: Mode = Mode.RESIDUAL) -> SamplingPolicy:
+    return SamplingPolicy(mode=mode, seed=1)
+
+
+def rejection(mode: Mode = Mode.RESIDUAL) -> Rejection:
+    """Token 4, drafted for certain, was rejected."""
+    return Rejection(propose(point_mass(4), policy=policy(mode), position=3), position=3)
+
+
+def samples(start: int, *ids: int) -> Samples:
+    """A sample of 4 never passes where the draft was certain of it; any other always does."""
+    return Samples(start=start, ids=ids, probs=(0.5,) * len(ids))
+
+
+def test_in_residual_mode_the_device_draws_from_what_the_edge_sent() -> None:
+    rejected = rejection()
+    assert rejected.device_draws
+    assert rejected.correction(P, policy=policy()) == 6
+
+
+def test_in_coupled_mode_the_edge_has_drawn() -> None:
+    rejected = rejection(Mode.COUPLED)
+    assert not rejected.device_draws
+    assert rejected.correction(8, policy=policy(Mode.COUPLED)) == 8
+
+
+def test_samples_are_tried_in_their_order_until_one_passes() -> None:
+    rejected = rejection()
+    assert rejected.correction(samples(0, 4, 4, 4), policy=policy()) is None
+    assert rejected.tried == 3
+    assert rejected.correction(samples(3, 4, 7, 8), policy=policy()) == 7
+
+
+@pytest.mark.parametrize("start", [0, 2, 4])
+def test_samples_that_do_not_begin_where_the_last_ended_are_refused(start: int) -> None:
+    rejected = rejection()
+    rejected.correction(samples(0, 4, 4, 4), policy=policy())
+    with pytest.raises(ProtocolViolation, match="samples"):
+        rejected.correction(samples(start, 4), policy=policy())
+    assert rejected.tried == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "following"), [(Mode.RESIDUAL, None), (Mode.COUPLED, None), (Mode.RESIDUAL, 6), (Mode.COUPLED, P)]
+)
+def test_nothing_is_drawn_from_what_belongs_to_no_rejection(mode: Mode, following: Any) -> None:
+    with pytest.raises(ProtocolViolation):
+        rejection(mode).correction(following, policy=policy(mode))
+
+
+VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
+
+
+def terms(**fields: Any) -> SessionRequest:
+    whole = {
+        "session": b"session1", "prompt": (1, 2), "policy": SamplingPolicy(), "max_new_tokens": 20,
+        "vocabulary": VOCABULARY, "draft_model": "toy", "quantization": "none",
+    }  # fmt: skip
+    return SessionRequest(**(whole | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"prompt": (1,) * (MAX_TOKENS + 1)}, RefusalCode.PROMPT_TOO_LONG),
+        ({"max_new_tokens": MAX_TOKENS + 1}, RefusalCode.MAX_NEW_TOKENS),
+        ({"max_new_tokens": -1}, RefusalCode.MAX_NEW_TOKENS),
+    ],
+    ids=["prompt", "text", "negative"],
+)
+def test_what_no_open_can_carry_is_refused_at_once(fields: dict[str, Any], code: RefusalCode) -> None:
+    with pytest.raises(SessionRefused) as caught:
+        terms(**fields)
+    assert caught.value.code is code
+
+
+def test_long_names_of_models_are_cut() -> None:
+    asked = terms(draft_model="m" * 5000, quantization="q" * 5000).open(attempt=0, text=[])
+    assert (len(asked.draft_model), len(asked.quantization)) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "text", "resume"), [(0, [], None), (0, [4], (4,)), (1, [], ()), (1, [4, 5], (4, 5))]
+)
+def test_every_open_but_the_first_of_an_empty_text_tells_the_text(
+    attempt: int, text: list[int], resume: tuple[int, ...] | None
+) -> None:
+    asked = terms().open(attempt=attempt, text=text)
+    assert (asked.attempt, asked.resume, asked.prompt, asked.max_new_tokens) == (attempt, resume, (1, 2), 20)
