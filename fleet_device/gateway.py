@@ -338,11 +338,7 @@ class Gateway:
                 "context": service.drafter.context,
                 "vocabulary": str(service.drafter.vocabulary),
             },
-            "broker": {
-                "host": settings.broker.host,
-                "port": settings.broker.port,
-                "connected": service.connected,
-            },
+            "broker": {"host": settings.broker.host, "port": settings.broker.port, "connected": service.connected},
             "edges": [
                 {
                     "edge": state.edge,

@@ -196,12 +196,7 @@ class DeviceSettings(Settings):
         "that find the draft model busy are edge-only.",
     )
     window: int = setting(
-        8,
-        "Maximum drafts in flight, even if the edge grants more.",
-        unit="drafts",
-        rare=True,
-        ge=1,
-        le=MAX_WINDOW,
+        8, "Maximum drafts in flight, even if the edge grants more.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW
     )
     mode: Mode = setting(Mode.RESIDUAL, "How drafts are verified.")
     padding: int = setting(
@@ -268,33 +263,18 @@ class DeviceSettings(Settings):
         "without it only `api_token` applies.",
         rare=True,
     )
-    api_waiting: int = setting(
-        8,
-        "Maximum number of waiting requests.",
-        unit="requests",
-        rare=True,
-        ge=0,
-        le=1000,
-    )
+    api_waiting: int = setting(8, "Maximum number of waiting requests.", unit="requests", rare=True, ge=0, le=1000)
 
     steering: bool = setting(
         True,  # noqa: FBT003 - a default
         "Whether an administrator may change settings and send commands remotely.",
     )
-    steering_fixed: str = setting(
-        "",
-        "Settings that remote changes do not affect, separated by commas.",
-        rare=True,
-    )
+    steering_fixed: str = setting("", "Settings that remote changes do not affect, separated by commas.", rare=True)
     steering_dir: Path | None = setting(
-        None,
-        "Folder that keeps remote settings; by default in the state folder (see `history_dir`).",
-        rare=True,
+        None, "Folder that keeps remote settings; by default in the state folder (see `history_dir`).", rare=True
     )
     log_level: LogLevel | None = setting(
-        None,
-        "Lowest severity that is logged; by default `warning`, or `info` with `--verbose`.",
-        rare=True,
+        None, "Lowest severity that is logged; by default `warning`, or `info` with `--verbose`.", rare=True
     )
     log_format: Literal["plain", "json"] = setting(
         "plain",
@@ -334,12 +314,7 @@ class DeviceSettings(Settings):
 
     def outages(self) -> Outages:
         """Return what a text does when no edge answers."""
-        return Outages(
-            policy=self.offline,
-            rejoin=self.rejoin,
-            after_s=self.offline_s,
-            answer_s=self.answer_s,
-        )
+        return Outages(policy=self.offline, rejoin=self.rejoin, after_s=self.offline_s, answer_s=self.answer_s)
 
     def policy(self) -> SamplingPolicy:
         """Return the sampling policy, with a fresh seed unless one is set."""

@@ -260,12 +260,7 @@ class Reply:
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
 
     def _chunk(self, content: dict[str, Any] | str, number: int, finish: str | None = None) -> dict[str, Any]:
-        choice = {
-            "index": number,
-            "delta" if self.chat else "text": content,
-            "logprobs": None,
-            "finish_reason": finish,
-        }
+        choice = {"index": number, "delta" if self.chat else "text": content, "logprobs": None, "finish_reason": finish}
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         chunk = {**self._head(kind), "choices": [choice]}
         if self.include_usage:

@@ -228,13 +228,7 @@ class ResponseReply:
         }
 
     def _item(self, text: str, status: str) -> dict[str, Any]:
-        return {
-            "type": "message",
-            "id": self._item_id,
-            "status": status,
-            "role": "assistant",
-            "content": [_part(text)],
-        }
+        return {"type": "message", "id": self._item_id, "status": status, "role": "assistant", "content": [_part(text)]}
 
     def _event(self, kind: str, **content: Any) -> bytes:  # noqa: ANN401 - JSON
         body = {"type": kind, "sequence_number": self._events, **content}

@@ -105,12 +105,7 @@ class PromptLookupDrafter(WithoutWeights):
     """A `Drafter` that repeats what the sequence itself contains; the vocabulary must be the target's."""
 
     def __init__(
-        self,
-        vocabulary: Vocabulary,
-        codec: TextCodec,
-        lookup: Lookup | None = None,
-        *,
-        name: str = "prompt-lookup",
+        self, vocabulary: Vocabulary, codec: TextCodec, lookup: Lookup | None = None, *, name: str = "prompt-lookup"
     ) -> None:
         self._lookup = lookup or Lookup()
         super().__init__(vocabulary, codec, context=self._lookup.context, name=name)
@@ -229,11 +224,7 @@ class ScriptedDrafter(WithoutWeights):
 
     def another(self) -> "ScriptedDrafter":
         return ScriptedDrafter(
-            self._script,
-            self._words,
-            context=self.context,
-            end_tokens=self.codec.end_tokens,
-            name=self.name,
+            self._script, self._words, context=self.context, end_tokens=self.codec.end_tokens, name=self.name
         )
 
     def reset(self, tokens: Sequence[int]) -> None:

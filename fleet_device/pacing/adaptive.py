@@ -19,12 +19,7 @@ _MOST_ACCEPTED: Final = 0.995
 
 
 def best_repetition(
-    prospect: Prospect,
-    *,
-    waiting: Conditions | None,
-    drafting_ahead: Conditions | None,
-    longest: int,
-    rate: float,
+    prospect: Prospect, *, waiting: Conditions | None, drafting_ahead: Conditions | None, longest: int, rate: float
 ) -> Plan | None:
     """Return the best plan for suffix drafts, or None if it does not beat the present plan.
 
@@ -237,14 +232,7 @@ class AdaptivePacing:
         if (first := self._begin(longest)) is not None:
             return first
         waiting, drafting_ahead = (self.conditions(window, ahead=ahead) for ahead in (False, True))
-        best = best_plan(
-            waiting,
-            drafting_ahead,
-            longest=longest,
-            ahead=self.ahead,
-            last=self._last,
-            trust=self._trust,
-        )
+        best = best_plan(waiting, drafting_ahead, longest=longest, ahead=self.ahead, last=self._last, trust=self._trust)
         if (streaming := self._instead(best, drafting_ahead if best.ahead else waiting)) is not None:
             return streaming
         self._last = best

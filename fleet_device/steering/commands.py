@@ -150,8 +150,7 @@ def _drain(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answe
     del arguments, limit_s
     left = device.hold(drain=True)
     return Answer(
-        CommandOutcome.OK,
-        f"The device accepts no new requests until it is resumed or restarted; {left} are left.",
+        CommandOutcome.OK, f"The device accepts no new requests until it is resumed or restarted; {left} are left."
     )
 
 
@@ -159,8 +158,7 @@ def _pause(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answe
     del arguments, limit_s
     left = device.hold(drain=False)
     return Answer(
-        CommandOutcome.OK,
-        f"The device begins no request until it is resumed or restarted; {left} wait or run.",
+        CommandOutcome.OK, f"The device begins no request until it is resumed or restarted; {left} wait or run."
     )
 
 
@@ -398,12 +396,7 @@ class SteeringListener:
         self._link = link
         self._topics = {
             topic: build(topic, fleet=own.fleet, device=own.device)
-            for topic in (
-                Topic.CONFIG_DESIRED,
-                Topic.CONFIG_REPORTED,
-                Topic.COMMAND_REQUEST,
-                Topic.COMMAND_RESPONSE,
-            )
+            for topic in (Topic.CONFIG_DESIRED, Topic.CONFIG_REPORTED, Topic.COMMAND_REQUEST, Topic.COMMAND_RESPONSE)
         }
         self._commands = Commands(device, self._respond, now=now)
         self._changed = threading.Condition()
