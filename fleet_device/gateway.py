@@ -239,7 +239,7 @@ class Gateway:
         _log.info("Draining: %d requests.", left)
         on_drain(left)
         with contextlib.suppress(queue.Empty):
-            # Whatever it is ends the wait.
+            # Any request ends the wait.
             self._noted(self._asked.get(timeout=max(0.0, deadline - self._clock())))
 
     @property

@@ -26,8 +26,8 @@ _ALONE_AFTER_S: Final = 2.0
 
 class OfflinePolicy(StrEnum):
     FAIL = "fail"  # the request ends with an error
-    WAIT = "wait"  # it goes on where it was as soon as an edge is back
-    LOCAL = "local"  # the draft model goes on alone; what it generates is marked as unverified
+    WAIT = "wait"  # it continues when an edge is back
+    LOCAL = "local"  # the draft model continues alone; its output is marked as unverified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

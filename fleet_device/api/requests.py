@@ -85,7 +85,7 @@ def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str,
 
 
 def _asks_nothing(name: str, value: object) -> bool:
-    # With its type: `logprobs` as 0 asks for something, as False it does not, and Python calls them equal.
+    # The type counts: `logprobs` 0 asks for something, False does not, and they are equal in Python.
     return value is None or any(value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL[name])
 
 
@@ -187,7 +187,7 @@ class RequestMessage(_Model):
 
     def plain(self) -> ChatMessage:
         """Return the message for a chat template, with tool calls and their results in words."""
-        roles = {"developer": "system", "tool": "user"}  # the newer name of the same role; and who brings a result
+        roles = {"developer": "system", "tool": "user"}  # the newer name of the same role; the user brings a result
         content = self.content
         for call in self.tool_calls or ():
             called = f'{{"name": {to_json(call.function.name).decode()}, "arguments": {call.function.arguments}}}'
@@ -199,7 +199,7 @@ class RequestMessage(_Model):
     @model_validator(mode="before")
     @classmethod
     def _without_empty(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was sent
-        # Applications send answers back as they got them, with fields that say "none of this".
+        # Applications send answers back unchanged, with empty fields.
         if not isinstance(value, dict):
             return value
         if value.get("tool_calls") and value.get("content") is None:

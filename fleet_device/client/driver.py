@@ -161,7 +161,7 @@ class SessionDriver:
         if self.closing.begun:
             self.closing.on_event(event)
             return
-        if self.session.local:  # all but the return of an edge concerns a grant that is void
+        if self.session.local:  # other events concern a grant that is void
             if isinstance(event, ConnectionChanged | EdgeStateChanged) and (
                 event.up if isinstance(event, ConnectionChanged) else event.presence is Presence.ONLINE
             ):

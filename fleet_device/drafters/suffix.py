@@ -189,7 +189,7 @@ class SuffixDrafter:
         self._tokens: list[int] = []
         self._index = SuffixIndex()
         self._final = 0  # number of final tokens, from which the trust has learned
-        self._stands, self._least = 1.0, 0.0  # of the suffix draft that is being made
+        self._accepted, self._least = 1.0, 0.0  # of the suffix draft that is being made
         self._read = 0  # tokens that the model has read
         self._skipped = 0  # tokens that were drafted in its place since then
         self._token_s, self._catch_up_s, self._caught_up_s = 0.0, 0.0, 0.0
@@ -275,19 +275,19 @@ class SuffixDrafter:
         if not self._tokens:
             return None
         started = self._clock()
-        end, stands, all_stand = self._tokens[-LONGEST:], 1.0, list[float]()
-        while len(all_stand) < _LONGEST_PROSPECT and (guess := self._guess(end, policy)) is not None:
-            stands *= self._trust.of(guess)
-            if stands < (_HARDLY if all_stand else _FIRST):
+        end, accepted, chances = self._tokens[-LONGEST:], 1.0, list[float]()
+        while len(chances) < _LONGEST_PROSPECT and (guess := self._guess(end, policy)) is not None:
+            accepted *= self._trust.of(guess)
+            if accepted < (_HARDLY if chances else _FIRST):
                 break
-            all_stand.append(stands)
+            chances.append(accepted)
             end.append(guess.likeliest)
-        if not all_stand:
+        if not chances:
             return None
         # It is found twice: for the prospect, and when it is drawn.
-        self._found_s = _mean(self._found_s, 2.0 * (self._clock() - started) / len(all_stand))
+        self._found_s = _mean(self._found_s, 2.0 * (self._clock() - started) / len(chances))
         catch_up_s = self._catch_up_s or _CATCH_UP_SHARE * self._token_s
-        return Prospect(tuple(all_stand), self._found_s, catch_up_s, alone=self.model is None)
+        return Prospect(tuple(chances), self._found_s, catch_up_s, alone=self.model is None)
 
     def take(self, *, repeats: bool, least: float = 0.0) -> None:
         """Begin a draft.
@@ -297,7 +297,7 @@ class SuffixDrafter:
             least: Probability of acceptance below which the draft ends.
         """
         self.repeats = repeats or self.model is None
-        self._stands, self._least = 1.0, least
+        self._accepted, self._least = 1.0, least
 
     def observe(self, length: int) -> None:
         """Learn how right the guesses were; the first `length` tokens of the sequence are final."""
@@ -352,8 +352,8 @@ class SuffixDrafter:
         guess = self._guess(self._tokens[-LONGEST:], policy)
         if guess is None:
             return None
-        self._stands *= self._trust.of(guess)
-        return None if self._stands < self._least else guess.dist
+        self._accepted *= self._trust.of(guess)
+        return None if self._accepted < self._least else guess.dist
 
     def _ask(self, model: Callable[[], Dist | None]) -> Dist | None:
         unread = len(self._tokens) - self._read

@@ -220,9 +220,9 @@ class AdaptivePacing:
     _patience: float = _EXPLORE_STREAMING  # edge-only requests between trials
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
-    _load: ReportedLoad = field(default_factory=ReportedLoad)  # of the edge, as it said last
+    _load: ReportedLoad = field(default_factory=ReportedLoad)  # last report of the edge
     _bonus: bool = False  # the draft before was accepted whole, and the edge drew a bonus token
-    _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
+    _alone: bool = True  # no draft was in flight when the next one was sent
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the best plan, or from time to time another one to explore."""
@@ -256,7 +256,7 @@ class AdaptivePacing:
         waiting, ahead = (self.conditions(window, ahead=ahead) for ahead in (False, True))
         own = ahead if plan.ahead else waiting
         if prospect.alone and not plan.stream:
-            plan, own = Plan(0), waiting  # what is to be drafted else
+            plan, own = Plan(0), waiting  # the alternative
         if plan.stream:
             streamed_s = self._streamed_s()
             rate = 1.0 / streamed_s if streamed_s else float("inf")
@@ -309,7 +309,7 @@ class AdaptivePacing:
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         if tokens:
             self._streamed.add(seconds / tokens)
-            if step_s:  # else it was sent again, from memory: nothing is known of now
+            if step_s:  # else it was repeated from memory, and says nothing about the present
                 self._stream_step.add(step_s)
 
     def note_load(self, load: ReportedLoad) -> None:
@@ -362,8 +362,8 @@ class AdaptivePacing:
         self._untried += 1.0
         under = replace(conditions, acceptance=self._acceptance.hoped if self._load.shared is None else self._rate)
         hoped = trust * under.rate(trial) * self._streamed_s()
-        if not self._writing:
-            self._begin_writing()
+        if not self._edge_only:
+            self._begin_edge_only()
         self._last = Plan(STREAMED, stream=True)
         if self._untried * hoped**4 < self._patience:
             return self._last
@@ -375,7 +375,7 @@ class AdaptivePacing:
         """Return the measured conditions, those of drafting ahead if `ahead`."""
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
-        if self._writing and self._stream_step.known and not self._has_no_other:
+        if self._edge_only and self._stream_step.known and not self._has_no_other:
             # Use the edge's present step times, not those of the last verified draft.
             compute_s = self._stream_step.at(0)
         return Conditions(
@@ -401,7 +401,7 @@ class AdaptivePacing:
         return self._acceptance.rate if self._load.shared is None else self._acceptance.common
 
     @property
-    def _writing(self) -> bool:
+    def _edge_only(self) -> bool:
         return self._last is not None and self._last.stream
 
     @property
@@ -413,7 +413,7 @@ class AdaptivePacing:
         """
         return self._load.token_s is not None and self._load.alone
 
-    def _begin_writing(self) -> None:
+    def _begin_edge_only(self) -> None:
         """Let new measurements soon replace old expectations, of edge-only decoding and of later drafts."""
         if measured := self._streamed.at(0):
             self._streamed = self._streamed.faded(self._streamed_s() / measured)
@@ -449,7 +449,7 @@ class AdaptivePacing:
         measured = self._streamed.at(0)
         if measured and self._load.shared is not None:
             return self._load.shared.writing_s
-        if self._writing or self._way is None or not measured:
+        if self._edge_only or self._way is None or not measured:
             return measured
         return min(measured * self._step_ratio(), self.conditions(self._window).answer_s(0))
 

@@ -126,7 +126,7 @@ class Conditions:
             sent_s = (len(verdicts) + 1) * tokens * self.token_s
             if not verdicts:
                 step_s = sent_s + self.wait_s
-            elif sent_s > step_s:  # else it is there when a step begins that is due anyway
+            elif sent_s > step_s:  # else it arrives before the next step begins anyway
                 step_s = max(sent_s, step_s + self._step_s(tokens))
             verdicts.append(step_s + self.answer_s(tokens) - self.wait_s)
             if len(verdicts) >= self.window and verdicts[-self.window] + self.token_s / 2 > sent_s:
@@ -195,7 +195,7 @@ class AcceptanceEstimate:
 
     _prior: float = _PRIOR
     _prior_tokens: float = _PRIOR_TOKENS
-    _others: bool = False  # have found it
+    _others: bool = False  # whether an edge has reported theirs
     _tested: float = 0.0
     _accepted: float = 0.0
     _lately_tested: float = 0.0
@@ -220,7 +220,7 @@ class AcceptanceEstimate:
         if self._lately_tested < _LATELY / 2:
             return False
         rate = self._accepted / self._tested
-        # Near 0 or 1 a single token to the contrary is news, and none is proof.
+        # Near 0 or 1 the variance is not taken below that of one token.
         deviation = math.sqrt(max(rate * (1.0 - rate), 1.0 / _LATELY) / self._lately_tested)
         return abs(self._lately_accepted / self._lately_tested - rate) > _SURPRISE * deviation
 
@@ -318,7 +318,7 @@ class Trend:
         if not self.known:
             return 0.0
         together = self._tokens_seconds / self._weight - self._mean_tokens * self._mean
-        # The time without tokens is a time too: the line must not cross zero before it.
+        # The time without tokens must not be negative.
         steepest = self._mean / self._mean_tokens if self._mean_tokens else 0.0
         return min(max(0.0, together / (self._spread + _STIFFNESS)), steepest)
 
@@ -328,7 +328,7 @@ class Trend:
         Drafts of similar length leave open how much of their time is due to their tokens: anything from nothing to the
         full time divided by the number of tokens. So `seconds`, known from elsewhere, decides as far as it is possible.
         """
-        most = max(0.0, self.at(0))  # but for rounding it never is below
+        most = max(0.0, self.at(0))  # it is negative only by rounding
         if not self.known or not self._mean_tokens:
             return most, self.slope
         unknown = _STIFFNESS / (self._spread + _STIFFNESS)

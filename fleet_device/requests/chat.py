@@ -103,11 +103,11 @@ def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
     """
     template = _template_of(codec)
     mark = _unused_character(messages)
-    control = frozenset(text for text in codec.control_texts if len(text) > 1)  # of one character nothing can be broken
+    control = frozenset(text for text in codec.control_texts if len(text) > 1)  # a single character cannot be broken
     broken = [
         ChatMessage(_break(message.role, control, mark), _break(message.content, control, mark)) for message in messages
     ]
-    # Piece by piece: within a piece there is no control token but the template's own.
+    # Encode piece by piece: the only control tokens within a piece are the template's own.
     return [token for piece in template.render(broken).split(mark) for token in codec.encode(piece, special=True)]
 
 
@@ -342,7 +342,7 @@ class ConversationCodec:
         if encoded is None or not text or not all(pieces) or b"".join(pieces) != text.encode("utf-8", "replace"):
             return
         self._note(encoded, text, written)
-        # Many templates, and many applications, leave out the white space at an answer's end.
+        # Many templates, and many applications, drop the white space at the end of an answer.
         stripped = text.rstrip().encode("utf-8", "replace")
         lengths = list(accumulate(map(len, pieces)))
         if len(stripped) < lengths[-1] and len(stripped) in lengths:

@@ -165,7 +165,7 @@ class DeviceSession:
         self._move(SessionEvent.WENT_LOCAL)
         self._let_go()
         self.sequence.go_on_alone(end_tokens)
-        self._finish(Finish.NO)  # where nothing is left to be written
+        self._finish(Finish.NO)  # the length limit may be reached
 
     def write_alone(self, q: Dist) -> int:
         """Draw the next token from the draft model's distribution; no edge verifies it.
