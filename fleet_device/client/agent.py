@@ -17,13 +17,13 @@ from fleet_device.client.driver import SessionDriver
 from fleet_device.client.messaging import ConnectionChanged, EdgeStateChanged, Event, Inbox, Outbound, Wake
 from fleet_device.client.reports import UnconfirmedCloses, UnverifiedReports
 from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
-from fleet_device.drafters.contract import Drafter, GrammarCodec, known_tokens
+from fleet_device.drafters.contract import Drafter, GrammarCodec, known_tokens, require_tokens
 from fleet_device.drafters.without_model import NoDrafter
 from fleet_device.errors import SessionRefused, TextCancelled
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import SessionRequest
+from fleet_device.session.sequence import session_request
 from fleet_device.settings import OfflinePolicy
 from schemas.bounds import MAX_WINDOW, SESSION_BYTES
 from schemas.control import Presence
@@ -224,16 +224,18 @@ class Agent:
             lane.inbox.reading(),
         ):
             context.on_turn(self.clock() - asked_at)
-            asked = SessionRequest(
-                session=secrets.token_bytes(SESSION_BYTES),
-                prompt=tuple(request.prompt),
-                policy=request.policy,
-                max_new_tokens=request.max_new_tokens,
-                vocabulary=lane.drafter.vocabulary,
-                draft_model=lane.drafter.name,
-                quantization=lane.drafter.quantization,
-                logprobs=request.logprobs,
-                app=request.app,
+            drafter = lane.drafter
+            require_tokens(request.prompt, drafter.vocabulary)
+            asked = session_request(
+                secrets.token_bytes(SESSION_BYTES),
+                request.prompt,
+                request.policy,
+                request.max_new_tokens,
+                drafter.vocabulary,
+                drafter.name,
+                drafter.quantization,
+                request.logprobs,
+                request.app,
             )
             outages = request.outages
             constraint = self._constraint(request.policy)
@@ -244,7 +246,7 @@ class Agent:
             retry = RetryState(self.retry_policy, session, outbound, self._availability, outages, context.on_wait)
             if (left_s := self._availability.refused_s) > 0.0:
                 retry.hold_for_quota(left_s, "the last request used up a quota of the device at the edge.")
-            drafts = DraftSequence(session, lane.drafter, self.clock, constraint)
+            drafts = DraftSequence(session, drafter, self.clock, constraint)
             driver = SessionDriver(
                 session=session,
                 drafting=Drafting(session, drafts, SessionPacing(session, pacing, self.clock, source=drafts.source)),

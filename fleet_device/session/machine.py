@@ -18,7 +18,6 @@ from fleet_device.session.sequence import (
     DraftsInFlight,
     Rejection,
     SequenceBounds,
-    SessionRequest,
     Streaming,
     TokenSequence,
     VerdictEffect,
@@ -36,6 +35,7 @@ class DeviceSession:
     """The state machine.
 
     Attributes:
+        request: The first Open.
         counters: Times are added by the caller.
         ended: Reason for the end, or None.
         opened: The edge's grant, while there is one.
@@ -45,7 +45,7 @@ class DeviceSession:
             they stay, and the generation goes on behind them.
     """
 
-    request: SessionRequest
+    request: Open
     window: int = MAX_WINDOW
     revisable: bool = False
     sequence: TokenSequence = field(init=False)
@@ -85,7 +85,8 @@ class DeviceSession:
         self._attempt += 1
         self._let_go()
         text = self.committed[: self.sequence.verified] if self.revisable else self.committed
-        self._asking = self.request.open(attempt=self._attempt, text=text)
+        resume = tuple(text) if self._attempt or text else None
+        self._asking = self.request.model_copy(update={"attempt": self._attempt, "resume": resume})
         return self._asking
 
     def open_again(self) -> Open:

@@ -23,56 +23,42 @@ from schemas.reasons import EndReason, Finish, RefusalCode
 from schemas.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRequest:
-    """What the device asks an edge for.
+def session_request(
+    session: bytes,
+    prompt: Sequence[int],
+    policy: SamplingPolicy,
+    max_new_tokens: int,
+    vocabulary: Vocabulary,
+    draft_model: str,
+    quantization: str,
+    logprobs: int | None = None,
+    app: str | None = None,
+) -> Open:
+    """Return the first Open of a session; the arguments are its fields.
 
     Raises:
-        SessionRefused: No Open could carry it.
-
-    Attributes:
-        session: 8 random bytes.
-        quantization: Of the draft model's weights.
-        logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
-        app: Application that the request is for, for the session log.
+        SessionRefused: No Open could carry them.
     """
-
-    session: bytes
-    prompt: tuple[int, ...]
-    policy: SamplingPolicy
-    max_new_tokens: int
-    vocabulary: Vocabulary
-    draft_model: str
-    quantization: str
-    logprobs: int | None = None
-    app: str | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.prompt) > MAX_TOKENS:
-            raise SessionRefused(
-                RefusalCode.PROMPT_TOO_LONG,
-                f"The prompt has {len(self.prompt)} tokens; no edge takes more than {MAX_TOKENS}. Shorten it.",
-            )
-        if not 0 <= self.max_new_tokens <= MAX_TOKENS:
-            raise SessionRefused(
-                RefusalCode.MAX_NEW_TOKENS,
-                f"max_new_tokens is {self.max_new_tokens}; ask for 1 to {MAX_TOKENS} tokens.",
-            )
-
-    def open(self, *, attempt: int, text: Sequence[int]) -> Open:
-        return Open(
-            session=self.session,
-            attempt=attempt,
-            vocabulary=self.vocabulary,
-            draft_model=self.draft_model[:MAX_LABEL],
-            quantization=self.quantization[:MAX_LABEL],
-            policy=self.policy,
-            prompt=self.prompt,
-            max_new_tokens=self.max_new_tokens,
-            resume=tuple(text) if attempt or text else None,
-            logprobs=self.logprobs,
-            app=self.app,
+    if len(prompt) > MAX_TOKENS:
+        raise SessionRefused(
+            RefusalCode.PROMPT_TOO_LONG,
+            f"The prompt has {len(prompt)} tokens; no edge takes more than {MAX_TOKENS}. Shorten it.",
         )
+    if not 0 <= max_new_tokens <= MAX_TOKENS:
+        raise SessionRefused(
+            RefusalCode.MAX_NEW_TOKENS, f"max_new_tokens is {max_new_tokens}; ask for 1 to {MAX_TOKENS} tokens."
+        )
+    return Open(
+        session=session,
+        vocabulary=vocabulary,
+        draft_model=draft_model[:MAX_LABEL],
+        quantization=quantization[:MAX_LABEL],
+        policy=policy,
+        prompt=tuple(prompt),
+        max_new_tokens=max_new_tokens,
+        logprobs=logprobs,
+        app=app,
+    )
 
 
 class TokenOrigin(StrEnum):

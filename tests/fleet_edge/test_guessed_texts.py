@@ -9,8 +9,8 @@ from dssd.counter_rng import Purpose, random_uniform
 from dssd.distribution import shape
 from dssd.sampling import coupled_token, draw
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.session.sequence import SessionRequest
 from fleet_edge.store.records.segments import RoundJudged
+from schemas.messages import Open
 from schemas.policy import Mode
 from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import END, TARGET, Device, MemoryFleet, Mishaps, possible, run, terms
@@ -18,7 +18,7 @@ from tests.support.memory_fleet import END, TARGET, Device, MemoryFleet, Mishaps
 LENGTH = 60
 
 
-def own_text(asked: SessionRequest) -> list[int]:
+def own_text(asked: Open) -> list[int]:
     """The edge's own draws, one after the other, without any system in between."""
     text: list[int] = []
     while len(text) < asked.max_new_tokens and (not text or text[-1] != END):
@@ -30,11 +30,11 @@ def own_text(asked: SessionRequest) -> list[int]:
     return text
 
 
-def asked_of(seed: int, mode: Mode, temperature: float, prompt: Sequence[int] = (1, 2)) -> SessionRequest:
+def asked_of(seed: int, mode: Mode, temperature: float, prompt: Sequence[int] = (1, 2)) -> Open:
     return terms(seed, mode=mode, max_new_tokens=LENGTH, temperature=temperature, prompt=prompt)
 
 
-def streamed(asked: SessionRequest, *, max_guess: int, write: int = 16) -> tuple[list[int], MemoryFleet]:
+def streamed(asked: Open, *, max_guess: int, write: int = 16) -> tuple[list[int], MemoryFleet]:
     fleet = MemoryFleet(settings={"max_guess": max_guess})
     device = Device(fleet, "device-1", asked, length=0, ahead=False, pacing=FixedPacing(write, stream=True))
     run(fleet, [device], random.Random(1))

@@ -44,7 +44,7 @@ def state(rng: random.Random) -> bytes:
 FLOODS: dict[str, Flood] = {
     "random bytes": lambda rng: (Topic.DRAFT, rng.randbytes(40)),
     "drafts of an unknown session": lambda rng: (Topic.DRAFT, draft(rng)),
-    "opens": lambda rng: (Topic.OPEN, encode_open(terms(rng.getrandbits(60)).open(attempt=0, text=()))),
+    "opens": lambda rng: (Topic.OPEN, encode_open(terms(rng.getrandbits(60)))),
     "opens that are none": lambda rng: (Topic.OPEN, rng.randbytes(2000)),
     "closes": lambda rng: (Topic.CLOSE, close(rng)),
     "states": lambda rng: (Topic.STATE, state(rng)),

@@ -14,9 +14,9 @@ from fleet_device.errors import DeviceError
 from fleet_device.pacing.contract import Pacing
 from fleet_device.requests.generate import RequestContext
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import SessionRequest, VerdictEffect
+from fleet_device.session.sequence import VerdictEffect
 from schemas.control import DeviceState, Presence, encode_json
-from schemas.messages import Verdict
+from schemas.messages import Open, Verdict
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.protocol_model.network import SteeredBroker, TappedLink
@@ -113,7 +113,7 @@ class ModelDevice:
         self.text = self.link = None
         self.broker.forget(self.name)
 
-    def write(self, request: SessionRequest, *, pacing: Pacing, note: dict[str, DeviceSession]) -> None:
+    def write(self, request: Open, *, pacing: Pacing, note: dict[str, DeviceSession]) -> None:
         """Begin a text."""
         assert self.link is not None
         while self._inbox.take() is not None:

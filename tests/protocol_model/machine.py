@@ -319,7 +319,9 @@ class ProtocolModel(RuleBasedStateMachine):
         elif what == "close":
             self._forge(Topic.CLOSE, encode_close(_close(text.session.request.session, edge)))
         else:
-            message = text.session.request.open(attempt=3 if what == "resume" else 0, text=text.session.committed)
+            committed = tuple(text.session.committed)
+            again = {"attempt": 3, "resume": committed} if what == "resume" else {"resume": committed or None}
+            message = text.session.request.model_copy(update=again)
             self._forge(Topic.OPEN, encode_open(message))
 
     # What must hold

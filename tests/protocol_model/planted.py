@@ -8,7 +8,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import DraftsInFlight, SessionRequest, Streaming
+from fleet_device.session.sequence import DraftsInFlight, Streaming
 from fleet_edge.answers.answers import Answers
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.sessions.machine import EdgeSession
@@ -84,8 +84,10 @@ def _on_any_verdict(self: DeviceSession, verdict: Verdict) -> Any:
     return _on_verdict(self, verdict)
 
 
-def _resume_short(self: SessionRequest, *, attempt: int, text: Any) -> Open:
-    return _open(self, attempt=attempt, text=text[:-1])
+def _resume_short(self: DeviceSession) -> Open:
+    asked = _open(self)
+    self._asking = asked.model_copy(update={"resume": asked.resume and asked.resume[:-1]})
+    return self._asking
 
 
 def _send_without_fix(self: DeviceSession, **options: Any) -> Draft:
@@ -113,7 +115,7 @@ def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
 
 
 _MALFORMED: Final = FaultCode.MALFORMED
-_admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, SessionRequest.open
+_admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, DeviceSession.open
 _send, _again = DeviceSession.send, Answers.verdict_again
 _take_streamed = DeviceSession._take_streamed
 
@@ -130,7 +132,7 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
     Planted.ROUND: ((DraftsInFlight, "heard", _heard_as_oldest),),
     Planted.TWICE: ((DeviceSession, "on_verdict", _on_verdict_twice),),
     Planted.STALE: ((DeviceSession, "on_verdict", _on_any_verdict),),
-    Planted.RESUME: ((SessionRequest, "open", _resume_short),),
+    Planted.RESUME: ((DeviceSession, "open", _resume_short),),
     Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
     Planted.OWNER: ((SessionTable, "named", _named_by_anybody),),
     Planted.GAP: ((DeviceSession, "_take_streamed", _take_anywhere),),

@@ -7,10 +7,10 @@ from dssd.distribution import Dist, QuantizedDist, quantize, shape
 from dssd.downlink import Form, choose_form, correct
 from dssd.sampling import propose
 from dssd.verification import judge
-from fleet_device.session.sequence import DecidedDraft, SessionRequest, VerdictEffect
+from fleet_device.session.sequence import DecidedDraft, VerdictEffect
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
-from schemas.messages import Draft, Verdict
+from schemas.messages import Draft, Open, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Finish
 from tests.support.memory_fleet import DRAFT, END, TARGET, lossless_text
@@ -25,7 +25,7 @@ class Replay:
         text: As replayed so far.
     """
 
-    request: SessionRequest
+    request: Open
     text: list[int] = field(default_factory=list)
     _lossless: list[int] = field(default_factory=list)
     _rejected: tuple[Dist, QuantizedDist] | None = None

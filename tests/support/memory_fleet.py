@@ -24,7 +24,7 @@ from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import SessionRequest
+from fleet_device.session.sequence import session_request
 from fleet_device.session.states import SessionCounters
 from fleet_edge.assembly import assemble
 from fleet_edge.counters import SEGMENT_COUNTERS
@@ -33,7 +33,7 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from schemas.messages import Closed, Fault, Opened, Refused, Verdict
+from schemas.messages import Closed, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
@@ -243,7 +243,7 @@ class Device:
 
     fleet: MemoryFleet
     name: str
-    terms: SessionRequest
+    terms: Open
     length: int
     ahead: bool
     padding: int = 0
@@ -347,12 +347,12 @@ def terms(
     temperature: float = 0.8,
     top_k: int = 5,
     top_p: float = 0.93,
-) -> SessionRequest:
+) -> Open:
     """Return the terms of session number `number`."""
     policy = SamplingPolicy(
         mode=mode, temperature=temperature, top_k=top_k, top_p=top_p, seed=number if seed is None else seed
     )
-    return SessionRequest(
+    return session_request(
         session=number.to_bytes(8, "big"),
         prompt=tuple(prompt),
         policy=policy,
@@ -408,7 +408,7 @@ def run(
     raise AssertionError(f"not done after {most} moves: {[device.session for device in devices if not device.done]}")
 
 
-def lossless_text(asked: SessionRequest) -> list[int]:
+def lossless_text(asked: Open) -> list[int]:
     """Return the target's own text in coupled mode, without any system in between."""
     text: list[int] = []
     while len(text) < asked.max_new_tokens and (not text or text[-1] != END):
@@ -417,7 +417,7 @@ def lossless_text(asked: SessionRequest) -> list[int]:
     return text
 
 
-def possible(asked: SessionRequest, text: Sequence[int]) -> bool:
+def possible(asked: Open, text: Sequence[int]) -> bool:
     """Whether a text is complete and each of its tokens has a positive probability under the target."""
     complete = len(text) == asked.max_new_tokens or (bool(text) and text[-1] == END)
     return (

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import SessionRequest, VerdictEffect
+from fleet_device.session.sequence import VerdictEffect, session_request
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
-from schemas.messages import Closed, Opened, Verdict
+from schemas.messages import Closed, Open, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, Finish
 from schemas.vocabulary import Vocabulary
@@ -21,8 +21,8 @@ NAME = b"session1"
 HANDLE = 7
 
 
-def terms(*, mode: Mode = Mode.RESIDUAL) -> SessionRequest:
-    return SessionRequest(NAME, (1, 2), SamplingPolicy(mode=mode, seed=1), 20, VOCABULARY, "toy", "none")
+def terms(*, mode: Mode = Mode.RESIDUAL) -> Open:
+    return session_request(NAME, (1, 2), SamplingPolicy(mode=mode, seed=1), 20, VOCABULARY, "toy", "none")
 
 
 def opened(**fields: Any) -> Opened:

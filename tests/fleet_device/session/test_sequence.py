@@ -14,12 +14,12 @@ from fleet_device.session.sequence import (
     DraftsInFlight,
     Rejection,
     SentDraft,
-    SessionRequest,
     TokenOrigin,
+    session_request,
 )
 from schemas.bounds import MAX_TOKENS
 from schemas.downlink import Samples, Sparse
-from schemas.messages import Draft, Opened, Verdict
+from schemas.messages import Draft, Open, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Finish, RefusalCode
 from schemas.vocabulary import Vocabulary
@@ -140,7 +140,7 @@ HANDLE = 7
 def session_of(mode: Mode = Mode.RESIDUAL) -> DeviceSession:
     vocabulary = Vocabulary.of([f"t{token}" for token in range(10)])
     session = DeviceSession(
-        SessionRequest(b"session1", (1, 2), SamplingPolicy(mode=mode, seed=1), 20, vocabulary, "toy", "none")
+        session_request(b"session1", (1, 2), SamplingPolicy(mode=mode, seed=1), 20, vocabulary, "toy", "none")
     )
     session.open()
     session.on_opened(
@@ -267,12 +267,12 @@ def test_nothing_is_drawn_from_what_belongs_to_no_rejection(mode: Mode, followin
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
 
 
-def terms(**fields: Any) -> SessionRequest:
+def terms(**fields: Any) -> Open:
     whole = {
         "session": b"session1", "prompt": (1, 2), "policy": SamplingPolicy(), "max_new_tokens": 20,
         "vocabulary": VOCABULARY, "draft_model": "toy", "quantization": "none",
     }  # fmt: skip
-    return SessionRequest(**(whole | fields))
+    return session_request(**(whole | fields))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_what_no_open_can_carry_is_refused_at_once(fields: dict[str, Any], code:
 
 
 def test_long_names_of_models_are_cut() -> None:
-    asked = terms(draft_model="m" * 5000, quantization="q" * 5000).open(attempt=0, text=[])
+    asked = DeviceSession(terms(draft_model="m" * 5000, quantization="q" * 5000)).open()
     assert (len(asked.draft_model), len(asked.quantization)) == (200, 200)
 
 
@@ -301,5 +301,9 @@ def test_long_names_of_models_are_cut() -> None:
 def test_every_open_but_the_first_of_an_empty_text_tells_the_text(
     attempt: int, text: list[int], resume: tuple[int, ...] | None
 ) -> None:
-    asked = terms().open(attempt=attempt, text=text)
+    session = DeviceSession(terms())
+    for _ in range(attempt):
+        session.open()
+    session.sequence.commit(text)
+    asked = session.open()
     assert (asked.attempt, asked.resume, asked.prompt, asked.max_new_tokens) == (attempt, resume, (1, 2), 20)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import SessionRequest
+from fleet_device.session.sequence import session_request
 from fleet_device.session.states import SessionState
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Opened, Verdict
@@ -22,7 +22,7 @@ MOST = 40
 
 def opened_session(mode: Mode = Mode.COUPLED, *, most: int = MOST) -> DeviceSession:
     session = DeviceSession(
-        SessionRequest(
+        session_request(
             session=bytes(8),
             prompt=(1,),
             policy=SamplingPolicy(mode=mode, temperature=1.0, top_k=0, top_p=1.0, seed=1),
