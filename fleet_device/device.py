@@ -99,7 +99,7 @@ def _check_and_load(settings: DeviceSettings) -> Drafter:
 @dataclass(frozen=True, slots=True)
 class _Open:
     service: DeviceService
-    texts: RequestQueue
+    queue: RequestQueue
 
 
 class Device:
@@ -160,9 +160,9 @@ class Device:
                 drafter.close()
                 raise
             service.start()
-            texts = RequestQueue(service.write, at_once=service.texts_at_once)
-            texts.start()
-            self._open = _Open(service, texts)
+            queue = RequestQueue(service.generate, at_once=service.texts_at_once)
+            queue.start()
+            self._open = _Open(service, queue)
 
     def close(self) -> None:
         """Cancel all requests, disconnect, and release everything. Idempotent."""
@@ -170,8 +170,8 @@ class Device:
             if (closing := self._open) is None:
                 return
             self._open = None
-            closing.texts.abandon()
-            closing.texts.join()
+            closing.queue.abandon()
+            closing.queue.join()
             closing.service.stop()
 
     def generate(
@@ -332,7 +332,7 @@ class Device:
                 opened.service.agent.check_grammar(grammar)
             except SessionRefused as error:
                 raise InvalidRequest(str(error)) from None
-        return TextStream(opened.texts, lambda: encode(opened.service.codec))
+        return TextStream(opened.queue, lambda: encode(opened.service.codec))
 
     def _require_open(self) -> _Open:
         if (opened := self._open) is None:

@@ -167,8 +167,8 @@ class Gateway:
         self._clock = clock
         # A SimpleQueue, since signal handlers put into it.
         self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-        self._texts = RequestQueue(
-            self._write,
+        self._queue = RequestQueue(
+            self._generate,
             waiting=self._settings.api_waiting,
             at_once=service.texts_at_once,
             clock=clock,
@@ -209,7 +209,7 @@ class Gateway:
         if self._steering is not None:
             self._steering.start()
         self.service.start_patiently()
-        self._texts.start()
+        self._queue.start()
 
     def serve(self, sock: socket.socket) -> None:
         from fleet_device.api.app import ApiServer, create_app  # noqa: PLC0415 - likewise
@@ -233,9 +233,9 @@ class Gateway:
         if asked is Asked.STOP:
             return
         self.service.drain()
-        self._texts.close()
+        self._queue.close()
         deadline = self._clock() + self._settings.drain_s
-        left = self._texts.waiting + self._texts.writing
+        left = self._queue.waiting + self._queue.running
         _log.info("Draining: %d requests.", left)
         on_drain(left)
         with contextlib.suppress(queue.Empty):
@@ -255,8 +255,8 @@ class Gateway:
 
     def stop(self) -> None:
         """Cancel what is left, disconnect, and release everything."""
-        self._texts.abandon()
-        self._texts.join()
+        self._queue.abandon()
+        self._queue.join()
         if self._server is not None:
             self._server.stop()
         if self._steering is not None:
@@ -267,15 +267,15 @@ class Gateway:
 
     def hold(self, *, drain: bool) -> int:
         """Accept no new requests, or begin none, until `resume`; return how many are left."""
-        self._texts.hold(_DRAINED if drain else "")
+        self._queue.hold(_DRAINED if drain else "")
         self.service.drain()
-        return self._texts.waiting + self._texts.writing
+        return self._queue.waiting + self._queue.running
 
     def resume(self) -> bool:
         """Accept requests again, unless the device is ending; return whether it did not."""
-        held = self._texts.held or bool(self._texts.refusal)
-        if held and not self._texts.closed:
-            self._texts.resume()
+        held = self._queue.held or bool(self._queue.refusal)
+        if held and not self._queue.closed:
+            self._queue.resume()
             self.service.resume()
         return held
 
@@ -293,10 +293,10 @@ class Gateway:
         return self.service.since
 
     def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
-        return self._texts.submit(lambda: prepare(self.service.codec), listener)
+        return self._queue.submit(lambda: prepare(self.service.codec), listener)
 
     def cancel(self, ticket: Ticket) -> None:
-        self._texts.cancel(ticket)
+        self._queue.cancel(ticket)
 
     def check_grammar(self, grammar: Grammar) -> None:
         self.service.agent.check_grammar(grammar)
@@ -313,7 +313,7 @@ class Gateway:
 
     def health(self) -> dict[str, Any]:
         service, settings = self.service, self._settings
-        if self._texts.broken:
+        if self._queue.broken:
             status = "failed"
             code: str | None = "internal_error"
             reason: str | None = "The thread that runs requests has ended; see the log, and restart the device."
@@ -322,7 +322,7 @@ class Gateway:
             reason, code = (None, None) if missing is None else (str(missing), missing.code)
             absent = "refused" if code in _REFUSED else "waiting"
             absent = "local" if settings.offline is OfflinePolicy.LOCAL else absent
-            held = self._texts.closed or self._texts.held or self._texts.refusal
+            held = self._queue.closed or self._queue.held or self._queue.refusal
             status = "draining" if held else "ok" if missing is None else absent
         return {
             "status": status,
@@ -350,9 +350,9 @@ class Gateway:
                 for state in service.edges.known()
             ],
             "sessions": {
-                "writing": self._texts.writing,
-                "at_once": self._texts.at_once,
-                "waiting": self._texts.waiting,
+                "writing": self._queue.running,
+                "at_once": self._queue.at_once,
+                "waiting": self._queue.waiting,
                 "ended": service.tally.sessions,
                 "tokens": service.tally.tokens,
             },
@@ -361,10 +361,10 @@ class Gateway:
     def status(self) -> dict[str, Any]:
         return {**self.health(), "offline": self._settings.offline.value, **self._journal.json()}
 
-    def _write(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
+    def _generate(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
         outages = request.outages
         if outages.policy is OfflinePolicy.FAIL and (missing := self.absence(for_s=outages.absence_s)) is not None:
             raise missing
-        text = self.service.write(request, context)
+        text = self.service.generate(request, context)
         self._journal.note(text)
         return text

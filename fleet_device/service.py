@@ -269,7 +269,7 @@ class DeviceService:
     def on_connection(self, listener: Callable[[bool], None]) -> None:
         self._link.on_connection(listener)
 
-    def write(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
+    def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
         """Run a request and count it; see `generate_text`. More than `texts_at_once` threads wait for each other."""
         text = generate_text(self.agent, self.drafter, request, context)
         self.codec.remember(request.prompt, text.text, text.tokens)

@@ -311,7 +311,7 @@ class SelfTest:
 
     def _generation(self, service: DeviceService) -> str:
         order = GenerateRequest(tuple(probe_prompt(service.drafter)), self.settings.policy(), _NEW_TOKENS)
-        text = service.write(order)
+        text = service.generate(order)
         generation = text.generation
         if text.reason not in (EndReason.STOP, EndReason.LENGTH):
             raise SessionFailed(f"The generation was ended by {text.reason.value}.")

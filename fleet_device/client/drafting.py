@@ -281,14 +281,14 @@ class DraftSequence:
         session.counters.draft_ms += (self.clock() - started) * 1e3
         return True
 
-    def write_alone(self) -> int | None:
+    def generate_alone(self) -> int | None:
         """Generate the next token without an edge; return None if the drafter has no proposal."""
         session, drafter, constraint = self.session, self.drafter, self.constraint
         started = self.clock()
         q = drafter.next(session.request.policy) if constraint is None else self._next_alone(constraint)
         if q is None:
             return None
-        token = session.write_alone(q)
+        token = session.generate_alone(q)
         if session.ended is None:
             drafter.extend((token,))
         session.counters.draft_ms += (self.clock() - started) * 1e3

@@ -106,7 +106,7 @@ class SessionDriver:
         elif (event := self.inbox.take()) is not None:
             self._handle(event)
         elif self.session.local:
-            self._write_alone()
+            self._generate_alone()
         elif self.session.may_send and not self.retry.holding:
             if (draft := self.drafting.step()) is not None:
                 self._send_draft(draft)
@@ -287,7 +287,7 @@ class SessionDriver:
         self.session.go_local(self.drafting.drafts.drafter.codec.end_tokens)
         self.drafting.restart()
 
-    def _write_alone(self) -> None:
+    def _generate_alone(self) -> None:
         """Generate a token without an edge, or ask for an edge if that is due."""
         if self.retry.rejoin_due and self.retry.begin_rejoin():
             self._open()
@@ -296,7 +296,7 @@ class SessionDriver:
         if len(session.request.prompt) + len(session.committed) >= drafter.context:
             session.cancel(EndReason.LENGTH)
             return
-        token = self.drafting.drafts.write_alone()
+        token = self.drafting.drafts.generate_alone()
         if token is None:
             raise EdgeUnavailable(
                 f"{self.retry.local_cause} The drafter {drafter.name!r} cannot go on alone: it has no "

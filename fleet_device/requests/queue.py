@@ -83,7 +83,7 @@ class RequestQueue:
     """The queue and the threads that run requests, in order.
 
     Args:
-        write: Runs one request; called from as many threads as requests may run at once.
+        run: Runs one request; called from as many threads as requests may run at once.
         waiting: Most requests that wait; None is no bound.
         at_once: Number of requests that run at once.
         clock: Monotonic seconds.
@@ -92,14 +92,14 @@ class RequestQueue:
 
     def __init__(
         self,
-        write: GenerateText,
+        run: GenerateText,
         *,
         waiting: int | None = None,
         at_once: int = 1,
         clock: Callable[[], float] = time.monotonic,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
-        self._write = write
+        self._run = run
         self._most = waiting
         self._clock = clock
         self._on_idle = on_idle
@@ -119,7 +119,7 @@ class RequestQueue:
         return len(self._waiting)
 
     @property
-    def writing(self) -> int:
+    def running(self) -> int:
         return len(self._current)
 
     @property
@@ -242,7 +242,7 @@ class RequestQueue:
         )
         ticket.begun = True
         try:
-            text = self._write(ticket.prepare(), context)
+            text = self._run(ticket.prepare(), context)
         except Exception as error:  # noqa: BLE001 - the next requests go on
             if not isinstance(error, DeviceError | DrafterError):
                 _log.exception("A request failed for a reason that should not be possible.")
@@ -283,13 +283,13 @@ class TextStream(Iterator[str]):
             set it.
     """
 
-    def __init__(self, texts: RequestQueue, prepare: Callable[[], GenerateRequest]) -> None:
+    def __init__(self, requests: RequestQueue, prepare: Callable[[], GenerateRequest]) -> None:
         self._events: queue.SimpleQueue[_Happened] = queue.SimpleQueue()
         self.on_wait: Callable[[str], None] = lambda _reason: None
         self._request: GenerateRequest | None = None
         self._end: GeneratedText | Failed | None = None
         self._cancelled = self._closed = False
-        self._texts = texts
+        self._requests = requests
         events = self._events  # the queue must not keep an unread stream alive
 
         def begin() -> GenerateRequest:
@@ -297,7 +297,7 @@ class TextStream(Iterator[str]):
             events.put(request)
             return request
 
-        self._ticket = texts.submit(begin, events.put)
+        self._ticket = requests.submit(begin, events.put)
 
     def __next__(self) -> str:
         while (piece := self._next()) is not None:
@@ -332,7 +332,7 @@ class TextStream(Iterator[str]):
     def cancel(self) -> None:
         """End the generation where it is. `result` and the iterator still return what was generated."""
         self._cancelled = True
-        self._texts.cancel(self._ticket)
+        self._requests.cancel(self._ticket)
 
     def close(self) -> None:
         """Cancel the request; no more pieces come. Idempotent."""

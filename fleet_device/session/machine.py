@@ -168,7 +168,7 @@ class DeviceSession:
         self.sequence.go_on_alone(end_tokens)
         self._finish(Finish.NO)  # the length limit may be reached
 
-    def write_alone(self, q: Dist) -> int:
+    def generate_alone(self, q: Dist) -> int:
         """Draw the next token from the draft model's distribution; no edge verifies it.
 
         It is drawn like a draft token: with the same random numbers, in coupled mode with the noise of both ends.

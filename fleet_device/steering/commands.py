@@ -123,7 +123,7 @@ def _self_test(device: SteeredDevice, arguments: Arguments, limit_s: float) -> A
     timer.daemon = True
     timer.start()
     try:
-        text = service.write(order, RequestContext(cancellation=cancellation))
+        text = service.generate(order, RequestContext(cancellation=cancellation))
     except (DeviceError, DrafterError) as error:
         return Answer(CommandOutcome.FAILED, str(error))
     finally:

@@ -196,8 +196,8 @@ def test_closing_a_device_gives_up_what_is_being_written_and_what_waits() -> Non
             for thread in threads:
                 thread.start()
             assert device._open is not None
-            texts = device._open.texts
-            until(lambda: (texts.writing, texts.waiting) == (True, 2))
+            texts = device._open.queue
+            until(lambda: (texts.running, texts.waiting) == (True, 2))
         for thread in threads:
             thread.join(10.0)
             assert not thread.is_alive()

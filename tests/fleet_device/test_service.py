@@ -154,7 +154,7 @@ def test_a_text_is_written_and_counted() -> None:
     fleet = MemoryFleet()
     announce_edge(fleet)
     with at_work(fleet), memory_service(fleet) as service:
-        text = service.write(REQUEST)
+        text = service.generate(REQUEST)
         assert text.generation.tokens
         assert text.generation.tokens[-1] == END or len(text.generation.tokens) == 12
         assert (service.tally.sessions, service.tally.tokens) == (1, len(text.generation.tokens))
@@ -165,11 +165,11 @@ def test_a_text_that_meets_its_stop_string_closes_its_session_with_that_reason()
     announce_edge(fleet)
     with at_work(fleet), memory_service(fleet) as service:
         whole = next(
-            text for text in (service.write(coupled(seed)) for seed in range(100)) if len(text.text.split()) == 12
+            text for text in (service.generate(coupled(seed)) for seed in range(100)) if len(text.text.split()) == 12
         )
         assert whole.reason is EndReason.LENGTH
         stop = whole.text.split()[3]
-        text = service.write(replace(whole.request, stop=(stop,)))
+        text = service.generate(replace(whole.request, stop=(stop,)))
     assert text.text == whole.text.partition(stop)[0]
     assert len(text.generation.tokens) < len(whole.generation.tokens)
     assert text.generation.closed is not None
@@ -382,6 +382,6 @@ def test_free_memory_is_given_back_with_the_connection_and_after_texts_but_not_a
     monkeypatch.setattr("fleet_device.service.give_back_free_memory", lambda: given.append(clock()))
     with at_work(fleet), service:
         for _ in range(4):
-            service.write(REQUEST)
+            service.generate(REQUEST)
             clock.seconds += 40.0
     assert given == [100.0, 180.0]

@@ -142,7 +142,7 @@ def test_where_one_choice_has_no_place_in_the_queue_none_is_written(make: Make) 
     response = chat(app, n=3)
     assert (response.status_code, error(response)["code"]) == (429, "queue_full")
     assert int(response.headers["retry-after"]) >= 1
-    until(lambda: (backend.queue.writing, backend.queue.waiting) == (0, 0))
+    until(lambda: (backend.queue.running, backend.queue.waiting) == (0, 0))
     assert len(backend.cancelled) == 2
 
 

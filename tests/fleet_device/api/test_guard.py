@@ -188,7 +188,7 @@ def test_an_application_has_no_more_texts_at_once_than_it_may(place: Place) -> N
     for thread in waits:
         thread.start()
     backend = place.backends[0]
-    until(lambda: backend.queue.writing + backend.queue.waiting == 2)
+    until(lambda: backend.queue.running + backend.queue.waiting == 2)
     response = chat(app, key)
     assert response.status_code == 429
     assert "'one' has 2 requests at once, and may have 2" in error(response)["message"]

@@ -167,7 +167,7 @@ def test_a_thread_of_texts_that_ends_answers_those_who_wait_and_all_who_come(mak
     clients = [threading.Thread(target=lambda: answers.append(complete(app))) for _ in range(2)]
     for client in clients:
         client.start()
-    until(lambda: backend.queue.writing and backend.queue.waiting == 1)
+    until(lambda: backend.queue.running and backend.queue.waiting == 1)
     open_gate(agent)
     for client in clients:
         client.join()

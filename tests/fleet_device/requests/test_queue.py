@@ -69,7 +69,7 @@ def test_texts_are_written_one_at_a_time_in_order(make: Make) -> None:
     texts.submit(lambda: REQUEST, first.put)
     assert agent.started.wait(10.0)
     texts.submit(lambda: REQUEST, second.put)
-    assert (texts.writing, texts.waiting, len(agent.asked)) == (True, 1, 1)
+    assert (texts.running, texts.waiting, len(agent.asked)) == (True, 1, 1)
     open_gate(agent)
     for events in (first, second):
         assert [type(take(events)) for _ in range(3)] == [Piece, Piece, GeneratedText]
@@ -111,7 +111,7 @@ def full(make: Make, *, lasted_s: list[float], elapsed_s: float, waiting: int = 
         assert agent.gate is not None
         agent.gate.release(2)
         assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
-        until(lambda: not texts.writing)
+        until(lambda: not texts.running)
     agent.started.clear()
     texts.submit(lambda: REQUEST, Events().put)
     assert agent.started.wait(10.0)

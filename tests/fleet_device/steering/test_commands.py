@@ -299,7 +299,7 @@ def test_settings_are_used_by_the_next_text_without_a_restart(device: Steered) -
     assert pacing is not None
     assert pacing.plan(longest=8, window=8).tokens == 2
     assert (agent.window, agent.padding, agent.retry_policy.open_s) == (3, 16, 7.5)
-    text = device.service.write(REQUEST)
+    text = device.service.generate(REQUEST)
     assert text.generation.choice is not None
     assert text.generation.choice.reason == "The settings say so."
 
