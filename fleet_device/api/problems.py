@@ -1,7 +1,7 @@
 """API errors: HTTP status and OpenAI's error object for each error."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from starlette.responses import JSONResponse
@@ -80,17 +80,26 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
     """Translate an error; `prompt` and `grammar` are the request's fields for these."""
     match error:
         case ApiProblem():
-            return error
+            problem = error
         case SessionRefused():
-            return _refused(error, {"prompt": prompt, "grammar": grammar})
+            problem = _refused(error, {"prompt": prompt, "grammar": grammar})
         case PromptTooLong():
-            return ApiProblem(400, str(error), code="context_length_exceeded", param=prompt)
+            problem = ApiProblem(400, str(error), code="context_length_exceeded", param=prompt)
         case RequestQueueFull():
-            return _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
+            problem = _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
         case EdgeUnavailable() | TextCancelled():
-            return _later(503, str(error), code="cancelled" if isinstance(error, TextCancelled) else error.code)
+            problem = _later(503, str(error), code="cancelled" if isinstance(error, TextCancelled) else error.code)
+        case InvalidRequest():
+            problem = ApiProblem(400, str(error))
+        case ChatError():
+            problem = ApiProblem(400, str(error), code="chat_template", param="messages")
+        case DeviceError():
+            problem = ApiProblem(502, str(error), kind="api_error", code="session_failed")
+        case DrafterError():
+            problem = ApiProblem(502, str(error), kind="api_error", code="draft_model_failed")
         case _:
-            return _failed(error)
+            problem = ApiProblem(500, "The device failed; its log says more.", kind="api_error", code="internal_error")
+    return problem
 
 
 def _refused(error: SessionRefused, fields: Mapping[str, str]) -> ApiProblem:
@@ -112,22 +121,6 @@ def _whole(seconds: float) -> int:
     return max(1, math.ceil(min(seconds, _LONGEST_RETRY_S)))
 
 
-def _failed(error: Exception) -> ApiProblem:
-    for kind, problem in _FAILURES:
-        if isinstance(error, kind):
-            return problem(str(error))
-    return ApiProblem(500, "The device failed; its log says more.", kind="api_error", code="internal_error")
-
-
 def _later(status: int, sentence: str, *, code: str, seconds: int = _RETRY_S) -> ApiProblem:
     kind = "rate_limit_error" if status == _TOO_MANY else "api_error"
     return ApiProblem(status, sentence, kind=kind, code=code, headers={"Retry-After": str(seconds)})
-
-
-# The first that fits.
-_FAILURES: Final[tuple[tuple[type[Exception], Callable[[str], ApiProblem]], ...]] = (
-    (InvalidRequest, lambda text: ApiProblem(400, text)),
-    (ChatError, lambda text: ApiProblem(400, text, code="chat_template", param="messages")),
-    (DeviceError, lambda text: ApiProblem(502, text, kind="api_error", code="session_failed")),
-    (DrafterError, lambda text: ApiProblem(502, text, kind="api_error", code="draft_model_failed")),
-)

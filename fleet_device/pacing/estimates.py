@@ -16,6 +16,7 @@ If the edge has other requests, a plan is rated as if all of them used it: see `
 
 import math
 from bisect import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -385,20 +386,14 @@ class Times:
         return Times(self.token.faded(), self.beside.faded(), self.queue.faded(), self.compute.faded())
 
     def at_least(self, other: "Times") -> "Times":
-        return Times(
-            max(self.token, other.token, key=_typical),
-            max(self.beside, other.beside, key=_typical),
-            max(self.queue, other.queue, key=_typical),
-            max(self.compute, other.compute, key=_typical),
-        )
+        return self._choose(max, other)
 
     def at_most(self, other: "Times") -> "Times":
-        return Times(
-            min(self.token, other.token, key=_typical),
-            min(self.beside, other.beside, key=_typical),
-            min(self.queue, other.queue, key=_typical),
-            min(self.compute, other.compute, key=_typical),
-        )
+        return self._choose(min, other)
+
+    def _choose(self, best: Callable[..., Trend], other: "Times") -> "Times":
+        pairs = ((self.token, other.token), (self.beside, other.beside), (self.queue, other.queue))
+        return Times(*(best(pair, key=_typical) for pair in (*pairs, (self.compute, other.compute))))
 
 
 def _typical(trend: Trend) -> float:

@@ -74,9 +74,9 @@ def prepare_request(
     encode, shorten = _encoder(prompt, raw=options.get("raw", False))
     how = _truncate(defaults, options.get("truncate"))
     policy, stop = _policy(defaults, options), _stops(options.get("stop"))
-    limit = options.get("max_new_tokens")
-    most = defaults.max_new_tokens if limit is None else _limit(limit)
-    logprobs = _logprobs(options.get("logprobs"))
+    limit = _number("max_new_tokens", options.get("max_new_tokens"), MAX_TOKENS)
+    most = defaults.max_new_tokens if limit is None else limit
+    logprobs = _number("logprobs", options.get("logprobs"), MAX_TOP_LOGPROBS)
     outages = _outages(defaults, options, revisable=revisable)
     if logprobs is not None and outages.policy is OfflinePolicy.LOCAL:
         outages = replace(
@@ -166,18 +166,10 @@ def _outages(defaults: DeviceSettings, options: TextOptions, *, revisable: bool)
     return replace(outages, policy=policy, rejoin=rejoin, revisable=revisable)
 
 
-def _limit(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
+def _number(name: str, value: object, most: int) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most):
         return value
-    raise InvalidRequest(f"The option 'max_new_tokens' cannot be used: it is a number from 0 to {MAX_TOKENS}.")
-
-
-def _logprobs(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOP_LOGPROBS:
-        return value
-    raise InvalidRequest(f"The option 'logprobs' cannot be used: it is a number from 0 to {MAX_TOP_LOGPROBS}.")
+    raise InvalidRequest(f"The option {name!r} cannot be used: it is a number from 0 to {most}.")
 
 
 def _stops(value: object) -> tuple[str, ...]:
