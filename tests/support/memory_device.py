@@ -43,7 +43,7 @@ class TalkingDrafter(ScriptedDrafter):
 
     def __init__(self, context: int = 4096, words: Sequence[str] = DRAFT.words) -> None:
         super().__init__(DRAFT, words, context=context, end_tokens=(END,), name="toy")
-        self._codec = TalkingCodec(words, (END,))
+        self.codec = TalkingCodec(words, (END,))
         self.closed = 0
 
     def close(self) -> None:

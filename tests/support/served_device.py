@@ -37,7 +37,7 @@ class ReadingDrafter(ScriptedDrafter):
     def __init__(self) -> None:
         draft = draft_language()
         super().__init__(draft, LANGUAGE.words, context=CONTEXT, name="scripted")
-        self._codec = ReadingCodec(LANGUAGE.words)
+        self.codec = ReadingCodec(LANGUAGE.words)
 
     def another(self) -> "ReadingDrafter":
         return ReadingDrafter()

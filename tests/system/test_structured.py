@@ -70,10 +70,10 @@ class Target(ScriptedVerifier):
 class Draft(ScriptedDrafter):
     def __init__(self, file: GgufModel) -> None:
         super().__init__(Lots(file.vocabulary.size), file.strings, end_tokens=file.end_tokens)
-        self._codec = file  # type: ignore[assignment]
+        self.codec = file  # type: ignore[assignment]
 
     def another(self) -> "Draft":
-        return Draft(self._codec)  # type: ignore[arg-type]
+        return Draft(self.codec)  # type: ignore[arg-type]
 
 
 class Vocabulary(GgufModel):

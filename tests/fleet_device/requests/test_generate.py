@@ -94,7 +94,7 @@ class HalfCharacters(WordCodec):
 
 def halves(*batches: tuple[int, ...], reason: EndReason, stop: tuple[str, ...] = ()) -> str:
     drafter = TalkingDrafter()
-    drafter._codec = HalfCharacters(("a", "b"))  # type: ignore[assignment]
+    drafter.codec = HalfCharacters(("a", "b"))  # type: ignore[assignment]
     pieces: list[str] = []
     text = generate_text(
         ScriptedAgent(batches=batches, reason=reason),

@@ -85,7 +85,7 @@ class _Backend:
         codec = _Codec(template=self.template)
         ticket = Ticket(lambda: prepare(codec), listener, cancellation=Cancellation())
         drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
-        drafter._codec = codec
+        drafter.codec = codec
         try:
             text = generate_text(
                 ScriptedAgent(),
