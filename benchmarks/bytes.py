@@ -22,7 +22,7 @@ from benchmarks.harness import Bench, Goal, Report, at_least, at_most, number_of
 from benchmarks.metered_edge import MeteredVerifier
 from benchmarks.recordings import RecordedLaw, RecordedLaws, record_laws
 from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, DRAFT, HALF, FillingLink
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from dssd.sampling import coupled_token
 from fleet_cli.prompts import built_in, some
 from fleet_common.mqtt.paho_link import PahoLink
@@ -91,7 +91,7 @@ class Variant:
     system: str
     mode: Mode
     length: int | None = None
-    form: Form = Form.AUTO
+    form: FormName = FormName.AUTO
     ahead: bool = False
     full_up: bool = False
     stops: bool = False
@@ -119,7 +119,7 @@ def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
     yield Variant(DEVICE_ALONE, Mode.COUPLED)
     yield Variant(CO_LOCATED, Mode.COUPLED, DRAFT)
     yield Variant("dsd", Mode.RESIDUAL, DRAFT, full_up=True)
-    yield Variant("dssd-dense", Mode.RESIDUAL, DRAFT, form=Form.DENSE)
+    yield Variant("dssd-dense", Mode.RESIDUAL, DRAFT, form=FormName.DENSE)
     for mode in Mode:
         yield Variant("edge-streaming", mode)
         for length in lengths:
@@ -196,7 +196,7 @@ def _measure(bench: Bench, draft: str) -> list[dict[str, Any]]:
         without = BrokerSettings(port=plain.port)
         places = {"plain": (without, without), "tls": (with_tls(_DEVICE), with_tls(_EDGE))}
         for kind, (device, edge) in places.items():
-            for form in (Form.AUTO, Form.DENSE):
+            for form in (FormName.AUTO, FormName.DENSE):
                 found = {variant: counted[kind] for variant, counted in kinds.items() if variant.form is form}
                 _count(bench, laws, device, edge, form, found)
     rows = [_row(variant, draft, counted["plain"], counted["tls"]) for variant, counted in kinds.items()]
@@ -261,7 +261,7 @@ def _count(
     laws: RecordedLaws,
     device: BrokerSettings,
     edge: BrokerSettings,
-    form: Form,
+    form: FormName,
     found: dict[Variant, Traffic],
 ) -> None:
     options, chosen, words = bench.options, laws.laws[: bench.options.texts], laws.words

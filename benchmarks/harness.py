@@ -30,11 +30,9 @@ from typing import Any, Final, Protocol, TypeVar
 import psutil
 
 from benchmarks.processes import BenchError, Cores, on_cores
-from broker_config.broker import Broker
-from broker_config.errors import BrokerError
-from broker_config.processes.local import LocalBroker
-from broker_config.processes.runner import MosquittoProcess, find_mosquitto
-from broker_config.rendering.version import installed_version
+from broker_config.broker import Broker, BrokerError
+from broker_config.mosquitto import installed_version
+from broker_config.processes import LocalBroker, MosquittoProcess, find_mosquitto
 from fleet_cli.broker.init import make_local_broker
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.paho_link import PahoLink
@@ -43,7 +41,7 @@ from fleet_device.client.agent import Agent
 from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from schemas.errors import FleetError
-from schemas.version import VERSION
+from schemas.names import VERSION
 from tests.support.edge_process import edge_process
 
 MODELS: Final = Path("models/smollm2-135m")

@@ -24,7 +24,7 @@ from scipy.stats import theilslopes
 
 from benchmarks.harness import Bench, Goal, Report, at_most, connected, free_address, number_of, table
 from benchmarks.processes import BenchError
-from fleet_common.events import Event, wait_for_event
+from fleet_common.logs import Event, wait_for_event
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.generate import GenerateRequest

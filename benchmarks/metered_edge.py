@@ -20,8 +20,8 @@ from unittest.mock import patch
 
 from benchmarks.harness import Bench
 from benchmarks.processes import Program
-from fleet_common.events import Event, EventStream
-from fleet_common.memory import use_one_heap
+from fleet_common.host import use_one_heap
+from fleet_common.logs import Event, EventStream
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge import openmp  # noqa: F401 - before torch
 from fleet_edge.edge import Edge

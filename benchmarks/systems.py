@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from benchmarks.harness import streaming
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
@@ -37,7 +37,7 @@ class System:
 
     pacing: Callable[[], Pacing]
     mode: Mode
-    form: Form = Form.AUTO
+    form: FormName = FormName.AUTO
     full_up: bool = False
     learns: bool = False
 
@@ -46,7 +46,7 @@ SYSTEMS: Final[Mapping[str, System]] = MappingProxyType(
     {
         "edge-streaming": System(streaming, Mode.RESIDUAL),
         "dsd": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL, full_up=True),
-        "dssd-dense": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL, Form.DENSE),
+        "dssd-dense": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL, FormName.DENSE),
         "ours-residual": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL),
         "ours-coupled": System(lambda: FixedPacing(DRAFT), Mode.COUPLED),
         "ours-ahead": System(lambda: FixedPacing(DRAFT, ahead=True), Mode.COUPLED),

@@ -1,18 +1,40 @@
-"""One description of a broker: who speaks through it, how they prove who they are, and its limits.
+"""Description of a fleet's broker, from which everything else is rendered, and its TOML file.
 
-What it is follows from what it holds: without `tls` a broker for this machine alone, with `tls` a production broker,
-with `head_office` one that bridges what it knows to an upstream broker.
+Without `tls` it is a broker for this machine alone, with `tls` a production broker, and with `head_office` one that
+bridges to an upstream broker.
 """
 
 import ipaddress
+import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from fleet_common.validation import field_at, plain_sentence
+from schemas.errors import FleetError
 from schemas.names import Name
 from schemas.topics import Topic
+
+
+class BrokerError(FleetError):
+    """Base of all errors of this package. The message is one sentence for the user."""
+
+
+class BrokerMissing(BrokerError):  # noqa: N818 - reads as what it says
+    """The broker's program is not installed."""
+
+
+class BrokerFailed(BrokerError):  # noqa: N818
+    """The broker does not start."""
+
+
+class BrokerFilesError(BrokerError):
+    """A file of a broker cannot be read, written or used."""
+
 
 # Ephemeral keys and authenticated encryption only. The fleet's keys are on P-256, so no RSA suite can ever be used.
 CIPHERS_TLS12: Final = (
@@ -20,7 +42,7 @@ CIPHERS_TLS12: Final = (
     "ECDHE-ECDSA-CHACHA20-POLY1305",
     "ECDHE-ECDSA-AES256-GCM-SHA384",
 )
-# ChaCha20 counts for small devices, which often lack AES instructions; the client's order decides.
+# ChaCha20 for small devices, which often lack AES instructions; the client's order decides.
 CIPHERS_TLS13: Final = ("TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_256_GCM_SHA384")
 
 
@@ -34,7 +56,7 @@ File = Annotated[Path, AfterValidator(_plain)]
 
 
 class Tls(BaseModel):
-    """The PEM files of a TLS listener. Relative paths lie beside the configuration.
+    """The PEM files of a TLS listener. Relative paths are relative to the configuration.
 
     Every client must show a certificate, and its common name is its user name and its client id.
 
@@ -69,13 +91,12 @@ def _host(name: str) -> str:
 
 
 class HeadOffice(BaseModel):
-    """The broker at the head office, as a site's broker reaches it: as a client, over TLS.
+    """The upstream broker, to which a site's broker connects as a client over TLS.
 
     Attributes:
-        host: Name or address; the certificate there must carry it.
-        port: TCP port.
-        site: The name in this site's certificate. Unique at the head office.
-        ca: Who may vouch for the head office's broker.
+        host: Name or address, as in its certificate.
+        site: Name in this site's certificate. Unique at the head office.
+        ca: Certificate authorities of the upstream broker.
         certificate: This site's certificate, signed by the head office.
         key: Its private key.
     """
@@ -92,13 +113,13 @@ class HeadOffice(BaseModel):
 
 PRODUCTION_PORT: Final = 8883
 PRODUCTION_EDGE_PORT: Final = 8884
-PRODUCTION_JANITOR: Final = "monitor-janitor"  # a name that no device can get
+PRODUCTION_JANITOR: Final = "monitor-janitor"  # no device can have this name
 PRODUCTION_STORAGE: Final = Path("/var/lib/mosquitto")
-LARGEST_PACKET: Final = 268_435_455  # MQTT's own bound
+LARGEST_PACKET: Final = 268_435_455  # MQTT's limit
 
 
 def _writable(path: Path) -> Path:
-    # A line break in a path would be a directive of its own.
+    # A line break in a path would begin another directive.
     if not str(path).isprintable():
         raise ValueError(f"{str(path)!r} is not a path that a configuration file can hold")
     return path
@@ -121,53 +142,50 @@ def _network(text: str) -> str:
 class Broker(BaseModel):
     """A broker for one fleet.
 
-    Without `tls` there is no authentication: whoever is on this machine may call himself what he likes. The access
-    rules hold all the same, so that what works here works where names come from certificates.
+    Without `tls` there is no authentication: every user of the machine may use any name. The access rules apply anyway,
+    so that what works here works where names come from certificates.
 
     Attributes:
-        fleet: The fleet's name.
         host: Address to listen on; None for all.
-        port: TCP port; 0 lets whoever starts the broker choose a free one, and one for the edges if they have a port.
-        edge_port: TCP port of a second listener, for edges and monitors: where a firewall lets nobody else reach it,
-            devices cannot take its places. 0 for none: everybody uses `port`.
+        port: TCP port; 0 for any free port, with another one for edges if they have their own.
+        edge_port: TCP port of a second listener, for edges and monitors: if a firewall protects it, devices cannot use
+            up its connections. 0 for none: everybody uses `port`.
         edges: Names of the edges. Any other user is a device, or a monitor.
         monitors: User names of administrators.
-        janitor: User name of the client that clears what devices leave behind; None for none.
-        devices: Names of the devices. None lets every name be a device's that the certificate authority has signed, so
-            that enrolling one changes nothing here. With names, nobody else has any right.
-        banned: Names that may do nothing, whatever certificate they show.
+        janitor: User name of the client that clears unwanted retained messages; None for none.
+        devices: Names of the devices. None accepts every name that the certificate authority has signed, so that
+            enrolling a device changes nothing here. With names, nobody else has any rights.
+        banned: Names without any rights, whatever their certificate.
         tls: Certificates; None for a broker on loopback.
-        head_office: Where this site reports to, if anywhere.
-        storage: Folder for what is retained; None forgets it at a restart.
-        public_name: Host name or address of the broker as its certificate has it, for the clients on its own machine.
-        pid_file: Where mosquitto writes its process id, for whoever tells it to reload without systemd.
-        user: Whom mosquitto becomes when root starts it; None leaves its default.
-        acl_plugin: From mosquitto 2.1 on, the path of its `mosquitto_acl_file.so`; None uses the option that 2.0 and
-            2.1 both know.
-        max_packet_bytes: Largest packet. The default lets the dense form of a large vocabulary through.
-        max_connections: Most clients at once, connections that have not said who they are included. With room to
-            spare: one device can hold many of those.
+        head_office: Upstream broker, if any.
+        storage: Folder for retained messages; None forgets them at a restart.
+        public_name: Host name or address as in the broker's certificate, for clients on its own machine.
+        pid_file: File for mosquitto's process id, to reload it without systemd.
+        user: User that mosquitto changes to when started by root; None leaves its default.
+        acl_plugin: From mosquitto 2.1 on, the path of `mosquitto_acl_file.so`; None uses the option that 2.0 and 2.1
+            both know.
+        max_packet_bytes: Largest packet. The default allows the dense form of a large vocabulary.
+        max_connections: Most clients at once, including connections that have not identified themselves. Leave room:
+            one device can hold many of those.
         max_edge_connections: Likewise, at the edges' own port.
-        max_unanswered: Most messages on their way to one client, and from it. An edge answers a whole batch at once.
-        max_queued: Most messages that wait for one client; beyond it the broker drops and counts them in
-            `$SYS/broker/publish/messages/dropped`. More than twice `max_unanswered`: what is under way to and from a
-            client must fit, or acknowledgements are dropped. Never 0, which is broken in 2.0.21.
+        max_unanswered: Most unacknowledged messages to and from one client. An edge answers a whole batch at once.
+        max_queued: Most messages queued for one client; beyond it the broker drops messages and counts them in
+            `$SYS/broker/publish/messages/dropped`. More than twice `max_unanswered`: unacknowledged messages to and
+            from a client must fit, or acknowledgements are dropped. Never 0, which is broken in 2.0.21.
         max_queued_bytes: Likewise, their bytes.
         max_aliases: Most topic aliases of one client: an edge has one for every device.
         max_device_aliases: Likewise, of a client that is not at the edges' own port; without such a port `max_aliases`
-            holds for all. Each may cost the broker 64 KiB, and a device has one for each edge that it uses.
+            applies to all. Each may cost the broker 64 KiB, and a device has one for each edge that it uses.
         max_device_connections: Most connections at once from one address, for a firewall.
         max_device_connections_per_minute: Likewise, new ones in a minute.
-        max_device_bytes_per_s: Most bytes a second from one address, for a firewall. Twice what an edge grants a
-            device, so that an honest device hears of it from the edge.
-        max_device_burst_bytes: Most at once after silence.
-        devices_per_address: Devices behind one address, where they share one: the firewall's limits are that many times
-            as high.
-        edge_networks: Addresses or networks that may reach `edge_port`, for a firewall; empty leaves that to others.
+        max_device_bytes_per_s: Most bytes per second from one address, for a firewall. Twice the edge's quota for a
+            device, so that an honest device meets the edge's quota first.
+        max_device_burst_bytes: Most bytes at once after silence.
+        devices_per_address: Number of devices that share one address: multiplies the firewall's limits.
+        edge_networks: Addresses or networks that may reach `edge_port`, for a firewall; empty for no rule.
         max_keepalive_s: Longest keepalive granted. It must exceed that of every client: equal is broken in 2.0.21.
-        log_subscriptions: Whether the log says who subscribes to what, to find out whose subscriptions are too many.
-        sys_interval_s: Seconds between two updates of `$SYS`; 0 switches it off, and with it what `fleet broker watch`
-            sees.
+        log_subscriptions: Whether subscriptions are logged, to find the client with too many.
+        sys_interval_s: Seconds between updates of `$SYS`, which `fleet broker watch` needs; 0 for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -208,7 +226,7 @@ class Broker(BaseModel):
 
     @classmethod
     def production(cls, **values: Any) -> Self:  # noqa: ANN401 - whatever the model takes
-        """Return a broker with the defaults of production: mutual TLS on all addresses, a port of the edges' own.
+        """Return a broker with the defaults of production: mutual TLS on all addresses, a separate port for edges.
 
         Raises:
             ValidationError: A value cannot work.
@@ -259,3 +277,69 @@ class Broker(BaseModel):
         if self.tls is None and self.head_office is not None:
             raise ValueError("a site reports to its head office over TLS: describe tls too")
         return self
+
+
+_NULLABLE: Final = frozenset({"host", "janitor"})
+_SECTIONS: Final[dict[str, type[BaseModel]]] = {"tls": Tls, "head_office": HeadOffice}
+
+
+def render_description(broker: Broker) -> str:
+    """Return a TOML file from which the same description is read again."""
+    values = broker.model_dump(mode="json", exclude_none=True)
+    lines = ["# The description of the broker that the other files here were rendered from. Generated."]
+    if broker.host is None:
+        lines.append('host = ""')  # TOML has no null
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def read_description(path: Path, *, production: bool = True) -> Broker:
+    """Read a description.
+
+    Args:
+        path: The TOML file.
+        production: Whether missing values have the defaults of production rather than loopback's.
+
+    Raises:
+        BrokerFilesError: It cannot be read, or describes no broker.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BrokerFilesError(f"The description {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BrokerFilesError(f"The description {path} is not valid TOML: {error}.") from error
+    return describe(values, production=production, origin=f" in {path}")
+
+
+def describe(values: dict[str, Any], *, production: bool, origin: str = "") -> Broker:
+    """Validate a description.
+
+    Args:
+        values: As in the TOML file; an empty `host` means all addresses, an empty `janitor` none.
+        production: Whether missing values have the defaults of production.
+        origin: Where they come from, for the message.
+
+    Raises:
+        BrokerFilesError: They describe no broker; a line for each problem.
+    """
+    # TOML has no null.
+    values = {key: None if value == "" and key in _NULLABLE else value for key, value in values.items()}
+    try:
+        return Broker.production(**values) if production else Broker.model_validate(values)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)
+        raise BrokerFilesError("\n".join(dict.fromkeys(_explain(each, origin) for each in wrong))) from error
+
+
+def _explain(error: ErrorDetails, origin: str) -> str:
+    where = field_at(Broker, error)
+    what = plain_sentence(error)
+    if error["type"] == "extra_forbidden":
+        section = _SECTIONS.get(str(where[0]), Broker) if len(where) > 1 else Broker
+        what = f"there is no setting of that name; known are {', '.join(sorted(section.model_fields))}"
+    subject = f"The setting {'.'.join(map(str, where))!r}{origin}" if where else f"The description{origin}"
+    return f"{subject} cannot be used: {what}."

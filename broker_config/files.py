@@ -1,31 +1,194 @@
-"""Files of a mosquitto, for each profile that can be made of one description."""
+"""Files of a broker's machine: mosquitto's, a firewall (nftables) and systemd units.
 
-import os
-import tempfile
-from collections.abc import Iterable
+mosquitto limits neither a client's rate nor unidentified connections. The kernel can, by source address. The firewall
+rules are in their own table, which does not affect other tables: other rules may still reject what it accepts.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
-from broker_config.broker import Broker
-from broker_config.description import render_description
-from broker_config.errors import BrokerFilesError
-from broker_config.rendering.access import render_access, render_site_access
-from broker_config.rendering.janitor import JANITOR_UNIT, TIMER_UNIT, render_janitor_unit, render_timer
-from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
-from broker_config.rendering.nftables import RULES_FILE, UNIT_FILE, render_firewall_unit, render_rules
-from broker_config.rendering.systemd import DROP_IN_FILE, render_drop_in
-from broker_config.rendering.version import MosquittoVersion
+from broker_config.broker import Broker, BrokerFilesError, render_description
+from broker_config.mosquitto import (
+    ACCESS_FILE,
+    CONF_FILE,
+    JANITOR_UNIT,
+    TIMER_UNIT,
+    MosquittoVersion,
+    render_access,
+    render_conf,
+    render_janitor_unit,
+    render_site_access,
+    render_timer,
+)
+from fleet_common.host import write_atomically
+
+RULES_FILE: Final = "firewall.nft"
+UNIT_FILE: Final = "systemd/fleet-broker-firewall.service"
+TABLE: Final = "inet fleet_broker"
+NFT: Final = "/usr/sbin/nft"
+_FAMILIES: Final = (("ip", "ipv4_addr", 4), ("ip6", "ipv6_addr", 6))
+_ADDRESSES: Final = 65_536  # tracked at once; further addresses are not limited
+_FORGET: Final = "10m"
+
+
+def render_rules(broker: Broker) -> str:
+    """Return the rules, for `nft -f`; loading them replaces earlier ones.
+
+    Raises:
+        ValueError: The port is 0.
+    """
+    if broker.port == 0:
+        raise ValueError("Choose the broker's port before its firewall is written.")
+    return "\n".join(_firewall_lines(broker)) + "\n"
+
+
+def render_firewall_unit(broker: Broker, *, home: Path) -> str:
+    """Return a systemd unit that loads the rules from the folder `home` at boot, and removes them when stopped."""
+    return f"""\
+# The firewall of the broker of the fleet {broker.fleet}. Generated; goes to /etc/systemd/system/.
+[Unit]
+Description=Limits of what one address may do at the fleet's broker
+# A reload of nftables.service takes all tables away.
+After=nftables.service
+PartOf=nftables.service
+Before=mosquitto.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={NFT} -f {home / RULES_FILE}
+ExecReload={NFT} -f {home / RULES_FILE}
+ExecStop={NFT} delete table {TABLE}
+
+[Install]
+WantedBy=multi-user.target nftables.service
+"""
+
+
+def _firewall_lines(broker: Broker) -> Iterator[str]:
+    sharing = broker.devices_per_address
+    yield f"# What one address may do at the broker of the fleet {broker.fleet}. Generated; load it with `nft -f`."
+    yield f"table {TABLE}"
+    yield f"delete table {TABLE}"
+    yield f"table {TABLE} {{"
+    for family, kind, version in _FAMILIES:
+        if broker.edge_port and broker.edge_networks:
+            networks = [each for each in map(ipaddress.ip_network, broker.edge_networks) if each.version == version]
+            elements = f" elements = {{ {', '.join(map(str, networks))} }};" if networks else ""
+            yield f"  set {family}_edges {{ type {kind}; flags interval; auto-merge;{elements} }}"
+        yield f"  set {family}_connections {{ type {kind}; size {_ADDRESSES}; flags dynamic; }}"
+        for name in ("attempts", "bytes"):
+            flags = f"flags dynamic, timeout; timeout {_FORGET}"
+            yield f"  set {family}_{name} {{ type {kind}; size {_ADDRESSES}; {flags}; }}"
+    yield ""
+    yield "  chain input {"
+    yield "    type filter hook input priority filter; policy accept;"
+    yield '    iifname "lo" accept'
+    if broker.edge_port and broker.edge_networks:
+        yield f"    tcp dport {broker.edge_port} goto edge_port"
+    yield f"    tcp dport {broker.port} goto device_port"
+    yield "  }"
+    if broker.edge_port and broker.edge_networks:
+        yield ""
+        yield "  chain edge_port {"
+        yield from (f"    {family} saddr @{family}_edges accept" for family, *_ in _FAMILIES)
+        yield "    counter reject with tcp reset"
+        yield "  }"
+    yield ""
+    yield "  chain device_port {"
+    per_minute, at_once = sharing * broker.max_device_connections_per_minute, sharing * broker.max_device_connections
+    for family, *_ in _FAMILIES:
+        # A reset informs an honest client at once; a dropped packet would keep it waiting.
+        yield (
+            f"    ct state new update @{family}_attempts {{ {family} saddr limit rate over {per_minute}/minute "
+            f"burst {per_minute} packets }} counter reject with tcp reset"
+        )
+        yield (
+            f"    ct state new add @{family}_connections {{ {family} saddr ct count over {at_once} }} "
+            "counter reject with tcp reset"
+        )
+        # TCP adapts to the rate.
+        yield (
+            f"    update @{family}_bytes {{ {family} saddr limit rate over {sharing * broker.max_device_bytes_per_s} "
+            f"bytes/second burst {sharing * broker.max_device_burst_bytes} bytes }} counter drop"
+        )
+    yield "  }"
+    yield "}"
+
+
+DROP_IN_FILE = "systemd/mosquitto.service.d/fleet.conf"
+SPARE_DESCRIPTORS = 256  # listeners, logs, the persistence file while it is rewritten
+FEWEST_DESCRIPTORS = 1024
+MOSQUITTO = "/usr/sbin/mosquitto"
+
+
+def render_drop_in(broker: Broker, *, home: Path) -> str:
+    """Return a drop-in for Debian's mosquitto.service: our configuration, enough descriptors, and a sandbox.
+
+    mosquitto never runs as root with it, so the files in `home` must be readable for the user mosquitto.
+
+    Args:
+        broker: The description.
+        home: Folder of its configuration.
+    """
+    connections = broker.max_connections + (broker.max_edge_connections if broker.edge_port else 0)
+    descriptors = max(FEWEST_DESCRIPTORS, connections + SPARE_DESCRIPTORS)
+    writable = f"ReadWritePaths={home / broker.storage}\n" if broker.storage is not None else ""
+    return f"""\
+# The broker of the fleet {broker.fleet}. Generated; goes to /etc/systemd/system/mosquitto.service.d/fleet.conf
+[Service]
+# Empty lines take back what the package's unit says: its own configuration file is not read at all.
+ExecStartPre=
+ExecStart=
+ExecStart={MOSQUITTO} -c {home / CONF_FILE}
+User=mosquitto
+Group=mosquitto
+UMask=0027
+LimitNOFILE={descriptors}
+Restart=on-failure
+RestartSec=2
+{writable}ProtectSystem=strict
+ProtectHome=true
+PrivateTmp=true
+PrivateDevices=true
+ProtectClock=true
+ProtectHostname=true
+ProtectKernelLogs=true
+ProtectKernelModules=true
+ProtectKernelTunables=true
+ProtectControlGroups=true
+ProtectProc=invisible
+ProcSubset=pid
+NoNewPrivileges=true
+CapabilityBoundingSet=
+AmbientCapabilities=
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=true
+RestrictRealtime=true
+RestrictSUIDSGID=true
+LockPersonality=true
+MemoryDenyWriteExecute=true
+RemoveIPC=true
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+"""
+
 
 DESCRIPTION_FILE = "broker.toml"
 SITE_ACCESS_FILE = "head-office-access.acl"
 
-PRIVATE = 0o640  # root writes, the broker's group reads; mosquitto warns of what others can read
+PRIVATE = 0o640  # mosquitto warns about files that others can read
 PUBLIC = 0o644
 
 
 class Profile(StrEnum):
-    """Which files to make of a description."""
+    """Kind of broker to render."""
 
     LOOPBACK = "loopback"
     PRODUCTION = "production"
@@ -34,13 +197,7 @@ class Profile(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RenderedFile:
-    """A file to write.
-
-    Attributes:
-        name: Path below the folder it is written to.
-        text: Its contents.
-        mode: Its permissions.
-    """
+    """A file to write, with its path below the target folder."""
 
     name: str
     text: str
@@ -54,8 +211,8 @@ def render_files(
 
     Args:
         broker: The description.
-        profile: What to make of it.
-        home: The folder, absolute, where they will lie on the broker's machine.
+        profile: Kind of broker.
+        home: Absolute path of their folder on the broker's machine.
         version: Of mosquitto there.
 
     Raises:
@@ -86,7 +243,7 @@ def render_files(
 
 
 def write_files(files: Iterable[RenderedFile], directory: Path) -> None:
-    """Write files, each all at once, so that a broker that reloads meanwhile reads the old one or the new one.
+    """Write files atomically, so that a broker that reloads reads the old or the new one.
 
     Raises:
         BrokerFilesError: One cannot be written.
@@ -95,14 +252,6 @@ def write_files(files: Iterable[RenderedFile], directory: Path) -> None:
         path = directory / file.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                    stream.write(file.text)
-                    os.fchmod(stream.fileno(), file.mode)
-                Path(temporary).replace(path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_atomically(path, file.text.encode(), mode=file.mode)
         except OSError as error:
             raise BrokerFilesError(f"{path} cannot be written: {error.strerror or error}.") from error

@@ -1,8 +1,7 @@
-"""Access matrix: who may do what on which topic, said once more and in another way than the access rules say it.
+"""Access matrix: who may do what on which topic, stated independently of the access rules.
 
-The rules are rendered from filters; this asks of one topic at a time, as a person would. The test of the access rules,
-`fleet broker check` and the table in README.md all hold the broker to this. `python -m broker_config.matrix` writes
-that table anew.
+The rules are rendered from filters; this answers for one topic at a time. The tests of the access rules, `fleet broker
+check` and the table in README.md check the broker against it. `python -m broker_config.matrix` writes the table.
 """
 
 from pathlib import Path
@@ -11,27 +10,27 @@ from typing import Final
 from broker_config.broker import Broker
 from schemas.errors import TopicError
 from schemas.names import check_name
-from schemas.topics import TREE, Address, Role, Rule, Topic, build, parse
+from schemas.topics import TREE, ClientRole, Topic, TopicAddress, TopicRule, build, parse
 
 SYS = "$SYS/"
 
 
-def roles_of(broker: Broker, user: str) -> frozenset[Role]:
-    """Return the roles of a user who has shown a certificate of the fleet, under whatever name."""
+def roles_of(broker: Broker, user: str) -> frozenset[ClientRole]:
+    """Return the roles of a user with a certificate of the fleet, under any name."""
     if user in broker.banned or not _is_name(user):
         return frozenset()
     roles = set()
     if user in broker.edges:
-        roles.add(Role.EDGE)
+        roles.add(ClientRole.EDGE)
     if user in broker.monitors:
-        roles.add(Role.MONITOR)
+        roles.add(ClientRole.MONITOR)
     if broker.devices is None or user in broker.devices:
-        roles.add(Role.DEVICE)  # an edge or a monitor too, under its own name
+        roles.add(ClientRole.DEVICE)  # an edge or a monitor too, under its own name
     return frozenset(roles)
 
 
 def may_publish(broker: Broker, user: str, topic: str) -> bool:
-    """Whether the broker takes what `user` publishes to `topic`."""
+    """Whether the broker accepts a message of `user` to `topic`."""
     address = _address(broker, topic)
     if address is None:
         return False
@@ -43,10 +42,10 @@ def may_publish(broker: Broker, user: str, topic: str) -> bool:
 
 
 def may_receive(broker: Broker, user: str, topic: str) -> bool:
-    """Whether the broker passes on to `user` what somebody publishes to `topic`, whatever `user` has subscribed to."""
+    """Whether the broker delivers messages to `topic` to `user`, with any subscription."""
     roles = roles_of(broker, user)
     if topic.startswith(SYS):
-        return Role.MONITOR in roles
+        return ClientRole.MONITOR in roles
     address = _address(broker, topic)
     if address is None:
         return False
@@ -56,25 +55,25 @@ def may_receive(broker: Broker, user: str, topic: str) -> bool:
     return any(address.topic is Topic.EDGE_STATE or _own(role, user, address) for role in roles & address.rule.readers)
 
 
-def _may_clear(broker: Broker, user: str, address: Address) -> bool:
-    """Whether it is the janitor, and a topic where something may be left: what devices write and nobody is to keep."""
+def _may_clear(broker: Broker, user: str, address: TopicAddress) -> bool:
+    """Whether it is the janitor, and a topic that devices write and nothing should retain."""
     if user != broker.janitor or user in broker.banned:
         return False
-    return address.rule.writers == {Role.DEVICE} and not address.rule.retained
+    return address.rule.writers == {ClientRole.DEVICE} and not address.rule.retained
 
 
-def _own(role: Role, user: str, address: Address) -> bool:
+def _own(role: ClientRole, user: str, address: TopicAddress) -> bool:
     """Whether a topic that concerns a role concerns this user in it."""
     match role:
-        case Role.DEVICE:
+        case ClientRole.DEVICE:
             return address.device == user
-        case Role.EDGE:
+        case ClientRole.EDGE:
             return address.edge in {None, user}
-        case Role.MONITOR:
+        case ClientRole.MONITOR:
             return True
 
 
-def _address(broker: Broker, topic: str) -> Address | None:
+def _address(broker: Broker, topic: str) -> TopicAddress | None:
     try:
         address = parse(topic)
     except TopicError:
@@ -140,7 +139,7 @@ def main() -> None:
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def _example(rule: Rule, broker: Broker) -> str:
+def _example(rule: TopicRule, broker: Broker) -> str:
     return build(
         rule.topic,
         fleet=broker.fleet,

@@ -13,9 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from dssd.counter_rng import Purpose, random_uniform, random_uniforms
 from dssd.distribution import Dist, QuantizedDist
-from dssd.sampling import draw, residual
+from dssd.sampling import Purpose, draw, random_uniform, random_uniforms, residual
 from schemas.downlink import MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse
 from schemas.policy import SamplingPolicy
 
@@ -25,7 +24,7 @@ FIRST_SAMPLES: Final = 16
 SAMPLES_GROWTH: Final = 4
 
 
-class Form(StrEnum):
+class FormName(StrEnum):
     """Form of p in a verdict; `AUTO` chooses the smallest that fits."""
 
     AUTO = "auto"
@@ -113,7 +112,7 @@ def choose_form(
     position: int,
     vocabulary_size: int,
     max_bytes: int,
-    form: Form = Form.AUTO,
+    form: FormName = FormName.AUTO,
     tried: int = 0,
 ) -> DownlinkForm:
     """Encode p in the smallest form that fits.
@@ -128,7 +127,7 @@ def choose_form(
         tried: Number of samples that the device has rejected.
     """
     rejected = RejectedPosition(policy, position, vocabulary_size, max_bytes, tried)
-    if form is not Form.AUTO:
+    if form is not FormName.AUTO:
         insisted = RULES[form]
         if not insisted.whole or insisted.size(p, rejected) <= max_bytes:
             return insisted.make(p, rejected)
@@ -138,7 +137,7 @@ def choose_form(
         smallest = min((rule for rule in RULES.values() if rule.whole), key=lambda rule: rule.size(p, rejected))
         if smallest.size(p, rejected) <= max_bytes:
             return smallest.make(p, rejected)
-    return RULES[Form.SAMPLES].make(p, rejected)
+    return RULES[FormName.SAMPLES].make(p, rejected)
 
 
 def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPolicy, position: int) -> int | None:
@@ -154,7 +153,7 @@ def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPol
         The token, drawn from max(0, p - q), normalised; None if no sample was kept and more are needed. The caller
         checks that the vocabulary contains it.
     """
-    return RULES[Form(form.kind)].correct(form, quantized, policy, position)
+    return RULES[FormName(form.kind)].correct(form, quantized, policy, position)
 
 
 def probability_of(form: object, token: int) -> float:
@@ -199,21 +198,21 @@ def _draw_samples(p: Dist, rejected: RejectedPosition) -> Samples:
     return samples(p, policy=rejected.policy, position=rejected.position, start=rejected.tried, number=rejected.samples)
 
 
-RULES: Final[Mapping[Form, FormRule]] = MappingProxyType(
+RULES: Final[Mapping[FormName, FormRule]] = MappingProxyType(
     {
-        Form.SPARSE: FormRule(
+        FormName.SPARSE: FormRule(
             whole=True,
             size=lambda p, rejected: rejected.entry_bytes * len(p),
             make=lambda p, _rejected: sparse(p),
             correct=_correct_sparse,
         ),
-        Form.SAMPLES: FormRule(
+        FormName.SAMPLES: FormRule(
             whole=False,
             size=lambda _p, rejected: rejected.entry_bytes * rejected.samples,
             make=_draw_samples,
             correct=_correct_samples,
         ),
-        Form.DENSE: FormRule(
+        FormName.DENSE: FormRule(
             whole=True,
             size=lambda _p, rejected: 4 * rejected.vocabulary_size,
             make=lambda p, rejected: dense(p, rejected.vocabulary_size),

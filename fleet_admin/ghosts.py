@@ -6,8 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.index import CertificateState, CertificateStatus, Entry, certificate_statuses
-from fleet_common.identity.roles import IdentityRole
 from fleet_edge.session_log import SessionLog
 
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fleet_common.fields import Settings, setting
 from fleet_common.mqtt.settings import BrokerSettings
+from fleet_common.settings import Settings, setting
 from schemas.names import Name
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_common.events import EventStream
+from fleet_common.logs import EventStream
 
 Command = Callable[..., None]
 Events = Annotated[bool, typer.Option("--events", help="Say what happens in JSON lines on standard output.")]
@@ -27,7 +27,7 @@ def with_events(*, outlives_reader: bool) -> Callable[[Command], Command]:
         @wraps(command)
         def run(*, events: bool, **given: Any) -> None:  # noqa: ANN401 - options of all types, by name
             stream = EventStream(sys.stdout if events else None, outlives_reader=outlives_reader)
-            with stream.telling_errors():
+            with stream.reporting_errors():
                 command(events=stream, **given)
 
         flag = inspect.Parameter("events", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Events)

@@ -9,9 +9,9 @@ import typer
 
 from fleet_cli.commands import add_commands, not_installed
 from fleet_cli.errors import ExitCode
-from fleet_common.terminal import printable
 from schemas.errors import FleetError
-from schemas.version import VERSION
+from schemas.names import VERSION
+from schemas.printable import printable
 
 app = typer.Typer(
     name="fleet",

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fleet_common.fields import SettingField, Settings, fields_of
-from fleet_common.settings import load_settings
+from fleet_common.settings import SettingField, Settings, fields_of, load_settings
 
 Command = Callable[..., None]
 

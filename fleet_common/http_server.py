@@ -1,7 +1,7 @@
-"""HTTP server of ASGI applications: uvicorn on a thread of its own, with bounded connections.
+"""HTTP server for ASGI applications: uvicorn on its own thread, with bounded connections.
 
 uvicorn gives a connection any time to send its first request, and refuses all requests once it has too many
-connections. Here connections are accepted by us, so that silent and slow ones end before others are refused.
+connections. Here we accept connections ourselves, so that silent and slow ones are closed before others are refused.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from fleet_common.connections import Connections
+from fleet_common.limits import Connections
 
 _MOST: Final = 500
 _REQUEST_S: Final = 20.0
-"""Seconds in which a request has to come whole, the TLS handshake counted in."""
+"""Seconds within which a whole request must arrive, including the TLS handshake."""
 
 _SWEEP_S: Final = 1.0
 _PAUSE_S: Final = 0.1
@@ -33,14 +33,14 @@ class HttpServer:
 
     Args:
         app: The application.
-        sock: Listens; closed at the end.
+        sock: Listening socket; closed at the end.
         name: Of the thread.
-        grace_s: Seconds for the answers under way at the end.
-        keep_alive_s: Seconds after which an idle connection ends.
-        certificate: PEM file for HTTPS; without it the server speaks HTTP.
+        grace_s: Seconds for running answers at the end.
+        keep_alive_s: Seconds after which an idle connection is closed.
+        certificate: PEM file for HTTPS; without it the server uses HTTP.
         key: PEM file of its key, unless that is in the certificate's file.
-        most: Connections at once.
-        request_s: Seconds in which a request has to come.
+        most: Limit on connections.
+        request_s: Seconds within which a request must arrive.
 
     Raises:
         OSError, ValueError: The certificate or its key cannot be used.
@@ -67,7 +67,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # an application knows itself whom to believe
+            proxy_headers=False,  # applications decide which proxies to trust
             timeout_keep_alive=keep_alive_s,
             timeout_graceful_shutdown=grace_s,
             ssl_certfile=certificate,
@@ -84,10 +84,10 @@ class HttpServer:
     def wait(self) -> None:
         """Wait until it has been stopped."""
         while self._thread.is_alive():
-            self._thread.join(1.0)  # in pieces, so that Ctrl-C is taken
+            self._thread.join(1.0)  # in steps, so that Ctrl-C works
 
     def stop(self) -> None:
-        """Finish the answers under way, shortly, and end. Idempotent."""
+        """Finish running answers within the grace time, and stop. Idempotent."""
         self._server.should_exit = True
         if self._thread.ident is not None:
             self._thread.join()
@@ -95,8 +95,6 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    """Accepts connections itself."""
-
     def __init__(self, config: uvicorn.Config, sock: socket.socket, *, most: int, request_s: float) -> None:
         super().__init__(config)
         self._sock = sock
@@ -116,7 +114,7 @@ class _Server(uvicorn.Server):
         for protocol in list(self.server_state.connections):
             protocol.transport.abort()
         await asyncio.sleep(0.0)  # in which they are closed
-        for connection in list(self._connections):  # those to which no protocol was given yet
+        for connection in list(self._connections):  # those without a protocol yet
             connection.close()
 
     def _begin(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
@@ -169,7 +167,7 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP of one connection, which notes whether its request has come."""
+    """HTTP of one connection; records whether its request has arrived."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Access to the Hugging Face hub: asked once whether it is there, and never with the client's retries if it is not.
+"""Access to the Hugging Face hub: probe once whether it is reachable, without the client's retries if it is not.
 
 Needs the package huggingface_hub, so import it only where a model is named by its repository.
 """
@@ -15,20 +15,19 @@ from urllib.request import getproxies, proxy_bypass
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-_WAIT_S: Final = 2.5  # name resolution and connection together; a hub that is there answers in tenths of a second
-_ADDRESS_S: Final = 1.0  # of one address: where IPv6 leads nowhere, the next one is tried
+_WAIT_S: Final = 2.5  # name resolution and connection; a reachable hub answers in tenths of a second
+_ADDRESS_S: Final = 1.0  # per address: where IPv6 does not work, the next one is tried
 _PORTS: Final = {"http": 80, "https": 443}
 
 Connect = Callable[[str, int], None]
 
 
 def hub_name() -> str:
-    """Return the hub's host, for a sentence."""
+    """Return the hub's host, for messages."""
     return urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
 
 
 def is_cached(repository: str, file: str) -> bool:
-    """Return whether a file of a repository is in the local cache."""
     try:
         return isinstance(try_to_load_from_cache(repository, file), str)
     except HFValidationError:
@@ -36,18 +35,18 @@ def is_cached(repository: str, file: str) -> bool:
 
 
 def is_reachable(*, connect: Connect | None = None, wait_s: float = _WAIT_S) -> bool:
-    """Return whether the hub, or the proxy that leads to it, takes connections.
+    """Return whether the hub, or the proxy to it, accepts connections.
 
     Args:
         connect: Opens and closes a connection to host and port, or raises OSError.
-        wait_s: Longest wait, name resolution included, for which the system has no limit of its own.
+        wait_s: Timeout, including name resolution, for which the system has no limit of its own.
     """
     if constants.HF_HUB_OFFLINE:
         return False
     place = _way_to(urlsplit(constants.ENDPOINT))
     host, port = place.hostname, place.port or _PORTS.get(place.scheme)
     if host is None or port is None:
-        return True  # nothing that can be tried: let the client say what is wrong
+        return True  # cannot be probed: let the client report the problem
     answered = threading.Event()
 
     def attempt() -> None:
@@ -65,9 +64,9 @@ def is_reachable(*, connect: Connect | None = None, wait_s: float = _WAIT_S) -> 
 
 @contextmanager
 def hub_access() -> Iterator[bool]:
-    """Let the hub's client work, from the local cache alone while the hub cannot be reached; yield whether it can.
+    """Enable the hub's client, offline if the hub cannot be reached; yield whether it can.
 
-    The client's warnings are left out: what has failed is said once, by whoever asked.
+    The client's warnings are suppressed: the caller reports failures once.
     """
     reachable = is_reachable()
     offline, logger = constants.HF_HUB_OFFLINE, logging.getLogger("huggingface_hub")

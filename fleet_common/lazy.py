@@ -1,4 +1,4 @@
-"""Lazy imports: a package's public names, each imported from its module when it is first asked for.
+"""Lazy imports: a package's public names, each imported from its module on first use.
 
 `import fleet_device` stays cheap, and needs nothing that only some of its names need.
 """
@@ -11,8 +11,8 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
     """Return a package's `__getattr__` and `__dir__`.
 
     Args:
-        package: The package's name, for the error.
-        modules: The module that each public name is defined in.
+        package: Name of the package, for the error.
+        modules: Module of each public name.
     """
 
     def get(name: str) -> object:

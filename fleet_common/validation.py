@@ -1,18 +1,23 @@
-"""Validation errors in plain sentences: pydantic's own words are for programmers.
+"""Reading what users write: validation errors in plain sentences, points in time and durations.
 
-A sentence goes on after "cannot be used: ". Settings have kinds of their own (`fleet_common.fields`); this is for
-whatever else a user writes: the description of a broker, a request to the device's API, options of a command.
+pydantic's own wording is for programmers. A sentence continues "cannot be used: ". Settings have their own
+(`fleet_common.settings`); these are for everything else: the description of a broker, requests to the device's API,
+options of a command.
 """
 
+import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from schemas.printable import printable_line
+
 _UNKNOWN_FORM: Final = "it does not have the form that it should have"
 
-# By the beginning of pydantic's error types; in braces what pydantic tells beside them.
+# By prefix of pydantic's error types; in braces their context.
 _SENTENCES: Final[Mapping[str, str]] = {
     "missing": "it is required",
     "extra_forbidden": "there is no such field",
@@ -43,7 +48,7 @@ _SENTENCES: Final[Mapping[str, str]] = {
 
 
 def plain_sentence(error: ErrorDetails) -> str:
-    """Say what is wrong, for somebody who has never heard of pydantic; without a full stop."""
+    """Return what is wrong, for readers who do not know pydantic; without a full stop."""
     kind = error["type"]
     if kind == "value_error":  # a check of our own, which has its own sentence
         return error["msg"].removeprefix("Value error, ").rstrip(".")
@@ -56,12 +61,10 @@ def plain_sentence(error: ErrorDetails) -> str:
 
 
 def field_at(model: type[BaseModel], error: ErrorDetails) -> tuple[int | str, ...]:
-    """Return the field that is wrong, as its user knows it.
-
-    Where a type has alternatives, pydantic's place ends with the alternative, such as `tuple[constrained-int, ...]`.
+    """Return the location of an error, without pydantic's names for alternatives of a type.
 
     Args:
-        model: What was validated.
+        model: The validated model.
         error: One of its errors.
     """
     place: list[int | str] = []
@@ -77,7 +80,60 @@ def field_at(model: type[BaseModel], error: ErrorDetails) -> tuple[int | str, ..
     return tuple(place)
 
 
-def _model_within(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - whatever stands after a colon
+def _model_within(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - an annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_within, get_args(annotation))), None)
+
+
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_SHOWN: Final = 60
+_AMOUNT: Final = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
+
+
+def read_time(value: str | datetime | timedelta, *, now: datetime) -> datetime:
+    """Return a point in time, in UTC.
+
+    Args:
+        value: An age (`90s`, `30m`, `2h`, `7d`, or a timedelta), an ISO 8601 string, or a datetime; UTC without a time
+            zone.
+        now: Reference of an age, with its time zone.
+
+    Raises:
+        ValueError: It is none of these, or outside the calendar.
+    """
+    try:
+        if isinstance(value, timedelta):
+            return (now - value).astimezone(UTC)
+        if isinstance(value, str):
+            if age := _AMOUNT.fullmatch(value.strip()):
+                return now - _seconds(age)
+            value = datetime.fromisoformat(value.strip())
+        return (value.replace(tzinfo=UTC) if value.tzinfo is None else value).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{_excerpt(value)!r} is neither an age such as 2h or 7d nor an ISO 8601 time.") from None
+
+
+def read_duration(value: str | timedelta) -> timedelta:
+    """Return a duration.
+
+    Args:
+        value: `90s`, `30m`, `2h`, `7d`, or a timedelta.
+
+    Raises:
+        ValueError: It is none of these, or not above zero.
+    """
+    length = value if isinstance(value, timedelta) else timedelta()
+    if isinstance(value, str) and (amount := _AMOUNT.fullmatch(value.strip())):
+        length = _seconds(amount)
+    if length <= timedelta():
+        raise ValueError(f"{_excerpt(value)!r} is no duration such as 90s, 30m, 2h or 7d.")
+    return length
+
+
+def _seconds(amount: re.Match[str]) -> timedelta:
+    return timedelta(seconds=int(amount[1]) * _SECONDS[amount[2]])
+
+
+def _excerpt(value: object) -> str:
+    return printable_line(str(value)[:_LONGEST_SHOWN])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fleet_device.session.sequence import TokenOrigin
     from fleet_device.settings import DeviceSettings
     from schemas.errors import FleetError
-    from schemas.grammar import Grammar
+    from schemas.policy import Grammar
 
 __all__ = [
     "ChatError",
@@ -74,7 +74,7 @@ if not TYPE_CHECKING:
             "EdgeUnavailable": "fleet_device.errors",
             "FleetError": "schemas.errors",
             "GeneratedText": "fleet_device.requests.generate",
-            "Grammar": "schemas.grammar",
+            "Grammar": "schemas.policy",
             "InvalidRequest": "fleet_device.errors",
             "Prompt": "fleet_device.requests.prompt",
             "PromptTooLong": "fleet_device.errors",

@@ -18,7 +18,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet_device.errors import ConfigurationError
-from schemas.bounds import MAX_APP_NAME
+from schemas.fields import MAX_APP_NAME
 
 _MOST_BYTES: Final = 1 << 20
 _PREFIX: Final = "fleet-"

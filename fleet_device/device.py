@@ -22,8 +22,7 @@ from typing import Final, Literal, Self
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_common.preflight import check_all
-from fleet_common.settings import load_settings
+from fleet_common.settings import check_all, load_settings
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import load_drafter, locate_model
 from fleet_device.errors import ConfigurationError, DeviceClosed, InvalidRequest, SessionRefused
@@ -32,8 +31,7 @@ from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request
 from fleet_device.requests.queue import RequestQueue, TextStream
 from fleet_device.service import DeviceService
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy, Truncate
-from schemas.grammar import Grammar
-from schemas.policy import Mode
+from schemas.policy import Grammar, Mode
 
 
 def preflight(settings: DeviceSettings, *, serves: bool) -> None:

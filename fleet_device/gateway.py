@@ -23,8 +23,8 @@ from fleet_device.settings import OfflinePolicy
 from fleet_device.steering.commands import LogTail, SteeringListener
 from fleet_device.steering.remote_settings import SteeredSettings
 from schemas.control import Telemetry
-from schemas.grammar import Grammar
-from schemas.version import VERSION
+from schemas.names import VERSION
+from schemas.policy import Grammar
 
 _SHOWN: Final = 2000
 """Characters of a text that are kept."""

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Self
 
-from fleet_common.memory import give_back_free_memory
+from fleet_common.host import give_back_free_memory
 from fleet_common.mqtt.errors import ConnectFailed, LinkError, LinkFault
-from fleet_common.mqtt.link import Link, Outcome, OutcomeHandler, Will
+from fleet_common.mqtt.link import Link, OutcomeHandler, PublishOutcome, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_common.mqtt.tls.certificate import certificate_end
+from fleet_common.mqtt.tls import certificate_end
 from fleet_device.client.agent import Agent
 from fleet_device.client.messaging import EdgePresences, Inbox
 from fleet_device.client.reports import UnverifiedReports
@@ -26,8 +26,8 @@ from fleet_device.requests.chat import ConversationCodec
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Generation, RequestContext, generate_text
 from fleet_device.settings import DeviceSettings
 from schemas.control import DeviceState, Presence, Telemetry, encode_json
+from schemas.names import VERSION
 from schemas.topics import Topic, build
-from schemas.version import VERSION
 
 # Weight of one draft in the smoothed round trip: about the last thirty count.
 _DRAFT_WEIGHT: Final = 1 / 32
@@ -287,7 +287,7 @@ class DeviceService:
     def announce(self, *, on_outcome: OutcomeHandler | None = None) -> None:
         """Publish the retained state; `on_outcome` receives the broker's answer."""
 
-        def listen(outcome: Outcome) -> None:
+        def listen(outcome: PublishOutcome) -> None:
             self.agent.inbox.note(outcome)
             if on_outcome is not None:
                 on_outcome(outcome)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
-from fleet_common.fields import Settings, setting
 from fleet_common.mqtt.settings import BrokerSettings
-from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
+from fleet_common.settings import Settings, setting
 from schemas.codec import MAX_DRAFT_BYTES
+from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 

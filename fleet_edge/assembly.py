@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from fleet_common.grammar.banned import BannedGrammars
-from fleet_common.grammar.compiler import GrammarCompiler
+from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
 from fleet_common.mqtt.link import Link
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.publisher import Publisher

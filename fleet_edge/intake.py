@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fleet_common.fair_queue import FairQueue
+from fleet_common.limits import FairQueue
 from fleet_common.mqtt.link import Link, Message
 from schemas.codec import decode_close, decode_draft, decode_open
 from schemas.control import DeviceState, Telemetry, decode_json

@@ -11,7 +11,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_common.memory import give_back_free_memory
+from fleet_common.host import give_back_free_memory
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError

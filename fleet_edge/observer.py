@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from fleet_common.metrics.exposition import exposition
-from fleet_common.metrics.family import Family
-from fleet_common.metrics.server import Health, Pages
+from fleet_common.metrics import Family, Health, Pages, exposition
 from fleet_common.mqtt.link import Link
 from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics import catalogue as named
@@ -19,7 +17,7 @@ from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.store.states import MachineState
 from fleet_edge.store.writer import Writer
-from schemas.version import VERSION
+from schemas.names import VERSION
 
 _ANSWER_S: Final = 2.0
 """A loop that works takes what arrives within a step's decisions: milliseconds."""

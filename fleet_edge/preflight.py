@@ -4,12 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fleet_common.errors import SettingsError
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_common.preflight import check_all
+from fleet_common.settings import SettingsError, check_all
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.backup import check_backups
 from fleet_edge.store.errors import SpoolInUse

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from fleet_common.metrics.family import Histogram
+from fleet_common.metrics import Histogram
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.observer import EdgeObserver, Look

@@ -11,13 +11,12 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_common.metrics.exposition import require_library
-from fleet_common.metrics.server import MetricsServer
+from fleet_common.metrics import MetricsServer, require_library
 from fleet_common.mqtt.errors import LinkError, PublishRejected
-from fleet_common.mqtt.link import Link, Outcome, Will
+from fleet_common.mqtt.link import Link, PublishOutcome, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_common.mqtt.tls.certificate import certificate_end
+from fleet_common.mqtt.tls import certificate_end
 from fleet_edge.assembly import assemble
 from fleet_edge.drain import hand_over
 from fleet_edge.guard.kept import KeptStandings
@@ -42,8 +41,8 @@ from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.watch.availability import Availability
 from fleet_edge.watch.life_events import LifeEvents
 from schemas.control import EdgeState, Presence, encode_json
+from schemas.names import VERSION
 from schemas.topics import Topic, build
-from schemas.version import VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -286,7 +285,7 @@ class EdgeService:
         if self._rejected is not None:
             raise self._rejected
 
-    def _take_outcome(self, outcome: Outcome) -> None:
+    def _take_outcome(self, outcome: PublishOutcome) -> None:
         """Note what the broker says to our state. Called by the link's thread."""
         self._rejected = None if outcome.accepted else PublishRejected(topic=outcome.topic, reason=outcome.reason)
         if self._rejected is not None and self._answered.is_set():

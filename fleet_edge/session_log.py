@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_common.times import read_duration, read_time
+from fleet_common.validation import read_duration, read_time
 from fleet_edge.store import edge_queries, event_queries, export, fences, queries, rollouts, texts, totals
 from fleet_edge.store.database import open_existing, open_for_reading
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable

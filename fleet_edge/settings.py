@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dssd.downlink import Form
-from fleet_common.fields import Settings, setting
-from fleet_common.metrics.settings import MetricsSettings
+from dssd.downlink import FormName
+from fleet_common.metrics import MetricsSettings
 from fleet_common.mqtt.settings import BrokerSettings
+from fleet_common.settings import Settings, setting
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
 from fleet_edge.store.retention import RETENTION
 from fleet_edge.store.token_kinds import StoreText
-from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
+from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 
 AUTO: Final = "auto"
@@ -171,7 +171,7 @@ class EdgeSettings(Settings):
         min_length=1,
     )
     spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is unavailable.")
-    form: Form = setting(Form.AUTO, "Form in which the target distribution is sent after a rejection.")
+    form: FormName = setting(FormName.AUTO, "Form in which the target distribution is sent after a rejection.")
     padding: int = setting(
         0,
         "Pad verdicts to a multiple of this size, so that sizes reveal less; 0 is off.",

@@ -1,7 +1,7 @@
-"""AsyncAPI 3 document of all topics and messages, made of the same definitions that both ends run on.
+"""AsyncAPI 3 document of all topics and messages, generated from the definitions that both ends use.
 
-https://www.asyncapi.com/docs/reference/specification/v3.0.0: a channel is a topic, an operation is a role that sends
-or receives on it, a message has a JSON schema. Those of binary messages say how they lie on the wire.
+https://www.asyncapi.com/docs/reference/specification/v3.0.0: a channel is a topic, an operation is a role that sends or
+receives on it, a message has a JSON schema. The schemas of binary messages describe their wire format.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,18 +12,26 @@ from pydantic.json_schema import models_json_schema
 
 from schemas import codec
 from schemas.cbor import FLOAT32, UINT16, UINT32
-from schemas.control import MAX_CONTROL_BYTES, Alert, DeviceState, EdgeState, Telemetry
+from schemas.control import (
+    MAX_CONTROL_BYTES,
+    Alert,
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    DeviceState,
+    EdgeState,
+    ReportedSettings,
+    Telemetry,
+)
 from schemas.downlink import FORMS
-from schemas.edge_load import EdgeLoad
-from schemas.logprobs import Logprobs
+from schemas.fields import EdgeLoad, Logprobs
 from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
-from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
-from schemas.topics import ROOT, TREE, Role, Rule, Topic
+from schemas.topics import ROOT, TREE, ClientRole, Topic, TopicRule
 
 Schema = dict[str, Any]
 
 _WIDTHS: Final = {UINT16: 2, UINT32: 4, FLOAT32: 4}
-_LESS_ONE: Final = "counts"  # the one field whose items are not what they mean
+_LESS_ONE: Final = "counts"  # the only field whose items are stored minus one
 
 _IDS: Final = (
     "Token ids as a typed array (RFC 8746): a byte string with tag 69, 16 bits an id, or 70, 32 bits where an id needs "
@@ -35,7 +43,7 @@ _COUNTS: Final = (
 _FILLING: Final = {
     "type": "string",
     "format": "binary",
-    "description": "Fills the message up; neither it nor what stands behind it is read.",
+    "description": "Padding; it and everything after it is ignored.",
 }
 _PROBABILITIES: Final = (
     "Probabilities, or their logarithms, as a typed array (RFC 8746): a byte string with tag 85, float32, "
@@ -46,13 +54,12 @@ _PROBABILITIES: Final = (
 def on_the_wire(
     schemas: Mapping[str, Schema], layouts: Mapping[str, Sequence[str]], *, optional: Mapping[str, Collection[str]]
 ) -> Schema:
-    """Return the schemas of all messages as they lie on the wire.
+    """Return the schemas of all messages in their wire format.
 
     Args:
         schemas: By name, with fields as properties. Every array of numbers in them is a typed one on the wire.
-        layouts: Fields of the messages that are arrays, in their order.
-        optional: By message, those of them that need not be there; they come last, and bytes that only fill a message
-            up may stand in their places.
+        layouts: Fields of the messages that are arrays, in order.
+        optional: By message, their optional fields; they come last, and padding may replace them.
     """
     forms = {form.__name__: form for form in FORMS}
     wire: Schema = {}
@@ -74,19 +81,19 @@ def on_the_wire(
 
 
 def _array(schema: Schema, places: list[Schema], *, least: int) -> Schema:
-    """Return the schema of a message that is an array. What stands behind its last place is a newer release's."""
+    """Return the schema of an array message. Items after the last position are of a newer release."""
     kept = {key: value for key, value in schema.items() if key in ("title", "description")}
     return kept | {"type": "array", "items": places, "minItems": least, "additionalItems": True}
 
 
 def _field(schema: Schema, name: str) -> Schema:
-    """Return the schema of the field at a place, where nothing is left out."""
+    """Return the schema of a field at a position, without default."""
     found: Schema = _typed(schema["properties"][name], name)
     return {key: value for key, value in found.items() if key != "default"} | {"title": name}
 
 
 def _typed(value: Any, name: str) -> Any:  # noqa: ANN401 - JSON
-    """Say of each array of numbers what it is on the wire; `name` is that of the field that it is in."""
+    """Describe the wire format of each array of numbers; `name` is the field that contains it."""
     if isinstance(value, list):
         return [_typed(part, name) for part in value]
     if not isinstance(value, dict):
@@ -96,7 +103,7 @@ def _typed(value: Any, name: str) -> Any:  # noqa: ANN401 - JSON
     if "properties" in value:
         fields = {field: _typed(part, field) for field, part in value["properties"].items()}
         return value | {"properties": fields}
-    # Forms of p are arrays, which no property tells apart: their numbers do.
+    # Forms of p are arrays, distinguished by their numbers rather than by a property.
     return {key: _typed(part, name) for key, part in value.items() if key != "discriminator"}
 
 
@@ -194,7 +201,7 @@ _NEXT: Final = (
 
 
 def document() -> dict[str, Any]:
-    """Return the document, ready for JSON or YAML."""
+    """Return the document as JSON values."""
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -222,7 +229,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def _channel(rule: Rule) -> dict[str, Any]:
+def _channel(rule: TopicRule) -> dict[str, Any]:
     levels = [name for name in ("fleet", "device", "edge") if "{" + name + "}" in "{fleet}/" + rule.template]
     meaning = {"fleet": "The fleet's name.", "device": "The device's name.", "edge": "The edge's name."}
     known = MESSAGES.get(rule.topic, ())
@@ -232,16 +239,16 @@ def _channel(rule: Rule) -> dict[str, Any]:
         "messages": {model.__name__: {"$ref": f"#/components/messages/{model.__name__}"} for model in known},
     }
     if not known:
-        channel["description"] = "Reserved: the access rules hold, its messages are not defined yet."
+        channel["description"] = "Reserved: the access rules apply, its messages are not defined yet."
     return channel
 
 
-def _parts(rule: Rule) -> list[tuple[Role, str]]:
-    sends = [(role, "send") for role in Role if role in rule.writers]
-    return sends + [(role, "receive") for role in Role if role in rule.readers]
+def _parts(rule: TopicRule) -> list[tuple[ClientRole, str]]:
+    sends = [(role, "send") for role in ClientRole if role in rule.writers]
+    return sends + [(role, "receive") for role in ClientRole if role in rule.readers]
 
 
-def _operation(role: Role, action: str, rule: Rule) -> dict[str, Any]:
+def _operation(role: ClientRole, action: str, rule: TopicRule) -> dict[str, Any]:
     binding: dict[str, Any] = {"qos": rule.qos, "retain": rule.retained}
     if rule.expiry_s is not None:
         binding["messageExpiryInterval"] = rule.expiry_s
@@ -293,7 +300,7 @@ def _channel_id(topic: Topic) -> str:
     return "edgeState" if topic is Topic.EDGE_STATE else _camel(topic.value)
 
 
-def _operation_id(role: Role, action: str, topic: Topic) -> str:
+def _operation_id(role: ClientRole, action: str, topic: Topic) -> str:
     channel = _channel_id(topic)
     return f"{role.value}{action.capitalize()}s{channel[0].upper()}{channel[1:]}"
 

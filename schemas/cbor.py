@@ -1,7 +1,7 @@
-"""CBOR (RFC 8949) as far as messages use it, with typed arrays for ids, counts and probabilities (RFC 8746).
+"""CBOR (RFC 8949) as messages use it, with typed arrays for ids, counts and probabilities (RFC 8746).
 
-Before anything is decoded the bytes are walked over once: few items, shallow nesting, definite lengths that the payload
-really has, and no tags but typed arrays. So hostile input costs no more than its own size, whatever it claims.
+Before decoding, one pass over the bytes checks that there are few items, shallow nesting, definite lengths within the
+payload, and no tags but typed arrays. So hostile input costs no more than its own size.
 """
 
 import io
@@ -14,7 +14,7 @@ import numpy as np
 from schemas.errors import MalformedMessage, MessageTooLarge
 
 MAX_ITEMS: Final = 256
-"""Most data items in a message: everything long is a typed array, which is two."""
+"""Data items in a message. Everything long is a typed array, which counts as two."""
 
 _MAX_DEPTH: Final = 6
 _MAX_ARRAY: Final = 1 << 18  # items in a typed array; above the support of p in the largest packet
@@ -27,20 +27,20 @@ _TYPED: Final[dict[int, np.dtype[Any]]] = {
     FLOAT32: np.dtype("<f4"),
 }
 
-# Of an item's first byte: three bits of major type, five of which tell its argument (RFC 8949, 3).
+# First byte of an item: three bits of major type, five bits of argument (RFC 8949, 3).
 _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = 2, 3, 4, 5, 6, 7
-_DIRECT: Final = 24  # arguments below stand in the first byte itself
-_WIDEST: Final = 27  # 24 to 27: in the 1, 2, 4 or 8 bytes behind it; above are indefinite lengths
+_DIRECT: Final = 24  # smaller arguments are in the first byte itself
+_WIDEST: Final = 27  # 24 to 27: in the next 1, 2, 4 or 8 bytes; above are indefinite lengths
 _KNOWN_SIMPLE: Final = frozenset({20, 21, 22, 25, 26, 27})  # false, true, null, and the three widths of float
 
 
 def pack_ids(ids: Sequence[int]) -> cbor2.CBORTag:
-    """Return token ids as a typed array of two bytes each, or four where an id needs them."""
+    """Return token ids as a typed array of two bytes each, or four if needed."""
     return _pack(UINT16 if max(ids, default=0) < 1 << 16 else UINT32, ids)
 
 
 def pack_counts(counts: Sequence[int]) -> cbor2.CBORTag:
-    """Return counts of 1 to 65,536 as a typed array of two bytes each, one less than they are."""
+    """Return counts of 1 to 65,536, minus one, as a typed array of two bytes each."""
     return _pack(UINT16, [count - 1 for count in counts])
 
 
@@ -68,16 +68,16 @@ def load(payload: bytes, *, bound: int) -> object:
     try:
         return decoder.decode()
     except (cbor2.CBORError, ValueError, TypeError, OverflowError) as error:
-        # The cause's own words may hold as much of the payload as the sender likes.
+        # The cause may quote any amount of the payload.
         raise MalformedMessage(f"The message is not the CBOR that was agreed: {str(error)[:200]}.") from error
 
 
 def _survey(payload: bytes) -> None:
-    """Walk over the items' heads without decoding them.
+    """Check the items' heads without decoding them.
 
     Raises:
-        MalformedMessage: What is there is not what messages use.
-        IndexError: The payload is too short for what it claims.
+        MalformedMessage: There is something that messages do not use.
+        IndexError: The payload is too short.
     """
     at, items = 0, 0
     due = [1]  # items still to come, by level of nesting

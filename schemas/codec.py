@@ -1,8 +1,8 @@
 """Binary codec: session messages to CBOR and back.
 
-The two hot messages are arrays, keyed by position; the others are maps. A decoder raises nothing but `CodecError`,
-whatever it is given, and coerces nothing: an integer is an integer, neither `true` nor `1.0`. Keys of a map and fields
-behind an array's last are a newer release's, and not read; a value that it has added is read as `schemas.reasons` says.
+The two hot messages are arrays, keyed by position; the others are maps. A decoder raises nothing but `CodecError`, for
+any input, and coerces nothing: an integer is an integer, neither `true` nor `1.0`. Unknown keys of a map and fields
+after an array's last are of a newer release and ignored; unknown values are read as `schemas.reasons` says.
 """
 
 from collections.abc import Mapping
@@ -15,26 +15,25 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from schemas.cbor import load, pack_counts, pack_ids, pack_probabilities
 from schemas.downlink import DownlinkForm, UnknownForm, pack_form, unpack_form
-from schemas.edge_load import EdgeLoad
 from schemas.errors import MalformedMessage
-from schemas.logprobs import Logprobs
+from schemas.fields import EdgeLoad, Logprobs
 from schemas.messages import PROTOCOL, Close, Draft, Open, Opened, SessionReply, Verdict
 
 _NULL: Final = b"\xf6"
-_MOST_FIELDS: Final = 23  # that an array's head of one byte can count
+_MOST_FIELDS: Final = 23  # of an array with a one-byte head
 _ARRAY, _BYTES = 0x80, 0x40  # major types
-# A byte string's head, by its length: argument of the first byte (0: the length itself), bytes of length behind it, the
-# most that it may be, and the least.
+# Heads of byte strings: argument of the first byte (0: the length itself), bytes of the length, largest and smallest
+# length.
 _HEADS: Final = ((26, 4, 0xFFFF_FFFF, 0x10000), (25, 2, 0xFFFF, 0x100), (24, 1, 0xFF, 24), (0, 0, 23, 0))
 
 
 def pad(payload: bytes, *, bucket: int, most: int) -> bytes:
-    """Fill a message up to a multiple of a bucket's size.
+    """Pad a message to a multiple of a bucket's size.
 
     Args:
         payload: A CBOR array of at most 20 fields.
-        bucket: Bytes; 0 leaves the message as it is.
-        most: Bytes that the message may have: it is filled up to there where the multiple is more.
+        bucket: Bytes; 0 adds no padding.
+        most: Limit on the padded size.
     """
     if bucket == 0:
         return payload
@@ -48,9 +47,9 @@ def pad(payload: bytes, *, bucket: int, most: int) -> bytes:
 
 
 def _byte_string(size: int) -> tuple[bytes, int]:
-    """Return the longest byte string of at most `size` bytes, its head counted in, and how many bytes are left over.
+    """Return the longest byte string of at most `size` bytes, including its head, and the number of remaining bytes.
 
-    Its length is written in as few bytes as it fits in, so that some sizes cannot be had.
+    Its length has the shortest encoding, so some sizes are impossible.
     """
     first, width, most = next(head for head in _HEADS if head[1] + head[3] < size)[:3]
     length = min(size - 1 - width, most)
@@ -78,7 +77,7 @@ def encode_draft(draft: Draft, *, padding: int = 0) -> bytes:
 
     Args:
         draft: The message.
-        padding: Size of a bucket (bytes); see `schemas.codec`.
+        padding: Bucket size in bytes; see `pad`.
     """
     fields: list[object] = [
         draft.handle,
@@ -133,8 +132,8 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
 
     Args:
         verdict: The message.
-        padding: Size of a bucket (bytes); see `schemas.codec`.
-        most: Bytes up to which it may be padded.
+        padding: Bucket size in bytes; see `pad`.
+        most: Limit on the padded size.
     """
     fields = [
         verdict.handle,
@@ -150,7 +149,7 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
     while optional and optional[-1] is None:
         optional.pop()
     fields += optional
-    plain = cbor2.dumps(fields, canonical=True)  # writes a float in the fewest bytes that hold it
+    plain = cbor2.dumps(fields, canonical=True)  # shortest encoding of floats
     return pad(plain, bucket=padding, most=most)
 
 
@@ -184,7 +183,6 @@ def decode_verdict(payload: bytes) -> Verdict:
 
 
 def encode_open(message: Open) -> bytes:
-    """Return the map of an Open, its token ids packed."""
     fields = message.model_dump(exclude_none=True)
     fields["policy"]["mode"] = message.policy.mode.value
     if message.policy.grammar is not None:
@@ -205,14 +203,13 @@ def decode_open(payload: bytes) -> Open:
     except ValidationError as error:
         protocol = fields.get("protocol")
         if type(protocol) is int and PROTOCOL < protocol < 1 << 16:
-            # It need not look like ours; that it does not is no news.
+            # A newer protocol may look different.
             sentence = f"The Open speaks protocol {protocol}, this release {PROTOCOL}: update the edge first."
             raise MalformedMessage(sentence) from error
         raise MalformedMessage.from_validation("Open", error) from error
 
 
 def encode_close(message: Close) -> bytes:
-    """Return the map of a Close."""
     return _dump_map(message.model_dump(exclude_none=True) | {"handle": message.handle})
 
 
@@ -227,7 +224,6 @@ def decode_close(payload: bytes) -> Close:
 
 
 def encode_reply(message: SessionReply) -> bytes:
-    """Return the map of an Opened, Refused, Closed or Fault."""
     fields = message.model_dump(exclude_none=True)
     if isinstance(message, Opened) and message.load is not None:
         fields["load"] = _pack_load(message.load)
@@ -235,7 +231,7 @@ def encode_reply(message: SessionReply) -> bytes:
 
 
 def decode_reply(payload: bytes) -> SessionReply:
-    """Read an Opened, Refused, Closed or Fault, told apart by `kind`.
+    """Read an Opened, Refused, Closed or Fault, distinguished by `kind`.
 
     Raises:
         MessageTooLarge: It exceeds `MAX_REPLY_BYTES`.
@@ -258,7 +254,7 @@ def _dump_map(fields: dict[str, Any]) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """Strip string and integer enums down to what CBOR knows."""
+    """Convert enumeration members to plain strings."""
     if isinstance(value, str):
         return str(value)
     return value
@@ -273,7 +269,7 @@ def _pack_next(following: int | DownlinkForm | UnknownForm | None) -> object:
     if following is None or isinstance(following, int):
         return following
     if isinstance(following, UnknownForm):
-        raise ValueError("a form that is unknown here cannot be sent from here")  # noqa: TRY004 - a value, not a type
+        raise ValueError("an unknown form cannot be sent")  # noqa: TRY004 - a value, not a type
     return pack_form(following)
 
 
@@ -332,7 +328,7 @@ def _array(payload: bytes, *, bound: int, least: int) -> list[Any]:
 
 
 def _optional(fields: list[Any], first: int, number: int) -> list[Any]:
-    """Return the fields that may be left out at the end, None for each that is; padding begins with a byte string."""
+    """Return optional fields at the end, None for each missing one; padding begins with a byte string."""
     there = [*takewhile(lambda field: not isinstance(field, bytes), fields[first : first + number])]
     return [*there, *[None] * (number - len(there))]
 

@@ -1,22 +1,26 @@
-"""JSON control messages: what an operator reads with `mosquitto_sub`.
+"""JSON control messages: states, telemetry, alerts, settings and commands.
 
-Retained states double as last wills, so a reader always knows whether the sender is there.
+Retained states double as last wills, so a reader always knows whether the sender is online.
+
+The desired settings of a device are sent as a whole, with an integer version. The device accepts or refuses them as a
+whole. It reports which version it last considered, which is in force, and why it refused a setting.
 """
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Self, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schemas.errors import MalformedMessage, MessageTooLarge
+from schemas.fields import Sentence
 from schemas.names import Name
 from schemas.printable import PRINTABLE
 from schemas.reasons import unknown_as
 
 MAX_CONTROL_BYTES = 64 << 10
 
-Label = Annotated[str, Field(max_length=200), PRINTABLE]
+_Label = Annotated[str, Field(max_length=200), PRINTABLE]
 
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
@@ -27,22 +31,19 @@ def _bounded(moment: datetime) -> datetime:
 
 
 Instant = Annotated[AwareDatetime, AfterValidator(_bounded)]
-"""A moment, in UTC and between 1970 and 9999: in any time zone it is a time that Python and databases can hold."""
+"""A moment in UTC between 1970 and 9999, which Python and databases can represent in any time zone."""
 
 C = TypeVar("C", bound="ControlMessage")
 
 
 class ControlMessage(BaseModel):
-    """Base of all control messages: what a newer release has added is passed over."""
+    """Base of all control messages; fields of newer releases are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Presence(StrEnum):
-    """Whether the sender of a state is there.
-
-    One that this release does not know is read as `DRAINING`: the sender is there, and nobody counts on it for more.
-    """
+    """Whether the sender of a state is online. An unknown value is read as `DRAINING`: it gets no new work."""
 
     ONLINE = "online"
     DRAINING = "draining"  # finishes what it has, takes nothing new
@@ -50,7 +51,7 @@ class Presence(StrEnum):
 
 
 class DeviceState(ControlMessage):
-    """A device's retained state.
+    """Retained state of a device.
 
     Attributes:
         presence: `offline` is published by the broker as the last will.
@@ -58,41 +59,40 @@ class DeviceState(ControlMessage):
         draft_model: Name of the draft model.
         quantization: Of its weights.
         since: When the process connected (UTC).
-        certificate_until: End of the certificate that it presents to the broker, if it has one.
+        certificate_until: End of validity of its client certificate, if it has one.
     """
 
     presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
-    software: Label
-    draft_model: Label
-    quantization: Label
+    software: _Label
+    draft_model: _Label
+    quantization: _Label
     since: Instant
     certificate_until: Instant | None = None
 
 
 class EdgeState(ControlMessage):
-    """An edge's retained state.
+    """Retained state of an edge.
 
     Attributes:
         presence: `offline` is published by the broker as the last will.
         software: Version of this package.
-        edge: The edge's name.
         target: Name of the target model.
-        vocabulary: Its size and the head of its fingerprint, for the reader's eye.
+        vocabulary: Its size and the start of its fingerprint, for people.
         since: When the process connected (UTC).
-        certificate_until: End of the certificate that it presents to the broker, if it has one.
+        certificate_until: End of validity of its client certificate, if it has one.
     """
 
     presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
-    software: Label
+    software: _Label
     edge: Name
-    target: Label
-    vocabulary: Label
+    target: _Label
+    vocabulary: _Label
     since: Instant
     certificate_until: Instant | None = None
 
 
 class Telemetry(ControlMessage):
-    """A device's counters since it started, for dashboards; the session log is the record.
+    """Counters of a device since it started, for dashboards; the session log is authoritative.
 
     Attributes:
         sessions: Ended sessions.
@@ -101,10 +101,10 @@ class Telemetry(ControlMessage):
         mean_draft: Tokens of a draft, or None before the first.
         draft_ms_per_token: Mean, or None before the first.
         round_trip_ms: Smoothed time from draft to verdict, or None before the first.
-        streamed: Of the tokens, written by edges alone, as the device has asked them to.
-        unverified: Of the tokens, those at the ends of texts that do not follow the target's law: written while no edge
-            answered, or behind that.
-        plan: How the device writes now, or None before the first text.
+        streamed: Of the tokens, those from edge-only decoding.
+        unverified: Of the tokens, those at the end of a generation that do not follow the target distribution:
+            generated while no edge answered, or after such tokens.
+        plan: How the device generates now, or None before the first request.
     """
 
     sessions: Annotated[int, Field(ge=0, strict=True)]
@@ -119,34 +119,33 @@ class Telemetry(ControlMessage):
 
 
 class AlertState(StrEnum):
-    """Whether an alert holds. One that this release does not know is read as `OPEN`: somebody had better look."""
+    """Whether an alert is active. An unknown value is read as `OPEN`, so that somebody looks."""
 
     OPEN = "open"
     CLEARED = "cleared"
 
 
 class Alert(ControlMessage):
-    """Something that is wrong with a fleet, when it begins and when it is over.
+    """A problem of a fleet, when it begins and when it ends.
 
     Attributes:
-        id: The alert's; the same when it is over. Who hears it twice passes it over by id and state.
-        fleet: Its name, if whoever tells of it knows.
-        rule: Which rule has found it.
-        subject: Of whom: a device, an edge, or an edge and a code.
+        id: The same at the beginning and the end. Readers ignore repetitions with the same id and state.
+        fleet: Its name, if the sender knows it.
+        rule: Name of the alert rule.
+        subject: A device, an edge, or an edge and a code.
         device: The device, if it concerns one.
         severity: `warning` or `critical`.
-        state: Whether it holds, or is over.
         sentence: What is wrong, and what to do.
-        value: What was measured, if it is a number.
-        threshold: What it is held against.
+        value: Measured value, if it is a number.
+        threshold: Threshold of the rule.
         since: When it began (UTC).
-        at: When this was so (UTC).
+        at: When it was last evaluated (UTC).
     """
 
     id: Annotated[str, Field(max_length=64), PRINTABLE]
     fleet: Name | None = None
     rule: Annotated[str, Field(max_length=64), PRINTABLE]
-    subject: Label
+    subject: _Label
     device: Name | None = None
     severity: Annotated[str, Field(max_length=16), PRINTABLE]
     state: Annotated[AlertState, unknown_as(AlertState.OPEN)]
@@ -175,3 +174,125 @@ def decode_json(model: type[C], payload: bytes) -> C:
         return model.model_validate_json(payload)
     except ValidationError as error:
         raise MalformedMessage.from_validation(model.__name__, error) from error
+
+
+MAX_SETTINGS: Final = 64
+
+MAX_SETTING_NAME: Final = 80
+MAX_SETTING_VALUE: Final = 300
+MAX_WHO: Final = 100
+MAX_VERSION: Final = (1 << 53) - 1
+"""Largest integer that every JSON reader represents exactly."""
+
+MAX_ARGUMENTS: Final = 8
+MAX_RESULT: Final = 8 << 10
+"""Characters of a result in one part: with any characters the message stays within its limit."""
+
+MAX_PARTS: Final = 32
+
+_SettingName = Annotated[str, Field(min_length=1, max_length=MAX_SETTING_NAME, strict=True), PRINTABLE]
+_Text = Annotated[str, Field(max_length=MAX_SETTING_VALUE, strict=True), PRINTABLE]
+SettingValue = (
+    Annotated[bool, Field(strict=True)]
+    | Annotated[int, Field(ge=-MAX_VERSION, le=(1 << 64) - 1, strict=True)]
+    | Annotated[float, Field(allow_inf_nan=False, strict=True)]
+    | _Text
+)
+"""Value of a setting or of an argument: true or false, a number, or one line of text."""
+
+_Values = Annotated[dict[_SettingName, SettingValue], Field(max_length=MAX_SETTINGS)]
+_Names = Annotated[tuple[_SettingName, ...], Field(max_length=MAX_SETTINGS)]
+_Who = Annotated[str, Field(max_length=MAX_WHO, strict=True), PRINTABLE]
+_Version = Annotated[int, Field(ge=0, le=MAX_VERSION, strict=True)]
+_Id = Annotated[str, Field(pattern=r"^[0-9a-f]{8,32}$", strict=True)]
+
+
+class DesiredSettings(ControlMessage):
+    """All settings that a device should have; others are as the device itself is configured.
+
+    Attributes:
+        version: Above every earlier one of this device. A lower one is ignored, unless `at` is later.
+        values: By the setting's name. An empty set removes all earlier values.
+        who: Author, for the log.
+        at: Time (UTC).
+    """
+
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION, strict=True)]
+    values: _Values
+    who: _Who = ""
+    at: Instant | None = None
+
+
+class ReportedSettings(ControlMessage):
+    """Remote settings of a device, and the result of the desired ones.
+
+    Attributes:
+        version: Of the latest desired settings that it has considered; 0 if there were none.
+        applied: Of those in force; less than `version` if the latest were refused.
+        values: In force, by name.
+        refused: Why the latest were refused, by name; then none of them was accepted.
+        needs_restart: Settings that were accepted and take effect when the device next loads its model.
+        fixed: Settings that the device's own configuration does not allow to be set remotely.
+        at: Time (UTC).
+    """
+
+    version: _Version
+    applied: _Version
+    values: _Values
+    refused: Annotated[dict[_SettingName, Sentence], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
+    needs_restart: _Names = ()
+    fixed: _Names = ()
+    at: Instant | None = None
+
+
+class CommandOutcome(StrEnum):
+    """Outcome of a command. An unknown value is read as `FAILED`, so that nobody relies on it."""
+
+    OK = "ok"
+    FAILED = "failed"  # it was tried
+    REFUSED = "refused"  # it was not
+
+
+class CommandRequest(ControlMessage):
+    """A command to one device.
+
+    Attributes:
+        id: Hexadecimal; a device answers a repeated id without running the command again.
+        command: Name of the command.
+        arguments: By name.
+        deadline: When the sender stops waiting (UTC); the device does not start the command later.
+        who: Author, for the log.
+    """
+
+    id: _Id
+    command: Annotated[str, Field(min_length=1, max_length=40, strict=True), PRINTABLE]
+    arguments: Annotated[dict[_SettingName, SettingValue], Field(max_length=MAX_ARGUMENTS)] = Field(
+        default_factory=dict
+    )
+    deadline: Instant
+    who: _Who = ""
+
+
+class CommandResponse(ControlMessage):
+    """Outcome of a command; a long result is sent in parts, each with all other fields.
+
+    Attributes:
+        id: Of the command.
+        sentence: What was done, or why not.
+        result: Text, lines of a log, or JSON; or a part of it.
+        part: Index of the part, from 0.
+        parts: Number of parts.
+    """
+
+    id: _Id
+    outcome: Annotated[CommandOutcome, unknown_as(CommandOutcome.FAILED)]
+    sentence: Sentence
+    result: Annotated[str, Field(max_length=MAX_RESULT, strict=True)] | None = None
+    part: Annotated[int, Field(ge=0, lt=MAX_PARTS, strict=True)] = 0
+    parts: Annotated[int, Field(ge=1, le=MAX_PARTS, strict=True)] = 1
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.part >= self.parts:
+            raise ValueError("a part that is beyond the last")
+        return self

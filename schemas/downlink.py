@@ -1,6 +1,6 @@
 """Downlink forms: encodings of the target distribution p of one position, all exact, chosen by size.
 
-A form is a class that says all that the wire must know of it; how it is made of p and drawn from, `dssd.downlink` says.
+A form is a class that defines its wire format; `dssd.downlink` makes it from p and draws from it.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,12 +23,12 @@ Probability = Annotated[float, Field(gt=0.0, le=1.0 + 1e-6, allow_inf_nan=False,
 
 
 class _Form(BaseModel):
-    """What all forms have.
+    """Base of all forms.
 
     Attributes:
-        number: Stands first in the verdict's array; a form's for good.
-        wire: Fields behind it in their order, each with what packs it.
-        described: The array, for people.
+        number: First in the verdict's array; permanent.
+        wire: Following fields in order, each with the function that packs it.
+        described: The array, for documentation.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,7 +71,7 @@ class Samples(_Form):
     """Independent draws from p, each with its probability; the device thins them to max(0, p - q).
 
     Attributes:
-        start: Index of the first draw: 0, or the number the device has already tried in vain.
+        start: Index of the first draw: 0, or the number the device has already tried without success.
         ids: The draws in order; a token may repeat.
         probs: p of each.
     """
@@ -93,10 +93,10 @@ class Samples(_Form):
 
 
 class Dense(_Form):
-    """p over the whole vocabulary: the paper's own form.
+    """p over the whole vocabulary, as in the paper.
 
     Attributes:
-        probs: float32, little-endian, one a token id.
+        probs: float32, little-endian, by token id.
     """
 
     number = 3
@@ -119,30 +119,26 @@ class Dense(_Form):
 
 @dataclass(frozen=True, slots=True)
 class UnknownForm:
-    """A form that a newer release has added: none can be drawn from it here, so that the session fails, and says why.
-
-    Attributes:
-        number: Its own, which stands first in the verdict's array.
-    """
+    """A form of a newer release. It cannot be used here, so the session fails and says why."""
 
     number: int
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Take nothing but instances: the decoder makes them, and no message spells one out."""
+        """Accept only instances: the decoder makes them, and no message contains one."""
         return core_schema.is_instance_schema(cls)
 
 
 DownlinkForm = Annotated[Sparse | Samples | Dense, Field(discriminator="kind")]
 
 FORMS: Final[tuple[type[_Form], ...]] = get_args(get_args(DownlinkForm)[0])
-"""All forms, the preferred of two of like size first."""
+"""All forms, in order of preference at equal size."""
 
 _BY_NUMBER: Final = MappingProxyType({form.number: form for form in FORMS})
 
 
 def pack_form(form: DownlinkForm) -> list[object]:
-    """Return the array of a form: its number, and its fields packed."""
+    """Return the array of a form: its number, and its packed fields."""
     return [form.number, *(pack(getattr(form, name)) for name, pack in form.wire.items())]
 
 
@@ -150,7 +146,7 @@ def unpack_form(array: object) -> dict[str, object] | UnknownForm | None:
     """Read the array of a form.
 
     Returns:
-        The form's fields, yet to be validated; an `UnknownForm` for a newer release's; None where it is no form.
+        The form's fields, not yet validated; an `UnknownForm` of a newer release; None if it is no form.
     """
     if not isinstance(array, list) or not array or type(array[0]) is not int:
         return None

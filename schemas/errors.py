@@ -2,7 +2,7 @@
 
 ::
 
-    FleetError                  everything that any package of this project raises on purpose
+    FleetError                  everything that a package of this project raises on purpose
     └── SchemaError
         ├── InvalidName         a fleet, device or edge name that cannot be one level of a topic
         ├── TopicError          a topic outside the tree
@@ -19,7 +19,7 @@ from schemas.printable import printable_line
 
 
 class FleetError(Exception):
-    """Base of all errors of this project. Its text is one sentence for the user."""
+    """Base of all errors of this project. The message is one sentence for the user."""
 
 
 class SchemaError(FleetError):
@@ -63,15 +63,15 @@ class MalformedMessage(CodecError):  # noqa: N818
 
     @classmethod
     def from_validation(cls, name: str, error: ValidationError) -> Self:
-        """Return the error of a message whose fields do not hold what they should.
+        """Return the error of a message with invalid fields.
 
         Args:
-            name: What the message should be.
-            error: What pydantic found; the first of its findings is told.
+            name: Expected message.
+            error: pydantic's findings, of which the first is reported.
         """
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "message"
         if first["type"] == "extra_forbidden":
             return cls(f"The {name} has {where[:100]}, which this release does not know: leave it out, or update.")
-        # A finding may quote the input, which is as long as the sender likes.
+        # A finding may quote the input, which may be long.
         return cls(f"The {name} is invalid at {where[:100]}: {first['msg'][:200].rstrip('.')}.")

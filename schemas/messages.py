@@ -18,16 +18,20 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from schemas.bounds import (
+from schemas.downlink import DownlinkForm, TokenId, UnknownForm
+from schemas.fields import (
     MAX_DRAFT,
     MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
     MAX_WINDOW,
     U16,
     U32,
     AppName,
     Code,
     Count,
+    EdgeLoad,
     Label,
+    Logprobs,
     Milliseconds,
     Position,
     Seconds,
@@ -35,9 +39,6 @@ from schemas.bounds import (
     SessionId,
     Tokens,
 )
-from schemas.downlink import DownlinkForm, TokenId, UnknownForm
-from schemas.edge_load import EdgeLoad
-from schemas.logprobs import MAX_TOP_LOGPROBS, Logprobs
 from schemas.names import Name
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode, unknown_as
@@ -48,26 +49,27 @@ PROTOCOL = 1
 
 
 class _Message(BaseModel):
-    # A newer peer may send more than we know; what we do not know, we do not read.
+    # A newer peer may send unknown fields, which are ignored.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Open(_Message):
-    """Asks for a session.
+    """Requests a session.
 
     Attributes:
         protocol: `PROTOCOL` of the sender.
-        session: Chosen by the device at random; the session's name for good, across resumes.
-        attempt: Rises with each Open of the session that is not a mere repetition of the last.
-        vocabulary: The draft model's.
+        session: Random name of the session, chosen by the device and kept across resumes.
+        attempt: Incremented with each Open of the session that is not a mere repetition of the last.
+        vocabulary: Of the draft model.
         draft_model: Its name, for the log.
         quantization: Of its weights, for the log.
         policy: Sampling, with the seed.
         prompt: Token ids.
-        max_new_tokens: Most tokens to write.
+        max_new_tokens: Most tokens to generate.
         resume: All tokens committed so far, if the session was opened before.
-        logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each place.
-        app: Application of the device that the text is for, for the log.
+        logprobs: Requests the target's log-probabilities of all tokens, and of this number of most likely tokens at
+            each position.
+        app: Application of the device that the request is for, for the log.
     """
 
     kind: Literal["open"] = "open"
@@ -89,19 +91,19 @@ class Opened(_Message):
     """Grants a session.
 
     Attributes:
-        session: As asked.
-        attempt: As asked.
-        handle: The session's short name in drafts and verdicts, per device.
-        edge: Where to send drafts.
-        target: The large model's name.
-        position: Tokens taken over from `resume`.
-        max_new_tokens: Granted; less than asked where the context is short.
+        session: From Open.
+        attempt: From Open.
+        handle: Short name of the session in drafts and verdicts, per device.
+        edge: Destination of drafts.
+        target: Name of the large model.
+        position: Tokens accepted from `resume`.
+        max_new_tokens: Granted; less than requested if the context is short.
         max_draft: Most tokens in one draft.
-        window: Most drafts under way at once.
+        window: Most drafts without a verdict.
         lease_s: Seconds of silence after which the edge forgets the session.
-        end_tokens: Ids that end the text.
-        logprobs: As asked; None where the edge tells no log-probabilities.
-        load: What the edge does at present, and what its steps take.
+        end_tokens: Ids that end the generation.
+        logprobs: As requested; None if the edge sends no log-probabilities.
+        load: Load of the edge, and durations of its steps.
     """
 
     kind: Literal["opened"] = "opened"
@@ -125,9 +127,9 @@ class Refused(_Message):
 
     Attributes:
         session: From Open.
-        code: Why.
-        sentence: The same for a person, with what to do.
-        retry_s: Seconds after which the same Open may be granted; None if the edge cannot tell.
+        code: Reason.
+        sentence: Reason and remedy for people.
+        retry_s: Seconds after which the same Open may be granted; None if unknown.
     """
 
     kind: Literal["refused"] = "refused"
@@ -142,16 +144,16 @@ class Draft(_Message):
 
     Attributes:
         handle: From Opened.
-        round: Number of this draft in the session, rising; (session, round) names one decision.
+        round: Number of this draft in the session, ascending; (session, round) identifies one decision.
         epoch: Rejections seen since Opened. Drafts of an older epoch than the edge's are void.
-        base: Tokens committed before this draft, `fix` and drafts still under way counted in.
-        fix: The correction that the device drew after the last rejection; the token at `base - 1`.
+        base: Tokens committed before this draft, including `fix` and drafts without a verdict.
+        fix: Correction that the device drew after the last rejection; the token at `base - 1`.
         tokens: The proposal.
         counts: For each token, its draft probability in 1/65,536; residual mode only.
-        more: Whether another draft follows without waiting, so that no bonus token is due.
+        more: Whether another draft follows at once, so that no bonus token is needed.
         digest: CRC-32 over the committed tokens up to `base`.
-        tried: Asks for further samples at the last rejection: the number tried in vain.
-        write: Asks the edge to write by itself: so many tokens from `base` on, at most; 0 asks it to stop.
+        tried: Requests further samples at the last rejection: the number tried without success.
+        write: Requests edge-only decoding of up to this number of tokens from `base` on; 0 stops it.
     """
 
     handle: U16
@@ -171,9 +173,9 @@ class Draft(_Message):
         if self.counts is not None and len(self.counts) != len(self.tokens):
             raise ValueError("tokens and counts differ in number")
         if self.tried is not None and (self.tokens or self.fix is not None or self.more):
-            raise ValueError("a request for samples carries no draft")
+            raise ValueError("a request for samples has no draft")
         if self.write is not None and (self.tokens or self.more or self.tried is not None):
-            raise ValueError("a request to write carries no draft")
+            raise ValueError("a request for edge-only decoding has no draft")
         return self
 
 
@@ -181,21 +183,21 @@ class Verdict(_Message):
     """Answers a draft (hot).
 
     Attributes:
-        handle: As in the draft.
-        round: As in the draft; no round is used twice, so the epoch needs no mention.
-        accepted: Length of the accepted head.
-        next: The token after it (bonus token, or the target's own token in coupled mode); or p at the
-            rejected position, from which the device draws; or None, when nothing is due.
-        finish: Whether the text ends here.
-        queue_ms: From arrival to the step that verified it, or to the answer if nothing was to be verified; without the
-            time in which the session's own prompt was computed meanwhile, or its text anew.
-        compute_ms: That step's time.
-        base: Where the edge writes by itself: position of the first of `written`.
-        written: The text from `base` on, as far as it is written; None in the answer to a draft.
-        load: What the edge does at present, where it has changed since the device was told last.
-        chained: Tokens of the session's other drafts that were verified in the same step; None if there were none. What
-            the step took beyond that for an empty draft is theirs as well, and not another text's.
-        logprobs: Where they were asked for: of the accepted head and of `next`, or of `written`.
+        handle: From the draft.
+        round: From the draft; no round is used twice, so the epoch is not repeated.
+        accepted: Number of accepted tokens.
+        next: The token after them (bonus token, or the target's own token in coupled mode); or p at the rejected
+            position, from which the device draws; or None if neither is needed.
+        finish: Whether the generation ends here.
+        queue_ms: From arrival to the step that verified it, or to the answer if there was nothing to verify; without
+            the time for computing the session's own prompt or recomputing its tokens.
+        compute_ms: Duration of that step.
+        base: In edge-only decoding, the position of the first of `written`.
+        written: In edge-only decoding, the tokens generated from `base` on; None in the answer to a draft.
+        load: Load of the edge, if it has changed since it was last sent to the device.
+        chained: Tokens of the session's other drafts that were verified in the same step; None if there were none.
+            They, and no other session, account for what the step took beyond an empty draft.
+        logprobs: If requested: of the accepted tokens and of `next`, or of `written`.
     """
 
     handle: U16
@@ -214,23 +216,23 @@ class Verdict(_Message):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.base is None) != (self.written is None):
-            raise ValueError("what the edge writes by itself has a place, and only that")
+            raise ValueError("edge-only tokens need a position, and nothing else has one")
         if self.written is not None and (self.accepted or self.next is not None):
-            raise ValueError("a verdict answers a draft or carries what the edge has written, not both")
+            raise ValueError("a verdict answers a draft or has edge-only tokens, not both")
         return self
 
 
 class Fault(_Message):
-    """Answers a draft that cannot be judged; nothing has changed at the edge.
+    """Answers a draft that cannot be verified; nothing has changed at the edge.
 
     Attributes:
-        handle: As in the draft, where it could be read.
+        handle: From the draft, if it could be read.
         round: Likewise.
         code: What was wrong.
         action: What to do about it.
-        sentence: The same for a person.
-        retry_s: Seconds to wait: where the action is to wait, before the draft is sent again; where it is to give up,
-            as for a device that is shut out, before any session is worth asking for.
+        sentence: The same for people.
+        retry_s: Seconds to wait. With `WAIT`, before the draft is sent again; with `GIVE_UP`, as for a quarantined
+            device, before any session is requested.
     """
 
     kind: Literal["fault"] = "fault"
@@ -243,32 +245,32 @@ class Fault(_Message):
 
 
 class Close(_Message):
-    """Ends a session from the device, with what it counted.
+    """Ends a session from the device, with its counters.
 
     Attributes:
         session: From Open.
-        handle: From Opened; None if it never was.
-        edge: Likewise: whose session it is. All edges hear the Close, and only that one answers. None, too, if it went
-            away before it answered: then any that hears of it writes the end down.
+        handle: From Opened; None if there was none.
+        edge: Likewise: the edge of the session. All edges receive the Close, and only this one answers. None also if
+            the edge went away before it answered: then any edge records the end.
         reason: How it ended.
         tokens: Committed.
-        fix: The last correction, if no draft carried it any more.
+        fix: The last correction, if no draft contains it.
         digest: CRC-32 over all committed tokens.
         drafted: Tokens proposed.
         tested: Proposed tokens that were accepted or rejected, not merely flushed.
         accepted: Of these, accepted.
-        rounds: Drafts judged.
-        uplink_bytes: Payload of all drafts sent, repeats counted in.
-        downlink_bytes: Payload of all verdicts received, repeats counted in.
-        draft_ms: Spent in the draft model.
-        wait_ms: Spent waiting for verdicts.
+        rounds: Drafts with a verdict.
+        uplink_bytes: Payload of all drafts sent, including repeats.
+        downlink_bytes: Payload of all verdicts received, including repeats.
+        draft_ms: Time in the draft model.
+        wait_ms: Time waiting for verdicts.
         wall_ms: From Open to Close.
-        unverified: Tokens at the end of the text that do not follow the target's law: the device has written on without
-            an edge, or an edge behind that. None of a text that was verified whole.
-        age_s: Seconds since the text ended, if this is told later than that.
-        code: Why it has failed, as programs read it, if it has.
-        sentence: The same for a person; nothing of the text, nor of its prompt.
-        app: Application of the device that the text was for, if no edge has been told of it by an Open.
+        unverified: Tokens at the end that do not follow the target distribution: generated on the device without an
+            edge, or by an edge after such tokens. None if all were verified.
+        age_s: Seconds since the request ended, if this is sent later.
+        code: Reason of a failure, for programs.
+        sentence: The same for people; without anything of the text or its prompt.
+        app: Application of the device, if no Open has named it to an edge.
     """
 
     kind: Literal["close"] = "close"
@@ -296,20 +298,19 @@ class Close(_Message):
 
 
 class Closed(_Message):
-    """Confirms the end, or tells of it, with what the edge counted.
+    """Confirms or reports the end of a session, with the edge's counters.
 
     Attributes:
         session: From Open.
-        attempt: Of the Open whose end this is, so that the end of a part long resumed elsewhere is told from
-            the session's; None if the edge does not know the session.
+        attempt: Of the Open that this ends, to distinguish the end of a part that was resumed elsewhere from the
+            session's; None if the edge does not know the session.
         reason: How it ended.
         tokens: Committed at the edge.
-        rounds: Verdicts given.
-        mean_batch: Mean number of sessions verified in one step, this one counted in, over the rounds that verified.
+        rounds: Verdicts sent.
+        mean_batch: Mean number of sessions verified in one step, including this one, over the rounds with verification.
         queue_ms: Sum over rounds.
         compute_ms: Sum over rounds.
-        reused: Tokens of the prompt, and of a text that was resumed, that the edge had computed before; None if the
-            edge does not tell.
+        reused: Tokens of the prompt, and of a resumed generation, that the edge had computed before; None if unknown.
     """
 
     kind: Literal["closed"] = "closed"
@@ -325,4 +326,4 @@ class Closed(_Message):
 
 
 SessionReply = Annotated[Opened | Refused | Closed | Fault, Field(discriminator="kind")]
-"""What arrives on `down/session`."""
+"""Messages on `down/session`."""

@@ -1,11 +1,11 @@
-"""Names of fleets, devices and edges: each is exactly one level of a topic.
+"""Names of fleets, devices and edges, each exactly one level of a topic; the package's version.
 
-A name is what a certificate carries and what an ACL pattern substitutes, so it must not contain the
-MQTT wildcards or separators, and must not start with `_` (reserved for our own levels, `_edge`) or
-`$` (reserved by MQTT).
+A certificate carries a name and an ACL pattern substitutes it, so it must not contain the MQTT wildcards or separators,
+and must not start with `_` (reserved for our own levels, `_edge`) or `$` (reserved by MQTT).
 """
 
 import re
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -35,3 +35,10 @@ def check_name(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(check_name)]
 """A pydantic field type for a checked name."""
+
+
+try:
+    VERSION = version("dssd-fleet")
+except PackageNotFoundError:
+    # Run from a source tree that was never installed.
+    VERSION = "0+unknown"

@@ -1,12 +1,66 @@
-"""Sampling policy: what is done to logits before a token is drawn, agreed at Open by both ends."""
+"""Sampling policy and grammar: both ends agree on them at Open."""
 
+import hashlib
+import json
 import secrets
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from schemas.grammar import Grammar
+MAX_GRAMMAR_BYTES: Final = 1 << 16
+"""Bytes of UTF-8."""
+
+
+class GrammarKind(StrEnum):
+    """How a grammar is written."""
+
+    JSON_SCHEMA = "json-schema"
+    JSON_OBJECT = "json-object"  # any JSON object; its text is empty
+    REGEX = "regex"
+    LARK = "lark"
+
+
+def _check_size(text: str) -> str:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_GRAMMAR_BYTES:
+        raise ValueError(f"a grammar has at most {MAX_GRAMMAR_BYTES} bytes")
+    return text
+
+
+class Grammar(BaseModel):
+    """A grammar that the generation must match. Unknown fields are rejected, as in the policy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: GrammarKind
+    text: Annotated[str, Field(max_length=MAX_GRAMMAR_BYTES, strict=True), AfterValidator(_check_size)] = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of kind and text in hexadecimal, for logs and lists."""
+        return hashlib.sha256(f"{self.kind.value}\0{self.text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> Self:
+        """Return the grammar of JSON values of a schema."""
+        return cls(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(schema, separators=(",", ":")))
+
+    @classmethod
+    def json_object(cls) -> Self:
+        """Return the grammar of JSON objects, whatever is in them."""
+        return cls(kind=GrammarKind.JSON_OBJECT)
+
+    @classmethod
+    def regex(cls, pattern: str) -> Self:
+        """Return the grammar of what a regular expression matches as a whole."""
+        return cls(kind=GrammarKind.REGEX, text=pattern)
+
+    @classmethod
+    def lark(cls, source: str) -> Self:
+        """Return a grammar in llguidance's dialect of Lark, whose rule `start` is the whole text."""
+        return cls(kind=GrammarKind.LARK, text=source)
+
 
 MAX_SEED = 2**64 - 1
 MAX_TOP_K = 1_000_000
@@ -32,8 +86,8 @@ class Mode(StrEnum):
 class SamplingPolicy(BaseModel):
     """What both ends do to their logits, and the seed of every random decision.
 
-    The one part of a message where nothing unknown is passed over: a text written without a setting that was asked for
-    follows another law. A newer release leaves a new setting out as long as it does nothing.
+    The only message in which unknown fields are rejected: without a requested setting the generation would follow
+    another distribution. A newer release omits a new setting while it has no effect.
 
     Attributes:
         mode: How drafts are verified.
@@ -41,7 +95,7 @@ class SamplingPolicy(BaseModel):
         top_k: Keeps the k largest logits; 0 keeps all.
         top_p: Keeps the smallest head whose mass reaches this; 1 keeps all.
         seed: Key of the random numbers; the same seed and policy give the same decisions.
-        grammar: What the text must look like: before all else, tokens that it rules out are impossible. None: anything.
+        grammar: Tokens that it forbids are impossible, before all other steps. None allows everything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -60,5 +114,5 @@ class SamplingPolicy(BaseModel):
 
     @property
     def repeats(self) -> bool:
-        """Whether the same seed is to give the same text, however it is drafted."""
+        """Whether the same seed gives the same text, however it is drafted."""
         return self.mode is Mode.COUPLED or self.greedy

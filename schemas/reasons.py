@@ -1,8 +1,8 @@
-"""Reason codes: why a text or a session ends, an Open is refused, a Draft cannot be judged, and what to do about that.
+"""Reason codes: why a request or session ends, an Open is refused, a Draft is rejected as faulty, and what to do.
 
-A neighbouring release may send a code, a reason or a number that this one lacks. Its message is sound all the same, so
-the value is read as the member of ours that promises least. Only what such a word may look like is read so: text of
-another shape, or a number that needs more than a byte, is still no message.
+A peer of another release may send a value that this release lacks. It is read as the member of ours that promises
+least. Only values that could be members are read so: other text, or a number of more than a byte, is an invalid
+message.
 """
 
 import re
@@ -13,10 +13,7 @@ from pydantic import BeforeValidator
 
 
 class Finish(IntEnum):
-    """Why the edge ends the text with this verdict.
-
-    An end that this release does not know is read as `LENGTH`: the text ends there, and is not said to be complete.
-    """
+    """Why the generation ends with this verdict. An unknown value is read as `LENGTH`: it ends, maybe incomplete."""
 
     NO = 0
     STOP = 1  # the target drew an end-of-sequence token
@@ -24,10 +21,7 @@ class Finish(IntEnum):
 
 
 class EndReason(StrEnum):
-    """How a session ended.
-
-    An end that this release does not know is read as `FAILED`: it is not counted as a success.
-    """
+    """How a session ended. An unknown value is read as `FAILED`: it does not count as a success."""
 
     STOP = "stop"  # end of sequence, or the application's stop string
     LENGTH = "length"
@@ -39,7 +33,7 @@ class EndReason(StrEnum):
 class RefusalCode(StrEnum):
     """Why an Open was refused.
 
-    A reason that this release does not know is read as `OTHER`: the device shows the sentence and does not try again.
+    An unknown value is read as `OTHER`: the device shows the sentence and does not try again.
     """
 
     PROTOCOL = "protocol"
@@ -50,17 +44,17 @@ class RefusalCode(StrEnum):
     MAX_NEW_TOKENS = "max-new-tokens"
     BUSY = "busy"
     DRAINING = "draining"
-    QUOTA = "over-quota"  # of the device, not of the edge: `retry_s` says when it is worth asking again
-    LOGPROBS = "logprobs"  # the edge cannot tell them exactly
-    FENCED = "fenced"  # the device has misbehaved, or an administrator has shut it out; likewise
-    GRAMMAR = "grammar"  # it cannot be read, takes too long, does not fit the text, or is not served here
-    OTHER = "other"  # a newer release's, or one that the sentence tells best
+    QUOTA = "over-quota"  # of the device, not of the edge; see `retry_s`
+    LOGPROBS = "logprobs"  # the edge cannot compute them exactly
+    FENCED = "fenced"  # quarantined for misbehaviour or by an administrator; see `retry_s`
+    GRAMMAR = "grammar"  # invalid, too expensive, violated by the resumed tokens, or unsupported
+    OTHER = "other"  # of a newer release, or explained by the sentence only
 
 
 class FaultCode(StrEnum):
     """What was wrong with a Draft.
 
-    A reason that this release does not know is read as `OTHER`: the device follows the action that came with it.
+    An unknown value is read as `OTHER`: the device follows the action that came with it.
     """
 
     MALFORMED = "malformed"
@@ -71,35 +65,32 @@ class FaultCode(StrEnum):
     COUNTS = "counts"
     QUOTA = "over-quota"
     INTERNAL = "internal"
-    OTHER = "other"  # a newer release's; not sent
+    OTHER = "other"  # of a newer release; not sent
 
 
 class Action(StrEnum):
-    """What a device does about a fault.
-
-    An action that this release does not know is read as `GIVE_UP`: it cannot be taken.
-    """
+    """What a device does about a fault. An unknown value is read as `GIVE_UP`."""
 
     RESUME = "resume"  # open again with the tokens committed so far
-    WAIT = "wait"  # send the draft again after `retry_s`; nothing is wrong with it
+    WAIT = "wait"  # send the draft again after `retry_s`; it is valid
     GIVE_UP = "give-up"
 
 
 UNKNOWN_NUMBERS: Final = range(256)
-"""What a number of an enumeration may be, now or later."""
+"""Valid numbers of enumerations, in this and in newer releases."""
 
 _WORD: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 
 def unknown_as(member: IntEnum | StrEnum) -> BeforeValidator:
-    """Return the annotation of an enumeration's field that reads an unknown value as `member`, and coerces none."""
+    """Return the annotation of an enumeration field that reads unknown values as `member`, and coerces nothing."""
     kind = type(member)
     known = frozenset[object](kind)
 
     def read(value: object) -> object:
         if isinstance(value, kind):
             return value
-        # By themselves, enumerations would take bytes for text, and `true` and 1.0 for 1.
+        # pydantic would accept bytes for text, and `true` and 1.0 for 1.
         if type(value) is not (int if issubclass(kind, IntEnum) else str):
             raise ValueError(f"not a {'number' if issubclass(kind, IntEnum) else 'word'}")
         return member if value not in known and _may_be_added(value) else value

@@ -16,8 +16,8 @@ from schemas.names import check_name
 ROOT: Final = "dssd/v1"
 
 
-class Role(StrEnum):
-    """Who speaks on a topic."""
+class ClientRole(StrEnum):
+    """Role of a client on a topic."""
 
     DEVICE = "device"
     EDGE = "edge"
@@ -25,8 +25,6 @@ class Role(StrEnum):
 
 
 class Topic(StrEnum):
-    """The kinds of topic."""
-
     STATE = "state"
     OPEN = "up/open"
     DRAFT = "up/draft"
@@ -43,26 +41,24 @@ class Topic(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class TopicRule:
     """One line of the tree.
 
     Attributes:
-        topic: Which kind.
         template: Levels below `dssd/v1/<fleet>/`, with `{device}` and `{edge}` to fill in.
-        writers: Roles that publish here; a device only under its own name, an edge under any
-            device's but only under its own edge name.
+        writers: Roles that publish here; a device only under its own name, an edge under any device's but only under
+            its own edge name.
         readers: Roles that subscribe here; a device only to its own name.
-        qos: Delivery guarantee.
         retained: Whether the broker keeps the last message.
         expiry_s: Seconds after which an undelivered message is worthless; None for never.
-        hot: One message a round: binary, with a topic alias.
+        hot: One message per round: binary, with a topic alias.
         binary: CBOR rather than JSON.
     """
 
     topic: Topic
     template: str
-    writers: frozenset[Role]
-    readers: frozenset[Role]
+    writers: frozenset[ClientRole]
+    readers: frozenset[ClientRole]
     qos: int = 1
     retained: bool = False
     expiry_s: int | None = None
@@ -71,50 +67,46 @@ class Rule:
 
     @property
     def content_type(self) -> str:
-        """The MQTT 5 content type."""
         return "application/cbor" if self.binary else "application/json"
 
 
-_DEVICE = frozenset({Role.DEVICE})
-_EDGE = frozenset({Role.EDGE})
-_MONITOR = frozenset({Role.MONITOR})
-_ALL = frozenset(Role)
+_DEVICE = frozenset({ClientRole.DEVICE})
+_EDGE = frozenset({ClientRole.EDGE})
+_MONITOR = frozenset({ClientRole.MONITOR})
+_ALL = frozenset(ClientRole)
 
-# A verdict that comes later than this finds a device that has long resumed elsewhere.
+# When a verdict is later than this, the device has resumed elsewhere.
 HOT_EXPIRY_S: Final = 30
 COMMAND_EXPIRY_S: Final = 60
 
-TREE: Final[tuple[Rule, ...]] = (
-    Rule(Topic.STATE, "{device}/state", _DEVICE, _EDGE | _MONITOR, retained=True),
-    Rule(Topic.OPEN, "{device}/up/open", _DEVICE, _EDGE, binary=True),
-    Rule(Topic.DRAFT, "{device}/up/draft/{edge}", _DEVICE, _EDGE, expiry_s=HOT_EXPIRY_S, hot=True, binary=True),
-    Rule(Topic.CLOSE, "{device}/up/close", _DEVICE, _EDGE, binary=True),
-    Rule(Topic.TELEMETRY, "{device}/up/telemetry", _DEVICE, _EDGE | _MONITOR, qos=0),
-    Rule(Topic.SESSION, "{device}/down/session", _EDGE, _DEVICE, binary=True),
-    Rule(Topic.VERDICT, "{device}/down/verdict", _EDGE, _DEVICE, expiry_s=HOT_EXPIRY_S, hot=True, binary=True),
-    Rule(Topic.CONFIG_DESIRED, "{device}/config/desired", _MONITOR, _DEVICE | _MONITOR, retained=True),
-    Rule(Topic.CONFIG_REPORTED, "{device}/config/reported", _DEVICE, _MONITOR, retained=True),
-    Rule(Topic.COMMAND_REQUEST, "{device}/command/request", _MONITOR, _DEVICE, expiry_s=COMMAND_EXPIRY_S),
-    Rule(Topic.COMMAND_RESPONSE, "{device}/command/response", _DEVICE, _MONITOR),
-    Rule(Topic.EDGE_STATE, "_edge/{edge}/state", _EDGE, _ALL, retained=True),
-    Rule(Topic.ALERT, "_alert", _MONITOR, _MONITOR),
+TREE: Final[tuple[TopicRule, ...]] = (
+    TopicRule(Topic.STATE, "{device}/state", _DEVICE, _EDGE | _MONITOR, retained=True),
+    TopicRule(Topic.OPEN, "{device}/up/open", _DEVICE, _EDGE, binary=True),
+    TopicRule(Topic.DRAFT, "{device}/up/draft/{edge}", _DEVICE, _EDGE, expiry_s=HOT_EXPIRY_S, hot=True, binary=True),
+    TopicRule(Topic.CLOSE, "{device}/up/close", _DEVICE, _EDGE, binary=True),
+    TopicRule(Topic.TELEMETRY, "{device}/up/telemetry", _DEVICE, _EDGE | _MONITOR, qos=0),
+    TopicRule(Topic.SESSION, "{device}/down/session", _EDGE, _DEVICE, binary=True),
+    TopicRule(Topic.VERDICT, "{device}/down/verdict", _EDGE, _DEVICE, expiry_s=HOT_EXPIRY_S, hot=True, binary=True),
+    TopicRule(Topic.CONFIG_DESIRED, "{device}/config/desired", _MONITOR, _DEVICE | _MONITOR, retained=True),
+    TopicRule(Topic.CONFIG_REPORTED, "{device}/config/reported", _DEVICE, _MONITOR, retained=True),
+    TopicRule(Topic.COMMAND_REQUEST, "{device}/command/request", _MONITOR, _DEVICE, expiry_s=COMMAND_EXPIRY_S),
+    TopicRule(Topic.COMMAND_RESPONSE, "{device}/command/response", _DEVICE, _MONITOR),
+    TopicRule(Topic.EDGE_STATE, "_edge/{edge}/state", _EDGE, _ALL, retained=True),
+    TopicRule(Topic.ALERT, "_alert", _MONITOR, _MONITOR),
 )
 
-# Topics whose names are known already: they come and go with every message.
-_KEPT: Final = 4096
+_CACHED_TOPICS: Final = 4096
 
 _BY_TOPIC: Final = {rule.topic: rule for rule in TREE}
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """A topic taken apart.
+class TopicAddress:
+    """Components of a topic.
 
     Attributes:
-        topic: Which kind.
-        fleet: The fleet's name.
-        device: The device's name, or None for an edge's own topic.
-        edge: The edge's name where the topic has one.
+        device: None for an edge's own topic.
+        edge: None for a topic without an edge's name.
     """
 
     topic: Topic
@@ -123,8 +115,7 @@ class Address:
     edge: str | None = None
 
     @property
-    def rule(self) -> Rule:
-        """The tree's line for this topic."""
+    def rule(self) -> TopicRule:
         return _BY_TOPIC[self.topic]
 
     def __str__(self) -> str:
@@ -133,12 +124,12 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One access rule of a role: the filter it may publish to or subscribe to.
+    """One access right of a role.
 
     Attributes:
         filter: The topics.
         write: Whether it may publish there, or else subscribe.
-        retained: Whether what it publishes there is meant to be kept, for brokers that can tell.
+        retained: Whether its messages there are to be retained, for brokers that can distinguish.
     """
 
     filter: str
@@ -146,7 +137,7 @@ class Access:
     retained: bool = False
 
 
-@functools.lru_cache(_KEPT)
+@functools.lru_cache(_CACHED_TOPICS)
 def build(topic: Topic, *, fleet: str, device: str | None = None, edge: str | None = None) -> str:
     """Return the full topic.
 
@@ -170,8 +161,8 @@ def wildcard(topic: Topic, *, fleet: str, device: str = "+", edge: str = "+") ->
     return f"{ROOT}/{fleet}/{_BY_TOPIC[topic].template.format(device=device, edge=edge)}"
 
 
-@functools.lru_cache(_KEPT)  # what is outside the tree, and may be long, is not kept
-def parse(topic: str) -> Address:
+@functools.lru_cache(_CACHED_TOPICS)  # exceptions are not cached
+def parse(topic: str) -> TopicAddress:
     """Take a received topic apart.
 
     Raises:
@@ -184,26 +175,26 @@ def parse(topic: str) -> Address:
         for rule in TREE:
             names = _match(rule.template.split("/"), below)
             if names is not None:
-                return Address(rule.topic, _level(fleet, topic), names.get("device"), names.get("edge"))
+                return TopicAddress(rule.topic, _level(fleet, topic), names.get("device"), names.get("edge"))
     raise TopicError(f"{topic[:200]!r} is not a topic of this fleet's tree.")
 
 
 def rules_for(
-    role: Role, *, fleet: str, device: str = "+", edge: str = "+", edges: Sequence[str] = ("+",)
+    role: ClientRole, *, fleet: str, device: str = "+", edge: str = "+", edges: Sequence[str] = ("+",)
 ) -> tuple[Access, ...]:
-    """Return what a role may do, as topic filters.
+    """Return the rights of a role, as topic filters.
 
     Args:
-        role: Whose rights.
+        role: The role.
         fleet: The fleet's name.
-        device: The device level to fill in: a name, `+`, or the broker's own substitution (`%u`).
-        edge: The edge level to fill in for an edge or a monitor, likewise.
+        device: Device level: a name, `+`, or the broker's own substitution (`%u`).
+        edge: Likewise the edge level of an edge or a monitor.
         edges: All edges of the fleet, to each of which a device may draft.
     """
     rights = []
     for rule in TREE:
-        # Any device may draft to any edge of its fleet; an edge listens under its own name alone.
-        levels = edges if role is Role.DEVICE and rule.topic is Topic.DRAFT else (edge,)
+        # Any device may draft to any edge of its fleet; an edge only reads under its own name.
+        levels = edges if role is ClientRole.DEVICE and rule.topic is Topic.DRAFT else (edge,)
         patterns = [wildcard(rule.topic, fleet=fleet, device=device, edge=level) for level in levels]
         if role in rule.writers:
             rights += [Access(pattern, write=True, retained=rule.retained) for pattern in patterns]
@@ -215,7 +206,7 @@ def rules_for(
 
 
 def _match(template: list[str], levels: list[str]) -> dict[str, str] | None:
-    """Return the names that fill `template`, or None where it does not fit."""
+    """Return the names that match the placeholders of `template`, or None if it does not match."""
     if len(template) != len(levels):
         return None
     names = {}

@@ -32,8 +32,8 @@ WITHOUT_A_FACE = (
 
 # Raised and caught within one module or its neighbours: nobody else sees them.
 INTERNAL = {
-    "fleet_common.mqtt.connection.connection.ConnectionLost",
-    "fleet_common.mqtt.connection.screen.BrokenStream",
+    "fleet_common.mqtt.connection.ConnectionLost",
+    "fleet_common.mqtt.screen.BrokenStream",
 }
 
 

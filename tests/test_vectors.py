@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dssd.counter_rng import Purpose
-from schemas import bounds, codec, control
+from dssd.sampling import Purpose
+from schemas import codec, control, fields
 from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
@@ -88,7 +88,7 @@ def test_the_page_names_every_topic_and_every_field() -> None:
         for model in models:
             way = "down" if model.__name__ in {"Opened", "Refused", "Verdict", "Fault", "Closed"} else "up"
             control_message = issubclass(model, control.ControlMessage)
-            steering_message = model.__module__ == "schemas.steering"
+            steering_message = model.__module__ == "schemas.control"
             title = "Settings and commands from afar" if steering_message else "States and telemetry"
             text = section(title if control_message else f"{model.__name__}, {way}")
             named = set(re.findall(r"\w+", text))
@@ -124,11 +124,11 @@ def test_the_page_tells_the_bounds() -> None:
         codec.MAX_REPLY_BYTES,
         codec.MAX_DRAFT_BYTES,
         control.MAX_CONTROL_BYTES,
-        bounds.MAX_TOKENS,
-        bounds.MAX_LABEL,
-        bounds.MAX_SENTENCE,
+        fields.MAX_TOKENS,
+        fields.MAX_LABEL,
+        fields.MAX_SENTENCE,
     ):
         assert f"{bound:,}" in section("Encoding")
     assert codec.MAX_VERDICT_BYTES == codec.MAX_OPEN_BYTES
     assert codec.MAX_CLOSE_BYTES == codec.MAX_DRAFT_BYTES
-    assert f"at most {bounds.MAX_DRAFT}" in section("Draft, up")
+    assert f"at most {fields.MAX_DRAFT}" in section("Draft, up")

@@ -12,9 +12,9 @@ from typing import Final, Self
 
 from benchmarks.processes import BenchError
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
-from fleet_common.events import Event, read_events
+from fleet_common.logs import Event, read_events
 from fleet_device.api.app import listen
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.gateway import Gateway

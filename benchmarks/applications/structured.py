@@ -25,8 +25,7 @@ from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
 from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings
-from schemas.grammar import Grammar
-from schemas.policy import Mode, SamplingPolicy
+from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason
 
 _PLANS: Final = ("adaptive", "draft", "stream")

@@ -37,7 +37,7 @@ from benchmarks.harness import Bench, Report, cpu_s, table
 from benchmarks.processes import BenchError, Cores, on_cores
 from benchmarks.recordings import Recording, record
 from benchmarks.systems import CO_LOCATED, COLOURS, DRAFT, SYSTEMS, System
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from fleet_cli.edge.advise.service_level import LEVEL, Client, Window
 from fleet_cli.prompts import built_in, some
 from fleet_device.drafters.model_file import GgufModel
@@ -322,7 +322,7 @@ class Place(AbstractContextManager["Place"]):
         self._target = target
         self._codec = codec
         self._timing = timing
-        self._served: dict[Form, _Served] = {}
+        self._served: dict[FormName, _Served] = {}
         self._pacings: dict[tuple[str, str], list[Pacing]] = {}
         self._stack = ExitStack()
 
@@ -417,7 +417,7 @@ class Place(AbstractContextManager["Place"]):
         clients = [Client.from_json(each) for each in answer["clients"]]
         row.count(clients, Window(answer["begin"], answer["end"]), travel_s=self._bench.options.round_trip / 1e3)
 
-    def _serving(self, form: Form) -> _Served:
+    def _serving(self, form: FormName) -> _Served:
         if form not in self._served:
             options = self._bench.options
             broker = self._stack.enter_context(self._bench.broker())

@@ -27,11 +27,11 @@ from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.codec import decode_reply, decode_verdict, encode_draft
-from schemas.digest import EMPTY
 from schemas.messages import Closed, Draft, Opened
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Finish
 from schemas.topics import Topic, build
+from schemas.vocabulary import EMPTY_DIGEST
 from tests.support.markov import MarkovScript
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
@@ -103,7 +103,9 @@ class _Device:
             self._edge.failure = reply.sentence
         if isinstance(reply, Opened) and reply.session == self._session:
             self._handle = reply.handle
-            draft = Draft(handle=reply.handle, round=1, epoch=0, base=0, counts=(), digest=EMPTY, write=self._write)
+            draft = Draft(
+                handle=reply.handle, round=1, epoch=0, base=0, counts=(), digest=EMPTY_DIGEST, write=self._write
+            )
             self._send(Topic.DRAFT, encode_draft(draft), edge=EDGE)
 
     def _written(self, message: Message) -> None:

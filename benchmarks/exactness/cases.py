@@ -3,11 +3,10 @@
 from dataclasses import dataclass, replace
 
 from benchmarks.exactness.pacings import MixingPacing, StoppingPacing, TurningPacing
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from schemas.grammar import Grammar
-from schemas.policy import Mode
+from schemas.policy import Grammar, Mode
 from tests.support.sabotage import Sabotage
 from tests.support.toy_engines import ToyEngine, pair_of
 from tests.support.toy_grammar import GRAMMAR
@@ -38,7 +37,7 @@ class Case:
     """
 
     mode: Mode
-    form: Form
+    form: FormName
     draft_length: int | None
     ahead: bool = False
     stream: bool = False
@@ -101,10 +100,10 @@ class Case:
 
 
 _WAYS = (
-    (Mode.RESIDUAL, Form.SPARSE),
-    (Mode.RESIDUAL, Form.SAMPLES),
-    (Mode.RESIDUAL, Form.DENSE),
-    (Mode.COUPLED, Form.AUTO),
+    (Mode.RESIDUAL, FormName.SPARSE),
+    (Mode.RESIDUAL, FormName.SAMPLES),
+    (Mode.RESIDUAL, FormName.DENSE),
+    (Mode.COUPLED, FormName.AUTO),
 )
 _ENGINES = (ToyEngine.LLAMA_CPP, ToyEngine.VLLM, ToyEngine.SGLANG)
 _SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
@@ -112,63 +111,66 @@ _SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
 CASES = (
     *(Case(mode, form, 2) for mode, form in _WAYS),
     *(Case(mode, form, 1, ahead=True) for mode, form in _WAYS),
-    Case(Mode.RESIDUAL, Form.AUTO, None),
-    Case(Mode.COUPLED, Form.AUTO, None),
-    Case(Mode.RESIDUAL, Form.AUTO, 2, stream=True),
-    Case(Mode.COUPLED, Form.AUTO, 2, stream=True),
-    Case(Mode.RESIDUAL, Form.AUTO, None, stream=True),
-    Case(Mode.COUPLED, Form.AUTO, None, stream=True),
-    *(Case(mode, Form.AUTO, length, stream=True, guessed=True) for length in (3, None) for mode in Mode),
-    *(Case(mode, Form.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
-    *(Case(mode, Form.AUTO, 2, stops=True) for mode in Mode),
-    *(Case(mode, Form.AUTO, 2, suffix=True) for mode in Mode),
+    Case(Mode.RESIDUAL, FormName.AUTO, None),
+    Case(Mode.COUPLED, FormName.AUTO, None),
+    Case(Mode.RESIDUAL, FormName.AUTO, 2, stream=True),
+    Case(Mode.COUPLED, FormName.AUTO, 2, stream=True),
+    Case(Mode.RESIDUAL, FormName.AUTO, None, stream=True),
+    Case(Mode.COUPLED, FormName.AUTO, None, stream=True),
+    *(Case(mode, FormName.AUTO, length, stream=True, guessed=True) for length in (3, None) for mode in Mode),
+    *(Case(mode, FormName.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
+    *(Case(mode, FormName.AUTO, 2, stops=True) for mode in Mode),
+    *(Case(mode, FormName.AUTO, 2, suffix=True) for mode in Mode),
     *(Case(mode, form, 2, unlike=True) for mode, form in _WAYS),
-    *(Case(mode, Form.AUTO, 1, ahead=True, unlike=True) for mode in Mode),
-    *(Case(mode, Form.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
-    *(Case(Mode.RESIDUAL, Form.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
-    *(Case(Mode.COUPLED, Form.AUTO, None, stream=True, engine=engine) for engine in _ENGINES),
-    *(Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),
+    *(Case(mode, FormName.AUTO, 1, ahead=True, unlike=True) for mode in Mode),
+    *(Case(mode, FormName.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
+    *(Case(Mode.RESIDUAL, FormName.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
+    *(Case(Mode.COUPLED, FormName.AUTO, None, stream=True, engine=engine) for engine in _ENGINES),
+    *(Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),
     *(Case(mode, form, 2, constrained=True) for mode, form in _WAYS),
-    *(Case(mode, Form.AUTO, 1, ahead=True, constrained=True) for mode in Mode),
-    *(Case(mode, Form.AUTO, 2, unlike=True, constrained=True) for mode in Mode),
-    *(Case(mode, Form.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
-    Case(Mode.RESIDUAL, Form.AUTO, None, constrained=True),
-    Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, constrained=True),
+    *(Case(mode, FormName.AUTO, 1, ahead=True, constrained=True) for mode in Mode),
+    *(Case(mode, FormName.AUTO, 2, unlike=True, constrained=True) for mode in Mode),
+    *(Case(mode, FormName.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
+    Case(Mode.RESIDUAL, FormName.AUTO, None, constrained=True),
+    Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, constrained=True),
 )
 
 FAULTS = (
     *(
         Case(Mode.RESIDUAL, form, 2, sabotage=sabotage)
-        for form in (Form.SPARSE, Form.SAMPLES)
+        for form in (FormName.SPARSE, FormName.SAMPLES)
         for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
     ),
-    Case(Mode.RESIDUAL, Form.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
+    Case(Mode.RESIDUAL, FormName.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
     *(
-        Case(mode, Form.AUTO, 3, stream=True, guessed=True, sabotage=sabotage)
+        Case(mode, FormName.AUTO, 3, stream=True, guessed=True, sabotage=sabotage)
         for mode in Mode
         for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
     ),
-    Case(Mode.RESIDUAL, Form.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
-    Case(Mode.RESIDUAL, Form.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
+    Case(Mode.RESIDUAL, FormName.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
+    Case(Mode.RESIDUAL, FormName.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
     *(
         Case(Mode.RESIDUAL, form, 2, unlike=True, sabotage=sabotage)
-        for form in (Form.SPARSE, Form.SAMPLES)
+        for form in (FormName.SPARSE, FormName.SAMPLES)
         for sabotage in (Sabotage.NOT_RENORMALISED, Sabotage.UNMAPPED)
     ),
-    *(Case(mode, Form.AUTO, 2, engine=engine, sabotage=Sabotage.SHIFTED) for engine in _ENGINES for mode in Mode),
+    *(Case(mode, FormName.AUTO, 2, engine=engine, sabotage=Sabotage.SHIFTED) for engine in _ENGINES for mode in Mode),
     *(
-        Case(Mode.RESIDUAL, Form.AUTO, 2, engine=engine, sabotage=sabotage)
+        Case(Mode.RESIDUAL, FormName.AUTO, 2, engine=engine, sabotage=sabotage)
         for engine in _SERVERS
         for sabotage in (Sabotage.TEMPERED_TWICE, Sabotage.CUT_SHORT)
     ),
-    Case(Mode.COUPLED, Form.AUTO, 2, engine=ToyEngine.VLLM, sabotage=Sabotage.TEMPERED_TWICE),
-    *(Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, engine=engine, sabotage=Sabotage.SHIFTED) for engine in _ENGINES),
+    Case(Mode.COUPLED, FormName.AUTO, 2, engine=ToyEngine.VLLM, sabotage=Sabotage.TEMPERED_TWICE),
     *(
-        Case(Mode.RESIDUAL, Form.AUTO, 2, constrained=True, sabotage=sabotage)
+        Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine, sabotage=Sabotage.SHIFTED)
+        for engine in _ENGINES
+    ),
+    *(
+        Case(Mode.RESIDUAL, FormName.AUTO, 2, constrained=True, sabotage=sabotage)
         for sabotage in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE)
     ),
     *(
-        Case(mode, Form.AUTO, 3, stream=True, constrained=True, sabotage=sabotage)
+        Case(mode, FormName.AUTO, 3, stream=True, constrained=True, sabotage=sabotage)
         for mode, sabotage in (
             (Mode.RESIDUAL, Sabotage.MASK_NOT_RENORMALISED),
             (Mode.RESIDUAL, Sabotage.MASKED_LATE),

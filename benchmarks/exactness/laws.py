@@ -5,8 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from schemas.grammar import Grammar
-from schemas.policy import Mode
+from schemas.policy import Grammar, Mode
 from tests.support.markov import MarkovScript
 from tests.support.toy_grammar import joint_given_grammar
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from benchmarks.exactness.cases import Case
 from benchmarks.exactness.laws import LENGTH, law
-from fleet_common.events import Event, wait_for_event
+from fleet_common.logs import Event, wait_for_event
 from fleet_edge.verifiers.contract import VerifierError
 from tests.support.sabotage import Sabotage
 from tests.support.statistics import ALARM, p_value, total_variation, total_variation_noise

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from benchmarks.exactness.laws import LENGTH, fold_ends
 from benchmarks.harness import Bench, Report, number_of, table
-from dssd.counter_rng import Purpose, random_uniform
 from dssd.distribution import TOTAL, Dist, shape
-from dssd.sampling import Proposal, accepts, draw, propose, residual
+from dssd.sampling import Proposal, Purpose, accepts, draw, propose, random_uniform, residual
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value, total_variation
 from tests.support.toy_pair import END_TOKENS, PROMPT, TEMPERATURE, ToyPair

@@ -22,9 +22,8 @@ from typing import Final
 import psutil
 
 from benchmarks.harness import Bench, Report, at_most, cpu_s, number_of, table, tls_broker
-from broker_config.processes.local import LocalBroker
-from fleet_common.mqtt.lifecycle import Backoff
-from fleet_common.mqtt.paho_link import PahoLink
+from broker_config.processes import LocalBroker
+from fleet_common.mqtt.paho_link import Backoff, PahoLink
 from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 
 DEFAULTS: Final = LinkSettings(client_id="device-1")

@@ -15,7 +15,7 @@ from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.newcomer import PATIENCE_S, wait_for_answer
 from benchmarks.hostile.place import Place
 from benchmarks.processes import BenchError, Program
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
 from schemas.topics import Topic, wildcard
 
 _READY_S: Final = 30.0

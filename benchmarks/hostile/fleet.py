@@ -16,7 +16,7 @@ from benchmarks.hostile.honest import Language
 from benchmarks.hostile.meters import Throughput
 from benchmarks.hostile.place import Place
 from benchmarks.processes import BenchError, Cores, Program
-from broker_config.processes.local import LocalBroker
+from broker_config.processes import LocalBroker
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.demo.prompts import PROMPTS
 

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
+from schemas.policy import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
 
 
 def random_bomb(rng: random.Random) -> Grammar:

@@ -9,11 +9,11 @@ from benchmarks.client_process import Identity
 from benchmarks.hostile.mqtt_client import ConnectRefused, RawClient
 from benchmarks.hostile.payloads import DEFAULT_POLICY, close_of, open_of
 from benchmarks.hostile.place import Place
-from schemas.bounds import SESSION_BYTES
 from schemas.codec import decode_reply
 from schemas.errors import CodecError
-from schemas.grammar import Grammar
+from schemas.fields import SESSION_BYTES
 from schemas.messages import Opened, Refused
+from schemas.policy import Grammar
 from schemas.topics import Topic
 from tests.support.mqtt_packets import publish_packet
 

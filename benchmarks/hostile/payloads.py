@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
-from schemas.bounds import MAX_DRAFT, MAX_TOKENS, SESSION_BYTES
 from schemas.codec import MAX_OPEN_BYTES, encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, encode_json
+from schemas.fields import MAX_DRAFT, MAX_TOKENS, SESSION_BYTES
 from schemas.messages import Close, Draft, Open
+from schemas.names import VERSION
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
-from schemas.version import VERSION
 from schemas.vocabulary import Vocabulary
 
 DEFAULT_POLICY: Final = SamplingPolicy(mode=Mode.RESIDUAL, seed=1)

@@ -23,8 +23,7 @@ from benchmarks.client_process import Identity
 from benchmarks.harness import Bench, Report, at_most, number_of, table, tls_broker
 from benchmarks.hostile.meters import thread_times_s
 from benchmarks.processes import BenchError, Cores, Program
-from broker_config.processes.local import LocalBroker
-from broker_config.processes.runner import ThrowAwayBroker
+from broker_config.processes import LocalBroker, ThrowAwayBroker
 from schemas.codec import encode_draft
 from schemas.messages import Draft
 from schemas.topics import Topic, build, wildcard

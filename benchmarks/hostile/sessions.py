@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from benchmarks.hostile.payloads import close_of, open_of
-from schemas.bounds import SESSION_BYTES
 from schemas.codec import decode_reply, decode_verdict, encode_draft
-from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.errors import CodecError
+from schemas.fields import SESSION_BYTES
 from schemas.messages import Closed, Draft, Fault, Opened, Verdict
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, Finish
-from schemas.vocabulary import Vocabulary
+from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 _CERTAIN: Final = (
     1 << 16
@@ -45,7 +44,7 @@ class HostileSession:
     round: int = 0
     epoch: int = 0
     committed: int = 0
-    digest: int = EMPTY
+    digest: int = EMPTY_DIGEST
     fix: int | None = None
     unanswered: bytes | None = None
     _sent: tuple[int, ...] = ()

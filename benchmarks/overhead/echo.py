@@ -14,7 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from fleet_common.events import Event, EventStream
+from fleet_common.logs import Event, EventStream
 from schemas.topics import Topic, build, parse, wildcard
 
 _EXPIRY_S: Final = 30

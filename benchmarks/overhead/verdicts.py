@@ -24,7 +24,7 @@ from benchmarks.overhead.player import Connection, Echoed, Played, Player, Tally
 from benchmarks.processes import Program
 from benchmarks.recordings import record_laws
 from fleet_cli.prompts import built_in, some
-from fleet_common.events import Event
+from fleet_common.logs import Event
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
 from schemas.policy import Mode

@@ -25,7 +25,7 @@ from fleet_admin.alerts.facts import Facts, read_facts
 from fleet_admin.alerts.rules import Reading, readings
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_admin.alerts.views import AlertSeverity, AlertView, notice_of
-from fleet_common.metrics.settings import read_token
+from fleet_common.metrics import read_token
 from fleet_edge.store.errors import StoreUnavailable
 from schemas.control import Alert, AlertState
 from schemas.errors import FleetError

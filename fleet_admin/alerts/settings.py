@@ -7,8 +7,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator
 
-from fleet_common.fields import Settings, setting
 from fleet_common.mqtt.settings import BrokerSettings
+from fleet_common.settings import Settings, setting
 from schemas.names import Name
 
 _MOST: Final = 1e9

@@ -10,7 +10,7 @@ from fleet_admin.dashboard.jobs import Outcome
 from fleet_admin.dashboard.services import Services
 from fleet_admin.steering import Actor, Selection
 from fleet_admin.steering.values import check_change, read_assignments
-from fleet_common.times import read_duration
+from fleet_common.validation import read_duration
 from schemas.errors import FleetError
 
 MOST_DEVICES: Final = 2_000

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fleet_admin.columns import moment, shown
 from fleet_admin.dashboard.web.assets import asset_url
-from fleet_common.terminal import printable
+from schemas.printable import printable
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pydantic import ValidationInfo, field_validator
 
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.settings import AdminSettings
-from fleet_common.fields import setting
+from fleet_common.settings import setting
 from schemas.names import Name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -15,8 +15,7 @@ from fleet_admin.steering.wire import SteeringWire
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.steering.audit import AuditEntry
 from fleet_edge.store.steering.commands import SILENT
-from schemas.control import Presence
-from schemas.steering import CommandRequest, CommandResponse, SettingValue
+from schemas.control import CommandRequest, CommandResponse, Presence, SettingValue
 
 
 class Answers:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_admin.steering.errors import SteeringError
 from fleet_admin.steering.selection import KnownDevice
 from fleet_admin.steering.views import Actor
-from fleet_common.times import read_time
+from fleet_common.validation import read_time
 from fleet_edge.store import queries
 from fleet_edge.store.database import open_existing
 from fleet_edge.store.errors import StoreUnavailable
@@ -28,10 +28,9 @@ from fleet_edge.store.steering import labels, settings
 from fleet_edge.store.steering.audit import AuditEntry, end_audit, read_audit, record_audit
 from fleet_edge.store.steering.commands import CommandEnd, end_commands, keep_commands, read_commands
 from fleet_edge.store.steering.views import AuditView, CommandView, ReportedView, WantedView
-from schemas.control import Presence
+from schemas.control import CommandRequest, DesiredSettings, Presence, ReportedSettings
 from schemas.errors import InvalidName
 from schemas.names import check_name
-from schemas.steering import CommandRequest, DesiredSettings, ReportedSettings
 
 ASKED: Final = "asked"
 """Outcome in the audit log of what devices have not answered yet."""

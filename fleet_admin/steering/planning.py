@@ -7,8 +7,7 @@ from fleet_admin.steering.selection import KnownDevice
 from fleet_admin.steering.values import needs_reload
 from fleet_admin.steering.views import DeviceSettingsView, SetResult, SettingsChange, SettingState
 from fleet_edge.store.steering.views import ReportedView, WantedView
-from schemas.control import Presence
-from schemas.steering import MAX_SETTINGS, MAX_VERSION, DesiredSettings, ReportedSettings, SettingValue
+from schemas.control import MAX_SETTINGS, MAX_VERSION, DesiredSettings, Presence, ReportedSettings, SettingValue
 
 
 def plan_changes(

@@ -41,8 +41,7 @@ from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.states import MachineState, device_state
 from fleet_edge.store.steering.audit import AuditEntry
-from schemas.control import Presence
-from schemas.steering import DesiredSettings, SettingValue
+from schemas.control import DesiredSettings, Presence, SettingValue
 
 _WAIT_S: Final = 10.0
 _RECORD_S: Final = 2.0

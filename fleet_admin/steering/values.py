@@ -7,7 +7,7 @@ from typing import Final
 from fleet_admin.steering.errors import SteeringError
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import Effect, check_values, effect_of
-from schemas.steering import MAX_SETTING_VALUE, SettingValue
+from schemas.control import MAX_SETTING_VALUE, SettingValue
 
 _LONGEST: Final = 60
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from schemas.control import Presence
-from schemas.steering import SettingValue
+from schemas.control import Presence, SettingValue
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,17 @@ from typing import Final, TypeVar
 
 from fleet_admin.steering.errors import SteeringError
 from fleet_common.mqtt.errors import LinkError
-from fleet_common.mqtt.link import Link, Message, Outcome
-from schemas.control import DeviceState, decode_json, encode_json
+from fleet_common.mqtt.link import Link, Message, PublishOutcome
+from schemas.control import (
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    DeviceState,
+    ReportedSettings,
+    decode_json,
+    encode_json,
+)
 from schemas.errors import CodecError, TopicError
-from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
 from schemas.topics import COMMAND_EXPIRY_S, TREE, Topic, build, parse, wildcard
 
 _log = logging.getLogger(__name__)
@@ -162,7 +169,7 @@ class SteeringWire:
         except LinkError as error:
             raise SteeringError(f"The broker cannot be told now: {error}") from error
 
-    def _note(self, outcome: Outcome) -> None:
+    def _note(self, outcome: PublishOutcome) -> None:
         if not outcome.accepted:
             with self._changed:
                 self._rejected[outcome.topic] = outcome.reason

@@ -11,7 +11,7 @@ from fleet_cli.admin.actor import Acting, actor_of
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, needs_extra
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import Column, print_json, print_table
-from fleet_common.times import read_duration
+from fleet_common.validation import read_duration
 
 if TYPE_CHECKING:
     from fleet_admin.dashboard.accounts.accounts import Account, Accounts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleet_cli.errors import CommandError
-from fleet_common.times import read_time
+from fleet_common.validation import read_time
 
 if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog

@@ -7,7 +7,7 @@ from typing import Final
 
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import cell
-from fleet_common.times import read_time
+from fleet_common.validation import read_time
 
 _DAY: Final = timedelta(days=1)
 _MONTH: Final = re.compile(r"(\d{4})-(\d{2})", re.ASCII)

@@ -13,11 +13,9 @@ from typing import Annotated, Final
 
 import typer
 
-from broker_config.broker import LARGEST_PACKET, Broker
-from broker_config.description import read_description
-from broker_config.errors import BrokerFailed
+from broker_config.broker import LARGEST_PACKET, Broker, BrokerFailed, read_description
 from broker_config.files import DESCRIPTION_FILE
-from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE
+from broker_config.mosquitto import ACCESS_FILE, CONF_FILE
 from fleet_cli.broker.certificate_check import check_certificates
 from fleet_cli.broker.findings import Finding, Result
 from fleet_cli.broker.handshake import refuses_old_tls

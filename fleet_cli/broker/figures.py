@@ -7,33 +7,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_common.metrics.exposition import exposition
-from fleet_common.metrics.family import PREFIX, Family, Kind, Metric
-from fleet_common.metrics.server import Health, Pages
+from fleet_common.metrics import PREFIX, Family, Health, Metric, MetricKind, Pages, exposition
 from fleet_common.mqtt.link import Link, Message
 
 
-def _metric(name: str, kind: Kind, meaning: str) -> Metric:
+def _metric(name: str, kind: MetricKind, meaning: str) -> Metric:
     return Metric(f"{PREFIX}broker_{name}", kind, meaning)
 
 
 _TOPICS: Final = {
-    "clients/connected": _metric("clients_connected", Kind.GAUGE, "Clients that are connected."),
-    "clients/maximum": _metric("clients_maximum", Kind.GAUGE, "Most clients that were connected at once."),
-    "subscriptions/count": _metric("subscriptions", Kind.GAUGE, "Subscriptions that are in force."),
-    "retained messages/count": _metric("retained_messages", Kind.GAUGE, "Messages that are kept."),
-    "store/messages/bytes": _metric("stored_bytes", Kind.GAUGE, "Payload of messages that wait or are kept."),
-    "heap/current": _metric("heap_bytes", Kind.GAUGE, "Memory in use."),
-    "uptime": _metric("uptime_seconds", Kind.GAUGE, "Time since the broker started."),
-    "messages/received": _metric("messages_received_total", Kind.COUNTER, "Packets that clients have sent."),
-    "messages/sent": _metric("messages_sent_total", Kind.COUNTER, "Packets that clients were sent."),
+    "clients/connected": _metric("clients_connected", MetricKind.GAUGE, "Clients that are connected."),
+    "clients/maximum": _metric("clients_maximum", MetricKind.GAUGE, "Most clients that were connected at once."),
+    "subscriptions/count": _metric("subscriptions", MetricKind.GAUGE, "Subscriptions that are in force."),
+    "retained messages/count": _metric("retained_messages", MetricKind.GAUGE, "Messages that are kept."),
+    "store/messages/bytes": _metric("stored_bytes", MetricKind.GAUGE, "Payload of messages that wait or are kept."),
+    "heap/current": _metric("heap_bytes", MetricKind.GAUGE, "Memory in use."),
+    "uptime": _metric("uptime_seconds", MetricKind.GAUGE, "Time since the broker started."),
+    "messages/received": _metric("messages_received_total", MetricKind.COUNTER, "Packets that clients have sent."),
+    "messages/sent": _metric("messages_sent_total", MetricKind.COUNTER, "Packets that clients were sent."),
     "publish/messages/dropped": _metric(
-        "publish_dropped_total", Kind.COUNTER, "Messages that were dropped because a client's queue was full."
+        "publish_dropped_total", MetricKind.COUNTER, "Messages that were dropped because a client's queue was full."
     ),
-    "bytes/received": _metric("bytes_received_total", Kind.COUNTER, "Bytes that clients have sent."),
-    "bytes/sent": _metric("bytes_sent_total", Kind.COUNTER, "Bytes that clients were sent."),
+    "bytes/received": _metric("bytes_received_total", MetricKind.COUNTER, "Bytes that clients have sent."),
+    "bytes/sent": _metric("bytes_sent_total", MetricKind.COUNTER, "Bytes that clients were sent."),
 }
-_UP: Final = _metric("up", Kind.GAUGE, "Whether the broker answers (1) or not (0).")
+_UP: Final = _metric("up", MetricKind.GAUGE, "Whether the broker answers (1) or not (0).")
 
 BROKER_CATALOGUE: Final[tuple[Metric, ...]] = (_UP, *_TOPICS.values())
 """All metrics of a broker."""

@@ -25,11 +25,10 @@ from fleet_cli.broker.identity_reports import show_issued, show_revoked, show_si
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import print_json
 from fleet_common.identity.authority import create_authority, issue
-from fleet_common.identity.certificates import load_request
+from fleet_common.identity.certificates import IdentityRole, load_request
 from fleet_common.identity.enforcement import BrokerAccess, enforce_revocation
 from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
 from fleet_common.identity.index import certificate_statuses
-from fleet_common.identity.roles import IdentityRole
 from schemas.errors import FleetError
 
 DEFAULT_CA = Path("ca")

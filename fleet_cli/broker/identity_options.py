@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from fleet_cli.errors import CommandError
 from fleet_common.identity.authority import Authority
 from fleet_common.identity.enforcement import BrokerAccess
-from fleet_common.identity.errors import IdentityError
-from fleet_common.identity.files import read_bounded
+from fleet_common.identity.files import IdentityError, read_bounded
 from fleet_common.validation import field_at, plain_sentence
 
 PASSPHRASE_VARIABLE: Final = "FLEET_CA_PASSPHRASE"  # noqa: S105 - its name

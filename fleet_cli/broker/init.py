@@ -13,22 +13,31 @@ from typing import Annotated, Final
 import typer
 from cryptography import x509
 
-from broker_config.broker import Broker
-from broker_config.description import describe
-from broker_config.files import Profile, render_files, write_files
-from broker_config.processes.local import IDENTITIES, identity_files
-from broker_config.processes.runner import find_mosquitto
-from broker_config.rendering.mosquitto_conf import CONF_FILE
-from broker_config.rendering.nftables import RULES_FILE, UNIT_FILE
-from broker_config.rendering.systemd import DROP_IN_FILE, SPARE_DESCRIPTORS
-from broker_config.rendering.version import installed_version
+from broker_config.broker import Broker, describe
+from broker_config.files import (
+    DROP_IN_FILE,
+    RULES_FILE,
+    SPARE_DESCRIPTORS,
+    UNIT_FILE,
+    Profile,
+    render_files,
+    write_files,
+)
+from broker_config.mosquitto import CONF_FILE, installed_version
+from broker_config.processes import IDENTITIES, find_mosquitto, identity_files
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError
 from fleet_common.identity.authority import Authority, create_authority
-from fleet_common.identity.certificates import make_request, new_key, save_key
+from fleet_common.identity.certificates import (
+    IdentityRole,
+    check_identity_name,
+    make_request,
+    new_key,
+    probe_name,
+    save_key,
+)
 from fleet_common.identity.enforcement import BrokerAccess
 from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
-from fleet_common.identity.roles import IdentityRole, check_identity_name, probe_name
 
 AUTHORITY: Final = Path("authority")
 BROKER_NAME: Final = "broker"
@@ -86,7 +95,7 @@ def make_local_broker(
 ) -> Broker:
     """Make the folder: authority, certificates, configuration, settings.
 
-    `broker_config.processes.local.LocalBroker` runs it. Each edge gets a probe beside it, the device as which
+    `broker_config.processes.LocalBroker` runs it. Each edge gets a probe beside it, the device as which
     `fleet edge selftest` asks.
 
     Args:

@@ -11,9 +11,7 @@ from pydantic import ValidationError
 from fleet_cli.broker.figures import BrokerFigures
 from fleet_cli.broker.watch import broker_settings
 from fleet_cli.errors import CommandError
-from fleet_common.metrics.exposition import require_library
-from fleet_common.metrics.server import MetricsServer
-from fleet_common.metrics.settings import MetricsSettings
+from fleet_common.metrics import MetricsServer, MetricsSettings, require_library
 from fleet_common.mqtt.paho_link import PahoLink
 
 _START_S: Final = 15.0

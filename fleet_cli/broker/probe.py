@@ -14,7 +14,7 @@ from broker_config.broker import Broker
 from broker_config.matrix import may_publish, may_receive
 from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import Link, Message, publish_confirmed
-from schemas.topics import ROOT, TREE, Rule, build
+from schemas.topics import ROOT, TREE, TopicRule, build
 
 PATIENCE_S: Final = 10.0
 SYS_TOPIC: Final = "$SYS/broker/version"
@@ -68,7 +68,7 @@ def topics_to_try(broker: Broker, users: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*topics, *beside, ROOT, STRAY]))
 
 
-def _instances(rule: Rule, broker: Broker, users: Sequence[str]) -> Iterable[str]:
+def _instances(rule: TopicRule, broker: Broker, users: Sequence[str]) -> Iterable[str]:
     devices: Sequence[str | None] = users if "{device}" in rule.template else [None]
     edges: Sequence[str | None] = broker.edges if "{edge}" in rule.template else [None]
     for device, edge in itertools.product(devices, edges):

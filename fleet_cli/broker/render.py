@@ -5,12 +5,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from broker_config.broker import Broker
-from broker_config.description import describe, read_description
-from broker_config.errors import BrokerMissing
+from broker_config.broker import Broker, BrokerMissing, describe, read_description
 from broker_config.files import Profile, render_files, write_files
-from broker_config.processes.runner import find_mosquitto
-from broker_config.rendering.version import MosquittoVersion, installed_version
+from broker_config.mosquitto import MosquittoVersion, installed_version
+from broker_config.processes import find_mosquitto
 
 LOOPBACK_PORT: Final = 1883
 HOME: Final = Path("/etc/mosquitto/fleet")

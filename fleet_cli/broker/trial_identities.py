@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from broker_config.processes.local import IdentityFiles
+from broker_config.processes import IdentityFiles
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from broker_config.broker import Broker
-from broker_config.processes.local import IdentityFiles
-from broker_config.processes.trial import INSPECTOR, TrialBroker, TrialFiles
+from broker_config.processes import INSPECTOR, IdentityFiles, TrialBroker, TrialFiles
 from fleet_cli.broker.handshake import refusal
 from fleet_cli.broker.trial_identities import TrialAuthority
 from fleet_common.mqtt.paho_link import PahoLink

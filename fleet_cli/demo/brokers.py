@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from broker_config.broker import Broker
-from broker_config.errors import BrokerMissing
-from broker_config.processes.local import LocalBroker
-from broker_config.processes.runner import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
+from broker_config.broker import Broker, BrokerMissing
+from broker_config.processes import EmbeddedBroker, LocalBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.errors import CommandError
 

@@ -22,9 +22,9 @@ from fleet_cli.demo.report import Report, device_row
 from fleet_cli.demo.watch import Watch
 from fleet_cli.errors import CommandError
 from fleet_cli.models.folder import ModelsDir
-from fleet_common.events import Event
-from fleet_common.terminal import json_text, printable
+from fleet_common.logs import Event
 from schemas.policy import Mode, random_seed
+from schemas.printable import json_text, printable
 
 app = typer.Typer(pretty_exceptions_enable=False)
 

@@ -21,7 +21,7 @@ from fleet_cli.admin.actor import actor_of
 from fleet_cli.demo.brokers import Place
 from fleet_cli.demo.processes import Child
 from fleet_cli.errors import CommandError
-from fleet_common.events import Event
+from fleet_common.logs import Event
 
 _PORT: Final = 8400
 _HOST: Final = "127.0.0.1"

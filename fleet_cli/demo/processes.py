@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fleet_cli.errors import CommandError
-from fleet_common.events import Event, read_events
+from fleet_common.logs import Event, read_events
 
 _STOP_S: Final = 6
 

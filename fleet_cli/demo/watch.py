@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fleet_common.events import Event
-from fleet_common.terminal import printable
+from fleet_common.logs import Event
+from schemas.printable import printable
 
 _TAIL_CHARACTERS = 320
 _BAR_WIDTH = 16

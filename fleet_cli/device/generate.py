@@ -15,13 +15,13 @@ from fleet_cli.device.grammar import read_grammar
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
-from fleet_common.events import Event, EventStream
-from fleet_common.terminal import json_text, printable
+from fleet_common.logs import Event, EventStream
 from fleet_device.device import Device
 from fleet_device.requests.generate import GeneratedText
 from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings, OfflinePolicy
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
+from schemas.printable import json_text, printable
 from schemas.reasons import EndReason
 
 Show = Callable[..., None]  # told of an event and its fields

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fleet_cli.errors import CommandError
-from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar
+from schemas.policy import MAX_GRAMMAR_BYTES, Grammar
 
 
 def read_grammar(*, json_schema: Path | None, regex: str | None, lark: Path | None) -> Grammar | None:

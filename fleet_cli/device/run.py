@@ -6,10 +6,8 @@ import sys
 
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
-from fleet_common.events import Event, EventStream
-from fleet_common.json_log import write_log_as
-from fleet_common.repetition import hold_back_repetition
-from fleet_common.systemd import Systemd
+from fleet_common.host import Systemd
+from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
 from fleet_device.device import preflight
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import load_drafter

@@ -7,9 +7,9 @@ import typer
 from fleet_cli.checks import ignore_check, show_check
 from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
-from fleet_common.terminal import json_text
 from fleet_device.checks.selftest import SelfTest
 from fleet_device.settings import DeviceSettings
+from schemas.printable import json_text
 
 
 @with_settings(DeviceSettings)

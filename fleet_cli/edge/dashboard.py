@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleet_cli.errors import CommandError
-from fleet_common.fields import Settings
-from fleet_common.settings import load_settings
+from fleet_common.settings import Settings, load_settings
 from fleet_edge.settings import EdgeSettings
 from schemas.errors import FleetError
 

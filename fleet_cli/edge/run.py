@@ -7,11 +7,8 @@ from fleet_cli.alerts import alerts_of
 from fleet_cli.edge.dashboard import edge_dashboard
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
-from fleet_common.events import Event, EventStream
-from fleet_common.json_log import write_log_as
-from fleet_common.memory import use_one_heap
-from fleet_common.repetition import hold_back_repetition
-from fleet_common.systemd import Systemd
+from fleet_common.host import Systemd, use_one_heap
+from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown

@@ -7,12 +7,12 @@ import typer
 from fleet_cli.checks import ignore_check, show_check
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.settings_flags import with_settings
-from fleet_common.identity.roles import probe_name
-from fleet_common.mqtt.tls.certificate import certificate_name
-from fleet_common.terminal import json_text
+from fleet_common.identity.certificates import probe_name
+from fleet_common.mqtt.tls import certificate_name
 from fleet_device.checks.edge_check import CheckedEdge, EdgeCheck
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.target_tokens import check_target_files, read_target_tokens
+from schemas.printable import json_text
 
 # The identity among them is the probe's.
 _FLAGS: Final = (

@@ -1,1 +1,1 @@
-"""Grammars at both ends: which tokens may follow in a text that has one, and which must; over llguidance."""
+"""Grammars at both ends, with llguidance: which tokens may follow in a generation, and which must."""

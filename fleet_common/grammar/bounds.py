@@ -1,7 +1,7 @@
-"""Bounds of grammars: a cheap look at a grammar's shape before anything native reads it, and what it is given instead.
+"""Bounds of grammars: a cheap check and simplification before native code reads a grammar.
 
-The bounds refuse by name what would take seconds or overflow a stack. They promise nothing: whatever passes them is
-compiled in a process that may die of it.
+The bounds reject by name what would take seconds or overflow a stack. They guarantee nothing: a grammar that passes is
+compiled in a process that may crash.
 """
 
 import itertools
@@ -13,21 +13,21 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from fleet_common.grammar.errors import GrammarError, unusable
-from schemas.grammar import Grammar, GrammarKind
+from schemas.policy import Grammar, GrammarKind
 
 _MOST_LEVELS: Final = 100
-"""Of nesting. Python's own parser of JSON gives up at some 1,000."""
+"""Nesting. Python's JSON parser gives up at about 1,000."""
 
 _MOST_HOPS: Final = 250
-"""References that lead from one definition to the next. A stack of 8 MiB overflows at some 1,200 of a schema, and at
-2,000 rules or 3,800 terminals of a Lark grammar."""
+"""Chain of references. A stack of 8 MiB overflows at about 1,200 of a schema, and at 2,000 rules or 3,800 terminals of
+a Lark grammar."""
 
 _MOST_DEFINITIONS: Final = 1000
-"""Definitions of a schema, and rules and terminals of a Lark grammar."""
+"""Definitions of a schema, or rules and terminals of a Lark grammar."""
 
 _MOST_PROPERTIES: Final = 2000
 _MOST_LITERAL_BYTES: Final = 1 << 15
-"""Bytes of all constants together, as JSON."""
+"""All constants together, as JSON."""
 
 _MOST_PAIRS: Final = 4000
 """Pairs of alternatives of `oneOf` that are compared."""
@@ -35,7 +35,7 @@ _MOST_PAIRS: Final = 4000
 FORMATS: Final = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
 )
-"""Values of `format` that llguidance enforces. JSON Schema has every other be an annotation, so it is left out."""
+"""Values of `format` that llguidance enforces. In JSON Schema all others are annotations, so they are removed."""
 
 _MAPPINGS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -43,12 +43,12 @@ _SINGLES: Final = (
     "items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
     "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
-"""Keywords of JSON Schema under which schemas are: by name, in a list, or one."""
+"""Keywords of JSON Schema that contain schemas: by name, in a list, or one."""
 
 _TYPES: Final = frozenset(("null", "boolean", "number", "string", "array", "object"))
 
 _TOKEN: Final = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|(?://|\#)[^\n]*|%json\s*')
-"""What may hold anything in a Lark grammar: strings, regular expressions, comments, and JSON schemas."""
+"""Parts of a Lark grammar with arbitrary content: strings, regular expressions, comments, and JSON schemas."""
 
 _DEFINITION: Final = re.compile(r"^[ \t]*[?!]?([A-Za-z_]\w*)[^:\n|]*:", re.MULTILINE)
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
@@ -58,10 +58,10 @@ Schema = dict[str, Any]
 
 
 def bounded_text(grammar: Grammar) -> str:
-    """Return the text that the worker is given for a grammar: unknown formats left out, `oneOf` made `anyOf`.
+    """Return the text of a grammar for the worker: without unknown formats, with `anyOf` for `oneOf` where possible.
 
     Raises:
-        GrammarError: It is no grammar, or too large in one of its dimensions.
+        GrammarError: It is no grammar, or too large.
     """
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
@@ -91,7 +91,7 @@ def _schema_text(schema: object) -> str:
 
 
 def _lark_text(text: str) -> str:
-    """Check a Lark grammar and the schemas in it; return it with them simplified."""
+    """Check a Lark grammar and the schemas in it; return it with the schemas simplified."""
     given, bare, place = list[str](), list[str](), 0
     for found in _TOKEN.finditer(text):
         if found.start() < place:
@@ -103,7 +103,7 @@ def _lark_text(text: str) -> str:
             try:
                 schema, end = _DECODER.raw_decode(text, place)
             except (ValueError, RecursionError):
-                continue  # llguidance says what is wrong
+                continue  # llguidance reports the error
             given.append(_schema_text(schema))
             place = end
     _check_rules("".join([*bare, text[place:]]))
@@ -138,7 +138,7 @@ def _check_numbers(subschemas: Iterable[Schema]) -> None:
 
 
 def _check_hops(root: Schema) -> None:
-    """Bound the references that lead from one definition to the next, followed as a compiler does: in order, once."""
+    """Limit chains of references between definitions, followed like a compiler does: in order, each once."""
     seen = set[str]()
     waiting: list[tuple[Schema, int]] = [(root, 0)]
     while waiting:
@@ -155,7 +155,7 @@ def _check_hops(root: Schema) -> None:
 
 
 def _check_rules(bare: str) -> None:
-    """Bound the rules and terminals of a Lark grammar, its literals taken out, and how far one leads to the next."""
+    """Limit the rules and terminals of a Lark grammar (without its literals), and their chains of references."""
     places = list(_DEFINITION.finditer(bare))
     if len(places) > _MOST_DEFINITIONS:
         raise _too_many("rules and terminals", _MOST_DEFINITIONS)
@@ -176,7 +176,7 @@ def _check_rules(bare: str) -> None:
 
 
 def _simplify(root: Schema, subschemas: Iterable[Schema]) -> None:
-    """Leave out unknown formats, and make `oneOf` `anyOf` where no value can match two of its alternatives."""
+    """Remove unknown formats, and replace `oneOf` by `anyOf` where no value can match two alternatives."""
     pairs = 0
     for schema in subschemas:
         if isinstance(form := schema.get("format"), str) and form not in FORMATS:
@@ -189,9 +189,9 @@ def _simplify(root: Schema, subschemas: Iterable[Schema]) -> None:
 
 
 def _disjoint(one: object, other: object, root: Schema, levels: int = 4) -> bool:
-    """Whether it is certain that no value matches two schemas.
+    """Whether it is certain that no value matches both schemas.
 
-    Part of what they demand is enough to know: what matches a whole schema matches each part of it.
+    Some of their requirements are enough to know: a value that matches a schema matches each part of it.
     """
     one, other = _resolved(one, root), _resolved(other, root)
     if one is False or other is False:
@@ -206,7 +206,7 @@ def _disjoint(one: object, other: object, root: Schema, levels: int = 4) -> bool
     if _types(one) | _types(other) != {"object"}:
         return False
     properties, others_properties = _mapping(one, "properties"), _mapping(other, "properties")
-    # One of them demands the property, so a value that matches both has it.
+    # One of them requires the property, so a value that matches both has it.
     return any(
         _disjoint(properties[key], others_properties[key], root, levels - 1)
         for key in {*_names(one.get("required")), *_names(other.get("required"))}
@@ -215,7 +215,7 @@ def _disjoint(one: object, other: object, root: Schema, levels: int = 4) -> bool
 
 
 def _resolved(schema: object, root: Schema) -> object:
-    """Follow references within a schema, few of them."""
+    """Follow up to four references within a schema."""
     for _ in range(4):
         if not isinstance(schema, dict) or not isinstance(reference := schema.get("$ref"), str):
             return schema
@@ -233,7 +233,7 @@ def _types(schema: Schema) -> frozenset[str]:
 
 
 def _scalars(schema: Schema) -> frozenset[tuple[str, object]] | None:
-    """Return the values of a schema that allows some scalars alone, with their types; None if it allows others."""
+    """Return the values of a schema that only allows some scalars, with their types; None for other schemas."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(values, list) or any(isinstance(value, dict | list) for value in values):
         return None
@@ -253,7 +253,7 @@ def _type(value: object) -> str:
 
 
 def _subschemas(root: Schema) -> Iterator[Schema]:
-    """Yield a schema and all that are in it where JSON Schema has schemas."""
+    """Yield a schema and all schemas in it, wherever JSON Schema allows them."""
     waiting = [root]
     while waiting:
         schema = waiting.pop()
@@ -274,7 +274,7 @@ def _direct(schema: Schema, *, definitions: bool = True) -> Iterator[Schema]:
 
 
 def _target(root: Schema, reference: str) -> object:
-    """Return what a reference within a schema points at; None if there is nothing."""
+    """Return the target of a reference within a schema; None if there is none."""
     if not reference.startswith("#"):
         return None
     found: object = root

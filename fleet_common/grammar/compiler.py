@@ -1,40 +1,92 @@
-"""Compiler of grammars: each is compiled once as long as it is among the latest, in a process that may die of it."""
+"""Compile each recent grammar once, in a process that may crash, and ban the grammars that crash it."""
 
+import importlib.metadata
+import logging
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
-from fleet_common.grammar.banned import BannedGrammars
 from fleet_common.grammar.bounds import bounded_text
 from fleet_common.grammar.errors import GrammarBanned, GrammarBusy, GrammarError, GrammarUnavailable
-from fleet_common.grammar.matcher import GrammarMatcher
-from fleet_common.grammar.process import CompiledGrammar, GrammarProcess
-from fleet_common.grammar.tokenizer import GrammarTokenizer
-from schemas.grammar import Grammar
+from fleet_common.grammar.process import CompiledGrammar, GrammarMatcher, GrammarProcess, GrammarTokenizer
+from fleet_common.host import write_atomically
+from schemas.policy import Grammar
+
+_log = logging.getLogger(__name__)
+
+
+_MOST_BANNED: Final = 1000
+"""Number of banned grammars that are remembered. Each new one costs its sender strikes."""
+
+
+class BannedGrammars:
+    """Digests of grammars that have ended a process. Callable on any thread.
+
+    Args:
+        path: File that keeps them across restarts, one line each: llguidance's version and a digest. Grammars banned
+            under another version are tried again. Without it they are kept in memory.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._version = importlib.metadata.version("llguidance")
+        except importlib.metadata.PackageNotFoundError:
+            self._version = "none"
+        self._digests: dict[str, None] = dict.fromkeys(self._read())
+
+    def check(self, grammar: Grammar) -> None:
+        """Raise `GrammarBanned` if the grammar is banned."""
+        if self._digests and grammar.digest in self._digests:
+            raise GrammarBanned
+
+    def add(self, grammar: Grammar) -> None:
+        """Ban a grammar, on disk too."""
+        with self._lock:
+            self._digests[grammar.digest] = None
+            for oldest in list(self._digests)[:-_MOST_BANNED]:
+                del self._digests[oldest]
+            if self._path is None:
+                return
+            lines = "".join(f"{self._version} {digest}\n" for digest in self._digests)
+            try:
+                write_atomically(self._path, lines.encode("ascii"))
+            except OSError as error:
+                _log.warning("The grammar %s is banned only until this edge stops: %s", grammar.digest[:12], error)
+
+    def _read(self) -> list[str]:
+        try:
+            lines = [] if self._path is None else self._path.read_text(encoding="ascii").splitlines()
+        except (OSError, UnicodeDecodeError):
+            lines = []
+        return [digest for version, _, digest in (line.partition(" ") for line in lines) if version == self._version]
+
 
 _KEPT: Final = 32
-"""Grammars that are kept compiled, or known to be unusable."""
+"""Number of grammars that are kept compiled or known to be unusable."""
 
 _AT_ONCE: Final = 2
-"""Grammars that are compiled at the same time."""
+"""Number of grammars compiled at the same time."""
 
 _MOST_KB: Final = 512 << 10
 _PROCESS_KB: Final = 2 << 10
-"""Kilobytes that all grammars may take together, and that each takes for its process."""
+"""Memory of all grammars together, and of the process of each."""
 
 _NOT_KEPT: Final = (GrammarUnavailable, GrammarBusy, GrammarBanned)
-"""What may be usable later, or is remembered elsewhere."""
+"""Errors that are not cached: the grammar may be usable later, or is remembered elsewhere."""
 
 
 def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> GrammarMatcher:
-    """Return a matcher at the beginning of a generation. Takes a second or two.
+    """Return a matcher at the start of a generation. Takes one to two seconds.
 
     Raises:
-        GrammarError: The grammar cannot be read, uses what is not supported, allows no text, or is too complex.
+        GrammarError: The grammar cannot be read, uses an unsupported feature, allows no text, or is too complex.
     """
     compiler = GrammarCompiler(lambda: tokenizer)
     try:
@@ -47,8 +99,8 @@ class GrammarCompiler:
     """Compiles grammars. Callable on any thread.
 
     Args:
-        load: Builds the vocabulary, when the first grammar comes.
-        banned: Grammars that have ended a process; by default none is known yet, and none is remembered for long.
+        load: Builds the vocabulary when the first grammar comes.
+        banned: Grammars that have ended a process; by default none, and none is kept across restarts.
     """
 
     def __init__(self, load: Callable[[], GrammarTokenizer], banned: BannedGrammars | None = None) -> None:
@@ -59,26 +111,28 @@ class GrammarCompiler:
         self._kept: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
         self._keeping = threading.Lock()
         self._places = threading.BoundedSemaphore(_AT_ONCE)
-        self._living: weakref.WeakSet[CompiledGrammar] = weakref.WeakSet()  # those in use that are not kept, too
+        self._living: weakref.WeakSet[CompiledGrammar] = (
+            weakref.WeakSet()
+        )  # including those in use that are no longer kept
 
     def knows(self, grammar: Grammar) -> bool:
-        """Whether a matcher, or the reason why there is none, is there at once."""
+        """Whether a matcher, or the reason why there is none, is available at once."""
         kept = self._kept.get(grammar)
         return kept is not None and kept.done()
 
     def matcher(self, grammar: Grammar) -> GrammarMatcher:
-        """Return a matcher at the beginning of a generation.
+        """Return a matcher at the start of a generation.
 
         Raises:
-            GrammarError: See `compile_grammar`.
+            GrammarError: As `compile_grammar`.
         """
         return GrammarMatcher(self.compiled(grammar))
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar:
-        """Return a grammar, compiled.
+        """Return the compiled grammar.
 
         Raises:
-            GrammarError: See `compile_grammar`.
+            GrammarError: As `compile_grammar`.
         """
         with self._keeping:
             kept = self._kept.get(grammar)
@@ -99,7 +153,7 @@ class GrammarCompiler:
         return kept.result()
 
     def close(self) -> None:
-        """End the process that compiles; what is compiled can be used further."""
+        """End the process that compiles; compiled grammars stay usable."""
         with self._starting:
             if self._process is not None:
                 self._process.close()
@@ -115,7 +169,7 @@ class GrammarCompiler:
             while len(self._kept) > _KEPT or (len(self._kept) > 1 and self._memory_kb() > _MOST_KB):
                 self._kept.popitem(last=False)
             if self._memory_kb() > _MOST_KB:
-                raise GrammarBusy("The grammars in use take all the memory that they may; try again shortly.")
+                raise GrammarBusy("The grammars in use take all memory allowed for grammars; try again shortly.")
         return found
 
     def _memory_kb(self) -> int:

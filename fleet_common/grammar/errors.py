@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from schemas.bounds import MAX_SENTENCE
 from schemas.errors import FleetError
+from schemas.fields import MAX_SENTENCE
 from schemas.printable import printable_line
 
 _MOST: Final = MAX_SENTENCE - 100
@@ -13,26 +13,26 @@ _REASONS: Final = {
     "that they require with different constants; use 'anyOf' if they need not",
     "NoExtension": "it allows no text",
 }
-"""Sentences in place of reasons that help no user, by a sign of them."""
+"""Replacements for unhelpful reasons of llguidance, by a part of their text."""
 
 
 class GrammarError(FleetError):
-    """A grammar that cannot be used, or cannot go on. Its text is one sentence for the user."""
+    """A grammar that cannot be used, or cannot continue. The message is one sentence for the user."""
 
 
 class GrammarUnavailable(GrammarError):  # noqa: N818 - reads as what it says
-    """No grammar can be used here: a library is missing, or the vocabulary's tokens are not known."""
+    """Grammars cannot be used here: a library is missing, or the tokens of the vocabulary are unknown."""
 
 
 class GrammarBusy(GrammarError):  # noqa: N818
-    """The grammars in use take all the memory that grammars may have."""
+    """The grammars in use take all memory allowed for grammars."""
 
 
 class OutsideGrammar(GrammarError):  # noqa: N818
-    """A text that the grammar rules out.
+    """A text that violates the grammar.
 
     Attributes:
-        taken: Tokens before the one that is ruled out.
+        taken: Number of tokens before the one that is not allowed.
     """
 
     def __init__(self, sentence: str, *, taken: int = 0) -> None:
@@ -51,11 +51,7 @@ class GrammarBanned(GrammarError):  # noqa: N818
 
 
 class GrammarKilled(GrammarBanned):
-    """A grammar that has just ended the process that it was compiled or followed in.
-
-    Attributes:
-        digest: Of the grammar.
-    """
+    """A grammar that has just ended the process that compiled or followed it."""
 
     def __init__(self, digest: str) -> None:
         super().__init__()
@@ -63,7 +59,7 @@ class GrammarKilled(GrammarBanned):
 
 
 def unusable(reason: str) -> GrammarError:
-    """Return the error of a grammar that llguidance does not take, for its reason, which may have many lines."""
+    """Return the error of a grammar, given llguidance's reason, which may have many lines."""
     plain = printable_line(" ".join(reason.replace("<non-verbose/>", "").split()))
     sentence = next((sentence for sign, sentence in _REASONS.items() if sign in plain), plain)
     return GrammarError(f"The grammar cannot be used: {sentence[:_MOST].rstrip('. ')}.")

@@ -1,4 +1,7 @@
-"""Grammar process: the parent's side of the grammar worker, in which all native grammar code runs (see `worker`)."""
+"""Grammar process: the parent's side of the grammar worker, its vocabulary, and the matchers of generations.
+
+All native grammar code runs in the worker (see `worker`).
+"""
 
 import importlib.util
 import itertools
@@ -13,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,27 +29,117 @@ from fleet_common.grammar.errors import (
     OutsideGrammar,
     unusable,
 )
-from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.grammar.worker import COMPILED, MAX_PACKET, OP, REPLY, Op, Status
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
+
+_BEFORE: Final = "\x02"
+"""Prefix of a text that is encoded as if it were not at the beginning; it is a separate token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GrammarTokenizer:
+    """A vocabulary for the grammar worker.
+
+    Attributes:
+        vocabulary: Number of tokens.
+        end_tokens: Ids that end a generation.
+        pieces: UTF-8 bytes of each token, maybe half a character; none for control tokens. There may be further ones
+            beyond the vocabulary, which no model has. Empty if `file` is given.
+        encode: Returns the ids of a text, maybe with a token that begins every text. Unused if `file` is given.
+        file: Content of a `tokenizer.json`.
+    """
+
+    vocabulary: int
+    end_tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...] = ()
+    encode: Callable[[str], Sequence[int]] = lambda _text: ()
+    file: str | None = None
+
+    def description(self) -> dict[str, Any]:
+        """Return the JSON values for the worker."""
+        if self.file is not None:
+            return {"end_tokens": self.end_tokens, "file": self.file, "size": self.vocabulary}
+        return {"end_tokens": self.end_tokens, "pieces": [piece.decode("latin-1") for piece in self.pieces]}
+
+    def encode_inside(self, text: str) -> Sequence[int]:
+        """Return the ids of a text that is not at the beginning."""
+        before = list(self.encode(_BEFORE))
+        found = list(self.encode(_BEFORE + text))
+        return found[len(before) :] if found[: len(before)] == before else self.encode(text)
+
+    @classmethod
+    def of_pieces(
+        cls, pieces: Sequence[bytes], *, end_tokens: Sequence[int], encode: Callable[[str], Sequence[int]]
+    ) -> "GrammarTokenizer":
+        """Return the vocabulary of tokens given as bytes; see the attributes.
+
+        Raises:
+            GrammarUnavailable: The vocabulary has no end token.
+        """
+        return cls(vocabulary=len(pieces), end_tokens=_require_ends(end_tokens), pieces=tuple(pieces), encode=encode)
+
+    @classmethod
+    def of_words(cls, words: Sequence[str], *, end_tokens: Sequence[int]) -> "GrammarTokenizer":
+        """Return the vocabulary of whole words, of which the longest match is always the right one.
+
+        Raises:
+            GrammarUnavailable: As `of_pieces`.
+        """
+        own = [b"" if token in end_tokens else word.encode() for token, word in enumerate(words)]
+        # Forced text may end inside a word: for llguidance every byte is a token, beyond the vocabulary.
+        pieces = [*own, *(bytes([byte]) for byte in range(256))]
+        ids = {piece: token for token, piece in reversed(list(enumerate(pieces))) if piece}
+        longest = max(map(len, ids))
+
+        def encode(text: str) -> list[int]:
+            raw, place, found = text.encode(), 0, list[int]()
+            while place < len(raw):
+                lengths = range(min(longest, len(raw) - place), 0, -1)
+                piece = next(raw[place : place + each] for each in lengths if raw[place : place + each] in ids)
+                found.append(ids[piece])
+                place += len(piece)
+            return found
+
+        return cls(vocabulary=len(words), end_tokens=_require_ends(end_tokens), pieces=tuple(pieces), encode=encode)
+
+    @classmethod
+    def of_tokenizer_json(cls, text: str, *, vocabulary: int, end_tokens: Sequence[int]) -> "GrammarTokenizer":
+        """Return the vocabulary of a `tokenizer.json`.
+
+        Args:
+            text: Content of the file.
+            vocabulary: Number of tokens, without padding.
+            end_tokens: Ids that end a generation.
+
+        Raises:
+            GrammarUnavailable: As `of_pieces`.
+        """
+        return cls(vocabulary=vocabulary, end_tokens=_require_ends(end_tokens), file=text)
+
+
+def _require_ends(end_tokens: Sequence[int]) -> tuple[int, ...]:
+    if not end_tokens:
+        raise GrammarUnavailable("A grammar needs an end token, and this model has none.")
+    return tuple(end_tokens)
+
 
 _PROGRAM: Final = "fleet_common.grammar.worker"
 
 _START_S: Final = 60.0
 _COMPILE_S: Final = 30.0
 _STEP_S: Final = 10.0
-"""Longest waits for the worker. They are long, since it limits itself by processor time: a machine that is busy or
-asleep is not the grammar's fault."""
+"""Timeouts for the worker. They are long, since it limits its own processor time: a busy or suspended machine is not
+the grammar's fault."""
 
 _MOST_NEW: Final = 16_384
 """Tokens in one packet."""
 
 
 def token_pieces(tokenizer: GrammarTokenizer) -> Sequence[bytes]:
-    """Return the bytes of each token; none for those that end a generation or control it.
+    """Return the bytes of each token; none for end and control tokens.
 
     Raises:
-        GrammarUnavailable: The worker cannot be started, or does not know such a tokenizer.
+        GrammarUnavailable: The worker cannot be started, or does not support the tokenizer.
     """
     if tokenizer.file is None:
         return tokenizer.pieces[: tokenizer.vocabulary]
@@ -59,13 +152,13 @@ def token_pieces(tokenizer: GrammarTokenizer) -> Sequence[bytes]:
 
 
 class GrammarProcess:
-    """The process that the processes of grammars are forked from. Callable on any thread.
+    """Parent of all grammar processes, which are forked from it. Callable on any thread.
 
     Args:
         tokenizer: The vocabulary.
 
     Raises:
-        GrammarUnavailable: llguidance is not installed, or does not know such a tokenizer, or the process does not
+        GrammarUnavailable: llguidance is not installed, or does not support the tokenizer, or the process does not
             start. Building the vocabulary takes about a second.
     """
 
@@ -83,17 +176,17 @@ class GrammarProcess:
             raise
 
     def compile(self, grammar: Grammar, text: str, on_killed: Callable[[Grammar], object]) -> "CompiledGrammar":
-        """Compile a grammar in a process of its own.
+        """Compile a grammar in its own process.
 
         Args:
             grammar: The grammar.
-            text: What the worker is given in place of its text.
-            on_killed: Called when it has ended its process, now or later.
+            text: Text for the worker, which replaces the grammar's own.
+            on_killed: Called when the grammar has ended its process, now or later.
 
         Raises:
-            GrammarKilled: It has crashed its process, or taken more than that may.
+            GrammarKilled: It has crashed its process, or exceeded its limits.
             GrammarError: It cannot be used.
-            OSError: This process has ended, or the machine can start no other; make another.
+            OSError: This process has ended, or no other can be started; make another.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -105,20 +198,19 @@ class GrammarProcess:
             raise
 
     def close(self) -> None:
-        """End it. The grammars that it has compiled can be used further."""
+        """End the process. Its compiled grammars stay usable."""
         self._end()
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class CompiledGrammar:
-    """A grammar in a process of its own, which ends when nobody refers to this any more. Callable on any thread.
+    """A grammar in its own process, which ends with the last reference to this object. Callable on any thread.
 
     Attributes:
-        grammar: What it is.
         first_allowed: Ids that may begin a generation.
         first_forced: Ids that must.
-        compile_s: Processor time that it took to compile.
-        memory_kb: What it takes.
+        compile_s: Processor time of the compilation.
+        memory_kb: Memory in kilobytes.
     """
 
     _link: socket.socket
@@ -138,7 +230,7 @@ class CompiledGrammar:
     def __post_init__(self) -> None:
         weakref.finalize(self, self._link.close)
         self._link.settimeout(_COMPILE_S)
-        _receive(self._link)  # its process runs, and what ends it from now on is the grammar
+        _receive(self._link)  # the process runs; if it ends from now on, the grammar is the cause
         try:
             request = self.grammar.kind.value.encode() + b"\0" + self._text.encode()
         except UnicodeEncodeError:
@@ -164,37 +256,37 @@ class CompiledGrammar:
         return self._tokenizer.end_tokens
 
     def new_matcher(self) -> int:
-        """Return the number of a further matcher, at the beginning."""
+        """Return the number of a new matcher, at the start."""
         return next(self._numbers)
 
     def drop(self, matcher: int) -> None:
-        """Forget a matcher. It may be called by the garbage collector, so the worker is told later."""
+        """Forget a matcher. The garbage collector may call this, so the worker is notified later."""
         self._dropped.append(matcher)
 
     def allowed(self, matcher: int, keep: int, new: Sequence[int]) -> NDArray[np.int64]:
-        """Return the ids that may follow a text; see `_move` for the arguments and exceptions."""
+        """Return the ids that may follow; see `_move` for arguments and exceptions."""
         return self._ids(self._move(Op.ALLOWED, matcher, keep, new))
 
     def forced(self, matcher: int, keep: int, new: Sequence[int]) -> tuple[int, ...]:
-        """Return the ids that must follow a text, as far as is found out without looking at every token."""
+        """Return the ids that must follow, as far as they are known without a look at every token."""
         content = self._move(Op.FORCED, matcher, keep, new)
         if content[0] and len(self.end_tokens) == 1:
             return self.end_tokens
         return self._known(np.frombuffer(content, dtype=np.uint32, offset=1).tolist())
 
     def _move(self, op: bytes, matcher: int, keep: int, new: Sequence[int]) -> bytes:
-        """Move a matcher to the text that an operation is about.
+        """Move a matcher to a token sequence, and run an operation there.
 
         Args:
             op: The operation.
-            matcher: Its number.
-            keep: Tokens of its last text that are this one's too.
-            new: Those that follow.
+            matcher: Number of the matcher.
+            keep: Number of tokens that its last sequence and this one share.
+            new: Tokens after those.
 
         Raises:
-            OutsideGrammar: The grammar rules a token out.
-            GrammarKilled: The grammar has crashed its process, or taken more than that may.
-            GrammarError: The grammar cannot go on; the matcher is at the beginning again.
+            OutsideGrammar: A token is not allowed.
+            GrammarKilled: The grammar has crashed its process, or exceeded its limits.
+            GrammarError: The grammar cannot continue; the matcher is at the start again.
         """
         while len(new) > _MOST_NEW:
             self._request(Op.CONSUME, matcher, keep, new[:_MOST_NEW])
@@ -205,11 +297,11 @@ class CompiledGrammar:
         request = OP.pack(op, matcher, keep) + np.asarray(new, dtype=np.uint32).tobytes()
         taken, content = self._exchange(request, _STEP_S)
         if taken is not None:
-            raise OutsideGrammar("The text holds a token that its grammar rules out.", taken=taken)
+            raise OutsideGrammar("The text has a token that its grammar does not allow.", taken=taken)
         return content
 
     def _exchange(self, request: bytes, wait_s: float) -> tuple[int | None, bytes]:
-        """Return what follows on a request; a number if a token was ruled out: that of the tokens before it."""
+        """Return the answer to a request, and the number of tokens before one that is not allowed, if any."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
@@ -222,7 +314,7 @@ class CompiledGrammar:
                 self._link.close()
                 self._on_killed(self.grammar)
                 raise GrammarKilled(self.grammar.digest) from None
-            except Exception as error:  # noqa: BLE001 - whatever the vocabulary raises, the process waits for its answer
+            except Exception as error:  # noqa: BLE001 - of the vocabulary; the process waits for its answer
                 self._failure = GrammarError(f"Text that the grammar forces cannot be encoded: {error}")
             if self._failure is not None:
                 self._link.close()
@@ -237,7 +329,7 @@ class CompiledGrammar:
         return None, content
 
     def _talk(self, request: bytes, wait_s: float) -> bytes:
-        """Send a request and return the reply; encode meanwhile what the process asks for."""
+        """Send a request and return the reply; meanwhile encode text for the process."""
         self._link.settimeout(wait_s)
         while self._dropped:
             self._link.send(OP.pack(Op.DROP, self._dropped.popleft(), 0))
@@ -265,13 +357,13 @@ def _start(
         raise GrammarUnavailable(
             "Grammars need the package llguidance, which is not installed; install it: pip install llguidance."
         )
-    # The same modules as this process has, wherever it has them from, and none from a folder that it happens to be in.
+    # The same modules as in this process, and none from the current folder (-P).
     places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", _PROGRAM, str(link.fileno()), *arguments],
         stdin=subprocess.PIPE,
         stdout=stdout,
-        stderr=subprocess.DEVNULL,  # what native code says of a hostile grammar is for nobody's log
+        stderr=subprocess.DEVNULL,  # messages about hostile grammars do not belong in the log
         env=os.environ | {"PYTHONPATH": places, "MALLOC_ARENA_MAX": "1"},
         pass_fds=[link.fileno()],
         start_new_session=True,
@@ -281,7 +373,7 @@ def _start(
         with process.stdin:
             process.stdin.write(json.dumps(tokenizer.description()).encode())
     except OSError:
-        pass  # it has ended; whoever reads its answer finds none
+        pass  # it has ended; its reader gets no answer
     return process
 
 
@@ -317,3 +409,98 @@ def _await_start(control: socket.socket) -> None:
     if answer[:1] != Status.DONE:
         reason = answer[1:].decode("utf-8", "replace")
         raise GrammarUnavailable(f"The tokenizer cannot be used for grammars: {reason.rstrip('.')}.")
+
+
+class GrammarMatcher:
+    """Position of a generation in its grammar. Callable on any thread, for one generation at a time.
+
+    Every method takes all tokens of the generation, without the prompt, and moves the matcher there: forwards, or back
+    to the last common token. The result depends on these tokens only.
+    """
+
+    def __init__(self, compiled: CompiledGrammar) -> None:
+        self._compiled = compiled
+        self._ends = np.array(sorted(set(compiled.end_tokens)), dtype=np.int64)
+        self._number = compiled.new_matcher()
+        self._tokens: list[int] = []  # accepted by the grammar's process
+        self._allowed: NDArray[np.int64] | None = compiled.first_allowed  # after them
+        self._moving = threading.Lock()
+        weakref.finalize(self, compiled.drop, self._number)
+
+    def allowed(self, text: Sequence[int]) -> NDArray[np.int64]:
+        """Return the ids that may follow: ascending, at least one. After an end token only end tokens may.
+
+        Raises:
+            OutsideGrammar: The text itself is not allowed.
+            GrammarError: The grammar cannot continue, or takes too long.
+        """
+        with self._moving:
+            if self._ended(text):
+                return self._ends
+            if not len(text):
+                found = self._compiled.first_allowed
+            elif self._allowed is not None and list(text) == self._tokens:
+                found = self._allowed
+            else:
+                keep = self._keep(text)
+                try:
+                    found = self._compiled.allowed(self._number, keep, text[keep:])
+                except GrammarError as error:
+                    self._failed(text, error)
+                    raise
+                self._tokens[keep:] = text[keep:]
+                self._allowed = found
+            if not len(found):
+                raise GrammarError("No token of the vocabulary can continue the grammar here.")
+            return found
+
+    def forced(self, text: Sequence[int]) -> tuple[int, ...]:
+        """Return the ids that must follow, as far as they are known without a look at every token.
+
+        Each is the only allowed one at its position; an end token is the last.
+
+        Raises:
+            OutsideGrammar: The text itself is not allowed.
+            GrammarError: The grammar cannot continue, or takes too long.
+        """
+        with self._moving:
+            if self._ended(text):
+                return ()
+            if not len(text):
+                return self._compiled.first_forced
+            keep = self._keep(text)
+            try:
+                found = self._compiled.forced(self._number, keep, text[keep:])
+            except GrammarError as error:
+                self._failed(text, error)
+                raise
+            if keep < len(self._tokens) or keep < len(text):
+                self._tokens[keep:], self._allowed = text[keep:], None
+            return found
+
+    def check(self, text: Sequence[int]) -> None:
+        """Check that the grammar allows a text, ended or not.
+
+        Raises:
+            OutsideGrammar: It does not.
+            GrammarError: The grammar cannot continue, or takes too long.
+        """
+        if not self._ended(text):
+            self.allowed(text)
+        elif text[-1] not in self.allowed(text[:-1]):
+            raise OutsideGrammar("The text ends where its grammar does not allow it.")
+
+    def _ended(self, text: Sequence[int]) -> bool:
+        return bool(len(text)) and text[-1] in self._ends
+
+    def _keep(self, text: Sequence[int]) -> int:
+        """Return the number of tokens that the last text and this one share at the beginning."""
+        own = self._tokens
+        if list(text[: len(own)]) == own:
+            return len(own)
+        return next(place for place, token in enumerate(own) if place >= len(text) or token != text[place])
+
+    def _failed(self, text: Sequence[int], error: GrammarError) -> None:
+        """Record the position of the grammar's process after an error: the start, or before the forbidden token."""
+        self._allowed = None
+        self._tokens = list(text[: error.taken]) if isinstance(error, OutsideGrammar) else []

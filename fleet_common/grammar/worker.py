@@ -1,11 +1,11 @@
-"""Grammar worker: the one program that runs llguidance, which a grammar can crash.
+"""Grammar worker: the only program that runs llguidance, which a grammar can crash.
 
-`GrammarProcess` starts it. It builds the vocabulary once and waits; for each grammar it forks a process, which compiles
-that grammar and follows it along its generations. So a grammar that overflows the stack, runs for ever or takes all
-memory ends a process that nothing else needs.
+`GrammarProcess` starts it. It builds the vocabulary once. For each grammar it forks a process, which compiles that
+grammar and follows it along its generations. So a grammar that overflows the stack, never ends or takes all memory ends
+a process that nothing else needs.
 
-Every message is one packet. The parent sends a request and reads its reply; in between, the child may ask the parent to
-encode text that the grammar forces.
+Every message is one packet. The parent sends a request and reads the reply; in between, the child may ask the parent to
+encode forced text.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 MAX_PACKET: Final = 1 << 17
-"""Bytes; more than the largest grammar or the mask of the largest vocabulary, and less than a socket's buffer."""
+"""Bytes: more than the largest grammar or mask, and less than a socket's buffer."""
 
 OP: Final = struct.Struct("=cII")
-"""A request: what to do, the number of the matcher, and how many of its tokens to keep; new tokens follow."""
+"""Request: operation, number of the matcher, and number of its tokens to keep; new tokens follow."""
 
 REPLY: Final = struct.Struct("=cI")
-"""A reply: how it went, and a number (see `Status`)."""
+"""Reply: status, and a number (see `Status`)."""
 
 COMPILED: Final = struct.Struct("=dII")
 """After the reply to a grammar: processor time in seconds, memory in kilobytes, and the number of forced tokens."""
 
 
 class Op:
-    """What a request asks for."""
+    """Operation of a request."""
 
     ALLOWED: Final = b"a"
     FORCED: Final = b"f"
@@ -50,13 +50,13 @@ class Op:
 
 
 class Status:
-    """How a request went.
+    """Result of a request.
 
     Attributes:
-        DONE: The number is the memory that the grammar takes, in kilobytes.
-        OUTSIDE: The grammar rules a token out; the number is that of the tokens before it.
-        FAILED: The grammar cannot go on; the reason follows.
-        ENCODE: The text that follows is to be encoded.
+        DONE: The number is the grammar's memory in kilobytes.
+        OUTSIDE: A token is not allowed; the number is the number of tokens before it.
+        FAILED: The grammar cannot continue; the reason follows.
+        ENCODE: Text to encode follows.
     """
 
     DONE: Final = b"="
@@ -67,27 +67,27 @@ class Status:
 
 _STACK_BYTES: Final = 8 << 20
 _MEMORY_BYTES: Final = 96 << 20
-"""What a grammar may take beyond the vocabulary. A schema of 2,000 properties takes 4 MB."""
+"""Limit per grammar, beyond the vocabulary. A schema of 2,000 properties takes 4 MB."""
 
 _COMPILE_S: Final = 5.0
 _STEP_S: Final = 0.5
-"""Processor time for a grammar and for one mask. A schema of 2,000 properties takes 0.9 s and 0.04 s on a slow core."""
+"""Processor time for compiling and for one mask. A schema of 2,000 properties takes 0.9 s and 0.04 s on a slow core."""
 
 _LONGEST_S: Final = 60.0
-"""Of anything, by the wall clock: a process that hangs is not there for ever. The parent has given it up by then."""
+"""Wall-clock limit of everything, so that a hanging process ends. The parent has timed out by then."""
 
 _COMPILE_NICE: Final = 10
-"""Compiling gives way to the engine, whose threads all wait for the slowest."""
+"""Compiling gives way to the engine, whose threads wait for the slowest one."""
 
 _BAD_FIRST: Final = 1000
-"""If memory runs out, the system ends this process before the one that serves everybody."""
+"""If memory runs out, the kernel ends this process first."""
 
 _WINDOW: Final = 512
-"""Characters of forced text that are encoded at once. A string constant may have tens of thousands, and a step needs
-few tokens of them."""
+"""Characters of forced text that are encoded at once. A string constant may have tens of thousands, of which a step
+needs few tokens."""
 
 _UNSURE: Final = 4
-"""Tokens before the end of a window that is cut: text behind it might change them."""
+"""Last tokens of a truncated window, which are dropped: the text after it might change them."""
 
 _JSON: "Final[JsonCompileOptions]" = {
     "item_separator": ", ",
@@ -96,21 +96,21 @@ _JSON: "Final[JsonCompileOptions]" = {
     "lenient": False,
     "coerce_one_of": False,
 }
-"""One way to write a value, the way that most generations have it: so most of what is around values is forced."""
+"""A single, common way to write values, so that most of the text around them is forced."""
 
 
 def main() -> None:
-    """Build the vocabulary from standard input, then fork a process for each socket that comes."""
+    """Build the vocabulary from standard input, then fork a process for each socket received."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    # The end of the parent ends this process: not a signal to its process group, which may come in the middle of work.
+    # This process ends with its parent, not by a signal to the process group, which may come in the middle of work.
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for children
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, hard))
     try:
-        vocabulary = Vocabulary(json.load(sys.stdin))
+        vocabulary = NativeVocabulary(json.load(sys.stdin))
     except Exception as error:  # noqa: BLE001 - whatever a foreign tokenizer raises
         control.send(Status.FAILED + str(error).encode("utf-8", "replace")[:1000])
         return
@@ -118,7 +118,7 @@ def main() -> None:
     if "pieces" in sys.argv:
         json.dump([piece.decode("latin-1") for piece in vocabulary.encoder.tokens], sys.stdout)
         return
-    gc.freeze()  # what is shared with the children stays shared
+    gc.freeze()  # keep pages shared with the children
     while True:
         _, sockets, _, _ = socket.recv_fds(control, 1, 1)
         if not sockets:
@@ -129,15 +129,15 @@ def main() -> None:
                 serve(socket.socket(fileno=sockets[0]), vocabulary)
                 os._exit(0)
         except OSError:
-            pass  # no memory, or too many processes: the parent sees that nobody answers
+            pass  # no memory, or too many processes: the parent gets no answer
         os.close(sockets[0])
 
 
-class Vocabulary:
-    """The tokens, as llguidance knows them.
+class NativeVocabulary:
+    """The tokens, for llguidance.
 
     Args:
-        description: `end_tokens`, and either `pieces` (bytes as Latin-1) or `file`, the text of a `tokenizer.json`,
+        description: `end_tokens`, and either `pieces` (bytes as Latin-1) or `file`, the content of a `tokenizer.json`,
             with the number of tokens `size`.
 
     Attributes:
@@ -160,14 +160,14 @@ class Vocabulary:
         self.native: LLTokenizer = llguidance.LLTokenizer(wrapper, n_vocab=len(pieces), eos_token=ends)
 
     def compile(self, kind: str, text: str) -> "LLMatcher":
-        """Return a grammar at its beginning, or with its error."""
+        """Return a grammar at its start, or with its error."""
         import llguidance  # noqa: PLC0415
 
         return llguidance.LLMatcher(self.native, _source(kind, text), log_level=0, limits=_limits())
 
 
 def pieces_of(native: "LLTokenizer", ends: Sequence[int]) -> list[bytes]:
-    """Return the bytes of each token; none for those that end a generation or control it."""
+    """Return the bytes of each token; none for end and control tokens."""
     silent = set(ends)
     return [
         b"" if token in silent or native.is_special_token(token) else bytes(native.decode_bytes([token]))
@@ -176,11 +176,11 @@ def pieces_of(native: "LLTokenizer", ends: Sequence[int]) -> list[bytes]:
 
 
 class Encoder:
-    """What llguidance asks of a tokenizer.
+    """Tokenizer as llguidance needs it.
 
     Args:
         pieces: Bytes of each token.
-        end: The token that ends a generation.
+        end: End token.
         native: Encodes; without it the parent is asked.
 
     Attributes:
@@ -194,7 +194,7 @@ class Encoder:
         self.special_token_ids: list[int] = []
         self.ask: Callable[[str], list[int]] = lambda _text: []
         self._native = native
-        # Enough tokens are left behind the cut even if all are the longest.
+        # Enough tokens are left after the cut even if all are the longest.
         self._window = max(_WINDOW, 4 * _UNSURE * max(map(len, pieces)))
         self._encode = functools.lru_cache(maxsize=256)(self._encode_window)
 
@@ -208,24 +208,19 @@ class Encoder:
         return self.ask(text) if self._native is None else self._native.tokenize_str(text)
 
 
-def serve(link: socket.socket, vocabulary: Vocabulary) -> None:
+def serve(link: socket.socket, vocabulary: NativeVocabulary) -> None:
     """Compile the grammar that comes first, and follow it until the parent closes the socket."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_BAD_FIRST), encoding="ascii")
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + _MEMORY_BYTES + _STACK_BYTES, hard))
-    Child(link, vocabulary).run()
+    GrammarServer(link, vocabulary).run()
 
 
-class Child:
-    """Serves one grammar.
+class GrammarServer:
+    """Serves one grammar."""
 
-    Args:
-        link: To the parent.
-        vocabulary: The tokens.
-    """
-
-    def __init__(self, link: socket.socket, vocabulary: Vocabulary) -> None:
+    def __init__(self, link: socket.socket, vocabulary: NativeVocabulary) -> None:
         self._link = link
         self._vocabulary = vocabulary
         vocabulary.encoder.ask = self._ask
@@ -250,7 +245,7 @@ class Child:
                 self._link.send(reply)
 
     def _compile(self, kind: str, text: str) -> bytes:
-        """Return the reply to a grammar: with its first mask, so that nobody need ask for it."""
+        """Return the reply to a grammar, with its first mask."""
         found: list[bytes] = []
 
         def compile_() -> None:
@@ -321,7 +316,7 @@ class Child:
 
 
 def _limit_time(processor_s: float) -> None:
-    """End this process if it takes longer; 0 sets no limit. The system does it, whatever native code is at."""
+    """End this process if it takes longer (0: no limit). The kernel does it, whatever native code is running."""
     signal.setitimer(signal.ITIMER_PROF, processor_s)
     signal.setitimer(signal.ITIMER_REAL, _LONGEST_S if processor_s else 0.0)
 

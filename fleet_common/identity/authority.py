@@ -22,12 +22,14 @@ from fleet_common.identity.certificates import (
     SKEW,
     TAKEOVER_LIFETIME,
     Credential,
+    IdentityRole,
     Passphrase,
     Revocation,
     Revoked,
     Subject,
     authority_certificate,
     certificate,
+    check_identity_name,
     check_request,
     fingerprint,
     is_encrypted,
@@ -39,10 +41,16 @@ from fleet_common.identity.certificates import (
     same_key,
     save_key,
 )
-from fleet_common.identity.errors import AuthorityError, NameRefused
-from fleet_common.identity.files import PUBLIC, append_line, locked, make_folder, write_atomically
-from fleet_common.identity.index import Entry, Index, check_free, check_key, current, renewable
-from fleet_common.identity.roles import IdentityRole, check_identity_name
+from fleet_common.identity.files import (
+    PUBLIC,
+    AuthorityError,
+    NameRefused,
+    append_line,
+    locked,
+    make_folder,
+    write_atomically,
+)
+from fleet_common.identity.index import CertificateIndex, Entry, check_free, check_key, current, renewable
 from schemas.names import check_name
 
 
@@ -182,7 +190,7 @@ class Signer:
     folder: AuthorityFolder
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
-    index: Index
+    index: CertificateIndex
     audit: Audit
     clock: Callable[[], datetime]
 
@@ -323,7 +331,7 @@ class Authority:
         Raises:
             InvalidName: The name is malformed.
             NameRefused: The name is taken, reserved, or has a certificate already; or a host is malformed.
-            RequestRefused: The request must not be signed.
+            SigningRefused: The request must not be signed.
             AuthorityError: The authority's key cannot be used.
         """
         check_identity_name(name, role)
@@ -349,7 +357,7 @@ class Authority:
 
         Raises:
             NameRefused: The name is unknown or revoked, or it is too early.
-            RequestRefused: The request must not be signed.
+            SigningRefused: The request must not be signed.
             AuthorityError: The authority's key cannot be used.
         """
         asked = None if request is None else check_request(request, name=name)
@@ -397,12 +405,12 @@ class Authority:
 
     def entries(self) -> tuple[Entry, ...]:
         """Return all certificates of identities, oldest first."""
-        with Index(self.folder.index) as index:
+        with CertificateIndex(self.folder.index) as index:
             return index.identities()
 
     def names(self, role: IdentityRole) -> tuple[str, ...]:
         """Return all names of a role, for the access rules of a broker description."""
-        with Index(self.folder.index) as index:
+        with CertificateIndex(self.folder.index) as index:
             return index.names(role)
 
     def due(self) -> tuple[str, ...]:
@@ -417,7 +425,7 @@ class Authority:
     def at_work(self) -> Iterator[Signer]:
         """Hold the lock and the private key."""
         key = self.folder.load_key(self.certificate, self.passphrase)  # may ask a person, so before the lock
-        with self.folder.locked(), Index(self.folder.index) as index:
+        with self.folder.locked(), CertificateIndex(self.folder.index) as index:
             yield Signer(
                 folder=self.folder,
                 certificate=self.certificate,
@@ -462,7 +470,7 @@ def create_authority(
             raise AuthorityError(f"There is an authority in {path} already: use it, or choose another folder.")
         key = new_key()
         save_key(folder.key, key, passphrase)
-        with Index(folder.index, new=True) as index, index.change():
+        with CertificateIndex(folder.index, new=True) as index, index.change():
             for name, role in names:
                 check_free(index, name, role)
                 index.keep_name(name, role)

@@ -1,4 +1,8 @@
-"""Keys, signing requests, certificates and revocation lists.
+"""Roles and names, keys, signing requests, certificates and revocation lists.
+
+The broker grants rights by name alone: a device with an edge's name could read every draft of the fleet. Two rules
+keep the roles apart. A word that names a role is reserved for that role, and a name that was given to one role is never
+given to another (`fleet_common.identity.index` records them).
 
 Every field of a certificate is set here; none is copied from a request. The role is in the subject (`OU`). The
 extended key usage separates clients from servers, so that a stolen device certificate cannot impersonate the broker.
@@ -15,6 +19,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +29,68 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fleet_common.identity.errors import CertificateRefused, NameRefused, RequestRefused
-from fleet_common.identity.files import SECRET, read_bounded, write_atomically
-from fleet_common.identity.roles import IdentityRole
+from fleet_common.identity.files import (
+    SECRET,
+    CertificateRefused,
+    NameRefused,
+    SigningRefused,
+    read_bounded,
+    write_atomically,
+)
 from schemas.names import check_name
+
+
+class IdentityRole(StrEnum):
+    """Purpose of a certificate: the organizational unit of its subject."""
+
+    DEVICE = "device"
+    EDGE = "edge"
+    MONITOR = "monitor"
+    BRIDGE = "bridge"  # one broker as another's client
+    BROKER = "broker"  # the only one that is a server
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the certificate is a TLS server's."""
+        return self is IdentityRole.BROKER
+
+
+# A reader of a log takes `edge`, `edge-1` or `edge.north` for an edge.
+_RESERVED: Final = (IdentityRole.EDGE, IdentityRole.MONITOR, IdentityRole.BRIDGE, IdentityRole.BROKER)
+_SEPARATORS: Final = "-._"
+
+
+def folded(name: str) -> str:
+    """Return the form in which names are compared: people confuse names that differ in case only."""
+    return name.casefold()
+
+
+def probe_name(edge: str) -> str:
+    """Return the device name that `fleet edge selftest` uses."""
+    return f"probe-{edge}"
+
+
+def check_identity_name(name: str, role: IdentityRole) -> str:
+    """Return `name` if an identity of this role may have it.
+
+    Raises:
+        InvalidName: The name is malformed.
+        NameRefused: The name is reserved for another role.
+    """
+    check_name(name)
+    for owner in _RESERVED:
+        same_word = folded(name) == owner or folded(name).startswith(tuple(owner + mark for mark in _SEPARATORS))
+        if same_word and role is not owner:
+            raise NameRefused(
+                f"The name {name!r} is reserved: a name that begins with '{owner}' belongs to {_article(owner)}; "
+                f"choose another for {_article(role)}."
+            )
+    return name
+
+
+def _article(role: IdentityRole) -> str:
+    return f"an {role}" if role[0] in "aeiou" else f"a {role}"
+
 
 CERTIFICATE_DAYS: Final = 90
 RENEWAL_DAYS: Final = 30
@@ -350,13 +413,13 @@ def load_request(path: Path) -> x509.CertificateSigningRequest:
 
     Raises:
         IdentityError: The file cannot be read.
-        RequestRefused: The file holds no signing request.
+        SigningRefused: The file holds no signing request.
     """
     content = read_bounded(path, "The signing request")
     try:
         return x509.load_pem_x509_csr(content)
     except ValueError as error:
-        raise RequestRefused(
+        raise SigningRefused(
             f"{path} is no signing request in PEM: make one on the device with `fleet device enroll`."
         ) from error
 
@@ -365,13 +428,13 @@ def requested_name(request: x509.CertificateSigningRequest) -> str:
     """Return the name in an unchecked signing request.
 
     Raises:
-        RequestRefused: It has no name, or several.
+        SigningRefused: It has no name, or several.
     """
     try:
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         (name,) = names
     except ValueError as error:
-        raise RequestRefused("The signing request does not ask for exactly one common name.") from error
+        raise SigningRefused("The signing request does not ask for exactly one common name.") from error
     return str(name.value)
 
 
@@ -383,24 +446,24 @@ def check_request(request: x509.CertificateSigningRequest, *, name: str) -> ec.E
         name: Name that the operator signs for.
 
     Raises:
-        RequestRefused: It has another name or another kind of key, or was not signed with that key.
+        SigningRefused: It has another name or another kind of key, or was not signed with that key.
     """
     asked = requested_name(request)
     if asked != name:
-        raise RequestRefused(
+        raise SigningRefused(
             f"The signing request asks for {asked[:80]!r} and not for {name!r}: sign it for no other name."
         )
     try:
         key = request.public_key()
         signed = request.is_signature_valid
     except (ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
-        raise RequestRefused(
+        raise SigningRefused(
             "The signing request has a key or a signature of an unknown kind: use EC P-256."
         ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise RequestRefused("The signing request has a key of another kind: only EC P-256 is signed.")
+        raise SigningRefused("The signing request has a key of another kind: only EC P-256 is signed.")
     if not signed:
-        raise RequestRefused(
+        raise SigningRefused(
             "The signing request was not signed with the key that it asks for: it was changed on its way."
         )
     return key

@@ -26,8 +26,7 @@ from typing import Annotated, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fleet_common.identity.certificates import Credential, Revocation, key_pem
-from fleet_common.identity.errors import CutOffFailed
-from fleet_common.identity.files import PUBLIC, SECRET, read_bounded, write_atomically
+from fleet_common.identity.files import PUBLIC, SECRET, CutOffFailed, read_bounded, write_atomically
 
 ALERT_S = 1.0  # TLS 1.3 lets a client finish before the server has judged its certificate
 KEEPALIVE_S = 10
@@ -226,7 +225,7 @@ def _signal(pid_file: Path) -> None:
         found = False
     except OSError as error:
         raise CutOffFailed(
-            f"The broker of {pid_file} cannot be told: {error.strerror}; do it as root or as the broker's own user."
+            f"The broker of {pid_file} cannot be notified: {error.strerror}; do it as root or as the broker's own user."
         ) from error
     if not found:
         raise CutOffFailed(f"No {PROGRAM} runs by the pid file {pid_file}: start it, or correct --pid-file.")
@@ -284,12 +283,12 @@ def enforce_revocation(
         IdentityError: The list cannot be written where the broker reads it.
     """
     access.install(revocation.revocation_list)
-    told = access.reload()
+    notified = access.reload()
     if access.host is None:
         return None
     attempt = _Attempt(TlsEndpoint(access.host, access.port), revocation.authority, clock, clock() + timeout_s)
     began = clock()
-    hint = "look at the broker's log" if told else "bring the list to the broker, reload it, and say the command again"
+    hint = "look at the broker's log" if notified else "copy the list to the broker, reload it, and repeat the command"
     attempt.insist(revocation.canary, CertificateAnswer.REVOKED, otherwise=f"does not go by the new list: {hint}")
     in_force_s = clock() - began
     for kicker in revocation.kickers.values():

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fleet_common.identity.certificates import (
+    IdentityRole,
+    check_identity_name,
     load_certificate,
     load_key,
     make_request,
@@ -24,9 +26,7 @@ from fleet_common.identity.certificates import (
     save_key,
     subject_of,
 )
-from fleet_common.identity.errors import CertificateRefused, RequestRefused
-from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
-from fleet_common.identity.roles import IdentityRole, check_identity_name
+from fleet_common.identity.files import PUBLIC, CertificateRefused, SigningRefused, make_folder, write_atomically
 
 _AUTHORITY: Final = "The authority's certificate"
 
@@ -95,7 +95,7 @@ class Enrolment:
             ca: CA certificate; by default the one installed before.
 
         Raises:
-            RequestRefused: There is no key yet.
+            SigningRefused: There is no key yet.
             CertificateRefused: It is not for this device, this key or this time, or not from this authority.
             IdentityError: A file cannot be read or written.
         """
@@ -132,7 +132,7 @@ class Enrolment:
     def _key_of(self, signed: x509.Certificate) -> Path:
         held = [path for path in (self.key, self.next_key) if path.exists()]
         if not held:
-            raise RequestRefused(f"There is no key in {self.folder} yet: run the command without --certificate first.")
+            raise SigningRefused(f"There is no key in {self.folder} yet: run the command without --certificate first.")
         for path in held:
             if same_key(load_key(path).public_key(), signed.public_key()):
                 return path

@@ -1,15 +1,50 @@
-"""Atomic file writes, and secrets that are never readable by others."""
+"""Exceptions of the certificate authority and of enrolment; bounded reads, an append-only log, and a lock.
+
+::
+
+    IdentityError
+    ├── AuthorityError        the authority's folder or key cannot be used
+    ├── NameRefused           the identity must not have this name, or the name is unknown
+    ├── SigningRefused        the signing request must not be signed
+    ├── CertificateRefused    the certificate or key does not fit its purpose
+    └── CutOffFailed          the broker cannot be notified of a revocation, or does not obey it
+"""
 
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from fleet_common.identity.errors import AuthorityError, IdentityError
+from fleet_common import host
+from schemas.errors import FleetError
+
+
+class IdentityError(FleetError):
+    """Base class of the errors of this package. Its message is one sentence for the user."""
+
+
+class AuthorityError(IdentityError):
+    """The authority's folder or key cannot be used."""
+
+
+class NameRefused(IdentityError):  # noqa: N818 - reads as what it says
+    """The identity must not have this name, or the name is unknown."""
+
+
+class SigningRefused(IdentityError):  # noqa: N818
+    """The signing request must not be signed."""
+
+
+class CertificateRefused(IdentityError):  # noqa: N818
+    """The certificate or key does not fit its purpose."""
+
+
+class CutOffFailed(IdentityError):  # noqa: N818
+    """The broker cannot be notified of a revocation, or does not obey it."""
+
 
 SECRET: Final = 0o600
 PUBLIC: Final = 0o644
@@ -19,29 +54,13 @@ LARGEST_FILE: Final = 1 << 16  # of a key, certificate or request: they are a fe
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
-    """Replace a file: a reader sees the old or the new content, whole, also after a power failure.
-
-    Args:
-        path: A file in an existing folder.
-        content: The new content.
-        mode: Permissions, from the first byte on.
+    """Replace a file; see `fleet_common.host.write_atomically`.
 
     Raises:
         IdentityError: The file cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        try:
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(descriptor, mode)  # the umask may have taken more than we ask
-                file.write(content)
-                file.flush()
-                os.fsync(descriptor)
-            draft.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            draft.unlink(missing_ok=True)
+        host.write_atomically(path, content, mode=mode)
     except OSError as error:
         raise IdentityError(f"The file {path} cannot be written: {error.strerror}.") from error
 
@@ -127,11 +146,3 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,10 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
-from fleet_common.identity.certificates import RENEWAL_DAYS
-from fleet_common.identity.errors import AuthorityError, NameRefused, RequestRefused
-from fleet_common.identity.files import SECRET
-from fleet_common.identity.roles import IdentityRole, folded
+from fleet_common.identity.certificates import RENEWAL_DAYS, IdentityRole, folded
+from fleet_common.identity.files import SECRET, AuthorityError, NameRefused, SigningRefused
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS names (
@@ -72,7 +70,7 @@ class Entry:
     revoked_at: datetime | None = None
 
 
-class Index:
+class CertificateIndex:
     """SQLite index; use as a context manager. Writers hold the folder's lock."""
 
     def __init__(self, path: Path, *, new: bool = False) -> None:
@@ -223,7 +221,7 @@ def _entry(row: Sequence[Any]) -> Entry:
     )
 
 
-def check_free(index: Index, name: str, role: IdentityRole) -> None:
+def check_free(index: CertificateIndex, name: str, role: IdentityRole) -> None:
     """Refuse a name that another role has or had, or that differs from a known one in case only.
 
     Raises:
@@ -238,29 +236,29 @@ def check_free(index: Index, name: str, role: IdentityRole) -> None:
         )
 
 
-def check_key(index: Index, key_sha256: str, name: str) -> None:
+def check_key(index: CertificateIndex, key_sha256: str, name: str) -> None:
     """Refuse a key that was revoked or belongs to another identity.
 
     Raises:
-        RequestRefused: The key must not get another certificate.
+        SigningRefused: The key must not get another certificate.
     """
     for entry in index.of_key(key_sha256):
         if entry.revoked_at is not None:
-            raise RequestRefused(
+            raise SigningRefused(
                 f"The key of this request was revoked with a certificate of {entry.name!r}: make a new key "
                 "(`fleet device enroll --new-key`)."
             )
         if entry.name != name:
-            raise RequestRefused(f"The key of this request is that of {entry.name!r}: every device makes its own.")
+            raise SigningRefused(f"The key of this request is that of {entry.name!r}: every device makes its own.")
 
 
-def current(index: Index, name: str, *, now: datetime) -> Entry | None:
+def current(index: CertificateIndex, name: str, *, now: datetime) -> Entry | None:
     """Return the certificate of this name that ends last, if it is valid now."""
     entries = [entry for entry in index.of_name(name) if entry.revoked_at is None and entry.not_after > now]
     return max(entries, key=lambda entry: entry.not_after, default=None)
 
 
-def renewable(index: Index, name: str, *, now: datetime, early: bool) -> Entry:
+def renewable(index: CertificateIndex, name: str, *, now: datetime, early: bool) -> Entry:
     """Return the certificate to renew; an expired one may be renewed.
 
     Raises:

@@ -3,9 +3,9 @@
 ::
 
     LinkError
-    ├── ConnectFailed       the broker cannot be reached or turned us away
+    ├── ConnectFailed       the broker cannot be reached or refused the connection
     ├── NotConnected        nothing can be sent now, and the queue for later is full
-    ├── PacketTooLarge      the broker would never take this packet
+    ├── PacketTooLarge      the broker would never accept this packet
     └── PublishRejected     the broker answered a QoS 1 publish with an error, or not at all
 """
 
@@ -15,11 +15,10 @@ from typing import Final
 from schemas.errors import FleetError
 
 NOT_AUTHORIZED: Final = 0x87
-"""MQTT 5 reason code: the broker's rules do not allow it to this client."""
 
 
 class LinkError(FleetError):
-    """Base of all errors of this package. Its text is one sentence for the user."""
+    """Base of all errors of a link. The message is one sentence for the user."""
 
 
 class LinkFault(StrEnum):
@@ -34,13 +33,12 @@ class LinkFault(StrEnum):
 
 
 class ConnectFailed(LinkError):  # noqa: N818 - reads as what it says
-    """The broker cannot be reached or turned us away.
+    """The broker cannot be reached or refused the connection.
 
     Attributes:
         fault: Why, for programs.
         final: Whether trying again is pointless until somebody changes something (a password, a certificate).
-        refused: Whether a broker that works has turned us away, or we it: what is final, and what it asks to be
-            tried later.
+        refused: Whether a working broker refused us, or we refused it: everything final, and requests to try later.
     """
 
     def __init__(
@@ -62,12 +60,7 @@ class NotConnected(LinkError):  # noqa: N818
 
 
 class PacketTooLarge(LinkError):  # noqa: N818
-    """The broker would never take this packet.
-
-    Attributes:
-        size: Bytes of the packet.
-        limit: Bytes that the broker announced.
-    """
+    """The broker would never accept this packet."""
 
     def __init__(self, *, size: int, limit: int) -> None:
         super().__init__(f"A packet of {size} bytes exceeds the broker's limit of {limit}.")
@@ -79,7 +72,6 @@ class PublishRejected(LinkError):  # noqa: N818
     """The broker answered a QoS 1 publish with an error, or did not answer in time.
 
     Attributes:
-        topic: Where to.
         reason: MQTT 5 reason code (0x87 is "not authorized"), or None if no answer came.
     """
 

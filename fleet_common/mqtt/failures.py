@@ -1,4 +1,4 @@
-"""Explain failed connections, each in one sentence that says what to do."""
+"""Descriptions of failed connections, each one sentence that says what to do."""
 
 import socket
 import ssl
@@ -8,7 +8,7 @@ from typing import Final
 from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_common.mqtt.settings import LinkSettings
 
-# CONNACK reasons (MQTT 5, 3.2.2.2) that no second attempt will change, and what to do about each.
+# CONNACK reasons (MQTT 5, 3.2.2.2) for which trying again is pointless, and what to do about each.
 FINAL_REASONS: Final = {
     0x01: (LinkFault.UNSUITABLE, "it does not speak MQTT 5; use one that does"),
     0x82: (LinkFault.UNSUITABLE, "it calls our first packet a protocol error; use a broker that speaks MQTT 5"),
@@ -29,14 +29,13 @@ PASSING_REASONS: Final = {
     0x9F: "connections come too fast; try again later",
 }
 TAKEN_OVER: Final = 0x8E
-STARTING: Final = 0x88  # "unavailable": said by a broker that starts or ends, and over as soon as that is
+STARTING: Final = 0x88  # "unavailable": a broker that starts or stops says so for a moment
 NO_ANSWER_HINT: Final = "is it an MQTT broker that speaks MQTT 5, and is the port one for plain MQTT?"
 TLS_HINT: Final = "is it a TLS port, does the broker accept our certificate, and has it room for another client?"
 
-
-# What the broker says of our certificate (TLS alerts, by the end of OpenSSL's name), and what to do about each.
+# Verdict of the broker on our certificate (TLS alerts, by the end of OpenSSL's name), and what to do.
 ALERTS: Final = {
-    "CERTIFICATE_REVOKED": "our certificate was revoked; ask the operator to enrol this client anew",
+    "CERTIFICATE_REVOKED": "our certificate was revoked; ask the operator to enrol this client again",
     "CERTIFICATE_EXPIRED": "our certificate has ended by the broker's clock; have it renewed, or set the clocks",
     "CERTIFICATE_REQUIRED": "it asks for a certificate; set 'certificate' and 'key' in the configuration",
     "UNKNOWN_CA": "it does not know the authority of our certificate; enrol with the authority of this fleet",
@@ -44,7 +43,7 @@ ALERTS: Final = {
     "UNSUPPORTED_CERTIFICATE": "our certificate is not for a client; use the one that was made for this client",
     "PROTOCOL_VERSION": "it speaks no version of TLS that is still safe; it needs TLS 1.2 or later",
 }
-# What we find about the broker's certificate, by OpenSSL's number.
+# Our verdict on the broker's certificate, by OpenSSL's number.
 VERDICTS: Final = {
     9: "it is not valid yet by this machine's clock; set the clock",
     10: "it has ended; have it renewed, or set this machine's clock if that is wrong",
@@ -55,7 +54,7 @@ VERDICTS: Final = {
 
 
 def explain(error: Exception, settings: LinkSettings) -> ConnectFailed:  # noqa: PLR0911 - a table
-    """Turn what the socket or TLS raised into a sentence."""
+    """Describe an exception of the socket or of TLS."""
     where = settings.where
     match error:
         case ConnectFailed():
@@ -90,14 +89,14 @@ def explain(error: Exception, settings: LinkSettings) -> ConnectFailed:  # noqa:
 
 
 def silent(settings: LinkSettings, *, closed: bool = False) -> ConnectFailed:
-    """Describe a peer that accepted the connection, or swallowed it, but did not answer."""
+    """Describe a peer that accepts connections but does not answer."""
     what = "closed the connection without an answer" if closed else "did not answer in time"
     hint = NO_ANSWER_HINT if settings.tls is None else TLS_HINT
     return ConnectFailed(f"The broker at {settings.where} {what}: {hint}")
 
 
 def refused(reason: int, settings: LinkSettings) -> ConnectFailed:
-    """Describe a CONNACK that says no."""
+    """Describe a CONNACK that refuses the connection."""
     fault, why = FINAL_REASONS.get(reason, (LinkFault.BUSY, PASSING_REASONS.get(reason, f"MQTT reason 0x{reason:02x}")))
     why = why.format(client_id=settings.client_id, login=_login(settings))
     return ConnectFailed(
@@ -118,11 +117,11 @@ def _login(settings: LinkSettings) -> str:
 
 
 def unsuitable(missing: str, settings: LinkSettings) -> ConnectFailed:
-    """Describe a broker that lacks what the fleet needs.
+    """Describe a broker that lacks a required feature.
 
     Args:
-        missing: What it does, as the middle of a sentence: "does not …".
-        settings: Whose connection it is.
+        missing: Middle of a sentence: "does not …".
+        settings: Of the link.
     """
     return ConnectFailed(
         f"The broker at {settings.where} {missing}, which the fleet needs; change its settings, or use another broker.",
@@ -132,22 +131,21 @@ def unsuitable(missing: str, settings: LinkSettings) -> ConnectFailed:
 
 
 def lost(how: str, settings: LinkSettings) -> ConnectFailed:
-    """Describe a connection that ended on its own."""
     return ConnectFailed(f"The connection to the broker at {settings.where} was lost: {how}.")
 
 
 def name_taken(settings: LinkSettings) -> ConnectFailed:
-    """Describe a connection that ended because another client has connected with our client id."""
+    """Describe a connection that ended because another client connected with our client id."""
     return ConnectFailed(
         f"Another client has connected to the broker at {settings.where} as {settings.client_id!r} and ended this "
-        "client's connection; give each a name of its own, or end one.",
+        "client's connection; give each its own name, or end one.",
         fault=LinkFault.NAME_TAKEN,
         refused=True,
     )
 
 
 def subscription_refused(filters: Sequence[str], settings: LinkSettings) -> ConnectFailed:
-    """Describe filters that the broker will not serve."""
+    """Describe filters that the broker refuses."""
     return ConnectFailed(
         f"The broker at {settings.where} refuses to subscribe this client to {', '.join(filters)}: "
         "check its access rules.",
@@ -157,6 +155,6 @@ def subscription_refused(filters: Sequence[str], settings: LinkSettings) -> Conn
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the system says went wrong, without numbers and class names."""
+    """Return the system's message, without numbers and class names."""
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
     return str(reason) or type(error).__name__

@@ -1,35 +1,92 @@
-"""Link: what both ends need of a message broker, as one small interface.
+"""Link: what both ends need of a message broker, as one small interface; its counters, topic filters and routing.
 
-A link delivers at least once and, for one publisher and topic, in order while the connection lasts. Handlers
-run on the link's own thread and MUST NOT block: they hand over and return.
+A link delivers at least once and, for one publisher and topic, in order while the connection lasts. Handlers run on the
+link's own thread and MUST NOT block: they hand over and return.
 
-After a lost connection the link sends again what the broker had not yet acknowledged (QoS 1, within its
-expiry), so a receiver may see a message twice. What others published in between is lost to this client,
-retained messages excepted: a broker keeps no session for a link. The protocol above is idempotent and asks
-again.
+After a lost connection the link sends again what the broker had not yet acknowledged (QoS 1, within its expiry), so a
+receiver may see a message twice. What others published in between is lost to this client, retained messages excepted: a
+broker keeps no session for a link. The protocol above is idempotent and asks again.
 """
 
+import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
-from fleet_common.mqtt.counters import Accepts, LinkCounters
 from fleet_common.mqtt.errors import ConnectFailed, PublishRejected
 
-__all__ = [
-    "NO_MATCHING_SUBSCRIBERS",
-    "PACKET_TOO_LARGE",
-    "Accepts",
-    "Handler",
-    "Link",
-    "Listener",
-    "Message",
-    "Outcome",
-    "OutcomeHandler",
-    "Will",
-    "publish_confirmed",
-]
+_log = logging.getLogger(__name__)
+
+
+A = TypeVar("A")
+
+Accepts = Callable[[bytes, int, bool], bool]
+
+
+@dataclass(slots=True)
+class LinkCounters:
+    """Counters of a link since it was created.
+
+    Attributes:
+        losses: Connections lost, without goodbyes.
+        takeovers: Losses because another client connected with the same client id.
+        screened: Messages dropped unread, because the link's screen refused them.
+        received: Messages dispatched to handlers.
+        sent: Messages given to the network, including repeats.
+        expired: Messages dropped here because their expiry had passed.
+        dropped: QoS 0 messages dropped while disconnected.
+        displaced: Queued messages dropped to make room for a flow with fewer.
+        oversized: Queued messages dropped because a new connection's packet limit was smaller.
+        unanswered: QoS 1 messages that the broker took without an answer: it answered later ones.
+        stalls: Connections ended because the broker answered nothing any more.
+        handler_errors: Exceptions of handlers, listeners, screens and outcome callbacks.
+        renewals: Connections replaced by one with a renewed certificate; they are no losses.
+        restarts: Unexpected failures of the network loop, after which it started again.
+    """
+
+    connects: int = 0
+    losses: int = 0
+    takeovers: int = 0
+    screened: int = 0
+    received: int = 0
+    sent: int = 0
+    expired: int = 0
+    dropped: int = 0
+    displaced: int = 0
+    oversized: int = 0
+    unanswered: int = 0
+    stalls: int = 0
+    handler_errors: int = 0
+    renewals: int = 0
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class CallbackGuard:
+    """Calls the application's callbacks and catches their exceptions."""
+
+    counters: LinkCounters = field(default_factory=LinkCounters)
+    _screen_failed: bool = False
+
+    def call(self, function: Callable[[A], None], argument: A) -> None:
+        try:
+            function(argument)
+        except BaseException as error:  # noqa: BLE001 - not even its SystemExit may end the link's thread
+            self.counters.handler_errors += 1
+            _log.error("A handler of the link failed and is ignored.", exc_info=error)
+
+    def ask(self, accepts: Accepts, topic: bytes, packet_bytes: int, *, retained: bool) -> bool:
+        """Return `accepts(…)`; an exception is counted, logged once, and means yes."""
+        try:
+            return accepts(topic, packet_bytes, retained)
+        except BaseException as error:  # noqa: BLE001 - likewise
+            self.counters.handler_errors += 1
+            if not self._screen_failed:
+                self._screen_failed = True
+                _log.error("The link's screen fails and lets messages pass; this is logged once.", exc_info=error)
+            return True
+
 
 NO_MATCHING_SUBSCRIBERS = 0x10
 PACKET_TOO_LARGE = 0x95
@@ -41,9 +98,7 @@ class Message:
     """A received message.
 
     Attributes:
-        topic: Full topic.
-        payload: Bytes.
-        retained: Whether it is the broker's kept copy rather than a fresh one.
+        retained: Whether it is the broker's retained copy rather than a new message.
     """
 
     topic: str
@@ -53,19 +108,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """What the broker publishes, retained, when this client vanishes without saying goodbye."""
+    """Last will: the broker publishes it, retained, when this client vanishes without a goodbye."""
 
     topic: str
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PublishOutcome:
     """The broker's answer to a QoS 1 publish.
 
     Attributes:
-        topic: Where to.
-        reason: MQTT 5 reason code; below 0x80 is success, `NO_MATCHING_SUBSCRIBERS` included.
+        reason: MQTT 5 reason code; below 0x80 is success, including `NO_MATCHING_SUBSCRIBERS`.
     """
 
     topic: str
@@ -73,66 +127,66 @@ class Outcome:
 
     @property
     def accepted(self) -> bool:
-        """Whether the broker took it, with or without someone to pass it on to."""
+        """Whether the broker accepted it, with or without subscribers."""
         return self.reason < FIRST_ERROR
 
     @property
     def delivered(self) -> bool:
-        """Whether the broker took it and had someone to pass it on to."""
+        """Whether the broker accepted it and had a subscriber for it."""
         return self.accepted and self.reason != NO_MATCHING_SUBSCRIBERS
 
 
 Handler = Callable[[Message], None]
 Listener = Callable[[bool], None]
-OutcomeHandler = Callable[[Outcome], None]
+OutcomeHandler = Callable[[PublishOutcome], None]
 
 
 class Link(Protocol):
     """One client of the broker."""
 
     def start(self, *, timeout_s: float) -> None:
-        """Connect and begin to deliver; subscriptions made before are in force on return.
+        """Connect and begin to deliver; earlier subscriptions are in force on return.
 
-        A broker that does not answer is tried again until `timeout_s` is over; one that turns us away is
-        not. Does nothing if already started. After a failure, or after `stop`, it may be called again.
+        A broker that does not answer is tried again until `timeout_s` is over; one that refuses us is not. Does nothing
+        if already started. After a failure, or after `stop`, it may be called again.
 
         Raises:
             ConnectFailed: The broker was not reached within `timeout_s`, or refused us.
         """
 
     def stop(self) -> None:
-        """Say goodbye (no last will), flush what can be flushed shortly, end the thread. Idempotent."""
+        """Send what can be sent shortly, disconnect without last will, end the thread. Idempotent."""
 
     def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
         """Route messages that match `topic_filter` to `handler`; may be called before or after `start`.
 
-        MUST be renewed by the link itself after every reconnect. A handler's exception MUST NOT reach the
-        link's thread; it is logged and counted. A second handler for the same filter replaces the first. A
-        message that matches several filters reaches the handler of each, and may do so more than once.
+        MUST be renewed by the link after every reconnect. A handler's exception MUST NOT reach the link's thread; it is
+        logged and counted. A second handler for the same filter replaces the first. A message that matches several
+        filters reaches the handler of each, and may do so more than once.
 
         Args:
             topic_filter: Topics, with wildcards or a shared subscription's prefix.
-            handler: Gets the messages, on the link's thread.
+            handler: Called with each message on the link's thread.
             qos: 0 or 1.
-            retained: Whether the broker sends what it keeps for these topics, now and after every reconnect. Where
-                nothing is meant to be kept, False spares the subscriber what somebody has left there all the same.
+            retained: Whether the broker sends its retained messages, now and after every reconnect. Where nothing
+                should be retained, False ignores what somebody has left there.
 
         Raises:
-            ValueError: The filter is not a valid one, or `qos` is neither 0 nor 1.
+            ValueError: The filter is invalid, or `qos` is neither 0 nor 1.
         """
 
     def unsubscribe(self, topic_filter: str) -> None:
         """End a subscription; unknown filters are ignored."""
 
     def screen(self, accepts: Accepts) -> None:
-        """Ask `accepts(topic, packet_bytes, retained)` about every message before anything of it is decoded.
+        """Ask `accepts(topic, packet_bytes, retained)` about every message before it is decoded.
 
-        What it refuses is acknowledged and dropped at the cost of a few microseconds, so that a flood costs little.
-        It runs on the link's thread, for every message of every subscription, and MUST be quick. If it raises, the
-        message is accepted. A second one replaces the first; it holds across reconnects.
+        A refused message is acknowledged and dropped within a few microseconds, so that a flood costs little. `accepts`
+        runs on the link's thread for every message and MUST be quick. If it raises, the message is accepted. A second
+        one replaces the first; it survives reconnects.
 
         Args:
-            accepts: Gets the topic as UTF-8, the bytes of the whole packet, and whether it is the broker's kept copy.
+            accepts: Called with the topic in UTF-8, the size of the whole packet, and whether it is a retained copy.
         """
 
     def publish(
@@ -151,33 +205,33 @@ class Link(Protocol):
         """Send a message. Never blocks; callable from any thread.
 
         While disconnected, QoS 1 is queued and QoS 0 is dropped. Messages of one flow and priority stay in order, and
-        flows take turns; a flow is all topics with the same first four levels: `dssd/v1/<fleet>/<client>`. Where the
-        queue is full, the newest messages of the flow that has most waiting are dropped for those of one that has
-        less; what is retained at QoS 1 never is.
+        flows take turns; a flow is all topics with the same first four levels: `dssd/v1/<fleet>/<client>`. When the
+        queue is full, the newest messages of the flow that occupies most of it are dropped to make room for others;
+        retained QoS 1 messages are never dropped.
 
         Args:
             topic: Full topic.
             payload: Bytes.
             qos: 0 or 1.
-            retain: Whether the broker keeps it.
+            retain: Whether the broker retains it.
             expiry_s: Seconds after which an undelivered message is dropped, here and at the broker.
-            content_type: MQTT 5 content type; costs its length in every packet.
-            alias: Whether to send the topic once and a two-byte alias from then on.
-            priority: Whether it goes before messages without; these are not held up for good.
-            on_outcome: Called on the link's thread with the broker's answer (QoS 1). Not called for a message
-                that expired here, made room, or was still unanswered at `stop`.
+            content_type: MQTT 5 content type; its length is added to every packet.
+            alias: Whether to send the topic once and then a two-byte alias.
+            priority: Whether it goes before messages without priority; these are not starved.
+            on_outcome: Called on the link's thread with the broker's answer (QoS 1). Not called for a message that
+                expired here, made room, or was still unanswered at `stop`.
 
         Raises:
             PacketTooLarge: The broker announced a smaller limit.
-            NotConnected: The bounded queue is full, and no other flow has more of it.
+            NotConnected: The bounded queue is full, and no other flow occupies more of it.
             ValueError: The topic has wildcards or is empty, or `qos` is neither 0 nor 1.
         """
 
     def on_connection(self, listener: Listener) -> None:
         """Call `listener(True)` after every connect and `listener(False)` after every loss.
 
-        It runs on the link's thread; at `listener(True)` the subscriptions are in force. A broker that
-        restarted may have forgotten what was retained: this is the place to publish it again.
+        It runs on the link's thread; at `listener(True)` the subscriptions are in force. A broker that restarted may
+        have lost retained messages: publish them again here.
         """
 
     @property
@@ -185,7 +239,7 @@ class Link(Protocol):
 
     @property
     def failure(self) -> ConnectFailed | None:
-        """Why the link is not connected, as far as is known; None while it is."""
+        """Why the link is not connected, if known; None while it is."""
 
     @property
     def max_packet_bytes(self) -> int:
@@ -205,20 +259,20 @@ def publish_confirmed(
     retain: bool = False,
     expiry_s: int | None = None,
     content_type: str | None = None,
-) -> Outcome:
-    """Publish at QoS 1 and return the broker's answer, which may be that nobody listens.
+) -> PublishOutcome:
+    """Publish at QoS 1 and return the broker's answer, which may be that there is no subscriber.
 
     Blocks, so it MUST NOT be called from a handler.
 
     Raises:
-        PublishRejected: The broker says no, or nothing within `timeout_s`.
+        PublishRejected: The broker refuses, or does not answer within `timeout_s`.
         PacketTooLarge: As `Link.publish`.
         NotConnected: Likewise.
     """
     answered = threading.Event()
-    answers: list[Outcome] = []
+    answers: list[PublishOutcome] = []
 
-    def remember(outcome: Outcome) -> None:
+    def remember(outcome: PublishOutcome) -> None:
         answers.append(outcome)
         answered.set()
 
@@ -235,3 +289,120 @@ def publish_confirmed(
     if not answers[0].accepted:
         raise PublishRejected(topic=topic, reason=answers[0].reason)
     return answers[0]
+
+
+SHARE = "$share"
+MAX_TOPIC_BYTES = 65_535
+
+
+def split_share(topic_filter: str) -> tuple[str | None, str]:
+    """Return group and filter of `$share/<group>/<filter>`; None and the filter itself of any other."""
+    head, _, rest = topic_filter.partition("/")
+    if head != SHARE:
+        return None, topic_filter
+    group, _, below = rest.partition("/")
+    return group, below
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether a message to `topic` matches `topic_filter`; a `$share` prefix is ignored."""
+    return _matches(split_share(topic_filter)[1].split("/"), topic.split("/"), topic)
+
+
+def _matches(expected: Sequence[str], levels: Sequence[str], topic: str) -> bool:
+    if topic.startswith("$") and expected[0] in {"+", "#"}:
+        return False  # MQTT 5, 4.7.2: wildcards do not match the server's own topics
+    for position, level in enumerate(expected):
+        if level == "#":
+            return True  # the parent level included
+        if position >= len(levels) or level not in {"+", levels[position]}:
+            return False
+    return len(levels) == len(expected)
+
+
+def check_filter(topic_filter: str) -> None:
+    """Raise ValueError if the filter is empty, has a wildcard within a level, or is a share without a group."""
+    group, inner = split_share(topic_filter)
+    levels = inner.split("/")
+    wildcards_alone = all(level in {"+", "#"} or not set(level) & {"+", "#"} for level in levels)
+    good_group = group is None or (bool(group) and not set(group) & {"+", "#"})
+    if not inner or not good_group or not wildcards_alone or "#" in levels[:-1] or not _encodable(topic_filter):
+        raise ValueError(f"{topic_filter[:200]!r} is not a valid topic filter.")
+
+
+def check_topic(topic: str) -> None:
+    """Raise ValueError if the topic is empty, too long, or has wildcards."""
+    if not topic or set(topic) & {"+", "#"} or not _encodable(topic):
+        raise ValueError(f"{topic[:200]!r} is not a topic to publish to.")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        return "\0" not in text and len(text.encode()) <= MAX_TOPIC_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One subscription.
+
+    Attributes:
+        filter: Topic filter, including a `$share` prefix.
+        qos: Highest QoS requested.
+        retained: Whether the broker sends retained messages.
+    """
+
+    filter: str
+    handler: Handler
+    qos: int
+    retained: bool = True
+    _levels: tuple[str, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_levels", tuple(split_share(self.filter)[1].split("/")))
+
+    def matches(self, topic: str, levels: Sequence[str]) -> bool:
+        return _matches(self._levels, levels, topic)
+
+
+class Routes:
+    """Subscriptions of a link. Changed from any thread, read by the link's."""
+
+    def __init__(self, guard: CallbackGuard) -> None:
+        self._guard = guard
+        self._lock = threading.Lock()
+        self._routes: tuple[Route, ...] = ()  # replaced, never changed, so that readers need no lock
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes)
+
+    def add(self, route: Route) -> None:
+        """Add a subscription, or replace one with the same filter.
+
+        Raises:
+            ValueError: The filter is invalid, or the QoS is neither 0 nor 1.
+        """
+        check_filter(route.filter)
+        if route.qos not in {0, 1}:
+            raise ValueError(f"QoS {route.qos} is not supported: use 0 or 1.")
+        with self._lock:
+            self._routes = (*(old for old in self._routes if old.filter != route.filter), route)
+
+    def remove(self, topic_filter: str) -> bool:
+        """End a subscription; return whether there was one."""
+        with self._lock:
+            kept = tuple(route for route in self._routes if route.filter != topic_filter)
+            found = len(kept) < len(self._routes)
+            self._routes = kept
+        return found
+
+    def dispatch(self, message: Message) -> None:
+        """Pass a message to every matching handler that accepts retained messages, if it is one."""
+        levels = message.topic.split("/")
+        for route in self._routes:
+            if message.retained and not route.retained:
+                continue  # some brokers send it anyway
+            if route.matches(message.topic, levels):
+                self._guard.counters.received += 1
+                self._guard.call(route.handler, message)

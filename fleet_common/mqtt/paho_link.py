@@ -1,8 +1,7 @@
 """Link over a real broker: paho-mqtt for the protocol, one thread of ours for everything else.
 
-The thread is a loop around one attempt after another; whatever ends an attempt, a lost connection, a bug in
-a library, ends only that attempt. There is no second thread that could die unnoticed, so the loop is its own
-watchdog.
+The thread loops over connection attempts. Whatever ends an attempt, a lost connection or a bug in a library, ends only
+that attempt. There is no second thread that could die unnoticed, so the loop is its own watchdog.
 """
 
 import contextlib
@@ -13,34 +12,153 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
-from fleet_common.mqtt.connection.connection import Connection, ConnectionLost
-from fleet_common.mqtt.connection.handover import Handover
-from fleet_common.mqtt.connection.polling import Waker
-from fleet_common.mqtt.counters import Accepts, Guard, LinkCounters
+from fleet_common.mqtt.connection import Connection, ConnectionLost, Handover, Waker
 from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_common.mqtt.failures import lost, name_taken, silent, subscription_refused
-from fleet_common.mqtt.lifecycle import Backoff, Connectivity, Startup
-from fleet_common.mqtt.link import Handler, Listener, OutcomeHandler
-from fleet_common.mqtt.outbox.announced import Announced
-from fleet_common.mqtt.outbox.outgoing import Outgoing
-from fleet_common.mqtt.outbox.sender import Sender
-from fleet_common.mqtt.routing import Route, Routes
+from fleet_common.mqtt.link import (
+    Accepts,
+    CallbackGuard,
+    Handler,
+    LinkCounters,
+    Listener,
+    OutcomeHandler,
+    Route,
+    Routes,
+)
+from fleet_common.mqtt.outbox import BrokerLimits, Outgoing, Sender
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_common.mqtt.tls.credentials import Credentials
-
-POLL_S = 1.0
-MOST_LEFT_OUT = 10_000  # each holds one of a connection's 65,535 packet identifiers for good
+from fleet_common.mqtt.tls import Credentials
 
 _log = logging.getLogger(__name__)
+
+
+GROWTH: Final = 2.0
+FORGIVEN_S: Final = 1.0  # being connected for this long takes back one step of growth
+
+
+class Backoff:
+    """Exponential delays with full jitter, and a low ceiling.
+
+    A broker that is back must be found within seconds, however long it was away. Trying to reach a machine where
+    nothing listens costs next to nothing, so the ceiling is low. A working broker that refuses us is retried less
+    often: refusals cost it work, and most need an operator.
+
+    A fleet that lost its broker must not return at once: each delay is uniform between zero and the step, which spreads
+    the fleet.
+
+    Args:
+        minimum_s: First step.
+        maximum_s: Longest step while the broker does not answer.
+        refused_s: Longest step while it refuses us.
+        rng: Draws the delays.
+    """
+
+    def __init__(self, *, minimum_s: float, maximum_s: float, refused_s: float, rng: random.Random) -> None:
+        self._minimum_s = minimum_s
+        self._maximum_s = maximum_s
+        self._refused_s = max(maximum_s, refused_s)
+        self._rng = rng
+        self._step_s = minimum_s
+
+    def next_delay_s(self, *, refused: bool = False) -> float:
+        """Return the next delay and double the step, up to the ceiling.
+
+        Args:
+            refused: Whether the broker refused the last attempt.
+        """
+        ceiling_s = self._refused_s if refused else self._maximum_s
+        step_s = min(self._step_s, ceiling_s)
+        self._step_s = min(step_s * GROWTH, ceiling_s)
+        return self._rng.uniform(0.0, step_s)
+
+    def held(self, lived_s: float) -> None:
+        """Reduce the step in proportion to how long a connection has lasted."""
+        self._step_s = max(self._minimum_s, self._step_s * GROWTH ** (-lived_s / FORGIVEN_S))
+
+
+class Startup:
+    """Result of a start: set by the thread of the link, awaited by the caller of `start`. One for every start."""
+
+    def __init__(self) -> None:
+        self._settled = threading.Event()
+        self._connected = False
+        self._failure: ConnectFailed | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether no attempt has succeeded yet."""
+        return not self._connected
+
+    def connected(self) -> None:
+        self._connected = True
+        self._settled.set()
+
+    def failed(self, error: ConnectFailed) -> None:
+        """Record a failed attempt; end the wait if trying again is pointless."""
+        self._failure = error
+        if error.final:
+            self._settled.set()
+
+    def ended(self) -> None:
+        """Record that there will be no further attempt."""
+        self._settled.set()
+
+    def wait(self, timeout_s: float, otherwise: ConnectFailed) -> None:
+        """Return when connected.
+
+        Args:
+            timeout_s: Longest wait.
+            otherwise: Error to raise if no attempt has ended yet.
+
+        Raises:
+            ConnectFailed: Error of the last attempt.
+        """
+        self._settled.wait(timeout_s)
+        if not self._connected:
+            raise self._failure if self._failure is not None else otherwise
+
+
+class Connectivity:
+    """Connection state and its listeners. Changed on the link's thread, read from any."""
+
+    def __init__(self, guard: CallbackGuard) -> None:
+        self._guard = guard
+        self._listeners: tuple[Listener, ...] = ()
+        self.online = False
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners = (*self._listeners, listener)
+
+    def up(self) -> None:
+        self._guard.counters.connects += 1
+        self.online = True
+        self._tell(online=True)
+
+    def down(self, *, on_purpose: bool) -> None:
+        """Record the end of a connection; a goodbye is no loss."""
+        if self.online:
+            self.online = False
+            if not on_purpose:
+                self._guard.counters.losses += 1
+                self._tell(online=False)
+
+    def _tell(self, *, online: bool) -> None:
+        for listener in self._listeners:
+            self._guard.call(listener, online)
+
+
+POLL_S = 1.0
+MOST_LEFT_OUT = 10_000  # each occupies one of a connection's 65,535 packet identifiers
 
 
 class PahoLink:
     """A `Link` over MQTT 5.
 
     Args:
-        settings: Where to and who we are.
-        rng: Jitter of the reconnect delays; seeded by the system if not given.
+        settings: Address and identity.
+        rng: Jitter of the reconnect delays; by default seeded by the system.
         clock: Monotonic seconds.
     """
 
@@ -53,7 +171,7 @@ class PahoLink:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._guard = Guard()
+        self._guard = CallbackGuard()
         self._routes = Routes(self._guard)
         self._sender = Sender(settings, guard=self._guard, clock=clock)
         self._backoff = Backoff(
@@ -68,8 +186,8 @@ class PahoLink:
         self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
         self._connectivity = Connectivity(self._guard)
         self._accepts: Accepts | None = None
-        self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to do on its connection
-        self._announced = Announced(max_packet_bytes=settings.packet_bytes)
+        self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to run on its connection
+        self._announced = BrokerLimits(max_packet_bytes=settings.packet_bytes)
         self._startup = Startup()
         self._stopping = threading.Event()
         self._waker: Waker | None = None
@@ -86,16 +204,14 @@ class PahoLink:
 
     @property
     def failure(self) -> ConnectFailed | None:
-        """Why the link is not connected; see `Link.failure`."""
         return None if self._connectivity.online else self._failure
 
     @property
     def max_packet_bytes(self) -> int:
-        """Largest packet the broker takes, as it said when last connected."""
+        """Largest packet that the broker accepts, as of the last connection."""
         return self._announced.max_packet_bytes
 
     def start(self, *, timeout_s: float) -> None:
-        """Connect and begin to deliver; see `Link.start`."""
         with self._lifecycle:
             if self._thread is not None and self._thread.is_alive():
                 if self._stopping.is_set():
@@ -115,11 +231,10 @@ class PahoLink:
             raise
 
     def stop(self) -> None:
-        """Say goodbye, flush shortly, end the thread; see `Link.stop`."""
         self._stopping.set()
         self._wake()
         if threading.current_thread() is self._thread:
-            return  # a handler stops its own link: the thread ends after it returns
+            return  # called by a handler: the thread ends after it returns
         with self._lifecycle:
             if self._thread is not None:
                 self._thread.join(self._longest_stop_s)
@@ -127,7 +242,6 @@ class PahoLink:
                     self._thread = None
 
     def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
-        """Route matching messages to `handler`; see `Link.subscribe`."""
         route = Route(topic_filter, handler, qos, retained)
         self._routes.add(route)
         self._request(lambda connection: connection.subscribe([route]))
@@ -137,7 +251,6 @@ class PahoLink:
             self._request(lambda connection: connection.unsubscribe(topic_filter))
 
     def screen(self, accepts: Accepts) -> None:
-        """Ask `accepts` about every message; see `Link.screen`."""
         self._accepts = accepts
         self._request(lambda connection: connection.screen(accepts))
 
@@ -164,7 +277,6 @@ class PahoLink:
         self._wake()
 
     def on_connection(self, listener: Listener) -> None:
-        """Call `listener` after every connect and loss; see `Link.on_connection`."""
         self._connectivity.listen(listener)
 
     @property
@@ -182,7 +294,7 @@ class PahoLink:
             waker.wake()
 
     def _run(self, waker: Waker) -> None:
-        """Attempt after attempt until stopped: the whole life of the thread."""
+        """Make attempts until stopped."""
         try:
             while not self._stopping.is_set() or self._handover.under_way:
                 self._attempt(waker)
@@ -194,7 +306,7 @@ class PahoLink:
             self._startup.ended()
 
     def _attempt(self, waker: Waker) -> None:
-        """Connect and serve until the connection ends; nothing that happens in it ends the thread."""
+        """Connect and serve until the connection ends. No exception leaves this method."""
         connection: Connection | None = None
         try:
             connection = Connection(
@@ -209,7 +321,7 @@ class PahoLink:
             self._enter(connection)
             self._serve(connection)
         except ConnectFailed as error:
-            # Whoever waits for the start is told; later on the log is all there is.
+            # The caller of `start` gets the error; later it is only logged.
             _log.log(logging.DEBUG if self._startup.pending else logging.WARNING, "%s", error)
             self._failure = error
             if error.fault is LinkFault.NOT_AUTHORIZED and self._settings.anonymous_too:
@@ -221,16 +333,16 @@ class PahoLink:
             self._failure = name_taken(self._settings) if error.taken_over else lost(str(error), self._settings)
             self.counters.takeovers += error.taken_over
             _log.warning("%s", self._failure)
-        except BaseException:  # noqa: BLE001 - whatever it was, a link without a thread is worse
+        except BaseException:  # noqa: BLE001 - a link without a thread is worse
             self.counters.restarts += 1
-            _log.exception("The link's network loop failed and is begun anew.")
+            _log.exception("The link's network loop failed and is restarted.")
         finally:
             self._leave(connection)
 
     def _enter(self, connection: Connection) -> None:
-        """Bring the connection to where everything works as if it had never been away."""
+        """Restore subscriptions and screen on a new connection."""
         self._announced = self._handover.open(connection)
-        self._requests.clear()  # they concern a connection that is gone; what they asked for is asked for below
+        self._requests.clear()  # for the previous connection; their effect is restored below
         connection.screen(self._accepts)
         connection.subscribe(tuple(self._routes))
         deadline = self._clock() + self._settings.handshake_s
@@ -267,13 +379,13 @@ class PahoLink:
                 _log.error("The broker refuses to subscribe this client to %s.", topic_filter)
 
     def _check_answers(self, connection: Connection) -> None:
-        """End a connection on which the broker answers nothing any more: a new one has an empty queue at its end.
+        """End a connection on which the broker answers nothing any more: a new one starts with an empty queue there.
 
-        Some brokers drop whatever does not fit into a client's queue, their answers to its own messages as well: the
+        Some brokers drop whatever does not fit into a client's queue, including their answers to its messages. The
         window of unanswered messages would stay full, and nothing more would ever be sent.
 
         Raises:
-            ConnectionLost: The broker has owed answers for too long.
+            ConnectionLost: Answers are overdue.
         """
         waited_s = self._sender.unanswered_s(delivered=connection.delivered)
         if self._stopping.is_set():
@@ -286,7 +398,7 @@ class PahoLink:
             return
         self.counters.stalls += 1
         connection.goodbye()  # or the broker would publish the last will
-        raise ConnectionLost(f"the broker {why}; connecting anew")
+        raise ConnectionLost(f"the broker {why}; reconnecting")
 
     def _leave(self, connection: Connection | None) -> None:
         if connection is not None:
@@ -295,6 +407,6 @@ class PahoLink:
         if self._handover.under_way:
             return
         if self._connectivity.online and not (self._failure is not None and self._failure.refused):
-            # Two clients of one name end each other's connections: the delay grows until one of them stays.
+            # Two clients with one name end each other's connections: the delay grows until one of them stays.
             self._backoff.held(self._clock() - self._online_since)
         self._connectivity.down(on_purpose=self._stopping.is_set())

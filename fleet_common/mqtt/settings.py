@@ -1,4 +1,4 @@
-"""Settings of a connection to the broker: as an operator writes them, and as the link takes them."""
+"""Settings of a connection to the broker: as operators write them, and as the link uses them."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, field_validator, model_validator
 
-from fleet_common.fields import setting
 from fleet_common.mqtt.link import Will
+from fleet_common.settings import setting
 
 TLS_PORT: Final = 8883
 
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """Files of an encrypted connection.
+    """Files of an encrypted connection (PEM).
 
     Attributes:
-        ca: Certificates (PEM) of those who may vouch for the broker.
-        certificate: Our own certificate (PEM), where the broker asks for one.
-        key: Its private key (PEM).
+        ca: Certificate authorities of the broker.
+        certificate: Our certificate, where the broker requires one.
+        key: Its private key.
     """
 
     ca: Path
@@ -34,29 +34,24 @@ class LinkSettings:
 
     Attributes:
         client_id: Unique at the broker: of two clients with the same one, the older is disconnected.
-        host: Name or address of the broker.
-        port: TCP port.
-        username: Identity for a broker without client certificates; None sends none.
-        anonymous_too: Whether to connect without the user name where the broker refuses it.
-        password: Its secret; never shown.
-        tls: Files of an encrypted connection, or None for plain TCP.
-        will: Published by the broker, retained, if this client vanishes.
-        keepalive_s: Seconds of silence after which either side asks whether the other is there. One that has vanished
-            without a goodbye is noticed after 1.5 times as long, by either side.
-        connect_timeout_s: For TCP, where somebody answers or nobody does.
+        username: Identity at a broker without client certificates; None sends none.
+        anonymous_too: Whether to connect without the user name if the broker refuses it.
+        tls: None for plain TCP.
+        keepalive_s: Silence after which either side sends a ping. A side that vanished is noticed after 1.5 times this.
+        connect_timeout_s: For TCP.
         handshake_s: For TLS, and again for each answer that follows. Longer than the above: a broker to which a whole
-            fleet comes back at once, or one behind a slow line, must not be given up while it works.
-        answer_s: Longest wait for any answer to QoS 1 messages that have reached the broker's machine; then the
-            connection is made anew.
+            fleet returns at once, or one behind a slow line, needs time.
+        answer_s: Timeout for any answer to QoS 1 messages that have reached the broker's machine; then the link
+            reconnects.
         queue_messages: Most messages waiting or unacknowledged.
         queue_bytes: Likewise, of their packets.
-        packet_bytes: Largest packet that we send or take. The same for all clients of a broker: it silently drops what
-            is too large for a subscriber. Some brokers have a limit and do not announce it; this one holds then.
-        min_backoff_s: Longest first delay before connecting again.
+        packet_bytes: Largest packet that we send or accept. The same for all clients of a broker: it silently drops
+            what is too large for a subscriber. Some brokers do not announce their limit; then this one applies.
+        min_backoff_s: Longest first delay before reconnecting.
         max_backoff_s: Longest delay while the broker does not answer.
-        refused_backoff_s: Longest while it turns us away.
-        flush_s: Longest that `stop` waits for acknowledgements.
-        no_delay: Whether small packets go out at once. False only to measure what that costs.
+        refused_backoff_s: Longest delay while it refuses us.
+        flush_s: Longest wait of `stop` for acknowledgements.
+        no_delay: Whether small packets go out at once. False only to measure the cost.
     """
 
     client_id: str
@@ -86,7 +81,7 @@ class LinkSettings:
 
 
 class BrokerSettings(BaseModel):
-    """Where the broker is and who we are there."""
+    """Address of the broker, and our identity there."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -111,7 +106,7 @@ class BrokerSettings(BaseModel):
         le=600,
     )
 
-    # Half a TLS configuration must not end in a plain connection that looks like an encrypted one.
+    # An incomplete TLS configuration must not result in a plain connection that looks like an encrypted one.
 
     @field_validator("certificate")
     @classmethod
@@ -136,8 +131,9 @@ class BrokerSettings(BaseModel):
     def link(self, fleet: str, name: str, *, will: Will | None) -> LinkSettings:
         """Return the link settings of the client `name` of `fleet`.
 
-        Equal names in two fleets at one broker must not end each other's connections, so the client id has both. With
-        a client certificate it is the name in that alone: the fleet's broker takes it from there, and others compare.
+        Equal names in two fleets at one broker must not end each other's connections, so the client id contains both.
+        With a client certificate it is the name alone: the fleet's broker takes it from the certificate, and others
+        compare.
         """
         return LinkSettings(
             client_id=name if self.certificate else f"{fleet}:{name}",

@@ -45,7 +45,7 @@ from fleet_device.errors import ConfigurationError, DeviceError, EdgeUnavailable
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
 from fleet_device.settings import DeviceSettings, OfflinePolicy
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
 
 HOST: Final = "127.0.0.1"
 

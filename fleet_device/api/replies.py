@@ -20,7 +20,7 @@ from fleet_device.client.retry import REPORT_AFTER_S
 from fleet_device.requests.generate import GeneratedText, Piece, TokenText
 from fleet_device.requests.queue import Delayed, Failed, Ticket
 from fleet_device.session.sequence import TokenOrigin
-from schemas.logprobs import LEAST_LOGPROB, TokenLogprobs
+from schemas.fields import LEAST_LOGPROB, TokenLogprobs
 from schemas.reasons import EndReason
 
 

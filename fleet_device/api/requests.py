@@ -27,10 +27,8 @@ from fleet_device.requests.chat import ChatMessage
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.prompt import Prompt, prepare_request
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Truncate
-from schemas.bounds import MAX_TOKENS
-from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar
-from schemas.logprobs import MAX_TOP_LOGPROBS
-from schemas.policy import MAX_SEED, Mode
+from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
+from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, Mode
 
 # With the values that ask for nothing.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {

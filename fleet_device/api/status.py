@@ -18,12 +18,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fleet_common.metrics.errors import MetricsUnavailable
-from fleet_common.metrics.exposition import CONTENT_TYPE, exposition
-from fleet_common.metrics.family import PREFIX, Family, Kind, Metric
-from fleet_common.terminal import printable
+from fleet_common.metrics import CONTENT_TYPE, PREFIX, Family, Metric, MetricKind, MetricsUnavailable, exposition
 from fleet_device.api.problems import ApiProblem
 from fleet_device.settings import OfflinePolicy
+from schemas.printable import printable
 
 REFRESH_S: Final = 5
 """Seconds after which a browser reloads the page."""
@@ -111,24 +109,29 @@ def _readable(value: Any) -> Any:  # noqa: ANN401 - JSON values
             return value
 
 
-def _metric(name: str, kind: Kind, meaning: str, *labels: str) -> Metric:
+def _metric(name: str, kind: MetricKind, meaning: str, *labels: str) -> Metric:
     return Metric(f"{PREFIX}device_{name}", kind, meaning, labels)
 
 
 INFO: Final = _metric(
-    "info", Kind.GAUGE, "Software and draft model; the value is always 1.", "version", "draft_model", "quantization"
+    "info",
+    MetricKind.GAUGE,
+    "Software and draft model; the value is always 1.",
+    "version",
+    "draft_model",
+    "quantization",
 )
-READY: Final = _metric("ready", Kind.GAUGE, "Whether a text can be written now (1) or not (0).")
-BROKER_UP: Final = _metric("broker_connected", Kind.GAUGE, "Whether the broker answers (1) or not (0).")
-WRITING: Final = _metric("texts_writing", Kind.GAUGE, "Texts that are being written.")
-WAITING: Final = _metric("texts_waiting", Kind.GAUGE, "Texts that wait for their turn.")
-SESSIONS: Final = _metric("sessions_total", Kind.COUNTER, "Texts that have ended.")
-TOKENS: Final = _metric("tokens_total", Kind.COUNTER, "Tokens of these.")
-UNVERIFIED: Final = _metric("unverified_tokens_total", Kind.COUNTER, "Of these, those that no edge has verified.")
-ACCEPTANCE: Final = _metric("acceptance_ratio", Kind.GAUGE, "Accepted of tested draft tokens since the start.")
-MEAN_DRAFT: Final = _metric("draft_tokens_mean", Kind.GAUGE, "Mean number of tokens in a draft since the start.")
-ROUND_TRIP: Final = _metric("round_trip_seconds", Kind.GAUGE, "From a draft to its verdict, smoothed.")
-DRAFT_TIME: Final = _metric("draft_token_seconds", Kind.GAUGE, "Mean time of a draft token.")
+READY: Final = _metric("ready", MetricKind.GAUGE, "Whether a text can be written now (1) or not (0).")
+BROKER_UP: Final = _metric("broker_connected", MetricKind.GAUGE, "Whether the broker answers (1) or not (0).")
+WRITING: Final = _metric("texts_writing", MetricKind.GAUGE, "Texts that are being written.")
+WAITING: Final = _metric("texts_waiting", MetricKind.GAUGE, "Texts that wait for their turn.")
+SESSIONS: Final = _metric("sessions_total", MetricKind.COUNTER, "Texts that have ended.")
+TOKENS: Final = _metric("tokens_total", MetricKind.COUNTER, "Tokens of these.")
+UNVERIFIED: Final = _metric("unverified_tokens_total", MetricKind.COUNTER, "Of these, those that no edge has verified.")
+ACCEPTANCE: Final = _metric("acceptance_ratio", MetricKind.GAUGE, "Accepted of tested draft tokens since the start.")
+MEAN_DRAFT: Final = _metric("draft_tokens_mean", MetricKind.GAUGE, "Mean number of tokens in a draft since the start.")
+ROUND_TRIP: Final = _metric("round_trip_seconds", MetricKind.GAUGE, "From a draft to its verdict, smoothed.")
+DRAFT_TIME: Final = _metric("draft_token_seconds", MetricKind.GAUGE, "Mean time of a draft token.")
 
 DEVICE_CATALOGUE: Final = tuple(each for each in list(globals().values()) if isinstance(each, Metric))
 

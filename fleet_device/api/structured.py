@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleet_device.api.problems import unusable
-from schemas.grammar import Grammar, GrammarKind
+from schemas.policy import Grammar, GrammarKind
 
 _NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}

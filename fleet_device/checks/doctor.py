@@ -21,8 +21,7 @@ from fleet_common.available_memory import available_memory
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
-from fleet_common.mqtt.tls.certificate import certificate_end, certificate_name
-from fleet_common.mqtt.tls.context import tls_context
+from fleet_common.mqtt.tls import certificate_end, certificate_name, tls_context
 from fleet_device.checks.selftest import (
     PROBE_POLICY,
     Check,

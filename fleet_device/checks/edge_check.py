@@ -24,8 +24,8 @@ from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import GenerateRequest, Generation
+from schemas.names import VERSION
 from schemas.policy import SamplingPolicy
-from schemas.version import VERSION
 
 CHECKS: Final = ("broker", "edge", "rejection", "acceptance")
 

@@ -21,9 +21,9 @@ from fleet_device.requests.generate import GenerateRequest
 from fleet_device.service import DeviceService
 from fleet_device.settings import AUTO, DeviceSettings
 from schemas.errors import FleetError
+from schemas.names import VERSION
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
-from schemas.version import VERSION
 
 
 class NotApplicable(FleetError):  # noqa: N818 - reads as what it says

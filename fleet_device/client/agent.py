@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_common.mqtt.link import Link
 from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
@@ -25,11 +25,10 @@ from fleet_device.requests.generate import Cancellation, GenerateRequest, Genera
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import session_request
 from fleet_device.settings import OfflinePolicy
-from schemas.bounds import MAX_WINDOW, SESSION_BYTES
 from schemas.control import Presence
-from schemas.grammar import Grammar
+from schemas.fields import MAX_WINDOW, SESSION_BYTES
 from schemas.messages import Close
-from schemas.policy import SamplingPolicy
+from schemas.policy import Grammar, SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
 
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from dssd.distribution import Dist, Ids, point_mass
 from fleet_common.grammar.errors import GrammarError
-from fleet_common.grammar.matcher import GrammarMatcher
+from fleet_common.grammar.process import GrammarMatcher
 from fleet_device.drafters.contract import Drafter, DraftsConstrained
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import CommittedTokens, DecidedDraft, TokenOrigin, VerdictEffect
 from schemas import edge_load
-from schemas.bounds import MAX_DRAFT
+from schemas.fields import MAX_DRAFT
 from schemas.messages import Draft, Opened
 from schemas.policy import SamplingPolicy
 

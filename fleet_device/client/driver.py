@@ -28,9 +28,9 @@ from fleet_device.requests.generate import RequestContext
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionState
-from schemas.bounds import MAX_CODE, MAX_SENTENCE
 from schemas.control import Presence
 from schemas.errors import FleetError
+from schemas.fields import MAX_CODE, MAX_SENTENCE
 from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
 from schemas.printable import printable_line
 from schemas.reasons import Action, EndReason

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_common.mqtt.errors import NOT_AUTHORIZED, LinkError, LinkFault, PublishRejected
-from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, OutcomeHandler
+from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Link, Message, OutcomeHandler, PublishOutcome
 from fleet_device.errors import EdgeUnavailable
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import EdgeState, Presence, decode_json
@@ -183,14 +183,14 @@ class Inbox:
         return event
 
     def on_undelivered(self, topic: Topic) -> OutcomeHandler:
-        def listen(outcome: Outcome) -> None:
+        def listen(outcome: PublishOutcome) -> None:
             self.note(outcome)
             if outcome.reason == NO_MATCHING_SUBSCRIBERS:
                 self.put(Undelivered(topic))
 
         return listen
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: PublishOutcome) -> None:
         """Record whether the broker lets this device publish."""
         rejected = outcome.reason == NOT_AUTHORIZED
         self.rejected = PublishRejected(topic=outcome.topic, reason=outcome.reason) if rejected else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dssd.distribution import Dist, Ids
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from schemas.errors import FleetError
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary

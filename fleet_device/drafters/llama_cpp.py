@@ -20,10 +20,8 @@ from typing import Any, Final
 import numpy as np
 
 from dssd.distribution import Dist, Ids, shape
-from fleet_common.available_memory import available_memory
-from fleet_common.llama.library import library, native_reason
-from fleet_common.llama.mapping import give_back_mapped
-from fleet_common.turns import Turns
+from fleet_common.host import available_memory
+from fleet_common.llama import FairLock, give_back_mapped, library, native_reason
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.model_file import (
     GgufModel,
@@ -216,7 +214,7 @@ class _Native:
     def __init__(self, settings: LlamaCppSettings) -> None:
         self.name = settings.name or settings.path.stem
         self.handle: Any = None
-        self.turns = Turns()
+        self.turns = FairLock()
         self.row_of: tuple[int, int] | None = None
         self.left, self.sequences = 1, settings.sequences
         self.model = GgufModel(settings.path, gpu_layers=settings.gpu_layers)

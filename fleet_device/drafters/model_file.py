@@ -20,8 +20,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Final, Protocol
 
-from fleet_common.available_memory import available_memory
-from fleet_common.llama.gguf_file import GgufFile
+from fleet_common.host import available_memory
+from fleet_common.llama import GgufFile
 from fleet_device.drafters.contract import Drafter, DrafterError, ModelNotFound
 from fleet_device.settings import DRAFTERS, DeviceSettings
 

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from dssd.distribution import Dist, Ids, point_mass
-from fleet_common.state import state_folder
+from fleet_common.host import state_folder
 from fleet_device.drafters.contract import Drafter, DrafterError, Prospect, TextCodec, common_prefix, require_tokens
 from fleet_device.drafters.model_file import GgufModel, locate_model
 from fleet_device.drafters.suffix_index import LONGEST, History, HistoryFile, Match, SuffixIndex

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, Ids, point_mass, shape
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_device.drafters.contract import DrafterError, TextCodec, common_prefix, require_tokens
 from fleet_device.drafters.model_file import GgufModel, locate_model
 from fleet_device.drafters.suffix_index import SuffixIndex

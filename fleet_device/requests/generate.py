@@ -13,7 +13,7 @@ from fleet_device.pacing.contract import Choice, RoundTrips
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
 from fleet_device.settings import Outages
-from schemas.logprobs import TokenLogprobs
+from schemas.fields import TokenLogprobs
 from schemas.messages import Closed
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason

@@ -13,10 +13,8 @@ from fleet_device.errors import InvalidRequest
 from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Outages, Truncate
-from schemas.bounds import MAX_TOKENS
-from schemas.grammar import Grammar
-from schemas.logprobs import MAX_TOP_LOGPROBS
-from schemas.policy import Mode, SamplingPolicy
+from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
+from schemas.policy import Grammar, Mode, SamplingPolicy
 
 Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
 

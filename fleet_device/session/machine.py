@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from dssd.distribution import Dist, point_mass
 from dssd.downlink import probability_of
-from dssd.logprobs import logprobs_of_correction
 from dssd.sampling import propose
+from dssd.verification import logprobs_of_correction
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.sequence import (
     DecidedDraft,
@@ -23,8 +23,7 @@ from fleet_device.session.sequence import (
     VerdictEffect,
 )
 from fleet_device.session.states import SessionCounters, SessionEvent, SessionState, next_state
-from schemas.bounds import MAX_WINDOW
-from schemas.logprobs import TokenLogprobs
+from schemas.fields import MAX_WINDOW, TokenLogprobs
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
 from schemas.reasons import EndReason, Finish, RefusalCode
@@ -490,7 +489,7 @@ class DeviceSession:
     def _correction_logprobs(
         self, decided: DecidedDraft, rejection: Rejection, token: int
     ) -> tuple[TokenLogprobs, ...]:
-        """Return the log-probabilities of a correction; on those that the device draws see `schemas.logprobs`."""
+        """Return the log-probabilities of a correction; on those that the device draws see `schemas.fields`."""
         before = 0 if decided.draft.tried is not None else decided.verdict.accepted
         logprobs = self._logprobs(decided.logprobs()[before:], (token,))
         if not logprobs or not rejection.device_draws:

@@ -13,14 +13,12 @@ from typing import Final, overload
 from dssd.downlink import correct
 from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation, SessionFailed, SessionRefused
-from schemas.bounds import MAX_LABEL, MAX_TOKENS
-from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import DownlinkForm, Samples, UnknownForm
-from schemas.logprobs import TokenLogprobs
+from schemas.fields import MAX_LABEL, MAX_TOKENS, TokenLogprobs
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason, Finish, RefusalCode
-from schemas.vocabulary import Vocabulary
+from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 
 def session_request(
@@ -139,7 +137,7 @@ class TokenSequence:
     vocabulary: int
     bounds: SequenceBounds
     tokens: list[int] = field(default_factory=list)
-    digest: int = EMPTY
+    digest: int = EMPTY_DIGEST
     verified: int | None = None
 
     def __len__(self) -> int:
@@ -172,7 +170,7 @@ class TokenSequence:
     def revise(self, position: int) -> None:
         """Drop what no edge has verified: an edge continues from `position`."""
         del self.tokens[position:]
-        self.digest = extend_digest(EMPTY, self.tokens)
+        self.digest = extend_digest(EMPTY_DIGEST, self.tokens)
         self.verified = None
 
     def digest_with(self, tokens: Sequence[int]) -> int:

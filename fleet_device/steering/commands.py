@@ -15,31 +15,33 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from fleet_common.fields import fields_of
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, Message
+from fleet_common.settings import fields_of
 from fleet_device.checks.selftest import probe_prompt
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError
 from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.steering.remote_settings import SteeredSettings
-from schemas.bounds import MAX_SENTENCE
-from schemas.control import ControlMessage, decode_json, encode_json
-from schemas.errors import CodecError
-from schemas.printable import printable_line
-from schemas.reasons import EndReason
-from schemas.steering import (
+from schemas.control import (
     MAX_PARTS,
     MAX_RESULT,
     CommandOutcome,
     CommandRequest,
     CommandResponse,
+    ControlMessage,
     DesiredSettings,
     SettingValue,
+    decode_json,
+    encode_json,
 )
+from schemas.errors import CodecError
+from schemas.fields import MAX_SENTENCE
+from schemas.names import VERSION
+from schemas.printable import printable_line
+from schemas.reasons import EndReason
 from schemas.topics import TREE, Topic, build
-from schemas.version import VERSION
 
 MOST_LINES: Final = 1000
 _LONGEST: Final = 500  # characters of a line

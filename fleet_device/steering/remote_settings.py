@@ -19,19 +19,17 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleet_common.cache import write_cache
-from fleet_common.fields import fields_of
-from fleet_common.state import state_folder
+from fleet_common.host import state_folder, write_cache
+from fleet_common.settings import fields_of
 from fleet_common.validation import plain_sentence
 from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.drafters.contract import Drafter, ModelNotFound
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.errors import ConfigurationError
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy
-from schemas.bounds import MAX_SENTENCE
-from schemas.control import Instant
+from schemas.control import MAX_SETTINGS, MAX_VERSION, DesiredSettings, Instant, ReportedSettings, SettingValue
 from schemas.errors import FleetError
-from schemas.steering import MAX_SETTINGS, MAX_VERSION, DesiredSettings, ReportedSettings, SettingValue
+from schemas.fields import MAX_SENTENCE
 
 
 class Effect(StrEnum):

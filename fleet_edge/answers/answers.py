@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dssd.distribution import Dist
-from dssd.downlink import Form, choose_form
+from dssd.downlink import FormName, choose_form
 from fleet_edge.answers import messages
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
@@ -27,11 +27,9 @@ from fleet_edge.sessions.stream import Stream
 from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records.segments import LeaveReason
-from schemas.bounds import MAX_TOKENS
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
-from schemas.edge_load import EdgeLoad
-from schemas.logprobs import Logprobs, TokenLogprobs
+from schemas.fields import MAX_TOKENS, EdgeLoad, Logprobs, TokenLogprobs
 from schemas.messages import Close, Draft, Open, Verdict
 from schemas.reasons import Action, EndReason, FaultCode, Finish
 
@@ -77,7 +75,7 @@ class Answers:
     clock: Callable[[], float]
     guard: Guard
     figures: Figures
-    form: Form = Form.AUTO
+    form: FormName = FormName.AUTO
     padding: int = 0
     load: Callable[[], EdgeLoad] = lambda: EdgeLoad(texts=1)
     acceptance: AcceptanceByModel = field(default_factory=AcceptanceByModel)

@@ -2,8 +2,7 @@
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.machine import EdgeSession
-from schemas.bounds import MAX_LABEL, MAX_SENTENCE
-from schemas.edge_load import EdgeLoad
+from schemas.fields import MAX_LABEL, MAX_SENTENCE, EdgeLoad
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused
 from schemas.reasons import EndReason
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from fleet_edge.sessions.acceptance import AcceptanceByModel
 from fleet_edge.sessions.machine import EdgeSession
-from schemas.edge_load import EdgeLoad
+from schemas.fields import EdgeLoad
 
 _MOST: Final = 128
 """Draft models, which devices name, of which the latest are known."""

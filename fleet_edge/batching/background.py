@@ -9,7 +9,7 @@ tokens that are computed at once, and earns it by writing.
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_edge.guard.token_bucket import TokenBucket
+from fleet_common.limits import TokenBucket
 
 _HALF_LIFE_S: Final = 2.0
 _CREDIT: Final = 512.0

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_edge.guard.token_bucket import TokenBucket
+from fleet_common.limits import TokenBucket
 from fleet_edge.sessions.guesses import MAX_GUESS
 
 _SHARE: Final = 0.2

@@ -7,8 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.logprobs import logprobs_of_rejection, logprobs_of_token
-from dssd.verification import Judgement
+from dssd.verification import Judgement, logprobs_of_rejection, logprobs_of_token
 from schemas.policy import SamplingPolicy
 
 

@@ -25,7 +25,7 @@ from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
-from schemas.edge_load import EdgeLoad
+from schemas.fields import EdgeLoad
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fleet_common.fields import setting
+from fleet_common.settings import setting
 from schemas.names import Name
 
 _MOST: Final = 1e9

@@ -5,9 +5,9 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fleet_common.limits import TokenBucket
 from fleet_edge.guard.quotas import Quotas
 from fleet_edge.guard.strikes import FORGIVEN, FenceSettings, Strikes
-from fleet_edge.guard.token_bucket import TokenBucket
 from schemas.topics import Topic
 
 _BURST_S: Final = 2.0

@@ -10,8 +10,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from fleet_common.fields import setting
-from fleet_edge.guard.token_bucket import TokenBucket
+from fleet_common.limits import TokenBucket
+from fleet_common.settings import setting
 
 _SLOWED: Final = 0.5
 FORGIVEN: Final = 3.0

@@ -6,19 +6,19 @@ session: those are in the session log.
 
 from typing import Final
 
-from fleet_common.metrics.family import PREFIX, Kind, Metric
+from fleet_common.metrics import PREFIX, Metric, MetricKind
 
 
 def _counter(name: str, meaning: str, *labels: str) -> Metric:
-    return Metric(PREFIX + name, Kind.COUNTER, meaning, labels)
+    return Metric(PREFIX + name, MetricKind.COUNTER, meaning, labels)
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Metric:
-    return Metric(PREFIX + name, Kind.GAUGE, meaning, labels)
+    return Metric(PREFIX + name, MetricKind.GAUGE, meaning, labels)
 
 
 def _histogram(name: str, meaning: str) -> Metric:
-    return Metric(PREFIX + name, Kind.HISTOGRAM, meaning)
+    return Metric(PREFIX + name, MetricKind.HISTOGRAM, meaning)
 
 
 # Drafts

@@ -12,14 +12,14 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
-from fleet_common.metrics.family import Histogram
+from fleet_common.metrics import Histogram
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.states import MachineState, device_state
-from schemas.bounds import MAX_DRAFT
 from schemas.control import Presence
+from schemas.fields import MAX_DRAFT
 from schemas.reasons import EndReason, FaultCode, RefusalCode
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fleet_common.metrics.errors import MetricsUnavailable
+from fleet_common.metrics import MetricsUnavailable
 from fleet_edge.sessions.machine import EdgeSession
-from schemas.version import VERSION
+from schemas.names import VERSION
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from dssd.distribution import Dist, point_mass, shape
 from dssd.verification import Judgement
 from fleet_common.grammar.errors import GrammarError, GrammarKilled
-from fleet_common.grammar.matcher import GrammarMatcher
-from fleet_common.grammar.process import CompiledGrammar
+from fleet_common.grammar.process import CompiledGrammar, GrammarMatcher
 from schemas.policy import SamplingPolicy
 
 _RULED_OUT = "The target model rules out every token that the grammar allows; loosen the grammar, or the prompt."

@@ -10,7 +10,7 @@ from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.waiting import ReceivedDraft
-from schemas.logprobs import TokenLogprobs
+from schemas.fields import TokenLogprobs
 from schemas.reasons import Finish
 
 

@@ -23,13 +23,11 @@ from fleet_edge.sessions.rounds import Rounds
 from fleet_edge.sessions.stream import Stream
 from fleet_edge.sessions.token_times import TokenTimes
 from fleet_edge.sessions.waiting import ReceivedDraft, WaitingDrafts
-from schemas.bounds import MAX_TOKENS
-from schemas.digest import EMPTY, extend_digest
-from schemas.edge_load import EdgeLoad
-from schemas.logprobs import TokenLogprobs
+from schemas.fields import MAX_TOKENS, EdgeLoad, TokenLogprobs
 from schemas.messages import Close, Draft, Open
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, FaultCode, Finish
+from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 
 _ID_BYTES, _FLOAT_BYTES = 4, 4
 
@@ -96,7 +94,7 @@ class EdgeSession:
     draft_model: str = ""
     told_load: EdgeLoad | None = None
     _epoch: int = 0
-    _digest: int = EMPTY
+    _digest: int = EMPTY_DIGEST
     _rejected: Dist | None = None
     _rejected_logprobs: tuple[TokenLogprobs, ...] = ()
     _requests: int = 0  # of further samples, since the rejection
@@ -127,7 +125,7 @@ class EdgeSession:
             logprobs=message.logprobs,
             constraint=constraint,
             draft_model=f"{message.draft_model} {message.quantization}",
-            _digest=extend_digest(EMPTY, resumed),
+            _digest=extend_digest(EMPTY_DIGEST, resumed),
         )
 
     @property
@@ -439,7 +437,7 @@ class EdgeSession:
     def _digest_at(self, position: int) -> int:
         if position == self.committed:
             return self._digest
-        return extend_digest(EMPTY, self.tokens[self.prompt_length : self.prompt_length + position])
+        return extend_digest(EMPTY_DIGEST, self.tokens[self.prompt_length : self.prompt_length + position])
 
     def _commit(self, tokens: Sequence[int]) -> None:
         self._extend(tokens, CORRECTED * len(tokens))

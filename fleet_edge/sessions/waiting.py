@@ -6,8 +6,8 @@ One that overtook its predecessor, or was sent ahead of a verdict, waits here fo
 from dataclasses import dataclass, field
 
 from fleet_edge.errors import desync
-from schemas.digest import extend_digest
 from schemas.messages import Draft
+from schemas.vocabulary import extend_digest
 
 
 @dataclass(frozen=True, slots=True)

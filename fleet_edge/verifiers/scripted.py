@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
 from fleet_edge.verifiers.sequences import SequenceTable
 from schemas.vocabulary import Vocabulary

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import harness
 from benchmarks.harness import Bench, Report, at_least, at_most, conditions, run_suite, table, together
 from benchmarks.processes import BenchError
-from schemas.version import VERSION
+from schemas.names import VERSION
 
 
 def suite(run: Any) -> Any:

@@ -9,12 +9,12 @@ from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from schemas.topics import TREE, Role, Rule, Topic, build
+from schemas.topics import TREE, ClientRole, Topic, TopicRule, build
 from tests.support.links import START_S, Inbox
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from broker_config.processes.runner import MosquittoProcess
+    from broker_config.processes import MosquittoProcess
 
 pytestmark = pytest.mark.broker
 
@@ -44,7 +44,7 @@ def connect(mosquitto: "MosquittoProcess") -> Iterator[Connect]:
         link.stop()
 
 
-def topic_of(rule: Rule, *, device: str = DEVICE, edge: str = EDGE) -> str:
+def topic_of(rule: TopicRule, *, device: str = DEVICE, edge: str = EDGE) -> str:
     return build(
         rule.topic,
         fleet=FLEET,
@@ -64,14 +64,16 @@ def allowed(link: PahoLink, topic: str) -> bool:
 
 
 @pytest.mark.parametrize("rule", TREE, ids=lambda rule: rule.topic.value)
-@pytest.mark.parametrize(("name", "role"), [(DEVICE, Role.DEVICE), (EDGE, Role.EDGE), (MONITOR, Role.MONITOR)])
-def test_who_may_publish_is_what_the_table_says(connect: Connect, rule: Rule, name: str, role: Role) -> None:
+@pytest.mark.parametrize(
+    ("name", "role"), [(DEVICE, ClientRole.DEVICE), (EDGE, ClientRole.EDGE), (MONITOR, ClientRole.MONITOR)]
+)
+def test_who_may_publish_is_what_the_table_says(connect: Connect, rule: TopicRule, name: str, role: ClientRole) -> None:
     link, _ = connect(name)
     assert allowed(link, topic_of(rule)) == (role in rule.writers)
 
 
 @pytest.mark.parametrize("rule", TREE, ids=lambda rule: rule.topic.value)
-def test_nobody_publishes_as_another_device_or_edge(connect: Connect, rule: Rule) -> None:
+def test_nobody_publishes_as_another_device_or_edge(connect: Connect, rule: TopicRule) -> None:
     device, _ = connect(DEVICE)
     if "{device}" in rule.template:
         assert not allowed(device, topic_of(rule, device=OTHER))
@@ -82,11 +84,15 @@ def test_nobody_publishes_as_another_device_or_edge(connect: Connect, rule: Rule
 
 
 @pytest.mark.parametrize("rule", TREE, ids=lambda rule: rule.topic.value)
-@pytest.mark.parametrize(("name", "role"), [(DEVICE, Role.DEVICE), (EDGE, Role.EDGE), (MONITOR, Role.MONITOR)])
-def test_who_receives_is_what_the_table_says(connect: Connect, rule: Rule, name: str, role: Role) -> None:
+@pytest.mark.parametrize(
+    ("name", "role"), [(DEVICE, ClientRole.DEVICE), (EDGE, ClientRole.EDGE), (MONITOR, ClientRole.MONITOR)]
+)
+def test_who_receives_is_what_the_table_says(connect: Connect, rule: TopicRule, name: str, role: ClientRole) -> None:
     # The reader asks for everything: what it gets is what the broker lets it have.
     _, inbox = connect(name, "#")
-    writer, _ = connect({Role.DEVICE: DEVICE, Role.EDGE: EDGE, Role.MONITOR: MONITOR}[next(iter(rule.writers))])
+    writer, _ = connect(
+        {ClientRole.DEVICE: DEVICE, ClientRole.EDGE: EDGE, ClientRole.MONITOR: MONITOR}[next(iter(rule.writers))]
+    )
     publish_confirmed(writer, topic_of(rule), b"probe", timeout_s=START_S)
     mark(connect, inbox)
     assert (topic_of(rule) in {message.topic for message in inbox}) == (role in rule.readers)

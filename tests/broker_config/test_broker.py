@@ -6,14 +6,18 @@ import pytest
 from pydantic import ValidationError
 
 from broker_config.broker import REPORTED, Broker
-from broker_config.processes.rumqttd import render_rumqttd
-from broker_config.rendering.access import render_access, render_site_access
-from broker_config.rendering.janitor import janitor_command, render_janitor_unit, render_timer
-from broker_config.rendering.mosquitto_conf import render_conf
-from broker_config.rendering.nftables import render_firewall_unit, render_rules
-from broker_config.rendering.systemd import render_drop_in
-from broker_config.rendering.version import MosquittoVersion
-from schemas.topics import Role, Topic, rules_for, wildcard
+from broker_config.files import render_drop_in, render_firewall_unit, render_rules
+from broker_config.mosquitto import (
+    MosquittoVersion,
+    janitor_command,
+    render_access,
+    render_conf,
+    render_janitor_unit,
+    render_site_access,
+    render_timer,
+)
+from broker_config.processes import render_rumqttd
+from schemas.topics import ClientRole, Topic, rules_for, wildcard
 
 HOME = Path("/etc/mosquitto/fleet")
 
@@ -171,7 +175,7 @@ def sections(text: str) -> dict[str, set[tuple[str, str]]]:
 
 
 def rights(
-    role: Role, *, device: str = "+", edge: str = "+", edges: tuple[str, ...] = ("edge-1",)
+    role: ClientRole, *, device: str = "+", edge: str = "+", edges: tuple[str, ...] = ("edge-1",)
 ) -> set[tuple[str, str]]:
     granted = rules_for(role, fleet="home", device=device, edge=edge, edges=edges)
     return {("write" if right.write else "read", right.filter) for right in granted}
@@ -179,13 +183,13 @@ def rights(
 
 def test_every_right_of_the_topic_tree_is_rendered_and_no_other() -> None:
     found = sections(render_access(Broker(edges=("e1", "e2"), monitors=("desk",), janitor="broom")))
-    everyone = rights(Role.DEVICE, device="%u", edges=("e1", "e2"))
+    everyone = rights(ClientRole.DEVICE, device="%u", edges=("e1", "e2"))
     assert ("write", "dssd/v1/home/%u/up/draft/e2") in everyone
     assert found.pop("%u") == everyone
     for edge in ("e1", "e2"):
-        assert found.pop(edge) == rights(Role.EDGE, edge=edge) - everyone
+        assert found.pop(edge) == rights(ClientRole.EDGE, edge=edge) - everyone
         assert found.pop(f"_edge/{edge}") == {("deny", "#")}
-    assert found.pop("desk") == (rights(Role.MONITOR) | {("read", "$SYS/#")}) - everyone
+    assert found.pop("desk") == (rights(ClientRole.MONITOR) | {("read", "$SYS/#")}) - everyone
     cleared = {
         "%u/up/open",
         "%u/up/draft/e1",
@@ -202,8 +206,8 @@ def test_every_right_of_the_topic_tree_is_rendered_and_no_other() -> None:
 def test_with_a_list_of_devices_there_is_no_pattern() -> None:
     found = sections(render_access(Broker(devices=("d1",))))
     assert set(found) == {"edge-1", "monitor", "d1"}
-    assert found["d1"] == rights(Role.DEVICE, device="d1")
-    assert found["edge-1"] == rights(Role.EDGE, edge="edge-1")
+    assert found["d1"] == rights(ClientRole.DEVICE, device="d1")
+    assert found["edge-1"] == rights(ClientRole.EDGE, edge="edge-1")
 
 
 def test_whoever_is_banned_is_denied_everything_first() -> None:

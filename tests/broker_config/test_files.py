@@ -3,9 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.broker import Broker
-from broker_config.description import describe, read_description, render_description
-from broker_config.errors import BrokerFilesError
+from broker_config.broker import Broker, BrokerFilesError, describe, read_description, render_description
 from broker_config.files import Profile, RenderedFile, render_files, write_files
 
 HOME = Path("/etc/mosquitto/fleet")

@@ -2,7 +2,7 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.matrix import README, may_publish, may_receive, render_table, roles_of, with_table
-from schemas.topics import TREE, Role, Rule, Topic, build
+from schemas.topics import TREE, ClientRole, Topic, TopicRule, build
 
 
 def test_the_table_in_the_readme_is_current() -> None:
@@ -17,8 +17,10 @@ def test_a_text_without_the_marks_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rule", TREE, ids=lambda rule: rule.topic.value)
-@pytest.mark.parametrize(("user", "role"), [("d", Role.DEVICE), ("edge-1", Role.EDGE), ("monitor", Role.MONITOR)])
-def test_roles_may_on_their_own_topics_what_the_tree_says(rule: Rule, user: str, role: Role) -> None:
+@pytest.mark.parametrize(
+    ("user", "role"), [("d", ClientRole.DEVICE), ("edge-1", ClientRole.EDGE), ("monitor", ClientRole.MONITOR)]
+)
+def test_roles_may_on_their_own_topics_what_the_tree_says(rule: TopicRule, user: str, role: ClientRole) -> None:
     topic = build(
         rule.topic,
         fleet="home",
@@ -59,6 +61,6 @@ def test_a_name_that_is_none_has_no_role(name: str) -> None:
 
 def test_with_a_list_of_devices_only_those_are_devices() -> None:
     broker = Broker(devices=("d",))
-    assert roles_of(broker, "d") == {Role.DEVICE}
+    assert roles_of(broker, "d") == {ClientRole.DEVICE}
     assert roles_of(broker, "x") == frozenset()
-    assert roles_of(broker, "edge-1") == {Role.EDGE}
+    assert roles_of(broker, "edge-1") == {ClientRole.EDGE}

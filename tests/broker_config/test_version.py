@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.errors import BrokerFailed
-from broker_config.processes.runner import find_mosquitto
-from broker_config.rendering.version import MosquittoVersion, installed_version
+from broker_config.broker import BrokerFailed
+from broker_config.mosquitto import MosquittoVersion, installed_version
+from broker_config.processes import find_mosquitto
 from tests.support.brokers import require_mosquitto
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dssd.counter_rng import Purpose, gumbel, random_uniform, random_uniforms
+from dssd.sampling import Purpose, gumbel, random_uniform, random_uniforms
 from tests.support.statistics import ALARM
 
 SEED = st.integers(0, 2**64 - 1)
@@ -79,5 +79,5 @@ def test_gumbel_noise_has_the_gumbel_law() -> None:
 
 def test_gumbel_noise_is_finite_at_both_ends_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     for end in (0.0, 1.0 - 2.0**-53):
-        monkeypatch.setattr("dssd.counter_rng.random_uniforms", lambda *_, end=end: np.array([end]))
+        monkeypatch.setattr("dssd.sampling.random_uniforms", lambda *_, end=end: np.array([end]))
         assert np.isfinite(gumbel(0, 0, np.array([0]))).all()

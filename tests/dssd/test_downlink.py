@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from dssd.distribution import Dist, point_mass, quantize
-from dssd.downlink import FIRST_SAMPLES, RULES, Form, RejectedPosition, choose_form, correct, dense, samples, sparse
+from dssd.downlink import FIRST_SAMPLES, RULES, FormName, RejectedPosition, choose_form, correct, dense, samples, sparse
 from schemas.codec import encode_verdict
 from schemas.downlink import FORMS, MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse, pack_form
 from schemas.messages import Verdict
@@ -26,7 +26,7 @@ def choose(
     *,
     vocabulary: int = VOCABULARY,
     max_bytes: int = MEGABYTE,
-    form: Form = Form.AUTO,
+    form: FormName = FormName.AUTO,
     tried: int = 0,
 ) -> DownlinkForm:
     return choose_form(
@@ -52,18 +52,22 @@ def test_dense_goes_where_it_is_smaller() -> None:
     assert isinstance(choose(uniform(66), vocabulary=100), Sparse)
 
 
-@pytest.mark.parametrize(("form", "kind"), [(Form.SPARSE, Sparse), (Form.SAMPLES, Samples), (Form.DENSE, Dense)])
-def test_a_form_that_is_insisted_on_is_sent(form: Form, kind: type) -> None:
+@pytest.mark.parametrize(
+    ("form", "kind"), [(FormName.SPARSE, Sparse), (FormName.SAMPLES, Samples), (FormName.DENSE, Dense)]
+)
+def test_a_form_that_is_insisted_on_is_sent(form: FormName, kind: type) -> None:
     for policy in (SHAPED, OPEN):
         assert isinstance(choose(uniform(100), policy, vocabulary=100, form=form), kind)
 
 
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", FormName)
 @pytest.mark.parametrize("vocabulary", [100, 49_152, 128_256])
 @pytest.mark.parametrize("support", [1, 50, 100])
 @pytest.mark.parametrize("max_bytes", [8, 100, 400, 10_000, MEGABYTE])
 @pytest.mark.parametrize("tried", [0, 16, 5000])
-def test_the_form_fits_into_the_packet(form: Form, vocabulary: int, support: int, max_bytes: int, tried: int) -> None:
+def test_the_form_fits_into_the_packet(
+    form: FormName, vocabulary: int, support: int, max_bytes: int, tried: int
+) -> None:
     following = choose(uniform(support), OPEN, vocabulary=vocabulary, max_bytes=max_bytes, form=form, tried=tried)
     verdict = Verdict(handle=1, round=1, accepted=0, next=following)
     # Beyond the form itself: the message's other fields and the heads of its arrays.
@@ -71,13 +75,13 @@ def test_the_form_fits_into_the_packet(form: Form, vocabulary: int, support: int
 
 
 def test_samples_go_on_where_the_last_ended_and_grow() -> None:
-    first = choose(uniform(5000), OPEN, form=Form.SAMPLES)
+    first = choose(uniform(5000), OPEN, form=FormName.SAMPLES)
     assert isinstance(first, Samples)
     assert (first.start, len(first.ids)) == (0, FIRST_SAMPLES)
-    second = choose(uniform(5000), OPEN, form=Form.SAMPLES, tried=16)
+    second = choose(uniform(5000), OPEN, form=FormName.SAMPLES, tried=16)
     assert isinstance(second, Samples)
     assert (second.start, len(second.ids)) == (16, 64)
-    last = choose(uniform(5000), OPEN, form=Form.SAMPLES, tried=4096)
+    last = choose(uniform(5000), OPEN, form=FormName.SAMPLES, tried=4096)
     assert isinstance(last, Samples)
     assert (last.start, len(last.ids)) == (4096, MAX_SAMPLES)
 
@@ -110,8 +114,8 @@ Q = quantize(Dist(np.array([1, 0, 4]), np.array([0.5, 0.25, 0.25])))
 RESIDUAL = np.array([0.25, 0.0, 0.125, 0.125, 0.0]) / 0.5
 
 
-@pytest.mark.parametrize("form", [Form.SPARSE, Form.SAMPLES, Form.DENSE])
-def test_the_correction_has_the_residual_law_in_every_form(form: Form) -> None:
+@pytest.mark.parametrize("form", [FormName.SPARSE, FormName.SAMPLES, FormName.DENSE])
+def test_the_correction_has_the_residual_law_in_every_form(form: FormName) -> None:
     """Chi-square over 20,000 seeds; 3 assertions, each false once in 10,000."""
     counts = np.zeros(5, dtype=np.int64)
     for seed in range(20_000):
@@ -139,13 +143,13 @@ def test_sparse_and_dense_carry_p_bit_by_bit() -> None:
 def test_every_form_on_the_wire_has_a_rule_and_a_name_in_the_settings() -> None:
     kinds = [form.model_fields["kind"].default for form in FORMS]
     assert [form.value for form in RULES] == kinds
-    assert set(Form) == {Form.AUTO, *RULES}
+    assert set(FormName) == {FormName.AUTO, *RULES}
     assert len({form.number for form in FORMS}) == len(FORMS)
 
 
 @pytest.mark.parametrize("form", RULES)
 @pytest.mark.parametrize("vocabulary", [300, 70_000])
-def test_a_form_takes_no_more_bytes_than_its_rule_says(form: Form, vocabulary: int) -> None:
+def test_a_form_takes_no_more_bytes_than_its_rule_says(form: FormName, vocabulary: int) -> None:
     rejected = RejectedPosition(OPEN, position=3, vocabulary_size=vocabulary, max_bytes=1 << 20)
     first = vocabulary - 200
     p = Dist(np.arange(first, vocabulary), np.full(200, np.float32(1 / 200), dtype=np.float64))

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dssd.counter_rng import Purpose, random_uniform
 from dssd.distribution import Dist, draw_draft, quantize, shape
-from dssd.downlink import Form, choose_form, correct
-from dssd.sampling import coupled_token
+from dssd.downlink import FormName, choose_form, correct
+from dssd.sampling import Purpose, coupled_token, random_uniform
 from dssd.verification import judge
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value, total_variation, total_variation_noise
@@ -17,10 +16,10 @@ from tests.support.statistics import ALARM, p_value, total_variation, total_vari
 DRAWS = 13_000  # by 20 pairs and four ways: 1,040,000 draws
 VOCABULARIES = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 32, 50, 64, 100, 200, 500, 1000, 2000, 4000, 5000)
 WAYS = (
-    (Mode.RESIDUAL, Form.SPARSE),
-    (Mode.RESIDUAL, Form.SAMPLES),
-    (Mode.RESIDUAL, Form.DENSE),
-    (Mode.COUPLED, Form.AUTO),
+    (Mode.RESIDUAL, FormName.SPARSE),
+    (Mode.RESIDUAL, FormName.SAMPLES),
+    (Mode.RESIDUAL, FormName.DENSE),
+    (Mode.COUPLED, FormName.AUTO),
 )
 
 
@@ -50,7 +49,7 @@ def pair(number: int, mode: Mode) -> Pair:
     return Pair(shape(target, policy), shape(draft, policy), vocabulary, policy)
 
 
-def one_token(case: Pair, form: Form, position: int) -> int:
+def one_token(case: Pair, form: FormName, position: int) -> int:
     """Draft one token, judge it, correct it: the token that would be committed at `position`."""
     policy = case.policy
     if policy.mode is Mode.COUPLED:
@@ -83,7 +82,7 @@ def one_token(case: Pair, form: Form, position: int) -> int:
         tried = sent.start + len(sent.ids)  # type: ignore[union-attr] # only samples can fail
 
 
-def empirical(case: Pair, form: Form) -> NDArray[np.int64]:
+def empirical(case: Pair, form: FormName) -> NDArray[np.int64]:
     counts = np.zeros(case.vocabulary, dtype=np.int64)
     for position in range(DRAWS):
         counts[one_token(case, form, position)] += 1
@@ -95,7 +94,7 @@ def empirical(case: Pair, form: Form) -> NDArray[np.int64]:
     "number",
     [pytest.param(number, marks=[pytest.mark.slow] if number >= 4 else []) for number in range(len(VOCABULARIES))],
 )
-def test_committed_tokens_follow_the_target(number: int, mode: Mode, form: Form) -> None:
+def test_committed_tokens_follow_the_target(number: int, mode: Mode, form: FormName) -> None:
     case = pair(number, mode)
     law = np.zeros(case.vocabulary)
     law[case.p.ids] = case.p.probs
@@ -110,6 +109,6 @@ def test_the_drafts_own_law_is_told_from_the_targets() -> None:
     law = np.zeros(case.vocabulary)
     law[case.q.ids] = case.q.probs
     both = np.flatnonzero(law)
-    counts = empirical(case, Form.SPARSE)
+    counts = empirical(case, FormName.SPARSE)
     counts = np.where(np.isin(np.arange(case.vocabulary), both), counts, 0)
     assert p_value(counts, law) < ALARM

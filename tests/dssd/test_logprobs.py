@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from dssd.distribution import shape
 from dssd.downlink import dense, probability_of, samples, sparse
-from dssd.logprobs import logprobs_of_correction, logprobs_of_rejection, logprobs_of_token
+from dssd.verification import logprobs_of_correction, logprobs_of_rejection, logprobs_of_token
 from schemas.codec import decode_verdict, encode_verdict
-from schemas.logprobs import LEAST_LOGPROB, Logprobs
+from schemas.fields import LEAST_LOGPROB, Logprobs
 from schemas.messages import Verdict
 from schemas.policy import SamplingPolicy
 

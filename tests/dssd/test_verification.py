@@ -3,9 +3,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dssd.counter_rng import Purpose, random_uniform
 from dssd.distribution import TOTAL, Dist, point_mass
-from dssd.sampling import coupled_token, draw
+from dssd.sampling import Purpose, coupled_token, draw, random_uniform
 from dssd.verification import judge
 from schemas.policy import Mode, SamplingPolicy
 

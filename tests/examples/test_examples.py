@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fleet_device
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from fleet_device import FleetError, TextOptions
 from tests.support.prepared_models import prepared
 

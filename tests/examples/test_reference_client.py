@@ -16,9 +16,9 @@ import pytest
 
 from benchmarks.exactness import FLEET, LENGTH, law
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
-from dssd.downlink import Form
-from fleet_common.events import Event, wait_for_event
+from broker_config.processes import MosquittoProcess
+from dssd.downlink import FormName
+from fleet_common.logs import Event, wait_for_event
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
@@ -226,7 +226,7 @@ def test_what_ends_a_text_is_told(link: Any, end: dict[str, Any]) -> None:
 
 
 @contextmanager
-def toy_edge(broker: MosquittoProcess, form: Form = Form.AUTO) -> Iterator["subprocess.Popen[str]"]:
+def toy_edge(broker: MosquittoProcess, form: FormName = FormName.AUTO) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-m", "tests.support.toy_edge", "--port", str(broker.port), "--fleet", FLEET]
     process = subprocess.Popen([*command, "--form", form.value], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
@@ -299,13 +299,13 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
 @pytest.mark.parametrize(
     ("mode", "form"),
     [
-        (Mode.RESIDUAL, Form.AUTO),
-        (Mode.RESIDUAL, Form.SAMPLES),
-        pytest.param(Mode.RESIDUAL, Form.DENSE, marks=pytest.mark.exhaustive),
-        (Mode.COUPLED, Form.AUTO),
+        (Mode.RESIDUAL, FormName.AUTO),
+        (Mode.RESIDUAL, FormName.SAMPLES),
+        pytest.param(Mode.RESIDUAL, FormName.DENSE, marks=pytest.mark.exhaustive),
+        (Mode.COUPLED, FormName.AUTO),
     ],
 )
-def test_its_texts_follow_the_target(mode: Mode, form: Form, tmp_path: Path, start_mosquitto: StartBroker) -> None:
+def test_its_texts_follow_the_target(mode: Mode, form: FormName, tmp_path: Path, start_mosquitto: StartBroker) -> None:
     # False alarm: once in 10,000 runs, had the seeds been drawn afresh.
     broker = start_mosquitto(Broker(fleet=FLEET))
     with toy_edge(broker, form), client(broker, tmp_path, mode, texts=TEXTS, tokens=LENGTH, seed=1) as process:

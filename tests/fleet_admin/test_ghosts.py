@@ -8,8 +8,8 @@ import pytest
 
 from fleet_admin.ghosts import GhostKind, Sighted, find_ghosts
 from fleet_common.identity.authority import create_authority, issue
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.index import Entry
-from fleet_common.identity.roles import IdentityRole
 from fleet_edge.store.database import open_store
 from tests.fleet_edge.store import samples
 

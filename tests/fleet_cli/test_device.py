@@ -11,7 +11,7 @@ import pytest
 from fleet_cli.device import generate
 from fleet_cli.device.generate import _interrupt
 from fleet_cli.main import _Formatter, main
-from fleet_common.events import Event
+from fleet_common.logs import Event
 from fleet_common.settings import load_settings
 from fleet_device.api.app import listen
 from fleet_device.applications import ApplicationsFile

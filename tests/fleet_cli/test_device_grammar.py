@@ -4,7 +4,7 @@ import pytest
 
 from fleet_cli.device.grammar import read_grammar
 from fleet_cli.errors import CommandError
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
 
 
 def test_a_grammar_comes_from_a_file_or_a_flag(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet_cli.main import main
-from fleet_common.identity.roles import IdentityRole
+from fleet_common.identity.certificates import IdentityRole
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport
 from tests.support.tls_fleet import enrol, new_authority
 

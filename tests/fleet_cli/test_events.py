@@ -11,7 +11,7 @@ import pytest
 
 from fleet_cli.commands import _OURS
 from fleet_cli.errors import ExitCode
-from fleet_common.events import Event, read_events, wait_for_event
+from fleet_common.logs import Event, read_events, wait_for_event
 from tests.support.tiny_gguf import tiny_gguf
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 from fleet_cli.device.command import app as device_app
 from fleet_cli.edge.command import app as edge_app
 from fleet_cli.settings_flags import with_settings
-from fleet_common.fields import Settings, fields_of
-from fleet_common.settings import SettingsError
+from fleet_common.settings import Settings, SettingsError, fields_of
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_common.fields import SECTIONS, SettingField, Settings, fields_of
-from fleet_common.settings import SettingsError, load_settings
+from fleet_common.settings import SECTIONS, SettingField, Settings, SettingsError, fields_of, load_settings
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 

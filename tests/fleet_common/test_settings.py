@@ -4,9 +4,8 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field, SecretStr
 
-from fleet_common.fields import Settings, setting
 from fleet_common.mqtt.settings import BrokerSettings, TlsSettings
-from fleet_common.settings import SettingsError, load_settings
+from fleet_common.settings import Settings, SettingsError, load_settings, setting
 
 
 class Example(Settings):

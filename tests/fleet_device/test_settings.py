@@ -7,7 +7,7 @@ from fleet_common.settings import SettingsError, load_settings
 from fleet_device.pacing.adaptive import AdaptivePacing, make_pacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from fleet_device.settings import DeviceSettings, read_draft_length
-from schemas.bounds import MAX_TOKENS
+from schemas.fields import MAX_TOKENS
 from schemas.policy import MAX_TOP_K, Mode
 
 

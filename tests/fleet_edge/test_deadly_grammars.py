@@ -12,9 +12,8 @@ from fleet_device.errors import SessionFailed
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.events import EventLogged
-from schemas.grammar import Grammar, GrammarKind
 from schemas.messages import Opened, Refused
-from schemas.policy import Mode
+from schemas.policy import Grammar, GrammarKind, Mode
 from schemas.reasons import Action, FaultCode, RefusalCode
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
 from tests.support.toy_grammar import GRAMMAR, TEXTS

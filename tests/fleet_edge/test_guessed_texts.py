@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from dssd.counter_rng import Purpose, random_uniform
 from dssd.distribution import shape
-from dssd.sampling import coupled_token, draw
+from dssd.sampling import Purpose, coupled_token, draw, random_uniform
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.records.segments import RoundJudged
 from schemas.messages import Open

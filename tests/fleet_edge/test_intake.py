@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fleet_common.mqtt.link import Message, Outcome
+from fleet_common.mqtt.link import Message, PublishOutcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.intake import Intake, IntakeQueue, Malformed, ReceivedMessage
@@ -17,7 +17,7 @@ from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from broker_config.processes.runner import MosquittoProcess
+    from broker_config.processes import MosquittoProcess
 
 
 def topic(kind: Topic, *, device: str = "device-1", edge: str | None = None) -> str:
@@ -146,7 +146,7 @@ def test_what_a_device_leaves_at_the_broker_is_not_sent_to_an_edge_that_connects
 
     home = {kind: build(kind, fleet="home", device="device-1") for kind in (Topic.OPEN, Topic.CLOSE, Topic.STATE)}
     drafts = build(Topic.DRAFT, fleet="home", device="device-1", edge="edge-1")
-    stored: list[Outcome] = []
+    stored: list[PublishOutcome] = []
     try:
         device.start(timeout_s=10.0)
         for name in (home[Topic.OPEN], home[Topic.CLOSE], drafts, home[Topic.STATE]):

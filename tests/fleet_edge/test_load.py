@@ -13,7 +13,7 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_edge.batching.step_cost import StepCost, StepParts
 from fleet_edge.verifiers.contract import Item, Logits
-from schemas.edge_load import EdgeLoad
+from schemas.fields import EdgeLoad
 from schemas.messages import Opened, Verdict
 from schemas.policy import Mode
 from schemas.reasons import RefusalCode

@@ -12,11 +12,11 @@ from fleet_edge.store.records.segments import RoundJudged, SegmentProgress
 from fleet_edge.store.records.sessions import SessionClosed
 from fleet_edge.verifiers.contract import Item, Logits
 from schemas.codec import encode_draft
-from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Closed, Draft, Fault, Opened, Verdict
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from schemas.topics import Topic
+from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 from tests.support.memory_fleet import EDGE, Device, MemoryFleet, lossless_text, run, terms
 from tests.support.waiting import until
 
@@ -94,7 +94,7 @@ class Scene:
         """Send a draft that stands on the target's own text, or a request to write."""
         opened = self.device.session.opened
         assert opened is not None
-        digest = extend_digest(EMPTY, self.text[:base])
+        digest = extend_digest(EMPTY_DIGEST, self.text[:base])
         message = Draft(
             handle=opened.handle, round=round_, epoch=0, base=base, digest=digest, tokens=tuple(tokens), write=write
         )

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from fleet_edge.store.records.sessions import SessionClosed
 from fleet_edge.store.records.sightings import DeviceSeen
 from schemas.control import DeviceState, Presence, encode_json
@@ -21,7 +21,7 @@ from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
 SEEDS = range(5)
 MIDDLE = 5  # of the texts that have one
 MOST_MOVES = 200
-FORMS = {Form.SPARSE: "form 1", Form.SAMPLES: "form 2", Form.DENSE: "form 3"}
+FORMS = {FormName.SPARSE: "form 1", FormName.SAMPLES: "form 2", FormName.DENSE: "form 3"}
 KINDS_UP, KINDS_DOWN = {"open", "resume", "draft", "close"}, {"opened", "fault", "verdict", "closed"}
 
 each_direction = pytest.mark.parametrize(
@@ -37,10 +37,10 @@ def _nothing_refused(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def write(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: Form = Form.AUTO) -> Device:
+def write(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: FormName = FormName.AUTO) -> Device:
     """Write a text; the edge is restarted in its middle, so that there is a fault and a resume."""
     # Room for a few samples, so that all of them often fail and more are asked for.
-    packet = 540 if form is Form.SAMPLES else 1 << 20
+    packet = 540 if form is FormName.SAMPLES else 1 << 20
     fleet = MemoryFleet(form=form, max_packet_bytes=packet, settings={"window": 3})
     rewrite(fleet.broker, newer)
     asked = terms(seed, mode=mode, max_new_tokens=30, top_k=0, top_p=1.0)
@@ -65,7 +65,7 @@ def write(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: Form
     return device
 
 
-def same(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: Form = Form.AUTO) -> None:
+def same(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: FormName = FormName.AUTO) -> None:
     """Write a text twice, and compare: the seed and the order of things are the same."""
     plain = write(NewerRelease(()), seed=seed, mode=mode, ahead=ahead, form=form)
     across = write(newer, seed=seed, mode=mode, ahead=ahead, form=form)
@@ -94,14 +94,16 @@ def test_coupled_text_is_the_same(speaks: tuple[Topic, ...], ahead: bool) -> Non
 @each_direction
 @ahead_or_not
 @pytest.mark.parametrize("form", FORMS)
-def test_residual_text_is_the_same_whatever_form_p_comes_in(speaks: tuple[Topic, ...], ahead: bool, form: Form) -> None:
+def test_residual_text_is_the_same_whatever_form_p_comes_in(
+    speaks: tuple[Topic, ...], ahead: bool, form: FormName
+) -> None:
     newer = NewerRelease(speaks)
     for seed in SEEDS:
         same(newer, seed=seed, mode=Mode.RESIDUAL, ahead=ahead, form=form)
     check_kinds(newer)
     if Topic.VERDICT in speaks:
         assert newer.seen[FORMS[form]] > len(SEEDS)
-    if Topic.DRAFT in speaks and form is Form.SAMPLES:
+    if Topic.DRAFT in speaks and form is FormName.SAMPLES:
         assert newer.seen["request for samples"] > 0
 
 

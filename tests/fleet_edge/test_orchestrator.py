@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from fleet_edge.store.records.segments import RoundJudged, SegmentProgress
 from fleet_edge.store.records.sessions import SessionClosed
 from fleet_edge.verifiers.contract import Item, Logits, VerifierError
@@ -66,8 +66,10 @@ def test_the_log_agrees_with_what_the_device_counted() -> None:
     assert {each.form for each in rounds} <= {"token", "sparse", "dense", None}
 
 
-@pytest.mark.parametrize(("form", "kind"), [(Form.SAMPLES, "samples"), (Form.DENSE, "dense"), (Form.SPARSE, "sparse")])
-def test_p_goes_down_in_the_form_that_was_set(form: Form, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "kind"), [(FormName.SAMPLES, "samples"), (FormName.DENSE, "dense"), (FormName.SPARSE, "sparse")]
+)
+def test_p_goes_down_in_the_form_that_was_set(form: FormName, kind: str) -> None:
     fleet = MemoryFleet(form=form)
     devices = [opened(fleet, number, mode=Mode.RESIDUAL) for number in range(8)]
     run(fleet, devices, random.Random(0))
@@ -75,7 +77,7 @@ def test_p_goes_down_in_the_form_that_was_set(form: Form, kind: str) -> None:
 
 
 def test_a_packet_limit_is_kept_to() -> None:
-    fleet = MemoryFleet(form=Form.DENSE, max_packet_bytes=520)
+    fleet = MemoryFleet(form=FormName.DENSE, max_packet_bytes=520)
     devices = [opened(fleet, number, mode=Mode.RESIDUAL) for number in range(8)]
     run(fleet, devices, random.Random(0))
     assert {each.form for each in fleet.sink.of(RoundJudged)} - {"token", None} == {"samples"}
@@ -250,7 +252,7 @@ def test_rounds_in_which_nothing_was_verified_do_not_lower_the_mean_batch() -> N
     asked_again = 0
     for number in range(20):
         # Room for a few samples, so that they sometimes fail.
-        fleet = MemoryFleet(form=Form.SAMPLES, max_packet_bytes=524)
+        fleet = MemoryFleet(form=FormName.SAMPLES, max_packet_bytes=524)
         device = opened(fleet, number, mode=Mode.RESIDUAL)
         run(fleet, [device], random.Random(0))
         asked_again += sum(each.batch == 0 for each in fleet.sink.of(RoundJudged))

@@ -4,8 +4,8 @@ from collections import defaultdict
 
 import pytest
 
-from dssd.downlink import Form
-from fleet_common.mqtt.outbox.outgoing import Outgoing
+from dssd.downlink import FormName
+from fleet_common.mqtt.outbox import Outgoing
 from schemas.policy import Mode
 from schemas.topics import Topic, parse
 from tests.support.memory_fleet import Device, MemoryFleet, terms
@@ -14,7 +14,7 @@ DRAFT_BYTES, VERDICT_BYTES = 64, 128
 
 
 def write(
-    mode: Mode, form: Form, *, padded: bool, packet: int = 1 << 20, bucket: int = VERDICT_BYTES
+    mode: Mode, form: FormName, *, padded: bool, packet: int = 1 << 20, bucket: int = VERDICT_BYTES
 ) -> tuple[Device, dict[Topic, set[int]]]:
     """Return a device that has written a text, and the sizes of what travelled."""
     fleet = MemoryFleet(form=form, max_packet_bytes=packet, settings={"padding": bucket if padded else 0})
@@ -42,8 +42,8 @@ def write(
 
 
 @pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("form", Form)
-def test_sizes_tell_nothing_and_the_text_is_the_same(mode: Mode, form: Form) -> None:
+@pytest.mark.parametrize("form", FormName)
+def test_sizes_tell_nothing_and_the_text_is_the_same(mode: Mode, form: FormName) -> None:
     plain, before = write(mode, form, padded=False)
     padded, after = write(mode, form, padded=True)
     assert padded.session.committed == plain.session.committed
@@ -54,6 +54,6 @@ def test_sizes_tell_nothing_and_the_text_is_the_same(mode: Mode, form: Form) -> 
 
 
 def test_a_verdict_is_filled_no_further_than_a_packet_goes() -> None:
-    padded, after = write(Mode.RESIDUAL, Form.SAMPLES, padded=True, packet=540, bucket=1024)
+    padded, after = write(Mode.RESIDUAL, FormName.SAMPLES, padded=True, packet=540, bucket=1024)
     assert padded.session.committed
     assert after[Topic.VERDICT] == {540 - 256}

@@ -7,10 +7,10 @@ import pytest
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item, Logits, TargetAway
 from schemas.codec import encode_draft
-from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Fault, Verdict
 from schemas.policy import Mode
 from schemas.topics import Topic
+from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 from tests.support.memory_fleet import EDGE, Device, MemoryFleet, lossless_text, terms
 
 SEED = 6  # of a text that does not end by itself
@@ -45,7 +45,7 @@ class Scene:
     def ask(self, round_: int, *, base: int, write: int) -> None:
         opened = self.device.session.opened
         assert opened is not None
-        digest = extend_digest(EMPTY, self.text[:base])
+        digest = extend_digest(EMPTY_DIGEST, self.text[:base])
         draft = Draft(handle=opened.handle, round=round_, epoch=0, base=base, digest=digest, write=write)
         self.device.publish(Topic.DRAFT, encode_draft(draft), edge=EDGE)
         self.fleet.broker.pump()

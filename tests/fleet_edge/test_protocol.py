@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.records.sessions import SessionOpened
 from fleet_edge.verifiers.contract import Item, Logits
@@ -57,7 +57,7 @@ def scene(seed: int, *, faults: bool) -> Scene:
     fleet = MemoryFleet(
         rng=rng,
         faults=broken if faults else None,
-        form=rng.choice(list(Form)),
+        form=rng.choice(list(FormName)),
         kv_tokens=rng.choice((1 << 20, 60)),
         max_packet_bytes=rng.choice((1 << 20, 540)),  # room for a few samples, so that they often fail
         settings={

@@ -80,7 +80,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
     "edge": ("fleet_edge.handlers.MessageHandlers._close", broken),  # survived, and logged
     "device": ("fleet_device.client.messaging.decode_verdict", broken),  # likewise
     "api": ("fleet_device.api.app.read_request", broken),
-    "screen": ("fleet_common.mqtt.connection.screen.Screen._owe", lambda _screen, _puback: None),
+    "screen": ("fleet_common.mqtt.screen.Screen._owe", lambda _screen, _puback: None),
 }
 
 

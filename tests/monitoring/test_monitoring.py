@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fleet_common.metrics.family import Kind
+from fleet_common.metrics import MetricKind
 from fleet_edge.metrics.catalogue import CATALOGUE
 from schemas.control import Presence
 from schemas.reasons import EndReason, FaultCode, RefusalCode
@@ -23,7 +23,7 @@ DASHBOARD = FOLDER / "grafana" / "fleet.json"
 SERIES = {
     each.name + ending: each
     for each in CATALOGUE
-    for ending in (("_bucket", "_sum", "_count") if each.kind is Kind.HISTOGRAM else ("",))
+    for ending in (("_bucket", "_sum", "_count") if each.kind is MetricKind.HISTOGRAM else ("",))
 }
 LABELS = {"instance", "job", "le"}
 VALUES = {

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.fences import Fences
@@ -103,7 +103,7 @@ class ProtocolModel(RuleBasedStateMachine):
 
     @initialize(
         window=st.sampled_from((4, 2, 1)),
-        form=st.sampled_from(Form),
+        form=st.sampled_from(FormName),
         kv_tokens=st.sampled_from((1 << 20, 60)),
         packet=st.sampled_from((1 << 20, 540)),
         step_tokens=st.sampled_from((512, 16, 4)),
@@ -122,7 +122,7 @@ class ProtocolModel(RuleBasedStateMachine):
         self,
         *,
         window: int = 4,
-        form: Form = Form.AUTO,
+        form: FormName = FormName.AUTO,
         kv_tokens: int = 1 << 20,
         packet: int = 1 << 20,
         step_tokens: int = 512,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fleet_common.mqtt.link import Message, Will
-from fleet_common.mqtt.outbox.outgoing import Outgoing
+from fleet_common.mqtt.outbox import Outgoing
 from tests.support.memory_broker import MemoryBroker, Peer
 from tests.support.memory_link import MemoryLink
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dssd.distribution import Dist, QuantizedDist, quantize, shape
-from dssd.downlink import Form, choose_form, correct
+from dssd.downlink import FormName, choose_form, correct
 from dssd.sampling import propose
 from dssd.verification import judge
 from fleet_device.session.sequence import DecidedDraft, VerdictEffect
@@ -13,6 +13,7 @@ from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Finish
+from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 from tests.support.memory_fleet import DRAFT, END, TARGET, lossless_text
 
 
@@ -44,7 +45,7 @@ class Replay:
         assert decided is not None
         draft = decided.draft
         assert draft.base == len(self.text), "a draft was decided on that stands on another text"
-        assert draft.digest == extend_digest(EMPTY, self.text), "a draft was sent with another text's digest"
+        assert draft.digest == extend_digest(EMPTY_DIGEST, self.text), "a draft was sent with another text's digest"
         expected = self._judged(decided) if draft.tried is None else self._corrected(decided.verdict)
         assert effect.tokens == expected, (effect.tokens, expected)
         self.text.extend(effect.tokens)
@@ -120,7 +121,7 @@ class Replay:
         following, position = verdict.next, len(self.text) if position is None else position
         assert isinstance(following, Sparse | Samples | Dense), following
         tried = following.start if isinstance(following, Samples) else 0
-        form = Form(following.kind)
+        form = FormName(following.kind)
         expected = choose_form(
             p, policy=policy, position=position, vocabulary_size=TARGET.size, max_bytes=1 << 20, form=form, tried=tried
         )

@@ -4,10 +4,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from schemas.bounds import MAX_DRAFT, MAX_WINDOW
 from schemas.downlink import Dense, Samples, Sparse
-from schemas.edge_load import EdgeLoad
-from schemas.logprobs import Logprobs
+from schemas.fields import MAX_DRAFT, MAX_WINDOW, EdgeLoad, Logprobs
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode

@@ -9,11 +9,10 @@ import pytest
 
 from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT, document
 from schemas.codec import encode_draft, encode_verdict
-from schemas.edge_load import EdgeLoad
-from schemas.logprobs import Logprobs
+from schemas.fields import EdgeLoad, Logprobs
 from schemas.messages import Draft, Verdict
 from schemas.reasons import Finish
-from schemas.topics import TREE, Role, Topic, build
+from schemas.topics import TREE, ClientRole, Topic, build
 
 DOCUMENT = document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -26,7 +25,7 @@ def test_every_topic_is_a_channel_and_every_role_in_it_an_operation() -> None:
     assert len(DOCUMENT["operations"]) == sum(len(rule.writers) + len(rule.readers) for rule in TREE)
     verdict = DOCUMENT["operations"]["edgeSendsDownVerdict"]
     assert verdict["action"] == "send"
-    assert verdict["tags"] == [{"name": Role.EDGE}]
+    assert verdict["tags"] == [{"name": ClientRole.EDGE}]
     assert verdict["bindings"]["mqtt"] == {
         "qos": 1,
         "retain": False,

@@ -13,8 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from fleet_common.mqtt.outbox.packets import publish_packet_bytes
-from schemas.bounds import MAX_DRAFT
+from fleet_common.mqtt.packets import publish_packet_bytes
 from schemas.codec import (
     MAX_CLOSE_BYTES,
     MAX_DRAFT_BYTES,
@@ -34,6 +33,7 @@ from schemas.codec import (
 )
 from schemas.downlink import FORMS, Samples, Sparse, UnknownForm
 from schemas.errors import CodecError, MalformedMessage, MessageTooLarge
+from schemas.fields import MAX_DRAFT
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode

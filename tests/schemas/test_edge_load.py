@@ -1,7 +1,7 @@
 import pytest
 
 from schemas.codec import encode_verdict
-from schemas.edge_load import EdgeLoad
+from schemas.fields import EdgeLoad
 from schemas.messages import Verdict
 
 TOLD = EdgeLoad(texts=8, writing_ms=60.0, step_ms=30.0, text_ms=5.0, token_ms=2.0)

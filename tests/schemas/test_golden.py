@@ -16,10 +16,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from schemas import bounds, cbor, codec, control, downlink, grammar, messages, policy, reasons, steering, vocabulary
+from schemas import cbor, codec, control, downlink, fields, messages, policy, reasons, vocabulary
 from schemas.asyncapi import MESSAGES
-from schemas.control import Alert, AlertState, DeviceState, EdgeState, Presence, Telemetry, decode_json, encode_json
-from schemas.steering import CommandOutcome, CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
+from schemas.control import (
+    Alert,
+    AlertState,
+    CommandOutcome,
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    DeviceState,
+    EdgeState,
+    Presence,
+    ReportedSettings,
+    Telemetry,
+    decode_json,
+    encode_json,
+)
 from tests.schemas.golden.rules import READERS, Unreadable
 from tests.schemas.strategies import LABEL, NAME, closes, drafts, opens, replies, verdicts
 
@@ -170,15 +183,13 @@ def test_every_kind_mode_form_and_end_is_there() -> None:
 
 def test_the_words_are_those_of_the_golden_file() -> None:
     for name, words in GOLDEN["words"].items():
-        (kind,) = (
-            getattr(module, name) for module in (reasons, control, grammar, policy, steering) if hasattr(module, name)
-        )
+        (kind,) = (getattr(module, name) for module in (reasons, control, policy) if hasattr(module, name))
         assert set(words) == {member.value for member in kind}
 
 
 def test_a_bound_stands_as_long_as_the_protocol() -> None:
     """Raised, an older peer would not read what we send; lowered, we would not read what it sends."""
-    modules = (bounds, messages, codec, control, downlink, cbor, grammar, vocabulary, steering)
+    modules = (fields, messages, codec, control, downlink, cbor, policy, vocabulary)
     for name, expected in GOLDEN["bounds"].items():
         assert {getattr(module, name) for module in modules if hasattr(module, name)} == {expected}, name
 
@@ -212,10 +223,10 @@ def test_the_independent_reader_refuses_what_is_no_message(reads: str, spoil: Ca
         READERS[reads](cbor2.dumps(spoil(fields)))
 
 
-@given(message=opens(), text=st.text(max_size=60), kind=st.sampled_from(grammar.GrammarKind))
+@given(message=opens(), text=st.text(max_size=60), kind=st.sampled_from(policy.GrammarKind))
 @settings(max_examples=50, deadline=None)
 def test_a_grammar_is_read_as_it_was_written(message: Any, text: str, kind: Any) -> None:
-    given_one = message.policy.model_copy(update={"grammar": grammar.Grammar(kind=kind, text=text)})
+    given_one = message.policy.model_copy(update={"grammar": policy.Grammar(kind=kind, text=text)})
     payload = codec.encode_open(message.model_copy(update={"policy": given_one}))
     assert codec.decode_open(payload).policy == given_one
     assert READERS["open"](payload)["policy"] == spelled(given_one)

@@ -2,16 +2,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fleet_common.mqtt.routing import matches
+from fleet_common.mqtt.link import matches
 from schemas.errors import InvalidName, TopicError
-from schemas.topics import TREE, Access, Address, Role, Rule, Topic, build, parse, rules_for, wildcard
+from schemas.topics import TREE, Access, ClientRole, Topic, TopicAddress, TopicRule, build, parse, rules_for, wildcard
 from tests.schemas.strategies import NAME
 
 each_rule = pytest.mark.parametrize("rule", TREE, ids=lambda rule: rule.topic.value)
 
 
-def address(rule: Rule, *, fleet: str = "fleet", device: str = "device-1", edge: str = "edge-1") -> Address:
-    return Address(
+def address(rule: TopicRule, *, fleet: str = "fleet", device: str = "device-1", edge: str = "edge-1") -> TopicAddress:
+    return TopicAddress(
         rule.topic,
         fleet,
         device if "{device}" in rule.template else None,
@@ -22,7 +22,7 @@ def address(rule: Rule, *, fleet: str = "fleet", device: str = "device-1", edge:
 @each_rule
 @given(fleet=NAME, device=NAME, edge=NAME)
 @settings(max_examples=50, deadline=None)
-def test_what_is_built_is_parsed(rule: Rule, fleet: str, device: str, edge: str) -> None:
+def test_what_is_built_is_parsed(rule: TopicRule, fleet: str, device: str, edge: str) -> None:
     whole = address(rule, fleet=fleet, device=device, edge=edge)
     assert parse(str(whole)) == whole
     assert whole.rule is rule
@@ -110,7 +110,7 @@ def test_a_name_that_is_no_level_builds_no_topic(name: str) -> None:
 
 
 @each_rule
-def test_missing_and_needless_levels_are_refused(rule: Rule) -> None:
+def test_missing_and_needless_levels_are_refused(rule: TopicRule) -> None:
     levels = {"device": "d", "edge": "e"}
     needed = {level: name for level, name in levels.items() if "{" + level + "}" in rule.template}
     assert build(rule.topic, fleet="f", **needed)
@@ -122,7 +122,7 @@ def test_missing_and_needless_levels_are_refused(rule: Rule) -> None:
             build(rule.topic, fleet="f", **wrong)
 
 
-def may(role: Role, topic: str, *, write: bool, device: str = "+", edge: str = "+") -> bool:
+def may(role: ClientRole, topic: str, *, write: bool, device: str = "+", edge: str = "+") -> bool:
     return any(
         access.write == write and matches(access.filter, topic)
         for access in rules_for(role, fleet="fleet", device=device, edge=edge)
@@ -130,36 +130,36 @@ def may(role: Role, topic: str, *, write: bool, device: str = "+", edge: str = "
 
 
 @each_rule
-def test_a_device_speaks_and_hears_under_its_own_name_alone(rule: Rule) -> None:
+def test_a_device_speaks_and_hears_under_its_own_name_alone(rule: TopicRule) -> None:
     own, other = str(address(rule, device="device-1")), str(address(rule, device="device-2"))
-    assert may(Role.DEVICE, own, write=True, device="device-1") == (Role.DEVICE in rule.writers)
-    assert may(Role.DEVICE, own, write=False, device="device-1") == (Role.DEVICE in rule.readers)
+    assert may(ClientRole.DEVICE, own, write=True, device="device-1") == (ClientRole.DEVICE in rule.writers)
+    assert may(ClientRole.DEVICE, own, write=False, device="device-1") == (ClientRole.DEVICE in rule.readers)
     if own != other:
-        assert not may(Role.DEVICE, other, write=True, device="device-1")
-        assert not may(Role.DEVICE, other, write=False, device="device-1")
+        assert not may(ClientRole.DEVICE, other, write=True, device="device-1")
+        assert not may(ClientRole.DEVICE, other, write=False, device="device-1")
 
 
 def test_a_device_may_draft_to_any_edge_and_see_them_all_but_pose_as_none() -> None:
     for edge in ("edge-1", "edge-2"):
-        assert may(Role.DEVICE, build(Topic.DRAFT, fleet="fleet", device="d", edge=edge), write=True, device="d")
+        assert may(ClientRole.DEVICE, build(Topic.DRAFT, fleet="fleet", device="d", edge=edge), write=True, device="d")
         state = build(Topic.EDGE_STATE, fleet="fleet", edge=edge)
-        assert may(Role.DEVICE, state, write=False, device="d")
-        assert not may(Role.DEVICE, state, write=True, device="d")
+        assert may(ClientRole.DEVICE, state, write=False, device="d")
+        assert not may(ClientRole.DEVICE, state, write=True, device="d")
 
 
 def test_an_edge_serves_all_devices_but_under_its_own_name_alone() -> None:
     for device in ("d1", "d2"):
-        assert may(Role.EDGE, build(Topic.VERDICT, fleet="fleet", device=device), write=True, edge="edge-1")
+        assert may(ClientRole.EDGE, build(Topic.VERDICT, fleet="fleet", device=device), write=True, edge="edge-1")
         mine, other = (build(Topic.DRAFT, fleet="fleet", device=device, edge=edge) for edge in ("edge-1", "edge-2"))
-        assert may(Role.EDGE, mine, write=False, edge="edge-1")
-        assert not may(Role.EDGE, other, write=False, edge="edge-1")
+        assert may(ClientRole.EDGE, mine, write=False, edge="edge-1")
+        assert not may(ClientRole.EDGE, other, write=False, edge="edge-1")
     other_state = build(Topic.EDGE_STATE, fleet="fleet", edge="edge-2")
-    assert may(Role.EDGE, other_state, write=False, edge="edge-1")
-    assert not may(Role.EDGE, other_state, write=True, edge="edge-1")
+    assert may(ClientRole.EDGE, other_state, write=False, edge="edge-1")
+    assert not may(ClientRole.EDGE, other_state, write=True, edge="edge-1")
 
 
 def test_nobody_reaches_another_fleet() -> None:
-    for role in Role:
+    for role in ClientRole:
         for rule in TREE:
             foreign = str(address(rule, fleet="other"))
             assert not may(role, foreign, write=True)
@@ -167,7 +167,7 @@ def test_nobody_reaches_another_fleet() -> None:
 
 
 @each_rule
-def test_every_topic_has_someone_who_speaks_and_someone_who_hears(rule: Rule) -> None:
+def test_every_topic_has_someone_who_speaks_and_someone_who_hears(rule: TopicRule) -> None:
     assert rule.writers
     assert rule.readers
     assert matches(wildcard(rule.topic, fleet="fleet"), str(address(rule)))
@@ -175,14 +175,14 @@ def test_every_topic_has_someone_who_speaks_and_someone_who_hears(rule: Rule) ->
 
 def test_who_speaks_where_is_what_was_agreed() -> None:
     """One letter here decides whether a device could give verdicts or command its neighbours."""
-    spoken = {role: {rule.topic for rule in TREE if role in rule.writers} for role in Role}
-    assert spoken[Role.EDGE] == {Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE}
-    assert spoken[Role.MONITOR] == {Topic.CONFIG_DESIRED, Topic.COMMAND_REQUEST, Topic.ALERT}
-    assert spoken[Role.DEVICE] == set(Topic) - spoken[Role.EDGE] - spoken[Role.MONITOR]
+    spoken = {role: {rule.topic for rule in TREE if role in rule.writers} for role in ClientRole}
+    assert spoken[ClientRole.EDGE] == {Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE}
+    assert spoken[ClientRole.MONITOR] == {Topic.CONFIG_DESIRED, Topic.COMMAND_REQUEST, Topic.ALERT}
+    assert spoken[ClientRole.DEVICE] == set(Topic) - spoken[ClientRole.EDGE] - spoken[ClientRole.MONITOR]
 
 
 def test_rules_carry_the_brokers_own_substitution() -> None:
-    assert Access("dssd/v1/fleet/%u/up/open", write=True) in rules_for(Role.DEVICE, fleet="fleet", device="%u")
+    assert Access("dssd/v1/fleet/%u/up/open", write=True) in rules_for(ClientRole.DEVICE, fleet="fleet", device="%u")
 
 
 def test_hot_messages_are_binary_and_perish_and_states_are_kept() -> None:

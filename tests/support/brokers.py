@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from broker_config.broker import Broker
-from broker_config.errors import BrokerMissing
-from broker_config.processes.runner import MosquittoProcess, find_mosquitto
+from broker_config.broker import Broker, BrokerMissing
+from broker_config.processes import MosquittoProcess, find_mosquitto
 from tests.support.needs import missing, require_marker
 
 StartBroker = Callable[[Broker], MosquittoProcess]

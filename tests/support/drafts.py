@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
-from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Open
 from schemas.policy import Mode, SamplingPolicy
-from schemas.vocabulary import Vocabulary
+from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
 LIMITS = SessionLimits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({0}))
@@ -62,7 +61,7 @@ def draft(
         "base": len(text),
         "tokens": tuple(tokens),
         "counts": (30_000,) * len(tokens) if counted else None,
-        "digest": extend_digest(EMPTY, text),
+        "digest": extend_digest(EMPTY_DIGEST, text),
     }
     return Draft.model_validate(fields | other)
 

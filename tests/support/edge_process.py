@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fleet_common.events import Event, read_events
+from fleet_common.logs import Event, read_events
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
 from tests.support.edge_thread import NO_QUOTAS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fleet_common.events import Event, EventStream, read_events
+from fleet_common.logs import Event, EventStream, read_events
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.inference_server import InferenceServer
 from tests.support.scripted_language import CONTEXT, LANGUAGE

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Message, Will
-from fleet_common.mqtt.outbox.outgoing import Outgoing
-from fleet_common.mqtt.routing import matches, split_share
+from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Message, Will, matches, split_share
+from fleet_common.mqtt.outbox import Outgoing
 
 
 @dataclass(frozen=True, slots=True)

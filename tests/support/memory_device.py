@@ -16,7 +16,7 @@ from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
 from fleet_device.settings import DeviceSettings, Outages
 from schemas.control import EdgeState, Presence, encode_json
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
 from schemas.reasons import EndReason, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.device_status import device_status

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from dssd.distribution import shape
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from dssd.sampling import coupled_token
 from fleet_device.client.drafting import Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
@@ -104,7 +104,7 @@ class MemoryFleet:
         *,
         rng: random.Random | None = None,
         faults: Faults | None = None,
-        form: Form = Form.AUTO,
+        form: FormName = FormName.AUTO,
         kv_tokens: int = 1 << 20,
         max_packet_bytes: int = 1 << 20,
         settings: Mapping[str, object] = MappingProxyType({}),

@@ -1,12 +1,21 @@
 """Memory link: the contract of `PahoLink` over a `MemoryBroker`, without a network."""
 
-from fleet_common.mqtt.counters import Accepts, Guard, LinkCounters
 from fleet_common.mqtt.errors import ConnectFailed
-from fleet_common.mqtt.link import Handler, Listener, Message, Outcome, OutcomeHandler, Will
-from fleet_common.mqtt.outbox.outbox import Outbox
-from fleet_common.mqtt.outbox.outgoing import Outgoing
-from fleet_common.mqtt.outbox.packets import publish_packet_bytes
-from fleet_common.mqtt.routing import Route, Routes
+from fleet_common.mqtt.link import (
+    Accepts,
+    CallbackGuard,
+    Handler,
+    LinkCounters,
+    Listener,
+    Message,
+    OutcomeHandler,
+    PublishOutcome,
+    Route,
+    Routes,
+    Will,
+)
+from fleet_common.mqtt.outbox import Outbox, Outgoing
+from fleet_common.mqtt.packets import publish_packet_bytes
 from tests.support.memory_broker import MemoryBroker, Peer
 
 
@@ -33,7 +42,7 @@ class MemoryLink:
         self._broker = broker
         self._client_id = client_id
         self._will = will
-        self._guard = Guard()
+        self._guard = CallbackGuard()
         self._routes = Routes(self._guard)
         self._outbox = Outbox(
             max_messages=queue_messages,
@@ -135,9 +144,9 @@ class MemoryLink:
             self.counters.sent += 1
             reason = self._broker.accept(message)
             if message.qos > 0 and message.on_outcome is not None:
-                self._answer(message.on_outcome, Outcome(message.topic, reason))
+                self._answer(message.on_outcome, PublishOutcome(message.topic, reason))
 
-    def _answer(self, handler: OutcomeHandler, outcome: Outcome) -> None:
+    def _answer(self, handler: OutcomeHandler, outcome: PublishOutcome) -> None:
         self._broker.schedule(lambda: self._guard.call(handler, outcome))
 
     def _receive(self, message: Message) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import cbor2
 
-from fleet_common.mqtt.outbox.outgoing import Outgoing
+from fleet_common.mqtt.outbox import Outgoing
 from schemas.topics import Topic, parse
 from tests.support.memory_broker import MemoryBroker
 

@@ -8,8 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
-from fleet_common.events import Event, EventStream
-from fleet_common.memory import use_one_heap
+from fleet_common.host import use_one_heap
+from fleet_common.logs import Event, EventStream
 from fleet_edge.edge import Edge
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.offset_clock import OffsetClock
@@ -33,7 +33,7 @@ def main() -> None:
     def tell() -> None:
         events.write(Event.ONLINE, fleet=edge.fleet, edge=edge.edge, context=CONTEXT)
 
-    with events.telling_errors():
+    with events.reporting_errors():
         Edge(edge, verifier=verifier, now=OffsetClock.from_environment()).run(on_online=tell)
     events.write(Event.STOPPED)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.api.app import listen
 from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec

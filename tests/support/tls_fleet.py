@@ -13,12 +13,11 @@ from cryptography import x509
 
 from broker_config.broker import Broker
 from broker_config.files import Profile, render_files
-from broker_config.processes.trial import TrialBroker, TrialFiles
-from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE
+from broker_config.mosquitto import ACCESS_FILE, CONF_FILE
+from broker_config.processes import TrialBroker, TrialFiles
 from fleet_common.identity.authority import Authority, create_authority, issue, utc_now
-from fleet_common.identity.certificates import make_request, new_key, save_key
+from fleet_common.identity.certificates import IdentityRole, make_request, new_key, save_key
 from fleet_common.identity.enforcement import BrokerAccess
-from fleet_common.identity.roles import IdentityRole
 from fleet_common.mqtt.link import Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings

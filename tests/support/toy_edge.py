@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from unittest.mock import patch
 
-from dssd.downlink import Form
-from fleet_common.events import Event, EventStream
+from dssd.downlink import FormName
+from fleet_common.logs import Event, EventStream
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.assembly import assemble
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fleet", required=True)
-    parser.add_argument("--form", type=Form, default=Form.AUTO)
+    parser.add_argument("--form", type=FormName, default=FormName.AUTO)
     parser.add_argument("--engine", type=ToyEngine, default=ToyEngine.SCRIPTED)
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
     parser.add_argument("--guesses", type=int, default=0, help="tokens behind each text it writes, whatever they cost")

@@ -6,8 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from dssd.distribution import Float
-from schemas.grammar import Grammar, GrammarKind
-from schemas.policy import SamplingPolicy
+from schemas.policy import Grammar, GrammarKind, SamplingPolicy
 from tests.support.markov import MarkovScript
 
 TEXTS: Final[tuple[tuple[int, ...], ...]] = (

@@ -12,8 +12,7 @@ from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_device.drafters.without_model import LogitsScript, ScriptedDrafter, WordCodec
-from schemas.grammar import Grammar
-from schemas.policy import Mode, SamplingPolicy
+from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.markov import MarkovScript
 from tests.support.toy_transformer import ToyTransformer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_edge.verifiers.packed.target import load_target
 from fleet_edge.verifiers.packed.verifier import PackedVerifier

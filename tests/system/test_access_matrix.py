@@ -12,8 +12,7 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.files import Profile, render_files
-from broker_config.rendering.access import render_access
-from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE
+from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, render_access
 from fleet_cli.broker.probe import Form, Prober, topics_to_try
 from fleet_cli.broker.trial_session import Trial, begin_trial, connect_all
 from tests.support.brokers import require_mosquitto

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.broker import REPORTED, Broker
-from broker_config.description import render_description
+from broker_config.broker import REPORTED, Broker, render_description
 from broker_config.files import Profile, render_files, write_files
-from broker_config.processes.local import LocalBroker
-from broker_config.rendering.access import render_site_access
+from broker_config.mosquitto import render_site_access
+from broker_config.processes import LocalBroker
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.broker.trial_session import Trial, begin_trial
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings, TlsSettings
-from schemas.topics import TREE, Role, Rule, build
+from schemas.topics import TREE, ClientRole, TopicRule, build
 from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Inbox
 from tests.support.waiting import until
@@ -59,7 +58,7 @@ def link_to(broker: LocalBroker, name: str) -> PahoLink:
     return PahoLink(LinkSettings(client_id=name, port=broker.port, tls=tls))
 
 
-def topic_of(rule: Rule) -> str:
+def topic_of(rule: TopicRule) -> str:
     return build(
         rule.topic,
         fleet=FLEET,
@@ -81,7 +80,7 @@ def test_the_head_office_gets_what_is_reported_and_nothing_else(office: Trial, t
             link.start(timeout_s=START_S)
         assert office.broker.await_log(f"as {SITE}"), "the site's bridge has connected"
         for rule in TREE:
-            writer = next(role for role in Role if role in rule.writers)
+            writer = next(role for role in ClientRole if role in rule.writers)
             publish_confirmed(links[writer], topic_of(rule), rule.topic.value.encode(), timeout_s=START_S)
         reported = {topic_of(rule) for rule in TREE if rule.topic in REPORTED}
         until(lambda: {message.topic for message in inbox} >= reported)
@@ -102,4 +101,4 @@ def test_another_site_cannot_report_in_this_ones_name(office: Trial) -> None:
     until(lambda: inbox.payloads == [b"true"])
 
 
-NAMES = {Role.DEVICE: "device-1", Role.EDGE: "edge-1", Role.MONITOR: "monitor"}
+NAMES = {ClientRole.DEVICE: "device-1", ClientRole.EDGE: "edge-1", ClientRole.MONITOR: "monitor"}

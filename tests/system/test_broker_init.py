@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_common.events import Event, wait_for_event
+from fleet_common.logs import Event, wait_for_event
 from tests.support.brokers import require_mosquitto
 from tests.support.prepared_models import prepared
 

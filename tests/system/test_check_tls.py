@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.processes.local import IdentityFiles, LocalBroker
+from broker_config.processes import IdentityFiles, LocalBroker
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.broker.trial_identities import TrialAuthority
 from tests.support.brokers import require_mosquitto

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fleet_common.events import Event, wait_for_event
+from fleet_common.logs import Event, wait_for_event
 from fleet_device.api.app import listen
 from tests.support.prepared_models import prepared
 from tests.support.waiting import until

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
-from fleet_common.events import Event, read_events, wait_for_event
+from broker_config.processes import MosquittoProcess
+from fleet_common.logs import Event, read_events, wait_for_event
 from tests.support.prepared_models import prepared
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]

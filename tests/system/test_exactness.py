@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.exactness import CASES, FAULTS, FLEET, Case, prove
 from broker_config.broker import Broker
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from tests.support.brokers import StartBroker
 from tests.support.sabotage import Sabotage
 from tests.support.toy_engines import ToyEngine
@@ -68,7 +68,7 @@ def test_texts_follow_the_target(case: Case, start_mosquitto: StartBroker) -> No
     assert result.follows, result
 
 
-@pytest.mark.parametrize("case", cases(case for case in FAULTS if case.form is not Form.SAMPLES))
+@pytest.mark.parametrize("case", cases(case for case in FAULTS if case.form is not FormName.SAMPLES))
 def test_the_proof_catches_faults(case: Case, start_mosquitto: StartBroker) -> None:
     assert case.sabotage is not Sabotage.NONE
     broker = start_mosquitto(Broker(fleet=FLEET))

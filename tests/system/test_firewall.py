@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.rendering.nftables import TABLE, render_rules
+from broker_config.files import TABLE, render_rules
 from tests.support.waiting import until
 
 pytestmark = [

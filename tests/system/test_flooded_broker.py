@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import Broker
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.enforcement import enforce_revocation
-from fleet_common.identity.roles import IdentityRole
 from schemas.topics import Topic, build, wildcard
 from tests.support.mqtt_packets import PacketType, publish_packet
 from tests.support.raw_client import RawClient

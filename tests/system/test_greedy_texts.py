@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.generate import GenerateRequest

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.processes import Program
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.api.app import listen

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from fleet_device.settings import OfflinePolicy
 from tests.support.served_device import Served, device_at, scripted_whole
 from tests.support.waiting import until

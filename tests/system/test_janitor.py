@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.rendering.janitor import janitor_command
-from fleet_common.identity.roles import IdentityRole
+from broker_config.mosquitto import janitor_command
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.settings import TlsSettings
-from schemas.topics import TREE, Role, Topic, build, wildcard
+from schemas.topics import TREE, ClientRole, Topic, build, wildcard
 from tests.support.links import START_S, Inbox
 from tests.support.needs import missing
 from tests.support.raw_client import RawClient
@@ -29,7 +29,7 @@ def topics(device: str, *, retained: bool) -> list[str]:
     return [
         build(rule.topic, fleet=FLEET, device=device, edge=EDGE if "{edge}" in rule.template else None)
         for rule in TREE
-        if rule.writers == {Role.DEVICE} and rule.retained == retained
+        if rule.writers == {ClientRole.DEVICE} and rule.retained == retained
     ]
 
 

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from fleet_cli.broker.limits import MOST_SHARED, LimitReached, LimitWatch
 from fleet_cli.broker.watch import watch
 from fleet_common.mqtt.errors import ConnectFailed, NotConnected, PacketTooLarge
-from fleet_common.mqtt.link import Handler, Outcome
+from fleet_common.mqtt.link import Handler, PublishOutcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from schemas.topics import Topic, build
@@ -74,7 +74,7 @@ def watched(start_mosquitto: StartBroker) -> Iterator[Watched]:
 def test_a_full_queue_is_told_with_the_clients_name_and_then_counted(watched: Watched) -> None:
     verdicts = build(Topic.VERDICT, fleet=FLEET, device="device-a")
     edge = watched.link("edge-1")
-    outcomes: list[Outcome] = []
+    outcomes: list[PublishOutcome] = []
     with SlowClient(watched.broker.port, "device-a", verdicts):
         for _ in range(30):
             edge.publish(verdicts, b"verdict", on_outcome=outcomes.append)

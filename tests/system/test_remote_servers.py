@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import SessionRefused
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext

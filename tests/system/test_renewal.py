@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fleet_common.identity.authority import Authority
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.files import write_atomically
-from fleet_common.identity.roles import IdentityRole
-from fleet_common.mqtt.counters import LinkCounters
+from fleet_common.mqtt.link import LinkCounters
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import TlsSettings
 from fleet_device.drafters.without_model import ScriptedDrafter

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.enforcement import enforce_revocation
-from fleet_common.identity.errors import CutOffFailed
-from fleet_common.identity.roles import IdentityRole
+from fleet_common.identity.files import CutOffFailed
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import Will
 from fleet_common.mqtt.paho_link import PahoLink

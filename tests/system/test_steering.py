@@ -8,23 +8,25 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from fleet_admin.settings import AdminSettings
 from fleet_admin.steering import Actor, Selection, SetResult, SettingState, Steering, SteeringError
-from fleet_common.identity.roles import IdentityRole
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.sightings import DeviceSeen
-from schemas.control import DeviceState, Presence, encode_json
-from schemas.steering import (
+from schemas.control import (
     MAX_VERSION,
     CommandOutcome,
     CommandRequest,
     CommandResponse,
     DesiredSettings,
+    DeviceState,
+    Presence,
     ReportedSettings,
+    encode_json,
 )
 from schemas.topics import Topic, build
 from tests.support.brokers import StartBroker

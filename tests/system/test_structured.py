@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from benchmarks.applications.schemas import SCHEMAS
 from broker_config.broker import Broker
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.api.app import listen
@@ -35,8 +35,7 @@ from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from schemas.grammar import Grammar
-from schemas.policy import Mode, SamplingPolicy
+from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
 from tests.support.brokers import StartBroker
 from tests.support.edge_thread import NO_QUOTAS, edge_thread

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.processes.runner import MosquittoProcess
-from fleet_common.events import Event, wait_for_event
+from broker_config.processes import MosquittoProcess
+from fleet_common.logs import Event, wait_for_event
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess, hand_over, unprivileged_user
+from broker_config.processes import MosquittoProcess, hand_over, unprivileged_user
 from fleet_common.mqtt.errors import ConnectFailed, LinkFault, PublishRejected
-from fleet_common.mqtt.link import Outcome
+from fleet_common.mqtt.link import PublishOutcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.drafters.without_model import ScriptedDrafter
@@ -71,7 +71,7 @@ def test_equal_names_in_two_fleets_at_one_broker_do_not_meet(mosquitto: Mosquitt
     links = [PahoLink(place.link(fleet, "gateway", will=None)) for fleet in (FLEET, OTHER)]
     for link in links:
         link.start(timeout_s=PATIENCE_S)
-    answered: list[Outcome] = []
+    answered: list[PublishOutcome] = []
     for link in links:
         link.publish(build(Topic.TELEMETRY, fleet=FLEET, device="gateway"), b"{}", on_outcome=answered.append)
     until(lambda: len(answered) == len(links))

@@ -7,7 +7,7 @@ from tests.support.brokers import require_mosquitto
 
 @pytest.fixture
 def without_mosquitto(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker_config.processes.runner.SYSTEM_PATHS", ())
+    monkeypatch.setattr("broker_config.processes.SYSTEM_PATHS", ())
     monkeypatch.setenv("PATH", "/nonexistent")
 
 

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from fleet_common.mqtt.link import Message, Outcome
+from fleet_common.mqtt.link import Message, PublishOutcome
 from tests.support.links import Clock, Inbox
 from tests.support.memory_broker import Faults, MemoryBroker
 from tests.support.memory_link import MemoryLink
@@ -78,7 +78,7 @@ def test_a_message_that_expires_on_its_way_is_not_delivered() -> None:
 
 
 def test_nothing_moves_before_it_is_pumped() -> None:
-    broker, inbox, outcomes = MemoryBroker(), Inbox(), list[Outcome]()
+    broker, inbox, outcomes = MemoryBroker(), Inbox(), list[PublishOutcome]()
     link = MemoryLink(broker, "a")
     link.subscribe("t", inbox)
     link.start(timeout_s=0)
@@ -87,7 +87,7 @@ def test_nothing_moves_before_it_is_pumped() -> None:
     assert outcomes == []
     broker.pump()
     assert inbox == [Message("t", b"1")]
-    assert outcomes == [Outcome("t", 0)]
+    assert outcomes == [PublishOutcome("t", 0)]
     assert not broker.step()
 
 

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet_common.mqtt.outbox.packets import publish_packet_bytes
+from fleet_common.mqtt.packets import publish_packet_bytes
 from tests.support.mqtt_packets import (
     PING,
     PacketType,

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fleet_common.mqtt.connection.polling import has_arrived
+from fleet_common.mqtt.connection import has_arrived
 from tests.support.relay import Relay
 
 

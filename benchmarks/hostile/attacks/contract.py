@@ -11,7 +11,7 @@ from typing import Final
 from benchmarks.client_process import Identity
 from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.place import Place
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
 from schemas.topics import Topic
 from tests.support.mqtt_packets import publish_packet
 

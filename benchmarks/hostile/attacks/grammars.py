@@ -13,15 +13,14 @@ from benchmarks.hostile.attacks.contract import Attacker
 from benchmarks.hostile.grammar_bombs import random_bomb
 from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.payloads import DEFAULT_POLICY, close_of, open_of
-from schemas.bounds import SESSION_BYTES
 from schemas.codec import decode_reply, decode_verdict, encode_draft
-from schemas.digest import EMPTY
 from schemas.errors import CodecError
-from schemas.grammar import Grammar
+from schemas.fields import SESSION_BYTES
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, SessionReply, Verdict
-from schemas.policy import SamplingPolicy
+from schemas.policy import Grammar, SamplingPolicy
 from schemas.reasons import Action, Finish, RefusalCode
 from schemas.topics import Topic
+from schemas.vocabulary import EMPTY_DIGEST
 
 _PATIENCE_S: Final = 20.0
 _AGAIN_S: Final = 2.5
@@ -204,7 +203,7 @@ class _Requests:
         if not self.tokens:
             self._close(request)
             return
-        write = Draft(handle=opened.handle, round=1, epoch=0, base=0, digest=EMPTY, write=self.tokens)
+        write = Draft(handle=opened.handle, round=1, epoch=0, base=0, digest=EMPTY_DIGEST, write=self.tokens)
         self.attacker.send(self.client, Topic.DRAFT, encode_draft(write))
 
     def _close(self, request: _Request) -> None:

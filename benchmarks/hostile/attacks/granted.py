@@ -8,8 +8,8 @@ from benchmarks.hostile.attacks.contract import Attacker, Source, flood, pool
 from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.payloads import DEFAULT_POLICY, close_of, open_of, random_draft
 from benchmarks.hostile.sessions import HostileSession, HostileSessions
-from schemas.bounds import MAX_DRAFT, SESSION_BYTES
 from schemas.codec import encode_draft
+from schemas.fields import MAX_DRAFT, SESSION_BYTES
 from schemas.policy import SamplingPolicy
 from schemas.topics import Topic
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
-from fleet_common.connections import network_of
-from fleet_edge.guard.token_bucket import TokenBucket
+from fleet_common.limits import TokenBucket, network_of
 
 _SLOTS: Final = 4096
 """Buckets of a kind. Two names that share one have half of it each; which do is a secret of the process."""

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.api.endpoint import Endpoint
 from fleet_admin.dashboard.api.values import type_of
-from schemas.version import VERSION
+from schemas.names import VERSION
 
 _REFERENCES: Final = "#/components/schemas/{model}"
 _PROBLEMS: Final = {

@@ -10,7 +10,7 @@ from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.errors import AccountError
 from fleet_admin.dashboard.pages.page import Page, action
 from fleet_admin.dashboard.visit import Visit
-from fleet_common.times import read_duration
+from fleet_common.validation import read_duration
 
 _PATH: Final = "/account"
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Final, TextIO
 
-from fleet_common.terminal import printable
 from fleet_device.requests.generate import Piece
 from fleet_device.session.sequence import TokenOrigin
+from schemas.printable import printable
 
 _RESET: Final = "\x1b[0m"
 

@@ -13,11 +13,11 @@ from fleet_cli.device.chat.colours import Painter, wants_colours
 from fleet_cli.device.chat.conversation import Conversation
 from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
-from fleet_common.terminal import printable
 from fleet_device.checks.doctor import refuse_beside_running
 from fleet_device.device import Device
 from fleet_device.requests.chat import ChatHistory
 from fleet_device.settings import DeviceSettings
+from schemas.printable import printable
 
 _PROMPT: Final = "> "
 _EDGE_S: Final = 1.0  # an edge's retained state comes with the connection

@@ -7,13 +7,13 @@ from typing import Any, Final, Protocol
 
 from fleet_cli.device.chat.colours import Painter
 from fleet_cli.device.chat.figures import ChatFigures
-from fleet_common.terminal import printable
 from fleet_device.drafters.contract import Drafter
 from fleet_device.errors import PromptTooLong, SessionRefused
 from fleet_device.requests.chat import ChatHistory, ChatMessage
 from fleet_device.requests.generate import GeneratedText
 from fleet_device.requests.queue import TextStream
 from schemas.errors import FleetError
+from schemas.printable import printable
 from schemas.reasons import EndReason, RefusalCode
 
 HELP: Final = (

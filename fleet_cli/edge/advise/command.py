@@ -18,11 +18,11 @@ from fleet_cli.edge.advise.simulation.run import simulate
 from fleet_cli.edge.advise.simulation.scenario import EdgeLimits, Scenario, auto
 from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
-from fleet_common.terminal import json_text
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.step_time.curve import StepCurve
 from fleet_edge.step_time.curve_file import read_curve, write_curve
 from schemas.policy import Mode
+from schemas.printable import json_text
 
 if TYPE_CHECKING:
     from fleet_cli.edge.advise.against import Measured

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleet_cli.edge.advise.simulation.run import Outcome
-from fleet_common.mqtt.outbox.packets import publish_packet_bytes
+from fleet_common.mqtt.packets import publish_packet_bytes
 from fleet_edge.jobs import JobSettings
 from schemas.codec import encode_draft, encode_verdict
 from schemas.messages import Draft, Verdict

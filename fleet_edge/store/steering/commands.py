@@ -8,7 +8,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from fleet_edge.store.models import CommandRow
 from fleet_edge.store.steering.views import CommandView
-from schemas.steering import CommandRequest
+from schemas.control import CommandRequest
 
 SILENT = "silent"
 """Outcome of a command that was not answered in time."""

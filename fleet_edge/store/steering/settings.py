@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, select
 from fleet_edge.store.models import Base, ReportedSettingsRow, WantedSettingsRow
 from fleet_edge.store.steering.views import ReportedView, WantedView
 from fleet_edge.store.upserts import insert_into
-from schemas.steering import DesiredSettings, ReportedSettings
+from schemas.control import DesiredSettings, ReportedSettings
 
 
 def keep_wanted(connection: Connection, wanted: Mapping[str, DesiredSettings], *, now: datetime) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from schemas.steering import SettingValue
+from schemas.control import SettingValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class WantedView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedView:
-    """What a device has last said of its settings; see `schemas.steering.ReportedSettings`."""
+    """What a device has last said of its settings; see `schemas.control.ReportedSettings`."""
 
     device: str
     version: int

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fleet_common.cache import cache_folder, read_cache, write_cache
+from fleet_common.host import cache_folder, read_cache, write_cache
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.auto.candidates import LLAMA_CPP, TORCH, Candidate, find_candidates, is_installed
 from fleet_edge.verifiers.auto.measurement import MEASURED_BY, Measurement, Milliseconds, Report

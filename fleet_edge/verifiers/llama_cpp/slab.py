@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_common.llama.library import library, native_reason
+from fleet_common.llama import library, native_reason
 from fleet_edge.verifiers.contract import CapacityExceeded, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.llama_cpp.layout import Call
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Final
 
-from fleet_common.available_memory import available_memory
-from fleet_common.llama.errors import LlamaError
-from fleet_common.llama.gguf_file import GgufFile
-from fleet_common.llama.library import library
+from fleet_common.host import available_memory
+from fleet_common.llama import GgufFile, LlamaError, library
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 
 _GIGA: Final = 1e9

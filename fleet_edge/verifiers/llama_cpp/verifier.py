@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceFailed, TargetInfo, VerifierError
 from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, cost, lay_out
 from fleet_edge.verifiers.llama_cpp.placement import ActiveSequences, plan_moves

@@ -16,7 +16,7 @@ import transformers
 from gguf import GGUFReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fleet_common.available_memory import available_memory
+from fleet_common.host import available_memory
 from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.architecture import context_of

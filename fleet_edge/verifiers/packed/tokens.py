@@ -11,7 +11,7 @@ from typing import Any
 from gguf import GGUFReader
 
 from fleet_common.grammar.errors import GrammarUnavailable
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from schemas.vocabulary import MAX_VOCABULARY
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, Verifier, VerifierError
 from fleet_edge.verifiers.packed.architecture import inspect_model, run_trial

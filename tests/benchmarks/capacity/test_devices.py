@@ -11,10 +11,10 @@ from benchmarks.capacity.serving import Prompt
 from benchmarks.capacity.suite import THROUGH_BROKER, Row
 from benchmarks.capacity.together import Together, said_along, write_all
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
-from dssd.downlink import Form
-from fleet_common.events import Event, wait_for_event
+from dssd.downlink import FormName
+from fleet_common.logs import Event, wait_for_event
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode
 from tests.support.recorded_drafter import RecordedText
@@ -33,7 +33,7 @@ def port() -> Iterator[int]:
     """Return the port of a broker with a toy edge that sends dense distributions, as the published system does."""
     with MosquittoProcess(Broker(fleet=FLEET)) as broker:
         command = [sys.executable, "-m", "tests.support.toy_edge", "--port", str(broker.port), "--fleet", FLEET]
-        process = subprocess.Popen([*command, "--form", Form.DENSE.value], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, "--form", FormName.DENSE.value], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert wait_for_event(process.stdout, Event.ONLINE) is not None
         yield broker.port

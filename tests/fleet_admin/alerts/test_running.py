@@ -13,7 +13,7 @@ from fleet_admin.alerts.delivery import BrokerChannel
 from fleet_admin.alerts.errors import DeliveryFailed
 from fleet_admin.alerts.evaluator import RunningAlerts
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_common.metrics.errors import MetricsError
+from fleet_common.metrics import MetricsError
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.settings import LinkSettings

@@ -13,7 +13,7 @@ from fleet_edge.store.engine import parse_url
 from fleet_edge.store.errors import StoreError, StoreUnavailable
 from fleet_edge.store.records.sightings import DeviceSeen
 from fleet_edge.store.steering.audit import AuditEntry
-from schemas.steering import CommandRequest, DesiredSettings, ReportedSettings
+from schemas.control import CommandRequest, DesiredSettings, ReportedSettings
 from tests.fleet_admin.steering.conftest import ALICE, NOW
 
 

@@ -14,14 +14,14 @@ from fleet_device.steering.commands import ACTIONS
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind
 from fleet_edge.store.states import MachineState
 from fleet_edge.store.steering.views import WantedView
-from schemas.control import Presence
-from schemas.steering import (
+from schemas.control import (
     MAX_SETTINGS,
     MAX_VERSION,
     CommandOutcome,
     CommandRequest,
     CommandResponse,
     DesiredSettings,
+    Presence,
     ReportedSettings,
 )
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.errors import BrokerFilesError
-from broker_config.processes.local import LocalBroker
+from broker_config.broker import BrokerFilesError
+from broker_config.processes import LocalBroker
 from fleet_cli.broker.check import check_directory
 from fleet_cli.broker.findings import Result
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.errors import CommandError
-from fleet_common.identity.errors import IdentityError
+from fleet_common.identity.files import IdentityError
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings, TlsSettings

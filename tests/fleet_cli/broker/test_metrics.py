@@ -8,8 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker_config.broker import Broker
 from fleet_cli.broker.figures import BROKER_CATALOGUE, BrokerFigures
 from fleet_cli.broker.watch import broker_settings
-from fleet_common.metrics.server import MetricsServer
-from fleet_common.metrics.settings import Address
+from fleet_common.metrics import ListenAddress, MetricsServer
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_edge.metrics.catalogue import CATALOGUE
@@ -67,7 +66,7 @@ def test_a_real_broker_tells_all_of_them(start_mosquitto: StartBroker) -> None:
     link = PahoLink(broker_settings(host="127.0.0.1", port=mosquitto.port).link("_broker", "monitor", will=None))
     figures = BrokerFigures(link)
     figures.subscribe()
-    server = MetricsServer(Address("127.0.0.1", 0), figures.pages())
+    server = MetricsServer(ListenAddress("127.0.0.1", 0), figures.pages())
     link.start(timeout_s=10.0)
     server.start()
     try:

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from broker_config.description import read_description
-from broker_config.errors import BrokerFilesError
+from broker_config.broker import BrokerFilesError, read_description
 from fleet_cli.broker import app
 
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fleet_cli.demo.watch import Watch
-from fleet_common.events import Event
+from fleet_common.logs import Event
 
 LONG = "Write a short story about a lighthouse keeper who finds a message in a bottle that he once sent himself."
 

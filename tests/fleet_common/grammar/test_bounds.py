@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from fleet_common.grammar.bounds import FORMATS, bounded_text
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarError
-from fleet_common.grammar.tokenizer import GrammarTokenizer
-from schemas.grammar import Grammar, GrammarKind
+from fleet_common.grammar.process import GrammarTokenizer
+from schemas.policy import Grammar, GrammarKind
 
 LETTERS = [chr(code) for code in range(32, 127)]
 COMPILER = GrammarCompiler(lambda: GrammarTokenizer.of_words([*LETTERS, "end"], end_tokens=[len(LETTERS)]))

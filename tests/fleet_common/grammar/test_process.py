@@ -8,13 +8,10 @@ import psutil
 import pytest
 
 from benchmarks.hostile.grammar_bombs import random_bomb
-from fleet_common.grammar.banned import BannedGrammars
-from fleet_common.grammar.compiler import GrammarCompiler
+from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
 from fleet_common.grammar.errors import GrammarError, GrammarKilled, GrammarUnavailable
-from fleet_common.grammar.matcher import GrammarMatcher
-from fleet_common.grammar.process import GrammarProcess, token_pieces
-from fleet_common.grammar.tokenizer import GrammarTokenizer
-from schemas.grammar import Grammar, GrammarKind
+from fleet_common.grammar.process import GrammarMatcher, GrammarProcess, GrammarTokenizer, token_pieces
+from schemas.policy import Grammar, GrammarKind
 from tests.support.toy_grammar import GRAMMAR
 
 LETTERS = [chr(code) for code in range(32, 127)]

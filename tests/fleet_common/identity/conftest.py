@@ -7,8 +7,7 @@ import pytest
 from cryptography import x509
 
 from fleet_common.identity.authority import Authority, create_authority
-from fleet_common.identity.certificates import make_request, new_key
-from fleet_common.identity.roles import IdentityRole
+from fleet_common.identity.certificates import IdentityRole, make_request, new_key
 
 
 class FrozenClock:

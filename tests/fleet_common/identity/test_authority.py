@@ -11,10 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet_common.identity.authority import Authority, create_authority
-from fleet_common.identity.certificates import key_pem, make_request, new_key, same_key
-from fleet_common.identity.errors import AuthorityError, IdentityError, NameRefused, RequestRefused
+from fleet_common.identity.certificates import IdentityRole, key_pem, make_request, new_key, same_key
+from fleet_common.identity.files import AuthorityError, IdentityError, NameRefused, SigningRefused
 from fleet_common.identity.index import Entry
-from fleet_common.identity.roles import IdentityRole
 from schemas.errors import InvalidName
 from tests.fleet_common.identity.conftest import FrozenClock, request_for
 
@@ -140,7 +139,7 @@ def test_a_key_is_not_given_two_names(authority: Authority) -> None:
         if name == "sensor-1":
             authority.sign(request, name=name, role=DEVICE)
             continue
-        with pytest.raises(RequestRefused, match="that of 'sensor-1'"):
+        with pytest.raises(SigningRefused, match="that of 'sensor-1'"):
             authority.sign(request, name=name, role=DEVICE)
 
 
@@ -163,7 +162,7 @@ def test_a_renewal_may_bring_a_new_key(authority: Authority) -> None:
     first = sign(authority, "sensor-1")
     second = authority.renew("sensor-1", request=request_for("sensor-1"), early=True)
     assert second.key_sha256 != first.key_sha256
-    with pytest.raises(RequestRefused, match="not for 'sensor-1'"):
+    with pytest.raises(SigningRefused, match="not for 'sensor-1'"):
         authority.renew("sensor-1", request=request_for("sensor-2"), early=True)
 
 
@@ -179,7 +178,7 @@ def test_who_was_revoked_is_not_renewed_and_its_key_never_signed_again(authority
     authority.revoke(["sensor-1"])
     with pytest.raises(NameRefused, match="'sensor-1' was revoked"):
         authority.renew("sensor-1", early=True)
-    with pytest.raises(RequestRefused, match="was revoked with a certificate of 'sensor-1'"):
+    with pytest.raises(SigningRefused, match="was revoked with a certificate of 'sensor-1'"):
         authority.sign(request, name="sensor-1", role=DEVICE)
     sign(authority, "sensor-1")
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from fleet_common.identity import enforcement
 from fleet_common.identity.enforcement import BrokerAccess
-from fleet_common.identity.errors import CutOffFailed
+from fleet_common.identity.files import CutOffFailed
 
 
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fleet_common.identity.authority import Authority, Issued, create_authority, issue
-from fleet_common.identity.errors import NameRefused
-from fleet_common.identity.roles import IdentityRole
+from fleet_common.identity.certificates import IdentityRole
+from fleet_common.identity.files import NameRefused
 from tests.fleet_common.identity.conftest import FrozenClock
 
 ACCEPTED = "accepted"

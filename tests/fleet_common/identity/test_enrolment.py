@@ -5,10 +5,9 @@ import pytest
 from cryptography import x509
 
 from fleet_common.identity.authority import Authority, create_authority
-from fleet_common.identity.certificates import load_key, load_request, same_key
+from fleet_common.identity.certificates import IdentityRole, load_key, load_request, same_key
 from fleet_common.identity.enrolment import Enrolment
-from fleet_common.identity.errors import CertificateRefused, IdentityError, NameRefused, RequestRefused
-from fleet_common.identity.roles import IdentityRole
+from fleet_common.identity.files import CertificateRefused, IdentityError, NameRefused, SigningRefused
 from tests.fleet_common.identity.conftest import FrozenClock, request_for
 
 NAME = "sensor-1"
@@ -136,7 +135,7 @@ def test_the_first_time_the_authority_is_needed(enrolment: Enrolment, authority:
 
 
 def test_a_certificate_before_the_request(enrolment: Enrolment, authority: Authority) -> None:
-    with pytest.raises(RequestRefused, match="without --certificate first"):
+    with pytest.raises(SigningRefused, match="without --certificate first"):
         enrolment.take(authority.folder.certificate, authority.folder.certificate)
 
 

@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 from fleet_common.identity import files
-from fleet_common.identity.errors import AuthorityError, IdentityError
-from fleet_common.identity.files import LARGEST_FILE, append_line, locked, make_folder, read_bounded, write_atomically
+from fleet_common.identity.files import (
+    LARGEST_FILE,
+    AuthorityError,
+    IdentityError,
+    append_line,
+    locked,
+    make_folder,
+    read_bounded,
+    write_atomically,
+)
 
 
 def mode(path: Path) -> int:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from fleet_common.identity.certificates import check_request, load_request, make_request, new_key, same_key
-from fleet_common.identity.errors import IdentityError, RequestRefused
+from fleet_common.identity.files import IdentityError, SigningRefused
 from schemas.errors import InvalidName
 
 
@@ -26,13 +26,13 @@ def test_an_honest_request_gives_its_key() -> None:
 
 def test_a_request_is_signed_for_no_other_name() -> None:
     request = x509.load_pem_x509_csr(make_request(new_key(), "sensor-2"))
-    with pytest.raises(RequestRefused, match="asks for 'sensor-2' and not for 'sensor-1'"):
+    with pytest.raises(SigningRefused, match="asks for 'sensor-2' and not for 'sensor-1'"):
         check_request(request, name="sensor-1")
 
 
 @pytest.mark.parametrize("names", [(), ("sensor-1", "edge-1"), ("edge-1", "sensor-1")])
 def test_a_request_asks_for_one_name(names: tuple[str, ...]) -> None:
-    with pytest.raises(RequestRefused, match="exactly one common name"):
+    with pytest.raises(SigningRefused, match="exactly one common name"):
         check_request(named(*names).sign(new_key(), hashes.SHA256()), name="sensor-1")
 
 
@@ -48,7 +48,7 @@ def test_a_request_asks_for_one_name(names: tuple[str, ...]) -> None:
 def test_only_p256_is_signed(make: Callable[[], Any]) -> None:
     key = make()
     algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
-    with pytest.raises(RequestRefused, match="only EC P-256"):
+    with pytest.raises(SigningRefused, match="only EC P-256"):
         check_request(named("sensor-1").sign(key, algorithm), name="sensor-1")
 
 
@@ -58,7 +58,7 @@ def test_a_request_whose_key_was_exchanged_on_its_way_is_refused() -> None:
     mine = honest.public_key().public_bytes(encoding, form)
     theirs = new_key().public_key().public_bytes(encoding, form)
     forged = x509.load_der_x509_csr(honest.public_bytes(encoding).replace(mine, theirs))
-    with pytest.raises(RequestRefused, match="changed on its way"):
+    with pytest.raises(SigningRefused, match="changed on its way"):
         check_request(forged, name="sensor-1")
 
 
@@ -66,7 +66,7 @@ def test_a_request_whose_key_was_exchanged_on_its_way_is_refused() -> None:
 def test_what_is_no_request_is_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "device.csr"
     path.write_bytes(content)
-    with pytest.raises(RequestRefused, match="no signing request in PEM"):
+    with pytest.raises(SigningRefused, match="no signing request in PEM"):
         load_request(path)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from fleet_common.identity.errors import NameRefused
-from fleet_common.identity.roles import IdentityRole, check_identity_name
+from fleet_common.identity.certificates import IdentityRole, check_identity_name
+from fleet_common.identity.files import NameRefused
 from schemas.errors import InvalidName
 
 

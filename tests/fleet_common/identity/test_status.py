@@ -1,6 +1,6 @@
 from fleet_common.identity.authority import Authority
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.index import CertificateState, certificate_statuses
-from fleet_common.identity.roles import IdentityRole
 from tests.fleet_common.identity.conftest import FrozenClock, request_for
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.processes.runner import EmbeddedBroker, MosquittoProcess
+from broker_config.processes import EmbeddedBroker, MosquittoProcess
 from fleet_common.mqtt.errors import ConnectFailed, NotConnected, PacketTooLarge
-from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, Will
+from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Link, Message, PublishOutcome, Will
 from schemas.topics import Topic, build, wildcard
 from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Harness, Inbox, MemoryHarness, PahoHarness
@@ -80,7 +80,7 @@ def test_a_subscription_made_after_start_precedes_what_the_same_link_publishes_n
     device.subscribe(topic(Topic.VERDICT), inbox)
     edge = harness.link(EDGE)
     edge.start(timeout_s=START_S)
-    answered: list[Outcome] = []
+    answered: list[PublishOutcome] = []
     device.publish(topic(Topic.CLOSE), b"after the subscription", on_outcome=answered.append)
     harness.until(lambda: bool(answered))
     edge.publish(topic(Topic.VERDICT), b"verdict")
@@ -100,7 +100,7 @@ def test_wildcard_subscriptions_get_what_matches_and_nothing_else(harness: Harne
 
 
 def test_a_retained_message_reaches_who_comes_later_and_says_so(harness: Harness, device: Link) -> None:
-    stored: list[Outcome] = []
+    stored: list[PublishOutcome] = []
     device.publish(topic(Topic.STATE), b"online", retain=True, on_outcome=stored.append)
     harness.until(lambda: bool(stored))
     _, inbox = started(harness, EDGE, wildcard(Topic.STATE, fleet=FLEET))
@@ -165,7 +165,7 @@ def test_aliased_messages_arrive_under_their_full_topic_across_a_reconnect(harne
 
 
 def test_what_is_retained_is_not_sent_to_a_subscriber_that_does_not_want_it(harness: Harness, device: Link) -> None:
-    stored: list[Outcome] = []
+    stored: list[PublishOutcome] = []
     device.publish(topic(Topic.CLOSE), b"left there", retain=True, on_outcome=stored.append)
     device.publish(DRAFT, b"left there", retain=True, on_outcome=stored.append)
     harness.until(lambda: len(stored) == 2)
@@ -212,7 +212,7 @@ def test_a_screen_may_be_set_at_any_time_and_holds_across_reconnects(harness: Ha
     device.publish(topic(Topic.OPEN), b"before it")
     harness.until(lambda: inbox.payloads == [b"before it"])
     edge.screen(lambda name, *_: name != topic(Topic.OPEN).encode())
-    settled: list[Outcome] = []
+    settled: list[PublishOutcome] = []
     edge.publish(topic(Topic.SESSION), b"barrier", on_outcome=settled.append)
     harness.until(lambda: bool(settled))
     device.publish(topic(Topic.OPEN), b"refused")
@@ -232,7 +232,7 @@ def test_a_screen_may_be_set_at_any_time_and_holds_across_reconnects(harness: Ha
 
 
 def test_a_screen_sees_whether_a_message_is_the_brokers_kept_copy(harness: Harness, device: Link) -> None:
-    stored: list[Outcome] = []
+    stored: list[PublishOutcome] = []
     device.publish(topic(Topic.STATE), b"online", retain=True, on_outcome=stored.append)
     harness.until(lambda: bool(stored))
     edge, inbox = harness.link(EDGE), Inbox()
@@ -268,7 +268,7 @@ def test_after_unsubscribe_nothing_arrives(harness: Harness, device: Link) -> No
     edge.unsubscribe(OPENS)
     edge.unsubscribe("never/subscribed")
     # The edge's own publish goes out after its UNSUBSCRIBE; its answer says that it is in force.
-    settled: list[Outcome] = []
+    settled: list[PublishOutcome] = []
     edge.publish(topic(Topic.SESSION), b"barrier", on_outcome=settled.append)
     harness.until(lambda: bool(settled))
     device.publish(topic(Topic.OPEN), b"unheard")
@@ -298,7 +298,7 @@ def test_a_full_queue_refuses_and_what_it_holds_arrives_later(harness: Harness) 
     device.start(timeout_s=START_S)
     harness.isolate(DEVICE)
     harness.until(lambda: not device.connected)
-    outcomes: list[Outcome] = []
+    outcomes: list[PublishOutcome] = []
     for payload in (b"1", b"2", b"3"):
         device.publish(topic(Topic.OPEN), payload, on_outcome=outcomes.append)
     with pytest.raises(NotConnected, match="3 messages"):
@@ -413,10 +413,10 @@ def test_the_outcome_says_whether_anybody_listens(
 ) -> None:
     if "rumqttd" in request.node.callspec.id:
         pytest.skip("rumqttd does not say whether anybody listens: there, a deadline has to tell")
-    outcomes: list[Outcome] = []
+    outcomes: list[PublishOutcome] = []
     device.publish(topic(Topic.OPEN), b"anybody?", on_outcome=outcomes.append)
     harness.until(lambda: len(outcomes) == 1)
-    assert outcomes[0] == Outcome(topic(Topic.OPEN), NO_MATCHING_SUBSCRIBERS)
+    assert outcomes[0] == PublishOutcome(topic(Topic.OPEN), NO_MATCHING_SUBSCRIBERS)
     assert outcomes[0].accepted
     assert not outcomes[0].delivered
     _, inbox = started(harness, EDGE, OPENS)

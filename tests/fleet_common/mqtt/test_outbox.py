@@ -1,16 +1,20 @@
+import io
 from collections import Counter, deque
+from typing import Any, cast
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-from fleet_common.mqtt.counters import Guard, LinkCounters
 from fleet_common.mqtt.errors import NotConnected
-from fleet_common.mqtt.link import PACKET_TOO_LARGE, Outcome
-from fleet_common.mqtt.outbox.announced import Announced
-from fleet_common.mqtt.outbox.outbox import Outbox
-from fleet_common.mqtt.outbox.outgoing import Outgoing
-from fleet_common.mqtt.outbox.sender import Sender
+from fleet_common.mqtt.link import PACKET_TOO_LARGE, CallbackGuard, LinkCounters, PublishOutcome
+from fleet_common.mqtt.outbox import SPARE, BrokerLimits, Holdings, Outbox, Outgoing, Sender
+from fleet_common.mqtt.packets import publish_packet, publish_packet_bytes
 from fleet_common.mqtt.settings import LinkSettings
 
 
@@ -310,7 +314,7 @@ TestOutboxMachine = OutboxMachine.TestCase
 
 
 def test_a_queued_message_that_a_new_broker_finds_too_large_is_dropped_told_and_counted() -> None:
-    guard, outcomes, sent = Guard(), list[Outcome](), list[bytes]()
+    guard, outcomes, sent = CallbackGuard(), list[PublishOutcome](), list[bytes]()
     sender = Sender(LinkSettings(client_id="a"), guard=guard, clock=Clock())
     sender.put(Outgoing("a", bytes(500), on_outcome=outcomes.append))
     sender.put(Outgoing("b", b"small", on_outcome=outcomes.append))
@@ -319,11 +323,106 @@ def test_a_queued_message_that_a_new_broker_finds_too_large_is_dropped_told_and_
         sent.append(message.payload)
         return len(sent)
 
-    sender.drain(send, Announced(max_packet_bytes=100))
+    sender.drain(send, BrokerLimits(max_packet_bytes=100))
     assert sent == [b"small"]
-    assert outcomes == [Outcome("a", PACKET_TOO_LARGE)]
+    assert outcomes == [PublishOutcome("a", PACKET_TOO_LARGE)]
     assert (guard.counters.oversized, guard.counters.sent) == (1, 1)
     assert not sender.idle
     sender.on_answer(1, 0)
-    assert outcomes[1:] == [Outcome("b", 0)]
+    assert outcomes[1:] == [PublishOutcome("b", 0)]
     assert sender.idle
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-3, 5)), max_size=100))
+def test_the_largest_is_the_largest(changes: list[tuple[str, int]]) -> None:
+    holdings: Holdings[str] = Holdings()
+    amounts = dict.fromkeys("abcd", 0)
+    for key, change in changes:
+        if change > 0:
+            holdings.add(key, change)
+        elif change < 0:
+            change = -min(-change, amounts[key])  # noqa: PLW2901
+            if change:
+                holdings.remove(key, -change)
+        amounts[key] += change
+        key, most = holdings.largest()  # type: ignore[assignment]  # noqa: PLW2901
+        assert most == max(amounts.values())
+        assert most == (amounts[key] if key is not None else 0)
+
+
+def test_outdated_records_are_cleared_away() -> None:
+    holdings: Holdings[str] = Holdings()
+    for _ in range(1000):
+        holdings.add("a", 2)
+        holdings.remove("a", 1)
+    assert len(holdings._records) <= SPARE + 3
+    assert holdings.largest() == ("a", 1000)
+
+
+class _Unsent(Client):
+    """Keeps what it would send."""
+
+    packet = b""
+
+    def __init__(self) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+        self._sock = cast("Any", io.BytesIO())  # any sign of a connection will do
+
+    def _packet_queue(self, _command: Any, packet: Any, *_: Any) -> Any:
+        self.packet = bytes(packet)
+
+
+@given(
+    topic=st.text(st.characters(exclude_characters="+#\0", exclude_categories=["Cs"]), min_size=1, max_size=200),
+    payload=st.integers(0, 20_000).map(bytes),
+    identifier=st.integers(0, 65_535),
+    retain=st.booleans(),
+    expiry_s=st.none() | st.integers(1, (1 << 32) - 1),
+    content_type=st.none() | st.just("application/cbor; v=1"),
+    alias=st.none() | st.integers(1, 65_535),
+    known=st.booleans(),
+)
+def test_a_packet_is_what_the_library_would_write(
+    topic: str,
+    payload: bytes,
+    identifier: int,
+    retain: bool,
+    expiry_s: int | None,
+    content_type: str | None,
+    alias: int | None,
+    known: bool,
+) -> None:
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    if content_type is not None:
+        properties.ContentType = content_type
+    known = known and alias is not None
+    if alias is not None:
+        properties.TopicAlias = alias
+    library = _Unsent()
+    library._send_publish(
+        identifier, b"" if known else topic.encode(), payload, min(identifier, 1), retain, properties=properties
+    )
+    packet = publish_packet(
+        "" if known else topic,
+        payload,
+        identifier=identifier,
+        retain=retain,
+        expiry_s=expiry_s,
+        content_type=content_type,
+        alias=alias,
+    )
+    size = publish_packet_bytes(
+        topic,
+        payload,
+        qos=min(identifier, 1),
+        expiry=expiry_s is not None,
+        content_type=content_type,
+        alias=alias is not None,
+        topic_known=known,
+    )
+    assert len(packet) == size == len(library.packet)
+    # In which order properties stand is the writer's choice.
+    assert sorted(packet) == sorted(library.packet)
+    assert packet.endswith(payload)

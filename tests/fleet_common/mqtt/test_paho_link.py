@@ -13,13 +13,12 @@ import pytest
 from paho.mqtt.client import Client
 
 from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
-from fleet_common.mqtt import paho_link
-from fleet_common.mqtt.connection import polling
-from fleet_common.mqtt.connection.mqtt_client import make_client
+from broker_config.processes import MosquittoProcess
+from fleet_common.mqtt import connection, paho_link
+from fleet_common.mqtt.connection import make_client
 from fleet_common.mqtt.errors import NotConnected
-from fleet_common.mqtt.link import Link, Message, Outcome
-from fleet_common.mqtt.outbox.packets import publish_packet_bytes
+from fleet_common.mqtt.link import Link, Message, PublishOutcome
+from fleet_common.mqtt.packets import publish_packet_bytes
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from schemas.topics import Topic, build, wildcard
@@ -220,14 +219,14 @@ def test_the_brokers_receive_maximum_is_kept(links: list[Link]) -> None:
         link = make(broker.port)
         links.append(link)
         link.start(timeout_s=START_S)
-        outcomes: list[Outcome] = []
+        outcomes: list[PublishOutcome] = []
         for number in range(4):
             link.publish("a", b"%d" % number, on_outcome=outcomes.append)
         until(lambda: len(broker.publishes()) == 2)
         first, *_ = broker.identifiers()
         broker.send(puback(first, 0x10))
         until(lambda: len(broker.publishes()) == 3)
-        assert outcomes == [Outcome("a", 0x10)]
+        assert outcomes == [PublishOutcome("a", 0x10)]
         assert [packet[-1:] for packet in broker.publishes()] == [b"0", b"1", b"2"]
         for number in range(1, 4):
             until(lambda number=number: len(broker.identifiers()) > number)  # type: ignore[misc]
@@ -243,7 +242,7 @@ def test_a_broker_that_answers_nothing_any_more_is_connected_to_anew(
         link = make(broker.port, answer_s=0.2)
         links.append(link)
         link.start(timeout_s=START_S)
-        outcomes: list[Outcome] = []
+        outcomes: list[PublishOutcome] = []
         for number in range(3):
             link.publish("a", b"%d" % number, on_outcome=outcomes.append)
         until(lambda: len(broker.publishes()) == 4)
@@ -261,7 +260,7 @@ def test_what_does_not_fit_into_one_write_is_sent_as_soon_as_there_is_room(
     links: list[Link], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paho_link, "POLL_S", 60.0)
-    monkeypatch.setattr(polling, "MAX_POLL_S", 60.0)
+    monkeypatch.setattr(connection, "MAX_POLL_S", 60.0)
     with ScriptedBroker(connack()) as broker:
         link = make(broker.port, queue_messages=1000, queue_bytes=1 << 27)
         links.append(link)
@@ -324,7 +323,7 @@ class CarelessMosquitto(MosquittoProcess):
 def test_answers_that_a_flooded_broker_drops_do_not_stop_the_link(links: list[Link]) -> None:
     """mosquitto drops whatever does not fit into a client's queue, the answers to its own publishes as well."""
     require_mosquitto()
-    outcomes: list[Outcome] = []
+    outcomes: list[PublishOutcome] = []
     with CarelessMosquitto(Broker()) as broker, Relay(broker.port) as relay:
         flooder = make(broker.port, queue_messages=10_000, queue_bytes=1 << 27)
         edge = make(relay.port, EDGE, queue_messages=20, answer_s=0.5)
@@ -346,7 +345,7 @@ def test_answers_that_a_flooded_broker_drops_do_not_stop_the_link(links: list[Li
         until(lambda: _published(edge, outcomes))
 
 
-def _published(link: Link, outcomes: list[Outcome]) -> bool:
+def _published(link: Link, outcomes: list[PublishOutcome]) -> bool:
     """Whether a message can be published, and is answered."""
     try:
         link.publish(AFTER, b"", on_outcome=outcomes.append)

@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_common.mqtt.connection.silence import Silence
+from fleet_common.mqtt.connection import Silence
 
 
 class Time:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.requests import ChatRequest, CompletionRequest, read_request
-from schemas.bounds import MAX_TOKENS
+from schemas.fields import MAX_TOKENS
 from schemas.policy import MAX_SEED
 from tests.support.memory_device import TalkingDrafter, settings
 

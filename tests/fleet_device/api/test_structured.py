@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import OutsideGrammar
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.api.structured import ToolCalls
-from schemas.grammar import Grammar, GrammarKind
+from schemas.policy import Grammar, GrammarKind
 
 WEATHER = {
     "name": "weather",

@@ -7,7 +7,7 @@ import pytest
 
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_common.mqtt.tls.certificate import certificate_end
+from fleet_common.mqtt.tls import certificate_end
 from fleet_device.checks.doctor import Moment, check_certificate, check_clock, moments_of
 from fleet_device.checks.selftest import NotApplicable
 from fleet_device.errors import ConfigurationError

@@ -9,7 +9,7 @@ from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.checks.edge_check import CHECKS, CheckedEdge, EdgeCheck, EdgeReport
 from fleet_device.checks.selftest import Check
 from schemas.control import Presence
-from schemas.version import VERSION
+from schemas.names import VERSION
 from tests.support.memory_device import announce_edge, at_work
 from tests.support.memory_fleet import EDGE, FLEET, TARGET, MemoryFleet
 from tests.support.memory_link import MemoryLink

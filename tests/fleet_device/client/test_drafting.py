@@ -334,7 +334,7 @@ def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
     scene.draft()
     scene.draft()
     assert scene.pupil.loads == []
-    scene.open(load=edge_load.EdgeLoad(texts=3, text_ms=4.0, token_ms=2.5, acceptance=0.75))
+    scene.open(load=fields.EdgeLoad(texts=3, text_ms=4.0, token_ms=2.5, acceptance=0.75))
     scene.draft()
     scene.draft()
     assert scene.pupil.loads == [ReportedLoad(texts=3, text_s=0.004, token_s=0.0025, acceptance=0.75)]
@@ -344,10 +344,10 @@ def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None
     scene = PacingScene()
     sent = scene.draft()
     scene.pacing.learn(
-        scene.session.on_verdict(Verdict(handle=HANDLE, round=sent.round, accepted=2, load=edge_load.EdgeLoad(texts=2)))
+        scene.session.on_verdict(Verdict(handle=HANDLE, round=sent.round, accepted=2, load=fields.EdgeLoad(texts=2)))
     )
     request = scene.pacing.stream(8)
-    base, load = scene.session.position, edge_load.EdgeLoad(texts=3, writing_ms=20.0)
+    base, load = scene.session.position, fields.EdgeLoad(texts=3, writing_ms=20.0)
     # The first piece, which says nothing of how quickly the edge writes.
     piece = Verdict(handle=HANDLE, round=request.round, accepted=0, base=base, written=(4,), load=load)
     scene.pacing.learn(scene.session.on_verdict(piece))

@@ -10,7 +10,7 @@ from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.session.sequence import CommittedTokens
-from schemas.logprobs import TokenLogprobs
+from schemas.fields import TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import RefusalCode
 from schemas.topics import Topic

@@ -89,7 +89,7 @@ def test_a_lost_connection_is_told() -> None:
 @pytest.mark.parametrize(("reason", "told"), [(NO_MATCHING_SUBSCRIBERS, True), (0, False), (0x87, False)])
 def test_a_message_that_nobody_listens_for_is_told(reason: int, told: bool) -> None:
     inbox = Inbox()
-    inbox.on_undelivered(Topic.OPEN)(Outcome("topic", reason))
+    inbox.on_undelivered(Topic.OPEN)(PublishOutcome("topic", reason))
     assert inbox.take() == (Undelivered(Topic.OPEN) if told else None)
 
 

@@ -14,7 +14,7 @@ from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, Open, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, Finish
-from schemas.vocabulary import Vocabulary
+from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
 NAME = b"session1"
@@ -130,7 +130,7 @@ def test_a_draft_carries_what_the_edge_needs() -> None:
         session.propose(Dist(np.array([token, 9]), np.array([1.0, 2.0**-40])))
     draft = session.send()
     assert (draft.handle, draft.round, draft.epoch, draft.base, draft.fix) == (HANDLE, 0, 0, 0, None)
-    assert (draft.tokens, draft.counts, draft.more, draft.digest) == ((4, 5), (65536, 65536), False, EMPTY)
+    assert (draft.tokens, draft.counts, draft.more, draft.digest) == ((4, 5), (65536, 65536), False, EMPTY_DIGEST)
 
 
 def test_a_coupled_draft_has_no_counts() -> None:
@@ -166,7 +166,7 @@ def test_drafts_go_ahead_within_the_window_and_only_where_promised() -> None:
     session.propose(point_mass(5))
     assert not session.may_draft_ahead  # the window of 2 is full
     second = session.send()
-    assert (second.base, second.digest) == (1, extend_digest(EMPTY, [4]))
+    assert (second.base, second.digest) == (1, extend_digest(EMPTY_DIGEST, [4]))
     assert not session.may_send
     assert session.room(9) == 0
     assert [draft.round for draft in session.unanswered()] == [0, 1]
@@ -186,7 +186,7 @@ def test_an_accepted_draft_is_committed_with_the_bonus_token() -> None:
     (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
     assert step == VerdictEffect((4, 5, 6), valid=2, correction=6)
     assert session.committed == [4, 5, 6]
-    assert session.send().digest == extend_digest(EMPTY, [4, 5, 6])
+    assert session.send().digest == extend_digest(EMPTY_DIGEST, [4, 5, 6])
 
 
 def test_a_rejection_is_corrected_by_the_device_and_told_with_the_next_draft() -> None:
@@ -194,7 +194,7 @@ def test_a_rejection_is_corrected_by_the_device_and_told_with_the_next_draft() -
     (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 1, P))
     assert step == VerdictEffect((4, 6), valid=1, correction=6)
     draft = session.send()
-    assert (draft.fix, draft.base, draft.epoch, draft.digest) == (6, 2, 1, extend_digest(EMPTY, [4, 6]))
+    assert (draft.fix, draft.base, draft.epoch, draft.digest) == (6, 2, 1, extend_digest(EMPTY_DIGEST, [4, 6]))
     assert session.on_verdict(verdict(draft.round, 0, 7))
     assert session.send().fix is None
 
@@ -312,7 +312,7 @@ def test_the_devices_own_correction_may_end_the_text_and_goes_with_the_close() -
     assert session.ended is EndReason.STOP
     close = session.close(wall_ms=5.0)
     assert (close.fix, close.tokens, close.digest, close.handle, close.edge) == (
-        0, 1, extend_digest(EMPTY, [0]), HANDLE, "edge-1",
+        0, 1, extend_digest(EMPTY_DIGEST, [0]), HANDLE, "edge-1",
     )  # fmt: skip
 
 
@@ -412,4 +412,4 @@ def test_whatever_an_edge_answers_nothing_but_a_violation_is_raised(mode: Mode, 
     except ProtocolViolation:
         return
     assert all(token < 10 for token in session.committed)
-    assert session.sequence.digest == extend_digest(EMPTY, session.committed)
+    assert session.sequence.digest == extend_digest(EMPTY_DIGEST, session.committed)

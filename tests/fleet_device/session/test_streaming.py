@@ -10,11 +10,10 @@ from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import session_request
 from fleet_device.session.states import SessionState
-from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, Finish
-from schemas.vocabulary import Vocabulary
+from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 END = 0
 MOST = 40
@@ -72,7 +71,7 @@ def test_pieces_that_overlap_repeat_or_come_late_make_the_text(text: list[int], 
             news.extend(effect.tokens)
             if effect.request is not None:  # what is missing is asked for, by its place
                 request = effect.request
-                assert (request.base, request.digest) == (known, extend_digest(EMPTY, text[:known]))
+                assert (request.base, request.digest) == (known, extend_digest(EMPTY_DIGEST, text[:known]))
         kept.append((begin, min(end, len(text))))
         reached = 0
         while further := max((end for begin, end in kept if begin <= reached < end), default=0):

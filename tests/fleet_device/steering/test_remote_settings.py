@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_common.errors import SettingsError
+from fleet_common.settings import SettingsError
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import (
@@ -22,7 +22,7 @@ from fleet_device.steering.remote_settings import (
     load_steered,
     quota_of,
 )
-from schemas.steering import DesiredSettings
+from schemas.control import DesiredSettings
 
 
 def own(tmp_path: Path, **given: Any) -> DeviceSettings:

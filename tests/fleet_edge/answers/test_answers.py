@@ -3,7 +3,7 @@
 import pytest
 
 from dssd.distribution import shape
-from dssd.downlink import Form
+from dssd.downlink import FormName
 from dssd.verification import Judgement
 from fleet_common.mqtt.link import Message
 from fleet_edge.answers.answers import Answers
@@ -40,7 +40,7 @@ class Exchange:
         sizes: Payload bytes of each verdict.
     """
 
-    def __init__(self, form: Form = Form.AUTO, **message: object) -> None:
+    def __init__(self, form: FormName = FormName.AUTO, **message: object) -> None:
         self.clock, self.sink, self.broker = Clock(), Sink(), MemoryBroker()
         self.heard: list[SessionReply | Verdict] = []
         self.sizes: list[int] = []
@@ -144,7 +144,7 @@ def test_a_verdict_its_counters_and_its_record_agree(exchange: Exchange) -> None
 
 
 def test_p_goes_down_in_the_form_that_was_set_and_more_of_it_when_it_failed() -> None:
-    exchange = Exchange(Form.SAMPLES)
+    exchange = Exchange(FormName.SAMPLES)
     exchange.reject()
     first = exchange.listen()[-1]
     assert isinstance(first, Verdict)

@@ -2,7 +2,7 @@ from fleet_edge.answers import messages
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.limits import SessionLimits
-from schemas.edge_load import EdgeLoad
+from schemas.fields import EdgeLoad
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from tests.support.drafts import draft, edge_session, open_message
 

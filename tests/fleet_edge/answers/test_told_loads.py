@@ -1,6 +1,6 @@
 from fleet_edge.answers.told_loads import ToldLoads
 from fleet_edge.sessions.acceptance import AcceptanceByModel
-from schemas.edge_load import EdgeLoad
+from schemas.fields import EdgeLoad
 from schemas.policy import Mode
 from tests.support.drafts import edge_session
 

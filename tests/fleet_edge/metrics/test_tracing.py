@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from fleet_common.metrics.errors import MetricsUnavailable
+from fleet_common.metrics import MetricsUnavailable
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.metrics.tracing import Tracing
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, Site

@@ -5,14 +5,12 @@ import pytest
 
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarKilled
-from fleet_common.grammar.process import CompiledGrammar
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import CompiledGrammar, GrammarTokenizer
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.constraint import Constraint
 from fleet_edge.sessions.grammars import Grammars, PreparedGrammar
-from schemas.grammar import Grammar
 from schemas.messages import Open
-from schemas.policy import SamplingPolicy
+from schemas.policy import Grammar, SamplingPolicy
 from schemas.reasons import RefusalCode
 from schemas.vocabulary import Vocabulary
 from tests.support.toy_grammar import GRAMMAR

@@ -8,10 +8,10 @@ from dssd.verification import Judgement
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
-from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Close, Draft
 from schemas.policy import Mode
 from schemas.reasons import Action, EndReason, FaultCode, Finish
+from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 from tests.support.drafts import arrived, draft, edge_session
 
 P = Dist(np.array([6, 4]), np.array([0.75, 0.25]))
@@ -309,4 +309,4 @@ def test_nothing_is_verified_once_a_session_is_closed() -> None:
 
 def test_the_digest_follows_the_text() -> None:
     session = after_rejection()
-    assert session._digest == extend_digest(EMPTY, [4])
+    assert session._digest == extend_digest(EMPTY_DIGEST, [4])

@@ -7,10 +7,10 @@ from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
-from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import FaultCode, Finish
+from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 
 END = 0
 PROMPT = [1, 2]
@@ -34,7 +34,7 @@ def text_of(session: EdgeSession) -> list[int]:
 
 
 def ask(session: EdgeSession, round_: int, *, base: int, write: int, epoch: int = 0) -> DraftReceipt:
-    digest = extend_digest(EMPTY, text_of(session)[:base])
+    digest = extend_digest(EMPTY_DIGEST, text_of(session)[:base])
     counts = () if session.policy.mode is Mode.RESIDUAL else None
     draft = Draft(handle=3, round=round_, epoch=epoch, base=base, digest=digest, counts=counts, write=write)
     return session.admit(ReceivedDraft(draft, at=0.0))
@@ -100,7 +100,7 @@ def test_a_draft_ends_the_writing() -> None:
     ask(session, 0, base=0, write=10)
     write(session, 4)
     taken(session)
-    digest = extend_digest(EMPTY, [4])
+    digest = extend_digest(EMPTY_DIGEST, [4])
     session.admit(ReceivedDraft(Draft(handle=3, round=1, epoch=0, base=1, tokens=(5,), digest=digest), at=0.0))
     assert session.stream is None
     (arrived,) = session.chain(16)
@@ -110,7 +110,7 @@ def test_a_draft_ends_the_writing() -> None:
 
 def test_a_request_that_a_draft_has_overtaken_does_not_void_it() -> None:
     session = session_of()
-    session.admit(ReceivedDraft(Draft(handle=3, round=1, epoch=0, base=0, tokens=(5,), digest=EMPTY), at=0.0))
+    session.admit(ReceivedDraft(Draft(handle=3, round=1, epoch=0, base=0, tokens=(5,), digest=EMPTY_DIGEST), at=0.0))
     assert ask(session, 0, base=0, write=10) == DraftReceipt()
     (arrived,) = session.chain(16)
     assert arrived.draft.tokens == (5,)

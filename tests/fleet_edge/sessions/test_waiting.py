@@ -2,9 +2,9 @@ import pytest
 
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.waiting import WaitingDrafts
-from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft
 from schemas.reasons import FaultCode
+from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 from tests.support.drafts import arrived, draft
 
 
@@ -17,7 +17,7 @@ def waiting(*messages: Draft) -> WaitingDrafts:
 
 def rounds(drafts: WaitingDrafts, most: int = 100) -> list[int]:
     """Return the rounds of the chain that stands on the empty text."""
-    return [each.draft.round for each in drafts.chain(base=0, digest=EMPTY, most=most)]
+    return [each.draft.round for each in drafts.chain(base=0, digest=EMPTY_DIGEST, most=most)]
 
 
 FIRST, SECOND = draft((4, 5), more=True), draft((6,), text=(4, 5), round_=1)
@@ -46,7 +46,7 @@ def test_a_chain_ends_before_a_draft_on_another_text() -> None:
 def test_a_first_draft_on_another_text_is_dropped() -> None:
     drafts = waiting(draft((6,), text=(4, 9), round_=1))
     with pytest.raises(DraftFault) as caught:
-        drafts.chain(base=2, digest=extend_digest(EMPTY, (4, 5)), most=100)
+        drafts.chain(base=2, digest=extend_digest(EMPTY_DIGEST, (4, 5)), most=100)
     assert caught.value.code is FaultCode.DESYNC
     assert len(drafts) == 0
 

@@ -8,8 +8,7 @@ from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.rolling import roll_up
 from fleet_edge.store.steering.commands import keep_commands, read_commands
 from fleet_edge.store.steering.labels import retire
-from schemas.control import Presence
-from schemas.steering import CommandRequest
+from schemas.control import CommandRequest, Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import START, after

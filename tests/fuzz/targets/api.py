@@ -21,7 +21,7 @@ from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
 from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext, generate_text
 from fleet_device.requests.queue import Failed, Listener, Ticket
 from fleet_device.settings import DeviceSettings
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
 from schemas.reasons import RefusalCode
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding

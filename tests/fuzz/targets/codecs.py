@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from schemas import codec
-from schemas.control import DeviceState, EdgeState, Telemetry, decode_json, encode_json
+from schemas.control import (
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    DeviceState,
+    EdgeState,
+    ReportedSettings,
+    Telemetry,
+    decode_json,
+    encode_json,
+)
 from schemas.downlink import UnknownForm
 from schemas.errors import CodecError
 from schemas.messages import Verdict
-from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
 from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes, mutate_cbor, mutate_json
 

@@ -10,9 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from fleet_common.mqtt.connection.screen import PUBACK, BrokenStream, Screen
-from fleet_common.mqtt.connection.screened_socket import ScreenedSocket
-from fleet_common.mqtt.counters import Guard
+from fleet_common.mqtt.link import CallbackGuard
+from fleet_common.mqtt.screen import PUBACK, BrokenStream, Screen, ScreenedSocket
 from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes
 from tests.support.mqtt_packets import Publish, acknowledgement, packet
@@ -78,7 +77,7 @@ class ScreenTarget:
 
 
 def _fed(stream: bytes, most: int, rng: random.Random, kept: bytes, rest: bytes, refused: int, *, broken: bool) -> None:
-    guard = Guard()
+    guard = CallbackGuard()
     screen = Screen(max_packet_bytes=LIMIT, accepts=accepts, guard=guard)
     got, at, ended = b"", 0, False
     while at < len(stream) and not ended:

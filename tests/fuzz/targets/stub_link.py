@@ -3,9 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleet_common.mqtt.counters import Accepts, Guard, LinkCounters
-from fleet_common.mqtt.link import Handler, Listener, Message
-from fleet_common.mqtt.routing import Route, Routes, check_topic
+from fleet_common.mqtt.link import (
+    Accepts,
+    CallbackGuard,
+    Handler,
+    LinkCounters,
+    Listener,
+    Message,
+    Route,
+    Routes,
+    check_topic,
+)
 
 
 @dataclass
@@ -21,7 +29,7 @@ class StubLink:
     max_packet_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
-        self._guard = Guard()
+        self._guard = CallbackGuard()
         self._routes = Routes(self._guard)
         self._accepts: Accepts | None = None
         self._listeners: list[Listener] = []

@@ -8,7 +8,7 @@ from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
 from fleet_edge.verifiers.packed.tokens import grammar_tokenizer
-from schemas.grammar import Grammar
+from schemas.policy import Grammar
 
 MODELS = Path("models/smollm2-135m")
 SCHEMA = Grammar.json_schema(

@@ -1,0 +1,492 @@
+"""Throw-away brokers on a loopback port: mosquitto, the embedded rumqttd, and trials of rendered files.
+
+`python -m broker_config.processes FILE` runs rumqttd. It cannot be shut down from within, so it has its own process,
+which also ends when its standard input is closed: a parent that was killed leaves no broker behind.
+"""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from broker_config.broker import Broker, BrokerFailed, BrokerFilesError, BrokerMissing, Tls, read_description
+from broker_config.files import DESCRIPTION_FILE, Profile, render_files, write_files
+from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, installed_version, render_conf
+
+
+def render_rumqttd(broker: Broker) -> str:
+    """Return rumqttd.toml for a loopback broker. It has no access rules: every client may do everything.
+
+    Raises:
+        ValueError: The port is 0.
+    """
+    if broker.port == 0:
+        raise ValueError("Choose the broker's port before its configuration is written.")
+    return f"""\
+# The broker of the fleet {broker.fleet}, for this machine alone. Generated.
+id = 0
+
+[router]
+id = 0
+max_connections = {broker.max_connections}
+max_outgoing_packet_count = {broker.max_unanswered}
+max_segment_size = {100 << 20}
+max_segment_count = 10
+
+[v5.1]
+name = "fleet"
+listen = "127.0.0.1:{broker.port}"
+next_connection_delay_ms = 1
+
+[v5.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = {broker.max_packet_bytes}
+max_inflight_count = {broker.max_unanswered}
+dynamic_filters = true
+"""
+
+
+def run_rumqttd() -> None:
+    """Run rumqttd with the configuration file named by the first argument, until the parent ends."""
+    try:
+        from iotcore.iotcore import IotCoreBroker  # noqa: PLC0415 - optional
+    except ImportError:
+        sys.exit("The embedded broker is not installed: install the extra 'demo' of this package, or mosquitto.")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    IotCoreBroker(config_path=sys.argv[1]).run_forever()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+HOST: Final = "127.0.0.1"
+READY_S = 10.0
+STOP_S = 5.0
+POLL_S = 0.02
+LOG_TAIL = 2000
+SYSTEM_PATHS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # not in every PATH
+
+
+def find_mosquitto() -> Path:
+    """Return mosquitto's program.
+
+    Raises:
+        BrokerMissing: It is not installed.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_PATHS])
+    found = shutil.which("mosquitto", path=path)
+    if found is None:
+        raise BrokerMissing(
+            "mosquitto is not installed: install the package 'mosquitto' (on Debian and Ubuntu: "
+            "sudo apt install mosquitto)."
+        )
+    return Path(found)
+
+
+class ThrowAwayBroker(ABC):
+    """A broker in a child process. Use it as a context manager, or call `start` and `stop`.
+
+    It has its own process group, so that Ctrl-C in a terminal does not reach the broker, which has to outlive its
+    clients' goodbyes.
+
+    Args:
+        broker: Description; with port 0, free ports are chosen at the first start and kept.
+    """
+
+    def __init__(self, broker: Broker | None = None) -> None:
+        self._broker = broker if broker is not None else Broker()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory: Path | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def broker(self) -> Broker:
+        """Description, with the chosen port."""
+        return self._broker
+
+    @property
+    def host(self) -> str:
+        return HOST
+
+    @property
+    def port(self) -> int:
+        """Port; 0 before the first start."""
+        return self._broker.port
+
+    @property
+    def edge_port(self) -> int:
+        """Port for edges and monitors, which may be a separate one."""
+        return self._broker.edge_port or self._broker.port
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Process id, 0 if it is not running."""
+        return self._process.pid if self._process is not None and self.running else 0
+
+    def start(self) -> None:
+        """Start, and return when connections are accepted. Does nothing if it runs.
+
+        Raises:
+            BrokerMissing: The program is not installed.
+            BrokerFailed: It ends at once, or accepts no connection in time; the message has the end of its log.
+        """
+        if self.running:
+            return
+        self.stop()  # one that has ended leaves a pipe
+        if self._broker.port == 0:
+            port, edge_port = _free_ports(2)
+            self._broker = self._broker.model_copy(
+                update={"port": port, "edge_port": edge_port if self._broker.edge_port else 0}
+            )
+        else:
+            for port in self._ports():
+                if _accepts(port):
+                    raise BrokerFailed(f"Port {port} is in use: stop what listens there, or choose another.")
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="fleet-broker-"))
+        command = self._prepare(self._directory)
+        with self._log_file(self._directory).open("ab") as log:
+            self._process = self._spawn(command, log)
+        self._await_ready(self._process)
+
+    def stop(self) -> None:
+        """Terminate, or kill after a timeout. Idempotent; `start` may follow."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+    def kill(self) -> None:
+        """Kill it, as a power failure would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def reload(self) -> None:
+        """Reload rules and revocations. Returns at once; the old ones may still be used once."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
+
+    def restart(self) -> None:
+        """Stop and start on the same port; retained messages are lost."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop and remove its files. Idempotent."""
+        self.stop()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def log(self) -> str:
+        """Return its log since the first start."""
+        if self._directory is None:
+            return ""
+        return self._log_file(self._directory).read_text(errors="replace")
+
+    def await_log(self, words: str, *, count: int = 1, patience_s: float = READY_S) -> bool:
+        """Wait until its log contains `words` at least `count` times; return whether it does."""
+        deadline = time.monotonic() + patience_s
+        while self.log().count(words) < count:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S / 4)
+        return True
+
+    @abstractmethod
+    def _prepare(self, directory: Path) -> list[str]:
+        """Write the configuration and return the command."""
+
+    def _spawn(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            if all(map(_accepts, self._ports())):
+                return
+            time.sleep(POLL_S)
+        tail = self.log()[-LOG_TAIL:].strip()
+        self.stop()
+        raise BrokerFailed(f"The broker does not start on port {self.port}; its log ends with: {tail or '(nothing)'}")
+
+    def _ports(self) -> set[int]:
+        return {self.port, self.edge_port}
+
+    @staticmethod
+    def _log_file(directory: Path) -> Path:
+        return directory / "broker.log"
+
+
+class MosquittoProcess(ThrowAwayBroker):
+    """A throw-away mosquitto with the fleet's access rules, on loopback and without certificates."""
+
+    def _prepare(self, directory: Path) -> list[str]:
+        program = find_mosquitto()
+        # Root's mosquitto changes to that user, who must be able to read the rules at a reload.
+        broker = self._broker.model_copy(update={"user": unprivileged_user()})
+        files = render_files(broker, Profile.LOOPBACK, home=directory, version=installed_version(program))
+        write_files(files, directory)
+        hand_over(directory, broker.user)
+        return [str(program), "-c", str(directory / CONF_FILE)]
+
+
+class EmbeddedBroker(ThrowAwayBroker):
+    """A throw-away rumqttd from the `iotcore` wheel: needs no system package, has no access rules."""
+
+    def _prepare(self, directory: Path) -> list[str]:
+        configuration = directory / "rumqttd.toml"
+        configuration.write_text(render_rumqttd(self._broker))
+        return [sys.executable, "-m", "broker_config.processes", str(configuration)]
+
+
+def hand_over(directory: Path, user: str | None) -> None:
+    """Change the owner of a folder and its content to the user that mosquitto changes to; does nothing for None."""
+    if user is not None:
+        group = pwd.getpwnam(user).pw_gid  # mosquitto warns about files of another group
+        for path in (directory, *directory.rglob("*")):
+            shutil.chown(path, user, group)
+
+
+def unprivileged_user() -> str | None:
+    """Return the user that root's mosquitto changes to; None if we are not root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("mosquitto", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    return "root"
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection((HOST, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+IDENTITIES: Final = "identities"
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityFiles:
+    """Credentials of a client, as PEM files."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+def identity_files(directory: Path, tls: Tls, name: str) -> IdentityFiles:
+    """Return the files of an identity in a folder made by `fleet broker init`."""
+    folder = directory / IDENTITIES
+    return IdentityFiles(directory / tls.ca, folder / f"{name}.pem", folder / f"{name}.key")
+
+
+class LocalBroker(ThrowAwayBroker):
+    """Runs mosquitto on a folder made by `fleet broker init`, which stays when the broker is closed.
+
+    Args:
+        directory: The folder.
+        port: None for the port chosen at `init`, 0 for any free port.
+
+    Raises:
+        BrokerFilesError: The folder was not made by `init`, or is incomplete.
+    """
+
+    def __init__(self, directory: Path, *, port: int | None = None) -> None:
+        self._home = directory.resolve()
+        broker = read_description(self._home / DESCRIPTION_FILE, production=False)
+        if broker.tls is None:
+            raise BrokerFilesError(f"{directory} describes a broker without TLS: make one with `fleet broker init`.")
+        files = (ACCESS_FILE, broker.tls.ca, broker.tls.certificate, broker.tls.key, broker.tls.crl)
+        missing = [str(file) for file in files if not (self._home / file).is_file()]
+        if missing:
+            raise BrokerFilesError(
+                f"{directory} lacks {', '.join(missing)}: make the folder again with `fleet broker init`."
+            )
+        self._tls = broker.tls
+        super().__init__(broker if port is None else broker.model_copy(update={"port": port}))
+
+    def identity(self, name: str) -> IdentityFiles:
+        """Return the files of an identity that `init` made.
+
+        Raises:
+            BrokerFilesError: There is none with that name.
+        """
+        files = identity_files(self._home, self._tls, name)
+        if not files.certificate.is_file() or not files.key.is_file():
+            known = sorted(path.stem for path in (self._home / IDENTITIES).glob("*.pem"))
+            raise BrokerFilesError(f"There is no identity {name!r} in {self._home}; known are {', '.join(known)}.")
+        return files
+
+    def _prepare(self, directory: Path) -> list[str]:
+        program = find_mosquitto()
+        conf = directory / CONF_FILE
+        conf.write_text(render_conf(self._broker, home=self._home, version=installed_version(program)))
+        return [str(program), "-c", str(conf)]
+
+
+INSPECTOR: Final = "trial-inspector"
+"""User that a trial adds. It may do everything, so that every rule can be tried on every topic."""
+
+RELOADED: Final = "Reloading config."
+OPTIONS_WITH_ACCESS_FILE: Final = ("acl_file", "plugin_opt_acl_file")
+MOVED: Final = {"cafile": "ca.pem", "certfile": "broker.pem", "keyfile": "broker.key", "crlfile": "crl.pem"}
+# Replaced, or of no use in a trial.
+LEFT_OUT: Final = frozenset({"user", "log_dest", "log_type", "persistence_location", "pid_file"})
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFiles:
+    """Files of a broker, and the certificates for a trial.
+
+    Attributes:
+        conf: Content of mosquitto.conf.
+        access: Content of the ACL file.
+        certificates: Folder with `ca.pem`, `broker.pem`, `broker.key` and `crl.pem`; None for a broker without TLS.
+    """
+
+    conf: str
+    access: str
+    certificates: Path | None = None
+
+
+class TrialBroker(ThrowAwayBroker):
+    """Runs mosquitto on rendered files, with other ports, folders and certificates.
+
+    The trial uses the files for production. Only what belongs to the production machine changes: addresses, paths, the
+    user and the upstream broker.
+
+    Args:
+        files: What to try.
+        broker: Their description; its ports are not used.
+    """
+
+    def __init__(self, files: TrialFiles, broker: Broker) -> None:
+        super().__init__(broker.model_copy(update={"port": 0}))
+        self._files = files
+
+    def set_access(self, text: str) -> None:
+        """Replace the access rules, for connected clients too.
+
+        Raises:
+            BrokerFailed: The broker does not accept them.
+        """
+        self._files = replace(self._files, access=text)
+        self.reload()
+
+    def reload(self) -> None:
+        """Reload rules, certificates and revocations, and return when they are in force.
+
+        Raises:
+            BrokerFailed: It does not reload.
+        """
+        assert self._directory is not None
+        before = self.log().count(RELOADED)
+        self._write(self._directory)
+        super().reload()
+        # It reads them before any further packet of a client.
+        if not self.await_log(RELOADED, count=before + 1):
+            raise BrokerFailed("The broker does not reload its files.")
+
+    def _prepare(self, directory: Path) -> list[str]:
+        program = find_mosquitto()
+        self._write(directory)
+        return [str(program), "-c", str(directory / CONF_FILE)]
+
+    def _write(self, directory: Path) -> None:
+        user = unprivileged_user()
+        lines = [*trial_lines(self._files, directory=directory, ports=(self.port, self.edge_port))]
+        if user is not None:
+            lines.append(f"user {user}")
+        (directory / CONF_FILE).write_text("\n".join(lines) + "\n")
+        access = directory / ACCESS_FILE
+        access.write_text(_inspected(self._files.access))
+        access.chmod(0o640)
+        if self._files.certificates is not None:
+            # Copies: the user that root's mosquitto changes to may not be able to read the originals.
+            for name in MOVED.values():
+                shutil.copyfile(self._files.certificates / name, directory / name)
+        hand_over(directory, user)
+
+
+def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of the configuration as they are tried.
+
+    Args:
+        files: The files.
+        directory: Where the trial keeps its own.
+        ports: Where its listeners are, in their order.
+    """
+    left = iter(ports)
+    for line in files.conf.splitlines():
+        option, _, _value = line.partition(" ")
+        if option == "connection":
+            break  # a bridge, to the end of the file: a trial reports to nobody
+        if option == "listener":
+            yield f"listener {next(left)} {HOST}"
+        elif option in OPTIONS_WITH_ACCESS_FILE:
+            yield f"{option} {directory / ACCESS_FILE}"
+        elif option in MOVED:
+            yield f"{option} {directory / MOVED[option]}"
+        elif option == "persistence":
+            yield "persistence false"
+        elif option not in LEFT_OUT:
+            yield line
+    yield "log_dest stderr"
+    yield from (f"log_type {kind}" for kind in ("error", "warning", "notice", "information"))
+
+
+def _inspected(access: str) -> str:
+    return f"{access}\nuser {INSPECTOR}\ntopic readwrite #\ntopic readwrite $SYS/#\n"
+
+
+if __name__ == "__main__":
+    run_rumqttd()

@@ -1,1 +1,0 @@
-"""Processes: throw-away brokers, started on a loopback port and gone afterwards."""

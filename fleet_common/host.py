@@ -1,0 +1,286 @@
+"""The machine and this process: memory, systemd, state and cache folders, atomic file writes."""
+
+import ctypes
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+_KIBI: Final = 1024
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes that this process may still allocate; None if the system does not say.
+
+    Counts what is left of the machine and of the control groups (version 2) that the process is in.
+    """
+    found = [room for room in (_of_machine(root), _of_groups(root)) if room is not None]
+    return min(found, default=None)
+
+
+def _of_machine(root: Path) -> int | None:
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        return _KIBI * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+
+
+def _of_groups(root: Path) -> int | None:
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        path = next(line[3:] for line in lines if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return None
+    top = root / "sys/fs/cgroup"
+    group = top / path.strip("/")
+    rooms = []
+    while True:
+        room = _of_group(group)
+        if room is not None:
+            rooms.append(room)
+        if group == top or top not in group.parents:
+            return min(rooms, default=None)
+        group = group.parent
+
+
+def _of_group(group: Path) -> int | None:
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))  # "max" for none
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        kept = {name: int(count) for name, count in (line.split() for line in lines)}
+    except (OSError, ValueError):
+        return None
+    # Pages of files count as used, but the kernel drops them when memory is needed.
+    return max(0, limit - used + kept.get("active_file", 0) + kept.get("inactive_file", 0))
+
+
+_M_ARENA_MAX: Final = -8  # mallopt(3)
+_ARENAS_VARIABLE: Final = "MALLOC_ARENA_MAX"  # the administrator's choice
+
+
+def use_one_heap() -> bool:
+    """Make all threads that start from now on share one heap; return whether the C library can.
+
+    glibc has a heap for each of many threads and keeps memory that was freed in the middle of one. Long-lived blocks
+    spread over all heaps, and the process stays as large as its largest backlog. A Python program loses nothing with
+    one heap: its threads allocate in turns anyway. The environment variable `MALLOC_ARENA_MAX` takes precedence.
+    """
+    setting = None if _ARENAS_VARIABLE in os.environ else _glibc_function("mallopt", ctypes.c_int, ctypes.c_int)
+    return setting is not None and setting(_M_ARENA_MAX, 1) != 0
+
+
+def give_back_free_memory() -> bool:
+    """Return free memory to the machine (glibc only); return whether there was any.
+
+    Takes about a millisecond, during which only threads that allocate have to wait.
+    """
+    trim = _glibc_function("malloc_trim", ctypes.c_size_t)
+    return trim is not None and trim(0) != 0
+
+
+@cache
+def _glibc_function(name: str, *arguments: type) -> Callable[..., int] | None:
+    """Return a function of the C library of this process, if that is glibc."""
+    try:
+        library = ctypes.CDLL(None)
+        found = library[name]
+        library.gnu_get_libc_version  # noqa: B018 - others have functions of that name that do other things
+    except (AttributeError, OSError, TypeError):
+        return None
+    found.argtypes, found.restype = arguments, ctypes.c_int
+    return found
+
+
+# As sd_watchdog_enabled(3) advises: twice in the time after which systemd kills.
+_TIMES: Final = 2
+_MICRO: Final = 1_000_000
+
+
+class Systemd:
+    """Notifications to systemd: sd_notify(3), one datagram to the socket named in the environment.
+
+    Without such a socket, as in a shell, nothing is sent.
+
+    Args:
+        address: Path of the socket, or `@` and a name in the abstract namespace; None to send nothing.
+        watchdog_s: Silence after which systemd kills the process; None if it does not.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, address: str | None, *, watchdog_s: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._address = "\0" + address[1:] if address is not None and address.startswith("@") else address
+        self._every_s = None if address is None or watchdog_s is None else watchdog_s / _TIMES
+        self._clock = clock
+        self._due = clock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        micros = environment.get("WATCHDOG_USEC", "")
+        # A child inherits the environment, but systemd does not watch it.
+        watched = micros.isdecimal() and environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        return cls(environment.get("NOTIFY_SOCKET"), watchdog_s=int(micros) / _MICRO if watched else None)
+
+    def ready(self, status: str) -> None:
+        """Report that the service is ready, with a status line."""
+        self._say(f"READY=1\nSTATUS={_one_line(status)}")
+
+    def alive(self) -> None:
+        """Report that the main loop runs. Call as often as you like: it is sent only when due."""
+        if self._every_s is not None and self._clock() >= self._due:
+            self._due = self._clock() + self._every_s
+            self._say("WATCHDOG=1")
+
+    def watch(self, probe: Callable[[], object]) -> None:
+        """Report on a thread that the service lives, each time that `probe` has returned.
+
+        Args:
+            probe: Touches what could hang. If it hangs or raises, the reports end.
+        """
+        if self._every_s is not None:
+            self._thread = threading.Thread(
+                target=self._watch, args=(probe, self._every_s), name="watchdog", daemon=True
+            )
+            self._thread.start()
+
+    def stopping(self) -> None:
+        """Report that the service is stopping; the thread of `watch` goes on until `close`."""
+        self._say("STOPPING=1")
+
+    def close(self) -> None:
+        """End the thread of `watch`."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=self._every_s)
+
+    def _watch(self, probe: Callable[[], object], every_s: float) -> None:
+        while not self._ended.is_set():
+            probe()
+            self._say("WATCHDOG=1")
+            self._ended.wait(every_s)
+
+    def _say(self, message: str) -> None:
+        if self._address is None:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(0)
+            try:
+                sender.sendto(message.encode(), self._address)
+            except OSError:
+                return  # systemd is away or busy; the service goes on
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+_FOLDER: Final = "dssd-fleet"
+
+
+def _standard_folder(environment: Mapping[str, str], *, service: str, user: str, default: str) -> Path | None:
+    """Return a folder, which need not exist; None for a user without a home.
+
+    Args:
+        environment: Of the process.
+        service: The variable in which systemd names it.
+        user: That in which a user may name what it is in (XDG).
+        default: Below the home, what it is in otherwise.
+    """
+    given = environment.get(service, "").partition(":")[0]
+    if given:
+        return Path(given)
+    base = environment.get(user, "")
+    if base and Path(base).is_absolute():  # others are to be ignored, as the XDG specification says
+        return Path(base) / _FOLDER
+    try:
+        return Path.home() / default / _FOLDER
+    except RuntimeError:
+        return None
+
+
+def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the folder for state that survives a restart, and whose loss costs only speed.
+
+    It is systemd's `STATE_DIRECTORY`, else `$XDG_STATE_HOME/dssd-fleet`, else `~/.local/state/dssd-fleet`. It need not
+    exist; None for a user without a home.
+    """
+    return _standard_folder(environment, service="STATE_DIRECTORY", user="XDG_STATE_HOME", default=".local/state")
+
+
+_MOST_BYTES: Final = 1 << 20
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the folder of cache files, which need not exist; None for a user without a home.
+
+    It is systemd's `CACHE_DIRECTORY`, else `$XDG_CACHE_HOME/dssd-fleet`, else `~/.cache/dssd-fleet`.
+    """
+    return _standard_folder(environment, service="CACHE_DIRECTORY", user="XDG_CACHE_HOME", default=".cache")
+
+
+def read_cache(path: Path, content: type[Content]) -> Content | None:
+    """Return the content of a JSON cache file; None if it is missing or invalid."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except OSError:
+        return None
+    if len(data) > _MOST_BYTES:
+        return None
+    try:
+        return content.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+def write_cache(path: Path, content: BaseModel) -> None:
+    """Replace a JSON cache file, and create its folder if needed.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.model_dump_json(indent=2).encode() + b"\n")
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file: a reader sees the old or the new content, whole, also after a power failure.
+
+    Args:
+        path: A file in an existing folder.
+        content: The new content.
+        mode: Permissions, from the first byte on.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # the umask may have taken more than we ask
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        draft.unlink(missing_ok=True)

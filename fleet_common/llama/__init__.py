@@ -1,1 +1,0 @@
-"""llama.cpp's library and GGUF files, as both ends use them."""

@@ -1,0 +1,186 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker_config.broker import Broker, BrokerFailed, BrokerMissing
+from broker_config.mosquitto import MosquittoVersion, render_conf
+from broker_config.processes import (
+    EmbeddedBroker,
+    MosquittoProcess,
+    ThrowAwayBroker,
+    TrialFiles,
+    find_mosquitto,
+    trial_lines,
+)
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
+from tests.support.brokers import require_mosquitto
+from tests.support.links import START_S, Inbox
+from tests.support.waiting import until
+
+TOPIC = "dssd/v1/home/a/down/verdict"
+
+
+@pytest.fixture(params=[pytest.param(MosquittoProcess, marks=pytest.mark.broker), EmbeddedBroker])
+def broker(request: pytest.FixtureRequest) -> Iterator[ThrowAwayBroker]:
+    if request.param is MosquittoProcess:
+        require_mosquitto()
+    else:
+        pytest.importorskip("iotcore")
+    with request.param(Broker()) as process:
+        yield process
+
+
+def link_to(broker: ThrowAwayBroker, name: str) -> PahoLink:
+    return PahoLink(
+        LinkSettings(
+            client_id=name, username=name, host=broker.host, port=broker.port, min_backoff_s=0.02, max_backoff_s=0.1
+        )
+    )
+
+
+def test_a_restart_keeps_the_port_and_links_find_it_again(broker: ThrowAwayBroker) -> None:
+    port = broker.port
+    device, edge, inbox = link_to(broker, "a"), link_to(broker, "edge-1"), Inbox()
+    device.subscribe(TOPIC, inbox)
+    device.start(timeout_s=START_S)
+    edge.start(timeout_s=START_S)
+    edge.publish(TOPIC, b"before", alias=True)
+    until(lambda: inbox.payloads == [b"before"])
+    broker.restart()
+    assert broker.port == port
+    until(lambda: device.counters.connects == 2 and edge.counters.connects == 2)
+    until(lambda: device.connected and edge.connected)
+    edge.publish(TOPIC, b"after", alias=True)
+    until(lambda: inbox.payloads == [b"before", b"after"])
+    device.stop()
+    edge.stop()
+
+
+def test_stop_and_kill_end_it_and_start_may_follow(broker: ThrowAwayBroker) -> None:
+    broker.start()  # it runs: nothing happens
+    broker.stop()
+    broker.stop()
+    assert not broker.running
+    broker.start()
+    broker.kill()
+    assert not broker.running
+    broker.start()
+    assert broker.running
+    broker.close()
+    assert not broker.running
+    assert broker.log() == ""
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_it(broker: ThrowAwayBroker) -> None:
+    assert broker._process is not None
+    assert os.getpgid(broker._process.pid) != os.getpgid(0)
+
+
+def test_a_port_in_use_is_said_to_be(broker: ThrowAwayBroker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        other = type(broker)(Broker(port=port))
+        with pytest.raises(BrokerFailed, match=f"Port {port} is in use"):
+            other.start()
+
+
+@pytest.mark.broker
+def test_a_broker_that_does_not_start_shows_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_mosquitto()
+    monkeypatch.setattr("broker_config.files.render_conf", lambda *_, **__: "no_such_option true\n")
+    process = MosquittoProcess(Broker())
+    with pytest.raises(BrokerFailed, match="no_such_option"):
+        process.start()
+    process.close()
+
+
+@pytest.mark.broker
+def test_its_log_tells_who_connected() -> None:
+    require_mosquitto()
+    with MosquittoProcess(Broker()) as process:
+        link = link_to(process, "a")
+        link.start(timeout_s=START_S)
+        until(lambda: "u'a'" in process.log())
+        link.stop()
+
+
+def test_without_mosquitto_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker_config.processes.SYSTEM_PATHS", ())
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(BrokerMissing, match="apt install mosquitto"):
+        find_mosquitto()
+
+
+@pytest.mark.broker
+def test_mosquitto_is_found_where_users_have_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_mosquitto()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert find_mosquitto().name == "mosquitto"
+
+
+def test_the_embedded_broker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("iotcore")
+    program = (
+        "from broker_config.processes import EmbeddedBroker\n"
+        "broker = EmbeddedBroker()\n"
+        "broker.start()\n"
+        "print(broker.port, flush=True)\n"
+        "input()\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # the killed parent cannot clean up
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        port = int(parent.stdout.readline())
+        assert _listens(port)
+        parent.send_signal(signal.SIGKILL)
+    until(lambda: not _listens(port))
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+HOME = Path("/etc/mosquitto/fleet")
+FOLDER = Path("/tmp/trial")
+
+
+def tried(broker: Broker, version: MosquittoVersion = MosquittoVersion.V2_0) -> list[str]:
+    conf = render_conf(broker, home=HOME, version=version)
+    return [*trial_lines(TrialFiles(conf, "", FOLDER), directory=FOLDER, ports=(4711, 4712))]
+
+
+def test_a_trial_changes_nothing_but_what_belongs_to_the_production_machine() -> None:
+    broker = Broker.production(pid_file="/run/m.pid")
+    rendered = render_conf(broker, home=HOME).splitlines()
+    lines = tried(broker)
+    gone = {line.split()[0] for line in rendered if line not in lines}
+    files = {"acl_file", "cafile", "certfile", "keyfile", "crlfile"}
+    machine = {"listener", "user", "pid_file", "persistence", "persistence_location", "log_dest"}
+    assert gone == files | machine
+    assert [line for line in lines if line.startswith("listener ")] == [
+        "listener 4711 127.0.0.1",
+        "listener 4712 127.0.0.1",
+    ]
+    assert not any(str(HOME) in line for line in lines)
+
+
+def test_the_plugins_file_is_moved_too() -> None:
+    lines = tried(Broker.production(acl_plugin="/usr/lib/acl.so"), MosquittoVersion.V2_1)
+    assert f"plugin_opt_acl_file {FOLDER}/access.acl" in lines
+
+
+def test_a_trial_reports_to_nobody() -> None:
+    broker = Broker.production(head_office={"host": "office.example", "site": "north"})
+    assert {"connection", "address", "bridge_cafile", "topic"}.isdisjoint(
+        line.split()[0] for line in tried(broker) if line
+    )

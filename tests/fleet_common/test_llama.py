@@ -1,0 +1,95 @@
+import mmap
+import threading
+from pathlib import Path
+
+import pytest
+
+from fleet_common import llama
+from fleet_common.llama import FairLock, give_back_mapped
+from tests.support.waiting import until
+
+SIZE = 8 << 20
+
+
+def resident_kib(path: Path) -> int:
+    """Return how much of a mapped file this process holds."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.endswith(str(path)):
+            return next(int(each.split()[1]) for each in lines if each.startswith("Rss:"))
+    raise AssertionError("not mapped")
+
+
+def test_the_pages_go_and_what_they_hold_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * (SIZE // 256))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped[::4096]
+        assert resident_kib(path) > SIZE >> 11
+        assert give_back_mapped(path) == SIZE
+        assert resident_kib(path) < SIZE >> 14
+        assert mapped[1000:1003] == bytes((232, 233, 234))
+    assert give_back_mapped(path) == 0
+
+
+def test_what_may_be_written_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(SIZE))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] = 1
+        assert give_back_mapped(path) == 0
+        assert mapped[0] == 1
+
+
+def test_where_the_system_tells_nothing_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "_MAPS", tmp_path / "none")
+    assert give_back_mapped(tmp_path / "weights") == 0
+
+
+def test_a_turn_is_handed_on_in_the_order_in_which_it_was_asked_for() -> None:
+    turns, order = FairLock(), list[int]()
+
+    def take(number: int) -> None:
+        for _ in range(3):
+            with turns:
+                order.append(number)
+                # Whoever gives it back here asks for it again while the others wait.
+                if len(order) <= 6:
+                    until(lambda: turns.waiting == 2)
+
+    with turns:
+        threads = []
+        for number in range(3):
+            threads.append(threading.Thread(target=take, args=(number,), daemon=True))
+            threads[-1].start()
+            until(lambda: turns.waiting == len(threads))
+    for thread in threads:
+        thread.join(10.0)
+    assert order == [0, 1, 2] * 3
+
+
+def test_one_holds_it_at_a_time() -> None:
+    turns, inside, most = FairLock(), list[int](), list[int]()
+
+    def take(number: int) -> None:
+        for _ in range(200):
+            with turns:
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    threads = [threading.Thread(target=take, args=(number,), daemon=True) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10.0)
+    assert max(most) == 1
+    assert len(most) == 800
+
+
+def test_an_error_gives_it_back() -> None:
+    turns = FairLock()
+    with pytest.raises(ZeroDivisionError), turns:
+        raise ZeroDivisionError
+    with turns:
+        pass

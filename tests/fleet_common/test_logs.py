@@ -1,0 +1,307 @@
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fleet_common.logs import Event, EventStream, JsonFormatter, Repetition, read_events, wait_for_event, write_log_as
+from schemas.errors import FleetError
+
+
+@pytest.fixture
+def formatter() -> JsonFormatter:
+    return JsonFormatter({"fleet": "north", "edge": "edge-1"})
+
+
+def record(message: str, *args: object, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("fleet_edge.x", logging.WARNING, __file__, 1, message, args, None)
+    made.__dict__.update(extra)
+    made.created = 1_750_000_000.25
+    return made
+
+
+def test_a_line_has_time_level_logger_message_and_who(formatter: JsonFormatter) -> None:
+    line = formatter.format(record("Session %s has ended.", "5e55", session="5e55", device="gateway-1", tokens=40))
+    assert json.loads(line) == {
+        "time": "2025-06-15T15:06:40.250+00:00",
+        "level": "warning",
+        "logger": "fleet_edge.x",
+        "message": "Session 5e55 has ended.",
+        "fleet": "north",
+        "edge": "edge-1",
+        "session": "5e55",
+        "device": "gateway-1",
+        "tokens": 40,
+    }
+
+
+@pytest.mark.parametrize(
+    "hostile", ['a\nb"}{"level":"critical', "\x1b[31m\u202e\x9b", "\ud800", "x" * 100_000, "\u2028\r\x00"]
+)
+def test_whatever_a_record_quotes_it_is_one_line_and_steers_no_terminal(formatter: JsonFormatter, hostile: str) -> None:
+    line = formatter.format(record("%s", hostile, device=hostile))
+    assert json.loads(line)["level"] == "warning"
+    assert not {"\n", "\r", "\x1b", "\x9b", "\u202e", "\x00"} & set(line)
+    assert len(line) < 100_000
+    line.encode()
+
+
+def test_what_is_not_on_the_list_is_left_out(formatter: JsonFormatter) -> None:
+    line = formatter.format(record("Connected.", password="hunter2", token="t0p", device=object()))
+    assert "hunter2" not in line
+    assert "t0p" not in line
+    assert set(json.loads(line)) == {"time", "level", "logger", "message", "fleet", "edge"}
+
+
+def test_arguments_that_do_not_fit_lose_no_line(formatter: JsonFormatter) -> None:
+    assert "do not fit" in json.loads(formatter.format(record("%d %d", "x")))["message"]
+
+
+def test_a_traceback_is_a_field(formatter: JsonFormatter) -> None:
+    try:
+        raise ValueError("Bad\nnews")  # noqa: TRY301
+    except ValueError:
+        made = record("It failed.")
+        made.exc_info = sys.exc_info()
+    assert json.loads(formatter.format(made))["exception"].endswith("ValueError: Bad\nnews")
+
+
+@pytest.fixture
+def root() -> Iterator[logging.StreamHandler[object]]:
+    """Return a stream handler on the root logger, as the command line puts one there."""
+    logger, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+def test_as_json_what_is_below_a_warning_is_told_too(
+    root: logging.StreamHandler[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root.setStream(sys.stderr)
+    write_log_as("plain", device="gateway-1")
+    logging.getLogger("x").info("Unheard.")
+    write_log_as("json", device="gateway-1")
+    logging.getLogger("x").info("Heard.")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "Heard."
+    assert json.loads(line)["device"] == "gateway-1"
+
+
+class Time:
+    """A clock, and what waits for it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waiting: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        self.waiting.append((self.now + delay_s, action))
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [each for each in self.waiting if each[0] <= end]:
+            at, action = min(due, key=lambda each: each[0])
+            self.waiting.remove((at, action))
+            self.now = max(self.now, at)
+            action()
+        self.now = end
+
+
+class Log:
+    """A logger of its own with the filter on its handler; `lines` is what was written."""
+
+    def __init__(self, name: str = "fleet.test", **settings: int) -> None:
+        self.time = Time()
+        self.lines: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: self.lines.append(record.getMessage())  # type: ignore[method-assign]
+        self.repetition = Repetition(handler.handle, clock=self.time, later=self.time.later, **settings)
+        handler.addFilter(self.repetition)
+        self.logger = logging.Logger(name)  # noqa: LOG001 - one that no other test has
+        self.logger.addHandler(handler)
+
+
+def test_a_flood_is_a_few_lines_and_one_that_tells_how_many_there_were() -> None:
+    log = Log(at_most=3)
+    for number in range(54_498):
+        log.logger.warning("device %d sends nonsense", number)
+    assert log.lines == [f"device {number} sends nonsense" for number in range(3)]
+    log.time.advance(60.0)
+    assert log.lines[3:] == ["device 3 sends nonsense … 54,495 times more in the last minute, of this kind."]
+
+
+def test_what_is_rare_is_written_as_it_comes() -> None:
+    log = Log(at_most=3)
+    for number in range(30):
+        log.logger.warning("line %d", number)
+        log.time.advance(25.0)
+    assert log.lines == [f"line {number}" for number in range(30)]
+    assert not log.time.waiting
+
+
+def test_kinds_are_told_apart_by_logger_level_and_template() -> None:
+    log = Log(at_most=1)
+    for _ in range(2):
+        log.logger.warning("a %d", 1)
+        log.logger.warning("b %d", 1)
+        log.logger.error("a %d", 1)
+    assert log.lines == ["a 1", "b 1", "a 1"]
+    log.time.advance(60.0)
+    assert len(log.lines) == 6
+
+
+def test_the_next_minute_begins_anew() -> None:
+    log = Log(at_most=1)
+    for number in range(180):
+        log.logger.warning("second %d", number)
+        log.time.advance(1.0)
+    shown = [line for line in log.lines if "…" not in line]
+    told = [line for line in log.lines if "…" in line]
+    assert shown == ["second 0", "second 60", "second 120"]
+    assert [line.split(" … ")[1] for line in told] == ["59 times more in the last minute, of this kind."] * 3
+    assert [line.split(" … ")[0] for line in told] == ["second 1", "second 61", "second 121"]
+
+
+def test_what_was_held_back_is_told_although_nothing_more_is_logged_and_by_one_timer() -> None:
+    log = Log(at_most=1)
+    for template in ("a", "b"):
+        for _ in range(3):
+            log.logger.warning(template)
+        assert len(log.time.waiting) == 1
+        log.time.advance(10.0)
+    log.time.advance(600.0)
+    assert log.lines == [
+        "a",
+        "b",
+        "a … 2 times more in the last minute, of this kind.",
+        "b … 2 times more in the last minute, of this kind.",
+    ]
+    assert not log.time.waiting
+
+
+def test_nothing_is_lost_at_the_end() -> None:
+    log = Log(at_most=1)
+    log.logger.warning("a")
+    log.logger.warning("a")
+    log.time.advance(7.0)
+    log.repetition.report(all_of_it=True)
+    log.repetition.report(all_of_it=True)
+    assert log.lines == ["a", "a … once more in the last 7 s, of this kind."]
+
+
+def test_what_somebody_asked_to_see_passes() -> None:
+    log = Log(at_most=1)
+    for _ in range(10):
+        log.logger.info("a session begins")
+    assert len(log.lines) == 10
+
+
+def test_kinds_without_end_take_no_memory_without_end_and_every_record_is_written_or_counted() -> None:
+    log, filler = Log(at_most=1, kinds=10), "x" * 10_000
+    for template in (f"kind {number} {filler}" for number in range(1000)):
+        log.logger.warning(template)
+    assert len(log.repetition._kinds) <= 11
+    # Ten of kinds of their own, one of those that share one.
+    assert len(log.lines) == 11
+    log.time.advance(60.0)
+    assert log.lines[11].endswith(" … 989 times more in the last minute, of this kind.")
+    assert len(log.lines[11]) < 600
+    log.logger.warning("kind 2000")
+    assert log.lines[-1] == "kind 2000"
+
+
+@pytest.mark.parametrize("message", [ValueError("no template"), "%d of %s"])
+def test_a_message_that_is_no_template_or_cannot_be_written_breaks_nothing(message: object) -> None:
+    log = Log(at_most=0)
+    log.logger.warning(message, "one argument")
+    log.time.advance(60.0)
+    assert "once more in the last minute" in log.lines[0]
+
+
+def test_every_record_of_many_threads_is_written_or_counted() -> None:
+    log = Log(at_most=5)
+
+    def flood() -> None:
+        for _ in range(2000):
+            log.logger.warning("flood")
+
+    threads = [threading.Thread(target=flood) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.time.advance(60.0)
+    assert log.lines == ["flood"] * 5 + ["flood … 15,995 times more in the last minute, of this kind."]
+
+
+def test_a_program_tells_the_rest_when_it_ends() -> None:
+    program = (
+        "import logging\n"
+        "from fleet_common.logs import hold_back_repetition\n"
+        "logging.basicConfig(format='%(levelname)s %(name)s %(message)s')\n"
+        "hold_back_repetition()\n"
+        "hold_back_repetition()\n"
+        "for _ in range(1000): logging.getLogger('fleet').warning('flood')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr.splitlines() == ["WARNING fleet flood"] * 5 + [
+        "WARNING fleet flood … 995 times more in the last 1 s, of this kind."
+    ]
+
+
+def test_an_event_is_one_line_of_json_whatever_it_says() -> None:
+    out = io.StringIO()
+    EventStream(out).write(Event.TOKENS, number=2, text="first line\nsecond, è")
+    assert out.getvalue().count("\n") == 1
+    assert json.loads(out.getvalue()) == {"event": "tokens", "number": 2, "text": "first line\nsecond, è"}
+
+
+def test_without_a_stream_nothing_is_written() -> None:
+    events = EventStream(None)
+    events.write(Event.ONLINE)
+    assert not events
+
+
+def test_an_error_is_told_sentence_by_sentence_and_passed_on() -> None:
+    out = io.StringIO()
+    with pytest.raises(FleetError), EventStream(out).reporting_errors():
+        raise FleetError("The first cannot work.\nNor can the second.")
+    assert [(event["event"], event["sentence"]) for event in read_events(out.getvalue().splitlines())] == [
+        ("error", "The first cannot work."),
+        ("error", "Nor can the second."),
+    ]
+
+
+def test_a_service_goes_on_when_its_reader_has_gone_and_a_command_does_not() -> None:
+    for outlives_reader in (True, False):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as stream:  # noqa: PTH123 - a file descriptor
+            events = EventStream(stream, outlives_reader=outlives_reader)
+            if outlives_reader:
+                events.write(Event.ONLINE)
+                events.write(Event.STOPPED)
+                assert not events
+            else:
+                with pytest.raises(BrokenPipeError):
+                    events.write(Event.ONLINE)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+
+
+def test_a_reader_passes_over_what_is_no_event() -> None:
+    lines = ["", "Traceback", "[1]", '{"other": 1}', '{"event": 5}', '{"event": "new", "x": 1}', '{"event": "online"}']
+    assert [event["event"] for event in read_events(lines)] == ["new", "online"]
+    assert wait_for_event(lines, Event.ONLINE) == {"event": "online"}
+    assert wait_for_event(lines, Event.STOPPED) is None
