@@ -19,6 +19,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fleet_common.limits import TokenBucket
 from fleet_device.api.problems import ApiProblem
 from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.errors import ConfigurationError
@@ -31,21 +32,9 @@ _TEXT_S: Final = 2  # until a request may have ended
 
 
 @dataclass(slots=True)
-class _Bucket:
-    most: float
-    left: float
-    at: float
-
-    def refill(self, most: float, period_s: float, now: float) -> None:
-        self.most = most
-        self.left = min(most, self.left + (now - self.at) * most / period_s)
-        self.at = now
-
-
-@dataclass(slots=True)
 class _Used:
     texts: int = 0
-    buckets: dict[float, _Bucket] = field(default_factory=dict)
+    buckets: dict[float, TokenBucket] = field(default_factory=dict)
 
 
 class ApplicationQuotas:
@@ -69,9 +58,7 @@ class ApplicationQuotas:
         with self._changing:
             used = self._used.setdefault(application.name, _Used())
             for period, rate, period_s in _rates(application):
-                bucket = self._bucket(used, rate, period_s)
-                if bucket.left < 1.0:
-                    wait_s = (1.0 - bucket.left) * period_s / rate
+                if wait_s := self._bucket(used, rate, period_s).wait_s(1.0, self._clock()):
                     raise _over(f"has used its {rate} tokens per {period}", application, wait_s)
             if most is not None and used.texts + texts > most:
                 raise _over(f"has {used.texts} requests at once, and may have {most}", application, _TEXT_S)
@@ -81,16 +68,16 @@ class ApplicationQuotas:
         with self._changing:
             used = self._used.setdefault(application.name, _Used())
             for _, rate, period_s in _rates(application):
-                self._bucket(used, rate, period_s).left -= tokens
+                self._bucket(used, rate, period_s).spend(tokens, self._clock())
 
     def end(self, application: Application) -> None:
         with self._changing:
             used = self._used.setdefault(application.name, _Used())
             used.texts = max(0, used.texts - 1)
 
-    def _bucket(self, used: _Used, rate: int, period_s: float) -> _Bucket:
-        bucket = used.buckets.setdefault(period_s, _Bucket(rate, rate, self._clock()))
-        bucket.refill(rate, period_s, self._clock())
+    def _bucket(self, used: _Used, rate: int, period_s: float) -> TokenBucket:
+        bucket = used.buckets.setdefault(period_s, TokenBucket(rate / period_s, rate, now=self._clock()))
+        bucket.rate, bucket.burst = rate / period_s, rate  # they may have been changed
         return bucket
 
 

@@ -10,7 +10,6 @@ import fcntl
 import logging
 import os
 import struct
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_common.host import write_atomically
 from schemas.vocabulary import Vocabulary
 
 LENGTHS: Final = (2, 4, 8)
@@ -343,20 +343,11 @@ class HistoryFile:
         return kept[::-1]
 
     def _replace(self, texts: Sequence[Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]]]) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)  # mode 0600
-        partial = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self._header)
-                for text in texts:
-                    tokens = np.asarray(text, dtype="<i4").tobytes()
-                    file.write(_RECORD.pack(len(text), zlib.crc32(tokens)) + tokens)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        content = bytearray(self._header)
+        for text in texts:
+            tokens = np.asarray(text, dtype="<i4").tobytes()
+            content += _RECORD.pack(len(text), zlib.crc32(tokens)) + tokens
+        write_atomically(self.path, bytes(content))
 
     def _make_way(self) -> None:
         """Delete files beyond the limit."""
