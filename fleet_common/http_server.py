@@ -147,10 +147,7 @@ class _Server(uvicorn.Server):
 
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                protocol,
-                connection,
-                ssl=secure,
-                ssl_handshake_timeout=self._request_s if secure else None,
+                protocol, connection, ssl=secure, ssl_handshake_timeout=self._request_s if secure else None
             )
         except OSError:  # of TLS too
             self._connections.discard(connection)

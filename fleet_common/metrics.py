@@ -247,10 +247,7 @@ class MetricsSettings(BaseModel):
         in_flags=False,
     )
     token_file: Path | None = setting(
-        None,
-        "File with the bearer token for reading metrics.",
-        rare=True,
-        in_flags=False,
+        None, "File with the bearer token for reading metrics.", rare=True, in_flags=False
     )
 
     traces: bool = setting(

@@ -21,11 +21,7 @@ _MAX_ARRAY: Final = 1 << 18  # items in a typed array; above the support of p in
 
 # RFC 8746: little-endian typed arrays. The narrowest that holds the values is sent.
 UINT16, UINT32, FLOAT32 = 69, 70, 85
-_TYPED: Final[dict[int, np.dtype[Any]]] = {
-    UINT16: np.dtype("<u2"),
-    UINT32: np.dtype("<u4"),
-    FLOAT32: np.dtype("<f4"),
-}
+_TYPED: Final[dict[int, np.dtype[Any]]] = {UINT16: np.dtype("<u2"), UINT32: np.dtype("<u4"), FLOAT32: np.dtype("<f4")}
 
 # First byte of an item: three bits of major type, five bits of argument (RFC 8949, 3).
 _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = 2, 3, 4, 5, 6, 7

@@ -166,9 +166,7 @@ class Logprobs(BaseModel):
         most = len(self.ids) // len(self.own)
         return tuple(
             TokenLogprobs(
-                own,
-                self.ids[place * most : (place + 1) * most],
-                self.values[place * most : (place + 1) * most],
+                own, self.ids[place * most : (place + 1) * most], self.values[place * most : (place + 1) * most]
             )
             for place, own in enumerate(self.own)
         )

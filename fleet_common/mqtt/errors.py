@@ -42,12 +42,7 @@ class ConnectFailed(LinkError):  # noqa: N818 - reads as what it says
     """
 
     def __init__(
-        self,
-        sentence: str,
-        *,
-        fault: LinkFault = LinkFault.UNREACHABLE,
-        final: bool = False,
-        refused: bool = False,
+        self, sentence: str, *, fault: LinkFault = LinkFault.UNREACHABLE, final: bool = False, refused: bool = False
     ) -> None:
         super().__init__(sentence)
         self.fault = fault

@@ -276,14 +276,7 @@ def publish_confirmed(
         answers.append(outcome)
         answered.set()
 
-    link.publish(
-        topic,
-        payload,
-        retain=retain,
-        expiry_s=expiry_s,
-        content_type=content_type,
-        on_outcome=remember,
-    )
+    link.publish(topic, payload, retain=retain, expiry_s=expiry_s, content_type=content_type, on_outcome=remember)
     if not answered.wait(timeout_s):
         raise PublishRejected(topic=topic, reason=None)
     if not answers[0].accepted:

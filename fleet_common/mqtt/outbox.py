@@ -415,10 +415,7 @@ class Sender:
         self._answered = True  # since silence was last measured
         self._silent_since = 0.0
         self._outbox = Outbox(
-            max_messages=settings.queue_messages,
-            max_bytes=settings.queue_bytes,
-            clock=clock,
-            counters=guard.counters,
+            max_messages=settings.queue_messages, max_bytes=settings.queue_bytes, clock=clock, counters=guard.counters
         )
 
     @property

@@ -163,11 +163,7 @@ class PahoLink:
     """
 
     def __init__(
-        self,
-        settings: LinkSettings,
-        *,
-        rng: random.Random | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, settings: LinkSettings, *, rng: random.Random | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings = settings
         self._clock = clock
