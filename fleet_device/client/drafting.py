@@ -16,7 +16,7 @@ from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import CommittedTokens, DecidedDraft, TokenOrigin, VerdictEffect
-from schemas import edge_load
+from schemas import fields
 from schemas.fields import MAX_DRAFT
 from schemas.messages import Draft, Opened
 from schemas.policy import SamplingPolicy
@@ -139,7 +139,7 @@ class SessionPacing:
         )
 
 
-def _load(reported: edge_load.EdgeLoad) -> ReportedLoad:
+def _load(reported: fields.EdgeLoad) -> ReportedLoad:
     times = (reported.writing_ms, reported.step_ms, reported.text_ms, reported.token_ms)
     writing_s, step_s, text_s, token_s = (None if each is None else each / 1e3 for each in times)
     return ReportedLoad(
