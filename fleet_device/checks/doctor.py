@@ -17,7 +17,7 @@ from typing import Final
 from cryptography import x509
 from pydantic import BaseModel, ValidationError
 
-from fleet_common.available_memory import available_memory
+from fleet_common.host import available_memory
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 from fleet_common.mqtt.errors import PublishRejected
-from fleet_common.mqtt.link import Link, Outcome, OutcomeHandler
+from fleet_common.mqtt.link import Link, OutcomeHandler, PublishOutcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_device.client.messaging import EdgePresences
@@ -209,9 +209,9 @@ def echo_ms(
     Raises:
         PublishRejected: There is none, or it is not accepted.
     """
-    answered, outcomes = threading.Event(), list[Outcome]()
+    answered, outcomes = threading.Event(), list[PublishOutcome]()
 
-    def listen(outcome: Outcome) -> None:
+    def listen(outcome: PublishOutcome) -> None:
         outcomes.append(outcome)
         answered.set()
 

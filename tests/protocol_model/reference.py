@@ -8,7 +8,6 @@ from dssd.downlink import FormName, choose_form, correct
 from dssd.sampling import propose
 from dssd.verification import judge
 from fleet_device.session.sequence import DecidedDraft, VerdictEffect
-from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import Mode

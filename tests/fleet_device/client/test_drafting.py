@@ -9,7 +9,7 @@ import pytest
 
 from dssd.distribution import Dist
 from fleet_common.grammar.compiler import GrammarCompiler
-from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_device.client.drafting import DraftConstraint, DraftSequence, SessionPacing, restrict
 from fleet_device.drafters.contract import Prospect
 from fleet_device.drafters.suffix import SuffixDrafter
@@ -18,7 +18,7 @@ from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import Choice, DraftOutcome, Plan, ReportedLoad
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
-from schemas import edge_load
+from schemas import fields
 from schemas.messages import Draft, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, Finish

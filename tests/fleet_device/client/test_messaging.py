@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Outcome
+from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, PublishOutcome
 from fleet_device.client.messaging import (
     ConnectionChanged,
     EdgePresences,

@@ -9,7 +9,6 @@ from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import VerdictEffect, session_request
-from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, Open, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy

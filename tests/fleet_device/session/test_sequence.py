@@ -17,8 +17,8 @@ from fleet_device.session.sequence import (
     TokenOrigin,
     session_request,
 )
-from schemas.bounds import MAX_TOKENS
 from schemas.downlink import Samples, Sparse
+from schemas.fields import MAX_TOKENS
 from schemas.messages import Draft, Open, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Finish, RefusalCode

@@ -17,17 +17,19 @@ from fleet_device.service import DeviceService
 from fleet_device.steering import commands
 from fleet_device.steering.commands import MOST_LINES, Answer, CommandAction, Commands, LogTail, in_parts
 from fleet_device.steering.remote_settings import SteeredSettings
-from schemas.control import DeviceState, decode_json, encode_json
-from schemas.policy import SamplingPolicy
-from schemas.steering import (
+from schemas.control import (
     MAX_PARTS,
     MAX_RESULT,
     CommandOutcome,
     CommandRequest,
     CommandResponse,
     DesiredSettings,
+    DeviceState,
     ReportedSettings,
+    decode_json,
+    encode_json,
 )
+from schemas.policy import SamplingPolicy
 from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
 from tests.support.memory_fleet import FLEET, MemoryFleet
