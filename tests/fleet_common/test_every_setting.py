@@ -66,8 +66,8 @@ def check(model: type[Settings], field: SettingField, value: object) -> None:
 @pytest.mark.parametrize(("model", "field"), EVERY)
 def test_it_says_what_it_is(model: type[Settings], field: SettingField) -> None:
     assert field.variable.startswith(model.variable_prefix)
-    assert re.fullmatch(r"[A-Z].*\.", field.meaning), "one sentence"
-    assert ". " not in field.meaning, "one sentence"
+    assert re.fullmatch(r"[A-Z].*\.", field.meaning), "sentences"
+    assert field.meaning.count(". ") <= 2, "at most three sentences"
     for ending, unit in {"_s": "seconds", "_bytes": "bytes", "_days": "days"}.items():
         assert not field.name.endswith(ending) or field.name.endswith("_per_s") or field.unit == unit
     assert (field.flag is None) == (field.name in SECRETS or field.path[0] in IN_A_FILE)

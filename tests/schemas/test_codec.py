@@ -275,7 +275,7 @@ def test_what_is_no_form_of_p_is_refused(following: object) -> None:
 def test_a_form_of_p_that_is_unknown_is_known_by_its_number(number: int, behind: tuple[object, ...]) -> None:
     verdict = decode_verdict(cbor2.dumps([1, 2, 1, [number, *behind], 0, 0.5, 0.5]))
     assert verdict.next == UnknownForm(number)
-    with pytest.raises(ValueError, match="unknown here"):
+    with pytest.raises(ValueError, match="unknown form"):
         encode_verdict(verdict)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.hostile.grammar_bombs import random_bomb
 from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
-from fleet_common.grammar.errors import GrammarError, GrammarKilled, GrammarUnavailable
+from fleet_common.grammar.errors import GrammarBanned, GrammarError, GrammarKilled, GrammarUnavailable
 from fleet_common.grammar.process import GrammarMatcher, GrammarProcess, GrammarTokenizer, token_pieces
 from schemas.policy import Grammar, GrammarKind
 from tests.support.toy_grammar import GRAMMAR
@@ -93,10 +93,10 @@ def test_a_grammar_whose_process_ends_while_it_is_followed_is_banned_and_no_othe
         each.kill()
     with pytest.raises(GrammarKilled):
         matcher.allowed((4, 5))
-    with pytest.raises(GrammarKilled):
+    with pytest.raises(GrammarBanned):
         compiler.matcher(GRAMMAR)
     assert compiler.matcher(Grammar.regex("t1 t2 ")).allowed(()).tolist() == [1]
-    with pytest.raises(GrammarKilled):
+    with pytest.raises(GrammarBanned):
         GrammarCompiler(lambda: TOY, BannedGrammars(file)).matcher(GRAMMAR)
     compiler.close()
 

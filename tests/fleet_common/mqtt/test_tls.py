@@ -108,7 +108,7 @@ def test_a_key_of_another_certificate(files: TlsSettings, authority: Authority, 
 def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(files: TlsSettings) -> None:
     encrypted = key_pem(load_key(key_of(files)), b"secret")
     key_of(files).write_bytes(encrypted)
-    assert "it has a passphrase, and nobody is here to ask" in complaint(files)
+    assert "it has a passphrase" in complaint(files)
 
 
 @pytest.mark.parametrize(
