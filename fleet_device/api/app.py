@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fleet_common.http_server import HttpServer
-from fleet_device.api.guard import AccessGuard, ApplicationQuotas, Counted
+from fleet_device.api.guard import HEALTH_PATHS, AccessGuard, ApplicationQuotas, Counted
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import (
     IGNORED_HEADER,
@@ -46,6 +46,7 @@ from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
 from fleet_device.settings import DeviceSettings, OfflinePolicy
 from schemas.policy import Grammar
+from schemas.version import VERSION
 
 HOST: Final = "127.0.0.1"
 
@@ -151,7 +152,8 @@ def create_app(
             Route("/v1/models/{name:path}", api.model),
             Route("/v1/responses", api.response, methods=["POST"]),
             Route("/v1/embeddings", api.embeddings, methods=["POST"]),
-            Route("/healthz", api.health),
+            *(Route(path, api.health) for path in HEALTH_PATHS),
+            Route("/version", api.version),
             *status_routes(backend.status),
             metrics_route(backend.status),
         ],
@@ -221,6 +223,9 @@ class _Api:
     async def health(self, _request: Request) -> Response:
         health = self.backend.health()
         return JSONResponse(health, 200 if health["status"] in _ABLE else 503)
+
+    async def version(self, _request: Request) -> Response:
+        return JSONResponse({"version": VERSION})
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": int(self.backend.since.timestamp()), "owned_by": "fleet"}

@@ -128,7 +128,8 @@ def _over(what: str, application: Application, wait_s: float) -> ApiProblem:
 
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
-_OPEN: Final = "/healthz"
+HEALTH_PATHS: Final = ("/healthz", "/health")
+"""Need no token. vLLM and llama.cpp serve `/health`; load generators ask for it first."""
 
 _SHOWN: Final = frozenset({"/", "/status"})
 _READS: Final = frozenset({"GET", "HEAD"})
@@ -162,7 +163,7 @@ class AccessGuard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _name(hosts[0]) not in _LOOPBACK:
             return ApiProblem(421, "This API answers only under the names 127.0.0.1 and localhost.", code="wrong_host")
-        if (self._token is None and self._applications is None) or scope["path"] == _OPEN:
+        if (self._token is None and self._applications is None) or scope["path"] in HEALTH_PATHS:
             return None
         shown = scope["path"] in _SHOWN and scope["method"] in _READS
         # In constant time, so that the duration does not reveal how much of a guess is right.

@@ -19,6 +19,7 @@ from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionFailed, SessionRefused
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
+from schemas.version import VERSION
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error, exchange
 from tests.support.memory_device import SESSION, STARTED, ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
 from tests.support.waiting import until
@@ -255,8 +256,14 @@ def test_without_broker_or_edge_the_answer_is_503_at_once(make: Make) -> None:
     assert error(response)["message"] == "The broker cannot be reached."
     assert response.headers["retry-after"] == "2"
     assert not agent.asked
-    health = ask(app, "GET", "/healthz")
-    assert (health.status_code, health.json()["status"]) == (503, "waiting")
+    for path in ("/healthz", "/health"):
+        health = ask(app, "GET", path)
+        assert (health.status_code, health.json()["status"]) == (503, "waiting")
+
+
+def test_the_version_is_served(make: Make) -> None:
+    app, _ = make(ScriptedAgent())
+    assert ask(app, "GET", "/version").json() == {"version": VERSION}
 
 
 def test_a_device_that_can_write_alone_is_healthy_without_an_edge(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
