@@ -22,7 +22,7 @@ class Quotas(BaseModel):
 
     drafts_per_s: float = _rate(200.0, "Maximum drafts per device.", "drafts per second")
     opens_per_min: float = _rate(
-        24.0, "Maximum sessions opened per device, three quarters of them at once.", "sessions per minute"
+        120.0, "Maximum sessions opened per device, three quarters of them at once.", "sessions per minute"
     )
     states_per_min: float = _rate(120.0, "Maximum states published per device.", "messages per minute")
     uplink_bytes_per_s: float = _rate(262_144.0, "Maximum bytes sent per device, as packets.", "bytes per second")
