@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, Protocol
 
+from schemas.version import VERSION
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -46,7 +47,6 @@ from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
 from fleet_device.settings import DeviceSettings, OfflinePolicy
 from schemas.policy import Grammar
-from schemas.version import VERSION
 
 HOST: Final = "127.0.0.1"
 

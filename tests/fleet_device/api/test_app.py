@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from schemas.version import VERSION
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -19,7 +20,6 @@ from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionFailed, SessionRefused
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
-from schemas.version import VERSION
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error, exchange
 from tests.support.memory_device import SESSION, STARTED, ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
 from tests.support.waiting import until
