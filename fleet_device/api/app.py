@@ -12,7 +12,6 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, Protocol
 
-from schemas.version import VERSION
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -46,6 +45,7 @@ from fleet_device.errors import ConfigurationError, DeviceError, EdgeUnavailable
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
 from fleet_device.settings import DeviceSettings, OfflinePolicy
+from schemas.names import VERSION
 from schemas.policy import Grammar
 
 HOST: Final = "127.0.0.1"

@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from schemas.version import VERSION
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -18,6 +17,7 @@ from starlette.routing import Route
 from fleet_device.api.app import MAX_BODY_BYTES, ApiServer, create_app, listen
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionFailed, SessionRefused
+from schemas.names import VERSION
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error, exchange
