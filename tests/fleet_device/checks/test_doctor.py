@@ -94,7 +94,7 @@ def test_of_a_device_that_is_fit_every_check_says_what_it_found_and_nothing_is_l
     assert "Connected to 127.0.0.1:1883 as device-1 in" in sentence(diagnosis, "broker")
     assert "TLS is off" in sentence(diagnosis, "certificate")
     assert sentence(diagnosis, "clock").endswith("edge edge-1 connected 150 days ago.")
-    assert "edge-1 has written a first token after" in sentence(diagnosis, "edge")
+    assert "edge-1 has generated a first token after" in sentence(diagnosis, "edge")
     assert sentence(diagnosis, "vocabulary") == f"{Vocabulary.of(list(DRAFT.words))}, at edge-1 too."
     assert fleet.broker.retained(f"dssd/v1/{FLEET}/device-1/state") is None
     assert drafter.closed
