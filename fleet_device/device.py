@@ -311,6 +311,7 @@ class Device:
 
     @property
     def drafter(self) -> Drafter:
+        """The draft model; raises `DeviceClosed` if the device is not open."""
         return self._require_open().service.drafter
 
     def __enter__(self) -> Self:

@@ -203,18 +203,22 @@ class GeneratedText:
 
     @property
     def reason(self) -> EndReason:
+        """Why the generation ended; `stop` also for a stop string."""
         return EndReason.STOP if self.stopped else self.generation.reason
 
     @property
     def tokens(self) -> tuple[int, ...]:
+        """All token ids, those of a stop string included."""
         return self.generation.tokens
 
     @property
     def unverified(self) -> int:
+        """Number of tokens at the end that do not follow the large model's distribution."""
         return self.generation.unverified
 
     @property
     def verified(self) -> bool:
+        """Whether all tokens follow the large model's distribution."""
         return not self.unverified
 
     @property
@@ -229,6 +233,7 @@ class GeneratedText:
 
     @property
     def acceptance(self) -> float | None:
+        """Accepted share of the tested draft tokens; None if none was tested."""
         return self.generation.counters.acceptance
 
     @property
