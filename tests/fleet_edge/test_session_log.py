@@ -73,7 +73,7 @@ def test_one_session_is_found_by_its_beginning_with_all_that_belongs_to_it(log: 
     assert [segment.edge for segment in log.segments(prefix)] == [log.session(SESSION).edge]
     assert len(log.rounds(prefix)) == 1
     assert log.events(session=prefix) == log.events(session=SESSION)
-    with pytest.raises(NotFound, match="There is no session 12"):
+    with pytest.raises(NotFound):
         log.rounds("12")
 
 
@@ -82,7 +82,7 @@ def test_devices_their_hours_and_their_events(log: SessionLog) -> None:
     assert log.device("sensor-1").sessions == 1
     assert [hour.counted.sessions for hour in log.hours("sensor-1")] == [1]
     assert isinstance(log.events(device="sensor-1"), list)
-    with pytest.raises(NotFound, match="There is no device 'sensor-9'"):
+    with pytest.raises(NotFound, match="sensor-9"):
         log.device("sensor-9")
 
 
@@ -118,7 +118,7 @@ def test_a_question_that_makes_no_sense_is_answered_in_a_sentence(
 
 
 def test_a_log_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="There is no database at"):
+    with pytest.raises(StoreUnavailable, match="database"):
         SessionLog(f"sqlite:///{tmp_path / 'none.sqlite3'}")
     with pytest.raises(StoreError, match="cannot be read"):
         SessionLog("nonsense")
@@ -144,16 +144,16 @@ def test_devices_are_fenced_and_let_in_again(log: SessionLog) -> None:
     assert lifted is not None
     assert log.fences() == []
     assert log.unfence("sensor-1") is None
-    with pytest.raises(InvalidQuery, match="is no duration"):
+    with pytest.raises(InvalidQuery, match="duration"):
         log.fence("sensor-1", duration="for a while")
-    with pytest.raises(InvalidQuery, match="is not a valid name"):
+    with pytest.raises(InvalidQuery):
         log.fence("up/#")
 
 
 def test_two_devices_that_named_a_session_alike_are_told_apart(log: SessionLog, url: str) -> None:
     with open_store(url) as store:
         store.apply([samples.opened(device="stranger", segment=segment_number(after(5)), at=after(5))])
-    with pytest.raises(StoreError, match=f"Several devices have named a session {SESSION}; say whose you mean"):
+    with pytest.raises(StoreError, match=f"{SESSION}"):
         log.session(SESSION)
     assert log.session(SESSION, device="sensor-1").reason == "stop"
     assert [segment.device for segment in log.segments(SESSION, device="stranger")] == ["stranger"]

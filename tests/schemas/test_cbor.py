@@ -82,8 +82,8 @@ def test_a_message_above_its_bound_is_not_looked_at() -> None:
 @pytest.mark.parametrize(
     ("payload", "complaint"),
     [
-        (b"\x45abc", "ends in the middle"),
-        (b"\x19\x01", "ends in the middle"),
+        (b"\x45abc", "middle"),
+        (b"\x19\x01", "middle"),
         (b"\x81" * 7 + b"\x01", "nested"),
         (b"\x9f\xff", "indefinite"),
         (b"\xc1\x01", "tag 1,"),

@@ -32,7 +32,7 @@ def test_names_of_machines_are_valid(name: str) -> None:
     ids=repr,
 )
 def test_what_a_topic_level_cannot_be_is_refused(name: str) -> None:
-    with pytest.raises(InvalidName, match="not a valid name"):
+    with pytest.raises(InvalidName):
         check_name(name)
 
 

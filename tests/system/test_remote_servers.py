@@ -233,7 +233,7 @@ def test_a_policy_that_cannot_be_served_exactly_is_refused_when_the_text_is_open
     with servers(api, 1) as served, fleet(whole, served, api, top_logprobs=20) as devices:
         for top_k in (0, 21):
             policy = SamplingPolicy(top_k=top_k, seed=1)
-            with pytest.raises(SessionRefused, match=r"the 20 most likely tokens .* top_k from 1 to 20"):
+            with pytest.raises(SessionRefused, match="top_k"):
                 devices[0].agent.generate(GenerateRequest(prompt(0), policy=policy, max_new_tokens=5))
         done = devices[0].agent.generate(
             GenerateRequest(prompt(0), policy=SamplingPolicy(top_k=20, seed=1), max_new_tokens=5)

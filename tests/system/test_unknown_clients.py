@@ -41,7 +41,7 @@ def test_an_edge_that_the_broker_does_not_let_speak_does_not_start(
     )
     verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT)
     service = EdgeService(settings, verifier)
-    with pytest.raises(PublishRejected, match=f"does not let this client publish to dssd/v1/{fleet}/_edge/{name}/"):
+    with pytest.raises(PublishRejected, match=f"{fleet}"):
         service.start()
 
 

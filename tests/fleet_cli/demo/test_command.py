@@ -39,7 +39,7 @@ def follow(edge: Edge, lives: Callable[[], bool]) -> None:
 
 @pytest.mark.timeout(20)
 def test_a_broker_that_has_ended_ends_the_demo(edge: Edge) -> None:
-    with pytest.raises(CommandError, match="The broker mosquitto"):
+    with pytest.raises(CommandError, match="mosquitto"):
         follow(edge, lambda: False)
 
 
@@ -47,5 +47,5 @@ def test_a_broker_that_has_ended_ends_the_demo(edge: Edge) -> None:
 def test_an_edge_that_has_ended_ends_the_demo(edge: Edge) -> None:
     edge.process.kill()
     edge.process.wait()
-    with pytest.raises(CommandError, match="The edge ended"):
+    with pytest.raises(CommandError, match="ended"):
         follow(edge, lambda: True)

@@ -152,7 +152,7 @@ def test_what_the_vocabulary_raises_is_told_and_the_grammar_is_compiled_again_la
 
     pieces = [bytes([byte]) for byte in range(256)]
     compiler = GrammarCompiler(lambda: GrammarTokenizer.of_pieces(pieces, end_tokens=[0], encode=encode))
-    with pytest.raises(GrammarError, match="not now"):
+    with pytest.raises(GrammarError):
         compiler.matcher(Grammar.regex("ab"))
     compiler.close()
 

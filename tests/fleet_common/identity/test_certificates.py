@@ -114,10 +114,10 @@ def test_a_second_list_of_the_same_second_is_obeyed(tmp_path: Path) -> None:
 def test_an_issued_key_is_not_overwritten_and_not_left_behind(today: Authority) -> None:
     first = made(today, "edge-1", IdentityRole.EDGE)
     before = first.key.read_bytes()
-    with pytest.raises(NameRefused, match="a key is never overwritten"):
+    with pytest.raises(NameRefused, match="overwritten"):
         made(today, "edge-1", IdentityRole.EDGE)
     assert first.key.read_bytes() == before
-    with pytest.raises(NameRefused, match="use `fleet broker renew`"):
+    with pytest.raises(NameRefused, match="fleet broker renew"):
         issue(today, "edge-1", role=IdentityRole.EDGE, folder=today.folder.path / "elsewhere")
     assert list((today.folder.path / "elsewhere").iterdir()) == []
     assert first.key.stat().st_mode & 0o777 == 0o600

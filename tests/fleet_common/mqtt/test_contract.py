@@ -301,7 +301,7 @@ def test_a_full_queue_refuses_and_what_it_holds_arrives_later(harness: Harness) 
     outcomes: list[PublishOutcome] = []
     for payload in (b"1", b"2", b"3"):
         device.publish(topic(Topic.OPEN), payload, on_outcome=outcomes.append)
-    with pytest.raises(NotConnected, match="3 messages"):
+    with pytest.raises(NotConnected):
         device.publish(topic(Topic.OPEN), b"4")
     harness.reunite(DEVICE)
     # They may arrive before the broker's answers, and make room only with those.

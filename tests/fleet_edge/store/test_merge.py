@@ -111,7 +111,7 @@ def test_a_label_that_a_database_could_not_store_is_cleaned(store: Store) -> Non
 
 @pytest.mark.parametrize("spoilt", [{"round": 2**63}, {"at": START.replace(tzinfo=None)}, {"drafted": None}])
 def test_a_batch_with_an_impossible_record_is_refused_as_a_whole(store: Store, spoilt: dict[str, object]) -> None:
-    with pytest.raises(RecordRejected, match=r"^The database refuses a record: .*\.$"):
+    with pytest.raises(RecordRejected):
         store.apply([samples.opened(), samples.judged(**spoilt)])
     assert not any(all_rows(store).values())
 

