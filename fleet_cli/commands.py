@@ -60,6 +60,7 @@ def add_commands(app: typer.Typer, arguments: Sequence[str]) -> None:
         ModuleNotFoundError: What that one imports is not installed.
     """
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    app.registered_groups.clear()  # of a call before in the same process, as in tests
     for name, command in COMMANDS.items():
         group = importlib.import_module(command.module).app if name == wanted else _placeholder()
         app.add_typer(group, name=name, help=command.summary)
