@@ -91,7 +91,7 @@ def run_dashboard(
         with contextlib.suppress(KeyboardInterrupt):
             while edge.process.poll() is None and place.lives():
                 stopped.wait(1.0)
-            raise CommandError("The broker or the edge has ended, and the demo with it.")
+            raise CommandError("The broker or the edge has ended, and the demo with it: see the lines above.")
 
 
 def _account(services: Any) -> str:  # noqa: ANN401 - the dashboard's, which is imported late

@@ -43,7 +43,7 @@ def add_command(
             )
         except ValidationError as error:
             if error.errors()[0]["loc"] != ("name",):
-                raise CommandError("A quota is too large.") from error
+                raise CommandError("A quota is too large: give a smaller number.") from error
             raise CommandError(
                 f"{name!r} is no name for an application: it has up to 40 letters, digits, dots, hyphens and "
                 "underscores, and begins with a letter or a digit."

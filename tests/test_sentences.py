@@ -1,0 +1,88 @@
+"""Errors for people: each is a sentence that names its cause and, where one can act on it, what to do."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = (
+    "schemas",
+    "dssd",
+    "broker_config",
+    "fleet_common",
+    "fleet_device",
+    "fleet_edge",
+    "fleet_admin",
+    "fleet_cli",
+)
+ROOTS = {"FleetError", "BrokerError", "LinkError"}
+
+FOR_PROGRAMS = {
+    "ApiProblem", "BadAnswer", "CapacityExceeded", "DrafterError", "GrammarError", "GrammarUnavailable", "LlamaError",
+    "MalformedMessage", "OutsideGrammar", "Problem", "ProtocolViolation", "SequenceFailed", "StoreUnavailable",
+    "TargetAway", "TextCancelled", "TopicError", "UnsupportedModel", "VerifierError",
+}  # fmt: skip
+"""What other code catches, puts a sentence around or answers with a status: the cause is enough."""
+
+VERBS = (
+    "add|ask|begin|build|change|check|choose|close|compare|convert|correct|create|delete|drop|enable|end|"
+    "evict|fetch|free|give|have|install|keep|leave|list|load|log|look|lower|make|measure|move|name|open|"
+    "pass|pick|point|put|raise|read|remove|renew|repeat|restart|restore|revoke|run|say|see|send|set|"
+    "shorten|start|stop|take|try|turn|update|upgrade|use|wait|write"
+)
+REMEDY = re.compile(rf"(?:^|[;:.,] |\bor )(?:then |or |and )?(?:{VERBS})\b|`[^`]+`|--\w|\bpip install\b", re.IGNORECASE)
+PARTICULAR = re.compile(r"\{\}|'[\w.]+'|\b(?:at most|at least|only|must|exactly|needs?|without|its log)\b|: ")
+SENTENCE = re.compile(r"^\S+ \S+ .*(?:[.!?}]|(?:pip install|--) ?\S.*)$", re.DOTALL)
+
+
+def template(node: ast.expr) -> str | None:
+    """Return a message with `{}` for what is put in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return None
+
+
+def catalogues() -> dict[str, list[str]]:
+    """Return the sentences in the source, by class of error."""
+    trees = [ast.parse(file.read_text()) for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    bases = {
+        node.name: [ast.unparse(base).split(".")[-1] for base in node.bases]
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def is_error(name: str) -> bool:
+        return name in ROOTS or any(is_error(base) for base in bases.get(name, ()) if base != name)
+
+    found = defaultdict(list)
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Call) and is_error(name := ast.unparse(node.func).split(".")[-1]):
+            found[name] += list(filter(None, map(template, node.args[:2])))[:1]
+    return dict(found)
+
+
+CATALOGUES = {name: sentences for name, sentences in catalogues().items() if sentences}
+
+
+def test_errors_are_found() -> None:
+    assert len(CATALOGUES) > 50
+    assert sum(map(len, CATALOGUES.values())) > 500
+
+
+@pytest.mark.parametrize("name", sorted(set(CATALOGUES) - {"BadAnswer"}))
+def test_each_error_is_a_whole_sentence(name: str) -> None:
+    passed_on = re.compile(r"(?:[\w-]+|\{\}):?\s\{\}\.?")
+    sentences = [sentence for sentence in CATALOGUES[name] if not passed_on.fullmatch(sentence)]
+    assert [sentence for sentence in sentences if not SENTENCE.search(sentence)] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(CATALOGUES) - FOR_PROGRAMS))
+def test_each_error_names_its_cause_or_what_to_do(name: str) -> None:
+    vague = [each for each in CATALOGUES[name] if not PARTICULAR.search(each) and not REMEDY.search(each)]
+    assert vague == []
