@@ -88,8 +88,8 @@ def test_the_page_names_every_topic_and_every_field() -> None:
         for model in models:
             way = "down" if model.__name__ in {"Opened", "Refused", "Verdict", "Fault", "Closed"} else "up"
             control_message = issubclass(model, control.ControlMessage)
-            steering_message = model.__module__ == "schemas.control"
-            title = "Settings and commands from afar" if steering_message else "States and telemetry"
+            steering_message = model.__name__.endswith(("Settings", "Request", "Response"))
+            title = "Remote settings and commands" if steering_message else "States and telemetry"
             text = section(title if control_message else f"{model.__name__}, {way}")
             named = set(re.findall(r"\w+", text))
             assert set(model.model_fields) <= named, (model.__name__, set(model.model_fields) - named)
