@@ -114,8 +114,8 @@ class _Backend:
     def targets(self) -> tuple[str, ...]:
         return () if self.missing else ("toy-target",)
 
-    def absence(self, *, for_s: float = 0.0) -> str | None:  # noqa: ARG002
-        return self.missing
+    def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:  # noqa: ARG002
+        return EdgeUnavailable(self.missing) if self.missing else None
 
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}

@@ -26,6 +26,7 @@ class StubLink:
 
     published: list[tuple[str, bytes]] = field(default_factory=list)
     connected: bool = True
+    failure: None = None
     max_packet_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
