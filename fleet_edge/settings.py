@@ -139,8 +139,10 @@ class EdgeSettings(Settings):
         "Engine of the large model; `auto` measures torch and llama.cpp once and takes the faster one "
         "(docs/engines.md).",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "Number format of the large model; `auto` is bfloat16 if fast, else float32."
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = setting(
+        "auto",
+        "Number format of the large model; `auto` is bfloat16 if fast, else float32; `int8` is for CPUs and models of "
+        "the llama family (docs/engines.md).",
     )
     torch_device: str = setting(
         "auto",

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from benchmarks.engines.stepping import Step
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.packed.architecture import inspect_model
+from fleet_edge.verifiers.packed.int8 import load_int8
 from fleet_edge.verifiers.packed.target import Target, load_target
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 
@@ -22,6 +23,8 @@ _COPIES: Final = 5
 
 
 def load(folder: Path, *, dtype: str, device: str) -> Target:
+    if dtype == "int8":
+        return load_int8(folder, device=device)
     return load_target(folder, dtype=dtype, device=device)
 
 

@@ -74,6 +74,8 @@ class TargetInfo:
         most_top_k: How many of a row's largest logits are known, where the others are given as minus infinity: policies
             that keep more cannot be served. None where all are.
         least_tokens: New tokens of a sequence that a step with stable items costs at least: fewer take as long.
+        batch_invariant: Whether the rows of a stable item are the same to the bit whatever is computed with it, however
+            its tokens are cut into steps, so that seeded requests repeat.
     """
 
     name: str
@@ -83,6 +85,7 @@ class TargetInfo:
     runs_on: str = ""
     most_top_k: int | None = None
     least_tokens: int = 1
+    batch_invariant: bool = False
 
     def serves(self, policy: SamplingPolicy) -> bool:
         """Whether enough of a row is known to shape it by a policy."""

@@ -163,7 +163,7 @@ def _store(write: Write, call: Call) -> None:
         (write.slab.keys[call.layer], call.key),
         (write.slab.values[call.layer], call.value),
     ):
-        stored.flatten(0, 1).index_copy_(0, write.places.tensor, new[write.begin : write.end])
+        stored.transpose(1, 2)[write.slots.tensor, write.places.tensor] = new[write.begin : write.end]
 
 
 def _answer(group: Group, call: Call) -> torch.Tensor:
@@ -183,8 +183,8 @@ def _answer(group: Group, call: Call) -> torch.Tensor:
         query = query.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, shared * width, -1)
         first, mask = group.mask(call.window, heads=shared, dtype=query.dtype)
     slots = slice(group.first, group.first + n)
-    keys = group.slab.keys[call.layer][slots, first : group.longest].transpose(1, 2)
-    values = group.slab.values[call.layer][slots, first : group.longest].transpose(1, 2)
+    keys = group.slab.keys[call.layer][slots, :, first : group.longest]
+    values = group.slab.values[call.layer][slots, :, first : group.longest]
     batch = query.shape[0]  # [batch, kv_heads, keys, dim] from here on
     keys, values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
     if call.softcap is None:

@@ -2,7 +2,7 @@
 
 Attention is fastest when one batched call reads the keys of many sequences without copying them, which
 needs them in one tensor at equal distances. So a sequence has a *slot*; slots of one capacity form a
-*size class*; it has a list of *slabs*, tensors `[slots, capacity, kv_heads, dim]` for every layer, that grow
+*size class*; it has a list of *slabs*, tensors `[slots, kv_heads, capacity, dim]` for every layer, that grow
 as sessions come. A sequence that outgrows its slot moves to the next larger capacity (each a half or a third
 above the last, so a copied token is paid for by the tokens computed since), and the slot it leaves is filled
 by the last one of its size class: there are no holes, and a slab that empties is freed.
@@ -45,8 +45,8 @@ class Slab:
     """Memory of some slots, all layers.
 
     Attributes:
-        keys: By layer, `[slots, capacity, kv_heads, key_dim]`.
-        values: By layer, `[slots, capacity, kv_heads, value_dim]`.
+        keys: By layer, `[slots, kv_heads, capacity, key_dim]`.
+        values: By layer, `[slots, kv_heads, capacity, value_dim]`.
         slots: Number of slots.
         capacity: Tokens in each.
     """
@@ -63,8 +63,8 @@ class Slab:
         behind may be not a number.
         """
         for mine, theirs in zip(self.keys + self.values, source.keys + source.values, strict=True):
-            mine[index, :length] = theirs[source_index, :length]
-            mine[index, length:] = 0
+            mine[index, :, :length] = theirs[source_index, :, :length]
+            mine[index, :, length:] = 0
 
     def clear(self, index: int) -> None:
         for tensor in self.keys + self.values:
@@ -132,8 +132,8 @@ class SlabMemory:
         slab = Slab([], [], slots, capacity)
         try:
             for shape in self._shapes:
-                slab.keys.append(self._take(slots, capacity, shape.kv_heads, shape.key_dim))
-                slab.values.append(self._take(slots, capacity, shape.kv_heads, shape.value_dim))
+                slab.keys.append(self._take(slots, shape.kv_heads, capacity, shape.key_dim))
+                slab.values.append(self._take(slots, shape.kv_heads, capacity, shape.value_dim))
         except MemoryError:
             self.free(slab)
             raise

@@ -98,12 +98,14 @@ class Write:
         slab: Memory.
         begin: First row.
         end: Row after the last.
-        places: `[end - begin]`: slot * capacity + position.
+        slots: `[end - begin]`.
+        places: `[end - begin]`: positions in the slots.
     """
 
     slab: Slab
     begin: int
     end: int
+    slots: Index
     places: Index
 
 
@@ -123,7 +125,7 @@ class Group:
         scatter: `[end - begin]`: the query row that answers each row; None likewise.
         positions: `[sequences * width]`: of the query rows, in their sequence.
         lowest: The lowest of the positions.
-        longest: Tokens of the longest sequence, those of the step among them.
+        longest: Keys of the call: the tokens of the longest sequence, those of the step among them, or a few more.
     """
 
     slab: Slab
@@ -187,12 +189,13 @@ class Layout:
     groups: tuple[Group, ...]
 
 
-def lay_out(parts: Sequence[Part], indices: Indices) -> Layout:
+def lay_out(parts: Sequence[Part], indices: Indices, *, least_keys: int = 1) -> Layout:
     """Lay out a step of distinct sequences.
 
     Args:
         parts: Of each sequence.
         indices: Collects the index lists; the layout can be used when they have been sent.
+        least_keys: Keys that an attention call has at least, as far as slots are that long; what is beyond is masked.
     """
     slabs: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
@@ -208,7 +211,9 @@ def lay_out(parts: Sequence[Part], indices: Indices) -> Layout:
             for index in run:
                 starts[index] = row
                 row += parts[index].count
-            groups.append(_group([parts[index] for index in run], begin=starts[run[0]], indices=indices))
+            groups.append(
+                _group([parts[index] for index in run], begin=starts[run[0]], indices=indices, least_keys=least_keys)
+            )
             order.extend(run)
         placed = [parts[index] for index in order[-len(members) :]]
         writes.append(_write(placed, begin=begin, end=row, indices=indices))
@@ -235,14 +240,15 @@ def _runs(parts: Sequence[Part], members: Sequence[int]) -> Iterator[list[int]]:
 
 def _write(parts: Sequence[Part], *, begin: int, end: int, indices: Indices) -> Write:
     slab = parts[0].slot.slab
+    slots: list[int] = []
     places: list[int] = []
     for part in parts:
-        first = part.slot.index * slab.capacity + part.start
-        places.extend(range(first, first + part.count))
-    return Write(slab, begin, end, indices.add(places))
+        slots.extend([part.slot.index] * part.count)
+        places.extend(range(part.start, part.start + part.count))
+    return Write(slab, begin, end, indices.add(slots), indices.add(places))
 
 
-def _group(parts: Sequence[Part], *, begin: int, indices: Indices) -> Group:
+def _group(parts: Sequence[Part], *, begin: int, indices: Indices, least_keys: int) -> Group:
     slab, first = parts[0].slot.slab, parts[0].slot.index
     sequences = parts[-1].slot.index - first + 1
     width = max(part.count for part in parts)
@@ -270,5 +276,5 @@ def _group(parts: Sequence[Part], *, begin: int, indices: Indices) -> Group:
         scatter=None if as_they_lie else indices.add(scatter),
         positions=indices.add(positions),
         lowest=min(part.start for part in parts),
-        longest=max(part.start + part.count for part in parts),
+        longest=max(min(least_keys, slab.capacity), *(part.start + part.count for part in parts)),
     )

@@ -196,21 +196,34 @@ class Target:
         Raises:
             UnsupportedModel: The tokenizer is another model's, or the model has no known context.
         """
-        strings = token_strings(tokens)
-        rows = int(model.config.vocab_size)
-        if len(strings) > rows:
-            raise UnsupportedModel(
-                f"The tokenizer of {name} has {len(strings)} tokens and the model {rows}; "
-                "they do not belong together: fetch the model again, whole."
-            )
         info = TargetInfo(
             name=name,
-            vocabulary=Vocabulary.of(strings),
+            vocabulary=vocabulary_of(tokens, name=name, rows=int(model.config.vocab_size)),
             context=context_of(model.config),
             end_tokens=end_tokens(getattr(model, "generation_config", None), model.config),
             runs_on=describe(model.device, model.dtype),
         )
         return cls(model.eval(), info, source)
+
+
+def vocabulary_of(tokens: list[str], *, name: str, rows: int) -> Vocabulary:
+    """Return a model's vocabulary.
+
+    Args:
+        tokens: What is stored for every row.
+        name: Of the model, for the error.
+        rows: Of the model's weights.
+
+    Raises:
+        UnsupportedModel: The tokenizer is another model's.
+    """
+    strings = token_strings(tokens)
+    if len(strings) > rows:
+        raise UnsupportedModel(
+            f"The tokenizer of {name} has {len(strings)} tokens and the model {rows}; "
+            "they do not belong together: fetch the model again, whole."
+        )
+    return Vocabulary.of(strings)
 
 
 def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Target:
@@ -231,7 +244,7 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
     if torch.device(device).type == "cpu":
         check_memory(
             name=str(source),
-            needed=_loading_bytes(path, number),
+            needed=loading_bytes(path, number),
             available=available_memory(),
             number=str(number).removeprefix("torch."),
         )
@@ -246,8 +259,7 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
             model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise VerifierError(f"The target model does not fit on device {device}: {_first_line(error)}") from error
-    name = _name(path) if path.exists() else str(source)
-    return Target.of(model, name=name, tokens=tokens, source=source)
+    return Target.of(model, name=target_name(source), tokens=tokens, source=source)
 
 
 def target_tokens(source: str | Path) -> list[str]:
@@ -276,7 +288,7 @@ def target_tokens(source: str | Path) -> list[str]:
     return token_strings(tokens)
 
 
-def _loading_bytes(path: Path, dtype: torch.dtype) -> int | None:
+def loading_bytes(path: Path, dtype: torch.dtype) -> int | None:
     """Return what loading takes at its peak; None where it is not known before."""
     if path.is_dir():
         numbers = folder_numbers(path)
@@ -366,8 +378,11 @@ def _weights(name: str, dtype: torch.dtype, **files: Any) -> Any:  # noqa: ANN40
     return model
 
 
-def _name(path: Path) -> str:
-    """Return what the log calls a local model: its file or folder; of `<family>/target`, the family."""
+def target_name(source: str | Path) -> str:
+    """Return what the log calls a model: its repository, file or folder; of a folder `<family>/target`, the family."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return str(source)
     path = path.resolve()
     return path.parent.name if path.name == "target" else path.name
 

@@ -3,6 +3,8 @@
 The model's own code computes everything but attention. Rows of different sequences meet in attention only, and
 there ours keeps them apart: it stores each row's key and value in its sequence's slot and lets it see that slot
 up to its own position. Rollback is a shorter length; what lies beyond is overwritten by what comes next.
+
+With int8 weights a forward of our own takes the place of the model's (`lean`).
 """
 
 import logging
@@ -16,10 +18,11 @@ import torch
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, Verifier, VerifierError
-from fleet_edge.verifiers.packed.architecture import inspect_model, run_trial
+from fleet_edge.verifiers.packed.architecture import inspect_model, rows_repeat, run_trial
 from fleet_edge.verifiers.packed.attention import PackedStep, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
-from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
+from fleet_edge.verifiers.packed.layout import Indices, Layout, Part, lay_out
+from fleet_edge.verifiers.packed.lean import LEAST_KEYS, LeanModel
 from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.packed.tokens import encode, grammar_tokenizer
 from fleet_edge.verifiers.sequences import SequenceTable
@@ -32,7 +35,7 @@ FEWEST_TOKENS: Final = 256
 
 
 class PackedVerifier:
-    """`Verifier` over a transformers model."""
+    """`Verifier` over a transformers model, or over one in int8."""
 
     def __init__(self, target: Target, *, budget_bytes: int) -> None:
         """Prepare a model to be served, and check that it can be.
@@ -49,8 +52,9 @@ class PackedVerifier:
         self._model: Any = target.model
         self._source = target.source
         self._device: torch.device = target.model.device
+        lean = isinstance(self._model, LeanModel)
         memory = SlabMemory(
-            inspect_model(self._model),
+            self._model.shapes if lean else inspect_model(self._model),
             budget_bytes=budget_bytes,
             dtype=target.model.dtype,
             device=self._device,
@@ -58,7 +62,14 @@ class PackedVerifier:
         self._info = replace(target.info, context=_context(target.info, memory))
         self._store = KVStore(memory, context=self._info.context)
         self._table = SequenceTable(context=self._info.context, vocabulary=self._info.vocabulary.size)
-        run_trial(self, self._model)
+        if not lean:
+            run_trial(self, self._model)
+        elif self._model.exact:
+            self._info = replace(self._info, batch_invariant=rows_repeat(self))
+            if not self._info.batch_invariant:
+                _log.warning(
+                    "On this processor the rows of the engine depend on the batch, so seeded requests may differ."
+                )
 
     @property
     def info(self) -> TargetInfo:
@@ -135,7 +146,7 @@ class PackedVerifier:
     def _forward(self, items: Sequence[Item]) -> torch.Tensor:
         parts = self._parts(items)
         indices = Indices(self._device)
-        layout = lay_out(parts, indices)
+        layout = lay_out(parts, indices, least_keys=LEAST_KEYS if isinstance(self._model, LeanModel) else 1)
         tokens: list[int] = []
         positions: list[int] = []
         for index in layout.order:
@@ -146,15 +157,23 @@ class PackedVerifier:
             end = start + part.count
             wanted.extend(range(end - item.rows, end))
         ids, places, rows = indices.add(tokens), indices.add(positions), indices.add(wanted)
-        with torch.inference_mode(), running(PackedStep(layout)):
+        with torch.inference_mode():
             indices.send()
+            compute = self._model.forward if isinstance(self._model, LeanModel) else self._of_transformers
+            logits: torch.Tensor = compute(ids.tensor, places.tensor, layout, rows.tensor)
+        return logits[:, : self._info.vocabulary.size]
+
+    def _of_transformers(
+        self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, wanted: torch.Tensor
+    ) -> torch.Tensor:
+        with running(PackedStep(layout)):
             output = self._model(
-                input_ids=ids.tensor.unsqueeze(0),
-                position_ids=places.tensor.unsqueeze(0),
+                input_ids=ids.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
                 use_cache=False,
-                logits_to_keep=rows.tensor,
+                logits_to_keep=wanted,
             )
-            logits: torch.Tensor = output.logits[0, :, : self._info.vocabulary.size].float()
+        logits: torch.Tensor = output.logits[0].float()
         return logits
 
     def _parts(self, items: Sequence[Item]) -> list[Part]:
@@ -230,10 +249,14 @@ def load(settings: EdgeSettings) -> Verifier:
     check(settings)  # before transformers is imported, which takes seconds
     import torch  # noqa: PLC0415 - only where a model is loaded
 
+    from fleet_edge.verifiers.packed.int8 import load_int8  # noqa: PLC0415
     from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415
     from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
+    if settings.dtype == "int8":
+        target = load_int8(settings.target, device=settings.torch_device)
+    else:
+        target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
     return PackedVerifier(target, budget_bytes=settings.kv_bytes)

@@ -29,7 +29,7 @@ def _write(store: KVStore, sequence: int, start: int, end: int) -> None:
     slot = store.slot(sequence)
     for tensors in (slot.slab.keys, slot.slab.values):
         for tensor in tensors:
-            tensor[slot.index, start:end] = sequence + torch.arange(start, end)[:, None, None] / CONTEXT
+            tensor[slot.index, :, start:end] = sequence + torch.arange(start, end)[None, :, None] / CONTEXT
 
 
 def _check(store: KVStore, sequence: int, length: int) -> None:
@@ -37,8 +37,9 @@ def _check(store: KVStore, sequence: int, length: int) -> None:
     assert slot.slab.capacity >= length
     for tensors in (slot.slab.keys, slot.slab.values):
         for tensor in tensors:
-            expected = (sequence + torch.arange(length) / CONTEXT)[:, None, None].expand(-1, *tensor.shape[2:])
-            torch.testing.assert_close(tensor[slot.index, :length], expected, atol=0, rtol=0)
+            heads, _, size = tensor.shape[1:]
+            expected = (sequence + torch.arange(length) / CONTEXT)[None, :, None].expand(heads, -1, size)
+            torch.testing.assert_close(tensor[slot.index, :, :length], expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("budget_tokens", [PLENTY // TOKEN_BYTES, 9000, 4000])

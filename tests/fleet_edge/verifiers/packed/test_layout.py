@@ -21,7 +21,7 @@ def _lay_out(parts: Sequence[Part]) -> Layout:
     assert covered == list(range(layout.rows)) == list(range(sum(part.count for part in parts)))
     assert sorted(layout.order) == list(range(len(parts)))
     for write in layout.writes:
-        assert len(write.places) == write.end - write.begin
+        assert len(write.slots) == len(write.places) == write.end - write.begin
     return layout
 
 
@@ -69,7 +69,15 @@ def test_new_keys_go_behind_the_computed_ones() -> None:
     slab = _slab()
     layout = _lay_out([Part(Slot(slab, 1), 10, 2), Part(Slot(slab, 0), 3, 1)])
     (write,) = layout.writes
-    assert write.places.tensor.tolist() == [3, 64 + 10, 64 + 11]
+    assert write.slots.tensor.tolist() == [0, 1, 1]
+    assert write.places.tensor.tolist() == [3, 10, 11]
+
+
+@pytest.mark.parametrize(("least", "keys"), [(1, 8), (16, 16), (100, 64)])
+def test_a_call_has_the_least_number_of_keys_as_far_as_a_slot_is_that_long(least: int, keys: int) -> None:
+    indices = Indices(torch.device("cpu"))
+    layout = lay_out([Part(Slot(_slab(), 0), 7, 1)], indices, least_keys=least)
+    assert layout.groups[0].longest == keys
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])

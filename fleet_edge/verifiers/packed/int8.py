@@ -1,0 +1,404 @@
+"""int8 weights for the lean forward: rotation, quantization, and the file in which they are kept.
+
+One scale a row costs quality where single channels are large. So the weights are rotated first, which does not change
+the model's function (QuaRot, arXiv 2404.00456): one orthogonal matrix is folded into all weights that read or write the
+residual stream, one into values and `o`, and the input of `down` is multiplied by a Hadamard matrix. What the rotated
+model computes in float32 is compared with the model's own logits before it is quantized.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn.functional import pad
+
+from fleet_common.available_memory import available_memory
+from fleet_common.cache import cache_folder
+from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
+from fleet_edge.verifiers.packed.kv import SlabMemory, Slot
+from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
+from fleet_edge.verifiers.packed.lean import Geometry, LeanModel, hadamard, value_bits
+from fleet_edge.verifiers.packed.target import (
+    AUTO,
+    Target,
+    check_memory,
+    load_target,
+    loading_bytes,
+    target_name,
+    text_config,
+    vocabulary_of,
+)
+from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
+from fleet_edge.verifiers.source import check_repository, is_gguf
+
+_log = logging.getLogger(__name__)
+
+KINDS: Final = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""Architectures that the lean forward serves."""
+
+_FORMAT: Final = "1"
+"""Changes whenever the same weights would be quantized otherwise."""
+
+_FILES: Final = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "config.json", "generation_config.json")
+"""Files of a folder on which the result depends."""
+
+_SEED: Final = 0
+_CHECKED: Final = 40  # tokens
+_TOLERANCE: Final = 1e-4
+_INNER_STEP: Final = 32
+"""Feed-forward layers are widened to a multiple of two vector registers: torch computes the rest of a row otherwise."""
+_LARGEST_HADAMARD: Final = 1 << 12
+_LARGEST_VALUE: Final = 12.0
+"""Largest value, in norms of the largest row of its weights."""
+
+
+def check_kind(config: Any) -> None:  # noqa: ANN401 - transformers has no type information
+    """Check that the lean forward serves an architecture.
+
+    Raises:
+        UnsupportedModel: It does not.
+    """
+    reason = ""
+    if config.model_type not in KINDS:
+        reason = f"it serves {', '.join(KINDS)}"
+    elif config.hidden_act != "silu":
+        reason = f"the model uses {config.hidden_act} where it computes silu"
+    elif "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
+        config.model_type == "mistral" and config.sliding_window is not None
+    ):
+        reason = "the model has layers with a sliding window"
+    if reason:
+        raise UnsupportedModel(
+            f"The number format int8 cannot serve this {config.model_type} model, because {reason}; set dtype to auto."
+        )
+
+
+def rotate(model: Any, *, context: int, end_tokens: tuple[int, ...]) -> tuple[Geometry, dict[str, torch.Tensor]]:  # noqa: ANN401
+    """Return a model's geometry and its rotated weights in float32.
+
+    Args:
+        model: A transformers model. It loses its weights on the way, so that memory holds them once.
+        context: Most tokens for which its positions are defined.
+        end_tokens: Ids that end a sequence.
+
+    Raises:
+        UnsupportedModel: The lean forward does not serve it.
+    """
+    config, body = model.config, model.model
+    check_kind(config)
+    hidden = config.hidden_size
+    inner = -(-config.intermediate_size // _INNER_STEP) * _INNER_STEP
+    size = math.gcd(inner, _LARGEST_HADAMARD)
+    first = body.layers[0].self_attn
+    geometry = Geometry(
+        kind=config.model_type,
+        layers=config.num_hidden_layers,
+        hidden=hidden,
+        inner=inner,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=first.head_dim,
+        rows=config.vocab_size,
+        hadamard=size,
+        eps=config.rms_norm_eps,
+        context=context,
+        rope_scale=float(body.rotary_emb.attention_scaling),
+        without_rope=tuple(
+            number for number, layer in enumerate(body.layers) if not getattr(layer.self_attn, "use_rope", True)
+        ),
+        end_tokens=end_tokens,
+    )
+    generator = torch.Generator().manual_seed(_SEED)
+    stream, head = _orthogonal(hidden, generator), _orthogonal(geometry.head_dim, generator)
+    spread = hadamard(size).double() / size
+    embedding = body.embed_tokens.weight.detach().double()
+    output = model.lm_head.weight.detach().double()
+    tensors = {
+        "inv_freq": body.rotary_emb.inv_freq.detach().float(),
+        "embedding": (embedding @ stream).float(),
+        "head.weight": (output * body.norm.weight.detach().double() @ stream * hidden**0.5).float(),
+    }
+    for number, layer in enumerate(body.layers):
+        tensors |= _rotate_layer(layer, f"{number}.", geometry, stream=stream, head=head, spread=spread)
+        for parameter in layer.parameters():
+            parameter.data = torch.empty(0)
+    return geometry, tensors
+
+
+def _orthogonal(size: int, generator: torch.Generator) -> torch.Tensor:
+    matrix: torch.Tensor = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+    return matrix
+
+
+def _rotate_layer(
+    layer: Any,  # noqa: ANN401
+    name: str,
+    geometry: Geometry,
+    *,
+    stream: torch.Tensor,
+    head: torch.Tensor,
+    spread: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    attention, feed = layer.self_attn, layer.mlp
+    # The lean forward's norms leave the root of the width to the weights that follow.
+    before, between = (
+        norm.weight.detach().double() * geometry.hidden**0.5
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+    )
+    root = geometry.head_dim**0.5
+
+    def heads_rotated(value: torch.Tensor) -> torch.Tensor:
+        return (head.T @ value.view(geometry.kv_heads, geometry.head_dim, -1)).reshape(value.shape)
+
+    query, key, value = (
+        (part.weight.detach().double() * before) @ stream
+        for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    scale, tensors = attention.scaling, dict[str, torch.Tensor]()
+    if hasattr(attention, "q_norm"):
+        tensors[f"{name}q_norm"] = (attention.q_norm.weight.detach().double() * scale * root).float()
+        tensors[f"{name}k_norm"] = (attention.k_norm.weight.detach().double() * root).float()
+        scale = 1.0
+    tensors[f"{name}qkv.weight"] = torch.cat((query * scale, key, heads_rotated(value))).float()
+    if attention.q_proj.bias is not None:
+        query, key, value = (
+            part.bias.detach().double() for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        tensors[f"{name}qkv.bias"] = torch.cat((query * scale, key, heads_rotated(value))).float()
+    output = attention.o_proj.weight.detach().double()
+    output = (output.view(len(output), geometry.heads, geometry.head_dim) @ head).reshape(output.shape)
+    gate, up = ((part.weight.detach().double() * between) @ stream for part in (feed.gate_proj, feed.up_proj))
+    more = geometry.inner - len(gate)
+    gate, up, down = pad(gate, (0, 0, 0, more)), pad(up, (0, 0, 0, more)), feed.down_proj.weight.detach().double()
+    down = pad(down, (0, more))
+    down = (down.view(len(down), -1, geometry.hadamard) @ spread).reshape(down.shape)
+    tensors |= {
+        f"{name}o.weight": (stream.T @ output).float(),
+        f"{name}gate_up.weight": torch.cat((gate, up)).float(),
+        f"{name}down.weight": (stream.T @ down).float(),
+        f"{name}value_grid": torch.ones(()),
+    }
+    for part, its in (("o", attention.o_proj), ("down", feed.down_proj)):
+        if its.bias is not None:
+            tensors[f"{name}{part}.bias"] = (its.bias.detach().double() @ stream).float()
+    return tensors
+
+
+def quantize(geometry: Geometry, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return rotated weights in int8, with one scale a row, and take them out of what is given."""
+    made = {f"{number}.value_grid": _value_grid(geometry, tensors, number) for number in range(geometry.layers)}
+    for name in set(tensors) - set(made):
+        tensor = tensors.pop(name)
+        if name.endswith(".weight"):
+            scale = tensor.abs().amax(1).clamp_min_(1e-30) / 127
+            made[name] = torch.round(tensor / scale[:, None]).to(torch.int8)
+            made[f"{name.removesuffix('weight')}scale"] = scale
+        else:
+            made[name] = tensor
+    made["embedding"] = made["embedding"].to(torch.float16)
+    values = geometry.kv_heads * geometry.head_dim
+    for number in range(geometry.layers):
+        for part in ("scale", "bias"):
+            if f"{number}.qkv.{part}" in made:
+                made[f"{number}.qkv.{part}"][-values:] /= made[f"{number}.value_grid"]
+    return made
+
+
+def _value_grid(geometry: Geometry, tensors: Mapping[str, torch.Tensor], number: int) -> torch.Tensor:
+    """Return what a layer's values are rounded to multiples of."""
+    values = geometry.kv_heads * geometry.head_dim
+    norm = tensors[f"{number}.qkv.weight"][-values:].norm(dim=1).max() / geometry.hidden**0.5
+    if f"{number}.qkv.bias" in tensors:
+        norm = norm + tensors[f"{number}.qkv.bias"][-values:].abs().max()
+    grid: torch.Tensor = norm * _LARGEST_VALUE / (1 << value_bits(geometry.context))
+    return grid
+
+
+def some_logits(model: Any) -> torch.Tensor:  # noqa: ANN401
+    """Return a model's logits, to be compared by `check_rotation`."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=_some_ids(model.config.vocab_size)[None], use_cache=False).logits[0]
+    return logits
+
+
+def _some_ids(rows: int) -> torch.Tensor:
+    return torch.randint(rows, (_CHECKED,), generator=torch.Generator().manual_seed(_SEED))
+
+
+def check_rotation(own: torch.Tensor, geometry: Geometry, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check that rotated weights in float32 compute the model's own logits.
+
+    Raises:
+        UnsupportedModel: They do not.
+    """
+    ids = _some_ids(geometry.rows)
+    lean = LeanModel(geometry, tensors)
+    memory = SlabMemory(lean.shapes, budget_bytes=1 << 62, dtype=lean.dtype, device=lean.device)
+    slab = memory.make(1, len(ids))
+    indices = Indices(lean.device)
+    layout, rows = lay_out([Part(Slot(slab, 0), 0, len(ids))], indices), indices.add(range(len(ids)))
+    indices.send()
+    with torch.inference_mode():
+        found = lean.forward(ids, rows.tensor, layout, rows.tensor)
+    distance = float((found - own).abs().max() / own.std().clamp_min(1e-9))
+    if not distance <= _TOLERANCE:  # also if it is not a number
+        raise UnsupportedModel(
+            f"The number format int8 cannot serve this {geometry.kind} model, because its logits changed by "
+            f"{distance:.1e} of their spread when its weights were rotated; set dtype to auto."
+        )
+
+
+def load_int8(source: str | Path, *, device: str = AUTO) -> Target:
+    """Load a target model in int8; quantize it first where no file next to it holds the result.
+
+    Args:
+        source: As `load_target` takes it.
+        device: `cpu` or `auto`.
+
+    Raises:
+        UnsupportedModel: The lean forward does not serve the model, or its files cannot be loaded.
+        VerifierError: There is no such model, or the device is no CPU.
+    """
+    if device not in (AUTO, "cpu"):
+        raise VerifierError(
+            f"The number format int8 is for CPUs; set torch_device to cpu, or dtype to auto for {device}."
+        )
+    path = Path(source).expanduser()
+    local = path if path.exists() else _snapshot(str(source))
+    known = None if local is None else _read(local, _digest(local))
+    geometry, tensors = _make(source) if known is None else known
+    tokens = gguf_tokens(path) if is_gguf(path) else repository_tokens(str(source))
+    name = target_name(source)
+    info = TargetInfo(
+        name=name,
+        vocabulary=vocabulary_of(tokens, name=name, rows=geometry.rows),
+        context=geometry.context,
+        end_tokens=geometry.end_tokens,
+        runs_on=f"cpu, int8, {torch.get_num_threads()} threads",
+    )
+    model = LeanModel(geometry, tensors)
+    model.warm_up()
+    return Target(model, info, source)
+
+
+Quantized = tuple[Geometry, dict[str, torch.Tensor]]
+
+
+def _make(source: str | Path) -> Quantized:
+    """Load, rotate, check and quantize a model, and keep the result."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        check_kind(text_config(str(source)))  # before its weights are loaded
+    floats = loading_bytes(path, torch.float32)
+    check_memory(
+        name=str(source),
+        needed=floats and floats * 5 // 4,  # once in float32 and once in int8
+        available=available_memory(),
+        number="int8 for the first time",
+    )
+    target = load_target(source, dtype="float32")
+    with torch.inference_mode():
+        own = some_logits(target.model)
+        geometry, rotated = rotate(target.model, context=target.info.context, end_tokens=target.info.end_tokens)
+        del target
+        check_rotation(own, geometry, rotated)
+        tensors = quantize(geometry, rotated)
+    local = path if path.exists() else _snapshot(str(source))
+    if local is not None:
+        _write(local, _digest(local), geometry, tensors)
+    return geometry, tensors
+
+
+def _snapshot(name: str) -> Path | None:
+    """Return the folder of a repository whose weights were fetched before, if there is one."""
+    from transformers.utils import cached_file  # noqa: PLC0415 - takes seconds
+
+    check_repository(name)
+    try:
+        found = cached_file(name, "config.json", local_files_only=True)
+    except OSError:
+        return None
+    folder = None if found is None else Path(found).parent
+    return folder if folder is not None and (folder / "model.safetensors").exists() else None
+
+
+def _places(local: Path) -> list[Path]:
+    """Return the files that may hold the quantized weights: next to the model, or in the cache folder."""
+    name = f"{local.resolve().name.removesuffix('.gguf')}.int8.safetensors"
+    cache = cache_folder()
+    digest = hashlib.sha256(str(local.resolve()).encode()).hexdigest()[:16]
+    return [local.resolve().parent / name, *([cache / "int8" / f"{digest}.safetensors"] if cache else [])]
+
+
+def _digest(local: Path) -> str:
+    """Return a digest of all that the quantized weights depend on."""
+    files = [local]
+    if local.is_dir():
+        files = sorted({file for pattern in _FILES for file in local.glob(pattern)})
+    digest = hashlib.sha256(_FORMAT.encode())
+    for file in files:
+        digest.update(f"\n{file.name} ".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _content(geometry: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(geometry.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(local: Path, source: str) -> Quantized | None:
+    """Return the kept weights of a model; None if there are none, or if they are another model's or damaged."""
+    for file in _places(local):
+        try:
+            with safe_open(file, "pt") as kept:
+                metadata = kept.metadata() or {}
+                if metadata.get("source") != source:
+                    continue
+                tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - no mapping
+            geometry = metadata.get("geometry", "")
+            if metadata.get("content") == _content(geometry, tensors):
+                return Geometry.model_validate_json(geometry), tensors
+        except (OSError, SafetensorError, ValidationError):
+            if not file.exists():
+                continue
+        _log.warning("The int8 weights in %s are damaged and made again.", file)
+    return None
+
+
+def _write(local: Path, source: str, geometry: Geometry, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Keep weights next to their model, or in the cache folder where that cannot be written."""
+    text = geometry.model_dump_json()
+    metadata = {"source": source, "geometry": text, "content": _content(text, tensors)}
+    errors = []
+    for file in _places(local):
+        partial = None
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, partial = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+            os.close(descriptor)
+            save_file(dict(tensors), partial, metadata)
+            Path(partial).chmod(0o644)
+            Path(partial).replace(file)
+        except (OSError, SafetensorError) as error:
+            errors.append(str(error))
+            if partial is not None:
+                with suppress(OSError):
+                    Path(partial).unlink()
+        else:
+            return
+    _log.warning("The int8 weights cannot be kept and are made again at the next start: %s", "; ".join(errors))
