@@ -14,7 +14,7 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings, RemoteSettings
-from fleet_edge.verifiers.contract import RunsElsewhere, Verifier
+from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier
 from fleet_edge.verifiers.llama_cpp.target import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
@@ -138,3 +138,27 @@ def test_greedy_text_is_the_engine_s_own(
     alone.close()
     at_once.close()
     assert accepted > 0  # or no draft would have been verified
+
+
+@pytest.mark.parametrize("mode", [Mode.RESIDUAL, pytest.param(Mode.COUPLED, marks=pytest.mark.exhaustive)])
+def test_greedy_text_in_int8_is_the_engine_s_own_to_the_bit(
+    mode: Mode, mosquitto: MosquittoProcess, tmp_path: Path, drafters: Load
+) -> None:
+    settings = EdgeSettings(engine="torch", target=str(prepared("target")), dtype="int8", kv_bytes=1 << 28)
+    verifier = load_verifier(settings)
+    policy = SamplingPolicy(mode=mode, temperature=0.0, seed=1)
+    drafter = drafters(DRAFT)
+    prompts = prompt_ids(drafter)[:PROMPTS]
+    whole = Whole(mosquitto.port, tmp_path, verifier)
+    with whole.edge(), whole.device(drafter, draft_length=4) as device:
+        done = [device.agent.generate(GenerateRequest(ids, policy=policy, max_new_tokens=LENGTH)) for ids in prompts]
+    for ids, text in zip(prompts, done, strict=True):
+        verifier.open(-1)
+        row = np.array(verifier.score([Item(-1, ids, 1)]))[0]
+        own: list[int] = []
+        while len(own) < LENGTH and (not own or own[-1] not in verifier.info.end_tokens):
+            own.append(int(np.argmax(row)))
+            row = np.array(verifier.score([Item(-1, own[-1:], 1)]))[0]
+        verifier.close(-1)
+        assert text.tokens == tuple(own)
+    assert sum(text.counters.accepted for text in done) > 0

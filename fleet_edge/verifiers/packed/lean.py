@@ -173,7 +173,7 @@ class LeanModel:
         self._spread_bits = _MANTISSA - (size - 1).bit_length()
 
     def warm_up(self) -> None:
-        """Have kernels compiled for all small numbers of rows, which takes milliseconds each when they are first met."""
+        """Compile the kernels of all small numbers of rows, each of which takes milliseconds at its first use."""
         layer, its = self._layers[0], self.geometry
         with torch.inference_mode():
             for rows in range(1, _EXACT_ROWS + 1):

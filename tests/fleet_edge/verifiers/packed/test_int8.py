@@ -13,6 +13,7 @@ from fleet_edge.verifiers.contract import Item, UnsupportedModel, Verifier, Veri
 from fleet_edge.verifiers.packed import int8, lean
 from fleet_edge.verifiers.packed.int8 import check_rotation, load_int8, quantize, rotate, some_logits
 from fleet_edge.verifiers.packed.target import load_target
+from fleet_edge.verifiers.packed.tokens import encode
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.registry import load_verifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_folder, tiny_model
@@ -23,6 +24,7 @@ REFUSED = ("qwen2-window-in-late-layers", "mistral-window", "gemma2-softcap-wind
 BUDGET = 64 << 20
 OTHERS = 15
 OVERLAP = 0.95
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(scope="module")
@@ -207,21 +209,10 @@ def test_where_the_models_folder_cannot_be_written_the_cache_is(
 @pytest.mark.models
 def test_the_demos_model_in_int8_stays_near_float32() -> None:
     path = prepared("target")
-    generator = torch.Generator().manual_seed(24)
-    floats = load_target(path, dtype="float32").model
-    prompt = torch.randint(1000, 40_000, (1, 4), generator=generator)
+    ids = encode(path, (ROOT / "LICENSE").read_text(encoding="utf-8"))[:400]
     with torch.inference_mode():
-        ids = prompt[0].tolist()
-        past = floats(prompt, use_cache=True)
-        rows, cache = [past.logits[0, -1]], past.past_key_values
-        for _ in range(255):
-            token = int(torch.multinomial(torch.softmax(rows[-1], -1), 1, generator=generator))
-            ids.append(token)
-            past = floats(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
-            rows.append(past.logits[0, -1])
-    verifier = load_verifier(EdgeSettings(engine="torch", target=str(path), dtype="int8"))
-    verifier.open(0)
-    found = torch.as_tensor(verifier.score([Item(0, ids, len(rows))]))
-    p = torch.softmax(torch.stack(rows), -1)[:, : found.shape[1]]
+        own = load_target(path, dtype="float32").model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    found = _alone(load_verifier(EdgeSettings(engine="torch", target=str(path), dtype="int8")), ids)
+    p = torch.softmax(own, -1)[:, : found.shape[1]]
     overlap = torch.minimum(p, torch.softmax(found, -1)).sum(-1)
     assert float(overlap.mean()) >= OVERLAP
