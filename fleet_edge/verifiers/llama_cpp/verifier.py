@@ -76,6 +76,7 @@ class LlamaCppVerifier:
             end_tokens=target.end_tokens,
             runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} texts at a time",
             least_tokens=_ALIKE if batch_invariant else 1,
+            batch_invariant=batch_invariant and not target.on_gpu,
         )
         self._table = SequenceTable(context=plan.context, vocabulary=target.vocabulary.size)
         self._streams = StreamTable(

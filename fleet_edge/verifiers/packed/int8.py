@@ -27,7 +27,7 @@ from fleet_common.cache import cache_folder
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.kv import SlabMemory, Slot
 from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
-from fleet_edge.verifiers.packed.lean import Geometry, LeanModel, hadamard, value_bits
+from fleet_edge.verifiers.packed.lean import Geometry, LeanModel, Product, hadamard, value_bits
 from fleet_edge.verifiers.packed.target import (
     AUTO,
     Target,
@@ -274,6 +274,11 @@ def load_int8(source: str | Path, *, device: str = AUTO) -> Target:
             f"The number format int8 is for CPUs; set torch_device to cpu, or dtype to auto for {device}."
         )
     path = Path(source).expanduser()
+    if not products_are_exact():
+        raise VerifierError(
+            "This processor cannot compute exact int8 products, since it lacks VNNI instructions; set dtype to auto, "
+            "or engine to llama.cpp."
+        )
     local = path if path.exists() else _snapshot(str(source))
     known = None if local is None else _read(local, _digest(local))
     geometry, tensors = _make(source) if known is None else known
@@ -289,6 +294,17 @@ def load_int8(source: str | Path, *, device: str = AUTO) -> Target:
     model = LeanModel(geometry, tensors)
     model.warm_up()
     return Target(model, info, source)
+
+
+def products_are_exact() -> bool:
+    """Return whether int8 products of the largest numbers are right; kernels without VNNI saturate."""
+    signs = torch.randint(2, (64, 256), generator=torch.Generator().manual_seed(_SEED)) * 2 - 1
+    weight = (signs * 127).to(torch.int8)
+    product = Product({"w.weight": weight, "w.scale": torch.ones(len(weight))}, "w")
+    return all(
+        torch.equal(product(x.float() * 127), (x.double() * 127 @ weight.T.double()).float())
+        for x in (signs[:1], signs[:8], signs)
+    )
 
 
 Quantized = tuple[Geometry, dict[str, torch.Tensor]]

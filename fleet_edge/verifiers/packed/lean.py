@@ -73,19 +73,26 @@ class Geometry(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
-    qkv: "_Product"
-    o: "_Product"
-    gate_up: "_Product"
-    down: "_Product"
+    qkv: "Product"
+    o: "Product"
+    gate_up: "Product"
+    down: "Product"
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
     rope: bool
 
 
-class _Product:
+class Product:
     """Product with a weight `[out, in]`: int8 with one scale a row of either side, or float32."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], name: str, factor: float = 1.0) -> None:
+        """Pack a weight.
+
+        Args:
+            tensors: `NAME.weight`, and `NAME.scale` for int8, and perhaps `NAME.bias`.
+            name: Of the weight.
+            factor: Multiplies the product, for int8 alone.
+        """
         weight = tensors[f"{name}.weight"]
         self._bias = tensors.get(f"{name}.bias")
         self._float: torch.Tensor | None = None
@@ -150,13 +157,13 @@ class LeanModel:
         self._eps = torch.tensor(geometry.eps * geometry.hidden)
         self._head_eps = torch.tensor(geometry.eps * geometry.head_dim)
         self._embedding = tensors["embedding"]
-        self._head = _Product(tensors, "head")
+        self._head = Product(tensors, "head")
         self._layers = [
             _Layer(
-                qkv=_Product(tensors, f"{layer}.qkv"),
-                o=_Product(tensors, f"{layer}.o", float(tensors[f"{layer}.value_grid"]) / unit),
-                gate_up=_Product(tensors, f"{layer}.gate_up"),
-                down=_Product(tensors, f"{layer}.down"),
+                qkv=Product(tensors, f"{layer}.qkv"),
+                o=Product(tensors, f"{layer}.o", float(tensors[f"{layer}.value_grid"]) / unit),
+                gate_up=Product(tensors, f"{layer}.gate_up"),
+                down=Product(tensors, f"{layer}.down"),
                 q_norm=tensors.get(f"{layer}.q_norm"),
                 k_norm=tensors.get(f"{layer}.k_norm"),
                 rope=layer not in geometry.without_rope,

@@ -112,13 +112,13 @@ def test_rows_are_the_same_to_the_bit_alone_and_among_others(name: str, tmp_path
 def test_one_scale_for_all_rows_is_found(
     verifier: PackedVerifier, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    product = lean._Product.__call__
+    product = lean.Product.__call__
 
-    def per_tensor(self: lean._Product, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    def per_tensor(self: lean.Product, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         step = x.abs().amax() / 127
         return product(self, (x / step).round() * step, scale)
 
-    monkeypatch.setattr(lean._Product, "__call__", per_tensor)
+    monkeypatch.setattr(lean.Product, "__call__", per_tensor)
     tokens = _tokens(random.Random(1), 60)
     assert not torch.equal(_among_others(verifier, tokens, 0), _alone(verifier, tokens))
     assert not PackedVerifier(load_int8(folder), budget_bytes=BUDGET).info.batch_invariant
@@ -142,6 +142,17 @@ def test_other_architectures_are_refused_by_name(name: str, tmp_path: Path) -> N
 def test_a_gpu_is_refused(folder: Path) -> None:
     with pytest.raises(VerifierError, match="int8 is for CPUs; set torch_device to cpu, or dtype to auto for cuda"):
         load_int8(folder, device="cuda")
+
+
+def test_a_processor_whose_products_saturate_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = lean.Product.__call__
+
+    def saturated(self: lean.Product, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        return product(self, x, scale).clamp_(-(2**15), 2**15)
+
+    monkeypatch.setattr(lean.Product, "__call__", saturated)
+    with pytest.raises(VerifierError, match="cannot compute exact int8 products"):
+        load_int8(folder)
 
 
 @pytest.fixture
