@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from benchmarks.engines.stepping import Step
 from fleet_edge.verifiers.contract import Verifier
-from fleet_edge.verifiers.packed.architecture import inspect_model
+from fleet_edge.verifiers.packed.attention import inspect_model
 from fleet_edge.verifiers.packed.int8 import load_int8
 from fleet_edge.verifiers.packed.target import Target, load_target
 from fleet_edge.verifiers.packed.verifier import PackedVerifier

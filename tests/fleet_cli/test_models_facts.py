@@ -12,7 +12,7 @@ import pytest
 from fleet_cli.models.pair.facts import LayerShape, folder_facts, gguf_facts, layers_of
 from fleet_cli.models.pair.gguf_header import ModelUnreadable, read_header
 from fleet_device.drafters.model_file import GgufModel
-from fleet_edge.verifiers.packed.architecture import context_of, inspect_model
+from fleet_edge.verifiers.packed.attention import context_of, inspect_model
 from tests.fleet_edge.verifiers.oracle import CONFIGS, tiny_folder, tiny_model
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, parameters, weight_bytes
 from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf

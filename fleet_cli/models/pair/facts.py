@@ -201,7 +201,7 @@ def folder_facts(folder: Path) -> ModelFacts:
     """
     weights = read_weights(folder) if (folder / "config.json").is_file() else None
     # Both take seconds to import.
-    from fleet_edge.verifiers.packed.architecture import context_of
+    from fleet_edge.verifiers.packed.attention import context_of
     from fleet_edge.verifiers.packed.target import end_tokens, target_tokens, text_config
 
     try:

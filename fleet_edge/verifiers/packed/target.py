@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fleet_common.host import available_memory
 from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
-from fleet_edge.verifiers.packed.architecture import context_of
+from fleet_edge.verifiers.packed.attention import context_of
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
 from fleet_edge.verifiers.source import check_folder, check_gguf, check_repository, is_gguf
 from schemas.vocabulary import Vocabulary, token_strings

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fleet_edge.verifiers.contract import UnsupportedModel
-from fleet_edge.verifiers.packed.architecture import context_of, inspect_model
+from fleet_edge.verifiers.packed.attention import context_of, inspect_model
 from fleet_edge.verifiers.packed.kv import LayerShape
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from tests.fleet_edge.verifiers.oracle import CONFIGS, random_model, target_of, tiny_model
