@@ -22,8 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import pad
 
-from fleet_common.available_memory import available_memory
-from fleet_common.cache import cache_folder
+from fleet_common.host import available_memory, cache_folder
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.kv import SlabMemory, Slot
 from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
