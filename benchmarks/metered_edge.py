@@ -23,7 +23,7 @@ from benchmarks.processes import Program
 from fleet_common.host import use_one_heap
 from fleet_common.logs import Event, EventStream
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_edge import openmp  # noqa: F401 - before torch
+from fleet_edge import verifiers  # noqa: F401 - before torch
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.writer import Writer
@@ -156,10 +156,10 @@ PARTS: Final = (
     ("dssd", "judging"),
     ("fleet_edge.batching.judging", "judging"),
     ("fleet_edge.batching.shaping", "judging"),
-    ("fleet_edge.batching.topk", "judging"),
+    ("fleet_edge.batching.shaping", "judging"),
     ("fleet_edge.guard", "gate"),
     ("fleet_edge.answers.recorder", "record"),
-    ("fleet_edge.answers.event_counts", "record"),
+    ("fleet_edge.answers.device_log", "record"),
     ("fleet_edge.session_log", "record"),
     ("fleet_edge.store", "record"),
     ("sqlalchemy", "record"),

@@ -1,4 +1,4 @@
-"""Assembly of an edge from its parts: the same for the service, the tests and the benchmarks."""
+"""Assembly of an edge from its parts, for the service, the tests and the benchmarks."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,18 +6,16 @@ from datetime import datetime
 
 from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
 from fleet_common.mqtt.link import Link
-from fleet_edge.answers.answers import Answers
+from fleet_edge.answers.answers import Responder
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder, Sink
-from fleet_edge.answers.texts import Texts, token_bytes
-from fleet_edge.batching.background import BackgroundWork
-from fleet_edge.batching.delay import BatchingDelay
+from fleet_edge.answers.texts import GenerationRecorder, token_bytes
+from fleet_edge.batching.fairness import BackgroundWork
 from fleet_edge.batching.planning import Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.step_cost import StepCost
-from fleet_edge.batching.verdict_goal import VerdictGoal
-from fleet_edge.guard.fences import SharedFences
-from fleet_edge.guard.guard import Guard
+from fleet_edge.batching.timing import BatchingDelay, VerdictGoal
+from fleet_edge.guard import DeviceGuard, SharedQuarantines
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import Intake, IntakeQueue
 from fleet_edge.metrics.figures import Figures
@@ -26,8 +24,8 @@ from fleet_edge.sessions.admission import SessionOffer
 from fleet_edge.sessions.grammars import SWITCHED_OFF, Grammars
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import KnowsTokens, ReadsText, Verifier
-from fleet_edge.watch.certificates import CertificateWatch
+from fleet_edge.verifiers.contract import ProvidesTokenizer, ReadsText, Verifier
+from fleet_edge.watch import CertificateWatch
 
 _log = logging.getLogger(__name__)
 
@@ -42,23 +40,16 @@ def assemble(
     now: Callable[[], datetime],
     first_handle: int = 0,
 ) -> Orchestrator:
-    """Return an orchestrator whose intake is subscribed on the link.
+    """Return an orchestrator whose intake is subscribed on the link, which is not started yet.
 
-    Args:
-        settings: The configuration.
-        verifier: The target model.
-        link: To the broker; not started yet.
-        sink: The session log.
-        clock: Monotonic seconds.
-        now: The wall clock (UTC).
-        first_handle: Handle of the first session; random wherever there may be other edges, or a restart.
+    `first_handle` is random unless there is only one edge that never restarts.
     """
     inbox = IntakeQueue()
     sessions = SessionTable(
         settings.lease_s, settings.max_sessions, settings.max_sessions_per_device, first_handle=first_handle
     )
     budget = Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
-    guard = Guard(settings.quotas, settings.fence, clock=clock)
+    guard = DeviceGuard(settings.quotas, settings.fence, clock=clock)
     scheduler = Scheduler(
         verifier,
         budget,
@@ -70,10 +61,10 @@ def assemble(
         cost=StepCost(verifier.info.least_tokens, settings.max_guess),
         goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
-    texts = Texts(sink.put, settings.store_text, token_bytes(verifier, settings.store_text))
+    texts = GenerationRecorder(sink.put, settings.store_text, token_bytes(verifier, settings.store_text))
     recorder = Recorder(sink, settings.edge, now, settings.trace_share, texts)
     figures = Figures(clock)
-    answers = Answers(
+    answers = Responder(
         edge=settings.edge,
         target=scheduler.target.name,
         lease_s=settings.lease_s,
@@ -93,7 +84,7 @@ def assemble(
         answers,
         recorder,
         guard,
-        SharedFences(guard, settings.edge, now),
+        SharedQuarantines(guard, settings.edge, now),
         CertificateWatch(now),
         clock,
         offer=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
@@ -106,17 +97,17 @@ def assemble(
 
 
 def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callable[[], None]], object]) -> Grammars:
-    """Return what compiles grammars, for a target whose tokens and whole rows are known."""
+    """Return what prepares grammars; the target's tokens and whole rows must be known."""
     if not settings.grammars:
         return Grammars(refusal=SWITCHED_OFF)
-    if verifier.info.most_top_k is not None or not isinstance(verifier, KnowsTokens):
+    if verifier.info.most_top_k is not None or not isinstance(verifier, ProvidesTokenizer):
         return Grammars()
     banned = BannedGrammars(settings.spool / "banned-grammars")
     return Grammars(GrammarCompiler(verifier.grammar_tokenizer, banned), call)
 
 
 def _shared_prefixes(verifier: Verifier, texts: Sequence[str]) -> list[Sequence[int]]:
-    """Return the beginnings of prompts that all devices share, as token ids.
+    """Return the shared beginnings of prompts as token ids.
 
     Raises:
         VerifierError: The target's tokenizer cannot be read.

@@ -1,4 +1,4 @@
-"""Counters of a segment: what an edge counts of a session while it serves it, and the rates that follow.
+"""Segment counters: what an edge counts of a session while it serves it, and the derived rates.
 
 Columns of the session log, its records, merges, rollups, totals and views derive from the fields of `SegmentCounters`.
 A new counter is a field here, a migration in `fleet_edge.store.migrations`, and a column in `fleet_admin.reports`.
@@ -10,36 +10,34 @@ from typing import Final
 
 
 def share(part: float, whole: float) -> float | None:
-    """Return part / whole, or None of nothing."""
+    """Return part / whole; None if whole is 0."""
     return part / whole if whole else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentCounters:
-    """What an edge has counted of a session in one segment, or a sum of that. Counters only rise.
-
-    Every field is an int or a float, 0 by default: a log written before there was a counter has nothing of it.
+    """Counts of a session in one segment, or a sum of such counts. Counters only rise.
 
     Attributes:
-        tokens: Committed, those resumed from left out.
-        rounds: Verdicts given, repeats left out.
-        drafted: Draft tokens received and judged or flushed.
-        tested: Of these, accepted or rejected.
-        accepted: Of these, accepted.
-        uplink_bytes: Payload of the drafts received, repeats counted in.
-        downlink_bytes: Payload of the verdicts sent, repeats counted in.
-        queue_ms: From a draft's arrival to the step that verified it, less `prefill_ms`; summed over rounds.
-        compute_ms: Of those steps, each whole; summed over rounds.
-        batch_sum: Sessions verified together in those steps, this one counted in; summed over rounds.
+        tokens: Committed, without those resumed from.
+        rounds: Verdicts given, without repeats.
+        drafted: Draft tokens received and judged or voided.
+        tested: Draft tokens accepted or rejected.
+        accepted: Draft tokens accepted.
+        uplink_bytes: Payload of received drafts, including repeats.
+        downlink_bytes: Payload of sent verdicts, including repeats.
+        queue_ms: From a draft's arrival to the step that verified it, without `prefill_ms`; sum over rounds.
+        compute_ms: Duration of those steps; sum over rounds.
+        batch_sum: Sessions verified in those steps; sum over rounds.
         prefill_ms: From a draft's arrival to the step that verified it, spent in steps that computed the session's own
-            prompt, or its text anew after a resume or an eviction; summed over rounds.
-        resampled: Of the rounds, those that asked for further samples: answered from memory, nothing was verified.
-        prefill_tokens: Of the prompt and of the text, computed for what comes behind them; computed anew counts again.
-        reused_tokens: Likewise needed, and taken over from what another session had computed, or an earlier one.
-        streamed: Of `tokens`, written by the edge itself because the device has asked it to.
-        guessed: Tokens that the edge has guessed of what it writes by itself, and computed with the token before them.
-        guessed_right: Of these, those that it has written: so many steps it was spared.
-        forced: Of `tokens`, those that the text's grammar left no choice about, corrections left out.
+            prompt, or its tokens again after a resume or an eviction; sum over rounds.
+        resampled: Rounds that requested further samples, answered from memory.
+        prefill_tokens: Tokens computed without logits, including repetitions.
+        reused_tokens: Tokens needed likewise and reused from another session.
+        streamed: Tokens of edge-only decoding.
+        guessed: Speculated tokens in edge-only decoding.
+        guessed_right: Speculated tokens that were right, each of which saved a step.
+        forced: Tokens forced by the grammar, without corrections.
     """
 
     tokens: int = 0
@@ -67,7 +65,7 @@ class SegmentCounters:
 
     @property
     def verified(self) -> int:
-        """Rounds in which something was verified."""
+        """Rounds with verification."""
         return self.rounds - self.resampled
 
     @property
@@ -76,17 +74,15 @@ class SegmentCounters:
 
     @property
     def mean_batch(self) -> float | None:
-        """Mean number of sessions verified in one step, over the rounds that were verified."""
+        """Mean number of sessions in the steps that verified."""
         return share(self.batch_sum, self.verified)
 
     @property
     def uplink_bytes_per_token(self) -> float | None:
-        """Draft payload for each committed token."""
         return share(self.uplink_bytes, self.tokens)
 
     @property
     def downlink_bytes_per_token(self) -> float | None:
-        """Verdict payload for each committed token."""
         return share(self.downlink_bytes, self.tokens)
 
     @property
@@ -100,11 +96,10 @@ class SegmentCounters:
 
     @property
     def compute_ms_per_round(self) -> float | None:
-        """Mean time of a step, over the rounds that were verified."""
+        """Mean duration of the steps that verified."""
         return share(self.compute_ms, self.verified)
 
 
 SEGMENT_COUNTERS: Final = tuple(field.name for field in fields(SegmentCounters))
-"""The counters' names."""
 
 _values: Final = attrgetter(*SEGMENT_COUNTERS)

@@ -34,18 +34,15 @@ CONFIG_VARIABLE: Final = "FLEET_EDGE_CONFIG"
 
 
 class Edge:
-    """An edge: `run` it until it is told to stop, or use it as a context manager, which runs it on a thread.
+    """An edge: `run` it until it is stopped, or use it as a context manager, which runs it on a thread.
 
     An `Edge` runs once; make another one to run again.
 
     Args:
         settings: The configuration.
-        verifier: The target model; loaded as the settings say if left out.
-        make_link: Makes the link to the broker.
+        verifier: The target model; loaded according to the settings if left out.
+        make_link: Makes the connection to the broker.
         now: The wall clock (UTC).
-
-    Attributes:
-        settings: The configuration.
     """
 
     def __init__(
@@ -58,7 +55,7 @@ class Edge:
     ) -> None:
         self.settings = settings
         self._verifier = verifier
-        self._loaded = False  # by this object, which then lets go of it too
+        self._loaded = False  # loaded, and shut down, by this object
         self._make_link = make_link
         self._now = now
         self._begun = threading.Lock()
@@ -70,12 +67,12 @@ class Edge:
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str] | None = None, **settings: object) -> Self:
-        """Return an edge as a TOML file, the environment and the arguments configure it.
+        """Return an edge configured by a TOML file, the environment and the arguments.
 
         Args:
             path: TOML file; without it the environment variable `FLEET_EDGE_CONFIG` may name one.
-            settings: Settings by name, before those of the file; a section is a mapping:
-                `broker={"host": "10.0.0.1"}`.
+            settings: Settings by name, overriding those of the file; a section is a mapping: `broker={"host":
+                "10.0.0.1"}`.
 
         Raises:
             SettingsError: The file cannot be read, or a setting cannot work.
@@ -101,7 +98,7 @@ class Edge:
             SettingsError: Settings cannot work; a line for each.
             ConnectFailed: The broker cannot be reached.
         """
-        # SQLAlchemy comes with it, which whoever only configures an edge does not need.
+        # Imports SQLAlchemy, which configuring an edge does not need.
         from fleet_edge.preflight import preflight  # noqa: PLC0415
 
         preflight(self.settings, make_link=self._make_link)
@@ -115,19 +112,20 @@ class Edge:
         on_end: Callable[[], None] = lambda: None,
         on_drain: Callable[[int], None] = lambda _sessions: None,
     ) -> int:
-        """Load the target model, connect, and verify until told to stop, by `stop` or a signal.
+        """Load the target model, connect, and verify until stopped by `stop`, `drain` or a signal.
 
-        On the main thread SIGTERM lets open sessions end first, as `drain` does; SIGINT does not, nor does a second
-        SIGTERM. What is open then goes on at another edge, or at this one when it is back.
+        On the main thread SIGTERM drains: open sessions may end first. SIGINT, or a second SIGTERM, ends at once. Open
+        sessions
+        then go on at another edge, or at this one once it is back.
 
         Args:
             on_online: Called when the edge takes sessions.
             on_step: Called after every step of the loop, at least ten times a second.
             on_end: Called once, when the end begins.
-            on_drain: Called once if it begins with a drain, with the number of sessions that are open.
+            on_drain: Called once when a drain begins, with the number of open sessions.
 
         Returns:
-            Number of sessions that were still open at the end, and were handed over.
+            Number of sessions that were still open at the end, and migrate.
 
         Raises:
             SettingsError: Settings cannot work; a line for each.
@@ -146,15 +144,15 @@ class Edge:
         return handed_over
 
     def drain(self) -> None:
-        """Take no new sessions, and end when the open ones have, or `drain_s` seconds later. From any thread."""
+        """Take no new sessions; end once the open ones have, or after `drain_s` seconds. Call it from any thread."""
         self._drain.set()
 
     def stop(self) -> None:
-        """End at once; what is open is handed over. From any thread."""
+        """End at once; open sessions migrate. Call it from any thread."""
         self._stop.set()
 
     def __enter__(self) -> Self:
-        """Load the target model and connect; verify on a thread. Raises what `run` raises."""
+        """Load the target model, connect, and verify on a thread. Raises what `run` raises."""
         service = self._start()
         self._thread = threading.Thread(target=self._verify, args=(service,), name="edge")
         self._thread.start()
@@ -163,7 +161,7 @@ class Edge:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop, and raise what has ended the edge before, if something has."""
+        """Stop; raise the error that has ended the edge, if any."""
         self.stop()
         assert self._thread is not None
         self._thread.join()
@@ -178,7 +176,7 @@ class Edge:
                 self.check()
             self._verifier = load_verifier(self.settings)
             self._loaded = True
-        # Not before settings and model are known to be there: what it imports takes seconds.
+        # Imported late, because it takes seconds.
         from fleet_edge.service import EdgeService  # noqa: PLC0415
 
         service = EdgeService(self.settings, self._verifier, make_link=self._make_link, now=self._now)
@@ -204,7 +202,7 @@ class Edge:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let SIGINT stop, and SIGTERM drain; on another thread than the main one Python has no signals."""
+        """Let SIGINT stop and SIGTERM drain; Python handles signals on the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -6,7 +6,7 @@
     ├── OpenRefused             an Open that is answered with Refused
     └── DraftFault              a Draft that is answered with Fault
 
-    VerifierError (fleet_edge.verifiers.contract) and StoreError (fleet_edge.store) stand beside it.
+    VerifierError (fleet_edge.verifiers.contract) and StoreError (fleet_edge.store) are separate.
 """
 
 from schemas.errors import FleetError
@@ -18,12 +18,7 @@ class EdgeError(FleetError):
 
 
 class OpenRefused(EdgeError):  # noqa: N818 - reads as what it says
-    """An Open that is answered with Refused; nothing has changed.
-
-    Attributes:
-        code: Why.
-        retry_s: Seconds after which it may be granted, where that is known.
-    """
+    """An Open that is answered with Refused, with the time of a retry (`retry_s`) where that is known."""
 
     def __init__(self, code: RefusalCode, sentence: str, *, retry_s: float | None = None) -> None:
         super().__init__(sentence)
@@ -32,13 +27,7 @@ class OpenRefused(EdgeError):  # noqa: N818 - reads as what it says
 
 
 class DraftFault(EdgeError):  # noqa: N818
-    """A Draft that is answered with Fault; nothing has changed.
-
-    Attributes:
-        code: What was wrong.
-        action: What the device should do.
-        retry_s: Seconds to wait, where that is to wait.
-    """
+    """A Draft that is answered with Fault, with the time to wait (`retry_s`) if the action is to wait."""
 
     def __init__(self, code: FaultCode, action: Action, sentence: str, *, retry_s: float | None = None) -> None:
         super().__init__(sentence)
@@ -48,5 +37,5 @@ class DraftFault(EdgeError):  # noqa: N818
 
 
 def desync(sentence: str) -> DraftFault:
-    """Return the fault of a draft that does not fit the edge's text, though it may fit another."""
+    """Return the fault of a draft that does not fit the edge's tokens, though it may fit others."""
     return DraftFault(FaultCode.DESYNC, Action.RESUME, sentence + " The device resumes with its whole text.")

@@ -1,4 +1,4 @@
-"""Message handlers: what each arrived message does to the session table, on the orchestrator's thread."""
+"""Message handlers: what each arrived message does to the sessions, on the orchestrator's thread."""
 
 import logging
 import math
@@ -6,25 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from fleet_edge.answers.answers import Answers
+from fleet_edge.answers.answers import Responder
 from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.guard.fences import SharedFences
-from fleet_edge.guard.guard import FenceBegun, Guard, OverQuota
+from fleet_edge.guard import DeviceGuard, OverQuota, QuarantineBegun, SharedQuarantines
 from fleet_edge.intake import Malformed, ReceivedMessage
-from fleet_edge.sessions.admission import SessionOffer, grant
-from fleet_edge.sessions.constraint import Constraint
-from fleet_edge.sessions.grammars import Grammars, PreparedGrammar
-from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.sessions.admission import SessionLimits, SessionOffer, grant
+from fleet_edge.sessions.drafts import ReceivedDraft
+from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
-from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.fences import Fences
 from fleet_edge.store.records.segments import LeaveReason
-from fleet_edge.watch.certificates import CertificateWatch
-from fleet_edge.watch.clocks import ClockWatch
+from fleet_edge.watch import CertificateWatch, ClockWatch
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 from schemas.messages import Close, Draft, Open
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
@@ -37,33 +33,22 @@ _ENDING = "The edge is shutting down; try again shortly."
 
 @dataclass(slots=True)
 class MessageHandlers:
-    """Opens, admits and closes.
+    """Handles messages: opens, drafts, closes and states.
 
     Attributes:
-        edge: This edge's name.
-        sessions: The table.
-        scheduler: Told what concerns its sessions.
-        answers: Tell devices and the log.
-        recorder: Logs the states of machines.
-        guard: Keeps the quotas of devices.
-        fences: What this edge, the others and the administrator have decided of devices.
-        expiry: Remembers when the machines' certificates end.
-        clock: Monotonic seconds.
-        offer: Granted to every session.
-        grace_s: Seconds that a device has to come back after the broker has declared it gone.
+        offer: Limits offered to every session.
+        grace_s: Seconds for a device to come back after the broker reports it offline.
         draining: Whether new sessions are refused.
-        away: Why no session can be verified, if that has lasted; new ones are refused meanwhile.
-        grammars: Prepares the grammars of texts that have one.
-        clocks: Of the devices.
+        away: Why the target model is unavailable, if it has been for some time; new sessions are refused meanwhile.
     """
 
     edge: str
     sessions: SessionTable
     scheduler: Scheduler
-    answers: Answers
+    answers: Responder
     recorder: Recorder
-    guard: Guard
-    fences: SharedFences
+    guard: DeviceGuard
+    fences: SharedQuarantines
     expiry: CertificateWatch
     clock: Callable[[], float]
     offer: SessionOffer = field(default_factory=SessionOffer)
@@ -85,13 +70,12 @@ class MessageHandlers:
                 self._close(arrival.device, message)
             case DeviceState() as state:
                 self._state(arrival.device, state)
-            case Telemetry() as told:
-                self.recorder.sightings.telemetry(arrival.device, told)
+            case Telemetry() as telemetry:
+                self.recorder.sightings.telemetry(arrival.device, telemetry)
             case Malformed() as malformed:
                 self._malformed(arrival.device, malformed)
 
     def announced(self, state: EdgeState) -> None:
-        """This edge has changed its own state."""
         self.recorder.sightings.own(state)
         self.expiry.note(state.edge, state.certificate_until)
 
@@ -108,54 +92,56 @@ class MessageHandlers:
             self._forget(session)
 
     def flush(self) -> None:
-        """Log what the open sessions have counted so far, and what was dropped unread."""
+        """Log the counters of open sessions, and messages that were dropped unread."""
         for session in self.sessions:
-            self.answers.progress(session)
+            self.recorder.progress(session)
         for device, number in self.guard.take_dropped().items():
-            self.recorder.event(
+            self.recorder.events.note(
                 kind=EventKind.DROPPED,
                 code=FaultCode.QUOTA.value,
-                sentence="Messages were dropped unread: the device was over its quotas, or shut out.",
+                sentence="Messages were dropped unread: the device was over its quotas, or quarantined.",
                 device=device,
                 times=number,
             )
 
-    def look_after_guard(self) -> None:
-        """Tell devices, and the log, what the guard has decided since the last look."""
+    def report_guard(self) -> None:
+        """Report what the guard has decided since the last call."""
         for notice in self.guard.take_notices():
             match notice:
                 case OverQuota():
                     self._over_quota(notice)
-                case FenceBegun():
-                    self._fenced(notice)
+                case QuarantineBegun():
+                    self._quarantined(notice)
 
-    def apply_fences(self, fences: Fences) -> None:
-        """Bring what this edge knows of fences in step with the session log."""
+    def apply_quarantines(self, fences: Fences) -> None:
+        """Apply the quarantines in the session log."""
         for device in self.fences.apply(fences):
-            _log.warning("%s is shut out: %s", device, fences.active[device].reason, extra={"device": device})
+            _log.warning("%s is quarantined: %s", device, fences.active[device].reason, extra={"device": device})
             self._end_sessions(device, fences.active[device].reason)
 
     def grammar_killed(self, device: str, session: bytes, digest: str) -> None:
-        """Count it against a device that its grammar has ended the grammar's process, and log it."""
+        """Strike a device whose grammar has killed the grammar's process, and log it."""
         sentence = (
             f"A grammar has ended the process that it was compiled or followed in; its SHA-256 is {digest}. It is "
             "refused from now on."
         )
         _log.warning("%s: %s", device, sentence, extra={"device": device, "session": session.hex()})
         self.guard.strike_grammar(device)
-        self.recorder.event(kind=EventKind.GRAMMAR, code="killed", sentence=sentence, device=device, session=session)
+        self.recorder.events.note(
+            kind=EventKind.GRAMMAR, code="killed", sentence=sentence, device=device, session=session
+        )
 
     # By kind
 
     def _open(self, device: str, message: Open, size: int) -> None:
         old = self.sessions.named(device, message.session)
         if old is not None and message.attempt < old.attempt:
-            return  # delivered late: the device has opened it again since
+            return  # delivered late: the device has opened it again
         if old is not None and message.attempt == old.attempt:
             self.answers.opened_again(old)  # delivered twice
             return
         if self.grammars.waits(device, message):
-            return  # likewise, before it was granted
+            return  # delivered twice, before it was granted
         try:
             limits, constraint = self._limits(device, message), None
             if message.policy.grammar is not None and (constraint := self.grammars.at_once(message)) is None:
@@ -207,10 +193,10 @@ class MessageHandlers:
 
     def _resumed(self, session: EdgeSession, *, here: bool) -> None:
         code, where = ("resumed", "again here") if here else ("taken-over", "here, having begun elsewhere or earlier")
-        self.recorder.event(
+        self.recorder.events.note(
             kind=EventKind.SESSION,
             code=code,
-            sentence=f"The text goes on {where}, at {session.committed} tokens.",
+            sentence=f"The session goes on {where}, at {session.committed} tokens.",
             device=session.device,
             session=session.session,
         )
@@ -219,9 +205,7 @@ class MessageHandlers:
         if self.recorder.sightings.presence(device) is Presence.OFFLINE:
             sentence = f"The broker has lost the device, and it did not come back within {self.grace_s:g} s."
             return EndCause("device-offline", sentence)
-        sentence = (
-            f"Nothing came of the device for {self.sessions.lease_s:g} s, though it does not say that it is gone."
-        )
+        sentence = f"The device sent nothing for {self.sessions.lease_s:g} s, though it is not offline."
         return EndCause("device-silent", sentence)
 
     def _limits(self, device: str, message: Open) -> SessionLimits:
@@ -233,7 +217,7 @@ class MessageHandlers:
         if message.resume is None and (wait_s := self.scheduler.busy_s(now=self.clock())) > 0.0:
             raise OpenRefused(
                 RefusalCode.BUSY,
-                f"The edge has as many texts as it can serve in time; ask again in {math.ceil(wait_s)} s.",
+                f"The edge cannot serve more sessions in time; ask again in {math.ceil(wait_s)} s.",
                 retry_s=wait_s,
             )
         self.guard.admit_open(device, message)
@@ -255,7 +239,7 @@ class MessageHandlers:
             return
         self.scheduler.arrived(session, at=arrival.at)
         if receipt.written:
-            self.answers.written_again(session)
+            self.answers.send_missing(session)
         elif receipt.repeat is not None:
             self.answers.verdict_again(session, draft, receipt.repeat)
         elif receipt.request:
@@ -264,13 +248,13 @@ class MessageHandlers:
     def _close(self, device: str, message: Close) -> None:
         session = self.sessions.named(device, message.session)
         if message.edge not in (None, self.edge):
-            if session is not None:  # resumed at another edge since; that one answers and logs the end
+            if session is not None:  # resumed at another edge, which answers and logs the end
                 self.answers.left(session, LeaveReason.RESUMED)
                 self._forget(session)
             return
         self.grammars.forget(device, message.session)
         if session is not None and message.edge is None and _is_behind(session, message):
-            # A repeated Open has come here too, or it was resumed elsewhere: what this edge knows is not its end.
+            # A repeated Open came here too, or it was resumed elsewhere: this edge does not know its end.
             self.answers.left(session, LeaveReason.RESUMED)
             self._forget(session)
             session = None
@@ -286,17 +270,17 @@ class MessageHandlers:
         self.answers.figures.heard(device, state.presence)
         self.expiry.note(device, state.certificate_until)
         if wrong := self.clocks.note(device, state, now=self.recorder.now()):
-            self.recorder.event(kind=EventKind.DEVICE, code="clock-wrong", sentence=wrong, device=device)
+            self.recorder.events.note(kind=EventKind.DEVICE, code="clock-wrong", sentence=wrong, device=device)
         if state.presence is Presence.OFFLINE:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)
 
     def warn_certificates(self) -> None:
-        """Tell of the certificates that end soon: in the session log, and to whoever reads the edge's own."""
+        """Warn of certificates that expire soon."""
         for ending in self.expiry.due():
             _log.warning("%s", ending.sentence)
             device = None if ending.name == self.edge else ending.name
             code = "ended" if ending.days < 0 else "ends-soon"
-            self.recorder.event(
+            self.recorder.events.note(
                 kind=EventKind.CERTIFICATE,
                 code=code,
                 sentence=ending.sentence,
@@ -310,17 +294,21 @@ class MessageHandlers:
             self.answers.fault(device, error)
         else:
             self.guard.strike(device, FaultCode.MALFORMED)
-            self.recorder.event(kind=EventKind.FAULT, code="malformed", sentence=malformed.sentence, device=device)
+            self.recorder.events.note(
+                kind=EventKind.FAULT, code="malformed", sentence=malformed.sentence, device=device
+            )
 
     def _over_quota(self, notice: OverQuota) -> None:
-        sentence = f"The device sends more on {notice.topic.value} than it may; it waits {notice.retry_s:.1f} s."
+        sentence = f"The device exceeds its quota on {notice.topic.value}; it waits {notice.retry_s:.1f} s."
         fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=notice.retry_s)
-        self.answers.told(notice.device, fault)
+        self.answers.notify(notice.device, fault)
 
-    def _fenced(self, fence: FenceBegun) -> None:
+    def _quarantined(self, fence: QuarantineBegun) -> None:
         at = self.fences.begun(fence)
-        reason = "It has sent too much that is malformed, unknown or above its quotas."
-        _log.warning("%s is shut out for %.0f s: %s", fence.device, fence.for_s, reason, extra={"device": fence.device})
+        reason = "It has sent too many malformed, unknown or excessive messages."
+        _log.warning(
+            "%s is quarantined for %.0f s: %s", fence.device, fence.for_s, reason, extra={"device": fence.device}
+        )
         self.recorder.fenced(
             fence.device,
             at=at,
@@ -330,26 +318,26 @@ class MessageHandlers:
             level=fence.level,
         )
         self._end_sessions(fence.device, reason)
-        sentence = f"The device is shut out for {fence.for_s:.0f} s. {reason}"
-        self.recorder.event(kind=EventKind.FENCE, code="fenced", sentence=sentence, device=fence.device)
-        self.answers.told(fence.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=fence.for_s))
+        sentence = f"The device is quarantined for {fence.for_s:.0f} s. {reason}"
+        self.recorder.events.note(kind=EventKind.FENCE, code="fenced", sentence=sentence, device=fence.device)
+        self.answers.notify(fence.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=fence.for_s))
 
     def _end_sessions(self, device: str, reason: str) -> None:
-        """End the sessions of a device that is shut out: what they hold is the others'."""
+        """End the sessions of a quarantined device."""
         for session in self.sessions:
             if session.device == device:
-                cause = EndCause("fenced", f"The device was shut out: {reason}")
+                cause = EndCause("fenced", f"The device was quarantined: {reason}")
                 self.answers.ended(session, EndReason.FAILED, cause=cause)
                 self._forget(session)
 
     def _forget(self, session: EdgeSession, *, resumed: bool = False) -> None:
         self.sessions.remove(session)
         if not resumed:
-            self.scheduler.ended_text(now=self.clock())
+            self.scheduler.ended_session(now=self.clock())
         self.scheduler.forget(session)
 
 
 def _is_behind(session: EdgeSession, message: Close) -> bool:
-    """Whether the device has more verified text than this edge has given it."""
+    """Whether the device has more verified tokens than this edge has sent."""
     verified = message.tokens - (message.unverified or 0)
     return verified > session.committed + (message.fix is not None)

@@ -1,7 +1,7 @@
-"""Intake: checks size and form of arriving messages on the link's thread, notes the moment, hands them over.
+"""Intake: check size and format of arriving messages on the link's thread, and queue them for the orchestrator.
 
-Everything from a device is hostile until checked. Whose message it is comes from the topic, which the broker has
-checked against the sender's identity, and from nowhere else.
+Everything from a device is hostile until checked. The sender comes from the topic, which the broker has checked against
+the sender's identity, and from nowhere else.
 """
 
 import logging
@@ -24,12 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A payload that is no message.
-
-    Attributes:
-        topic: Where it came.
-        sentence: What is wrong with it.
-    """
+    """A payload that could not be decoded, and why."""
 
     topic: Topic
     sentence: str
@@ -37,14 +32,7 @@ class Malformed:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A device's message.
-
-    Attributes:
-        device: Whose topic it came on.
-        message: Decoded.
-        size: Payload bytes.
-        at: Monotonic seconds.
-    """
+    """A device's message: the device of its topic, payload bytes, arrival in monotonic seconds."""
 
     device: str
     message: Open | Draft | Close | DeviceState | Telemetry | Malformed
@@ -53,19 +41,16 @@ class ReceivedMessage:
 
 
 _COST_BASE: Final = 256
-"""Bytes that a message costs beside its own: taking it takes time, however short it is."""
+"""Cost of a message in bytes in addition to its size, for handling it."""
 
 _QUANTUM: Final = 4096.0
 
 
 class IntakeQueue:
-    """The bounded way from the link's thread and the jobs to the orchestrator; devices take turns in it.
+    """Bounded queue from the link's thread and the jobs to the orchestrator; devices take turns.
 
-    Where a message does not fit, the device that has most waiting loses its newest, which is counted: a device repeats
-    what was not answered. Calls always fit, and come first.
-
-    Args:
-        bound: Most messages.
+    If it is full, the device with most waiting messages loses its newest: devices repeat what was not answered. Calls
+    always fit, and come first.
 
     Attributes:
         dropped: Messages that did not fit.
@@ -80,17 +65,13 @@ class IntakeQueue:
         self._woken = False
 
     def wake(self) -> None:
-        """Let `take` wait no longer: something else has happened that it is waited for. From any thread."""
+        """End a wait in `take`. Call it from any thread."""
         with self._changed:
             self._woken = True
             self._changed.notify()
 
     def put(self, entry: ReceivedMessage | Callable[[], None]) -> bool:
-        """Hand over an arrival, or a call to be made on the orchestrator's thread. Never blocks.
-
-        Returns:
-            Whether nothing was dropped for it.
-        """
+        """Queue a message, or a call for the orchestrator's thread; return False if a message was dropped."""
         with self._changed:
             lost: ReceivedMessage | None = None
             if isinstance(entry, ReceivedMessage):
@@ -102,20 +83,14 @@ class IntakeQueue:
             return True
         self.dropped += 1
         if self.dropped == 1 or self.dropped % 1000 == 0:
-            _log.warning(
-                "The inbox is full (%d messages); %d dropped so far, the last of %s.",
-                self._bound,
-                self.dropped,
-                lost.device,
-            )
+            sentence = "The inbox is full (%d messages); %d dropped so far, the last of %s."
+            _log.warning(sentence, self._bound, self.dropped, lost.device)
         return False
 
     def take(self, *, timeout_s: float, most: int = 256) -> list[ReceivedMessage | Callable[[], None]]:
-        """Return what waits, fairly by device; wait for the first at most `timeout_s`, or until `wake`.
+        """Return queued entries, fairly by device; wait at most `timeout_s` for the first, or until `wake`.
 
-        Args:
-            timeout_s: Longest wait.
-            most: Most messages: what comes in faster than it is handled must not keep a step from being computed.
+        `most` bounds the messages, so that a flood does not keep steps from being computed.
         """
         with self._changed:
             if timeout_s > 0:
@@ -141,26 +116,21 @@ _DECODERS: dict[Topic, Callable[[bytes], Open | Draft | Close | DeviceState | Te
 
 
 def leave_opens(link: Link, *, fleet: str) -> None:
-    """Take no more Opens: the broker gives them to the fleet's other edges, or tells the device that there is none."""
+    """Stop receiving Opens; the broker then sends them to the fleet's other edges."""
     link.unsubscribe(_shared(Topic.OPEN, fleet))
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Subscribes to the devices' topics and fills the inbox.
-
-    Attributes:
-        inbox: Where messages go.
-        clock: Monotonic seconds.
-    """
+    """Subscribes to the devices' topics and fills the inbox."""
 
     inbox: IntakeQueue
     clock: Callable[[], float]
 
     def subscribe(self, link: Link, *, fleet: str, edge: str) -> None:
-        """Subscribe. Opens and telemetry go to one edge of the fleet, a draft to the one it names, the rest to all.
+        """Subscribe. Opens and telemetry go to one edge of the fleet, drafts to the edge they name, the rest to all.
 
-        Only states are meant to be retained: what a device leaves on its other topics is not asked for.
+        Only states are meant to be retained; retained messages on other topics are ignored.
         """
         self.take_opens(link, fleet=fleet)
         link.subscribe(wildcard(Topic.DRAFT, fleet=fleet, edge=edge), self.on_message, retained=False)
@@ -169,11 +139,11 @@ class Intake:
         link.subscribe(_shared(Topic.TELEMETRY, fleet), self.on_message, retained=False)
 
     def take_opens(self, link: Link, *, fleet: str) -> None:
-        """Take Opens, or take them again after `leave_opens`."""
+        """Receive Opens, for the first time or again after `leave_opens`."""
         link.subscribe(_shared(Topic.OPEN, fleet), self.on_message, retained=False)
 
     def on_message(self, message: Message) -> None:
-        """Take one message. An empty one is nobody's: so the broker tells that something kept there was cleared."""
+        """Decode and queue one message; empty ones, sent when a retained message is cleared, are ignored."""
         if not message.payload:
             return
         at = self.clock()

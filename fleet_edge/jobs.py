@@ -1,4 +1,4 @@
-"""Recurring jobs of an edge, on their own threads: each fails alone, and runs again when its time comes."""
+"""Recurring jobs of an edge, on their own threads: each fails alone, and is retried at its next time."""
 
 import logging
 import threading
@@ -38,26 +38,13 @@ class _Pace(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """How often each chore is done, and how much is kept.
+    """Intervals between runs of each job, and how long data is kept.
 
     Attributes:
-        lease_every_s: Between looks for leases that ran out.
-        progress_every_s: Between writes of the running segments' counters.
-        log_every_s: Between writes of what the log holds back, the counts of events above all.
-        fences_every_s: Between looks for fences that an administrator or another edge has made or lifted.
-        certificates_every_s: Between looks for certificates that end soon.
-        silent_every_s: Between looks for silent devices.
-        abandoned_every_s: Between looks for sessions that no edge serves any more.
-        abandoned_after: Without a record until such a session counts as lost; well above a lease and a
-            database outage.
-        rollup_every_s: Between rollups.
-        purge_every_s: Between purges.
-        keep: Ages at which rows are deleted.
-        keep_reported: Age at which a device's Close of a session that its edge did not serve is deleted; well above a
-            database outage.
+        abandoned_after: Age at which a session that no edge serves is closed as lost; well above a lease and a database
+            outage.
+        keep_reported: Age at which a reported Close of an unknown session is deleted; well above a database outage.
         most_reported: Such Closes kept of one device.
-        backup_look_s: Between looks whether a backup is due.
-        memory_every_s: Between times at which free memory is given back to the machine.
         purge_chunk: Rows deleted in one transaction.
     """
 
@@ -79,21 +66,12 @@ class JobSettings:
     memory_every_s: float = 60.0
 
 
-class Jobs:
-    """The chores of one edge.
+class EdgeJobs:
+    """The recurring jobs of one edge. They call the given functions from their own threads.
 
-    Args:
-        store: The session log; chores use their own connections, beside the writer's. While it is away those that
-            need it fail, each saying so once.
-        expire_leases: Ends sessions whose lease ran out. Called from a thread of ours.
-        flush_progress: Puts the running segments' counters. Called from a thread of ours.
-        flush_log: Writes what the log holds back, the counts of events above all. Called from a thread of ours.
-        warn_certificates: Tells of certificates that end soon. Called from a thread of ours.
-        apply_fences: Takes the fences that the session log knows of. Called from a thread of ours.
-        back_up: Makes a backup if one is due. Called from a thread of ours. None: never.
-        tell: Takes what is an event, as `Recorder.event` does. Called from threads of ours.
-        settings: Intervals and ages.
-        now: Aware clock.
+    `store` has connections apart from the writer's. While it is away, jobs that need it fail and log that once. `tell`
+    takes
+    events, as `EventCounts.note` does.
     """
 
     def __init__(
@@ -104,7 +82,7 @@ class Jobs:
         flush_progress: Callable[[], object],
         flush_log: Callable[[], object],
         warn_certificates: Callable[[], object],
-        apply_fences: Callable[[Fences], object],
+        apply_quarantines: Callable[[Fences], object],
         back_up: Callable[[], object] | None = None,
         tell: Callable[..., object] = lambda **_event: None,
         settings: JobSettings | None = None,
@@ -121,7 +99,7 @@ class Jobs:
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
             "flush-log": (self._settings.log_every_s, flush_log),
-            "read-fences": (self._settings.fences_every_s, lambda: apply_fences(store.fences(now=now()))),
+            "read-fences": (self._settings.fences_every_s, lambda: apply_quarantines(store.fences(now=now()))),
             "warn-certificates": (self._settings.certificates_every_s, warn_certificates),
             "mark-silent": (self._settings.silent_every_s, self._mark_silent),
             "close-abandoned": (self._settings.abandoned_every_s, self._close_abandoned),
@@ -132,7 +110,7 @@ class Jobs:
         }
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            # One thread each: a long purge must not keep leases from ending.
+            # One thread each: a long purge must not delay the end of leases.
             executors={"default": ThreadPoolExecutor(len(self._chores))},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
@@ -144,22 +122,22 @@ class Jobs:
         return tuple(self._chores)
 
     def start(self) -> None:
-        """Begin; each chore is first done after its interval."""
+        """Start; each job first runs after its interval."""
         self._scheduler.start()
 
     def stop(self) -> None:
-        """End, waiting for the chores under way; a purge leaves the rest to the next run. Idempotent."""
+        """Stop after the jobs under way; a purge leaves the rest to the next run. Idempotent."""
         self._stopping.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
 
     def run(self, name: str) -> bool:
-        """Do one chore now, whatever comes of it; return whether it succeeded. A failure is logged."""
+        """Run one job now; return whether it succeeded. Failures are logged."""
         _, chore = self._chores[name]
         try:
             chore()
         except (StoreError, SQLAlchemyError) as error:
-            # Expected while the database is away: no traceback, and once in an outage.
+            # Expected while the database is away: no traceback, and once per outage.
             level = logging.DEBUG if name in self._waiting else logging.WARNING
             _log.log(level, "The job %s could not be done and will be tried again: %s", name, _first_line(error))
             self._waiting.add(name)
@@ -202,9 +180,9 @@ class Jobs:
     def _purge(self) -> None:
         now, settings, engine = self._now(), self._settings, self._store.engine
         keep = settings.keep
-        # A purge may take longer than an edge has to end, and goes on beside the writer.
+        # A purge may take longer than an edge has to end, and runs next to the writer.
         pace: _Pace = {"chunk": settings.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
-        # What is not rolled up yet would be in no total.
+        # Rows that are not rolled up yet would be missing in the totals.
         roll_up(engine, now=now, enough=self._stopping.is_set)
         rounds = housekeeping.purge_rounds(engine, before=now - timedelta(days=keep.rounds_days), **pace)
         texts = housekeeping.purge_texts(engine, before=now - timedelta(days=keep.texts_days), **pace)

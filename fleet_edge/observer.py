@@ -1,44 +1,39 @@
-"""Observer of a running edge: its metrics, whether it is alive, and whether it is ready for sessions.
+"""Observer of a running edge: metrics, health, and load reports for the session log.
 
-What only the orchestrator's thread may look at it is asked for, as the jobs ask it: a loop that does not answer is one
-that hangs.
+State of the orchestrator's thread is read on that thread. A loop that does not answer in time hangs.
 """
 
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Final
 
-from fleet_common.metrics import Family, Health, Pages, exposition
+from fleet_common.metrics import Family, Health, Histogram, Pages, exposition
 from fleet_common.mqtt.link import Link
+from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics import catalogue as named
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.store.event_codes import EventKind
+from fleet_edge.store.records.sightings import EdgeLoad
 from fleet_edge.store.states import MachineState
 from fleet_edge.store.writer import Writer
 from schemas.names import VERSION
 
 _ANSWER_S: Final = 2.0
-"""A loop that works takes what arrives within a step's decisions: milliseconds."""
+"""A working loop answers within milliseconds."""
 
 _STEP_S: Final = 1.0
-"""What the memory holds is only known between two steps; where one takes longer, an earlier look must do."""
+"""KV memory can be measured only between two steps; after this wait an earlier measurement is used."""
 
 _STORE_OUTCOMES: Final = ("written", "spooled", "replayed", "rejected", "dropped")
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the orchestrator's thread has said of itself.
-
-    Attributes:
-        running: Open sessions.
-        waiting: Of these, those that wait for a step.
-        dropped: Messages that did not fit into the inbox, since the start.
-        draining: Whether no new sessions are taken.
-        away: Why the large model cannot compute; empty if it can.
-    """
+    """State of the orchestrator: open and waiting sessions, dropped messages, and why the target is away."""
 
     running: int
     waiting: int
@@ -49,16 +44,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeObserver:
-    """Looks at an edge from other threads.
-
-    Attributes:
-        fleet: Its name.
-        edge: This edge's name.
-        orchestrator: The loop.
-        writer: The session log's.
-        link: To the broker.
-        answer_s: How long the loop may take to answer.
-    """
+    """Observes an edge from other threads; the loop has `answer_s` seconds to answer."""
 
     fleet: str
     edge: str
@@ -73,14 +59,14 @@ class EdgeObserver:
 
     @property
     def memory(self) -> KvMemory:
-        """The memory for keys and values, as it was at the last look."""
+        """KV memory at the last look."""
         return self.orchestrator.scheduler.memory
 
     def pages(self) -> Pages:
         return Pages(metrics=lambda: exposition(self.families()), alive=self.alive, ready=self.ready)
 
     def look(self) -> Look | None:
-        """Ask the loop; None if it does not answer. From any thread but its own."""
+        """Ask the loop for its state; None if it does not answer. Call it from any other thread."""
         found: list[Look] = []
         answered, measured = threading.Event(), threading.Event()
 
@@ -108,7 +94,7 @@ class EdgeObserver:
         return Health({"loop": "" if self.look() is not None else self._hangs})
 
     def ready(self) -> Health:
-        """Tell whether sessions can be opened here and are recorded."""
+        """Report whether sessions can be opened here and are recorded."""
         look, store = self.look(), self.writer.counters
         if look is None:
             return Health({"loop": self._hangs})
@@ -123,7 +109,7 @@ class EdgeObserver:
         )
 
     def families(self) -> Iterator[Family]:
-        """Yield all metrics, as they are now."""
+        """Yield the current values of all metrics."""
         look = self.look()
         yield Family(named.INFO, {(VERSION, self.fleet, self.edge, self.orchestrator.scheduler.target.name): 1.0})
         yield from self._counted()
@@ -162,7 +148,7 @@ class EdgeObserver:
         yield named.UPLINK_BYTES.of(figures.uplink_bytes)
         yield named.DOWNLINK_BYTES.by(dict(figures.downlink_bytes))
         states = figures.device_states(self.orchestrator.handlers.guard.fenced())
-        # Retirement is known to the session log alone, and who has no presence is not known here.
+        # Only the session log knows about retirement and about devices without a presence.
         known = (each for each in MachineState if each not in (MachineState.RETIRED, MachineState.UNKNOWN))
         yield named.DEVICES.by({each.value: states[each] for each in known})
         yield named.FIRST_TOKEN.spread(figures.first_token)
@@ -183,10 +169,9 @@ class EdgeObserver:
 
 
 def _per_position(lengths: list[int]) -> dict[str, int]:
-    """Return how often the draft token at each place was accepted, by the place from 0.
+    """Return how often the draft token at each position was accepted.
 
-    Args:
-        lengths: How many drafts had exactly so many tokens accepted, by that number.
+    `lengths[n]` is the number of drafts with exactly n accepted tokens.
     """
     per_position: dict[str, int] = {}
     behind = 0
@@ -195,3 +180,105 @@ def _per_position(lengths: list[int]) -> dict[str, int]:
         if behind:
             per_position[str(length - 1)] = behind
     return per_position
+
+
+_LOOKS: Final = 2
+"""Number of unanswered requests in a row after which a loop hangs; a single one may be a busy machine."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums at the last look."""
+
+    at: float
+    tokens: int
+    step: tuple[float, int]
+    batch: tuple[float, int]
+    queue: tuple[float, int]
+
+    @classmethod
+    def of(cls, figures: Figures, *, at: float) -> "_Sums":
+        return cls(
+            at=at,
+            tokens=sum(dict(figures.generation_tokens).values()),
+            step=_sum(figures.step),
+            batch=_sum(figures.batch_sessions),
+            queue=_sum(figures.queue_time),
+        )
+
+
+@dataclass(slots=True)
+class SelfWatch:
+    """Reports an edge's load, and a hanging loop, to the session log. Call it from one other thread at a time."""
+
+    observer: EdgeObserver
+    recorder: Recorder
+    most_sessions: int
+    clock: Callable[[], float]
+    now: Callable[[], datetime]
+    _before: _Sums = field(init=False)
+    _dropped: int = 0
+    _silent_since: float | None = None
+    _silent: int = 0
+
+    def __post_init__(self) -> None:
+        self._before = _Sums.of(self.observer.figures, at=self.clock())
+
+    def look(self) -> None:
+        at = self.clock()
+        look = self.observer.look()
+        if look is None:
+            self._hangs(at)
+            return
+        self._turns()
+        self._report_load(look)
+        if (new := look.dropped - self._dropped) > 0:
+            self._dropped = look.dropped
+            sentence = "The inbox was full; messages of the busiest devices were dropped."
+            self._event("inbox-full", sentence, times=new)
+
+    def _report_load(self, look: Look) -> None:
+        before, now = self._before, _Sums.of(self.observer.figures, at=self.clock())
+        self._before = now
+        store, memory = self.observer.writer.counters, self.observer.memory
+        queue_s, step_s = _mean(before.queue, now.queue), _mean(before.step, now.step)
+        self.recorder.sink.put(
+            EdgeLoad(
+                edge=self.observer.edge,
+                at=self.now(),
+                open_sessions=look.running,
+                most_sessions=self.most_sessions,
+                batch_sessions=_mean(before.batch, now.batch),
+                step_ms=None if step_s is None else step_s * 1e3,
+                queue_ms=None if queue_s is None else queue_s * 1e3,
+                tokens_per_s=(now.tokens - before.tokens) / max(1e-3, now.at - before.at),
+                kv_usage=memory.computed / memory.whole if memory.whole else None,
+                spooled_records=max(0, store.spooled - store.replayed),
+            )
+        )
+
+    def _hangs(self, at: float) -> None:
+        self._silent += 1
+        if self._silent_since is None:
+            self._silent_since = at
+        if self._silent == _LOOKS:
+            seconds = self.clock() - self._silent_since
+            self._event("hangs", f"The edge's loop has not answered for {seconds:.0f} s; no session makes progress.")
+
+    def _turns(self) -> None:
+        if self._silent >= _LOOKS and self._silent_since is not None:
+            seconds = self.clock() - self._silent_since
+            self._event("hangs-no-more", f"The edge's loop answers again, after {seconds:.0f} s.")
+        self._silent, self._silent_since = 0, None
+
+    def _event(self, code: str, sentence: str, *, times: int = 1) -> None:
+        self.recorder.events.note(kind=EventKind.EDGE, code=code, sentence=sentence, device=None, times=times)
+
+
+def _sum(histogram: Histogram) -> tuple[float, int]:
+    return histogram.total, sum(list(histogram.counts))
+
+
+def _mean(before: tuple[float, int], now: tuple[float, int]) -> float | None:
+    number = now[1] - before[1]
+    return (now[0] - before[0]) / number if number > 0 else None

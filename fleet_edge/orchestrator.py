@@ -1,227 +1,306 @@
-"""Orchestrator: one thread that turns arrivals into verdicts, a batch at a time, while another computes.
+"""Orchestrator: one thread that turns arriving messages into verdicts, a batch at a time, while another computes.
 
-What arrives while a step is computed is handled at once, and what the step before it has decided is told meanwhile. So
-a session may end, or its draft be given up, while it is in a step: whether what was computed still decides something is
-asked when the step has ended. The verifier is told of sessions that come and go between two steps.
+Messages that arrive during a step are handled at once, and the results of the step before are sent meanwhile. So a
+session may end, or its draft be given up, while it is in a step. When the step has ended, `_awaited` tells whether its
+result still counts. The verifier hears of opened and closed sessions between two steps.
 """
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dssd.verification import Judgement
-from fleet_edge.answers.answers import Answers
-from fleet_edge.answers.outcomes import Outcome, Outcomes, give_up, without_verdict
-from fleet_edge.batching.computing import ComputingThread, RunningStep
-from fleet_edge.batching.judging import Case
-from fleet_edge.batching.planning import Batch, Work
+from fleet_edge.answers.answers import Responder
+from fleet_edge.batching.judging import Case, judge_batch
+from fleet_edge.batching.planning import Batch, WorkItem
 from fleet_edge.batching.scheduler import Scheduler
-from fleet_edge.batching.timing import Step
+from fleet_edge.batching.timing import DraftTiming, StepTimes
+from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
+from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
+from schemas.reasons import Action, FaultCode
 
 _log = logging.getLogger(__name__)
 
-# A device that does not stop to send must not keep an edge from ending.
 _LAST_TAKES: Final = 20
+"""Batches of messages handled at the end: a device that keeps sending must not keep an edge from ending."""
 
-# Messages handled in a row: between steps, and while one is computed, whose end is then to be noticed soon.
 _TAKEN: Final = 256
 _TAKEN_MEANWHILE: Final = 16
+"""Messages handled in a row, between steps and during one; during a step fewer, so that its end is noticed soon."""
 
-# The end of a step wakes whoever waits for it; this is no more than a look in between.
-_LOOK_S: Final = 1.0
+_POLL_S: Final = 1.0
+"""Longest wait for messages during a step; its end wakes the thread earlier."""
 
-# While the target model is away, it is looked for this often.
 _PAUSE_S: Final = 0.05
+"""Interval of looking for a target model that is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStep:
+    """A step that is being computed: its batch, and the future of its judgements (see `judge_batch`) and times."""
+
+    batch: Batch
+    future: "Future[tuple[list[Judgement | None], StepTimes]]"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkResult:
+    """What a step has decided for one session: results of its drafts with their times, or a fault."""
+
+    work: WorkItem
+    results: Sequence[tuple[DraftResult, DraftTiming]] = ()
+    fault: DraftFault | None = None
+
+    @property
+    def written(self) -> bool:
+        """Whether it holds tokens of edge-only decoding."""
+        return self.fault is None and self.work.writes
 
 
 @dataclass(slots=True)
 class Orchestrator:
-    """Takes what has arrived, verifies what is ready, answers and logs.
+    """The edge's main loop: receive messages, compute batches, send and record verdicts.
 
-    Attributes:
-        inbox: What has arrived.
-        handlers: What arrivals do to the sessions.
-        sessions: The table.
-        scheduler: Picks a step, and knows what it took.
-        answers: Tell devices and the log.
-        clock: Monotonic seconds.
-        piece_s: Longest time for which tokens that the edge writes by itself wait to be sent with those that follow.
+    `piece_s` is the longest time that tokens of edge-only decoding wait to be sent together with the next ones.
     """
 
     inbox: IntakeQueue
     handlers: MessageHandlers
     sessions: SessionTable
     scheduler: Scheduler
-    answers: Answers
+    answers: Responder
     clock: Callable[[], float]
     piece_s: float = 0.0
-    _computing: ComputingThread = field(init=False)
-    _outcomes: Outcomes = field(init=False)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="computing"))
     _running: RunningStep | None = None
-    _step_s: float = 0.0  # what the last step took
+    _held: dict[int, WorkResult] = field(default_factory=dict)  # by session, tokens that wait to be sent
+    _step_s: float = 0.0  # duration of the last step
     _paused_until: float = -math.inf
 
-    def __post_init__(self) -> None:
-        """Make the thread that computes; it starts with the first step."""
-        self._outcomes = Outcomes(self.answers, self.sessions, self.clock, self.piece_s)
-        self._computing = ComputingThread(self.scheduler.score, self.clock, on_end=self.inbox.wake)
-
     def step(self, *, wait_s: float = 0.0) -> bool:
-        """Take arrivals, see one step to its end, begin the next if there is one, and tell what was decided.
+        """Plan, run and post-process one step; the next one runs while its verdicts are sent.
 
         Args:
-            wait_s: Longest wait for an arrival when there is nothing to compute.
+            wait_s: Longest wait for a message when there is nothing to compute.
 
         Returns:
             Whether anything was computed.
         """
-        self._take(0.0)
+        self._receive(0.0)
         if self._running is None:
-            self._begin(wait_s)
+            self._run(self._plan(wait_s))
         if self._running is None:
             return False
-        answers = self._end(self._running)
-        self._go_on()  # before anybody is told: devices have their answers a little later, and the engine does not wait
-        self._tell(answers)
+        results = self._finish(self._running)
+        self._run(self._plan_at_once())
+        self._send(results)
         return True
 
-    def waiting(self) -> int:
-        """Return how many sessions have something to be computed that is not under way."""
-        computing = set() if self._running is None else {work.session.handle for work in self._running.batch.works}
-        return sum(session.handle not in computing and session.ready is not None for session in self.sessions)
-
     def rest(self) -> None:
-        """See a step that has begun to its end, tell what was decided, and begin no other."""
+        """Finish a running step and send its verdicts; begin no other."""
         if self._running is not None:
-            self._tell(self._end(self._running))
-
-    def _begin(self, wait_s: float) -> None:
-        """Have the next step computed, held for drafts that are about to come if that pays; if none is due, wait."""
-        if self._away:
-            self._take(min(wait_s, _PAUSE_S))  # what is to be computed waits, and comes again
-            return
-        batch = self._next_batch()
-        if not batch and wait_s > 0:
-            self._take(wait_s)
-            batch = self._next_batch()
-        self._start(batch)
-
-    def _go_on(self) -> None:
-        """Have the next step computed, unless it is to be held."""
-        now = self.clock()
-        if not self._away and self.scheduler.hold_s(self.sessions, now=now) == 0.0:
-            self._start(self.scheduler.next_batch(self.sessions, now=now))
-
-    def _start(self, batch: Batch) -> None:
-        if batch.items:
-            cases = [_case(work) for work in batch.verifications]
-            self.scheduler.began()
-            self._running = self._computing.start(batch, cases)
-        for session, draft, fault in batch.faults:
-            self.answers.fault(session.device, fault, session=session, draft=draft)
-
-    def _end(self, running: RunningStep) -> list[Outcome]:
-        """Handle what arrives until a step is over, and let its sessions take what was decided.
-
-        Returns:
-            What their devices are to be told.
-        """
-        while not running.ended:
-            self._take(_LOOK_S, most=_TAKEN_MEANWHILE)
-        self._running = None
-        self.scheduler.ended()
-        try:
-            judged = running.result()
-        except TargetAway as error:
-            self._paused_until = self.clock() + error.retry_s
-            _log.warning("A step of %d sessions waits: %s", len(running.batch.items), error)
-            return []
-        except SequenceFailed as error:
-            works = [work for work in running.batch.works if work.item.sequence == error.sequence]
-            return self._failed(Batch(works), error)
-        except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
-            return self._failed(running.batch, error)
-        self._step_s = judged.times.ended - judged.times.started
-        self.scheduler.computed(running.batch, judged.times)
-        self.answers.figures.stepped(
-            self._step_s,
-            sessions=judged.times.sessions,
-            tokens=sum(len(work.item.tokens) for work in running.batch.works),
-            prefilled=sum(work.prefilled for work in running.batch.works),
-        )
-        self._note_killed(running.batch)
-        return [
-            self._settle(work, judgement, judged.times)
-            for work, judgement in zip(running.batch.verifications, judged.judgements, strict=True)
-            if self._awaited(work)
-        ]
-
-    def _note_killed(self, batch: Batch) -> None:
-        """Note the grammars that have ended their processes in a step."""
-        for session in (work.session for work in batch.verifications):
-            if session.constraint is not None and session.constraint.killed:
-                self.handlers.grammar_killed(session.device, session.session, session.constraint.killed)
-                session.constraint.killed = ""
-
-    def _settle(self, work: Work, judgement: Judgement | None, step: Step) -> Outcome:
-        """Let a session take what was decided of its drafts; return what its device is to be told."""
-        session = work.session
-        if judgement is None:
-            self.scheduler.evict(session)  # nobody is to go on from it
-            failure = "" if session.constraint is None else session.constraint.failure
-            return give_up(work, failure or "The target model's logits are not numbers.")
-        try:
-            results = session.settle(work.chain, judgement)
-            self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
-            if session.stream is not None:
-                session.stream.due_at = step.ended
-            else:
-                self.scheduler.answered(session, at=self.clock())
-            return Outcome(work, [(result, self.scheduler.timing(work, result.arrived, step)) for result in results])
-        except Exception:  # noqa: BLE001 - logged with its traceback
-            return without_verdict(work)
-
-    def _tell(self, outcomes: Sequence[Outcome]) -> None:
-        """Tell devices what a step has decided, while the next one is computed."""
-        works = [] if self._running is None else self._running.batch.verifications
-        self._outcomes.tell(outcomes, going_on={work.session.handle for work in works}, step_s=self._step_s)
+            self._send(self._finish(self._running))
 
     def take_last(self, *, wait_s: float) -> None:
-        """Take what still arrives before the end: a device that closes meanwhile is not to be found open in the log.
+        """Handle last messages before the edge ends, until `wait_s` seconds pass without any.
 
-        Args:
-            wait_s: Of silence, after which nothing more is expected: devices that get no verdicts fall silent.
+        A device that closes its session now should not appear as open in the log.
         """
         self.rest()
         for _ in range(_LAST_TAKES):
-            if not self._take(wait_s) or not len(self.sessions):
+            if not self._receive(wait_s) or not len(self.sessions):
                 return
 
-    def _next_batch(self) -> Batch:
-        """Return the next step, held for drafts that are about to come if that pays."""
+    def waiting(self) -> int:
+        """Return how many sessions wait for a step, those in the running step left out."""
+        computing = set() if self._running is None else {work.session.handle for work in self._running.batch.works}
+        return sum(session.handle not in computing and session.ready is not None for session in self.sessions)
+
+    # Plan
+
+    def _plan(self, wait_s: float) -> Batch:
+        """Return the next batch; wait for messages if there is nothing to compute."""
+        if self._away:
+            self._receive(min(wait_s, _PAUSE_S))
+            return Batch()
+        batch = self._plan_held()
+        if not batch and wait_s > 0:
+            self._receive(wait_s)
+            batch = self._plan_held()
+        return batch
+
+    def _plan_held(self) -> Batch:
+        """Return the next batch, held for drafts that are about to arrive if that pays."""
         now = self.clock()
         until = now + self.scheduler.hold_s(self.sessions, now=now)
         while (left := until - self.clock()) > 0:
-            self._take(left)
+            self._receive(left)
         return self.scheduler.next_batch(self.sessions, now=self.clock())
+
+    def _plan_at_once(self) -> Batch:
+        """Return the next batch; empty if it should be held."""
+        now = self.clock()
+        if self._away or self.scheduler.hold_s(self.sessions, now=now) > 0.0:
+            return Batch()
+        return self.scheduler.next_batch(self.sessions, now=now)
 
     @property
     def _away(self) -> bool:
         return bool(self.scheduler.away()) or self._paused_until > self.clock()
 
-    def _awaited(self, work: Work) -> bool:
-        """Whether a part of a step that has ended still decides something."""
+    # Run
+
+    def _run(self, batch: Batch) -> None:
+        if batch.items:
+            cases = [_case(work) for work in batch.verifications]
+            self.scheduler.began()
+            future = self._pool.submit(self._compute, batch, cases)
+            future.add_done_callback(lambda _: self.inbox.wake())
+            self._running = RunningStep(batch, future)
+        for session, draft, fault in batch.faults:
+            self.answers.fault(session.device, fault, session=session, draft=draft)
+
+    def _compute(self, batch: Batch, cases: Sequence[Case]) -> tuple[list[Judgement | None], StepTimes]:
+        """Compute a batch and decide on its drafts, on the computing thread."""
+        started = self.clock()
+        judgements = judge_batch(self.scheduler.score(batch), cases)
+        return judgements, StepTimes(started, self.clock(), len(judgements))
+
+    # Post-process
+
+    def _finish(self, running: RunningStep) -> list[WorkResult]:
+        """Handle messages until a step has ended, and let its sessions commit; return the results to send."""
+        while not running.future.done():
+            self._receive(_POLL_S, most=_TAKEN_MEANWHILE)
+        self._running = None
+        self.scheduler.ended()
+        batch = running.batch
+        try:
+            judgements, times = running.future.result()
+        except TargetAway as error:
+            self._paused_until = self.clock() + error.retry_s
+            _log.warning("A step of %d sessions waits: %s", len(batch.items), error)
+            return []
+        except SequenceFailed as error:
+            return self._failed(Batch([work for work in batch.works if work.item.sequence == error.sequence]), error)
+        except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
+            return self._failed(batch, error)
+        self._step_s = times.ended - times.started
+        self.scheduler.computed(batch, times)
+        self.answers.figures.stepped(
+            self._step_s,
+            sessions=times.sessions,
+            tokens=sum(len(work.item.tokens) for work in batch.works),
+            prefilled=sum(work.prefilled for work in batch.works),
+        )
+        self._note_killed(batch)
+        return [
+            self._commit(work, judgement, times)
+            for work, judgement in zip(batch.verifications, judgements, strict=True)
+            if self._awaited(work)
+        ]
+
+    def _commit(self, work: WorkItem, judgement: Judgement | None, times: StepTimes) -> WorkResult:
+        """Let a session commit what was decided on its drafts."""
+        session = work.session
+        if judgement is None:
+            self.scheduler.evict(session)  # its keys and values may be wrong too
+            failure = "" if session.constraint is None else session.constraint.failure
+            return _give_up(work, failure or "The target model's logits are not numbers.")
+        try:
+            results = session.settle(work.chain, judgement)
+            self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
+            if session.stream is not None:
+                session.stream.due_at = times.ended
+            else:
+                self.scheduler.answered(session, at=self.clock())
+            return WorkResult(work, [(each, self.scheduler.timing(work, each.arrived, times)) for each in results])
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            return _without_verdict(work)
+
+    def _awaited(self, work: WorkItem) -> bool:
+        """Whether the result of a part of a step still counts."""
         return work.session in self.sessions and (not work.chain or work.session.awaits(work.chain))
 
-    def _take(self, wait_s: float, *, most: int = _TAKEN) -> int:
-        """Handle what has arrived; return how much that was."""
+    def _failed(self, batch: Batch, error: Exception) -> list[WorkResult]:
+        """Evict the sessions of a step that has failed, and fail those that wait for it."""
+        sentence = f"A step of {len(batch.items)} sessions failed: {error}"
+        _log.error("%s", sentence)
+        self.handlers.recorder.events.note(kind=EventKind.TARGET, code="step-failed", sentence=sentence, device=None)
+        for work in batch.works:
+            if work.session in self.sessions:
+                self.scheduler.evict(work.session)
+        # A prompt fails only if it was computed without any draft: the draft may be at fault.
+        return [
+            _give_up(work, f"The edge could not {'verify the draft' if work.chain else 'take the prompt'}: {error}")
+            for work in batch.verifications or batch.works
+            if self._awaited(work)
+        ]
+
+    def _note_killed(self, batch: Batch) -> None:
+        """Report grammars that have killed their process in a step."""
+        for session in (work.session for work in batch.verifications):
+            if session.constraint is not None and session.constraint.killed:
+                self.handlers.grammar_killed(session.device, session.session, session.constraint.killed)
+                session.constraint.killed = ""
+
+    # Send
+
+    def _send(self, results: Sequence[WorkResult]) -> None:
+        """Send results to devices, except tokens that wait for those of the running step.
+
+        A message costs more than a token on a fast edge, so tokens of edge-only decoding wait for the next ones, though
+        not longer than a reader would notice.
+        """
+        works = [] if self._running is None else self._running.batch.verifications
+        running = {work.session.handle for work in works}
+        due, self._held = self._held, {}
+        for result in results:
+            handle = result.work.session.handle
+            before = due.pop(handle, None)
+            if before is not None and result.written:
+                due[handle] = replace(result, results=[*before.results, *result.results])
+            else:
+                due[handle] = result
+        for handle, result in due.items():
+            if self._may_wait(result, running):
+                self._held[handle] = result
+            elif result.work.session in self.sessions:
+                self._answer(result)
+
+    def _may_wait(self, result: WorkResult, running: Container[int]) -> bool:
+        session, stream = result.work.session, result.work.session.stream
+        if session.handle not in running or not result.written or stream is None:
+            return False
+        return stream.may_wait(session.committed) and self.clock() + self._step_s - stream.sent_at < self.piece_s
+
+    def _answer(self, result: WorkResult) -> None:
+        work, session = result.work, result.work.session
+        if result.fault is not None:
+            draft = work.chain[0].draft if work.chain else None
+            self.answers.fault(session.device, result.fault, session=session, draft=draft)
+            return
+        try:
+            if not result.written:
+                for each, timing in result.results:
+                    self.answers.verdict(session, each, timing)
+            elif session.stream is not None:  # otherwise the device has asked for something else since
+                self.answers.written(session, [each for each, _ in result.results], result.results[-1][1])
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            self._answer(_without_verdict(work))
+
+    # Receive
+
+    def _receive(self, wait_s: float, *, most: int = _TAKEN) -> int:
+        """Handle what has arrived; return the number of entries."""
         entries = self.inbox.take(timeout_s=wait_s, most=most)
         for entry in entries:
             try:
@@ -230,29 +309,14 @@ class Orchestrator:
                 else:
                     entry()
             except Exception:  # noqa: BLE001 - logged with its traceback
-                # One message must not stop the service of all others.
+                # One message must not stop the service for others.
                 _log.exception("A message could not be handled; it is dropped.")
-        self.handlers.look_after_guard()
+        self.handlers.report_guard()
         return len(entries)
 
-    def _failed(self, batch: Batch, error: Exception) -> list[Outcome]:
-        """A step failed as a whole: its sessions lose their keys and values, and those who wait are to be told."""
-        _log.error("A step of %d sessions failed: %s", len(batch.items), error)
-        sentence = f"A step of {len(batch.items)} sessions failed: {error}"
-        self.handlers.recorder.event(kind=EventKind.TARGET, code="step-failed", sentence=sentence, device=None)
-        for work in batch.works:
-            if work.session in self.sessions:
-                self.scheduler.evict(work.session)
-        # Prompts are given up only when they have failed without the drafts.
-        return [
-            give_up(work, f"The edge could not {'verify the draft' if work.chain else 'take the prompt'}: {error}")
-            for work in batch.verifications or batch.works
-            if self._awaited(work)
-        ]
 
-
-def _case(work: Work) -> Case:
-    """Put a session's drafts together: they are decided on as one, and told apart afterwards."""
+def _case(work: WorkItem) -> Case:
+    """Put a session's drafts together: they are decided on as one, and split afterwards."""
     session, drafts = work.session, [arrived.draft for arrived in work.chain]
     counted = drafts[0].counts is not None
     return Case(
@@ -266,3 +330,17 @@ def _case(work: Work) -> Case:
         constraint=session.constraint,
         text=() if session.constraint is None else session.text,
     )
+
+
+def _give_up(work: WorkItem, sentence: str) -> WorkResult:
+    fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence)
+    work.session.fail(fault)
+    return WorkResult(work, fault=fault)
+
+
+def _without_verdict(work: WorkItem) -> WorkResult:
+    """Log the exception being handled and fail its session, so that others are served on."""
+    session = work.session.session.hex()
+    extra = {"session": session, "device": work.session.device}
+    _log.exception("A verdict for session %s could not be given.", session, extra=extra)
+    return _give_up(work, "The edge could not give a verdict; its log says why.")

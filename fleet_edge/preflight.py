@@ -1,4 +1,4 @@
-"""Preflight of the edge, before a model is loaded: the target's files, the database, the spool and the broker."""
+"""Preflight checks of the edge before a model is loaded: the target's files, database, spool and broker."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from fleet_edge.store.reopening import check_database
 from fleet_edge.store.spool import Spool
 from fleet_edge.verifiers.registry import check_verifier
 
-# A broker may be starting at the same time; where something else is wrong already, nobody waits for it.
+# The broker may be starting too; if something else is wrong already, the wait is short.
 _CONNECT_S: Final = 10.0
 _SHORT_S: Final = 1.0
 
@@ -24,15 +24,11 @@ _SHORT_S: Final = 1.0
 def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
     """Check all that can be checked before the target model is loaded.
 
-    The database is created or migrated. One that does not answer is no mistake: the edge starts without it.
-
-    Args:
-        settings: The configuration.
-        make_link: Makes the link to the broker.
+    Creates or migrates the database. One that does not answer is not an error: the edge starts without it.
 
     Raises:
         SettingsError: Settings cannot work; a line for each.
-        ConnectFailed: The broker cannot be reached, and all else is well.
+        ConnectFailed: The broker cannot be reached, and everything else is fine.
     """
     runs_already = False
 
@@ -57,7 +53,7 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
         )
     except SettingsError as error:
         wrong = error
-    # A second connection of the same name would end that of the running edge.
+    # A second connection of the same name would disconnect the running edge.
     if not runs_already:
         try:
             _check_broker(settings, make_link, timeout_s=_CONNECT_S if wrong is None else _SHORT_S)

@@ -1,4 +1,4 @@
-"""Edge service: puts the parts together, runs them, and takes them down in order."""
+"""Edge service: assemble the parts, run them, and shut them down in order."""
 
 import logging
 import secrets
@@ -17,36 +17,71 @@ from fleet_common.mqtt.link import Link, PublishOutcome, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls import certificate_end
+from fleet_edge.answers.answers import Responder
 from fleet_edge.assembly import assemble
-from fleet_edge.drain import hand_over
-from fleet_edge.guard.kept import KeptStandings
+from fleet_edge.batching.scheduler import Scheduler
+from fleet_edge.guard import KeptStandings
 from fleet_edge.intake import Intake, leave_opens
-from fleet_edge.jobs import Jobs, JobSettings
+from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.metrics.tracing import Tracing
-from fleet_edge.observer import EdgeObserver
+from fleet_edge.observer import EdgeObserver, SelfWatch
 from fleet_edge.orchestrator import Orchestrator
-from fleet_edge.self_watch import SelfWatch
-from fleet_edge.sessions.table import HANDLES
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.sessions.table import HANDLES, SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.backup import back_up_into, is_due
 from fleet_edge.store.edge_queries import edge
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.event_codes import EventKind
+from fleet_edge.store.records.segments import LeaveReason
 from fleet_edge.store.reopening import ReopeningStore
 from fleet_edge.store.retention import Retention
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.views import EdgeView
 from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Verifier
-from fleet_edge.watch.availability import Availability
-from fleet_edge.watch.life_events import LifeEvents
+from fleet_edge.watch import Availability, LifeEvents
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.names import VERSION
+from schemas.reasons import EndReason
 from schemas.topics import Topic, build
+
+
+def migrate_sessions(sessions: SessionTable, *, answers: Responder, scheduler: Scheduler) -> int:
+    """Forget all sessions and log that they migrate. Their devices see this edge's state and resume elsewhere.
+
+    A finished session does not migrate, even if its Close is still to come: nobody would open it again, and the log
+    would
+    report it as lost.
+
+    Returns:
+        Number of sessions that migrate.
+    """
+    handed_over = 0
+    for session in sessions:
+        reason = _known_end(session)
+        if reason is None:
+            handed_over += 1
+            answers.left(session, LeaveReason.HANDED_OVER)
+        else:
+            answers.ended(session, reason)
+        sessions.remove(session)
+        scheduler.forget(session)
+    return handed_over
+
+
+def _known_end(session: EdgeSession) -> EndReason | None:
+    """Return how a generation has ended; None if it goes on as far as the edge knows."""
+    if not session.finished:
+        return None
+    if session.tokens[-1] in session.limits.end_tokens:
+        return EndReason.STOP
+    return EndReason.LENGTH if session.committed >= session.limits.max_new_tokens else EndReason.FAILED
+
 
 _log = logging.getLogger(__name__)
 
-# The loop looks at its stop flag this often when nothing arrives.
+# Interval of checking the stop flag when nothing arrives.
 _IDLE_S: Final = 0.1
 _CLOSE_S: Final = 5.0
 _WELCOME_S: Final = 5.0
@@ -54,18 +89,7 @@ _WELCOME_S: Final = 5.0
 
 @dataclass(slots=True)
 class EdgeService:
-    """One edge, from the broker to the database.
-
-    Attributes:
-        settings: The configuration.
-        verifier: The target model, loaded.
-        make_link: Makes the link to the broker.
-        clock: Monotonic seconds.
-        now: The wall clock (UTC).
-        orchestrator: Its loop, once started.
-        writer: The session log's, once started.
-        metrics: Where they are served, once started; None if nowhere.
-    """
+    """One edge, from the broker to the database."""
 
     settings: EdgeSettings
     verifier: Verifier
@@ -78,7 +102,7 @@ class EdgeService:
     _link: Link = field(init=False)
     _standings: KeptStandings = field(init=False)
     _store: ReopeningStore = field(init=False)
-    _jobs: Jobs = field(init=False)
+    _jobs: EdgeJobs = field(init=False)
     _since: datetime = field(init=False)
     _availability: Availability = field(init=False)
     _life: LifeEvents = field(init=False)
@@ -89,15 +113,15 @@ class EdgeService:
     _rejected: PublishRejected | None = None
 
     def start(self) -> None:
-        """Open the database, connect, and say that this edge is online.
+        """Open the database, connect, and announce that this edge is online.
 
-        A database that is away is opened later, by the writer; until then the log waits in the spool.
+        A database that is away is opened later by the writer; until then records wait in the spool.
 
         Raises:
-            StoreError: The database cannot be used as it is configured, or the spool cannot.
+            StoreError: The database or the spool cannot be used as configured.
             ConnectFailed: The broker cannot be reached.
-            PublishRejected: It does not let this edge speak, under its name or in its fleet.
-            MetricsError: Metrics are to be served and cannot be.
+            PublishRejected: The broker does not let this edge publish under its name or in its fleet.
+            MetricsError: Metrics cannot be served.
         """
         settings = self.settings
         self._since = self.now()
@@ -105,7 +129,7 @@ class EdgeService:
         try:
             self._open_store()
             spool = Spool(settings.spool)
-            before = self._last_run() if spool.empty else None  # else its end may still wait there
+            before = self._last_run() if spool.empty else None  # otherwise its end may still be in the spool
             self.writer = Writer(self._store, spool).start()
         except BaseException:
             self._store.close()
@@ -124,16 +148,16 @@ class EdgeService:
         self._standings = KeptStandings(self.orchestrator.handlers.guard, settings.spool / "standings.json", self.now)
         self._standings.read()
         self._availability = Availability(settings.remote.away_s, self.clock)
-        self._jobs = Jobs(
+        self._jobs = EdgeJobs(
             self._store,
             expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.expire),
             flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.flush),
             flush_log=self._flush_log,
             warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.warn_certificates),
-            apply_fences=lambda fences: self.orchestrator.inbox.put(
-                lambda: self.orchestrator.handlers.apply_fences(fences)
+            apply_quarantines=lambda fences: self.orchestrator.inbox.put(
+                lambda: self.orchestrator.handlers.apply_quarantines(fences)
             ),
-            tell=self.orchestrator.handlers.recorder.event,
+            tell=self.orchestrator.handlers.recorder.events.note,
             settings=JobSettings(
                 lease_every_s=min(2.0, settings.lease_s / 4),
                 keep=Retention(
@@ -173,16 +197,7 @@ class EdgeService:
         on_end: Callable[[], None] = lambda: None,
         on_drain: Callable[[int], None] = lambda _sessions: None,
     ) -> None:
-        """Verify until `stop` is set.
-
-        Args:
-            stop: Ends the loop at once.
-            drain: Ends it when the open sessions have ended, or `drain_s` later: no new ones are taken meanwhile.
-                What is still open then is handed over by `stop`.
-            on_step: Called after every step, for a watchdog.
-            on_end: Called once, when the end begins: with the drain, or when the loop ends without one.
-            on_drain: Called once if the end begins with a drain, with the number of sessions that are open.
-        """
+        """Verify until `stop`, or after `drain` until no session is open or `drain_s` has passed; see `Edge.run`."""
         deadline: float | None = None
         while not stop.is_set():
             self.orchestrator.step(wait_s=_IDLE_S)
@@ -204,19 +219,17 @@ class EdgeService:
             on_end()
 
     def stop(self) -> int:
-        """Hand over what is still open, say goodbye, write the log to its end, release everything.
-
-        The state that is published last makes the devices resume elsewhere, or here when this edge is back.
+        """Migrate open sessions, publish the last state, write the log to its end, and release everything.
 
         Returns:
-            Number of sessions that were handed over.
+            Number of sessions that migrate.
         """
         orchestrator = self.orchestrator
         if self.metrics is not None:
             self.metrics.stop()
         self._take_no_opens()
         orchestrator.take_last(wait_s=_IDLE_S)
-        left = hand_over(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
+        left = migrate_sessions(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
         if left:
             _log.info("Handing over %d open sessions.", left)
         self._life.stopped(left)
@@ -231,12 +244,12 @@ class EdgeService:
                 tracing.stop()
             if not self.writer.close(_CLOSE_S):
                 _log.error("Some records of the session log could be neither written nor spooled.")
-            self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open
+            self._jobs.stop()  # last: a hanging job must not delay the devices or the log
             self._store.close()
         return left
 
     def observer(self) -> EdgeObserver:
-        """Return what looks at this edge from other threads; once it is started."""
+        """Return an observer for other threads; only once started."""
         return EdgeObserver(
             fleet=self.settings.fleet,
             edge=self.settings.edge,
@@ -258,7 +271,7 @@ class EdgeService:
         _log.info("Metrics are at %s/metrics.", self.metrics.url)
 
     def _look_for_target(self) -> None:
-        """Be offline to the devices while the target model has been away for long, as an edge that has stopped is."""
+        """Be offline to devices while the target model has been away for long."""
         orchestrator = self.orchestrator
         reason = orchestrator.scheduler.away()
         if not self._availability.changes(reason):
@@ -267,26 +280,28 @@ class EdgeService:
         recorder = orchestrator.handlers.recorder
         if reason:
             leave_opens(self._link, fleet=self.settings.fleet)
-            left = hand_over(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
+            left = migrate_sessions(
+                orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler
+            )
             _log.error("The target model is away; handing over %d open sessions: %s", left, reason)
-            recorder.event(kind=EventKind.TARGET, code="target-away", sentence=reason, device=None)
+            recorder.events.note(kind=EventKind.TARGET, code="target-away", sentence=reason, device=None)
             self._announce(Presence.OFFLINE)
         else:
             _log.warning("The target model is back.")
             sentence = "The target model is back."
-            recorder.event(kind=EventKind.TARGET, code="target-back", sentence=sentence, device=None)
+            recorder.events.note(kind=EventKind.TARGET, code="target-back", sentence=sentence, device=None)
             Intake(orchestrator.inbox, self.clock).take_opens(self._link, fleet=self.settings.fleet)
             self._announce(Presence.ONLINE)
 
     def _wait_for_welcome(self) -> None:
-        """Wait for what the broker says to our state: an edge that it does not let speak would be online for nobody."""
+        """Wait for the broker's answer to our state; without permission to publish, devices cannot use this edge."""
         if not self._answered.wait(_WELCOME_S):
-            return  # a slow broker; what it says later is logged
+            return  # a slow broker; its answer is logged later
         if self._rejected is not None:
             raise self._rejected
 
     def _take_outcome(self, outcome: PublishOutcome) -> None:
-        """Note what the broker says to our state. Called by the link's thread."""
+        """Note the broker's answer to our state. Called on the link's thread."""
         self._rejected = None if outcome.accepted else PublishRejected(topic=outcome.topic, reason=outcome.reason)
         if self._rejected is not None and self._answered.is_set():
             _log.error("This edge's state is not known to its devices: %s", self._rejected)
@@ -294,9 +309,9 @@ class EdgeService:
         self._answered.set()
 
     def _connection(self, up: bool) -> None:
-        """Note that the broker is there, or gone. Called by the link's thread."""
+        """Note that the connection is up or lost. Called on the link's thread."""
         self._life.link(up=up, why=str(self._link.failure or ""))
-        if up:  # said anew: meanwhile the broker has said for us that we are gone
+        if up:  # publish again: the broker has published our last will meanwhile
             self._announce()
 
     def _flush_log(self) -> None:
@@ -325,7 +340,7 @@ class EdgeService:
         except StoreRefused:
             raise
         except StoreUnavailable:
-            pass  # the writer says so with its first record, and opens it when it is there
+            pass  # the writer reports it with its first record, and opens it later
 
     @property
     def _state_topic(self) -> str:
@@ -343,12 +358,12 @@ class EdgeService:
         )
 
     def _take_no_opens(self) -> None:
-        self.orchestrator.handlers.draining = True  # for those that are here already
+        self.orchestrator.handlers.draining = True  # for Opens that have arrived already
         leave_opens(self._link, fleet=self.settings.fleet)
 
     def _announce(self, presence: Presence | None = None) -> None:
-        """Publish the retained state, changed or as it was. Called by the link's thread too, after a reconnect."""
-        with self._announcing:  # or a state of before could be published last
+        """Publish the retained state. Called on the link's thread too, after a reconnect."""
+        with self._announcing:  # otherwise an older state could be published last
             self._presence = presence or self._presence
             state = self._state(self._presence)
             self.orchestrator.handlers.announced(state)

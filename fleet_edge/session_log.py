@@ -1,4 +1,4 @@
-"""SessionLog: reads what devices, edges and sessions did, from the database that the edges write; fences devices.
+"""SessionLog: query the database that the edges write, and quarantine devices.
 
 ::
 
@@ -59,12 +59,12 @@ E = TypeVar("E", bound=StrEnum)
 
 
 class SessionLog:
-    """A session log, open to read: nothing is created or migrated. May be used by several threads.
+    """A session log, opened for reading; nothing is created or migrated. Thread-safe.
 
-    Only `fence`, `unfence`, `record_event` and `record_rollouts` write, each over a connection of its own. Close the
-    log, use it as a context manager, or drop it.
-
-    Every method raises `StoreUnavailable` if the database does not answer.
+    Only `fence`, `unfence`, `record_event` and `record_rollouts` write, each over its own connection. Close the log,
+    use it
+    as a context manager, or drop it. Every method raises `StoreUnavailable` if the database does not answer, and
+    `InvalidQuery` for an invalid time, name or limit. Filters that are left out match everything.
 
     Args:
         url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
@@ -79,7 +79,7 @@ class SessionLog:
         self._now = now
         self._url = url
         self._engine = open_for_reading(url)
-        weakref.finalize(self, self._engine.dispose)  # for whoever asks one question and drops the log
+        weakref.finalize(self, self._engine.dispose)  # for callers that ask once and drop the log
 
     def sessions(
         self,
@@ -95,22 +95,19 @@ class SessionLog:
         label: str | Sequence[str] | None = None,
         limit: int = 100,
     ) -> list[SessionView]:
-        """Return sessions, the latest opened first; what is left out admits all.
+        """Return sessions, the latest opened first.
 
         Args:
             since: Opened at or after.
             until: Opened before.
-            device: Of this device, or of one of these.
-            edge: Served, at least once, by this edge.
-            reason: Ended so.
-            mode: Verified so.
-            open: True for those that have not ended.
-            model: Drafted with this model.
-            label: Of devices that have this label, or one of these.
-            limit: At most so many.
-
-        Raises:
-            InvalidQuery: A time, a reason or a mode is none, or the limit is below 1.
+            device: Device, or several.
+            edge: An edge that served the session.
+            reason: How it ended.
+            mode: Sampling mode.
+            open: Only sessions that have not ended.
+            model: Draft model.
+            label: Label of the device, or several.
+            limit: Most sessions.
         """
         _check_limit(limit)
         chosen = queries.SessionFilter(
@@ -133,11 +130,9 @@ class SessionLog:
             return queries.sessions(connection, chosen, limit=limit)
 
     def session(self, session: str, *, device: str | None = None) -> SessionView:
-        """Return one session.
+        """Return one session by its id, or by an unambiguous prefix of it.
 
-        Args:
-            session: Its id, or enough of its beginning.
-            device: Whose it is; only needed where two devices have named their sessions alike.
+        Give the device if two devices use the same id.
 
         Raises:
             NotFound: There is none.
@@ -147,7 +142,7 @@ class SessionLog:
             return queries.session(connection, session, device=device)
 
     def segments(self, session: str, *, device: str | None = None) -> list[SegmentView]:
-        """Return a session's stays at edges, in order. Takes and raises what `session` does."""
+        """Return a session's segments, one for each stay at an edge, in order. Arguments and errors as in `session`."""
         with self._reading() as connection:
             found = queries.session(connection, session, device=device)
             return queries.segments(connection, found.session, device=found.device)
@@ -155,17 +150,7 @@ class SessionLog:
     def rounds(
         self, session: str, *, device: str | None = None, skip: int = 0, limit: int | None = None
     ) -> list[RoundView]:
-        """Return a session's verdicts, in order; none unless it was traced. Otherwise as `session`.
-
-        Args:
-            session: Its id, or enough of its beginning.
-            device: Whose it is.
-            skip: So many of the first are left out.
-            limit: At most so many; None: all.
-
-        Raises:
-            InvalidQuery: The numbers cannot be.
-        """
+        """Return a traced session's verdicts in order, from the `skip`-th on. Otherwise as `session`."""
         if skip < 0 or (limit is not None and limit < 1):
             raise InvalidQuery("Rounds are left out from 0 on, and at least 1 is returned.")
         with self._reading() as connection:
@@ -173,19 +158,14 @@ class SessionLog:
             return queries.rounds(connection, found.session, device=found.device, skip=skip, limit=limit)
 
     def text(self, session: str, *, device: str | None = None) -> StoredText | None:
-        """Return what is stored of a session's text, None if nothing is. Takes and raises what `session` does."""
+        """Return the stored generation of a session; None if nothing is stored. Otherwise as `session`."""
         with self._reading() as connection:
             found = queries.session(connection, session, device=device)
             own = queries.segments(connection, found.session, device=found.device)
             return texts.read_text(connection, found, own)
 
     def devices(self, *, counted: bool = True) -> list[DeviceView]:
-        """Return all devices, by name.
-
-        Args:
-            counted: Whether to add up what each came to: its sessions, its acceptance, its tokens. Else these are zero
-                and None, and no rollups are read.
-        """
+        """Return all devices, by name. Without `counted` their totals are left out, which is faster."""
         with self._reading() as connection:
             return queries.devices(connection, now=self._now(), counted=counted)
 
@@ -199,7 +179,7 @@ class SessionLog:
             return queries.device(connection, name, now=self._now())
 
     def hours(self, device: str, *, limit: int = 24) -> list[HourView]:
-        """Return what a device did in each hour, the latest first."""
+        """Return a device's totals by hour, the latest first."""
         with self._reading() as connection:
             return queries.hours(connection, device, limit=limit)
 
@@ -217,23 +197,22 @@ class SessionLog:
         who: str | None = None,
         limit: int = 100,
     ) -> list[EventView]:
-        """Return what happened, the latest first; what is left out admits all.
+        """Return events, the latest first.
 
         Args:
-            since: That went on at or after this.
-            until: That began before.
-            device: Of this device, or of one of these; beside a session: whose it is.
-            edge: Logged by this edge.
-            session: Of this session, by its id or enough of its beginning. Events of one minute, device and code are
-                one, which names the first session.
-            kind: What it is about; `fleet_edge.store.event_codes` has all there are.
-            code: What it is.
-            severity: At least so grave.
-            who: Done by this person.
-            limit: At most so many.
+            since: Last occurrence at or after.
+            until: First occurrence before.
+            device: Device, or several; with `session` its owner.
+            edge: Edge that logged it.
+            session: Id of a session, or a prefix. Events of one minute, device and code are one event, which names the
+                first session.
+            kind: Subject (see `fleet_edge.store.event_codes`).
+            code: What happened.
+            severity: Least severity.
+            who: Person who did it.
+            limit: Most events.
 
         Raises:
-            InvalidQuery: A time or the severity is none, or the limit is below 1.
             NotFound: There is no such session.
             StoreError: There are several.
         """
@@ -268,21 +247,10 @@ class SessionLog:
         severity: Severity | str | None = None,
         limit: int = 100,
     ) -> list[EventCount]:
-        """Return how often what happened, the most frequent first.
+        """Return the number of events, the most frequent first.
 
-        Args:
-            by: What is counted separately: `kind`, `code`, `severity`, `edge`, `device`, `day`.
-            since: As `events` has it; likewise the others.
-            until: Likewise.
-            device: Likewise.
-            edge: Likewise.
-            kind: Likewise.
-            code: Likewise.
-            severity: Likewise.
-            limit: At most so many counts.
-
-        Raises:
-            InvalidQuery: As `events`, or `by` is something else.
+        `by` lists what to count separately: `kind`, `code`, `severity`, `edge`, `device`, `day`. Filters as in
+        `events`.
         """
         _check_limit(limit)
         grouping = [group for each in by if (group := _member(EventGrouping, each)) is not None]
@@ -309,15 +277,15 @@ class SessionLog:
         severity: Severity | None = None,
         edge: str = ADMINISTRATOR,
     ) -> None:
-        """Write an event: what an administrator, or a program of the administrator's, has done or found.
+        """Write an event that an administrator, or a program, has caused or found.
 
         Args:
-            kind: What it is about; `fleet_edge.store.event_codes` has all there are.
-            code: What it is.
-            sentence: The same for a person.
-            who: Which person did it.
-            device: Whom it concerns, if it is one device.
-            severity: How grave it is; by default as `fleet_edge.store.event_codes` says.
+            kind: Subject (see `fleet_edge.store.event_codes`).
+            code: What happened.
+            sentence: Description.
+            who: Person who did it.
+            device: The device concerned, if any.
+            severity: Severity; by default that of `event_codes`.
             edge: Who logs it.
 
         Raises:
@@ -335,27 +303,19 @@ class SessionLog:
             who=who,
             severity=severity or severity_of(kind, code),
         )
-        # Whoever only reads does without.
+        # Imported late: only needed to write.
         from fleet_edge.store.merge.merge import merge_for  # noqa: PLC0415
 
         with self._writing() as connection:
             merge_for(connection.dialect.name).apply(connection, [record])
 
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """Return the labels of each device that has any, by its name."""
+        """Return the labels of each device that has any, by name."""
         with self._reading() as connection:
             return read_labels(connection)
 
     def ends(self, *, since: Time | None = None, until: Time | None = None) -> dict[str, int]:
-        """Return how many sessions did not end as they should, by reason, of those that are kept.
-
-        Args:
-            since: Opened at or after.
-            until: Opened before.
-
-        Raises:
-            InvalidQuery: A time is none.
-        """
+        """Return the number of sessions that were cancelled, lost or failed, by reason, of those still stored."""
         after, before = self._time("since", since), self._time("until", until)
         reasons = (EndReason.CANCELLED, EndReason.LOST, EndReason.FAILED)
         with self._reading() as connection:
@@ -367,18 +327,15 @@ class SessionLog:
             return edge_queries.edges(connection, now=self._now())
 
     def stats(self, *, since: Time | None = None, until: Time | None = None, by: str | None = None) -> dict[str, Tally]:
-        """Add up what the edges counted, of what is purged too.
+        """Return totals of what the edges counted, including purged sessions.
 
         Args:
-            since: Of segments opened at or after. Where segments are purged, of the hour, day or month that it is in.
-            until: Of segments opened before; likewise.
-            by: `device`, `draft`, `edge`, `app`, `hour`, `day` or `month` adds up separately.
+            since: Segments opened at or after; where they are purged, the whole hour, day or month.
+            until: Segments opened before; likewise.
+            by: Separate totals by `device`, `draft`, `edge`, `app`, `hour`, `day` or `month`.
 
         Returns:
-            A tally by name, the most tokens first, or by time; without `by` the one name `all`.
-
-        Raises:
-            InvalidQuery: A time is none, or `by` is something else.
+            Totals by name, the most tokens first, or by time; without `by` under the name `all`.
         """
         grouping = _member(totals.Grouping, by)
         period = totals.Period(since=self._time("since", since), until=self._time("until", until))
@@ -396,22 +353,19 @@ class SessionLog:
         edge: str | None = None,
         app: str | None = None,
     ) -> list[UsageView]:
-        """Add up what the edges counted, of what is purged too, separately for each combination of some dimensions.
+        """Return totals for each combination of some dimensions, including purged sessions.
 
         Args:
-            since: As `stats`.
-            until: As `stats`.
-            by: Of `device`, `edge`, `app`, `draft_model`, `quantization`.
-            grain: `hour`, `day` or `month` adds up separately too; where only coarser rollups are left, these.
-            device: Of this device, or of one of these.
-            edge: Of segments at this edge.
-            app: Of this application, of whichever device.
+            since: As in `stats`.
+            until: As in `stats`.
+            by: Any of `device`, `edge`, `app`, `draft_model`, `quantization`.
+            grain: Separate totals by `hour`, `day` or `month`; coarser where only coarser rollups are left.
+            device: Device, or several.
+            edge: Edge of the segments.
+            app: Application.
 
         Returns:
-            What there is, in the order of time and then the most tokens first.
-
-        Raises:
-            InvalidQuery: A time, a dimension or a grain is none.
+            Totals by time, then the most tokens first.
         """
         chosen = {
             totals.Dimension.DEVICE: (device,) if isinstance(device, str) else device,
@@ -439,16 +393,7 @@ class SessionLog:
     def latencies(
         self, *, since: Time | None = None, until: Time | None = None, edge: str | None = None
     ) -> dict[str, Distribution]:
-        """Return how what segments measure (ms) is distributed, by measure, of what is purged too.
-
-        Args:
-            since: As `stats`.
-            until: As `stats`.
-            edge: Of segments at this edge.
-
-        Raises:
-            InvalidQuery: A time is none.
-        """
+        """Return the distributions of segments' measures in milliseconds, by measure, including purged ones."""
         period = totals.Period(
             since=self._time("since", since),
             until=self._time("until", until),
@@ -462,37 +407,27 @@ class SessionLog:
         }
 
     def export_columns(self, what: str) -> tuple[str, ...]:
-        """Return the names of the columns of `export_rows`.
-
-        Raises:
-            InvalidQuery: There is no such thing.
-        """
+        """Return the names of the columns of `export_rows`."""
         return export.columns(_known(export.Exported, what))
 
     def export_rows(
         self, what: str, *, since: Time | None = None, until: Time | None = None
     ) -> Iterator[tuple[Any, ...]]:
-        """Return all rows of a kind within a time, the earliest first, in bounded memory however many they are.
+        """Return all rows of a kind within a time, the earliest first, in bounded memory.
 
-        Args:
-            what: `sessions` (with their segments' counters summed), `segments`, `rounds` or `events`.
-            since: Opened, judged or logged at or after.
-            until: Likewise before.
-
-        Raises:
-            InvalidQuery: A time is none, or there is no such thing.
+        `what` is `sessions` (with the sums of their segments' counters), `segments`, `rounds` or `events`.
         """
         kind = _known(export.Exported, what)
         after, before = self._time("since", since), self._time("until", until)
         return export.rows(self._reading, kind, since=after, until=before)
 
     def latest(self) -> datetime | None:
-        """Return when the log last heard of a session, a device or an event; None if of nothing yet. Cheap."""
+        """Return the time of the latest session, device state or event; None if there is none. Cheap."""
         with self._reading() as connection:
             return queries.latest(connection)
 
     def fences(self) -> list[FenceView]:
-        """Return the devices that are fenced now, by name."""
+        """Return the quarantined devices, by name."""
         with self._reading() as connection:
             return list(fences.read_fences(connection, now=self._now()).active.values())
 
@@ -505,20 +440,19 @@ class SessionLog:
         who: str = ADMINISTRATOR,
         source: str = "",
     ) -> FenceView:
-        """Fence a device: within seconds all edges that write to this database drop what it sends.
+        """Quarantine a device: within seconds all edges that write to this database drop its messages.
 
         Args:
-            device: Its name; it need not have been seen yet.
-            duration: For how long (`90s`, `30m`, `2h`, `7d`, or a timedelta); None: until it is lifted.
-            reason: A sentence for the log, and for whoever wonders.
+            device: Its name; it may be unknown so far.
+            duration: `90s`, `30m`, `2h`, `7d`, or a timedelta; None until it is lifted.
+            reason: A sentence for the log and for other administrators.
             who: Who does it, for the audit log.
             source: From where, likewise.
 
         Returns:
-            The fence that holds: this one, or one by an edge that ends later.
+            The quarantine in force: this one, or one by an edge that ends later.
 
         Raises:
-            InvalidQuery: The name or the duration is none.
             StoreError: The database may not be written.
         """
         now = self._now()
@@ -539,18 +473,9 @@ class SessionLog:
         return held
 
     def unfence(self, device: str, *, who: str = ADMINISTRATOR, source: str = "") -> FenceView | None:
-        """Lift all fences of a device, those included of which the log has not heard yet.
-
-        Args:
-            device: Its name.
-            who: Who does it, for the audit log.
-            source: From where, likewise.
-
-        Returns:
-            The fence that was in force, if one was.
+        """Lift all quarantines of a device, including those not logged yet; return the one in force, if any.
 
         Raises:
-            InvalidQuery: The name is none.
             StoreError: The database may not be written.
         """
         now = self._now()
@@ -564,15 +489,7 @@ class SessionLog:
         return held
 
     def rollouts(self, *, since: Time | None = None, limit: int = 100) -> list[Rollout]:
-        """Return what was rolled out, back or off, the latest first.
-
-        Args:
-            since: Begun at or after.
-            limit: At most so many.
-
-        Raises:
-            InvalidQuery: The time is none, or the limit is below 1.
-        """
+        """Return rollouts and rollbacks begun at or after `since`, the latest first."""
         _check_limit(limit)
         after = self._time("since", since)
         with self._reading() as connection:
@@ -591,16 +508,16 @@ class SessionLog:
         return found
 
     def releases(self) -> list[MachineRelease]:
-        """Return the release that each machine should run beside the one that it runs, by kind and name."""
+        """Return the wanted and the running release of each machine, by kind and name."""
         with self._reading() as connection:
             return rollouts.releases(connection)
 
     def record_rollouts(self, machines: Sequence[MachineRollout], *, stopped: bool = False) -> None:
-        """Write what a rollout does to machines, and an event for each that is done.
+        """Write the progress of a rollout, and an event for each machine that is done.
 
         Args:
-            machines: A row each; the same row again changes nothing.
-            stopped: Whether their rollouts are over: machines that still wait were not touched.
+            machines: A row each; writing the same row again changes nothing.
+            stopped: Whether the rollout is over: machines that still wait were not touched.
 
         Raises:
             StoreError: The database may not be written.
@@ -609,6 +526,7 @@ class SessionLog:
             rollouts.record_rollouts(connection, machines, stopped=stopped)
 
     def close(self) -> None:
+        """Close all connections."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -631,7 +549,7 @@ class SessionLog:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            # The first line: the others repeat the statement.
+            # Further lines repeat the statement.
             raise StoreUnavailable(f"The database could not be read: {str(error).partition(chr(10))[0]}") from error
 
     @contextmanager

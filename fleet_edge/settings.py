@@ -12,8 +12,7 @@ from dssd.downlink import FormName
 from fleet_common.metrics import MetricsSettings
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
-from fleet_edge.guard.quotas import QuotaSettings
-from fleet_edge.guard.strikes import FenceSettings
+from fleet_edge.limits import FenceSettings, QuotaSettings
 from fleet_edge.store.retention import RETENTION
 from fleet_edge.store.token_kinds import StoreText
 from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
@@ -24,9 +23,9 @@ AUTO: Final = "auto"
 
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "llama.cpp": "fleet_edge.verifiers.llama_cpp.loader:load",
+        "llama.cpp": "fleet_edge.verifiers.llama_cpp.verifier:load",
         "torch": "fleet_edge.verifiers.packed.verifier:load",
-        "remote": "fleet_edge.verifiers.remote.verifier:load",
+        "remote": "fleet_edge.verifiers.remote.loading:load",
     }
 )
 """By engine, the function that takes the edge's settings and returns the verifier."""
@@ -48,7 +47,7 @@ class PrefixSharing(StrEnum):
     OFF = "off"
 
 
-class RemoteSettings(BaseModel):
+class InferenceServerSettings(BaseModel):
     """Inference servers that compute the target model; read where the setting `engine` is `remote`."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -173,7 +172,7 @@ class EdgeSettings(Settings):
         min_length=1,
     )
     spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is unavailable.")
-    form: FormName = setting(FormName.AUTO, "Form in which the target distribution is sent after a rejection.")
+    form: FormName = setting(FormName.AUTO, "FormName in which the target distribution is sent after a rejection.")
     padding: int = setting(
         0,
         "Pad verdicts to a multiple of this size, so that sizes reveal less; 0 is off.",
@@ -312,7 +311,7 @@ class EdgeSettings(Settings):
         "TOML file of alert settings (docs/alerts.md); this edge then evaluates alerts, unless another process does.",
         rare=True,
     )
-    remote: RemoteSettings = Field(default_factory=RemoteSettings)
+    remote: InferenceServerSettings = Field(default_factory=InferenceServerSettings)
     quotas: QuotaSettings = Field(default_factory=QuotaSettings)
     fence: FenceSettings = Field(default_factory=FenceSettings)
     dashboard: str = setting(

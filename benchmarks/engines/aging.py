@@ -238,7 +238,7 @@ def measure(
 
 @contextmanager
 def _llama_cpp(models: Path, threads: int) -> Iterator[MakeVerifier]:
-    from fleet_edge.verifiers.llama_cpp.target import open_target  # noqa: PLC0415 - only where it is measured
+    from fleet_edge.verifiers.llama_cpp.slab import open_target  # noqa: PLC0415 - only where it is measured
     from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
 
     @contextmanager
@@ -269,8 +269,8 @@ def _packed(models: Path, threads: int) -> Iterator[MakeVerifier]:
 @contextmanager
 def _remote(_models: Path, _threads: int) -> Iterator[MakeVerifier]:
     """Make verifiers over a stand-in for vLLM: what is measured is the edge's own part."""
-    from fleet_edge.settings import RemoteSettings  # noqa: PLC0415
-    from fleet_edge.verifiers.remote.tokenizer import LocalTokens, sample_tokens  # noqa: PLC0415
+    from fleet_edge.settings import InferenceServerSettings  # noqa: PLC0415
+    from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens  # noqa: PLC0415
     from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415
     from tests.support.inference_server import InferenceServer  # noqa: PLC0415
 
@@ -281,7 +281,7 @@ def _remote(_models: Path, _threads: int) -> Iterator[MakeVerifier]:
     def make() -> Iterator[Verifier]:
         scripted = ScriptedVerifier(script, script.words, context=_CONTEXT, end_tokens=())
         with InferenceServer(scripted, script.words, api="vllm", max_model_len=_CONTEXT + 8) as server:
-            settings = RemoteSettings(api="vllm", top_logprobs=8)
+            settings = InferenceServerSettings(api="vllm", top_logprobs=8)
             verifier = connect(settings, local, [server.url], samples=sample_tokens(local.strings, ()))
             try:
                 yield verifier

@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from benchmarks.processes import BenchError
 from fleet_edge.verifiers.contract import Item, Verifier
-from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING
-from fleet_edge.verifiers.llama_cpp.target import open_target
+from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 
 Step = Callable[[int, int], float]

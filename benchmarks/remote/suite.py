@@ -25,12 +25,10 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.chat import ChatMessage, encode_chat
-from fleet_edge.settings import EdgeSettings, RemoteSettings
+from fleet_edge.settings import EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_edge.verifiers.remote.client import ApiKey
-from fleet_edge.verifiers.remote.tokenizer import load_local
-from fleet_edge.verifiers.remote.verifier import endpoint_urls
+from fleet_edge.verifiers.remote.loading import ServerKey, endpoint_urls, load_local
 from schemas.policy import Mode
 
 _CONTEXT: Final = 1024
@@ -72,7 +70,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
     with closing(GgufModel(options.draft, vocabulary_only=True)) as codec:
         prompts = [encode_chat(codec, [ChatMessage("user", text)]) for text in PROMPTS]
         story = codec.encode("Once upon a time there was a")
-    url, headers = endpoint_urls(options.endpoints)[0], ApiKey(options.api_key_file).headers
+    url, headers = endpoint_urls(options.endpoints)[0], ServerKey(options.api_key_file).headers
     oracle = Oracle(url, options.api, headers=headers, vocabulary=len(local.strings))
     ends, top = local.end_tokens, options.top_logprobs
     with closing(oracle), _fleet(bench) as devices:
@@ -125,7 +123,7 @@ def _fleet(bench: Bench) -> Iterator[Devices]:
 
 def _time(bench: Bench) -> list[dict[str, Any]]:
     options = bench.options
-    remote = RemoteSettings.model_validate(
+    remote = InferenceServerSettings.model_validate(
         {
             "endpoints": options.endpoints,
             "api": options.api,

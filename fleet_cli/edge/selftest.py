@@ -11,7 +11,7 @@ from fleet_common.identity.certificates import probe_name
 from fleet_common.mqtt.tls import certificate_name
 from fleet_device.checks.edge_check import CheckedEdge, EdgeCheck
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.target_tokens import check_target_files, read_target_tokens
+from fleet_edge.verifiers.registry import check_target_files, read_target_tokens
 from schemas.printable import json_text
 
 # The identity among them is the probe's.

@@ -1,1 +1,1 @@
-"""Replies and verdicts of an edge, on one path: made, counted, published and recorded."""
+"""Answers: replies and verdicts of an edge are made, counted, published and recorded in one place."""

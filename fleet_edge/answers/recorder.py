@@ -1,23 +1,21 @@
-"""Recorder: turns what happens to sessions into records of the session log.
+"""Recorder: turn what happens to sessions into records of the session log.
 
-Reads sessions and changes nothing of them. Never blocks: the writer takes the records in its own thread.
+Reads sessions without changing them. Never blocks: the writer has its own thread.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
-from fleet_edge.answers.device_rates import DeviceRates
-from fleet_edge.answers.event_counts import EventCounts
-from fleet_edge.answers.sightings import Sightings
-from fleet_edge.answers.texts import Texts
+from fleet_edge.answers.device_log import EventCounts, StateRecorder
+from fleet_edge.answers.texts import GenerationRecorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.sessions.draft_results import DraftResult
-from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.sessions.stream import Stream
-from fleet_edge.store.event_codes import EventKind, Severity
+from fleet_edge.sessions.drafts import DraftResult
+from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records.fences import DeviceFenced
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
@@ -25,17 +23,40 @@ from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, Ses
 from schemas.messages import Close, Open
 from schemas.reasons import EndReason
 
-# Each minute, and what a device has open at most, by default: one that came back to a restarted edge closes them all.
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class DeviceRates:
+    """Admits a bounded number of events of each device per time span; starts again with each span."""
+
+    most: int
+    span: timedelta = timedelta(minutes=1)
+    _current: int = -1
+    _admitted: Counter[str] = field(default_factory=Counter)
+
+    def admit(self, device: str, at: datetime) -> bool:
+        """Return whether a device may have one more at a time (aware), and count it."""
+        current = (at - _EPOCH) // self.span
+        if current != self._current:  # also if the clock was set back
+            self._current = current
+            self._admitted.clear()
+        if self._admitted[device] >= self.most:
+            return False
+        self._admitted[device] += 1
+        return True
+
+
+# Per minute; also the default limit of open sessions: a device that returns to a restarted edge closes them all.
 _REPORTS: Final = 8
 
-# Each minute: texts that a device has written without an edge, of which it tells when one is back. Those that are over
-# it tells later.
+# Per minute: generations made without an edge and reported later. The device reports the rest later still.
 _UNVERIFIED: Final = 30
 _WORTH_AN_EVENT: Final = frozenset({EndReason.LOST, EndReason.FAILED})
 _LONGEST_AGE_S: Final = 366 * 86_400.0
 
-# Of a device, logged each minute. Twenty rounds a second are more than a device drafts; further samples are rare, and
-# of drafts that are hardly ever accepted a sample is enough.
+# Rounds logged per minute and device. Twenty a second are more than a device drafts. Further samples are rare, and of
+# rarely accepted drafts a sample is enough.
 _ROUNDS: Final = 1200
 _SELDOM: Final = 30
 
@@ -44,52 +65,37 @@ _WRITTEN: Final = "written"
 
 @dataclass(frozen=True, slots=True)
 class EndCause:
-    """Why a session ended as it did, where that is more than the reason says.
-
-    Attributes:
-        code: As programs read it.
-        sentence: As people do.
-    """
+    """Why a session ended, where that is more than the reason says: a code for programs and a sentence."""
 
     code: str
     sentence: str
 
 
 class Sink(Protocol):
-    """Where records go."""
+    """Destination of records."""
 
     def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
         """Take a record. MUST NOT block or raise.
 
         Args:
             record: The record.
-            urgent: Whether it should not wait for others.
-            then: Called, on any thread, once the record will outlive this process; if it never will, never.
+            urgent: Whether to write it without waiting for others.
+            then: Called on any thread once the record will survive this process; never if it will not.
         """
 
 
 @dataclass(slots=True)
 class Recorder:
-    """Writes the session log of one edge.
-
-    Attributes:
-        sink: The store's writer.
-        edge: This edge's name.
-        now: The wall clock (UTC).
-        trace_share: Fraction of sessions whose every round is logged.
-        texts: Stores what the settings have stored of texts.
-        events: Counts what `event` is told.
-        sightings: Writes how devices and this edge are.
-    """
+    """Writes the session log of one edge; logs every round of a `trace_share` of the sessions."""
 
     sink: Sink
     edge: str
     now: Callable[[], datetime]
     trace_share: float = 1.0
-    texts: Texts = field(default_factory=lambda: Texts(lambda _record: None))
+    texts: GenerationRecorder = field(default_factory=lambda: GenerationRecorder(lambda _record: None))
     events: EventCounts = field(init=False)
-    sightings: Sightings = field(init=False)
-    _segments: dict[int, int] = field(default_factory=dict)  # by handle: of the log
+    sightings: StateRecorder = field(init=False)
+    _segments: dict[int, int] = field(default_factory=dict)  # segment numbers by handle
     _reported: DeviceRates = field(default_factory=lambda: DeviceRates(_REPORTS))
     _unverified: DeviceRates = field(default_factory=lambda: DeviceRates(_UNVERIFIED))
     _rounds: DeviceRates = field(default_factory=lambda: DeviceRates(_ROUNDS))
@@ -97,18 +103,17 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self.events = EventCounts(self.sink.put, self.edge, self.now)
-        self.sightings = Sightings(self.sink.put, self.edge, self.now, self.events)
+        self.sightings = StateRecorder(self.sink.put, self.edge, self.now, self.events)
 
     def flush(self) -> None:
-        """Write what was held back: counts of events, states of devices. Call it every few seconds, and at the end."""
+        """Write held-back event counts and device states. Call it every few seconds, and at the end."""
         self.events.flush()
         self.sightings.flush()
 
     def opened(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
-        """A session was opened or resumed."""
         at = self.now()
-        # Urgent: a text may be written and closed within the time that a record waits for others, and what is closed
-        # counts only if it is known to have been opened.
+        # Urgent: a session may close within the time that a record waits for others, and a Close counts only for a
+        # session known to be open.
         self._segments[session.handle] = segment_number(at)
         policy = session.policy
         self.sink.put(
@@ -138,15 +143,7 @@ class Recorder:
     def judged(
         self, session: EdgeSession, result: DraftResult, timing: DraftTiming, *, form: str | None, downlink_bytes: int
     ) -> None:
-        """A verdict was given; logged for traced sessions, unless the device has had too many within a minute.
-
-        Args:
-            session: Whose.
-            result: What the verdict said.
-            timing: What it took.
-            form: What it carried.
-            downlink_bytes: Its payload.
-        """
+        """Log a verdict of a traced session, unless the device has had too many within a minute."""
         draft, at = result.arrived.draft, self.now()
         ordinary = not timing.background and (result.tested or draft.tokens)
         rates = self._rounds if ordinary else self._seldom
@@ -166,15 +163,8 @@ class Recorder:
             form=form,
         )
 
-    def written(self, session: EdgeSession, stream: Stream, timing: DraftTiming, *, downlink_bytes: int) -> None:
-        """The first piece was sent of what a device has asked the edge to write; logged as the verdict of that round.
-
-        Args:
-            session: Whose.
-            stream: The request.
-            timing: What the piece's last token took.
-            downlink_bytes: Its payload.
-        """
+    def written(self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int) -> None:
+        """Log the first piece of edge-only decoding as the verdict of its round."""
         at = self.now()
         if not self._traced(session) or not self._rounds.admit(session.device, at):
             return
@@ -193,7 +183,7 @@ class Recorder:
         )
 
     def progress(self, session: EdgeSession) -> None:
-        """What the session has counted so far; absolute, so that it may be written at any time."""
+        """Log a session's counters; absolute values, so that it may be called at any time."""
         self.texts.grew(session, segment=self._segments[session.handle], at=self.now())
         self.sink.put(
             SegmentProgress(
@@ -216,14 +206,14 @@ class Recorder:
         cause: EndCause | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
-        """A session ended, at the device's word or by its lease.
+        """Log the end of a session, by the device's Close or by its lease.
 
         Args:
-            session: Which.
-            reason: How.
-            message: The device's Close, if it sent one.
+            session: The session.
+            reason: How it ended.
+            message: The device's Close, if any.
             cause: Why, where that is more than the reason says.
-            then: Called, on any thread, once this cannot be lost any more.
+            then: Called on any thread once the record cannot be lost.
         """
         self.progress(session)
         tokens = session.committed if message is None else _final_tokens(session, message)
@@ -244,7 +234,7 @@ class Recorder:
         )
         if cause is not None and reason in _WORTH_AN_EVENT:
             sentence = f"{cause.sentence} ({cause.code}; {session.committed} tokens were committed.)"
-            self.event(
+            self.events.note(
                 kind=EventKind.SESSION,
                 code=reason.value,
                 sentence=sentence,
@@ -253,7 +243,7 @@ class Recorder:
             )
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
-        """A session goes on, but not here or under another handle: its segment is complete."""
+        """Complete the segment of a session that goes on elsewhere or under another handle."""
         self.progress(session)
         segment = self._segments[session.handle]
         self.texts.ended(session, tokens=session.committed, segment=segment, at=self.now())
@@ -267,31 +257,28 @@ class Recorder:
             )
         )
         if reason is LeaveReason.HANDED_OVER:
-            self.event(
+            self.events.note(
                 kind=EventKind.SESSION,
                 code="handed-over",
-                sentence=f"The edge gave the text up at {session.committed} tokens; it goes on elsewhere.",
+                sentence=f"The session left this edge at {session.committed} tokens and goes on elsewhere.",
                 device=session.device,
                 session=session.session,
             )
 
     def ended_elsewhere(self, device: str, message: Close, *, then: Callable[[], None]) -> None:
-        """A device closed a session that this edge does not know, having restarted; or one that never was.
+        """Log the Close of a session that this edge does not know, having restarted, or that never existed.
 
-        Of the latter nothing but one event a minute is left behind, however many there are.
-
-        Args:
-            device: Which.
-            message: Its Close.
-            then: Called, on any thread, once this cannot be lost any more, or is not to be kept.
+        Beyond a rate only one event a minute is logged. `then` is called on any thread once the record cannot be lost,
+        or is
+        not kept.
         """
         at = self.now()
         if not (self._unverified if message.unverified else self._reported).admit(device, at):
-            sentence = "The device closes more sessions that this edge does not know than it can have had."
-            self.event(
+            sentence = "The device closes more unknown sessions than it can have had."
+            self.events.note(
                 kind=EventKind.CLOSE, code="unknown-session", sentence=sentence, device=device, session=message.session
             )
-            if not message.unverified:  # which its device keeps, and says again until it is confirmed
+            if not message.unverified:  # the device keeps those and reports them again
                 then()
             return
         self.sink.put(
@@ -309,32 +296,7 @@ class Recorder:
             then=then,
         )
 
-    def event(
-        self,
-        *,
-        kind: str,
-        code: str,
-        sentence: str,
-        device: str | None,
-        session: bytes | None = None,
-        times: int = 1,
-        severity: Severity | None = None,
-        shared: bool = False,
-    ) -> None:
-        """Something worth a line happened; `EventCounts.note` says what is what. Callable from any thread."""
-        self.events.note(
-            kind=kind,
-            code=code,
-            sentence=sentence,
-            device=device,
-            session=session,
-            times=times,
-            severity=severity,
-            shared=shared,
-        )
-
     def fenced(self, device: str, *, at: datetime, until: datetime, reason: str, strikes: float, level: int) -> None:
-        """This edge has shut a device out."""
         self.sink.put(
             DeviceFenced(
                 device=device, by=self.edge, at=at, until=until, reason=reason, strikes=round(strikes), level=level
@@ -357,13 +319,13 @@ class Recorder:
         )
 
     def _traced(self, session: EdgeSession) -> bool:
-        # By the session's own random name, so that it is traced in every segment or in none.
+        # By the session's random name, so that all its segments are traced or none.
         return int.from_bytes(session.session[:4], "big") < self.trace_share * (1 << 32)
 
 
 def _final_tokens(session: EdgeSession, message: Close) -> int:
-    """Return the tokens of a text that its device has ended."""
-    if message.unverified:  # the edge cannot know of them
+    """Return the tokens of a generation that its device has ended."""
+    if message.unverified:  # decoded without this edge
         return message.tokens
-    # A device that ends a text early does so before it has heard of all that is verified of it.
+    # A device that ends early has not received all verdicts.
     return min(session.committed, message.tokens)

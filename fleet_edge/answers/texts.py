@@ -1,7 +1,6 @@
-"""Texts on their way to the session log, as far as the settings have them stored: piece by piece, each once.
+"""Stored generations: written to the session log piece by piece, as far as the settings ask for it.
 
-A piece is written when it is long enough, and whatever there is at the end. So a crash loses a piece of each text, and
-a text costs a row for some hundred tokens.
+A piece is written when it is long enough, the rest at the end. So a crash loses at most a piece of each generation.
 """
 
 import hashlib
@@ -16,54 +15,38 @@ from fleet_common.grammar.process import token_pieces
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records.texts import TextWritten
 from fleet_edge.store.token_kinds import StoreText
-from fleet_edge.verifiers.contract import KnowsTokens, Verifier, VerifierError
+from fleet_edge.verifiers.contract import ProvidesTokenizer, Verifier, VerifierError
 
 _log = logging.getLogger(__name__)
 
 _PIECE: Final = 256
-"""Tokens in a row, at most; what a session has not ended yet is written in rows as long as this."""
+"""Most tokens in a row."""
 
 _PIECE_BYTES: Final = 8_192
-"""Of what a row's tokens read: a line of the spool holds it in hexadecimal with room to spare."""
+"""Most bytes of text in a row: a line of the spool holds it in hexadecimal."""
 
 
 @dataclass(slots=True)
-class Texts:
-    """Writes texts of one edge. Called on the orchestrator's thread.
+class GenerationRecorder:
+    """Writes generations of one edge, on the orchestrator's thread. `put` MUST NOT block or raise.
 
-    Attributes:
-        put: Takes records; MUST NOT block or raise.
-        store: What is stored.
-        piece: Returns what a token reads; None if that is not known of the target.
+    `piece` returns the bytes of a token; None if they are unknown for the target.
     """
 
     put: Callable[[TextWritten], object]
     store: StoreText = StoreText.NONE
     piece: Callable[[int], bytes] | None = None
-    _written: dict[int, int] = field(default_factory=dict)  # by handle, the position up to which a text was written
+    _written: dict[int, int] = field(default_factory=dict)  # by handle, position up to which it was written
 
     def grew(self, session: EdgeSession, *, segment: int, at: datetime) -> None:
-        """Write what is new of a text, in whole pieces.
-
-        Args:
-            session: Whose.
-            segment: Its segment.
-            at: Now.
-        """
+        """Write new tokens in whole pieces."""
         if self.store is not StoreText.FULL:
             return
         while session.committed - self._begin(session) >= _PIECE:
             self._put(session, self._begin(session), session.committed, segment=segment, at=at)
 
     def ended(self, session: EdgeSession, *, tokens: int, segment: int, at: datetime) -> None:
-        """Write the rest of a text that ends, or goes on elsewhere.
-
-        Args:
-            session: Whose.
-            tokens: Length of the text, as far as its device has it.
-            segment: Its segment.
-            at: Now.
-        """
+        """Write the rest of a generation of `tokens` tokens that ends or goes on elsewhere."""
         begin, end = self._begin(session), min(tokens, session.committed)
         if self.store is StoreText.HASH and end > begin:
             self.put(self._hashed(session, begin, end, segment=segment, at=at))
@@ -75,7 +58,7 @@ class Texts:
         return self._written.get(session.handle, session.committed - len(session.kinds))
 
     def _put(self, session: EdgeSession, begin: int, end: int, *, segment: int, at: datetime) -> int:
-        """Write a piece from `begin` on; return where it ends."""
+        """Write a piece from `begin` on; return its end."""
         tokens = session.text[begin : min(end, begin + _PIECE)]
         pieces = None if self.piece is None else _fitting([self.piece(token) for token in tokens])
         if pieces is not None:
@@ -128,29 +111,31 @@ class Texts:
 
 
 def token_bytes(verifier: Verifier, store: StoreText) -> Callable[[int], bytes] | None:
-    """Return what says what a target's tokens read, where it is needed; None if it is not known.
+    """Return a function from token to bytes, where it is needed; None if it is unknown.
 
     Raises:
-        VerifierError: It is needed for the hash, and not known.
+        VerifierError: It is needed for the hash, and unknown.
     """
     if store is StoreText.NONE:
         return None
     try:
-        if isinstance(verifier, KnowsTokens):
+        if isinstance(verifier, ProvidesTokenizer):
             return token_pieces(verifier.grammar_tokenizer()).__getitem__
         why = "Its engine does not tell."
     except GrammarUnavailable as error:
         why = str(error)
     if store is StoreText.HASH:
         raise VerifierError(
-            f"store_text is hash, and what the target's tokens read is not known; set it to full or none. {why}"
+            f"store_text is hash, but the strings of the target's tokens are unknown; set it to full or none. {why}"
         )
-    _log.warning("Texts are stored as token ids alone: what the target's tokens read is not known. %s", why)
+    _log.warning(
+        "GenerationRecorder are stored as token ids alone: what the target's tokens read is not known. %s", why
+    )
     return None
 
 
 def _fitting(pieces: Sequence[bytes]) -> Sequence[bytes]:
-    """Return as many pieces as a row holds, and one at least; of a single one that is too long its beginning."""
+    """Return as many pieces as a row holds, at least one; a piece that is too long is cut."""
     size = 0
     for number, piece in enumerate(pieces):
         size += len(piece)

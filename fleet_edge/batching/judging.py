@@ -1,28 +1,60 @@
-"""Batched verification: shapes all rows of a step together, where the logits lie, and decides on every draft.
+"""Batched verification: shape all rows of a step where the logits are, and decide on every draft.
 
-For policies with a bounded support (greedy, or top_k) all rows are shaped at once, in numpy or, where they lie on
-another device, in torch. Other policies need a row's whole vocabulary, so they are shaped row by row by the reference
-law, and only as far as drafts are accepted; so are those of texts that have a grammar, which is followed along the
-draft. The decision itself is `dssd.verification.judge`, so twin and law can differ
-in shaping alone; a property test holds the two together.
+For policies with a bounded support (greedy, or top_k) all rows are shaped at once, in numpy or torch. Other policies
+and
+generations with a grammar are shaped row by row with the reference implementation, only as far as drafts are accepted.
+The decision itself is `dssd.verification.judge`; a property test compares the two ways of shaping.
 """
 
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, shape
-from dssd.verification import Judgement, decode, judge
-from fleet_edge.batching.logprobs import tell_logprobs
-from fleet_edge.batching.shaping import ShapedRows, shape_rows
-from fleet_edge.sessions.constraint import Constraint
+from dssd.verification import Judgement, decode, judge, logprobs_of_rejection, logprobs_of_token
+from fleet_edge.batching.shaping import RowGroup, ShapedRows, shape_rows
+from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Logits
 from schemas.policy import SamplingPolicy
+
+
+class _Case(Protocol):
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def policy(self) -> SamplingPolicy: ...
+
+    @property
+    def logprobs(self) -> int | None: ...
+
+
+def add_logprobs(
+    judgement: Judgement, case: _Case, row_at: Callable[[int], NDArray[np.float32]], start: int
+) -> Judgement:
+    """Return a judgement with the log-probabilities of its tokens.
+
+    Args:
+        judgement: The decision.
+        case: What was decided on.
+        row_at: Returns an unshaped row of logits.
+        start: First row of the case.
+    """
+    most = case.logprobs or 0
+    tokens = case.tokens[: judgement.accepted]
+    if judgement.token is not None:
+        tokens = (*tokens, judgement.token)
+    found = [logprobs_of_token(row_at(start + place), token, most=most) for place, token in enumerate(tokens)]
+    if judgement.p is not None:
+        row = row_at(start + judgement.accepted)
+        found.append(logprobs_of_rejection(row, judgement.p, policy=case.policy, most=most))
+    return replace(judgement, logprobs=tuple(found))
+
 
 if TYPE_CHECKING:
     import torch  # an edge may do without it
@@ -30,18 +62,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One session's drafts to decide on; the parameters of `dssd.verification.judge`, or of `write`.
+    """One session's drafts to decide on: the parameters of `dssd.verification.judge`, or of `decode`.
 
     Attributes:
-        tokens: The draft, or the edge's own guesses.
-        counts: Its draft probabilities in 1/65,536; None in coupled mode.
-        policy: The session's.
+        tokens: The draft, or speculated tokens in edge-only decoding.
+        counts: Draft probabilities in 1/65,536; None in coupled mode.
+        policy: Sampling policy.
         base: Position of the first draft token.
-        bonus: Whether a token is due after an accepted draft.
-        written: Whether the edge writes by itself: a guess stands if it is the token that would be written anyway.
-        logprobs: Of so many of the likeliest tokens at each place the log-probabilities are told; None tells none.
-        constraint: The text's grammar, if it has one.
-        text: The text before the draft; where there is a grammar.
+        bonus: Whether to draw a token after an accepted draft.
+        written: Whether this is edge-only decoding.
+        logprobs: Number of top log-probabilities to report at each position; None for no log-probabilities.
+        constraint: Grammar, if any.
+        text: Tokens before the draft; only with a grammar.
     """
 
     tokens: tuple[int, ...]
@@ -56,7 +88,6 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """Rows of logits that belong to it."""
         return len(self.tokens) + 1
 
 
@@ -65,11 +96,11 @@ def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]
 
     Args:
         logits: float32 `[sum of case.rows, vocabulary]`, cases in order.
-        cases: What to decide.
+        cases: Drafts to decide on.
 
     Returns:
-        A judgement for each; None where the target's logits are not numbers, or the grammar cannot go on, which its
-        constraint then tells. Nothing in them refers to the logits.
+        A judgement for each case; None where the logits are not numbers or the grammar failed (see
+            `Constraint.failure`). Judgements hold no references to the logits.
     """
     if isinstance(logits, np.ndarray):
         return judge_array(logits, cases)
@@ -79,7 +110,6 @@ def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]
 
 
 def judge_array(logits: NDArray[np.float32], cases: Sequence[Case]) -> list[Judgement | None]:
-    """Decide on all cases; see `judge_batch`."""
     starts, groups = _grouped(cases, logits.shape[1])
     shaped = [
         shape_rows(logits if len(group.rows) == len(logits) else logits[group.rows], group.policies, group.support)
@@ -89,7 +119,7 @@ def judge_array(logits: NDArray[np.float32], cases: Sequence[Case]) -> list[Judg
 
 
 def judge_tensor(logits: "torch.Tensor", cases: Sequence[Case]) -> list[Judgement | None]:
-    """Decide on all cases where the logits lie on another device, which is waited for once; see `judge_batch`."""
+    """Decide on all cases where the logits are on another device; synchronizes with it once."""
     from fleet_edge.batching.torch_shaping import shape_groups  # noqa: PLC0415 - an edge may do without torch
 
     starts, groups = _grouped(cases, logits.shape[1])
@@ -105,25 +135,8 @@ def judge_tensor(logits: "torch.Tensor", cases: Sequence[Case]) -> list[Judgemen
     return _decide_all(cases, starts, groups, shaped, row_at=lambda row: rows[number[row]])
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Cases whose policies have one bounded support.
-
-    Attributes:
-        support: Tokens that a policy keeps at most.
-        places: Of the cases.
-        rows: int64, of all cases in order.
-        policies: One for each row.
-    """
-
-    support: int
-    places: list[int]
-    rows: NDArray[np.int64]
-    policies: list[SamplingPolicy]
-
-
-def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[_Group]]:
-    """Return the first row of each case, and groups of those that are shaped at once."""
+def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[RowGroup]]:
+    """Return the first row of each case, and the groups to shape at once."""
     starts = [0, *itertools.accumulate(case.rows for case in cases)]
     by_support: dict[int, list[int]] = defaultdict(list)
     for place, case in enumerate(cases):
@@ -131,7 +144,7 @@ def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[_Group]]
         if 0 < support < size and case.constraint is None:
             by_support[support].append(place)
     groups = [
-        _Group(
+        RowGroup(
             support,
             places,
             np.concatenate([np.arange(starts[place], starts[place + 1]) for place in places]),
@@ -145,7 +158,7 @@ def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[_Group]]
 def _decide_all(
     cases: Sequence[Case],
     starts: Sequence[int],
-    groups: Sequence[_Group],
+    groups: Sequence[RowGroup],
     shaped: Sequence[ShapedRows],
     *,
     row_at: Callable[[int], NDArray[np.float32]],
@@ -158,7 +171,7 @@ def _decide_all(
             offset += cases[place].rows
     decided = [_decide(case, at) for case, at in zip(cases, dist_at, strict=True)]
     return [
-        each if each is None or case.logprobs is None else tell_logprobs(each, case, row_at, start)
+        each if each is None or case.logprobs is None else add_logprobs(each, case, row_at, start)
         for each, case, start in zip(decided, cases, starts, strict=False)
     ]
 

@@ -1,13 +1,12 @@
 """Planning of one step: which sessions it computes, and how many tokens of each.
 
-Verification comes first, oldest draft first. What is left of the step's token budget goes to prefill: no more than
-takes a bounded time, as measured, since a draft that comes meanwhile waits for it, and while others are verified or
-expected no more than a chunk. Prompts whose drafts are here already come first. What may wait (see `background`) comes
-last: in a small share of the time, and while no draft is here or due. A step may exceed its budget by the last draft
-that it takes.
+Verification comes first, oldest draft first. The rest of the token budget goes to prefill, limited to a measured time,
+because a draft that arrives meanwhile waits for it, and to a chunk while others are verified or expected. Prompts whose
+drafts have arrived come first. Background work (see `fairness`) comes last, in a small share of the time, and while no
+draft is here or due. A step may exceed its budget by the last draft that it takes.
 
-A session takes over what others have computed of its prompt. Where another is about to compute it, the session leaves
-its turn to that one, and waits for the end of the step.
+A session reuses what others have computed of its prompt. If another is about to compute it, that one goes first and the
+session waits for the end of the step.
 """
 
 import math
@@ -17,29 +16,28 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from fleet_edge.batching.background import BackgroundWork
-from fleet_edge.batching.grammar_share import GrammarShare
+from fleet_edge.batching.fairness import BackgroundWork, GrammarShare
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, PrefixCache
 from schemas.messages import Draft
 
 _LEAST_CHUNK: Final = 16
-"""Tokens of prompts in a step that takes any, however slow the edge is: fewer cost nearly as much."""
+"""Prompt tokens in a step that has any, even on a slow edge: fewer cost nearly as much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much one step may compute.
+    """Limits of one step.
 
     Attributes:
-        tokens: Most new tokens in a step.
-        prefill_chunk: Most tokens of prefill, and of what else may wait, in a step while anybody is being verified.
-        device_share: Most of a step's tokens for one device while others wait, as a fraction.
+        tokens: Most new tokens.
+        prefill_chunk: Most tokens of prefill and background work while other sessions are verified.
+        device_share: Largest share of the tokens for one device while others wait.
     """
 
     tokens: int = 512
@@ -48,15 +46,8 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One session's part of a step.
-
-    Attributes:
-        session: Whose.
-        item: What the verifier is to compute.
-        chain: The drafts that it decides; empty for prefill.
-        background: Whether it might have waited.
-    """
+class WorkItem:
+    """One session's part of a step; `chain` are the drafts to decide on, empty for prefill."""
 
     session: EdgeSession
     item: Item
@@ -65,17 +56,17 @@ class Work:
 
     @property
     def prefilled(self) -> int:
-        """Tokens of the session's prompt, or of its text, that it computes for nothing but what comes behind them."""
+        """Tokens of the prompt or text that are computed without logits."""
         return len(self.item.tokens) - self.item.rows
 
     @property
     def writes(self) -> bool:
-        """Whether the edge writes the text by itself, instead of deciding a device's drafts."""
+        """Whether this is edge-only decoding."""
         return bool(self.chain) and self.chain[0].draft.write is not None
 
     @property
     def guessed(self) -> int:
-        """Tokens of a text that the edge writes by itself which it has guessed."""
+        """Speculated tokens in edge-only decoding."""
         return self.item.rows - 1 if self.writes else 0
 
 
@@ -84,21 +75,20 @@ class Batch:
     """A step.
 
     Attributes:
-        works: Its parts, the most urgent first: where there is not room for all, the last is left out.
-        faults: Drafts that turned out to be void when their turn came.
+        works: Its parts, the most urgent first; the last is left out if memory is short.
+        faults: Drafts that were found void when their turn came.
     """
 
-    works: list[Work] = field(default_factory=list)
+    works: list[WorkItem] = field(default_factory=list)
     faults: list[tuple[EdgeSession, Draft, DraftFault]] = field(default_factory=list)
 
     @property
-    def verifications(self) -> list[Work]:
+    def verifications(self) -> list[WorkItem]:
         """Parts that end in verdicts, in the order of their rows."""
         return [work for work in self.works if work.chain]
 
     @property
     def items(self) -> list[Item]:
-        """What the verifier is to compute."""
         return [work.item for work in self.works]
 
     def __bool__(self) -> bool:
@@ -110,16 +100,9 @@ class StepPlanner:
     """Plans one step.
 
     Attributes:
-        cache: The target model.
-        budget: Of the step.
-        background: What may wait, and whether it runs now.
-        grammar_share: What grammars of each device may take.
-        cost: What a token costs, and so how many it pays to guess.
-        used: By session, when it was last in a step; sessions that were not for longest are the first to be prefilled.
-        now: Monotonic seconds.
-        prompts_s: Longest time that the prompts of the step may take.
-        gap_s: For how long no draft is likely to come; infinity if none is expected.
-        batch: The step.
+        used: Step in which each session was last; the least recent are prefilled first.
+        prompts_s: Longest time for prompts in the step.
+        gap_s: Seconds in which no draft is likely to arrive; infinity if none is expected.
     """
 
     cache: PrefixCache
@@ -132,24 +115,24 @@ class StepPlanner:
     prompts_s: float
     gap_s: float = math.inf
     batch: Batch = field(default_factory=Batch)
-    _forced: Counter[str] = field(default_factory=Counter)  # tokens that grammars force and that are guessed, by device
+    _forced: Counter[str] = field(default_factory=Counter)  # forced tokens that are speculated, by device
     _able: dict[int, EdgeSession] = field(default_factory=dict)
     _computing: set[int] = field(default_factory=set)
 
     def plan(self, sessions: Iterable[EdgeSession], *, evicted: set[int]) -> Batch:
-        """Return the step; empty if there is nothing to do, or nothing that may not wait.
+        """Return the step; empty if there is nothing to do now.
 
         Args:
-            sessions: All.
-            evicted: Those that are computed anew only when a draft needs it: if they were at once, sessions that do not
-                all fit would evict each other for ever.
+            sessions: All open sessions.
+            evicted: Sessions to recompute only when a draft needs it: otherwise sessions that do not all fit would
+                evict each other forever.
         """
         ready: list[tuple[bool, float, int, EdgeSession]] = []
         behind: list[EdgeSession] = []
         for session in sessions:
             if (arrived := session.ready) is not None:
-                # Where memory is short, those that have some come first: the others would fill the step, and put them
-                # out.
+                # Where memory is short, sessions with computed tokens come first: the others would fill the step and
+                # evict them.
                 last = bool(evicted) and not self.cache.computed(session.handle)
                 ready.append((last, arrived.at, session.handle, session))
             elif not session.finished and session.handle not in evicted and self._backlog(session) > 0:
@@ -159,8 +142,8 @@ class StepPlanner:
         due, may_wait = list[EdgeSession](), list[EdgeSession]()
         for *_, session in ready:
             (may_wait if self._may_wait(session) else due).append(session)
-        # A draft that waits for its own prompt is a prompt first: computed ahead of those that wait for nothing else,
-        # it would delay them by as much as a step holds.
+        # A draft that waits for its own prompt counts as a prompt: computed first, it would delay the drafts that are
+        # ready.
         near = [session for session in due if self._backlog(session) < LEAST_REUSED]
         far = [session for session in due if self._backlog(session) >= LEAST_REUSED]
         left = self.budget.tokens
@@ -182,21 +165,21 @@ class StepPlanner:
         return self.batch
 
     def _within_gap(self, most: int) -> int:
-        """Return how many tokens can be computed before the next draft is due; 0 if too few to be worth a step."""
+        """Return how many tokens can be computed before the next draft is due; 0 if too few for a step."""
         tokens = self.cost.prompt_tokens(self.gap_s, most)
         return tokens if tokens >= _LEAST_CHUNK else 0
 
     def _may_wait(self, session: EdgeSession) -> bool:
-        """Whether a session's draft may wait for those of others."""
+        """Whether a session's draft is background work."""
         if self.background.wasteful(session.device) or self.grammar_share.over(session.device, self.now):
             return True
         if not self._backlog(session) or self.background.has_credit(session.device, self.now):
             return False
-        self._reuse(session)  # what is taken over needs no credit
+        self._reuse(session)  # reused tokens need no credit
         return self._backlog(session) > 0
 
     def _verifications(self, due: Sequence[EdgeSession], most: int, *, background: bool = False) -> int:
-        """Add drafts that are due, the oldest first, no device more than its share; return the tokens to compute."""
+        """Add drafts, the oldest first, no device more than its share; return the tokens to compute."""
         left, share = most, Counter[str]()
         most_per_device = max(1, int(most * self.budget.device_share)) if len(due) > 1 else most
         for session in due:
@@ -211,7 +194,7 @@ class StepPlanner:
         return most - left
 
     def _verification(self, session: EdgeSession, allowance: int, *, background: bool) -> int:
-        """Add a session's drafts, or the part of its backlog that comes first; return the tokens to compute."""
+        """Add a session's drafts, or the first part of its backlog; return the tokens to compute."""
         first = session.ready
         try:
             guesses = partial(self.cost.guesses, stable=session.policy.repeats) if self.cost.max_guess else None
@@ -222,7 +205,7 @@ class StepPlanner:
             self.batch.faults.append((session, first.draft, fault))
             return 0
         drafted = [token for arrived in chain for token in arrived.draft.tokens]
-        # The last committed token is always computed anew: its row decides on the first draft token.
+        # The last committed token is always recomputed: its row decides on the first draft token.
         backlog = self._backlog(session)
         if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
             computed = self._computed(session)
@@ -239,7 +222,7 @@ class StepPlanner:
         return self._prefill(session, allowance, background=background)
 
     def _prefills(self, behind: Sequence[EdgeSession], most: int, *, background: bool = False) -> int:
-        """Add prompts, the sessions taking turns to be first; return the tokens to compute."""
+        """Add prompts, sessions taking turns to be first; return the tokens to compute."""
         left = most
         for session in sorted(behind, key=lambda session: self.used.get(session.handle, 0)):
             if left <= 0:
@@ -251,7 +234,7 @@ class StepPlanner:
         return most - left
 
     def _prefill(self, session: EdgeSession, most: int, *, background: bool) -> int:
-        """Add the part of a session's backlog that comes first; return the tokens to compute."""
+        """Add the first part of a session's backlog; return the tokens to compute."""
         computed = self._computed(session)
         tokens = tuple(session.tokens[computed : min(computed + most, len(session.tokens) - 1)])
         if tokens:
@@ -259,10 +242,10 @@ class StepPlanner:
         return len(tokens)
 
     def _in_turn(self, session: EdgeSession, most: int, *, background: bool) -> int | None:
-        """Take over what others have computed for a session, or leave its turn to the one that is about to.
+        """Reuse what others have computed of a session's prompt, or let the one go first that is about to compute it.
 
         Returns:
-            The tokens to compute instead of the session's own, maybe none; None if it is to be computed itself.
+            The tokens to compute instead of the session's own, possibly 0; None to compute the session itself.
         """
         if self._backlog(session) < LEAST_REUSED:
             return None
@@ -283,13 +266,13 @@ class StepPlanner:
         self, session: EdgeSession, item: Item, chain: tuple[ReceivedDraft, ...] = (), *, background: bool
     ) -> None:
         self.cache.truncate(session.handle, self._computed(session))
-        work = Work(session, item, chain, background=background)
+        work = WorkItem(session, item, chain, background=background)
         self.batch.works.append(work)
         self._computing.add(session.handle)
         self.background.prefilled(session.device, work.prefilled, self.now)
 
     def _backlog(self, session: EdgeSession) -> int:
-        """Return how many tokens are to be computed before the last, which comes with a draft."""
+        """Return how many tokens to compute before the last one, which is computed with a draft."""
         return len(session.tokens) - 1 - self._computed(session)
 
     def _computed(self, session: EdgeSession) -> int:

@@ -1,7 +1,7 @@
-"""Scheduler: has steps planned, makes room for them, has them computed, and knows what they took.
+"""Scheduler: plan batches, evict KV memory, run the verifier and keep track of step times.
 
-A session has tokens it knows and tokens it has computed; a step computes some of the difference. Prefill, resumption
-after eviction and verification differ in nothing but whether rows of logits are wanted at the end.
+A session has known tokens and computed tokens; a step computes some of the difference. Prefill, resumption after an
+eviction and verification differ only in whether rows of logits are wanted at the end.
 """
 
 import logging
@@ -10,18 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fleet_edge.batching.background import BackgroundWork
-from fleet_edge.batching.delay import BatchingDelay
-from fleet_edge.batching.grammar_share import GrammarShare
-from fleet_edge.batching.planning import Batch, Budget, StepPlanner, Work
-from fleet_edge.batching.present_texts import PresentTexts
-from fleet_edge.batching.step_cost import StepCost
-from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
-from fleet_edge.batching.turns import Turns
-from fleet_edge.batching.verdict_goal import VerdictGoal
+from fleet_edge.batching.fairness import BackgroundWork, GrammarShare, MemoryTurns
+from fleet_edge.batching.planning import Batch, Budget, StepPlanner, WorkItem
+from fleet_edge.batching.step_cost import RunningRequests, StepCost
+from fleet_edge.batching.timing import BatchingDelay, DraftTiming, PrefillLog, StepTimes, VerdictGoal
 from fleet_edge.counters import SegmentCounters
+from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
@@ -34,13 +29,7 @@ _MOST_TEXTS: Final = (1 << 16) - 1
 
 @dataclass(frozen=True, slots=True)
 class KvMemory:
-    """How the memory for keys and values is used, in tokens.
-
-    Attributes:
-        computed: Of open sessions.
-        retained: Of ended ones; they make room when others need it.
-        free: For which there is room beside both.
-    """
+    """KV memory in tokens: computed for open sessions, retained of ended ones (evicted on demand), and free."""
 
     computed: int = 0
     retained: int = 0
@@ -52,21 +41,17 @@ class KvMemory:
 
 
 class Scheduler:
-    """Owns the verifier: picks the next step, makes room for it, has it computed, and knows what it took.
+    """Owns the verifier: plans steps, makes room for them, has them computed and measures them.
 
-    It is told of what concerns a session: opened, draft arrived, answered, ended. Times are monotonic seconds. All but
-    `score` is called on one thread; that on any, between `began` and `ended`.
+    Times are monotonic seconds. Thread safety: call `score` from any thread between `began` and `ended`; call
+    everything
+    else from one thread.
 
     Args:
-        verifier: The target model; nobody else calls it.
-        budget: Of a step.
-        delay: Whether to hold a step for drafts that are about to come.
-        background: What may wait, and how much of it runs.
-        kv_share: Which part of the memory for keys and values a device may hold while others need some.
-        sharing: Which sessions may take over what others, or ended ones, have computed of their prompts.
+        verifier: The target model; nothing else may call it.
+        kv_share: Returns the share of the KV memory that a device may hold while others need some.
         shared: Beginnings of prompts, as token ids, that all devices share.
-        cost: What steps take; measured again without it, and nothing is speculated.
-        goal: How long verdicts may take.
+        cost: Step times; without it nothing is speculated.
     """
 
     def __init__(
@@ -88,27 +73,26 @@ class Scheduler:
         self._background = background or BackgroundWork()
         self._grammar_share = GrammarShare()
         self._cost = cost or StepCost(verifier.info.least_tokens, max_guess=0)
-        self._present = PresentTexts()
-        self._load: EdgeLoad | None = None  # until something changes
+        self._present = RunningRequests()
+        self._load: EdgeLoad | None = None  # None after a change
         self._goal = goal or VerdictGoal()
-        self._measured = False  # whether the latest step was
+        self._measured = False  # whether the latest step was measured
         self._kv_share = kv_share
         self._prefill_log = PrefillLog()
-        self._turns = Turns()
+        self._turns = MemoryTurns()
         self._used: dict[int, int] = {}
-        self._evicted: set[int] = set()  # and not computed since
+        self._evicted: set[int] = set()  # evicted and not computed since
         self._clock = 0
         self._computing = False
         self._memory = KvMemory()
-        self._later: deque[Callable[[], None]] = deque()  # what the verifier is to be told when the step has ended
+        self._later: deque[Callable[[], None]] = deque()  # calls to the verifier after the step
 
     @property
     def target(self) -> TargetInfo:
-        """The target model that sessions are verified with."""
         return self._verifier.info
 
     def load(self) -> EdgeLoad:
-        """Return what is done at present, and what steps take; the same object until that changes."""
+        """Return the present load and the step times; the same object until they change."""
         if self._load is None:
             texts = max(1, self._present.count)
             parts = self._cost.parts(texts)
@@ -124,16 +108,11 @@ class Scheduler:
 
     @property
     def memory(self) -> "KvMemory":
-        """The memory for keys and values as it was when `note_memory` last looked."""
+        """KV memory as of the last `note_memory`."""
         return self._memory
 
     def note_memory(self, sessions: Iterable[EdgeSession], *, then: Callable[[], None]) -> None:
-        """Look how much of the memory for keys and values is used, as soon as no step is computed.
-
-        Args:
-            sessions: Those that are open.
-            then: Called when that is known.
-        """
+        """Measure the KV memory as soon as no step is running, then call `then`."""
 
         def look() -> None:
             computed = sum(self._verifier.computed(each.handle) for each in sessions if each.handle in self._used)
@@ -143,7 +122,7 @@ class Scheduler:
         self._between_steps(look)
 
     def away(self) -> str:
-        """Return why the target model cannot compute now, in a sentence; empty if it can."""
+        """Return why the target model cannot compute now; empty if it can."""
         return self._verifier.away()
 
     # Sessions
@@ -155,24 +134,23 @@ class Scheduler:
         self._between_steps(lambda: self._open(session, tokens))
 
     def arrived(self, session: EdgeSession, *, at: float) -> None:
-        """A draft of the session has come."""
         self._delay.arrived(session.handle, at=at)
 
     def answered(self, session: EdgeSession, *, at: float) -> None:
-        """The session has got a verdict; if its text goes on, a draft will come."""
+        """Note a verdict; if the generation goes on, a draft is expected."""
         if not session.finished:
             self._delay.answered(session.handle, at=at)
 
     def longest_draft(self, device: str, most: int) -> int:
-        """Return how long the drafts of a device's next session may be, of `most` tokens that are granted otherwise."""
+        """Return the longest draft to grant a device's next session, at most `most` tokens."""
         return self._background.longest_draft(device, most)
 
     def evict(self, session: EdgeSession) -> None:
-        """Drop a session's keys and values; its tokens stay known and are computed again when needed."""
+        """Drop a session's keys and values; they are computed again when needed."""
         self._evict(session.handle)
 
     def forget(self, session: EdgeSession) -> None:
-        """A session has ended; what it has computed stays as long as there is room."""
+        """Forget an ended session; what it has computed is kept as long as there is room."""
         self._used.pop(session.handle, None)
         self._evicted.discard(session.handle)
         self._delay.forget(session.handle)
@@ -183,26 +161,26 @@ class Scheduler:
         self._between_steps(lambda: self._verifier.close(session.handle))
 
     def busy_s(self, *, now: float) -> float:
-        """Return after which time to ask for a new session; 0 if there is room for one now."""
+        """Return the seconds after which to ask for a new session; 0 if one can be granted now."""
         return self._goal.retry_s(now, growing_s=self._cost.growing_s)
 
     def granted(self, *, now: float) -> None:
         self._goal.granted(now)
 
-    def ended_text(self, *, now: float) -> None:
-        """A session has ended that does not go on under another handle."""
+    def ended_session(self, *, now: float) -> None:
+        """Note the end of a session that is not resumed here."""
         self._goal.ended(now)
 
     # Steps
 
     def hold_s(self, sessions: Iterable[EdgeSession], *, now: float) -> float:
-        """Return how long to hold the next step for drafts that are about to come, in seconds."""
+        """Return how long to hold the next step for drafts that are about to arrive, in seconds."""
         if not self._delay.expects:
             return 0.0
         return self._delay.hold_s(sum(session.ready is not None for session in sessions), now=now)
 
     def next_batch(self, sessions: Iterable[EdgeSession], *, now: float) -> Batch:
-        """Return the next step; empty if there is nothing to do, or nothing that may not wait."""
+        """Return the next batch; empty if there is nothing to do now."""
         sessions = list(sessions)
         planner = StepPlanner(
             self._verifier,
@@ -220,11 +198,11 @@ class Scheduler:
         return batch
 
     def began(self) -> None:
-        """A step is to be computed: until `ended`, nobody but `score` uses the verifier."""
+        """Note that a step is computed: until `ended` only `score` uses the verifier."""
         self._computing = True
 
     def ended(self) -> None:
-        """The step is over; what the verifier is to know of sessions that have come and gone meanwhile, it is told."""
+        """Note the end of the step, and pass on to the verifier what was deferred meanwhile."""
         self._computing = False
         while self._later:
             try:
@@ -234,21 +212,20 @@ class Scheduler:
                 _log.exception("What concerns a session could not be passed on to the target model.")
 
     def score(self, batch: Batch) -> Logits:
-        """Compute a step. Callable on any thread, between `began` and `ended`.
+        """Compute a step. Call it on any thread, between `began` and `ended`.
 
         Returns:
-            float32 logits `[sum of rows, vocabulary size]` of the verifications, in order; valid until the next step
-            is computed.
+            float32 logits `[sum of rows, vocabulary]` of the verifications, in order; valid until the next step.
 
         Raises:
-            TargetAway: What computes is away.
+            TargetAway: The target model cannot be reached.
             SequenceFailed: One session cannot be computed.
-            VerifierError: Nothing was computed, in these cases too.
+            VerifierError: Nothing was computed, as in the other two cases.
         """
         return self._verifier.score(batch.items)
 
-    def computed(self, batch: Batch, step: Step) -> None:
-        """A batch has been computed and its drafts decided on; the sessions' answers come next."""
+    def computed(self, batch: Batch, step: StepTimes) -> None:
+        """Note a batch that was computed and decided on, before its sessions commit."""
         if step.sessions:
             self._delay.stepped(step.ended - step.started)
         self._measure(batch, step)
@@ -275,7 +252,7 @@ class Scheduler:
             if (constraint := work.session.constraint) is not None:
                 self._grammar_share.spend(work.session.device, constraint.take_spent_s(), step.ended)
             if work.session.handle not in self._used:
-                continue  # it has ended meanwhile
+                continue  # ended meanwhile
             self._evicted.discard(work.session.handle)
             verified = work.item.rows - work.guessed
             self._turns.computed(work.session.handle, prefilled=work.prefilled, verified=verified, at=step.ended)
@@ -286,24 +263,24 @@ class Scheduler:
             else:
                 self._prefill_log.computed(work.session.handle, step)
 
-    def judged(self, work: Work, *, committed: int) -> None:
-        """A session's part of a step was decided on, and its text has grown by so many tokens."""
+    def judged(self, work: WorkItem, *, committed: int) -> None:
+        """Note the tokens that a session has committed in the step."""
         if self._measured:
             self._cost.committed(committed)
-        # What the edge has guessed is not the device's to answer for.
+        # The device does not pay for what the edge has speculated.
         computed = work.item.rows - work.guessed
         self._background.judged(work.session.device, computed=computed, committed=committed)
 
-    def timing(self, work: Work, arrived: ReceivedDraft, step: Step) -> DraftTiming:
-        """Return what the verdict on a draft took that a part of the step has verified."""
+    def timing(self, work: WorkItem, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
+        """Return what the verdict on a draft of a step took."""
         chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)
         timing = self._prefill_log.timing(arrived, step)
         return replace(timing, background=work.background, chained=chained)
 
     # Within
 
-    def _measure(self, batch: Batch, step: Step) -> None:
-        """Note what a step took: a step with prompts says what they cost, any other what verification costs."""
+    def _measure(self, batch: Batch, step: StepTimes) -> None:
+        """Measure a step: one with prompts for their cost, any other for the cost of verification."""
         seconds = step.ended - step.started
         self._measured = not any(work.prefilled for work in batch.works)
         if self._measured:
@@ -318,10 +295,9 @@ class Scheduler:
             self._cost.prefilled(seconds, tokens=sum(len(work.item.tokens) for work in batch.works))
 
     def _make_room(self, batch: Batch, sessions: Sequence[EdgeSession], *, now: float) -> None:
-        """Evict sessions until the step fits, as soon as no ended one is left, or leave out parts of it.
+        """Evict sessions until the step fits, or leave parts of it out.
 
-        Idle sessions go first: of devices that hold more than their share, then those unused for longest. Where all are
-        busy they take turns.
+        Idle sessions go first: of devices above their share, then the least recently used. Busy sessions take turns.
         """
         self._clock += 1
         for work in batch.works:
@@ -345,12 +321,12 @@ class Scheduler:
             elif len(batch.works) > 1:
                 item = self._leave_out(batch, batch.works[-1]).item
                 if self._verifier.computed(item.sequence):
-                    idle.append(item.sequence)  # what it has computed may have to go too
+                    idle.append(item.sequence)  # its computed tokens may have to go too
             else:
-                break  # one session alone: the verifier says so itself
+                break  # one session alone: the verifier raises
 
     def _take_turns(self, batch: Batch, *, now: float) -> None:
-        """Let those wait that have nothing computed, the last first, until the turn of another is over."""
+        """Let sessions without computed tokens wait, the last first, until the turn of another is over."""
         while not self._verifier.fits(batch.items):
             here = [work for work in batch.works if self._verifier.computed(work.session.handle)]
             coming = [work for work in batch.works if work not in here]
@@ -363,14 +339,14 @@ class Scheduler:
             else:
                 self._leave_out(batch, coming[-1])
 
-    def _leave_out(self, batch: Batch, work: Work) -> Work:
-        """Take a part out of a step; its session is not charged for it."""
+    def _leave_out(self, batch: Batch, work: WorkItem) -> WorkItem:
+        """Take a part out of a step, and give its credit back."""
         batch.works.remove(work)
         self._background.left_out(work.session.device, work.prefilled)
         return work
 
     def _above_their_share(self, sessions: Iterable[EdgeSession]) -> set[str]:
-        """Return the devices that hold more of the memory for keys and values than they may."""
+        """Return the devices that hold more KV memory than their share."""
         held = Counter[str]()
         for session in sessions:
             held[session.device] += self._verifier.computed(session.handle)
@@ -378,7 +354,7 @@ class Scheduler:
         return {device for device, tokens in held.items() if tokens > self._kv_share(device) * whole}
 
     def _between_steps(self, call: Callable[[], None]) -> None:
-        """Tell the verifier something: at once, or, while it computes, when it has done so."""
+        """Call at once, or when the running step has ended."""
         if self._computing:
             self._later.append(call)
         else:

@@ -1,17 +1,90 @@
-"""Shaping of many rows at once, for policies of a bounded support (greedy, or top_k), where the logits are an array.
+"""Batched shaping in numpy, for policies with a bounded support (greedy, or top_k), and exact top-k selection.
 
-It repeats `dssd.distribution.shape`, which shapes one row; a property test holds the two together.
+Repeats `dssd.distribution.shape`, which shapes one row; a property test compares the two.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist
-from fleet_edge.batching.topk import top_k
 from schemas.policy import SamplingPolicy
+
+DEPTH: Final = 64
+"""Most elements of a column in `top_k`: fewer make the bound tighter, more make it cheaper to find."""
+
+COLUMNS: Final = 4
+"""Columns for each element that is looked for, at least, where the row is long enough. About a seventh more elements
+than `k` then reach the bound."""
+
+
+def top_k(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the k largest elements of every row: the head of a stable descending sort.
+
+    Elements are dealt into columns, and one pass finds the largest of each. The k-th largest of those is a lower bound
+    of
+    the row's k-th largest element, so only the few elements that reach it are sorted. Rows with very many equal
+    elements
+    cost as much as a full sort.
+
+    Args:
+        logits: float32 `[rows, size]`. Minus infinity is allowed; NaN sorts first.
+        k: Number of elements; a row has at most `size`.
+
+    Returns:
+        Values, float32 `[rows, min(k, size)]`, descending, and their ids, int64; ties by rising id.
+
+    Raises:
+        ValueError: `k` is less than 1, or the logits are not float32 rows.
+    """
+    if k < 1 or logits.ndim != 2 or logits.dtype != np.float32:  # noqa: PLR2004 - rows and columns
+        raise ValueError("top_k wants float32 logits [rows, size] and a k of at least 1.")
+    if k == 1 and logits.size:
+        best = logits.argmax(axis=1)[:, np.newaxis]  # the first of equals; NaN wins
+        return np.take_along_axis(logits, best, axis=1), best
+    ids = np.empty((len(logits), min(k, logits.shape[1])), dtype=np.int64)
+    for place, (row, bound) in enumerate(zip(logits, _bounds(logits, k), strict=True)):
+        # "Not less" instead of "greater or equal": NaN becomes a candidate, and a NaN bound admits all.
+        candidates = np.flatnonzero(~(row < bound)) if bound != -np.inf else _possible(row, k)
+        # Sorted ascending and reversed, so that NaN comes first, as in a descending sort.
+        order = row[candidates[::-1]].argsort(kind="stable")
+        ids[place] = candidates[::-1][order[::-1][:k]]
+    return np.take_along_axis(logits, ids, axis=1), ids
+
+
+def _possible(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the ids that are not minus infinity, padded with others to at least k."""
+    ids = np.flatnonzero(row != -np.inf)
+    if len(ids) >= k:
+        return ids
+    rest = np.flatnonzero(row == -np.inf)[: k - len(ids)]
+    return np.sort(np.concatenate([ids, rest]))
+
+
+def _bounds(logits: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """Return a lower bound of every row's k-th largest element, `[rows]`."""
+    rows, size = logits.shape
+    depth = min(DEPTH, size // (COLUMNS * k))
+    if depth < 2:  # noqa: PLR2004 - a column of one is the row itself
+        return np.full(rows, -np.inf, dtype=np.float32)
+    columns = size // depth
+    # A column's elements are a line apart, so that the pass runs along the memory.
+    largest = logits[:, : columns * depth].reshape(rows, depth, columns).max(axis=1)
+    bounds: NDArray[np.float32] = np.partition(largest, columns - k, axis=1)[:, columns - k]
+    return bounds
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Cases with the same bounded support: its size, their indices, int64 row numbers, and a policy for each row."""
+
+    support: int
+    places: list[int]
+    rows: NDArray[np.int64]
+    policies: list[SamplingPolicy]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +93,7 @@ class ShapedRows:
 
     Attributes:
         ids: int64 `[rows, support]`, by falling probability, ties by rising id.
-        probs: float64 `[rows, support]`, float32-representable; 0 where cut, and where the logits are no numbers
-            either 0 or not a number.
+        probs: float64 `[rows, support]`, float32-representable; 0 where cut. Rows with invalid logits hold 0 or NaN.
     """
 
     ids: NDArray[np.int64]
@@ -34,7 +106,7 @@ class ShapedRows:
             ValueError: Its logits are not numbers.
         """
         probs = self.probs[number]
-        kept = int(np.count_nonzero(probs > 0.0))  # falling, so the positive ones come first; NaN counts as none
+        kept = int(np.count_nonzero(probs > 0.0))  # descending, so the positive ones come first; NaN counts as none
         if kept == 0:
             raise ValueError("The model's logits are not numbers.")
         return Dist(self.ids[number, :kept], probs[:kept])
@@ -55,7 +127,7 @@ def shape_rows(logits: NDArray[np.float32], policies: Sequence[SamplingPolicy], 
     temperature = np.array([[policy.temperature] for policy in policies])
     top_p = np.array([[policy.top_p] for policy in policies])
     scores = values.astype(np.float64)
-    # At a temperature of nearly 0 a quotient may be minus infinity: weight 0. What is no number stays none.
+    # At a temperature near 0 a quotient may be minus infinity: weight 0. NaN stays NaN.
     with np.errstate(over="ignore", invalid="ignore"):
         weights = np.exp((scores - scores[:, :1]) / temperature)
         weights /= weights.sum(axis=1, keepdims=True)

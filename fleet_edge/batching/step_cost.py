@@ -1,55 +1,97 @@
-"""Step cost: what a step takes, what one more token in it costs, and so how many guesses of a stream's tokens pay.
+"""Step cost: what a step takes, and how many speculated tokens pay in edge-only decoding.
 
-A step takes some time however little it computes, more for each text in it, and more for each further token of a text:
-a draft's, or a guess. The last two differ, since the keys and values of a text are read once for all of its tokens
-(llama.cpp on two cores: 4 ms a text, 1.3 ms a further token). Both are measured: least squares over the latest steps,
-with forgetting; and at the present load by itself, since on a processor the more rows a step has the less one more
-takes (7 ms with one text, 1 to 4 with sixteen).
+A step has a fixed cost, a cost for each request in it, and a cost for each further token of a request. The last two
+differ, since a request's keys and values are read once for all its tokens (llama.cpp on two cores: 4 ms a request,
+1.3 ms a further token). Both are fitted by least squares over the latest steps, with forgetting. They are also fitted
+for the present load alone, because on a CPU the marginal cost falls with the number of rows (7 ms with one request, 1
+to 4 ms with sixteen).
 
-A guess that is right brings one token; right or not it makes the step longer, for all that are in it. So it pays if the
-tokens that it brings on average are more than those that would come in the time that it takes.
+A speculated token that is right yields one token; right or wrong, it lengthens the step for all. It pays if the
+expected
+gain exceeds the tokens that would be generated in that time.
 """
 
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Final
 
+_LATELY_S: Final = 1.0
+"""A request that was in a step this recently is running: its device drafts, or messages are on their way."""
+
+_STEPS: Final = 4.0
+"""The same in steps, where these are long."""
+
+
+@dataclass(slots=True)
+class RunningRequests:
+    """Requests that were in a step recently. Times are monotonic seconds.
+
+    Attributes:
+        count: Number of them after the latest step.
+    """
+
+    count: int = 0
+    _seen: dict[Hashable, float] = field(default_factory=dict)
+
+    def opened(self, text: Hashable) -> None:
+        """Add a request that will be in one of the next steps."""
+        self._seen[text] = inf
+        self.count = len(self._seen)
+
+    def stepped(self, texts: Iterable[Hashable], *, step_s: float, at: float) -> None:
+        """Note a step with these requests, and drop those that have fallen silent."""
+        for text in texts:
+            self._seen[text] = at
+        for text, seen_at in self._seen.items():
+            if seen_at == inf:
+                self._seen[text] = at
+        since = at - max(_LATELY_S, _STEPS * step_s)
+        for text in [text for text, seen_at in self._seen.items() if seen_at < since]:
+            del self._seen[text]
+        self.count = len(self._seen)
+
+    def forget(self, text: Hashable) -> None:
+        if self._seen.pop(text, None) is not None:
+            self.count = len(self._seen)
+
+
 _KEPT: Final = 1.0 - 1.0 / 64
-"""Of how quickly texts grow, with each step."""
+"""Weight kept by the token rate with each step."""
 
 _KEPT_COST: Final = 1.0 - 1.0 / 1024
-"""Of what steps take: a machine stays as quick as it is; loads must differ for texts and tokens to be told apart."""
+"""Weight kept by step times with each step: long, since loads must differ for a fit."""
 
 _STIFFNESS: Final = 32.0
-"""Spread (squared) of texts, and of further tokens, summed over steps, at which half of a slope is believed: with less,
-noise would look like one."""
+"""Squared spread, summed over steps, at which half of a fitted slope is believed."""
 
 _LEAST_SPREAD: Final = 1.0 / 16
-"""At which anything is believed."""
+"""Spread from which a slope is believed at all."""
 
 _SMOOTHING: Final = 0.3
-"""Weight of the latest step in the time of a prompt's token."""
+"""Weight of the latest step in the time of a prompt token."""
 
 _FIRST_PROMPT: Final = 16
-"""Tokens of prompts in a step while it is not known how long they take."""
+"""Prompt tokens in a step before their cost is measured."""
 
 _LEAST_TOKEN_S: Final = 1e-9
 
 _UNKNOWN: Final = 0.4
-"""What a guess must be worth while it is not known what it costs: where one is likely right, that is soon known."""
+"""Price of a speculated token (in tokens) before it is measured."""
 
 _LEAST_RATE: Final = 0.1
-"""A guess that is right less often than that is never worth it: its logits must be made and looked at."""
+"""Acceptance below which speculation never pays, because its logits must be computed and read."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepParts:
-    """What makes a step long (seconds); None of what steps do not differ enough in to tell.
+    """Parts of a step's duration in seconds; None where steps do not differ enough to tell.
 
     Attributes:
-        writing_s: Time for a token of each text, if the edge writes all of them by itself.
-        step_s: If it verifies drafts, however little is in it.
-        text_s: Each text in it.
-        token_s: Each further token of a text.
+        writing_s: A token of each request in edge-only decoding.
+        step_s: Fixed cost of a step that verifies drafts.
+        text_s: Each request.
+        token_s: Each further token of a request.
     """
 
     writing_s: float | None = None
@@ -60,7 +102,7 @@ class StepParts:
 
 @dataclass(slots=True)
 class _Steps:
-    """Sums over steps, the latest of which count most."""
+    """Weighted sums over steps for a least-squares fit."""
 
     weight: float = 0.0
     texts: float = 0.0
@@ -84,11 +126,7 @@ class _Steps:
         self.further_seconds = _KEPT_COST * self.further_seconds + further * seconds
 
     def slopes(self, expected: StepParts = StepParts()) -> StepParts:
-        """Return what one more text takes, and one more token of a text.
-
-        Args:
-            expected: What is believed as far as these steps do not tell.
-        """
+        """Return the fitted costs, regularised towards `expected`."""
         if self.weight <= 0.0 or self.texts <= 0.0:
             return expected
         texts, further, seconds = (each / self.weight for each in (self.texts, self.further, self.seconds))
@@ -104,7 +142,7 @@ class _Steps:
         determinant = texts_texts * further_further - texts_further * texts_further
         text_s = (further_further * texts_seconds - texts_further * further_seconds) / determinant
         token_s = (texts_texts * further_seconds - texts_further * texts_seconds) / determinant
-        # A step of nothing takes time as well: the plane must not cross zero before.
+        # Even an empty step takes time: the fitted plane must not cross zero.
         most = seconds / (texts + further)
         text_s, token_s = (min(max(0.0, each), most) for each in (text_s, token_s))
         known = texts_known and further_known
@@ -118,19 +156,19 @@ class _Steps:
 
 @dataclass(slots=True)
 class StepCost:
-    """What steps take.
+    """Measured step times.
 
     Attributes:
-        least: Tokens of a session that a step with texts that are to repeat costs at least: fewer cost as much.
-        max_guess: Most tokens that are guessed behind a stream's text in one step; of 1 only such as cost nothing.
+        least: Tokens of a session that a batch-invariant step computes at least; fewer cost as much.
+        max_guess: Most speculated tokens of a request in one step; with 1 only those that cost nothing.
     """
 
     least: int = 1
     max_guess: int = 1
     _all: _Steps = field(default_factory=_Steps)
-    _writing: _Steps = field(default_factory=_Steps)  # that have verified no draft
-    _written: float = 0.0  # tokens that these brought, one for each text at least: what a device gave up counts as well
-    _expected: int = 0  # of that, what is counted for the latest step beyond what it is known to have brought
+    _writing: _Steps = field(default_factory=_Steps)  # steps of edge-only decoding
+    _written: float = 0.0  # tokens that these generated, at least one for each request
+    _expected: int = 0  # of these, assumed for the latest step and not confirmed yet
     _wrote: bool = False  # whether the latest step verified no draft
     _verifying: _Steps = field(default_factory=_Steps)
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
@@ -140,13 +178,13 @@ class StepCost:
     _prompt_token_s: float | None = None
 
     def stepped(self, seconds: float, *, texts: int, further: int, verifies: bool = True) -> None:
-        """A step took so long that computed nothing but what verifies and is written; `committed` says what it brought.
+        """Count a step without prompt tokens; `committed` then reports what it generated.
 
         Args:
-            seconds: It took.
-            texts: That had tokens in it.
-            further: Tokens computed beyond those that each text costs at least.
-            verifies: Whether it verified any draft.
+            seconds: Duration.
+            texts: Requests in it.
+            further: Tokens beyond the `least` of each request.
+            verifies: Whether it verified drafts.
         """
         self._wrote = not verifies
         if not verifies:
@@ -161,29 +199,24 @@ class StepCost:
         self._lately = _KEPT * self._lately + seconds
 
     def prefilled(self, seconds: float, *, tokens: int) -> None:
-        """Note a step with tokens of prompts in it.
-
-        Args:
-            seconds: It took.
-            tokens: Computed in it, of prompts and others.
-        """
+        """Count a step with prompt tokens; `tokens` are all tokens in it."""
         token_s = seconds / tokens
         before = token_s if self._prompt_token_s is None else self._prompt_token_s
         self._prompt_token_s = before + _SMOOTHING * (token_s - before)
 
     def prompt_tokens(self, seconds: float, most: int) -> int:
-        """Return how many tokens of prompts a step may have, at most `most`, to take about so long."""
+        """Return how many prompt tokens, at most `most`, a step can compute in `seconds`."""
         if self._prompt_token_s is None:
             return min(most, _FIRST_PROMPT)
         return int(min(most, seconds / max(self._prompt_token_s, _LEAST_TOKEN_S)))
 
     @property
     def mean_s(self) -> float:
-        """Seconds that a step without prompts takes; 0 before there was one."""
+        """Mean seconds of a step without prompts; 0 before the first."""
         return self._all.seconds / self._all.weight if self._all.weight else 0.0
 
     def committed(self, tokens: int) -> None:
-        """A text has grown by so many tokens in the latest step."""
+        """Count tokens that the latest step has committed for one request."""
         self._committed += tokens
         if self._wrote:
             self._expected -= tokens
@@ -191,7 +224,7 @@ class StepCost:
             self._expected = max(0, self._expected)
 
     def parts(self, texts: int) -> StepParts:
-        """Return what is known of steps while so many texts are written: of one by itself, or of several."""
+        """Return the costs while this number of requests is running."""
         if texts <= 1:
             return self._alike[1].slopes(self._all.slopes()) if 1 in self._alike else self._all.slopes()
         parts = self._verifying.slopes(self._all.slopes())
@@ -201,23 +234,23 @@ class StepCost:
         return replace(parts, writing_s=writing_s)
 
     def _writing_s(self, texts: int) -> float | None:
-        """Return the time for a token of each text where the edge writes so many; None before it ever has."""
+        """Return the seconds for a token of each request in edge-only decoding; None before it was measured."""
         steps = self._writing
         if steps.weight <= 0.0:
             return None
         text_s = steps.slopes().text_s or 0.0
         step_s = (steps.seconds + text_s * (texts * steps.weight - steps.texts)) / steps.weight
-        return step_s * steps.texts / self._written  # less than a step where guesses are right
+        return step_s * steps.texts / self._written  # less than a step where speculation succeeds
 
     @property
     def token_s(self) -> float | None:
-        """Seconds by which one more token of a text makes a step longer now; None while steps do not differ enough."""
+        """Seconds that one more token adds to a step at the present load; None if unknown."""
         expected = self._all.slopes()
         return (self._alike[self._load].slopes(expected) if self._load in self._alike else expected).token_s
 
     @property
     def price(self) -> float | None:
-        """What one more token costs, in tokens that would come in that time; None while that is not known."""
+        """Cost of one more token, in tokens generated in that time; None if unknown."""
         token_s = self.token_s
         if token_s is None or self._lately <= 0.0:
             return None
@@ -225,7 +258,7 @@ class StepCost:
 
     @property
     def growing_s(self) -> float | None:
-        """Of a mean step, the seconds that are due to its texts and tokens; None while that is not known."""
+        """Part of a mean step that grows with its requests and tokens, in seconds; None if unknown."""
         mean = self._all.slopes()
         if mean.text_s is None and mean.token_s is None:
             return None
@@ -233,11 +266,11 @@ class StepCost:
         return grown_s / self._all.weight
 
     def guesses(self, rate: float, *, stable: bool = True) -> int:
-        """Return how many tokens it pays to guess behind a text.
+        """Return how many speculated tokens pay.
 
         Args:
-            rate: How likely a guess is right, those before it taken as right.
-            stable: Whether the text is to repeat.
+            rate: Probability that one is right, given that those before it are.
+            stable: Whether the step must be batch-invariant.
         """
         if rate < _LEAST_RATE:
             return 0

@@ -1,23 +1,16 @@
-"""Times of a verification: how long a draft queued, what its session's own prompt took meanwhile, and the step.
+"""Timing: what a verdict took, whether to hold a step for drafts that are due, and the verdict-time goal."""
 
-A device waits for its first verdict while its prompt is computed, and again when its text is computed anew after a
-resume or an eviction. That is work of its own: counted as queueing, it would make an idle edge look overloaded.
-"""
-
+import math
 from dataclasses import dataclass, field
+from typing import Final
 
-from fleet_edge.sessions.waiting import ReceivedDraft
+from fleet_edge.counters import SegmentCounters
+from fleet_edge.sessions.drafts import ReceivedDraft
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One forward pass with the decisions on its drafts.
-
-    Attributes:
-        started: Monotonic seconds.
-        ended: Alike.
-        sessions: Number of sessions that it verified.
-    """
+class StepTimes:
+    """A forward pass with the decisions on its drafts: start and end in monotonic seconds, sessions verified."""
 
     started: float
     ended: float
@@ -34,11 +27,12 @@ class DraftTiming:
 
     Attributes:
         batch: Sessions verified in the same step; 0 if nothing was verified.
-        queue_ms: From the draft's arrival to that step, or to the answer, less `prefill_ms`.
-        prefill_ms: Of that time, spent in steps that computed the session's own prompt or text.
-        compute_ms: Of the step that verified.
-        background: Whether the draft might have waited (see `background`).
-        chained: Tokens of the session's other drafts that the step verified.
+        queue_ms: From the draft's arrival to the start of the step, without `prefill_ms`.
+        prefill_ms: Part of that time spent in steps that computed the session's own prompt or text. Counted as
+            queueing, it would make an idle edge look overloaded.
+        compute_ms: Duration of the step.
+        background: Whether the draft was background work (see `fairness`).
+        chained: Tokens of the session's other drafts in the step.
     """
 
     batch: int = 0
@@ -48,26 +42,32 @@ class DraftTiming:
     background: bool = False
     chained: int = 0
 
+    @property
+    def counters(self) -> SegmentCounters:
+        return SegmentCounters(
+            queue_ms=self.queue_ms, compute_ms=self.compute_ms, batch_sum=self.batch, prefill_ms=self.prefill_ms
+        )
+
 
 @dataclass(slots=True)
 class PrefillLog:
-    """When each session's prompt was computed, as far back as a draft may have waited for it."""
+    """Steps that computed each session's prompt, as far back as a draft may have waited for them."""
 
-    _steps: dict[int, list[Step]] = field(default_factory=dict)
+    _steps: dict[int, list[StepTimes]] = field(default_factory=dict)
 
-    def computed(self, handle: int, step: Step) -> None:
-        """A step has computed a part of a session's prompt or text, and verified nothing of it."""
+    def computed(self, handle: int, step: StepTimes) -> None:
+        """Note a step that computed part of a session's prompt or text."""
         self._steps.setdefault(handle, []).append(step)
 
     def verified(self, handle: int, *, oldest: float) -> None:
-        """A step has verified drafts of which the first to arrive did so at `oldest`: later ones waited for less."""
+        """Drop steps that ended before the oldest verified draft arrived."""
         if handle in self._steps:
             self._steps[handle] = [step for step in self._steps[handle] if step.ended > oldest]
 
     def forget(self, handle: int) -> None:
         self._steps.pop(handle, None)
 
-    def timing(self, arrived: ReceivedDraft, step: Step) -> DraftTiming:
+    def timing(self, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
         """Return what the verdict on a draft took that `step` has verified."""
         prefill_s = sum(
             max(0.0, min(each.ended, step.started) - max(each.started, arrived.at))
@@ -79,3 +79,184 @@ class PrefillLog:
             prefill_ms=prefill_s * 1e3,
             compute_ms=step.compute_ms,
         )
+
+
+_SMOOTHING: Final = 0.3
+_MARGIN: Final = 1.25
+"""Devices are waited for a little longer than their mean turnaround."""
+
+_PATIENCE: Final = 3.0
+"""A device is expected for this many mean turnarounds."""
+
+_LEAST_PATIENCE_S: Final = 0.5
+_FIRST_TURNAROUND_S: Final = 0.5
+"""Turnaround assumed for a device that has not been measured."""
+
+
+@dataclass(slots=True)
+class BatchingDelay:
+    """Holds a step for drafts that are about to arrive, where that pays.
+
+    A step costs nearly as much for one session as for a few, and a session that just misses a step waits for a whole
+    one.
+    Without a delay, quick devices fall into two groups that take turns in half-empty steps. The turnaround of each
+    device
+    is measured. A step is held for devices due within a fraction of a step, if they save more than the ready ones lose.
+
+    Attributes:
+        share: Longest hold, as a fraction of a step; 0 never holds.
+    """
+
+    share: float = 0.5
+    _step_s: float = 0.0
+    _answered: dict[int, float] = field(default_factory=dict)
+    _turnaround: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def expects(self) -> bool:
+        return bool(self._answered)
+
+    def answered(self, handle: int, *, at: float) -> None:
+        """Note a verdict after which the session's device drafts again."""
+        self._answered[handle] = at
+
+    def arrived(self, handle: int, *, at: float) -> None:
+        since = self._answered.pop(handle, None)
+        if since is not None:
+            took = max(0.0, at - since)
+            before = self._turnaround.get(handle, took)
+            self._turnaround[handle] = before + _SMOOTHING * (took - before)
+
+    def forget(self, handle: int) -> None:
+        self._answered.pop(handle, None)
+        self._turnaround.pop(handle, None)
+
+    def stepped(self, seconds: float) -> None:
+        """Note the duration of a verification step."""
+        self._step_s = seconds if self._step_s == 0.0 else self._step_s + _SMOOTHING * (seconds - self._step_s)
+
+    def gap_s(self, *, now: float) -> float:
+        """Return how long no draft is likely to arrive: 0 if one is overdue, infinity if none is expected."""
+        gap_s = math.inf
+        for handle, at in self._answered.items():
+            turnaround_s = self._turnaround.get(handle, _FIRST_TURNAROUND_S)
+            if now - at <= max(_LEAST_PATIENCE_S, _PATIENCE * turnaround_s):
+                gap_s = min(gap_s, max(0.0, at + turnaround_s - now))
+        return gap_s
+
+    def hold_s(self, ready: int, *, now: float) -> float:
+        """Return how long to hold the step for which `ready` sessions wait, in seconds."""
+        if ready == 0 or not self._answered:
+            return 0.0
+        due = sorted(
+            self._answered[handle] + _MARGIN * self._turnaround[handle] - now
+            for handle in self._answered
+            if handle in self._turnaround
+        )
+        best, gain = 0.0, 0.0
+        for late, wait in enumerate((wait for wait in due if 0.0 < wait <= self.share * self._step_s), start=1):
+            # Those who come are spared about a step; those who are ready lose the wait.
+            saved = late * self._step_s - ready * wait
+            if saved > gain:
+                best, gain = wait, saved
+        return best
+
+
+_VERDICT_GOAL_SMOOTHING: Final = 0.1
+"""Weight of the latest step."""
+
+_SILENT_S: Final = 2.0
+"""Seconds without a verdict after which the measured load is discarded."""
+
+_NEW_S: Final = 1.0
+"""Seconds until a newly granted session shows in the measurements."""
+
+_GROWING: Final = 0.25
+"""Share of a verdict's time assumed to grow with the number of tokens, until it is measured."""
+
+_PROMPTS_S: Final = 0.25
+_PROMPTS_STEPS: Final = 2.0
+"""Without a goal, the time for prompts in a step: seconds, or multiples of a step without prompts."""
+
+_LEAST_PROMPTS: Final = 1.0 / 8
+"""Share of the goal for prompts in a step even if the goal is already missed."""
+
+_FIRST_RETRY_S: Final = 5.0
+_MOST_RETRY_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class VerdictGoal:
+    """Refuses new sessions that would make the edge miss its mean verdict time. Times are monotonic seconds.
+
+    With more devices an edge first makes them draft less (see `step_cost`), then slows down for all alike. With a goal
+    it
+    refuses new generations instead and says when to come back. A resumed generation is never refused.
+
+    Attributes:
+        seconds: Longest mean time from a draft's arrival to its verdict; 0 for no goal.
+    """
+
+    seconds: float = 0.0
+    _verdict_s: float = 0.0
+    _sessions: float = 0.0
+    _at: float = -math.inf
+    _granted: float = 0.0  # granted lately and not measured yet
+    _granted_at: float = -math.inf
+    _text_s: float | None = None  # between two ends of sessions
+    _text_at: float | None = None
+    _refused: int = 0  # since the last end
+
+    def verified(self, verdict_s: float, *, sessions: int, at: float) -> None:
+        """Note a step: mean time of its verdicts, and sessions verified."""
+        if at - self._at > _SILENT_S:
+            self._verdict_s, self._sessions = verdict_s, float(sessions)
+        else:
+            self._verdict_s += _VERDICT_GOAL_SMOOTHING * (verdict_s - self._verdict_s)
+            self._sessions += _VERDICT_GOAL_SMOOTHING * (sessions - self._sessions)
+        self._at = at
+
+    def granted(self, at: float) -> None:
+        self._granted = self._unmeasured(at) + 1.0
+        self._granted_at = at
+
+    def ended(self, at: float) -> None:
+        """Note the end of a session, which may make room for another."""
+        self._refused = 0
+        if self._text_at is not None:
+            took = at - self._text_at
+            self._text_s = (
+                took if self._text_s is None else self._text_s + _VERDICT_GOAL_SMOOTHING * (took - self._text_s)
+            )
+        self._text_at = at
+
+    def prompts_s(self, step_s: float) -> float:
+        """Return how long the prompts of a step may take.
+
+        A draft waits for the step that is being computed and for its own; `step_s` is a step without prompts.
+        """
+        if not self.seconds:
+            return max(_PROMPTS_S, _PROMPTS_STEPS * step_s)
+        return max(self.seconds / 2.0 - step_s, _LEAST_PROMPTS * self.seconds)
+
+    def retry_s(self, now: float, *, growing_s: float | None = None) -> float:
+        """Return the seconds after which to ask for one more session; 0 if it can be granted now.
+
+        Args:
+            now: Monotonic seconds.
+            growing_s: Part of a mean step that grows with its tokens; None if unknown.
+        """
+        if not self.seconds or now - self._at > _SILENT_S:
+            return 0.0
+        if growing_s is None:
+            growing_s = _GROWING * self._verdict_s
+        share = growing_s / max(1.0, self._sessions)
+        if self._verdict_s + (1.0 + self._unmeasured(now)) * share <= self.seconds:
+            return 0.0
+        # Sessions end one after the other, and each makes room for one of those who ask, in their order.
+        self._refused += 1
+        between_s = _FIRST_RETRY_S if self._text_s is None else self._text_s
+        return min(_MOST_RETRY_S, max(1.0, between_s * self._refused))
+
+    def _unmeasured(self, now: float) -> float:
+        return self._granted if now - self._granted_at <= _NEW_S else 0.0

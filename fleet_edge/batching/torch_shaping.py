@@ -1,44 +1,66 @@
-"""Shaping of many rows at once, as `shaping` does it, where the logits are a tensor: on the device that they lie on.
+"""Batched shaping in torch, as `shaping` does it in numpy, on the device that holds the logits.
 
-Only what is shaped comes to the processor: a bounded support a row instead of a vocabulary. The processor waits once
-for all of it; until then nothing that it asks for depends on a result.
+Only a bounded support per row is copied to the host, not the vocabulary. The host synchronizes once; no size depends
+on a result before that.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fleet_edge.batching.shaping import ShapedRows
-from fleet_edge.batching.torch_topk import top_k
+from fleet_edge.batching.shaping import RowGroup, ShapedRows
 from schemas.policy import SamplingPolicy
 
+BLOCK: Final = 64
+"""Elements: a few vector registers, and far fewer blocks than elements."""
 
-class Group(Protocol):
-    """Rows whose policies have one bounded support."""
 
-    @property
-    def support(self) -> int:
-        """Tokens that a policy keeps at most."""
+def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k largest elements of every row: the head of a stable descending sort.
 
-    @property
-    def rows(self) -> NDArray[np.int64]: ...
+    One pass finds the largest element of each block; the k largest elements are in k of the blocks, which alone are
+    sorted.
+    No size depends on the logits, so the host need not wait for a GPU. Arguments and results are those of
+    `shaping.top_k`.
+    """
+    if k < 1 or logits.dim() != 2 or logits.dtype != torch.float32:  # noqa: PLR2004 - rows and columns
+        raise ValueError("top_k wants float32 logits [rows, size] and a k of at least 1.")
+    rows, size = logits.shape
+    if rows == 0 or k > size // BLOCK:
+        values, ids = logits.sort(dim=1, descending=True, stable=True)
+        return values[:, :k], ids[:, :k]
+    # The first k blocks, by falling maximum and rising number, hold the k largest elements: an element of another block
+    # has at least k before it, the maxima of these.
+    blocks = _largest(logits).sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+    candidates = (blocks.unsqueeze(2) * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1)
+    values = logits.gather(1, candidates.clamp_max(size - 1))
+    if size % BLOCK:
+        values.masked_fill_(candidates >= size, -torch.inf)  # the last block is short
+    best, order = values.sort(dim=1, descending=True, stable=True)
+    return best[:, :k], candidates.gather(1, order[:, :k])
 
-    @property
-    def policies(self) -> Sequence[SamplingPolicy]: ...
+
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """Return the largest element of every block, `[rows, blocks]`."""
+    whole = logits.shape[1] // BLOCK * BLOCK
+    parts = [logits[:, :whole].view(len(logits), -1, BLOCK).amax(dim=2)]
+    if whole < logits.shape[1]:
+        parts.append(logits[:, whole:].amax(dim=1, keepdim=True))
+    return torch.cat(parts, dim=1)
 
 
 def shape_groups(
-    logits: torch.Tensor, groups: Sequence[Group], whole: Sequence[int]
+    logits: torch.Tensor, groups: Sequence[RowGroup], whole: Sequence[int]
 ) -> tuple[list[ShapedRows], NDArray[np.float32]]:
-    """Shape groups of rows, and bring them and some whole rows to the processor.
+    """Shape groups of rows, and copy them and some whole rows to the host.
 
     Args:
         logits: float32 `[rows, vocabulary]`.
-        groups: What to shape.
-        whole: Rows that are wanted as they are.
+        groups: Groups to shape.
+        whole: Rows to copy unshaped.
     """
     found: list[torch.Tensor] = []
     for group in groups:
@@ -58,7 +80,6 @@ def shape_rows(logits: torch.Tensor, policies: Sequence[SamplingPolicy], support
 def _shaped(
     logits: torch.Tensor, policies: Sequence[SamplingPolicy], support: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and probabilities, as `ShapedRows` has them."""
     values, ids = top_k(logits, support)
     if support == 1:
         return ids, torch.isfinite(values).double()
@@ -75,13 +96,13 @@ def _shaped(
 
 
 def _sent(values: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Return an array on the device; the processor does not wait until it is there."""
+    """Copy an array to the device without waiting."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _brought(tensors: Sequence[torch.Tensor]) -> list[NDArray[Any]]:
-    """Return tensors of one device as arrays, when all have come: the one time that the processor waits."""
+    """Copy tensors of one device to the host; the only synchronization."""
     if not any(tensor.device.type == "cuda" for tensor in tensors):
         return [tensor.cpu().numpy() for tensor in tensors]
     hosts = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]

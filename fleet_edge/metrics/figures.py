@@ -15,7 +15,7 @@ from typing import Final
 from fleet_common.metrics import Histogram
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.metrics.tracing import Tracing
-from fleet_edge.sessions.draft_results import DraftResult
+from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.states import MachineState, device_state
 from schemas.control import Presence

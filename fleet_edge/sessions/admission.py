@@ -1,23 +1,83 @@
-"""Admission: grants or refuses an Open, and on what offer."""
+"""Admission: grant or refuse an Open, and check drafts against what was granted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fleet_edge.errors import OpenRefused
-from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.verifiers.contract import TargetInfo
-from schemas.messages import PROTOCOL, Open
-from schemas.reasons import RefusalCode
+from schemas.messages import PROTOCOL, Draft, Open
+from schemas.policy import Mode
+from schemas.reasons import Action, FaultCode, Finish, RefusalCode
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What was granted to a session.
+
+    Attributes:
+        max_new_tokens: Most tokens to generate.
+        max_draft: Most tokens in one draft.
+        window: Most drafts in flight.
+        vocabulary: Token ids are below this.
+        end_tokens: Ids that end the generation.
+        sample_requests: Most requests for further samples after one rejection.
+    """
+
+    max_new_tokens: int
+    max_draft: int
+    window: int
+    vocabulary: int
+    end_tokens: frozenset[int]
+    sample_requests: int = 32
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        return bool(tokens) and tokens[-1] in self.end_tokens
+
+    def finish(self, tokens: Sequence[int], *, committed: int) -> Finish:
+        """Return whether and why the generation ends with these latest tokens."""
+        if self.ends(tokens):
+            return Finish.STOP
+        return Finish.LENGTH if committed >= self.max_new_tokens else Finish.NO
+
+    def check(self, draft: Draft, *, mode: Mode) -> None:
+        """Check a draft against the limits, whatever it is based on.
+
+        Raises:
+            DraftFault: It violates them.
+        """
+        end = draft.base + len(draft.tokens)
+        if len(draft.tokens) > self.max_draft:
+            raise DraftFault(
+                FaultCode.TOO_LONG,
+                Action.GIVE_UP,
+                f"The draft has {len(draft.tokens)} tokens; at most {self.max_draft} were agreed.",
+            )
+        if end > self.max_new_tokens:
+            raise DraftFault(
+                FaultCode.TOO_LONG,
+                Action.GIVE_UP,
+                f"The draft ends at token {end}; the text has at most {self.max_new_tokens}.",
+            )
+        if any(token in self.end_tokens for token in draft.tokens[:-1]):
+            raise DraftFault(FaultCode.TOKEN, Action.GIVE_UP, "The draft goes on behind an end-of-sequence token.")
+        ids = (*draft.tokens, draft.fix) if draft.fix is not None else draft.tokens
+        if any(token >= self.vocabulary for token in ids):
+            raise DraftFault(
+                FaultCode.TOKEN,
+                Action.GIVE_UP,
+                f"The draft holds a token id outside the vocabulary of {self.vocabulary}.",
+            )
+        if (mode is Mode.RESIDUAL and draft.tried is None) != (draft.counts is not None):
+            raise DraftFault(
+                FaultCode.COUNTS,
+                Action.GIVE_UP,
+                "A draft has one count for each token in residual mode, and none in coupled mode.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOffer:
-    """What this edge offers every session.
-
-    Attributes:
-        max_draft: Most tokens in one draft.
-        window: Most drafts under way.
-        max_new_tokens: Most tokens of text.
-    """
+    """Limits that this edge offers to every session: tokens in a draft, drafts in flight, tokens to generate."""
 
     max_draft: int = 16
     window: int = 4
@@ -28,7 +88,7 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
     """Check an Open against the target model.
 
     Raises:
-        OpenRefused: With a sentence that says what to do.
+        OpenRefused: It cannot be served.
     """
     if message.protocol != PROTOCOL:
         raise OpenRefused(

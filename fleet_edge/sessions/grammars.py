@@ -1,25 +1,123 @@
-"""Grammars of an edge: compiled apart from the thread that answers devices, the devices in turn.
+"""Grammars: compile the grammars of Opens off the main thread, and apply them to sessions.
 
-A grammar takes milliseconds, or seconds of processor time at worst, and the first one a second more, since the
-vocabulary is prepared for it. A grammar that is known is there at once.
+Compiling takes milliseconds, or seconds of CPU time at worst, and a second more for the first grammar of a vocabulary.
+Known grammars are available at once. Devices take turns.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dssd.distribution import Dist, point_mass, shape
+from dssd.verification import Judgement
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarKilled
+from fleet_common.grammar.process import CompiledGrammar, GrammarMatcher
 from fleet_edge.errors import OpenRefused
-from fleet_edge.sessions.constraint import Constraint
 from schemas.messages import Open
+from schemas.policy import SamplingPolicy
 from schemas.reasons import RefusalCode
+
+_RULED_OUT = "The target model rules out every token that the grammar allows; loosen the grammar, or the prompt."
+
+
+@dataclass(slots=True)
+class Constraint:
+    """A session's grammar. Used on the computing thread; the main thread reads `failure` and `killed`.
+
+    Attributes:
+        failure: Why the generation cannot go on; empty if it can.
+        killed: Digest of the grammar if it has killed its process in this session.
+    """
+
+    matcher: GrammarMatcher
+    clock: Callable[[], float] = time.monotonic
+    failure: str = ""
+    killed: str = ""
+    _forced: list[bool] = field(default_factory=list)  # by row of the current case
+    _ahead: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # a text, and what must follow
+    _spent_s: float = 0.0
+
+    @classmethod
+    def begin(cls, compiled: CompiledGrammar, text: Sequence[int] = ()) -> "Constraint":
+        """Return the constraint of a new session, or of one that resumes with `text`.
+
+        Raises:
+            GrammarError: The grammar excludes the text, or cannot be followed.
+        """
+        constraint = cls(GrammarMatcher(compiled))
+        constraint.matcher.check(text)
+        constraint.look_ahead(text)
+        constraint._spent_s = 0.0
+        return constraint
+
+    def shape(self, row: NDArray[np.float32], policy: SamplingPolicy, *, text: Sequence[int]) -> Dist:
+        """Return the target distribution after a text, masked by the grammar and renormalised.
+
+        Args:
+            row: float32 `[vocabulary]`, the target's logits.
+            policy: Sampling policy.
+            text: Generated and drafted tokens, without the prompt.
+
+        Raises:
+            ValueError: There is none; `failure` says why unless the logits are invalid.
+        """
+        began = self.clock()
+        try:
+            allowed = self.matcher.allowed(text)
+        except GrammarError as error:
+            self.failure = str(error)
+            self._note(error)
+            raise ValueError(self.failure) from error
+        finally:
+            self._spent_s += self.clock() - began
+        self._forced.append(len(allowed) == 1)
+        if len(allowed) == 1:
+            return point_mass(int(allowed[0]))
+        if np.all(row[allowed] == -np.inf):
+            self.failure = _RULED_OUT
+            raise ValueError(self.failure)
+        return shape(row, policy, allowed=allowed)
+
+    def count(self, judgement: Judgement) -> Judgement:
+        """Add the forced tokens to a judgement on rows that were just shaped."""
+        forced, self._forced = self._forced, []
+        decided = forced[: judgement.accepted + (judgement.token is not None)]
+        return replace(judgement, forced=tuple(place for place, each in enumerate(decided) if each))
+
+    def look_ahead(self, text: Sequence[int]) -> None:
+        """Compute what must follow a text, for `guess`."""
+        began = self.clock()
+        try:
+            self._ahead = tuple(text), self.matcher.forced(text)
+        except GrammarError as error:
+            self._ahead = (), ()  # reported when the text is judged
+            self._note(error)
+        self._spent_s += self.clock() - began
+
+    def guess(self, text: Sequence[int], most: int) -> tuple[int, ...]:
+        """Return at most `most` tokens that must follow a text; none unless it was looked at last."""
+        known, forced = self._ahead
+        return forced[: max(0, most)] if known == tuple(text) else ()
+
+    def take_spent_s(self) -> float:
+        """Return the seconds spent waiting for the grammar since the last call."""
+        spent, self._spent_s = self._spent_s, 0.0
+        return spent
+
+    def _note(self, error: GrammarError) -> None:
+        if isinstance(error, GrammarKilled):
+            self.killed = error.digest
+
 
 _log = logging.getLogger(__name__)
 
@@ -33,27 +131,26 @@ SWITCHED_OFF: Final = (
 
 _MOST: Final = 64
 _MOST_OF_A_DEVICE: Final = 4
-"""Opens that wait for their grammars."""
+"""Opens that may wait for their grammars: in all, and of one device."""
 
 _AT_ONCE: Final = 2
-"""Grammars that are compiled at the same time, never two of one device: so a small one does not wait for a large one of
-another device."""
+"""Grammars compiled at the same time, of different devices, so that a small one need not wait for a large one."""
 
 _BUSY_S: Final = 5.0
 
 _REMEMBERED: Final = 0.9
 _FORGOTTEN_S: Final = 1e-3
-"""Of what a device's grammars have taken, with each that is compiled; and what counts as nothing."""
+"""Decay of a device's compile time with each grammar compiled, and what counts as zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedGrammar:
-    """What has become of a grammar.
+    """Result of preparing a grammar.
 
     Attributes:
-        found: The constraint of the session, or why it is refused; None if it was closed meanwhile.
-        seconds: That it took, of processor time where it could be compiled.
-        killed: The grammar's digest if it has ended its process.
+        found: The session's constraint, or the refusal; None if the session was closed meanwhile.
+        seconds: CPU time to compile it, or elapsed time on failure.
+        killed: The grammar's digest if it has killed its process.
     """
 
     found: Constraint | OpenRefused | None
@@ -62,12 +159,11 @@ class PreparedGrammar:
 
 
 Prepared = Callable[[PreparedGrammar], None]
-"""Called, by the way that `call` is, when a grammar is prepared."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """An Open that waits for its grammar."""
+    """An Open waiting for its grammar."""
 
     device: str
     message: Open
@@ -80,36 +176,29 @@ class _Waiting:
 
 @dataclass(slots=True)
 class Grammars:
-    """Makes constraints.
-
-    Attributes:
-        compiler: None where no grammar is served.
-        call: Calls a function on the thread that answers devices.
-        refusal: Why none is served.
-        clock: Monotonic seconds.
-    """
+    """Prepares constraints for Opens; `call` calls a function on the main thread."""
 
     compiler: GrammarCompiler | None = None
     call: Callable[[Callable[[], None]], object] = lambda function: function()
     refusal: str = NOT_SERVED
     clock: Callable[[], float] = time.monotonic
-    _attempts: dict[tuple[str, bytes], int] = field(default_factory=dict)  # by session, of those that wait
+    _attempts: dict[tuple[str, bytes], int] = field(default_factory=dict)  # waiting, by session
     _queues: dict[str, deque[_Waiting]] = field(default_factory=dict)  # by device
     _compiling: set[str] = field(default_factory=set)  # devices
-    _taken_s: dict[str, float] = field(default_factory=dict)  # by device, of late
-    _lock: threading.Lock = field(default_factory=threading.Lock)  # of the three above
+    _taken_s: dict[str, float] = field(default_factory=dict)  # recent, by device
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # guards the three above
     _pool: ThreadPoolExecutor | None = None
 
     def waits(self, device: str, message: Open) -> bool:
-        """Whether an Open is a repetition of one whose grammar is being prepared."""
+        """Whether an Open repeats one whose grammar is being prepared."""
         return self._attempts.get((device, message.session)) == message.attempt
 
     def forget(self, device: str, session: bytes) -> None:
-        """Tell nobody of the grammar of a session that is closed before it was granted."""
+        """Drop the Open of a session that was closed before it was granted."""
         self._attempts.pop((device, session), None)
 
     def at_once(self, message: Open) -> Constraint | None:
-        """Return the constraint of an Open if that takes no time; else None, and it is to be prepared.
+        """Return the constraint of an Open if it needs no compilation; otherwise None.
 
         Raises:
             OpenRefused: Its grammar cannot be used.
@@ -124,18 +213,16 @@ class Grammars:
             raise OpenRefused(RefusalCode.GRAMMAR, str(error)) from None
 
     def prepare(self, device: str, message: Open, then: Prepared) -> None:
-        """Have the constraint of an Open made, and `then` called with it.
+        """Prepare the constraint of an Open, then call `then` with it.
 
         Raises:
-            OpenRefused: Too many wait already.
+            OpenRefused: Too many Opens are waiting.
         """
         self._compiler()
         waiting = _Waiting(device, message, then)
         of_device = sum(owner == device for owner, _ in self._attempts)
         if len(self._attempts) >= _MOST or of_device >= _MOST_OF_A_DEVICE:
-            raise OpenRefused(
-                RefusalCode.BUSY, "The edge has as many grammars to prepare as it can; try again shortly."
-            )
+            raise OpenRefused(RefusalCode.BUSY, "The edge has too many grammars to prepare; try again shortly.")
         self._attempts[waiting.key] = message.attempt
         with self._lock:
             self._queues.setdefault(device, deque()).append(waiting)
@@ -144,14 +231,14 @@ class Grammars:
         self._pool.submit(self._work)
 
     def close(self) -> None:
-        """Begin no other; what is being compiled ends by itself."""
+        """Start no further compilation."""
         with self._lock:
             self._queues.clear()
         if self.compiler is not None:
             self.compiler.close()
 
     def _work(self) -> None:
-        """Prepare what is next, and what waits behind it: another thread may have found nothing that it could take."""
+        """Prepare grammars until none can be started."""
         while (waiting := self._next()) is not None:
             prepared = self._prepare(waiting.message)
             with self._lock:
@@ -160,7 +247,7 @@ class Grammars:
             self.call(partial(self._tell, waiting, prepared))
 
     def _next(self) -> _Waiting | None:
-        """Return the oldest Open of the device whose grammars have taken least; None if nothing can be begun."""
+        """Return the oldest Open of the idle device with the least compile time; None if there is none."""
         with self._lock:
             able = [device for device in self._queues if device not in self._compiling]
             if not able:
@@ -173,7 +260,6 @@ class Grammars:
             return waiting
 
     def _count(self, device: str, seconds: float) -> None:
-        """Count what a device's grammar has taken; a device that is forgotten has taken nothing."""
         taken = {name: _REMEMBERED * each for name, each in self._taken_s.items() if each > _FORGOTTEN_S}
         taken[device] = taken.get(device, 0.0) + seconds + _FORGOTTEN_S
         self._taken_s = taken

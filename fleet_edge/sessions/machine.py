@@ -1,8 +1,8 @@
 """Edge session: the protocol's state machine, without I/O and without a clock.
 
-Invariant: `tokens` is prompt and committed text; drafts wait behind it, and `chain` is what can be verified now. After
-a rejection in residual mode nothing can, until a draft brings the correction that the device has drawn. Where the
-device has asked the edge to write by itself, `chain` is an empty draft behind the text, again and again.
+Invariant: `tokens` is the prompt and the committed generation. Drafts wait behind it, and `chain` returns what can be
+verified now. After a rejection in residual mode nothing can, until a draft brings the correction drawn by the device.
+In edge-only decoding `chain` is an empty draft after the generation, step by step.
 """
 
 import math
@@ -13,33 +13,101 @@ from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, desync
-from fleet_edge.sessions.acceptance import RecentAcceptance
-from fleet_edge.sessions.constraint import Constraint
-from fleet_edge.sessions.draft_results import DraftResult, split_judgement
-from fleet_edge.sessions.guesses import MAX_GUESS, Guesses
-from fleet_edge.sessions.kinds import CORRECTED, kinds_of, kinds_of_written
-from fleet_edge.sessions.limits import SessionLimits
-from fleet_edge.sessions.rounds import Rounds
-from fleet_edge.sessions.stream import Stream
-from fleet_edge.sessions.token_times import TokenTimes
-from fleet_edge.sessions.waiting import ReceivedDraft, WaitingDrafts
+from fleet_edge.sessions.admission import SessionLimits
+from fleet_edge.sessions.drafts import (
+    CORRECTED,
+    DraftResult,
+    ReceivedDraft,
+    Rounds,
+    WaitingDrafts,
+    kinds_of,
+    kinds_of_decoded,
+    split_judgement,
+)
+from fleet_edge.sessions.grammars import Constraint
+from fleet_edge.sessions.ngrams import MAX_SPECULATED, NgramSpeculation
+from fleet_edge.sessions.statistics import RecentAcceptance, TokenTimes
 from schemas.fields import MAX_TOKENS, EdgeLoad, TokenLogprobs
 from schemas.messages import Close, Draft, Open
-from schemas.policy import SamplingPolicy
+from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, FaultCode, Finish
 from schemas.vocabulary import EMPTY_DIGEST, extend_digest
+
+
+@dataclass(slots=True)
+class DecodeRequest:
+    """A device's request for edge-only decoding up to a position.
+
+    Each token is a bonus token after an empty draft, with the same random numbers, so coupled mode gives the same text.
+    The
+    request names the position where the device's text ends and is answered with what follows. So it may arrive twice,
+    late,
+    or again after a loss.
+
+    Attributes:
+        request: The latest request.
+        until: Position up to which to decode.
+        sent: Position up to which tokens were sent.
+        due_at: Since when the next token is due (monotonic seconds).
+        sent_at: When tokens were last sent, for any request (monotonic seconds).
+        size: Payload bytes of the request.
+        logged: Whether its first piece is in the session log.
+    """
+
+    request: Draft
+    until: int
+    sent: int
+    due_at: float
+    sent_at: float = -math.inf
+    size: int = 0
+    logged: bool = False
+    _latest: Draft | None = None  # cached: asked for several times a step
+
+    def may_wait(self, committed: int) -> bool:
+        """Whether the latest tokens may be sent later: the device asks for more once it has half."""
+        half = self.until - (self.request.write or 0) // 2
+        return committed < self.until and not self.sent < half <= committed
+
+    def next_draft(self, mode: Mode, *, base: int, digest: int) -> ReceivedDraft:
+        """Return the empty draft after which the next token is decoded."""
+        if self._latest is None or self._latest.base != base:
+            counts: Sequence[int] | None = () if mode is Mode.RESIDUAL else None
+            # These fields are the edge's own and need no validation.
+            fields = {"base": base, "digest": digest, "fix": None, "counts": counts}
+            self._latest = self.request.model_copy(update=fields)
+        return ReceivedDraft(self._latest, self.due_at)
+
+    def result(
+        self, arrived: ReceivedDraft, judgement: Judgement, *, limits: SessionLimits, committed: int
+    ) -> DraftResult:
+        """Return what a step has decoded, limited to what the device still asks for.
+
+        Args:
+            arrived: The step's draft, with speculated tokens.
+            judgement: Result of `dssd.verification.decode`.
+            limits: The session's limits.
+            committed: Tokens before it; less than `until`.
+        """
+        room = self.until - committed  # the request may have changed during the step
+        right = min(judgement.accepted, room)
+        token = judgement.token if right < room else None
+        head = arrived.draft.tokens[:right]
+        tokens = head if token is None else (*head, token)
+        finish = limits.finish(tokens, committed=committed + len(tokens))
+        return DraftResult(arrived, right, right, token, None, finish, judgement.logprobs[: len(tokens)])
+
 
 _ID_BYTES, _FLOAT_BYTES = 4, 4
 
 
 @dataclass(frozen=True, slots=True)
 class DraftReceipt:
-    """What is due at once on the arrival of a draft; nothing if it waits to be verified, or is void.
+    """What to send at once on the arrival of a draft; nothing if it waits for verification or is void.
 
     Attributes:
-        repeat: The verdict's bytes, if it was answered before.
-        request: Whether it asks for samples of the last rejection, to be answered from memory.
-        written: Whether it asks for text, and no more is to come than there is.
+        repeat: Bytes of the verdict it was already answered with.
+        request: Whether it requests samples of the last rejection, answered from memory.
+        written: Whether it requests edge-only decoding and everything is already decoded.
     """
 
     repeat: bytes | None = None
@@ -52,26 +120,14 @@ class EdgeSession:
     """The state machine.
 
     Attributes:
-        handle: Short name, per edge.
-        session: The session's own name.
-        attempt: Of the Open that it answers.
-        device: Whose it is; drafts of another device never reach it.
-        policy: Sampling.
-        limits: What was granted.
-        tokens: Prompt and committed text.
-        prompt_length: Where the text begins.
-        kinds: How each token of the text came into it, of those that were committed here; a character each.
-        counters: What has been counted since the Open: of drafts here, of answers by whoever gives them.
-        logprobs: Of so many of the likeliest tokens at each place the device asks for the log-probabilities; None: of
-            none, nor of the text's own.
-        told: The text's own, where they are asked for; the end of it, as far as it was written here.
-        recent: How much of its latest drafts was accepted.
-        times: When its tokens were committed, as far as whoever answers has told.
-        finished: Whether the text has ended; drafts are void then.
-        constraint: The grammar that the policy holds, if there is one.
-        sent: Position up to which the device was ever sent the text.
-        draft_model: That it drafts with, and its quantization, as it says.
-        told_load: What its device was told last of the edge's load.
+        attempt: Attempt number of the Open.
+        device: Owner; drafts of other devices never reach it.
+        kinds: Origin of each token committed here, one character each.
+        logprobs: Number of top log-probabilities that the device requests; None for no log-probabilities.
+        token_logprobs: Log-probabilities of the tokens committed here, if requested.
+        sent: Position up to which the device was sent tokens.
+        draft_model: Draft model and quantization.
+        reported_load: Edge load last reported to the device.
     """
 
     handle: int
@@ -85,22 +141,22 @@ class EdgeSession:
     kinds: bytearray = field(default_factory=bytearray)
     counters: SegmentCounters = field(default_factory=SegmentCounters)
     logprobs: int | None = None
-    told: list[TokenLogprobs] = field(default_factory=list)
+    token_logprobs: list[TokenLogprobs] = field(default_factory=list)
     recent: RecentAcceptance = field(default_factory=RecentAcceptance)
     times: TokenTimes = field(default_factory=TokenTimes)
     finished: bool = False
     constraint: Constraint | None = None
     sent: int = 0
     draft_model: str = ""
-    told_load: EdgeLoad | None = None
+    reported_load: EdgeLoad | None = None
     _epoch: int = 0
     _digest: int = EMPTY_DIGEST
     _rejected: Dist | None = None
     _rejected_logprobs: tuple[TokenLogprobs, ...] = ()
-    _requests: int = 0  # of further samples, since the rejection
+    _requests: int = 0  # for samples, since the rejection
     _failure: DraftFault | None = None
-    _stream: Stream | None = None
-    _guesses: Guesses | None = None
+    _stream: DecodeRequest | None = None
+    _guesses: NgramSpeculation | None = None
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
     _rounds: Rounds = field(init=False)
 
@@ -111,7 +167,7 @@ class EdgeSession:
     def from_open(
         cls, message: Open, *, handle: int, device: str, limits: SessionLimits, constraint: Constraint | None = None
     ) -> "EdgeSession":
-        """Begin, or go on where `message.resume` ends."""
+        """Create a session, or resume one where `message.resume` ends."""
         resumed = message.resume or ()
         return cls(
             handle=handle,
@@ -134,22 +190,21 @@ class EdgeSession:
 
     @property
     def logprobs_bytes(self) -> int:
-        """Bytes that the log-probabilities of one token take on the wire, at most."""
+        """Most bytes for the log-probabilities of one token on the wire."""
         return 0 if self.logprobs is None else _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * self.logprobs
 
     @property
     def text(self) -> tuple[int, ...]:
-        """What is committed, without the prompt."""
         return tuple(self.tokens[self.prompt_length :])
 
     @property
     def rejected(self) -> Dist | None:
-        """The target's distribution at the last rejection, while its correction is awaited."""
+        """Target distribution at the last rejection while its correction is awaited."""
         return self._rejected
 
     @property
     def rejected_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """What the device was told of log-probabilities there, if it asks for them."""
+        """Log-probabilities sent for that position, if requested."""
         return self._rejected_logprobs
 
     # Arrival
@@ -158,7 +213,7 @@ class EdgeSession:
         """Count a draft, check it, and queue it.
 
         Raises:
-            DraftFault: It cannot be judged; nothing but the counters has changed.
+            DraftFault: It cannot be judged; only the counters have changed.
         """
         draft = arrived.draft
         self.counters += SegmentCounters(uplink_bytes=arrived.size)
@@ -170,7 +225,7 @@ class EdgeSession:
         if draft.write is not None:
             return self._admit_stream(draft, draft.write, arrived)
         if self._rounds.first_seen(draft.round):
-            # Once, whether it is judged or void.
+            # Counted once, whether it is judged or void.
             self.counters += SegmentCounters(drafted=len(draft.tokens))
         if self._is_void(draft):
             return DraftReceipt()
@@ -195,41 +250,40 @@ class EdgeSession:
 
     @property
     def ready(self) -> ReceivedDraft | None:
-        """The draft that stands on the committed text, if it is there, or the one that the edge makes up to go on."""
+        """The draft to verify next: the one at the committed position, or the next of edge-only decoding."""
         if self.finished or self._rejected is not None:
             return None
         return self._waiting.at(self.committed) or self._next_of_stream()
 
     def chain(
-        self, most: int, *, guesses: Callable[[float], int] | None = None, forced: int = MAX_GUESS
+        self, most: int, *, guesses: Callable[[float], int] | None = None, forced: int = MAX_SPECULATED
     ) -> tuple[ReceivedDraft, ...]:
-        """Return the drafts that can be verified in one go, each standing on the one before.
+        """Return the drafts that can be verified at once, each starting at the end of the one before.
 
         Args:
-            most: Most tokens in all; the first draft always comes, however long.
-            guesses: By how likely one is right, how many tokens to guess where the edge writes by itself; by default
-                none.
-            forced: Most tokens to guess there because the grammar forces them.
+            most: Most tokens in all; the first draft always comes.
+            guesses: Returns how many tokens to speculate in edge-only decoding at an acceptance rate; None for none.
+            forced: Most speculated tokens that the grammar forces.
 
         Raises:
-            DraftFault: The first draft came early, and turns out to stand on another text; it is forgotten.
+            DraftFault: The first draft starts from other text; it is dropped.
         """
         if (ready := self.ready) is None:
             return ()
         if ready.draft.write is not None:
-            return (self._with_guesses(ready, guesses, most=most, most_forced=forced),)
+            return (self._with_speculated(ready, guesses, most=most, most_forced=forced),)
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
-        """Whether a bonus token is due once the whole chain is accepted."""
+        """Whether to draw a bonus token once the whole chain is accepted."""
         length = sum(len(arrived.draft.tokens) for arrived in chain)
         return not chain[-1].draft.more and self.committed + length < self.limits.max_new_tokens
 
     def awaits(self, chain: Sequence[ReceivedDraft]) -> bool:
-        """Whether what was computed for a chain still decides something, whatever has arrived since.
+        """Whether the result for a chain still counts, whatever has arrived since.
 
-        A text that has ended wants no more, and a draft may have been given up for a request to write, or a request for
-        a draft. But a token that the edge writes by itself is the same, whichever request it was computed under.
+        The generation may have ended, and drafts and requests for edge-only decoding replace each other. But a token of
+        edge-only decoding is the same for any request.
         """
         ready, first = self.ready, chain[0]
         if ready is None:
@@ -239,20 +293,16 @@ class EdgeSession:
         return all(self._waiting.at(arrived.draft.base) is arrived for arrived in chain)
 
     def settle(self, chain: Sequence[ReceivedDraft], judgement: Judgement) -> list[DraftResult]:
-        """Commit what a judgement on the chain accepts.
-
-        Returns:
-            A verdict's content for each draft that was decided on; the others are void.
-        """
+        """Commit what a judgement on the chain accepts; return a result for each draft decided on."""
         if chain[0].draft.write is not None:
-            return [self._settle_written(chain[0], judgement)]
+            return [self._settle_decoded(chain[0], judgement)]
         settled = split_judgement(chain, judgement, limits=self.limits, committed=self.committed)
         place = 0
         for part in settled:
             self._waiting.remove(part.arrived)
             self._extend(part.tokens, kinds_of(part, place=place, forced=judgement.forced))
             place += len(part.tokens)
-            self.told.extend(part.logprobs[: len(part.tokens)])
+            self.token_logprobs.extend(part.logprobs[: len(part.tokens)])
             self.counters += SegmentCounters(tokens=len(part.tokens), accepted=part.accepted, tested=part.tested)
             self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
@@ -266,50 +316,50 @@ class EdgeSession:
     # Writing alone
 
     @property
-    def stream(self) -> Stream | None:
-        """The device's request to write, if that is the latest that it has asked for."""
+    def stream(self) -> DecodeRequest | None:
+        """The device's request for edge-only decoding, if that is its latest request."""
         return self._stream
 
     @property
     def finish(self) -> Finish:
-        """Whether the text ends where it is, and why."""
+        """Whether and why the generation ends where it is."""
         if not self.committed:
             return Finish.NO
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
 
-    def _with_guesses(
+    def _with_speculated(
         self, ready: ReceivedDraft, guesses: Callable[[float], int] | None, *, most: int, most_forced: int
     ) -> ReceivedDraft:
-        """Put behind a stream's text what is likely to follow, as far as that pays and the device has asked."""
+        """Add speculated tokens to a draft of edge-only decoding, as far as they pay."""
         assert self._stream is not None
-        # The token behind the guesses is to be wanted too.
+        # The token after the speculated ones is wanted too.
         room = max(0, min(most, self._stream.until - self.committed) - 1)
         if self.constraint is not None:
-            # What is right for certain costs less in this step than in one of its own.
+            # A forced token costs less in this step than in a step of its own.
             forced = self.constraint.guess(self.text, min(room, most_forced))
             if forced := self._before_end(forced):
                 return replace(ready, draft=ready.draft.model_copy(update={"tokens": forced}))
         if guesses is None:
             return ready
         if self._guesses is None:
-            self._guesses = Guesses()
-        # What follows is looked up even if it is not to be used: that tells how often it would have been right.
+            self._guesses = NgramSpeculation()
+        # Speculate even if it is not used: that measures how often it would be right.
         found = self._guesses.next(self.tokens, ends=self.limits.end_tokens)
         tokens = found[: min(room, guesses(self._guesses.rate))]
         return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
 
     def _before_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the tokens before an end token: nothing is written behind that, which comes by itself."""
+        """Return the tokens before an end token."""
         end = next((place for place, token in enumerate(tokens) if token in self.limits.end_tokens), len(tokens))
         return tokens[:end]
 
-    def _settle_written(self, arrived: ReceivedDraft, judgement: Judgement) -> DraftResult:
-        """Commit what the edge has written by itself, as far as the device still asks for it."""
+    def _settle_decoded(self, arrived: ReceivedDraft, judgement: Judgement) -> DraftResult:
+        """Commit what edge-only decoding has generated, as far as the device still asks for it."""
         assert self._stream is not None
         result = self._stream.result(arrived, judgement, limits=self.limits, committed=self.committed)
         written = len(result.tokens)
-        self._extend(result.tokens, kinds_of_written(written, forced=judgement.forced))
-        self.told.extend(result.logprobs)
+        self._extend(result.tokens, kinds_of_decoded(written, forced=judgement.forced))
+        self.token_logprobs.extend(result.logprobs)
         self.counters += SegmentCounters(
             tokens=written,
             streamed=written,
@@ -321,14 +371,8 @@ class EdgeSession:
             self._finish()
         return result
 
-    def take_written(self, stream: Stream, *, at: float, most: int = MAX_TOKENS) -> tuple[int, ...]:
-        """Return the text that the device was not sent yet, its beginning; from now (monotonic seconds) on it was.
-
-        Args:
-            stream: The device's request.
-            at: Now.
-            most: Tokens.
-        """
+    def take_unsent(self, stream: DecodeRequest, *, at: float, most: int = MAX_TOKENS) -> tuple[int, ...]:
+        """Return at most `most` tokens that were not sent yet and mark them as sent at `at` (monotonic seconds)."""
         begin, stream.sent_at = stream.sent, at
         stream.sent = min(self.committed, begin + most)
         self.sent = max(self.sent, stream.sent)
@@ -336,14 +380,14 @@ class EdgeSession:
         return tuple(self.tokens[self.prompt_length + begin : self.prompt_length + stream.sent])
 
     def logprobs_from(self, position: int, number: int) -> tuple[TokenLogprobs, ...]:
-        """Return those of some tokens of the text; none where the device does not ask for them."""
+        """Return the log-probabilities of tokens from a position; empty if not requested."""
         if self.logprobs is None:
             return ()
-        first = len(self.told) - (self.committed - position)
-        return tuple(self.told[first : first + number])
+        first = len(self.token_logprobs) - (self.committed - position)
+        return tuple(self.token_logprobs[first : first + number])
 
     def close(self, message: Close) -> None:
-        """Take the device's last correction, if no draft carried it, and end."""
+        """Commit the device's last correction if no draft carried it, and end."""
         fix, p = message.fix, self._rejected
         if fix is not None and p is not None and message.tokens == self.committed + 1 and p.probability(fix) > 0.0:
             self._commit((fix,))
@@ -351,40 +395,40 @@ class EdgeSession:
 
     @property
     def failure(self) -> DraftFault | None:
-        """Why it ended without a text, if it did."""
+        """The fault that ended the session, if any."""
         return self._failure
 
     def fail(self, fault: DraftFault) -> None:
-        """End without a text; whatever else is drafted is answered with the same fault."""
+        """End with a fault, which answers all further drafts."""
         self._failure = fault
         self._finish()
 
     # Within
 
     def _is_void(self, draft: Draft) -> bool:
-        """Whether nobody waits for an answer: it had one long ago, a rejection voided it, or it was delivered twice."""
+        """Whether no answer is due: answered long ago, voided by a rejection, or delivered twice."""
         if self.finished or self._rounds.passed(draft.round) or draft.epoch < self._epoch:
             return True
         return draft.round in self._waiting
 
     def _check_place(self, draft: Draft) -> None:
-        """Check what the draft stands on: the text, or what may come behind it, within the window."""
+        """Check that a draft starts at the committed position or behind it, within the window."""
         if draft.fix is not None or draft.base == self.committed:
             self._check_prefix(draft)
         elif draft.base < self.committed:
-            raise desync(f"The draft stands on {draft.base} tokens, the edge has {self.committed}.")
+            raise desync(f"The draft starts at {draft.base} tokens, the edge has {self.committed}.")
         if self._waiting.at(draft.base) is None and len(self._waiting) >= self.limits.window:
             raise DraftFault(
                 FaultCode.TOO_LONG, Action.RESUME, f"More than {self.limits.window} drafts are under way at once."
             )
 
     def _check_prefix(self, draft: Draft) -> None:
-        """Compare position and digest, the correction counted in."""
+        """Compare position and digest, including a correction."""
         fixes = () if draft.fix is None else (draft.fix,)
         if fixes and self._rejected is None:
             raise desync("The draft corrects a position that was not rejected.")
         if draft.base != self.committed + len(fixes) or draft.digest != extend_digest(self._digest, fixes):
-            raise desync("The draft stands on another text than the edge's.")
+            raise desync("The draft starts from other tokens than the edge has.")
         if self._rejected is not None and not fixes:
             raise desync("The draft lacks the correction of the rejected position.")
         if fixes and self._rejected is not None and self._rejected.probability(fixes[0]) == 0.0:
@@ -392,7 +436,7 @@ class EdgeSession:
 
     def _admit_request(self, draft: Draft) -> DraftReceipt:
         if self._rejected is None or draft.base != self.committed:
-            raise desync("Samples are asked for, but nothing was rejected.")
+            raise desync("Samples are requested, but nothing was rejected.")
         self._requests += 1
         if self._requests > self.limits.sample_requests:
             raise DraftFault(
@@ -403,11 +447,11 @@ class EdgeSession:
         return DraftReceipt(request=True)
 
     def _admit_stream(self, draft: Draft, write: int, arrived: ReceivedDraft) -> DraftReceipt:
-        """Take a request to write: from now on it is the only one."""
+        """Replace the request for edge-only decoding."""
         stream = self._stream
         latest = stream.request.round if stream is not None else -1
         if draft.epoch < self._epoch or draft.round < max(latest, self._waiting.latest):
-            return DraftReceipt()  # delivered late: the device has asked for something else since
+            return DraftReceipt()  # delivered late: the device has moved on
         if draft.round != latest and self._rounds.passed(draft.round):
             return DraftReceipt()
         if draft.epoch > self._epoch:
@@ -417,15 +461,15 @@ class EdgeSession:
             self._commit(() if draft.fix is None else (draft.fix,))
             self._rejected = None
         elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
-            raise desync("The request to write stands on another text than the edge's.")
+            raise desync("The request for edge-only decoding starts from other tokens than the edge has.")
         self._waiting.void()
         until = min(draft.base + write, self.limits.max_new_tokens)
         self.sent = max(self.sent, draft.base)
         sent_at = -math.inf if stream is None else stream.sent_at
-        self._stream = Stream(
+        self._stream = DecodeRequest(
             draft, until=until, sent=draft.base, due_at=arrived.at, sent_at=sent_at, size=arrived.size
         )
-        # Where more is about to be written, what the device lacks comes with it.
+        # Otherwise missing tokens are sent with the next ones.
         return DraftReceipt(written=self.finished or self.committed >= until)
 
     def _next_of_stream(self) -> ReceivedDraft | None:
@@ -441,8 +485,8 @@ class EdgeSession:
 
     def _commit(self, tokens: Sequence[int]) -> None:
         self._extend(tokens, CORRECTED * len(tokens))
-        # The device's own corrections: it has what there is to tell of them.
-        self.told.extend(self._rejected_logprobs[: len(tokens)])
+        # The device's own correction: it already has these log-probabilities.
+        self.token_logprobs.extend(self._rejected_logprobs[: len(tokens)])
         self.counters += SegmentCounters(tokens=len(tokens))
 
     def _extend(self, tokens: Sequence[int], kinds: bytes) -> None:

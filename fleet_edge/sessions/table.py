@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.sessions.constraint import Constraint
-from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.sessions.admission import SessionLimits
+from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.sessions.machine import EdgeSession
 from schemas.messages import Open
 from schemas.reasons import Action, FaultCode, RefusalCode
 
 HANDLES: Final = 1 << 16
-"""How many handles there are."""
 
 
 @dataclass(slots=True)
@@ -23,14 +22,14 @@ class _Lease:
 
 @dataclass(slots=True)
 class SessionTable:
-    """All open sessions of one edge.
+    """Open sessions of one edge.
 
     Attributes:
         lease_s: Seconds of silence after which a session is lost.
-        most: Most sessions in all.
+        most: Most sessions.
         most_per_device: Most sessions of one device.
-        first_handle: Handle of the first session. Edges, and lives of one edge, that begin at random ones hardly ever
-            give the same handle to two sessions that a late draft or verdict could be taken for the other's.
+        first_handle: First handle. Choose it at random, so that a late message for an earlier run or another edge does
+            not hit a session here.
     """
 
     lease_s: float
@@ -57,7 +56,6 @@ class SessionTable:
         return lease is not None and lease.session is session
 
     def named(self, device: str, session: bytes) -> EdgeSession | None:
-        """Return a device's session by its own name."""
         handle = self._by_name.get((device, session))
         return None if handle is None else self._by_handle[handle].session
 
@@ -87,10 +85,10 @@ class SessionTable:
         return session
 
     def find(self, *, device: str, handle: int, now: float) -> EdgeSession:
-        """Return the session that a device's message names, its lease renewed.
+        """Return the session that a device's message names, and renew its lease.
 
         Raises:
-            DraftFault: It is not open, or another device's: the two are not told apart, so that nobody can probe.
+            DraftFault: It is not open, or another device's; the two look alike, so that nobody can probe.
         """
         lease = self._by_handle.get(handle)
         if lease is None or lease.session.device != device:
@@ -107,17 +105,16 @@ class SessionTable:
             self._by_name.pop((session.device, session.session), None)
 
     def shorten(self, device: str, *, expires: float) -> None:
-        """Let a device's leases end early: the broker says that it is gone, unless it comes back."""
+        """Limit a device's leases, because the broker reports it offline."""
         for lease in self._by_handle.values():
             if lease.session.device == device:
                 lease.expires = min(lease.expires, expires)
 
     def expired(self, now: float) -> list[EdgeSession]:
-        """Return the sessions whose lease has ended."""
         return [lease.session for lease in self._by_handle.values() if lease.expires <= now]
 
     def _free_handle(self) -> int:
-        # Rising, so that a handle is not reused while messages of its last owner may still be under way.
+        # Ascending, so that a handle is not reused while messages of its last owner may arrive.
         while self._next in self._by_handle:
             self._next = (self._next + 1) % HANDLES
         handle, self._next = self._next, (self._next + 1) % HANDLES

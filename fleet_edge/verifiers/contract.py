@@ -1,12 +1,15 @@
-"""Verifier contract: what the orchestrator needs of a target model.
+"""Verifier contract: what the edge needs of an engine that runs the target model.
 
-One idea unifies prefill, resume and verification: a sequence has tokens it *knows* and tokens it has
-*computed* (their keys and values are stored). A batch is a list of sequences with the tokens to compute next,
-and the number of rows of logits wanted from their end.
+Prefill, resumption and verification are the same operation: a sequence has tokens it *knows* and tokens it has
+*computed*
+(their keys and values are stored). A batch is a list of sequences with the tokens to compute next, and the number of
+rows
+of logits wanted from their end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
     import torch  # an edge may do without it
 
 Logits: TypeAlias = "NDArray[np.float32] | torch.Tensor"
-"""float32 `[rows, vocabulary]`: an array, or a tensor on any device. It may be a view of the verifier's own memory,
-which is valid until the next `score`; a row's elements lie side by side, and whoever is given it changes nothing."""
+"""float32 `[rows, vocabulary]`: an array, or a tensor on any device, with contiguous rows. It may be a view of the
+verifier's memory, valid until the next `score`; callers must not change it."""
 
 
 class VerifierError(FleetError):
@@ -30,19 +33,15 @@ class VerifierError(FleetError):
 
 
 class UnsupportedModel(VerifierError):  # noqa: N818 - reads as what it says
-    """The model's architecture, or a file of it, is not one that this verifier can serve."""
+    """This verifier cannot serve the model's architecture, or one of its files."""
 
 
 class CapacityExceeded(VerifierError):  # noqa: N818
-    """The step needs more memory for keys and values than the budget has; evict and try again."""
+    """The step needs more KV memory than the budget has; evict and try again."""
 
 
 class TargetAway(VerifierError):  # noqa: N818
-    """What computes the target model cannot be reached; nothing was computed. The same step may succeed later.
-
-    Attributes:
-        retry_s: Seconds after which that is worth a trial.
-    """
+    """The target model cannot be reached; nothing was computed. Try the same step again after `retry_s` seconds."""
 
     def __init__(self, sentence: str, *, retry_s: float) -> None:
         super().__init__(sentence)
@@ -50,11 +49,7 @@ class TargetAway(VerifierError):  # noqa: N818
 
 
 class SequenceFailed(VerifierError):  # noqa: N818
-    """One sequence of the step cannot be computed; nothing was computed, and the others may come again without it.
-
-    Attributes:
-        sequence: Its key.
-    """
+    """One sequence of the step cannot be computed; nothing was computed. Try again without it."""
 
     def __init__(self, sentence: str, *, sequence: int) -> None:
         super().__init__(sentence)
@@ -63,19 +58,19 @@ class SequenceFailed(VerifierError):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """What the rest of the edge must know of the target model.
+    """Identity and limits of the target model.
 
     Attributes:
-        name: For the log.
-        vocabulary: Size and fingerprint, padding rows left out.
+        name: Name for the log.
+        vocabulary: Size and fingerprint, without padding rows.
         context: Most tokens in one sequence.
-        end_tokens: Ids that end a text.
-        runs_on: Device, number format and threads, for the log; empty where nothing is computed.
-        most_top_k: How many of a row's largest logits are known, where the others are given as minus infinity: policies
-            that keep more cannot be served. None where all are.
-        least_tokens: New tokens of a sequence that a step with stable items costs at least: fewer take as long.
-        batch_invariant: Whether the rows of a stable item are the same to the bit whatever is computed with it, however
-            its tokens are cut into steps, so that seeded requests repeat.
+        end_tokens: Ids that end a generation.
+        runs_on: Device, number format and threads, for the log.
+        most_top_k: Number of top logits known of a row, the others being minus infinity; policies that keep more cannot
+            be served. None if all are known.
+        least_tokens: Fewest new tokens of a sequence that a batch-invariant step computes; fewer cost as much.
+        batch_invariant: Whether the rows of a stable item are bit-identical whatever is computed with it, and however
+            its tokens are split into steps, so that seeded requests repeat.
     """
 
     name: str
@@ -98,10 +93,10 @@ class Item:
 
     Attributes:
         sequence: Its key, as opened.
-        tokens: Token ids to compute, following those already computed. At least one.
+        tokens: Token ids to compute next, at least one.
         rows: Logits wanted at the last `rows` of `tokens`: 0 for prefill, draft length + 1 to verify.
-        stable: Whether the same text should have the same rows whatever is computed with it, where the engine can do
-            so: worth its price where a text is to repeat, which needs that of all of its tokens.
+        stable: Whether to compute it batch-invariantly where the engine can, so that the generation is reproducible.
+            Needed for all of its tokens.
     """
 
     sequence: int
@@ -113,27 +108,25 @@ class Item:
 class Verifier(Protocol):
     """The target model.
 
-    One call comes after the other, but not from one thread: an edge has steps computed on a thread of their own, and
-    calls the other methods between two steps. After `score` returns, `computed(sequence)` has grown by
-    `len(item.tokens)`.
+    Calls do not overlap, but come from different threads: `score` from a computing thread, the other methods between
+    two
+    steps. After `score` returns, `computed(sequence)` has grown by `len(item.tokens)`.
     """
 
     @property
-    def info(self) -> TargetInfo:
-        """The target model's identity and limits."""
+    def info(self) -> TargetInfo: ...
 
     def open(self, sequence: int) -> None:
-        """Begin a sequence with nothing computed. Costs no memory until tokens are computed."""
+        """Begin a sequence with nothing computed. Takes no memory until tokens are computed."""
 
     def fork(self, sequence: int, source: int, length: int) -> None:
-        """Begin a sequence with the first `length` tokens of another already computed.
+        """Begin a sequence with the first `length` computed tokens of another, independent from then on.
 
-        Both are independent from then on. Keys and values may be shared or copied; MUST cost far less than computing
-        them.
+        Keys and values may be shared or copied; MUST cost far less than computing them.
 
         Args:
-            sequence: Its key; it MUST NOT be open.
-            source: Another, which goes on as it was.
+            sequence: Its key; MUST NOT be open.
+            source: The other sequence, which stays as it is.
             length: 0 to the computed tokens of `source`.
 
         Raises:
@@ -148,18 +141,16 @@ class Verifier(Protocol):
         """Compute all items in one forward pass.
 
         Returns:
-            float32 logits `[sum of rows, vocabulary size]`, items in order, padding rows cut off. Row j of an
-            item is the distribution of the token after its j-th of the last `rows` tokens. Valid until the next
-            `score`.
+            float32 logits `[sum of rows, vocabulary size]`, items in order, without padding rows. Row j of an item is
+                the distribution of the token after its j-th of the last `rows` tokens. Valid until the next `score`.
 
         Raises:
-            CapacityExceeded: There is no room for the new tokens; nothing was computed. MUST NOT be raised
-                where `fits` says that there is, nor while the items have no more tokens than `capacity()`
-                says, unless the machine itself is out of memory.
-            TargetAway: What computes is away.
-            SequenceFailed: One sequence cannot be computed where it is computed.
-            VerifierError: An item is not one that can be computed: its sequence is not open or occurs twice,
-                it exceeds the context, or it has an id outside the vocabulary; nothing was computed.
+            CapacityExceeded: There is no room; nothing was computed. MUST NOT be raised where `fits` says that there
+                is, nor for at most `capacity()` tokens, unless the machine itself is out of memory.
+            TargetAway: The target model cannot be reached.
+            SequenceFailed: One sequence cannot be computed.
+            VerifierError: An item is invalid: its sequence is not open or occurs twice, it exceeds the context, or it
+                has an id outside the vocabulary; nothing was computed.
         """
 
     def truncate(self, sequence: int, length: int) -> None:
@@ -173,28 +164,27 @@ class Verifier(Protocol):
         """End a sequence and free its memory; unknown ones are ignored."""
 
     def fits(self, items: Sequence[Item]) -> bool:
-        """Whether there is room for a step now. Where there is not, closing sequences makes room.
+        """Whether there is room for a step now; otherwise closing sequences makes room.
 
-        With all other sequences closed an item of any length up to the context MUST fit.
+        With all other sequences closed, an item of any length up to the context MUST fit.
         """
 
     def capacity(self) -> int:
-        """Tokens for which there is room now, on top of those computed, whichever open sequences they are for.
+        """Number of tokens for which there is room now, for whichever open sequences.
 
-        A lower bound: a verifier that rounds lengths up may have room for several times as many, if they are few
-        sequences'.
+        A lower bound: a verifier that rounds lengths up may have room for several times as many in few sequences.
         """
 
 
 @runtime_checkable
-class KnowsTokens(Protocol):
-    """A verifier that can say what its target's tokens read, so that texts may have grammars."""
+class ProvidesTokenizer(Protocol):
+    """A verifier that knows the strings of its target's tokens, so that grammars can be served."""
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
-        """Return the vocabulary as grammars need it. Takes a second; callable on any thread, while a step is computed.
+        """Return the vocabulary for grammars. Takes a second; thread-safe, also during a step.
 
         Raises:
-            GrammarUnavailable: A library is missing, or there is no tokenizer that it can use.
+            GrammarUnavailable: A library is missing, or there is no usable tokenizer.
         """
 
 
@@ -203,7 +193,7 @@ class ReadsText(Protocol):
     """A verifier that has the target's tokenizer."""
 
     def encode(self, text: str) -> Sequence[int]:
-        """Return the ids of a text; control tokens are recognised in it, and none is added.
+        """Return the ids of a text; control tokens are recognised, and none is added.
 
         Raises:
             VerifierError: The tokenizer cannot be read.
@@ -212,18 +202,186 @@ class ReadsText(Protocol):
 
 @runtime_checkable
 class SharesPrefixes(Protocol):
-    """A verifier over a cache that shares what sequences begin with."""
+    """A verifier with a prefix cache of its own."""
 
     def isolate(self, sequence: int, namespace: str) -> None:
-        """Let a sequence share with those of the same namespace alone; called before it computes anything."""
+        """Share a sequence's prefix within a namespace only; called before it computes anything."""
 
 
 @runtime_checkable
 class RunsElsewhere(Protocol):
-    """A verifier whose target model runs in other processes, which may be away for a time. Callable on any thread."""
+    """A verifier whose target model runs in other processes, which may be away. Thread-safe."""
 
     def away(self) -> str:
-        """Return why nothing can be computed now, in a sentence; empty if it can."""
+        """Return why nothing can be computed now; empty if it can."""
 
     def shut_down(self) -> None:
-        """Let go of what computes; nothing else is called afterwards."""
+        """Release everything; nothing is called afterwards."""
+
+
+class SequenceTable:
+    """Open sequences with their computed lengths.
+
+    Every verifier that keeps its own sequences uses one, so that all refuse the same calls with the same messages,
+    before
+    anything is computed.
+    """
+
+    def __init__(self, *, context: int, vocabulary: int) -> None:
+        """Begin without sequences; `context` bounds a sequence's tokens, `vocabulary` the ids."""
+        self._context = context
+        self._vocabulary = vocabulary
+        self._computed: dict[int, int] = {}
+        self._total = 0
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    @property
+    def lengths(self) -> Mapping[int, int]:
+        return MappingProxyType(self._computed)
+
+    def open(self, sequence: int) -> None:
+        """Begin a sequence with nothing computed.
+
+        Raises:
+            VerifierError: It is open already.
+        """
+        self._check_new(sequence)
+        self._computed[sequence] = 0
+
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        """Begin a sequence with the first `length` computed tokens of another.
+
+        Raises:
+            VerifierError: It is open already, or the other is not or has fewer.
+        """
+        self.check_fork(sequence, source, length)
+        self._computed[sequence] = length
+        self._total += length
+
+    def check_fork(self, sequence: int, source: int, length: int) -> None:
+        """Raise what `fork` would raise."""
+        computed = self.computed(source)
+        if not 0 <= length <= computed:
+            raise VerifierError(f"Sequence {source} has {computed} computed tokens and cannot pass on {length}.")
+        self._check_new(sequence)
+
+    def computed(self, sequence: int) -> int:
+        try:
+            return self._computed[sequence]
+        except KeyError:
+            raise VerifierError(f"Sequence {sequence} is not open.") from None
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Reduce the number of computed tokens to `length`.
+
+        Raises:
+            VerifierError: The sequence is not open, or has fewer.
+        """
+        computed = self.computed(sequence)
+        if not 0 <= length <= computed:
+            raise VerifierError(f"Sequence {sequence} has {computed} computed tokens and cannot be cut to {length}.")
+        self._computed[sequence] = length
+        self._total -= computed - length
+
+    def close(self, sequence: int) -> bool:
+        """End a sequence; return whether it was open."""
+        computed = self._computed.pop(sequence, None)
+        self._total -= computed or 0
+        return computed is not None
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Check that the items of a step are valid, apart from memory.
+
+        Raises:
+            VerifierError: One is not.
+        """
+        for item in items:
+            self._check(item)
+        if len({item.sequence for item in items}) != len(items):
+            raise VerifierError("A sequence occurs twice in one step.")
+
+    def commit(self, items: Sequence[Item]) -> None:
+        for item in items:
+            self._computed[item.sequence] += len(item.tokens)
+            self._total += len(item.tokens)
+
+    def _check_new(self, sequence: int) -> None:
+        if sequence in self._computed:
+            raise VerifierError(f"Sequence {sequence} is open already; close it first.")
+
+    def _check(self, item: Item) -> None:
+        computed = self.computed(item.sequence)
+        if not item.tokens:
+            raise VerifierError(f"Sequence {item.sequence} has no tokens to compute in this step.")
+        if not 0 <= item.rows <= len(item.tokens):
+            raise VerifierError(f"Sequence {item.sequence} wants {item.rows} rows of {len(item.tokens)} tokens.")
+        if computed + len(item.tokens) > self._context:
+            raise VerifierError(
+                f"Sequence {item.sequence} would have {computed + len(item.tokens)} tokens; "
+                f"the target model's context holds {self._context}."
+            )
+        if min(item.tokens) < 0 or max(item.tokens) >= self._vocabulary:
+            raise VerifierError(f"Sequence {item.sequence} has a token id outside 0..{self._vocabulary - 1}.")
+
+
+class TokenVerifier:
+    """Base of a `Verifier` that stores only the tokens of open sequences, within a budget of tokens."""
+
+    budget_name = "the budget"
+
+    def __init__(self, info: TargetInfo, budget: int) -> None:
+        self._info = info
+        self._budget = budget
+        self._table = SequenceTable(context=info.context, vocabulary=info.vocabulary.size)
+        self._tokens: dict[int, list[int]] = {}
+
+    @property
+    def info(self) -> TargetInfo:
+        return self._info
+
+    def open(self, sequence: int) -> None:
+        self._table.open(sequence)
+        self._tokens[sequence] = []
+
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        self._table.check_fork(sequence, source, length)
+        self._check_room(length)
+        self._table.fork(sequence, source, length)
+        self._tokens[sequence] = self._tokens[source][:length]
+
+    def computed(self, sequence: int) -> int:
+        return self._table.computed(sequence)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        self._table.truncate(sequence, length)
+        del self._tokens[sequence][length:]
+
+    def close(self, sequence: int) -> None:
+        self._table.close(sequence)
+        self._tokens.pop(sequence, None)
+
+    def fits(self, items: Sequence[Item]) -> bool:
+        return sum(len(item.tokens) for item in items) <= self.capacity()
+
+    def capacity(self) -> int:
+        return self._budget - self._table.total
+
+    def _check(self, items: Sequence[Item]) -> None:
+        """Check that a step is valid and that there is room for it."""
+        self._table.check(items)
+        self._check_room(sum(len(item.tokens) for item in items))
+
+    def _commit(self, items: Sequence[Item]) -> None:
+        for item in items:
+            self._tokens[item.sequence].extend(item.tokens)
+        self._table.commit(items)
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self.capacity():
+            raise CapacityExceeded(
+                f"{tokens} tokens need room and {self.budget_name} leaves {self.capacity()}; evict a sequence and try "
+                "again."
+            )

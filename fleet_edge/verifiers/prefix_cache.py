@@ -1,14 +1,17 @@
-"""Prefix cache: a verifier whose ended sequences keep their keys and values, for those that begin as they do.
+"""Prefix cache: a verifier that retains ended sequences' keys and values for sequences with the same beginning.
 
-It wraps a verifier of any kind and is one itself. A sequence that is closed stays in memory until its room is needed;
-the one unused for longest goes first, before any that is open. A sequence of which it is known what it is going to
-compute (`expect`) takes over what another has computed of it (`reuse`): the whole of an ended one that nobody would
-miss, else a fork. What another is about to compute is told too (`ahead`): of many that begin alike one computes it.
+It wraps any verifier and is one itself. A closed sequence stays in memory until its room is needed; the least recently
+used goes first, before any open one. For a sequence whose next tokens are known (`expect`) it reuses what another has
+computed of them (`reuse`): it takes over an ended sequence that nobody needs, or forks. `ahead` names a sequence that
+is
+about to compute the same, so that only one of many computes it.
 """
 
 import secrets
+from array import array
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Final, TypeVar
 
@@ -24,21 +27,249 @@ from fleet_edge.verifiers.contract import (
     Verifier,
     VerifierError,
 )
-from fleet_edge.verifiers.radix import RadixTree, pack
-from fleet_edge.verifiers.retained import HeldSequence, RetainedSequences
+
+_SIZE: Final = array("i").itemsize
+
+
+def pack(tokens: Sequence[int]) -> bytes:
+    """Return token ids, each below 2^31, as `RadixTree` takes them."""
+    return array("i", tokens).tobytes()
+
+
+def shared_tokens(left: bytes, right: bytes, *, at: int = 0) -> int:
+    """Return the length of the common prefix of `right` and `left[at:]`, in tokens."""
+    start = at * _SIZE
+    most = min(len(left) - start, len(right)) // _SIZE
+    if left.startswith(right[: most * _SIZE], start):
+        return most
+    # Binary search: prefixes of `least` tokens agree, those of `most` do not.
+    least = 0
+    while most - least > 1:
+        middle = (least + most) // 2
+        if left.startswith(right[: middle * _SIZE], start):
+            least = middle
+        else:
+            most = middle
+    return least
+
+
+class _Node:
+    """The end of a run of tokens.
+
+    `run` holds the tokens since the parent, `depth` counts those since the root. Children are found by their first
+    token;
+    `keys` are the sequences that end here, in order.
+    """
+
+    __slots__ = ("children", "depth", "keys", "parent", "run")
+
+    def __init__(self, parent: "_Node | None", run: bytes, depth: int) -> None:
+        self.parent = parent
+        self.run = run
+        self.depth = depth
+        self.children: dict[bytes, _Node] = {}
+        self.keys: dict[int, None] = {}
+
+
+class RadixTree:
+    """Radix tree of keys with token sequences (see `pack`): finds the longest common prefixes.
+
+    Edges carry runs of tokens, so a lookup takes as many comparisons as the sequence has branches, whatever the number
+    of
+    sequences. Tokens are stored as bytes, so that runs are compared by memory comparison.
+    """
+
+    def __init__(self) -> None:
+        self._root = _Node(None, b"", 0)
+        self._nodes: dict[int, _Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._nodes
+
+    def insert(self, key: int, tokens: bytes) -> None:
+        """Add a key, or replace its tokens."""
+        self.remove(key)
+        node, depth = self._descend(tokens)
+        if depth < node.depth:
+            node = _split(node, depth)
+        if depth * _SIZE < len(tokens):
+            run = tokens[depth * _SIZE :]
+            node.children[run[:_SIZE]] = node = _Node(node, run, len(tokens) // _SIZE)
+        node.keys[key] = None
+        self._nodes[key] = node
+
+    def remove(self, key: int) -> None:
+        node = self._nodes.pop(key, None)
+        if node is None:
+            return
+        del node.keys[key]
+        while node.parent is not None and not node.keys and len(node.children) < 2:  # noqa: PLR2004 - no branch
+            parent = node.parent
+            if node.children:
+                (child,) = node.children.values()
+                child.run = node.run + child.run
+                child.parent = parent
+                parent.children[child.run[:_SIZE]] = child
+                return
+            del parent.children[node.run[:_SIZE]]
+            node = parent
+
+    def matches(self, tokens: bytes) -> Iterator[tuple[int, int]]:
+        """Yield the common prefix length of each key's sequence with the given one, and the key; longest first.
+
+        Every key comes once, those without a common prefix with 0. The tree MUST NOT change meanwhile.
+        """
+        node, depth = self._descend(tokens)
+        below: _Node | None = None
+        while True:
+            for key in _keys(node, but=below):
+                yield depth, key
+            if node.parent is None:
+                return
+            below, node = node, node.parent
+            depth = node.depth
+
+    def prefixes(self, tokens: bytes) -> list[int]:
+        """Return the keys whose whole sequence is a prefix of the given one, longest first."""
+        node, depth = self._descend(tokens)
+        found: list[int] = []
+        above: _Node | None = node if node.depth == depth else node.parent
+        while above is not None:
+            found.extend(above.keys)
+            above = above.parent
+        return found
+
+    def _descend(self, tokens: bytes) -> tuple[_Node, int]:
+        """Return the last node on a sequence's path, and the length of the common prefix."""
+        node, depth = self._root, 0
+        while depth == node.depth:
+            child = node.children.get(tokens[depth * _SIZE : (depth + 1) * _SIZE])
+            if child is None:
+                break
+            depth += shared_tokens(tokens, child.run, at=depth)
+            node = child
+        return node, depth
+
+
+def _split(node: _Node, depth: int) -> _Node:
+    """Insert a node into a run, and return it."""
+    parent = node.parent
+    assert parent is not None
+    cut = (depth - parent.depth) * _SIZE
+    middle = _Node(parent, node.run[:cut], depth)
+    parent.children[middle.run[:_SIZE]] = middle
+    node.parent, node.run = middle, node.run[cut:]
+    middle.children[node.run[:_SIZE]] = node
+    return middle
+
+
+def _keys(node: _Node, *, but: _Node | None) -> Iterator[int]:
+    """Yield the keys at and below a node, except those at and below the child `but`."""
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        yield from each.keys
+        waiting.extend(child for child in reversed(each.children.values()) if child is not but)
+
+
+@dataclass(slots=True, eq=False)
+class HeldSequence:
+    """A sequence whose keys and values a verifier holds.
+
+    Attributes:
+        key: Its key at the verifier.
+        caller: Its key for the caller; None if it has ended.
+        owner: Its device.
+        tokens: Computed tokens.
+        expected: Tokens that it will compute first, packed; possibly none.
+        public: Number of these that any owner may share.
+        stable: Whether all of it was computed with `Item.stable`.
+    """
+
+    key: int
+    caller: int | None
+    owner: str = ""
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))
+    expected: bytes = b""
+    public: int = 0
+    stable: bool = True
+
+    @property
+    def computed(self) -> int:
+        return len(self.tokens)
+
+    def begins_as(self, tokens: bytes, length: int) -> bool:
+        """Whether its first `length` computed tokens are those of `tokens`."""
+        return self.tokens[:length].tobytes() == tokens[: length * self.tokens.itemsize]
+
+
+class RetainedSequences:
+    """Ended sequences in LRU order.
+
+    Args:
+        share: Returns the share of memory that an owner may retain before its sequences go first.
+    """
+
+    def __init__(self, share: Callable[[str], float]) -> None:
+        self._share = share
+        self._by_key: dict[int, HeldSequence] = {}  # least recently used first
+        self._owned = Counter[str]()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __iter__(self) -> Iterator[HeldSequence]:
+        return iter(list(self._by_key.values()))
+
+    def __contains__(self, held: object) -> bool:
+        return isinstance(held, HeldSequence) and held.key in self._by_key
+
+    @property
+    def tokens(self) -> int:
+        return self._owned.total()
+
+    def add(self, held: HeldSequence) -> None:
+        self._by_key[held.key] = held
+        self._owned[held.owner] += held.computed
+
+    def remove(self, held: HeldSequence) -> None:
+        """Remove a sequence; its tokens MUST be unchanged since `add`."""
+        del self._by_key[held.key]
+        self._owned[held.owner] -= held.computed
+        if not self._owned[held.owner]:
+            del self._owned[held.owner]
+
+    def used(self, held: HeldSequence) -> None:
+        """Mark a sequence as most recently used."""
+        self._by_key[held.key] = self._by_key.pop(held.key)
+
+    def first_to_go(self, *, whole: int, keep: HeldSequence | None = None) -> HeldSequence | None:
+        """Return the sequence to drop: the least recently used, first of owners above their share.
+
+        Args:
+            whole: Tokens in memory, of which shares are fractions.
+            keep: A sequence that stays.
+        """
+        greedy = {owner for owner, tokens in self._owned.items() if tokens > self._share(owner) * whole}
+        candidates = [held for held in self._by_key.values() if held is not keep]
+        return next((held for held in candidates if held.owner in greedy), next(iter(candidates), None))
+
 
 LEAST_REUSED: Final = 16
-"""Tokens. To compute fewer costs hardly more than to copy them."""
+"""Tokens: computing fewer costs hardly more than copying them."""
 
 TAIL: Final = 64
-"""An ended sequence of which at most this many tokens would be lost is taken over rather than copied."""
+"""An ended sequence is taken over instead of copied if at most this many tokens are lost."""
 
 _LOOKED_AT: Final = 256
-"""Sequences that one lookup considers: it MUST NOT cost more the more begin alike."""
+"""Sequences considered per lookup, so that its cost is bounded."""
 
 _MOST_RETAINED: Final = 4096
 _FIRST_OF_OURS: Final = 1 << 32
-"""Keys that the cache chooses itself begin here, apart from those of callers."""
+"""First of the keys that the cache chooses itself, apart from those of callers."""
 
 T = TypeVar("T")
 
@@ -47,10 +278,10 @@ class PrefixCache:
     """`Verifier` over another, which nobody else may call.
 
     Args:
-        verifier: Computes.
-        sharing: Whose prefixes are taken over; with `off` nothing is retained.
-        public: Beginnings of prompts that, with `device`, all devices share.
-        share: Which part of what is in memory one owner may have retained before he makes room for all others.
+        verifier: The engine.
+        sharing: Whose prefixes may be reused; with `off` nothing is retained.
+        public: Beginnings of prompts that all devices share even with `device`.
+        share: Returns the share of memory that an owner may retain before its sequences go first.
     """
 
     def __init__(
@@ -66,41 +297,37 @@ class PrefixCache:
         self._public = RadixTree()
         for key, tokens in enumerate(public):
             self._public.insert(key, pack(tokens))
-        self._tree = RadixTree()  # of the open ones what they expect, of the retained ones what they have computed
+        self._tree = RadixTree()  # open sequences with what they expect, retained ones with what they have computed
         self._open: dict[int, HeldSequence] = {}  # by the caller's key
-        self._held: dict[int, HeldSequence] = {}  # by the key below: those that are open, and the retained ones
+        self._held: dict[int, HeldSequence] = {}  # by the key below: open and retained ones
         self._retained = RetainedSequences(share)
         self._keys = count(_FIRST_OF_OURS)
 
     @property
     def info(self) -> TargetInfo:
-        """The target model's identity and limits."""
         return self._verifier.info
 
     @property
     def retained_tokens(self) -> int:
-        """Computed tokens of sequences that have ended."""
+        """Computed tokens of ended sequences."""
         return self._retained.tokens
 
     def open(self, sequence: int) -> None:
-        """Begin a sequence with nothing computed."""
         self._require_new(sequence)
         held = HeldSequence(self._key(sequence), sequence)
         self._with_room(lambda: self._verifier.open(held.key))
         self._hold(held)
 
     def fork(self, sequence: int, source: int, length: int) -> None:
-        """Begin a sequence with the first tokens of another."""
         origin = self._of(source)
         self._require_new(sequence)
         self._hold(self._fork(self._key(sequence), sequence, origin, length))
 
     def computed(self, sequence: int) -> int:
-        """Return the number of tokens whose keys and values are stored."""
         return self._of(sequence).computed
 
     def score(self, items: Sequence[Item]) -> Logits:
-        """Compute all items in one forward pass; retained sequences make room for it."""
+        """Compute all items in one forward pass; retained sequences make room."""
         below = self._below(items)
         try:
             logits = self._score(below)
@@ -115,7 +342,6 @@ class PrefixCache:
         return logits
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget all computed tokens from `length` on."""
         held = self._of(sequence)
         self._verifier.truncate(held.key, length)
         del held.tokens[length:]
@@ -133,17 +359,16 @@ class PrefixCache:
             self._drop(held)
 
     def fits(self, items: Sequence[Item]) -> bool:
-        """Return whether there is room for a step; retained sequences make room for it, here and now."""
+        """Whether there is room for a step; drops retained sequences to make room."""
         return self._fits(self._below(items))
 
     def capacity(self) -> int:
-        """Return the tokens for which there is room; what retained sequences would leave comes on top of it."""
+        """Number of tokens for which there is room without dropping retained sequences."""
         return self._verifier.capacity()
 
     # As `RunsElsewhere`, which the verifier below may be
 
     def away(self) -> str:
-        """Return why nothing can be computed now, in a sentence; empty if it can."""
         return self._verifier.away() if isinstance(self._verifier, RunsElsewhere) else ""
 
     def shut_down(self) -> None:
@@ -153,14 +378,7 @@ class PrefixCache:
     # Beyond the contract
 
     def expect(self, sequence: int, tokens: Sequence[int], *, owner: str = "", stable: bool = True) -> None:
-        """Tell which tokens an open sequence is going to compute first.
-
-        Args:
-            sequence: Its key.
-            tokens: Token ids.
-            owner: Whose they are.
-            stable: As its items are going to be.
-        """
+        """Announce the tokens that an open sequence will compute first, and whether as `Item.stable`."""
         held = self._of(sequence)
         held.owner, held.stable = owner, stable
         if self._sharing is not PrefixSharing.OFF:
@@ -171,10 +389,10 @@ class PrefixCache:
             self._verifier.isolate(held.key, self._namespace(owner))
 
     def reuse(self, sequence: int) -> int:
-        """Take over what another sequence has computed of what is expected of this one, but for the last token.
+        """Reuse what another sequence has computed of the expected tokens, except the last one.
 
         Returns:
-            By how many computed tokens the sequence has grown: 0, or at least `LEAST_REUSED`.
+            Number of computed tokens gained: 0, or at least `LEAST_REUSED`.
         """
         held = self._of(sequence)
         length, source = self._longest(held)
@@ -195,15 +413,15 @@ class PrefixCache:
         return gained
 
     def ahead(self, sequence: int, *, computing: Container[int], able: Container[int] = ()) -> tuple[int, int] | None:
-        """Return the open sequence that comes first to what this one needs next, and how many tokens both expect.
+        """Return an open sequence that is about to compute what this one needs, and the length of their common prefix.
 
         Args:
             sequence: Its key.
-            computing: Sequences that are in the next step.
-            able: Sequences that could be put into it.
+            computing: Sequences in the next step.
+            able: Sequences that could be added to it.
 
         Returns:
-            None if no such sequence is to compute more of it than can be taken over now, or none but this one should.
+            None if no other sequence will compute more than can be reused now.
         """
         held = self._of(sequence)
         available = held.computed
@@ -230,17 +448,16 @@ class PrefixCache:
         del held.tokens[:]
 
     def clear(self) -> None:
-        """Free the memory of all retained sequences."""
         for held in self._retained:
             self._drop(held)
 
     # Lookups
 
     def _alike(self, tokens: bytes, but: HeldSequence) -> Iterator[tuple[int, int, HeldSequence]]:
-        """Yield other sequences that begin alike.
+        """Yield other sequences with a common prefix.
 
         Yields:
-            How many first tokens are the same, the most first; how many of these may be taken over; the sequence.
+            Length of the common prefix, longest first; how much of it may be reused; the sequence.
         """
         for reach, key in islice(self._tree.matches(tokens), _LOOKED_AT):
             other = self._held[key]
@@ -248,11 +465,11 @@ class PrefixCache:
                 yield reach, reach if self._is_one(other, but) else min(reach, but.public), other
 
     def _is_one(self, source: HeldSequence, taker: HeldSequence) -> bool:
-        """Whether one sequence may go on from all that another has computed."""
+        """Whether `taker` may reuse all that `source` has computed."""
         return self._sharing is PrefixSharing.ALL or source.owner == taker.owner
 
     def _namespace(self, owner: str) -> str:
-        """Return the name of what a sequence shares its prefix with, for a verifier that has a cache of its own."""
+        """Return the namespace of a sequence for a verifier with its own prefix cache."""
         match self._sharing:
             case PrefixSharing.ALL:
                 return ""
@@ -262,20 +479,20 @@ class PrefixCache:
                 return f"session {secrets.token_hex(16)}"
 
     def _longest(self, held: HeldSequence) -> tuple[int, HeldSequence | None]:
-        """Return how many of the expected tokens, all but the last, another has computed, and which."""
+        """Return the most expected tokens, except the last, that another sequence has computed, and which."""
         best, found = 0, None
         most = len(held.expected) // held.tokens.itemsize - 1
         for reach, common, other in self._alike(held.expected, held):
             if min(reach, most) <= best:
                 break
             length = min(common, other.computed, most)
-            # What is in the tree of an open one is but a promise: it counts what it has really computed.
+            # An open sequence is in the tree with what it expects, not with what it has computed.
             if length > best and other.begins_as(held.expected, length):
                 best, found = length, other
         return best, found
 
     def _worth_keeping(self, held: HeldSequence) -> bool:
-        """Whether there is something in what a sequence has computed that no other has computed too."""
+        """Whether a sequence has computed something that no other has."""
         if self._sharing is PrefixSharing.OFF or held.computed < LEAST_REUSED:
             return False
         tokens = held.tokens.tobytes()
@@ -301,14 +518,14 @@ class PrefixCache:
             other = self._held[key]
             serves = self._is_one(held, other) or other.computed <= other.public
             if other in self._retained and serves and held.stable >= other.stable:
-                self._drop(other)  # whomever it served, this one serves as well
+                self._drop(other)  # the new one serves its purpose
         if len(self._retained) >= _MOST_RETAINED:
             self._drop_one()
         self._tree.insert(held.key, tokens)
         self._retained.add(held)
 
     def _take(self, source: HeldSequence, length: int, *, taker: HeldSequence) -> HeldSequence:
-        """Return a sequence that has computed the first tokens of another, for the caller of a third.
+        """Return a sequence with the first `length` tokens of `source` computed, for the caller of `taker`.
 
         Raises:
             CapacityExceeded: There is no room for a copy.
@@ -325,7 +542,7 @@ class PrefixCache:
             except CapacityExceeded:
                 if not mine:
                     raise
-                # There is room for one of the two, and this is the one that is needed.
+                # There is room for one of the two, and this one is needed.
         self._retained.remove(source)
         self._tree.remove(source.key)
         self._verifier.truncate(source.key, length)
@@ -345,7 +562,7 @@ class PrefixCache:
         del self._held[held.key]
 
     def _drop_one(self, *, keep: HeldSequence | None = None) -> bool:
-        """Free the memory of a retained sequence; return whether there was any."""
+        """Drop a retained sequence; return whether there was one."""
         if not len(self._retained):
             return False
         whole = sum(held.computed for held in self._held.values())
@@ -396,5 +613,5 @@ class PrefixCache:
             raise VerifierError(f"Sequence {sequence} is open already; close it first.")
 
     def _key(self, sequence: int) -> int:
-        """Return a free key below: the caller's own if it is free, so that errors name it."""
+        """Return a free key below: the caller's own if possible, so that errors name it."""
         return sequence if sequence not in self._held else next(self._keys)

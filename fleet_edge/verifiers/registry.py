@@ -1,24 +1,27 @@
-"""Check and load the verifier that the settings name.
+"""Registry: check and load the verifier that the settings name.
 
 A new verifier is a module with a `load` function, and a line in `VERIFIERS` of the settings. A `check` function next to
-`load` takes the settings too, imports nothing heavy, and finds mistakes before anything is loaded. A verifier's module
-is only imported when it is used, so an edge needs no library but those of its engine.
+`load` takes the settings, imports nothing heavy, and finds errors before anything is loaded. A verifier's module is
+imported only when it is used, so an edge needs only the libraries of its engine.
 """
 
+from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import resolve_name
 
 from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings
-from fleet_edge.verifiers.contract import Verifier
+from fleet_edge.verifiers.contract import Verifier, VerifierError
+from fleet_edge.verifiers.source import check_source, is_gguf
 
 
 def check_verifier(settings: EdgeSettings) -> None:
-    """Check that the target model that the settings name is there, as far as that is known before it is loaded.
+    """Check the target model that the settings name, as far as possible without loading it.
 
     Raises:
-        VerifierError: It is not.
+        VerifierError: It cannot be used.
     """
     if settings.engine == AUTO:
-        from fleet_edge.verifiers.auto.candidates import find_candidates  # noqa: PLC0415 - only for `auto`
+        from fleet_edge.verifiers.auto import find_candidates  # noqa: PLC0415 - only for `auto`
 
         find_candidates(settings)
         return
@@ -28,14 +31,58 @@ def check_verifier(settings: EdgeSettings) -> None:
 
 
 def load_verifier(settings: EdgeSettings) -> Verifier:
-    """Load the target model that the settings name, in the engine that they name, or in the fastest for `auto`.
+    """Load the target model in the engine that the settings name; for `auto` in the fastest.
 
     Raises:
         VerifierError: It cannot be loaded.
     """
     if settings.engine == AUTO:
-        from fleet_edge.verifiers.auto.choice import choose_engine  # noqa: PLC0415 - only for `auto`
+        from fleet_edge.verifiers.auto import choose_engine  # noqa: PLC0415 - only for `auto`
 
         settings = choose_engine(settings)
     verifier: Verifier = resolve_name(VERIFIERS[settings.engine])(settings)
     return verifier
+
+
+def check_target_files(settings: EdgeSettings) -> None:
+    """Check that the files with the target's tokens exist.
+
+    Raises:
+        VerifierError: They do not.
+    """
+    if settings.engine == "remote":
+        from fleet_edge.verifiers.remote.loading import check_local  # noqa: PLC0415 - only with this engine
+
+        check_local(settings.target)
+    else:
+        check_source(settings.target)
+
+
+def read_target_tokens(settings: EdgeSettings) -> list[str]:
+    """Return the target's token strings by id, without padding, without loading its weights.
+
+    Raises:
+        VerifierError: They cannot be read.
+    """
+    check_target_files(settings)
+    path = Path(settings.target).expanduser()
+    if settings.engine == "remote":
+        from fleet_edge.verifiers.remote.loading import load_local  # noqa: PLC0415
+
+        return load_local(settings.target).strings
+    if is_gguf(path) and find_spec("llama_cpp") is not None:
+        from fleet_edge.verifiers.llama_cpp.slab import GgufTarget  # noqa: PLC0415 - an edge may do without it
+
+        file = GgufTarget(path, vocabulary_only=True)
+        try:
+            return file.strings
+        finally:
+            file.close()
+    if find_spec("torch") is None:
+        raise VerifierError(
+            f"Reading the tokens of {settings.target} needs the extra `edge`; install it: pip install "
+            "'dssd-fleet[edge]', or name a GGUF as target."
+        )
+    from fleet_edge.verifiers.packed.target import target_tokens  # noqa: PLC0415 - likewise
+
+    return target_tokens(settings.target)

@@ -1,4 +1,4 @@
-"""Target sources: a folder, a GGUF or a repository, checked before anything is loaded, libraries included."""
+"""Target sources: check a folder, GGUF or repository before anything is loaded."""
 
 from pathlib import Path
 from typing import Final
@@ -11,14 +11,14 @@ _GGUF_MAGIC: Final = b"GGUF"
 
 
 def check_source(source: str | Path) -> None:
-    """Check that there is a target model to load, as far as a glance at the files tells.
+    """Check that there is a target model to load.
 
     Args:
         source: A folder in the layout of transformers, the path of a GGUF, or a repository id (`owner/name`).
 
     Raises:
-        UnsupportedModel: The files are not those of a model.
-        VerifierError: There is no such model, or it is neither in the local cache nor can it be fetched.
+        UnsupportedModel: The files are not a model's.
+        VerifierError: There is no such model, or it is neither cached nor can it be fetched.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -30,7 +30,7 @@ def check_source(source: str | Path) -> None:
 
 
 def is_gguf(path: Path) -> bool:
-    """Return whether a path, by what is there or by its name, means a GGUF."""
+    """Whether a path names a GGUF, or an existing file."""
     return path.is_file() or path.suffix.lower() == ".gguf"
 
 
@@ -61,10 +61,10 @@ def check_gguf(path: Path) -> None:
 
 
 def check_repository(name: str) -> None:
-    """Check that a name can be a repository's, and that the hub can be asked where the local cache has none of it.
+    """Check that a repository's name is valid, and that the hub is reachable unless the model is cached.
 
     Raises:
-        VerifierError: It cannot, or the hub cannot be reached.
+        VerifierError: It is not.
     """
     owner, _, rest = name.partition("/")
     if not owner or not rest or "/" in rest or name.startswith((".", "~")):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fleet_edge.sessions.acceptance import RecentAcceptance
+from fleet_edge.sessions.statistics import RecentAcceptance
 from fleet_edge.store.records.events import EventLogged
 from schemas.policy import Mode
 from tests.support import memory_fleet

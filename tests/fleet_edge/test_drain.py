@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fleet_edge.drain import hand_over
+from fleet_edge.service import migrate_sessions
 from fleet_edge.store.records.segments import LeaveReason, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import SessionClosed
 from schemas.codec import encode_close
@@ -30,7 +30,7 @@ def ended(fleet: MemoryFleet, seed: int, *, most: int) -> Device:
 
 
 def give_up(fleet: MemoryFleet) -> int:
-    return hand_over(fleet.edge.sessions, answers=fleet.edge.answers, scheduler=fleet.edge.scheduler)
+    return migrate_sessions(fleet.edge.sessions, answers=fleet.edge.answers, scheduler=fleet.edge.scheduler)
 
 
 def test_a_session_in_the_middle_of_its_text_is_left_with_all_that_was_counted() -> None:

@@ -354,7 +354,7 @@ def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: 
             ("drafter-error", "The draft model is gone."),
         ),
         ({"sentence": "It is \x1b[2J gone."}, ("device", "It is \N{REPLACEMENT CHARACTER}[2J gone.")),
-        ({}, ("device", "The device gave the text up, and did not say why.")),
+        ({}, ("device", "The device gave up without a reason.")),
     ],
 )
 def test_a_text_that_fails_says_why(scene: Scene, told: dict[str, str], expected: tuple[str, str]) -> None:

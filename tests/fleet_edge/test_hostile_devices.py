@@ -119,4 +119,4 @@ def test_who_is_shut_out_has_nothing_left_at_the_edge() -> None:
     assert attack.fleet.sink.of(DeviceFenced)
     assert not any(session.device == "hostile" for session in attack.fleet.edge.sessions)
     told = [message for message in hostile.messages if isinstance(message, Fault)]
-    assert any("shut out" in fault.sentence for fault in told)
+    assert any("quarantined" in fault.sentence for fault in told)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_edge.jobs import Jobs, JobSettings
+from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import SessionStore, Store, open_store
 from fleet_edge.store.records.segments import segment_number
@@ -32,11 +32,11 @@ def _nothing() -> None:
     pass
 
 
-def _jobs(store: SessionStore, **changes: object) -> Jobs:
+def _jobs(store: SessionStore, **changes: object) -> EdgeJobs:
     given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_log": _nothing}
     given["warn_certificates"] = _nothing
-    arguments = {**given, "apply_fences": lambda _fences: None, "now": lambda: after(0), **changes}
-    return Jobs(store, **arguments)  # type: ignore[arg-type]
+    arguments = {**given, "apply_quarantines": lambda _fences: None, "now": lambda: after(0), **changes}
+    return EdgeJobs(store, **arguments)  # type: ignore[arg-type]
 
 
 def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:

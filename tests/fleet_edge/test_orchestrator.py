@@ -147,7 +147,7 @@ def test_a_step_that_fails_leaves_nothing_computed(
     def broken(*_: object) -> None:
         raise ValueError("after the forward pass")
 
-    monkeypatch.setattr("fleet_edge.batching.computing.judge_batch", broken)
+    monkeypatch.setattr("fleet_edge.orchestrator.judge_batch", broken)
     with caplog.at_level(logging.CRITICAL):
         fleet.step()
     assert fleet.verifier.capacity() >= room
@@ -169,7 +169,7 @@ def test_a_prompt_that_no_memory_holds_is_given_up(caplog: pytest.LogCaptureFixt
 def test_a_verdict_that_cannot_be_given_stops_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     fleet = MemoryFleet()
     devices = waiting(fleet, 2)
-    fleet.edge._take(0.0)
+    fleet.edge._receive(0.0)
     first = fleet.edge.sessions.named(devices[0].name, devices[0].terms.session)
     assert first is not None
     first.counters = None  # type: ignore[assignment] # any defect will do
@@ -198,7 +198,7 @@ def test_a_draft_that_was_void_in_its_turn_is_answered_and_logged() -> None:
     (device,) = waiting(fleet, 1)
     session = fleet.edge.sessions.named(device.name, device.terms.session)
     assert session is not None
-    fleet.edge._take(0.0)
+    fleet.edge._receive(0.0)
     session._digest ^= 1
     fleet.step()
     fleet.broker.pump()
@@ -233,11 +233,11 @@ def test_the_time_that_a_sessions_own_prompt_takes_is_no_queue_time(monkeypatch:
     device = Device(fleet, "device-1", asked, length=3, ahead=False)
     device.act()
     fleet.broker.pump()
-    fleet.edge._take(0.0)
+    fleet.edge._receive(0.0)
     fleet.broker.pump()
     device.act()  # takes the grant and drafts at once: none of the prompt has been computed
     fleet.broker.pump()
-    fleet.edge._take(0.0)
+    fleet.edge._receive(0.0)
     steps = SlowSteps(fleet, monkeypatch, seconds=0.5)
     run(fleet, [device], random.Random(0))
     assert steps.prefills >= 5

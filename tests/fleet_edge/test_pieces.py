@@ -124,7 +124,7 @@ def test_each_piece_with_something_new_is_a_round_and_no_other(monkeypatch: pyte
     for _ in range(3):
         scene.fleet.step()
     scene.ask(1, base=1, write=0)
-    scene.fleet.edge._take(0.0)
+    scene.fleet.edge._receive(0.0)
     assert (scene.lengths(), scene.session().counters.rounds) == ([1, 2], 2)
     scene.ask(1, base=1, write=0)  # which it repeats
     scene.fleet.settle()

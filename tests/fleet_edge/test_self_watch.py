@@ -7,8 +7,7 @@ import pytest
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics.figures import Figures
-from fleet_edge.observer import Look
-from fleet_edge.self_watch import SelfWatch
+from fleet_edge.observer import Look, SelfWatch
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.sightings import EdgeLoad

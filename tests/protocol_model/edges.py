@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from fleet_common.mqtt.link import Will
 from fleet_edge.assembly import assemble
-from fleet_edge.drain import hand_over
 from fleet_edge.intake import leave_opens
 from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.service import migrate_sessions
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.fences import Fences
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -105,7 +105,9 @@ class ModelEdge:
         life = self._alive
         self.drain()
         life.orchestrator.take_last(wait_s=0.0)
-        hand_over(life.orchestrator.sessions, answers=life.orchestrator.answers, scheduler=life.orchestrator.scheduler)
+        migrate_sessions(
+            life.orchestrator.sessions, answers=life.orchestrator.answers, scheduler=life.orchestrator.scheduler
+        )
         self._publish(Presence.OFFLINE)
         life.link.stop()
         self.life = None
@@ -127,7 +129,7 @@ class ModelEdge:
         if self.computing:
             running = self.life.orchestrator._running
             assert running is not None
-            concurrent.futures.wait([running._future])  # or a run would not repeat exactly
+            concurrent.futures.wait([running.future])  # or a run would not repeat exactly
 
     @property
     def computing(self) -> bool:
@@ -138,7 +140,7 @@ class ModelEdge:
         """Do what an edge's jobs do now and then."""
         if self.life is not None:
             handlers = self.life.orchestrator.handlers
-            handlers.apply_fences(fences)
+            handlers.apply_quarantines(fences)
             handlers.expire()
             handlers.flush()
             handlers.recorder.flush()

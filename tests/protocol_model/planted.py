@@ -9,12 +9,11 @@ from unittest.mock import patch
 
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import DraftsInFlight, Streaming
-from fleet_edge.answers.answers import Answers
+from fleet_edge.answers.answers import Responder
 from fleet_edge.handlers import MessageHandlers
+from fleet_edge.sessions.drafts import ReceivedDraft, Rounds
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.sessions.rounds import Rounds
 from fleet_edge.sessions.table import SessionTable
-from fleet_edge.sessions.waiting import ReceivedDraft
 from schemas.messages import Draft, Open, Verdict
 from schemas.reasons import FaultCode
 
@@ -104,7 +103,7 @@ def _take_anywhere(self: DeviceSession, verdict: Verdict, stream: Streaming) -> 
     return _take_streamed(self, verdict.model_copy(update={"base": len(self.committed)}), stream)
 
 
-def _verdict_again(self: Answers, session: EdgeSession, draft: Draft, payload: bytes) -> None:
+def _verdict_again(self: Responder, session: EdgeSession, draft: Draft, payload: bytes) -> None:
     for _ in range(20):
         self.guard.strike(session.device, _MALFORMED)
     _again(self, session, draft, payload)
@@ -116,7 +115,7 @@ def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
 
 _MALFORMED: Final = FaultCode.MALFORMED
 _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, DeviceSession.open
-_send, _again = DeviceSession.send, Answers.verdict_again
+_send, _again = DeviceSession.send, Responder.verdict_again
 _take_streamed = DeviceSession._take_streamed
 
 
@@ -136,7 +135,7 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
     Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
     Planted.OWNER: ((SessionTable, "named", _named_by_anybody),),
     Planted.GAP: ((DeviceSession, "_take_streamed", _take_anywhere),),
-    Planted.REPEATS_STRUCK: ((Answers, "verdict_again", _verdict_again),),
+    Planted.REPEATS_STRUCK: ((Responder, "verdict_again", _verdict_again),),
 }
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.sessions.admission import SessionLimits
+from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.sessions.waiting import ReceivedDraft
 from schemas.messages import Draft, Open
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest

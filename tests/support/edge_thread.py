@@ -11,7 +11,7 @@ from typing import Final
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_edge.assembly import assemble
-from fleet_edge.guard.quotas import QuotaSettings
+from fleet_edge.limits import QuotaSettings
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.record import Record

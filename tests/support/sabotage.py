@@ -18,7 +18,7 @@ from fleet_device.client.drafting import DraftSequence
 from fleet_device.drafters.unlike import CommonTokens
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
-from fleet_edge.sessions.constraint import Constraint
+from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Item
 from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy
@@ -229,16 +229,16 @@ def _cut_short(ids: Any, logprobs: Any) -> tuple[Any, Any]:
 
 def _change_answers(change: Callable[[Any, Any], tuple[Any, Any]], stack: ExitStack) -> None:
     """Have what inference servers answer misread."""
-    from fleet_edge.verifiers.remote.endpoint import Endpoint  # noqa: PLC0415 - only where the extra is installed
+    from fleet_edge.verifiers.remote.endpoint import RemoteEndpoint  # noqa: PLC0415 - only where the extra is installed
 
-    compute = Endpoint.compute
+    compute = RemoteEndpoint.compute
 
-    async def changed(self: Endpoint, *args: Any, **kwargs: Any) -> Any:
+    async def changed(self: RemoteEndpoint, *args: Any, **kwargs: Any) -> Any:
         rows = await compute(self, *args, **kwargs)
         ids, logprobs = change(rows.ids, rows.logprobs)
         return replace(rows, ids=ids, logprobs=logprobs)
 
-    stack.enter_context(patch.object(Endpoint, "compute", changed))
+    stack.enter_context(patch.object(RemoteEndpoint, "compute", changed))
 
 
 def _shift_llama(stack: ExitStack) -> None:

@@ -6,9 +6,8 @@ from dssd.verification import Judgement
 from fleet_edge.batching.planning import Batch, Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.step_cost import StepCost
-from fleet_edge.batching.timing import Step
-from fleet_edge.batching.verdict_goal import VerdictGoal
-from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.batching.timing import StepTimes, VerdictGoal
+from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Verifier
@@ -88,7 +87,7 @@ class Edge:
         steps = []
         while batch := self.next_batch():
             self.compute(batch)
-            self.scheduler.computed(batch, Step(self.now, self.now + 1e-3, sessions=len(batch.verifications)))
+            self.scheduler.computed(batch, StepTimes(self.now, self.now + 1e-3, sessions=len(batch.verifications)))
             self.now += 1.0
             steps.append(batch)
         return steps

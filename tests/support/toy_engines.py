@@ -54,7 +54,7 @@ def _scripted() -> Iterator[Verifier]:
 
 @contextmanager
 def _llama_cpp() -> Iterator[Verifier]:
-    from fleet_edge.verifiers.llama_cpp.target import open_target  # noqa: PLC0415 - only where it is installed
+    from fleet_edge.verifiers.llama_cpp.slab import open_target  # noqa: PLC0415 - only where it is installed
     from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
     from tests.support.toy_transformer import ToyTransformer  # noqa: PLC0415
 
@@ -68,14 +68,14 @@ def _llama_cpp() -> Iterator[Verifier]:
 @contextmanager
 def _remote(engine: ToyEngine) -> Iterator[Verifier]:
     """Ask servers for as many tokens of a row as the policy keeps, and no more."""
-    from fleet_edge.settings import RemoteSettings  # noqa: PLC0415
-    from fleet_edge.verifiers.remote.tokenizer import LocalTokens, sample_tokens  # noqa: PLC0415
+    from fleet_edge.settings import InferenceServerSettings  # noqa: PLC0415
+    from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens  # noqa: PLC0415
     from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415 - only where it is installed
     from tests.support.inference_server import InferenceServer  # noqa: PLC0415
 
     target = pair_of(engine).target
     local = LocalTokens("toy", list(target.words), END_TOKENS)
-    settings = RemoteSettings(api=engine.value, top_logprobs=TOP_K)
+    settings = InferenceServerSettings(api=engine.value, top_logprobs=TOP_K)
     with ExitStack() as stack:
         servers = [
             stack.enter_context(

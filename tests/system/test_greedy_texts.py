@@ -13,12 +13,12 @@ from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.generate import GenerateRequest
-from fleet_edge.settings import EdgeSettings, RemoteSettings
+from fleet_edge.settings import EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier
-from fleet_edge.verifiers.llama_cpp.target import open_target
+from fleet_edge.verifiers.llama_cpp.slab import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_edge.verifiers.remote.tokenizer import load_local
+from fleet_edge.verifiers.remote.loading import load_local
 from schemas.policy import Mode, SamplingPolicy
 from tests.fleet_edge.verifiers.llama_cpp.test_verifier import Engine
 from tests.support.inference_server import InferenceServer
@@ -93,7 +93,9 @@ def remote(api: str) -> Iterator[Verifier]:
     words = [model.piece(token).decode("utf-8", "replace") or stored[token] for token in range(len(stored))]
     model.close()
     with InferenceServer(in_process(), words, api=api) as server:
-        settings = RemoteSettings.model_validate({"endpoints": server.url, "api": api, "request_s": 60, "step_s": 60})
+        settings = InferenceServerSettings.model_validate(
+            {"endpoints": server.url, "api": api, "request_s": 60, "step_s": 60}
+        )
         verifier = load_verifier(EdgeSettings(engine="remote", target=str(path), remote=settings))
         yield verifier
         assert isinstance(verifier, RunsElsewhere)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.exactness import LENGTH
 from dssd.distribution import shape
 from fleet_edge.verifiers.contract import Item
-from fleet_edge.verifiers.llama_cpp.target import open_target
+from fleet_edge.verifiers.llama_cpp.slab import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from schemas.policy import Mode
 from schemas.vocabulary import Vocabulary

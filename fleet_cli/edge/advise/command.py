@@ -19,8 +19,7 @@ from fleet_cli.edge.advise.simulation.scenario import EdgeLimits, Scenario, auto
 from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.step_time.curve import StepCurve
-from fleet_edge.step_time.curve_file import read_curve, write_curve
+from fleet_edge.step_time import StepCurve, read_curve, write_curve
 from schemas.policy import Mode
 from schemas.printable import json_text
 
@@ -153,7 +152,7 @@ def advise_command(
 def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode: Mode, limit_s: float) -> StepCurve:
     if path is not None:
         return read_curve(path.expanduser())
-    from fleet_edge.step_time.measurement import CurveMeasurement
+    from fleet_edge.step_time import CurveMeasurement
     from fleet_edge.verifiers.registry import check_verifier, load_verifier
 
     check_verifier(settings)

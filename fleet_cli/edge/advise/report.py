@@ -10,8 +10,8 @@ from fleet_cli.edge.advise.fleet import Need, Traffic
 from fleet_cli.edge.advise.service_level import Level
 from fleet_cli.tables import Column, plain, print_table
 from fleet_device.pacing.contract import Plan
-from fleet_edge.step_time.curve import StepCurve
-from fleet_edge.step_time.curve_file import as_json as curve_json
+from fleet_edge.step_time import StepCurve
+from fleet_edge.step_time import as_json as curve_json
 
 _LOADS: Final[list[Column[Load]]] = [
     Column("devices writing", lambda load: load.devices, "count", rank=0),

@@ -1,10 +1,11 @@
 """Layout of a step: which tokens of which streams llama.cpp computes in one call.
 
-llama.cpp keeps each sequence in a stream of its own, and computes neighbouring streams at once only if they have
-equally many new tokens: streams 0, 2, 4 with a token each are three passes over the weights, and 5, 3, 4 tokens of
-neighbours are three too. A pass costs as much as some tokens do, whatever is in it. So a step is cut into rectangles of
-neighbouring streams by tokens of each, filled up with tokens that nobody asked for where that is cheaper than another
-pass. What fills them up comes behind a stream's own tokens and is taken back at once: no row depends on it.
+llama.cpp keeps each sequence in a stream of its own. It computes neighbouring streams together only if they have
+equally
+many new tokens: streams 0, 2, 4 with a token each take three passes over the weights, and so do neighbours with 5, 3, 4
+tokens. A pass costs as much as some tokens, whatever is in it. So a step is cut into rectangles of neighbouring streams
+by tokens of each, padded where that is cheaper than another pass. Padding comes behind a stream's own tokens and is
+removed at once, so no row depends on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,18 +14,12 @@ from math import ceil
 from typing import Final
 
 _ALONE: Final = 32
-"""From so many tokens on, a stream is computed by itself: kernels gain nothing from company."""
+"""Tokens from which a stream is computed alone: kernels gain nothing from larger batches."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One stream's new tokens in a step.
-
-    Attributes:
-        stream: Whose.
-        count: How many.
-        rows: At the last of how many logits are wanted.
-    """
+class StreamPart:
+    """One stream's new tokens in a step, with logits wanted at the last `rows` of them."""
 
     stream: int
     count: int
@@ -36,10 +31,10 @@ class Share:
     """One stream's part of a call.
 
     Attributes:
-        stream: Whose.
-        first: Number of its first token among the stream's new ones.
+        stream: Its number.
+        first: Index of its first token among the stream's new ones.
         count: New tokens; 0 for a stream that only fills a gap.
-        filling: Tokens behind them that nobody asked for.
+        filling: Padding tokens behind them.
     """
 
     stream: int
@@ -48,29 +43,24 @@ class Share:
     filling: int
 
     def wanted(self, tokens: int, rows: int) -> int:
-        """Return how many of its tokens have rows of logits that are wanted.
-
-        Args:
-            tokens: New ones of the stream in the whole step.
-            rows: Wanted at the last of how many of those.
-        """
+        """Return how many of its tokens need logits, if the stream's step has `tokens` tokens and `rows` rows."""
         return max(0, min(self.count, self.first + self.count - (tokens - rows)))
 
 
 Call = tuple[Share, ...]
-"""Neighbouring streams with equally many tokens, `count + filling`, to compute at once."""
+"""Neighbouring streams with equally many tokens, `count + filling`, computed at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one call may be.
+class CallLimits:
+    """Limits of one call.
 
     Attributes:
-        tokens: Most; at least `least` for each stream.
+        tokens: Most tokens; at least `least` for each stream.
         rows: Most rows of logits; at least the number of streams.
         height: Most tokens of one stream.
-        least: Fewest tokens of one stream: what is missing is filled up. A single token may be computed by another
-            kernel than several.
+        least: Fewest tokens of one stream, padded if necessary, since llama.cpp may use another kernel for a single
+            token.
     """
 
     tokens: int
@@ -79,38 +69,40 @@ class Limits:
     least: int = 1
 
 
-def lay_out(parts: Sequence[Part], *, room: Mapping[int, int], call_tokens: float, limits: Limits) -> list[Call]:
+def lay_out(
+    parts: Sequence[StreamPart], *, room: Mapping[int, int], call_tokens: float, limits: CallLimits
+) -> list[Call]:
     """Return the calls of a step, in order.
 
     Args:
-        parts: At most one a stream.
-        room: By stream, tokens that there is room for; of all streams, those without a part among them. One that has a
-            part MUST have room for `least` behind all of its tokens but the last.
-        call_tokens: As how many tokens one pass over the weights costs.
-        limits: Of a call.
+        parts: At most one per stream.
+        room: Free cells by stream, for all streams. One with a part MUST have room for `least` behind all of its tokens
+            but the last.
+        call_tokens: Cost of a pass over the weights, in tokens.
+        limits: Limits of a call.
     """
     by_stream = {part.stream: part for part in sorted(parts, key=lambda part: part.stream)}
     together = {stream: part.count for stream, part in by_stream.items() if part.count < _ALONE}
     rectangles = _cheapest(together, room, call_tokens, limits.least) if together else []
-    # Those alone come last: until then their streams are as before the step, and may fill gaps.
+    # These come last: until then their streams may fill gaps.
     rectangles += [[Share(stream, 0, part.count, 0)] for stream, part in by_stream.items() if part.count >= _ALONE]
     calls = (call for rectangle in rectangles for call in _cut(rectangle, by_stream, limits))
     return [_filled_up(call, limits.least) for call in calls]
 
 
 def cost(calls: Sequence[Call], call_tokens: float) -> float:
-    """Return what calls cost, in tokens computed in a batch."""
+    """Return the cost of calls, in tokens computed in a batch."""
     return sum(call_tokens + len(call) * (call[0].count + call[0].filling) for call in calls)
 
 
 def _filled_up(call: Call, least: int) -> Call:
-    """Fill up what a rectangle's end has too few of."""
+    """Pad a call that has too few tokens."""
     missing = least - call[0].count - call[0].filling
     return tuple(replace(share, filling=share.filling + missing) for share in call) if missing > 0 else call
 
 
 def _cheapest(counts: Mapping[int, int], room: Mapping[int, int], call_tokens: float, least: int) -> list[list[Share]]:
-    """Return rectangles that cover all parts: in one layer, or in two with the longer parts' ends in the second."""
+    """Return rectangles that cover all parts: in one layer, or in two with the rest of longer parts in the second."""
     nothing = dict.fromkeys(room, 0)
     cost, best = _layer(counts, nothing, room, call_tokens, least)
     for height in sorted(set(counts.values()))[:-1]:
@@ -127,7 +119,7 @@ def _cheapest(counts: Mapping[int, int], room: Mapping[int, int], call_tokens: f
 def _layer(
     counts: Mapping[int, int], first: Mapping[int, int], room: Mapping[int, int], call_tokens: float, least: int
 ) -> tuple[float, list[list[Share]]]:
-    """Return the cheapest way to cut a layer into rectangles side by side, and what it costs in tokens."""
+    """Return the cheapest cut of a layer into rectangles side by side, and its cost in tokens."""
     streams = sorted(counts)
     costs, cuts = [0.0], [0]
     for end in range(1, len(streams) + 1):
@@ -137,7 +129,7 @@ def _layer(
         for begin in range(end - 1, -1, -1):
             stream = streams[begin]
             height = max(height, counts[stream])
-            # Every stream of the rectangle needs room for its height, those in its gaps too.
+            # Every stream of the rectangle needs room for its height, also those in gaps.
             for number in range(stream, seen):
                 least_room = min(least_room, room[number])
             seen = stream
@@ -163,10 +155,10 @@ def _layer(
     return costs[-1], rectangles[::-1]
 
 
-def _cut(rectangle: Sequence[Share], parts: Mapping[int, Part], limits: Limits) -> list[Call]:
-    """Cut a rectangle, so that no call has more than it may: between streams, or across if one alone has too much.
+def _cut(rectangle: Sequence[Share], parts: Mapping[int, StreamPart], limits: CallLimits) -> list[Call]:
+    """Cut a rectangle to the limits: between streams, or across if one alone exceeds them.
 
-    Cut across, many streams with a few tokens would be calls with one token of each, which `least` fills up.
+    Cut across, many streams with a few tokens would become calls with one token of each, padded by `least`.
     """
     height = rectangle[0].count + rectangle[0].filling
     rows = [sum(_has_row(share, parts.get(share.stream), at) for at in range(height)) for share in rectangle]
@@ -175,7 +167,7 @@ def _cut(rectangle: Sequence[Share], parts: Mapping[int, Part], limits: Limits) 
     return _cut_across(rectangle, parts, height, limits)
 
 
-def _cut_between(rectangle: Sequence[Share], rows: Sequence[int], height: int, limits: Limits) -> list[Call]:
+def _cut_between(rectangle: Sequence[Share], rows: Sequence[int], height: int, limits: CallLimits) -> list[Call]:
     calls = max(ceil(sum(rows) / limits.rows), ceil(len(rectangle) * height / limits.tokens))
     most = min(ceil(len(rectangle) / calls), limits.tokens // height)
     pieces: list[list[Share]] = [[]]
@@ -189,7 +181,9 @@ def _cut_between(rectangle: Sequence[Share], rows: Sequence[int], height: int, l
     return [tuple(piece) for piece in pieces if any(share.count for share in piece)]
 
 
-def _cut_across(rectangle: Sequence[Share], parts: Mapping[int, Part], height: int, limits: Limits) -> list[Call]:
+def _cut_across(
+    rectangle: Sequence[Share], parts: Mapping[int, StreamPart], height: int, limits: CallLimits
+) -> list[Call]:
     calls, begin = [], 0
     while begin < height:
         end, rows = begin, 0
@@ -204,7 +198,7 @@ def _cut_across(rectangle: Sequence[Share], parts: Mapping[int, Part], height: i
     return calls
 
 
-def _has_row(share: Share, part: Part | None, offset: int) -> bool:
+def _has_row(share: Share, part: StreamPart | None, offset: int) -> bool:
     return part is not None and offset < share.count and share.first + offset >= part.count - part.rows
 
 

@@ -1,42 +1,103 @@
-"""Slab: one llama.cpp context with several streams, each of which holds one sequence's keys and values.
+"""Slab: a llama.cpp context with several streams, each holding one sequence; and the target model of a GGUF.
 
-Streams, because in llama.cpp's one shared memory for all sequences each token looks at the cells of all of them: at 16
-sequences of 256 tokens a step takes half as long again, at 64 six times as long.
+In llama.cpp's unified memory each token attends to the cells of all sequences. Without streams, a step with 16
+sequences
+of 256 tokens takes half as long again, with 64 six times as long.
 """
 
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_common.llama import library, native_reason
+from fleet_common.host import available_memory
+from fleet_common.llama import GgufFile, LlamaError, library, native_reason
 from fleet_edge.verifiers.contract import CapacityExceeded, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.llama_cpp.layout import Call
-from fleet_edge.verifiers.llama_cpp.target import GgufTarget
+
+_GIGA: Final = 1e9
+
+
+class GgufTarget(GgufFile):
+    """A target model's file; raises `VerifierError`s."""
+
+    error = VerifierError
+    key = "target"
+
+    @property
+    def name(self) -> str:
+        """Name for the log: that of its folder and file."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
+
+
+def _check_memory(path: Path) -> None:
+    """Check that the weights fit into memory; mapped from a file they would be read again in every step."""
+    available = available_memory()
+    size = path.stat().st_size if path.is_file() else 0
+    if available is not None and size > available:
+        raise VerifierError(
+            f"{path} takes {size / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; end what else "
+            "runs here, or take a smaller target model or quantization."
+        )
+
+
+def open_target(path: Path, *, gpu_layers: int) -> GgufTarget:
+    """Load a target model.
+
+    Args:
+        path: The GGUF.
+        gpu_layers: Layers to put on a GPU, where llama.cpp was built for one; -1 for all.
+
+    Raises:
+        UnsupportedModel: The model cannot be rolled back.
+        VerifierError: It cannot be loaded, memory or a GPU is missing, or llama.cpp is not installed.
+    """
+    path = path.expanduser()
+    try:
+        native = library()
+    except LlamaError as error:
+        raise VerifierError(str(error)) from None
+    if not native.llama_supports_gpu_offload():
+        if gpu_layers > 0:
+            raise VerifierError(
+                f"gpu_layers is {gpu_layers}, but llama.cpp finds no GPU here, or was built for none; install "
+                "llama-cpp-python built for yours, as with CMAKE_ARGS=-DGGML_CUDA=on, or leave gpu_layers out."
+            )
+        _check_memory(path)
+    target = GgufTarget(path, gpu_layers=gpu_layers)
+    kind = target.unlike_a_decoder
+    if kind is not None:
+        target.close()
+        raise UnsupportedModel(
+            f"{path} is a model of the {kind} kind, which cannot take tokens back as every rejected draft asks; "
+            "choose a transformer decoder as target model."
+        )
+    return target
+
 
 CELL_ROUNDING: Final = 256
-"""llama.cpp makes streams of a multiple of so many cells."""
+"""llama.cpp rounds streams up to a multiple of this."""
 
 BATCH: Final = 512
-"""Most tokens of one call: as large as kernels gain from, on GPUs too."""
+"""Most tokens of one call: kernels do not gain from more, on GPUs either."""
 
 _NO_SLOT: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class SlabShape:
-    """How slabs are made.
+    """Shape of a slab.
 
     Attributes:
-        streams: In each.
         cells: Tokens in a stream, rounded up by llama.cpp.
         rows: Most rows of logits of one call; at least the number of streams.
-        tokens: Most of one call; at most `BATCH`.
-        threads: Of a call.
+        tokens: Most tokens of one call; at most `BATCH`.
     """
 
     streams: int
@@ -46,8 +107,8 @@ class SlabShape:
     threads: int
 
 
-class Slab:
-    """Streams of one context. Lengths are the caller's account.
+class LlamaSlab:
+    """Streams of one context; the caller keeps their lengths.
 
     Raises:
         CapacityExceeded: The machine has no memory for it.
@@ -64,14 +125,14 @@ class Slab:
         parameters.n_batch = parameters.n_ubatch = shape.tokens
         parameters.n_outputs_max = shape.rows
         parameters.n_threads = parameters.n_threads_batch = shape.threads
-        # On a processor flash attention looks at one key at a time for each row and head, unless a stream has 64 new
-        # tokens: 16 texts of 500 tokens with 5 new ones each take three times as long with it as without.
+        # On a CPU flash attention processes one key at a time for each row and head unless a stream has 64 new tokens:
+        # 16 sequences of 500 tokens with 5 new ones each take three times as long with it.
         parameters.flash_attn_type = (
             self._library.LLAMA_FLASH_ATTN_TYPE_ENABLED
             if target.on_gpu
             else self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
-        # A sliding window that has dropped old keys could not be rolled back.
+        # A sliding window that has dropped old keys cannot be rolled back.
         parameters.swa_full = True
         parameters.no_perf = True
         native_reason()
@@ -96,21 +157,21 @@ class Slab:
     def decode(
         self, call: Call, *, tokens: Mapping[int, Sequence[int]], starts: Mapping[int, int], rows: Mapping[int, int]
     ) -> NDArray[np.float32]:
-        """Compute one call, and take back what fills it up.
+        """Compute one call, and remove its padding.
 
         Args:
-            call: Which tokens.
-            tokens: By stream, its new tokens of the whole step.
-            starts: By stream, its length before the step; of all streams in the call.
-            rows: By stream, at the last of how many of the step's tokens logits are wanted.
+            call: Tokens to compute.
+            tokens: New tokens of the whole step, by stream.
+            starts: Lengths before the step, by stream; of all streams in the call.
+            rows: Number of the step's last tokens with logits, by stream.
 
         Returns:
-            float32 `[wanted rows in the call, rows of the model]`, streams in order: llama.cpp's own memory, which the
-            next call overwrites.
+            float32 `[wanted rows in the call, rows of the model]`, streams in order: llama.cpp's memory, overwritten by
+                the next call.
 
         Raises:
             CapacityExceeded: The machine has no memory for it.
-            VerifierError: llama.cpp has failed. In both cases part may have been stored: the caller cuts the streams.
+            VerifierError: llama.cpp has failed. In both cases tokens may have been stored: the caller cuts the streams.
         """
         size = wanted = 0
         for share in call:
@@ -147,10 +208,10 @@ class Slab:
         return logits
 
     def cut(self, stream: int, length: int) -> None:
-        """Forget what a stream holds from a position on.
+        """Forget a stream's tokens from a position on.
 
         Raises:
-            UnsupportedModel: The model takes no tokens back.
+            UnsupportedModel: The model cannot be rolled back.
         """
         if not self._library.llama_memory_seq_rm(self._memory, stream, length, -1):
             raise UnsupportedModel(
@@ -159,7 +220,7 @@ class Slab:
             )
 
     def save(self, stream: int) -> "ctypes.Array[ctypes.c_uint8]":
-        """Return a copy of what a stream holds, for `restore`; without what lies behind a sliding window."""
+        """Return a copy of a stream for `restore`, without what lies behind a sliding window."""
         size = self._library.llama_state_seq_get_size(self._native, stream)
         data: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         if self._library.llama_state_seq_get_data(self._native, data, size, stream) != size:
@@ -167,16 +228,16 @@ class Slab:
         return data
 
     def restore(self, stream: int, data: "ctypes.Array[ctypes.c_uint8]") -> None:
-        """Fill an empty stream with what `save` of a slab of the same shape has returned."""
+        """Fill an empty stream with the result of `save` of a slab of the same shape."""
         if not self._library.llama_state_seq_set_data(self._native, data, len(data), stream):
             raise VerifierError(f"llama.cpp could not copy a text: {native_reason()}.")
 
     def copy(self, source: int, stream: int) -> None:
-        """Fill an empty stream with all that another of this slab holds; the next call does so, cell by cell."""
+        """Fill an empty stream with a copy of another of this slab; the next call does the copying."""
         self._library.llama_memory_seq_cp(self._memory, source, stream, -1, -1)
 
 
 def _free(native_library: Any, native: Any, batch: Any, _target: GgufTarget) -> None:  # noqa: ANN401 - untyped
-    """Free a context; the model that it belongs to is held until then."""
+    """Free a context; keeps its model alive until then."""
     native_library.llama_batch_free(batch)
     native_library.llama_free(native)

@@ -1,49 +1,125 @@
-"""Streams of all slabs: which sequence is where, within a budget of memory.
+"""Streams of all slabs: which sequence is where within a budget of memory, and when to move one.
 
-All streams are of one length, so that a sequence fits into any, and all slabs of one shape. A slab is made when its
-first stream is needed and then kept.
+All streams have one length, so that a sequence fits into any. A slab is made when its first stream is needed, and kept.
+
+llama.cpp computes neighbouring streams in one pass over the weights (see `layout`). Idle and retained sequences lie
+between the running ones, so the longer an edge runs, the more passes a step takes. Moving a sequence costs less than a
+pass. Each step adds its loss to a debt, and sequences are moved once the debt exceeds the price of moving. The total is
+at most twice that of the optimal plan.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_edge.verifiers.llama_cpp.placement import nearest
-from fleet_edge.verifiers.llama_cpp.slab import BATCH, CELL_ROUNDING, Slab, SlabShape
+from fleet_edge.verifiers.llama_cpp.slab import BATCH, CELL_ROUNDING, LlamaSlab, SlabShape
+
+_PATIENCE: Final = 2
+"""A sequence counts as active for this multiple of the longest pause between two of its steps."""
+
+_SHORTEST_PAUSE: Final = 2
+_FIRST_PAUSE: Final = 4
+_LONGEST_PAUSE: Final = 64
+"""Pauses in steps: a device that is silent for longer may not come back."""
+
+_COPIED_TOKENS: Final = 1.0 / 64
+"""Price of copying a token's keys and values, in tokens computed in a batch. On one core with a model of 135 million
+weights, copying takes 0.014 ms and computing 5.6 ms."""
+
+_COPY_OVERHEAD: Final = 64
+"""Fixed price of a copy, in copied tokens."""
+
+
+@dataclass(slots=True)
+class _Use:
+    step: int
+    pause: int = _FIRST_PAUSE
+
+
+@dataclass(slots=True)
+class ActiveSequences:
+    """Sequences that are likely in one of the next steps, judged by the latest ones."""
+
+    _step: int = 0
+    _uses: dict[int, _Use] = field(default_factory=dict)
+
+    def step(self, sequences: Iterable[int]) -> None:
+        self._step += 1
+        for sequence in sequences:
+            use = self._uses.setdefault(sequence, _Use(self._step))
+            use.pause = min(_LONGEST_PAUSE, max(self._step - use.step, use.pause * 3 // 4, _SHORTEST_PAUSE))
+            use.step = self._step
+
+    def began(self, sequence: int) -> None:
+        """Note a sequence that will be in one of the next steps."""
+        self._uses[sequence] = _Use(self._step)
+
+    def forget(self, sequence: int) -> None:
+        self._uses.pop(sequence, None)
+
+    def __contains__(self, sequence: int) -> bool:
+        use = self._uses.get(sequence)
+        return use is not None and self._step - use.step <= _PATIENCE * use.pause
+
+
+def nearest(free: Iterable[int], active: Sequence[int]) -> int:
+    """Return the free stream nearest to the active ones; of several the lowest."""
+    return min(free, key=lambda stream: (min((abs(stream - each) for each in active), default=0), stream))
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Pairs of streams whose sequences, the first possibly none, change places; the price in tokens."""
+
+    pairs: tuple[tuple[int, int], ...]
+    price: float
+
+
+def plan_moves(active: Sequence[int], *, lengths: Mapping[int, int], begins: Iterable[int]) -> Moves | None:
+    """Return the cheapest moves that make the active sequences neighbours; None if there is no place for all.
+
+    Args:
+        active: Streams of the active sequences, ascending.
+        lengths: Tokens by stream with a sequence.
+        begins: First streams of possible places.
+    """
+    best: Moves | None = None
+    for begin in begins:
+        place = range(begin, begin + len(active))
+        holes = sorted(set(place).difference(active))
+        outside = [stream for stream in active if stream not in place]
+        copied = [lengths[stream] for stream in (*holes, *outside) if stream in lengths]
+        price = _COPIED_TOKENS * (sum(copied) + _COPY_OVERHEAD * len(copied))
+        if best is None or price < best.price:
+            best = Moves(tuple(zip(holes, outside, strict=True)), price)
+    return best
+
 
 _SLAB_STREAMS: Final = 64
-"""Most streams of a slab, which takes memory for all at once: each slab of a step is a pass over the weights."""
+"""Most streams of a slab: it takes memory for all at once, but each slab of a step is a pass over the weights."""
 
 _STREAMS_WANTED: Final = 16
 _LENGTH_WANTED: Final = 4096
-"""Tokens: where the budget does not hold so many texts of the whole context, texts may have so many tokens at least."""
+"""If the budget does not hold this many sequences of the whole context, they may have at least this many tokens."""
 
 _MOST_ROWS: Final = 320
-"""Of a call: those of 64 texts with drafts of 4. A step with more takes another pass over the weights."""
+"""Rows of a call: 64 sequences with drafts of 4. A step with more takes another pass over the weights."""
 
 _ROW_BYTES: Final = 64 << 20
-"""Memory for logits of a call of all slabs together, which is not in the budget; a step of several calls takes as much
-again, to collect them."""
+"""Memory for logits of a call of all slabs, outside the budget; a step of several calls takes as much again."""
 
 _SCORE_BYTES: Final = 64 << 20
-"""Memory for attention scores of all slabs together, each token of a call against every cell, which is not in the
-budget either."""
+"""Memory for attention scores of all slabs (tokens of a call by cells), outside the budget too."""
 
 _FEWEST_TOKENS: Final = 64
-"""Of a call, where that memory is short."""
+"""Tokens of a call where that memory is short."""
 
 _FLOAT32: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How a budget is used.
-
-    Attributes:
-        context: Most tokens of a sequence.
-        slabs: Most slabs.
-        shape: Of each.
-    """
+class StreamPlan:
+    """Use of a budget: most tokens of a sequence, most slabs, and their shape."""
 
     context: int
     slabs: int
@@ -51,46 +127,46 @@ class Plan:
 
     @property
     def streams(self) -> int:
-        """Most sequences that have computed tokens at a time."""
+        """Most sequences with computed tokens at a time."""
         return self.slabs * self.shape.streams
 
 
 def plan_streams(
     *, budget_bytes: int, token_bytes: int, trained: int, wanted: int, width: int, heads: int, threads: int
-) -> Plan | None:
+) -> StreamPlan | None:
     """Return how to use a budget; None if it does not hold a single stream.
 
     Args:
-        budget_bytes: Most memory for keys and values.
-        token_bytes: Of keys and values of a token.
-        trained: Tokens of context that the model has.
-        wanted: Tokens of context that are asked for; 0 for as many as leave room for several texts.
-        width: Rows of logits of the model.
-        heads: Of queries of a layer, for which scores take memory; 0 where none are kept.
-        threads: Of a call.
+        budget_bytes: Most KV memory.
+        token_bytes: KV bytes of a token.
+        trained: Context of the model.
+        wanted: Context asked for; 0 for as much as leaves room for several sequences.
+        width: Row length of the model's logits.
+        heads: Query heads of a layer, for attention scores; 0 if none are stored.
+        threads: Threads of a call.
     """
     tokens = budget_bytes // token_bytes
     if tokens < CELL_ROUNDING:
         return None
-    # One cell more than the context, so that the last token too can have one beside it that nobody asked for.
+    # One cell more than the context, so that the last token may be padded too.
     if wanted:
         cells = _rounded_up(min(trained, wanted) + 1)
     else:
-        # Rounded down: rounded up, as many as are wanted would not fit in.
+        # Rounded down, so that as many as wanted fit in.
         cells = max(tokens // _STREAMS_WANTED, min(_LENGTH_WANTED, tokens // 2), CELL_ROUNDING)
         cells = min(cells // CELL_ROUNDING * CELL_ROUNDING, _rounded_up(trained + 1))
     cells = min(cells, tokens // CELL_ROUNDING * CELL_ROUNDING)
     context = min(trained, wanted or trained, cells - 1)
     streams = tokens // cells
     scores = cells * heads * _FLOAT32  # of a token
-    # A call has two tokens of each stream, at least.
+    # A call has at least two tokens of each stream.
     most = min(_SLAB_STREAMS, max(_FEWEST_TOKENS, _SCORE_BYTES // scores) // 2) if scores else _SLAB_STREAMS
     slabs = -(-streams // most)
     each = streams // slabs
     rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (_FLOAT32 * width * slabs)))
     tokens = max(_FEWEST_TOKENS, 2 * each, _SCORE_BYTES // (scores * slabs)) if scores else BATCH
     tokens = min(BATCH, each * cells, tokens)
-    return Plan(context, slabs, SlabShape(each, cells, rows, tokens, threads))
+    return StreamPlan(context, slabs, SlabShape(each, cells, rows, tokens, threads))
 
 
 def _rounded_up(cells: int) -> int:
@@ -98,13 +174,8 @@ def _rounded_up(cells: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a sequence is.
-
-    Attributes:
-        slab: Number of its slab.
-        stream: Number within it.
-    """
+class StreamPlace:
+    """Numbers of a slab and of a stream in it."""
 
     slab: int
     stream: int
@@ -113,18 +184,12 @@ class Place:
 class StreamTable:
     """Places of sequences. Streams are also numbered through all slabs."""
 
-    def __init__(self, plan: Plan, make: Callable[[], Slab], *, spare: bool = False) -> None:
-        """Begin with the first slab.
-
-        Args:
-            plan: How the budget is used.
-            make: Makes a slab.
-            spare: Whether the last stream of each slab is kept free, to exchange two others by way of it.
-        """
+    def __init__(self, plan: StreamPlan, make: Callable[[], LlamaSlab], *, spare: bool = False) -> None:
+        """Begin with the first slab; with `spare`, the last stream of each slab stays free for exchanges."""
         self._plan = plan
         self._make = make
         self.slabs = [make()]
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, StreamPlace] = {}
         self.spare = plan.shape.streams - 1
         self._spare = spare and self.spare > 0
         self._free: list[set[int]] = [set(range(plan.shape.streams - self._spare)) for _ in range(plan.slabs)]
@@ -134,41 +199,39 @@ class StreamTable:
         return sum(map(len, self._free))
 
     @property
-    def places(self) -> Mapping[int, Place]:
-        """By sequence that has computed tokens."""
+    def places(self) -> Mapping[int, StreamPlace]:
+        """Places of the sequences that have computed tokens."""
         return self._places
 
-    def take(self, sequence: int, *, active: Sequence[int] = (), slab: int | None = None) -> Place:
-        """Give a sequence a free stream, of which there MUST be one.
+    def take(self, sequence: int, *, active: Sequence[int] = (), slab: int | None = None) -> StreamPlace:
+        """Give a sequence without a stream a free one; there MUST be one.
 
         Args:
-            sequence: It MUST have none.
-            active: Numbers of streams that the sequence is going to be computed with: one near them is taken.
-            slab: Only one of this slab will do.
+            sequence: The sequence.
+            active: Streams that will be computed with it; one near them is chosen.
+            slab: Required slab; None for any.
 
         Raises:
             CapacityExceeded: The machine has no memory for another slab.
         """
         made = range(len(self.slabs)) if slab is None else (slab,)
-        free = [self.number(Place(each, stream)) for each in made for stream in self._free[each]]
+        free = [self.number(StreamPlace(each, stream)) for each in made for stream in self._free[each]]
         if not free:
             self.slabs.append(self._make())
-            free = [self.number(Place(len(self.slabs) - 1, 0))]
+            free = [self.number(StreamPlace(len(self.slabs) - 1, 0))]
         place = self.place(nearest(free, active))
         self._free[place.slab].remove(place.stream)
         self._places[sequence] = place
         return place
 
-    def number(self, place: Place) -> int:
-        """Return a stream's number among those of all slabs."""
+    def number(self, place: StreamPlace) -> int:
         return place.slab * self._plan.shape.streams + place.stream
 
-    def place(self, number: int) -> Place:
-        """Return the place of a stream with a number."""
-        return Place(*divmod(number, self._plan.shape.streams))
+    def place(self, number: int) -> StreamPlace:
+        return StreamPlace(*divmod(number, self._plan.shape.streams))
 
     def begins(self, count: int) -> Iterator[int]:
-        """Yield the first of each `count` neighbours, in as few slabs as can be: those of two are never one pass."""
+        """Yield the first of each `count` neighbours, in as few slabs as possible: a pass covers only one slab."""
         each = self._plan.shape.streams
         fewest = -(-count // each)
         for begin in range(each * len(self.slabs) - count + 1):
@@ -177,8 +240,8 @@ class StreamTable:
             if within and not (self._spare and begin // each * each + self.spare <= last):
                 yield begin
 
-    def exchange(self, first: Place, second: Place) -> None:
-        """Note that the sequences of two streams, of which one may have none, have changed places."""
+    def exchange(self, first: StreamPlace, second: StreamPlace) -> None:
+        """Note that the sequences of two streams, one possibly empty, have changed places."""
         owners = {place: sequence for sequence, place in self._places.items()}
         for place, other in ((first, second), (second, first)):
             owner = owners.get(other)
@@ -189,10 +252,9 @@ class StreamTable:
                 self._places[owner] = place
 
     def has_free(self, slab: int) -> bool:
-        """Return whether a slab has a free stream."""
         return bool(self._free[slab])
 
-    def give_back(self, sequence: int) -> Place | None:
+    def give_back(self, sequence: int) -> StreamPlace | None:
         """Free a sequence's stream; return it, or None if it had none."""
         place = self._places.pop(sequence, None)
         if place is not None:

@@ -1,55 +1,144 @@
-"""llama.cpp verifier: the contract over a GGUF, on llama.cpp's low-level interface.
+"""llama.cpp verifier: the contract for a GGUF, on llama.cpp's low-level interface.
 
 A sequence gets a stream with its first computed token, and moves to another where that saves passes over the weights
-(see `placement`). A step's tokens are cut into calls (see `layout`), and only the rows that are wanted have logits.
-Rollback forgets a stream's cells from a position on.
+(see `streams`). A step's tokens are cut into calls (see `layout`), and only wanted rows have logits. Rollback removes a
+stream's cells from a position on.
 """
 
 import itertools
 import os
+import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceFailed, TargetInfo, VerifierError
-from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, cost, lay_out
-from fleet_edge.verifiers.llama_cpp.placement import ActiveSequences, plan_moves
-from fleet_edge.verifiers.llama_cpp.slab import Slab, SlabShape
-from fleet_edge.verifiers.llama_cpp.streams import Place, StreamTable, plan_streams
-from fleet_edge.verifiers.llama_cpp.target import GgufTarget
-from fleet_edge.verifiers.llama_cpp.trial import measure_call_tokens, run_trial
-from fleet_edge.verifiers.sequences import SequenceTable
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import (
+    CapacityExceeded,
+    Item,
+    SequenceFailed,
+    SequenceTable,
+    TargetInfo,
+    UnsupportedModel,
+    Verifier,
+    VerifierError,
+)
+from fleet_edge.verifiers.llama_cpp.layout import Call, CallLimits, StreamPart, cost, lay_out
+from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, LlamaSlab, SlabShape
+from fleet_edge.verifiers.llama_cpp.streams import ActiveSequences, StreamPlace, StreamTable, plan_moves, plan_streams
+from fleet_edge.verifiers.source import check_source, is_gguf
+
+_LENGTH: Final = 24
+_SEED: Final = 20_261_125
+
+_TOLERANCE: Final = 0.1
+"""Limit of the error in a trial, as RMS difference over the standard deviation of the logits. Kernels for few and for
+many tokens differ by about 1e-2; a wrong rollback gives 0.1 to 1."""
+
+_REPEATS: Final = 3
+_MANY: Final = 17
+_MOST_CALL_TOKENS: Final = 64.0
+
+
+def run_trial(verifier: Verifier) -> None:
+    """Check that rows do not depend on how a text was split, rolled back, copied and batched.
+
+    Raises:
+        UnsupportedModel: They do, or the model cannot be rolled back.
+    """
+    length = min(_LENGTH, verifier.info.context - 1)
+    text = random.Random(_SEED).choices(range(verifier.info.vocabulary.size), k=length)  # noqa: S311 - no secret
+    cut = length // 3
+    first, second, third = -1, -2, -3  # no session has these
+    try:
+        verifier.open(first)
+        whole = _rows(verifier, [Item(first, text, length - cut)])
+        verifier.close(first)
+        verifier.open(first)
+        verifier.score([Item(first, text[:cut], 0)])
+        verifier.score([Item(first, text[1 : cut + 1], 1)])
+        verifier.truncate(first, cut)
+        cut_rows = _rows(verifier, [Item(first, text[cut:], length - cut)])
+        pairs = [(whole, cut_rows)]
+        if verifier.fits([Item(second, [0], 0)]):
+            verifier.fork(second, first, cut + 1)
+            pairs.append((whole[1:], _rows(verifier, [Item(second, text[cut + 1 :], length - cut - 1)])))
+    finally:
+        for sequence in (first, second, third):
+            verifier.close(sequence)
+    for one, other in pairs:
+        distance = float(np.sqrt(np.square(one - other).mean()) / max(one.std(), 1e-9))
+        if not distance <= _TOLERANCE:  # also if it is not a number
+            raise UnsupportedModel(
+                f"{verifier.info.name} cannot be served: in a trial run its logits after a rollback were off by "
+                f"{distance:.1e} of their spread; choose another target model, or the engine torch."
+            )
+
+
+def measure_call_tokens(verifier: Verifier, clock: Callable[[], float]) -> float:
+    """Return the cost of a pass over the weights in tokens, 1 to 64."""
+    sequence = -1
+    many = min(_MANY, verifier.info.context - 1)
+    verifier.open(sequence)
+    try:
+        verifier.score([Item(sequence, [0], 0)])
+        one_s, many_s = (_seconds(verifier, sequence, count, clock) for count in (1, many))
+    finally:
+        verifier.close(sequence)
+    token_s = (many_s - one_s) / max(1, many - 1)
+    if token_s * _MOST_CALL_TOKENS <= one_s:
+        return _MOST_CALL_TOKENS
+    return max(1.0, one_s / token_s - 1.0)
+
+
+def _seconds(verifier: Verifier, sequence: int, count: int, clock: Callable[[], float]) -> float:
+    least = float("inf")
+    for _ in range(_REPEATS):
+        before = clock()
+        verifier.score([Item(sequence, [0] * count, 1)])
+        least = min(least, clock() - before)
+        verifier.truncate(sequence, 1)
+    return least
+
+
+def _rows(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:
+    """Return a copy of a step's rows."""
+    found: Any = verifier.score(items)
+    return np.array(found, dtype=np.float32)
+
 
 _FEWEST_TOKENS: Final = 256
 
 _ALIKE: Final = 2
-"""New tokens of a stream: from so many on llama.cpp computes them alike."""
+"""New tokens of a stream from which llama.cpp computes them batch-invariantly."""
 
 
 class LlamaCppVerifier:
-    """`Verifier` over a GGUF."""
+    """`Verifier` for a GGUF."""
 
     def __init__(
         self, target: GgufTarget, *, budget_bytes: int, context: int = 0, threads: int = 0, batch_invariant: bool = True
     ) -> None:
-        """Prepare a model to be served, and check that it can be.
+        """Prepare a model, and check that it can be served.
 
         Args:
-            target: The model; from now on it is this verifier's alone.
-            budget_bytes: Most memory for keys and values. It is divided into streams of `info.context` tokens, one for
-                each sequence that has computed tokens.
-            context: Most tokens of a sequence; 0 for the model's own, or fewer where the budget holds few such texts.
-            threads: Of a forward pass; 0 for the cores that this process may use.
+            target: The model, used by this verifier only.
+            budget_bytes: Most KV memory, divided into streams of `info.context` tokens.
+            context: Most tokens of a sequence; 0 for the model's own, or fewer where the budget holds few such
+                sequences.
+            threads: Threads of a forward pass; 0 for the cores that this process may use.
             batch_invariant: Use CPU kernels whose results do not depend on the batch, for the items that ask for it.
 
         Raises:
-            UnsupportedModel: The model takes no tokens back, or rows depend on what they must not depend on.
-            VerifierError: The budget is too small to serve.
+            UnsupportedModel: The model cannot be rolled back, or its rows depend on the batch.
+            VerifierError: The budget is too small.
         """
         self._target = target
         threads = threads or len(os.sched_getaffinity(0))
@@ -80,10 +169,10 @@ class LlamaCppVerifier:
         )
         self._table = SequenceTable(context=plan.context, vocabulary=target.vocabulary.size)
         self._streams = StreamTable(
-            plan, lambda: target.thread.call(Slab, target, plan.shape), spare=bool(target.window)
+            plan, lambda: target.thread.call(LlamaSlab, target, plan.shape), spare=bool(target.window)
         )
         self._active = ActiveSequences()
-        self._debt = 0.0  # what steps have lost for want of neighbours since sequences were moved, in tokens
+        self._debt = 0.0  # cost of missing neighbours since the last move, in tokens
         self._logits = np.empty((0, target.rows), dtype=np.float32)
         self._call_tokens = 1.0
         run_trial(self)
@@ -91,31 +180,26 @@ class LlamaCppVerifier:
 
     @property
     def info(self) -> TargetInfo:
-        """The target model's identity and limits."""
         return self._info
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory taken for keys and values; never more than the budget."""
+        """KV memory allocated; never more than the budget."""
         shape = self._plan.shape
         return len(self._streams.slabs) * shape.streams * shape.cells * self._target.token_kv_bytes
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
-        """Return the file's vocabulary for grammars."""
         return self._target.grammar_tokenizer()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
         return self._target.encode(text, special=True)
 
     def open(self, sequence: int) -> None:
-        """Begin a sequence with nothing computed."""
         self._table.open(sequence)
 
     def fork(self, sequence: int, source: int, length: int) -> None:
-        """Begin a sequence with the first `length` tokens of another already computed, copied."""
         place = self._streams.places.get(source)
-        # Of a model with a sliding window no copy but that of a whole stream has all that a rollback needs.
+        # With a sliding window, only a copy of a whole stream holds all that a rollback needs.
         near = place.slab if place is not None and self._target.window else None
         self._table.fork(sequence, source, length)
         if not length:
@@ -132,18 +216,15 @@ class LlamaCppVerifier:
             raise
 
     def computed(self, sequence: int) -> int:
-        """Return the number of tokens whose keys and values are stored."""
         return self._table.computed(sequence)
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget all computed tokens from `length` on."""
         self._table.truncate(sequence, length)
         place = self._streams.places.get(sequence)
         if place is not None:
             self._streams.slabs[place.slab].cut(place.stream, length)
 
     def close(self, sequence: int) -> None:
-        """End a sequence and free its stream."""
         self._table.close(sequence)
         self._active.forget(sequence)
         place = self._streams.give_back(sequence)
@@ -151,15 +232,13 @@ class LlamaCppVerifier:
             self._streams.slabs[place.slab].cut(place.stream, 0)
 
     def fits(self, items: Sequence[Item]) -> bool:
-        """Return whether there are streams for the sequences of a step that have none."""
         return self._missing(items) <= 0
 
     def capacity(self) -> int:
-        """Return a number of tokens for which there is room, whichever open sequences they are for."""
         places, lengths = self._streams.places, self._table.lengths
         free = self._streams.free
         if len(lengths) - len(places) > free:
-            return free  # a token each could be for sequences that have no stream yet
+            return free  # sequences without a stream may need one each
         return free * self._info.context + sum(self._info.context - lengths[sequence] for sequence in places)
 
     def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
@@ -188,32 +267,32 @@ class LlamaCppVerifier:
         return sum(item.sequence not in places for item in items) - self._streams.free
 
     def _check_kept(self, items: Iterable[Item]) -> None:
-        """Check that no sequence was lost on the way to another stream."""
+        """Check that no sequence was lost while it was moved."""
         for item in items:
             if item.sequence not in self._streams.places:
                 raise SequenceFailed(
                     "What was computed of a request is lost: llama.cpp could not move it.", sequence=item.sequence
                 )
 
-    def _take(self, sequence: int, *, slab: int | None = None) -> Place:
+    def _take(self, sequence: int, *, slab: int | None = None) -> StreamPlace:
         place = self._streams.take(sequence, active=self._active_streams(), slab=slab)
         self._active.began(sequence)
         return place
 
     def _active_streams(self) -> list[int]:
-        """Return the numbers of the active sequences' streams, rising."""
+        """Return the numbers of the active sequences' streams, ascending."""
         number = self._streams.number
         return sorted(number(place) for sequence, place in self._streams.places.items() if sequence in self._active)
 
     def _compute(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """Compute a step, slab by slab; runs on llama.cpp's thread."""
+        """Compute a step, slab by slab, on llama.cpp's thread."""
         self._gather(items)
         self._check_kept(items)
         by_slab: dict[int, dict[int, int]] = defaultdict(dict)  # slab -> stream -> number of the item
         for index, item in enumerate(items):
             place = self._streams.places[item.sequence]
             by_slab[place.slab][place.stream] = index
-        # An item's rows come in order, though maybe in several calls.
+        # An item's rows come in order, possibly in several calls.
         next_row = [0, *itertools.accumulate(item.rows for item in items)]
         total = next_row.pop()
         logits = self._room_for(total)
@@ -221,12 +300,14 @@ class LlamaCppVerifier:
             lengths = self._lengths(number)
             tokens = {stream: items[index].tokens for stream, index in index_of.items()}
             rows = {stream: items[index].rows for stream, index in index_of.items()}
-            parts = [Part(stream, len(items[index].tokens), items[index].rows) for stream, index in index_of.items()]
+            parts = [
+                StreamPart(stream, len(items[index].tokens), items[index].rows) for stream, index in index_of.items()
+            ]
             calls = self._calls(parts, lengths, stable=any(items[index].stable for index in index_of.values()))
             for call in calls:
                 found = self._streams.slabs[number].decode(call, tokens=tokens, starts=lengths, rows=rows)
                 if len(calls) == len(by_slab) == 1 and list(index_of) == sorted(index_of):
-                    return found  # all rows, in order: they need not be copied
+                    return found  # all rows in order: no copy needed
                 at = 0
                 for share in call:
                     count = share.wanted(len(tokens.get(share.stream, ())), rows.get(share.stream, 0))
@@ -237,7 +318,7 @@ class LlamaCppVerifier:
                         at += count
         return logits
 
-    def _calls(self, parts: Sequence[Part], lengths: Mapping[int, int], *, stable: bool) -> list[Call]:
+    def _calls(self, parts: Sequence[StreamPart], lengths: Mapping[int, int], *, stable: bool) -> list[Call]:
         shape = self._plan.shape
         return lay_out(
             parts,
@@ -247,7 +328,7 @@ class LlamaCppVerifier:
         )
 
     def _gather(self, items: Sequence[Item]) -> None:
-        """Move the active sequences together if steps have lost more for want of that than it costs."""
+        """Move the active sequences together once steps have lost more than that costs."""
         slab = self._plan.shape.streams
         active = self._active_streams()
         if active[-1] - active[0] < len(active) <= slab and active[0] // slab == active[-1] // slab:
@@ -273,12 +354,12 @@ class LlamaCppVerifier:
             self._exchange(*map(self._streams.place, pair))
 
     def _cost(self, items: Sequence[Item], number: Mapping[int, int], lengths: Mapping[int, int]) -> float:
-        """Return what a step costs in tokens, were its sequences in these streams."""
+        """Return the cost of a step in tokens if its sequences were in these streams."""
         slab = self._plan.shape.streams
-        parts: dict[int, list[Part]] = defaultdict(list)
+        parts: dict[int, list[StreamPart]] = defaultdict(list)
         for item in items:
             which, stream = divmod(number[item.sequence], slab)
-            parts[which].append(Part(stream, len(item.tokens), item.rows))
+            parts[which].append(StreamPart(stream, len(item.tokens), item.rows))
         stable = any(item.stable for item in items)
         return sum(
             cost(
@@ -288,8 +369,8 @@ class LlamaCppVerifier:
             for which, each in parts.items()
         )
 
-    def _exchange(self, first: Place, second: Place) -> None:
-        """Let the sequences of two streams, of which the first may have none, change places."""
+    def _exchange(self, first: StreamPlace, second: StreamPlace) -> None:
+        """Exchange the sequences of two streams, the first possibly empty."""
         if self._target.window:
             self._exchange_whole(first, second)
             return
@@ -304,12 +385,12 @@ class LlamaCppVerifier:
             target = self._streams.places[owners[place]]
             try:
                 slabs[target.slab].restore(target.stream, data)
-            except VerifierError:  # `score` says so when the sequence is asked for
+            except VerifierError:  # `score` reports it when the sequence is needed
                 slabs[target.slab].cut(target.stream, 0)
                 self._streams.give_back(owners[place])
 
-    def _exchange_whole(self, first: Place, second: Place) -> None:
-        """Exchange two streams of a slab by way of its spare one."""
+    def _exchange_whole(self, first: StreamPlace, second: StreamPlace) -> None:
+        """Exchange two streams of a slab via its spare one."""
         if first.slab != second.slab:
             return
         slab, spare = self._streams.slabs[first.slab], self._streams.spare
@@ -322,7 +403,7 @@ class LlamaCppVerifier:
         self._streams.exchange(first, second)
 
     def _lengths(self, slab: int) -> dict[int, int]:
-        """Return by stream of a slab the tokens that it holds."""
+        """Return the tokens held by each stream of a slab."""
         lengths = dict.fromkeys(range(self._plan.shape.streams), 0)
         for sequence, place in self._streams.places.items():
             if place.slab == slab:
@@ -330,13 +411,13 @@ class LlamaCppVerifier:
         return lengths
 
     def _room_for(self, rows: int) -> NDArray[np.float32]:
-        """Return memory for the logits of a step: the same in every step, since new memory costs as much as copying."""
+        """Return a reused buffer for the logits of a step: allocation costs as much as copying."""
         if len(self._logits) < rows:
             self._logits = np.empty((rows, self._target.rows), dtype=np.float32)
         return self._logits[:rows]
 
     def _take_back(self, items: Sequence[Item]) -> None:
-        """Forget what a step that has failed may have stored."""
+        """Forget what a failed step may have stored."""
         for item in items:
             computed = self._table.computed(item.sequence)
             place = self._streams.places.get(item.sequence)
@@ -345,7 +426,7 @@ class LlamaCppVerifier:
             if not computed:
                 self._streams.give_back(item.sequence)
 
-    def _copy(self, source: Place, place: Place, length: int) -> None:
+    def _copy(self, source: StreamPlace, place: StreamPlace, length: int) -> None:
         slabs = self._streams.slabs
         if self._target.window:
             slabs[place.slab].copy(source.stream, place.stream)
@@ -354,10 +435,48 @@ class LlamaCppVerifier:
         slabs[place.slab].cut(place.stream, length)
 
 
-def _limits(shape: SlabShape, *, stable: bool) -> Limits:
-    """Return what calls may be: with `stable` only such as give the same row, to the bit, for the same text.
+def _limits(shape: SlabShape, *, stable: bool) -> CallLimits:
+    """Return the limits of calls; with `stable` only calls that give bit-identical rows for the same text.
 
-    On a CPU llama.cpp multiplies a stream's single token by other kernels than several, which round alike whatever
-    their number.
+    On a CPU llama.cpp uses other kernels for a stream's single token than for several, which round alike in any number.
     """
-    return Limits(shape.tokens, shape.rows, shape.tokens, least=_ALIKE if stable else 1)
+    return CallLimits(shape.tokens, shape.rows, shape.tokens, least=_ALIKE if stable else 1)
+
+
+def check(settings: EdgeSettings) -> None:
+    """Check that the target is a GGUF, and that llama.cpp is installed.
+
+    Raises:
+        VerifierError: It is not.
+    """
+    if find_spec("llama_cpp") is None:
+        raise VerifierError(
+            "The engine llama.cpp needs the extra `edge-llama`; install it: pip install 'dssd-fleet[edge-llama]'; or "
+            "set engine to another one."
+        )
+    check_source(settings.target)
+    if not is_gguf(Path(settings.target).expanduser()):
+        raise UnsupportedModel(
+            f"The engine llama.cpp takes a GGUF, and {settings.target} is none; name a .gguf file as target, or set "
+            "engine to torch."
+        )
+
+
+def load(settings: EdgeSettings) -> Verifier:
+    """Load the target model.
+
+    Raises:
+        VerifierError: It cannot be loaded.
+    """
+    check(settings)
+    from fleet_edge.verifiers.llama_cpp.slab import open_target  # noqa: PLC0415 - only where a model is loaded
+    from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
+
+    target = open_target(Path(settings.target), gpu_layers=settings.gpu_layers)
+    return LlamaCppVerifier(
+        target,
+        budget_bytes=settings.kv_bytes,
+        context=settings.context,
+        threads=settings.threads,
+        batch_invariant=settings.batch_invariant,
+    )

@@ -17,14 +17,13 @@ import torch
 
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, Verifier, VerifierError
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceTable, TargetInfo, Verifier, VerifierError
 from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, rows_repeat, run_trial, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
 from fleet_edge.verifiers.packed.layout import Indices, Layout, Part, lay_out
 from fleet_edge.verifiers.packed.lean import LEAST_KEYS, LeanModel
 from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.packed.tokens import encode, grammar_tokenizer
-from fleet_edge.verifiers.sequences import SequenceTable
 from fleet_edge.verifiers.source import check_source
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""HTTP client of the inference servers: one pool of connections, answers bounded in size, failures in sentences."""
+"""HTTP client of the inference servers: pooled connections, bounded answers, errors in plain sentences."""
 
 import asyncio
 import concurrent.futures
@@ -12,96 +12,32 @@ from typing import Any, Final, NoReturn, TypeVar
 import httpx
 
 from fleet_edge.verifiers.contract import VerifierError
-from fleet_edge.verifiers.remote.dialect import Call
-from fleet_edge.verifiers.remote.errors import BadSetting, EndpointBusy, EndpointFailed, RequestRefused
+from fleet_edge.verifiers.remote.dialect import EndpointBusy, EndpointFailed, HttpCall, QueryRefused
+from fleet_edge.verifiers.remote.loading import ServerKey
 from schemas.printable import printable_line
-
-_MOST_BYTES: Final = 4096
-
-
-class ApiKey:
-    """A key in a file, which may be replaced while the edge runs."""
-
-    def __init__(self, path: Path | None) -> None:
-        """Read the file; without one there is no key.
-
-        Raises:
-            VerifierError: It cannot be read, others may read it, or it holds no key.
-        """
-        self._path = path
-        self._headers = self._read()
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return dict(self._headers)
-
-    @property
-    def source(self) -> str:
-        """Where the key comes from, for a sentence; empty if there is none."""
-        return "" if self._path is None else str(self._path)
-
-    def reload(self) -> bool:
-        """Read the file again after a server has refused the key; return whether it is another one now."""
-        try:
-            headers = self._read()
-        except VerifierError:
-            return False
-        changed = headers != self._headers
-        self._headers = headers
-        return changed
-
-    def __repr__(self) -> str:
-        return f"ApiKey({self._path})"
-
-    def _read(self) -> dict[str, str]:
-        if self._path is None:
-            return {}
-        path = self._path.expanduser()
-        try:
-            mode = path.stat().st_mode
-            with path.open("rb") as file:
-                raw = file.read(_MOST_BYTES + 1)
-        except OSError as error:
-            raise self._bad(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
-        if mode & 0o077:
-            raise self._bad(f"Others may read the key file {path}; make it yours alone (chmod 600).")
-        key = raw.decode("ascii", "replace").strip()
-        if not key or len(raw) > _MOST_BYTES or not all("!" <= each <= "~" for each in key):
-            raise self._bad(f"The key file {path} holds no key: one line of printable characters is expected.")
-        return {"Authorization": f"Bearer {key}"}
-
-    @staticmethod
-    def _bad(sentence: str) -> BadSetting:
-        return BadSetting(sentence, setting="remote.api_key_file")
-
 
 _CONNECT_S: Final = 2.0
 _MOST_SAID: Final = 300
 _LONGEST_RETRY_S: Final = 60.0
-# Both kinds of server close a connection that has been idle for 5 s; a request must not meet that.
+# Both kinds of server close connections after 5 s of idleness; no request may race with that.
 _KEEP_ALIVE_S: Final = 4.0
 _ERROR_BYTES: Final = 1 << 14
 _PAGE: Final = "a web page"
 
 
-class Client:
-    """Sends requests; to be used in one event loop.
-
-    Args:
-        key: Goes with every request.
-        ca: Certificates of those who may vouch for the servers; None takes the system's.
-        connections: Most connections to all servers together.
+class InferenceClient:
+    """Sends requests; to be used in one event loop. Without `ca` it trusts the system's certificates.
 
     Raises:
         VerifierError: The file of certificates cannot be used.
     """
 
-    def __init__(self, key: ApiKey, *, ca: Path | None, connections: int) -> None:
+    def __init__(self, key: ServerKey, *, ca: Path | None, connections: int) -> None:
         self._key = key
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_ALIVE_S
         )
-        # Neither proxies nor passwords of the environment: a key must not go where nobody has said that it goes.
+        # No proxies or passwords from the environment: the key must not leak.
         self._http = httpx.AsyncClient(
             limits=limits, verify=_context(ca), trust_env=False, follow_redirects=False, http2=False
         )
@@ -110,31 +46,33 @@ class Client:
         await self._http.aclose()
 
     async def get(self, endpoint: str, path: str, *, timeout_s: float) -> object:
-        """Return the JSON that lies at a path; None where it is none.
+        """Return the JSON at a path; None if the body is empty.
 
         Raises:
             EndpointFailed: There is none.
         """
-        return await self._send("GET", endpoint, Call(path, {}, _ERROR_BYTES * 64), timeout_s=timeout_s)
+        return await self._send("GET", endpoint, HttpCall(path, {}, _ERROR_BYTES * 64), timeout_s=timeout_s)
 
-    async def post(self, endpoint: str, call: Call, *, timeout_s: float) -> object:
+    async def post(self, endpoint: str, call: HttpCall, *, timeout_s: float) -> object:
         """Return the JSON answer to a call.
 
         Raises:
             EndpointFailed: There is none, or not in time.
-            RequestRefused: The server finds fault with the request.
+            QueryRefused: The server rejects the query.
         """
         return await self._send("POST", endpoint, call, timeout_s=timeout_s)
 
-    async def _send(self, method: str, endpoint: str, call: Call, *, timeout_s: float, again: bool = True) -> object:
+    async def _send(
+        self, method: str, endpoint: str, call: HttpCall, *, timeout_s: float, again: bool = True
+    ) -> object:
         content = None if method == "GET" else json.dumps(call.body, separators=(",", ":")).encode()
-        # Unpacked, a small answer may be a large one.
+        # A small compressed answer may expand to a large one.
         headers = self._key.headers | {"Accept-Encoding": "identity"}
         if content:
             headers["Content-Type"] = "application/json"
         timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
         try:
-            # httpx bounds the wait for each piece, and a server may send many.
+            # httpx bounds the wait for each chunk only.
             async with (
                 asyncio.timeout(timeout_s),
                 self._http.stream(
@@ -220,7 +158,7 @@ def _unreachable(endpoint: str, error: Exception) -> str:
 
 
 def _broken(endpoint: str, error: Exception) -> str:
-    """Return what an answer that ends too early, or begins as none, may mean."""
+    """Explain an answer that ends too early, or is not HTTP."""
     text = str(error) if isinstance(error, httpx.RemoteProtocolError) else ""
     if "illegal" in text:
         return (
@@ -239,7 +177,7 @@ def _raise_status(endpoint: str, path: str, response: httpx.Response, body: byte
     status, said = response.status_code, _said(body)
     where = f"The inference server at {endpoint}"
     if status in (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY):
-        raise RequestRefused(f"{where} refuses a request: {said}")
+        raise QueryRefused(f"{where} refuses a request: {said}")
     if status == httpx.codes.TOO_MANY_REQUESTS:
         raise EndpointBusy(f"{where} has too much to do.", retry_s=_retry_after(response))
     if response.is_redirect:
@@ -262,7 +200,7 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 def _said(body: bytes) -> str:
-    """Return what a server says of an error, in one printable line that ends as a sentence does."""
+    """Return a server's error message, as one printable line that ends with a period."""
     if _is_page(body):
         return f"it sends {_PAGE}."
     text = body[:_ERROR_BYTES].decode("utf-8", "replace")
@@ -280,7 +218,7 @@ def _said(body: bytes) -> str:
 
 
 def _is_page(body: bytes) -> bool:
-    """Whether a server that is meant for people has answered."""
+    """Whether the answer is an HTML page."""
     return body.lstrip()[:1] == b"<"
 
 
@@ -288,7 +226,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """A running event loop; ends with the process, or by `stop`."""
+    """An event loop on a daemon thread."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -296,7 +234,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], *, timeout_s: float) -> T:
-        """Run a coroutine there and return what it returns; raises what it raises.
+        """Run a coroutine in the loop; return its result or raise its error.
 
         Raises:
             TimeoutError: It has not ended in time, and is cancelled.
@@ -309,12 +247,11 @@ class LoopThread:
             raise
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have a function called there, some time soon."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def stop(self) -> None:
-        """End the loop and its thread. May be called twice."""
+        """Stop the loop and its thread. Idempotent."""
         if self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._loop.stop)

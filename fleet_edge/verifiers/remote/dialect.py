@@ -1,33 +1,78 @@
-"""Dialect: how one kind of inference server is asked for the log-probabilities that a step needs, and read."""
+"""Dialects: how each kind of inference server is asked for log-probabilities, and its answers read.
+
+Exceptions::
+
+        VerifierError (fleet_edge.verifiers.contract)
+        ├── BadSetting              a setting of the remote verifier cannot work
+        ├── EndpointFailed          an inference server failed; another may work
+        │   ├── BadAnswer           its answer does not match the query
+        │   └── EndpointBusy        it is healthy but overloaded
+        └── QueryRefused            the server rejects this query; another would too
+"""
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_edge.verifiers.remote.errors import BadAnswer
+from fleet_edge.verifiers.contract import VerifierError
 
-# What rounding may add to a sum of probabilities, or take from it.
+
+class BadSetting(VerifierError):  # noqa: N818 - reads as what it says
+    """A setting of the remote verifier cannot work."""
+
+    def __init__(self, sentence: str, *, setting: str) -> None:
+        super().__init__(sentence)
+        self.setting = setting
+
+
+class EndpointFailed(VerifierError):  # noqa: N818 - reads as what it says
+    """An inference server failed; another may work. `suspect` if the query may be the cause."""
+
+    def __init__(self, sentence: str, *, suspect: bool = False) -> None:
+        super().__init__(sentence)
+        self.suspect = suspect
+
+
+class BadAnswer(EndpointFailed):
+    """A server's answer does not match the query; the text says why in a few words."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, suspect=True)
+
+
+class EndpointBusy(EndpointFailed):
+    """An inference server is overloaded; try again after `retry_s` seconds."""
+
+    def __init__(self, sentence: str, *, retry_s: float) -> None:
+        super().__init__(sentence)
+        self.retry_s = retry_s
+
+
+class QueryRefused(VerifierError):  # noqa: N818
+    """An inference server rejects a query, as any other would."""
+
+
+# Rounding error of a sum of probabilities.
 _ROUNDING: Final = 1e-3
 _MOST_PADDING: Final = 4096
-# Servers write what is impossible as a number that JSON has.
+# Servers write minus infinity as a number that JSON has.
 _IMPOSSIBLE: Final = -9990.0
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is wanted of a sequence.
+class LogprobsQuery:
+    """A query for log-probabilities of a sequence.
 
     Attributes:
-        tokens: All of its tokens up to the last one to compute.
-        rows: How many of the last positions are asked about; 0 only has the prefix computed.
-        top: How many entries a row is to have.
-        namespace: The server may reuse what it has computed for another question of the same namespace alone; empty
-            is a namespace that all such questions share.
+        tokens: All tokens up to the last one to compute.
+        rows: Number of last positions with log-probabilities; 0 to only compute the prefix.
+        top: Number of entries per row.
+        namespace: The server may reuse its prefix cache only within a namespace; empty for the common one.
     """
 
     tokens: Sequence[int]
@@ -37,14 +82,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """An HTTP request.
-
-    Attributes:
-        path: Behind the endpoint's address.
-        body: To be sent as JSON.
-        answer_bytes: The most that an answer can have.
-    """
+class HttpCall:
+    """An HTTP request: path, JSON body, and a bound on the answer's size."""
 
     path: str
     body: dict[str, Any]
@@ -53,94 +92,44 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class TopRows:
-    """The most likely tokens of each row.
+    """Most likely tokens of each row.
 
     Attributes:
         ids: int64 `[rows, top]`, distinct within a row.
-        logprobs: float32, alike; minus infinity is impossible.
+        logprobs: float32 `[rows, top]`; may be minus infinity.
     """
 
     ids: NDArray[np.int64]
     logprobs: NDArray[np.float32]
 
 
-class Dialect(Protocol):
-    """One kind of inference server."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def spare(self) -> int:
-        """Tokens of the server's context that a text cannot use."""
-
-    @property
-    def version_path(self) -> str:
-        """A path that only this kind of server has."""
-
-    def ask(self, question: Question, *, model: str) -> Call:
-        """Return the request for a question."""
-
-    def read(self, answer: object, question: Question, *, vocabulary: int) -> TopRows:
-        """Return the rows of an answer.
-
-        Raises:
-            BadAnswer: It is not an answer to the question.
-        """
-
-    def detokenize(self, token: int, *, model: str) -> Call:
-        """Return the request for a token's text."""
-
-    def read_text(self, answer: object) -> str:
-        """Return the text of the answer to it.
-
-        Raises:
-            BadAnswer: It has none.
-        """
-
-    def version(self, answer: object) -> str:
-        """Return the server's version, or the like, from what `version_path` has; it may be empty.
-
-        Raises:
-            BadAnswer: The server is of another kind.
-        """
-
-
 def as_map(value: object) -> dict[str, Any]:
-    """Return a JSON object.
-
-    Raises:
-        BadAnswer: It is something else.
-    """
+    """Return a JSON object; raise BadAnswer for anything else."""
     if not isinstance(value, dict):
         raise BadAnswer("an object is missing")
     return value
 
 
 def as_list(value: object, length: int | None = None) -> list[Any]:
-    """Return a JSON array, of a length if one is given.
-
-    Raises:
-        BadAnswer: It is something else.
-    """
+    """Return a JSON array, of a given length if any; raise BadAnswer for anything else."""
     if not isinstance(value, list) or (length is not None and len(value) != length):
         found = f"{len(value)} entries" if isinstance(value, list) else "no list"
         raise BadAnswer(f"{found} where {'a list' if length is None else length} was expected")
     return value
 
 
-def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: Question, *, vocabulary: int) -> TopRows:
-    """Check the entries of an answer, and bring them into order.
+def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: LogprobsQuery, *, vocabulary: int) -> TopRows:
+    """Check and sort the entries of an answer.
 
-    Of more entries than were asked for the most likely are kept: some servers add the token that they drew.
+    If there are more entries than asked for, the most likely are kept: some servers add the token that they drew.
 
     Args:
-        rows: For each row pairs of id and log-probability.
-        question: What was asked.
-        vocabulary: Number of tokens; what a server has beyond them is padding, and no token.
+        rows: Pairs of id and log-probability for each row.
+        question: The query.
+        vocabulary: Number of tokens; higher ids are padding.
 
     Raises:
-        BadAnswer: An entry is none, occurs twice or is missing, or the values are no log-probabilities.
+        BadAnswer: An entry is invalid, repeated or missing, or the values are not log-probabilities.
     """
     top = min(question.top, vocabulary)
     ids = np.empty((question.rows, top), dtype=np.int64)
@@ -178,7 +167,7 @@ def _check_values(values: NDArray[np.float32], *, left_out: int) -> None:
     sums = probs.sum(axis=1)
     if (sums > 1.0 + _ROUNDING).any():
         raise BadAnswer("its values are no log-probabilities")
-    # Those left out are no more likely than the last one named.
+    # Tokens left out are at most as likely as the last one named.
     if (sums + probs[:, -1] * (left_out + _MOST_PADDING) < 1.0 - _ROUNDING).any():
         raise BadAnswer("the tokens that it names are not the most likely ones")
 
@@ -189,13 +178,18 @@ _TRIPLE: Final = 3
 
 
 class SgLang:
-    """`Dialect` of SGLang."""
+    """The dialect of SGLang.
+
+    A dialect has the `name` of its servers, the tokens of their context that a sequence cannot use (`spare`), and a
+    path that only this kind of server has (`version_path`). `ask` and `detokenize` return requests; `read`, `read_text`
+    and `version` read their answers, and raise BadAnswer if they do not match.
+    """
 
     name: Final = "SGLang"
-    spare: Final = 8  # it keeps a few positions of its context for itself
+    spare: Final = 8  # SGLang reserves a few positions of its context
     version_path: Final = "/get_model_info"
 
-    def ask(self, question: Question, *, model: str) -> Call:
+    def ask(self, question: LogprobsQuery, *, model: str) -> HttpCall:
         """Ask for one more token, and for the most likely tokens of the positions before it."""
         del model  # a server has one
         tokens = list(question.tokens)
@@ -214,10 +208,10 @@ class SgLang:
                 "return_text_in_logprobs": False,
             }
         rows = question.rows + 1
-        return Call("/generate", body, _ANSWER_BYTES + rows * _PROMPT_ENTRY_BYTES * (question.top + 2))
+        return HttpCall("/generate", body, _ANSWER_BYTES + rows * _PROMPT_ENTRY_BYTES * (question.top + 2))
 
-    def read(self, answer: object, question: Question, *, vocabulary: int) -> TopRows:
-        """Read `input_top_logprobs` behind its first, empty place, then `output_top_logprobs`."""
+    def read(self, answer: object, question: LogprobsQuery, *, vocabulary: int) -> TopRows:
+        """Read `input_top_logprobs` after its first, empty entry, then `output_top_logprobs`."""
         meta = as_map(as_map(answer).get("meta_info"))
         if not question.rows:
             return check_rows([], question, vocabulary=vocabulary)
@@ -226,9 +220,8 @@ class SgLang:
         rows = [[_pair(entry) for entry in as_list(row)] for row in (*before[1:], *last)]
         return check_rows(rows, question, vocabulary=vocabulary)
 
-    def detokenize(self, token: int, *, model: str) -> Call:
-        """Ask for a token's text, control tokens included."""
-        return Call("/detokenize", {"model": model, "tokens": [token], "skip_special_tokens": False}, _ANSWER_BYTES)
+    def detokenize(self, token: int, *, model: str) -> HttpCall:
+        return HttpCall("/detokenize", {"model": model, "tokens": [token], "skip_special_tokens": False}, _ANSWER_BYTES)
 
     def read_text(self, answer: object) -> str:
         text = as_map(answer).get("text")
@@ -237,7 +230,7 @@ class SgLang:
         return text
 
     def version(self, answer: object) -> str:
-        """Check for `model_path`; the version stands elsewhere."""
+        """Check for `model_path`; the version is elsewhere."""
         if not isinstance(as_map(answer).get("model_path"), str):
             raise BadAnswer("a model's path is missing")
         return ""
@@ -255,23 +248,23 @@ _ENTRY_BYTES: Final = 64
 
 
 class Vllm:
-    """`Dialect` of vLLM."""
+    """The dialect of vLLM; see `SgLang`."""
 
     name: Final = "vLLM"
-    spare: Final = 1  # it always generates a token
+    spare: Final = 1  # vLLM always generates a token
     version_path: Final = "/version"
 
-    def ask(self, question: Question, *, model: str) -> Call:
-        """Ask for one token after each prefix, the most likely, with the `top` most likely beside it."""
+    def ask(self, question: LogprobsQuery, *, model: str) -> HttpCall:
+        """Ask for one token after each prefix, with the `top` most likely ones."""
         tokens = list(question.tokens)
         ends = range(len(tokens) - question.rows + 1, len(tokens) + 1) if question.rows else (len(tokens),)
         body: dict[str, Any] = {
             "model": model,
             "prompt": [tokens[:end] for end in ends],
             "max_tokens": 1,
-            # The most likely token is among those asked for; one that is drawn may not be.
+            # The most likely token is among the `top`; a sampled one may not be.
             "temperature": 0,
-            # Said, since a model's own configuration may have other defaults.
+            # Explicit, since a model's configuration may change the defaults.
             "top_p": 1,
             "top_k": 0,
             "min_p": 0,
@@ -286,10 +279,10 @@ class Vllm:
         if question.rows:
             body |= {"logprobs": question.top, "return_tokens_as_token_ids": True}
         row_bytes = _ROW_BYTES + _ENTRY_BYTES * (question.top + 1)
-        return Call("/v1/completions", body, _ANSWER_BYTES + len(ends) * row_bytes)
+        return HttpCall("/v1/completions", body, _ANSWER_BYTES + len(ends) * row_bytes)
 
-    def read(self, answer: object, question: Question, *, vocabulary: int) -> TopRows:
-        """Read `choices`, in order of their index."""
+    def read(self, answer: object, question: LogprobsQuery, *, vocabulary: int) -> TopRows:
+        """Read `choices`, ordered by their index."""
         choices = as_list(as_map(answer).get("choices"), max(1, question.rows))
         rows: list[list[tuple[object, object]] | None] = [None] * len(choices)
         for choice in map(as_map, choices):
@@ -300,8 +293,8 @@ class Vllm:
         wanted = [row for row in rows if row is not None] if question.rows else []
         return check_rows(wanted, question, vocabulary=vocabulary)
 
-    def detokenize(self, token: int, *, model: str) -> Call:
-        return Call("/detokenize", {"model": model, "tokens": [token]}, _ANSWER_BYTES)
+    def detokenize(self, token: int, *, model: str) -> HttpCall:
+        return HttpCall("/detokenize", {"model": model, "tokens": [token]}, _ANSWER_BYTES)
 
     def read_text(self, answer: object) -> str:
         text = as_map(answer).get("prompt")
@@ -325,3 +318,9 @@ def _entries(choice: dict[str, Any]) -> list[tuple[object, object]]:
             raise BadAnswer("tokens are not named by their ids")
         found.append((int(match[1]), value))
     return found
+
+
+Dialect: TypeAlias = SgLang | Vllm
+
+DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {"vllm": Vllm, "sglang": SgLang}
+"""By the setting `remote.api`."""

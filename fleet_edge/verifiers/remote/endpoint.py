@@ -1,4 +1,4 @@
-"""Endpoint: one inference server, what is known of it, and the trial by which it proves to be the one expected."""
+"""Endpoint: one inference server, its circuit breaker, and the trial that identifies its model."""
 
 import logging
 import math
@@ -11,10 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_edge.verifiers.contract import VerifierError
-from fleet_edge.verifiers.remote.client import Client
-from fleet_edge.verifiers.remote.dialect import Dialect, Question, TopRows, as_list, as_map
-from fleet_edge.verifiers.remote.errors import BadAnswer, EndpointFailed, RequestRefused
-from fleet_edge.verifiers.remote.tokenizer import readings
+from fleet_edge.verifiers.remote.client import InferenceClient
+from fleet_edge.verifiers.remote.dialect import (
+    BadAnswer,
+    Dialect,
+    EndpointFailed,
+    LogprobsQuery,
+    QueryRefused,
+    TopRows,
+    as_list,
+    as_map,
+)
+from fleet_edge.verifiers.remote.loading import readings
 from schemas.printable import printable_line
 
 _FIRST_S: Final = 0.5
@@ -23,14 +31,14 @@ _LONGEST_S: Final = 15.0
 
 @dataclass(slots=True)
 class Breaker:
-    """Whether an endpoint is asked for work; while it is not, when it is worth a trial.
+    """Circuit breaker of an endpoint: whether it gets work, and if not, when to try it again.
 
-    No session's request is the trial: only `proved`, which follows a trial of our own, lets work through again.
+    No session's query is used as a trial: only `proved`, after a trial of our own, closes it again.
 
     Attributes:
         clock: Monotonic seconds.
         rng: Spreads the trials of many edges.
-        tolerance: Failures in a row that do not open it, where they may be the request's fault.
+        tolerance: Consecutive failures that do not open it if the query may be the cause.
         reason: Why it is open; empty while it is closed.
     """
 
@@ -48,21 +56,16 @@ class Breaker:
 
     @property
     def trial_in_s(self) -> float:
-        """Seconds until the next trial is due; 0 at once."""
+        """Seconds until the next trial; 0 for now."""
         return max(0.0, self._not_before - self.clock())
 
     def succeeded(self) -> None:
         self._in_a_row = 0
 
     def failed(self, reason: str, *, suspect: bool = False) -> bool:
-        """Work was not done.
+        """Count a failure; return whether it opened the breaker.
 
-        Args:
-            reason: A sentence.
-            suspect: Whether the request may be at fault; then it takes several in a row.
-
-        Returns:
-            Whether this opened it.
+        If `suspect`, the query may be the cause, and it takes several failures in a row.
         """
         self._in_a_row += 1
         if not self.closed or (suspect and self._in_a_row <= self.tolerance):
@@ -78,7 +81,7 @@ class Breaker:
         self._postpone()
 
     def proved(self) -> bool:
-        """A trial has succeeded; return whether this closed it."""
+        """Note a successful trial; return whether it closed the breaker."""
         was_open = not self.closed
         self.reason = ""
         self._in_a_row = 0
@@ -91,21 +94,14 @@ class Breaker:
 
 _log = logging.getLogger(__name__)
 
-# Servers of one model may compute in different number formats; other weights lie much further apart.
+# Servers of one model may use different number formats; other weights differ much more.
 _MOST_VARIATION: Final = 0.3
 _TRIAL_TOKENS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a server says of itself.
-
-    Attributes:
-        model: Name of the model.
-        context: Most tokens in one sequence, as far as a text can use them.
-        version: Of the server; may be empty.
-        rows: Its answer to the trial question.
-    """
+    """What a server reports: model, usable context, version (may be empty), and its rows in the trial."""
 
     model: str
     context: int
@@ -115,14 +111,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What every server has to be.
-
-    Attributes:
-        model: Name of the model; empty if whichever it serves is meant.
-        strings: The token strings by id.
-        samples: Ids whose texts are compared.
-        top: Log-probabilities that are asked for.
-    """
+    """What every server has to be: model name (empty for any), token strings, ids to compare, entries per row."""
 
     model: str
     strings: Sequence[str]
@@ -131,29 +120,21 @@ class Expected:
 
 
 @dataclass(slots=True)
-class Endpoint:
-    """One inference server.
-
-    Attributes:
-        url: Its address.
-        dialect: What it speaks.
-        client: Reaches it.
-        breaker: Whether it is asked for work.
-        model: Name under which it serves the model.
-    """
+class RemoteEndpoint:
+    """One inference server, and the name under which it serves the model."""
 
     url: str
     dialect: Dialect
-    client: Client
+    client: InferenceClient
     breaker: Breaker
     model: str = ""
 
-    async def compute(self, question: Question, *, vocabulary: int, timeout_s: float) -> TopRows:
-        """Return the rows of a question.
+    async def compute(self, question: LogprobsQuery, *, vocabulary: int, timeout_s: float) -> TopRows:
+        """Return the rows of a query.
 
         Raises:
             EndpointFailed: There are none.
-            RequestRefused: It finds fault with the question.
+            QueryRefused: The server rejects the query.
         """
         call = self.dialect.ask(question, model=self.model)
         answer = await self.client.post(self.url, call, timeout_s=timeout_s)
@@ -163,18 +144,18 @@ class Endpoint:
             raise self._explain(error) from error
 
     async def is_well(self, *, timeout_s: float) -> None:
-        """Ask whether it is well.
+        """Check the server's health.
 
         Raises:
-            EndpointFailed: It is not.
+            EndpointFailed: It is not healthy.
         """
         await self.client.get(self.url, "/health", timeout_s=timeout_s)
 
     async def identify(self, expected: Expected, *, timeout_s: float) -> Identity:
-        """Find out whether it is the server expected, by what it says and by what it computes.
+        """Identify the server by what it reports and computes.
 
         Raises:
-            VerifierError: It is not, or cannot be asked.
+            VerifierError: It is not the one expected, or cannot be asked.
         """
         try:
             version = self.dialect.version(
@@ -233,7 +214,7 @@ class Endpoint:
             try:
                 call = self.dialect.detokenize(token, model=self.model)
                 text = self.dialect.read_text(await self.client.post(self.url, call, timeout_s=timeout_s))
-            except RequestRefused as error:
+            except QueryRefused as error:
                 raise EndpointFailed(
                     f"The model at {self.url} has no token {token}, and the target's tokenizer has: they are not of "
                     "one family; check the settings 'target' and 'remote.endpoints'."
@@ -245,12 +226,12 @@ class Endpoint:
                 )
 
     async def _try(self, expected: Expected, *, timeout_s: float) -> TopRows:
-        """Ask a question as sessions will, on a text that is the same for every server."""
+        """Send a query like those of sessions, on a text that is the same for every server."""
         tokens = [expected.samples[at % len(expected.samples)] for at in range(_TRIAL_TOKENS)]
-        question = Question(tokens, rows=3, top=expected.top)
+        question = LogprobsQuery(tokens, rows=3, top=expected.top)
         try:
             return await self.compute(question, vocabulary=len(expected.strings), timeout_s=timeout_s)
-        except RequestRefused as error:
+        except QueryRefused as error:
             raise VerifierError(
                 f"{error} Where that is about log-probabilities: start vLLM with --max-logprobs {expected.top}, or set "
                 "'remote.top_logprobs' to what it allows."

@@ -1,6 +1,6 @@
-"""Pool of inference servers: places a step's questions, tries again elsewhere what fails, and looks after their health.
+"""Pool of inference servers: assign queries, retry failed ones elsewhere, and check health.
 
-All of it runs in one event loop. A step ends in bounded time: with all its rows, or with the reason why there are none.
+Everything runs in one event loop. A step ends in bounded time, with all its rows or with an error.
 """
 
 import asyncio
@@ -15,20 +15,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
-from fleet_edge.verifiers.remote.dialect import Question, TopRows
-from fleet_edge.verifiers.remote.endpoint import Endpoint, Expected, Identity
-from fleet_edge.verifiers.remote.errors import EndpointBusy, EndpointFailed, RequestRefused
+from fleet_edge.verifiers.remote.dialect import EndpointBusy, EndpointFailed, LogprobsQuery, QueryRefused, TopRows
+from fleet_edge.verifiers.remote.endpoint import Expected, Identity, RemoteEndpoint
 
 _POINTS: Final = 64
 _LOAD_FACTOR: Final = 1.25
 
 
 class Affinity:
-    """The endpoints of all sequences.
-
-    Args:
-        endpoints: Their addresses.
-    """
+    """Assigns sequences to endpoints by consistent hashing with bounded loads."""
 
     def __init__(self, endpoints: Sequence[str]) -> None:
         points = sorted((_hash(f"{name}#{number}"), name) for name in endpoints for number in range(_POINTS))
@@ -38,9 +33,9 @@ class Affinity:
         self._loads = dict.fromkeys(endpoints, 0)
 
     def place(self, sequence: int, *, available: Collection[str]) -> str:
-        """Return the endpoint of a sequence, among those that are available.
+        """Return the endpoint of a sequence, among the available ones.
 
-        A sequence stays where it is as long as that one is available: its keys and values are there.
+        A sequence stays at its endpoint as long as that is available, because its keys and values are there.
 
         Raises:
             ValueError: None is available.
@@ -55,7 +50,7 @@ class Affinity:
         return chosen
 
     def follow(self, sequence: int, source: int) -> None:
-        """Place a sequence where another is, unless that endpoint has its share: their prefix is cached there."""
+        """Assign a sequence to the endpoint of another, unless that is full: their prefix is cached there."""
         at = self._at.get(source)
         if at is not None and sequence not in self._at and self._loads[at] < self._bound(self._loads):
             self._at[sequence] = at
@@ -82,7 +77,7 @@ class Affinity:
         raise AssertionError("the bound is above the mean, so one is below it")
 
     def _bound(self, available: Collection[str]) -> int:
-        """Return how many sequences one of them may have."""
+        """Return how many sequences an endpoint may have."""
         return math.ceil(_LOAD_FACTOR * (1 + sum(self._loads[name] for name in available)) / len(available))
 
 
@@ -95,22 +90,16 @@ _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S: Final = 0.02
 _LONGEST_BACKOFF_S: Final = 1.0
 _AWAY_S: Final = 0.25
-# A step outlasts an absence of all servers that is no longer than this.
+# A step survives an absence of all servers that is no longer than this.
 _BRIDGED_S: Final = 1.0
-# So often in a row may a sequence be the one on which servers fail that are well otherwise.
+# Consecutive failures of healthy servers on one sequence after which it is at fault.
 _MOST_SUSPICIONS: Final = 3
-_UNWELL: Final = 2  # unanswered questions after its health
+_UNWELL: Final = 2  # unanswered health checks
 
 
 @dataclass(frozen=True, slots=True)
 class PoolTimes:
-    """Bounds, in seconds.
-
-    Attributes:
-        request_s: Of one request.
-        step_s: Of one step.
-        health_s: Between questions after a server's health.
-    """
+    """Timeouts of a request and of a step, and the interval of health checks, in seconds."""
 
     request_s: float
     step_s: float
@@ -118,19 +107,11 @@ class PoolTimes:
 
 
 class Pool:
-    """The servers of one target.
-
-    Args:
-        endpoints: The servers.
-        expected: What each has to be.
-        times: Bounds.
-        clock: Monotonic seconds.
-        rng: Spreads retries.
-    """
+    """The servers of one target."""
 
     def __init__(
         self,
-        endpoints: Sequence[Endpoint],
+        endpoints: Sequence[RemoteEndpoint],
         expected: Expected,
         times: PoolTimes,
         *,
@@ -145,18 +126,18 @@ class Pool:
         self._affinity = Affinity(list(self._endpoints))
         self._identities: dict[str, Identity] = {}
         self._suspicions: dict[int, int] = {}
-        self._back = asyncio.Event()  # one of them
+        self._back = asyncio.Event()  # set when a server comes back
         self._tasks: list[asyncio.Task[None]] = []
         self._asked: set[asyncio.Task[TopRows]] = set()
 
     @property
     def available(self) -> set[str]:
-        """Addresses of the servers that are asked for work."""
+        """Addresses of the servers that get work."""
         return {url for url, endpoint in self._endpoints.items() if endpoint.breaker.closed}
 
     @property
     def away(self) -> str:
-        """Why no server is asked for work, in a sentence; empty while one is. May be read on any thread."""
+        """Why no server gets work; empty if one does. Thread-safe."""
         reasons = [endpoint.breaker.reason for endpoint in self._endpoints.values()]
         return "" if not all(reasons) else " ".join(reasons)
 
@@ -167,13 +148,13 @@ class Pool:
     # Beginning and end
 
     async def start(self) -> Identity:
-        """Have all servers prove what they are, and look after them from now on.
+        """Identify all servers, and start the health checks.
 
         Returns:
-            What the first of those that are there says; the context is the smallest one.
+            The identity of the first available server, with the smallest context of all.
 
         Raises:
-            VerifierError: None can be used, or one is there that is not the one expected.
+            VerifierError: None can be used, or one serves another model.
         """
         outcomes = await asyncio.gather(
             *(self._identify(endpoint) for endpoint in self._endpoints.values()), return_exceptions=True
@@ -194,19 +175,19 @@ class Pool:
         return Identity(first.model, context, first.version, first.rows)
 
     async def close(self) -> None:
-        """Ask nothing more, and let go of what is being asked."""
+        """Cancel all queries and health checks."""
         for task in (*self._tasks, *self._asked):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._asked, return_exceptions=True)
 
     # Steps
 
-    async def score(self, questions: Mapping[int, Question]) -> dict[int, TopRows]:
-        """Return the rows of every sequence's question.
+    async def score(self, questions: Mapping[int, LogprobsQuery]) -> dict[int, TopRows]:
+        """Return the rows of every sequence's query.
 
         Raises:
             TargetAway: No server can be asked, or none has answered in time.
-            SequenceFailed: The servers are well, and find fault with one question.
+            SequenceFailed: The servers are healthy, and reject one query.
         """
         deadline = self._clock() + self._times.step_s
         tasks = {
@@ -220,7 +201,7 @@ class Pool:
             for task in tasks.values():
                 task.cancel()
         errors = [error for task in tasks.values() if (error := task.exception()) is not None]
-        for error in errors:  # one at fault first: the others come again
+        for error in errors:  # a sequence at fault first: the others are tried again
             if isinstance(error, SequenceFailed):
                 raise error
         for error in errors:
@@ -228,14 +209,13 @@ class Pool:
         return {sequence: task.result() for sequence, task in tasks.items()}
 
     def follow(self, sequence: int, source: int) -> None:
-        """A sequence begins with what another has computed."""
         self._affinity.follow(sequence, source)
 
     def forget(self, sequence: int) -> None:
         self._affinity.forget(sequence)
         self._suspicions.pop(sequence, None)
 
-    async def _ask(self, sequence: int, question: Question, deadline: float) -> TopRows:
+    async def _ask(self, sequence: int, question: LogprobsQuery, deadline: float) -> TopRows:
         """Ask one server after the other until one answers."""
         attempt, last, suspected, avoided = 0, "", False, ""
         while (left := deadline - self._clock()) > 0:
@@ -250,7 +230,7 @@ class Pool:
                     vocabulary=len(self._expected.strings),
                     timeout_s=min(left, self._times.request_s),
                 )
-            except RequestRefused as error:
+            except QueryRefused as error:
                 raise SequenceFailed(str(error), sequence=sequence) from error
             except EndpointBusy as error:
                 last, wait_s = str(error), error.retry_s
@@ -271,14 +251,14 @@ class Pool:
         raise TargetAway(self.away or last or "No inference server answers in time.", retry_s=_AWAY_S)
 
     async def _wait_for_any(self, patience_s: float) -> set[str]:
-        """Wait for a server to be back; return which are there."""
+        """Wait for a server to come back; return the available ones."""
         self._back.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._back.wait(), patience_s)
         return self.available
 
     def _suspect(self, sequence: int, suspected: bool, last: str) -> None:
-        """Note that servers have failed on a sequence; if that goes on, it is the sequence."""
+        """Note that servers have failed on a sequence; if that repeats, the sequence is at fault."""
         if not suspected:
             return
         self._suspicions[sequence] = self._suspicions.get(sequence, 0) + 1
@@ -291,8 +271,8 @@ class Pool:
 
     # Health
 
-    async def _look_after(self, endpoint: Endpoint) -> None:
-        """Ask a server after its health as long as it is well, else try it from time to time."""
+    async def _look_after(self, endpoint: RemoteEndpoint) -> None:
+        """Check a server's health while it is healthy; otherwise try to identify it now and then."""
         unanswered = 0
         while True:
             if endpoint.breaker.closed:
@@ -319,8 +299,8 @@ class Pool:
                 self._back.set()
                 _log.info("The inference server at %s is back.", endpoint.url)
 
-    async def _identify(self, endpoint: Endpoint) -> None:
-        """Have a server prove what it is, and that it computes what the others do."""
+    async def _identify(self, endpoint: RemoteEndpoint) -> None:
+        """Identify a server, and check that it computes what the others do."""
         identity = await endpoint.identify(self._expected, timeout_s=self._times.request_s)
         known = {url: other for url, other in self._identities.items() if url != endpoint.url}
         for url, other in known.items():

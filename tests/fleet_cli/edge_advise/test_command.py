@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fleet_cli.main import main
-from fleet_edge.step_time.curve_file import read_curve, write_curve
+from fleet_edge.step_time import read_curve, write_curve
 from tests.fleet_cli.edge_advise.curves import AVX2, CHEAP_TOKENS
 
 Run = Callable[..., tuple[int, str, str]]

@@ -19,7 +19,7 @@ from fleet_cli.edge.advise.simulation.scenario import (
 from fleet_device.pacing.contract import Plan as DraftPlan
 from fleet_device.pacing.contract import SharedSteps
 from fleet_device.pacing.estimates import Conditions
-from fleet_edge.step_time.curve import StepCurve
+from fleet_edge.step_time import StepCurve
 from tests.fleet_cli.edge_advise.curves import AVX2, CHEAP_TOKENS, LLAMA_CPP, constant
 
 PLANS = {

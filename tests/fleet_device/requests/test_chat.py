@@ -21,7 +21,7 @@ from fleet_device.requests.chat import (
     chat_prefix,
     encode_chat,
 )
-from fleet_edge.verifiers.llama_cpp.target import GgufTarget
+from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
 from fleet_edge.verifiers.packed.tokens import encode
 from tests.support.memory_device import settings
 from tests.support.prepared_models import prepared

@@ -6,28 +6,114 @@ from dssd.distribution import shape
 from dssd.downlink import FormName
 from dssd.verification import Judgement
 from fleet_common.mqtt.link import Message
-from fleet_edge.answers.answers import Answers
+from fleet_edge.answers.answers import ReportedLoads, Responder, closed_reply, fault_reply, opened_reply, refused_reply
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.guard.guard import Guard
-from fleet_edge.guard.quotas import QuotaSettings
-from fleet_edge.guard.strikes import FenceSettings
+from fleet_edge.guard import DeviceGuard
+from fleet_edge.limits import FenceSettings, QuotaSettings
 from fleet_edge.metrics.figures import Figures
+from fleet_edge.sessions.admission import SessionLimits
+from fleet_edge.sessions.statistics import AcceptanceByModel
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import SessionClosed, SessionOpened
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
+from schemas.fields import EdgeLoad
 from schemas.messages import Closed, Fault, Opened, Refused, SessionReply, Verdict
+from schemas.policy import Mode
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.drafts import arrived, draft, edge_session, open_message
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import EDGE, FLEET, TARGET, Clock, Sink
 from tests.support.memory_link import MemoryLink
+
+
+def test_a_grant_names_the_session_and_its_limits() -> None:
+    limits = SessionLimits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({9, 0, 5}))
+    session = edge_session(attempt=3, resume=(4, 5), limits=limits)
+    load = EdgeLoad(texts=2, text_ms=4.5, token_ms=1.25)
+    granted = opened_reply(session, edge="edge-1", target="t" * 5000, lease_s=60.0, load=load)
+    assert (granted.session, granted.attempt, granted.handle, granted.position) == (b"session1", 3, 7, 2)
+    assert (granted.max_new_tokens, granted.max_draft, granted.window, granted.lease_s) == (20, 4, 2, 60.0)
+    assert granted.end_tokens == (0, 5, 9)
+    assert len(granted.target) == 200
+    assert granted.load == load
+
+
+def test_sentences_are_cut_to_what_a_message_holds() -> None:
+    assert len(refused_reply(open_message(), OpenRefused(RefusalCode.BUSY, "x" * 5000)).sentence) == 500
+    error = DraftFault(FaultCode.DESYNC, Action.RESUME, "x" * 5000)
+    assert len(fault_reply(draft(), error).sentence) == 500
+
+
+def test_a_fault_names_its_draft_where_there_is_one() -> None:
+    error = DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, "Nonsense.")
+    told = fault_reply(draft(round_=5), error)
+    assert (told.handle, told.round, told.code, told.action) == (7, 5, FaultCode.MALFORMED, Action.GIVE_UP)
+    told = fault_reply(None, error)
+    assert (told.handle, told.round, told.sentence) == (None, None, "Nonsense.")
+
+
+def test_the_last_word_tells_what_the_edge_has_counted() -> None:
+    session = edge_session(attempt=1, resume=(4, 5))
+    session.counters = SegmentCounters(rounds=2, batch_sum=5, queue_ms=7.0)
+    last = closed_reply(session, EndReason.LOST)
+    assert (last.attempt, last.reason, last.tokens) == (1, EndReason.LOST, 2)
+    assert (last.rounds, last.mean_batch, last.queue_ms) == (2, 2.5, 7.0)
+
+
+LOAD = EdgeLoad(texts=8, writing_ms=60.0, step_ms=30.0, text_ms=5.0, token_ms=2.0, free=1)
+
+
+def test_what_has_hardly_changed_is_told_as_it_was() -> None:
+    loads, acceptance, session = ReportedLoads(), AcceptanceByModel(), edge_session()
+    first = loads.of(session, LOAD, acceptance)
+    assert loads.of(session, LOAD.model_copy(update={"writing_ms": 66.0}), acceptance) is first
+    changed = loads.of(session, LOAD.model_copy(update={"texts": 16}), acceptance)
+    assert changed.texts == 16
+    assert changed is not first
+
+
+def test_it_changes_with_what_was_told_not_with_what_was_last_known() -> None:
+    """Else a load that grows little by little would never be told."""
+    loads, acceptance, session = ReportedLoads(), AcceptanceByModel(), edge_session()
+    told = {loads.of(session, LOAD.model_copy(update={"texts": texts}), acceptance).texts for texts in range(8, 33)}
+    assert {8, 10} <= told
+    assert 8 < len(told) < 16
+
+
+def test_each_draft_model_has_its_acceptance() -> None:
+    loads, acceptance = ReportedLoads(), AcceptanceByModel()
+    good, poor = edge_session(), edge_session()
+    good.draft_model, poor.draft_model = "good", "poor"
+    for model, accepted in (("good", 9), ("poor", 3)):
+        acceptance.count(model, "device", tested=10, accepted=accepted)
+    assert loads.of(good, LOAD, acceptance).acceptance == 0.9
+    assert loads.of(poor, LOAD, acceptance).acceptance == 0.3
+
+
+def test_tokens_cost_nothing_only_for_a_text_that_is_to_repeat() -> None:
+    loads, acceptance = ReportedLoads(), AcceptanceByModel()
+    free = {}
+    for mode in Mode:
+        session = edge_session()
+        session.policy = session.policy.model_copy(update={"mode": mode})
+        free[session.policy.repeats] = loads.of(session, LOAD, acceptance).free
+    assert free == {True: 1, False: 0}
+
+
+def test_draft_models_without_end_are_forgotten() -> None:
+    loads, acceptance, session = ReportedLoads(), AcceptanceByModel(), edge_session()
+    for number in range(1000):
+        session.draft_model = f"model-{number}"
+        loads.of(session, LOAD, acceptance)
+    assert len(loads._known) <= 128
+
 
 TIMING = DraftTiming(batch=3, queue_ms=2.0, prefill_ms=5.0, compute_ms=40.0)
 
@@ -50,14 +136,14 @@ class Exchange:
         for each in (link, device):
             each.start(timeout_s=1.0)
         figures = Figures(self.clock)
-        self.answers = Answers(
+        self.answers = Responder(
             edge=EDGE,
             target="toy-target",
             lease_s=60.0,
             publisher=Publisher(link, FLEET, figures),
             recorder=Recorder(self.sink, EDGE, self.clock.now),
             clock=self.clock,
-            guard=Guard(QuotaSettings(), FenceSettings(), clock=self.clock),
+            guard=DeviceGuard(QuotaSettings(), FenceSettings(), clock=self.clock),
             figures=figures,
             form=form,
         )

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from fleet_edge.answers.device_changes import DeviceChanges
+from fleet_edge.answers.device_log import DeviceChanges
 from schemas.control import DeviceState, Presence
 from tests.fleet_edge.store.samples import START, after
 

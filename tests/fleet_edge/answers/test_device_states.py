@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from fleet_edge.answers.device_states import DeviceStates
+from fleet_edge.answers.device_log import DeviceStates
 from fleet_edge.store.records.sightings import DeviceSeen
 from schemas.control import Presence
 from tests.fleet_edge.store.samples import after, device_seen

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from fleet_edge.answers.event_counts import EventCounts
+from fleet_edge.answers.device_log import EventCounts
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.records.events import EventLogged

@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 
-from fleet_edge.answers.recorder import Recorder
+from fleet_edge.answers.recorder import DeviceRates, Recorder
 from fleet_edge.batching.timing import DraftTiming
-from fleet_edge.sessions.draft_results import DraftResult
+from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.segments import RoundJudged
 from fleet_edge.store.records.sessions import CloseReported
@@ -15,9 +15,24 @@ from fleet_edge.store.records.sightings import DeviceSeen
 from schemas.control import DeviceState, Presence
 from schemas.messages import Close
 from schemas.reasons import EndReason, Finish
-from tests.fleet_edge.store.samples import COUNTERS, START
+from tests.fleet_edge.store.samples import COUNTERS, START, after
 from tests.support.drafts import arrived, draft, edge_session, open_message
 from tests.support.memory_fleet import Sink
+
+
+def test_each_device_has_its_own_share_of_each_span() -> None:
+    rates = DeviceRates(3)
+    assert [rates.admit("a", after(0)) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert rates.admit("b", after(0))
+    assert rates.admit("a", after(60))
+
+
+def test_a_clock_that_is_set_back_begins_a_new_span() -> None:
+    rates = DeviceRates(1)
+    assert rates.admit("a", after(0))
+    assert not rates.admit("a", after(1))
+    assert rates.admit("a", after(-3600))
+    assert rates.admit("a", after(0))
 
 
 class Scene:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from dssd.verification import Judgement
-from fleet_edge.answers.texts import Texts, token_bytes
-from fleet_edge.sessions.kinds import kinds_of_written
+from fleet_edge.answers.texts import GenerationRecorder, token_bytes
+from fleet_edge.sessions.drafts import kinds_of_decoded
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records.texts import TextWritten
 from fleet_edge.store.spool import MAX_LINE_BYTES, to_line
@@ -21,9 +21,11 @@ def piece(token: int) -> bytes:
     return f"<{token}>".encode()
 
 
-def texts(store: StoreText, read: Callable[[int], bytes] | None = piece) -> tuple[Texts, list[TextWritten]]:
+def texts(
+    store: StoreText, read: Callable[[int], bytes] | None = piece
+) -> tuple[GenerationRecorder, list[TextWritten]]:
     written: list[TextWritten] = []
-    return Texts(written.append, store, read), written
+    return GenerationRecorder(written.append, store, read), written
 
 
 def committed(number: int, **message: object) -> EdgeSession:
@@ -65,7 +67,7 @@ class TestKinds:
         assert session.kinds == b"dc"
 
     def test_what_the_edge_writes_beyond_what_is_asked_for_is_no_token(self) -> None:
-        assert kinds_of_written(2, forced=(1, 2, 3)) == b"sf"
+        assert kinds_of_decoded(2, forced=(1, 2, 3)) == b"sf"
 
 
 def test_by_default_nothing_is_stored() -> None:

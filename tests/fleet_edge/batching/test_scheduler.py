@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from dssd.verification import Judgement
-from fleet_edge.batching.planning import Batch, Budget, Work
-from fleet_edge.batching.timing import Step
-from fleet_edge.batching.verdict_goal import VerdictGoal
+from fleet_edge.batching.planning import Batch, Budget, WorkItem
+from fleet_edge.batching.timing import StepTimes, VerdictGoal
 from fleet_edge.errors import DraftFault
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Item, Verifier
@@ -132,7 +131,7 @@ def test_prompts_without_end_wait_for_those_who_draft() -> None:
         batch = edge.next_batch([*prompts, writer])
         parts = computed(batch)
         assert edge.compute(batch) == [writer]
-        step = Step(edge.now, edge.now + 1e-3 * sum(parts.values()), sessions=1)
+        step = StepTimes(edge.now, edge.now + 1e-3 * sum(parts.values()), sessions=1)
         edge.scheduler.computed(batch, step)
         edge.scheduler.judged(batch.verifications[0], committed=3)
         edge.now = step.ended
@@ -150,7 +149,7 @@ def test_no_prompt_delays_those_who_draft_by_more_than_a_chunk_even_while_none_o
     writer = edge.drafting()
     batch = edge.next_batch()
     assert edge.compute(batch) == [writer]
-    edge.scheduler.computed(batch, Step(0.0, 1e-3, sessions=1))
+    edge.scheduler.computed(batch, StepTimes(0.0, 1e-3, sessions=1))
     edge.scheduler.answered(writer, at=0.1)
     edge.now = 0.1
     long = edge.session(prompt=200)
@@ -186,7 +185,7 @@ def _served(
         if not batch:
             edge.now = max(edge.now + 1e-3, min(due.values(), default=seconds))
             continue
-        step = Step(edge.now, edge.now + 0.05 + 0.01 * sum(computed(batch).values()), len(batch.verifications))
+        step = StepTimes(edge.now, edge.now + 0.05 + 0.01 * sum(computed(batch).values()), len(batch.verifications))
         edge.now = step.ended
         answered = edge.compute(batch)
         edge.scheduler.computed(batch, step)
@@ -228,8 +227,8 @@ def test_what_a_step_brings_is_not_taken_for_what_the_next_one_brings() -> None:
         verifies = number % 2 == 0
         tokens, step_s = (9, 0.2) if verifies else (1, 0.05)
         chain = drafted if verifies else written
-        works = [Work(text, Item(text.handle, (1,) * tokens, tokens), chain) for text in texts]
-        edge.scheduler.computed(Batch(works), Step(edge.now, edge.now + step_s, sessions=2))
+        works = [WorkItem(text, Item(text.handle, (1,) * tokens, tokens), chain) for text in texts]
+        edge.scheduler.computed(Batch(works), StepTimes(edge.now, edge.now + step_s, sessions=2))
         for work in works:
             edge.scheduler.judged(work, committed=tokens)
         edge.now += step_s
@@ -241,8 +240,8 @@ def test_drafts_that_are_never_accepted_wait_for_others() -> None:
     honest = edge.drafting(at=1.0, device="honest")
     hostile = edge.drafting(at=0.0, device="hostile", tokens=4)
     for _ in range(40):
-        edge.scheduler.judged(Work(hostile, Item(hostile.handle, (1,), 5), ()), committed=0)
-    edge.scheduler.computed(edge.next_batch([honest]), Step(started=0.0, ended=0.1, sessions=1))
+        edge.scheduler.judged(WorkItem(hostile, Item(hostile.handle, (1,), 5), ()), committed=0)
+    edge.scheduler.computed(edge.next_batch([honest]), StepTimes(started=0.0, ended=0.1, sessions=1))
     batch = edge.next_batch()
     assert batch.works[0].session is honest
     hostile_at_all = 0
@@ -250,7 +249,7 @@ def test_drafts_that_are_never_accepted_wait_for_others() -> None:
         edge.now += 0.02
         batch = edge.next_batch()
         hostile_at_all += any(work.session is hostile for work in batch.works)
-        edge.scheduler.computed(batch, Step(started=edge.now - 0.02, ended=edge.now, sessions=number))
+        edge.scheduler.computed(batch, StepTimes(started=edge.now - 0.02, ended=edge.now, sessions=number))
     assert 1 <= hostile_at_all < 15
     edge.now += 10.0
     assert [work.session for work in edge.next_batch([hostile]).works] == [hostile], "alone it does not wait"
@@ -332,11 +331,11 @@ def test_computing_an_evicted_text_anew_is_no_queue_time() -> None:
     now = 3.0
     while not (batch := edge.next_batch()).verifications:
         edge.scheduler.score(batch)
-        edge.scheduler.computed(batch, Step(now, now + 1.0, sessions=0))
+        edge.scheduler.computed(batch, StepTimes(now, now + 1.0, sessions=0))
         now += 1.0
     assert now > 3.0
     (work,) = batch.verifications
-    timing = edge.scheduler.timing(work, work.chain[0], Step(now, now + 1.0, sessions=1))
+    timing = edge.scheduler.timing(work, work.chain[0], StepTimes(now, now + 1.0, sessions=1))
     assert (timing.queue_ms, timing.prefill_ms) == (2000.0, (now - 3.0) * 1e3)
 
 
@@ -347,7 +346,7 @@ def test_a_verdict_says_how_many_tokens_of_other_drafts_of_its_session_the_step_
     for sent in (draft((4, 5), handle=session.handle, more=True), draft((6,), text=(4, 5), round_=1)):
         session.admit(arrived(sent))
     (work,) = edge.next_batch().verifications
-    step = Step(0.0, 1.0, sessions=1)
+    step = StepTimes(0.0, 1.0, sessions=1)
     assert [edge.scheduler.timing(work, each, step).chained for each in work.chain] == [1, 2]
 
 
@@ -416,7 +415,7 @@ def test_a_step_is_held_for_a_session_that_goes_on_and_not_for_one_that_has_ende
     edge = Edge()
     going_on, ended = edge.session(), edge.session()
     edge.drafting()  # the draft that is ready, and would be held
-    edge.scheduler.computed(edge.next_batch(), Step(started=0.0, ended=0.1, sessions=1))
+    edge.scheduler.computed(edge.next_batch(), StepTimes(started=0.0, ended=0.1, sessions=1))
     for session in (going_on, ended):
         edge.scheduler.answered(session, at=0.0)
         edge.scheduler.arrived(session, at=0.004)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,121 @@ from fleet_edge.batching import shaping, torch_shaping
 from fleet_edge.batching.shaping import ShapedRows
 from schemas.policy import SamplingPolicy
 
+Head = tuple[NDArray[np.float32], NDArray[np.int64]]
+TopK = Callable[[NDArray[Any], int], Head]
+DEPTH = shaping.DEPTH
+
+
+def of_tensors(logits: NDArray[Any], k: int) -> Head:
+    values, ids = torch_shaping.top_k(torch.from_numpy(logits), k)
+    return values.numpy(), ids.numpy()
+
+
+both = pytest.mark.parametrize("top_k", [shaping.top_k, of_tensors])
+
+
+def check(top_k: TopK, logits: NDArray[np.float32], k: int) -> None:
+    values, ids = top_k(logits, k)
+    assert (values.dtype, ids.dtype) == (np.float32, np.int64)
+    # Ascending and reversed: what is not a number comes first, and of equals the lower id.
+    expected = np.argsort(logits[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :k]
+    expected = logits.shape[1] - 1 - expected
+    assert ids.tolist() == expected.tolist()
+    np.testing.assert_array_equal(values, np.take_along_axis(logits, expected, axis=1))
+
+
+@both
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(0, 4),
+    size=st.integers(1, 6 * DEPTH + 3),
+    k=st.integers(1, 12),
+    levels=st.sampled_from([1, 2, 5, 1000]),
+    hidden=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
+    wrong=st.sampled_from([0.0, 0.0, 0.01, 1.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_equals_a_stable_sort_with_ties_infinities_and_what_is_no_number(
+    *, top_k: TopK, rows: int, size: int, k: int, levels: int, hidden: float, wrong: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.integers(-levels, levels + 1, size=(rows, size)).astype(np.float32)
+    logits[random.random(logits.shape) < hidden] = -np.inf
+    logits[random.random(logits.shape) < wrong] = np.inf
+    logits[random.random(logits.shape) < wrong] = np.nan
+    check(top_k, logits, k)
+
+
+@both
+@pytest.mark.parametrize("size", [49_152, 50_257, 151_665])
+@pytest.mark.parametrize("k", [1, 50, 300, 1000])
+def test_equals_a_stable_sort_at_the_size_of_real_vocabularies(top_k: TopK, size: int, k: int) -> None:
+    logits = 4 * np.random.default_rng(size + k).standard_normal((3, size), dtype=np.float32)
+    check(top_k, logits, k)
+    check(top_k, np.round(logits, 1), k)  # many ties
+
+
+@both
+@pytest.mark.parametrize("k", [9, 10, 11, DEPTH, 10 * DEPTH - 1, 10 * DEPTH, 20 * DEPTH + 1])
+def test_a_k_beyond_the_columns_or_the_row_is_a_sort(top_k: TopK, k: int) -> None:
+    check(top_k, np.random.default_rng(1).standard_normal((2, 10 * DEPTH), dtype=np.float32), k)
+
+
+@both
+def test_zeros_of_both_signs_are_equal(top_k: TopK) -> None:
+    logits = np.zeros((1, 4 * DEPTH), dtype=np.float32)
+    logits[0, ::2] = -0.0
+    check(top_k, logits, 1)
+    check(top_k, logits, 3)
+
+
+@both
+def test_what_is_no_number_comes_first(top_k: TopK) -> None:
+    logits = np.random.default_rng(1).standard_normal((3, 8 * DEPTH), dtype=np.float32)
+    logits[0, 100] = np.nan
+    logits[1] = np.nan
+    logits[2, [3, 70, 140, 210, 280]] = np.nan
+    check(top_k, logits, 1)
+    check(top_k, logits, 4)
+
+
+@both
+def test_the_largest_may_lie_behind_the_last_whole_line_of_columns(top_k: TopK) -> None:
+    logits = np.random.default_rng(3).standard_normal((2, 5 * DEPTH + 3), dtype=np.float32)
+    logits[:, -2:] = 100.0
+    check(top_k, logits, 3)
+
+
+@both
+def test_a_view_with_padding_cut_off_is_read_in_place(top_k: TopK) -> None:
+    whole = np.random.default_rng(2).standard_normal((4, 5 * DEPTH), dtype=np.float32)
+    whole[:, 300:] = 100.0
+    check(top_k, whole[:, :300], 3)
+
+
+@both
+@pytest.mark.parametrize(
+    ("logits", "k"),
+    [(np.zeros((2, 4), np.float32), 0), (np.zeros(4, np.float32), 1), (np.zeros((2, 4)), 1)],
+)
+def test_what_is_no_rows_of_float32_is_refused(top_k: TopK, logits: NDArray[Any], k: int) -> None:
+    with pytest.raises(ValueError, match="float32 logits"):
+        top_k(logits, k)
+
+
 Rows = NDArray[np.float32]
 ShapeRows = Callable[[Rows, Sequence[SamplingPolicy], int], ShapedRows]
 VOCABULARY = 30
 
 
-def of_tensors(logits: Rows, policies: Sequence[SamplingPolicy], support: int) -> ShapedRows:
+def shaping_of_tensors(logits: Rows, policies: Sequence[SamplingPolicy], support: int) -> ShapedRows:
     return torch_shaping.shape_rows(torch.from_numpy(logits), policies, support)
 
 
-both = pytest.mark.parametrize("shape_rows", [shaping.shape_rows, of_tensors])
+shaping_both = pytest.mark.parametrize("shape_rows", [shaping.shape_rows, shaping_of_tensors])
 
 
-def check(shape_rows: ShapeRows, logits: Rows, policies: Sequence[SamplingPolicy], support: int) -> None:
+def shaping_check(shape_rows: ShapeRows, logits: Rows, policies: Sequence[SamplingPolicy], support: int) -> None:
     before = logits.copy()
     shaped = shape_rows(logits, policies, support)
     np.testing.assert_array_equal(logits, before)
@@ -44,7 +147,7 @@ def check(shape_rows: ShapeRows, logits: Rows, policies: Sequence[SamplingPolicy
         assert (found.probs.astype(np.float32) == found.probs).all()
 
 
-@both
+@shaping_both
 @settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
@@ -75,10 +178,10 @@ def test_rows_are_shaped_as_the_law_shapes_each(
     logits[random.random(logits.shape) < wrong] = np.inf
     logits[random.random(logits.shape) < wrong] = np.nan
     policies = [SamplingPolicy(temperature=t, top_p=p, top_k=support, seed=1) for t, p in choices]
-    check(shape_rows, logits, policies, support)
+    shaping_check(shape_rows, logits, policies, support)
 
 
-@both
+@shaping_both
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("temperature", "support"), [(0.0, 1), (1.0, 1), (1.0, 5)])
 def test_a_row_of_nothing_but_what_is_no_number_is_refused(
@@ -86,35 +189,35 @@ def test_a_row_of_nothing_but_what_is_no_number_is_refused(
 ) -> None:
     logits = np.full((2, VOCABULARY), wrong, dtype=np.float32)
     logits[1] = 1.0
-    check(shape_rows, logits, [SamplingPolicy(temperature=temperature, top_k=support, seed=1)] * 2, support)
+    shaping_check(shape_rows, logits, [SamplingPolicy(temperature=temperature, top_k=support, seed=1)] * 2, support)
 
 
-@both
+@shaping_both
 def test_of_equals_the_lower_ids_are_kept(shape_rows: ShapeRows) -> None:
     logits = np.zeros((1, VOCABULARY), dtype=np.float32)
     logits[0, [4, 20]] = 1.0
-    check(shape_rows, logits, [SamplingPolicy(top_k=4, seed=1)], 4)
-    check(shape_rows, logits, [SamplingPolicy(temperature=0, seed=1)], 1)
+    shaping_check(shape_rows, logits, [SamplingPolicy(top_k=4, seed=1)], 4)
+    shaping_check(shape_rows, logits, [SamplingPolicy(temperature=0, seed=1)], 1)
 
 
-@both
+@shaping_both
 def test_a_head_that_reaches_top_p_exactly_is_not_lengthened(shape_rows: ShapeRows) -> None:
     logits = np.full((1, VOCABULARY), -9.0, dtype=np.float32)
     logits[0, [3, 5, 7, 9]] = 1.0
     policy = SamplingPolicy(top_k=4, top_p=0.5, seed=1)
-    check(shape_rows, logits, [policy], 4)
+    shaping_check(shape_rows, logits, [policy], 4)
     assert shape_rows(logits, [policy], 4).row(0).ids.tolist() == [3, 5]
 
 
-@both
+@shaping_both
 def test_a_temperature_of_nearly_0_leaves_the_largest(shape_rows: ShapeRows) -> None:
     logits = np.random.default_rng(1).normal(size=(1, VOCABULARY)).astype(np.float32)
-    check(shape_rows, logits, [SamplingPolicy(temperature=1e-308, top_k=5, seed=1)], 5)
+    shaping_check(shape_rows, logits, [SamplingPolicy(temperature=1e-308, top_k=5, seed=1)], 5)
 
 
 @pytest.mark.parametrize(("top_p", "temperature"), [(1.0, 1.0), (0.9, 0.7)])
 def test_arrays_and_tensors_of_a_real_size_are_shaped_alike(top_p: float, temperature: float) -> None:
     logits = 4 * np.random.default_rng(5).standard_normal((20, 49_152), dtype=np.float32)
     policies = [SamplingPolicy(temperature=temperature, top_k=50, top_p=top_p, seed=1)] * len(logits)
-    check(shaping.shape_rows, logits, policies, 50)
-    check(of_tensors, logits, policies, 50)
+    shaping_check(shaping.shape_rows, logits, policies, 50)
+    shaping_check(shaping_of_tensors, logits, policies, 50)

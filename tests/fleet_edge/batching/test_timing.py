@@ -1,7 +1,13 @@
-from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
+"""Verdict goal: new sessions are refused, with a time to come back, before those that are served wait too long."""
+
+import math
+
+import pytest
+
+from fleet_edge.batching.timing import BatchingDelay, DraftTiming, PrefillLog, StepTimes, VerdictGoal
 from tests.support.drafts import arrived, draft
 
-VERIFIED = Step(10.0, 10.5, sessions=3)
+VERIFIED = StepTimes(10.0, 10.5, sessions=3)
 
 
 def test_the_wait_for_a_step_is_queue_time() -> None:
@@ -15,23 +21,23 @@ def test_a_draft_that_arrives_during_the_step_before_has_not_waited_longer_than_
 
 def test_the_part_of_the_wait_in_which_the_own_prompt_was_computed_is_apart() -> None:
     log = PrefillLog()
-    log.computed(7, Step(4.0, 5.0, sessions=0))  # before the draft had come
-    log.computed(7, Step(6.0, 7.0, sessions=2))  # it came in the middle
-    log.computed(7, Step(8.0, 9.0, sessions=0))
+    log.computed(7, StepTimes(4.0, 5.0, sessions=0))  # before the draft had come
+    log.computed(7, StepTimes(6.0, 7.0, sessions=2))  # it came in the middle
+    log.computed(7, StepTimes(8.0, 9.0, sessions=0))
     timing = log.timing(arrived(draft(), at=6.5), VERIFIED)
     assert (timing.prefill_ms, timing.queue_ms) == (1500.0, 2000.0)
 
 
 def test_another_sessions_prompt_is_queue_time() -> None:
     log = PrefillLog()
-    log.computed(8, Step(8.0, 9.0, sessions=0))
+    log.computed(8, StepTimes(8.0, 9.0, sessions=0))
     assert log.timing(arrived(draft(), at=8.0), VERIFIED).queue_ms == 2000.0
 
 
 def test_steps_that_no_later_draft_can_have_waited_for_are_forgotten() -> None:
     log = PrefillLog()
-    log.computed(7, Step(4.0, 5.0, sessions=0))
-    log.computed(7, Step(8.0, 9.0, sessions=0))
+    log.computed(7, StepTimes(4.0, 5.0, sessions=0))
+    log.computed(7, StepTimes(8.0, 9.0, sessions=0))
     log.verified(7, oldest=6.0)
     # A draft that arrived with it, and was left for another step.
     assert log.timing(arrived(draft(), at=6.0), VERIFIED).prefill_ms == 1000.0
@@ -39,3 +45,160 @@ def test_steps_that_no_later_draft_can_have_waited_for_are_forgotten() -> None:
     assert log._steps == {7: []}
     log.forget(7)
     assert log._steps == {}
+
+
+STEP_S = 0.1
+
+
+def learned(**turnarounds_s: float) -> BatchingDelay:
+    """Return a delay that has seen sessions 1, 2, … come back after these times."""
+    delay = BatchingDelay()
+    delay.stepped(STEP_S)
+    for handle, seconds in enumerate(turnarounds_s.values(), start=1):
+        delay.answered(handle, at=0.0)
+        delay.arrived(handle, at=seconds)
+    return delay
+
+
+def test_a_step_is_held_for_a_quick_device() -> None:
+    delay = learned(quick=0.004)
+    delay.answered(1, at=10.0)
+    assert 0.004 <= delay.hold_s(ready=4, now=10.0) <= 0.006
+
+
+def test_a_slow_device_is_not_waited_for() -> None:
+    delay = learned(slow=0.08)
+    delay.answered(1, at=10.0)
+    assert delay.hold_s(ready=1, now=10.0) == 0.0
+
+
+def test_a_step_with_many_ready_drafts_is_not_held_for_one_late_device() -> None:
+    delay = learned(late=0.03)
+    delay.answered(1, at=10.0)
+    assert delay.hold_s(ready=2, now=10.0) > 0.0  # two lose 75 ms where one is spared 100
+    assert delay.hold_s(ready=3, now=10.0) == 0.0
+
+
+def test_a_step_is_held_for_several_late_devices() -> None:
+    delay = learned(a=0.03, b=0.03, c=0.03)
+    for handle in (1, 2, 3):
+        delay.answered(handle, at=10.0)
+    assert delay.hold_s(ready=5, now=10.0) > 0.03
+
+
+def test_nobody_ready_means_no_hold() -> None:
+    delay = learned(quick=0.004)
+    delay.answered(1, at=10.0)
+    assert delay.hold_s(ready=0, now=10.0) == 0.0
+
+
+def test_a_device_that_is_overdue_or_gone_is_not_waited_for() -> None:
+    delay = learned(a=0.004, b=0.004)
+    delay.answered(1, at=10.0)
+    delay.answered(2, at=10.0)
+    assert delay.hold_s(ready=1, now=10.5) == 0.0
+    delay.forget(1)
+    delay.forget(2)
+    assert delay.hold_s(ready=1, now=10.0) == 0.0
+
+
+def test_the_batching_delay_can_be_turned_off() -> None:
+    delay = learned(quick=0.004)
+    delay.share = 0.0
+    delay.answered(1, at=10.0)
+    assert delay.hold_s(ready=4, now=10.0) == 0.0
+
+
+def test_how_soon_a_device_comes_back_is_smoothed() -> None:
+    delay = learned(a=0.004)
+    delay.answered(1, at=5.0)
+    delay.arrived(1, at=5.02)
+    delay.answered(1, at=10.0)
+    assert delay.hold_s(ready=1, now=10.0) == pytest.approx(1.25 * (0.004 + 0.3 * (0.02 - 0.004)))
+
+
+def test_the_time_of_a_step_is_smoothed() -> None:
+    delay = learned(a=0.025)
+    delay.answered(1, at=10.0)
+    delay.stepped(0.02)  # one quick step does not make all steps quick
+    assert delay.hold_s(ready=1, now=10.0) > 0.0
+    for _ in range(20):
+        delay.stepped(0.02)
+    assert delay.hold_s(ready=1, now=10.0) == 0.0
+
+
+def test_nothing_is_known_of_a_new_session_under_the_handle_of_an_ended_one() -> None:
+    delay = learned(a=0.004)
+    delay.answered(1, at=5.0)
+    delay.forget(1)
+    delay.answered(1, at=10.0)
+    assert delay.hold_s(ready=1, now=10.0) == 0.0
+    delay.forget(1)
+    delay.arrived(1, at=10.01)  # its first draft answers no verdict
+    delay.answered(1, at=20.0)
+    assert delay.hold_s(ready=1, now=20.0) == 0.0
+
+
+def test_the_gap_before_the_next_draft_is_known_of_each_device_for_as_long_as_it_plausibly_comes_back() -> None:
+    delay = learned(quick=0.1, slow=2.0)
+    assert delay.gap_s(now=10.0) == math.inf, "nobody is expected"
+    delay.answered(2, at=10.0)
+    assert delay.gap_s(now=10.5) == pytest.approx(1.5)
+    assert delay.gap_s(now=13.0) == 0.0, "it is overdue"
+    assert delay.gap_s(now=16.5) == math.inf, "it is gone"
+    delay.answered(1, at=20.0)
+    assert delay.gap_s(now=20.0) == pytest.approx(0.1)
+    assert delay.gap_s(now=20.45) == 0.0, "the quickest device gets half a second"
+    delay.forget(1)
+    delay.answered(3, at=30.0)
+    assert 0.0 < delay.gap_s(now=30.0) < math.inf, "what it needs is not known yet"
+
+
+def loaded(goal_s: float, *, verdict_s: float, sessions: int) -> VerdictGoal:
+    goal = VerdictGoal(goal_s)
+    for step in range(50):
+        goal.verified(verdict_s, sessions=sessions, at=100.0 + step * verdict_s)
+    return goal
+
+
+def test_without_a_goal_nobody_is_refused() -> None:
+    assert loaded(0.0, verdict_s=30.0, sessions=1000).retry_s(100.0) == 0.0
+
+
+def test_a_session_is_refused_where_the_goal_would_be_missed_with_it() -> None:
+    now = 100.0 + 50 * 0.08
+    assert loaded(0.1, verdict_s=0.08, sessions=8).retry_s(now, growing_s=0.08) == 0.0  # 0.08 and an eighth of it
+    assert loaded(0.1, verdict_s=0.08, sessions=2).retry_s(now, growing_s=0.08) > 0.0  # 0.08 and half of it
+    assert loaded(0.1, verdict_s=0.08, sessions=1).retry_s(now) == 0.0  # what it would be is not known
+    assert loaded(0.1, verdict_s=0.09, sessions=1).retry_s(now) > 0.0
+
+
+def test_those_that_were_just_granted_count_though_no_step_has_had_them() -> None:
+    goal, now = loaded(0.1, verdict_s=0.08, sessions=8), 104.0
+    assert goal.retry_s(now, growing_s=0.08) == 0.0
+    goal.granted(now)
+    assert goal.retry_s(now, growing_s=0.08) == 0.0
+    goal.granted(now)
+    assert goal.retry_s(now, growing_s=0.08) > 0.0
+    goal.verified(0.08, sessions=8, at=105.5)
+    assert goal.retry_s(105.5, growing_s=0.08) == 0.0
+
+
+def test_an_edge_that_nobody_uses_any_more_takes_sessions_again() -> None:
+    goal = loaded(0.1, verdict_s=0.2, sessions=8)
+    assert goal.retry_s(110.0) > 0.0
+    assert goal.retry_s(113.0) == 0.0
+    goal.verified(0.02, sessions=1, at=113.0)  # what was before is forgotten
+    assert goal.retry_s(113.0) == 0.0
+
+
+def test_who_is_refused_is_told_when_a_text_is_likely_to_end_each_later_than_the_one_before() -> None:
+    goal = loaded(0.1, verdict_s=0.2, sessions=8)
+    assert goal.retry_s(110.0) == 5.0  # nothing is known
+    goal.ended(100.0)
+    goal.ended(108.0)
+    assert [goal.retry_s(110.0) for _ in range(3)] == [8.0, 16.0, 24.0]
+    goal.ended(116.0)
+    goal.verified(0.2, sessions=8, at=116.0)
+    assert goal.retry_s(116.0) == 8.0
+    assert [goal.retry_s(116.0) for _ in range(50)][-1] == 60.0

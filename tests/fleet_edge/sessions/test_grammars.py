@@ -7,8 +7,7 @@ from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarKilled
 from fleet_common.grammar.process import CompiledGrammar, GrammarTokenizer
 from fleet_edge.errors import OpenRefused
-from fleet_edge.sessions.constraint import Constraint
-from fleet_edge.sessions.grammars import Grammars, PreparedGrammar
+from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
 from schemas.messages import Open
 from schemas.policy import Grammar, SamplingPolicy
 from schemas.reasons import RefusalCode

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fleet_edge.settings import VERIFIERS, EdgeSettings, RemoteSettings
+from fleet_edge.settings import VERIFIERS, EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from fleet_edge.verifiers.registry import load_verifier
@@ -73,7 +73,7 @@ def servers(target: Path) -> Iterator[dict[str, InferenceServer]]:
 
 @contextmanager
 def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
-    remote = RemoteSettings(endpoints=url, api=api, top_logprobs=64, known_tokens=BUDGET_TOKENS)
+    remote = InferenceServerSettings(endpoints=url, api=api, top_logprobs=64, known_tokens=BUDGET_TOKENS)
     verifier = load_verifier(EdgeSettings(engine="remote", target=str(target), remote=remote))
     assert isinstance(verifier, RunsElsewhere)
     yield verifier

@@ -13,9 +13,77 @@ from numpy.typing import NDArray
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier, VerifierError
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
-from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache
+from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache, RadixTree, pack, shared_tokens
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, Oracle, tiny_target
+
+# Few tokens, so that much is shared; one that fills all four bytes.
+TOKENS = st.lists(st.sampled_from([0, 1, 256, (1 << 31) - 1]), max_size=9)
+
+
+def common(left: list[int], right: list[int]) -> int:
+    length = 0
+    while length < min(len(left), len(right)) and left[length] == right[length]:
+        length += 1
+    return length
+
+
+class AgainstALook(RuleBasedStateMachine):
+    """The tree beside a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tree = RadixTree()
+        self.known: dict[int, list[int]] = {}
+
+    @rule(key=st.integers(0, 12), tokens=TOKENS)
+    def insert(self, key: int, tokens: list[int]) -> None:
+        self.tree.insert(key, pack(tokens))
+        self.known[key] = tokens
+
+    @rule(key=st.integers(0, 12))
+    def remove(self, key: int) -> None:
+        self.tree.remove(key)
+        self.known.pop(key, None)
+        assert key not in self.tree
+
+    @rule(tokens=TOKENS)
+    def look_up(self, tokens: list[int]) -> None:
+        found = list(self.tree.matches(pack(tokens)))
+        assert {key: length for length, key in found} == {key: common(own, tokens) for key, own in self.known.items()}
+        assert len(found) == len(self.known)
+        assert [length for length, _ in found] == sorted((length for length, _ in found), reverse=True)
+
+    @rule(tokens=TOKENS)
+    def look_for_beginnings(self, tokens: list[int]) -> None:
+        found = self.tree.prefixes(pack(tokens))
+        assert sorted(found) == sorted(key for key, own in self.known.items() if own == tokens[: len(own)])
+        lengths = [len(self.known[key]) for key in found]
+        assert lengths == sorted(lengths, reverse=True)
+
+    @invariant()
+    def no_node_is_there_without_need(self) -> None:
+        assert len(self.tree) == len(self.known)
+        waiting = [self.tree._root]
+        while waiting:
+            node = waiting.pop()
+            for child in node.children.values():
+                assert child.parent is node
+                assert len(child.run) == 4 * (child.depth - node.depth) > 0
+                assert child.keys or len(child.children) > 1
+                waiting.append(child)
+
+
+TestAgainstALook = AgainstALook.TestCase
+TestAgainstALook.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_shared_is_found_in_runs_of_any_length() -> None:
+    for length in (0, 1, 2, 3, 7, 64, 1000):
+        run = list(range(length))
+        assert shared_tokens(pack([9, 9, *run, 5]), pack([*run, 6]), at=2) == length
+        assert shared_tokens(pack(run), pack([*run, 6])) == length
+
 
 SYSTEM = [index * 7 % VOCABULARY for index in range(100)]
 
@@ -294,7 +362,7 @@ def test_what_is_taken_over_of_a_model_gives_the_rows_of_one_that_computed_it() 
 
 BUDGET = 260
 PUBLIC = [1] * 30
-TOKENS = st.lists(st.sampled_from([1, 2]), min_size=1, max_size=3)
+FEW_TOKENS = st.lists(st.sampled_from([1, 2]), min_size=1, max_size=3)
 
 
 class AgainstTheTruth(RuleBasedStateMachine):
@@ -312,7 +380,7 @@ class AgainstTheTruth(RuleBasedStateMachine):
         self.owners: dict[int, str] = {}
         self.opened = 0
 
-    @rule(runs=TOKENS, owner=st.sampled_from(["a", "b"]), length=st.integers(1, 80))
+    @rule(runs=FEW_TOKENS, owner=st.sampled_from(["a", "b"]), length=st.integers(1, 80))
     def open(self, runs: list[int], owner: str, length: int) -> None:
         self.opened += 1
         sequence = self.opened % 7  # keys are used again

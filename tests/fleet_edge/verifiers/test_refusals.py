@@ -7,11 +7,10 @@ import pytest
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
-from fleet_edge.verifiers.llama_cpp import loader as llama_loader
-from fleet_edge.verifiers.llama_cpp import target as llama_target
+from fleet_edge.verifiers.llama_cpp import slab as llama_target
+from fleet_edge.verifiers.llama_cpp import verifier as llama_loader
 from fleet_edge.verifiers.packed import verifier as packed_loader
-from fleet_edge.verifiers.registry import check_verifier, load_verifier
-from fleet_edge.verifiers.target_tokens import read_target_tokens
+from fleet_edge.verifiers.registry import check_verifier, load_verifier, read_target_tokens
 from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf
 
 
@@ -57,7 +56,7 @@ def test_a_damaged_gguf_is_a_sentence(
     gguf.write_bytes(whole[: int(kept if kept > 1 else kept * len(whole))])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if engine == "auto":  # as if torch were not installed: no need to measure what cannot be loaded
-        monkeypatch.setattr("fleet_edge.verifiers.auto.candidates.find_spec", lambda name: name == "llama_cpp" or None)
+        monkeypatch.setattr("fleet_edge.verifiers.auto.find_spec", lambda name: name == "llama_cpp" or None)
     with pytest.raises(VerifierError, match=r"tiny\.gguf"):
         load_verifier(settings(gguf, engine=engine))
 
@@ -65,11 +64,11 @@ def test_a_damaged_gguf_is_a_sentence(
 def test_tokens_are_read_with_what_is_installed(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_folder(tmp_path / "tiny")
     assert read_target_tokens(settings(gguf)) == read_target_tokens(settings(folder)) == WORDS
-    monkeypatch.setattr("fleet_edge.verifiers.target_tokens.find_spec", lambda name: name == "llama_cpp" or None)
+    monkeypatch.setattr("fleet_edge.verifiers.registry.find_spec", lambda name: name == "llama_cpp" or None)
     assert read_target_tokens(settings(gguf)) == WORDS
     with pytest.raises(VerifierError, match="edge"):
         read_target_tokens(settings(folder))
-    monkeypatch.setattr("fleet_edge.verifiers.target_tokens.find_spec", lambda name: name == "torch" or None)
+    monkeypatch.setattr("fleet_edge.verifiers.registry.find_spec", lambda name: name == "torch" or None)
     assert read_target_tokens(settings(gguf)) == WORDS
 
 

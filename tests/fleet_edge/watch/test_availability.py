@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from fleet_edge.verifiers.contract import Item, Logits, RunsElsewhere, SequenceFailed, TargetAway
-from fleet_edge.watch.availability import Availability
+from fleet_edge.watch import Availability
 from schemas.messages import Fault, Verdict
 from schemas.policy import Mode
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms

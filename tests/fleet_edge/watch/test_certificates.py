@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fleet_edge.watch.certificates import CertificateWatch
+from fleet_edge.watch import CertificateWatch
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -69,7 +69,7 @@ def test_one_that_has_renewed_is_told_of_again_when_the_next_end_is_near(calenda
 
 
 def test_the_memory_is_bounded(calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_edge.watch.certificates._MOST", 2)
+    monkeypatch.setattr("fleet_edge.watch._MOST", 2)
     expiry = CertificateWatch(calendar)
     for name in ("one", "two", "three"):
         expiry.note(name, START)

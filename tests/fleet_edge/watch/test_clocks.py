@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from fleet_edge.store.records.events import EventLogged
-from fleet_edge.watch.clocks import ClockWatch
+from fleet_edge.watch import ClockWatch
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic
 from tests.support.memory_fleet import START, Device, MemoryFleet, terms

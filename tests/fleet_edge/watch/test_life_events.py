@@ -9,7 +9,7 @@ from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.states import MachineState
 from fleet_edge.store.views import EdgeView
-from fleet_edge.watch.life_events import LifeEvents
+from fleet_edge.watch import LifeEvents
 from schemas.control import Presence
 from tests.fleet_edge.store.samples import START
 from tests.support.memory_fleet import Clock, Sink

@@ -24,10 +24,9 @@ from fleet_cli.edge.advise.simulation.messages import (
 from fleet_cli.edge.advise.simulation.scenario import Scenario
 from fleet_cli.edge.advise.simulation.session import Session
 from fleet_device.pacing.contract import ReportedLoad
-from fleet_edge.batching.delay import BatchingDelay
-from fleet_edge.batching.present_texts import PresentTexts
-from fleet_edge.batching.step_cost import StepCost
-from fleet_edge.sessions.acceptance import AcceptanceByModel
+from fleet_edge.batching.step_cost import RunningRequests, StepCost
+from fleet_edge.batching.timing import BatchingDelay
+from fleet_edge.sessions.statistics import AcceptanceByModel
 
 if TYPE_CHECKING:
     import simpy
@@ -78,7 +77,7 @@ class SimulatedEdge:
         self._wake = env.event()
         self._acceptance = AcceptanceByModel()
         self._last_step_s = 0.0
-        self._present = PresentTexts()
+        self._present = RunningRequests()
         self._held: dict[int, Session] = {}
         self._messages = 0  # since the last step began
         self._steps = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
-from fleet_edge.step_time.curve import StepCurve
+from fleet_edge.step_time import StepCurve
 
 Plan = Callable[[], Pacing]
 """Makes the pacing of one device."""

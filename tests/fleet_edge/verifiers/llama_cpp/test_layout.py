@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, Share, lay_out
+from fleet_edge.verifiers.llama_cpp.layout import Call, CallLimits, Share, StreamPart, lay_out
 
-LIMITS = Limits(tokens=512, rows=128, height=63)
+LIMITS = CallLimits(tokens=512, rows=128, height=63)
 ROOM = dict.fromkeys(range(16), 200)
 
 
@@ -27,8 +27,8 @@ def test_every_token_is_computed_once_in_order_and_what_fills_up_has_room(seed: 
         if room[stream] < 2:
             continue
         count = rng.randrange(1, min(room[stream] - 1, rng.choice((2, 7, 200))) + 1)
-        parts.append(Part(stream, count, rng.randrange(count + 1)))
-    limits = Limits(
+        parts.append(StreamPart(stream, count, rng.randrange(count + 1)))
+    limits = CallLimits(
         tokens=rng.choice((2 * streams, 512)),
         rows=rng.choice((streams, 128)),
         height=rng.choice((4, 63, 512)),
@@ -50,7 +50,7 @@ def test_every_token_is_computed_once_in_order_and_what_fills_up_has_room(seed: 
             assert share.first == done[share.stream]
             assert share.first + share.count + share.filling <= room[share.stream]
             done[share.stream] += share.count
-            part = wanted.get(share.stream, Part(share.stream, 0, 0))
+            part = wanted.get(share.stream, StreamPart(share.stream, 0, 0))
             in_call += share.wanted(part.count, part.rows)
             if part.count:
                 rows[share.stream] += share.wanted(part.count, part.rows)
@@ -62,7 +62,7 @@ def test_every_token_is_computed_once_in_order_and_what_fills_up_has_room(seed: 
 @pytest.mark.parametrize("seed", range(50))
 def test_no_step_costs_more_than_each_sequence_alone_or_all_filled_up(seed: int) -> None:
     rng = random.Random(seed)
-    parts = [Part(stream, rng.randrange(1, 10), 1) for stream in rng.sample(range(16), rng.randrange(1, 17))]
+    parts = [StreamPart(stream, rng.randrange(1, 10), 1) for stream in rng.sample(range(16), rng.randrange(1, 17))]
     call_tokens = rng.choice((1.0, 3.0, 10.0, 64.0))
     calls = lay_out(parts, room=ROOM, call_tokens=call_tokens, limits=LIMITS)
     alone = sum(call_tokens + part.count for part in parts)
@@ -72,12 +72,12 @@ def test_no_step_costs_more_than_each_sequence_alone_or_all_filled_up(seed: int)
 
 
 def test_neighbours_with_equally_many_tokens_are_one_call() -> None:
-    calls = lay_out([Part(stream, 5, 5) for stream in range(16)], room=ROOM, call_tokens=3.0, limits=LIMITS)
+    calls = lay_out([StreamPart(stream, 5, 5) for stream in range(16)], room=ROOM, call_tokens=3.0, limits=LIMITS)
     assert calls == [tuple(Share(stream, 0, 5, 0) for stream in range(16))]
 
 
 def test_a_gap_is_filled_where_that_is_cheaper_than_another_pass() -> None:
-    parts = [Part(0, 1, 1), Part(2, 1, 1)]
+    parts = [StreamPart(0, 1, 1), StreamPart(2, 1, 1)]
     filled = lay_out(parts, room=ROOM, call_tokens=3.0, limits=LIMITS)
     assert filled == [(Share(0, 0, 1, 0), Share(1, 0, 0, 1), Share(2, 0, 1, 0))]
     assert len(lay_out(parts, room=ROOM, call_tokens=0.5, limits=LIMITS)) == 2
@@ -85,29 +85,31 @@ def test_a_gap_is_filled_where_that_is_cheaper_than_another_pass() -> None:
 
 
 def test_the_ends_of_longer_parts_are_a_layer_of_their_own() -> None:
-    parts = [Part(stream, 1 if stream % 8 else 9, 1) for stream in range(16)]
+    parts = [StreamPart(stream, 1 if stream % 8 else 9, 1) for stream in range(16)]
     calls = lay_out(parts, room=ROOM, call_tokens=3.0, limits=LIMITS)
     assert [len(call) for call in calls] == [16, 1, 1]
 
 
 def test_a_prompt_is_not_mixed_with_drafts() -> None:
-    calls = lay_out([Part(0, 5, 5), Part(1, 100, 0), Part(2, 5, 5)], room=ROOM, call_tokens=3.0, limits=LIMITS)
+    calls = lay_out(
+        [StreamPart(0, 5, 5), StreamPart(1, 100, 0), StreamPart(2, 5, 5)], room=ROOM, call_tokens=3.0, limits=LIMITS
+    )
     assert sorted(share.count for call in calls for share in call if share.stream == 1 and share.count) == [37, 63]
     assert all(share.count in {0, 5, 37, 63} for call in calls for share in call)
 
 
 @pytest.mark.parametrize("least", [1, 2])
 def test_a_single_token_gets_company_where_it_would_be_computed_in_another_way(least: int) -> None:
-    limits = Limits(tokens=512, rows=128, height=512, least=least)
-    calls = lay_out([Part(3, 1, 1)], room=ROOM, call_tokens=3.0, limits=limits)
+    limits = CallLimits(tokens=512, rows=128, height=512, least=least)
+    calls = lay_out([StreamPart(3, 1, 1)], room=ROOM, call_tokens=3.0, limits=limits)
     assert calls == [(Share(3, 0, 1, least - 1),)]
-    together = lay_out([Part(stream, 1, 1) for stream in range(16)], room=ROOM, call_tokens=3.0, limits=limits)
+    together = lay_out([StreamPart(stream, 1, 1) for stream in range(16)], room=ROOM, call_tokens=3.0, limits=limits)
     assert together == [tuple(Share(stream, 0, 1, least - 1) for stream in range(16))]
     # The last of a long part, and what rows cut off, are such tokens too.
-    calls = lay_out([Part(3, 513, 1)], room={3: 514}, call_tokens=3.0, limits=limits)
+    calls = lay_out([StreamPart(3, 513, 1)], room={3: 514}, call_tokens=3.0, limits=limits)
     assert calls == [(Share(3, 0, 512, 0),), (Share(3, 512, 1, least - 1),)]
-    few = Limits(tokens=512, rows=2, height=512, least=least)
-    calls = lay_out([Part(3, 3, 3)], room=ROOM, call_tokens=3.0, limits=few)
+    few = CallLimits(tokens=512, rows=2, height=512, least=least)
+    calls = lay_out([StreamPart(3, 3, 3)], room=ROOM, call_tokens=3.0, limits=few)
     assert calls == [(Share(3, 0, 2, 0),), (Share(3, 2, 1, least - 1),)]
 
 
@@ -115,15 +117,15 @@ def test_a_single_token_gets_company_where_it_would_be_computed_in_another_way(l
 @pytest.mark.parametrize(("streams", "tokens", "fewest"), [(31, 2, 2), (31, 3, 2), (48, 2, 2), (60, 5, 5)])
 def test_many_drafts_are_cut_between_streams(streams: int, tokens: int, fewest: int, least: int) -> None:
     """Across, they would be calls with a token of each, of which each took twice what it takes to repeat to the bit."""
-    limits = Limits(tokens=512, rows=60, height=512, least=least)
-    parts = [Part(stream, tokens, tokens) for stream in range(streams)]
+    limits = CallLimits(tokens=512, rows=60, height=512, least=least)
+    parts = [StreamPart(stream, tokens, tokens) for stream in range(streams)]
     calls = lay_out(parts, room=dict.fromkeys(range(streams), 200), call_tokens=3.0, limits=limits)
     assert len(calls) == fewest
     assert {(share.count, share.filling) for call in calls for share in call} == {(tokens, 0)}
 
 
 def test_a_gap_that_has_no_room_for_company_is_not_filled() -> None:
-    limits = Limits(tokens=512, rows=128, height=512, least=2)
-    parts = [Part(0, 1, 1), Part(2, 1, 1)]
+    limits = CallLimits(tokens=512, rows=128, height=512, least=2)
+    parts = [StreamPart(0, 1, 1), StreamPart(2, 1, 1)]
     calls = lay_out(parts, room=ROOM | {1: 1}, call_tokens=30.0, limits=limits)
     assert calls == [(Share(0, 0, 1, 1),), (Share(2, 0, 1, 1),)]

@@ -10,10 +10,8 @@ import pytest
 
 from fleet_edge.verifiers.contract import Item, SequenceFailed, Verifier, VerifierError
 from fleet_edge.verifiers.llama_cpp import slab, verifier
-from fleet_edge.verifiers.llama_cpp.placement import ActiveSequences, nearest, plan_moves
-from fleet_edge.verifiers.llama_cpp.slab import SlabShape
-from fleet_edge.verifiers.llama_cpp.streams import Plan, StreamTable
-from fleet_edge.verifiers.llama_cpp.target import GgufTarget, open_target
+from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, SlabShape, open_target
+from fleet_edge.verifiers.llama_cpp.streams import ActiveSequences, StreamPlan, StreamTable, nearest, plan_moves
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from tests.fleet_edge.verifiers.oracle import VOCABULARY, tiny_target_gguf
@@ -113,7 +111,7 @@ def test_a_sequence_that_llama_cpp_could_not_move_fails_alone_and_only_when_it_i
         raise VerifierError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(slab.Slab, "restore", fail)
+        patch.setattr(slab.LlamaSlab, "restore", fail)
         with pytest.raises(SequenceFailed) as caught:
             run(inner, [0, 3], 40)
     lost = caught.value.sequence
@@ -167,10 +165,10 @@ def test_few_and_short_sequences_are_moved_rather_than_many_and_long_ones() -> N
 
 @pytest.mark.parametrize(("count", "begins"), [(2, [0, 1, 2, 4, 5, 6]), (4, [0, 4]), (5, [0, 1, 2, 3])])
 def test_neighbours_are_in_as_few_slabs_as_can_be_and_never_in_a_spare_stream(count: int, begins: list[int]) -> None:
-    plan = Plan(context=255, slabs=2, shape=SlabShape(streams=4, cells=256, rows=4, tokens=64, threads=1))
-    table = StreamTable(plan, lambda: cast("slab.Slab", object()))
+    plan = StreamPlan(context=255, slabs=2, shape=SlabShape(streams=4, cells=256, rows=4, tokens=64, threads=1))
+    table = StreamTable(plan, lambda: cast("slab.LlamaSlab", object()))
     table.slabs.append(table.slabs[0])
     assert list(table.begins(count)) == begins
-    spare = StreamTable(plan, lambda: cast("slab.Slab", object()), spare=True)
+    spare = StreamTable(plan, lambda: cast("slab.LlamaSlab", object()), spare=True)
     assert list(spare.begins(count)) == [begin for begin in begins if begin + count <= 3]
     assert spare.free == 6

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, UnsupportedModel, VerifierError
-from fleet_edge.verifiers.llama_cpp import placement, slab, streams
-from fleet_edge.verifiers.llama_cpp.target import GgufTarget, open_target
+from fleet_edge.verifiers.llama_cpp import slab, streams
+from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
 from schemas.vocabulary import Vocabulary
@@ -123,7 +123,7 @@ def test_random_work_over_several_sequences_equals_the_engine_alone(
 ) -> None:
     monkeypatch.setattr(streams, "_SLAB_STREAMS", slab_streams)
     monkeypatch.setattr(GgufTarget, "window", window)
-    monkeypatch.setattr(placement, "_COPIED_TOKENS", 1e-6)  # sequences are moved as often as can be
+    monkeypatch.setattr(streams, "_COPIED_TOKENS", 1e-6)  # sequences are moved as often as can be
     engine, verifier = Engine(path, 512), load(path)
     worst = random_work(verifier, engine, steps=40, longest=150, seed="tiny")
     assert worst < TOLERANCE
@@ -278,7 +278,7 @@ def test_a_model_that_takes_no_tokens_back_is_refused(path: Path, monkeypatch: p
 def test_a_rollback_that_is_none_is_noticed_before_anybody_is_served(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slab.Slab, "cut", lambda *_: None)
+    monkeypatch.setattr(slab.LlamaSlab, "cut", lambda *_: None)
     with pytest.raises(VerifierError):
         load(path)
 

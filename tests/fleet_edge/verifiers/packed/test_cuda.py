@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fleet_edge.batching.judging import Case, judge_batch
-from fleet_edge.batching.torch_topk import top_k
+from fleet_edge.batching.torch_shaping import top_k
 from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from schemas.policy import SamplingPolicy

@@ -6,7 +6,7 @@ import pytest
 
 from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import GrammarUnavailable
-from fleet_edge.verifiers.llama_cpp.target import GgufTarget
+from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
 from fleet_edge.verifiers.packed.tokens import grammar_tokenizer
 from schemas.policy import Grammar
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fleet_edge.settings import RemoteSettings
-from fleet_edge.verifiers.remote.tokenizer import LocalTokens, sample_tokens
+from fleet_edge.settings import InferenceServerSettings
+from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier, connect
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.inference_server import InferenceServer
@@ -29,7 +29,7 @@ def asking(servers: Sequence[InferenceServer] | str, **settings: Any) -> Iterato
     quick = {"request_s": 5.0, "step_s": 10.0, "health_s": 0.05, "top_logprobs": TOP}
     local = LocalTokens("toy", list(SCRIPT.words), (0,))
     samples = sample_tokens(local.strings, local.end_tokens)
-    verifier = connect(RemoteSettings.model_validate(quick | settings), local, urls, samples=samples)
+    verifier = connect(InferenceServerSettings.model_validate(quick | settings), local, urls, samples=samples)
     try:
         yield verifier
     finally:

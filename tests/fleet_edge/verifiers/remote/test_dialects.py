@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_edge.verifiers.remote.dialect import Question, TopRows
-from fleet_edge.verifiers.remote.errors import BadAnswer
-from fleet_edge.verifiers.remote.verifier import DIALECTS
+from fleet_edge.verifiers.remote.dialect import DIALECTS, BadAnswer, LogprobsQuery, TopRows
 
 SIZE = 6
 PROBS = np.array([[0.1, 0.4, 0.2, 0.15, 0.1, 0.05], [0.5, 0.2, 0.1, 0.1, 0.06, 0.04]])
-QUESTION = Question([5, 4, 3, 2], rows=2, top=3)
+QUESTION = LogprobsQuery([5, 4, 3, 2], rows=2, top=3)
 LOGS = np.log(PROBS).tolist()
 
 
@@ -43,7 +41,7 @@ ANSWERS: dict[str, Callable[[list[list[tuple[Any, Any]]]], dict[str, Any]]] = {"
 each = pytest.mark.parametrize("api", ANSWERS)
 
 
-def read(api: str, answer: object, question: Question = QUESTION) -> TopRows:
+def read(api: str, answer: object, question: LogprobsQuery = QUESTION) -> TopRows:
     return DIALECTS[api]().read(answer, question, vocabulary=SIZE)
 
 
@@ -61,7 +59,7 @@ def test_vllm_is_asked_for_every_prefix_that_ends_at_a_row() -> None:
     assert (call.body["model"], call.body["max_tokens"], call.body["temperature"]) == ("m", 1, 0)
     assert (call.body["logprobs"], call.body["return_tokens_as_token_ids"]) == (3, True)
     assert "prompt_logprobs" not in call.body  # it would switch the prefix cache off
-    only = DIALECTS["vllm"]().ask(Question([5, 4], rows=0, top=3), model="m")
+    only = DIALECTS["vllm"]().ask(LogprobsQuery([5, 4], rows=0, top=3), model="m")
     assert only.body["prompt"] == [[5, 4]]
     assert "logprobs" not in only.body
 
@@ -161,7 +159,7 @@ def test_two_choices_of_one_index_are_refused() -> None:
 
 @each
 def test_a_prefill_has_no_rows(api: str) -> None:
-    question = Question([5, 4], rows=0, top=3)
+    question = LogprobsQuery([5, 4], rows=0, top=3)
     answer = {"choices": [{"index": 0, "text": "?", "logprobs": None}], "text": "", "meta_info": {}}
     assert read(api, answer, question).ids.shape == (0, 3)
 

@@ -12,7 +12,7 @@ from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, VerifierError
 from fleet_edge.verifiers.registry import check_verifier
-from fleet_edge.verifiers.remote.verifier import endpoint_urls
+from fleet_edge.verifiers.remote.loading import endpoint_urls
 from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
 from tests.support.inference_server import Fault
 from tests.support.markov import MarkovScript
@@ -148,7 +148,7 @@ def test_a_key_file_that_cannot_be_used_is_told_of(make: Callable[[Path], Path],
         ("http://host:99999", "inference"),
         ("http://host/?x=1", "inference"),
         ("http://user:secret@host", "key"),
-        ("http://a:1, http://a:1/", "stands twice"),
+        ("http://a:1, http://a:1/", "twice"),
     ],
 )
 def test_addresses_that_are_none_are_told_of(text: str, sentence: str) -> None:

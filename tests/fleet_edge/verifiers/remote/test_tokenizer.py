@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fleet_edge.verifiers.contract import UnsupportedModel
-from fleet_edge.verifiers.remote.tokenizer import load_local, readings, sample_tokens
+from fleet_edge.verifiers.remote.loading import load_local, readings, sample_tokens
 from tests.fleet_edge.verifiers.oracle import WORDS, tokenizer
 
 

@@ -1,0 +1,349 @@
+"""Device log: events and device states on their way to the session log, at a bounded rate."""
+
+import hashlib
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final, Generic, TypeVar
+
+from fleet_edge.store.event_codes import EventKind, Severity, severity_of
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeSeen
+from schemas.control import DeviceState, EdgeState, Presence, Telemetry
+
+_MINUTE: Final = timedelta(minutes=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_OTHER: Final = "other"
+
+_Key = tuple[str | None, str, str]
+"""Device, kind and code."""
+
+
+@dataclass(slots=True)
+class _Count:
+    """An event of the current minute.
+
+    Its `id` is random, so that no two runs of an edge refer to the same row. For an event seen by all edges alike it is
+    derived from the event, so that they all write the same row.
+    """
+
+    id: str
+    sentence: str
+    session: bytes | None
+    severity: Severity
+    at: datetime
+    last_at: datetime
+    count: int = 0
+    written: int = 0
+
+
+@dataclass(slots=True)
+class EventCounts:
+    """Writes one event for each device, kind, code and minute, with its count. Thread-safe.
+
+    The first event is written at once; repetitions in the same minute are counted and written by `flush` or with the
+    next
+    minute. So a device causes at most 16 events a minute, whatever it sends. Events above `most_codes` per minute and
+    device
+    count as one, `other`; so do those above `most_events` of all devices, without a device. `put` MUST NOT block or
+    raise.
+    """
+
+    put: Callable[[EventLogged], object]
+    edge: str
+    now: Callable[[], datetime]
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+    most_codes: int = 16
+    most_events: int = 4096
+    _minute: int = -1
+    _counts: dict[_Key, _Count] = field(default_factory=dict)
+    _codes: Counter[str | None] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(
+        self,
+        *,
+        kind: str,
+        code: str,
+        sentence: str,
+        device: str | None,
+        session: bytes | None = None,
+        times: int = 1,
+        severity: Severity | None = None,
+        shared: bool = False,
+    ) -> None:
+        """Count an event.
+
+        Args:
+            kind: Subject (see `event_codes`).
+            code: What happened; MUST NOT contain data from the device.
+            sentence: Description; the first of a minute is kept.
+            device: The device concerned, if any.
+            session: The session concerned, if any; the first of a minute is kept.
+            times: Number of occurrences.
+            severity: Severity; by default that of `event_codes`.
+            shared: Whether all edges of the fleet see it, as one event.
+        """
+        with self._lock:
+            at = self.now()
+            minute = (at - _EPOCH) // _MINUTE
+            if minute != self._minute:  # also if the clock was set back
+                self._write()
+                self._counts.clear()
+                self._codes.clear()
+                self._minute = minute
+            key, sentence, session = self._place(device, kind, code, sentence, session)
+            counted = self._counts.get(key)
+            if counted is None:
+                made = _shared_id(key, minute) if shared and key[1] != _OTHER else self.new_id()
+                grave = severity or severity_of(key[1], key[2])
+                counted = self._counts[key] = _Count(made, sentence, session, grave, at, at)
+                self._codes[key[0]] += 1
+            counted.count += times
+            counted.last_at = max(counted.last_at, at)
+            if not counted.written:
+                self._put(key, counted)
+
+    def flush(self) -> None:
+        """Write changed counts. Call it every few seconds, and at the end."""
+        with self._lock:
+            self._write()
+
+    def _place(
+        self, device: str | None, kind: str, code: str, sentence: str, session: bytes | None
+    ) -> tuple[_Key, str, bytes | None]:
+        """Return what to count an event as, with its sentence and session."""
+        key = (device, kind, code)
+        if key in self._counts:
+            return key, sentence, session
+        if self._codes[device] >= self.most_codes - 1:
+            key, sentence, session = (device, _OTHER, _OTHER), "Events of further kinds, counted together.", None
+        if key not in self._counts and len(self._counts) >= self.most_events - 1:
+            key, sentence, session = (None, _OTHER, _OTHER), "Events of further devices, counted together.", None
+        return key, sentence, session
+
+    def _write(self) -> None:
+        for key, counted in self._counts.items():
+            if counted.count > counted.written:
+                self._put(key, counted)
+
+    def _put(self, key: _Key, counted: _Count) -> None:
+        device, kind, code = key
+        counted.written = counted.count
+        self.put(
+            EventLogged(
+                id=counted.id,
+                edge=self.edge,
+                device=device,
+                session=counted.session.hex() if counted.session else None,
+                kind=kind,
+                code=code,
+                sentence=counted.sentence,
+                at=counted.at,
+                count=counted.count,
+                last_at=counted.last_at,
+                severity=counted.severity,
+            )
+        )
+
+
+def _shared_id(key: _Key, minute: int) -> str:
+    return hashlib.blake2b(repr((*key, minute)).encode(), digest_size=16).hexdigest()
+
+
+_SENTENCES: Final = {
+    Presence.ONLINE: "The device has connected.",
+    Presence.DRAINING: "The device finishes its requests and takes no new ones.",
+    Presence.OFFLINE: "The device has disconnected, or the broker has lost it.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChange:
+    """What is new in a state: codes and sentences of events, and since when the presence holds, if known."""
+
+    events: tuple[tuple[str, str], ...]
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    presence: Presence
+    software: str
+    model: str
+
+
+@dataclass(slots=True)
+class DeviceChanges:
+    """Compares each device's state with its last one. `most` bounds the memory."""
+
+    now: Callable[[], datetime]
+    most: int = 65_536
+    _known: dict[str, _Known] = field(default_factory=dict)
+    _began: datetime = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.now()
+
+    def presence(self, device: str) -> Presence | None:
+        """Return a device's last presence; None if it has published none."""
+        known = self._known.get(device)
+        return None if known is None else known.presence
+
+    def note(self, device: str, state: DeviceState) -> DeviceChange:
+        """Compare a state. The first of a device may be old: the broker retains it."""
+        now, before = self.now(), self._known.get(device)
+        known = _Known(state.presence, state.software, f"{state.draft_model} {state.quantization}".strip())
+        if before is None and len(self._known) >= self.most:
+            return DeviceChange((), None)
+        self._known[device] = known
+        if before is not None:
+            return DeviceChange(tuple(_differences(before, known)), now if known.presence != before.presence else None)
+        if state.presence is Presence.OFFLINE:
+            return DeviceChange((), None)
+        connected = min(now, state.since)
+        fresh = state.presence is Presence.ONLINE and connected >= self._began
+        return DeviceChange((("online", _SENTENCES[Presence.ONLINE]),) if fresh else (), connected)
+
+
+def _differences(before: _Known, now: _Known) -> list[tuple[str, str]]:
+    events = []
+    if now.presence != before.presence:
+        events.append((now.presence.value, _SENTENCES[now.presence]))
+    if now.software != before.software:
+        events.append(("software-changed", f"The device runs {now.software}; before it ran {before.software}."))
+    if now.model != before.model:
+        events.append(("model-changed", f"The device drafts with {now.model}; before with {before.model}."))
+    return events
+
+
+R = TypeVar("R", DeviceSeen, DeviceTold)
+
+
+@dataclass(slots=True)
+class _Latest(Generic[R]):
+    """Time of the last record of a device, and the state that waits."""
+
+    written_at: datetime
+    waiting: R | None = None
+
+
+@dataclass(slots=True)
+class DeviceStates(Generic[R]):
+    """Writes at most one record per device and `every` seconds. Thread-safe.
+
+    The first state is written at once; of those that follow within `every` the last one waits for `flush`. States of
+    more
+    than `most` devices are only written after the next `flush`. `put` MUST NOT block or raise.
+    """
+
+    put: Callable[[R], object]
+    every: timedelta = timedelta(seconds=5)
+    most: int = 65_536
+    _latest: dict[str, _Latest[R]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, seen: R) -> None:
+        """Take a record; those of one device MUST come in order."""
+        with self._lock:
+            latest = self._latest.get(seen.device)
+            if latest is not None and self._recent(latest, seen.at):
+                latest.waiting = seen
+            elif latest is not None or len(self._latest) < self.most:
+                self._latest[seen.device] = _Latest(seen.at)
+                self.put(seen)
+
+    def flush(self, now: datetime) -> None:
+        """Write what waits, and forget silent devices. Call it every few seconds, and at the end."""
+        with self._lock:
+            for device, latest in list(self._latest.items()):
+                if latest.waiting is not None:
+                    self.put(latest.waiting)
+                    self._latest[device] = _Latest(now)
+                elif not self._recent(latest, now):
+                    del self._latest[device]
+
+    def _recent(self, latest: _Latest[R], at: datetime) -> bool:
+        return timedelta() <= at - latest.written_at < self.every  # not if the clock was set back
+
+
+_TELEMETRY_EVERY: Final = timedelta(seconds=30)
+
+
+@dataclass(slots=True)
+class StateRecorder:
+    """Writes states and telemetry of devices, and the state of this edge."""
+
+    put: Callable[[Record], None]
+    edge: str
+    now: Callable[[], datetime]
+    events: EventCounts
+    _changes: DeviceChanges = field(init=False)
+    _states: DeviceStates[DeviceSeen] = field(init=False)
+    _telemetry: DeviceStates[DeviceTold] = field(init=False)
+    _presence: tuple[Presence, datetime] | None = None  # of this edge, and since when
+
+    def __post_init__(self) -> None:
+        self._changes = DeviceChanges(self.now)
+        self._states = DeviceStates(self.put)
+        self._telemetry = DeviceStates(self.put, every=_TELEMETRY_EVERY)
+
+    def presence(self, device: str) -> Presence | None:
+        return self._changes.presence(device)
+
+    def device(self, device: str, state: DeviceState) -> None:
+        """Write a device's published state, and events for what has changed."""
+        change = self._changes.note(device, state)
+        for code, sentence in change.events:
+            # All edges receive it.
+            self.events.note(kind=EventKind.DEVICE, code=code, sentence=sentence, device=device, shared=True)
+        self._states.note(
+            DeviceSeen(
+                device=device,
+                presence=state.presence,
+                software=state.software,
+                draft_model=state.draft_model,
+                quantization=state.quantization,
+                at=self.now(),
+                certificate_until=state.certificate_until,
+                presence_since=change.since,
+            )
+        )
+
+    def telemetry(self, device: str, telemetry: Telemetry) -> None:
+        """Write a device's telemetry, at most once in half a minute."""
+        self._telemetry.note(
+            DeviceTold(
+                device=device,
+                at=self.now(),
+                plan=telemetry.plan,
+                round_trip_ms=telemetry.round_trip_ms,
+                acceptance=telemetry.acceptance,
+                draft_ms_per_token=telemetry.draft_ms_per_token,
+            )
+        )
+
+    def own(self, state: EdgeState) -> None:
+        if self._presence is None or self._presence[0] is not state.presence:
+            self._presence = (state.presence, self.now())
+        self.put(
+            EdgeSeen(
+                edge=state.edge,
+                presence=state.presence,
+                software=state.software,
+                target=state.target,
+                vocabulary=state.vocabulary,
+                at=self.now(),
+                certificate_until=state.certificate_until,
+                presence_since=self._presence[1],
+            )
+        )
+
+    def flush(self) -> None:
+        now = self.now()
+        self._states.flush(now)
+        self._telemetry.flush(now)

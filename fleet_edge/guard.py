@@ -1,0 +1,425 @@
+"""Guard: decide before decoding whether a device's message is accepted, and keep the devices' quotas.
+
+The link's thread calls `accepts` for every message; everything else runs on the orchestrator's thread. A flood costs a
+table lookup per message, and an answer now and then.
+"""
+
+import json
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.limits import FenceSettings, KeptStanding, QuotaSettings, Standing, Strikes
+from fleet_edge.store.fences import Fences
+from schemas.errors import TopicError
+from schemas.messages import Open
+from schemas.reasons import Action, FaultCode, RefusalCode
+from schemas.topics import Topic, parse
+
+_WEIGHTS: Final[Mapping[FaultCode, float]] = {
+    FaultCode.MALFORMED: 10.0,  # a sound device never sends one
+    FaultCode.UNKNOWN_SESSION: 1.0,
+    FaultCode.DESYNC: 1.0,
+    FaultCode.TOO_LONG: 3.0,
+    FaultCode.TOKEN: 10.0,
+    FaultCode.COUNTS: 10.0,
+    FaultCode.QUOTA: 1.0,
+}
+"""Strikes of a fault; the edge's own faults count none. What a bad line or a restarted edge causes counts least."""
+
+_DEADLY_GRAMMAR_WEIGHT: Final = 160.0
+"""Strikes for a grammar that has killed a process: by default the second within seconds leads to quarantine."""
+
+_SLOWED_WEIGHT: Final = 4.0
+_NOTIFY_EVERY_S: Final = 1.0
+_NOTIFY_QUARANTINED_EVERY_S: Final = 10.0
+_MOST_STANDINGS: Final = 65_536
+_IDLE_S: Final = 600.0
+_ANSWERED: Final = frozenset({Topic.OPEN, Topic.DRAFT})
+_UP: Final = frozenset({Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.STATE, Topic.TELEMETRY})
+
+
+@dataclass(frozen=True, slots=True)
+class OverQuota:
+    """A device exceeds a quota; its messages on the topic are dropped unread for `retry_s` seconds."""
+
+    device: str
+    topic: Topic
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineBegun:
+    """A device is quarantined for its strikes: duration, number of strikes, and how often in a row."""
+
+    device: str
+    for_s: float
+    strikes: float
+    level: int
+
+
+Notice = OverQuota | QuarantineBegun
+
+
+@dataclass(frozen=True, slots=True)
+class _Channel:
+    """A known topic and its device."""
+
+    topic: Topic
+    standing: Standing
+
+
+class DeviceGuard:
+    """Keeps the standing of all devices of an edge."""
+
+    def __init__(self, quotas: QuotaSettings, fence: FenceSettings, *, clock: Callable[[], float]) -> None:
+        self._quotas = quotas
+        self._fence = fence
+        self._clock = clock
+        self._lock = threading.Lock()  # both threads create standings and count strikes
+        self._standings: dict[str, Standing] = {}
+        self._channels: dict[bytes, _Channel | None] = {}
+        self._notices: deque[Notice] = deque(maxlen=1000)
+
+    # On the link's thread
+
+    def accepts(self, topic: bytes, size: int, retained: bool) -> bool:
+        """Return whether to decode a message.
+
+        Args:
+            topic: Topic in UTF-8.
+            size: Bytes of the packet.
+            retained: Whether it is a retained message.
+        """
+        try:
+            channel = self._channels[topic]
+        except KeyError:
+            channel = self._channel(topic)
+        if channel is None:
+            return True  # not a device's topic
+        standing, now = channel.standing, self._clock()
+        if now < standing.quarantined_until:
+            return self._while_quarantined(channel, now)
+        weight = _SLOWED_WEIGHT if standing.strikes.slowed(now) else 1.0
+        wait_s = standing.messages[channel.topic].take(weight, now) or standing.uplink.take(size, now)
+        if wait_s == 0.0 or retained:
+            standing.heard = now
+            return True
+        standing.dropped += 1
+        self._strike(standing, _WEIGHTS[FaultCode.QUOTA], now)
+        if channel.topic in _ANSWERED and now - standing.notified >= _NOTIFY_EVERY_S and not standing.fenced(now):
+            standing.notified = now
+            self._notices.append(OverQuota(standing.device, channel.topic, wait_s))
+        return False
+
+    # On the orchestrator's thread
+
+    def admit_open(self, device: str, message: Open) -> None:
+        """Take an Open's share out of its device's quotas.
+
+        Raises:
+            OpenRefused: It exceeds one of them, or the device is quarantined.
+        """
+        standing, now = self._standing(device), self._clock()
+        if standing.fenced(now):
+            raise self.shut_out(device)
+        quotas = standing.quotas
+        if message.policy.top_k > quotas.top_k:
+            raise OpenRefused(
+                RefusalCode.QUOTA,
+                f"The policy's top_k is {message.policy.top_k}; this edge allows {quotas.top_k}, or 0 for the whole "
+                "vocabulary.",
+            )
+        if (wait_s := standing.opens.wait_s(1.0, now)) > 0.0:
+            raise _over(f"The device may open {quotas.opens_per_min:g} sessions a minute", wait_s)
+        tokens = len(message.prompt) + len(message.resume or ())
+        if (wait_s := standing.prompts.take(tokens, now)) > 0.0:
+            raise _over(f"The device may send {quotas.prompt_tokens_per_min:g} prompt tokens a minute", wait_s)
+        if (wait_s := standing.new_tokens.wait_s(1.0, now)) > 0.0:
+            raise _over(f"The device may write {quotas.new_tokens_per_min:g} tokens a minute", wait_s)
+        standing.opens.take(1.0, now)
+
+    def admit_grammar(self, device: str) -> None:
+        """Check that a device may have another grammar compiled.
+
+        Raises:
+            OpenRefused: Its earlier ones have used up the quota.
+        """
+        standing = self._standing(device)
+        if (wait_s := standing.grammars.wait_s(0.0, self._clock())) > 0.0:
+            most = standing.quotas.grammar_s_per_min
+            raise _over(f"The device's grammars may take {most:g} s a minute to compile", wait_s)
+
+    def spend_grammar(self, device: str, seconds: float) -> None:
+        self._standing(device).grammars.spend(seconds, self._clock())
+
+    def strike_grammar(self, device: str) -> None:
+        """Strike a device for a grammar that has killed a process."""
+        self._strike(self._standing(device), _DEADLY_GRAMMAR_WEIGHT, self._clock())
+
+    def admit_draft(self, device: str) -> None:
+        """Check that a device may still generate tokens.
+
+        Raises:
+            DraftFault: It has used up its quota.
+        """
+        standing = self._standing(device)
+        wait_s = standing.new_tokens.wait_s(1.0, self._clock())
+        if wait_s > 0.0:
+            most = standing.quotas.new_tokens_per_min
+            sentence = f"The device may write {most:g} tokens a minute; it waits {wait_s:.1f} s."
+            raise DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=wait_s)
+
+    def spend(self, device: str, tokens: int) -> None:
+        self._standing(device).new_tokens.spend(tokens, self._clock())
+
+    def most_sample_requests(self, device: str) -> int:
+        return self._standing(device).quotas.sample_requests
+
+    def kv_share(self, device: str) -> float:
+        """Return the share of the KV memory that a device may hold while others need some."""
+        return self._standing(device).quotas.kv_share
+
+    def may_repeat(self, device: str, size: int) -> bool:
+        """Whether this many bytes may be sent to a device again; counts them if so."""
+        return self._standing(device).repeats.take(size, self._clock()) == 0.0
+
+    def may_answer(self, device: str) -> bool:
+        """Whether a device may be sent another fault or refusal; counts it if so."""
+        return self._standing(device).answers.take(1.0, self._clock()) == 0.0
+
+    def strike(self, device: str, code: FaultCode) -> None:
+        """Count a fault as strikes."""
+        weight = _WEIGHTS.get(code, 0.0)
+        if weight > 0.0:
+            self._strike(self._standing(device), weight, self._clock())
+
+    def quarantined_by_others(self, left_s: Mapping[str, float]) -> set[str]:
+        """Quarantine the devices that an administrator or another edge has quarantined, and no others.
+
+        Args:
+            left_s: Remaining seconds by device; infinite until lifted.
+
+        Returns:
+            Devices that were not quarantined before.
+        """
+        now, new = self._clock(), set[str]()
+        for device, seconds in left_s.items():
+            standing = self._standing(device)
+            if not standing.fenced(now):
+                new.add(device)
+            standing.others_until = now + seconds
+        with self._lock:
+            standings = list(self._standings.values())
+        for standing in standings:
+            if standing.device not in left_s:
+                standing.others_until = 0.0
+            standing.quarantined_until = max(standing.own_until, standing.others_until)
+        return new
+
+    def lift(self, device: str) -> None:
+        """End our own quarantine of a device, and forget its strikes."""
+        standing = self._standing(device)
+        with self._lock:
+            standing.own_until = 0.0
+            standing.quarantined_until = standing.others_until
+            standing.strikes = Strikes(self._fence, self._clock())
+
+    def shut_out(self, device: str) -> OpenRefused:
+        """Return the refusal of a quarantined device."""
+        left_s = min(1e9, max(0.0, self._standing(device).quarantined_until - self._clock()))
+        return OpenRefused(
+            RefusalCode.FENCED,
+            f"The device is quarantined for another {left_s:.0f} s; 'fleet admin fenced' shows its administrator the "
+            "reason.",
+            retry_s=left_s,
+        )
+
+    def fenced(self) -> frozenset[str]:
+        """Return the devices in quarantine. Thread-safe."""
+        now = self._clock()
+        with self._lock:
+            return frozenset(name for name, each in self._standings.items() if each.fenced(now))
+
+    def take_notices(self) -> list[Notice]:
+        """Return what has happened since the last call."""
+        notices = []
+        while self._notices:
+            notices.append(self._notices.popleft())
+        return notices
+
+    def take_dropped(self) -> dict[str, int]:
+        """Return the number of messages of each device dropped unread since the last call."""
+        with self._lock:
+            standings = list(self._standings.values())
+        dropped = {}
+        for standing in standings:
+            if (number := standing.dropped - standing.dropped_before) > 0:
+                standing.dropped_before += number
+                dropped[standing.device] = number
+        return dropped
+
+    def kept(self, most: int) -> dict[str, KeptStanding]:
+        """Return the standings that must survive a restart, by device; of too many, those with strikes."""
+        now = self._clock()
+        with self._lock:
+            standings = list(self._standings.values())
+        found = {each.device: kept for each in standings if (kept := each.kept(now)) is not None}
+        if len(found) > most:
+            first = sorted(found.items(), key=lambda entry: (entry[1].level, entry[1].strikes, entry[1].used["opens"]))
+            found = dict(first[-most:])
+        return found
+
+    def restore(self, kept: Mapping[str, KeptStanding], *, ago_s: float) -> None:
+        """Continue from another run of the edge that ended `ago_s` seconds ago."""
+        now = self._clock()
+        for device, each in kept.items():
+            self._standing(device).restore(each, ago_s=ago_s, now=now)
+
+    # Within
+
+    def _while_quarantined(self, channel: _Channel, now: float) -> bool:
+        """Accept an Open now and then, so that its device is told how long the quarantine lasts."""
+        standing = channel.standing
+        if channel.topic is Topic.OPEN and now - standing.notified >= _NOTIFY_QUARANTINED_EVERY_S:
+            standing.notified = now
+            return True
+        standing.dropped += 1
+        return False
+
+    def _strike(self, standing: Standing, weight: float, now: float) -> None:
+        with self._lock:
+            if standing.fenced(now):
+                return
+            for_s = standing.strikes.add(weight, now)
+            if for_s == 0.0:
+                return
+            standing.own_until = now + for_s
+            standing.quarantined_until = max(standing.own_until, standing.others_until)
+        self._notices.append(QuarantineBegun(standing.device, for_s, self._fence.strikes, standing.strikes.level))
+
+    def _channel(self, topic: bytes) -> _Channel | None:
+        """Return the entry of a new topic; None if it is not a device's."""
+        if len(self._channels) >= 4 * _MOST_STANDINGS:
+            self._channels.clear()  # rebuilt on demand
+        try:
+            address = parse(topic.decode())
+        except (TopicError, UnicodeDecodeError):
+            return None
+        if address.device is None or address.topic not in _UP:
+            return None
+        channel = self._channels[topic] = _Channel(address.topic, self._standing(address.device))
+        return channel
+
+    def _standing(self, device: str) -> Standing:
+        standing = self._standings.get(device)
+        if standing is None:
+            with self._lock:
+                if len(self._standings) >= _MOST_STANDINGS:
+                    self._forget_idle()
+                standing = self._standings.setdefault(
+                    device, Standing(device, self._quotas.of(device), self._fence, self._clock())
+                )
+        return standing
+
+    def _forget_idle(self) -> None:
+        """Forget idle devices: anyone can use new names where names cost no certificate."""
+        now = self._clock()
+        self._standings = {
+            name: each for name, each in self._standings.items() if each.fenced(now) or now - each.heard < _IDLE_S
+        }
+        if len(self._standings) >= _MOST_STANDINGS:
+            self._standings = {name: each for name, each in self._standings.items() if each.fenced(now)}
+        self._channels = {}
+
+
+def _over(what: str, wait_s: float) -> OpenRefused:
+    return OpenRefused(RefusalCode.QUOTA, f"{what}; ask again in {math.ceil(wait_s)} s.", retry_s=wait_s)
+
+
+@dataclass(slots=True)
+class SharedQuarantines:
+    """Applies to the guard the quarantines that the session log knows of."""
+
+    guard: DeviceGuard
+    edge: str
+    now: Callable[[], datetime]
+    _own: dict[str, datetime] = field(default_factory=dict)  # beginning, by device
+
+    def begun(self, fence: QuarantineBegun) -> datetime:
+        """Note a quarantine of our own; return its beginning (UTC)."""
+        at = self._own[fence.device] = self.now()
+        return at
+
+    def apply(self, fences: Fences) -> list[str]:
+        """Quarantine and release the devices that the log says; return those newly quarantined."""
+        now = self.now()
+        for device, since in list(self._own.items()):
+            lifted = fences.lifted.get(device)
+            if lifted is not None and lifted >= since:
+                self.guard.lift(device)
+                del self._own[device]
+        others = {
+            device: float("inf") if fence.until_at is None else (fence.until_at - now).total_seconds()
+            for device, fence in fences.active.items()
+            if fence.by != self.edge or device not in self._own  # ours may date from before a restart
+        }
+        return sorted(self.guard.quarantined_by_others(others))
+
+
+_log = logging.getLogger(__name__)
+
+_MOST: Final = 4096
+"""Devices kept, those with strikes first."""
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    at: datetime
+    devices: Annotated[dict[str, KeptStanding], Field(max_length=_MOST)]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptStandings:
+    """Saves the standings of a guard to a file, so that a restart restores neither full quotas nor zero strikes.
+
+    Quarantines are in the session log.
+    """
+
+    guard: DeviceGuard
+    path: Path
+    now: Callable[[], datetime]
+
+    def read(self) -> None:
+        """Restore the standings from the file, if it can be read."""
+        try:
+            found = _File.model_validate_json(self.path.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValidationError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+            _log.warning("The quotas of all devices are full again: %s cannot be read: %s.", self.path, reason)
+            return
+        ago_s = max(0.0, (self.now() - found.at).total_seconds())
+        self.guard.restore(found.devices, ago_s=ago_s)
+
+    def write(self) -> None:
+        """Replace the file. It is not synced: a power failure may lose the latest."""
+        kept = self.guard.kept(_MOST)
+        content = {"at": self.now().isoformat(), "devices": {name: each.model_dump() for name, each in kept.items()}}
+        new = self.path.with_suffix(".new")
+        try:
+            new.write_text(json.dumps(content), encoding="utf-8")
+            new.replace(self.path)
+        except OSError as error:
+            _log.warning("The quotas of devices cannot be kept in %s: %s.", self.path, error.strerror or error)

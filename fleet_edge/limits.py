@@ -1,0 +1,319 @@
+"""Limits of one device: quotas, strikes against it, and its quarantine."""
+
+import fnmatch
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fleet_common.limits import TokenBucket
+from fleet_common.settings import setting
+from schemas.names import Name
+from schemas.topics import Topic
+
+_MOST: Final = 1e9
+
+
+def _rate(default: float, meaning: str, unit: str) -> Any:  # noqa: ANN401 - as `setting`
+    return setting(default, meaning, unit=unit, in_flags=False, gt=0, le=_MOST)
+
+
+class Quotas(BaseModel):
+    """Limits of one device. Rates are averages: a device that was idle may briefly exceed them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    drafts_per_s: float = _rate(200.0, "Maximum drafts per device.", "drafts per second")
+    opens_per_min: float = _rate(
+        120.0, "Maximum sessions opened per device, three quarters of them at once.", "sessions per minute"
+    )
+    states_per_min: float = _rate(120.0, "Maximum states published per device.", "messages per minute")
+    uplink_bytes_per_s: float = _rate(262_144.0, "Maximum bytes sent per device, as packets.", "bytes per second")
+    repeat_bytes_per_s: float = _rate(262_144.0, "Maximum bytes of repeated verdicts per device.", "bytes per second")
+    prompt_tokens_per_min: float = _rate(
+        60_000.0, "Maximum tokens per device in prompts and resumed sessions.", "tokens per minute"
+    )
+    new_tokens_per_min: float = _rate(12_000.0, "Maximum tokens generated per device.", "tokens per minute")
+    grammar_s_per_min: float = _rate(10.0, "Maximum time to compile grammars per device.", "seconds per minute")
+    sample_requests: int = setting(
+        32,
+        "Maximum requests for further samples after one rejection.",
+        unit="requests",
+        in_flags=False,
+        ge=1,
+        le=1 << 20,
+    )
+    top_k: int = setting(
+        1024,
+        "Largest `top_k` of a policy; 0 (whole vocabulary) is always allowed.",
+        unit="tokens",
+        in_flags=False,
+        ge=1,
+        le=1 << 21,
+    )
+    kv_share: float = setting(
+        0.5,
+        "Maximum share of the memory for keys and values per device while others need some.",
+        in_flags=False,
+        gt=0,
+        le=1,
+    )
+
+
+class LabelSettings(Quotas):
+    """Quotas of the devices with a label, which override the general ones."""
+
+    devices: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    def concerns(self, device: str) -> bool:
+        """Whether a device has the label: `devices` lists its name, or a pattern that matches (`press-*`)."""
+        return any(fnmatch.fnmatchcase(device, pattern) for pattern in self.devices)
+
+
+class QuotaSettings(Quotas):
+    """The section `[quotas]`: general quotas, and those of labels."""
+
+    labels: dict[Name, LabelSettings] = setting(
+        dict,
+        "Quotas of some devices: `[quotas.labels.NAME]` with `devices` (names or patterns) and quotas.",
+        in_flags=False,
+    )
+
+    def of(self, device: str) -> Quotas:
+        """Return a device's quotas: those of its first label, completed by the general ones."""
+        everybody = self.model_dump(exclude={"labels"})
+        for label in self.labels.values():
+            if label.concerns(device):
+                return Quotas(**everybody | label.model_dump(exclude_unset=True, exclude={"devices"}))
+        return Quotas(**everybody)
+
+
+_SLOWED: Final = 0.5
+FORGIVEN: Final = 3.0
+"""Multiple of the last quarantine without offence after which the next one is as short as the first."""
+
+
+class FenceSettings(BaseModel):
+    """The section `[fence]`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    strikes: float = setting(
+        300.0, "Strikes after which a device is quarantined.", unit="strikes", in_flags=False, ge=1, le=1e9
+    )
+    forgiven_per_s: float = setting(
+        10.0, "Strikes that expire.", unit="strikes per second", in_flags=False, gt=0, le=1e9
+    )
+    first_s: float = setting(
+        10.0,
+        "Length of the first quarantine; each further one is twice as long.",
+        unit="seconds",
+        in_flags=False,
+        gt=0,
+        le=1e9,
+    )
+    most_s: float = setting(3600.0, "Length of the longest quarantine.", unit="seconds", in_flags=False, gt=0, le=1e9)
+
+
+@dataclass(slots=True)
+class Strikes:
+    """Strikes of one device, and its quarantines for them; `level` counts those in a row.
+
+    A strike is what a sound device does rarely, and a hostile or broken one all the time: a malformed message, an
+    unknown
+    session, a message above a quota. Strikes expire at a rate, so their frequency counts. From half of the limit on,
+    each
+    message of the device weighs as much as several.
+    """
+
+    settings: FenceSettings
+    now: float
+    level: int = 0
+    _left: TokenBucket = field(init=False)
+    _last_s: float = 0.0
+    _until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._forget(self.now)
+
+    def add(self, weight: float, now: float) -> float:
+        """Count a strike; return the seconds of the quarantine that it causes, 0.0 for none."""
+        self._left.spend(weight, now)
+        if self._left.wait_s(0.0, now) == 0.0:
+            return 0.0
+        if now - self._until > FORGIVEN * self._last_s:
+            self.level = 0
+        self._last_s = min(self.settings.first_s * 2.0**self.level, self.settings.most_s)
+        self.level = min(self.level + 1, 64)
+        self._until = now + self._last_s
+        self._forget(self._until)
+        return self._last_s
+
+    def used(self, now: float) -> float:
+        """Return the strikes that have not expired."""
+        return self._left.used(now)
+
+    @property
+    def last_s(self) -> float:
+        """Duration of the last quarantine."""
+        return self._last_s
+
+    def since_s(self, now: float) -> float:
+        """Return the seconds since its end; negative while it lasts."""
+        return now - self._until
+
+    def restore(self, strikes: float, *, level: int, last_s: float, since_s: float, now: float) -> None:
+        """Continue from another run of the edge."""
+        self._forget(now)
+        self._left.spend(strikes, now)
+        self.level, self._last_s, self._until = level, last_s, now - since_s
+
+    def slowed(self, now: float) -> bool:
+        """Whether the device has half of the strikes for a quarantine."""
+        return self._left.wait_s(_SLOWED * self.settings.strikes, now) > 0.0
+
+    def _forget(self, now: float) -> None:
+        self._left = TokenBucket(self.settings.forgiven_per_s, self.settings.strikes, now=now)
+
+
+_BURST_S: Final = 2.0
+"""Burst of a rate per second, in seconds."""
+
+_BURST_MIN: Final = 0.25
+"""Burst of a rate per minute, in minutes."""
+
+_OPENS_BURST_MIN: Final = 0.75
+"""The same for Opens: a device opens few sessions an hour, and then some at once."""
+
+_UPLINK_BURST_S: Final = 16.0
+"""Burst of bytes in seconds: the largest Open is some seconds of a device's bytes."""
+
+_MARGIN: Final = 2.0
+"""Above their quota Opens are refused with a reason, above this multiple they are dropped unread."""
+
+_ANSWERS_PER_S: Final = 2.0
+_ANSWERS: Final = 64.0
+"""Faults and refusals sent to a device: at once as many as it may have drafts in flight, then few."""
+
+
+_Amount = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class KeptStanding(BaseModel):
+    """State of a device that survives a restart of the edge: amounts used of quotas, strikes, and quarantines.
+
+    `since_s` are the seconds since the end of the last quarantine, negative while it lasts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    used: dict[str, _Amount]
+    strikes: _Amount
+    level: Annotated[int, Field(ge=0, le=64)]
+    last_s: _Amount
+    since_s: Annotated[float, Field(ge=-1e12, le=1e12)]
+
+
+@dataclass(slots=True)
+class Standing:
+    """State of one device. Times are monotonic seconds.
+
+    Attributes:
+        own_until: End of its quarantine by this edge.
+        others_until: End of its quarantine by an administrator or another edge.
+        quarantined_until: The later of the two.
+        dropped_before: Dropped messages that are logged.
+        heard: Time of its last accepted message.
+        notified: When it was last told that it is over a quota, or quarantined.
+        messages: Buckets of messages, by kind; the following are buckets of bytes, sessions, tokens and seconds.
+        repeats: Bytes sent again.
+        answers: Faults and refusals.
+    """
+
+    device: str
+    quotas: Quotas
+    fence: FenceSettings
+    now: float
+    own_until: float = 0.0
+    others_until: float = 0.0
+    quarantined_until: float = 0.0
+    dropped: int = 0
+    dropped_before: int = 0
+    heard: float = field(init=False)
+    notified: float = float("-inf")
+    messages: dict[Topic, TokenBucket] = field(init=False)
+    uplink: TokenBucket = field(init=False)
+    opens: TokenBucket = field(init=False)
+    prompts: TokenBucket = field(init=False)
+    new_tokens: TokenBucket = field(init=False)
+    grammars: TokenBucket = field(init=False)
+    repeats: TokenBucket = field(init=False)
+    answers: TokenBucket = field(init=False)
+    strikes: Strikes = field(init=False)
+
+    def __post_init__(self) -> None:
+        quotas, now = self.quotas, self.now
+        self.heard = now
+        opens = _MARGIN * quotas.opens_per_min
+        self.messages = {
+            Topic.DRAFT: _by_second(quotas.drafts_per_s, now),
+            Topic.OPEN: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
+            Topic.CLOSE: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
+            Topic.STATE: _by_minute(quotas.states_per_min, now),
+            Topic.TELEMETRY: _by_minute(quotas.states_per_min, now),
+        }
+        self.uplink = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
+        self.opens = _by_minute(quotas.opens_per_min, now, burst=_OPENS_BURST_MIN)
+        self.prompts = TokenBucket(quotas.prompt_tokens_per_min / 60.0, quotas.prompt_tokens_per_min, now=now)
+        self.new_tokens = TokenBucket(quotas.new_tokens_per_min / 60.0, quotas.new_tokens_per_min, now=now)
+        self.grammars = TokenBucket(quotas.grammar_s_per_min / 60.0, quotas.grammar_s_per_min, now=now)
+        self.repeats = TokenBucket(quotas.repeat_bytes_per_s, _UPLINK_BURST_S * quotas.repeat_bytes_per_s, now=now)
+        self.answers = TokenBucket(_ANSWERS_PER_S, _ANSWERS, now=now)
+        self.strikes = Strikes(self.fence, now)
+
+    def kept(self, now: float) -> "KeptStanding | None":
+        """Return what must survive a restart; None if there is nothing."""
+        used = {name: bucket.used(now) for name, bucket in self._buckets().items()}
+        strikes, since_s = self.strikes.used(now), self.strikes.since_s(now)
+        forgiven = self.strikes.level == 0 or since_s > FORGIVEN * self.strikes.last_s
+        if forgiven and strikes < 1.0 and all(each <= 0.0 for each in used.values()):
+            return None
+        return KeptStanding(
+            used=used,
+            strikes=strikes,
+            level=0 if forgiven else self.strikes.level,
+            last_s=self.strikes.last_s,
+            since_s=0.0 if forgiven else since_s,
+        )
+
+    def restore(self, kept: "KeptStanding", *, ago_s: float, now: float) -> None:
+        """Continue from another run of the edge that ended `ago_s` seconds ago."""
+        for name, bucket in self._buckets().items():
+            bucket.spend(max(0.0, kept.used.get(name, 0.0) - ago_s * bucket.rate), now)
+        self.strikes.restore(
+            max(0.0, kept.strikes - ago_s * self.fence.forgiven_per_s),
+            level=kept.level,
+            last_s=kept.last_s,
+            since_s=kept.since_s + ago_s,
+            now=now,
+        )
+
+    def _buckets(self) -> dict[str, TokenBucket]:
+        """Return the buckets per minute; those per second are full again after a restart."""
+        return {
+            "opens": self.opens,
+            "prompts": self.prompts,
+            "new_tokens": self.new_tokens,
+            "grammars": self.grammars,
+        }
+
+    def fenced(self, now: float) -> bool:
+        return now < self.quarantined_until
+
+
+def _by_second(rate: float, now: float) -> TokenBucket:
+    return TokenBucket(rate, max(1.0, _BURST_S * rate), now=now)
+
+
+def _by_minute(rate: float, now: float, *, burst: float = _BURST_MIN) -> TokenBucket:
+    return TokenBucket(rate / 60.0, max(1.0, burst * rate), now=now)

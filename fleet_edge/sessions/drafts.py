@@ -1,0 +1,230 @@
+"""Drafts of a session: waiting for verification, answered, and the results of one judgement."""
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from dssd.distribution import Dist
+from dssd.verification import Judgement
+from fleet_edge.errors import desync
+from fleet_edge.sessions.admission import SessionLimits
+from fleet_edge.store.token_kinds import TokenKind
+from schemas.fields import TokenLogprobs
+from schemas.messages import Draft
+from schemas.reasons import Finish
+from schemas.vocabulary import extend_digest
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedDraft:
+    """A draft with its arrival (monotonic seconds) and its size (bytes)."""
+
+    draft: Draft
+    at: float
+    size: int = 0
+
+
+@dataclass(slots=True)
+class WaitingDrafts:
+    """Undecided drafts of a session by the position they start at, in whatever order they arrived."""
+
+    _by_base: dict[int, ReceivedDraft] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._by_base)
+
+    def __contains__(self, round_: int) -> bool:
+        return any(arrived.draft.round == round_ for arrived in self._by_base.values())
+
+    @property
+    def latest(self) -> int:
+        """The highest waiting round; -1 if none waits."""
+        return max((arrived.draft.round for arrived in self._by_base.values()), default=-1)
+
+    def at(self, base: int) -> ReceivedDraft | None:
+        return self._by_base.get(base)
+
+    def add(self, arrived: ReceivedDraft) -> None:
+        """Queue a draft; the first at a position keeps it."""
+        self._by_base.setdefault(arrived.draft.base, arrived)
+
+    def remove(self, arrived: ReceivedDraft) -> None:
+        del self._by_base[arrived.draft.base]
+
+    def void(self) -> None:
+        """Drop all drafts: they start from text that was rejected."""
+        self._by_base.clear()
+
+    def chain(self, *, base: int, digest: int, most: int) -> tuple[ReceivedDraft, ...]:
+        """Return the drafts that can be verified at once, each starting at the end of the one before.
+
+        Args:
+            base: Committed tokens, where the first draft starts.
+            digest: Digest of those tokens.
+            most: Most tokens in all; the first draft always comes.
+
+        Raises:
+            DraftFault: The first draft starts from other text; it is dropped.
+        """
+        chain: list[ReceivedDraft] = []
+        left = most
+        while (arrived := self.at(base)) is not None:
+            draft = arrived.draft
+            if draft.digest != digest:
+                if chain:
+                    break
+                self.remove(arrived)
+                raise desync("The draft starts from other tokens than the edge has.")
+            if chain and len(draft.tokens) > left:
+                break
+            chain.append(arrived)
+            left -= len(draft.tokens)
+            base += len(draft.tokens)
+            digest = extend_digest(digest, draft.tokens)
+            if not draft.more or not draft.tokens:
+                break
+        return tuple(chain)
+
+
+# A repeat comes within a few round trips; twice the window of unanswered drafts covers it.
+_REMEMBERED_PER_WINDOW: Final = 2
+
+
+@dataclass(slots=True)
+class Rounds:
+    """Rounds that were counted and answered, kept while repeats may arrive."""
+
+    window: int
+    _last_answered: int = -1
+    _verdicts: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
+    _counted: OrderedDict[int, None] = field(default_factory=OrderedDict)
+
+    def verdict(self, round_: int) -> bytes | None:
+        return self._verdicts.get(round_)
+
+    def passed(self, round_: int) -> bool:
+        """Whether this round or a later one was answered."""
+        return round_ <= self._last_answered
+
+    def remember(self, round_: int, payload: bytes) -> None:
+        """Keep a verdict's bytes for repeats."""
+        self._verdicts[round_] = payload
+        while len(self._verdicts) > self._most:
+            self._verdicts.popitem(last=False)
+        self.answered(round_)
+
+    def answered(self, round_: int) -> None:
+        self._last_answered = max(self._last_answered, round_)
+
+    def first_seen(self, round_: int) -> bool:
+        """Count a round's draft; return whether it arrived for the first time, in whatever order."""
+        full = len(self._counted) >= self._most
+        if round_ in self._counted or (full and round_ < next(iter(self._counted))):
+            return False
+        self._counted[round_] = None
+        if full:
+            self._counted.popitem(last=False)
+        return True
+
+    @property
+    def _most(self) -> int:
+        return _REMEMBERED_PER_WINDOW * self.window
+
+
+@dataclass(frozen=True, slots=True)
+class DraftResult:
+    """One draft's part of a judgement.
+
+    Attributes:
+        arrived: The draft.
+        accepted: Number of accepted tokens.
+        tested: Number of tokens decided on.
+        token: Token drawn by the edge after them.
+        p: Target distribution at the rejection, instead of a token.
+        finish: Whether the generation ends.
+        logprobs: Of `tokens` and of the rejection, if requested.
+    """
+
+    arrived: ReceivedDraft
+    accepted: int
+    tested: int
+    token: int | None
+    p: Dist | None
+    finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens added to the generation."""
+        head = self.arrived.draft.tokens[: self.accepted]
+        return head if self.token is None else (*head, self.token)
+
+    @property
+    def rejected(self) -> bool:
+        return self.tested > self.accepted
+
+
+def split_judgement(
+    chain: Sequence[ReceivedDraft], judgement: Judgement, *, limits: SessionLimits, committed: int
+) -> list[DraftResult]:
+    """Split the judgement on a chain, decided as one draft, into a result for each draft.
+
+    Drafts after a rejection or after the end of the generation are void and get no result. `committed` is the number of
+    tokens before the chain.
+    """
+    settled = []
+    left, used = judgement.accepted, 0
+    for place, arrived in enumerate(chain):
+        drafted = arrived.draft.tokens
+        head = drafted[:left]
+        left -= len(head)
+        rejected = len(head) < len(drafted)
+        last = rejected or place == len(chain) - 1
+        token = judgement.token if last and not limits.ends(head) else None
+        p = judgement.p if rejected else None
+        new = head if token is None else (*head, token)
+        committed += len(new)
+        finish = limits.finish(new, committed=committed)
+        rows = judgement.logprobs[used : used + len(new) + (p is not None)]
+        used += len(rows)
+        settled.append(DraftResult(arrived, len(head), len(head) + rejected, token, p, finish, rows))
+        if rejected or finish is not Finish.NO:
+            break
+    return settled
+
+
+CORRECTED: Final = TokenKind.CORRECTED.value.encode("ascii")
+
+_DRAFTED: Final = TokenKind.DRAFTED.value.encode("ascii")
+_BONUS: Final = TokenKind.BONUS.value.encode("ascii")
+_FORCED: Final = TokenKind.FORCED.value.encode("ascii")[0]
+_STREAMED: Final = TokenKind.STREAMED.value.encode("ascii")
+
+
+def kinds_of(part: DraftResult, *, place: int, forced: Collection[int]) -> bytes:
+    """Return the origin of each token that a draft's result adds, one character each.
+
+    Args:
+        part: The draft's result.
+        place: Index of its first token in the judgement.
+        forced: Indices of tokens forced by the grammar.
+    """
+    bonus = part.token is not None and not part.rejected
+    kinds = _with_forced(_DRAFTED * part.accepted + _BONUS * bonus, place=place, forced=forced)
+    return kinds if part.token is None or bonus else kinds + CORRECTED
+
+
+def kinds_of_decoded(number: int, *, forced: Collection[int]) -> bytes:
+    """Return the origin of tokens of edge-only decoding, one character each."""
+    return _with_forced(_STREAMED * number, place=0, forced=forced)
+
+
+def _with_forced(plain: bytes, *, place: int, forced: Collection[int]) -> bytes:
+    if not forced:
+        return plain
+    kinds = bytearray(plain)
+    for each in forced:
+        if 0 <= each - place < len(kinds):
+            kinds[each - place] = _FORCED
+    return bytes(kinds)

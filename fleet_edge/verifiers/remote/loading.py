@@ -1,0 +1,272 @@
+"""Load the remote verifier: check settings, key and tokenizer. Needs neither httpx nor the weights.
+
+The servers have the weights. The setting `target` names the tokenizer and the end tokens: a folder with
+`tokenizer.json`, or a GGUF.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
+from fleet_edge.verifiers.remote.dialect import BadSetting
+from schemas.vocabulary import token_strings
+
+if TYPE_CHECKING:
+    from fleet_edge.settings import EdgeSettings
+
+_ENDPOINTS: Final = "remote.endpoints"
+
+
+def check(settings: "EdgeSettings") -> None:
+    """Check addresses, key and tokenizer, and that httpx is installed.
+
+    Raises:
+        VerifierError: One of them cannot be used.
+    """
+    try:
+        import httpx  # noqa: F401, PLC0415 - comes with the extra
+    except ImportError as error:
+        raise VerifierError(
+            "The engine `remote` needs the extra `edge-remote`; install it: pip install 'dssd-fleet[edge-remote]'."
+        ) from error
+    endpoint_urls(settings.remote.endpoints)
+    ServerKey(settings.remote.api_key_file)
+    check_local(settings.target)
+
+
+def load(settings: "EdgeSettings") -> Verifier:
+    """Connect to the servers in the settings, and verify that they serve the target.
+
+    Raises:
+        VerifierError: None of them does.
+    """
+    check(settings)
+    from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415 - only where it is installed
+
+    local = load_local(settings.target)
+    samples = sample_tokens(local.strings, local.end_tokens)
+    return connect(settings.remote, local, endpoint_urls(settings.remote.endpoints), samples=samples)
+
+
+def endpoint_urls(text: str) -> list[str]:
+    """Return the addresses in a setting.
+
+    Raises:
+        VerifierError: There is none, or one is invalid.
+    """
+    urls = [word.strip().rstrip("/").removesuffix("/v1") for word in text.split(",") if word.strip()]
+    if not urls:
+        raise BadSetting(
+            "The engine `remote` needs the address of an inference server; set 'remote.endpoints', for example to "
+            "http://10.0.0.5:8000.",
+            setting=_ENDPOINTS,
+        )
+    for url in urls:
+        _check_url(url)
+    if len(set(urls)) < len(urls):
+        raise BadSetting(
+            "An address is listed twice in 'remote.endpoints'; name every inference server once.", setting=_ENDPOINTS
+        )
+    return urls
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or parts.query or parts.fragment:
+        raise BadSetting(
+            f"{url!r} is no address of an inference server; write it as http://10.0.0.5:8000 or https://NAME.",
+            setting=_ENDPOINTS,
+        )
+    if parts.username or parts.password:
+        raise BadSetting(
+            "An address in 'remote.endpoints' holds a name or password; put the key into a file and set "
+            "'remote.api_key_file'.",
+            setting=_ENDPOINTS,
+        )
+
+
+_MOST_BYTES: Final = 4096
+
+
+class ServerKey:
+    """An API key in a file, which may be replaced while the edge runs."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the file; without one there is no key.
+
+        Raises:
+            VerifierError: It cannot be read, others may read it, or it holds no key.
+        """
+        self._path = path
+        self._headers = self._read()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return dict(self._headers)
+
+    @property
+    def source(self) -> str:
+        """Path of the key; empty if there is none."""
+        return "" if self._path is None else str(self._path)
+
+    def reload(self) -> bool:
+        """Read the file again after a server has refused the key; return whether the key has changed."""
+        try:
+            headers = self._read()
+        except VerifierError:
+            return False
+        changed = headers != self._headers
+        self._headers = headers
+        return changed
+
+    def __repr__(self) -> str:
+        return f"ServerKey({self._path})"
+
+    def _read(self) -> dict[str, str]:
+        if self._path is None:
+            return {}
+        path = self._path.expanduser()
+        try:
+            mode = path.stat().st_mode
+            with path.open("rb") as file:
+                raw = file.read(_MOST_BYTES + 1)
+        except OSError as error:
+            raise self._bad(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
+        if mode & 0o077:
+            raise self._bad(f"Others may read the key file {path}; make it yours alone (chmod 600).")
+        key = raw.decode("ascii", "replace").strip()
+        if not key or len(raw) > _MOST_BYTES or not all("!" <= each <= "~" for each in key):
+            raise self._bad(f"The key file {path} holds no key: one line of printable characters is expected.")
+        return {"Authorization": f"Bearer {key}"}
+
+    @staticmethod
+    def _bad(sentence: str) -> BadSetting:
+        return BadSetting(sentence, setting="remote.api_key_file")
+
+
+_CONFIGS: Final = ("generation_config.json", "config.json")
+_END_KEYS: Final = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+_GGUF_MAGIC: Final = b"GGUF"
+_SAMPLES: Final = 24
+_SAMPLE_SEED: Final = 20_507
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTokens:
+    """What is known of the target without its weights: name, token strings by id without padding, end tokens."""
+
+    name: str
+    strings: list[str]
+    end_tokens: tuple[int, ...]
+
+
+def check_local(source: str) -> None:
+    """Check that the files are there.
+
+    Raises:
+        VerifierError: They are not.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "tokenizer.json").is_file():
+            raise UnsupportedModel(
+                f"The folder {path} has no tokenizer.json; copy the tokenizer of the served model there."
+            )
+    elif path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
+                raise UnsupportedModel(f"The file {path} is no GGUF; give one, or a folder with a tokenizer.json.")
+    else:
+        raise VerifierError(
+            f"There is no folder or file {path}; the engine `remote` needs the tokenizer of the served model: "
+            "a folder with its tokenizer.json and config.json, or a GGUF."
+        )
+
+
+def load_local(source: str) -> LocalTokens:
+    """Read token strings and end tokens.
+
+    Raises:
+        VerifierError: They cannot be read.
+    """
+    check_local(source)
+    from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens  # noqa: PLC0415 - reads GGUFs
+
+    path = Path(source).expanduser().resolve()
+    if path.is_dir():
+        strings = token_strings(repository_tokens(str(path)))
+        return LocalTokens(path.parent.name if path.name == "target" else path.name, strings, _folder_ends(path))
+    return LocalTokens(path.name, token_strings(gguf_tokens(path, vocabulary_only=True)), _gguf_ends(path))
+
+
+def sample_tokens(strings: Sequence[str], end_tokens: Sequence[int]) -> list[int]:
+    """Return a fixed choice of ids whose strings can be compared with a server's, and the end tokens."""
+    order = random.Random(_SAMPLE_SEED).sample(range(len(strings)), len(strings))  # noqa: S311 - no secret
+    plain = (token for token in order if any(_is_plain(each) for each in readings(strings[token])))
+    chosen = [token for token, _ in zip(plain, range(_SAMPLES), strict=False)]
+    return [*chosen, *(token for token in end_tokens if token not in chosen and token < len(strings))]
+
+
+def readings(string: str) -> set[str]:
+    """Return the strings that a stored token may stand for, by the conventions of the tokenizer families."""
+    spaced = string.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+    found = {string, spaced, spaced.lstrip(" ")}
+    if all(each in _BYTES for each in string):
+        found.add(bytes(_BYTES[each] for each in string).decode("utf-8", "replace"))
+    return found
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and any(each.isalnum() for each in text)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the alphabet of byte-level BPE: printable bytes as themselves, others as letters from U+0100 on."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES: Final = _byte_alphabet()
+
+
+def _folder_ends(path: Path) -> tuple[int, ...]:
+    for name in _CONFIGS:
+        try:
+            config = json.loads((path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise UnsupportedModel(f"The file {path / name} is damaged; copy it again.") from error
+        ends = config.get("eos_token_id") if isinstance(config, dict) else None
+        if ends is not None:
+            return _ids(ends, path / name)
+    raise UnsupportedModel(
+        f"The folder {path} does not say which tokens end a text; copy the served model's config.json there."
+    )
+
+
+def _gguf_ends(path: Path) -> tuple[int, ...]:
+    from gguf import GGUFReader  # noqa: PLC0415 - only where there is a GGUF to read
+
+    reader = GGUFReader(path)
+    found: list[Any] = [field.contents() for key in _END_KEYS if (field := reader.get_field(key)) is not None]
+    if not found:
+        raise UnsupportedModel(f"The GGUF {path} does not say which token ends a text; choose another file.")
+    return _ids(found, path)
+
+
+def _ids(ends: object, path: Path) -> tuple[int, ...]:
+    listed = ends if isinstance(ends, list) else [ends]
+    if not all(type(end) is int and end >= 0 for end in listed):
+        raise UnsupportedModel(f"The end tokens in {path} are no token ids; copy the file again.")
+    return tuple(sorted(set(listed)))

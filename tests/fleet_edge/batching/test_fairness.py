@@ -1,0 +1,187 @@
+"""Where there is not memory for all who are busy, little is computed anew, and nobody waits for ever."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_edge.batching.fairness import BackgroundWork, GrammarShare, MemoryTurns
+from fleet_edge.sessions.ngrams import MAX_SPECULATED
+from fleet_edge.verifiers.contract import Item, Logits
+from schemas.policy import Mode
+from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, terms
+
+
+def step(work: BackgroundWork, at: float, seconds: float, *, tokens: int, background: int) -> float:
+    """Compute a step; return when it has ended."""
+    work.stepped(started=at, ended=at + seconds, tokens=tokens, background=background)
+    return at + seconds
+
+
+def test_it_gets_its_share_of_the_time_while_others_are_verified() -> None:
+    work, now, mine, whole = BackgroundWork(share=0.1), 0.0, 0.0, 0.0
+    for _ in range(2000):
+        if work.may_run():
+            now, mine, whole = step(work, now, 0.12, tokens=148, background=128), mine + 0.12 * 128 / 148, whole + 0.12
+        else:
+            now, whole = step(work, now, 0.04, tokens=20, background=0), whole + 0.04
+    assert 0.08 < mine / whole < 0.14
+
+
+def test_time_in_which_nothing_is_computed_counts_for_its_share() -> None:
+    work, now = BackgroundWork(share=0.1), 0.0
+    now = step(work, now, 1.0, tokens=128, background=128)
+    now = step(work, now, 0.01, tokens=20, background=0)
+    assert not work.may_run()
+    for _ in range(4):
+        now = step(work, now + 2.0, 0.01, tokens=20, background=0)
+    assert work.may_run()
+
+
+def test_who_drafts_much_for_nothing_is_wasteful_until_that_is_forgotten() -> None:
+    work = BackgroundWork()
+    work.judged("device-1", computed=17, committed=1)
+    assert not work.wasteful("device-1"), "a few drafts say nothing"
+    for _ in range(10):
+        work.judged("device-1", computed=17, committed=1)
+    assert work.wasteful("device-1")
+    assert not work.wasteful("device-2")
+    for _ in range(100):
+        work.judged("device-1", computed=5, committed=3)
+    assert not work.wasteful("device-1")
+
+
+def test_long_drafts_that_are_often_accepted_are_none() -> None:
+    work = BackgroundWork()
+    for _ in range(100):
+        work.judged("device-1", computed=17, committed=4)
+    assert not work.wasteful("device-1")
+
+
+def test_prompts_have_a_credit_that_comes_back() -> None:
+    work = BackgroundWork()
+    work.prefilled("device-1", 560, 0.0)
+    assert not work.has_credit("device-1", 5.0)
+    assert work.has_credit("device-2", 5.0)
+    assert work.has_credit("device-1", 10.0)
+
+
+def test_who_writes_earns_credit_for_long_prompts() -> None:
+    work = BackgroundWork()
+    for _ in range(20):
+        assert work.has_credit("device-1", 0.0), "a prompt of ten times the text is in proportion"
+        work.prefilled("device-1", 500, 0.0)
+        work.judged("device-1", computed=60, committed=50)
+
+
+def test_credit_is_not_earned_without_bound() -> None:
+    work = BackgroundWork()
+    assert work.has_credit("device-1", 0.0)
+    work.judged("device-1", computed=5000, committed=5000)
+    work.prefilled("device-1", 6000, 0.0)
+    assert not work.has_credit("device-1", 60.0)
+
+
+def test_a_device_that_is_alone_is_not_limited() -> None:
+    share = GrammarShare()
+    share.served(["a"], 0.0)
+    share.spend("a", 100.0, 0.0)
+    assert not share.over("a", 0.1)
+    assert share.most_forced("a", 1000, 0.1) == MAX_SPECULATED
+
+
+def test_masks_of_a_device_get_their_share_of_the_time_while_others_are_served() -> None:
+    share, now, masks = GrammarShare(), 0.0, 0.0
+    while now < 100.0:
+        devices = ["b"] if share.over("a", now) else ["a", "b"]
+        step_s = 0.04 + (0.2 if "a" in devices else 0.0)
+        now += step_s
+        share.served(devices, now)
+        if "a" in devices:
+            share.spend("a", 0.2, now)
+            masks += 0.2
+    assert 0.15 < masks / now < 0.25
+    assert not share.over("b", now)
+
+
+def test_small_masks_never_reach_it() -> None:
+    share, now = GrammarShare(), 0.0
+    for _ in range(10_000):
+        now += 0.04
+        share.served(["a", "b"], now)
+        share.spend("a", 0.002, now)
+        assert not share.over("a", now)
+
+
+def test_few_forced_tokens_are_guessed_beside_others() -> None:
+    share = GrammarShare()
+    share.served(["a", "b"], 0.0)
+    first = share.most_forced("a", 0, 0.1)
+    assert 0 < first < MAX_SPECULATED
+    assert share.most_forced("a", first, 0.1) == 0
+    assert share.most_forced("a", first, 10.0) == MAX_SPECULATED
+
+
+def test_what_is_known_of_devices_is_forgotten_with_what_they_used() -> None:
+    share = GrammarShare()
+    for number in range(1000):
+        share.served([f"device-{number}"], float(number))
+        share.spend(f"device-{number}", 0.01, float(number))
+    assert len(share._budgets) < 10
+    assert len(share._served) < 10
+
+
+DEVICES = 32
+PROMPT = 24
+ROOM_FOR = 10
+
+
+def test_a_turn_lasts_until_as_much_is_verified_as_was_computed_to_come_in() -> None:
+    turns = MemoryTurns()
+    assert not turns.lasts(1, now=0.0)
+    turns.computed(1, prefilled=20, verified=0, at=0.0)
+    turns.computed(1, prefilled=0, verified=19, at=1.0)
+    assert turns.lasts(1, now=1.0)
+    turns.computed(1, prefilled=0, verified=3, at=1.0)
+    assert (turns.lasts(1, now=1.0), turns.balance(1)) == (False, -2)
+    turns.end(1)
+    turns.computed(1, prefilled=5, verified=0, at=1.0)
+    assert (turns.lasts(1, now=1.0), turns.balance(1)) == (True, 5)
+
+
+def test_who_is_absent_for_long_keeps_no_place() -> None:
+    turns = MemoryTurns()
+    turns.computed(1, prefilled=20, verified=0, at=5.0)
+    assert turns.lasts(1, now=6.0)
+    assert not turns.lasts(1, now=10.0)
+
+
+@pytest.mark.parametrize("pacing", [FixedPacing(32, stream=True), FixedPacing(3)], ids=["written", "drafted"])
+def test_busy_sessions_that_do_not_all_fit_take_turns(pacing: Pacing, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Holding a step needs a clock that runs; and where a token more costs no time, the edge guesses many.
+    settings = {"prefix_sharing": "off", "step_tokens": 256, "gather_share": 0.0, "max_guess": 0}
+    fleet = MemoryFleet(kv_tokens=ROOM_FOR * 2 * PROMPT, settings=settings)
+    computed = 0
+    score = fleet.verifier.score
+
+    def counted(items: Sequence[Item]) -> Logits:
+        nonlocal computed
+        computed += sum(len(item.tokens) for item in items)
+        fleet.clock.seconds += 0.05
+        return score(items)
+
+    monkeypatch.setattr(fleet.verifier, "score", counted)
+    devices = []
+    for number in range(DEVICES):
+        prompt = (1, *(1 + (number >> place) % 2 for place in range(PROMPT - 1)))
+        asked = terms(100 + number, mode=Mode.COUPLED, max_new_tokens=40, prompt=prompt)
+        devices.append(Device(fleet, f"device-{number}", asked, length=3, ahead=False, pacing=pacing))
+    while not all(device.done for device in devices):
+        fleet.broker.pump()
+        moved = [device.act() for device in devices]  # all are busy
+        fleet.broker.pump()
+        assert fleet.step() or any(moved)
+    assert [device.session.committed for device in devices] == [lossless_text(device.terms) for device in devices]
+    written = sum(len(device.session.committed) for device in devices)
+    # At least each prompt and each token once, and what was drafted in vain; without turns it is ten times that.
+    assert computed < 3 * (DEVICES * PROMPT + written)
