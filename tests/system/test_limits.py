@@ -24,7 +24,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.broker
 
 FLEET = "home"
-PACKET_BYTES, QUEUED, UNANSWERED, CONNECTIONS = 2000, 10, 4, 5
+PACKET_BYTES, QUEUED, UNANSWERED, CONNECTIONS = 4096, 10, 4, 5
 
 
 class Watched:
