@@ -24,7 +24,7 @@ from benchmarks.recordings import RecordedLaw, RecordedLaws, record_laws
 from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, DRAFT, HALF, FillingLink
 from dssd.downlink import FormName
 from dssd.sampling import coupled_token
-from fleet_cli.prompts import built_in, some
+from fleet_admin.models.prompts import built_in, some
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent

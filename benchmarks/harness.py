@@ -33,7 +33,7 @@ from benchmarks.processes import BenchError, Cores, on_cores
 from broker_config.broker import Broker, BrokerError
 from broker_config.mosquitto import installed_version
 from broker_config.processes import LocalBroker, MosquittoProcess, find_mosquitto
-from fleet_cli.broker.init import make_local_broker
+from broker_config.site import make_local_broker
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
@@ -271,9 +271,8 @@ class Bench:
 def _prepare_models(cost: int) -> None:
     from rich.console import Console  # noqa: PLC0415 - most runs find the models there
 
-    from fleet_cli.models.prepare import prepare, steps_of  # noqa: PLC0415
-    from fleet_cli.models.progress import reporter  # noqa: PLC0415
-    from fleet_cli.models.source import SMOLLM2, locate  # noqa: PLC0415
+    from fleet_admin.models.prepare import SMOLLM2, locate, prepare, steps_of  # noqa: PLC0415  # noqa: PLC0415
+    from fleet_cli.models import reporter  # noqa: PLC0415
 
     source = locate(SMOLLM2)
     with reporter(Console(stderr=True), clock=time.monotonic) as report:

@@ -23,7 +23,7 @@ from benchmarks.recordings import policy_of
 from benchmarks.systems import CO_LOCATED, COLOURS, DEVICE_ALONE, DRAFT, HALF, SYSTEMS, FillingLink
 from dssd.distribution import shape
 from dssd.sampling import coupled_token
-from fleet_cli.prompts import built_in, some
+from fleet_admin.models.prompts import built_in, some
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings

@@ -22,7 +22,7 @@ from typing import Any, Final
 from benchmarks.fleet_load import FleetLoad, WrittenTexts, mean_pace
 from benchmarks.harness import Bench, Report, at_least, number_of, streaming, table
 from benchmarks.recordings import Recording, record
-from fleet_cli.prompts import built_in
+from fleet_admin.models.prompts import built_in
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing

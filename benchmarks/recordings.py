@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from benchmarks.harness import Bench, say
 from dssd.distribution import Dist
 from dssd.sampling import coupled_token
-from fleet_cli.models.pair.acceptance import write_texts
-from fleet_cli.prompts import Prompt
+from fleet_admin.models.acceptance import write_texts
+from fleet_admin.models.prompts import Prompt
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_edge.settings import EdgeSettings

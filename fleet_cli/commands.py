@@ -1,4 +1,4 @@
-"""Command table: each group is imported only when it is asked for; a device needs no edge, an edge no device."""
+"""Command table: each group of commands is imported only when it is used."""
 
 import importlib
 import shutil
@@ -14,64 +14,41 @@ from fleet_cli.errors import CommandError
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """A group of commands.
-
-    Attributes:
-        module: Has a Typer `app`.
-        extra: Brings what it imports.
-        summary: One line of help.
-    """
-
-    module: str
-    extra: str
+class CommandGroup:
+    module: str  # with a Typer `app`
+    extra: str  # with the packages that it imports
     summary: str
 
 
 COMMANDS: Final = {
-    "admin": Command("fleet_cli.admin", "admin", "See what a fleet does, and steer it."),
-    "asyncapi": Command("fleet_cli.asyncapi", "dev", "Write the AsyncAPI document of all topics and messages."),
-    "broker": Command("fleet_cli.broker", "demo", "Set up the broker and the fleet's identities."),
-    "demo": Command("fleet_cli.demo.command", "demo", "Run a whole fleet on this machine."),
-    "device": Command("fleet_cli.device", "device", "Run a device, or write one text with it."),
-    "edge": Command("fleet_cli.edge", "edge", "Run an edge."),
-    "models": Command("fleet_cli.models", "demo", "Prepare the small pair of models that the demo uses."),
+    "admin": CommandGroup("fleet_cli.admin", "admin", "See what a fleet does, and steer it."),
+    "asyncapi": CommandGroup("fleet_cli.asyncapi", "dev", "Write the AsyncAPI document of all topics and messages."),
+    "broker": CommandGroup("fleet_cli.broker", "demo", "Set up the broker and the fleet's identities."),
+    "demo": CommandGroup("fleet_cli.demo", "demo", "Run a whole fleet on this machine."),
+    "device": CommandGroup("fleet_cli.device", "device", "Run a device, or generate one output."),
+    "edge": CommandGroup("fleet_cli.edge", "edge", "Run an edge."),
+    "models": CommandGroup("fleet_cli.models", "demo", "Prepare the small pair of models that the demo uses."),
 }
 
 
 _OURS: Final = frozenset(
-    {
-        "fleet_admin",
-        "broker_config",
-        "dssd",
-        "fleet_cli",
-        "fleet_device",
-        "fleet_edge",
-        "fleet_common",
-        "schemas",
-    }
+    {"fleet_admin", "broker_config", "dssd", "fleet_cli", "fleet_device", "fleet_edge", "fleet_common", "schemas"}
 )
 
 
-def add_commands(app: typer.Typer, arguments: Sequence[str]) -> None:
-    """Add all commands, only the one that `arguments` call for with its contents.
+def add_groups(app: typer.Typer, wanted: str | None) -> None:
+    """Add all groups, only one with its contents, so that a command imports nothing of the others.
 
     Raises:
-        ModuleNotFoundError: What that one imports is not installed.
+        ModuleNotFoundError: A package that this group imports is not installed.
     """
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
-    app.registered_groups.clear()  # of a call before in the same process, as in tests
     for name, command in COMMANDS.items():
         group = importlib.import_module(command.module).app if name == wanted else _placeholder()
         app.add_typer(group, name=name, help=command.summary)
 
 
 def not_installed(error: ModuleNotFoundError, arguments: Sequence[str]) -> CommandError:
-    """Return which extra brings what a command could not import.
-
-    Raises:
-        ModuleNotFoundError: It is a module of our own.
-    """
+    """Return an error that names the extra to install; a missing module of our own is raised as it is."""
     missing = (error.name or "").partition(".")[0]
     if missing in _OURS:
         raise error
@@ -83,7 +60,7 @@ def not_installed(error: ModuleNotFoundError, arguments: Sequence[str]) -> Comma
 
 
 def program() -> str:
-    """Return how a shell in this folder calls this program: `fleet` where that is on the PATH, else its path."""
+    """Return how a shell calls this program: `fleet` if it is on the PATH, else its path."""
     here, found = Path(sys.executable).parent / "fleet", shutil.which("fleet")
     if (found is not None and Path(found).resolve() == here.resolve()) or not here.is_file():
         return "fleet"

@@ -6,22 +6,14 @@ from schemas.errors import FleetError
 
 
 class ExitCode(IntEnum):
-    """With what a command ends; docs/operations.md lists them.
-
-    Attributes:
-        DONE: It did what it was asked.
-        CHECK_FAILED: What it was to check is not as it should be.
-        USER_ERROR: It could not do what it was asked, and its last sentence says what to do.
-        INTERRUPTED: By Ctrl-C.
-        READER_GONE: Whoever read its output has closed the pipe.
-    """
+    """Exit codes of commands; docs/operations.md lists them."""
 
     DONE = 0
-    CHECK_FAILED = 1
-    USER_ERROR = 2
-    INTERRUPTED = 130
-    READER_GONE = 141
+    CHECK_FAILED = 1  # what was checked is not as it should be
+    USER_ERROR = 2  # the last sentence on standard error says what to do
+    INTERRUPTED = 130  # by Ctrl-C
+    READER_GONE = 141  # the reader of standard output has closed the pipe
 
 
 class CommandError(FleetError):
-    """A command cannot do what it was asked. Its text is one sentence for the user."""
+    """A command cannot be executed."""

@@ -3,30 +3,23 @@
 import logging
 import signal
 import sys
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
+import typer.main
 
-from fleet_cli.commands import add_commands, not_installed
+from fleet_cli.commands import add_groups, not_installed
 from fleet_cli.errors import ExitCode
 from schemas.errors import FleetError
 from schemas.names import VERSION
 from schemas.printable import printable
 
-app = typer.Typer(
-    name="fleet",
-    help="Fleets of small devices that write with the quality of a large language model.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
 
 class _Formatter(logging.Formatter):
-    """Whatever a record quotes can neither steer a terminal nor begin a line that looks like another record."""
+    """Keeps a quoted message from controlling the terminal, or from looking like another record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record's lines; all but the first are set in."""
         return printable(super().format(record)).replace("\n", "\n    ")
 
 
@@ -36,19 +29,33 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def _options(
+def global_options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")] = False,
     version: Annotated[  # noqa: ARG001 - handled by its callback
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     for library in ("alembic", "apscheduler"):
-        # They tell of every job and every plugin; what matters of it we log ourselves.
+        # They log every job and plugin.
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+@cache
+def command_line(group: str | None) -> Any:  # noqa: ANN401 - a class that Typer keeps to itself
+    """Build the command line with the contents of one group."""
+    app = typer.Typer(
+        name="fleet",
+        help="Fleets of small devices that write with the quality of a large language model.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(global_options)
+    add_groups(app, group)
+    return typer.main.get_command(app)
 
 
 def main() -> None:
@@ -56,8 +63,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:
-            add_commands(app, sys.argv[1:])
-            app()
+            command_line(next((word for word in sys.argv[1:] if not word.startswith("-")), None))()
         except ModuleNotFoundError as error:
             raise not_installed(error, sys.argv[1:]) from error
     except KeyboardInterrupt:

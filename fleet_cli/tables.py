@@ -3,11 +3,12 @@
 import json
 import shutil
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
+
+from rich.cells import cell_len
 
 from fleet_admin.columns import ABSENT, Column, shown
 from schemas.printable import printable_line
@@ -28,7 +29,7 @@ _NARROWEST: Final = 8
 
 
 def plain(value: object) -> object:
-    """Turn views into JSON values, with the rates that are properties; times become ISO 8601 in UTC."""
+    """Turn views, with their properties, into JSON values; times become ISO 8601 in UTC."""
     if is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in fields(value)]
         classes = reversed(type(value).__mro__)
@@ -49,12 +50,12 @@ def print_json(value: object) -> None:
 
 
 def cell(value: object) -> str:
-    """Return a value for a sentence, in one line. Names come from devices: terminal control characters are replaced."""
+    """Return a value in one line, with control characters replaced: names come from devices."""
     return printable_line(shown(value))
 
 
 def terminal_width() -> int | None:
-    """Return the number of columns of the terminal; None where standard output is a pipe or a file."""
+    """Return the columns of the terminal; None if standard output is a pipe or a file."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -65,27 +66,32 @@ def print_table(
     *,
     sort: str = "",
     wide: bool = False,
+    as_json: bool = False,
     empty: str = "There are none.",
 ) -> None:
-    """Write a table, or `empty` where there are no rows. A pipe gets all columns; a terminal those that fit.
+    """Print a table, or `empty` without rows. A pipe gets all columns; a terminal those that fit.
 
     Args:
         title: Line above it.
         columns: From left to right; the first is always shown.
         rows: One line each, or more where text is folded.
         sort: Key of the column that the rows are sorted by, which is always shown.
-        wide: Whether a terminal gets all columns too, in lines that may be longer than the terminal is wide.
-        empty: Sentence that says why there is nothing, or how to get something.
+        wide: Whether a terminal gets all columns too, in lines that may be wider than it.
+        as_json: Whether to print the rows as JSON instead.
+        empty: Sentence without rows: why, or how to get some.
     """
     body = list(rows)
+    if as_json:
+        print_json(body)
+        return
     lines = [title, *table_lines(columns, body, width=None if wide else terminal_width(), sort=sort), ""]
     sys.stdout.write("\n".join(lines if body else [empty]) + "\n")
 
 
 def describe(title: str, facts: Iterable[tuple[str, object]]) -> None:
-    """Write named values below each other."""
+    """Print named values below each other."""
     named = [(name, cell(value)) for name, value in facts]
-    indent = max(_cells(name) for name, _ in named) + len(_GAP)
+    indent = max(cell_len(name) for name, _ in named) + len(_GAP)
     room = max((terminal_width() or sys.maxsize) - indent, _NARROWEST)
     print(title)
     for name, value in named:
@@ -98,38 +104,25 @@ def describe(title: str, facts: Iterable[tuple[str, object]]) -> None:
 
 @dataclass(slots=True)
 class _Laid(Generic[T]):
-    """A column with its cells.
-
-    Attributes:
-        column: Which.
-        heading: Its heading.
-        cells: One for each row.
-        rank: The column's, 0 where this table must show it.
-        whole: Width at which no cell and no word of the heading is folded.
-        width: Width that it gets.
-    """
+    """A column with its cells."""
 
     column: Column[T]
     heading: str
     cells: list[str]
-    rank: int
-    whole: int
+    rank: int  # 0 where this table must show it
+    whole: int  # width at which no cell and no word of the heading is folded
     width: int
 
     def narrow(self, width: int) -> None:
-        """Fold text to a width; nothing else becomes narrower."""
+        """Fold text to a width; other kinds keep theirs."""
         if self.column.kind in _FOLDED:
             self.width = min(self.whole, max(width, _longest(self.heading.split())))
 
 
 def table_lines(columns: Sequence[Column[T]], rows: Sequence[T], *, width: int | None, sort: str = "") -> list[str]:
-    """Return the lines of a table: headings, a rule, the rows, and how many columns are hidden.
+    """Return the lines of a table: headings, a rule, the rows, and the number of hidden columns.
 
-    Args:
-        columns: From left to right.
-        rows: Of which the columns take their values.
-        width: Of the terminal; None shows all columns and values whole.
-        sort: Key of the column that the rows are sorted by.
+    Without a `width` all columns and values are shown whole.
     """
     laid = [_laid(column, rows, whole=width is None) for column in columns]
     for place, each in enumerate(laid):
@@ -164,7 +157,7 @@ def _laid(column: Column[T], rows: Sequence[T], *, whole: bool) -> _Laid[T]:
 
 
 def _telling_digits(ids: Sequence[str | None]) -> int | None:
-    """Return how many digits tell ids apart; None for all of them."""
+    """Return how many digits distinguish ids; None for all of them."""
     known = {each for each in ids if each}
     longest = _longest(known)
     enough = (digits for digits in range(_ID_DIGITS, longest) if len({each[:digits] for each in known}) == len(known))
@@ -172,7 +165,7 @@ def _telling_digits(ids: Sequence[str | None]) -> int | None:
 
 
 def _fitting(laid: list[_Laid[T]], width: int) -> list[_Laid[T]]:
-    """Choose the columns that fit, the lowest ranks first, and give the rest of the width to folded text."""
+    """Choose the columns that fit, lowest ranks first, and give the remaining width to folded text."""
     for each in laid:
         each.narrow(_COMFORTABLE)
     chosen = [each for each in laid if each.rank == 0]
@@ -204,24 +197,24 @@ def _lines(texts: Sequence[list[str]], laid: Sequence[_Laid[T]]) -> Iterator[str
 
 
 def _padded(text: str, width: int, *, right: bool = False) -> str:
-    space = " " * (width - _cells(text))
+    space = " " * (width - cell_len(text))
     return space + text if right else text + space
 
 
 def _folded(text: str, width: int) -> list[str]:
-    """Break text into lines between words, and words that are longer than a line anywhere."""
-    if _cells(text) <= width:
+    """Break text between words, and words that are longer than a line anywhere."""
+    if cell_len(text) <= width:
         return [text]
     lines, line = [], ""
     for word in text.split(" "):
-        if line and _cells(line) + 1 + _cells(word) <= width:
+        if line and cell_len(line) + 1 + cell_len(word) <= width:
             line = f"{line} {word}"
             continue
         if line:
             lines.append(line)
         line = ""
         for character in word:
-            if _cells(line) + _cells(character) > width:
+            if cell_len(line) + cell_len(character) > width:
                 lines.append(line)
                 line = ""
             line += character
@@ -229,12 +222,4 @@ def _folded(text: str, width: int) -> list[str]:
 
 
 def _longest(texts: Iterable[str]) -> int:
-    return max(map(_cells, texts), default=0)
-
-
-def _cells(text: str) -> int:
-    """Return the number of cells that a terminal draws text in."""
-    if text.isascii():
-        return len(text)
-    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
-    return len(text) + wide - sum(unicodedata.combining(each) != 0 for each in text)
+    return max(map(cell_len, texts), default=0)

@@ -37,7 +37,7 @@ import typer
 
 from benchmarks.__main__ import SUITES
 from fleet_cli.commands import COMMANDS
-from fleet_cli.main import app as fleet
+from fleet_cli.main import global_options
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCUMENTS: Final = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
@@ -69,32 +69,22 @@ _ELSEWHERE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """A command as a document prints it.
+    """A command as a document prints it."""
 
-    Attributes:
-        document: Path below the repository.
-        line: Where it begins, from 1.
-        words: Its text, continued lines joined, without a comment.
-        place: A block of its own, a row of a table, or a sentence.
-        reason: Why it is not run; empty if it is.
-        names: What stands for what in it, as declared until there.
-    """
-
-    document: str
-    line: int
-    words: str
+    document: str  # path below the repository
+    line: int  # from 1
+    words: str  # continued lines joined, without the comment
     place: Literal["block", "row", "sentence"]
-    reason: str = ""
-    names: tuple[tuple[str, str], ...] = ()
+    reason: str = ""  # why it is not run; empty if it is
+    names: tuple[tuple[str, str], ...] = ()  # replacements declared before it
 
     @property
     def where(self) -> str:
-        """For a message."""
         return f"{self.document}:{self.line}: {self.words}"
 
     @property
     def typed(self) -> str:
-        """The command as it is typed here: each name replaced."""
+        """The command to run, with names replaced."""
         words = self.words
         for name, word in self.names:
             words = words.replace(name, word)
@@ -149,7 +139,7 @@ def _program(words: str) -> str:
 
 
 def check(printed: Printed) -> str:
-    """Return what is wrong with a command's words; empty if the real command line takes them."""
+    """Return what is wrong with a command; empty if the command line accepts it."""
     if any(not _program(further) for further in printed.words.split(" | ")[1:]):
         return "it is no command: give each of the alternatives a line of its own"
     try:
@@ -164,7 +154,7 @@ def check(printed: Printed) -> str:
 
 
 def _check_fleet(words: list[str], *, whole: bool) -> str:
-    """Have the command line parse the words, with commands that do nothing."""
+    """Parse the words with commands that do nothing."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         try:
@@ -179,10 +169,10 @@ def _check_fleet(words: list[str], *, whole: bool) -> str:
 
 
 @cache
-def _harmless() -> Any:  # noqa: ANN401 - a class that Typer keeps to itself
-    """Build the command line once, from command objects of its own, and have each command do nothing."""
+def _harmless() -> Any:
+    """Build the command line from new command objects, and have each command do nothing."""
     app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
-    app.registered_callback = fleet.registered_callback
+    app.callback()(global_options)
     for name, command in COMMANDS.items():
         app.add_typer(importlib.import_module(command.module).app, name=name)
     whole = typer.main.get_command(app)
@@ -190,7 +180,7 @@ def _harmless() -> Any:  # noqa: ANN401 - a class that Typer keeps to itself
     return whole
 
 
-def _disarm(command: Any) -> None:  # noqa: ANN401
+def _disarm(command: Any) -> None:
     # The Typer objects and their functions are those of the program, so only the built commands may change.
     command.callback = lambda **_given: None
     for each in getattr(command, "commands", {}).values():
@@ -226,22 +216,14 @@ _LONGEST_S: Final = 180.0
 
 
 @dataclass
-class Outcome:
-    """What became of a document's commands.
-
-    Attributes:
-        ran: Number of commands that did what they are printed for.
-        left: Those that were not run, with the reason.
-        failed: Those that failed, with the end of what they said.
-    """
-
-    ran: int = 0
-    left: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+class DocumentResult:
+    ran: int = 0  # number of commands that succeeded
+    left: list[str] = field(default_factory=list)  # those that were not run, with the reason
+    failed: list[str] = field(default_factory=list)  # those that failed, with the end of their output
 
 
 class Shell:
-    """Runs commands in the current folder; those that serve go on until `close`."""
+    """Runs commands in the current folder; services run until `close`."""
 
     def __init__(self) -> None:
         self._serving: dict[str, subprocess.Popen[bytes]] = {}
@@ -258,7 +240,6 @@ class Shell:
         return self._serve(key, words)
 
     def close(self) -> None:
-        """End what still serves."""
         for key in list(self._serving):
             self._stop(key)
 
@@ -312,7 +293,7 @@ def _finish(words: str) -> str:
 
 
 def _finish_typing(words: str) -> str:
-    """Run a command that asks for a password, on a terminal, and type one whenever it asks."""
+    """Run a command on a terminal, and type a password whenever it asks for one."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         ["/usr/bin/setsid", "--ctty", "/bin/bash", "-c", words], stdin=theirs, stdout=theirs, stderr=theirs
@@ -330,15 +311,15 @@ def _finish_typing(words: str) -> str:
 
 
 def runs(printed: Printed) -> bool:
-    """Whether a command is meant to be run: one of a block, or a whole one in a row of a table."""
+    """Whether a command is meant to be run: one of a block, or a complete one in a row of a table."""
     if printed.place == "row" and printed.words.startswith("fleet admin "):
         return not check(replace(printed, place="block"))
     return printed.place == "block"
 
 
-def run_document(document: str) -> Outcome:
-    """Run a document's commands here, in the current folder."""
-    outcome, shell = Outcome(), Shell()
+def run_document(document: str) -> DocumentResult:
+    """Run a document's commands in the current folder."""
+    outcome, shell = DocumentResult(), Shell()
     try:
         for printed in filter(runs, commands(document)):
             if printed.reason:
@@ -414,8 +395,8 @@ printf '{"SESSION": "%s", "ALERT": "%s", "KEY": "%s"}' "${session##*\"}" "${aler
 """Sets the variables that a mark may name."""
 
 
-def run_here(document: str) -> Outcome:
-    """Run a document's commands on the throw-away machine that this process is on."""
+def run_here(document: str) -> DocumentResult:
+    """Run a document's commands on the throw-away machine of this process."""
     subprocess.run(["/bin/bash", "-c", _SITE], check=True, stdout=subprocess.DEVNULL)
     printed = " ".join(each.words for each in commands(document) if runs(each) and not each.reason)
     granted: list[Shell] = []
@@ -438,8 +419,8 @@ def run_here(document: str) -> Outcome:
             shell.close()
 
 
-def run_apart(document: str) -> Outcome:
-    """Run a document's commands on a throw-away machine of its own."""
+def run_apart(document: str) -> DocumentResult:
+    """Run a document's commands on their own throw-away machine."""
     apart = ["/usr/bin/unshare", "-m", "-n", "-p", "-f", "-u", "--kill-child", "/bin/bash", "-c", _MACHINE, "-"]
     with tempfile.TemporaryDirectory(prefix="fleet-printed-") as folder:
         done = subprocess.run(
@@ -449,9 +430,9 @@ def run_apart(document: str) -> Outcome:
             check=False,
         )
     try:
-        return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+        return DocumentResult(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
-        return Outcome(failed=[f"{document}: the machine did not come up: {done.stderr[-2000:].strip()}"])
+        return DocumentResult(failed=[f"{document}: the machine did not come up: {done.stderr[-2000:].strip()}"])
 
 
 def main() -> int:
@@ -467,7 +448,7 @@ def main() -> int:
     for document in asked.documents:
         if asked.what == "check":
             wrong = [f"{each.where}\n    {why}" for each in commands(document) if (why := check(each))]
-            outcome = Outcome(failed=wrong)
+            outcome = DocumentResult(failed=wrong)
         elif any(map(runs, commands(document))):
             outcome = run_apart(document)
             print(f"{document}: {outcome.ran} ran, {len(outcome.left)} not, {len(outcome.failed)} failed", flush=True)

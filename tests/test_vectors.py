@@ -1,13 +1,10 @@
 """The vectors that strangers build on are what the code computes, and the pages name what the code knows."""
 
-import importlib.util
 import json
 import re
 import shutil
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +15,7 @@ from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import TREE
+from scripts import vectors
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -25,21 +23,10 @@ FORMULAS = (ROOT / "docs" / "formulas.md").read_text(encoding="utf-8")
 FILES = sorted(path.name for path in (ROOT / "docs" / "vectors").glob("*.json"))
 
 
-def script() -> ModuleType:
-    """Return scripts/vectors as a module."""
-    loader = SourceFileLoader("vectors", str(ROOT / "scripts" / "vectors"))
-    spec = importlib.util.spec_from_loader("vectors", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_the_vectors_are_what_the_code_computes_and_one_that_drifts_is_found(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vectors = script()
     shutil.copytree(vectors.FOLDER, tmp_path / "vectors")
     monkeypatch.setattr(vectors, "FOLDER", tmp_path / "vectors")
     monkeypatch.setattr(sys, "argv", ["vectors", "--check"])
@@ -69,7 +56,7 @@ def spoil(case: dict[str, Any]) -> None:
 
 
 def test_every_file_is_named_on_the_pages() -> None:
-    assert set(FILES) == set(script().FILES)
+    assert set(FILES) == set(vectors.FILES)
     for name in FILES:
         assert f"`{name}`" in PAGE + FORMULAS
 

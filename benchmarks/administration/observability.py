@@ -29,8 +29,8 @@ from benchmarks.recordings import record_laws
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_admin.models.prompts import built_in, some
 from fleet_admin.steering import Actor
-from fleet_cli.prompts import built_in, some
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from schemas.errors import FleetError

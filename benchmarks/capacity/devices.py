@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 from benchmarks.harness import connected
-from fleet_cli.edge.advise.service_level import Client, Text, Window
+from fleet_admin.planning.service_level import Client, TimedRequest, TimeWindow
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.pacing.contract import Pacing
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
@@ -57,16 +57,16 @@ class Warming:
         self._timing = timing
         self._clients = clients
         self._latest = started + timing.patience_of(len(clients))
-        self._window: Window | None = None
+        self._window: TimeWindow | None = None
 
-    def window(self, now: float) -> Window | None:
+    def window(self, now: float) -> TimeWindow | None:
         """Return the window once it is known; to be asked now and then."""
         if self._window is None:
             least = self._timing.tokens
             served = all(sum(text.tokens for text in client.texts[:least]) >= least for client in self._clients)
             if served or now >= self._latest:
                 begin = now + self._timing.settle_s if served else now
-                self._window = Window(begin, begin + self._timing.seconds)
+                self._window = TimeWindow(begin, begin + self._timing.seconds)
         return self._window
 
     def over(self, now: float) -> bool:
@@ -135,7 +135,7 @@ class Measured:
     """
 
     clients: list[Client]
-    window: Window
+    window: TimeWindow
     generations: list[Generation] = field(default_factory=list)
     as_recorded: list[bool] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
@@ -223,7 +223,7 @@ class Devices(AbstractContextManager["Devices"]):
     ) -> Measured:
         """Have all devices write until the window is over; texts that are under way then are cancelled."""
         clients = [Client() for _ in self._agents]
-        measured = Measured(clients, Window(0.0, 0.0))
+        measured = Measured(clients, TimeWindow(0.0, 0.0))
         over = threading.Event()
         cancellations = [Cancellation() for _ in self._agents]
         threads = [
@@ -262,12 +262,12 @@ class Devices(AbstractContextManager["Devices"]):
         for arrival in arrivals:
             if over.wait(arrival.pause_s) or over.is_set():
                 return
-            text, recorded = Text(time.monotonic()), arrival.text
+            text, recorded = TimedRequest(time.monotonic()), arrival.text
             measured.clients[number].texts.append(text)
             drafter.play(recorded)
             follows = Follower(recorded.tokens if self._replayed else ())
 
-            def take(new: Sequence[int], text: Text = text, follows: Follower = follows) -> bool:
+            def take(new: Sequence[int], text: TimedRequest = text, follows: Follower = follows) -> bool:
                 text.pieces.append((time.monotonic(), len(new)))
                 return not follows.take(new)
 

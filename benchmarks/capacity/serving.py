@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from benchmarks.capacity.devices import Arrival, Timing, Warming
-from fleet_cli.edge.advise.service_level import Client, Text, Window
+from fleet_admin.planning.service_level import Client, TimedRequest, TimeWindow
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.registry import load_verifier
@@ -74,7 +74,7 @@ def serve(
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> tuple[list[Client], Window]:
+) -> tuple[list[Client], TimeWindow]:
     """Serve clients until the window is over; return them, and the window.
 
     Args:
@@ -92,7 +92,7 @@ def serve(
     while not warming.over(clock()):
         now = clock()
         for slot in [slot for slot, at in due.items() if at <= now]:
-            clients[slot].texts.append(Text(max(due.pop(slot), started)))
+            clients[slot].texts.append(TimedRequest(max(due.pop(slot), started)))
             engine.begin(slot, waiting.pop(slot).text)
         if len(due) == len(clients):
             sleep(_IDLE_S)

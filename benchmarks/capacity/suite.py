@@ -38,8 +38,8 @@ from benchmarks.processes import BenchError, Cores, on_cores
 from benchmarks.recordings import Recording, record
 from benchmarks.systems import CO_LOCATED, COLOURS, DRAFT, SYSTEMS, System
 from dssd.downlink import FormName
-from fleet_cli.edge.advise.service_level import LEVEL, Client, Window
-from fleet_cli.prompts import built_in, some
+from fleet_admin.models.prompts import built_in, some
+from fleet_admin.planning.service_level import LEVEL, Client, TimeWindow
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import Pacing
 from schemas.policy import Mode
@@ -172,7 +172,7 @@ class Row:
         """Whether devices and line took nearly all that one process can: the edge might have done more."""
         return self.load_cpu is not None and self.load_cpu > _LOAD_LIMIT
 
-    def count(self, clients: Sequence[Client], window: Window, *, travel_s: float = 0.0) -> None:
+    def count(self, clients: Sequence[Client], window: TimeWindow, *, travel_s: float = 0.0) -> None:
         self.window_s = window.seconds
         self.tokens_per_s = sum(client.tokens(window) for client in clients) / window.seconds
         waits = [text.first_s(window.end) for client in clients for text in client.texts if text.asked_at < window.end]
@@ -415,7 +415,7 @@ class Place(AbstractContextManager["Place"]):
         }
         answer = in_process(asked, self._bench.cores)
         clients = [Client.from_json(each) for each in answer["clients"]]
-        row.count(clients, Window(answer["begin"], answer["end"]), travel_s=self._bench.options.round_trip / 1e3)
+        row.count(clients, TimeWindow(answer["begin"], answer["end"]), travel_s=self._bench.options.round_trip / 1e3)
 
     def _serving(self, form: FormName) -> _Served:
         if form not in self._served:

@@ -17,7 +17,7 @@ from dssd.distribution import Dist
 from dssd.downlink import correct, dense
 from dssd.sampling import Proposal, propose
 from dssd.verification import Judgement
-from fleet_cli.prompts import Prompt as Asked
+from fleet_admin.models.prompts import Prompt as Asked
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.shaping import shape_rows
 from fleet_edge.verifiers.contract import Item, Logits, Verifier

@@ -18,7 +18,7 @@ from benchmarks.capacity.raw_engine import RawEngine
 from benchmarks.capacity.serving import Prompt
 from benchmarks.harness import Bench, Report, connected, number_of, table, together
 from benchmarks.processes import BenchError, on_cores
-from fleet_cli.demo.prompts import PROMPTS
+from fleet_admin.models.prompts import PROMPTS
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.chat import ChatMessage, encode_chat

@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from benchmarks.harness import Bench, Report, at_least, connected, number_of, say, table, together
-from fleet_cli.demo.prompts import PROMPTS
+from fleet_admin.models.prompts import PROMPTS
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.chat import ChatMessage, encode_chat

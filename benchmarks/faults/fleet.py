@@ -20,7 +20,7 @@ from benchmarks.faults.tally import Tally
 from benchmarks.faults.writer import Task
 from benchmarks.processes import BenchError, Program
 from broker_config.processes import LocalBroker
-from fleet_cli.broker.init import AUTHORITY, make_local_broker
+from broker_config.site import AUTHORITY, make_local_broker
 from fleet_common.identity.authority import Authority
 from fleet_common.identity.files import write_atomically
 from tests.support.offset_clock import VARIABLE, OffsetClock

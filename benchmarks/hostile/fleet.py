@@ -17,8 +17,8 @@ from benchmarks.hostile.meters import Throughput
 from benchmarks.hostile.place import Place
 from benchmarks.processes import BenchError, Cores, Program
 from broker_config.processes import LocalBroker
-from fleet_cli.broker.init import make_local_broker
-from fleet_cli.demo.prompts import PROMPTS
+from broker_config.site import make_local_broker
+from fleet_admin.models.prompts import PROMPTS
 
 FLEET: Final = "home"
 EDGE: Final = "edge-1"

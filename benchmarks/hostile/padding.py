@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.harness import Bench, Report, link_to, number_of, table
-from fleet_cli.demo.prompts import PROMPTS
+from fleet_admin.models.prompts import PROMPTS
 from fleet_common.mqtt.link import Handler, Message
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_device.client.agent import Agent

@@ -23,7 +23,7 @@ from benchmarks.overhead.played import PlayedSession, play
 from benchmarks.overhead.player import Connection, Echoed, Played, Player, Tally
 from benchmarks.processes import Program
 from benchmarks.recordings import record_laws
-from fleet_cli.prompts import built_in, some
+from fleet_admin.models.prompts import built_in, some
 from fleet_common.logs import Event
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing

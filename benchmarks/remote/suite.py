@@ -3,7 +3,7 @@
 Exactness: greedy texts through broker, edge and devices are the server's own, token by token; texts of two tokens
 follow the distribution of the server's log-probabilities (chi-square), in both modes; and how many coupled texts
 repeat when they are generated with others. Then the time of a step (ms) next to llama.cpp in this process. Takes 11
-minutes; `scripts/remote-vllm` installs and starts a server first.
+minutes; `scripts/remote_vllm.py` installs and starts a server first.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any, Final
 from benchmarks.harness import MODELS, Bench, Report, connected, table
 from benchmarks.remote.checks import Devices, check_greedy, check_repeats, check_sampled
 from benchmarks.remote.oracle import Oracle
-from fleet_cli.demo.prompts import PROMPTS
+from fleet_admin.models.prompts import PROMPTS
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleet_admin.dashboard.accounts.roles import Role
-from fleet_cli.admin.actor import Acting, actor_of
-from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, needs_extra
 from fleet_cli.errors import CommandError
-from fleet_cli.tables import Column, print_json, print_table
+from fleet_cli.options import DEFAULT_DB, Acting, AsJson, Database, actor_of, needs_extra
+from fleet_cli.tables import Column, print_table
 from fleet_common.validation import read_duration
 
 if TYPE_CHECKING:
@@ -52,9 +51,6 @@ def add_user(
 def list_users(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
     """List the accounts."""
     found = _accounts(db).list()
-    if as_json:
-        print_json(found)
-        return
     columns: list[Column[Account]] = [
         Column("account", lambda each: each.name),
         Column("role", lambda each: each.role.value),
@@ -63,7 +59,7 @@ def list_users(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
         Column("changed", lambda each: each.changed_at, "moment"),
     ]
     empty = "Nobody can log in: fleet admin user add NAME --role operator adds an account."
-    print_table("Accounts", columns, found, empty=empty)
+    print_table("Accounts", columns, found, as_json=as_json, empty=empty)
 
 
 @_users.command("remove")
@@ -77,7 +73,7 @@ def remove_user(name: _Name, acting: Acting = None, db: Database = DEFAULT_DB) -
 def change_password(
     name: _Name, password_file: _PasswordFile = None, acting: Acting = None, db: Database = DEFAULT_DB
 ) -> None:
-    """Give an account another password; its browsers have to log in again."""
+    """Change the password of an account; its browsers have to log in again."""
     _accounts(db).set_password(name, _password(password_file), actor=actor_of(acting))
     typer.echo(f"The account {name} has another password.")
 
@@ -86,7 +82,7 @@ def change_password(
 def change_role(
     name: _Name, role: Annotated[Role, typer.Argument()], acting: Acting = None, db: Database = DEFAULT_DB
 ) -> None:
-    """Give an account another role; its browsers have to log in again."""
+    """Change the role of an account; its browsers have to log in again."""
     _accounts(db).set_role(name, role, actor=actor_of(acting))
     typer.echo(f"The account {name} may {'look and act' if role is Role.OPERATOR else 'look'}.")
 
@@ -96,11 +92,11 @@ def add_key(
     name: _Name,
     account: Annotated[str, typer.Option(help="Whose it is.")],
     role: Annotated[Role, typer.Option(help="What it may do; never more than its account.")] = Role.VIEWER,
-    lasts: Annotated[str | None, typer.Option(help="For so long: 30d, 365d; until it is removed if left out.")] = None,
+    lasts: Annotated[str | None, typer.Option(help="Lifetime: 30d, 365d; by default until it is removed.")] = None,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
 ) -> None:
-    """Make a key, and print it this once."""
+    """Make an API key and print it, once."""
     try:
         duration = None if lasts is None else read_duration(lasts)
     except (ValueError, OverflowError) as error:
@@ -110,11 +106,8 @@ def add_key(
 
 @_keys.command("list")
 def list_keys(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
-    """List the keys, by their fingerprints' beginnings."""
+    """List the API keys by the beginning of their fingerprint."""
     found = _api_keys(db).list()
-    if as_json:
-        print_json(found)
-        return
     columns: list[Column[ApiKey]] = [
         Column("id", lambda each: each.id),
         Column("name", lambda each: each.name),
@@ -125,14 +118,14 @@ def list_keys(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
         Column("last used", lambda each: each.used_at, "moment"),
     ]
     empty = "There are no keys: fleet admin key add NAME --account ACCOUNT makes one."
-    print_table("API keys", columns, found, empty=empty)
+    print_table("API keys", columns, found, as_json=as_json, empty=empty)
 
 
 @_keys.command("remove")
 def remove_key(
     key_id: Annotated[str, typer.Argument(metavar="ID")], acting: Acting = None, db: Database = DEFAULT_DB
 ) -> None:
-    """Take a key back."""
+    """Remove an API key."""
     removed = _api_keys(db).remove(key_id, actor=actor_of(acting))
     typer.echo(f"The key {removed.name} of {removed.account} is no longer taken.")
 

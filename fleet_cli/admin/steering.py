@@ -1,4 +1,4 @@
-"""`fleet admin set|unset|settings|command|commands`: settings and commands for devices, from afar."""
+"""Commands of `fleet admin` that steer devices: settings, commands, labels, quarantine; and the audit log."""
 
 import sys
 from collections import Counter
@@ -7,61 +7,49 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
+from fleet_admin.reports import AUDIT
 from fleet_admin.settings import AdminSettings
-from fleet_cli.admin.actor import (
-    Acting,
-    AllDevices,
-    Devices,
-    EdgeOf,
-    Labels,
-    ModelOf,
-    Release,
-    Silent,
-    actor_of,
-    monitor,
-    selection_of,
-    steering_log,
-)
-from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Since, Wide
 from fleet_cli.errors import CommandError, ExitCode
-from fleet_cli.settings_flags import with_settings
+from fleet_cli.options import (
+    DEFAULT_DB,
+    Acting,
+    AsJson,
+    Database,
+    Devices,
+    Since,
+    Wide,
+    actor_of,
+    open_log,
+    open_steering,
+    steering_log,
+    with_selection,
+    with_settings,
+)
 from fleet_cli.tables import Column, cell, plain, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from fleet_admin.steering import CommandResult, DeviceSettingsView, SetResult, SettingsChange
+    from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SettingsChange
     from fleet_edge.store.steering.views import CommandView
+    from fleet_edge.store.views import FenceView
 
 R = TypeVar("R")
 
 _WAIT_S: Final = 10.0
 _WELL: Final = frozenset({"in force", "needs restart", "waiting"})
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say whom it concerns and what would change; do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the devices and the changes; change nothing.")]
 Wait = Annotated[float, typer.Option(min=0.1, max=600.0, help="Longest wait for the devices' answers (seconds).")]
 
 
-def register(app: typer.Typer) -> None:
-    app.command("set")(set_command)
-    app.command("unset")(unset_command)
-    app.command("settings")(settings_command)
-    app.command("command")(command_command)
-    app.command("commands")(commands_command)
-
-
 @with_settings(AdminSettings)
+@with_selection
 def set_command(
     assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="Settings, as in device.toml.")],
     *,
     settings: AdminSettings,
-    device: Devices = None,
-    label: Labels = None,
-    everything: AllDevices = False,
-    of_edge: EdgeOf = None,
-    of_model: ModelOf = None,
-    of_release: Release = None,
-    silent: Silent = None,
+    chosen: "Selection",
     dry_run: DryRun = False,
     wait: Wait = _WAIT_S,
     acting: Acting = None,
@@ -69,14 +57,11 @@ def set_command(
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """Have devices use other settings: at once, or when they are back; what they refuse, they refuse with a reason."""
+    """Change settings of devices: at once, or when they reconnect. A device gives a reason for what it refuses."""
     from fleet_admin.steering.values import read_assignments
 
     changes = read_assignments(assignments)
-    chosen = selection_of(
-        device, label, everything=everything, edge=of_edge, model=of_model, release=of_release, silent=silent
-    )
-    with monitor(settings, db) as steering:
+    with open_steering(settings, db) as steering:
         planned = steering.preview(changes, chosen)
         if dry_run:
             _show_changes(planned, as_json=as_json, wide=wide)
@@ -88,17 +73,12 @@ def set_command(
 
 
 @with_settings(AdminSettings)
+@with_selection
 def unset_command(
-    names: Annotated[list[str], typer.Argument(metavar="KEY…", help="Settings that were set from afar.")],
+    names: Annotated[list[str], typer.Argument(metavar="KEY…", help="Settings that were set remotely.")],
     *,
     settings: AdminSettings,
-    device: Devices = None,
-    label: Labels = None,
-    everything: AllDevices = False,
-    of_edge: EdgeOf = None,
-    of_model: ModelOf = None,
-    of_release: Release = None,
-    silent: Silent = None,
+    chosen: "Selection",
     dry_run: DryRun = False,
     wait: Wait = _WAIT_S,
     acting: Acting = None,
@@ -106,11 +86,8 @@ def unset_command(
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """Take settings back: the devices' own hold again."""
-    chosen = selection_of(
-        device, label, everything=everything, edge=of_edge, model=of_model, release=of_release, silent=silent
-    )
-    with monitor(settings, db) as steering:
+    """Remove settings that were set remotely, so that the devices' own apply."""
+    with open_steering(settings, db) as steering:
         planned = steering.preview({}, chosen, unset=names)
         if dry_run:
             _show_changes(planned, as_json=as_json, wide=wide)
@@ -127,20 +104,20 @@ def settings_command(
     settings: AdminSettings,
     device: Devices = None,
     log_only: Annotated[
-        bool, typer.Option("--log-only", help="Ask the database alone, as an administrator has last heard.")
+        bool, typer.Option("--log-only", help="Read the database instead of asking the broker.")
     ] = False,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """Compare the settings that are wanted of devices with those that they have; of one device, all of them."""
+    """Compare wanted settings with reported ones; for a named device, show all of them."""
     if log_only:
         from fleet_admin.steering.planning import views_of_log
 
         with steering_log(db) as log:
             found = views_of_log(log.known(), log.wanted(), log.reported(), devices=device)
     else:
-        with monitor(settings, db) as steering:
+        with open_steering(settings, db) as steering:
             found = steering.wanted_and_reported(device)
     if missing := sorted(set(device or ()) - {each.device for each in found}):
         raise CommandError(f"Nothing is known of a device {missing[0]!r}; check the name.")
@@ -151,40 +128,29 @@ def settings_command(
 
 
 @with_settings(AdminSettings)
+@with_selection
 def command_command(
     command: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="self-test, reload, drain, pause, resume, log-tail or support-bundle."),
+        str, typer.Argument(metavar="NAME", help="self-test, reload, drain, pause, resume, log-tail or support-bundle.")
     ],
     *,
     settings: AdminSettings,
-    device: Devices = None,
-    label: Labels = None,
-    everything: AllDevices = False,
-    of_edge: EdgeOf = None,
-    of_model: ModelOf = None,
-    of_release: Release = None,
-    silent: Silent = None,
+    chosen: "Selection",
     argument: Annotated[
         list[str] | None, typer.Option("--argument", metavar="KEY=VALUE", help="For the command: lines=200.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(min=0.1, max=600.0, help="Seconds that it is given.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for what the devices answer at length, a file for each.")
-    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.1, max=600.0, help="Time limit in seconds.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for long answers, one file per device.")] = None,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """Give devices a command, and show what they answer. Exit code 1 if one has not done it."""
+    """Send devices a command and show their answers. Exit code 1 if one has failed."""
     from fleet_admin.steering.values import read_assignments
 
-    chosen = selection_of(
-        device, label, everything=everything, edge=of_edge, model=of_model, release=of_release, silent=silent
-    )
     arguments = read_assignments(argument or ())
-    with monitor(settings, db) as steering:
+    with open_steering(settings, db) as steering:
         expected = len(steering.choose(chosen))
         given = steering.command(command, chosen, actor=actor_of(acting), arguments=arguments, timeout_s=timeout)
         results = _shown_as_they_come(given, expected, as_json=as_json)
@@ -202,12 +168,12 @@ def command_command(
 def commands_command(
     device: Devices = None,
     since: Since = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many, the latest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """List the commands that were given, and what came of them."""
+    """List commands and their results."""
     with steering_log(db) as log:
         found = log.commands(since=since, devices=device or (), limit=limit)
     if as_json:
@@ -217,7 +183,7 @@ def commands_command(
 
 
 def _shown_as_they_come(results: "Iterable[R]", expected: int, *, as_json: bool) -> "list[R]":
-    """Take results, and say on a terminal how many have come."""
+    """Collect results, and show their number on a terminal."""
     shows = not as_json and sys.stderr.isatty()
     found: list[R] = []
     for result in results:
@@ -342,3 +308,160 @@ def _assignments(values: "Mapping[str, object]") -> str | None:
 
 def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(plain(value))
+
+
+def label(
+    devices: Annotated[list[str], typer.Argument(metavar="DEVICE…")],
+    add: Annotated[list[str] | None, typer.Option("--add", help="Label to give; may be given several times.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="Label to take off; likewise.")] = None,
+    acting: Acting = None,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Add or remove labels: `fleet admin label gateway-7 gateway-8 --add hall_a`."""
+    with steering_log(db) as log:
+        found = log.label(devices, add=add or (), remove=remove or (), actor=actor_of(acting))
+        unseen = sorted(set(devices) - {name for name, each in log.known().items() if each.presence is not None})
+    for name in unseen:
+        typer.echo(f"fleet: No device {name} has been seen yet; it is labelled nevertheless.", err=True)
+    for device, words in found.items():
+        typer.echo(f"{device}: {' '.join(words) or 'no label'}")
+
+
+def labels(
+    only: Annotated[list[str] | None, typer.Option("--label", help="Devices with this label alone.")] = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List the labels and their devices."""
+    with steering_log(db) as log:
+        found: dict[str, list[str]] = {}
+        for device, words in log.labels().items():
+            for word in words:
+                found.setdefault(word, []).append(device)
+    rows = [(word, found[word]) for word in sorted(found) if not only or word in only]
+    if as_json:
+        print_json(dict(rows))
+        return
+    columns: list[Column[tuple[str, list[str]]]] = [
+        Column("label", lambda row: row[0], rank=0),
+        Column("number", lambda row: len(row[1]), "count", rank=0),
+        Column("devices", lambda row: ", ".join(row[1]), "sentence", rank=0),
+    ]
+    empty = "No device has a label: fleet admin label DEVICE --add WORD gives one."
+    print_table(f"Labels: {len(rows)}", columns, rows, wide=wide, empty=empty)
+
+
+@with_settings(AdminSettings)
+def retire_command(
+    device: Annotated[str, typer.Argument(metavar="DEVICE")],
+    *,
+    settings: AdminSettings,
+    undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
+    log_only: Annotated[
+        bool, typer.Option("--log-only", help="Leave the wanted settings of the device at the broker.")
+    ] = False,
+    acting: Acting = None,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Retire a device: from now on it is selected only by its name. Its records stay."""
+    actor = actor_of(acting)
+    if log_only or undo:
+        with steering_log(db) as log:
+            log.retire(device, undo=undo, actor=actor)
+    else:
+        with open_steering(settings, db) as steering:
+            steering.retire(device, actor=actor)
+    if undo:
+        typer.echo(f"{cell(device)} is in service again.")
+    else:
+        typer.echo(f"{cell(device)} is retired. Its certificate is still good: `fleet broker revoke` ends that.")
+
+
+def audit(
+    since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
+    who: Annotated[str | None, typer.Option(help="By this user or account.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Concerning this device.")] = None,
+    action: Annotated[str | None, typer.Option(help="This action: set, fence, label, command reload.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List what administrators have changed."""
+    with steering_log(db) as log:
+        found = log.audit(since=since, until=until, who=who, subject=subject, action=action, limit=limit)
+    print_table(
+        f"Actions: {len(found)}", AUDIT, found, as_json=as_json, sort="at", wide=wide, empty="No action is like that."
+    )
+
+
+def fence(
+    name: Annotated[str, typer.Argument(metavar="DEVICE")],
+    duration: Annotated[
+        str | None, typer.Option("--for", help="Duration: 90s, 30m, 2h, 7d; by default until it is lifted.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Reason, shown to other administrators.")] = "",
+    acting: Acting = None,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Quarantine a device: within seconds the edges drop its messages."""
+    actor = actor_of(acting)
+    with open_log(db) as log:
+        from fleet_edge.store.errors import NotFound
+
+        held = log.fence(name, duration=duration, reason=reason, who=actor.who, source=actor.source)
+        try:
+            log.device(name)
+        except NotFound:
+            typer.echo(f"fleet: No device {name} has been seen yet; it is quarantined nevertheless.", err=True)
+    until = "until it is lifted" if held.until_at is None else f"until {cell(held.until_at)} UTC"
+    typer.echo(f"{name} is quarantined {until}; fleet admin unfence {name} ends that.")
+
+
+def unfence(
+    name: Annotated[str, typer.Argument(metavar="DEVICE")], acting: Acting = None, db: Database = DEFAULT_DB
+) -> None:
+    """End the quarantine of a device."""
+    actor = actor_of(acting)
+    with open_log(db) as log:
+        held = log.unfence(name, who=actor.who, source=actor.source)
+    if held is None:
+        typer.echo(f"{name} was not quarantined according to the log; any quarantine until now is lifted.")
+    else:
+        typer.echo(f"The quarantine of {name} by {cell(held.by)} is lifted: {cell(held.reason)}")
+
+
+def fenced(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
+    """List the quarantined devices."""
+    with open_log(db) as log:
+        found = log.fences()
+    columns: list[Column[FenceView]] = [
+        Column("device", lambda row: row.device, rank=0),
+        Column("since", lambda row: row.since_at, "moment", rank=1),
+        Column("until", lambda row: row.until_at or "lifted", rank=0),
+        Column("by", lambda row: row.by, rank=1),
+        Column("reason", lambda row: row.reason, "sentence", rank=0),
+        Column("strikes", lambda row: row.strikes, "count", rank=2),
+        Column("doubled", lambda row: row.level, "count", rank=2),
+    ]
+    print_table(
+        f"Quarantined devices: {len(found)}",
+        columns,
+        found,
+        as_json=as_json,
+        wide=wide,
+        empty="No device is quarantined.",
+    )
+
+
+def register(app: typer.Typer) -> None:
+    for command in (label, labels, audit, fence, unfence, fenced):
+        app.command()(command)
+    app.command("set")(set_command)
+    app.command("unset")(unset_command)
+    app.command("settings")(settings_command)
+    app.command("command")(command_command)
+    app.command("commands")(commands_command)
+    app.command("retire")(retire_command)

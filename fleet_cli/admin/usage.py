@@ -1,36 +1,116 @@
-"""`fleet admin usage|trend`: what was written, by whom and for what; and how it went over time."""
+"""Commands of `fleet admin` that add up and compare: usage, trends, rankings, periods."""
 
+import re
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
+from fleet_admin.columns import ABSENT, Kind, shown
 from fleet_admin.csv_output import write_csv
 from fleet_admin.reports import Point, model_name, start_column, tally_columns, trend_columns
-from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log, time_of
 from fleet_cli.errors import CommandError
+from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, open_log, time_of
 from fleet_cli.tables import Column, cell, print_json, print_table
+from fleet_common.validation import read_time
 
 if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog
     from fleet_edge.store.views import Tally, UsageView
+
+_DAY: Final = timedelta(days=1)
+_MONTH: Final = re.compile(r"(\d{4})-(\d{2})", re.ASCII)
+_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_HELP: Final = "today, yesterday, this-week, last-week, this-month, last-month, 2026-11, 2026-11-03, 7d, or FROM..TO"
+
+
+@dataclass(frozen=True, slots=True)
+class UsagePeriod:
+    """A period (UTC); `until` is exclusive."""
+
+    name: str
+    since: datetime
+    until: datetime  # now, if the period has not ended
+    goes_on: bool = False  # whether it ends later
+
+    @property
+    def hours(self) -> float:
+        return (self.until - self.since) / timedelta(hours=1)
+
+
+def read_period(text: str, *, now: datetime) -> UsagePeriod:
+    """Return a period by its name; none ends after `now`.
+
+    The parts of `FROM..TO` are ages or ISO 8601 times; TO may be `now`.
+
+    Raises:
+        CommandError: It is invalid.
+    """
+    since, end = _limits(text.strip(), now.astimezone(UTC))
+    until = min(end, now)
+    if since >= until:
+        raise CommandError(f"The period {cell(text)!r} is empty or has not begun; take {_HELP}.")
+    return UsagePeriod(text.strip(), since, until, goes_on=end > now)
+
+
+def equal_parts(one: UsagePeriod, other: UsagePeriod) -> tuple[UsagePeriod, UsagePeriod]:
+    """Cut a period that is over to the length of one that has not ended, so that both can be compared."""
+    if one.goes_on and not other.goes_on:
+        return one, _cut(other, one.until - one.since)
+    if other.goes_on and not one.goes_on:
+        return _cut(one, other.until - other.since), other
+    return one, other
+
+
+def _cut(period: UsagePeriod, length: timedelta) -> UsagePeriod:
+    return replace(period, until=min(period.until, period.since + length))
+
+
+def _limits(text: str, now: datetime) -> tuple[datetime, datetime]:
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    week, month = today - today.weekday() * _DAY, today.replace(day=1)
+    named = {
+        "today": (today, today + _DAY),
+        "yesterday": (today - _DAY, today),
+        "this-week": (week, week + 7 * _DAY),
+        "last-week": (week - 7 * _DAY, week),
+        "this-month": (month, (month + 31 * _DAY).replace(day=1)),
+        "last-month": ((month - _DAY).replace(day=1), month),
+    }
+    if text in named:
+        return named[text]
+    try:
+        if found := _MONTH.fullmatch(text):
+            begin = datetime(int(found[1]), int(found[2]), 1, tzinfo=UTC)
+            return begin, (begin + 31 * _DAY).replace(day=1)
+        if _DATE.fullmatch(text):
+            begin = datetime.fromisoformat(text).replace(tzinfo=UTC)
+            return begin, begin + _DAY
+        begin_text, dots, end_text = text.partition("..")
+        end = now if not dots or end_text in {"", "now"} else read_time(end_text, now=now)
+        return read_time(begin_text, now=now), end
+    except (ValueError, OverflowError):
+        raise CommandError(f"{cell(text)!r} is no period: take {_HELP}.") from None
+
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV rather than tables.")]
 
 _DIMENSIONS: Final = ("app", "device", "edge", "model", "label")
 _GRAINS: Final = ("hour", "day", "month")
 _MOST_TIMES: Final = 400
-"""Points in time for which latencies are looked up, each by queries of its own."""
+"""Most points with latencies, because each needs its own queries."""
 
 _NOTHING: Final = "No edge has served such a session in that time."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Usage:
-    """What was written by those that have all of this in common."""
+    """A row of `fleet admin usage`."""
 
     start: datetime | None
     names: tuple[str | None, ...]
@@ -40,11 +120,6 @@ class _Usage:
 T = TypeVar("T")
 
 
-def register(app: typer.Typer) -> None:
-    for command in (usage, trend):
-        app.command()(command)
-
-
 def usage(
     by: Annotated[str, typer.Option(metavar="app,device,edge,model,label,hour|day|month")] = "app",
     since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
@@ -52,13 +127,13 @@ def usage(
     device: Annotated[list[str] | None, typer.Option(help="Of this device; may be given several times.")] = None,
     edge: Annotated[str | None, typer.Option(help="At this edge.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many rows.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum number of rows.")] = 1000,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     wide: Wide = False,
 ) -> None:
-    """Add up tokens, bytes and time by application, device, edge, model or label, over time if asked for."""
+    """Add up tokens, bytes and time by application, device, edge, model or label, also over time."""
     names, grain = _groups(by)
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:
@@ -80,11 +155,7 @@ def usage(
 
 
 def _as_json(row: _Usage, names: Sequence[str], grain: str | None) -> dict[str, object]:
-    return {
-        **({grain: row.start} if grain else {}),
-        **dict(zip(names, row.names, strict=True)),
-        "counted": row.counted,
-    }
+    return {**({grain: row.start} if grain else {}), **dict(zip(names, row.names, strict=True)), "counted": row.counted}
 
 
 def _write_csv(columns: Sequence[Column[T]], rows: Iterable[T]) -> None:
@@ -104,7 +175,7 @@ def trend(
     as_csv: AsCsv = False,
     wide: Wide = False,
 ) -> None:
-    """Show tokens, latencies, acceptance, speed and bytes hour by hour, day by day or month by month."""
+    """Show tokens, latencies, acceptance, speed and bytes by hour, day or month."""
     if grain not in _GRAINS:
         raise CommandError(f"--grain takes hour, day or month, not {cell(grain)!r}.")
     after, before = time_of("--since", since), time_of("--until", until)
@@ -132,7 +203,7 @@ def _groups(text: str) -> tuple[list[str], str | None]:
 
 
 def _labelled(log: "SessionLog", devices: list[str] | None, labels: list[str] | None) -> list[str] | None:
-    """Return the devices that are chosen; None for all."""
+    """Return the selected devices; None for all."""
     if not labels:
         return devices or None
     found = sorted(name for name, words in log.labels().items() if set(words) & set(labels))
@@ -149,7 +220,7 @@ def _usage(
     device: list[str] | None,
     edge: str | None,
 ) -> list[_Usage]:
-    """Ask for all that is told apart; a device with several labels counts for each of them."""
+    """Query and add up; a device with several labels counts for each of them."""
     dimensions: dict[str, tuple[str, ...]] = {
         "app": ("app",),
         "device": ("device",),
@@ -166,7 +237,7 @@ def _usage(
             key = view.start, tuple(_name(view, name, label) for name in names)
             known = added.get(key)
             added[key] = view.counted if known is None else _sum(known, view.counted)
-    found = [_Usage(start=start, names=told, counted=counted) for (start, told), counted in added.items()]
+    found = [_Usage(start=start, names=key, counted=counted) for (start, key), counted in added.items()]
     return sorted(found, key=lambda row: (row.start.timestamp() if row.start else 0.0, -row.counted.tokens))
 
 
@@ -193,8 +264,10 @@ def _points(
     for view, end in zip(views, [*starts[1:], until], strict=False):
         if view.start is None:
             continue
-        told = log.latencies(since=view.start, until=end, edge=edge) if latencies and len(views) <= _MOST_TIMES else {}
-        first, gap = told.get("first_token"), told.get("gap")
+        latency = (
+            log.latencies(since=view.start, until=end, edge=edge) if latencies and len(views) <= _MOST_TIMES else {}
+        )
+        first, gap = latency.get("first_token"), latency.get("gap")
         points.append(
             Point(
                 start=view.start,
@@ -205,3 +278,238 @@ def _points(
             )
         )
     return points
+
+
+_WATCH_S: Final = 5.0
+
+_LEAST: Final = 100
+"""Tokens, or tested draft tokens, below which a speed or an acceptance rate is chance."""
+
+
+class Rank(StrEnum):
+    TOKENS = "tokens"
+    SESSIONS = "sessions"
+    ROUNDS = "rounds"
+    BYTES = "bytes"
+    SLOWEST = "slowest"  # tokens a second that a session gets
+    ACCEPTANCE = "acceptance"  # the lowest first
+    REFUSALS = "refusals"
+    ERRORS = "errors"
+    RESUMES = "resumes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ranked:
+    """A device and its figures in the period."""
+
+    device: str
+    sessions: int
+    tokens: int
+    rounds: int
+    bytes: int
+    tokens_per_s: float | None
+    tested: int
+    acceptance: float | None
+    resumes: int
+    refusals: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compared:
+    """A figure of two periods; `kind` is its format, as in `fleet_admin.columns`."""
+
+    figure: str
+    kind: Kind
+    before: float | None
+    after: float | None
+
+    @property
+    def change_percent(self) -> float | None:
+        if self.before is None or self.after is None or not self.before:
+            return None
+        return 100.0 * (self.after - self.before) / self.before
+
+
+def top(
+    by: Annotated[
+        Rank,
+        typer.Option(
+            help=f"What is most; slowest and acceptance: the lowest, of devices with at least {_LEAST} tokens."
+        ),
+    ] = Rank.TOKENS,
+    since: Annotated[str, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = "1h",
+    edge: Annotated[str | None, typer.Option(help="At this edge.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number.")] = 20,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Rank the devices by a figure of the last hour, or of any period."""
+    with open_log(db) as log:
+        while True:
+            after = time_of("--since", since) or datetime.now(UTC)
+            found = _ranked(log, by, since=after, edge=edge, label=label)
+            if as_json:
+                print_json(found[:limit])
+            else:
+                if watch and sys.stdout.isatty():
+                    print("\x1b[2J\x1b[H", end="")
+                _show_ranked(found[:limit], by, since=after, wide=wide)
+            if not watch:
+                return
+            time.sleep(_WATCH_S)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="PERIOD")],
+    second: Annotated[str, typer.Argument(metavar="PERIOD")],
+    edge: Annotated[str | None, typer.Option(help="At this edge.")] = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Compare two periods: today, last-week, 2026-11, 2026-11-03, 7d, FROM..TO; 14d..7d and 7d."""
+    now = datetime.now(UTC)
+    named = read_period(first, now=now), read_period(second, now=now)
+    periods = equal_parts(*named)
+    with open_log(db) as log:
+        before, after = (_figures(log, period, edge) for period in periods)
+    found = [
+        _Compared(figure=name, kind=kind, before=value, after=after[name][0]) for name, (value, kind) in before.items()
+    ]
+    columns: list[Column[_Compared]] = [
+        Column("", lambda row: row.figure, rank=0),
+        Column(_heading(periods[0]), lambda row: shown(row.before, row.kind), "number", key="before", rank=0),
+        Column(_heading(periods[1]), lambda row: shown(row.after, row.kind), "number", key="after", rank=0),
+        Column("change", lambda row: _percent(row.change_percent), "number", rank=0),
+    ]
+    title = "Periods compared"
+    if periods != named:
+        cut, other = named if periods[0] != named[0] else named[::-1]
+        title += f": {cell(cut.name)} cut to the length of {cell(other.name)}"
+    print_table(title, columns, found, as_json=as_json, wide=wide)
+
+
+def _ranked(
+    log: "SessionLog", by: Rank, *, since: datetime | None, edge: str | None, label: list[str] | None
+) -> list[_Ranked]:
+    counted: dict[str, Tally] = {}
+    for view in log.usage(since=since, by=("device",), edge=edge):
+        if view.device is not None:
+            counted[view.device] = view.counted
+    refusals = _times(log, since=since, edge=edge, kind="refused")
+    errors = _times(log, since=since, edge=edge, severity="error")
+    names = {*counted, *refusals, *errors}
+    if label:
+        names &= {name for name, words in log.labels().items() if set(words) & set(label)}
+    rows = [_row(name, counted.get(name), refusals=refusals.get(name, 0), errors=errors.get(name, 0)) for name in names]
+    return sorted((row for row in rows if _counts(row, by)), key=_order(by))
+
+
+def _counts(row: _Ranked, by: Rank) -> bool:
+    """Whether a device has enough tokens to be ranked."""
+    number = {Rank.SLOWEST: row.tokens, Rank.ACCEPTANCE: row.tested}.get(by)
+    return number is None or number >= _LEAST
+
+
+def _times(
+    log: "SessionLog", *, since: datetime | None, edge: str | None, kind: str | None = None, severity: str | None = None
+) -> dict[str, int]:
+    found = log.event_counts(by=("device",), since=since, edge=edge, kind=kind, severity=severity, limit=100_000)
+    return {count.device: count.times for count in found if count.device is not None}
+
+
+def _row(name: str, counted: "Tally | None", *, refusals: int, errors: int) -> _Ranked:
+    return _Ranked(
+        device=name,
+        sessions=counted.sessions if counted else 0,
+        tokens=counted.tokens if counted else 0,
+        rounds=counted.rounds if counted else 0,
+        bytes=counted.uplink_bytes + counted.downlink_bytes if counted else 0,
+        tokens_per_s=counted.tokens_per_s if counted else None,
+        tested=counted.tested if counted else 0,
+        acceptance=counted.acceptance if counted else None,
+        resumes=counted.segments - counted.sessions if counted else 0,
+        refusals=refusals,
+        errors=errors,
+    )
+
+
+def _order(by: Rank) -> Callable[[_Ranked], tuple[float, str]]:
+    def least(value: float | None, device: str) -> tuple[float, str]:
+        return (float("inf") if value is None else value, device)
+
+    match by:
+        case Rank.SLOWEST:
+            return lambda row: least(row.tokens_per_s, row.device)
+        case Rank.ACCEPTANCE:
+            return lambda row: least(row.acceptance, row.device)
+        case _:
+            return lambda row: (-getattr(row, by.value), row.device)
+
+
+def _show_ranked(found: list[_Ranked], by: Rank, *, since: datetime, wide: bool) -> None:
+    columns: list[Column[_Ranked]] = [
+        Column("device", lambda row: row.device, rank=0),
+        Column("tokens", lambda row: row.tokens, "count"),
+        Column("sessions", lambda row: row.sessions, "count"),
+        Column("tokens/s per session", lambda row: row.tokens_per_s, "figure", key="slowest"),
+        Column("acceptance", lambda row: row.acceptance, "percent"),
+        Column("bytes", lambda row: row.bytes, "bytes"),
+        Column("refusals", lambda row: row.refusals, "count"),
+        Column("errors", lambda row: row.errors, "count"),
+        Column("rounds", lambda row: row.rounds, "count", rank=2),
+        Column("resumes", lambda row: row.resumes, "count", rank=2),
+    ]
+    least = {Rank.SLOWEST: "tokens", Rank.ACCEPTANCE: "tested draft tokens"}.get(by)
+    when = f"since {since:%Y-%m-%d %H:%M} UTC"
+    title = f"Devices by {by.value} {when}" + (f", with at least {_LEAST} {least}" if least else "")
+    empty = f"No device has {f'at least {_LEAST} {least}' if least else 'done anything'} {when}."
+    print_table(title, columns, found, sort=by.value, wide=wide, empty=empty)
+
+
+def _figures(log: "SessionLog", period: UsagePeriod, edge: str | None) -> "Mapping[str, tuple[float | None, Kind]]":
+    """Return value and format of each figure, by name."""
+    limits: dict[str, Any] = {"since": period.since, "until": period.until}
+    [view] = log.usage(**limits, edge=edge)
+    counted, latencies = view.counted, log.latencies(**limits, edge=edge)
+    first, gap = latencies["first_token"], latencies["gap"]
+    figures: dict[str, tuple[float | None, Kind]] = {
+        "hours": (period.hours, "figure"),
+        "sessions": (counted.sessions, "count"),
+        "tokens": (counted.tokens, "count"),
+        "tokens per hour": (counted.tokens / period.hours, "count"),
+        "tokens/s per session": (counted.tokens_per_s, "figure"),
+        "acceptance": (counted.acceptance, "percent"),
+        "first token p50": (first.quantile(0.5), "ms"),
+        "first token p95": (first.quantile(0.95), "ms"),
+        "token gap p95": (gap.quantile(0.95), "ms"),
+        "queue per round": (counted.queue_ms_per_round, "ms"),
+        "step per round": (counted.compute_ms_per_round, "ms"),
+        "up": (counted.uplink_bytes, "bytes"),
+        "down": (counted.downlink_bytes, "bytes"),
+        "resumes": (counted.segments - counted.sessions, "count"),
+    }
+    if edge is None:
+        figures |= {f"sessions {reason}": (number, "count") for reason, number in log.ends(**limits).items()}
+    asked: dict[str, dict[str, Any]] = {"refusals": {"kind": "refused"}, "errors": {"severity": "error"}}
+    for name, chosen in asked.items():
+        counts = log.event_counts(by=(), **limits, edge=edge, **chosen)
+        figures[name] = (sum(count.times for count in counts), "count")
+    return figures
+
+
+def _heading(period: UsagePeriod) -> str:
+    return f"{cell(period.name)} {period.since:%m-%d %H:%M} to {period.until:%m-%d %H:%M}"
+
+
+def _percent(change: float | None) -> str:
+    return ABSENT if change is None else f"{change:+,.1f} %"
+
+
+def register(app: typer.Typer) -> None:
+    for command in (usage, trend, top, compare):
+        app.command()(command)

@@ -22,12 +22,9 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
 from fleet_common.mqtt.tls import certificate_end, certificate_name, tls_context
+from fleet_device.checks.edge_check import Check, Checklist, CheckReport, NotApplicable
 from fleet_device.checks.selftest import (
     PROBE_POLICY,
-    Check,
-    Checklist,
-    CheckReport,
-    NotApplicable,
     check_drafting,
     check_online,
     check_vocabulary,

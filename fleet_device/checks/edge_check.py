@@ -5,10 +5,10 @@ with the first, and the same edge must accept its own tokens. Neither needs a mo
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings
-from fleet_device.checks.selftest import Check, Checklist, CheckReport
 from fleet_device.client.agent import Agent
 from fleet_device.client.messaging import EdgePresences, Inbox
 from fleet_device.client.retry import RetryPolicy
@@ -24,8 +23,105 @@ from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import GenerateRequest, Generation
+from schemas.errors import FleetError
 from schemas.names import VERSION
 from schemas.policy import SamplingPolicy
+
+
+class NotApplicable(FleetError):  # noqa: N818 - reads as what it says
+    """There is nothing to check; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Result of one check.
+
+    Attributes:
+        ok: Whether it passed, or there is nothing to check.
+        ms: Time taken; 0 if it was skipped.
+        sentence: What was found, or what to do.
+        skipped: Whether it was skipped, for the reason in the sentence.
+    """
+
+    name: str
+    ok: bool
+    ms: float
+    sentence: str
+    skipped: bool = False
+
+    @property
+    def status(self) -> Literal["ok", "failed", "skipped"]:
+        return "skipped" if self.skipped else "ok" if self.ok else "failed"
+
+    def json(self) -> dict[str, Any]:
+        found = {name: value for name, value in asdict(self).items() if name != "skipped"}
+        return {**found, "ms": round(self.ms, 1), "status": self.status}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def json(self) -> dict[str, Any]:
+        about = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "checks"}
+        return {"ok": self.ok, "software": VERSION, **about, "checks": [check.json() for check in self.checks]}
+
+
+@dataclass(slots=True)
+class Checklist:
+    """One run of the named checks, in order; `on_check` receives each as it ends."""
+
+    names: tuple[str, ...]
+    on_check: Callable[[Check], None] = lambda _check: None
+    clock: Callable[[], float] = time.monotonic
+    _done: list[Check] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self._done)
+
+    def check(self, probe: Callable[[], str], *, needs: Collection[str] | None = None) -> None:
+        """Run the next check, unless one that it needs has failed.
+
+        Args:
+            probe: Returns what it found, or raises what is wrong, or `NotApplicable`.
+            needs: Names of earlier checks that it needs; None for all of them.
+        """
+        if self._failed(needs) is not None:
+            self._skip(needs)
+            return
+        started = self.clock()
+        ok, skipped = True, False
+        try:
+            sentence = probe()
+        except NotApplicable as error:
+            sentence, skipped = str(error), True
+        except FleetError as error:
+            sentence, ok = str(error), False
+        self._tell(ok=ok, ms=(self.clock() - started) * 1e3, sentence=sentence, skipped=skipped)
+
+    def finish(self) -> tuple[Check, ...]:
+        """Skip the rest, and return all checks."""
+        while len(self._done) < len(self.names):
+            self._skip()
+        return tuple(self._done)
+
+    def _failed(self, needs: Collection[str] | None) -> str | None:
+        wanted = (check for check in self._done if needs is None or check.name in needs)
+        return next((check.name for check in wanted if not check.ok), None)
+
+    def _skip(self, needs: Collection[str] | None = None) -> None:
+        self._tell(ok=False, ms=0.0, sentence=f"Not tried, since {self._failed(needs)} failed.", skipped=True)
+
+    def _tell(self, *, ok: bool, ms: float, sentence: str, skipped: bool = False) -> None:
+        check = Check(self.names[len(self._done)], ok, ms, sentence, skipped)
+        self._done.append(check)
+        self.on_check(check)
+
 
 CHECKS: Final = ("broker", "edge", "rejection", "acceptance")
 

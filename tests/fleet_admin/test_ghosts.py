@@ -76,7 +76,7 @@ def test_a_renewed_certificate_counts() -> None:
 
 
 def test_the_command_over_a_real_authority_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fleet_cli.admin.ghosts import ghosts  # noqa: PLC0415 - as the command line imports it
+    from fleet_cli.admin.operations import ghosts  # noqa: PLC0415 - as the command line imports it
 
     authority = create_authority(tmp_path / "ca", fleet="north", actor="test", kept=[("edge-1", EDGE)])
     for name in ("sensor-1", "sensor-2"):

@@ -18,10 +18,7 @@ def test_the_document_in_docs_is_current() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [
-        {"a": {"b": [1, {"c": None}, [], {}, "x: y #"]}, "d-e_f": True, "$ref": "#/a", "é": "ü\n", "g": 0.5},
-        document(),
-    ],
+    [{"a": {"b": [1, {"c": None}, [], {}, "x: y #"]}, "d-e_f": True, "$ref": "#/a", "é": "ü\n", "g": 0.5}, document()],
 )
 def test_the_yaml_is_read_as_what_was_written(value: dict[str, object]) -> None:
     assert yaml.safe_load(render_yaml(value)) == value

@@ -13,7 +13,7 @@ import pytest
 
 from fleet_cli.commands import COMMANDS, program
 from fleet_cli.errors import ExitCode
-from fleet_cli.main import main
+from fleet_cli.main import command_line, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +36,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in {package, "fleet_edge", "fleet_cli.demo"}]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
+    command_line.cache_clear()
 
 
 def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -69,7 +70,7 @@ def test_a_package_that_is_missing_when_a_command_is_loaded_or_runs_is_named_wit
 def test_the_demo_without_torch_takes_the_target_for_llama_cpp(
     models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fleet_cli.demo.command.find_spec", lambda _name: None)
+    monkeypatch.setattr("fleet_cli.demo.find_spec", lambda _name: None)
     assert "--only target-Q8_0" in failure(monkeypatch, capsys, "demo", "--models-dir", str(models))
 
 
@@ -117,7 +118,7 @@ def packages_of(extra: str) -> set[str]:
         ("device", "fleet_cli.device"),
         ("device", "fleet_device.device"),
         ("edge-llama", "fleet_cli.edge"),
-        ("edge-llama", "fleet_cli.demo.command"),
+        ("edge-llama", "fleet_cli.demo"),
         ("edge-remote", "fleet_cli.edge"),
         ("admin", "fleet_cli.admin"),
     ],

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_cli.device import generate
-from fleet_cli.device.generate import _interrupt
+from fleet_cli import device as device_module
+from fleet_cli.device import _interrupt, _print
 from fleet_cli.main import _Formatter, main
 from fleet_common.logs import Event
 from fleet_common.settings import load_settings
@@ -75,7 +75,7 @@ def test_a_prompt_can_come_from_standard_input_but_not_be_empty(device: Run, mon
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
     code, _, err = device("generate", "-")
     assert code == 2
-    assert err == "fleet: Standard input is empty; give the text to write about.\n"
+    assert err == "fleet: Standard input is empty; give a prompt.\n"
     assert device("generate", "")[0] == 2
     assert device("generate", "hello", "--stop", "")[0] == 2
 
@@ -93,8 +93,8 @@ def test_a_chat_gives_its_one_text_all_the_memory_and_does_not_take_a_running_de
         asked.append((settings.texts_at_once, settings.api_port))
         raise FleetError("Enough.")
 
-    monkeypatch.setattr("fleet_cli.device.chat.command.refuse_beside_running", refuse)
-    monkeypatch.setattr("fleet_cli.device.chat.command.Device", open_device)
+    monkeypatch.setattr("fleet_cli.device_chat.refuse_beside_running", refuse)
+    monkeypatch.setattr("fleet_cli.device_chat.Device", open_device)
     assert device("chat", "--api-port", "1")[::2] == (2, "fleet: It runs already.\n")
     assert device("chat", "--api-port", "0")[::2] == (2, "fleet: Enough.\n")
     assert asked == [(1, 0)]
@@ -143,8 +143,8 @@ def test_the_first_interrupt_asks_and_the_second_one_insists() -> None:
 
 @pytest.mark.parametrize("show", ["_print", "_silent"])
 def test_why_a_text_waits_is_said_beside_it(show: str, capsys: pytest.CaptureFixture[str]) -> None:
-    getattr(generate, show)(Event.WAITING, reason="Edge 'edge-1' has not answered.")
-    getattr(generate, show)(Event.TOKENS, number=1, text="")
+    getattr(device_module, show)(Event.WAITING, reason="Edge 'edge-1' has not answered.")
+    getattr(device_module, show)(Event.TOKENS, number=1, text="")
     assert capsys.readouterr() == ("", "Waiting: Edge 'edge-1' has not answered.\n")
 
 
@@ -153,8 +153,8 @@ def test_a_terminal_gets_no_control_characters_and_a_program_the_text_as_it_is(
     terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    generate._print(Event.TOKENS, text="a\x1b[2Jb")
-    generate._print(Event.WAITING, reason="The edge says \x1b]0;x\x07.")
+    _print(Event.TOKENS, text="a\x1b[2Jb")
+    _print(Event.WAITING, reason="The edge says \x1b]0;x\x07.")
     said = capsys.readouterr()
     assert (said.out, said.err) == (shown, "Waiting: The edge says \ufffd]0;x\ufffd.\n")
 
@@ -171,7 +171,7 @@ def test_an_error_cannot_steer_the_terminal(
     def fail(*_: object) -> None:
         raise FleetError("An edge says \x1b[2Jthis.")
 
-    monkeypatch.setattr("fleet_cli.main.add_commands", fail)
+    monkeypatch.setattr("fleet_cli.main.command_line", fail)
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == "fleet: An edge says \ufffd[2Jthis.\n"
@@ -207,7 +207,7 @@ def test_applications_are_added_listed_and_removed(device: Run, tmp_path: Path) 
     assert "alarms already" not in key
     assert "already" in device("app", "add", "alarms", *where)[2]
     listed = device("app", "list", *where)[1]
-    assert listed.splitlines()[1].split() == ["alarms", "500", "-", "-"]
+    assert listed.splitlines()[3].split() == ["alarms", "500", "—", "—"]
     assert "no name for an application" in device("app", "add", "a b", *where)[2]
     assert device("app", "remove", "alarms", *where)[0] == 0
     assert "There is no application" in device("app", "remove", "alarms", *where)[2]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_cli.device.grammar import read_grammar
+from fleet_cli.device import read_grammar
 from fleet_cli.errors import CommandError
 from schemas.policy import Grammar
 

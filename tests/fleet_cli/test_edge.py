@@ -30,8 +30,8 @@ def edge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A target whose token strings are read in no time."""
-    monkeypatch.setattr("fleet_cli.edge.selftest.check_target_files", lambda _settings: None)
-    monkeypatch.setattr("fleet_cli.edge.selftest.read_target_tokens", lambda _settings: ["a", "b", "c", "d"])
+    monkeypatch.setattr("fleet_cli.edge.check_target_files", lambda _settings: None)
+    monkeypatch.setattr("fleet_cli.edge.read_target_tokens", lambda _settings: ["a", "b", "c", "d"])
 
 
 @pytest.fixture

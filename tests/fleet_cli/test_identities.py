@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from fleet_cli import enroll
-from fleet_cli.broker import identities
+from fleet_cli import identities
 from fleet_cli.errors import ExitCode
 from fleet_cli.main import main
 from fleet_edge import SessionLog
@@ -27,7 +26,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Return a function that runs a command in a folder of its own; returns exit code, output and complaint."""
     app = typer.Typer(pretty_exceptions_enable=False)
     identities.register(app)
-    enroll.register(app)
+    app.command("enroll")(identities.enroll_command)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FLEET_CA_PASSPHRASE", raising=False)
 

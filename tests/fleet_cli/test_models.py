@@ -17,22 +17,29 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fleet_cli import tables
-from fleet_cli.errors import CommandError
-from fleet_cli.main import main
-from fleet_cli.models import app
-from fleet_cli.models import commands as commands_module
-from fleet_cli.models.errors import (
+from fleet_admin.models.files import (
     FolderUnusable,
     NotEnoughSpace,
     SourceDamaged,
     SourceMissing,
     StepFailed,
+    read_manifest,
 )
-from fleet_cli.models.files import read_manifest
-from fleet_cli.models.prepare import DequantizeStep, LinkStep, Preparation, QuantizeStep, prepare
-from fleet_cli.models.progress import BarReporter, LineReporter
-from fleet_cli.models.source import SMOLLM2, LocatedSource, locate
+from fleet_admin.models.prepare import (
+    SMOLLM2,
+    LocatedSource,
+    Preparation,
+    dequantize_step,
+    link_step,
+    locate,
+    prepare,
+    quantize_step,
+)
+from fleet_cli import models as commands_module
+from fleet_cli import tables
+from fleet_cli.errors import CommandError
+from fleet_cli.main import main
+from fleet_cli.models import BarReporter, LineReporter, app
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf
 
@@ -205,7 +212,7 @@ def test_a_folder_that_cannot_be_one_is_said(source: LocatedSource) -> None:
 def test_the_shipped_file_is_linked_or_copied(
     folder: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = LinkStep("Q4_1", source)
+    step = link_step("Q4_1", source)
     prepare(folder, source, [step], report=quiet())
     assert (folder / "Q4_1.gguf").samefile(source.path)
     shutil.rmtree(folder)
@@ -224,7 +231,7 @@ def test_a_real_quantization_is_made_in_silence(
 ) -> None:
     path = tiny_gguf(tmp_path / "tiny.gguf")
     source = LocatedSource(path, "some-package", "1.0", path.stat().st_size)
-    done = prepare(folder, source, [QuantizeStep("Q8_0", source)], report=quiet())
+    done = prepare(folder, source, [quantize_step("Q8_0", source)], report=quiet())
     assert (folder / "Q8_0.gguf").read_bytes()[:4] == b"GGUF"
     assert list(done.manifest.artifacts["Q8_0"].made_with) == ["llama-cpp-python"]
     assert capfd.readouterr() == ("", "")
@@ -232,9 +239,9 @@ def test_a_real_quantization_is_made_in_silence(
 
 def test_a_converter_s_last_words_are_the_sentence(folder: Path, source: LocatedSource) -> None:
     with pytest.raises(StepFailed):
-        prepare(folder, source, [QuantizeStep("Q4_0", source)], report=quiet())
+        prepare(folder, source, [quantize_step("Q4_0", source)], report=quiet())
     with pytest.raises(StepFailed):
-        prepare(folder, source, [QuantizeStep("Q99", source)], report=quiet())
+        prepare(folder, source, [quantize_step("Q99", source)], report=quiet())
     assert names(folder) == set()
 
 
@@ -256,13 +263,13 @@ def test_an_interrupt_ends_the_converter_and_sweeps(
 
     report = Interrupting(Console(quiet=True), clock=lambda: 0.0)
     with pytest.raises(KeyboardInterrupt):
-        prepare(folder, source, [DequantizeStep(source, 10)], report=report)
+        prepare(folder, source, [dequantize_step(source, 10)], report=report)
     assert started[0].returncode == -signal.SIGKILL
     assert names(folder) == set()
 
 
 def test_a_converter_ends_with_the_command_that_started_it() -> None:
-    code = "from fleet_cli.models.lifeline import exit_with_parent as e; e(); print(1, flush=True); "
+    code = "from fleet_admin.models.converters import exit_with_parent as e; e(); print(1, flush=True); "
     code += "import threading; threading.Event().wait()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as converter:
         assert converter.stdout is not None

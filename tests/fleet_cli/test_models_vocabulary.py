@@ -7,9 +7,9 @@ import gguf
 import pytest
 from typer.testing import CliRunner
 
-from fleet_cli.models.commands import app
-from fleet_cli.models.errors import ModelsError
-from fleet_cli.models.pair.vocabulary import VocabularyUnusable, write_vocabulary
+from fleet_admin.models.files import ModelsError
+from fleet_admin.models.gguf_files import VocabularyUnusable, write_vocabulary
+from fleet_cli.models import app
 from fleet_device.drafters.model_file import GgufModel
 from tests.support.tiny_gguf import CHAT_TEMPLATE, sentencepiece_rows, tiny_gguf
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_cli.commands import COMMANDS
-from fleet_cli.settings_flags import with_settings
+from fleet_cli.options import with_settings
 
 
 def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:

@@ -5,9 +5,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fleet_cli.device.command import app as device_app
-from fleet_cli.edge.command import app as edge_app
-from fleet_cli.settings_flags import with_settings
+from fleet_cli.device import app as device_app
+from fleet_cli.edge import app as edge_app
+from fleet_cli.options import with_settings
 from fleet_common.settings import Settings, SettingsError, fields_of
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings

@@ -51,7 +51,7 @@ def test_the_corpus_is_replayed(name: str, target: Target, log: SurvivedErrors) 
             target(path.read_bytes())
             log.check()
         except Exception as error:
-            raise AssertionError(f"{path.relative_to(CORPUS)}: see it with scripts/fuzz --replay") from error
+            raise AssertionError(f"{path.relative_to(CORPUS)}: see it with scripts/fuzz.py --replay") from error
 
 
 def test_the_corpus_is_small() -> None:

@@ -1,4 +1,4 @@
-"""Worker of scripts/fuzz: one target, as a process of its own, since the fuzzer ends its process.
+"""Worker of scripts/fuzz.py: one target, as a process of its own, since the fuzzer ends its process.
 
 Guided, the fuzzer keeps what reaches something new, in `corpus/` of the target's work folder; plain, what is there is
 mutated without being looked at, and without instrumentation. Every second, and at the end, the figures go to

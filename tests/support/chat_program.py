@@ -8,9 +8,7 @@ import sys
 import termios
 import threading
 
-from fleet_cli.device.chat.colours import Painter, wants_colours
-from fleet_cli.device.chat.command import StandardTerminal, talk
-from fleet_cli.device.chat.conversation import Conversation
+from fleet_cli.device_chat import Conversation, Painter, StandardTerminal, talk, wants_colours
 from fleet_device.device import Device
 from fleet_device.requests.chat import ChatHistory
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, announce_edge, at_work, settings

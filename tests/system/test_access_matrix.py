@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import Broker
+from broker_config.checks.access import Prober, SubscriptionForm, topics_to_try
+from broker_config.checks.trial import BrokerTrial, begin_trial, connect_all
 from broker_config.files import Profile, render_files
 from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, render_access
-from fleet_cli.broker.probe import Form, Prober, topics_to_try
-from fleet_cli.broker.trial_session import Trial, begin_trial, connect_all
 from tests.support.brokers import require_mosquitto
 
 pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("access matrix")]
@@ -33,7 +33,7 @@ WITHOUT_EFFECT = re.compile(r"-> 'topic readwrite (dssd/v1/home/_edge/edge-\d/st
 class Stage:
     """A broker on rendered files, and everyone who has a good certificate connected to it."""
 
-    def __init__(self, trial: Trial, description: Broker, users: tuple[str, ...]) -> None:
+    def __init__(self, trial: BrokerTrial, description: Broker, users: tuple[str, ...]) -> None:
         self.trial = trial
         self.links, inspector = connect_all(trial, users)
         devices = [*DEVICES, "edge-1", "monitor"]
@@ -52,12 +52,14 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield Stage(trial, DESCRIPTION, USERS)
 
 
-def faults(stage: Stage, form: Form) -> list[str]:
+def faults(stage: Stage, form: SubscriptionForm) -> list[str]:
     return [str(deviation) for deviation in stage.prober.deviations([form])]
 
 
-@pytest.mark.parametrize("form", Form, ids=lambda form: form.name.lower())
-def test_everyone_who_is_let_in_can_do_what_the_table_says_and_nothing_else(stage: Stage, form: Form) -> None:
+@pytest.mark.parametrize("form", SubscriptionForm, ids=lambda form: form.name.lower())
+def test_everyone_who_is_let_in_can_do_what_the_table_says_and_nothing_else(
+    stage: Stage, form: SubscriptionForm
+) -> None:
     assert faults(stage, form) == []
 
 
@@ -80,7 +82,7 @@ def test_a_client_id_that_is_anothers_does_not_end_the_others_session(stage: Sta
     stage.trial.connect("thief", client_id="device-b")
     assert stage.trial.broker.await_log("as thief")
     assert stage.links["device-b"].counters.losses == 0
-    assert faults(stage, Form.WILDCARD) == []
+    assert faults(stage, SubscriptionForm.WILDCARD) == []
 
 
 def test_a_name_that_is_not_on_the_list_of_devices_has_no_right_at_all(tmp_path: Path) -> None:
@@ -119,10 +121,10 @@ def test_every_line_of_the_rules_matters(stage: Stage) -> None:
     for what, text in mutations(render_access(DESCRIPTION)):
         tried += 1
         stage.trial.broker.set_access(text)
-        if next(stage.prober.deviations([Form.WILDCARD]), None) is None:
+        if next(stage.prober.deviations([SubscriptionForm.WILDCARD]), None) is None:
             survived.append(what)
     stage.trial.broker.set_access(render_access(DESCRIPTION))
-    assert faults(stage, Form.WILDCARD) == []
+    assert faults(stage, SubscriptionForm.WILDCARD) == []
     assert survived == [what for what in survived if WITHOUT_EFFECT.search(what)]
     assert len(survived) <= len(DESCRIPTION.edges) + 1
     assert tried > 100

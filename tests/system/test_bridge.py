@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import REPORTED, Broker, render_description
+from broker_config.checks.trial import BrokerTrial, begin_trial
 from broker_config.files import Profile, render_files, write_files
 from broker_config.mosquitto import render_site_access
 from broker_config.processes import LocalBroker
-from fleet_cli.broker.init import make_local_broker
-from fleet_cli.broker.trial_session import Trial, begin_trial
+from broker_config.site import make_local_broker
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings, TlsSettings
@@ -26,7 +26,7 @@ FLEET, SITE = "plant", "north"
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> Iterator[Trial]:
+def office(tmp_path: Path) -> Iterator[BrokerTrial]:
     require_mosquitto()
     description = Broker.production(fleet="office", edges=(), monitors=("reader",))
     texts = {file.name: file.text for file in render_files(description, Profile.PRODUCTION, home=tmp_path)}
@@ -41,7 +41,7 @@ def site_description(port: int) -> Broker:
     )
 
 
-def join(folder: Path, office: Trial) -> None:
+def join(folder: Path, office: BrokerTrial) -> None:
     """Make the broker in `folder` report to the office."""
     made = LocalBroker(folder).broker
     files = office.identity(SITE)
@@ -67,7 +67,7 @@ def topic_of(rule: TopicRule) -> str:
     )
 
 
-def test_the_head_office_gets_what_is_reported_and_nothing_else(office: Trial, tmp_path: Path) -> None:
+def test_the_head_office_gets_what_is_reported_and_nothing_else(office: BrokerTrial, tmp_path: Path) -> None:
     folder = tmp_path / "site"
     make_local_broker(folder, fleet=FLEET, edges=["edge-1"], devices=["device-1"], port=18_886)
     join(folder, office)
@@ -90,7 +90,7 @@ def test_the_head_office_gets_what_is_reported_and_nothing_else(office: Trial, t
             link.stop()
 
 
-def test_another_site_cannot_report_in_this_ones_name(office: Trial) -> None:
+def test_another_site_cannot_report_in_this_ones_name(office: BrokerTrial) -> None:
     inbox = Inbox()
     reader = office.connect("trial-inspector", client_id="reader")
     reader.subscribe("#", inbox)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from broker_config.checks.trial import TrialAuthority
 from broker_config.processes import IdentityFiles, LocalBroker
-from fleet_cli.broker.init import make_local_broker
-from fleet_cli.broker.trial_identities import TrialAuthority
+from broker_config.site import make_local_broker
 from tests.support.brokers import require_mosquitto
 from tests.support.waiting import until
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dssd.distribution import TOTAL, quantize, shape
-from fleet_cli.demo.prompts import PROMPTS
+from fleet_admin.models.prompts import PROMPTS
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.requests.generate import GenerateRequest

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 import pytest
 
 from broker_config.broker import Broker
+from broker_config.monitoring import MOST_SHARED, LimitReached, LimitWatch
 from broker_config.processes import MosquittoProcess
-from fleet_cli.broker.limits import MOST_SHARED, LimitReached, LimitWatch
-from fleet_cli.broker.watch import watch
+from fleet_cli.broker import watch
 from fleet_common.mqtt.errors import ConnectFailed, NotConnected, PacketTooLarge
 from fleet_common.mqtt.link import Handler, PublishOutcome
 from fleet_common.mqtt.paho_link import PahoLink

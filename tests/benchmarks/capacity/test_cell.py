@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.capacity.suite import in_process
 from benchmarks.processes import BenchError, Cores
-from fleet_cli.edge.advise.service_level import Client, Window
+from fleet_admin.planning.service_level import Client, TimeWindow
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.toy_pair import END_TOKENS
 from tests.support.toy_transformer import ToyTransformer
@@ -43,7 +43,7 @@ def test_what_needs_no_network_runs_in_a_process_on_the_edges_cores(tmp_path: Pa
     answer = in_process(asked(path, draft=draft), cores())
     assert os.sched_getaffinity(0) == before
     clients = [Client.from_json(each) for each in answer["clients"]]
-    window = Window(answer["begin"], answer["end"])
+    window = TimeWindow(answer["begin"], answer["end"])
     assert len(clients) == 3
     assert all(client.tokens(window) > 0 for client in clients)
     assert all(1 <= text.tokens <= 5 for client in clients for text in client.texts if text.ended_at)

@@ -25,10 +25,7 @@ def url(tmp_path: Path) -> str:
     url, at = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", datetime.now(UTC) - timedelta(hours=1)
     with open_store(url) as store:
         store.apply(
-            [
-                samples.device_seen(presence=Presence.OFFLINE, at=at),
-                samples.edge_seen(presence=Presence.OFFLINE, at=at),
-            ]
+            [samples.device_seen(presence=Presence.OFFLINE, at=at), samples.edge_seen(presence=Presence.OFFLINE, at=at)]
         )
     return url
 

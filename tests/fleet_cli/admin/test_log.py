@@ -228,31 +228,31 @@ def test_a_table_that_vanished_is_one_sentence(admin: Run, url: str) -> None:
 def test_a_device_is_fenced_listed_and_let_in_again(admin: Run) -> None:
     code, output, complaint = admin("fence", "sensor-1", "--for", "1h", "--reason", "It \x1b[2J floods.")
     assert (code, complaint) == (0, "")
-    assert "sensor-1 is fenced until 20" in output
+    assert "sensor-1 is quarantined until 20" in output
     [fence] = as_json(admin("fenced", "--json"))
     assert (fence["device"], fence["by"], fence["strikes"]) == ("sensor-1", "the administrator", 0)
     _, output, _ = admin("fenced")
     assert "It \ufffd[2J floods." in output
     code, output, complaint = admin("unfence", "sensor-1")
     assert (code, complaint) == (0, "")
-    assert "was fenced by the administrator and is let in again: It \ufffd[2J floods." in output
+    assert "by the administrator is lifted: It \ufffd[2J floods." in output
     assert as_json(admin("fenced", "--json")) == []
     _, output, _ = admin("unfence", "sensor-1")
-    assert "sensor-1 was not fenced" in output
+    assert "sensor-1 was not quarantined" in output
     assert [event["code"] for event in as_json(admin("device", "sensor-1", "--json"))["events"]][:2] == ["lifted"] * 2
 
 
 def test_a_fence_without_an_end_lasts_until_it_is_lifted(admin: Run) -> None:
     _, output, _ = admin("fence", "sensor-1")
-    assert "is fenced until it is lifted" in output
+    assert "is quarantined until it is lifted" in output
     assert as_json(admin("fenced", "--json"))[0]["until_at"] is None
 
 
 def test_a_device_that_was_never_seen_is_fenced_with_a_warning(admin: Run) -> None:
     code, output, complaint = admin("fence", "newcomer")
     assert code == 0
-    assert "newcomer is fenced" in output
-    assert complaint == "fleet: No device newcomer has been seen yet; it is fenced all the same.\n"
+    assert "newcomer is quarantined" in output
+    assert complaint == "fleet: No device newcomer has been seen yet; it is quarantined nevertheless.\n"
     assert [fence["device"] for fence in as_json(admin("fenced", "--json"))] == ["newcomer"]
 
 
@@ -312,7 +312,7 @@ def test_a_log_is_backed_up_and_put_back(admin: Run, url: str, tmp_path: Path) -
     assert (code, output, "already; name another" in complaint) == (2, "", True)
     Path(url.removeprefix("sqlite:///")).unlink()
     code, output, _ = admin("restore", str(copy))
-    assert (code, "in its place" in output) == (0, True)
+    assert (code, "is restored" in output) == (0, True)
     assert as_json(admin("sessions", "--json")) == before
     code, output, complaint = admin("restore", str(copy))
     assert (code, output, "--replace" in complaint) == (2, "", True)

@@ -23,7 +23,7 @@ FLEET = "afar"
 def _as_ada(monkeypatch: pytest.MonkeyPatch) -> None:
     """Administer the tests' fleet, as ada."""
     monkeypatch.setenv("FLEET_ADMIN_FLEET", FLEET)
-    monkeypatch.setattr("fleet_cli.broker.identity_options.operator", lambda: "ada")
+    monkeypatch.setattr("fleet_cli.options.operator", lambda: "ada")
 
 
 @pytest.fixture

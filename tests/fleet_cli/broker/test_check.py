@@ -9,14 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from broker_config.broker import Broker, Tls
+from broker_config.broker import Broker, BrokerError, Tls
+from broker_config.checks.check import BrokerFinding, CheckResult, check_certificates, check_directory
+from broker_config.checks.trial import TrialAuthority
 from broker_config.files import Profile, render_files, write_files
 from fleet_cli.broker import app
-from fleet_cli.broker.certificate_check import check_certificates
-from fleet_cli.broker.check import check_directory
-from fleet_cli.broker.findings import Finding, Result
-from fleet_cli.broker.trial_identities import TrialAuthority
-from fleet_cli.errors import CommandError
 from tests.support.brokers import require_mosquitto
 
 NOW = datetime.now(UTC)
@@ -31,7 +28,7 @@ def production(tmp_path: Path) -> Path:
 
 
 def failed(folder: Path) -> set[str]:
-    return {finding.check for finding in check_directory(folder) if finding.result is Result.FAILED}
+    return {finding.check for finding in check_directory(folder) if finding.result is CheckResult.FAILED}
 
 
 def change(path: Path, pattern: str, replacement: str) -> None:
@@ -45,11 +42,11 @@ def change(path: Path, pattern: str, replacement: str) -> None:
 def test_what_is_rendered_passes(production: Path, tmp_path: Path) -> None:
     require_mosquitto()
     findings = list(check_directory(production))
-    assert {finding.result for finding in findings} == {Result.OK, Result.SKIPPED}
-    assert [finding.check for finding in findings if finding.result is Result.SKIPPED] == ["certificates"]
+    assert {finding.result for finding in findings} == {CheckResult.OK, CheckResult.SKIPPED}
+    assert [finding.check for finding in findings if finding.result is CheckResult.SKIPPED] == ["certificates"]
     loopback = tmp_path / "loopback"
     write_files(render_files(Broker(port=1883), Profile.LOOPBACK, home=loopback), loopback)
-    assert {finding.result for finding in check_directory(loopback)} == {Result.OK}
+    assert {finding.result for finding in check_directory(loopback)} == {CheckResult.OK}
 
 
 @pytest.mark.broker
@@ -86,7 +83,7 @@ def test_the_command_prints_lines_or_json_and_fails_with_1(production: Path) -> 
 
 def test_a_folder_without_the_files_is_one_sentence(production: Path) -> None:
     (production / "access.acl").unlink()
-    with pytest.raises(CommandError, match=r"access\.acl"):
+    with pytest.raises(BrokerError, match=r"access\.acl"):
         list(check_directory(production))
 
 
@@ -97,14 +94,14 @@ def authority(tmp_path: Path) -> TrialAuthority:
     return made
 
 
-def certificates(authority: TrialAuthority, now: datetime = NOW) -> Finding:
+def certificates(authority: TrialAuthority, now: datetime = NOW) -> BrokerFinding:
     (finding,) = check_certificates(Tls(), authority.folder, now=now)
     return finding
 
 
 def test_certificates_that_go_together_are_told_with_their_end(authority: TrialAuthority) -> None:
     finding = certificates(authority)
-    assert finding.result is Result.OK
+    assert finding.result is CheckResult.OK
     assert f"{NOW + DAY:%Y}" in finding.sentence
 
 
@@ -139,7 +136,7 @@ def test_files_that_do_not_go_together_are_one_sentence(
 ) -> None:
     spoil(authority.folder)
     finding = certificates(authority)
-    assert finding.result is Result.FAILED
+    assert finding.result is CheckResult.FAILED
     assert re.search(sentence, finding.sentence)
 
 
@@ -148,5 +145,5 @@ def test_certificates_outside_their_time_are_one_sentence(
     authority: TrialAuthority, now: datetime, sentence: str
 ) -> None:
     finding = certificates(authority, now)
-    assert finding.result is Result.FAILED
+    assert finding.result is CheckResult.FAILED
     assert sentence in finding.sentence

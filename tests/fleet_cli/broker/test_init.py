@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.broker import BrokerFilesError
+from broker_config.broker import BrokerError, BrokerFilesError
+from broker_config.checks.check import CheckResult, check_directory
 from broker_config.processes import LocalBroker
-from fleet_cli.broker.check import check_directory
-from fleet_cli.broker.findings import Result
-from fleet_cli.broker.init import make_local_broker
-from fleet_cli.errors import CommandError
+from broker_config.site import make_local_broker
 from fleet_common.identity.files import IdentityError
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
@@ -73,7 +71,7 @@ def test_what_is_retained_outlives_a_restart(made: Path) -> None:
 
 
 def test_its_own_check_finds_nothing(made: Path) -> None:
-    assert {finding.result for finding in check_directory(made)} == {Result.OK}
+    assert {finding.result for finding in check_directory(made)} == {CheckResult.OK}
 
 
 def test_no_secret_is_open_to_others(made: Path) -> None:
@@ -112,7 +110,7 @@ def test_a_broker_for_this_terminal_takes_no_more_connections_than_it_has_descri
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     require_mosquitto()
     (tmp_path / "mine").write_text("")
-    with pytest.raises(CommandError, match=r"something in .* already"):
+    with pytest.raises(BrokerError, match=r"something in .* already"):
         make_local_broker(tmp_path, fleet="home", edges=["edge-1"], devices=[], port=18_885)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

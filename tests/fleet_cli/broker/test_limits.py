@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_cli.broker.limits import DROPPED, MOST_SHARED, NOTICES, SHARED, LimitWatch
+from broker_config.monitoring import DROPPED, MOST_SHARED, NOTICES, SHARED, LimitWatch
 
 
 def test_only_what_is_new_is_told() -> None:

@@ -6,8 +6,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker_config.broker import Broker
-from fleet_cli.broker.figures import BROKER_CATALOGUE, BrokerFigures
-from fleet_cli.broker.watch import broker_settings
+from broker_config.monitoring import BROKER_CATALOGUE, BrokerFigures
+from fleet_cli.broker import broker_settings
 from fleet_common.metrics import ListenAddress, MetricsServer
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.paho_link import PahoLink

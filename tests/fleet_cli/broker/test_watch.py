@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_cli.broker.watch import watch_command
+from fleet_cli.broker import watch_command
 from fleet_cli.errors import CommandError
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fleet_cli.device.chat.colours import Painter, wants_colours
+from fleet_cli.device_chat import Painter, wants_colours
 from fleet_device.requests.generate import Piece, TokenText
 from fleet_device.session.sequence import TokenOrigin
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleet_cli.device.chat.colours import Painter
-from fleet_cli.device.chat.conversation import Conversation
+from fleet_cli.device_chat import Conversation, Painter
 from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.requests.chat import ChatHistory
 from fleet_device.requests.generate import GeneratedText, generate_text
@@ -104,7 +103,7 @@ def test_commands_set_the_system_s_message_forget_and_end(talk: Talk, talkers: l
     assert turns[2][0] == "user:t2"
     assert turns[3][-1] == "user:/help"
     assert len(talkers[0].asked) == 4
-    assert "[The conversation begins anew.]" in script.notes
+    assert "[The conversation is empty.]" in script.notes
     assert script.notes.count("[The system's message is: be kind]") == 2
     assert "[There is no system's message.]" in script.notes
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fleet_cli.demo import chat
+from fleet_cli.demo import run_chat
 from fleet_cli.main import main
 
 
@@ -17,7 +17,7 @@ def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) 
         return subprocess.CompletedProcess(command, 3)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert chat.run_chat("device-1", ["--fleet", "demo"]) == 3
+    assert run_chat("device-1", ["--fleet", "demo"]) == 3
     arguments = ["device", "chat", "--device", "device-1", "--api-port", "0", "--fleet", "demo"]
     assert seen == [(arguments, signal.SIG_IGN)]
     assert signal.getsignal(signal.SIGINT) is before

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from rich.console import Console
 
-from fleet_cli.demo.brokers import Place
-from fleet_cli.demo.command import _follow
-from fleet_cli.demo.watch import Watch
+from fleet_cli.demo import DemoProgress, _follow
+from fleet_cli.demo_processes import DemoBroker
 from fleet_cli.errors import CommandError
 
 
@@ -32,8 +31,8 @@ def edge() -> Iterator[Edge]:
 
 
 def follow(edge: Edge, lives: Callable[[], bool]) -> None:
-    watch = Watch(Console(quiet=True), 8, show_text=False)
-    place = Place("mosquitto 127.0.0.1:1", "127.0.0.1", 1, lives=lives)
+    watch = DemoProgress(Console(quiet=True), 8, show_text=False)
+    place = DemoBroker("mosquitto 127.0.0.1:1", "127.0.0.1", 1, lives=lives)
     _follow({"device-1": edge}, queue.SimpleQueue(), watch, edge=edge, place=place)  # type: ignore[dict-item,arg-type]
 
 

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from fleet_cli.demo.options import check_report_file, draft_model, target_model
-from fleet_cli.demo.prompts import read_prompts
+from fleet_admin.models.files import ModelsError
+from fleet_admin.models.prompts import read_prompts
+from fleet_cli.demo import check_report_file, draft_model, target_model
 from fleet_cli.errors import CommandError
 from fleet_cli.main import main
 from schemas.errors import FleetError
@@ -36,7 +37,7 @@ def test_a_model_of_a_repository_is_fetched_before_the_devices_ask_for_it(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     located: list[str] = []
-    monkeypatch.setattr("fleet_cli.demo.options.locate_model", lambda model, **_: located.append(model))
+    monkeypatch.setattr("fleet_cli.demo.locate_model", lambda model, **_: located.append(model))
     assert draft_model("owner/name:*.gguf", models) == "owner/name:*.gguf"
     assert located == ["owner/name:*.gguf"]
 
@@ -81,10 +82,10 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_done(tmp_pat
 
 
 def test_prompts_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="--prompts"):
+    with pytest.raises(ModelsError, match="--prompts"):
         read_prompts(Path("/no/file"))
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CommandError, match="--prompts"):
+    with pytest.raises(ModelsError, match="--prompts"):
         read_prompts(tmp_path / "binary")
 
 
@@ -111,8 +112,8 @@ def test_each_wrong_option_is_told_of_before_anything_is_started(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     started: list[str] = []
-    monkeypatch.setattr("fleet_cli.demo.processes.Child.spawn", lambda name, *_, **__: started.append(name))
-    monkeypatch.setattr("fleet_cli.demo.brokers.ThrowAwayBroker.__enter__", lambda _: pytest.fail("a broker"))
+    monkeypatch.setattr("fleet_cli.demo_processes.ChildProcess.spawn", lambda name, *_, **__: started.append(name))
+    monkeypatch.setattr("fleet_cli.demo_processes.ThrowAwayBroker.__enter__", lambda _: pytest.fail("a broker"))
     monkeypatch.setattr(sys, "argv", ["fleet", "demo", "--models-dir", str(models), *arguments])
     with pytest.raises(SystemExit) as leaving:
         main()

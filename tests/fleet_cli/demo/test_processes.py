@@ -1,12 +1,12 @@
 import queue
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fleet_cli.demo import processes
-from fleet_cli.demo.processes import Child, DeviceEvent, device_process, edge_process
+from fleet_cli.demo_processes import ChildProcess, DeviceEvent, device_process, edge_process
 from fleet_cli.errors import CommandError
 
 pytestmark = pytest.mark.timeout(60)
@@ -17,13 +17,13 @@ Program = Callable[[str], None]
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     """Return a function that sets the Python program that runs in place of `fleet`."""
-    popen = processes.subprocess.Popen
+    popen = subprocess.Popen
 
     def use(code: str) -> None:
         def start(_command: list[str], **options: Any) -> Any:
             return popen([sys.executable, "-c", code], **options)
 
-        monkeypatch.setattr(processes.subprocess, "Popen", start)
+        monkeypatch.setattr(subprocess, "Popen", start)
 
     return use
 
@@ -31,9 +31,9 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
 ONLINE = """import sys; print('{"event": "online", "target": "large"}', flush=True); """
 
 
-def ended(program: Program, code: str) -> Child:
+def ended(program: Program, code: str) -> ChildProcess:
     program(code)
-    child = Child.spawn("edge", [], on_event=lambda _event: None)
+    child = ChildProcess.spawn("edge", [], on_event=lambda _event: None)
     child.process.wait()
     child.end()
     return child

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fleet_cli.demo.watch import Watch
+from fleet_cli.demo import DemoProgress
 from fleet_common.logs import Event
 
 LONG = "Write a short story about a lighthouse keeper who finds a message in a bottle that he once sent himself."
@@ -15,7 +15,7 @@ LONG = "Write a short story about a lighthouse keeper who finds a message in a b
 def test_however_narrow_the_terminal_the_figures_are_there_and_the_prompt_gives_way(width: int) -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=True, color_system=None)
-    watch = Watch(console, 96, show_text=False)
+    watch = DemoProgress(console, 96, show_text=False)
     watch.add("device-1", LONG)
     watch.event("device-1", {"event": Event.START})
     watch.event("device-1", {"event": Event.TOKENS, "number": 48, "text": "Once"})

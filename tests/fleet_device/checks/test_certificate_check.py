@@ -9,7 +9,7 @@ from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.mqtt.tls import certificate_end
 from fleet_device.checks.doctor import Moment, check_certificate, check_clock, moments_of
-from fleet_device.checks.selftest import NotApplicable
+from fleet_device.checks.edge_check import NotApplicable
 from fleet_device.errors import ConfigurationError
 from schemas.control import EdgeState, Presence
 from tests.support.tls_fleet import enrol, new_authority

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fleet_device.checks.doctor import CHECKS, Diagnosis, Doctor, RunningDevice, refuse_beside_running, running_device
-from fleet_device.checks.selftest import Check
+from fleet_device.checks.edge_check import Check
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import ConfigurationError
 from schemas.control import EdgeState, Presence, encode_json

@@ -6,8 +6,7 @@ import pytest
 from dssd.distribution import Dist, point_mass
 from dssd.verification import Judgement, judge
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.checks.edge_check import CHECKS, CheckedEdge, EdgeCheck, EdgeReport
-from fleet_device.checks.selftest import Check
+from fleet_device.checks.edge_check import CHECKS, Check, CheckedEdge, EdgeCheck, EdgeReport
 from schemas.control import Presence
 from schemas.names import VERSION
 from tests.support.memory_device import announce_edge, at_work

@@ -1,7 +1,8 @@
 import pytest
 
 from fleet_device.api.app import listen
-from fleet_device.checks.selftest import Check, SelfTest
+from fleet_device.checks.edge_check import Check
+from fleet_device.checks.selftest import SelfTest
 from fleet_device.drafters.contract import DrafterError
 from schemas.control import DeviceState, Presence, decode_json
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings

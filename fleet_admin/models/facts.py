@@ -1,0 +1,355 @@
+"""Facts of a model, read from its files without loading weights: what a pair is judged by, and what memory it takes."""
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+from fleet_admin.models.gguf_files import GgufHeader, ModelUnreadable, read_header
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.drafters.model_file import GgufModel
+from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from schemas.vocabulary import Vocabulary
+
+
+class ModelFormat(StrEnum):
+    GGUF = "gguf"
+    FOLDER = "folder"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a layer stores per token."""
+
+    kv_heads: int
+    key_dim: int  # numbers of a key, per head
+    value_dim: int  # numbers of a value, per head
+    # attention window in tokens. Memory is needed for all tokens even so: a rejection takes tokens back, and those that
+    # had left the window would be missing.
+    window: int | None = None
+
+    @property
+    def numbers(self) -> int:
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    source: str  # its file or folder, as given
+    form: ModelFormat
+    architecture: str
+    number_format: str  # of its weights
+    vocabulary: Vocabulary
+    end_tokens: tuple[int, ...]
+    end_texts: tuple[str, ...]  # strings of these tokens
+    chat_template: str | None  # Jinja source
+    bos: str  # string of the token that begins a sequence, for chat templates
+    eos: str  # string of the token that ends one
+    context: int  # tokens that it was trained for; 0 if unknown
+    parameters: int
+    weight_bytes: int  # as stored
+    layers: Sequence[LayerShape]
+    refusal: str = ""  # why it cannot be used, as the end of a sentence; empty if it can
+
+    def kv_bytes(self, *, tokens: int, number_bytes: int) -> int:
+        """Return the memory for keys and values of a sequence; `number_bytes` is 2 for float16 and bfloat16."""
+        return tokens * number_bytes * sum(layer.numbers for layer in self.layers)
+
+
+_INDEX: Final = "model.safetensors.index.json"
+_WHOLE: Final = "model.safetensors"
+_LENGTH_BYTES: Final = 8
+_LONGEST_HEADER: Final = 100_000_000
+"""Bytes; the format's own bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderWeights:
+    parameters: int  # number of elements
+    bytes: int  # as stored
+    number_format: str  # the most common one, such as BF16
+
+
+def read_weights(folder: Path) -> FolderWeights:
+    """Read the headers of a folder's weights.
+
+    Raises:
+        ModelUnreadable: There are none, one is missing, or one is cut off.
+    """
+    elements = Counter[str]()
+    total = 0
+    for path in _files(folder):
+        for kind, count, bytes_ in _entries(path):
+            elements[kind] += count
+            total += bytes_
+    if not elements:
+        raise ModelUnreadable(f"The weights in {folder} have no tensor; fetch the model again.")
+    return FolderWeights(elements.total(), total, elements.most_common(1)[0][0])
+
+
+def _files(folder: Path) -> list[Path]:
+    # In the order in which transformers looks: others may hold the same weights in another form.
+    index = folder / _INDEX
+    if (folder / _WHOLE).is_file():
+        return [folder / _WHOLE]
+    if not index.is_file():
+        raise ModelUnreadable(f"The folder {folder} has no {_WHOLE}; give a folder that holds a whole model.")
+    try:
+        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnreadable(f"The file {index} cannot be read; fetch the model again.") from error
+    files = sorted(folder / Path(name).name for name in names)
+    if missing := [path for path in files if not path.is_file()]:
+        raise ModelUnreadable(f"The folder {folder} lacks {missing[0].name}; fetch the model again, whole.")
+    return files
+
+
+def _entries(path: Path) -> list[tuple[str, int, int]]:
+    """Return type, number of elements and bytes of each tensor."""
+    damaged = ModelUnreadable(f"The file {path} is damaged; fetch it again.")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(_LENGTH_BYTES)
+            if len(head) < _LENGTH_BYTES:
+                raise damaged
+            (length,) = struct.unpack("<Q", head)
+            if length > min(size - _LENGTH_BYTES, _LONGEST_HEADER):
+                raise damaged
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        found = [
+            (str(entry["dtype"]), prod(int(edge) for edge in entry["shape"]), _span(entry)) for entry in header.values()
+        ]
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except OSError as error:
+        raise ModelUnreadable(f"The file {path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise damaged from error
+    if _LENGTH_BYTES + length + end > size:
+        raise ModelUnreadable(
+            f"The file {path} is cut off: it has {size:,} bytes of {_LENGTH_BYTES + length + end:,}; fetch it again."
+        )
+    return found
+
+
+def _span(entry: dict[str, Any]) -> int:
+    begin, end = entry["data_offsets"]
+    if not 0 <= begin <= end:
+        raise ValueError("a tensor ends before it begins")
+    return int(end) - int(begin)
+
+
+_SERVED: Final = frozenset({"full_attention", "sliding_attention"})
+_GENERATION: Final = "generation_config.json"
+_TOKENIZER: Final = "tokenizer_config.json"
+_TEMPLATE: Final = "chat_template.jinja"
+
+
+def folder_facts(folder: Path) -> ModelFacts:
+    """Read a folder in the layout of transformers.
+
+    Raises:
+        ModelUnreadable: It does not hold a whole model.
+    """
+    weights = read_weights(folder) if (folder / "config.json").is_file() else None
+    # Both take seconds to import.
+    from fleet_edge.verifiers.packed.attention import context_of
+    from fleet_edge.verifiers.packed.target import end_tokens, target_tokens, text_config
+
+    try:
+        tokens = target_tokens(folder)
+        config = text_config(str(folder))
+        context, refusal = context_of(config), _refusal(config)
+    except (UnsupportedModel, VerifierError) as error:
+        raise ModelUnreadable(str(error)) from error
+    assert weights is not None, "target_tokens has found a configuration"
+    generation = SimpleNamespace(eos_token_id=_json(folder / _GENERATION).get("eos_token_id"))
+    ends = tuple(token for token in end_tokens(generation, config) if 0 <= token < len(tokens))
+    tokenizer = _json(folder / _TOKENIZER)
+    return ModelFacts(
+        source=str(folder),
+        form=ModelFormat.FOLDER,
+        architecture=str(config.model_type),
+        number_format=weights.number_format,
+        vocabulary=Vocabulary.of(tokens),
+        end_tokens=ends,
+        end_texts=tuple(tokens[token] for token in ends),
+        chat_template=_template(folder, tokenizer),
+        bos=_special(tokenizer, "bos_token"),
+        eos=_special(tokenizer, "eos_token"),
+        context=context,
+        parameters=weights.parameters,
+        weight_bytes=weights.bytes,
+        layers=_layers(config, folder),
+        refusal=refusal,
+    )
+
+
+def _refusal(config: Any) -> str:  # noqa: ANN401 - transformers has no type information
+    if getattr(config, "is_encoder_decoder", False):
+        return "has an encoder"
+    foreign = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - _SERVED)
+    return f"has layers of kind {', '.join(foreign)}, which take no tokens back" if foreign else ""
+
+
+def _layers(config: Any, folder: Path) -> tuple[LayerShape, ...]:  # noqa: ANN401
+    try:
+        heads = int(config.num_attention_heads)
+        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        count = int(config.num_hidden_layers)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelUnreadable(f"The config.json of {folder} does not say which layers it has.") from error
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * count
+    return tuple(
+        LayerShape(kv_heads, dim, dim, window if kind == "sliding_attention" else None) for kind in kinds[:count]
+    )
+
+
+def _template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
+    """Return the chat template: its own file, or a field of the tokenizer's configuration."""
+    try:
+        return (folder / _TEMPLATE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelUnreadable(f"The file {folder / _TEMPLATE} cannot be read; fetch the model again.") from error
+    found = tokenizer.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _special(tokenizer: dict[str, Any], name: str) -> str:
+    found = tokenizer.get(name)
+    if isinstance(found, dict):
+        found = found.get("content")
+    return found if isinstance(found, str) else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return a file's content; empty if there is no file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelUnreadable(f"The file {path} is damaged; fetch the model again.") from error
+    if not isinstance(found, dict):
+        raise ModelUnreadable(f"The file {path} is damaged; fetch the model again.")
+    return found
+
+
+_MOST_LAYERS: Final = 4096
+_EVERY: Final = "attention.sliding_window_pattern"
+
+
+def gguf_facts(path: Path) -> ModelFacts:
+    """Read a GGUF.
+
+    Raises:
+        ModelUnreadable: It is no GGUF, is cut off, has no vocabulary, or is of an unknown architecture.
+    """
+    header = read_header(path)
+    if not header.tensors:
+        raise ModelUnreadable(f"The GGUF {path} has no weights; give a file of the whole model.")
+    try:
+        model = GgufModel(path, vocabulary_only=True)
+    except DrafterError as error:
+        raise ModelUnreadable(str(error)) from error
+    try:
+        kind = model.unlike_a_decoder
+        ends = model.end_tokens
+        return ModelFacts(
+            source=str(path),
+            form=ModelFormat.GGUF,
+            architecture=header.architecture,
+            number_format=_number_format(header),
+            vocabulary=model.vocabulary,
+            end_tokens=ends,
+            end_texts=tuple(model.stored_text(token) for token in ends),
+            chat_template=model.chat_template,
+            bos=model.special_text("bos"),
+            eos=model.special_text("eos"),
+            context=header.number("context_length"),
+            parameters=header.parameters,
+            weight_bytes=header.weight_bytes,
+            layers=layers_of(header, path),
+            refusal="" if kind is None else f"is of the {kind} kind, which takes no tokens back",
+        )
+    finally:
+        model.close()
+
+
+def _number_format(header: GgufHeader) -> str:
+    """Return the file type as llama.cpp names it; where it is not stated, the most common tensor type."""
+    from gguf.constants import GGMLQuantizationType, LlamaFileType
+
+    stated = header.metadata.get("general.file_type")
+    for kind in LlamaFileType:
+        if kind == stated:
+            return str(kind.name).removeprefix("MOSTLY_").removeprefix("ALL_")
+    sizes = Counter[int]()
+    for tensor in header.tensors:
+        sizes[tensor.kind] += tensor.parameters
+    names = {int(kind): str(kind.name) for kind in GGMLQuantizationType}
+    return names.get(sizes.most_common(1)[0][0], "unknown")
+
+
+def layers_of(header: GgufHeader, path: Path) -> tuple[LayerShape, ...]:
+    """Return what each layer stores per token.
+
+    Raises:
+        ModelUnreadable: The header does not say.
+    """
+    count = header.number("block_count") - header.number("nextn_predict_layers")
+    heads = _by_layer(header, "attention.head_count", count)
+    width = header.number("embedding_length")
+    if not 0 < count <= _MOST_LAYERS or max(heads, default=0) < 1 or width < 1:
+        raise ModelUnreadable(f"The GGUF {path} does not say which layers it has; convert the model again.")
+    kv_heads = _by_layer(header, "attention.head_count_kv", count) or heads
+    dim = width // max(heads)
+    key, value = (header.number(f"attention.{what}_length", dim) for what in ("key", "value"))
+    window = header.number("attention.sliding_window") or None
+    slides = _sliding(header, count)
+    key_slides = header.number("attention.key_length_swa", key)
+    value_slides = header.number("attention.value_length_swa", value)
+    layers = [
+        LayerShape(kv_heads[layer], key_slides, value_slides, window)
+        if window and slides[layer]
+        else LayerShape(kv_heads[layer], key, value)
+        for layer in range(count)
+    ]
+    shared = header.number("attention.shared_kv_layers")  # the last layers look at what others have stored
+    return tuple(layers[: count - shared] if 0 < shared < count else layers)
+
+
+def _by_layer(header: GgufHeader, key: str, count: int) -> Sequence[int]:
+    """Return a number per layer, whether it is stated once or for each; empty if it is not stated."""
+    found = header.of(key)
+    if isinstance(found, tuple):
+        return [int(number) for number in found[:count]] if len(found) >= count and _whole(found) else []
+    return [found] * count if isinstance(found, int) and count <= _MOST_LAYERS else []
+
+
+def _whole(numbers: Sequence[int | float]) -> bool:
+    return all(isinstance(number, int) for number in numbers)
+
+
+def _sliding(header: GgufHeader, count: int) -> Sequence[bool]:
+    """Return which layers have an attention window: as stated, by default all."""
+    pattern = header.of(_EVERY)
+    if isinstance(pattern, tuple) and len(pattern) >= count:
+        return [bool(each) for each in pattern[:count]]
+    if isinstance(pattern, int) and pattern > 1:
+        return [(layer + 1) % pattern != 0 for layer in range(count)]
+    return [True] * count

@@ -1,0 +1,193 @@
+"""Files of the prepared models: written atomically, recorded in a manifest."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import FleetError
+
+
+class ModelsError(FleetError):
+    """Base of the errors of this package."""
+
+
+class SourceMissing(ModelsError):  # noqa: N818 - reads as what it says
+    """The package that carries the model is not installed."""
+
+
+class SourceDamaged(ModelsError):  # noqa: N818
+    """The model in that package has changed."""
+
+
+class NotEnoughSpace(ModelsError):  # noqa: N818
+    """The disk is too full to begin."""
+
+
+class FolderUnusable(ModelsError):  # noqa: N818
+    """The models folder cannot be written."""
+
+
+class StepFailed(ModelsError):  # noqa: N818
+    """A conversion failed; what was finished before it is kept."""
+
+
+PARTIAL = ".partial-"
+_STALE = ".partial-stale-"
+
+
+def walk(path: Path) -> list[Path]:
+    """Return the files at or under `path`, sorted."""
+    if path.is_dir():
+        return sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return [path]
+
+
+def measure(path: Path) -> int:
+    """Return the bytes at or under `path` so far; 0 if it is not there."""
+    total = 0
+    for file in walk(path):
+        try:
+            total += file.stat().st_size
+        except FileNotFoundError:  # renamed or removed by its writer meanwhile
+            continue
+    return total
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Make everything at or under `path` readable by all and durable."""
+    for file in walk(path):
+        # Weights are written for the owner alone by safetensors; the edge may run as another user.
+        if file.stat().st_uid == os.geteuid():
+            file.chmod(0o644)
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if path.is_dir():
+        path.chmod(0o755)
+        sync_folder(path)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Put a finished file or folder in its place, replacing an old one."""
+    if final.is_dir():
+        # A folder cannot be replaced in one step: the old one is moved aside first.
+        stale = final.with_name(f"{_STALE}{os.getpid()}-{final.name}")
+        final.rename(stale)
+        partial.rename(final)
+        remove(stale)
+    else:
+        partial.replace(final)
+    sync_folder(final.parent)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold an exclusive lock on a file, made if needed; `on_wait` is called if another process holds it.
+
+    The kernel frees the lock however the process ends.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+MANIFEST = "manifest.json"
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileRecord(_Record):
+    sha256: Digest
+    size: Bytes
+
+
+class SourceRecord(_Record):
+    """The GGUF that everything was made from."""
+
+    package: str
+    version: str
+    file: str
+    size: Bytes
+    sha256: Digest
+
+
+class PreparedArtifact(_Record):
+    """Result of one step."""
+
+    files: Annotated[dict[str, FileRecord], Field(min_length=1)]  # by path relative to the model's folder
+    made_with: dict[str, str]  # versions of packages
+
+    @property
+    def size(self) -> int:
+        return sum(record.size for record in self.files.values())
+
+
+class Manifest(_Record):
+    """Content of a model's folder."""
+
+    format: Literal[1] = 1
+    source: SourceRecord
+    artifacts: dict[str, PreparedArtifact] = Field(default_factory=dict)  # by step
+
+    def having(self, step: str, artifact: PreparedArtifact) -> "Manifest":
+        return self.model_copy(update={"artifacts": self.artifacts | {step: artifact}})
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the folder's manifest, or None if there is none that can be read."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    partial = folder / f".partial-{os.getpid()}-{MANIFEST}"
+    with partial.open("wb") as file:
+        file.write(manifest.model_dump_json(indent=2).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / MANIFEST)
+    sync_folder(folder)

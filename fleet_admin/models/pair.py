@@ -1,0 +1,334 @@
+"""Check of a pair: whether a draft model and a target fit, and what to do where they do not."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Protocol
+
+from fleet_admin.models.facts import ModelFacts, ModelFormat, folder_facts, gguf_facts
+from fleet_admin.models.files import read_manifest
+from fleet_admin.models.gguf_files import ModelUnreadable
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.drafters.model_file import GgufModel, locate_model
+from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
+from fleet_device.requests.chat import ChatError, ChatMessage, ChatTemplate
+
+_SHOWN: Final = 6
+_CHATS: Final = (
+    (("user", "Why?"),),
+    (("system", "Be brief."), ("user", "Why?")),
+    (("user", "Why?"), ("assistant", "Because."), ("user", "And then?")),
+)
+"""Chats that templates are compared on."""
+
+_NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)  # some templates write the time
+
+_BILLION: Final = 1e9
+
+_LARGER: Final = 1.05
+"""A model with more weights than this multiple of the target's is no draft model."""
+
+
+class Compatibility(StrEnum):
+    FITS = "fits"
+    NOTE = "note"  # it works, and there is something to know
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class PairFinding:
+    aspect: str
+    outcome: Compatibility
+    sentence: str  # what was found and, where it does not fit, what to do
+
+
+def _fits(aspect: str, sentence: str) -> PairFinding:
+    return PairFinding(aspect, Compatibility.FITS, sentence)
+
+
+def _note(aspect: str, sentence: str) -> PairFinding:
+    return PairFinding(aspect, Compatibility.NOTE, sentence)
+
+
+def _refused(aspect: str, sentence: str) -> PairFinding:
+    return PairFinding(aspect, Compatibility.REFUSED, sentence)
+
+
+class Overlap(Protocol):
+    """Common part of two vocabularies, such as `CommonTokens`."""
+
+    @property
+    def overlap(self) -> float: ...
+
+    def describe(self) -> str:
+        """Return it as part of a sentence."""
+
+
+def findings_of(draft: ModelFacts, target: ModelFacts, *, overlap: Callable[[], Overlap | None]) -> list[PairFinding]:
+    """Judge a pair; `overlap` is called if the vocabularies differ and returns None where it is unknown."""
+    return [
+        _kind(draft, target),
+        _sizes(draft, target),
+        _vocabulary(draft, target, overlap),
+        _ends(draft, target),
+        _chats(draft, target),
+        _context(draft, target),
+    ]
+
+
+def _kind(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+    for role, model in (("draft model", draft), ("target", target)):
+        if model.refusal:
+            return _refused(
+                "architecture",
+                f"The {role} {model.source} ({model.architecture}) {model.refusal}, as every rejection asks; choose a "
+                "transformer decoder.",
+            )
+    return _fits("architecture", f"{draft.architecture} drafts for {target.architecture}: both take tokens back.")
+
+
+def _sizes(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+    sizes = f"{_millions(draft.parameters)} of weights draft for {_millions(target.parameters)}"
+    if draft.parameters > _LARGER * target.parameters:
+        return _refused(
+            "size",
+            f"The draft model is the larger one, {_millions(draft.parameters)} of weights for a target of "
+            f"{_millions(target.parameters)}; name the small model first, the large one second.",
+        )
+    return _fits("size", f"{sizes}.")
+
+
+def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], Overlap | None]) -> PairFinding:
+    if draft.vocabulary == target.vocabulary:
+        return _fits("vocabulary", f"Both have the same {draft.vocabulary.size:,} tokens.")
+    apart = (
+        f"The vocabularies differ ({draft.vocabulary.size:,} tokens in the draft model, "
+        f"{target.vocabulary.size:,} in the target)"
+    )
+    common = overlap()
+    if common is None:
+        return _refused(
+            "vocabulary",
+            f"{apart}, and a folder does not show what they have in common; name a GGUF of the target, in any "
+            "quantization, with --target-vocabulary.",
+        )
+    if common.overlap < LEAST_OVERLAP:
+        return _refused(
+            "vocabulary",
+            f"{apart}, and have too little in common: {common.describe()}, {LEAST_OVERLAP:.0%} is the least; choose a "
+            "draft model of the target's family.",
+        )
+    return _note(
+        "vocabulary",
+        f"{apart}, and enough is common to draft with: {common.describe()}; make the file for the devices with `fleet "
+        "models vocabulary`, and name it there as target_vocabulary.",
+    )
+
+
+def _ends(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+    aspect = "end tokens"
+    if not target.end_tokens:
+        return _note(aspect, "The target names no end token: its texts end at max_new_tokens alone.")
+    ends = _some(target.end_texts)
+    if draft.vocabulary != target.vocabulary:
+        return _fits(aspect, f"Texts end at {ends}, as the target says.")
+    if not set(draft.end_tokens) & set(target.end_tokens):
+        own = f"ends at {_some(draft.end_texts)}" if draft.end_tokens else "knows no end"
+        return _note(
+            aspect,
+            f"Texts end at {ends}, as the target says, and the draft model {own}: what it drafts at a text's end is "
+            "rejected. Is one of the two not tuned for chats?",
+        )
+    return _fits(aspect, f"Texts end at {ends}, which the draft model knows.")
+
+
+def _chats(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+    aspect = "chat template"
+    same = draft.vocabulary == target.vocabulary
+    # A device makes prompts by the template of the file that its vocabulary is of.
+    used, whose = (draft, "draft model") if same else (target, "target")
+    if used.chat_template is None:
+        return _note(
+            aspect,
+            f"The {whose} has no chat template, by which a device would make prompts: chats are refused, plain prompts "
+            "(`raw`) work. Choose a file with a template for chats.",
+        )
+    if not same:
+        return _fits(aspect, "Devices make prompts by the target's, from its vocabulary's file.")
+    if target.chat_template is None:
+        return _note(
+            aspect,
+            "The target has no chat template, the draft model has: prompts are made by that. Is the target not tuned "
+            "for chats?",
+        )
+    if draft.chat_template == target.chat_template or list(_rendered(draft)) == list(_rendered(target)):
+        return _fits(aspect, "Both make the same prompts of a chat.")
+    return _note(
+        aspect,
+        "The templates make other prompts of the same chat; devices use the draft model's, so see that the target "
+        "answers well to it.",
+    )
+
+
+def _rendered(model: ModelFacts) -> Iterator[str | None]:
+    """Yield the prompts that a model's template makes of some chats; None where it refuses."""
+    for chat in _CHATS:
+        try:
+            template = ChatTemplate(model.chat_template or "", bos=model.bos, eos=model.eos, now=lambda: _NOON)
+            yield template.render([ChatMessage(role, content) for role, content in chat])
+        except ChatError:
+            yield None
+
+
+def _context(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+    aspect = "context"
+    if not draft.context or not target.context:
+        which = "draft model" if not draft.context else "target"
+        return _note(aspect, f"The {which}'s file does not say how many tokens it was trained for.")
+    least = min(draft.context, target.context)
+    sentence = (
+        f"A text with its prompt can have {least:,} tokens: the draft model was trained for {draft.context:,}, the "
+        f"target for {target.context:,}"
+    )
+    if draft.context < target.context:
+        return _note(aspect, f"{sentence}; longer ones need a draft model for more.")
+    return _fits(aspect, f"{sentence}.")
+
+
+def _some(texts: Sequence[str]) -> str:
+    """Return a list of tokens as part of a sentence."""
+    shown = ", ".join(texts[:_SHOWN])
+    return f"{shown} and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else shown
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / _BILLION:,.1f} billion" if parameters >= _BILLION else f"{parameters / 1e6:,.0f} million"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPair:
+    draft: ModelFacts
+    target: ModelFacts
+    findings: Sequence[PairFinding] = field(default=())
+
+    @property
+    def refused(self) -> list[PairFinding]:
+        """Findings that make the pair unusable."""
+        return [finding for finding in self.findings if finding.outcome is Compatibility.REFUSED]
+
+
+def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: Path | None = None) -> CheckedPair:
+    """Check a pair.
+
+    Args:
+        draft: As in the device's setting `model`.
+        target: A GGUF, a folder, or a prepared model.
+        models_dir: Folder of the prepared models.
+        target_vocabulary: A GGUF of the target, or its vocabulary's file, if the target is a folder.
+
+    Raises:
+        FleetError: One of both cannot be found or read.
+    """
+    if Path(draft).expanduser().is_dir():
+        raise ModelUnreadable(
+            f"The draft model {draft} is a folder, and devices draft with a GGUF; convert it, or did you mean "
+            f"`fleet models check {target} {draft}`?"
+        )
+    drafting = gguf_facts(locate_model(draft, folder=models_dir).path)
+    path = locate_target(target, models_dir)
+    verifying = folder_facts(path) if path.is_dir() else gguf_facts(path)
+    known = target_vocabulary.expanduser() if target_vocabulary is not None else None
+    if known is None and verifying.form is ModelFormat.GGUF:
+        known = path
+
+    def overlap() -> CommonTokens | None:
+        return None if known is None else _common(Path(drafting.source), known, verifying)
+
+    return CheckedPair(drafting, verifying, findings_of(drafting, verifying, overlap=overlap))
+
+
+def locate_target(target: str, models_dir: Path) -> Path:
+    """Return the file or folder of a target.
+
+    Raises:
+        ModelUnreadable: There is none.
+    """
+    path = Path(target).expanduser()
+    if path.exists():
+        return path
+    family, _, step = target.partition(":")
+    prepared = models_dir / family
+    if family and "/" not in target and read_manifest(prepared) is not None:
+        for found in (prepared / (step or "target"), prepared / f"{step}.gguf"):
+            if found.exists():
+                return found
+        raise ModelUnreadable(f"The prepared model {family} has no {step or 'target'}; see `fleet models list`.")
+    hint = "; of a repository, fetch the files first" if target.count("/") == 1 else ""
+    raise ModelUnreadable(f"There is no file or folder {target}, and no model of that name is prepared{hint}.")
+
+
+def _common(draft: Path, target: Path, verifying: ModelFacts) -> CommonTokens:
+    try:
+        with (
+            closing(GgufModel(draft, vocabulary_only=True)) as own,
+            closing(GgufModel(target, vocabulary_only=True)) as other,
+        ):
+            return _in_common(own, other, verifying)
+    except DrafterError as error:
+        raise ModelUnreadable(str(error)) from error
+
+
+def _in_common(own: GgufModel, other: GgufModel, verifying: ModelFacts) -> CommonTokens:
+    if other.vocabulary != verifying.vocabulary:
+        raise ModelUnreadable(
+            f"The file {other.path} has another vocabulary than the target {verifying.source}; name a GGUF of the same "
+            "model with --target-vocabulary."
+        )
+    return CommonTokens(own, own.vocabulary.size, other, other.vocabulary.size)
+
+
+UNIT: Final = 1000
+"""Tokens of a text, prompt included, that memory for keys and values is given for."""
+
+_HALF: Final = 2
+_WHOLE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Memory of an engine, without its working memory of about 100 MB (llama.cpp) or 300 MB (torch)."""
+
+    engine: str
+    number_format: str
+    weight_bytes: int
+    kv_bytes: int  # of a sequence of `UNIT` tokens
+
+
+def device_need(draft: ModelFacts) -> EngineMemory:
+    """Return the memory for drafting. A device takes it for its whole `context`."""
+    return _llama(draft)
+
+
+def edge_needs(target: ModelFacts) -> list[EngineMemory]:
+    """Return the memory for verification of one session, for each engine that can run the model."""
+    torch = [
+        EngineMemory("torch", name, target.parameters * size, target.kv_bytes(tokens=UNIT, number_bytes=size))
+        for name, size in (("bfloat16", _HALF), ("float32", _WHOLE))
+    ]
+    return [_llama(target), *torch] if target.form is ModelFormat.GGUF else torch
+
+
+def file_bytes(model: ModelFacts) -> int:
+    """Return the disk space of a model's file or folder."""
+    path = Path(model.source)
+    return (
+        path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.iterdir() if each.is_file())
+    )
+
+
+def _llama(model: ModelFacts) -> EngineMemory:
+    kv_bytes = model.kv_bytes(tokens=UNIT, number_bytes=_HALF)
+    return EngineMemory("llama.cpp", model.number_format, model.weight_bytes, kv_bytes)

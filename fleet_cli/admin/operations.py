@@ -1,0 +1,517 @@
+"""Commands of `fleet admin` about machines and data: releases, rollouts, alerts, backups, exports, the dashboard."""
+
+import json
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TextIO
+
+import typer
+
+from fleet_admin.csv_output import write_csv
+from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_admin.reports import ALERTS, MACHINES, RELEASES, ROLLOUTS, edge_columns
+from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.options import (
+    DEFAULT_DB,
+    Acting,
+    AsJson,
+    Database,
+    Since,
+    Wide,
+    actor_of,
+    alerts_of,
+    load_alert_settings,
+    needs_extra,
+    open_log,
+    time_of,
+    with_settings,
+)
+from fleet_cli.tables import Column, cell, print_json, print_table
+
+if TYPE_CHECKING:
+    from fleet_admin.alerts.alerts import Alerts
+    from fleet_admin.alerts.views import AlertView
+    from fleet_admin.ghosts import Ghost
+    from fleet_edge.store.rollouts import MachineRollout
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """Number of machines that run a release."""
+
+    software: str | None
+    edges: int
+    devices: int
+    online: int
+    silent: int
+
+
+def edges(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
+    """List the edges with their load and capacity."""
+    with open_log(db) as log:
+        found = log.edges()
+    empty = "No edge has written to this database: start one with `fleet edge run`."
+    print_table(f"Edges: {len(found)}", edge_columns(datetime.now(UTC)), found, as_json=as_json, wide=wide, empty=empty)
+
+
+def versions(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
+    """Count the releases that devices and edges run."""
+    with open_log(db) as log:
+        devices, at_edges = log.devices(counted=False), log.edges()
+    every, online, silent = Counter[str | None](), Counter[str | None](), Counter[str | None]()
+    for device in devices:
+        every[device.software] += 1
+        online[device.software] += device.state.value == "online"
+        silent[device.software] += device.state.value == "silent"
+    serving = Counter(edge.software for edge in at_edges)
+    names = sorted({*every, *serving}, key=lambda name: (-every[name], name or ""))
+    found = [_Release(name, serving[name], every[name], online[name], silent[name]) for name in names]
+    columns: list[Column[_Release]] = [
+        Column("software", lambda row: row.software),
+        Column("edges", lambda row: row.edges, "count"),
+        Column("devices", lambda row: row.devices, "count"),
+        Column("of these online", lambda row: row.online, "count"),
+        Column("silent", lambda row: row.silent, "count"),
+    ]
+    empty = "No edge and no device has been seen."
+    print_table(f"Releases: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty)
+
+
+_MOST_BYTES: Final = 4_000_000
+_MOST_MACHINES: Final = 10_000
+_LONGEST_SENTENCE: Final = 1000
+_NO_ROLLOUTS: Final = "Nothing was rolled out: the playbooks in ansible/ record what they do."
+
+_writing = typer.Typer(name="rollout", help="Write down what a rollout does; the playbooks do.", no_args_is_help=True)
+
+
+def rollouts(
+    rollout: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="Show what this one did to each machine.")
+    ] = None,
+    since: Since = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number, latest first.")] = 20,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List rollouts, rollbacks and removals, with user and result."""
+    after = time_of("--since", since)
+    with open_log(db) as log:
+        machines = None if rollout is None else log.rollout(rollout)
+        found = log.rollouts(since=after, limit=limit) if machines is None else []
+    if as_json:
+        print_json(found if machines is None else machines)
+    elif machines is None:
+        print_table(f"Rollouts: {len(found)}", ROLLOUTS, found, wide=wide, empty=_NO_ROLLOUTS)
+    else:
+        title = f"Rollout {cell(machines[0].rollout)}: {cell(machines[0].action)} by {cell(machines[0].who)}"
+        print_table(title, MACHINES, machines, wide=wide)
+
+
+def releases(
+    drift: Annotated[bool, typer.Option("--drift", help="Only machines that run something else.")] = False,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Compare the release that each machine should run, by its last rollout, with the one that it runs."""
+    with open_log(db) as log:
+        found = [machine for machine in log.releases() if machine.drift or not drift]
+    empty = "Every machine runs what it should." if drift else _NO_ROLLOUTS
+    print_table(f"Machines: {len(found)}", RELEASES, found, as_json=as_json, wide=wide, empty=empty)
+
+
+@_writing.command()
+def record(
+    stopped: Annotated[
+        bool, typer.Option("--stopped", help="The rollout is over: machines that still wait were not touched.")
+    ] = False,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Record the results of a rollout, from a JSON array on standard input.
+
+    Each element has rollout, host, kind (device or edge), action (site, rollout, rollback or decommission) and outcome
+    (waiting, proven, unchanged, went-back, failed, untouched or removed); it may have name, wanted, found, running,
+    sentence, who, started_at and ended_at (ISO 8601).
+    """
+    text = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise CommandError(f"Standard input has more than {_MOST_BYTES:,} bytes; write fewer machines at once.")
+    machines = _read(text, now=datetime.now(UTC))
+    with open_log(db) as log:
+        log.record_rollouts(machines, stopped=stopped)
+
+
+def _read(text: bytes, *, now: datetime) -> "list[MachineRollout]":
+    from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+    from fleet_edge.store.rollouts import MachineRollout, RolloutAction, RolloutOutcome
+    from schemas.names import MAX_NAME_LENGTH
+
+    word = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
+    release = Annotated[str, Field(max_length=128)] | None
+
+    class Written(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+        rollout: word
+        host: Annotated[str, Field(min_length=1, max_length=255)]
+        kind: Literal["device", "edge"]
+        name: word | None = None
+        action: RolloutAction
+        outcome: RolloutOutcome
+        wanted: release = None
+        found: release = None
+        running: release = None
+        sentence: Annotated[str, Field(max_length=100_000)] = ""
+        who: Annotated[str, Field(max_length=255)] = ""
+        started_at: AwareDatetime = now
+        ended_at: AwareDatetime | None = None
+
+    try:
+        written = TypeAdapter(Annotated[list[Written], Field(max_length=_MOST_MACHINES)]).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CommandError(
+            f"Standard input is no JSON array of machines{f', at {cell(where)}' if where else ''}: "
+            f"{cell(first['msg'])}; see fleet admin rollout record --help."
+        ) from None
+    return [
+        MachineRollout(
+            rollout=each.rollout,
+            host=each.host,
+            kind=each.kind,
+            name=each.name or each.host,
+            action=each.action.value,
+            wanted=each.wanted or None,
+            found=each.found or None,
+            running=each.running or None,
+            started_at=each.started_at,
+            ended_at=each.ended_at if each.outcome is RolloutOutcome.WAITING else each.ended_at or now,
+            outcome=each.outcome.value,
+            sentence=" ".join(each.sentence.split())[:_LONGEST_SENTENCE],
+            who=each.who or "unknown",
+        )
+        for each in written
+    ]
+
+
+_MOST: Final = 1000
+
+
+def alerts(
+    everything: Annotated[bool, typer.Option("--all", help="Those too that are over, the latest first.")] = False,
+    ack: Annotated[str | None, typer.Option(metavar="ID", help="Acknowledge this one.")] = None,
+    clear: Annotated[
+        str | None, typer.Option(metavar="ID", help="Close this one; if its cause persists, a new one opens.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Evaluate and deliver alerts until interrupted.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", envvar="FLEET_ALERTS_CONFIG", help="TOML file with thresholds and receivers."),
+    ] = None,
+    acting: Acting = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List the open alerts; acknowledge or clear one; evaluate them until interrupted."""
+    if sum((ack is not None, clear is not None, watch)) > 1:
+        raise CommandError("Give one of --ack, --clear and --watch.")
+    if watch:
+        _watch(db, config, as_json=as_json)
+        return
+    actor = actor_of(acting)
+    with _open_alerts(db, read_only=ack is None and clear is None) as book:
+        if ack is not None:
+            alert = book.acknowledge(ack, who=actor.who, source=actor.source)
+            typer.echo(f"{cell(alert.acknowledged_by)} takes care of {alert.id[:8]}: {cell(alert.sentence)}")
+            return
+        if clear is not None:
+            alert = book.clear(clear, who=actor.who, source=actor.source)
+            typer.echo(f"{alert.id[:8]} is cleared: {cell(alert.sentence)}")
+            return
+        found = book.list(open=None if everything else True, limit=_MOST)
+    empty = "There are no alerts." if everything else "No alert is open."
+    print_table(f"Alerts: {len(found)}", ALERTS, found, as_json=as_json, wide=wide, empty=empty)
+
+
+def _open_alerts(url: str, *, read_only: bool) -> "Alerts":
+    with needs_extra("admin"):
+        from fleet_admin.alerts.alerts import Alerts
+
+    return Alerts(url, read_only=read_only)
+
+
+def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
+    from fleet_admin.alerts.evaluator import RunningAlerts
+
+    settings = load_alert_settings(config)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+
+    def show(alert: "AlertView") -> None:
+        if as_json:
+            print_json(alert)
+        else:
+            state = alert.severity if alert.open else "over"
+            typer.echo(f"{cell(alert.last_at)} {state} {alert.id[:8]} {alert.rule}: {cell(alert.sentence)}")
+
+    with _open_alerts(db, read_only=False) as book, RunningAlerts(book, settings) as running:
+        for alert in book.open():
+            show(alert)
+        typer.echo(f"Looking every {settings.every_s:g} s until interrupted.", err=True)
+        while not stop.is_set():
+            for alert in running.step():
+                show(alert)
+            stop.wait(settings.every_s)
+
+
+def ghosts(
+    identities: Annotated[
+        Path, typer.Option("--identities", "--ca", envvar="FLEET_CA", help="The authority's folder.")
+    ],
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List machines that only the fleet's authority or only the session log knows."""
+    from fleet_admin.ghosts import find_ghosts, sighted_in
+    from fleet_cli.identities import open_authority
+
+    entries = open_authority(identities, None).entries()
+    with open_log(db) as log:
+        found = find_ghosts(entries, sighted_in(log), now=datetime.now(UTC))
+    columns: list[Column[Ghost]] = [
+        Column("name", lambda row: row.name, rank=0),
+        Column("role", lambda row: row.role.value, rank=1),
+        Column("kind", lambda row: row.kind.value, "state", rank=0),
+        Column("enrolled", lambda row: row.enrolled_at, "moment", rank=2),
+        Column("seen", lambda row: row.seen_at, "moment", rank=2),
+        Column("what", lambda row: row.sentence, "sentence", rank=0),
+    ]
+    empty = "There are none: every machine that is enrolled was seen, and every one that was seen is enrolled."
+    print_table(f"Ghosts: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty)
+
+
+_MB: Final = 1e6
+
+
+def backup(
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="A file that is not there yet.")],
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Copy a SQLite session log into one file while edges write to it. For PostgreSQL, names the tool."""
+    from fleet_edge.store.backup import back_up
+
+    def show(done: int, pages: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done / max(pages, 1):.0%}", end="", file=sys.stderr, flush=True)
+
+    size = back_up(db, to, progress=show)
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
+    typer.echo(f"{to}: {size / _MB:.1f} MB, checked. Restore it with: fleet admin restore {to}")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'fleet admin backup' has made.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Put the database that is there aside.")] = False,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Replace the session log by a backup. No edge and no dashboard may have it open."""
+    from fleet_edge.store.backup import restore as put_back
+
+    aside = put_back(file, db, replace=replace, now=datetime.now(UTC))
+    kept = f" What was there is {aside}." if aside else ""
+    typer.echo(f"The backup is restored; an edge updates its schema at the next start.{kept}")
+
+
+def compact(db: Database = DEFAULT_DB) -> None:
+    """Make the file of a session log smaller. Edges wait meanwhile."""
+    from fleet_edge.store.backup import compact as make_smaller
+
+    before, after = make_smaller(db)
+    typer.echo(f"{before / _MB:.1f} MB before, {after / _MB:.1f} MB after.")
+
+
+_PARQUET_ROWS: Final = 20_000
+"""Rows of one row group: what is in memory at a time."""
+
+_USAGE: Final = ("device", "edge", "app", "draft_model", "quantization")
+
+Row = Sequence[Any]
+
+
+class ExportKind(StrEnum):
+    SESSIONS = "sessions"
+    SEGMENTS = "segments"
+    ROUNDS = "rounds"
+    EVENTS = "events"
+    USAGE = "usage"
+
+
+class ExportFormat(StrEnum):
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+def export(
+    what: Annotated[
+        ExportKind, typer.Argument(help="usage: what segments came to, by day, device, edge, app and model.")
+    ],
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="Parquet needs --to and the extra 'export'.")
+    ] = ExportFormat.CSV,
+    to: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
+    since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Write all rows of a kind within a period, earliest first."""
+    if form is ExportFormat.PARQUET and to is None:
+        raise CommandError("Parquet is no text: give the file to write with --to FILE.")
+    after, before = time_of("--since", since), time_of("--until", until)
+    with open_log(db) as log:
+        if what is ExportKind.USAGE:
+            columns, rows = _usage(log.usage(since=after, until=before, by=_USAGE, grain="day"))
+        else:
+            columns = log.export_columns(what.value)
+            rows = log.export_rows(what.value, since=after, until=before)
+        number = _write(form, to, columns, rows)
+    if to is not None:
+        typer.echo(f"{number} rows of {what.value} are in {to}.", err=True)
+
+
+def _usage(found: Iterable[Any]) -> tuple[tuple[str, ...], Iterator[Row]]:
+    from fleet_edge.counters import SEGMENT_COUNTERS
+
+    counted = ("sessions", "segments", "duration_ms", *SEGMENT_COUNTERS)
+    rows = (
+        (view.start, *(getattr(view, name) for name in _USAGE), *(getattr(view.counted, name) for name in counted))
+        for view in found
+    )
+    return ("day", *_USAGE, *counted), rows
+
+
+def _write(form: ExportFormat, to: Path | None, columns: Sequence[str], rows: Iterable[Row]) -> int:
+    if form is ExportFormat.PARQUET:
+        assert to is not None
+        return _write_parquet(to, columns, rows)
+    write: Callable[[TextIO, Sequence[str], Iterable[Row]], int] = (
+        write_csv if form is ExportFormat.CSV else _write_lines
+    )
+    with _opened(to) as out:
+        return write(out, columns, rows)
+
+
+@contextmanager
+def _opened(to: Path | None) -> Iterator[TextIO]:
+    if to is None:
+        yield sys.stdout
+        return
+    try:
+        with to.open("w", encoding="utf-8", newline="") as out:
+            yield out
+    except OSError as error:
+        raise CommandError(f"The file {to} cannot be written: {error.strerror}.") from error
+
+
+def _write_lines(out: TextIO, columns: Sequence[str], rows: Iterable[Row]) -> int:
+    number = 0
+    encode = json.JSONEncoder(default=_spelled, ensure_ascii=False, separators=(",", ":")).encode
+    for number, row in enumerate(rows, start=1):  # noqa: B007 - the last number is wanted
+        out.write(encode(dict(zip(columns, row, strict=True))) + "\n")
+    return number
+
+
+def _spelled(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _write_parquet(to: Path, columns: Sequence[str], rows: Iterable[Row]) -> int:
+    """Write row groups. Column types derive from the names, because a group may have no value in a column."""
+    with needs_extra("export"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    schema = pa.schema([(name, _arrow_type(pa, name)) for name in columns])
+    rows, number = iter(rows), 0
+    try:
+        with pq.ParquetWriter(to, schema, compression="zstd") as writer:
+            while group := list(islice(rows, _PARQUET_ROWS)):
+                arrays = [
+                    pa.array([_fitting(value, field) for value in values], type=field.type, from_pandas=False)
+                    for values, field in zip(zip(*group, strict=True), schema, strict=True)
+                ]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                number += len(group)
+    except OSError as error:
+        raise CommandError(f"The file {to} cannot be written: {error}.") from error
+    return number
+
+
+_TEXTS: Final = frozenset(
+    {
+        *("session", "device", "app", "edge", "draft_model", "quantization", "target", "mode", "reason", "end_code"),
+        *("end_sentence", "seed", "form", "id", "kind", "code", "sentence", "who", "severity"),
+    }
+)
+_REALS: Final = frozenset({"temperature", "top_p"})
+
+
+def _arrow_type(pa: Any, name: str) -> Any:  # noqa: ANN401 - pyarrow is not there for the type checker
+    if name in _TEXTS:
+        return pa.string()
+    if name.endswith("_at") or name in {"at", "day"}:
+        return pa.timestamp("us", tz="UTC")
+    return pa.float64() if name.endswith("_ms") or name in _REALS else pa.int64()
+
+
+def _fitting(value: Any, field: Any) -> Any:  # noqa: ANN401 - whatever a column holds
+    """Return a value as its column takes it; a seed has 64 unsigned bits, which no integer column has."""
+    if value is None:
+        return None
+    return str(value) if str(field.type) == "string" else value
+
+
+@with_settings(DashboardSettings)
+def serve(settings: DashboardSettings) -> None:
+    """Serve the dashboard until interrupted."""
+    with needs_extra("dashboard"):
+        from fleet_admin.dashboard.server import DashboardServer
+        from fleet_admin.dashboard.services import open_services
+
+    # As Ctrl-C does: the answers under way are finished.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.DONE))
+    services, alerts = open_services(settings), alerts_of(settings.alerts, settings.db)
+    server = DashboardServer(settings, services=services)
+    try:
+        print(f"The dashboard is at {server.address}", file=sys.stderr, flush=True)
+        if not services.accounts.list():
+            print("Nobody can log in yet: fleet admin user add NAME --role operator", file=sys.stderr, flush=True)
+        if alerts is not None:
+            alerts.start()
+        server.wait()
+    finally:
+        if alerts is not None:
+            alerts.close()
+        server.stop()
+
+
+def register(app: typer.Typer) -> None:
+    for command in (edges, versions, backup, restore, compact, rollouts, releases, alerts, ghosts, export, serve):
+        app.command()(command)
+    app.add_typer(_writing)

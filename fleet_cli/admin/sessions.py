@@ -1,0 +1,550 @@
+"""Commands of `fleet admin` that read the session log: devices, sessions, totals, events."""
+
+import json
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from fleet_admin.columns import Kind, in_order, shown
+from fleet_admin.reports import EVENTS, RUNNING, SESSIONS, device_columns, model_name, tally_columns
+from fleet_cli.errors import CommandError
+from fleet_cli.options import DEFAULT_DB, AsJson, Database, Since, Wide, open_log, time_of
+from fleet_cli.tables import Column, cell, describe, plain, print_json, print_table
+from schemas.policy import Mode
+from schemas.reasons import EndReason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fleet_device.requests.generate import Piece
+    from fleet_edge.session_log import SessionLog
+    from fleet_edge.store.texts import StoredText, StoredToken
+    from fleet_edge.store.views import (
+        DeviceView,
+        EventCount,
+        EventView,
+        HourView,
+        RoundView,
+        SegmentView,
+        SessionView,
+        Tally,
+    )
+
+_HOURS: "Final[list[Column[HourView]]]" = [
+    Column("hour", lambda row: row.hour, "moment", rank=0),
+    *tally_columns(lambda row: row.counted),
+]
+
+_SEGMENTS: "Final[list[Column[SegmentView]]]" = [
+    Column("opened", lambda row: row.opened_at, "moment", rank=0),
+    Column("edge", lambda row: row.edge, rank=0),
+    Column("end", lambda row: row.reason or RUNNING, "state", rank=0),
+    Column("tokens", lambda row: row.counted.tokens, "count", rank=0),
+    Column("resumed tokens", lambda row: row.resumed_tokens, "count", rank=1),
+    Column("acceptance", lambda row: row.counted.acceptance, "percent", rank=1),
+    Column("first token", lambda row: row.first_token_ms, "ms", rank=1),
+    Column("gap p95", lambda row: row.gap_p95_ms, "ms", rank=1),
+    Column("rounds", lambda row: row.counted.rounds, "count", rank=2),
+    Column("Open", lambda row: row.open_bytes, "bytes", rank=2, meaning="Its size."),
+    Column("prefilled", lambda row: row.counted.prefill_tokens, "count", rank=2),
+    Column("reused", lambda row: row.counted.reused_tokens, "count", rank=2),
+    Column("target", lambda row: row.target, rank=3),
+    Column("draft model", lambda row: model_name(row.draft_model, row.quantization), rank=3),
+]
+
+_ROUNDS: "Final[list[Column[RoundView]]]" = [
+    Column("judged", lambda row: f"{row.at:%H:%M:%S}", "state", rank=0),
+    Column("round", lambda row: row.round, "count", rank=0),
+    Column("drafted", lambda row: row.drafted, "count", rank=1),
+    Column("tested", lambda row: row.tested, "count", rank=1),
+    Column("accepted", lambda row: row.accepted, "count", rank=0),
+    Column("batch", lambda row: row.batch, "count", rank=2),
+    Column("up", lambda row: row.uplink_bytes, "bytes", rank=1),
+    Column("down", lambda row: row.downlink_bytes, "bytes", rank=1),
+    Column("queue", lambda row: row.queue_ms, "ms", rank=1),
+    Column("step", lambda row: row.compute_ms, "ms", rank=1),
+    Column("prompt wait", lambda row: row.prefill_ms, "ms", rank=2),
+    Column("base", lambda row: row.base, "count", rank=3),
+    Column("form", lambda row: row.form, rank=3),
+]
+
+_COMPARED: "Final[list[Column[tuple[str, str, str]]]]" = [
+    Column("", lambda row: row[0], rank=0),
+    Column("by the edge", lambda row: row[1], "number", rank=0),
+    Column("by the device", lambda row: row[2], "number", rank=0),
+]
+
+
+def show_device(
+    found: "DeviceView",
+    *,
+    hours: "Sequence[HourView]",
+    sessions: "Sequence[SessionView]",
+    events: "Sequence[EventView]",
+    wide: bool = False,
+) -> None:
+    describe(
+        f"Device {cell(found.device)}",
+        [
+            ("state", found.state.value),
+            ("since (UTC)", found.state_since),
+            ("last sign (UTC)", found.last_sign_at),
+            ("labels", " ".join(found.labels) or None),
+            ("certificate until (UTC)", found.certificate_until),
+            ("plan (device)", found.plan),
+            ("round trip (device)", shown(found.round_trip_ms, "ms")),
+            ("acceptance since its start (device)", shown(found.told_acceptance, "percent")),
+            ("draft time per token (device)", shown(found.draft_ms_per_token, "ms")),
+            ("telemetry (UTC)", found.telemetry_at),
+            ("software", found.software),
+            ("draft model", model_name(found.draft_model, found.quantization)),
+            ("first seen (UTC)", found.first_seen_at),
+            ("sessions", f"{found.sessions:,}"),
+        ],
+    )
+    print_table("Latest hours", _HOURS, hours, wide=wide, empty="No hours: no edge has served it.\n")
+    print_table("Latest sessions", SESSIONS, sessions, wide=wide, empty="No sessions, or they were purged.\n")
+    show_events(events, wide=wide)
+
+
+def show_session(found: "SessionView", *, segments: "Sequence[SegmentView]", wide: bool = False) -> None:
+    describe(f"Session {found.session}", _facts(found))
+    print_table("Counted", _COMPARED, _comparison(found), wide=wide)
+    print_table("Segments", _SEGMENTS, segments, wide=wide, empty="No segments: the session was served by no edge.\n")
+
+
+def show_rounds(found: "Sequence[RoundView]", *, wide: bool = False) -> None:
+    empty = "No rounds: the session was not traced, or they were purged.\n"
+    print_table(f"Rounds: {len(found)}", _ROUNDS, found, wide=wide, empty=empty)
+
+
+def show_events(found: "Sequence[EventView]", *, wide: bool = False) -> None:
+    print_table("Latest events", EVENTS, found, wide=wide, empty="No events.\n")
+
+
+def _facts(found: "SessionView") -> list[tuple[str, object]]:
+    shaping = f"{found.temperature:g}, {found.top_k}, {found.top_p:g}" if found.temperature is not None else None
+    counted = found.counted
+    facts: list[tuple[str, object, Kind]] = [
+        ("device", found.device, "text"),
+        ("draft model", model_name(found.draft_model, found.quantization), "text"),
+        ("target model", found.target, "text"),
+        ("mode", found.mode, "text"),
+        ("temperature, top-k, top-p", shaping, "text"),
+        ("seed", found.seed, "text"),
+        ("prompt tokens", found.prompt_tokens, "count"),
+        ("tokens prefilled (edge)", counted.prefill_tokens, "count"),
+        ("tokens reused (edge)", counted.reused_tokens, "count"),
+        ("most new tokens", found.max_new_tokens, "count"),
+        ("opened (UTC)", found.opened_at, "moment"),
+        ("closed (UTC)", found.closed_at, "moment"),
+        ("ended", found.reason or RUNNING, "text"),
+        *((("why", f"{found.end_sentence} ({found.end_code})", "text"),) if found.end_sentence else ()),
+        ("first token (edge)", found.first_token_ms, "ms"),
+        ("token gap p95 (edge)", found.gap_p95_ms, "ms"),
+        ("tokens at the end", found.final_tokens, "count"),
+        ("of that unverified (device)", found.device_unverified, "count"),
+        ("tokens streamed (edge)", counted.streamed, "count"),
+        ("of that guessed right (edge)", counted.guessed_right, "count"),
+        ("guesses (edge)", counted.guessed, "count"),
+        ("forced by a grammar (edge)", counted.forced, "count"),
+        ("draft model time (device)", found.device_draft_ms, "ms"),
+        ("waiting (device)", found.device_wait_ms, "ms"),
+        ("of that network", found.network_ms, "ms"),
+        ("queue (edge)", counted.queue_ms, "ms"),
+        ("prompt (edge)", counted.prefill_ms, "ms"),
+        ("steps (edge)", counted.compute_ms, "ms"),
+        ("wall time (device)", found.device_wall_ms, "ms"),
+        ("mean batch (sessions)", counted.mean_batch, "figure"),
+    ]
+    return [(name, shown(value, kind)) for name, value, kind in facts]
+
+
+def _comparison(found: "SessionView") -> list[tuple[str, str, str]]:
+    edge = found.counted
+    rows: list[tuple[str, object, object, Kind]] = [
+        ("tokens", edge.tokens, found.device_tokens, "count"),
+        ("rounds", edge.rounds, found.device_rounds, "count"),
+        ("drafted tokens", edge.drafted, found.device_drafted, "count"),
+        ("tested tokens", edge.tested, found.device_tested, "count"),
+        ("accepted tokens", edge.accepted, found.device_accepted, "count"),
+        ("acceptance", edge.acceptance, found.device_acceptance, "percent"),
+        ("uplink", edge.uplink_bytes, found.device_uplink_bytes, "bytes"),
+        ("downlink", edge.downlink_bytes, found.device_downlink_bytes, "bytes"),
+    ]
+    return [(name, shown(one, kind), shown(other, kind)) for name, one, other, kind in rows]
+
+
+T = TypeVar("T")
+
+_EVENTS: Final = 20
+_LATEST_HOURS: Final = 24
+_SHOWN: Final = 50
+_NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
+_GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
+
+# Each by the key of a column, with a `-` where the largest come first: the one to be looked at first is on top.
+_DEVICE_ORDERS: Final = {
+    "name": "device",
+    "seen": "seen",
+    "sessions": "-sessions",
+    "tokens": "-tokens_today",
+    "acceptance": "acceptance_24h",
+    "round-trip": "-round_trip",
+    "draft-time": "-draft_time",
+    "certificate": "certificate",
+}
+_SESSION_ORDERS: Final = {
+    "opened": "-opened",
+    "tokens": "-tokens",
+    "speed": "speed",
+    "acceptance": "acceptance",
+    "first-token": "-first_token",
+    "gap": "-gap_p95",
+}
+
+
+def devices(
+    since: Annotated[str | None, typer.Option(help="Seen since: 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
+    silent: Annotated[bool, typer.Option("--silent", help="Those that should be online and are silent.")] = False,
+    model: Annotated[str | None, typer.Option(help="That draft with this model.")] = None,
+    version: Annotated[str | None, typer.Option(help="That run this release.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="With this label; may be given several times.")] = None,
+    sort: Annotated[str, typer.Option(metavar="|".join(_DEVICE_ORDERS), help="By what.")] = "name",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"At most this many; by default {_SHOWN} in a table and all in JSON.")
+    ] = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    order = _order("--sort", sort, _DEVICE_ORDERS)
+    after = time_of("--since", since)
+    with open_log(db) as log:
+        found = [
+            view
+            for view in log.devices()
+            if (after is None or view.last_sign_at >= after)
+            and (not silent or view.state.value == "silent")
+            and (model is None or view.draft_model == model)
+            and (version is None or view.software == version)
+            and (not label or set(view.labels) & set(label))
+        ]
+    columns = device_columns(datetime.now(UTC))
+    found = _sorted(found, columns, order)
+    if as_json:
+        print_json(found[:limit])
+        return
+    rows = found[: limit or _SHOWN]
+    title = f"Devices: {_of(len(rows), len(found))}"
+    empty = "No device is like that." if silent or after or model or version or label else _NO_DEVICES
+    print_table(title, columns, rows, sort=order.removeprefix("-"), wide=wide, empty=empty)
+
+
+def device(
+    name: Annotated[str, typer.Argument(metavar="ID")],
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Show a device with its latest hours, sessions and events."""
+    with open_log(db) as log:
+        found = log.device(name)
+        hours = log.hours(name, limit=_LATEST_HOURS)
+        latest = log.sessions(device=name, limit=10)
+        events = log.events(device=name, limit=_EVENTS)
+    if as_json:
+        print_json({"device": found, "hours": hours, "sessions": latest, "events": events})
+    else:
+        show_device(found, hours=hours, sessions=latest, events=events, wide=wide)
+
+
+def sessions(
+    device: Annotated[list[str] | None, typer.Option(help="Of this device; may be given several times.")] = None,
+    edge: Annotated[str | None, typer.Option(help="Served by this edge.")] = None,
+    reason: Annotated[EndReason | None, typer.Option(help="Ended so.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="Verified so.")] = None,
+    since: Since = None,
+    until: Annotated[str | None, typer.Option(help="Opened before: as --since.")] = None,
+    model: Annotated[str | None, typer.Option(help="Drafted with this model.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
+    sort: Annotated[
+        str, typer.Option(metavar="|".join(_SESSION_ORDERS), help="By what, of those that are found.")
+    ] = "opened",
+    only_open: Annotated[bool, typer.Option("--open", help="Those that have not ended.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    order = _order("--sort", sort, _SESSION_ORDERS)
+    after, before = time_of("--since", since), time_of("--until", until)
+    with open_log(db) as log:
+        found = log.sessions(
+            since=after,
+            until=before,
+            device=device,
+            edge=edge,
+            reason=reason,
+            mode=mode,
+            open=only_open,
+            model=model,
+            label=label or None,
+            limit=limit,
+        )
+    found = _sorted(found, SESSIONS, order)
+    more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
+    title = f"Sessions: {len(found)}{more}"
+    empty, key = "No session is like that.", order.removeprefix("-")
+    print_table(title, SESSIONS, found, as_json=as_json, sort=key, wide=wide, empty=empty)
+
+
+def session(
+    prefix: Annotated[str, typer.Argument(metavar="ID", help="The session's id, or enough of its beginning.")],
+    rounds: Annotated[bool, typer.Option("--rounds", help="Also every round, if the session was traced.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Also what it has written, if an edge has stored that.")] = False,
+    device: Annotated[str | None, typer.Option(help="Whose it is, if two devices have named one alike.")] = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Show a session: what the edge counted next to what the device counted."""
+    with open_log(db) as log:
+        found = log.session(prefix, device=device)
+        segments = log.segments(found.session, device=found.device)
+        traced = log.rounds(found.session, device=found.device) if rounds else []
+        stored = log.text(found.session, device=found.device) if text else None
+        events = log.events(session=found.session, device=found.device, limit=_EVENTS)
+    if as_json:
+        asked = {**({"rounds": traced} if rounds else {}), **({"text": stored} if text else {})}
+        print_json({"session": found, "segments": segments, "events": events, **asked})
+        return
+    show_session(found, segments=segments, wide=wide)
+    if rounds:
+        show_rounds(traced, wide=wide)
+    if text:
+        show_text(stored)
+    show_events(events, wide=wide)
+
+
+def stats(
+    since: Since = None,
+    until: Annotated[str | None, typer.Option(help="Opened before: as --since.")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="device|draft|edge|app|hour|day|month", help="Add up separately.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"At most this many; by default {_SHOWN} in a table and all in JSON.")
+    ] = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Add up what the edges counted."""
+    after, before = time_of("--since", since), time_of("--until", until)
+    if by not in {None, *_GROUPINGS}:
+        raise CommandError(f"--by takes {', '.join(_GROUPINGS[:-1])} or {_GROUPINGS[-1]}, not {cell(by)!r}.")
+    with open_log(db) as log:
+        found = log.stats(since=after, until=before, by=by)
+    if as_json:
+        print_json(dict(list(found.items())[:limit]))
+        return
+    rows = list(found.items())[: limit or _SHOWN]
+    period = "" if after is None else f" since {cell(after)} UTC"
+    columns: list[Column[tuple[str, Tally]]] = [
+        Column(by or "", lambda row: row[0], rank=0),
+        *tally_columns(lambda row: row[1]),
+    ]
+    print_table(
+        f"Totals{period}: {_of(len(rows), len(found))}",
+        columns,
+        rows,
+        wide=wide,
+        empty="No edge has served a session in that time.",
+    )
+
+
+def _order(option: str, word: str, orders: "Mapping[str, str]") -> str:
+    if word not in orders:
+        raise CommandError(f"{option} takes {', '.join(orders)}, not {cell(word)!r}.")
+    return orders[word]
+
+
+def _sorted(rows: "Sequence[T]", columns: "Sequence[Column[T]]", order: str) -> "list[T]":
+    column = next(each for each in columns if each.key == order.removeprefix("-"))
+    return in_order(rows, column, falling=order.startswith("-"))
+
+
+def _of(number: int, total: int) -> str:
+    return f"{number:,}" if number == total else f"{number:,} of {total:,} (all: --limit {total})"
+
+
+_UNKNOWN = "UNKNOWN"
+
+
+def show_text(stored: "StoredText | None") -> None:
+    print()
+    if stored is None:
+        print("The text is not stored: the edge's setting store_text was none, or it is purged.")
+        return
+    if stored.hash is not None:
+        print(f"Of the text its hash is stored: {stored.hash}")
+        print("It is the SHA-256 of the session's id, a newline and the text.")
+        return
+    from fleet_cli.device_chat import Painter, wants_colours
+
+    painter = Painter(colours=wants_colours(sys.stdout))
+    for known, tokens in groupby(stored.tokens, key=lambda token: token.text is not None):
+        run = list(tokens)
+        print(painter.paint(_piece(run)) if known else _gap(run), end="")
+    print()
+    if legend := painter.legend():
+        print(legend)
+
+
+def _piece(tokens: "list[StoredToken]") -> "Piece":
+    from fleet_device.requests.generate import Piece, TokenText
+    from fleet_device.session.sequence import TokenOrigin
+
+    parts = tuple(
+        TokenText(token=token.id or 0, origin=TokenOrigin[token.kind.name], text=token.text or "") for token in tokens
+    )
+    return Piece("".join(part.text for part in parts), tokens=len(parts), parts=parts)
+
+
+def _gap(tokens: "list[StoredToken]") -> str:
+    ids = [str(token.id) for token in tokens if token.id is not None]
+    if ids:
+        return f"[token ids {' '.join(ids)}]"
+    kind = "that no edge has stored" if tokens[0].kind.name == _UNKNOWN else "that were written without an edge"
+    return f"[{len(tokens):,} tokens {kind}]"
+
+
+_POLL_S: Final = 1.0
+_PAGE: Final = 1000
+_LOOK_BACK: Final = timedelta(minutes=2)
+"""An event may be written late: its edge's clock lags, or it has waited for the database."""
+
+_COUNTED_BY: Final = ("kind", "code", "severity", "edge", "device", "day")
+_SEVERITIES: Final = ("info", "warning", "error")
+
+
+def events(
+    since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Of this device; may be given several times.")] = None,
+    edge: Annotated[str | None, typer.Option(help="Logged by this edge.")] = None,
+    session: Annotated[str | None, typer.Option(help="Of this session, by the beginning of its id.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Of this kind; docs/events.md lists them.")] = None,
+    code: Annotated[str | None, typer.Option(help="Of this code; likewise.")] = None,
+    severity: Annotated[str | None, typer.Option(metavar="info|warning|error", help="Minimum severity.")] = None,
+    who: Annotated[str | None, typer.Option(help="Done by this person.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
+    following: Annotated[bool, typer.Option("--follow", "-f", help="Print new ones until Ctrl-C.")] = False,
+    count: Annotated[
+        str | None, typer.Option(metavar="kind,code,…", help="How often, by kind, code, severity, edge, device, day.")
+    ] = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List events: faults, refusals, resumes, restarts, outages, quarantine, settings, commands, alerts."""
+    if severity not in {None, *_SEVERITIES}:
+        raise CommandError(f"--severity takes info, warning or error, not {cell(severity)!r}.")
+    chosen: dict[str, Any] = {"device": device or None, "edge": edge, "kind": kind, "code": code, "severity": severity}
+    after, before = time_of("--since", since), time_of("--until", until)
+    if count is not None:
+        if following or session is not None or who is not None:
+            raise CommandError("--count goes with neither --follow nor --session nor --who.")
+        with open_log(db) as log:
+            counts = log.event_counts(by=_groups(count), since=after, until=before, limit=limit, **chosen)
+        if as_json:
+            print_json(counts)
+        else:
+            _show_counts(counts, by=_groups(count), wide=wide)
+        return
+    chosen |= {"session": session, "who": who}
+    with open_log(db) as log:
+        if not following:
+            found = log.events(since=after, until=before, limit=limit, **chosen)
+            if as_json:
+                print_json(found)
+            else:
+                more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
+                title = f"Events: {len(found)}{more}"
+                print_table(title, EVENTS, found, sort="at", wide=wide, empty="No event is like that.")
+            return
+        if before is not None:
+            raise CommandError("--until ends what --follow goes on with; leave one of them out.")
+        for event in follow(log, since=after or datetime.now(UTC), **chosen):
+            sys.stdout.write((json.dumps(plain(event)) if as_json else _line(event)) + "\n")
+            sys.stdout.flush()
+
+
+def follow(
+    log: "SessionLog",
+    *,
+    since: datetime,
+    pause: Callable[[], object] = lambda: time.sleep(_POLL_S),
+    **chosen: Any,  # noqa: ANN401 - as `SessionLog.events` has them
+) -> "Iterator[EventView]":
+    """Yield new events forever, earliest first, each once even if it is counted again.
+
+    Args:
+        log: The session log.
+        since: Time of the first events (aware).
+        pause: Waits between two queries.
+        **chosen: Filters of `SessionLog.events`.
+    """
+    seen: OrderedDict[str, datetime] = OrderedDict()
+    newest = since
+    while True:
+        fresh = []
+        for event in log.events(since=max(since, newest - _LOOK_BACK), limit=_PAGE, **chosen):
+            if event.id not in seen:
+                fresh.append(event)
+            newest = max(newest, event.last_at)
+        for event in reversed(fresh):
+            seen[event.id] = event.last_at
+            yield event
+        while seen and next(iter(seen.values())) < newest - 2 * _LOOK_BACK:
+            seen.popitem(last=False)
+        pause()
+
+
+def _groups(text: str) -> list[str]:
+    groups = [word.strip() for word in text.split(",") if word.strip()]
+    for word in groups:
+        if word not in _COUNTED_BY:
+            raise CommandError(f"--count takes {', '.join(_COUNTED_BY)}, not {cell(word)!r}.")
+    if not groups:
+        raise CommandError(f"--count takes one or several of {', '.join(_COUNTED_BY)}.")
+    return groups
+
+
+def _line(event: "EventView") -> str:
+    subject = " ".join(part for part in (event.edge, event.device, event.who) if part)
+    times = "" if event.count == 1 else f" ({event.count} times)"
+    what = f"{event.severity:7} {event.kind}/{event.code}"
+    return f"{cell(event.at)} {cell(what)} [{cell(subject)}] {cell(event.sentence)}{times}"
+
+
+def _show_counts(found: "list[EventCount]", *, by: list[str], wide: bool) -> None:
+    columns: list[Column[EventCount]] = [
+        *(Column(name, lambda row, name=name: getattr(row, name), rank=0) for name in by),  # type: ignore[misc]
+        Column("times", lambda row: row.times, "count", rank=0),
+        Column("events", lambda row: row.events, "count", rank=1),
+        Column("last", lambda row: row.last_at, "moment", rank=1),
+    ]
+    print_table("Events, counted", columns, found, sort="times", wide=wide, empty="No event is like that.")
+
+
+def register(app: typer.Typer) -> None:
+    for command in (devices, device, sessions, session, stats, events):
+        app.command()(command)

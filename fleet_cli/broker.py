@@ -1,0 +1,264 @@
+"""Command group `fleet broker`: the broker's configuration and the fleet's identities."""
+
+import json
+import math
+import queue
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from pydantic import ValidationError
+
+from broker_config.broker import Broker, BrokerMissing, describe, read_description
+from broker_config.checks.check import CheckResult, check_directory
+from broker_config.files import Profile, render_files, write_files
+from broker_config.monitoring import SYS_TOPICS, BrokerFigures, LimitReached, LimitWatch
+from broker_config.mosquitto import CONF_FILE, MosquittoVersion, installed_version
+from broker_config.processes import IDENTITIES, find_mosquitto, identity_files
+from broker_config.site import SETTINGS, make_local_broker, settings_file
+from fleet_cli import identities
+from fleet_cli.commands import program
+from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.tables import cell, print_json
+from fleet_common.identity.certificates import probe_name
+from fleet_common.metrics import MetricsServer, MetricsSettings, require_library
+from fleet_common.mqtt.link import Link, Message
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings
+from fleet_common.validation import field_at, plain_sentence
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+_LOOPBACK_PORT: Final = 1883
+_HOME: Final = Path("/etc/mosquitto/fleet")
+_START_S: Final = 15.0
+_POLL_S: Final = 0.5
+
+Host = Annotated[str, typer.Option(help="Broker's host.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Broker's port.")]
+MonitorName = Annotated[str, typer.Option(help="The monitor's name, and no other program's.")]
+Ca = Annotated[Path | None, typer.Option(help="Certificate of the authority that signed the broker's (PEM).")]
+Certificate = Annotated[Path | None, typer.Option(help="The monitor's certificate (PEM).")]
+Key = Annotated[Path | None, typer.Option(help="Its key (PEM).")]
+
+
+@app.command("render")
+def render_command(
+    out: Annotated[Path, typer.Option(help="Folder to write to; made if it is not there.", file_okay=False)],
+    profile: Annotated[Profile, typer.Option(help="Where the broker runs.")] = Profile.PRODUCTION,
+    config: Annotated[Path | None, typer.Option(help="Description (TOML); what it lacks has a default.")] = None,
+    fleet: Annotated[str | None, typer.Option(help="Fleet's name.")] = None,
+    edge: Annotated[list[str] | None, typer.Option(help="Name of an edge; may be repeated.")] = None,
+    monitor: Annotated[list[str] | None, typer.Option(help="Name of a monitor; may be repeated.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help=f"Where the files will lie on the broker's machine; {_HOME} if left out.")
+    ] = None,
+    mosquitto: Annotated[
+        MosquittoVersion | None, typer.Option(help="Version there; that of this machine's if left out, else 2.0.")
+    ] = None,
+) -> None:
+    """Write mosquitto's configuration, access rules, firewall and systemd units."""
+    flags = {"fleet": fleet, "edges": edge or None, "monitors": monitor or None}
+    given = {key: value for key, value in flags.items() if value is not None}
+    broker = _describe(config, profile, given)
+    if home is None:
+        # A broker for this machine runs where its files were written.
+        home = out.resolve() if profile is Profile.LOOPBACK else _HOME
+    files = render_files(broker, profile, home=home, version=mosquitto or _version())
+    write_files(files, out)
+    for file in files:
+        typer.echo(f"{out / file.name}")
+    typer.echo(f"Next: fleet broker check {out}", err=True)
+
+
+def _describe(config: Path | None, profile: Profile, flags: dict[str, Any]) -> Broker:
+    production = profile is not Profile.LOOPBACK
+    if config is None:
+        broker = describe(flags, production=production)
+    else:
+        # Once for a sentence that names the file, once more with the flags.
+        read_values = read_description(config, production=production).model_dump(exclude_unset=True)
+        broker = describe(read_values | flags, production=production)
+    return broker if broker.port else broker.model_copy(update={"port": _LOOPBACK_PORT})
+
+
+def _version() -> MosquittoVersion:
+    try:
+        return installed_version(find_mosquitto())
+    except BrokerMissing:
+        return MosquittoVersion.V2_0
+
+
+@app.command("watch")
+def watch_command(
+    host: Host = "127.0.0.1",
+    port: Port = 8883,
+    name: MonitorName = "monitor",
+    ca: Ca = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Duration; exit code 1 if a limit was reached.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Watch the broker as a monitor; print a line when a queue, packet or connection limit is reached."""
+    link = PahoLink(
+        broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key).link("_broker", name, will=None)
+    )
+    seen: queue.SimpleQueue[LimitReached] = queue.SimpleQueue()
+    watch(link, LimitWatch(), seen)
+    link.start(timeout_s=_START_S)
+    reached, end = 0, math.inf if seconds is None else time.monotonic() + seconds
+    try:
+        while (left := end - time.monotonic()) > 0:
+            try:
+                # A wait without a limit would not let Ctrl-C through on every system.
+                event = seen.get(timeout=min(left, _POLL_S))
+            except queue.Empty:
+                continue
+            reached += 1
+            typer.echo(json.dumps(asdict(event)) if as_json else event.sentence)
+    finally:
+        link.stop()
+    if reached:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def broker_settings(**given: object) -> BrokerSettings:
+    try:
+        return BrokerSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = "".join(f"--{name}: " for name in field_at(BrokerSettings, first))
+        why = plain_sentence(first).replace("'broker.", "'--")  # here they are options
+        raise CommandError(f"The broker cannot be watched like that: {where}{why}.") from error
+
+
+def watch(link: Link, limits: LimitWatch, seen: queue.SimpleQueue[LimitReached]) -> None:
+    """Subscribe to the broker's log and counters; new findings go to `seen`."""
+
+    def take(message: Message) -> None:
+        event = limits.take(message.topic, message.payload)
+        if event is not None:
+            seen.put(event)
+
+    for topic in SYS_TOPICS:
+        link.subscribe(topic, take, qos=0)
+
+
+@app.command("metrics")
+def metrics_command(
+    host: Host = "127.0.0.1",
+    port: Port = 8883,
+    name: MonitorName = "monitor",
+    ca: Ca = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    listen: Annotated[str, typer.Option(help="Address and port of /metrics.")] = "127.0.0.1:9465",
+    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token; needed beyond loopback.")] = None,
+) -> None:
+    """Serve the figures that mosquitto publishes below $SYS as metrics for Prometheus, until interrupted.
+
+    Only a monitor may read them: they describe the whole broker.
+    """
+    try:
+        settings = MetricsSettings(listen=listen, token_file=token_file)
+    except ValidationError as error:
+        sentence = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise CommandError(f"--listen: {sentence.replace('metrics.token_file', '--token-file')}.") from error
+    if settings.address is None:
+        raise CommandError("--listen: give an address and a port, such as 127.0.0.1:9465.")
+    require_library()
+    chosen = broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key)
+    link = PahoLink(chosen.link("_broker", name, will=None))
+    figures = BrokerFigures(link)
+    figures.subscribe()
+    server = MetricsServer(settings.address, figures.pages(), token=settings.token())
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    link.start(timeout_s=_START_S)
+    server.start()
+    typer.echo(f"The broker's figures are at {server.url}/metrics.", err=True)
+    try:
+        while not stop.wait(_POLL_S):
+            pass
+    finally:
+        server.stop()
+        link.stop()
+
+
+@app.command("init")
+def init_command(
+    directory: Annotated[Path, typer.Argument(help="Folder to make; must be empty or not there.", file_okay=False)],
+    fleet: Annotated[str, typer.Option(help="Fleet's name.")] = "home",
+    edge: Annotated[list[str] | None, typer.Option(help="Name of an edge; may be repeated.")] = None,
+    devices: Annotated[int, typer.Option(min=0, max=1000, help="Number of devices: device-1, device-2, …")] = 3,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8883,
+    edge_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="TCP port for the edges alone; the next one if left out.")
+    ] = None,
+) -> None:
+    """Make a working broker with certificates on this machine, and print how to run it.
+
+    It makes the keys of all identities. That is fine for a trial; real devices make their own keys with
+    `fleet device enroll`.
+    """
+    names = [f"device-{number}" for number in range(1, devices + 1)]
+    broker = make_local_broker(
+        directory, fleet=fleet, edges=edge or ["edge-1"], devices=names, port=port, edge_port=edge_port
+    )
+    directory = directory.resolve()
+    typer.echo(f"Made a broker for the fleet {broker.fleet} in {directory}. Run it and an edge, each in a terminal:\n")
+    for command in _services(directory, broker):
+        typer.echo(f"    {shlex.join(command)}")
+    typer.echo(
+        "\nThen have the edge checked and a text written, look for what is wrong, or talk with the large model:\n"
+    )
+    for command in _trials(directory, broker, names):
+        typer.echo(f"    {shlex.join(command)}")
+    typer.echo(f"\nSettings of all edges and devices are in {directory / SETTINGS}, keys in {directory / IDENTITIES}.")
+    typer.echo(f"Prove it with: {shlex.join([program(), 'broker', 'check', str(directory)])}", err=True)
+
+
+@app.command("check")
+def check_command(
+    directory: Annotated[Path, typer.Argument(help="What `fleet broker render` or `init` has written.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Start a broker on the files, with certificates of its own, and verify them; exit code 1 if a check failed."""
+    found = []
+    for finding in check_directory(directory):
+        found.append(finding)
+        if not as_json:
+            typer.echo(f"{finding.result:8}{finding.check:14}{cell(finding.sentence)}")
+    if as_json:
+        print_json({"checks": [asdict(finding) for finding in found]})
+    if any(finding.result is CheckResult.FAILED for finding in found):
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def _services(directory: Path, broker: Broker) -> Iterator[list[str]]:
+    yield [str(find_mosquitto()), "-c", str(directory / CONF_FILE)]
+    yield [program(), "edge", "run", "--config", str(settings_file(directory, broker.edges[0]))]
+
+
+def _trials(directory: Path, broker: Broker, devices: Sequence[str]) -> Iterator[list[str]]:
+    assert broker.tls is not None
+    edge = broker.edges[0]
+    probe = identity_files(directory, broker.tls, probe_name(edge))
+    files = ["--certificate", str(probe.certificate), "--key", str(probe.key)]
+    yield [program(), "edge", "selftest", "--config", str(settings_file(directory, edge)), *files]
+    for name in devices[:1]:
+        config = str(settings_file(directory, name))
+        yield [program(), "device", "generate", "--config", config, "Why is the sky blue?"]
+        yield [program(), "device", "doctor", "--config", config]
+        yield [program(), "device", "chat", "--config", config]
+
+
+identities.register(app)

@@ -1,0 +1,476 @@
+"""Command group `fleet device`: a device as a service, one text on the terminal, and checks."""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from fleet_cli.device_chat import chat_command
+from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.identities import enroll_command
+from fleet_cli.options import end_checks, ends_with_reader, ignore_check, show_check, with_events, with_settings
+from fleet_cli.tables import Column, print_table
+from fleet_common.host import Systemd
+from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
+from fleet_device.applications import Application, ApplicationsFile, new_key
+from fleet_device.checks.doctor import Doctor
+from fleet_device.checks.selftest import SelfTest
+from fleet_device.device import Device, preflight
+from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.model_file import load_drafter
+from fleet_device.drafters.suffix import history_folder
+from fleet_device.drafters.suffix_index import forget_histories
+from fleet_device.gateway import Asked, Gateway
+from fleet_device.requests.generate import GeneratedText
+from fleet_device.service import DeviceService
+from fleet_device.session.sequence import TokenOrigin
+from fleet_device.settings import DeviceSettings, OfflinePolicy
+from fleet_device.steering.commands import LogTail
+from fleet_device.steering.remote_settings import SteeredSettings, apply_log_level, load_steered
+from schemas.policy import MAX_GRAMMAR_BYTES, Grammar
+from schemas.printable import json_text, printable
+from schemas.reasons import EndReason
+
+_log = logging.getLogger(__name__)
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+applications = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(applications, name="app", help="Applications that may use the local API: their keys and quotas.")
+
+
+@app.command("run")
+@with_events(outlives_reader=True)
+@with_settings(DeviceSettings)
+def run_command(settings: DeviceSettings, *, events: EventStream) -> None:
+    """Serve the applications on this device until stopped.
+
+    SIGTERM lets open requests end first; SIGINT and a second SIGTERM do not.
+    """
+    write_log_as(settings.log_format, fleet=settings.fleet, device=settings.device)
+    hold_back_repetition()
+    tail, usual = LogTail(), logging.getLogger().level
+    logging.getLogger().addHandler(tail)
+    unit, watched = Systemd.from_environment(), list[Gateway]()
+    unit.watch(lambda: [each.health() for each in watched])
+    try:
+        while _run_once(settings, tail, usual, unit=unit, watched=watched, events=events):
+            events.write(Event.STOPPED)
+    finally:
+        unit.close()
+        logging.getLogger().removeHandler(tail)
+    events.write(Event.STOPPED)
+
+
+def _run_once(
+    own: DeviceSettings, tail: LogTail, usual: int, *, unit: Systemd, watched: list[Gateway], events: EventStream
+) -> bool:
+    """Serve until the end; return whether an administrator has requested a reload."""
+    remote = SteeredSettings.of(own)
+
+    def load(settings: DeviceSettings) -> Drafter:
+        preflight(settings, serves=True)
+        events.write(Event.LOADING, model=settings.model)
+        return load_drafter(settings)
+
+    drafter = load_steered(remote, load)
+    settings = remote.settings
+    apply_log_level(settings, usual)
+    remote.on_change(lambda _changed: apply_log_level(settings, usual))
+    service = DeviceService(settings, drafter)
+    broker = settings.broker
+
+    def tell_connection(up: bool) -> None:
+        if up:
+            events.write(Event.ONLINE, host=broker.host, port=broker.port)
+        else:
+            events.write(Event.OFFLINE)
+
+    service.on_connection(tell_connection)
+    gateway = Gateway(service, remote=remote, log_tail=tail)
+    signal.signal(signal.SIGINT, lambda *_: gateway.ask(Asked.STOP))
+    signal.signal(signal.SIGTERM, lambda *_: gateway.ask(Asked.DRAIN))
+    try:
+        gateway.start()
+        served = gateway.address or "no API"
+        events.write(
+            Event.SERVING, fleet=settings.fleet, device=settings.device, model=service.drafter.name, api=gateway.address
+        )
+        sentence = (
+            f"Device {settings.device} of fleet {settings.fleet}, draft model {service.drafter.name}, "
+            f"broker {broker.host}:{broker.port}: {served}."
+        )
+        if settings.log_format == "json":
+            _log.info(sentence)
+        elif not events:
+            print(sentence, file=sys.stderr, flush=True)
+        unit.ready(f"Device {settings.device} of fleet {settings.fleet}: {served}.")
+        watched[:] = [gateway]
+        gateway.run(
+            on_end=lambda: _tell_end(gateway, unit), on_drain=lambda texts: events.write(Event.DRAINING, texts=texts)
+        )
+    finally:
+        gateway.stop()
+        # Until there is another one to ask, a signal ends the process, as before the first.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return gateway.reloads
+
+
+def _tell_end(gateway: Gateway, unit: Systemd) -> None:
+    if not gateway.reloads:
+        unit.stopping()
+
+
+Show = Callable[..., None]  # takes an event and its fields
+
+# Wait before reporting that no edge is online: its retained state comes with the connection.
+_EDGE_S = 1.0
+_TELLS_WAITS = "fleet_device.client.retry.waits"
+
+
+@app.command("generate")
+@with_events(outlives_reader=False)
+@with_settings(DeviceSettings)
+def generate_command(
+    prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads standard input.")],
+    settings: DeviceSettings,
+    *,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print statistics and the plan to standard error.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    json_schema: Annotated[Path | None, typer.Option(help="Write JSON of this schema: a file.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Write what this regular expression matches as a whole.")] = None,
+    lark: Annotated[Path | None, typer.Option(help="Write what this Lark grammar allows: a file.")] = None,
+    events: EventStream,
+) -> None:
+    """Generate one output. Ctrl-C ends it early."""
+    if stop and not all(stop):
+        raise CommandError("--stop is empty; give the string before which the output ends.")
+    grammar = read_grammar(json_schema=json_schema, regex=regex, lark=lark)
+    asked = _read_prompt(prompt)
+    show: Show = events.write if events else _silent if as_json else _print
+    with ends_with_reader():
+        events.write(Event.LOADING, model=settings.model)
+        text, vocabulary = _write(settings, asked, raw=raw, stop=tuple(stop or ()), grammar=grammar, show=show)
+        result = _result(settings.device, vocabulary, text)
+        if events:
+            events.write(Event.END, **result)
+        elif as_json:
+            print(json_text(result, indent=2))
+        else:
+            print()
+            print(_summary(result), file=sys.stderr)
+            if stats:
+                print(_stats(result), file=sys.stderr)
+        sys.stdout.flush()
+    if text.reason is EndReason.CANCELLED:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _write(
+    settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], grammar: Grammar | None, show: Show
+) -> tuple[GeneratedText, int]:
+    """Generate; return the result and the vocabulary's size."""
+    with (
+        Device(settings) as device,
+        device.stream(asked, raw=raw, stop=stop, grammar=grammar) as stream,
+        _interrupt(stream.cancel),
+    ):
+        stream.on_wait = lambda reason: show(Event.WAITING, reason=reason)
+        logging.getLogger(_TELLS_WAITS).setLevel(logging.ERROR)  # `show` reports waits
+        if settings.offline is OfflinePolicy.WAIT and not device.wait_for_edge(_EDGE_S):
+            _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
+        request = stream.request()
+        show(Event.START, prompt_tokens=len(request.prompt), seed=request.policy.seed)
+        for piece in stream.pieces():
+            show(Event.TOKENS, number=piece.tokens, text=piece.text)
+        return stream.result(), device.drafter.vocabulary.size
+
+
+@contextmanager
+def _interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` at the first Ctrl-C; the second one has Python's default effect."""
+
+    def handle(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        action()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _read_prompt(prompt: str) -> str:
+    text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else prompt
+    if not text.strip():
+        where = "Standard input" if prompt == "-" else "The prompt"
+        raise CommandError(f"{where} is empty; give a prompt.")
+    return text
+
+
+def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]:
+    generation = text.generation
+    counters, closed = generation.counters, generation.closed
+    tokens, choice = len(generation.tokens), generation.choice
+    return {
+        "device": device,
+        "session": generation.session.hex(),
+        "seed": text.request.policy.seed,
+        "vocabulary": vocabulary,
+        "prompt_tokens": len(text.request.prompt),
+        "tokens": tokens,
+        "finish": text.reason.value,
+        "wall_s": generation.wall_ms / 1e3,
+        "first_token_s": None if generation.first_ms is None else generation.first_ms / 1e3,
+        "tokens_per_s": tokens / (generation.wall_ms / 1e3) if generation.wall_ms else 0.0,
+        "plan": choice and choice.plan,
+        "plan_reason": choice and choice.reason,
+        "verified": text.verified,
+        "unverified": text.unverified,
+        "streamed": counters.streamed,
+        "forced": text.origins.count(TokenOrigin.FORCED),
+        "acceptance": counters.acceptance,
+        "rounds": counters.rounds,
+        "mean_draft": generation.mean_draft,
+        "drafted": counters.drafted,
+        "tested": counters.tested,
+        "accepted": counters.accepted,
+        "suffix_drafted": counters.suffix_drafted,
+        "suffix_tested": counters.suffix_tested,
+        "suffix_accepted": counters.suffix_accepted,
+        "uplink_bytes": counters.uplink_bytes,
+        "downlink_bytes": counters.downlink_bytes,
+        "draft_ms": counters.draft_ms,
+        "wait_ms": counters.wait_ms,
+        "mean_batch": closed.mean_batch if closed else None,
+        "edge_queue_ms": closed.queue_ms if closed else None,
+        "edge_compute_ms": closed.compute_ms if closed else None,
+        "resumes": generation.resumes,
+        "text": text.text,
+    }
+
+
+def _summary(result: dict[str, Any]) -> str:
+    acceptance = "none" if result["acceptance"] is None else f"{result['acceptance']:.2f}"
+    mean_draft = "" if result["mean_draft"] is None else f" of {result['mean_draft']:.1f} tokens"
+    unverified = f"{result['unverified']} of them UNVERIFIED, " if result["unverified"] else ""
+    return (
+        f"[{result['tokens']} tokens, {unverified} {result['tokens_per_s']:.1f} tokens/s, acceptance {acceptance}, "
+        f"{result['rounds']} rounds{mean_draft}, {result['uplink_bytes']} bytes up, {result['downlink_bytes']} down, "
+        f"ended by {result['finish']}, session {result['session']}]"
+    )
+
+
+def _stats(result: dict[str, Any]) -> str:
+    first_s = "none" if result["first_token_s"] is None else f"{result['first_token_s']:.2f} s"
+    drafted = max(0, result["tokens"] - result["streamed"] - result["unverified"])
+    return "\n".join(
+        (
+            f"  plan at the end   {result['plan']}: {result['plan_reason']}",
+            f"  tokens            {result['streamed']} written by the edge alone, {drafted} by way of drafts",
+            f"  unverified        {result['unverified']} tokens, written while no edge answered, or behind such",
+            f"  drafted           {result['drafted']} tokens; {result['tested']} tested, {result['accepted']} accepted",
+            f"  from earlier text {result['suffix_drafted']} of these; {result['suffix_tested']} tested, "  # noqa: ISC004
+            f"{result['suffix_accepted']} accepted",
+            f"  first token       after {first_s}",
+            f"  draft model       {result['draft_ms']:.0f} ms; waiting {result['wait_ms']:.0f} ms",
+        )
+    )
+
+
+def _print(_event: Event, *, text: str = "", reason: str | None = None, **_: object) -> None:
+    if reason is not None:
+        _say(f"Waiting: {reason}")
+    # A program that reads the text gets it as it is.
+    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def _silent(_event: Event, *, reason: str | None = None, **_: object) -> None:
+    """Print no output, only reasons to wait."""
+    if reason is not None:
+        _say(f"Waiting: {reason}")
+
+
+def _say(sentence: str) -> None:
+    print(printable(sentence), file=sys.stderr, flush=True)
+
+
+def read_grammar(*, json_schema: Path | None, regex: str | None, lark: Path | None) -> Grammar | None:
+    """Return the grammar of the flags.
+
+    Raises:
+        CommandError: There is more than one, or a file cannot be read or is too large.
+    """
+    given = [name for name, value in (("json-schema", json_schema), ("regex", regex), ("lark", lark)) if value]
+    if len(given) > 1:
+        raise CommandError(f"--{given[0]} and --{given[1]} go not together; give one of them.")
+    try:
+        if json_schema is not None:
+            return Grammar.json_schema(json.loads(_read(json_schema)))
+        if lark is not None:
+            return Grammar.lark(_read(lark))
+        return Grammar.regex(regex) if regex else None
+    except json.JSONDecodeError as error:
+        raise CommandError(f"{json_schema} is not JSON: {error}.") from None
+    except (ValidationError, RecursionError):
+        raise CommandError(f"The grammar has more than {MAX_GRAMMAR_BYTES} bytes, or cannot be read.") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8"
+        raise CommandError(f"The file {path} cannot be read: {reason}.") from None
+
+
+@app.command("prefix")
+@with_settings(DeviceSettings, only=("model", "models_dir"))
+def prefix_command(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The system prompt, as applications send it.")],
+    settings: DeviceSettings,
+) -> None:
+    """Print a system prompt as the model reads it, for the edge's setting `shared_prefixes`."""
+    from fleet_device.drafters.model_file import GgufModel, locate_model
+    from fleet_device.requests.chat import chat_prefix
+
+    model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
+    try:
+        prefix = chat_prefix(model, prompt)
+    finally:
+        model.close()
+    # A JSON string is a TOML string too.
+    print(f"shared_prefixes = [{json.dumps(prefix, ensure_ascii=False)}]")
+
+
+@app.command("doctor")
+@with_settings(DeviceSettings)
+def doctor_command(
+    settings: DeviceSettings,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+) -> None:
+    """Check memory, threads, model, broker, certificate, clock, edge and vocabulary, and say what to do.
+
+    Exit code 0 if all is well, 1 if a check failed, 2 if the configuration is invalid. If the device runs as a service,
+    the doctor asks it instead of the broker.
+    """
+    diagnosis = Doctor(settings, on_check=ignore_check if as_json else show_check).run()
+    end_checks(diagnosis, as_json=as_json)
+
+
+@app.command("selftest")
+@with_settings(DeviceSettings)
+def selftest_command(
+    settings: DeviceSettings,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+) -> None:
+    """Check configuration, model, broker, edge and a real request.
+
+    Exit code 0 if all is well, 1 if a check failed, 2 if the configuration is invalid. Stop the device's service first.
+    """
+    report = SelfTest(settings, on_check=ignore_check if as_json else show_check).run()
+    end_checks(report, as_json=as_json)
+
+
+@app.command("forget")
+@with_settings(DeviceSettings, only=("device", "history_dir"))
+def forget_command(settings: DeviceSettings) -> None:
+    """Delete the history from which `suffix` drafts: the outputs of this device.
+
+    A running device keeps in memory what it has read; restart it.
+    """
+    folder = history_folder(settings)
+    if folder is None:
+        raise CommandError("There is no folder for a history: this user has no home; name one as history_dir.")
+    try:
+        number = forget_histories(folder)
+    except OSError as error:
+        raise CommandError(f"The history in {folder} cannot be deleted: {error.strerror or error}.") from error
+    print(f"The history in {folder} is deleted." if number else f"Nothing was kept in {folder}.")
+
+
+_Name = Annotated[str, typer.Argument(help="Of the application, in the session log and in errors.")]
+_Tokens = Annotated[int | None, typer.Option(help="Maximum tokens of prompts and outputs; no limit by default.", min=1)]
+_Texts = Annotated[int | None, typer.Option(help="Maximum requests that run or wait; no limit by default.", min=1)]
+
+
+@applications.command("add")
+@with_settings(DeviceSettings, only=("applications",))
+def add_command(
+    name: _Name,
+    settings: DeviceSettings,
+    *,
+    tokens_per_min: _Tokens = None,
+    tokens_per_day: _Tokens = None,
+    texts_at_once: _Texts = None,
+) -> None:
+    """Make a key for an application, and print it. It is not stored, so this is the only time."""
+    key, digest = new_key()
+    with ApplicationsFile(_path(settings)).changing() as known:
+        if any(each.name == name for each in known):
+            raise CommandError(f"There is an application {name!r} already; remove it first, which ends its key.")
+        try:
+            added = Application(
+                name=name,
+                sha256=digest,
+                tokens_per_min=tokens_per_min,
+                tokens_per_day=tokens_per_day,
+                texts_at_once=texts_at_once,
+            )
+        except ValidationError as error:
+            if error.errors()[0]["loc"] != ("name",):
+                raise CommandError("A quota is too large: give a smaller number.") from error
+            raise CommandError(
+                f"{name!r} is no name for an application: it has up to 40 letters, digits, dots, hyphens and "
+                "underscores, and begins with a letter or a digit."
+            ) from error
+        known.append(added)
+    print(key)
+
+
+@applications.command("list")
+@with_settings(DeviceSettings, only=("applications",))
+def list_command(settings: DeviceSettings) -> None:
+    """List the applications and their quotas."""
+    columns: list[Column[Application]] = [
+        Column("application", lambda each: each.name, rank=0),
+        Column("tokens/min", lambda each: each.tokens_per_min, "count"),
+        Column("tokens/day", lambda each: each.tokens_per_day, "count"),
+        Column("texts at once", lambda each: each.texts_at_once, "count"),
+    ]
+    found = ApplicationsFile(_path(settings)).read().applications
+    print_table("Applications", columns, found, empty="There are none; `fleet device app add NAME` adds one.")
+
+
+@applications.command("remove")
+@with_settings(DeviceSettings, only=("applications",))
+def remove_command(name: _Name, settings: DeviceSettings) -> None:
+    """Revoke the key of an application; a running device refuses it at once."""
+    with ApplicationsFile(_path(settings)).changing() as known:
+        kept = [each for each in known if each.name != name]
+        if len(kept) == len(known):
+            raise CommandError(f"There is no application {name!r}; `fleet device app list` shows those that there are.")
+        known[:] = kept
+    print(f"The key of {name} is not valid any more.")
+
+
+def _path(settings: DeviceSettings) -> Path:
+    if settings.applications is None:
+        raise CommandError("Name the file of the applications: --applications, or `applications` in the configuration.")
+    return settings.applications.expanduser()
+
+
+app.command("chat")(chat_command)
+app.command("enroll")(enroll_command)

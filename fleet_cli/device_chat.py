@@ -1,0 +1,415 @@
+"""Command `fleet device chat`: talk with the large model on a terminal."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Final, Protocol, TextIO
+
+import typer
+
+from fleet_cli.options import ends_with_reader, with_settings
+from fleet_device.checks.doctor import refuse_beside_running
+from fleet_device.device import Device
+from fleet_device.drafters.contract import Drafter
+from fleet_device.errors import PromptTooLong, SessionRefused
+from fleet_device.requests.chat import ChatHistory, ChatMessage
+from fleet_device.requests.generate import GeneratedText, Piece
+from fleet_device.requests.queue import TextStream
+from fleet_device.session.sequence import TokenOrigin
+from fleet_device.settings import DeviceSettings
+from schemas.errors import FleetError
+from schemas.printable import printable, printable_line
+from schemas.reasons import EndReason, RefusalCode
+
+_RESET: Final = "\x1b[0m"
+
+_STYLES: Final[Mapping[TokenOrigin, str]] = {
+    TokenOrigin.DRAFTED: "\x1b[32m",  # green
+    TokenOrigin.CORRECTED: "\x1b[33m",  # yellow
+    TokenOrigin.BONUS: "\x1b[36m",  # cyan
+    TokenOrigin.STREAMED: "\x1b[36m",
+    TokenOrigin.FORCED: "\x1b[35m",  # magenta
+    TokenOrigin.UNVERIFIED: "\x1b[4;31m",  # red, underlined
+}
+_MEANINGS: Final[Mapping[TokenOrigin, str]] = {
+    TokenOrigin.DRAFTED: "drafted here and accepted",
+    TokenOrigin.CORRECTED: "corrected by the edge",
+    TokenOrigin.STREAMED: "written by the edge",
+    TokenOrigin.FORCED: "forced by a grammar",
+    TokenOrigin.UNVERIFIED: "unverified",
+}
+
+
+def wants_colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether to use colours: on a terminal that has them, unless NO_COLOR is set."""
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+class Painter:
+    """Makes output safe for a terminal, and colours its tokens."""
+
+    def __init__(self, *, colours: bool) -> None:
+        self.colours = colours
+
+    def paint(self, piece: Piece) -> str:
+        """Return a piece without control characters, with colours that end with it."""
+        if not self.colours or not piece.parts:
+            return printable(piece.text)
+        painted, style = [], ""
+        for part in piece.parts:
+            if not part.text:
+                continue
+            if (wanted := _STYLES[part.origin]) != style:
+                # From plain each time: a style may have more to it than a colour.
+                painted.append(f"{_RESET}{wanted}" if style else wanted)
+                style = wanted
+            painted.append(printable(part.text))
+        return "".join(painted) + (_RESET if style else "")
+
+    def legend(self) -> str:
+        """Return the meaning of each colour; empty without colours."""
+        if not self.colours:
+            return ""
+        return " · ".join(f"{_STYLES[origin]}{meaning}{_RESET}" for origin, meaning in _MEANINGS.items())
+
+
+_WORDS: Final = {
+    TokenOrigin.DRAFTED: "drafted and accepted",
+    TokenOrigin.CORRECTED: "corrected",
+    TokenOrigin.BONUS: "drawn by the edge behind a draft",
+    TokenOrigin.STREAMED: "written by the edge alone",
+    TokenOrigin.FORCED: "forced by a grammar",
+    TokenOrigin.UNVERIFIED: "unverified",
+}
+
+
+@dataclass(slots=True)
+class ChatFigures:
+    """Sums over the answers of a chat."""
+
+    _last: GeneratedText | None = None
+    _answers: int = 0
+    _tested: int = 0
+    _accepted: int = 0
+    _wall_s: float = 0.0
+    _origins: Counter[TokenOrigin] = field(default_factory=Counter)
+
+    def add(self, text: GeneratedText) -> None:
+        self._last = text
+        self._answers += 1
+        self._tested += text.generation.counters.tested
+        self._accepted += text.generation.counters.accepted
+        self._wall_s += text.generation.wall_ms / 1e3
+        self._origins.update(text.origins)
+
+    def lines(self, *, turns: int, prompt_tokens: int, context: int) -> list[str]:
+        if (text := self._last) is None:
+            return ["Nothing has been written yet."]
+        generation, tokens = text.generation, len(text.tokens)
+        first = "" if generation.first_ms is None else f", the first after {generation.first_ms / 1e3:.2f} s"
+        rate = f"{text.tokens_per_s:.1f} tokens/s"
+        lines = [
+            f"last answer     {tokens} tokens in {generation.wall_ms / 1e3:.1f} s, {rate}{first}; {text.reason.value}",
+            f"  tokens        {_by_origin(Counter(text.origins))}",
+            f"  acceptance    {_share(generation.counters.accepted, generation.counters.tested)}",
+        ]
+        if generation.choice is not None:
+            lines.append(f"  plan          {generation.choice.plan}: {printable_line(generation.choice.reason)}")
+        total = self._origins.total()
+        rate = f"{total / self._wall_s if self._wall_s else 0.0:.1f} tokens/s"
+        lines += [
+            f"all answers     {self._answers} with {total} tokens, {rate}; {_by_origin(self._origins)}",
+            f"  acceptance    {_share(self._accepted, self._tested)}",
+            f"conversation    {turns} turns; the last prompt had {prompt_tokens:,} tokens, the context has {context:,}",
+        ]
+        return lines
+
+
+def _by_origin(origins: Counter[TokenOrigin]) -> str:
+    return ", ".join(f"{origins[each]} {words}" for each, words in _WORDS.items() if origins[each]) or "none"
+
+
+def _share(accepted: int, tested: int) -> str:
+    return f"{accepted / tested:.2f} ({accepted} of {tested} draft tokens tested)" if tested else "no draft was tested"
+
+
+HELP: Final = (
+    "/stats         how the answers were written",
+    "/reset         forget the conversation; the system's message stays",
+    "/system TEXT   set the system's message; without TEXT show it, with - remove it",
+    "/help          this list",
+    "/quit          end; so does Ctrl-D",
+    "//…            a message that begins with /…",
+    "Ctrl-C         stop the answer that is being written; what there is of it stays in the conversation",
+)
+
+_REMOVE: Final = "-"
+
+
+class Talker(Protocol):
+    """The part of a device that a chat needs."""
+
+    @property
+    def drafter(self) -> Drafter: ...
+
+    def count_tokens(self, prompt: Sequence[ChatMessage]) -> int: ...
+
+    def stream(self, prompt: Sequence[ChatMessage]) -> TextStream: ...
+
+
+class Terminal(Protocol):
+    """Input and output of a conversation."""
+
+    def read(self) -> str | None:
+        """Return the next line without its end; None at the end of input.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+
+    def write(self, text: str) -> None:
+        """Show more of an answer, which is safe for a terminal."""
+
+    def note(self, sentence: str) -> None:
+        """Show a line that is no part of an answer."""
+
+
+class Conversation:
+    """A chat.
+
+    Args:
+        talker: Generates the answers.
+        terminal: Input and output.
+        painter: Makes the answers safe for the terminal.
+        history: Earlier messages.
+        answer_tokens: Maximum tokens of an answer; at least as many, or half of the context, are left for it.
+        drop: Whether to drop the oldest turns when the conversation becomes too long; otherwise it is refused.
+    """
+
+    def __init__(
+        self,
+        talker: Talker,
+        terminal: Terminal,
+        painter: Painter,
+        history: ChatHistory,
+        *,
+        answer_tokens: int,
+        drop: bool,
+    ) -> None:
+        self._talker = talker
+        self._terminal = terminal
+        self._painter = painter
+        self._history = history
+        self._answer_tokens = answer_tokens
+        self._drop = drop
+        self._figures = ChatFigures()
+        self._ended = False
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/stats": self._stats,
+            "/reset": self._reset,
+            "/system": self._system,
+            "/help": self._help,
+            "/quit": self._quit,
+        }
+
+    def run(self) -> None:
+        """Run until the end. An error is shown and does not end the conversation."""
+        while not self._ended:
+            try:
+                line = self._terminal.read()
+                if line is None:
+                    return
+                self._take(line.strip())
+            except KeyboardInterrupt:
+                self._terminal.note("\n[Ctrl-D or /quit ends the chat.]")
+            except FleetError as error:
+                self._terminal.note(f"[{printable(str(error))}]")
+
+    def _take(self, line: str) -> None:
+        if not line:
+            return
+        if line.startswith("/") and not line.startswith("//"):
+            word, _, rest = line.partition(" ")
+            command = self._commands.get(word)
+            if command is None:
+                self._terminal.note(f"[There is no command {printable(word)}; /help lists them.]")
+            else:
+                command(rest.strip())
+            return
+        self._answer(line.removeprefix("/") if line.startswith("//") else line)
+
+    # Answers
+
+    def _answer(self, question: str) -> None:
+        context = self._talker.drafter.context
+        room = context - max(1, min(self._answer_tokens, context // 2))
+        while True:
+            messages, dropped = self._history.ask(question, count=self._talker.count_tokens, room=room, drop=self._drop)
+            self._tell_dropped(dropped)
+            try:
+                text = self._write(messages)
+            except (PromptTooLong, SessionRefused) as error:
+                # The large model may hold less than the draft model.
+                too_long = isinstance(error, PromptTooLong) or error.code is RefusalCode.PROMPT_TOO_LONG
+                if not (too_long and self._drop and self._history.drop_oldest()):
+                    raise
+                self._tell_dropped(1)
+            else:
+                break
+        self._figures.add(text)
+        if text.text.strip():
+            self._history.answered(question, text.text)
+        if text.reason is EndReason.LENGTH:
+            self._terminal.note(f"[The answer was cut after {len(text.tokens)} tokens: see 'max_new_tokens'.]")
+        elif text.reason is EndReason.CANCELLED:
+            self._terminal.note("[Stopped.]")
+
+    def _write(self, messages: Sequence[ChatMessage]) -> GeneratedText:
+        shown = ""
+        with self._talker.stream(messages) as stream, _stopping(stream):
+            stream.on_wait = lambda reason: self._terminal.note(f"[Waiting: {printable(reason)}]")
+            try:
+                for piece in stream.pieces():
+                    shown += piece.text
+                    self._terminal.write(self._painter.paint(piece))
+                text = stream.result()
+            finally:
+                if shown:
+                    self._terminal.write("\n")
+        if text.text != shown:
+            # What was written without an edge may be taken back when one is there again.
+            self._terminal.note("[Unverified tokens were taken back; the whole answer is now:]")
+            self._terminal.write(f"{printable(text.text)}\n")
+        return text
+
+    def _tell_dropped(self, dropped: int) -> None:
+        if dropped:
+            what = "The oldest turn is" if dropped == 1 else f"The {dropped} oldest turns are"
+            self._terminal.note(f"[{what} no longer part of the conversation, which is longer than the context.]")
+
+    # Commands
+
+    def _stats(self, _rest: str) -> None:
+        for line in self._figures.lines(
+            turns=self._history.turns, prompt_tokens=self._history.prompt_tokens, context=self._talker.drafter.context
+        ):
+            self._terminal.note(line)
+
+    def _reset(self, _rest: str) -> None:
+        self._history.reset()
+        self._terminal.note("[The conversation is empty.]")
+
+    def _system(self, rest: str) -> None:
+        if rest:
+            self._history.system = "" if rest == _REMOVE else rest
+        now = self._history.system
+        self._terminal.note(
+            f"[The system's message is: {printable(now)}]" if now else "[There is no system's message.]"
+        )
+
+    def _help(self, _rest: str) -> None:
+        for line in (*HELP, self._painter.legend()):
+            if line:
+                self._terminal.note(line)
+
+    def _quit(self, _rest: str) -> None:
+        self._ended = True
+
+
+@contextmanager
+def _stopping(stream: TextStream) -> Iterator[None]:
+    """Let Ctrl-C stop only the answer, however often it is pressed."""
+
+    def handle(*_: Any) -> None:  # noqa: ANN401 - a signal handler's
+        stream.cancel()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_PROMPT: Final = "> "
+_EDGE_S: Final = 1.0  # an edge's retained state comes with the connection
+_TELLS_WAITS: Final = "fleet_device.client.retry.waits"
+
+
+class _WhenFull(StrEnum):
+    DROP = "drop"
+    REFUSE = "refuse"
+
+
+class StandardTerminal:
+    """Standard input and output, with line editing on a terminal. Notes go to standard error."""
+
+    def __init__(self) -> None:
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        if self._interactive:
+            with contextlib.suppress(ImportError):  # Python may have been built without it
+                import readline  # noqa: F401 - `input` edits lines with it; it takes the terminal's settings
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+
+    def read(self) -> str | None:
+        if not self._interactive:
+            return sys.stdin.readline() or None
+        try:
+            return input(_PROMPT)
+        except EOFError:
+            print()
+            return None
+
+    def write(self, text: str) -> None:
+        print(text, end="", flush=True)
+
+    def note(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def talk(device: Device, *, system: str, drop: bool) -> None:
+    """Run a chat on standard input and output."""
+    settings, terminal = device.settings, StandardTerminal()
+    painter = Painter(colours=wants_colours(sys.stdout))
+    logging.getLogger(_TELLS_WAITS).setLevel(logging.ERROR)  # the conversation says so itself
+    terminal.note(
+        f"Device {settings.device} of fleet {settings.fleet}, draft model {printable(device.drafter.name)}. "
+        "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends."
+    )
+    if legend := painter.legend():
+        terminal.note(legend)
+    if not device.wait_for_edge(_EDGE_S):
+        terminal.note(f"[No edge of fleet {settings.fleet!r} is online; start one with `fleet edge run`.]")
+    Conversation(device, terminal, painter, ChatHistory(system), answer_tokens=settings.max_new_tokens, drop=drop).run()
+
+
+@with_settings(DeviceSettings)
+def chat_command(
+    settings: DeviceSettings,
+    *,
+    system: Annotated[str, typer.Option(help="The system's message: who the large model is to be.")] = "",
+    when_full: Annotated[
+        _WhenFull,
+        typer.Option(
+            help="Drop the oldest turns where the conversation is longer than the context, or refuse to go on."
+        ),
+    ] = _WhenFull.DROP,
+) -> None:
+    """Chat with the large model: streamed, with history, tokens coloured by their origin.
+
+    Ctrl-C stops an answer, Ctrl-D ends. NO_COLOR turns colours off. Without a terminal, each line of standard input is
+    a message.
+    """
+    refuse_beside_running(settings.api_port, settings.device)
+    # A conversation is one text at a time: its context gets all the memory.
+    settings = settings.model_copy(update={"texts_at_once": 1})
+    with ends_with_reader(), Device(settings) as device:
+        talk(device, system=system, drop=when_full is _WhenFull.DROP)

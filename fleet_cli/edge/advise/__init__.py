@@ -1,1 +1,0 @@
-"""`fleet edge advise`: what this edge holds, and what a fleet needs."""

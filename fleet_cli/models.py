@@ -1,0 +1,311 @@
+"""Command group `fleet models`: the draft and target models of the demo and the tests."""
+
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from fleet_admin.columns import shown
+from fleet_admin.models.files import Manifest, read_manifest
+from fleet_admin.models.gguf_files import write_vocabulary
+from fleet_admin.models.prepare import (
+    SMOLLM2,
+    Preparation,
+    PreparationStep,
+    ProgressReporter,
+    locate,
+    prepare,
+    steps_of,
+)
+from fleet_cli.commands import program
+from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.tables import Column, print_table
+
+if TYPE_CHECKING:
+    from fleet_admin.models.acceptance import PairAcceptance
+    from fleet_admin.models.pair import CheckedPair
+    from fleet_admin.models.prompts import Prompt
+
+ModelsDir = Annotated[
+    Path,
+    # The variable is that of the device's setting `models_dir`.
+    typer.Option("--models-dir", envvar="FLEET_DEVICE_MODELS_DIR", help="Folder of the prepared models."),
+]
+
+
+_MEGA = 1_000_000
+
+
+class LineReporter(AbstractContextManager["LineReporter"]):
+    """One line per step, for logs and pipes."""
+
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        self._console = console
+        self._clock = clock
+        self._name = ""
+        self._done = 0
+        self._began = 0.0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def begin(self, name: str, doing: str, total: int) -> None:  # noqa: ARG002 - a line shows no total
+        self._name, self._done, self._began = name, 0, self._clock()
+        self.say(f"{name}: {doing} …")
+
+    def bytes_done(self, done: int) -> None:
+        self._done = done
+
+    def end(self, outcome: str) -> None:
+        seconds = self._clock() - self._began
+        self.say(f"{self._name}: {outcome}, {self._done / _MEGA:.0f} MB in {seconds:.1f} s")
+
+    def say(self, sentence: str) -> None:
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+class BarReporter(AbstractContextManager["BarReporter"]):
+    """A progress bar per step."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[name]:>7}  {task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, name: str, doing: str, total: int) -> None:
+        self._task = self._bars.add_task(doing, total=total, name=name)
+
+    def bytes_done(self, done: int) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=done)
+
+    def end(self, outcome: str) -> None:
+        """Fill the bar, because the expected size was an estimate."""
+        if self._task is not None:
+            task = self._bars.tasks[self._task]
+            self._bars.update(self._task, description=outcome, total=task.completed, completed=task.completed)
+        self._task = None
+
+    def say(self, sentence: str) -> None:
+        self._bars.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def reporter(console: Console, *, clock: Callable[[], float]) -> ProgressReporter:
+    return BarReporter(console) if console.is_terminal else LineReporter(console, clock)
+
+
+_MEGA = 1_000_000
+
+app = typer.Typer(name="models", help="The draft and target models of the demo and the tests.", no_args_is_help=True)
+
+_MODELS = Path("models")
+_VOCABULARY = Path("target.vocabulary.gguf")
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+
+
+@app.command("prepare")
+def prepare_command(
+    models_dir: ModelsDir = _MODELS,
+    check: Annotated[bool, typer.Option("--check", help="Hash every file again; remake damaged ones.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Make only this one, such as Q4_0; may be repeated.")] = None,
+    cost: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, help="Also make targets with the same output at this multiple of the cost, for measurements."
+        ),
+    ] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Make the models that are missing."""
+    console = Console(stderr=True)
+    began = time.monotonic()
+    source = locate(SMOLLM2)
+    steps = _chosen(steps_of(SMOLLM2, source, cost=cost), only or ())
+    if not only and find_spec("torch") is None:
+        console.print("Without torch (extra `edge`) only what llama.cpp loads is made.", highlight=False)
+        steps = [step for step in steps if step.output.endswith(".gguf")]
+    with reporter(console, clock=time.monotonic) as report:
+        done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
+    seconds = time.monotonic() - began
+    if as_json:
+        print(json.dumps(_as_json(done, seconds), indent=2))
+    else:
+        made = f"made {', '.join(done.made)}" if done.made else "all there, nothing to do"
+        print(f"{done.folder.absolute()}: {made} ({seconds:.1f} s)")
+
+
+def _chosen(steps: list[PreparationStep], only: Collection[str]) -> list[PreparationStep]:
+    known = [step.name for step in steps]
+    if unknown := [name for name in only if name not in known]:
+        raise CommandError(f"There is nothing called {unknown[0]!r} to prepare; there are {', '.join(known)}.")
+    return [step for step in steps if not only or step.name in only]
+
+
+@app.command("list")
+def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> None:
+    """List the prepared models and their names in a configuration."""
+    folder = models_dir
+    try:
+        entries = [entry for path in sorted(folder.glob("*/")) for entry in _prepared_in(path)]
+    except OSError as error:
+        raise CommandError(f"The models folder {folder} cannot be read: {error.strerror or error}.") from error
+    if as_json:
+        print(json.dumps({"folder": str(folder.absolute()), "models": entries}, indent=2))
+        return
+    if not entries:
+        print(f"No models in {folder.absolute()}; make them with: {program()} models prepare")
+        return
+    # Whole also where the terminal is narrower: a path that is cut is of no use to anyone.
+    print_table(f"Models in {folder.absolute()}", _LISTED, entries, wide=True)
+
+
+@app.command("vocabulary")
+def vocabulary_command(
+    target: Annotated[Path, typer.Argument(help="A GGUF of the target model, in any quantization.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = _VOCABULARY,
+    as_json: AsJson = False,
+) -> None:
+    """Write the target's vocabulary to a file, for devices with another vocabulary (`target_vocabulary`)."""
+    vocabulary = write_vocabulary(target.expanduser(), out.expanduser())
+    size = out.expanduser().stat().st_size
+    if as_json:
+        found = {"file": str(out.absolute()), "bytes": size, "tokens": vocabulary.size}
+        print(json.dumps({**found, "fingerprint": vocabulary.fingerprint.hex()}, indent=2))
+    else:
+        print(
+            f"{out}: {vocabulary}, {size / _MEGA:.1f} MB. Copy it to the devices, and name it there as "
+            "target_vocabulary."
+        )
+
+
+@app.command("check")
+def check_command(
+    draft: Annotated[str, typer.Argument(help="As a device's setting `model`: a GGUF, or a prepared model.")],
+    target: Annotated[str, typer.Argument(help="The large model: a GGUF, a folder, or a prepared model.")],
+    models_dir: ModelsDir = _MODELS,
+    target_vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="A GGUF of the target, where it is a folder whose vocabulary is not the draft model's."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Load both and measure how much of the draft is accepted.")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts to measure on: one a line, or a .toml file with a list for each category."),
+    ] = None,
+    each: Annotated[int, typer.Option(min=1, help="Built-in prompts of each of the six categories, at most 10.")] = 2,
+    tokens: Annotated[int, typer.Option(min=2, max=4096, help="Of each text that is measured on, at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Of the texts; 0 is greedy.")] = 0.7,
+    as_json: AsJson = False,
+) -> None:
+    """Check whether a draft model and a target fit, and how much memory they need. Only --measure loads weights."""
+    from fleet_admin.models.pair import check_pair
+    from fleet_cli.models_report import as_json as to_json
+    from fleet_cli.models_report import show, show_acceptance
+
+    chosen = _prompts(prompts, each)
+    try:
+        pair = check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"The package {error.name!r} is missing; install this one with the extra 'edge', and with 'device' too "
+            "where the vocabularies differ."
+        ) from error
+    if not as_json:
+        show(pair)
+    acceptance = None
+    if measure and not pair.refused:
+        acceptance = _measured(pair, chosen, tokens, temperature, target_vocabulary)
+    if as_json:
+        print(json.dumps(to_json(pair, acceptance), indent=2))
+    elif acceptance is not None:
+        show_acceptance(acceptance)
+    if pair.refused:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def _prompts(file: Path | None, each: int) -> "Sequence[Prompt]":
+    from fleet_admin.models.prompts import built_in, read_prompts_by_category, some
+
+    return some(built_in(), each) if file is None else read_prompts_by_category(file.expanduser())
+
+
+def _measured(
+    pair: "CheckedPair", prompts: "Sequence[Prompt]", tokens: int, temperature: float, target_vocabulary: Path | None
+) -> "PairAcceptance":
+    from fleet_admin.models.acceptance import AcceptanceMeasurement, measure
+
+    console = Console(stderr=True)
+    with console.status("Loading the target …") as status:
+        how = AcceptanceMeasurement(
+            prompts=prompts, tokens=tokens, temperature=temperature, on_progress=lambda done: status.update(f"{done} …")
+        )
+        return measure(pair, how, target_vocabulary=target_vocabulary)
+
+
+def _prepared_in(folder: Path) -> list[dict[str, Any]]:
+    manifest = read_manifest(folder)
+    return [] if manifest is None else _entries(folder, manifest)
+
+
+def _entries(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    entries = []
+    for step, artifact in sorted(manifest.artifacts.items()):
+        is_target = step.startswith("target")
+        # A step's files are one GGUF, or all in one folder.
+        path = folder / Path(min(artifact.files)).parts[0]
+        entries.append(
+            {
+                "model": folder.name if step == "target" else f"{folder.name}:{step}",
+                "kind": "target" if is_target else "draft",
+                "path": str(path.absolute()),
+                "bytes": artifact.size,
+                "present": all((folder / name).is_file() for name in artifact.files),
+            }
+        )
+    return entries
+
+
+_LISTED: Final[list[Column[dict[str, Any]]]] = [
+    Column("model", lambda entry: entry["model"]),
+    Column("kind", lambda entry: entry["kind"]),
+    Column("size", lambda entry: shown(entry["bytes"], "bytes") if entry["present"] else "missing", "number"),
+    Column("file", lambda entry: entry["path"]),
+]
+
+
+def _as_json(done: Preparation, seconds: float) -> dict[str, Any]:
+    source = done.manifest.source
+    return {
+        "folder": str(done.folder.absolute()),
+        "made": list(done.made),
+        "kept": list(done.kept),
+        "seconds": round(seconds, 3),
+        "source": {"package": source.package, "version": source.version, "file": source.file},
+        "models": _entries(done.folder, done.manifest),
+    }

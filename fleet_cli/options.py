@@ -1,0 +1,287 @@
+"""Options that several groups of commands share, and what they open: settings, the session log, the administrator."""
+
+import getpass
+import inspect
+import os
+import socket
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from fleet_cli.errors import CommandError, ExitCode
+from fleet_common.logs import EventStream
+from fleet_common.settings import SettingField, Settings, fields_of, load_settings
+from fleet_common.validation import read_time
+from schemas.printable import json_text, printable_line
+
+if TYPE_CHECKING:
+    from fleet_admin.alerts.evaluator import RunningAlerts
+    from fleet_admin.alerts.settings import AlertSettings
+    from fleet_admin.settings import AdminSettings
+    from fleet_admin.steering import Actor, Steering, SteeringLog
+    from fleet_device.checks.edge_check import Check, CheckReport
+    from fleet_edge.session_log import SessionLog
+
+Command = Callable[..., None]
+
+_COMMON: Final = "Settings"
+_RARE: Final = "Settings that are rarely needed"
+
+
+def _with_options(
+    name: str,
+    options: Mapping[str, tuple[object, object]],
+    value: Callable[[dict[str, Any]], AbstractContextManager[object]],
+) -> Callable[[Command], Command]:
+    """Replace a command's parameter by options, from which its value is made when the command runs.
+
+    Args:
+        name: The parameter.
+        options: Annotation and default of each option, by its name.
+        value: Makes the parameter's value, which holds while the command runs, from those of the options.
+    """
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def run(**given: Any) -> None:  # noqa: ANN401 - options of all types, by name
+            with value({option: given.pop(option) for option in options}) as made:
+                command(**{name: made}, **given)
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            if parameter.name == name:
+                parameters += (
+                    inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                    for option, (annotation, default) in options.items()
+                )
+            else:
+                parameters.append(parameter)
+        # Typer reads both.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def with_settings(model: type[Settings], *, only: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Give a command its `settings`, with a flag for each setting, or for those named by `only`."""
+    known = {each.name: each for each in fields_of(model) if each.flag is not None}
+    fields = {"_".join(each.path): each for each in (map(known.__getitem__, only) if only else known.values())}
+    config = typer.Option(metavar="PATH", help="TOML file with settings.", envvar=model.variable_prefix + "CONFIG")
+    options: dict[str, tuple[object, object]] = {
+        "config": (Annotated[Path | None, config], None),
+        **{name: (_option(each), None) for name, each in fields.items()},
+    }
+
+    def load(given: dict[str, Any]) -> AbstractContextManager[object]:
+        flags = _nested({each.path: given[name] for name, each in fields.items()})
+        return nullcontext(load_settings(model, config=given["config"], flags=flags))
+
+    return _with_options("settings", options, load)
+
+
+def _option(field: SettingField) -> object:
+    """Return the option of a setting. It takes any string: all settings are checked together."""
+    flag = f"{field.flag}/--no-{str(field.flag).removeprefix('--')}" if field.switch else field.flag
+    facts = [] if field.metavar != "WORD" or field.switch else [field.kind]
+    facts += [f"default {field.default} {field.unit}".strip()] if field.default else []
+    info = typer.Option(
+        flag,
+        help=field.meaning.replace("`", "") + (f" ({'; '.join(facts)})" if facts else ""),
+        metavar="" if field.switch else field.metavar,
+        show_default=False,
+        rich_help_panel=_RARE if field.rare else _COMMON,
+    )
+    return Annotated[bool | None if field.switch else str | None, info]
+
+
+def _nested(flags: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in flags.items():
+        inner = nested
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = value
+    return nested
+
+
+def with_events(*, outlives_reader: bool) -> Callable[[Command], Command]:
+    """Give a command the flag `--events`, and as `events` the stream to write to.
+
+    Errors of users, also those of the settings, become events before they end the program. For `outlives_reader` see
+    `EventStream`.
+    """
+    flag = typer.Option("--events", help="Write what happens as JSON lines to standard output.")
+
+    @contextmanager
+    def stream(given: dict[str, Any]) -> Iterator[EventStream]:
+        events = EventStream(sys.stdout if given["events"] else None, outlives_reader=outlives_reader)
+        with events.reporting_errors():
+            yield events
+
+    return _with_options("events", {"events": (Annotated[bool, flag], False)}, stream)
+
+
+def show_check(check: "Check") -> None:
+    # A sentence may quote what a broker or an edge has said.
+    status = "FAILED" if check.status == "failed" else check.status
+    print(f"{status:<8}{check.name:<14}{check.ms:>8.0f} ms  {printable_line(check.sentence)}", flush=True)
+
+
+def ignore_check(_check: "Check") -> None:
+    """Print nothing, because the JSON at the end has all checks."""
+
+
+def end_checks(report: "CheckReport", *, as_json: bool) -> None:
+    """Print the JSON if requested, and end with an exit code if a check has failed."""
+    if as_json:
+        print(json_text(report.json(), indent=2))
+    if not report.ok:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+@contextmanager
+def ends_with_reader() -> Iterator[None]:
+    """End with an exit code if the reader of standard output has closed the pipe."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python must not try to write the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(ExitCode.READER_GONE) from None
+
+
+def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":
+    """Return the alerts that a program evaluates next to its work, not started yet; None without a file."""
+    if config is None:
+        return None
+    from fleet_admin.alerts.alerts import Alerts
+    from fleet_admin.alerts.evaluator import RunningAlerts
+
+    return RunningAlerts(Alerts(db, later=True), load_alert_settings(config.expanduser()))
+
+
+def load_alert_settings(config: Path | None) -> "AlertSettings":
+    from fleet_admin.alerts.settings import AlertSettings
+
+    return load_settings(AlertSettings, config=config, flags={})
+
+
+Database = Annotated[
+    str, typer.Option("--db", envvar="FLEET_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal is.")]
+Since = Annotated[str | None, typer.Option(help="Opened since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")]
+DEFAULT_DB = "sqlite:///fleet.sqlite3"
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Raise a CommandError that names the extra if a package is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"The package {error.name!r} is missing; install this one with the extra {name!r}: "
+            f"pip install 'dssd-fleet[{name}]'"
+        ) from error
+
+
+def time_of(option: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return read_time(text, now=datetime.now(UTC))
+    except ValueError as error:
+        raise CommandError(f"{option}: {error}") from error
+
+
+def open_log(url: str) -> "SessionLog":
+    with needs_extra("admin"):
+        from fleet_edge.session_log import SessionLog
+
+    return SessionLog(url)
+
+
+Acting = Annotated[
+    str | None, typer.Option("--as", metavar="NAME", help="Name for the audit log; by default your user.")
+]
+Devices = Annotated[list[str] | None, typer.Option("--device", help="This device; may be given several times.")]
+
+_SELECTION: Final[Mapping[str, tuple[object, object]]] = {
+    "device": (Devices, None),
+    "label": (
+        Annotated[
+            list[str] | None, typer.Option("--label", help="Devices with this label; may be given several times.")
+        ],
+        None,
+    ),
+    "everything": (Annotated[bool, typer.Option("--all", help="All devices that are not retired.")], False),
+    "of_edge": (
+        Annotated[str | None, typer.Option("--of-edge", help="Of those, that this edge has served within a day.")],
+        None,
+    ),
+    "of_model": (Annotated[str | None, typer.Option("--of-model", help="Of those, with this draft model.")], None),
+    "of_release": (Annotated[str | None, typer.Option("--of-release", help="Of those, of this release.")], None),
+    "silent": (
+        Annotated[bool | None, typer.Option("--silent/--not-silent", help="Of those, the silent or offline devices.")],
+        None,
+    ),
+}
+
+
+def with_selection(command: Command) -> Command:
+    """Give a command the devices that its options select, as `chosen`."""
+
+    def choose(given: dict[str, Any]) -> AbstractContextManager[object]:
+        from fleet_admin.steering import Selection
+
+        selection = Selection(
+            devices=tuple(dict.fromkeys(given["device"] or ())),
+            labels=tuple(dict.fromkeys(given["label"] or ())),
+            everything=given["everything"],
+            edge=given["of_edge"],
+            draft_model=given["of_model"],
+            software=given["of_release"],
+            silent=given["silent"],
+        )
+        return nullcontext(selection)
+
+    return _with_options("chosen", _SELECTION, choose)(command)
+
+
+def operator() -> str:
+    """Return the user who acts, for the audit log."""
+    user = getpass.getuser()
+    through = os.environ.get("SUDO_USER")
+    return f"{through} as {user}" if through else user
+
+
+def actor_of(name: str | None) -> "Actor":
+    from fleet_admin.steering import Actor
+
+    user = operator()
+    return Actor(f"{name} ({user})" if name else user, socket.gethostname())
+
+
+def steering_log(db: str) -> "SteeringLog":
+    with needs_extra("admin"):
+        from fleet_admin.steering.log import SteeringLog
+
+    return SteeringLog(db)
+
+
+def open_steering(settings: "AdminSettings", db: str) -> "Steering":
+    """Connect to broker and database; use it as a context manager."""
+    with needs_extra("admin"):
+        from fleet_admin.steering import Steering
+
+    return Steering.open(settings, db)

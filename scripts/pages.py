@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Writes docs/settings.md and docs/events.md from the code; --check only compares."""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from fleet_admin.alerts.settings import AlertSettings
+from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_admin.settings import AdminSettings
+from fleet_common.settings import SettingField, Settings, fields_of
+from fleet_device.settings import DeviceSettings
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.event_codes import EVENT_CODES, EventKind, Severity
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SETTINGS_HEAD = """# Settings
+
+<!-- Written by scripts/pages.py from the settings classes of device, edge, administrator, dashboard and alerts. -->
+
+A setting is read from, in this order: a flag, an environment variable, the TOML file, the default.
+
+| source | name of the setting `NAME` |
+| --- | --- |
+| flag | `--NAME` with dashes for underscores. Of a name with a dot, only the last part counts: `--host` for `broker.host`. Booleans take no value: `--ahead`, `--no-ahead` |
+| environment | the prefix of the table and the name in capitals, with `__` for a dot: `FLEET_DEVICE_BROKER__HOST` |
+| TOML file | `NAME`; with a dot, in a section: `host` below `[broker]`. The file is named by `--config` or the prefix and `CONFIG`: `FLEET_EDGE_CONFIG` |
+
+`fleet device run`, `generate`, `chat`, `doctor` and `selftest` take the device's flags, `fleet edge run` the edge's, `fleet edge selftest` those that it
+needs, `fleet admin serve` the dashboard's.
+
+Secrets have no flag, because every user of a machine can see the flags of its processes. Put them, and a URL `db` with a password, in a file that only the
+program may read, or in a variable.
+
+All invalid settings are reported together before a model is loaded, each with its value and source.
+"""  # noqa: E501 - tables and paragraphs of a page
+EVENTS_HEAD = """# Events
+
+<!-- Written by scripts/pages.py from fleet_edge/store/event_codes.py. -->
+
+The session log records events: of a device, an edge, the broker, the database, or an administrator. An event has time, kind, code, severity and a sentence;
+where they apply, also device, session and user. `edge` is the edge that logged it, or `the administrator` for actions of `fleet admin`.
+
+    fleet admin events --since 2h                       # latest first
+    fleet admin events --follow --severity warning      # live, until Ctrl-C
+    fleet admin events --kind refused --device gateway-7
+    fleet admin events --count kind,code --since 7d     # counts
+
+Repetitions of an event of one device within a minute are counted in one row: a device that floods adds at most 16 rows a minute. What all edges see (a
+device connects) is one event. Events are kept as long as sessions (`keep_sessions_days`).
+"""  # noqa: E501
+SEVERITIES = {
+    Severity.ERROR: "Errors: something failed or was lost",
+    Severity.WARNING: "Warnings: degraded, but working",
+    Severity.INFO: "Information: as expected",
+}
+MODELS: dict[str, type[Settings]] = {
+    "Device": DeviceSettings,
+    "Edge": EdgeSettings,
+    "Administrator": AdminSettings,
+    "Dashboard": DashboardSettings,
+    "Alerts, in a file of their own": AlertSettings,
+}
+COLUMNS = ("setting", "value (default)", "meaning")
+_NUMBERS = (
+    (r" from (\d+) to (10{9}(\.0)?|1099511627776)$", r" ≥ \1"),  # as good as unbounded
+    (r" and up to 10{9}(\.0)?$", ""),
+    (r"\bwhole number\b", "integer"),
+    (r" from (-?[\d.]+) to ([\d.]+)", r" \1–\2"),  # noqa: RUF001
+    (r" of at least ([\d.]+)", r" ≥ \1"),
+    (r" above ([\d.]+) and up to ([\d.]+)", r" > \1, ≤ \2"),
+    (r" above ([\d.]+)", r" > \1"),
+    (r"(\d)\.0\b", r"\1"),
+    ("^name of .*", "name"),
+    ("^true or false$", "boolean"),
+    ("text that is not empty", "text"),
+)
+
+
+def value(field: SettingField) -> str:
+    """Return which values a setting takes, with their unit and the default."""
+    kind = field.kind.removeprefix("a ")
+    for pattern, short in _NUMBERS:
+        kind = re.sub(pattern, short, kind)
+    words = ", ".join(filter(None, (kind, field.unit)))
+    return f"{words} (`{field.default}`)" if field.default else words
+
+
+def row(field: SettingField) -> str:
+    note = "" if field.flag else " No flag." if field.shown else " A secret: no flag."
+    return f"| `{field.name}` | {value(field)} | {field.meaning}{note} |"
+
+
+def table(title: str, prefix: str, fields: Iterable[SettingField]) -> str:
+    head = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
+    return "\n".join([f"\n## {title}\n", f"Environment: {prefix}\n", head, *map(row, fields), ""])
+
+
+def settings_page() -> str:
+    broker = [field for field in fields_of(DeviceSettings) if field.path[0] == "broker"]
+    sections = [
+        (title, f"`{model.variable_prefix}…`", [field for field in fields_of(model) if field.path[0] != "broker"])
+        for title, model in MODELS.items()
+    ]
+    sections.insert(3, ("Broker, for all of them", "`FLEET_{DEVICE,EDGE,ADMIN,DASHBOARD,ALERTS}_…`", broker))
+    return SETTINGS_HEAD + "".join(table(*section) for section in sections)
+
+
+def events_page() -> str:
+    parts = [EVENTS_HEAD]
+    for severity, title in SEVERITIES.items():
+        rows = [
+            f"| `{each.kind}/{each.code}` | {each.meaning} |"
+            for kind in EventKind
+            for each in EVENT_CODES
+            if each.kind is kind and each.severity is severity
+        ]
+        parts.append("\n".join([f"\n## {title}\n", "| kind/code | meaning |", "| --- | --- |", *rows, ""]))
+    return "".join(parts)
+
+
+def main() -> int:
+    pages = {DOCS / "settings.md": settings_page(), DOCS / "events.md": events_page()}
+    if sys.argv[1:] == ["--check"]:
+        stale = [path.name for path, wanted in pages.items() if path.read_text(encoding="utf-8") != wanted]
+        if stale:
+            print(f"docs/{stale[0]} is not current: run .venv/bin/python scripts/pages.py", file=sys.stderr)
+        return int(bool(stale))
+    for path, wanted in pages.items():
+        path.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

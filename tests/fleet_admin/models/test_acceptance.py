@@ -1,0 +1,244 @@
+"""Measured acceptance is what a device and an edge then find, in both modes and for every length of draft."""
+
+import json
+import random
+import sys
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dssd.distribution import quantize, shape
+from fleet_admin.models.acceptance import (
+    LONGEST_DRAFT,
+    MeasuredPosition,
+    MeasuredText,
+    PairAcceptance,
+    _verdicts,
+    compare,
+    write_texts,
+)
+from fleet_admin.models.files import ModelsError
+from fleet_admin.models.prompts import CATEGORIES, built_in, read_prompts_by_category, some
+from fleet_cli.main import main
+from fleet_device.drafters.without_model import ScriptedDrafter
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from schemas.policy import Mode
+from tests.support.memory_fleet import DRAFT, END, TARGET, Device, MemoryFleet, lossless_text, terms
+from tests.support.prepared_models import prepared
+from tests.support.tiny_gguf import tiny_gguf
+
+PROMPT = (1, 2)
+
+
+def verifier(context: int = 256) -> ScriptedVerifier:
+    return ScriptedVerifier(TARGET, TARGET.words, context=context, end_tokens=(END,))
+
+
+def measured(seeds: Sequence[int], *, tokens: int) -> PairAcceptance:
+    """Measure the toy pair on a text for each seed."""
+    policies = [terms(seed, mode=Mode.COUPLED).policy for seed in seeds]
+    written = write_texts(verifier(), [PROMPT] * len(policies), policies=policies, tokens=tokens)
+    drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
+    return PairAcceptance(
+        tuple(
+            compare(drafter, PROMPT, text, policy=policy, category="toy")
+            for text, policy in zip(written, policies, strict=True)
+        )
+    )
+
+
+def really(seeds: Sequence[int], *, tokens: int, length: int, mode: Mode) -> list[tuple[int, int]]:
+    """Return of each text that a device and an edge write: its tokens, and the verdicts that they came in."""
+    found = []
+    for seed in seeds:
+        fleet = MemoryFleet()
+        asked = terms(seed, mode=mode, max_new_tokens=tokens)
+        device = Device(fleet, "device-1", asked, length=length, ahead=False)
+        while not device.done:
+            while device.act():
+                pass
+            fleet.settle()
+        found.append((len(device.session.committed), device.session.counters.rounds))
+    return found
+
+
+def test_the_target_writes_the_texts_that_it_writes_in_a_fleet() -> None:
+    asked = [terms(seed, mode=Mode.COUPLED, max_new_tokens=30) for seed in range(20)]
+    served = verifier()
+    written = write_texts(served, [PROMPT] * 20, policies=[each.policy for each in asked], tokens=30)
+    assert [list(text.tokens) for text in written] == [lossless_text(each) for each in asked]
+    assert len({len(text.tokens) for text in written}) > 1, "some ended by themselves"
+    assert served.capacity() == 1 << 20, "and nothing is left open"
+
+
+def test_overlap_and_acceptance_are_those_of_the_two_distributions() -> None:
+    (text,) = measured([3], tokens=20).texts
+    asked = terms(3, mode=Mode.COUPLED)
+    prefix = list(PROMPT)
+    for position, token in zip(
+        text.positions, lossless_text(terms(3, mode=Mode.COUPLED, max_new_tokens=20)), strict=True
+    ):
+        p, q = (shape(script.logits(prefix), asked.policy) for script in (TARGET, DRAFT))
+        reported = quantize(q)
+        assert position.overlap == pytest.approx(
+            sum(min(p.probability(each), reported.count(each) / 65_536) for each in range(TARGET.size))
+        )
+        assert position.accepted == pytest.approx(min(1.0, reported.count(token) / 65_536 / p.probability(token)))
+        prefix.append(token)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5, LONGEST_DRAFT])
+def test_in_coupled_mode_a_fleet_needs_exactly_the_verdicts_that_were_foretold(length: int) -> None:
+    seeds = range(40)
+    found = really(seeds, tokens=40, length=length, mode=Mode.COUPLED)
+    expected = measured(seeds, tokens=40).tokens_per_verdict(length, coupled=True)
+    assert sum(tokens for tokens, _ in found) / sum(rounds for _, rounds in found) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [2, 6])
+def test_in_residual_mode_a_fleet_needs_the_verdicts_that_were_foretold(length: int) -> None:
+    """Fixed seeds; 300 texts at each side, 4 standard errors: a false alarm in 16,000 seeds."""
+    found = really(range(1000, 1300), tokens=40, length=length, mode=Mode.RESIDUAL)
+    texts = measured(range(300), tokens=40).texts
+    expected = PairAcceptance(texts).tokens_per_verdict(length, coupled=False)
+    foretold = [(len(text.positions), _verdicts([each.accepted for each in text.positions], length)) for text in texts]
+    error = sqrt(ratio_variance(found) + ratio_variance(foretold))
+    mean = sum(tokens for tokens, _ in found) / sum(rounds for _, rounds in found)
+    assert abs(mean - expected) < 4 * error
+    assert error < 0.05 * expected, "the bound is tight enough to tell"
+
+
+def ratio_variance(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the variance of sum(a) / sum(b) over pairs drawn independently."""
+    a, b = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    ratio = a.sum() / b.sum()
+    return float(((a - ratio * b) ** 2).sum() / b.sum() ** 2)
+
+
+def test_verdicts_are_those_of_rounds_played_at_random() -> None:
+    rng = random.Random(2)
+    accepted = [rng.random() for _ in range(12)]
+    for length in (0, 1, 3, 8):
+        rounds = 0
+        for _ in range(4000):
+            place = 0
+            while place < len(accepted):
+                rounds += 1
+                end = min(place + length, len(accepted))
+                while place < end and rng.random() < accepted[place]:
+                    place += 1
+                place += 1  # the token in a rejected one's place, or the one after the draft
+        # A text takes 12 verdicts at most, so the mean of 4,000 is within 0.2 of the truth: 6 standard errors.
+        assert rounds / 4000 == pytest.approx(_verdicts(accepted, length), abs=0.2)
+    assert _verdicts([1.0] * 12, 3) == 3.0
+    assert _verdicts([0.0] * 12, 3) == 12.0
+
+
+def text(*overlaps: float, category: str = "toy") -> MeasuredText:
+    return MeasuredText(category, tuple(MeasuredPosition(each, each, agrees=each > 0.5) for each in overlaps))
+
+
+def test_means_weigh_tokens_and_errors_texts() -> None:
+    found = PairAcceptance((text(1.0, 0.0), text(0.6, 0.6, 0.6, category="other"), text(0.8)))
+    assert found.tokens == 6
+    assert found.mean(coupled=False) == pytest.approx(3.6 / 6)
+    assert found.mean(coupled=True) == pytest.approx(5 / 6)
+    apart = (1.0 - 1.2) ** 2 + (1.8 - 1.8) ** 2 + (0.8 - 0.6) ** 2
+    assert found.error(coupled=False) == pytest.approx(sqrt(apart * 3 / 2) / 6)
+    assert PairAcceptance((text(0.5),)).error(coupled=False) is None
+    parts = found.by_category()
+    assert {name: part.tokens for name, part in parts.items()} == {"toy": 3, "other": 3}
+
+
+def test_a_prompt_that_the_target_has_no_room_for_is_told() -> None:
+    with pytest.raises(ModelsError, match="200"):
+        write_texts(verifier(), [PROMPT * 100], policies=[terms(1, mode=Mode.COUPLED).policy], tokens=60)
+
+
+def test_there_are_sixty_prompts_in_six_categories() -> None:
+    prompts = built_in()
+    assert len(prompts) == len({prompt.text for prompt in prompts}) == 60
+    assert tuple(dict.fromkeys(prompt.category for prompt in prompts)) == CATEGORIES
+    assert [prompt.category for prompt in some(prompts, 2)] == [name for name in CATEGORIES for _ in range(2)]
+    assert some(prompts, 10) == prompts
+
+
+def test_prompts_are_read_by_line_or_by_category(tmp_path: Path) -> None:
+    lines, sorted_ = tmp_path / "prompts.txt", tmp_path / "prompts.toml"
+    lines.write_text("One?\n\nTwo?\n")
+    assert [(prompt.category, prompt.text) for prompt in read_prompts_by_category(lines)] == [
+        ("all", "One?"),
+        ("all", "Two?"),
+    ]
+    sorted_.write_text('code = ["a", "b"]\nchat = ["c"]\n')
+    assert [(prompt.category, prompt.text) for prompt in read_prompts_by_category(sorted_)] == [
+        ("code", "a"),
+        ("code", "b"),
+        ("chat", "c"),
+    ]
+    for content in ("code = 3", "code = [1]", "code = [", "[code]\nx = 1"):
+        sorted_.write_text(content)
+        with pytest.raises(ModelsError, match="category"):
+            read_prompts_by_category(sorted_)
+    sorted_.write_text("code = []")
+    with pytest.raises(ModelsError, match="prompt"):
+        read_prompts_by_category(sorted_)
+    with pytest.raises(ModelsError):
+        read_prompts_by_category(tmp_path / "none.toml")
+
+
+def check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fleet", "models", "check", *map(str, arguments)])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    return int(leaving.value.code or 0)
+
+
+def test_a_model_that_drafts_for_itself_is_accepted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    arguments = (path, path, "--measure", "--tokens", 12, "--temperature", 0)
+    prompts = tmp_path / "prompts.toml"
+    prompts.write_text('code = ["the t"]\nchat = ["he", "the the"]\n')
+    assert check(monkeypatch, *arguments, "--prompts", prompts, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["measured"]
+    assert (found["texts"], list(found["categories"])) == (3, ["code", "chat"])
+    assert found["residual"]["acceptance"] == found["coupled"]["acceptance"] == pytest.approx(1.0, abs=0.1)
+    verdicts = found["residual"]["tokens_per_verdict"]
+    assert list(verdicts) == [str(length) for length in range(1, LONGEST_DRAFT + 1)]
+    assert verdicts["1"] > 1.5
+    assert check(monkeypatch, *arguments, "--prompts", prompts) == 0
+    output = capsys.readouterr().out
+    assert "Acceptance on 3 texts" in output
+    assert "Tokens that a verdict brings" in output
+
+
+def test_prompts_that_have_no_room_are_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the " * 200)
+    assert check(monkeypatch, path, path, "--measure", "--prompts", prompts) == 2
+    complaint = capsys.readouterr().err
+    assert "A prompt has" in complaint
+    assert "256" in complaint
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("target", ["target", "target-Q8_0.gguf"])
+def test_the_real_pair_is_measured(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft = prepared("Q4_0.gguf")
+    assert check(monkeypatch, draft, prepared(target), "--measure", "--each", 1, "--tokens", 24, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert 0.4 < found["measured"]["residual"]["acceptance"] < 0.95
+    verdicts = found["measured"]["residual"]["tokens_per_verdict"]
+    assert 1.0 < verdicts["1"] < verdicts["4"] < 5.0

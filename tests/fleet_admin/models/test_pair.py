@@ -1,0 +1,263 @@
+"""`fleet models check`: whether a pair fits, why not, and what memory it takes."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGMLQuantizationType, TokenType
+
+from fleet_admin.models.facts import ModelFacts, gguf_facts
+from fleet_admin.models.gguf_files import ModelUnreadable, write_vocabulary
+from fleet_admin.models.pair import CheckedPair, Compatibility, check_pair, device_need, edge_needs, findings_of
+from fleet_cli.main import main
+from tests.support.family_models import FAMILIES, family_folder, family_gguf, weight_bytes
+from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, tiny_rows
+
+SMALL, LARGE = FAMILIES["Llama 3.2 1B"], FAMILIES["Llama 3.1 8B"]
+OTHER = CHAT_TEMPLATE.replace("<|im_start|>", "<|im_end|>")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `fleet models check` and returns exit code, output and complaint."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fleet", "models", "check", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        said = capsys.readouterr()
+        return int(leaving.value.code or 0), said.out, said.err
+
+    return run
+
+
+def pair(folder: Path, **given: Any) -> CheckedPair:
+    """Check a small Llama and a large one, which differ as `given` says of the draft model."""
+    draft = family_gguf(folder / "draft.gguf", SMALL, **given)
+    target = family_gguf(folder / "target.gguf", LARGE)
+    return check_pair(str(draft), str(target), models_dir=folder)
+
+
+def outcomes(checked: CheckedPair) -> dict[str, Compatibility]:
+    return {finding.aspect: finding.outcome for finding in checked.findings}
+
+
+def sentence(checked: CheckedPair, aspect: str) -> str:
+    return next(finding.sentence for finding in checked.findings if finding.aspect == aspect)
+
+
+def facts(folder: Path, **given: Any) -> ModelFacts:
+    return replace(gguf_facts(family_gguf(folder / "model.gguf", SMALL)), **given)
+
+
+def rows(*, first: int, common: int, size: int = 260) -> list[Row]:
+    """Return a vocabulary that has so many words in common with every other that is made so."""
+    control = tiny_rows()[:3]
+    words = [f"w{index if index < common else first + index}" for index in range(size)]
+    return [*control, *((word, TokenType.NORMAL) for word in words)]
+
+
+def test_a_pair_of_one_family_fits(tmp_path: Path) -> None:
+    checked = pair(tmp_path)
+    assert set(outcomes(checked).values()) == {Compatibility.FITS}
+    assert not checked.refused
+    assert "<|im_end|>" in sentence(checked, "end tokens")
+    assert "131,072 tokens" in sentence(checked, "context")
+
+
+@pytest.mark.parametrize(
+    ("common", "outcome"),
+    [(200, Compatibility.NOTE), (54, Compatibility.NOTE), (50, Compatibility.REFUSED), (0, Compatibility.REFUSED)],
+)
+def test_unlike_vocabularies_fit_if_enough_is_common(tmp_path: Path, common: int, outcome: Compatibility) -> None:
+    draft = family_gguf(tmp_path / "draft.gguf", SMALL, rows=rows(first=1000, common=common))
+    target = family_gguf(tmp_path / "target.gguf", LARGE, rows=rows(first=5000, common=common))
+    checked = check_pair(str(draft), str(target), models_dir=tmp_path)
+    assert outcomes(checked)["vocabulary"] is outcome
+    found = sentence(checked, "vocabulary")
+    assert f"{common} of 260 draft tokens and 260 target tokens are common" in found
+    assert ("target_vocabulary" in found) is (outcome is Compatibility.NOTE)
+    assert bool(checked.refused) is (outcome is Compatibility.REFUSED)
+    assert outcomes(checked)["chat template"] is Compatibility.FITS, "it is the target's own"
+
+
+def test_a_folder_does_not_tell_what_is_common_and_a_vocabulary_file_of_it_does(tmp_path: Path) -> None:
+    draft = family_gguf(tmp_path / "draft.gguf", SMALL, rows=rows(first=1000, common=200))
+    words = [str(word) for word, _ in rows(first=5000, common=200)]
+    folder = family_folder(tmp_path / "target", LARGE, words=words)
+    checked = check_pair(str(draft), str(folder), models_dir=tmp_path)
+    assert [finding.aspect for finding in checked.refused] == ["vocabulary"]
+    assert "--target-vocabulary" in checked.refused[0].sentence
+    whole = family_gguf(tmp_path / "whole.gguf", LARGE, rows=rows(first=5000, common=200))
+    write_vocabulary(whole, tmp_path / "words.gguf")
+    checked = check_pair(str(draft), str(folder), models_dir=tmp_path, target_vocabulary=tmp_path / "words.gguf")
+    assert outcomes(checked)["vocabulary"] is Compatibility.NOTE
+    with pytest.raises(ModelUnreadable, match="vocabulary"):
+        check_pair(str(draft), str(folder), models_dir=tmp_path, target_vocabulary=draft)
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "outcome", "part"),
+    [
+        ((2,), (2,), Compatibility.FITS, "which the draft model knows"),
+        ((0, 2), (2, 5), Compatibility.FITS, "which the draft model knows"),
+        ((0,), (2,), Compatibility.NOTE, "ends at e0"),
+        ((), (2,), Compatibility.NOTE, "knows no end"),
+        ((0,), (), Compatibility.NOTE, "max_new_tokens alone"),
+    ],
+)
+def test_end_tokens(
+    draft: tuple[int, ...], target: tuple[int, ...], outcome: Compatibility, part: str, tmp_path: Path
+) -> None:
+    models = [facts(tmp_path, end_tokens=ends, end_texts=tuple(f"e{end}" for end in ends)) for ends in (draft, target)]
+    found = findings_of(*models, overlap=lambda: None)[3]
+    assert (found.aspect, found.outcome) == ("end tokens", outcome)
+    assert part in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "outcome", "part"),
+    [
+        (CHAT_TEMPLATE, CHAT_TEMPLATE, Compatibility.FITS, "the same prompts"),
+        (
+            CHAT_TEMPLATE,
+            CHAT_TEMPLATE.replace("message.role", "message['role']"),
+            Compatibility.FITS,
+            "the same prompts",
+        ),
+        (CHAT_TEMPLATE, OTHER, Compatibility.NOTE, "other prompts of the same chat"),
+        (CHAT_TEMPLATE, "{% broken", Compatibility.NOTE, "other prompts of the same chat"),
+        (None, CHAT_TEMPLATE, Compatibility.NOTE, "chats are refused"),
+        (CHAT_TEMPLATE, None, Compatibility.NOTE, "not tuned for chats"),
+    ],
+)
+def test_chat_templates_are_alike_if_they_make_the_same_prompts(
+    draft: str | None, target: str | None, outcome: Compatibility, part: str, tmp_path: Path
+) -> None:
+    models = [facts(tmp_path, chat_template=template) for template in (draft, target)]
+    found = findings_of(*models, overlap=lambda: None)[4]
+    assert (found.aspect, found.outcome) == ("chat template", outcome)
+    assert part in found.sentence
+
+
+def test_contexts(tmp_path: Path) -> None:
+    for draft, target, outcome, part in (
+        (8192, 8192, Compatibility.FITS, "8,192 tokens"),
+        (8192, 2048, Compatibility.FITS, "can have 2,048 tokens"),
+        (2048, 8192, Compatibility.NOTE, "can have 2,048 tokens"),
+        (0, 8192, Compatibility.NOTE, "draft model's file does not say"),
+        (2048, 0, Compatibility.NOTE, "target's file does not say"),
+    ):
+        models = [facts(tmp_path, context=context) for context in (draft, target)]
+        found = findings_of(*models, overlap=lambda: None)[5]
+        assert (found.aspect, found.outcome) == ("context", outcome)
+        assert part in found.sentence
+
+
+def test_a_model_that_takes_no_tokens_back_is_refused_at_either_end(tmp_path: Path) -> None:
+    good, bad = facts(tmp_path), facts(tmp_path, refusal="is of the recurrent kind, which takes no tokens back")
+    for models, role in (((bad, good), "draft model"), ((good, bad), "target")):
+        found = findings_of(*models, overlap=lambda: None)[0]
+        assert found.outcome is Compatibility.REFUSED
+        assert found.sentence.startswith(f"The {role} ")
+
+
+def test_two_models_in_the_wrong_order_are_told(fleet: Run, tmp_path: Path) -> None:
+    small, large = family_gguf(tmp_path / "s.gguf", SMALL), family_gguf(tmp_path / "l.gguf", LARGE)
+    code, output, _ = fleet(large, small)
+    assert code == 1
+    assert "The draft model is the larger one" in output
+    folder = family_folder(tmp_path / "folder", LARGE)
+    code, _, complaint = fleet(folder, small)
+    assert code == 2
+    assert f"did you mean `fleet models check {small} {folder}`?" in complaint
+
+
+def test_memory_is_that_of_each_engine(tmp_path: Path) -> None:
+    draft = gguf_facts(family_gguf(tmp_path / "draft.gguf", SMALL))
+    device = device_need(draft)
+    assert (device.weight_bytes, device.kv_bytes) == (weight_bytes(SMALL), 1000 * SMALL.kv_bytes)
+    target = gguf_facts(family_gguf(tmp_path / "target.gguf", LARGE, kind=GGMLQuantizationType.Q8_0))
+    needs = {(need.engine, need.number_format): (need.weight_bytes, need.kv_bytes) for need in edge_needs(target)}
+    assert needs == {
+        ("llama.cpp", "Q8_0"): (weight_bytes(LARGE, GGMLQuantizationType.Q8_0), 1000 * LARGE.kv_bytes),
+        ("torch", "bfloat16"): (2 * target.parameters, 1000 * LARGE.kv_bytes),
+        ("torch", "float32"): (4 * target.parameters, 2000 * LARGE.kv_bytes),
+    }
+
+
+def test_the_command_says_whether_the_pair_fits(fleet: Run, tmp_path: Path) -> None:
+    draft, target = family_gguf(tmp_path / "draft.gguf", SMALL), family_folder(tmp_path / "target", LARGE)
+    code, output, complaint = fleet(draft, target)
+    assert (code, complaint) == (0, "")
+    assert output.rstrip().endswith("The pair fits.")
+    assert "32.8" in output, "MB of the draft model's keys and values for 1,000 tokens"
+    code, output, _ = fleet(draft, target, "--json")
+    found = json.loads(output)
+    assert (code, found["fits"], found["draft"]["layers"], found["target"]["form"]) == (0, True, 16, "folder")
+    assert found["memory"]["device"]["kv_bytes_per_1000_tokens"] == 1000 * SMALL.kv_bytes
+    assert [need["weights"] for need in found["memory"]["edge"]] == ["bfloat16", "float32"]
+    assert found["disk"]["device"] == draft.stat().st_size
+    assert found["disk"]["edge"] == sum(path.stat().st_size for path in target.iterdir())
+    assert {finding["outcome"] for finding in found["findings"]} == {"fits"}
+    other = family_gguf(tmp_path / "other.gguf", SMALL, rows=rows(first=9000, common=0))
+    code, output, _ = fleet(other, target, "--json")
+    assert (code, json.loads(output)["fits"]) == (1, False)
+
+
+def test_a_machine_without_the_extras_is_told_which(
+    fleet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
+
+    monkeypatch.setattr("fleet_admin.models.pair.check_pair", missing)
+    code, _, complaint = fleet(tmp_path / "draft.gguf", tmp_path / "target.gguf")
+    assert code == 2
+    assert complaint == (
+        "fleet: The package 'gguf' is missing; install this one with the extra 'edge', and with 'device' too where the "
+        "vocabularies differ.\n"
+    )
+
+
+def test_what_a_file_says_cannot_steer_a_terminal(fleet: Run, tmp_path: Path) -> None:
+    evil = [*tiny_rows()[:2], ("\x1b[2J", TokenType.CONTROL), *tiny_rows()[3:]]
+    draft = family_gguf(tmp_path / "draft.gguf", SMALL, rows=evil)
+    code, output, _ = fleet(draft, family_gguf(tmp_path / "target.gguf", LARGE, rows=evil))
+    assert code == 0
+    assert "\x1b" not in output
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "part"),
+    [
+        ("none.gguf", "target.gguf", "none.gguf does not exist"),
+        ("draft.gguf", "none", "There is no file or folder none, and no model of that name is prepared."),
+        ("draft.gguf", "owner/model", "of a repository, fetch the files first."),
+        ("noise.gguf", "target.gguf", "is no GGUF"),
+        ("draft.gguf", "noise.gguf", "is no GGUF"),
+        ("draft.gguf", "half.gguf", "is cut off"),
+        ("draft.gguf", "empty", "has no config.json"),
+        ("draft.gguf", "words.gguf", "has no weights; give a file of the whole model"),
+    ],
+)
+def test_what_cannot_be_read_ends_in_one_sentence(
+    draft: str, target: str, part: str, fleet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    family_gguf(Path("draft.gguf"), SMALL)
+    whole = family_gguf(Path("target.gguf"), LARGE)
+    Path("noise.gguf").write_bytes(b"noise" * 100)
+    with whole.open("rb") as file:
+        Path("half.gguf").write_bytes(file.read(1 << 16))
+    Path("empty").mkdir()
+    write_vocabulary(whole, Path("words.gguf"))
+    code, output, complaint = fleet(draft, target)
+    assert (code, output) == (2, "")
+    assert part in complaint
+    assert len(complaint.splitlines()) == 1
