@@ -172,7 +172,7 @@ class EdgeSettings(Settings):
         min_length=1,
     )
     spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is unavailable.")
-    form: FormName = setting(FormName.AUTO, "FormName in which the target distribution is sent after a rejection.")
+    form: FormName = setting(FormName.AUTO, "Form in which the target distribution is sent after a rejection.")
     padding: int = setting(
         0,
         "Pad verdicts to a multiple of this size, so that sizes reveal less; 0 is off.",
