@@ -156,11 +156,11 @@ def test_greedy_text_in_int8_is_the_engine_s_own_to_the_bit(
         done = [device.agent.generate(GenerateRequest(ids, policy=policy, max_new_tokens=LENGTH)) for ids in prompts]
     for ids, text in zip(prompts, done, strict=True):
         verifier.open(-1)
-        row = np.array(verifier.score([Item(-1, ids, 1)]))[0]
+        row = verifier.score([Item(-1, ids, 1)])[0]
         own: list[int] = []
         while len(own) < LENGTH and (not own or own[-1] not in verifier.info.end_tokens):
-            own.append(int(np.argmax(row)))
-            row = np.array(verifier.score([Item(-1, own[-1:], 1)]))[0]
+            own.append(int(row.argmax()))
+            row = verifier.score([Item(-1, own[-1:], 1)])[0]
         verifier.close(-1)
         assert text.tokens == tuple(own)
     assert sum(text.counters.accepted for text in done) > 0
