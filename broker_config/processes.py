@@ -434,7 +434,7 @@ class TrialBroker(ThrowAwayBroker):
         super().reload()
         # It reads them before any further packet of a client.
         if not self.await_log(RELOADED, count=before + 1):
-            raise BrokerFailed("The broker does not reload its files.")
+            raise BrokerFailed("The broker does not reload its files; see its log.")
 
     def _prepare(self, directory: Path) -> list[str]:
         program = find_mosquitto()
