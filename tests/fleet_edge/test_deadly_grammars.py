@@ -1,7 +1,6 @@
 """Grammars that end the process they are compiled or followed in: what it costs the device, and nobody else."""
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -37,7 +36,7 @@ class Scene:
         """Open a session with a grammar, and wait until that is granted or refused."""
         self.sessions += 1
         asked = terms(self.sessions, max_new_tokens=6)
-        asked = replace(asked, policy=asked.policy.model_copy(update={"grammar": grammar}))
+        asked = asked.model_copy(update={"policy": asked.policy.model_copy(update={"grammar": grammar})})
         device = Device(self.fleet, "bad", asked, length=0, ahead=False, pacing=FixedPacing(6, stream=True))
         device.open()
         while not any(isinstance(each, Opened | Refused) for each in device.messages):

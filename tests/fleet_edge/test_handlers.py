@@ -1,7 +1,6 @@
 """What devices may send, and what becomes of it: a fault or refusal in one sentence, logged; others are untouched."""
 
 import random
-from dataclasses import replace
 from datetime import timedelta
 
 import cbor2
@@ -86,7 +85,7 @@ def test_another_devices_session_cannot_be_closed(scene: Scene) -> None:
 
 
 def test_another_devices_name_opens_a_session_of_ones_own(scene: Scene) -> None:
-    thief = Device(scene.fleet, "thief", replace(scene.good.terms), length=2, ahead=False)
+    thief = Device(scene.fleet, "thief", scene.good.terms.model_copy(), length=2, ahead=False)
     run(scene.fleet, [thief], random.Random(0))
     scene.others_are_untouched()
 
