@@ -124,7 +124,7 @@ def test_without_a_broker_it_is_said_that_sessions_go_on(run: Run) -> None:
     run("issue", "edge-1", "--role", "edge")
     code, out, _ = run("revoke", "edge-1")
     assert code == 0
-    assert "to end sessions too, say the command again with --host" in out
+    assert "repeat the command with --host" in out
 
 
 @pytest.mark.usefixtures("ca")
@@ -172,14 +172,14 @@ def test_the_log_names_who_acted_through_sudo(run: Run, tmp_path: Path, monkeypa
         (("list", "--ca", "nowhere"), "There is no authority in nowhere"),
         (("issue", "sensor-1", "--role", "device"), "A device's key never leaves it"),
         (("issue", "broker", "--role", "broker"), "Give --host for a broker"),
-        (("issue", "edge-1", "--role", "edge", "--host", "a"), "and for nobody else"),
+        (("issue", "edge-1", "--role", "edge", "--host", "a"), "and for no other role"),
         (("issue", "broker", "--role", "broker", "--host", "*.a"), "neither a host name nor an address"),
         (("issue", "e/1", "--role", "edge"), "is not a valid name"),
         (("sign", "sensor-1", "absent.csr"), "cannot be read"),
         (("sign", "sensor-1", "ca/ca.pem"), "no signing request in PEM"),
         (("sign", "edge-9", "dev.csr"), "is reserved"),
         (("sign", "north", "dev.csr"), "asks for 'sensor-1' and not for 'north'"),
-        (("renew",), "Say whom to renew"),
+        (("renew",), "Name the identities to renew"),
         (("renew", "sensor-9"), "Nobody has a certificate for 'sensor-9'"),
         (("renew", "a", "b", "--request", "dev.csr"), "A request is for one name"),
         (("revoke", "sensor-9"), "Nobody has a certificate for 'sensor-9'"),
