@@ -215,7 +215,7 @@ def test_a_model_that_drafts_for_itself_is_accepted_whole(
     assert check(monkeypatch, *arguments, "--prompts", prompts) == 0
     output = capsys.readouterr().out
     assert "Acceptance on 3 texts" in output
-    assert "Tokens that a verdict brings" in output
+    assert "Tokens per verdict" in output
 
 
 def test_prompts_that_have_no_room_are_told_before_anything_is_written(
