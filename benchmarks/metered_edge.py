@@ -26,7 +26,7 @@ from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge import verifiers  # noqa: F401 - before torch
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.writer import Writer
+from fleet_edge.store.writer import LogWriter
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -131,7 +131,7 @@ def main() -> None:
         metered = MeteredVerifier(load_verifier(settings))
     events = EventStream(sys.stdout, outlives_reader=True)
     if arguments.no_log:
-        patch.object(Writer, "put", NoLog.put).start()  # an edge has no setting for that
+        patch.object(LogWriter, "put", NoLog.put).start()  # an edge has no setting for that
     edge = Edge(settings, verifier=metered)
     sampler = StackSampler()
 

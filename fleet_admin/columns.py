@@ -1,9 +1,12 @@
 """Columns of reports: each is defined once, for the command line, the dashboard and CSV, with its unit and its rank."""
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TextIO, TypeVar
+
+from schemas.printable import printable_line
 
 T = TypeVar("T")
 
@@ -28,9 +31,9 @@ class Column(Generic[T]):
     """A column of a report.
 
     Attributes:
-        heading: For people; the unit stands in the cell.
+        heading: For people; the unit is in the cell.
         value: Returns the column's value of a row.
-        kind: How the value is shown, filtered and set.
+        kind: How the value is shown, filtered and aligned.
         key: Name in addresses, in `--sort` and in CSV; by default the heading with `_` for spaces.
         rank: 0 is always shown. A narrow terminal hides columns of higher ranks first, and of one rank the rightmost;
             the dashboard shows rank 3 only on request.
@@ -50,7 +53,7 @@ class Column(Generic[T]):
 
     @property
     def numeric(self) -> bool:
-        """Whether values are set to the right and filtered by size."""
+        """Whether values are aligned right and filtered by size."""
         return self.kind in _NUMBERS
 
 
@@ -66,14 +69,11 @@ def _order(value: Any) -> Any:  # noqa: ANN401 - of all kinds
 
 
 def shown(value: Any, kind: Kind = "text", *, now: datetime | None = None) -> str:  # noqa: ANN401 - of all kinds
-    """Return a value as people read it.
+    """Return a value as people read it; None and empty text as a dash.
 
-    Args:
-        value: What it is; None and empty text are shown as a dash.
-        kind: `count` is a whole number, `figure` has one digit after the point and `ratio` two; `percent` takes a share
-            from 0 to 1, `ms` milliseconds, `bytes` bytes and `days` days; `moment`, `day` and `ago` take
-            aware times.
-        now: With it, `ago` is an age; without, a time.
+    `count` is a whole number, `figure` has one digit after the point and `ratio` two; `percent` takes a share from 0 to
+    1, `ms` milliseconds, `bytes` bytes and `days` days; `moment`, `day` and `ago` take aware times. `ago` is an age
+    given `now`, otherwise a time.
     """
     if value is None or value == "":
         return ABSENT
@@ -141,3 +141,31 @@ _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
     "moment": moment,
     "day": lambda value: f"{value:%Y-%m-%d}",
 }
+
+
+_FORMULA: Final = frozenset("=+-@\t\r")
+_PLAIN: Final = frozenset({int, float, bool, type(None)})
+
+
+def csv_cell(value: object) -> object:
+    """Return a value for a CSV cell: on one line, and no formula."""
+    kind = type(value)
+    if kind in _PLAIN:  # millions of cells are asked for
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    text = value if isinstance(value, str) else str(value)
+    if text[:1] in _FORMULA:
+        return f"'{printable_line(text)}"
+    return text if text.isprintable() else printable_line(text)
+
+
+def write_csv(out: TextIO, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+    """Write a heading, unless it is empty, and rows as they come; return the number of rows."""
+    writer = csv.writer(out, lineterminator="\n")
+    if columns:
+        writer.writerow(columns)
+    number = 0
+    for number, row in enumerate(rows, start=1):  # noqa: B007 - the last number is wanted
+        writer.writerow([csv_cell(value) for value in row])
+    return number

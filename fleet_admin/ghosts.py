@@ -16,7 +16,7 @@ class GhostKind(StrEnum):
 
     Attributes:
         NEVER_SEEN: It has a certificate, and no edge has ever seen it.
-        NOT_ENROLLED: It was seen, and has no certificate of this authority that is in force.
+        NOT_ENROLLED: It was seen, and has no valid certificate of this authority.
     """
 
     NEVER_SEEN = "never-seen"
@@ -25,13 +25,7 @@ class GhostKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighted:
-    """A machine that the log knows.
-
-    Attributes:
-        name: Its name.
-        role: A device or an edge.
-        seen_at: When it was last heard of.
-    """
+    """A device or an edge that the log knows."""
 
     name: str
     role: IdentityRole
@@ -40,16 +34,7 @@ class Sighted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ghost:
-    """A machine that only one of the two knows.
-
-    Attributes:
-        name: Its name.
-        role: What it is, or was enrolled as.
-        kind: What is odd about it.
-        sentence: The same for a person, with what to do.
-        enrolled_at: When its certificate begins; None if it has none.
-        seen_at: When it was last heard of; None if never.
-    """
+    """A machine that only the log or only the authority knows. `sentence` says what to do."""
 
     name: str
     role: IdentityRole
@@ -70,13 +55,7 @@ def sighted_in(log: SessionLog) -> list[Sighted]:
 
 
 def find_ghosts(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now: datetime) -> list[Ghost]:
-    """Return the ghosts, those that were never seen first, each kind by name.
-
-    Args:
-        entries: The authority's certificates, oldest first.
-        sighted: Whom the log knows.
-        now: The time (aware).
-    """
+    """Return ghosts, those never seen first, each kind by name. `entries` are certificates, oldest first."""
     known = {
         (status.name, status.role): status
         for status in certificate_statuses(entries, now=now)

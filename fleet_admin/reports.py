@@ -9,10 +9,18 @@ from fleet_admin.columns import Column
 from fleet_edge.counters import share
 
 if TYPE_CHECKING:
-    from fleet_admin.alerts.views import AlertView
-    from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
-    from fleet_edge.store.steering.views import AuditView
-    from fleet_edge.store.views import DeviceView, EdgeView, EventView, SessionView, Tally
+    from fleet_edge.store.views import (
+        AlertView,
+        AuditView,
+        DeviceView,
+        EdgeView,
+        EventView,
+        MachineRelease,
+        MachineRollout,
+        Rollout,
+        SessionView,
+        Tally,
+    )
 
 T = TypeVar("T")
 
@@ -60,7 +68,7 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
     """Return the columns of edges; days are counted from `now` (aware)."""
 
     def loaded(name: str) -> "Callable[[EdgeView], float | None]":
-        # The load of an edge that is silent or offline is not what it does now.
+        # The last load of a silent or offline edge is not its load now.
         return lambda row: getattr(row, name) if row.state.value in ("online", "draining") else None
 
     def free(row: "EdgeView") -> int | None:
@@ -152,12 +160,12 @@ EVENTS: "Final[list[Column[EventView]]]" = [
 
 
 def edge_seconds(counted: "Tally") -> float | None:
-    """Return the edge's time that sessions took: of each step, all its sessions have an equal share."""
+    """Return the edge's compute time: each step is shared equally by its sessions."""
     return share(counted.compute_ms / 1e3, counted.mean_batch or 0.0)
 
 
 def tally_columns(take: "Callable[[T], Tally]") -> list[Column[T]]:
-    """Return the columns of what edges counted, which `take` returns of a row."""
+    """Return the columns of a `Tally`, which `take` returns of a row."""
     return [
         Column("tokens", lambda row: take(row).tokens, "count", rank=0),
         Column("sessions", lambda row: take(row).sessions, "count", rank=1),
@@ -190,7 +198,7 @@ def tally_columns(take: "Callable[[T], Tally]") -> list[Column[T]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """What was written in an hour, a day or a month, and how fast it came."""
+    """Tokens and latencies of an hour, a day or a month."""
 
     start: datetime
     counted: "Tally"
@@ -221,7 +229,7 @@ def trend_columns(grain: str) -> list[Column[Point]]:
 
 
 def rollout_state(rollout: "Rollout") -> str:
-    """Return what came of a rollout as a whole."""
+    """Return the outcome of a rollout as a whole."""
     outcomes = rollout.outcomes.keys()
     if "failed" in outcomes:
         return "failed"

@@ -23,8 +23,7 @@ from rich.console import Console
 from broker_config.broker import Broker, BrokerMissing
 from broker_config.processes import EmbeddedBroker, LocalBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
 from broker_config.site import make_local_broker
-from fleet_admin.dashboard.accounts.roles import Role
-from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_cli.errors import CommandError
 from fleet_cli.options import actor_of, needs_extra
 from fleet_common.logs import Event, read_events
@@ -291,7 +290,7 @@ def run_dashboard(
         CommandError: The dashboard cannot be served, or the edge or the broker has ended.
     """
     with needs_extra("dashboard"):
-        from fleet_admin.dashboard.server import DashboardServer
+        from fleet_admin.dashboard.app import DashboardServer
         from fleet_admin.dashboard.services import Services, open_services
 
     settings = DashboardSettings(
@@ -329,7 +328,7 @@ def _account(services: Any) -> str:  # noqa: ANN401 - the dashboard's, which is 
     password, actor = secrets.token_urlsafe(12), actor_of("demo")
     if services.accounts.role(_ACCOUNT) is not None:
         services.accounts.remove(_ACCOUNT, actor=actor)
-    services.accounts.add(_ACCOUNT, role=Role.OPERATOR, password=password, actor=actor)
+    services.accounts.add(_ACCOUNT, role=AccountRole.OPERATOR, password=password, actor=actor)
     return password
 
 

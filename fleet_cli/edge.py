@@ -46,7 +46,7 @@ def edge_dashboard(settings: EdgeSettings) -> Iterator[Callable[[], str]]:
         yield lambda: ""
         return
     try:
-        from fleet_admin.dashboard.server import DashboardServer
+        from fleet_admin.dashboard.app import DashboardServer
         from fleet_admin.dashboard.settings import DashboardSettings
     except ModuleNotFoundError as error:
         raise CommandError(

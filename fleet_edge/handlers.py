@@ -19,7 +19,7 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.fences import Fences
-from fleet_edge.store.records.segments import LeaveReason
+from fleet_edge.store.records import LeaveReason
 from fleet_edge.watch import CertificateWatch, ClockWatch
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 from schemas.messages import Close, Draft, Open

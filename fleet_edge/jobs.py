@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, TypedDict
+from typing import Final
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -17,23 +17,17 @@ from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.fences import Fences
-from fleet_edge.store.purging import Pause, give_back_space
-from fleet_edge.store.retention import RETENTION, Retention
-from fleet_edge.store.rollups.grains import Grain, floor
-from fleet_edge.store.rollups.rolling import Enough, roll_up
-from fleet_edge.store.states import SILENT_AFTER
+from fleet_edge.store.housekeeping import Pace, give_back_space
+from fleet_edge.store.periods import Grain, floor
+from fleet_edge.store.records import RETENTION, Retention
+from fleet_edge.store.rolling import roll_up
+from fleet_edge.store.views import SILENT_AFTER
 
 _log = logging.getLogger(__name__)
 
 _ABANDONED_CHUNK: Final = 1000
 _MINUTE: Final = timedelta(minutes=1)
 _MB: Final = 1e6
-
-
-class _Pace(TypedDict):
-    chunk: int
-    enough: Enough
-    pause: Pause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +175,7 @@ class EdgeJobs:
         now, settings, engine = self._now(), self._settings, self._store.engine
         keep = settings.keep
         # A purge may take longer than an edge has to end, and runs next to the writer.
-        pace: _Pace = {"chunk": settings.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
+        pace: Pace = {"chunk": settings.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
         # Rows that are not rolled up yet would be missing in the totals.
         roll_up(engine, now=now, enough=self._stopping.is_set)
         rounds = housekeeping.purge_rounds(engine, before=now - timedelta(days=keep.rounds_days), **pace)

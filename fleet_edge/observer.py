@@ -17,9 +17,9 @@ from fleet_edge.metrics import catalogue as named
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.records.sightings import EdgeLoad
-from fleet_edge.store.states import MachineState
-from fleet_edge.store.writer import Writer
+from fleet_edge.store.records import LoadReported
+from fleet_edge.store.views import MachineState
+from fleet_edge.store.writer import LogWriter
 from schemas.names import VERSION
 
 _ANSWER_S: Final = 2.0
@@ -49,7 +49,7 @@ class EdgeObserver:
     fleet: str
     edge: str
     orchestrator: Orchestrator
-    writer: Writer
+    writer: LogWriter
     link: Link
     answer_s: float = _ANSWER_S
 
@@ -243,7 +243,7 @@ class SelfWatch:
         store, memory = self.observer.writer.counters, self.observer.memory
         queue_s, step_s = _mean(before.queue, now.queue), _mean(before.step, now.step)
         self.recorder.sink.put(
-            EdgeLoad(
+            LoadReported(
                 edge=self.observer.edge,
                 at=self.now(),
                 open_sessions=look.running,

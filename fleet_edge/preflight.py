@@ -11,8 +11,8 @@ from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.settings import SettingsError, check_all
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.backup import check_backups
+from fleet_edge.store.database import check_database
 from fleet_edge.store.errors import SpoolInUse
-from fleet_edge.store.reopening import check_database
 from fleet_edge.store.spool import Spool
 from fleet_edge.verifiers.registry import check_verifier
 

@@ -30,15 +30,14 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import HANDLES, SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.backup import back_up_into, is_due
-from fleet_edge.store.edge_queries import edge
+from fleet_edge.store.database import ReopeningStore
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.records.segments import LeaveReason
-from fleet_edge.store.reopening import ReopeningStore
-from fleet_edge.store.retention import Retention
+from fleet_edge.store.queries import edge
+from fleet_edge.store.records import LeaveReason, Retention
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.views import EdgeView
-from fleet_edge.store.writer import Writer
+from fleet_edge.store.writer import LogWriter
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.watch import Availability, LifeEvents
 from schemas.control import EdgeState, Presence, encode_json
@@ -97,7 +96,7 @@ class EdgeService:
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     orchestrator: Orchestrator = field(init=False)
-    writer: Writer = field(init=False)
+    writer: LogWriter = field(init=False)
     metrics: MetricsServer | None = field(default=None, init=False)
     _link: Link = field(init=False)
     _standings: KeptStandings = field(init=False)
@@ -130,7 +129,7 @@ class EdgeService:
             self._open_store()
             spool = Spool(settings.spool)
             before = self._last_run() if spool.empty else None  # otherwise its end may still be in the spool
-            self.writer = Writer(self._store, spool).start()
+            self.writer = LogWriter(self._store, spool).start()
         except BaseException:
             self._store.close()
             raise

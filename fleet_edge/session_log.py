@@ -8,38 +8,38 @@
         print(session.session, session.counted.acceptance)
 """
 
-import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_common.validation import read_duration, read_time
-from fleet_edge.store import edge_queries, event_queries, export, fences, queries, rollouts, texts, totals
-from fleet_edge.store.database import open_existing, open_for_reading
-from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
-from fleet_edge.store.event_codes import Severity, severity_of
-from fleet_edge.store.event_queries import EventFilter, EventGrouping
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.fences import ADMINISTRATOR
-from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
-from fleet_edge.store.rollups.distribution import Distribution
-from fleet_edge.store.steering.labels import devices_with_labels, read_labels
+from fleet_edge.store import export, fences, queries, rollouts, texts, totals
+from fleet_edge.store.database import open_existing, transaction
+from fleet_edge.store.errors import InvalidQuery, NotFound
+from fleet_edge.store.event_codes import Severity
+from fleet_edge.store.periods import Grain
+from fleet_edge.store.queries import EventFilter, EventGrouping
+from fleet_edge.store.records import ADMINISTRATOR, EventLogged
+from fleet_edge.store.steering import devices_with_labels, read_labels, record_audit
 from fleet_edge.store.texts import StoredText
+from fleet_edge.store.totals import Distribution
 from fleet_edge.store.views import (
+    AuditEntry,
     DeviceView,
     EdgeView,
     EventCount,
     EventView,
     FenceView,
     HourView,
+    MachineRelease,
+    MachineRollout,
+    Rollout,
     RoundView,
     SegmentView,
     SessionView,
@@ -61,14 +61,15 @@ E = TypeVar("E", bound=StrEnum)
 class SessionLog:
     """A session log, opened for reading; nothing is created or migrated. Thread-safe.
 
-    Only `fence`, `unfence`, `record_event` and `record_rollouts` write, each over its own connection. Close the log,
-    use it
-    as a context manager, or drop it. Every method raises `StoreUnavailable` if the database does not answer, and
-    `InvalidQuery` for an invalid time, name or limit. Filters that are left out match everything.
+    Only `fence`, `unfence`, `record_event` and `record_rollouts` write, each over a separate connection. Close the
+    log, use it as a context manager, or drop it. Times are aware; ages count back from `now`.
+
+    Every method raises `StoreUnavailable` if the database does not answer, `InvalidQuery` for an argument that cannot
+    be understood, and every one that writes `StoreError` if the database may not be written.
 
     Args:
         url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
-        now: The wall clock (aware), from which ages are counted back.
+        now: The wall clock.
 
     Raises:
         StoreUnavailable: The database does not exist or cannot be opened.
@@ -78,8 +79,8 @@ class SessionLog:
     def __init__(self, url: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now = now
         self._url = url
-        self._engine = open_for_reading(url)
-        weakref.finalize(self, self._engine.dispose)  # for callers that ask once and drop the log
+        self._engine = open_existing(url, read_only=True)
+        weakref.finalize(self, self._engine.dispose)  # for a caller that asks one question and drops the log
 
     def sessions(
         self,
@@ -95,19 +96,19 @@ class SessionLog:
         label: str | Sequence[str] | None = None,
         limit: int = 100,
     ) -> list[SessionView]:
-        """Return sessions, the latest opened first.
+        """Return sessions, the latest opened first; arguments left out admit all.
 
         Args:
             since: Opened at or after.
             until: Opened before.
-            device: Device, or several.
-            edge: An edge that served the session.
+            device: Of this device, or of one of these.
+            edge: Served, at least once, by this edge.
             reason: How it ended.
-            mode: Sampling mode.
-            open: Only sessions that have not ended.
-            model: Draft model.
-            label: Label of the device, or several.
-            limit: Most sessions.
+            mode: How it was verified.
+            open: Only those that have not ended.
+            model: Name of the draft model.
+            label: Of devices that have this label, or one of these.
+            limit: Maximum number.
         """
         _check_limit(limit)
         chosen = queries.SessionFilter(
@@ -130,9 +131,9 @@ class SessionLog:
             return queries.sessions(connection, chosen, limit=limit)
 
     def session(self, session: str, *, device: str | None = None) -> SessionView:
-        """Return one session by its id, or by an unambiguous prefix of it.
+        """Return one session, by its id or enough of its beginning.
 
-        Give the device if two devices use the same id.
+        `device` is only needed where two devices have given their sessions the same id.
 
         Raises:
             NotFound: There is none.
@@ -142,7 +143,7 @@ class SessionLog:
             return queries.session(connection, session, device=device)
 
     def segments(self, session: str, *, device: str | None = None) -> list[SegmentView]:
-        """Return a session's segments, one for each stay at an edge, in order. Arguments and errors as in `session`."""
+        """Return a session's stays at edges, in order. Arguments and errors as for `session`."""
         with self._reading() as connection:
             found = queries.session(connection, session, device=device)
             return queries.segments(connection, found.session, device=found.device)
@@ -150,7 +151,10 @@ class SessionLog:
     def rounds(
         self, session: str, *, device: str | None = None, skip: int = 0, limit: int | None = None
     ) -> list[RoundView]:
-        """Return a traced session's verdicts in order, from the `skip`-th on. Otherwise as `session`."""
+        """Return a session's verdicts, in order, from number `skip` on; none unless it was traced.
+
+        Otherwise as `session`.
+        """
         if skip < 0 or (limit is not None and limit < 1):
             raise InvalidQuery("Rounds are left out from 0 on, and at least 1 is returned.")
         with self._reading() as connection:
@@ -158,23 +162,22 @@ class SessionLog:
             return queries.rounds(connection, found.session, device=found.device, skip=skip, limit=limit)
 
     def text(self, session: str, *, device: str | None = None) -> StoredText | None:
-        """Return the stored generation of a session; None if nothing is stored. Otherwise as `session`."""
+        """Return what is stored of a session's text, None if nothing is. Arguments and errors as for `session`."""
         with self._reading() as connection:
             found = queries.session(connection, session, device=device)
             own = queries.segments(connection, found.session, device=found.device)
             return texts.read_text(connection, found, own)
 
     def devices(self, *, counted: bool = True) -> list[DeviceView]:
-        """Return all devices, by name. Without `counted` their totals are left out, which is faster."""
+        """Return all devices, by name.
+
+        Without `counted`, sums such as sessions, acceptance and tokens are zero or None, and no rollups are read.
+        """
         with self._reading() as connection:
             return queries.devices(connection, now=self._now(), counted=counted)
 
     def device(self, name: str) -> DeviceView:
-        """Return one device.
-
-        Raises:
-            NotFound: There is none of that name.
-        """
+        """Return one device; raises `NotFound` if there is none of that name."""
         with self._reading() as connection:
             return queries.device(connection, name, now=self._now())
 
@@ -197,20 +200,20 @@ class SessionLog:
         who: str | None = None,
         limit: int = 100,
     ) -> list[EventView]:
-        """Return events, the latest first.
+        """Return what happened, the latest first; arguments left out admit all.
 
         Args:
-            since: Last occurrence at or after.
-            until: First occurrence before.
-            device: Device, or several; with `session` its owner.
-            edge: Edge that logged it.
-            session: Id of a session, or a prefix. Events of one minute, device and code are one event, which names the
-                first session.
-            kind: Subject (see `fleet_edge.store.event_codes`).
-            code: What happened.
-            severity: Least severity.
-            who: Person who did it.
-            limit: Most events.
+            since: Lasted until this time or later.
+            until: Began before.
+            device: Of this device, or of one of these; with a session: the one that owns it.
+            edge: Logged by this edge.
+            session: Of this session, by its id or enough of its beginning. Events of one minute, device and code are
+                one, which names the first session.
+            kind: A kind of `fleet_edge.store.event_codes`.
+            code: A code of that kind.
+            severity: At least this severe.
+            who: Done by this person.
+            limit: Maximum number.
 
         Raises:
             NotFound: There is no such session.
@@ -232,7 +235,7 @@ class SessionLog:
                 owner = chosen.devices[0] if chosen.devices else None
                 found = queries.session(connection, session, device=owner)
                 chosen = replace(chosen, session=found.session, devices=(found.device,))
-            return event_queries.events(connection, chosen, limit=limit)
+            return queries.events(connection, chosen, limit=limit)
 
     def event_counts(
         self,
@@ -249,8 +252,7 @@ class SessionLog:
     ) -> list[EventCount]:
         """Return the number of events, the most frequent first.
 
-        `by` lists what to count separately: `kind`, `code`, `severity`, `edge`, `device`, `day`. Filters as in
-        `events`.
+        Grouped by some of `kind`, `code`, `severity`, `edge`, `device`, `day`; otherwise as `events`.
         """
         _check_limit(limit)
         grouping = [group for each in by if (group := _member(EventGrouping, each)) is not None]
@@ -264,7 +266,7 @@ class SessionLog:
             severity=_member(Severity, severity),
         )
         with self._reading() as connection:
-            return event_queries.event_counts(connection, chosen, by=grouping, limit=limit)
+            return queries.event_counts(connection, chosen, by=grouping, limit=limit)
 
     def record_event(
         self,
@@ -277,37 +279,24 @@ class SessionLog:
         severity: Severity | None = None,
         edge: str = ADMINISTRATOR,
     ) -> None:
-        """Write an event that an administrator, or a program, has caused or found.
+        """Write an event that an administrator, or a program of the administrator's, has caused or found.
 
-        Args:
-            kind: Subject (see `fleet_edge.store.event_codes`).
-            code: What happened.
-            sentence: Description.
-            who: Person who did it.
-            device: The device concerned, if any.
-            severity: Severity; by default that of `event_codes`.
-            edge: Who logs it.
-
-        Raises:
-            StoreError: The database may not be written.
+        `severity` is by default that of `fleet_edge.store.event_codes`.
         """
-        record = EventLogged(
-            id=uuid.uuid4().hex,
-            edge=edge,
-            device=device,
-            session=None,
+        record = EventLogged.of_administrator(
             kind=kind,
             code=code,
             sentence=sentence,
             at=self._now(),
+            device=device,
             who=who,
-            severity=severity or severity_of(kind, code),
+            severity=severity,
+            edge=edge,
         )
-        # Imported late: only needed to write.
-        from fleet_edge.store.merge.merge import merge_for  # noqa: PLC0415
+        from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
 
         with self._writing() as connection:
-            merge_for(connection.dialect.name).apply(connection, [record])
+            merge_records(connection, [record])
 
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Return the labels of each device that has any, by name."""
@@ -315,7 +304,7 @@ class SessionLog:
             return read_labels(connection)
 
     def ends(self, *, since: Time | None = None, until: Time | None = None) -> dict[str, int]:
-        """Return the number of sessions that were cancelled, lost or failed, by reason, of those still stored."""
+        """Return how many sessions opened within a time did not end as they should, by reason, of those kept."""
         after, before = self._time("since", since), self._time("until", until)
         reasons = (EndReason.CANCELLED, EndReason.LOST, EndReason.FAILED)
         with self._reading() as connection:
@@ -324,21 +313,18 @@ class SessionLog:
     def edges(self) -> list[EdgeView]:
         """Return all edges with their latest load, by name."""
         with self._reading() as connection:
-            return edge_queries.edges(connection, now=self._now())
+            return queries.edges(connection, now=self._now())
 
     def stats(self, *, since: Time | None = None, until: Time | None = None, by: str | None = None) -> dict[str, Tally]:
-        """Return totals of what the edges counted, including purged sessions.
+        """Add up what the edges counted, including what is purged.
 
-        Args:
-            since: Segments opened at or after; where they are purged, the whole hour, day or month.
-            until: Segments opened before; likewise.
-            by: Separate totals by `device`, `draft`, `edge`, `app`, `hour`, `day` or `month`.
+        Of segments opened from `since` until before `until`; where segments are purged, the hour, day or month that
+        contains these counts. `by` one of `device`, `draft`, `edge`, `app`, `hour`, `day`, `month`.
 
-        Returns:
-            Totals by name, the most tokens first, or by time; without `by` under the name `all`.
+        Returns a tally by name, the most tokens first, or by time; without `by` the one name `all`.
         """
         grouping = _member(totals.Grouping, by)
-        period = totals.Period(since=self._time("since", since), until=self._time("until", until))
+        period = totals.UsageFilter(since=self._time("since", since), until=self._time("until", until))
         with self._reading() as connection:
             return totals.stats(connection, period=period, by=grouping)
 
@@ -353,31 +339,31 @@ class SessionLog:
         edge: str | None = None,
         app: str | None = None,
     ) -> list[UsageView]:
-        """Return totals for each combination of some dimensions, including purged sessions.
+        """Add up what the edges counted, including what is purged, for each combination of some dimensions.
 
         Args:
-            since: As in `stats`.
-            until: As in `stats`.
-            by: Any of `device`, `edge`, `app`, `draft_model`, `quantization`.
-            grain: Separate totals by `hour`, `day` or `month`; coarser where only coarser rollups are left.
-            device: Device, or several.
-            edge: Edge of the segments.
-            app: Application.
+            since: As `stats`.
+            until: As `stats`.
+            by: Of `device`, `edge`, `app`, `draft_model`, `quantization`.
+            grain: Also by `hour`, `day` or `month`; where only coarser rollups are left, by these.
+            device: Of this device, or of one of these.
+            edge: Of segments at this edge.
+            app: Of this application, on any device.
 
         Returns:
-            Totals by time, then the most tokens first.
+            Sums in the order of time, then the most tokens first.
         """
         chosen = {
             totals.Dimension.DEVICE: (device,) if isinstance(device, str) else device,
             totals.Dimension.EDGE: None if edge is None else (edge,),
             totals.Dimension.APP: None if app is None else (app,),
         }
-        period = totals.Period(
+        period = totals.UsageFilter(
             since=self._time("since", since),
             until=self._time("until", until),
             chosen={name: tuple(values) for name, values in chosen.items() if values is not None},
         )
-        dimensions, length = [_known(totals.Dimension, name) for name in by], _member(totals.Grain, grain)
+        dimensions, length = [_known(totals.Dimension, name) for name in by], _member(Grain, grain)
         with self._reading() as connection:
             found = totals.usage(connection, period=period, by=dimensions, grain=length)
         names = [dimension.value for dimension in dimensions]
@@ -393,8 +379,11 @@ class SessionLog:
     def latencies(
         self, *, since: Time | None = None, until: Time | None = None, edge: str | None = None
     ) -> dict[str, Distribution]:
-        """Return the distributions of segments' measures in milliseconds, by measure, including purged ones."""
-        period = totals.Period(
+        """Return the distribution of what segments measure (ms), by measure, including what is purged.
+
+        Times as for `stats`.
+        """
+        period = totals.UsageFilter(
             since=self._time("since", since),
             until=self._time("until", until),
             chosen=None if edge is None else {totals.Dimension.EDGE: (edge,)},
@@ -415,14 +404,17 @@ class SessionLog:
     ) -> Iterator[tuple[Any, ...]]:
         """Return all rows of a kind within a time, the earliest first, in bounded memory.
 
-        `what` is `sessions` (with the sums of their segments' counters), `segments`, `rounds` or `events`.
+        Args:
+            what: `sessions` (with the sums of their segments), `segments`, `rounds` or `events`.
+            since: Opened, judged or logged at or after.
+            until: Likewise before.
         """
         kind = _known(export.Exported, what)
         after, before = self._time("since", since), self._time("until", until)
         return export.rows(self._reading, kind, since=after, until=before)
 
     def latest(self) -> datetime | None:
-        """Return the time of the latest session, device state or event; None if there is none. Cheap."""
+        """Return the time of the log's latest record; None if it has none. Cheap."""
         with self._reading() as connection:
             return queries.latest(connection)
 
@@ -443,17 +435,14 @@ class SessionLog:
         """Quarantine a device: within seconds all edges that write to this database drop its messages.
 
         Args:
-            device: Its name; it may be unknown so far.
-            duration: `90s`, `30m`, `2h`, `7d`, or a timedelta; None until it is lifted.
-            reason: A sentence for the log and for other administrators.
-            who: Who does it, for the audit log.
-            source: From where, likewise.
+            device: Its name; it need not have been seen yet.
+            duration: `90s`, `30m`, `2h`, `7d`, or a timedelta; None: until it is lifted.
+            reason: A sentence for the log.
+            who: Account or user, for the audit log.
+            source: Machine or address, for the audit log.
 
         Returns:
-            The quarantine in force: this one, or one by an edge that ends later.
-
-        Raises:
-            StoreError: The database may not be written.
+            The fence in force: this one, or one by an edge that ends later.
         """
         now = self._now()
         try:
@@ -465,42 +454,30 @@ class SessionLog:
         with self._writing() as connection:
             held = fences.fence_device(connection, _name(device), until=until, reason=said, now=now)
             ends = "until it is lifted" if until is None else f"until {until:%Y-%m-%d %H:%M:%S} UTC"
-            from fleet_edge.store.steering.audit import AuditEntry, record_audit  # noqa: PLC0415 - only to write
-
             entry = AuditEntry(who=who, action="fence", subject=device, after=f"{ends}: {said}", source=source)
             record_audit(connection, [entry], now=now)
         assert held is not None  # it ends after `now`
         return held
 
     def unfence(self, device: str, *, who: str = ADMINISTRATOR, source: str = "") -> FenceView | None:
-        """Lift all quarantines of a device, including those not logged yet; return the one in force, if any.
-
-        Raises:
-            StoreError: The database may not be written.
-        """
+        """Lift all fences of a device, including those not yet written; return the one that was in force."""
         now = self._now()
         with self._writing() as connection:
             held = fences.lift_fences(connection, _name(device), now=now)
             before = None if held is None else f"fenced by {held.by}: {held.reason}"
-            from fleet_edge.store.steering.audit import AuditEntry, record_audit  # noqa: PLC0415 - only to write
-
             entry = AuditEntry(who=who, action="unfence", subject=device, before=before, source=source)
             record_audit(connection, [entry], now=now)
         return held
 
     def rollouts(self, *, since: Time | None = None, limit: int = 100) -> list[Rollout]:
-        """Return rollouts and rollbacks begun at or after `since`, the latest first."""
+        """Return rollouts, rollbacks and decommissionings, the latest first."""
         _check_limit(limit)
         after = self._time("since", since)
         with self._reading() as connection:
             return rollouts.rollouts(connection, since=after, limit=limit)
 
     def rollout(self, rollout: str) -> list[MachineRollout]:
-        """Return what one rollout did to each of its machines, by name.
-
-        Raises:
-            NotFound: There is none of that id.
-        """
+        """Return what one rollout did to each of its machines, by name; raises `NotFound`."""
         with self._reading() as connection:
             found = rollouts.machines_of(connection, rollout)
         if not found:
@@ -508,33 +485,27 @@ class SessionLog:
         return found
 
     def releases(self) -> list[MachineRelease]:
-        """Return the wanted and the running release of each machine, by kind and name."""
+        """Return the release that each machine should run next to the one that it runs, by kind and name."""
         with self._reading() as connection:
             return rollouts.releases(connection)
 
     def record_rollouts(self, machines: Sequence[MachineRollout], *, stopped: bool = False) -> None:
         """Write the progress of a rollout, and an event for each machine that is done.
 
-        Args:
-            machines: A row each; writing the same row again changes nothing.
-            stopped: Whether the rollout is over: machines that still wait were not touched.
-
-        Raises:
-            StoreError: The database may not be written.
+        The same row again changes nothing. `stopped`: their rollouts are over, so machines that still wait were not
+        touched.
         """
         with self._writing() as connection:
             rollouts.record_rollouts(connection, machines, stopped=stopped)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections to the database."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _time(self, name: str, value: Time | None) -> datetime | None:
@@ -543,23 +514,15 @@ class SessionLog:
         except ValueError as error:
             raise InvalidQuery(f"{name}: {error}") from None
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            # Further lines repeat the statement.
-            raise StoreUnavailable(f"The database could not be read: {str(error).partition(chr(10))[0]}") from error
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return transaction(self._engine, write=False)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         engine = open_existing(self._url, read_only=False)
         try:
-            with engine.begin() as connection:
+            with transaction(engine) as connection:
                 yield connection
-        except SQLAlchemyError as error:
-            raise StoreUnavailable(f"The database could not be written: {str(error).partition(chr(10))[0]}") from error
         finally:
             engine.dispose()
 

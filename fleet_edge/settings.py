@@ -13,8 +13,7 @@ from fleet_common.metrics import MetricsSettings
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
 from fleet_edge.limits import FenceSettings, QuotaSettings
-from fleet_edge.store.retention import RETENTION
-from fleet_edge.store.token_kinds import StoreText
+from fleet_edge.store.records import RETENTION, StoreText
 from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 

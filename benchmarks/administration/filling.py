@@ -14,10 +14,9 @@ from typing import Any, Final
 from sqlalchemy import Engine, Table, insert
 
 from fleet_edge.store.models import Base, DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.rollups.grains import Grain, floor, following
-from fleet_edge.store.rollups.marks import mark_stale
-from fleet_edge.store.rollups.rolling import roll_up
+from fleet_edge.store.periods import Grain, floor, following, mark_stale
+from fleet_edge.store.records import segment_number
+from fleet_edge.store.rolling import roll_up
 
 _BATCH: Final = 10_000
 _CACHE_KB: Final = 500_000  # ids are random, and so is where each goes

@@ -26,17 +26,16 @@ from benchmarks.administration.filling import Scale, fill, name_of
 from benchmarks.administration.observability import Viewer
 from benchmarks.administration.questions import PAGES, questions
 from benchmarks.harness import Bench, Report, at_most, number_of
-from fleet_admin.dashboard.server import DashboardServer
+from fleet_admin.dashboard.app import DashboardServer
 from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.engine import parse_url, sqlite_path
+from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.models import DeviceRow, EdgeRow
-from fleet_edge.store.purging import give_back_space
-from fleet_edge.store.records.segments import SegmentProgress, segment_number
-from fleet_edge.store.records.sessions import SessionOpened
+from fleet_edge.store.records import SegmentProgress, SessionOpened, segment_number
 from schemas.policy import Mode
 
 _MB: Final = 1e6

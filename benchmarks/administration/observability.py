@@ -26,9 +26,8 @@ from benchmarks.harness import Bench, Report, at_least, free_address, number_of,
 from benchmarks.metered_edge import metered_edge
 from benchmarks.processes import on_cores
 from benchmarks.recordings import record_laws
-from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.services import Services, open_services
-from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_admin.models.prompts import built_in, some
 from fleet_admin.steering import Actor
 from fleet_device.drafters.model_file import GgufModel
@@ -152,7 +151,7 @@ class Viewer:
         self._address = address.rstrip("/")
         self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
         account = f"viewer-{secrets.token_hex(4)}"  # a database that is kept may have that of an earlier run
-        services.accounts.add(account, role=Role.VIEWER, password=_PASSWORD, actor=Actor("bench"))
+        services.accounts.add(account, role=AccountRole.VIEWER, password=_PASSWORD, actor=Actor("bench"))
         found = _CSRF.search(self.look("/login"))
         if found is None:
             raise FleetError("The dashboard has no form to log in.")

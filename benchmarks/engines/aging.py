@@ -23,7 +23,7 @@ from benchmarks.processes import BenchError
 from fleet_common.mqtt.link import Message
 from fleet_edge.assembly import assemble
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records.record import Record
+from fleet_edge.store.records import Record
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.codec import decode_reply, decode_verdict, encode_draft

@@ -1,1 +1,1 @@
-"""Alerts: what is wrong with a fleet, found in its session log by rules, kept until it is over, and told."""
+"""Alerts: problems of a fleet, found in its session log by rules, stored until cleared, and delivered."""

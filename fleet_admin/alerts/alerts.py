@@ -1,4 +1,4 @@
-"""Alerts of a fleet: read, acknowledged and cleared; what the command line and the dashboard use.
+"""Alerts of a fleet: the table, the lease of the evaluator, and what the command line and the dashboard use.
 
 ::
 
@@ -8,21 +8,240 @@
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import partial
-from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, Row, delete, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
-from fleet_admin.alerts import book
-from fleet_admin.alerts.views import AlertView
-from fleet_edge.store.database import open_existing
-from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.steering.audit import AuditEntry, record_audit
+from fleet_edge.store.database import open_existing, transaction
+from fleet_edge.store.event_codes import EventKind, Severity
+from fleet_edge.store.merge import merge_records
+from fleet_edge.store.models import AlertLeaseRow, AlertRow
+from fleet_edge.store.records import EventLogged
+from fleet_edge.store.steering import record_audit
+from fleet_edge.store.views import AlertView, AuditEntry
+from schemas.control import Alert, AlertState
+from schemas.errors import FleetError
+
+
+class AlertError(FleetError):
+    """Base of all errors of alerts."""
+
+
+class NoSuchAlert(AlertError):  # noqa: N818 - reads as what it says
+    """There is no alert of that id, or several begin with it."""
+
+
+class DeliveryFailed(AlertError):  # noqa: N818 - likewise
+    """An alert could not be delivered; another attempt may succeed."""
+
+
+class AlertSeverity(StrEnum):
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+def notice_of(alert: AlertView, *, fleet: str, at: datetime) -> Alert:
+    """Return the message about an alert that was opened or cleared at `at`; `fleet` is empty if unknown."""
+    return Alert(
+        id=alert.id,
+        fleet=fleet or None,
+        rule=alert.rule,
+        subject=alert.subject,
+        device=alert.device,
+        severity=alert.severity,
+        state=AlertState.OPEN if alert.open else AlertState.CLEARED,
+        sentence=alert.sentence,
+        value=alert.value,
+        threshold=alert.threshold,
+        since=alert.since_at,
+        at=at,
+    )
+
+
+_EVALUATOR: Final = "evaluator"
+MOST_OPEN: Final = 10_000
+"""Open alerts; a fleet with more has one trouble, not ten thousand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """A problem as it is now. `value` was measured, `threshold` is its limit, `device` the subject if it is one."""
+
+    rule: str
+    subject: str
+    severity: str
+    sentence: str
+    value: float | None = None
+    threshold: float | None = None
+    device: str | None = None
+
+
+def list_alerts(
+    connection: Connection,
+    *,
+    open: bool | None = None,  # noqa: A002 - as the table says it
+    rule: str | None = None,
+    subject: str | None = None,
+    since: datetime | None = None,
+    limit: int = 100,
+) -> list[AlertView]:
+    """Return alerts: the open ones first, of these the critical ones, then the latest. None admits all."""
+    query = select(AlertRow.__table__)
+    if open is not None:
+        query = query.where(AlertRow.cleared_at.is_(None) if open else AlertRow.cleared_at.is_not(None))
+    if rule is not None:
+        query = query.where(AlertRow.rule == rule)
+    if subject is not None:
+        query = query.where(AlertRow.subject == subject)
+    if since is not None:
+        query = query.where(AlertRow.since_at >= since)
+    is_over = AlertRow.cleared_at.is_not(None)
+    can_wait = or_(is_over, AlertRow.severity != AlertSeverity.CRITICAL)
+    ordered = query.order_by(is_over, can_wait, AlertRow.since_at.desc(), AlertRow.id).limit(limit)
+    return [_view(row) for row in connection.execute(ordered)]
+
+
+def find(connection: Connection, prefix: str) -> AlertView:
+    """Return an alert by its id, or enough of its beginning.
+
+    Raises:
+        NoSuchAlert: There is none, or there are several.
+    """
+    escaped = prefix.lower()
+    if not escaped or not set(escaped) <= set("0123456789abcdef"):
+        raise NoSuchAlert(f"{prefix[:40]!r} is no alert's id; `fleet admin alerts` lists them.")
+    found = connection.execute(select(AlertRow.__table__).where(AlertRow.id.startswith(escaped)).limit(2)).all()
+    if not found:
+        raise NoSuchAlert(f"There is no alert {prefix[:40]!r}; `fleet admin alerts --all` lists them.")
+    if len(found) > 1:
+        raise NoSuchAlert(f"Several alerts begin with {prefix[:40]!r}; give more of the id.")
+    return _view(found[0])
+
+
+def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: datetime) -> AlertView:
+    """Record that somebody takes care of an alert; the first one counts."""
+    changed = connection.execute(
+        update(AlertRow)
+        .where(AlertRow.id == alert.id, AlertRow.acknowledged_at.is_(None))
+        .values(acknowledged_at=now, acknowledged_by=who)
+    )
+    if changed.rowcount:
+        _log(
+            connection, alert, code="acknowledged", sentence=f"{who} takes care of: {alert.sentence}", now=now, who=who
+        )
+    return find(connection, alert.id)
+
+
+def clear(connection: Connection, alert: AlertView, *, now: datetime, who: str | None = None) -> AlertView:
+    """End an alert; `who` None: its rule no longer matches."""
+    changed = connection.execute(
+        update(AlertRow)
+        .where(AlertRow.id == alert.id, AlertRow.cleared_at.is_(None))
+        .values(cleared_at=now, cleared_by=who)
+    )
+    if changed.rowcount:
+        how = "It is over" if who is None else f"{who} has cleared it"
+        _log(connection, alert, code="cleared", sentence=f"{how}: {alert.sentence}", now=now, who=who)
+    return find(connection, alert.id)
+
+
+def see(
+    connection: Connection,
+    sighting: Sighting,
+    *,
+    since: datetime,
+    now: datetime,
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+) -> AlertView | None:
+    """Open an alert, or record that the open one still matches.
+
+    Returns the alert if it is new, or has become critical; else None, also if `MOST_OPEN` alerts are open.
+    """
+    last = {
+        "last_at": now,
+        "sentence": sighting.sentence,
+        "severity": sighting.severity,
+        "value": sighting.value,
+        "threshold": sighting.threshold,
+    }
+    held = (AlertRow.rule == sighting.rule, AlertRow.subject == sighting.subject, AlertRow.cleared_at.is_(None))
+    before = connection.execute(select(AlertRow.id, AlertRow.severity).where(*held)).first()
+    if before is not None:
+        connection.execute(update(AlertRow).where(AlertRow.id == before.id).values(**last))
+        graver = sighting.severity == AlertSeverity.CRITICAL and before.severity != AlertSeverity.CRITICAL
+        return find(connection, before.id) if graver else None
+    crowd = select(AlertRow.id).where(AlertRow.cleared_at.is_(None)).limit(1).offset(MOST_OPEN - 1)
+    if connection.execute(crowd).first() is not None:
+        return None
+    row = {
+        "id": new_id(),
+        "rule": sighting.rule,
+        "subject": sighting.subject,
+        "device": sighting.device,
+        "since_at": since,
+        **last,
+    }
+    connection.execute(insert(AlertRow).values(**row))
+    alert = find(connection, str(row["id"]))
+    _log(connection, alert, code="opened", sentence=alert.sentence, now=now)
+    return alert
+
+
+def take_lease(connection: Connection, *, holder: str, now: datetime, for_s: float) -> bool:
+    """Become, or stay, the process that evaluates the rules, for `for_s`; return whether that is so.
+
+    Needs a separate transaction.
+    """
+    until = now + timedelta(seconds=for_s)
+    # A holder whose clock runs ahead must not keep the lease for hours after it has gone.
+    over = or_(
+        AlertLeaseRow.holder == holder, AlertLeaseRow.until_at < now, AlertLeaseRow.until_at > now + timedelta(hours=1)
+    )
+    mine = update(AlertLeaseRow).where(AlertLeaseRow.name == _EVALUATOR, over).values(holder=holder, until_at=until)
+    if connection.execute(mine).rowcount:
+        return True
+    known = connection.execute(select(AlertLeaseRow.holder).where(AlertLeaseRow.name == _EVALUATOR)).first()
+    if known is not None:
+        return False
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(AlertLeaseRow).values(name=_EVALUATOR, holder=holder, until_at=until))
+    except IntegrityError:
+        return False  # another was faster
+    return True
+
+
+def forget(connection: Connection, *, before: datetime) -> int:
+    """Delete alerts that were cleared before a time; return the number."""
+    return connection.execute(delete(AlertRow).where(AlertRow.cleared_at < before)).rowcount
+
+
+def _view(row: Row[Any]) -> AlertView:
+    return AlertView(**row._mapping)  # noqa: SLF001 - the public name of a row's fields
+
+
+def _log(
+    connection: Connection, alert: AlertView, *, code: str, sentence: str, now: datetime, who: str | None = None
+) -> None:
+    grave = alert.severity == AlertSeverity.CRITICAL and code == "opened"
+    event = EventLogged.of_administrator(
+        kind=EventKind.ALERT.value,
+        code=code,
+        sentence=sentence,
+        at=now,
+        device=alert.device,
+        who=who,
+        severity=Severity.ERROR if grave else None,
+    )
+    merge_records(connection, [event])
 
 
 class Alerts:
@@ -33,7 +252,7 @@ class Alerts:
     Args:
         url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
         read_only: Whether nothing is to be acknowledged, cleared or evaluated.
-        later: Whether the database is opened when it is first needed, and may not be there yet.
+        later: Open the database when it is first needed; it may not exist yet.
         now: The wall clock (aware).
 
     Raises:
@@ -55,7 +274,7 @@ class Alerts:
         self._now = now
 
     def open(self, *, limit: int = 1000) -> list[AlertView]:
-        """Return the alerts that are open, the latest first."""
+        """Return the open alerts, the latest first."""
         return self.list(open=True, limit=limit)
 
     def list(
@@ -67,38 +286,26 @@ class Alerts:
         since: datetime | None = None,
         limit: int = 100,
     ) -> list[AlertView]:
-        """Return alerts, the open ones first, then the latest; what is left out admits all.
-
-        Args:
-            open: Only those that are open, or only those that are over.
-            rule: Of this rule.
-            subject: Of this subject.
-            since: Begun at or after (aware).
-            limit: At most so many.
-        """
+        """Return alerts as `list_alerts` does."""
         with self.connection() as connection:
-            return book.alerts(connection, open=open, rule=rule, subject=subject, since=since, limit=limit)
+            return list_alerts(connection, open=open, rule=rule, subject=subject, since=since, limit=limit)
 
     def get(self, alert: str) -> AlertView:
-        """Return one alert, by its id or enough of its beginning.
-
-        Raises:
-            NoSuchAlert: There is none, or there are several.
-        """
+        """Return one alert as `find` does."""
         with self.connection() as connection:
-            return book.find(connection, alert)
+            return find(connection, alert)
 
     def acknowledge(self, alert: str, *, who: str, source: str = "") -> AlertView:
-        """Note that somebody takes care of an alert; the first one counts. Takes and raises what `get` does."""
+        """Record that somebody takes care of an alert; the first one counts. Otherwise as `get`."""
         with self.connection() as connection:
-            found = book.acknowledge(connection, book.find(connection, alert), who=who, now=self._now())
+            found = acknowledge(connection, find(connection, alert), who=who, now=self._now())
             self._audit(connection, found, who=who, action="alert acknowledge", source=source)
             return found
 
     def clear(self, alert: str, *, who: str, source: str = "") -> AlertView:
-        """End an alert; what is still wrong makes a new one. Takes and raises what `get` does."""
+        """End an alert; a problem that remains opens a new one. Otherwise as `get`."""
         with self.connection() as connection:
-            found = book.clear(connection, book.find(connection, alert), who=who, now=self._now())
+            found = clear(connection, find(connection, alert), who=who, now=self._now())
             self._audit(connection, found, who=who, action="alert clear", source=source)
             return found
 
@@ -108,19 +315,9 @@ class Alerts:
         )
         record_audit(connection, [entry], now=self._now())
 
-    @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        """Begin a transaction, for what is done in this package.
-
-        Raises:
-            StoreUnavailable: The database did not do what it was asked.
-        """
-        try:
-            with self._opened().begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            # The first line: the others repeat the statement.
-            raise StoreUnavailable(f"The alerts could not be reached: {str(error).partition(chr(10))[0]}") from error
+    def connection(self) -> AbstractContextManager[Connection]:
+        """Begin a transaction."""
+        return transaction(self._opened())
 
     def close(self) -> None:
         if self._engine is not None:
@@ -135,7 +332,5 @@ class Alerts:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from fleet_admin.alerts.errors import DeliveryFailed
+from fleet_admin.alerts.alerts import DeliveryFailed
 from fleet_admin.alerts.settings import AlertSettings, check_url
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, publish_confirmed
@@ -32,17 +32,17 @@ _ACCEPTED: Final = range(200, 300)
 
 
 class Webhook:
-    """Where alerts are posted to.
+    """A URL that alerts are posted to.
 
     Args:
-        url: As `check_url` takes it.
-        secret: What is signed with; None signs nothing.
+        url: As `check_url` accepts it.
+        secret: Key of the signature; None: no signature.
         clock: Unix seconds.
-        context: Whom to trust; by default the machine's authorities.
-        longest_s: After which an exchange is ended, whatever the server does.
+        context: Trusted authorities; by default the machine's.
+        longest_s: Time limit of an exchange, whatever the server does.
 
     Raises:
-        ValueError: The URL is none.
+        ValueError: The URL is invalid.
     """
 
     def __init__(
@@ -66,11 +66,7 @@ class Webhook:
         return f"the webhook at {self._parts.hostname}"
 
     def send(self, alert: Alert) -> None:
-        """Post an alert.
-
-        Raises:
-            DeliveryFailed: It was not accepted.
-        """
+        """Post an alert; raises `DeliveryFailed` if it was not accepted."""
         body = encode_json(alert)
         connection = self._connect()
         ending = threading.Timer(self._longest_s, _cut, [connection])
@@ -125,12 +121,7 @@ _CONFIRM_S: Final = 10.0
 
 
 class BrokerChannel:
-    """Publishes alerts in the role monitor; connects with the first.
-
-    Args:
-        settings: Which fleet, broker and name.
-        make_link: Makes the link to the broker.
-    """
+    """Publishes alerts as a monitor; connects with the first."""
 
     def __init__(self, settings: AlertSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
         assert settings.fleet is not None
@@ -141,11 +132,7 @@ class BrokerChannel:
         self.name = f"the broker at {settings.broker.host}:{settings.broker.port}"
 
     def send(self, alert: Alert) -> None:
-        """Publish an alert, and wait until the broker has it.
-
-        Raises:
-            DeliveryFailed: It has not.
-        """
+        """Publish an alert, and wait until the broker has it; otherwise raises `DeliveryFailed`."""
         with self._using:
             try:
                 if not self._started:

@@ -1,6 +1,6 @@
-"""Evaluator: looks at the facts now and then, opens and ends alerts, and has them told.
+"""Evaluator: evaluates the rules regularly, opens and clears alerts, and delivers them.
 
-Wherever it runs, beside a dashboard, in an edge, or as `fleet admin alerts --watch`, only one evaluates at a time: it
+Wherever it runs, next to a dashboard, in an edge, or as `fleet admin alerts --watch`, only one evaluates at a time: it
 holds a lease in the database, and another takes over when that runs out.
 """
 
@@ -12,31 +12,28 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
 from typing import Final, Protocol, Self
 
 from sqlalchemy import Connection
 
-from fleet_admin.alerts import book
-from fleet_admin.alerts.alerts import Alerts
+from fleet_admin.alerts import alerts as book
+from fleet_admin.alerts.alerts import Alerts, AlertSeverity, DeliveryFailed, notice_of
 from fleet_admin.alerts.delivery import BrokerChannel, Webhook
-from fleet_admin.alerts.errors import DeliveryFailed
-from fleet_admin.alerts.facts import Facts, read_facts
-from fleet_admin.alerts.rules import Reading, readings
+from fleet_admin.alerts.rules import Facts, RuleReading, read_facts, readings
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_admin.alerts.views import AlertSeverity, AlertView, notice_of
 from fleet_common.metrics import read_token
 from fleet_edge.store.errors import StoreUnavailable
+from fleet_edge.store.views import AlertView
 from schemas.control import Alert, AlertState
 from schemas.errors import FleetError
 
 _log = logging.getLogger(__name__)
 
 DATABASE_AWAY: Final = "database-away"
-"""The one alert that is told and not in the table: that the table cannot be reached."""
+"""The one alert that is delivered but not in the table: the table cannot be reached."""
 
 _LEASE_LOOKS: Final = 4
-"""The lease lasts for so many looks: one that is missed makes no second evaluator."""
+"""Evaluations within one lease: missing one makes no second evaluator."""
 
 _FORGET_EVERY: Final = timedelta(hours=1)
 
@@ -45,7 +42,7 @@ _Key = tuple[str, str]
 
 
 def default_holder() -> str:
-    """Return a name for this process, as the lease has it."""
+    """Return a name for this process in the lease."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -56,7 +53,7 @@ class Evaluator:
     Attributes:
         alerts: The table, open to write.
         settings: Thresholds.
-        tell: Is given each alert that was opened or is over; must not block.
+        tell: Called with each alert that was opened or cleared; must not block.
         holder: This process's name.
         now: The wall clock (aware).
         read: Returns the facts.
@@ -75,7 +72,7 @@ class Evaluator:
     _forgotten_at: datetime | None = None
 
     def run(self, stop: threading.Event) -> None:
-        """Look every `every_s` until told to stop."""
+        """Evaluate every `every_s` until stopped."""
         while not stop.is_set():
             try:
                 self.step()
@@ -86,10 +83,9 @@ class Evaluator:
             stop.wait(self.settings.every_s)
 
     def step(self) -> list[AlertView] | None:
-        """Look once.
+        """Evaluate once.
 
-        Returns:
-            Alerts that were opened or ended, or None if another evaluates, or the database is away.
+        Returns the alerts that were opened or cleared; None if another process evaluates, or the database is away.
         """
         now = self.now()
         try:
@@ -114,9 +110,11 @@ class Evaluator:
         return changed
 
     def _apply(self, connection: Connection, facts: Facts) -> list[AlertView]:
-        """Bring the table in step with what the rules say; return what has changed."""
+        """Update the table from the readings; return what has changed."""
         now, changed = facts.now, list[AlertView]()
-        held = {(each.rule, each.subject): each for each in book.alerts(connection, open=True, limit=book.MOST_OPEN)}
+        held = {
+            (each.rule, each.subject): each for each in book.list_alerts(connection, open=True, limit=book.MOST_OPEN)
+        }
         read: set[_Key] = set()
         for rule, reading in readings(facts, self.settings):
             key = (rule, reading.subject)
@@ -131,7 +129,7 @@ class Evaluator:
                 self._wrong_since.pop(key, None)
                 if key in held:
                     changed += self._settle(connection, held[key], now, right=reading.right)
-        for key in held.keys() - read:  # of whom nothing can be said, nothing is wrong
+        for key in held.keys() - read:  # without data there is no alert
             self._wrong_since.pop(key, None)
             changed += self._settle(connection, held[key], now, right=True)
         for key in self._wrong_since.keys() - read:
@@ -144,7 +142,7 @@ class Evaluator:
         return changed
 
     def _settle(self, connection: Connection, alert: AlertView, now: datetime, *, right: bool) -> list[AlertView]:
-        """End an alert whose subject has been right for long enough."""
+        """Clear an alert whose subject has been right for long enough."""
         key = (alert.rule, alert.subject)
         if not right:
             self._right_since.pop(key, None)
@@ -155,7 +153,7 @@ class Evaluator:
         return [book.clear(connection, alert, now=now)]
 
     def _note_away(self, now: datetime, error: StoreUnavailable) -> None:
-        """Tell, once, that the database is away for as long as something must be wrong to be an alert."""
+        """Report once that the database is away for as long as a problem must last to be an alert."""
         if self._away_since is None:
             self._away_since = now
             _log.warning("The alerts cannot be evaluated: %s", error)
@@ -179,7 +177,7 @@ class Evaluator:
         self._away_since = self._away_told = None
 
 
-def _sighting(rule: str, reading: Reading) -> book.Sighting:
+def _sighting(rule: str, reading: RuleReading) -> book.Sighting:
     return book.Sighting(
         rule=rule,
         subject=reading.subject,
@@ -198,16 +196,16 @@ _LONGEST_WAIT_S: Final = 300.0
 
 
 class Channel(Protocol):
-    """Somebody who is told of alerts."""
+    """A destination of alerts."""
 
     @property
     def name(self) -> str: ...
 
     def send(self, alert: Alert) -> None:
-        """Tell. May block for seconds.
+        """Deliver. May block for seconds.
 
         Raises:
-            DeliveryFailed: It was not taken; it may be the next time.
+            DeliveryFailed: It was not accepted; another attempt may succeed.
         """
 
 
@@ -218,7 +216,7 @@ class _Waiting:
 
 
 class _Round:
-    """One channel, and what waits for it."""
+    """One channel, and its queue."""
 
     def __init__(self, channel: Channel, pause: Callable[[float], bool]) -> None:
         self.channel = channel
@@ -256,15 +254,15 @@ class _Round:
             except DeliveryFailed as error:
                 self._again(waiting, error)
             except Exception:  # noqa: BLE001 - logged with its traceback
-                _log.exception("An alert could not be told to %s.", self.channel.name)
+                _log.exception("An alert could not be delivered to %s.", self.channel.name)
 
     def _again(self, waiting: _Waiting, error: DeliveryFailed) -> None:
         waiting.attempts += 1
         if waiting.attempts >= _ATTEMPTS or self._ended:
-            _log.error("The alert %s is told no more: %s", waiting.alert.id, error)
+            _log.error("The alert %s is given up: %s", waiting.alert.id, error)
             return
         if waiting.attempts == 1:
-            _log.warning("The alert %s will be told again: %s", waiting.alert.id, error)
+            _log.warning("The alert %s will be sent again: %s", waiting.alert.id, error)
         with self._changed:
             if len(self._waiting) < _MOST_WAITING:
                 self._waiting.appendleft(waiting)
@@ -272,12 +270,7 @@ class _Round:
 
 
 class Courier:
-    """Tells all channels of every alert.
-
-    Args:
-        channels: Who is told.
-        pause: Waits for so many seconds before the next attempt, or until the end; a test need not.
-    """
+    """Delivers every alert to all channels. `pause` waits before the next attempt, or until the end."""
 
     def __init__(self, channels: Iterable[Channel], *, pause: Callable[[float], bool] | None = None) -> None:
         self._ending = threading.Event()
@@ -286,12 +279,12 @@ class Courier:
             each.start()
 
     def tell(self, alert: Alert) -> None:
-        """Have an alert told. Never blocks; from any thread."""
+        """Queue an alert. Never blocks; from any thread."""
         for each in self._rounds:
             each.put(alert)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Make a last attempt at what waits, and end."""
+        """Make a last attempt at what is queued, and end."""
         self._ending.set()
         for each in self._rounds:
             each.end(timeout_s)
@@ -301,13 +294,9 @@ _END_S: Final = 5.0
 
 
 class RunningAlerts:
-    """Evaluates alerts and has them told: step by step, or on a thread of its own between `start` and `close`.
+    """Evaluates and delivers alerts: step by step, or on a thread between `start` and `close`.
 
-    Args:
-        alerts: The table, open to write.
-        settings: Thresholds, and who is told.
-        channels: Who is told besides.
-        now: The wall clock (aware).
+    `channels` are notified in addition to those of the settings.
 
     Raises:
         MetricsError: The secret's file cannot be used.
@@ -328,16 +317,16 @@ class RunningAlerts:
         self._thread = threading.Thread(target=self._evaluator.run, args=(self._stop,), name="alert-rules", daemon=True)
 
     def step(self) -> list[AlertView]:
-        """Look once; return what was opened or ended, nothing where another process evaluates."""
+        """Evaluate once; return what was opened or cleared, nothing where another process evaluates."""
         return self._evaluator.step() or []
 
     def start(self) -> Self:
-        """Look every `every_s`, on a thread."""
+        """Evaluate every `every_s`, on a thread."""
         self._thread.start()
         return self
 
     def close(self) -> None:
-        """End, after a last attempt to tell what waits."""
+        """End, after a last attempt to deliver what is queued."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(_END_S)
@@ -348,9 +337,7 @@ class RunningAlerts:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

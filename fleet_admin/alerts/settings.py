@@ -1,4 +1,4 @@
-"""Settings of alerts, from flags, the environment (`FLEET_ALERTS_…`) and TOML: thresholds, and who is told."""
+"""Settings of alerts, from flags, the environment (`FLEET_ALERTS_…`) and TOML: thresholds and destinations."""
 
 import ipaddress
 from pathlib import Path
@@ -15,7 +15,7 @@ _MOST: Final = 1e9
 
 
 class AlertSettings(Settings):
-    """When something is an alert, and who is told. A threshold of 0 turns its rule off."""
+    """When something is an alert, and where it is sent. A threshold of 0 turns its rule off."""
 
     variable_prefix: ClassVar[str] = "FLEET_ALERTS_"
 

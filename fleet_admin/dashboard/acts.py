@@ -1,39 +1,42 @@
-"""Acts: what an operator can do to devices, each with a preview of whom it meets."""
+"""Operator actions on devices."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.jobs import Outcome
-from fleet_admin.dashboard.services import Services
+from fleet_admin.dashboard.services import ActionOutcome, Services
 from fleet_admin.steering import Actor, Selection
-from fleet_admin.steering.values import check_change, read_assignments
+from fleet_admin.steering.planning import check_change, read_assignments
 from fleet_common.validation import read_duration
 from schemas.errors import FleetError
 
-MOST_DEVICES: Final = 2_000
-"""That one act may meet: more is done in pieces, or with `fleet admin`."""
+_log = logging.getLogger(__name__)
 
-Run = Callable[[Services, Sequence[str], str, Actor], Iterator[Outcome]]
+
+MOST_DEVICES: Final = 2_000
+"""Maximum per action; for more, use several actions or `fleet admin`."""
+
+Run = Callable[[Services, Sequence[str], str, Actor], Iterator[ActionOutcome]]
 """Does something to devices, with an argument, in somebody's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Something to do.
+    """An operator action.
 
     Attributes:
         key: In forms.
         words: On the button.
-        run: Does it to some devices, and tells of each what came of it.
-        argument: What has to be told beside, if anything.
-        example: Of that.
+        run: Applies it to devices, and yields their outcomes.
+        argument: Name of its argument, if it takes one.
+        example: Of the argument.
         required: Whether the argument is.
         dangerous: Whether it takes something away.
-        check: Raises a `FleetError` if the argument cannot be used, before anything is done.
-        live: Whether the devices have to be reached for it.
+        live: Whether the devices have to be online.
+        check: Raises a `FleetError` for an invalid argument, before anything is done.
     """
 
     key: str
@@ -63,44 +66,46 @@ def _check_duration(argument: str) -> None:
         raise Problem(400, str(error)) from None
 
 
-def _command(name: str, services: Services, devices: Sequence[str], _argument: str, actor: Actor) -> Iterator[Outcome]:
+def _command(
+    name: str, services: Services, devices: Sequence[str], _argument: str, actor: Actor
+) -> Iterator[ActionOutcome]:
     chosen = Selection(devices=tuple(devices))
     for each in services.steering.reach().command(name, chosen, actor=actor):
-        yield Outcome(each.device, "done" if each.ok else each.outcome, each.sentence, each.result or "")
+        yield ActionOutcome(each.device, "done" if each.ok else each.outcome, each.sentence, each.result or "")
 
 
-def _set(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+def _set(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
     changes = read_assignments(argument.split())
     chosen = Selection(devices=tuple(devices))
     for each in services.steering.reach().set(changes, chosen, actor=actor):
-        yield Outcome(each.device, each.state.value, each.sentence)
+        yield ActionOutcome(each.device, each.state.value, each.sentence)
 
 
-def _unset(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+def _unset(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
     chosen = Selection(devices=tuple(devices))
     for each in services.steering.reach().unset(argument.split(), chosen, actor=actor):
-        yield Outcome(each.device, each.state.value, each.sentence)
+        yield ActionOutcome(each.device, each.state.value, each.sentence)
 
 
-def _label(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+def _label(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
     found = services.steering.log.label(devices, add=argument.split(), actor=actor)
-    return (Outcome(device, "done", f"Labels: {' '.join(labels) or 'none'}.") for device, labels in found.items())
+    return (ActionOutcome(device, "done", f"Labels: {' '.join(labels) or 'none'}.") for device, labels in found.items())
 
 
-def _unlabel(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+def _unlabel(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
     found = services.steering.log.label(devices, remove=argument.split(), actor=actor)
-    return (Outcome(device, "done", f"Labels: {' '.join(labels) or 'none'}.") for device, labels in found.items())
+    return (ActionOutcome(device, "done", f"Labels: {' '.join(labels) or 'none'}.") for device, labels in found.items())
 
 
 def _each(one: Callable[[Services, str, str, Actor], str]) -> Run:
-    """Return an act that is done device by device, and whose failure at one does not stop it at the others."""
+    """Return an action applied device by device; an error at one does not stop it at the others."""
 
-    def run(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+    def run(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
         for device in devices:
             try:
-                yield Outcome(device, "done", one(services, device, argument, actor))
+                yield ActionOutcome(device, "done", one(services, device, argument, actor))
             except FleetError as error:
-                yield Outcome(device, "failed", str(error))
+                yield ActionOutcome(device, "failed", str(error))
 
     return run
 
@@ -120,12 +125,12 @@ def _fence(services: Services, device: str, argument: str, actor: Actor) -> str:
         device, duration=argument or None, reason=f"By {actor.who}.", who=actor.who, source=actor.source
     )
     until = "until it is lifted" if held.until_at is None else f"until {held.until_at:%Y-%m-%d %H:%M} UTC"
-    return f"It is shut out {until}."
+    return f"It is fenced {until}."
 
 
 def _unfence(services: Services, device: str, _argument: str, actor: Actor) -> str:
     held = services.log.unfence(device, who=actor.who, source=actor.source)
-    return "It was not shut out." if held is None else f"It is let in again; {held.by} had shut it out: {held.reason}"
+    return "It was not fenced." if held is None else f"The fence is lifted; {held.by} had set it: {held.reason}"
 
 
 ACTS: Final = (
@@ -147,11 +152,7 @@ ACTS: Final = (
 
 
 def act_of(key: str) -> Act:
-    """Return an act.
-
-    Raises:
-        Problem: There is none of that name.
-    """
+    """Return an action; raises `Problem` if there is none of that name."""
     found = next((each for each in ACTS if each.key == key), None)
     if found is None:
         raise Problem(400, f"There is nothing called {key[:40]!r} to do.")

@@ -1,6 +1,8 @@
-"""ASGI application: routes of all pages behind the gate, errors as pages or as JSON."""
+"""ASGI application of the dashboard, and the server that runs it."""
 
+import errno
 import logging
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -12,21 +14,23 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fleet_admin.alerts.errors import NoSuchAlert
-from fleet_admin.dashboard.api.routes import api_routes
-from fleet_admin.dashboard.errors import AccountError, Problem
-from fleet_admin.dashboard.pages.page import Page
-from fleet_admin.dashboard.pages.registry import PAGES
-from fleet_admin.dashboard.rendering import render
-from fleet_admin.dashboard.services import Services
-from fleet_admin.dashboard.visit import Visit
-from fleet_admin.dashboard.web.assets import asset_route
-from fleet_admin.dashboard.web.gate import API, Gate
-from fleet_admin.dashboard.web.live import Live
-from fleet_admin.dashboard.web.workers import Workers
+from fleet_admin.alerts.alerts import NoSuchAlert
+from fleet_admin.dashboard.api import api_routes
+from fleet_admin.dashboard.errors import AccountError, DashboardError, Problem
+from fleet_admin.dashboard.gate import API, Gate
+from fleet_admin.dashboard.pages import account, fleet, log, sessions
+from fleet_admin.dashboard.rendering import asset_route, render
+from fleet_admin.dashboard.services import Services, open_services
+from fleet_admin.dashboard.serving import Live, Workers
+from fleet_admin.dashboard.settings import DashboardSettings, listen_address
+from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.steering import SteeringError
+from fleet_common.http_server import HttpServer
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
 from schemas.errors import FleetError
+
+PAGES: Final[tuple[Page, ...]] = (*fleet.PAGES, *sessions.PAGES, *log.PAGES, *account.PAGES)
+"""All pages, in the order of the menu."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +86,7 @@ def _route(page: Page, *, services: Services, workers: Workers, menu: tuple[tupl
         visitor = visit.admission.visitor
         if visitor is not None and not visitor.role.includes(page.role):
             raise Problem(403, f"The account {visitor.name} may look, and not do this; ask an operator.")
-        # Who is not known yet takes a share by address: logins are dear.
+        # Rate-limit anonymous requests by address, because password hashing is expensive.
         account = visitor.name if visitor is not None else f" {visit.admission.origin.address}"
         work: Callable[[], Response] = partial(page.answer, visit)
         return await workers.run(work, account=account)
@@ -91,7 +95,7 @@ def _route(page: Page, *, services: Services, workers: Workers, menu: tuple[tupl
 
 
 def _refuse(request: Request, error: Exception) -> Response:
-    """Return the answer to a request that cannot be served: a page, or JSON for programs."""
+    """Return the answer to a request that fails: a page, or JSON for programs."""
     status, sentence, headers = _explain(error)
     if request.url.path.startswith(API):
         return JSONResponse({"error": {"status": status, "sentence": sentence}}, status, headers)
@@ -110,3 +114,67 @@ def _explain(error: Exception) -> tuple[int, str, dict[str, str]]:
         case _:
             _log.error("A page failed.", exc_info=error)
             return 500, "This page failed; the dashboard's log says why.", {}
+
+
+_GRACE_S: Final = 2
+_KEEP_ALIVE_S: Final = 10
+_BACKLOG: Final = 512
+
+
+class DashboardServer:
+    """Serves the dashboard from its construction until it is stopped; `address` is its URL.
+
+    Raises:
+        DashboardError: The address or the certificate cannot be used.
+        StoreError: The database cannot be opened.
+    """
+
+    def __init__(self, settings: DashboardSettings, *, services: Services | None = None) -> None:
+        self._services = services or open_services(settings)
+        app = create_app(self._services)
+        host, port = listen_address(settings.listen)
+        sock = _listen(host, port)
+        scheme = "https" if settings.https_certificate else "http"
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"{scheme}://{shown}:{sock.getsockname()[1]}/"
+        try:
+            self._server = HttpServer(
+                app,
+                sock,
+                name="dashboard",
+                grace_s=_GRACE_S,
+                keep_alive_s=_KEEP_ALIVE_S,
+                certificate=settings.https_certificate,
+                key=settings.https_key,
+            )
+        except (OSError, ValueError) as error:
+            sock.close()
+            raise DashboardError(
+                f"The certificate {settings.https_certificate} and its key cannot be used: {error}."
+            ) from error
+        self._server.start()
+        self._services.steering.start()
+
+    def wait(self) -> None:
+        """Wait until it has been stopped."""
+        self._server.wait()
+
+    def stop(self) -> None:
+        """Finish the answers in progress, with a short time limit, and end. Idempotent."""
+        self._services.steering.stop()
+        self._server.stop()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        what = (
+            "is in use: stop what listens there"
+            if error.errno == errno.EADDRINUSE
+            else f"cannot be used ({error.strerror})"
+        )
+        raise DashboardError(f"The dashboard's address {host}:{port} {what}, or listen elsewhere.") from error
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -11,21 +11,15 @@ from schemas.errors import FleetError
 
 
 class DashboardError(FleetError):
-    """Base of all errors of the dashboard. Its text is one sentence for the user."""
+    """Base of all errors of the dashboard."""
 
 
 class AccountError(DashboardError):
-    """An account, a password or a key that cannot be as it is asked for."""
+    """An invalid account, password or key."""
 
 
 class Problem(DashboardError):  # noqa: N818 - reads as what it says
-    """A request that is not served.
-
-    Args:
-        status: The HTTP status.
-        sentence: What is wrong, and what to do.
-        retry_after_s: When to come back, in seconds, if that is known.
-    """
+    """A request that is refused, with its HTTP status; `retry_after_s` says when to try again, if known."""
 
     def __init__(self, status: int, sentence: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(sentence)

@@ -1,15 +1,16 @@
-"""Grid: a table of rows that a page filters by column, sorts, pages through, and gives as CSV.
+"""Parts of pages: tables to filter, sort and save as CSV, time ranges, and charts.
 
-All of it is in the address, so that a view can be kept and passed on: `?f_draft=Q4&sort=-tokens&columns=device,tokens`.
+A table's view is in its address, so that it can be bookmarked and shared:
+`?f_draft=Q4&sort=-tokens&columns=device,tokens`.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final, Generic, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Final, Generic, TypeVar
 
-from fleet_admin.columns import Column, in_order
+from fleet_admin.columns import Column, Kind, in_order, moment, shown
 from fleet_admin.dashboard.errors import Problem
 
 T = TypeVar("T")
@@ -33,19 +34,19 @@ _COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class GridView(Generic[T]):
-    """What of a grid is shown.
+    """The visible part of a grid.
 
     Attributes:
         columns: Shown, from left to right.
-        every: All that there are.
+        every: All columns.
         rows: Of this page.
-        found: All rows that the filters meet, in order.
+        found: All rows that match the filters, in order.
         total: Rows before filtering.
-        filters: What was asked for, by column.
-        sort: The column that it is sorted by, with a `-` before it where the largest come first.
+        filters: By column.
+        sort: Column to sort by, with a `-` before it for the largest first.
         page: Number of this page, from 1.
         pages: Number of pages.
-        links: Of the columns whose cells lead somewhere, by key.
+        links: Of the columns whose cells are links, by key.
     """
 
     columns: tuple[Column[T], ...]
@@ -69,13 +70,7 @@ class GridView(Generic[T]):
 
 
 class Grid(Generic[T]):
-    """A table's columns, and how they are chosen by.
-
-    Args:
-        columns: All that there are; the first is always shown.
-        sort: By which it is sorted at first.
-        links: Of the columns whose cells lead somewhere, by key.
-    """
+    """A table: its columns, of which the first is always shown, its default sort, and the links of cells."""
 
     def __init__(self, columns: Sequence[Column[T]], *, sort: str, links: Mapping[str, Link[T]] | None = None) -> None:
         self.columns = tuple(columns)
@@ -84,11 +79,7 @@ class Grid(Generic[T]):
         self._sort = sort
 
     def view(self, rows: Sequence[T], query: Mapping[str, tuple[str, ...]]) -> GridView[T]:
-        """Choose, sort and cut rows as a query asks.
-
-        Raises:
-            Problem: The query cannot be understood.
-        """
+        """Filter, sort and cut rows as a query asks; raises `Problem` if the query is invalid."""
         filters = {column.key: text for column in self.columns if (text := _last(query, f"f_{column.key}"))}
         found = [row for row in rows if all(matches(self._by_key[key], row, text) for key, text in filters.items())]
         sort = _last(query, "sort") or self._sort
@@ -121,16 +112,13 @@ class Grid(Generic[T]):
 
 
 def matches(column: Column[T], row: T, text: str) -> bool:
-    """Return whether a row's value is one that a filter asks for.
+    """Return whether a row's value matches a filter.
 
-    Args:
-        column: Whose value.
-        row: Of which row.
-        text: For numbers `5`, `>5`, `<=0.5`, `3..5`, shares in percent; for texts a part, `=` before a whole one; `!`
-            before either turns it round; `-` for none.
+    For numbers `5`, `>5`, `<=0.5`, `3..5`, shares in percent; for texts a part, `=` before a whole one; `!` before
+    either negates it; `-` for none.
 
     Raises:
-        Problem: A number is asked for that is none.
+        Problem: The filter of a number is no number.
     """
     if text.startswith("!") and len(text) > 1:
         return not matches(column, row, text[1:])
@@ -172,3 +160,75 @@ def _number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < 1:  # noqa: PLR2004
         raise Problem(400, "The page is a number from 1.")
     return int(text)
+
+
+RANGES: Final[tuple[tuple[str, str], ...]] = (
+    ("1h", "1 hour"),
+    ("6h", "6 hours"),
+    ("24h", "24 hours"),
+    ("7d", "7 days"),
+    ("30d", "30 days"),
+    ("365d", "1 year"),
+)
+"""As the address has them, and in words."""
+
+DEFAULT_RANGE: Final = "24h"
+
+_LENGTHS: Final = {
+    "1h": timedelta(hours=1),
+    "6h": timedelta(hours=6),
+    "24h": timedelta(hours=24),
+    "7d": timedelta(days=7),
+    "30d": timedelta(days=30),
+    "365d": timedelta(days=365),
+}
+
+
+def range_of(text: str) -> tuple[str, timedelta]:
+    """Return a time range as the address has it, and its length; raises `Problem` if there is none of that name."""
+    name = text or DEFAULT_RANGE
+    length = _LENGTHS.get(name)
+    if length is None:
+        raise Problem(400, f"There is no range {name[:20]!r}; there are {', '.join(_LENGTHS)}.")
+    return name, length
+
+
+Line = tuple[str, Callable[[T], float | None]]
+"""A line's name, and its value at a point."""
+
+
+def series(
+    points: Iterable[T],
+    at: Callable[[T], datetime],
+    lines: "Sequence[Line[T]]",
+    *,
+    unit: str = "",
+    kind: Kind = "figure",
+    between: tuple[datetime, datetime] | None = None,
+) -> dict[str, Any]:
+    """Return the data of a template's chart.
+
+    Args:
+        points: In any order.
+        at: Time of a point.
+        lines: Lines of the chart.
+        unit: Of all of them.
+        kind: How the table shows a value; see `columns.shown`. Shares are drawn in percent.
+        between: The time that is drawn, also where there are no points.
+    """
+    ordered = sorted(points, key=at)
+    factor = 100.0 if kind == "percent" else 1.0
+    values = [[value(point) for point in ordered] for _, value in lines]
+    return {
+        "times": [int(at(point).timestamp()) for point in ordered],
+        "lines": [
+            {"name": name, "values": [None if each is None else round(each * factor, 3) for each in own]}
+            for (name, _), own in zip(lines, values, strict=True)
+        ],
+        "unit": unit,
+        "between": None if between is None else [int(each.timestamp()) for each in between],
+        "table": [
+            [moment(at(point))[:16], *(shown(own[number], kind) for own in values)]
+            for number, point in reversed(list(enumerate(ordered)))
+        ],
+    }

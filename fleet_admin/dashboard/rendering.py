@@ -1,15 +1,82 @@
-"""Rendering: templates with everything escaped."""
+"""Rendering of answers: templates with everything escaped, CSV downloads, and static assets."""
 
-from collections.abc import Mapping
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from importlib.resources import files
+from itertools import islice
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
-from fleet_admin.columns import moment, shown
-from fleet_admin.dashboard.web.assets import asset_url
+from fleet_admin.columns import moment, shown, write_csv
+from fleet_admin.dashboard.errors import Problem
 from schemas.printable import printable
+
+_PACKAGE: Final = "fleet_admin.dashboard"
+_TYPES: Final = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Asset:
+    content: bytes
+    kind: str
+    digest: str
+
+
+@cache
+def _assets() -> dict[str, _Asset]:
+    found = {}
+    for folder in (files(_PACKAGE) / "static", files(_PACKAGE) / "static" / "vendor"):
+        for each in folder.iterdir():
+            kind = _TYPES.get(each.name.rpartition(".")[2])
+            if kind is not None:
+                content = each.read_bytes()
+                found[each.name] = _Asset(content, kind, hashlib.sha256(content).hexdigest()[:16])
+    return found
+
+
+def asset_url(name: str) -> str:
+    """Return the URL of an asset; it changes with the content, so that browsers may cache it."""
+    return f"/static/{name}?v={_assets()[name].digest}"
+
+
+def asset_route() -> Route:
+    """Return the route of all assets."""
+
+    async def serve(request: Request) -> Response:
+        asset = _assets().get(request.path_params["name"])
+        if asset is None:
+            raise Problem(404, "There is no such file.")
+        lasting = request.query_params.get("v") == asset.digest
+        headers = {"cache-control": "public, max-age=31536000, immutable" if lasting else "no-cache"}
+        return Response(asset.content, media_type=asset.kind, headers=headers)
+
+    return Route("/static/{name}", serve)
+
+
+_ROWS_AT_ONCE: Final = 500
+
+
+def csv_response(name: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
+    """Return a CSV file to download; rows are read as the client does, on a thread."""
+    headers = {"content-disposition": f'attachment; filename="{name}.csv"'}
+    return StreamingResponse(_lines(headings, iter(rows)), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _lines(headings: Sequence[str], rows: Iterator[Sequence[object]]) -> Iterator[str]:
+    more = True
+    while more:
+        buffer = io.StringIO()
+        more = write_csv(buffer, headings, islice(rows, _ROWS_AT_ONCE)) == _ROWS_AT_ONCE
+        headings = ()
+        yield buffer.getvalue()
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -33,5 +100,5 @@ def _environment() -> Environment:
 
 
 def _readable(value: object) -> object:
-    """Replace what would make a text read otherwise than it is: control characters, and marks of writing direction."""
+    """Replace what changes how a text reads: control characters, and marks of writing direction."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,42 +1,222 @@
-"""Services: what pages are made of, opened once for the dashboard's process."""
+"""Services that pages use, opened once for the dashboard's process."""
 
+import logging
+import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from fleet_admin.alerts.alerts import Alerts
-from fleet_admin.dashboard.accounts.accounts import Accounts
-from fleet_admin.dashboard.accounts.attempts import Attempts
-from fleet_admin.dashboard.accounts.database import AccountDatabase
-from fleet_admin.dashboard.accounts.keys import ApiKeys
-from fleet_admin.dashboard.accounts.logins import Logins
-from fleet_admin.dashboard.accounts.secrets import Passwords
-from fleet_admin.dashboard.jobs import Jobs
-from fleet_admin.dashboard.said import Said
+from fleet_admin.dashboard.accounts import AccountDatabase, Accounts, ApiKeys, Attempts, Logins, Passwords
+from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings
-from fleet_admin.dashboard.steering import DashboardSteering
+from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
+from fleet_admin.steering.planning import views_of_log
 from fleet_edge.session_log import SessionLog
+from schemas.errors import FleetError
+
+_KEPT: Final = 100
+_AT_ONCE: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class ActionOutcome:
+    """Outcome of an action at one device: a state (`done`, `failed`, or the device's), a sentence, and its answer."""
+
+    device: str
+    state: str
+    sentence: str
+    result: str = ""
+
+
+@dataclass(slots=True)
+class ActionJob:
+    """An action in progress, or finished; `outcomes` only grow, `problem` says why it failed."""
+
+    id: str
+    words: str
+    who: str
+    began: datetime
+    devices: int
+    outcomes: list[ActionOutcome] = field(default_factory=list)
+    problem: str = ""
+    _over: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    @property
+    def over(self) -> bool:
+        return self._over.is_set()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Number of devices by state."""
+        return Counter(each.state for each in list(self.outcomes))
+
+    def run(self, steps: Callable[[], Iterator[ActionOutcome]]) -> None:
+        """Run the action; called on a thread."""
+        try:
+            for outcome in steps():
+                self.outcomes.append(outcome)
+        except FleetError as error:
+            self.problem = str(error)
+        except Exception:  # noqa: BLE001 - whatever it is, the act is over
+            _log.exception("An act failed: %s.", self.words)
+            self.problem = "It failed; the dashboard's log says why."
+        finally:
+            self._over.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it is finished; return whether it is."""
+        return self._over.wait(timeout_s)
+
+
+class ActionJobs:
+    """The jobs of a dashboard, the latest kept in memory; what was done is in the audit log."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[str, ActionJob] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def begin(
+        self, words: str, *, who: str, now: datetime, devices: int, steps: Callable[[], Iterator[ActionOutcome]]
+    ) -> ActionJob:
+        """Start an action; `steps` applies it and yields the outcomes.
+
+        Raises:
+            Problem: Too many are in progress.
+        """
+        job = ActionJob(secrets.token_urlsafe(9), words, who, now, devices)
+        with self._lock:
+            if sum(not each.over for each in self._jobs.values()) >= _AT_ONCE:
+                raise Problem(503, f"{_AT_ONCE} acts are under way; begin this one when one is over.", retry_after_s=10)
+            self._jobs[job.id] = job
+            for old in [each for each in self._jobs.values() if each.over][: max(0, len(self._jobs) - _KEPT)]:
+                del self._jobs[old.id]
+        threading.Thread(target=job.run, args=(steps,), name="act", daemon=True).start()
+        return job
+
+    def find(self, name: str) -> ActionJob:
+        """Return a job; raises `Problem` if it is no longer kept."""
+        with self._lock:
+            found = self._jobs.get(name)
+        if found is None:
+            raise Problem(404, "This act is no longer kept here; the audit log says what came of it.")
+        return found
+
+
+class Said:
+    """Sentences for the page that follows a form: kept here, so that no link can put words into a page."""
+
+    _MOST: Final = 1_000
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, account: str, sentence: str) -> str:
+        """Store a sentence; return the name under which it can be taken once."""
+        name = secrets.token_urlsafe(9)
+        with self._lock:
+            self._kept[name] = (account, sentence)
+            while len(self._kept) > self._MOST:
+                self._kept.popitem(last=False)
+        return name
+
+    def take(self, account: str, name: str) -> str | None:
+        """Return a sentence, once, to the account that it is for."""
+        with self._lock:
+            kept = self._kept.get(name)
+            if kept is None or kept[0] != account:
+                return None
+            return self._kept.pop(name)[1]
+
+
+_AGAIN_S: Final = 15.0
+
+_log = logging.getLogger(__name__)
+
+
+class DashboardSteering:
+    """Steering at the dashboard: connects to the broker in the background, and retries.
+
+    `log` holds labels, commands and the audit log, which need no broker.
+    """
+
+    def __init__(
+        self,
+        settings: DashboardSettings,
+        *,
+        make: Callable[[DashboardSettings], Steering] = lambda settings: Steering.open(settings, settings.db),
+    ) -> None:
+        self.log = SteeringLog(settings.db)
+        self._settings = settings
+        self._make = make
+        self._steering: Steering | None = None
+        self._why = (
+            "The dashboard is not connected to the broker; it connects when it first can."
+            if settings.steer
+            else "This dashboard gives devices no settings and commands: it is started without --steer."
+        )
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def absence(self) -> str:
+        """Why devices cannot be reached now; empty if they can."""
+        steering = self._steering
+        if steering is None:
+            return self._why
+        return "" if steering.connected else "The broker does not answer now."
+
+    def reach(self) -> Steering:
+        """Return the connected `Steering`; raises `Problem` if there is none now."""
+        if self._steering is None:
+            raise Problem(503 if self._settings.steer else 409, self._why)
+        return self._steering
+
+    def settings_of(self, device: str) -> DeviceSettingsView | None:
+        """Return a device's settings: as the broker has them, or else the log."""
+        steering = self._steering
+        if steering is not None and steering.connected:
+            found = steering.wanted_and_reported([device])
+        else:
+            found = views_of_log(self.log.known(), self.log.wanted(), self.log.reported(), devices=[device])
+        return found[0] if found else None
+
+    def start(self) -> None:
+        if self._settings.steer:
+            self._thread = threading.Thread(target=self._connect, name="steering-connect", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._steering is not None:
+            self._steering.stop()
+        self.log.close()
+
+    def _connect(self) -> None:
+        while not self._ended.is_set():
+            steering = self._make(self._settings)
+            try:
+                steering.start(records=True)
+            except FleetError as error:
+                if self._why != str(error):
+                    _log.warning("Devices cannot be steered: %s", error)
+                self._why = str(error)
+                self._ended.wait(_AGAIN_S)
+                continue
+            self._steering = steering
+            return
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What pages are made of. May be used by several threads.
-
-    Attributes:
-        settings: Of the dashboard.
-        log: The session log.
-        alerts: What is wrong, in the same database.
-        accounts: Who may look.
-        logins: Browsers that are logged in.
-        keys: Programs that may ask.
-        attempts: To log in.
-        said: Sentences for the page after a form.
-        steering: Labels, the audit log, and, where the settings say so, devices.
-        jobs: Acts under way.
-        now: The wall clock (aware).
-        clock: Monotonic seconds.
-    """
+    """Services that pages use. May be used by several threads."""
 
     settings: DashboardSettings
     log: SessionLog
@@ -46,7 +226,7 @@ class Services:
     attempts: Attempts
     said: Said
     steering: DashboardSteering
-    jobs: Jobs
+    jobs: ActionJobs
     alerts: Alerts
     now: Callable[[], datetime]
     clock: Callable[[], float] = field(repr=False)
@@ -59,7 +239,7 @@ def open_services(
     clock: Callable[[], float] = time.monotonic,
     passwords: Passwords | None = None,
 ) -> Services:
-    """Open the database and what is in it.
+    """Open the database and the services on it.
 
     Raises:
         StoreError: It cannot be opened.
@@ -76,7 +256,7 @@ def open_services(
         attempts=Attempts(clock),
         said=Said(),
         steering=DashboardSteering(settings),
-        jobs=Jobs(),
+        jobs=ActionJobs(),
         alerts=Alerts(settings.db, now=now),
         now=now,
         clock=clock,

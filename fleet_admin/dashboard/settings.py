@@ -1,15 +1,43 @@
-"""Dashboard settings, from flags, the environment (`FLEET_DASHBOARD_…`) and TOML."""
+"""Dashboard settings, from flags, the environment (`FLEET_DASHBOARD_…`) and TOML; roles of accounts."""
 
 import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Final
 
 from pydantic import ValidationInfo, field_validator
 
-from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.settings import AdminSettings
 from fleet_common.settings import setting
 from schemas.names import Name
+
+
+class AccountRole(StrEnum):
+    """What an account or a key may do.
+
+    Attributes:
+        VIEWER: Read everything, change nothing but its own password.
+        OPERATOR: Also act on devices, settings, alerts and its own keys.
+    """
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+    def includes(self, other: "AccountRole") -> bool:
+        """Return whether this role may do all that the other may."""
+        return self is AccountRole.OPERATOR or other is AccountRole.VIEWER
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who makes a request; `by` is `login`, `key` or `proxy`, `address` the browser's or program's."""
+
+    name: str
+    role: AccountRole
+    by: str
+    address: str
+
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -59,8 +87,8 @@ class DashboardSettings(AdminSettings):
         "Header with the user that a proxy has authenticated, such as X-Forwarded-User; empty for none.",
         rare=True,
     )
-    proxy_role: Role | None = setting(
-        None, "Role of such users without an account; without it they are refused.",
+    proxy_role: AccountRole | None = setting(
+        None, "AccountRole of such users without an account; without it they are refused.",
         rare=True,
     )  # fmt: skip
     listen: str = setting(
@@ -99,14 +127,14 @@ class DashboardSettings(AdminSettings):
     @classmethod
     def _from_proxies(cls, header: str, seen: ValidationInfo) -> str:
         if header and not seen.data.get("proxies", header):
-            raise ValueError("whoever sends the header would be believed; set 'proxies' too")
+            raise ValueError("any client could send that header; set 'proxies' too")
         return header
 
-    # After all that it depends on.
+    # Declared after all fields that it depends on.
     @field_validator("listen")
     @classmethod
     def _protected(cls, listen: str, seen: ValidationInfo) -> str:
-        """Refuse what would send passwords over a network in the clear."""
+        """Refuse to send passwords over a network unencrypted."""
         host, _ = listen_address(listen)
         known = seen.data
         if _loopback(host):
@@ -124,7 +152,7 @@ class DashboardSettings(AdminSettings):
         return listen
 
     def allowed_names(self) -> frozenset[str]:
-        """Return the names under which the pages answer, beside those of this machine."""
+        """Return the host names of the pages, in addition to this machine's."""
         return frozenset(each.strip().lower() for each in self.names.split(",") if each.strip())
 
     def trusted(self) -> tuple[Network, ...]:
@@ -133,11 +161,7 @@ class DashboardSettings(AdminSettings):
 
 
 def listen_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`; brackets around an IPv6 address are taken off.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """Return host and port of `HOST:PORT`, without brackets around an IPv6 address; otherwise raise ValueError."""
     host, colon, port = text.strip().rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _MOST_PORT:
         raise ValueError("it must be an address and a port, such as 127.0.0.1:8400")
@@ -151,11 +175,7 @@ def listen_address(text: str) -> tuple[str, int]:
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """Return addresses and networks that stand between commas.
-
-    Raises:
-        ValueError: One is neither.
-    """
+    """Return addresses and networks between commas; raises ValueError if one is neither."""
     found = []
     for each in filter(None, (part.strip() for part in text.split(","))):
         try:

@@ -1,6 +1,6 @@
-"""Visit: one request to a page, with who asks, what they ask by, and the answers that a page can give."""
+"""Requests to pages: who asks, what they ask for, and the answers that a page can give."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -9,13 +9,13 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from fleet_admin.dashboard.accounts.roles import Role, Visitor
-from fleet_admin.dashboard.accounts.secrets import new_token
+from fleet_admin.dashboard.accounts import new_token
 from fleet_admin.dashboard.errors import Problem
+from fleet_admin.dashboard.gate import CSRF_FIELD, Admission, cookie_name
 from fleet_admin.dashboard.rendering import render
 from fleet_admin.dashboard.services import Services
-from fleet_admin.dashboard.web.gate import CSRF_FIELD, Admission, cookie_name
-from fleet_admin.steering.views import Actor
+from fleet_admin.dashboard.settings import AccountRole, Visitor
+from fleet_admin.steering.planning import Actor
 
 _LONGEST: Final = 200
 """Characters of a value that a page is chosen by."""
@@ -26,12 +26,10 @@ _BROWSER_S: Final = 180 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One request.
+    """One request to a page.
 
     Attributes:
-        request: As it came.
-        admission: What the gate has found out of it.
-        services: What pages are made of.
+        admission: What the gate found out about it.
         now: When it came (UTC).
         menu: Entries of the menu: path, title.
     """
@@ -44,24 +42,19 @@ class Visit:
 
     @property
     def visitor(self) -> Visitor:
-        """Who asks.
-
-        Raises:
-            Problem: Nobody who is known.
-        """
+        """Who sends it; raises `Problem` if not logged in."""
         if self.admission.visitor is None:
             raise Problem(401, "Log in first.")
         return self.admission.visitor
 
     @property
     def actor(self) -> Actor:
-        """Who acts, for the audit log."""
         return Actor(self.visitor.name, self.visitor.address)
 
     @property
     def may_act(self) -> bool:
-        """Whether whoever asks may change things: what only operators can do is not shown to others."""
-        return self.admission.visitor is not None and self.admission.visitor.role.includes(Role.OPERATOR)
+        """Whether the visitor is an operator: what only operators can do is not shown to others."""
+        return self.admission.visitor is not None and self.admission.visitor.role.includes(AccountRole.OPERATOR)
 
     def path(self, name: str) -> str:
         """Return a part of the path."""
@@ -71,22 +64,22 @@ class Visit:
         return value
 
     def query(self, name: str, default: str = "") -> str:
-        """Return the last value of a field of the query, without spaces around it."""
+        """Return the last value of a query field, stripped."""
         return self._value(self.admission.query, name, default)
 
     def form(self, name: str, default: str = "") -> str:
-        """Return the last value of a field of the form, without spaces around it."""
+        """Return the last value of a form field, stripped."""
         return self._value(self.admission.form, name, default)
 
     def forms(self, name: str) -> tuple[str, ...]:
-        """Return all values of a field of the form."""
+        """Return all values of a form field."""
         return tuple(each.strip()[:_LONGEST] for each in self.admission.form.get(name, ()))
 
     def page(self, template: str, *, title: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401
         """Answer with a page; its template gets the values, and the visit as `visit`."""
         cookie, fresh = self.admission.cookie, False
         if not cookie:
-            # Forms need a cookie to be told from those of other pages, also that of the login.
+            # Every form needs a cookie against forged requests, also that of the login.
             cookie, fresh = new_token(), True
         admission = Admission(
             origin=self.admission.origin, visitor=self.admission.visitor, cookie=cookie, query={}, form={}, body=b""
@@ -111,18 +104,16 @@ class Visit:
         return response
 
     def here(self, **changes: str | None) -> str:
-        """Return the address of this page, with some fields of its query changed, or left out where None."""
+        """Return the address of this page, with some query fields changed, or left out where None."""
         kept = {name: values for name, values in self.admission.query.items() if name not in {"said", *changes}}
         pairs = [(name, value) for name, values in kept.items() for value in values]
         pairs += [(name, value) for name, value in changes.items() if value is not None]
         return self.request.url.path + (f"?{urlencode(pairs)}" if pairs else "")
 
     def redirect(self, path: str, *, said: str = "") -> Response:
-        """Answer a form: have the browser load a page of ours, which shows a sentence once.
+        """Answer a form: redirect to one of our pages, which shows the sentence `said` once.
 
-        Args:
-            path: Begins with one slash, and was not taken from the request without a check.
-            said: The sentence.
+        `path` begins with one slash, and was not taken from the request without a check.
         """
         if said:
             name = self.services.said.keep(self.visitor.name, said)
@@ -130,17 +121,17 @@ class Visit:
         return RedirectResponse(path, 303)
 
     def give_cookie(self, response: Response, value: str) -> None:
-        """Have the browser keep a cookie that scripts cannot read and other pages' forms do not carry."""
+        """Set a cookie that scripts cannot read and other sites' forms do not carry."""
         secure = self.admission.origin.secure
         response.set_cookie(cookie_name(secure=secure), value, secure=secure, httponly=True, samesite="lax", path="/")
 
     @property
     def browser(self) -> str:
-        """What `remember_browser` has given the browser; empty if nothing."""
+        """Token set by `remember_browser`; empty if none."""
         return self.request.cookies.get(_browser_cookie(secure=self.admission.origin.secure), "")
 
     def remember_browser(self, response: Response, account: str) -> None:
-        """Have the browser keep a token of having logged in under an account: other people's guesses do not slow it."""
+        """Set a token of a successful login: other people's guesses do not slow this browser down."""
         token, secure = self.services.accounts.browser_token(account), self.admission.origin.secure
         if token is not None:
             response.set_cookie(
@@ -163,3 +154,29 @@ class Visit:
 
 def _browser_cookie(*, secure: bool) -> str:
     return f"{cookie_name(secure=secure)}-browser"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page, or the target of a form.
+
+    Attributes:
+        path: As Starlette writes it: `/devices/{name}`.
+        title: In the menu and above the page.
+        answer: Called on a thread, may block.
+        menu: Whether it is in the menu.
+        method: `GET`, or `POST` for a form.
+        role: Least role.
+    """
+
+    path: str
+    title: str
+    answer: Callable[[Visit], Response]
+    menu: bool = False
+    method: str = "GET"
+    role: AccountRole = AccountRole.VIEWER
+
+
+def action(path: str, answer: Callable[[Visit], Response], *, role: AccountRole = AccountRole.OPERATOR) -> Page:
+    """Return the target of a form; for operators by default."""
+    return Page(path, "", answer, method="POST", role=role)

@@ -1,33 +1,32 @@
 """Steering log: labels, wanted and reported settings, commands and the audit log, in the session log's database."""
 
 import threading
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 from sqlalchemy import Connection, Engine, select
-from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_admin.steering.errors import SteeringError
-from fleet_admin.steering.selection import KnownDevice
-from fleet_admin.steering.views import Actor
+from fleet_admin.steering.planning import Actor, KnownDevice, SteeringError
 from fleet_common.validation import read_time
-from fleet_edge.store import queries
-from fleet_edge.store.database import open_existing
-from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.event_codes import EventKind, severity_of
-from fleet_edge.store.merge.merge import Merge
+from fleet_edge.store import queries, steering
+from fleet_edge.store.database import open_existing, transaction
+from fleet_edge.store.event_codes import EventKind
+from fleet_edge.store.merge import merge_records
 from fleet_edge.store.models import SegmentRow
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.fences import ADMINISTRATOR
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.steering import labels, settings
-from fleet_edge.store.steering.audit import AuditEntry, end_audit, read_audit, record_audit
-from fleet_edge.store.steering.commands import CommandEnd, end_commands, keep_commands, read_commands
-from fleet_edge.store.steering.views import AuditView, CommandView, ReportedView, WantedView
+from fleet_edge.store.records import EventLogged, segment_number
+from fleet_edge.store.steering import (
+    CommandEnd,
+    end_audit,
+    end_commands,
+    keep_commands,
+    read_audit,
+    read_commands,
+    record_audit,
+)
+from fleet_edge.store.views import AuditEntry, AuditView, CommandView, ReportedView, WantedView
 from schemas.control import CommandRequest, DesiredSettings, Presence, ReportedSettings
 from schemas.errors import InvalidName
 from schemas.names import check_name
@@ -40,7 +39,7 @@ _EDGE_DAY: Final = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteeringEvent:
-    """What an administrator's wish or command has led to at a device, as `fleet_edge.store.event_codes` has it."""
+    """Effect of an administrator's setting or command at a device, with a code of `event_codes`."""
 
     device: str
     kind: EventKind
@@ -50,11 +49,7 @@ class SteeringEvent:
 
 
 class SteeringLog:
-    """The part of the database that administrators write. May be used by several threads.
-
-    Args:
-        url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`; an edge has created it.
-        now: The wall clock (aware).
+    """The part of the database that administrators write, created by an edge. May be used by several threads.
 
     Raises:
         StoreUnavailable: The database does not exist or cannot be opened.
@@ -71,17 +66,16 @@ class SteeringLog:
     # Labels
 
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """Return the labels of each device that has any."""
         with self._reading() as connection:
-            return labels.read_labels(connection)
+            return steering.read_labels(connection)
 
     def label(
         self, devices: Sequence[str], *, add: Collection[str] = (), remove: Collection[str] = (), actor: Actor
     ) -> dict[str, tuple[str, ...]]:
-        """Give devices labels, and take others off; return what they have then. They need not have been seen yet.
+        """Add and remove labels; return the devices' labels. Devices need not have been seen yet.
 
         Raises:
-            SteeringError: A device or a label cannot be called so, or nothing is asked for.
+            SteeringError: A device or a label has an invalid name, or nothing is to be done.
         """
         for word in (*devices, *add, *remove):
             _checked(word)
@@ -89,10 +83,10 @@ class SteeringLog:
             raise SteeringError("Nothing is to be labelled: name a device, and a label to add or to remove.")
         now = self._now()
         with self._writing() as connection:
-            before = labels.read_labels(connection, devices=devices)
-            labels.remove_labels(connection, dict.fromkeys(devices, remove))
-            labels.add_labels(connection, dict.fromkeys(devices, add), who=actor.who, now=now)
-            after = labels.read_labels(connection, devices=devices)
+            before = steering.read_labels(connection, devices=devices)
+            steering.remove_labels(connection, dict.fromkeys(devices, remove))
+            steering.add_labels(connection, dict.fromkeys(devices, add), who=actor.who, now=now)
+            after = steering.read_labels(connection, devices=devices)
             entries = [
                 AuditEntry(
                     who=actor.who,
@@ -109,18 +103,18 @@ class SteeringLog:
         return {device: after.get(device, ()) for device in devices}
 
     def retire(self, device: str, *, undo: bool = False, actor: Actor) -> None:
-        """Take a device out of service, or put it back: it is no longer chosen but by name, nor said to be silent.
+        """Take a device out of service, or put it back: it is chosen only by name, and never silent.
 
         Raises:
             SteeringError: The log does not know it.
         """
         now = self._now()
         with self._writing() as connection:
-            before = labels.retired(connection).get(_checked(device))
-            if not labels.retire(connection, device, None if undo else before or now):
+            before = steering.retired(connection).get(_checked(device))
+            if not steering.retire(connection, device, None if undo else before or now):
                 raise SteeringError(f"No device {device} has been seen, so that none can be retired; check the name.")
             if not undo:
-                settings.forget_settings(connection, [device])
+                steering.forget_settings(connection, [device])
             entry = AuditEntry(
                 who=actor.who,
                 action="restore" if undo else "retire",
@@ -132,10 +126,9 @@ class SteeringLog:
             record_audit(connection, [entry], now=now)
 
     def known(self, *, edges: bool = False) -> dict[str, KnownDevice]:
-        """Return the devices that the log has seen, by name, with what they are chosen by.
+        """Return the devices that the log has seen, by name.
 
-        Args:
-            edges: Whether also with the edges that have served them within a day, which takes longer to find.
+        With `edges`, also the edges that have served them within a day, which takes longer to find.
         """
         now = self._now()
         recent = (
@@ -144,7 +137,7 @@ class SteeringLog:
             .distinct()
         )
         with self._reading() as connection:
-            labelled = labels.read_labels(connection)
+            labelled = steering.read_labels(connection)
             served: dict[str, tuple[str, ...]] = {}
             for row in connection.execute(recent) if edges else ():
                 served[row.device] = (*served.get(row.device, ()), row.edge)
@@ -161,7 +154,7 @@ class SteeringLog:
                 )
                 for view in queries.devices(connection, now=now, counted=False)
             }
-            steered = settings.known_devices(connection)
+            steered = steering.known_devices(connection)
         for device in (labelled.keys() | steered) - found.keys():
             found[device] = KnownDevice(device=device, labels=labelled.get(device, ()))
         return found
@@ -169,27 +162,25 @@ class SteeringLog:
     # Settings
 
     def wanted(self) -> dict[str, WantedView]:
-        """Return the settings that devices are wanted to have."""
         with self._reading() as connection:
-            return settings.read_wanted(connection)
+            return steering.read_wanted(connection)
 
     def reported(self) -> dict[str, ReportedView]:
-        """Return what devices have last said of their settings, as far as an administrator has heard it."""
+        """Return the latest reported settings, as far as an administrator has received them."""
         with self._reading() as connection:
-            return settings.read_reported(connection)
+            return steering.read_reported(connection)
 
     def keep_wanted(self, wanted: Mapping[str, DesiredSettings], entries: Sequence[AuditEntry]) -> list[str]:
-        """Keep settings that are about to be wanted, and who has asked for them; return the ids of the entries."""
+        """Store settings that are about to be set, with audit entries; return the entries' ids."""
         now = self._now()
         with self._writing() as connection:
-            settings.keep_wanted(connection, wanted, now=now)
+            steering.keep_wanted(connection, wanted, now=now)
             return record_audit(connection, entries, now=now)
 
     def keep_reported(self, reported: Mapping[str, ReportedSettings]) -> None:
-        """Keep what devices have said of their settings."""
         if reported:
             with self._writing() as connection:
-                settings.keep_reported(connection, reported, now=self._now())
+                steering.keep_reported(connection, reported, now=self._now())
 
     # Commands
 
@@ -201,7 +192,7 @@ class SteeringLog:
         batch: str | None = None,
         limit: int = 100,
     ) -> list[CommandView]:
-        """Return commands, the latest first; what is left out admits all."""
+        """Return commands, the latest first; arguments left out admit all."""
         after = self._time(since)
         with self._reading() as connection:
             return read_commands(connection, since=after, devices=devices, batch=batch, limit=limit)
@@ -209,14 +200,14 @@ class SteeringLog:
     def keep_commands(
         self, requests: Mapping[str, CommandRequest], entries: Sequence[AuditEntry], *, batch: str
     ) -> list[str]:
-        """Keep commands that are about to be sent, and who gives them; return the ids of the entries."""
+        """Store commands that are about to be sent, with audit entries; return the entries' ids."""
         now = self._now()
         with self._writing() as connection:
             keep_commands(connection, requests, batch=batch, now=now)
             return record_audit(connection, entries, now=now)
 
     def end_commands(self, ended: Mapping[str, CommandEnd]) -> None:
-        """Keep what came of commands, by their ids."""
+        """Store the outcomes of commands, by their ids."""
         if ended:
             with self._writing() as connection:
                 end_commands(connection, ended, now=self._now())
@@ -233,10 +224,10 @@ class SteeringLog:
         action: str | None = None,
         limit: int = 100,
     ) -> list[AuditView]:
-        """Return actions of administrators, the latest first; what is left out admits all.
+        """Return actions of administrators, the latest first; arguments left out admit all.
 
         Raises:
-            SteeringError: A time is none.
+            SteeringError: A time is invalid.
         """
         after, before = self._time(since), self._time(until)
         with self._reading() as connection:
@@ -250,7 +241,7 @@ class SteeringLog:
             return record_audit(connection, entries, now=self._now())
 
     def end_audit(self, outcomes: Mapping[str, str]) -> None:
-        """Complete entries, by their ids, with what has come of them."""
+        """Complete entries, by their ids, with their outcomes."""
         if outcomes:
             with self._writing() as connection:
                 end_audit(connection, outcomes)
@@ -258,23 +249,14 @@ class SteeringLog:
     def note(self, events: Sequence[SteeringEvent]) -> None:
         now = self._now()
         records = [
-            EventLogged(
-                id=uuid.uuid4().hex,
-                edge=ADMINISTRATOR,
-                device=each.device,
-                session=None,
-                kind=each.kind.value,
-                code=each.code,
-                sentence=each.sentence,
-                at=now,
-                who=each.who,
-                severity=severity_of(each.kind, each.code),
+            EventLogged.of_administrator(
+                kind=each.kind.value, code=each.code, sentence=each.sentence, at=now, device=each.device, who=each.who
             )
             for each in events
         ]
         if records:
             with self._writing() as connection:
-                Merge(connection.dialect.name).apply(connection, records)
+                merge_records(connection, records)
 
     def close(self) -> None:
         self._reader.dispose()
@@ -293,24 +275,14 @@ class SteeringLog:
         except ValueError as error:
             raise SteeringError(str(error)) from None
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        try:
-            with self._reader.connect() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StoreUnavailable(f"The database could not be read: {str(error).partition(chr(10))[0]}") from error
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return transaction(self._reader, write=False)
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def _writing(self) -> AbstractContextManager[Connection]:
         with self._opening:
             if self._writer is None:
                 self._writer = open_existing(self._url, read_only=False)
-        try:
-            with self._writer.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StoreUnavailable(f"The database could not be written: {str(error).partition(chr(10))[0]}") from error
+        return transaction(self._writer)
 
 
 def _checked(word: str) -> str:

@@ -1,13 +1,296 @@
-"""Planning of a change of settings: what would be wanted of each device, and under which version."""
+"""Planning of changes: who acts, on which devices, which values, what would change, and what became of it."""
 
+import json
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
 
-from fleet_admin.steering.errors import SteeringError
-from fleet_admin.steering.selection import KnownDevice
-from fleet_admin.steering.values import needs_reload
-from fleet_admin.steering.views import DeviceSettingsView, SetResult, SettingsChange, SettingState
-from fleet_edge.store.steering.views import ReportedView, WantedView
-from schemas.control import MAX_SETTINGS, MAX_VERSION, DesiredSettings, Presence, ReportedSettings, SettingValue
+from fleet_device.settings import DeviceSettings
+from fleet_device.steering.remote_settings import Effect, check_values, effect_of
+from fleet_edge.store.views import MachineState, ReportedView, WantedView
+from schemas.control import (
+    MAX_SETTING_VALUE,
+    MAX_SETTINGS,
+    MAX_VERSION,
+    DesiredSettings,
+    Presence,
+    ReportedSettings,
+    SettingValue,
+)
+from schemas.errors import FleetError, InvalidName
+from schemas.names import check_name
+
+
+class SteeringError(FleetError):
+    """Devices cannot be steered as requested."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts, for the audit log.
+
+    Attributes:
+        who: User of the operating system, or account of the dashboard.
+        source: The command line's machine, or the address of the dashboard's reader.
+    """
+
+    who: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChange:
+    """What a change would do to one device.
+
+    Attributes:
+        presence: Its latest; None if it has never published one.
+        version: Of the settings that would be wanted.
+        before: Values that are wanted now, of the settings that change.
+        after: Values that would be wanted; a setting that is reset is missing.
+        wanted: All that would be wanted.
+        dropped: Settings that it has refused, and that are therefore no longer wanted.
+        needs_restart: Settings of the change that take effect when it reloads its model.
+    """
+
+    device: str
+    presence: Presence | None
+    version: int
+    before: Mapping[str, SettingValue]
+    after: Mapping[str, SettingValue]
+    wanted: Mapping[str, SettingValue]
+    dropped: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+
+class SettingState(StrEnum):
+    """What has become of wanted settings at one device."""
+
+    IN_FORCE = "in force"
+    NEEDS_RESTART = "needs restart"
+    REFUSED = "refused"
+    WAITING = "waiting"
+    SILENT = "silent"
+    AHEAD = "ahead"
+    NONE = "none wanted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetResult:
+    device: str
+    version: int
+    state: SettingState
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettingsView:
+    """A device's wanted and reported settings.
+
+    Attributes:
+        presence: Its latest; None if it has never published one.
+        state: What has become of the wanted settings; `sentence` says it in words.
+        wanted_version: 0 if nothing is wanted.
+        reported_version: The latest that it has considered; None if it has never reported.
+        applied: The version in force, with its `values`.
+        refused: Why the latest were refused, by name.
+        needs_restart: Accepted, in force once it reloads its model.
+        fixed: Not to be set remotely, by its own configuration.
+    """
+
+    device: str
+    presence: Presence | None
+    state: SettingState
+    sentence: str
+    wanted_version: int = 0
+    wanted: Mapping[str, SettingValue] = field(default_factory=dict)
+    wanted_by: str = ""
+    wanted_at: datetime | None = None
+    reported_version: int | None = None
+    applied: int | None = None
+    values: Mapping[str, SettingValue] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    needs_restart: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What has become of a command at one device.
+
+    Attributes:
+        id: Of the command; empty if it was not sent.
+        outcome: `ok`, `failed`, `refused`, `silent` or `offline`.
+        sentence: What was done, or why not.
+        result: Its answer, if there is more than that: text, or JSON.
+        seconds: Until its answer.
+    """
+
+    device: str
+    id: str
+    outcome: str
+    sentence: str
+    result: str | None = None
+    seconds: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome == "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownDevice:
+    """What a device is selected by. `presence` None: never published; `edges`: those that served it lately."""
+
+    device: str
+    presence: Presence | None = None
+    software: str | None = None
+    draft_model: str | None = None
+    state: MachineState = MachineState.UNKNOWN
+    retired_at: datetime | None = None
+    labels: tuple[str, ...] = ()
+    edges: tuple[str, ...] = ()
+
+    @property
+    def silent(self) -> bool:
+        return self.state in (MachineState.SILENT, MachineState.OFFLINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """A set of devices. Names and labels add up; everything else narrows down.
+
+    Attributes:
+        labels: Devices with at least one of these.
+        everything: All devices that are not retired.
+        edge: Served by this edge within a day.
+        draft_model: With this draft model.
+        software: Of this release.
+        silent: Silent or offline, or with False the others.
+    """
+
+    devices: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    everything: bool = False
+    edge: str | None = None
+    draft_model: str | None = None
+    software: str | None = None
+    silent: bool | None = None
+    _narrow: bool = field(init=False, default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise `SteeringError` if it selects nothing, or names what cannot be a device."""
+        try:
+            for name in self.devices:
+                check_name(name)
+        except InvalidName as error:
+            raise SteeringError(str(error)) from None
+        narrow = any(each is not None for each in (self.edge, self.draft_model, self.software, self.silent))
+        object.__setattr__(self, "_narrow", narrow)
+        if not (self.devices or self.labels or self.everything or narrow):
+            raise SteeringError("Nobody is chosen: give --device, --label, --all, or what the devices have in common.")
+        if self.everything and (self.devices or self.labels):
+            raise SteeringError("--all is given together with names or labels; leave out --all, or the others.")
+
+    def choose(self, known: Mapping[str, KnownDevice]) -> list[str]:
+        """Return the names of the chosen devices, sorted.
+
+        Raises:
+            SteeringError: A name is of no known device, or no device is left.
+        """
+        if unknown := sorted(set(self.devices) - known.keys()):
+            raise SteeringError(
+                f"No device {unknown[0]!r} is known to the broker or the session log; check the name, or see them with "
+                "`fleet admin devices`."
+            )
+        by_name = bool(self.devices or self.labels)
+        chosen = [each.device for each in known.values() if self._named(each, by_name=by_name) and self._fits(each)]
+        if not chosen:
+            raise SteeringError("No device is chosen by that; see their labels with `fleet admin labels`.")
+        return sorted(chosen)
+
+    def __str__(self) -> str:
+        said = [*self.devices, *(f"label {label}" for label in self.labels), *(["all"] if self.everything else [])]
+        said += [f"{name} {value}" for name, value in self._filters() if value is not None]
+        return ", ".join(said)
+
+    def _filters(self) -> list[tuple[str, object]]:
+        silent = None if self.silent is None else "silent" if self.silent else "not silent"
+        return [("edge", self.edge), ("model", self.draft_model), ("release", self.software), ("that are", silent)]
+
+    def _named(self, each: KnownDevice, *, by_name: bool) -> bool:
+        if each.device in self.devices:
+            return True
+        if each.retired_at is not None:  # only by its name
+            return False
+        return not by_name or not set(self.labels).isdisjoint(each.labels)
+
+    def _fits(self, each: KnownDevice) -> bool:
+        return (
+            (self.edge is None or self.edge in each.edges)
+            and (self.draft_model is None or self.draft_model == each.draft_model)
+            and (self.software is None or self.software == each.software)
+            and (self.silent is None or self.silent == each.silent)
+        )
+
+
+_LONGEST: Final = 60
+
+
+def read_assignments(texts: Iterable[str]) -> dict[str, SettingValue]:
+    """Read `KEY=VALUE`: true, false and numbers by their form, everything else as text.
+
+    Raises:
+        SteeringError: One is no assignment, or a key comes twice.
+    """
+    found: dict[str, SettingValue] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        name = name.strip()
+        if not sign or not name:
+            raise SteeringError(f"{text[:_LONGEST]!r} is no setting; write it as KEY=VALUE.")
+        if name in found:
+            raise SteeringError(f"The setting {name!r} is given twice.")
+        found[name] = _value(value.strip())
+    return found
+
+
+def check_change(changes: Mapping[str, SettingValue], unset: Collection[str]) -> None:
+    """Refuse what no device would accept; a device may still refuse what it cannot do.
+
+    Raises:
+        SteeringError: A setting is unknown or only local, or its value is invalid; or nothing is to be changed.
+    """
+    if not changes and not unset:
+        raise SteeringError("Nothing is to be set; give KEY=VALUE.")
+    if both := sorted(set(changes) & set(unset)):
+        raise SteeringError(f"The setting {both[0]!r} is to be set and taken back at once.")
+    checked = check_values(changes, DeviceSettings())
+    if checked.refused:
+        raise SteeringError("\n".join(f"{name}: {why}" for name, why in checked.refused.items()))
+    for name in unset:
+        if effect_of(name) is None:
+            raise SteeringError("\n".join(f"{each}: {why}" for each, why in _unknown(name).items()))
+
+
+def needs_reload(name: str) -> bool:
+    """Return whether a setting takes effect only when the device reloads its model."""
+    return effect_of(name) is Effect.RELOAD
+
+
+def _unknown(name: str) -> Mapping[str, str]:
+    return check_values({name: True}, DeviceSettings()).refused
+
+
+def _value(text: str) -> SettingValue:
+    if len(text) > MAX_SETTING_VALUE:
+        raise SteeringError(f"{text[:_LONGEST]!r}… is longer than the {MAX_SETTING_VALUE} characters of a setting.")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
 
 
 def plan_changes(
@@ -21,13 +304,8 @@ def plan_changes(
 ) -> list[SettingsChange]:
     """Return what would be wanted of devices.
 
-    Args:
-        devices: Whom it concerns.
-        changes: Values by name; what else is wanted of a device stays.
-        unset: Settings that are no longer wanted.
-        desired: What the broker keeps, by device; it goes before the log.
-        reported: What the devices have said; it has no say in the versions, since a device can report any.
-        kept: What the log has as wanted.
+    What the broker retains (`desired`) goes before the log (`kept`). What devices have `reported` does not count for
+    versions, since a device can report any.
 
     Raises:
         SteeringError: More would be wanted of a device than a message holds.
@@ -57,7 +335,7 @@ def _plan(
     latest = max(versions, default=0)
     old = before.values if before is not None else {}
     refused = said.refused if said is not None and said.version == latest else {}
-    # What it has refused is wanted no more, unless it is again: it would refuse all else with it.
+    # Settings that it has refused are dropped unless set again: it would refuse all others with them.
     dropped = tuple(name for name in refused if name in old and name not in changes)
     gone = {*unset, *dropped}
     wanted = {name: value for name, value in {**old, **changes}.items() if name not in gone}
@@ -86,8 +364,8 @@ def outcome_of(
 
     Args:
         change: As it was sent.
-        reported: What the device has said since; None if nothing.
-        latest: The latest version that was wanted of the device: above the change's if another change has followed.
+        reported: The device's report since then, if any.
+        latest: The latest version wanted of the device: above the change's if another change has followed.
         rejected: Whether the broker has not passed it on.
     """
     if rejected:
@@ -106,16 +384,7 @@ def device_view(
     kept: WantedView | None,
     heard: ReportedView | None,
 ) -> DeviceSettingsView:
-    """Return a device's settings as they are wanted and reported; what the broker keeps goes before the log.
-
-    Args:
-        device: Its name.
-        known: What is known of it.
-        desired: As the broker keeps it.
-        reported: Likewise.
-        kept: What was wanted, as the log has it.
-        heard: What was reported, likewise.
-    """
+    """Return a device's wanted and reported settings; what the broker retains goes before the log."""
     wanted = desired if desired is not None else kept
     said: _Reported | None = reported if reported is not None else heard
     presence = known.presence if known is not None else None
@@ -148,7 +417,7 @@ def views_of_log(
     *,
     devices: Collection[str] | None = None,
 ) -> list[DeviceSettingsView]:
-    """Return the settings of devices as the log has them, without asking the broker."""
+    """Return the settings of devices as the log has them, without the broker."""
     names = known.keys() | kept.keys() | heard.keys()
     return [
         device_view(

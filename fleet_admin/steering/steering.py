@@ -1,4 +1,4 @@
-"""Steering of a fleet: sets what devices do, gives them commands, and keeps who has done it.
+"""Steering of a fleet: sets what devices do, sends them commands, and records who did it.
 
 ::
 
@@ -9,10 +9,11 @@
         for result in steering.set({"temperature": 0.2}, Selection(labels=("hall_a",)), actor=Actor("alice")):
             print(result.device, result.state, result.sentence)
 
-What cannot be recorded does not happen: the database is written before a device is told anything.
+What cannot be recorded does not happen: the database is written before anything is sent to a device.
 """
 
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,27 +22,110 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 from fleet_admin.settings import AdminSettings
-from fleet_admin.steering.commanding import Commanding, limit_of
 from fleet_admin.steering.log import ASKED, SteeringEvent, SteeringLog
-from fleet_admin.steering.planning import device_view, outcome_of, plan_changes
-from fleet_admin.steering.selection import KnownDevice, Selection
-from fleet_admin.steering.values import check_change
-from fleet_admin.steering.views import (
+from fleet_admin.steering.planning import (
     Actor,
     CommandResult,
     DeviceSettingsView,
+    KnownDevice,
+    Selection,
     SetResult,
     SettingsChange,
     SettingState,
+    SteeringError,
+    check_change,
+    device_view,
+    outcome_of,
+    plan_changes,
 )
 from fleet_admin.steering.wire import SteeringWire
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.states import MachineState, device_state
-from fleet_edge.store.steering.audit import AuditEntry
-from schemas.control import DesiredSettings, Presence, SettingValue
+from fleet_edge.store.steering import SILENT
+from fleet_edge.store.views import AuditEntry, MachineState, device_state
+from schemas.control import CommandRequest, CommandResponse, DesiredSettings, Presence, SettingValue
+
+
+class CommandAnswers:
+    """Answers received so far. Filled on the link's thread, taken while that is blocked."""
+
+    def __init__(self, requests: Mapping[str, CommandRequest], clock: Callable[[], float]) -> None:
+        self._requests = requests
+        self._clock = clock
+        self._began = clock()
+        self._parts: dict[str, dict[int, CommandResponse]] = {}
+        self._whole: list[CommandResult] = []
+        self._told: set[str] = set()
+        self.missing = set(requests)
+
+    def listener(self, device: str) -> Callable[[CommandResponse], None]:
+        """Return a function that takes the parts of a device's answer."""
+        return lambda response: self._take(device, response)
+
+    def take(self) -> list[CommandResult]:
+        """Return the answers completed since the last call."""
+        whole, self._whole = self._whole, []
+        self.missing -= {each.device for each in whole}
+        return whole
+
+    def _take(self, device: str, response: CommandResponse) -> None:
+        if device not in self._requests or device in self._told:
+            return
+        parts = self._parts.setdefault(device, {})
+        if parts and next(iter(parts.values())).parts != response.parts:
+            return  # of another answer than the first
+        parts[response.part] = response
+        if len(parts) < response.parts:
+            return
+        texts = [parts[number].result or "" for number in range(response.parts)]
+        self._whole.append(
+            CommandResult(
+                device=device,
+                id=response.id,
+                outcome=response.outcome.value,
+                sentence=response.sentence,
+                result=None if parts[0].result is None else "".join(texts),
+                seconds=self._clock() - self._began,
+            )
+        )
+        self._parts.pop(device)
+        self._told.add(device)
+
+
+COMMANDS: Final[Mapping[str, float]] = {
+    "self-test": 60.0,
+    "reload": 10.0,
+    "drain": 10.0,
+    "pause": 10.0,
+    "resume": 10.0,
+    "log-tail": 15.0,
+    "support-bundle": 20.0,
+}
+"""Seconds that a command is given unless its sender says otherwise, by its name."""
+
+_MOST_S: Final = 600.0
+_LATE_S: Final = 1.0
+"""For which an answer is waited for behind the command's own time: it travels too."""
+
+_OFFLINE: Final = "offline"
+_ENDS: Final[Mapping[str, str]] = {"ok": "done", "failed": "failed", "refused": "refused", SILENT: "timed-out"}
+
+
+def limit_of(command: str, asked_s: float | None) -> float:
+    """Return the time limit of a command, in seconds; by default its usual one.
+
+    Raises:
+        SteeringError: There is no such command, or the limit is invalid.
+    """
+    if command not in COMMANDS:
+        raise SteeringError(f"There is no command {command[:40]!r}; there are {', '.join(COMMANDS)}.")
+    limit_s = COMMANDS[command] if asked_s is None else asked_s
+    if not 0 < limit_s <= _MOST_S:
+        raise SteeringError(f"A command can be given up to {_MOST_S:.0f} s, not {limit_s:.0f} s.")
+    return limit_s
+
 
 _WAIT_S: Final = 10.0
 _RECORD_S: Final = 2.0
@@ -58,16 +142,9 @@ _CODES: Final[Mapping[SettingState, str]] = {
 
 
 class Steering:
-    """A monitor at work. May be used by several threads.
+    """Steers devices over the broker. May be used by several threads.
 
-    Args:
-        log: Where it is kept.
-        wire: To the devices; not started.
-        now: The wall clock (UTC).
-        clock: Monotonic seconds.
-
-    Attributes:
-        log: Labels, commands and the audit log, which need no broker.
+    `log` holds labels, commands and the audit log, which need no broker.
     """
 
     def __init__(
@@ -85,11 +162,10 @@ class Steering:
         self._setting = threading.Lock()
         self._ended = threading.Event()
         self._recorder: threading.Thread | None = None
-        self._commands = Commanding(log, wire, now=now, clock=clock)
 
     @classmethod
     def open(cls, settings: AdminSettings, db: str, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> Self:
-        """Return a monitor as the settings say, not started.
+        """Return a monitor with these settings, not started.
 
         Raises:
             StoreError: The database cannot be opened.
@@ -98,14 +174,13 @@ class Steering:
         return cls(SteeringLog(db), SteeringWire(link, fleet=settings.fleet, name=settings.name))
 
     def start(self, *, records: bool = False) -> None:
-        """Connect, and hear what the broker keeps.
+        """Connect, and receive what the broker retains.
 
-        Args:
-            records: Whether to keep what devices report for as long as this runs, as a dashboard does.
+        With `records`, store what devices report until stopped, as a dashboard does.
 
         Raises:
             ConnectFailed: The broker cannot be reached.
-            SteeringError: It does not let this monitor speak.
+            SteeringError: It does not let this monitor publish.
         """
         try:
             self._wire.start()
@@ -137,7 +212,7 @@ class Steering:
     # Whom
 
     def known(self, *, edges: bool = False) -> dict[str, KnownDevice]:
-        """Return the devices that the log or the broker knows, by name; the broker's word is the later one."""
+        """Return the devices that the log or the broker knows, by name; the broker's data is newer."""
         found = self.log.known(edges=edges)
         for device, state in self._wire.states().items():
             of_log = found.get(device, KnownDevice(device=device))
@@ -156,10 +231,10 @@ class Steering:
         return found
 
     def choose(self, selection: Selection) -> list[str]:
-        """Return the devices that a selection means.
+        """Return the devices of a selection.
 
         Raises:
-            SteeringError: It means none, or one that nobody knows.
+            SteeringError: There are none, or one is unknown.
         """
         return selection.choose(self.known(edges=selection.edge is not None))
 
@@ -168,10 +243,10 @@ class Steering:
     def preview(
         self, changes: Mapping[str, SettingValue], selection: Selection, *, unset: Collection[str] = ()
     ) -> list[SettingsChange]:
-        """Return what a change would do to each device that it concerns; nothing is changed.
+        """Return what a change would do to each device; nothing is changed.
 
         Raises:
-            SteeringError: Nobody is chosen, or a setting cannot be set so.
+            SteeringError: No device is chosen, or a setting is invalid.
         """
         check_change(changes, unset)
         known = self.known(edges=selection.edge is not None)
@@ -193,17 +268,17 @@ class Steering:
         unset: Collection[str] = (),
         wait_s: float = _WAIT_S,
     ) -> Iterator[SetResult]:
-        """Want settings of devices, and tell of each what becomes of them, as they answer.
+        """Set settings of devices, and yield the result of each as it answers.
 
         Args:
-            changes: Values by name; what else is wanted of a device stays.
-            selection: Whom it concerns.
-            actor: Who wants it.
-            unset: Settings that are no longer wanted: the device's own hold again.
-            wait_s: Longest wait for the devices that are there.
+            changes: Values by name; other settings stay.
+            selection: The devices.
+            actor: For the audit log.
+            unset: Settings to reset to the device's own.
+            wait_s: Longest wait for the devices that are online.
 
         Raises:
-            SteeringError: Nobody is chosen, or a setting cannot be set so; nothing is changed.
+            SteeringError: No device is chosen, or a setting is invalid; nothing is changed.
             StoreUnavailable: It cannot be recorded; nothing is changed.
         """
         with self._setting:  # two changes at once would be of one version
@@ -214,11 +289,11 @@ class Steering:
     def unset(
         self, names: Collection[str], selection: Selection, *, actor: Actor, wait_s: float = _WAIT_S
     ) -> Iterator[SetResult]:
-        """Take back what was wanted; see `set`."""
+        """Reset settings; see `set`."""
         return self.set({}, selection, actor=actor, unset=names, wait_s=wait_s)
 
     def wanted_and_reported(self, devices: Collection[str] | None = None) -> list[DeviceSettingsView]:
-        """Return the settings of all devices, or of some, as they are wanted and as they have been reported."""
+        """Return wanted and reported settings, of all devices or of some."""
         self._keep_fresh()
         known, desired, reported = self.known(), self._wire.desired(), self._wire.reported()
         kept, heard = self.log.wanted(), self.log.reported()
@@ -236,7 +311,7 @@ class Steering:
         ]
 
     def _want(self, planned: Sequence[SettingsChange], *, actor: Actor) -> dict[str, str]:
-        """Record what is wanted, and tell the devices; return the ids of the entries in the audit log."""
+        """Record and publish wanted settings; return the ids of the entries in the audit log."""
         now = self._now()
         wanted = {
             each.device: DesiredSettings(version=each.version, values=dict(each.wanted), who=actor.who[:100], at=now)
@@ -247,8 +322,8 @@ class Steering:
                 who=actor.who,
                 action="set" if each.after else "unset",
                 subject=each.device,
-                before=_shown(each.before),
-                after=_shown(each.after),
+                before=_as_json(each.before),
+                after=_as_json(each.after),
                 outcome=ASKED,
                 source=actor.source,
             )
@@ -323,28 +398,125 @@ class Steering:
         arguments: Mapping[str, SettingValue] | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[CommandResult]:
-        """Give devices a command, and tell what each answers, as they answer.
+        """Send devices a command, and yield their answers.
 
         Args:
-            name: One of `fleet_admin.steering.commanding.COMMANDS`.
-            selection: To whom.
-            actor: Who gives it.
+            name: One of `COMMANDS`.
+            selection: The devices.
+            actor: For the audit log.
             arguments: By name.
-            timeout_s: Seconds that it is given; None: as the command usually takes.
+            timeout_s: Time limit; None: the command's usual one.
 
         Raises:
-            SteeringError: There is no such command, nobody is chosen, or the time is none; nothing is sent.
+            SteeringError: There is no such command, no device is chosen, or the limit is invalid; nothing is sent.
             StoreUnavailable: It cannot be recorded; nothing is sent.
         """
         limit_s = limit_of(name, timeout_s)
         known = self.known(edges=selection.edge is not None)
         chosen = {device: known[device] for device in selection.choose(known)}
-        return self._commands.give(name, chosen, actor=actor, arguments=dict(arguments or {}), limit_s=limit_s)
+        return self._give(name, chosen, actor=actor, arguments=dict(arguments or {}), limit_s=limit_s)
+
+    def _give(
+        self,
+        name: str,
+        chosen: Mapping[str, KnownDevice],
+        *,
+        actor: Actor,
+        arguments: Mapping[str, SettingValue],
+        limit_s: float,
+    ) -> Iterator[CommandResult]:
+        """Send a command to those of the chosen devices that are not offline, and yield the answers.
+
+        Raises:
+            StoreUnavailable: It cannot be recorded; nothing is sent.
+        """
+        there = [device for device, each in chosen.items() if each.presence not in {None, Presence.OFFLINE}]
+        deadline = self._now() + timedelta(seconds=limit_s)
+        requests = {
+            device: CommandRequest(
+                id=secrets.token_hex(8),
+                command=name,
+                arguments=dict(arguments),
+                deadline=deadline,
+                who=actor.who[:100],
+            )
+            for device in there
+        }
+        said = json.dumps(dict(arguments)) if arguments else None
+        entries = [
+            AuditEntry(
+                who=actor.who,
+                action=f"command {name}",
+                subject=device,
+                after=said,
+                outcome=ASKED if device in requests else "offline: not sent",
+                source=actor.source,
+            )
+            for device in chosen
+        ]
+        ids = self.log.keep_commands(requests, entries, batch=secrets.token_hex(8))
+        return self._answers(name, chosen, requests, dict(zip(chosen, ids, strict=True)), actor=actor, limit_s=limit_s)
+
+    def _answers(
+        self,
+        name: str,
+        chosen: Collection[str],
+        requests: Mapping[str, CommandRequest],
+        entries: Mapping[str, str],
+        *,
+        actor: Actor,
+        limit_s: float,
+    ) -> Iterator[CommandResult]:
+        began = self._clock()
+        answers = CommandAnswers(requests, self._clock)
+        results: dict[str, CommandResult] = {}
+        try:
+            for device, request in requests.items():
+                self._wire.command(device, request, answers.listener(device))
+            for device in chosen:
+                if device not in requests:
+                    results[device] = CommandResult(
+                        device=device, id="", outcome=_OFFLINE, sentence="The device is offline; nothing was sent."
+                    )
+                    yield results[device]
+            while answers.missing and (left_s := began + limit_s + _LATE_S - self._clock()) > 0:
+                for result in self._wire.wait(answers.take, left_s):
+                    results[result.device] = result
+                    yield result
+            for device in sorted(answers.missing):
+                results[device] = CommandResult(
+                    device=device,
+                    id=requests[device].id,
+                    outcome=SILENT,
+                    sentence=f"The device has not answered within {limit_s:.0f} s.",
+                )
+                yield results[device]
+        finally:
+            for device, request in requests.items():
+                self._wire.end_command(device, request.id)
+            ended = {each.id: (each.outcome, each.sentence) for each in results.values() if each.id}
+            self.log.end_commands(ended)
+            self.log.end_audit(
+                {entries[each.device]: f"{each.outcome}: {each.sentence}" for each in results.values() if each.id}
+            )
+            self.log.note(
+                [
+                    SteeringEvent(
+                        device=each.device,
+                        kind=EventKind.COMMAND,
+                        code=_ENDS[each.outcome],
+                        sentence=f"{name}: {each.sentence}",
+                        who=actor.who,
+                    )
+                    for each in results.values()
+                    if each.id
+                ]
+            )
 
     # Devices that go
 
     def retire(self, device: str, *, undo: bool = False, actor: Actor) -> None:
-        """Take a device out of service, or put it back; see `SteeringLog.retire`. Nothing is wanted of it any more."""
+        """Take a device out of service, or put it back; see `SteeringLog.retire`. Its wanted settings are deleted."""
         self.log.retire(device, undo=undo, actor=actor)
         if not undo:
             self._wire.forget(device)
@@ -357,5 +529,5 @@ class Steering:
         self.log.keep_reported(self._wire.take_fresh())
 
 
-def _shown(values: Mapping[str, SettingValue]) -> str | None:
+def _as_json(values: Mapping[str, SettingValue]) -> str | None:
     return json.dumps(values) if values else None

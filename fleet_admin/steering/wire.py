@@ -1,4 +1,4 @@
-"""Wire of steering: what a monitor hears of devices and says to them, over one link."""
+"""MQTT side of steering: what a monitor receives from devices and sends to them, over one link."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-from fleet_admin.steering.errors import SteeringError
+from fleet_admin.steering.planning import SteeringError
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, Message, PublishOutcome
 from schemas.control import (
@@ -34,13 +34,7 @@ _RULES: Final = {rule.topic: rule for rule in TREE}
 
 
 class SteeringWire:
-    """What devices have said, kept up to date on the link's thread. May be used by several threads.
-
-    Args:
-        link: Of a monitor; not started.
-        fleet: The fleet's name.
-        name: The monitor's.
-    """
+    """What devices have published, kept up to date on the link's thread. May be used by several threads."""
 
     def __init__(self, link: Link, *, fleet: str, name: str) -> None:
         self._link = link
@@ -55,7 +49,7 @@ class SteeringWire:
         self._marks: set[str] = set()
         self._rejected: dict[str, int] = {}
         for topic, qos in (
-            # What is kept for thousands of devices comes at once: at QoS 1 some brokers drop what overruns their queue.
+            # Retained messages of thousands of devices arrive at once: at QoS 1 some brokers drop some of them.
             (Topic.STATE, 0),
             (Topic.CONFIG_DESIRED, 0),
             (Topic.CONFIG_REPORTED, 0),
@@ -64,14 +58,14 @@ class SteeringWire:
             link.subscribe(wildcard(topic, fleet=fleet), self._hear, qos=qos)
 
     def start(self) -> None:
-        """Connect, and return when all that the broker keeps has come.
+        """Connect, and return when all that the broker retains has arrived.
 
         Raises:
             ConnectFailed: The broker cannot be reached.
-            SteeringError: It does not let this monitor speak, or does not answer.
+            SteeringError: It does not let this monitor publish, or does not answer.
         """
         self._link.start(timeout_s=_CONNECT_S)
-        # What this monitor says to itself comes behind what the broker has kept: then all of that has come.
+        # A message to itself arrives after all retained ones.
         mark = secrets.token_hex(8)
         topic = build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=self._name)
         self._publish(topic, json.dumps({"mark": mark}).encode(), retain=False)
@@ -97,33 +91,33 @@ class SteeringWire:
         return self._link.connected
 
     def states(self) -> Mapping[str, DeviceState]:
-        """Return the last word of each device on itself."""
+        """Return the latest state of each device."""
         with self._changed:
             return dict(self._states)
 
     def desired(self) -> Mapping[str, DesiredSettings]:
-        """Return what the broker keeps as wanted of each device."""
+        """Return the wanted settings that the broker retains, by device."""
         with self._changed:
             return dict(self._desired)
 
     def reported(self) -> Mapping[str, ReportedSettings]:
-        """Return what each device has said of its settings."""
+        """Return the reported settings, by device."""
         with self._changed:
             return dict(self._reported)
 
     def take_fresh(self) -> Mapping[str, ReportedSettings]:
-        """Return what devices have said of their settings since this was asked last."""
+        """Return the settings reported since the last call."""
         with self._changed:
             fresh, self._fresh = self._fresh, {}
             return fresh
 
     def wait(self, ready: Callable[[], T], timeout_s: float) -> T:
-        """Return what `ready` returns once that is true, or after so many seconds; asked after all that is heard."""
+        """Return `ready()` once it is true, or after the time limit; evaluated after each message."""
         with self._changed:
             return self._changed.wait_for(ready, timeout_s)
 
     def want(self, device: str, settings: DesiredSettings) -> None:
-        """Want settings of a device; the broker keeps them for it.
+        """Publish wanted settings; the broker retains them.
 
         Raises:
             SteeringError: They do not fit into a message, or the link takes no more.
@@ -131,17 +125,17 @@ class SteeringWire:
         self._publish(build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device), encode_json(settings), retain=True)
 
     def forget(self, device: str) -> None:
-        """Have the broker keep nothing more as wanted of a device."""
+        """Delete the wanted settings that the broker retains for a device."""
         self._publish(build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device), b"", retain=True)
         with self._changed:
             self._desired.pop(device, None)
 
     def rejected(self, device: str) -> bool:
-        """Whether the broker has refused to pass on what was wanted of a device."""
+        """Return whether the broker has refused to pass on wanted settings."""
         return build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device) in self._rejected
 
     def command(self, device: str, request: CommandRequest, answer: Callable[[CommandResponse], None]) -> None:
-        """Send a command; `answer` is told, on the link's thread, of each part of what the device says.
+        """Send a command; `answer` is called, on the link's thread, with each part of the answer.
 
         Raises:
             SteeringError: The link takes no more.
@@ -152,7 +146,7 @@ class SteeringWire:
         self._publish(topic, encode_json(request), retain=False, expiry_s=COMMAND_EXPIRY_S)
 
     def end_command(self, device: str, command: str) -> None:
-        """Listen no more for what a device says to a command."""
+        """Stop listening for answers to a command."""
         with self._changed:
             self._answers.pop(f"{device}/{command}", None)
 
@@ -167,7 +161,7 @@ class SteeringWire:
                 on_outcome=self._note,
             )
         except LinkError as error:
-            raise SteeringError(f"The broker cannot be told now: {error}") from error
+            raise SteeringError(f"The broker cannot be reached now: {error}") from error
 
     def _note(self, outcome: PublishOutcome) -> None:
         if not outcome.accepted:

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleet_admin.dashboard.accounts.roles import Role
+from fleet_admin.dashboard.settings import AccountRole
 from fleet_cli.errors import CommandError
 from fleet_cli.options import DEFAULT_DB, Acting, AsJson, Database, actor_of, needs_extra
 from fleet_cli.tables import Column, print_table
 from fleet_common.validation import read_duration
 
 if TYPE_CHECKING:
-    from fleet_admin.dashboard.accounts.accounts import Account, Accounts
-    from fleet_admin.dashboard.accounts.keys import ApiKey, ApiKeys
+    from fleet_admin.dashboard.accounts import Account, AccountKey, Accounts, ApiKeys
 
 _PasswordFile = Annotated[
     Path | None, typer.Option(help="File whose first line is the password; asked for on the terminal if left out.")
@@ -33,7 +32,7 @@ def register(app: typer.Typer) -> None:
 @_users.command("add")
 def add_user(
     name: _Name,
-    role: Annotated[Role, typer.Option(help="Look, or also act.")] = Role.VIEWER,
+    role: Annotated[AccountRole, typer.Option(help="Look, or also act.")] = AccountRole.VIEWER,
     password_file: _PasswordFile = None,
     no_password: Annotated[
         bool, typer.Option("--no-password", help="Known by a proxy's header or by API keys alone.")
@@ -44,7 +43,7 @@ def add_user(
     """Add an account."""
     accounts = _accounts(db)
     accounts.add(name, role=role, password=None if no_password else _password(password_file), actor=actor_of(acting))
-    typer.echo(f"The account {name} may {'look and act' if role is Role.OPERATOR else 'look'}.")
+    typer.echo(f"The account {name} may {'look and act' if role is AccountRole.OPERATOR else 'look'}.")
 
 
 @_users.command("list")
@@ -80,18 +79,20 @@ def change_password(
 
 @_users.command("role")
 def change_role(
-    name: _Name, role: Annotated[Role, typer.Argument()], acting: Acting = None, db: Database = DEFAULT_DB
+    name: _Name, role: Annotated[AccountRole, typer.Argument()], acting: Acting = None, db: Database = DEFAULT_DB
 ) -> None:
     """Change the role of an account; its browsers have to log in again."""
     _accounts(db).set_role(name, role, actor=actor_of(acting))
-    typer.echo(f"The account {name} may {'look and act' if role is Role.OPERATOR else 'look'}.")
+    typer.echo(f"The account {name} may {'look and act' if role is AccountRole.OPERATOR else 'look'}.")
 
 
 @_keys.command("add")
 def add_key(
     name: _Name,
     account: Annotated[str, typer.Option(help="Whose it is.")],
-    role: Annotated[Role, typer.Option(help="What it may do; never more than its account.")] = Role.VIEWER,
+    role: Annotated[
+        AccountRole, typer.Option(help="What it may do; never more than its account.")
+    ] = AccountRole.VIEWER,
     lasts: Annotated[str | None, typer.Option(help="Lifetime: 30d, 365d; by default until it is removed.")] = None,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
@@ -108,7 +109,7 @@ def add_key(
 def list_keys(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
     """List the API keys by the beginning of their fingerprint."""
     found = _api_keys(db).list()
-    columns: list[Column[ApiKey]] = [
+    columns: list[Column[AccountKey]] = [
         Column("id", lambda each: each.id),
         Column("name", lambda each: each.name),
         Column("account", lambda each: each.account),
@@ -132,16 +133,14 @@ def remove_key(
 
 def _accounts(db: str) -> "Accounts":
     with needs_extra("dashboard"):
-        from fleet_admin.dashboard.accounts.accounts import Accounts
-        from fleet_admin.dashboard.accounts.database import AccountDatabase
+        from fleet_admin.dashboard.accounts import AccountDatabase, Accounts
 
     return Accounts(AccountDatabase(db))
 
 
 def _api_keys(db: str) -> "ApiKeys":
     with needs_extra("dashboard"):
-        from fleet_admin.dashboard.accounts.database import AccountDatabase
-        from fleet_admin.dashboard.accounts.keys import ApiKeys
+        from fleet_admin.dashboard.accounts import AccountDatabase, ApiKeys
 
     return ApiKeys(AccountDatabase(db))
 

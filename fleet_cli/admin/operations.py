@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TextIO
 
 import typer
 
-from fleet_admin.csv_output import write_csv
+from fleet_admin.columns import write_csv
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.reports import ALERTS, MACHINES, RELEASES, ROLLOUTS, edge_columns
 from fleet_cli.errors import CommandError, ExitCode
@@ -39,9 +39,8 @@ from fleet_cli.tables import Column, cell, print_json, print_table
 
 if TYPE_CHECKING:
     from fleet_admin.alerts.alerts import Alerts
-    from fleet_admin.alerts.views import AlertView
     from fleet_admin.ghosts import Ghost
-    from fleet_edge.store.rollouts import MachineRollout
+    from fleet_edge.store.views import AlertView, MachineRollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,8 @@ def record(
 def _read(text: bytes, *, now: datetime) -> "list[MachineRollout]":
     from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-    from fleet_edge.store.rollouts import MachineRollout, RolloutAction, RolloutOutcome
+    from fleet_edge.store.rollouts import RolloutAction, RolloutOutcome
+    from fleet_edge.store.views import MachineRollout
     from schemas.names import MAX_NAME_LENGTH
 
     word = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
@@ -491,7 +491,7 @@ def _fitting(value: Any, field: Any) -> Any:  # noqa: ANN401 - whatever a column
 def serve(settings: DashboardSettings) -> None:
     """Serve the dashboard until interrupted."""
     with needs_extra("dashboard"):
-        from fleet_admin.dashboard.server import DashboardServer
+        from fleet_admin.dashboard.app import DashboardServer
         from fleet_admin.dashboard.services import open_services
 
     # As Ctrl-C does: the answers under way are finished.

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SettingsChange
-    from fleet_edge.store.steering.views import CommandView
-    from fleet_edge.store.views import FenceView
+    from fleet_edge.store.views import CommandView, FenceView
 
 R = TypeVar("R")
 
@@ -58,7 +57,7 @@ def set_command(
     wide: Wide = False,
 ) -> None:
     """Change settings of devices: at once, or when they reconnect. A device gives a reason for what it refuses."""
-    from fleet_admin.steering.values import read_assignments
+    from fleet_admin.steering.planning import read_assignments
 
     changes = read_assignments(assignments)
     with open_steering(settings, db) as steering:
@@ -147,7 +146,7 @@ def command_command(
     wide: Wide = False,
 ) -> None:
     """Send devices a command and show their answers. Exit code 1 if one has failed."""
-    from fleet_admin.steering.values import read_assignments
+    from fleet_admin.steering.planning import read_assignments
 
     arguments = read_assignments(argument or ())
     with open_steering(settings, db) as steering:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from fleet_admin.columns import ABSENT, Kind, shown
-from fleet_admin.csv_output import write_csv
+from fleet_admin.columns import ABSENT, Kind, shown, write_csv
 from fleet_admin.reports import Point, model_name, start_column, tally_columns, trend_columns
 from fleet_cli.errors import CommandError
 from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, open_log, time_of

@@ -22,7 +22,7 @@ from fleet_edge.sessions.drafts import DraftResult, ReceivedDraft
 from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.sessions.statistics import AcceptanceByModel
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.records.segments import LeaveReason
+from fleet_edge.store.records import LeaveReason
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
 from schemas.fields import MAX_LABEL, MAX_SENTENCE, MAX_TOKENS, EdgeLoad, Logprobs, TokenLogprobs

@@ -10,9 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Generic, TypeVar
 
 from fleet_edge.store.event_codes import EventKind, Severity, severity_of
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeSeen
+from fleet_edge.store.records import DeviceSeen, EdgeSeen, EventLogged, Record, TelemetryReported
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 
 _MINUTE: Final = timedelta(minutes=1)
@@ -221,7 +219,7 @@ def _differences(before: _Known, now: _Known) -> list[tuple[str, str]]:
     return events
 
 
-R = TypeVar("R", DeviceSeen, DeviceTold)
+R = TypeVar("R", DeviceSeen, TelemetryReported)
 
 
 @dataclass(slots=True)
@@ -284,7 +282,7 @@ class StateRecorder:
     events: EventCounts
     _changes: DeviceChanges = field(init=False)
     _states: DeviceStates[DeviceSeen] = field(init=False)
-    _telemetry: DeviceStates[DeviceTold] = field(init=False)
+    _telemetry: DeviceStates[TelemetryReported] = field(init=False)
     _presence: tuple[Presence, datetime] | None = None  # of this edge, and since when
 
     def __post_init__(self) -> None:
@@ -317,12 +315,12 @@ class StateRecorder:
     def telemetry(self, device: str, telemetry: Telemetry) -> None:
         """Write a device's telemetry, at most once in half a minute."""
         self._telemetry.note(
-            DeviceTold(
+            TelemetryReported(
                 device=device,
                 at=self.now(),
                 plan=telemetry.plan,
                 round_trip_ms=telemetry.round_trip_ms,
-                acceptance=telemetry.acceptance,
+                told_acceptance=telemetry.acceptance,
                 draft_ms_per_token=telemetry.draft_ms_per_token,
             )
         )

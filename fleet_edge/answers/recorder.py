@@ -16,10 +16,19 @@ from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.records.fences import DeviceFenced
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
-from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, SessionClosed, SessionOpened
+from fleet_edge.store.records import (
+    CloseReported,
+    DeviceCounters,
+    DeviceFenced,
+    LeaveReason,
+    Record,
+    RoundJudged,
+    SegmentLeft,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+    segment_number,
+)
 from schemas.messages import Close, Open
 from schemas.reasons import EndReason
 
@@ -299,7 +308,13 @@ class Recorder:
     def fenced(self, device: str, *, at: datetime, until: datetime, reason: str, strikes: float, level: int) -> None:
         self.sink.put(
             DeviceFenced(
-                device=device, by=self.edge, at=at, until=until, reason=reason, strikes=round(strikes), level=level
+                device=device,
+                by=self.edge,
+                since_at=at,
+                until_at=until,
+                reason=reason,
+                strikes=round(strikes),
+                level=level,
             )
         )
 

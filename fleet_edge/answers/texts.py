@@ -13,8 +13,7 @@ from typing import Final
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_common.grammar.process import token_pieces
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.store.records.texts import TextWritten
-from fleet_edge.store.token_kinds import StoreText
+from fleet_edge.store.records import StoreText, TextWritten
 from fleet_edge.verifiers.contract import ProvidesTokenizer, Verifier, VerifierError
 
 _log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Metrics of an edge: what it counts while it verifies, and what it is asked about itself."""
+"""Metrics and traces of an edge."""

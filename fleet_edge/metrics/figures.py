@@ -1,7 +1,7 @@
-"""Figures of an edge: what it counts of all sessions together while it verifies.
+"""Figures of an edge: what it counts over all sessions.
 
-Counting is a few additions for each answer and each step, on the orchestrator's thread; nobody is asked for a lock but
-for replies, which other threads send too. What is counted is read from any thread, and may then be an answer behind.
+Counting is a few additions per answer and step, on the orchestrator's thread; only replies take a lock, since other
+threads send them too. A reader on another thread may see values one answer old.
 """
 
 import threading
@@ -17,7 +17,7 @@ from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.store.states import MachineState, device_state
+from fleet_edge.store.views import MachineState, device_state
 from schemas.control import Presence
 from schemas.fields import MAX_DRAFT
 from schemas.reasons import EndReason, FaultCode, RefusalCode
@@ -36,7 +36,7 @@ DRAFT, STREAM = "draft", "stream"
 
 
 def _none_of(codes: Iterable[StrEnum]) -> Counter[str]:
-    """Begin at 0 with all that can be counted: from nothing to one is no rise that Prometheus sees."""
+    """Start all possible counters at 0: Prometheus sees no increase when a series first appears."""
     return Counter({code.value: 0 for code in codes})
 
 
@@ -50,9 +50,9 @@ class _Progress:
 
     Attributes:
         opened: When it was opened here (monotonic seconds).
-        since: When its first token began to be waited for, or its last was sent (monotonic seconds).
-        committed: Length of its text then.
-        reused: Its tokens taken over until then.
+        since: Start of the wait for the next token (monotonic seconds).
+        committed: Length of its sequence then.
+        reused: Its reused tokens until then.
         begun: Whether it has a token since it was opened here.
     """
 
@@ -65,34 +65,14 @@ class _Progress:
 
 @dataclass(slots=True)
 class Figures:
-    """What an edge has counted since it started; counters only rise.
+    """What an edge has counted since it started; counters only rise. `catalogue` describes the metrics.
 
     Attributes:
         clock: Monotonic seconds.
-        drafts: Judged drafts with tokens.
-        draft_tokens: Of these.
-        tested: Draft tokens accepted or rejected.
-        accepted: Draft tokens accepted.
-        accepted_lengths: How many drafts had exactly so many tokens accepted, by that number.
-        prompt_tokens: Of the prompts of new sessions.
-        prefill_tokens: Of prompts and texts, computed for what follows.
-        cached_tokens: Of prompts and texts, taken over.
-        generation_tokens: By plan.
-        ended: Sessions by how they ended.
-        refusals: By code.
-        faults: By code.
-        uplink_bytes: Payload received.
-        downlink_bytes: Payload sent, by what it carries.
-        first_token: Seconds.
-        inter_token: Seconds.
-        queue_time: Seconds.
-        step: Seconds.
-        batch_sessions: Verified in a step.
-        batch_tokens: Computed in a step.
-        link_round_trip: Seconds.
+        accepted_lengths: Number of drafts by the number of tokens accepted.
         presence: Latest of each device.
         last_sign: When each device was last heard (monotonic seconds).
-        tracing: Is told of sessions and steps, if there is one.
+        tracing: Receives sessions and steps, if set.
     """
 
     clock: Callable[[], float]
@@ -127,14 +107,14 @@ class Figures:
     # Sessions
 
     def opened(self, session: EdgeSession, *, resumed: bool) -> None:
-        """A session begins here, or goes on here."""
+        """Count a session that begins here, or goes on here."""
         now = self.clock()
         self._open[session.handle] = _Progress(now, now, session.committed)
         if not resumed:
             self.prompt_tokens += session.prompt_length
 
     def judged(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
-        """A verdict on a draft was given."""
+        """Count a verdict on a draft."""
         drafted = len(result.arrived.draft.tokens)
         if drafted:
             self.drafts += 1
@@ -146,7 +126,7 @@ class Figures:
         self._grew(session, DRAFT)
 
     def written(self, session: EdgeSession, timing: DraftTiming) -> None:
-        """Tokens that the edge has written by itself were sent, or are about to be."""
+        """Count tokens of edge-only decoding that were sent, or are about to be."""
         self.queue_time.observe(timing.queue_ms / 1e3)
         self._grew(session, STREAM)
 
@@ -157,13 +137,13 @@ class Figures:
         self.left(session)
 
     def left(self, session: EdgeSession) -> None:
-        """A session is open here no longer."""
+        """Count a session that is no longer open here."""
         progress = self._open.pop(session.handle, None)
         if progress is not None:  # corrections that came after the last verdict
             self.generation_tokens[DRAFT] += max(0, session.committed - progress.committed)
 
     def _grew(self, session: EdgeSession, plan: str) -> None:
-        """Count the tokens by which a session's text has grown since it was last counted, and what they took."""
+        """Count the new tokens of a session since the last call, and their time."""
         progress = self._open.get(session.handle)
         if progress is None:
             return
@@ -195,12 +175,12 @@ class Figures:
     # Messages
 
     def replied(self, size: int) -> None:
-        """A reply was sent to a device. From any thread."""
+        """Count a reply to a device. From any thread."""
         with self._replies:
             self.downlink_bytes["reply"] += size
 
     def heard(self, device: str, presence: Presence | None = None) -> None:
-        """A device has sent something, with its presence if that was its state."""
+        """Note that a device has sent something, with its presence if that was its state."""
         if presence is not None and (device in self.presence or len(self.presence) < _MOST_DEVICES):
             self.presence[device] = presence
         if device in self.presence:
@@ -216,7 +196,7 @@ class Figures:
         )
 
     def probe(self) -> "Callable[[object], None] | None":
-        """Return what measures the link's round trip when called with the broker's answer; None but once a second."""
+        """Return a callback that measures the link's round trip; None more often than once a second."""
         began = self.clock()
         if began < self._probe_at:
             return None

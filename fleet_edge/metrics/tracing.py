@@ -1,8 +1,8 @@
 """Traces of an edge for OpenTelemetry: a span for each session and for each step.
 
-Sent by OTLP over HTTP, where and how often OpenTelemetry's own variables say (`OTEL_EXPORTER_OTLP_ENDPOINT`,
-`OTEL_TRACES_SAMPLER`, …). A span is made when what it tells of is over, and handed to a thread that sends in batches:
-an edge does not wait for a collector, and loses spans rather than time.
+Sent by OTLP over HTTP, configured by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`,
+`OTEL_TRACES_SAMPLER`, …). A span is made when its session or step is over, and passed to a thread that sends in
+batches: an edge does not wait for a collector, and loses spans rather than time.
 """
 
 import time
@@ -24,13 +24,7 @@ _NANOSECONDS: Final = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
-    """Makes spans. Called on the orchestrator's thread.
-
-    Attributes:
-        provider: Makes them, and has them sent.
-        target: The target model's name.
-        now_ns: Unix nanoseconds.
-    """
+    """Makes spans, on the orchestrator's thread."""
 
     provider: "TracerProvider"
     target: str
@@ -38,13 +32,7 @@ class Tracing:
 
     @classmethod
     def start(cls, *, fleet: str, edge: str, target: str, exporter: "SpanExporter | None" = None) -> "Tracing":
-        """Begin to send.
-
-        Args:
-            fleet: Its name.
-            edge: This edge's name.
-            target: The target model's name.
-            exporter: Where to; by default OTLP over HTTP, as OpenTelemetry's variables say.
+        """Begin to send to `exporter`; by default OTLP over HTTP, as OpenTelemetry's variables say.
 
         Raises:
             MetricsUnavailable: A library is missing.
@@ -71,7 +59,7 @@ class Tracing:
         return cls(provider, target)
 
     def session(self, session: EdgeSession, *, reason: str, seconds: float) -> None:
-        """Tell of a session that has ended, so long after it was opened here."""
+        """Report a session that has ended, `seconds` after it was opened here."""
         counted = session.counters
         self._span(
             "session",
@@ -94,11 +82,11 @@ class Tracing:
         )
 
     def step(self, seconds: float, *, sessions: int, tokens: int) -> None:
-        """Tell of a forward pass that has ended."""
+        """Report a forward pass that has ended."""
         self._span("step", seconds, {"dssd.batch_sessions": sessions, "dssd.batch_tokens": tokens})
 
     def stop(self) -> None:
-        """Send what waits, shortly, and end."""
+        """Send what is queued, with a short time limit, and end."""
         self.provider.force_flush(_SHUTDOWN_MS)
         self.provider.shutdown()
 

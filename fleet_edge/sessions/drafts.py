@@ -9,7 +9,7 @@ from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.errors import desync
 from fleet_edge.sessions.admission import SessionLimits
-from fleet_edge.store.token_kinds import TokenKind
+from fleet_edge.store.records import TokenKind
 from schemas.fields import TokenLogprobs
 from schemas.messages import Draft
 from schemas.reasons import Finish

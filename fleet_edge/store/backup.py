@@ -1,4 +1,4 @@
-"""Backup of a session log in SQLite while it is written, and what brings it back; compaction of a file.
+"""Backup and restore of a session log in SQLite while it is written; compaction of a file.
 
 A server's database is copied by its own tools, which the errors name.
 """
@@ -26,31 +26,24 @@ _NAMES: Final = "fleet-*.sqlite3"
 def back_up(url: str, to: Path, *, progress: Progress | None = None) -> int:
     """Copy a session log as it is at one instant, while an edge writes to it, into a file that is checked.
 
-    Meanwhile the write-ahead log keeps all that the edge writes.
-
-    Args:
-        url: `sqlite:///PATH`.
-        to: The file; it is made, readable by its owner alone.
-        progress: Told of each step.
-
-    Returns:
-        Its size in bytes.
+    Meanwhile the write-ahead log keeps all that the edge writes. The file is created, readable by its owner alone.
+    Returns its size in bytes.
 
     Raises:
         StoreRefused: There is no such database, or there is a file of that name, or the disk is full.
         StoreUnavailable: The database does not answer.
-        StoreError: It is none of ours, or a server's.
+        StoreError: It is no session log, or a server's.
     """
     source = _file_of(url, "pg_dump --format=custom --file={to} '{url}'", to=to)
     if to.exists():
         raise StoreRefused(f"There is a file {to} already; name another.")
     with _made_whole(to) as part, _failing_in_a_sentence(source), closing(_opened(source, mode="ro")) as connection:
-        # Held, so that all steps copy the same instant: without it each would begin anew once an edge has written.
+        # Held, so that all steps copy the same instant: without it each would start again once an edge has written.
         connection.execute("BEGIN")
         _check(connection, source)
         with closing(sqlite3.connect(part)) as copy:
-            told = None if progress is None else lambda _, left, pages: progress(pages - left, pages)
-            connection.backup(copy, pages=_STEP_PAGES, progress=told)
+            report = None if progress is None else lambda _, left, pages: progress(pages - left, pages)
+            connection.backup(copy, pages=_STEP_PAGES, progress=report)
             # One file, which any reader can open wherever it lies.
             copy.execute("PRAGMA journal_mode = DELETE")
             _check(copy, part, thoroughly=True)
@@ -58,7 +51,7 @@ def back_up(url: str, to: Path, *, progress: Progress | None = None) -> int:
 
 
 def back_up_into(url: str, folder: Path, *, keep: int, now: datetime) -> Path:
-    """Make a backup that is named after the time, and delete all but the latest ones; otherwise as `back_up`."""
+    """Make a backup named after the time, and delete all but the latest ones; otherwise as `back_up`."""
     to = folder / _name(now)
     back_up(url, to)
     for old in sorted(folder.glob(_NAMES))[:-keep]:
@@ -70,7 +63,7 @@ def check_backups(url: str, folder: Path) -> None:
     """Check that regular backups of a database can be made in a folder.
 
     Raises:
-        StoreError: It is a server's, which its own tool has to copy, or the folder is not there or not ours.
+        StoreError: It is a server's, which its own tool has to copy, or the folder is missing or not ours.
     """
     _file_of(url, "pg_dump --format=custom --file={to} '{url}'", to=folder / "fleet.pgdump")
     if not folder.is_dir():
@@ -80,26 +73,19 @@ def check_backups(url: str, folder: Path) -> None:
 
 
 def is_due(folder: Path, *, every: timedelta, now: datetime) -> bool:
-    """Return whether the latest backup in a folder is older than that, or there is none."""
+    """Return whether the latest backup in a folder is older than `every`, or there is none."""
     latest = max(folder.glob(_NAMES), default=None)
     return latest is None or latest.name < _name(now - every)
 
 
 def restore(backup: Path, url: str, *, replace: bool, now: datetime) -> Path | None:
-    """Put a backup in the place of a session log that nobody has open.
+    """Replace a session log that no process has open by a backup; return what was put aside.
 
-    Args:
-        backup: What `back_up` has made; it stays as it is. An edge brings it up to date when it starts.
-        url: `sqlite:///PATH`.
-        replace: Whether a database that is there is put aside; otherwise it is an error.
-        now: The time, for the name of what is put aside.
-
-    Returns:
-        What was put aside.
+    The backup stays as it is. An edge migrates the database when it starts.
 
     Raises:
-        StoreRefused: There is a database, or somebody has it open, or the disk is full.
-        StoreError: The backup is damaged, none of ours or newer than this software, or the URL is a server's.
+        StoreRefused: There is a database and not `replace`, or a process has it open, or the disk is full.
+        StoreError: The backup is damaged, no session log or newer than this software, or the URL is a server's.
     """
     path = _file_of(url, "pg_restore --clean --if-exists --dbname='{url}' {to}", to=backup)
     with _failing_in_a_sentence(backup), closing(_opened(backup, mode="ro")) as source:
@@ -123,17 +109,15 @@ def restore(backup: Path, url: str, *, replace: bool, now: datetime) -> Path | N
 
 
 def compact(url: str) -> tuple[int, int]:
-    """Rewrite a file without its free pages, and so that later purges make it smaller.
+    """Rewrite a file without its free pages; return its size before and after, in bytes.
 
-    Needs as much free disk again as the database takes. Edges wait meanwhile, with their records in their spools.
-
-    Returns:
-        Its size before and after, in bytes.
+    Needs as much free disk again as the database takes. Later purges make the file smaller. Edges wait meanwhile, with
+    their records in their spools.
 
     Raises:
         StoreRefused: There is no such database, or the disk is full.
-        StoreUnavailable: Somebody else is writing.
-        StoreError: It is none of ours, or a server's.
+        StoreUnavailable: Another process is writing.
+        StoreError: It is no session log, or a server's.
     """
     path = _file_of(url, "vacuumdb --full --dbname='{url}'", to=Path())
     with _failing_in_a_sentence(path), closing(_opened(path, mode="rw")) as connection:
@@ -166,7 +150,7 @@ def _opened(path: Path, *, mode: str) -> sqlite3.Connection:
 
 
 def _check(connection: sqlite3.Connection, path: Path, *, thoroughly: bool = False) -> None:
-    """Make sure that a file is a session log that this software can read, and is whole."""
+    """Check that a file is a session log that this software can read, and is whole."""
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone() is None:
         raise StoreError(f"{path} is no session log.")
     [revision] = connection.execute("SELECT version_num FROM alembic_version").fetchone() or ("",)
@@ -179,7 +163,7 @@ def _check(connection: sqlite3.Connection, path: Path, *, thoroughly: bool = Fal
 
 
 def _settle(path: Path) -> None:
-    """Bring all into the database's one file, which goes only if nobody else has it open."""
+    """Move everything into the database's one file, which fails if another process has it open."""
     with closing(_opened(path, mode="rw")) as connection:
         connection.execute("PRAGMA busy_timeout = 0")
         try:
@@ -195,10 +179,10 @@ def _settle(path: Path) -> None:
 
 @contextmanager
 def _made_whole(path: Path) -> Iterator[Path]:
-    """Make a file under another name, and give it its own once all of it is on disk."""
+    """Create a file under another name, and rename it once all of it is on disk."""
     part = path.with_name(f"{path.name}.part")
     try:
-        # Whoever reads the database may not read more than its owner allows.
+        # A copy is as private as the database.
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
     except OSError as error:
         raise StoreRefused(f"The file {part} cannot be made: {error.strerror}.") from error

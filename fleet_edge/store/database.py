@@ -1,9 +1,11 @@
 """Database of the session log: opened to write by an edge, or to read by an administrator."""
 
+import logging
 import secrets
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from types import TracebackType
 from typing import Protocol, Self
 
 from sqlalchemy import Connection, Engine, inspect, text
@@ -14,7 +16,7 @@ from fleet_edge.store.engine import check_file, connect_engine, parse_url, shown
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.fences import Fences, read_fences
 from fleet_edge.store.models import REVISION
-from fleet_edge.store.records.record import Record
+from fleet_edge.store.records import Record
 
 
 class SessionStore(Protocol):
@@ -30,41 +32,34 @@ class SessionStore(Protocol):
 
 
 class Store:
-    """A database with this version's tables, open to write.
-
-    Attributes:
-        engine: For housekeeping and queries.
-        name: The URL without secrets.
-    """
+    """A database with this version's tables, open to write. `name` is its URL without secrets."""
 
     def __init__(self, engine: Engine, *, name: str) -> None:
         self.engine = engine
         self.name = name
-        # Whoever only reads does without.
-        from fleet_edge.store.merge.merge import merge_for  # noqa: PLC0415
-
-        self._merge = merge_for(engine.dialect.name)
         self._writer = secrets.token_hex(8)
 
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.
 
-        A SQLite file that was deleted or replaced takes records without an error, so that its identity is checked.
+        A SQLite file that was deleted or replaced takes records without an error, so its identity is checked.
 
         Raises:
             StoreUnavailable: Nothing was stored; try again later.
             RecordRejected: Nothing was stored, because of a record that never can be.
         """
+        from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
+
         try:
             with self.engine.connect() as connection:
                 with connection.begin():
-                    self._merge.apply(connection, records, writer=self._writer)
+                    merge_records(connection, records, writer=self._writer)
                 check_file(connection)
         except (DataError, IntegrityError) as error:
             self._check_schema()
             raise _rejected(error.orig or error) from error
         except (DBAPIError, PoolTimeout) as error:
-            # SQLite has no code of its own for a table or a column that is missing.
+            # SQLite has no error code for a table or a column that is missing.
             if isinstance(error, ProgrammingError) or self.engine.dialect.name == "sqlite":
                 self._check_schema()
             raise unavailable(error, name=self.name) from error
@@ -75,7 +70,7 @@ class Store:
             raise _rejected(error) from error
 
     def _check_schema(self) -> None:
-        """Make sure that what a statement met are this version's tables: another edge may have changed them."""
+        """Check that the tables are of this version: another edge may have migrated them."""
         try:
             with self.engine.connect() as connection:
                 revision = schema_of(connection)
@@ -88,7 +83,7 @@ class Store:
             )
 
     def fences(self, *, now: datetime) -> Fences:
-        """Return which devices are fenced at `now` (aware); cheap enough to be asked every few seconds.
+        """Return which devices are fenced at `now` (aware); cheap enough to call every few seconds.
 
         Raises:
             StoreUnavailable: The database does not answer.
@@ -105,20 +100,15 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def open_store(url: str, *, create: bool = True) -> Store:
     """Open a database to write, creating it or migrating it to this version first.
 
-    Several processes may do so at once: one migrates, the others wait.
-
-    Args:
-        url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
-        create: Whether a SQLite file that does not exist is created.
+    Several processes may do so at once: one migrates, the others wait. `create` says whether a missing SQLite file is
+    created.
 
     Raises:
         StoreUnavailable: It cannot be reached, opened or written.
@@ -141,11 +131,6 @@ def open_store(url: str, *, create: bool = True) -> Store:
         engine.dispose()
         raise
     return Store(engine, name=name)
-
-
-def open_for_reading(url: str) -> Engine:
-    """Open an existing database read-only. Otherwise as `open_existing`."""
-    return open_existing(url, read_only=True)
 
 
 def open_existing(url: str, *, read_only: bool) -> Engine:
@@ -175,8 +160,20 @@ def open_existing(url: str, *, read_only: bool) -> Engine:
     )
 
 
+@contextmanager
+def transaction(engine: Engine, *, write: bool = True) -> Iterator[Connection]:
+    """Begin a transaction, with database errors as `StoreUnavailable`."""
+    try:
+        with engine.begin() if write else engine.connect() as connection:
+            yield connection
+    except SQLAlchemyError as error:
+        # The first line: the others repeat the statement.
+        line = str(error).partition("\n")[0]
+        raise StoreUnavailable(f"The database could not be {'written' if write else 'read'}: {line}") from error
+
+
 def schema_of(connection: Connection) -> str | None:
-    """Return the schema that a database has, known without Alembic; None if it has none."""
+    """Return the schema revision of a database, without Alembic; None if it has none."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -186,3 +183,110 @@ def schema_of(connection: Connection) -> str | None:
 def _rejected(error: BaseException) -> RecordRejected:
     lines = str(error).strip().splitlines()
     return RecordRejected(f"The database refuses a record: {lines[0].rstrip('.') if lines else type(error).__name__}.")
+
+
+_log = logging.getLogger(__name__)
+
+
+class Opener(Protocol):
+    """Opens a database: `open_store`."""
+
+    def __call__(self, url: str, /, *, create: bool) -> Store: ...
+
+
+class ReopeningStore:
+    """A store that is opened at the first write, and reopened after an outage.
+
+    Only `open` and `apply` try to open it: other callers get `StoreUnavailable` at once during an outage. A SQLite file
+    that has disappeared is waited for, not created again: it may come back, and an empty one would hide the loss.
+    """
+
+    def __init__(self, url: str, *, opener: Opener = open_store) -> None:
+        self._url = url
+        self._opener = opener
+        self._store: Store | None = None
+        self._kept: Store | None = None  # with all that was compiled for it; each new one would be megabytes of garbage
+        self._lock = threading.Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the open database; raises `StoreUnavailable` during an outage."""
+        return self._opened().engine
+
+    def open(self) -> None:
+        """Try to open the database now.
+
+        Raises:
+            StoreUnavailable: It is away; the next write tries again.
+            StoreRefused: It answers, and does not accept our configuration.
+            StoreError: The URL is wrong, the driver is missing, or the database is newer than this software.
+        """
+        with self._lock:
+            if self._store is not None:
+                return
+            opened = self._opener(self._url, create=self._kept is None)
+            if self._kept is None:
+                self._kept = opened
+            else:
+                opened.close()  # it has found everything in order
+            self._store = self._kept
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Merge records as `Store.apply` does, opening the database first if necessary.
+
+        Raises:
+            StoreUnavailable: Nothing was stored; try again later. Also `StoreRefused`, if somebody has to change
+                something first.
+            RecordRejected: Nothing was stored, because of a record that never can be.
+        """
+        try:
+            self.open()
+            self._opened().apply(records)
+        except RecordRejected:
+            raise
+        except StoreError as error:
+            self.close()  # to be migrated, if need be, when it is back
+            if isinstance(error, StoreUnavailable):
+                raise
+            # At the start this ends the edge; a running one keeps its records.
+            raise StoreRefused(str(error)) from error
+
+    def fences(self, *, now: datetime) -> Fences:
+        """Return which devices are fenced at `now` (aware); raises `StoreUnavailable` during an outage."""
+        return self._opened().fences(now=now)
+
+    def close(self) -> None:
+        """Close all connections; the next write opens it again. Idempotent."""
+        with self._lock:
+            store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _opened(self) -> Store:
+        store = self._store
+        if store is None:
+            raise StoreUnavailable("The database of the session log is not open; it is opened when it answers.")
+        return store
+
+
+def check_database(url: str) -> None:
+    """Check that an edge can start on a database, creating or migrating it; an outage is no obstacle.
+
+    Raises:
+        StoreError: The URL is wrong, or the database does not accept our configuration.
+    """
+    store = ReopeningStore(url)
+    try:
+        store.open()
+    except StoreRefused:
+        raise
+    except StoreUnavailable as error:
+        _log.debug("The database is away as the edge starts: %s", error)
+    finally:
+        store.close()

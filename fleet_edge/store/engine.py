@@ -1,4 +1,4 @@
-"""Database engine from a URL, with every way in which that fails as one sentence.
+"""Database engine from a URL; every failure becomes one sentence.
 
 A database server gets timeouts, and SQLite a bounded wait for its lock, so that the writer never waits for ever.
 """
@@ -6,13 +6,18 @@ A database server gets timeouts, and SQLite a bounded wait for its lock, so that
 import os
 import sqlite3
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
+from fleet_edge.store.models import Base
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
+
 
 _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
@@ -50,7 +55,7 @@ def parse_url(text: str) -> URL:
     """Read a database URL.
 
     Raises:
-        StoreError: It is none, or names a database that we do not support.
+        StoreError: It is none, or of a database that we do not support.
     """
     try:
         url = make_url(text.strip())
@@ -82,10 +87,7 @@ def sqlite_path(url: URL) -> Path | None:
 def connect_engine(url: URL, *, read_only: bool, create: bool = True) -> Engine:
     """Return an engine to which one connection has been made.
 
-    Args:
-        url: As `parse_url` returned it.
-        read_only: Whether nothing may be written.
-        create: Whether a file that does not exist is made; never if `read_only`.
+    Creates a missing file if `create` and not `read_only`.
 
     Raises:
         StoreUnavailable: The server does not answer, the file is locked, or its folder is not there yet.
@@ -138,8 +140,8 @@ def check_file(connection: Connection) -> None:
 
 
 def unavailable(error: SQLAlchemyError, *, name: str) -> StoreUnavailable:
-    """Turn a database error into a sentence, and tell whether waiting may help."""
-    # The driver's own words alone: SQLAlchemy's repeat the statement and its parameters.
+    """Turn a database error into a sentence and the type that says whether waiting may help."""
+    # The driver's message only: SQLAlchemy's repeats the statement and its parameters.
     cause = error.orig if isinstance(error, DBAPIError) else error
     lines = str(cause).strip().splitlines()
     kind = StoreRefused if cause is not None and _needs_change(cause) else StoreUnavailable
@@ -147,19 +149,19 @@ def unavailable(error: SQLAlchemyError, *, name: str) -> StoreUnavailable:
 
 
 def _needs_change(cause: BaseException) -> bool:
-    """Whether an error stays until somebody changes something. What is not known to be so is waited for."""
+    """Return whether an error stays until somebody changes something; if unknown, it is waited for."""
     if isinstance(cause, sqlite3.Error):
         # The low byte says what it is, the others in which way.
         return (getattr(cause, "sqlite_errorcode", 0) or 0) & 0xFF in _REFUSED_BY_SQLITE
     state = getattr(cause, "sqlstate", None) or ""
-    # A connection that failed has no code: the server's words are all that its library hands on.
+    # A failed connection has no code: its library only passes on the server's message.
     return state[:2] in _REFUSED_CLASSES or state in _REFUSED_STATES or any(each in str(cause) for each in _REFUSALS)
 
 
 def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
     folder = path.parent
     if not folder.is_dir():
-        # Where the folder around it is there, it may only not be mounted yet; otherwise the path is mistyped.
+        # If the parent folder exists, this one may not be mounted yet; otherwise the path is mistyped.
         kind = StoreUnavailable if folder.parent.is_dir() and not folder.exists() else StoreRefused
         raise kind(f"The folder {folder} of the database does not exist; create it first.")
     if path.is_dir():
@@ -172,7 +174,7 @@ def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
     if path.exists() and not os.access(path, needed):
         raise StoreRefused(f"The database {path} may not be opened by this user; change its owner or mode.")
     if not read_only and not os.access(folder, os.W_OK | os.X_OK):
-        # SQLite keeps its journals beside the file.
+        # SQLite keeps its journals next to the file.
         raise StoreRefused(f"The folder {folder} of the database may not be written by this user; change its mode.")
 
     def connect() -> sqlite3.Connection:
@@ -187,7 +189,7 @@ def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
         "sqlite://",
         creator=connect,
         poolclass=QueuePool,
-        # Each connection has a cache of pages of its own: where they took turns, all would be filled.
+        # Each connection has its own page cache: used in turn, all caches would fill.
         pool_size=_SQLITE_POOL,
         pool_use_lifo=True,
     )
@@ -210,10 +212,21 @@ def _postgresql(url: URL, *, read_only: bool) -> Engine:
     arguments: dict[str, Any] = {
         "options": options,
         "application_name": "dssd-fleet",
-        # A server that vanished without a word is noticed; the statement timeout runs only at a living one.
+        # Detects a server that has vanished; the statement timeout works only at a living one.
         "tcp_user_timeout": _SILENCE_MS,
     }
     if "connect_timeout" not in url.query:
         arguments["connect_timeout"] = _CONNECT_S
-    # A pooled connection that the server has dropped is noticed before it is used.
+    # Detects a pooled connection that the server has dropped before it is used.
     return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)
+
+
+def insert_into(row: type[Base], dialect: str) -> "sqlite.Insert | postgresql.Insert":
+    """Return an insert that can do upserts, for `sqlite` or `postgresql`; loads the dialect only when called."""
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite  # noqa: PLC0415
+
+        return sqlite.insert(row)
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415
+
+    return postgresql.insert(row)

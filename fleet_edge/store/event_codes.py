@@ -1,6 +1,6 @@
-"""Event codes: everything that the session log tells as an event, with how grave it is and what it means.
+"""Event codes: all events of the session log, with severity and meaning.
 
-Whoever logs an event takes its kind and its code from here; docs/events.md is this table. A new event is a line here.
+Every event takes its kind and code from here; docs/events.md is this table. To add an event, add a line here.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,12 @@ from schemas.reasons import FaultCode, RefusalCode
 
 
 class Severity(StrEnum):
-    """How grave an event is."""
-
     INFO = "info"  # as it should be
     WARNING = "warning"  # something is worse than it should be, and goes on
     ERROR = "error"  # something failed, or was lost
 
 
 class EventKind(StrEnum):
-    """What an event is about."""
-
     REFUSED = "refused"
     FAULT = "fault"
     QUOTA = "quota"
@@ -46,14 +42,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EventCode:
-    """One thing that may happen.
-
-    Attributes:
-        kind: What it is about.
-        code: What it is, as programs read it; unique within its kind.
-        severity: How grave it is, where whoever logs it does not say otherwise.
-        meaning: The same for people, in a sentence.
-    """
+    """A kind of event: `code` is unique within `kind`, `severity` the default, `meaning` a sentence for people."""
 
     kind: EventKind
     code: str
@@ -96,8 +85,8 @@ _SESSION, _DEVICE, _EDGE = EventKind.SESSION, EventKind.DEVICE, EventKind.EDGE
 _DATABASE, _CONFIG, _COMMAND = EventKind.DATABASE, EventKind.CONFIG, EventKind.COMMAND
 
 EVENT_CODES: Final[tuple[EventCode, ...]] = (
-    *(EventCode(EventKind.REFUSED, code.value, *told) for code, told in _REFUSALS.items()),
-    *(EventCode(EventKind.FAULT, code.value, *told) for code, told in _FAULTS.items()),
+    *(EventCode(EventKind.REFUSED, code.value, *entry) for code, entry in _REFUSALS.items()),
+    *(EventCode(EventKind.FAULT, code.value, *entry) for code, entry in _FAULTS.items()),
     EventCode(EventKind.QUOTA, "over-quota", _WARNING, "The device sends more than it may, and was asked to wait."),
     EventCode(EventKind.DROPPED, "over-quota", _WARNING, "Messages of the device were dropped without being read."),
     EventCode(EventKind.CLOSE, "unknown-session", _WARNING, "The device closes more sessions than it can have opened."),
@@ -169,5 +158,5 @@ _SEVERITIES: Final = {(each.kind.value, each.code): each.severity for each in EV
 
 
 def severity_of(kind: str, code: str) -> Severity:
-    """Return how grave an event is; one that the table lacks is one to look at."""
+    """Return the severity of an event; one that the table lacks is a warning."""
     return _SEVERITIES.get((kind, code), Severity.WARNING)

@@ -1,6 +1,6 @@
 """Export: all rows of a kind within a time, page by page, in bounded memory.
 
-Each page is a transaction of its own, so that neither a writer nor the database's own tidying waits for a reader of
+Each page is a separate transaction, so that neither a writer nor the database's vacuum waits for a reader of
 millions of rows. What is written meanwhile may be in it or not.
 """
 
@@ -15,16 +15,14 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
 
 from fleet_edge.store.models import EventRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.rollups.sums import SUMMED
+from fleet_edge.store.records import segment_number
+from fleet_edge.store.totals import SUMMED
 
 PAGE_ROWS: Final = 2000
 """Rows in memory at a time."""
 
 
 class Exported(StrEnum):
-    """What is exported."""
-
     SESSIONS = "sessions"  # with their segments' counters summed
     SEGMENTS = "segments"
     ROUNDS = "rounds"
@@ -37,9 +35,9 @@ class _Source:
 
     Attributes:
         columns: What is read.
-        order: Columns that order them, of which an index begins with the first; together they are unique.
-        at: What `since` and `until` are compared with.
-        number: Whether that is a segment's number.
+        order: Unique sort key; an index begins with its first column.
+        at: Compared with `since` and `until`.
+        number: Whether `at` is a segment's number.
     """
 
     columns: tuple[Any, ...]
@@ -81,9 +79,9 @@ _OF_SEGMENTS: Final = ("segments", *SUMMED)
 
 
 def columns(what: Exported) -> tuple[str, ...]:
-    """Return the names of the columns, in the order in which `rows` gives them.
+    """Return the names of the columns, in the order of `rows`.
 
-    A session's `tokens` are those of its whole text, its `committed` those that edges have counted.
+    A session's `tokens` are those of its whole sequence, its `committed` those that edges have counted.
     """
     own = tuple(column.name for column in _SOURCES[what].columns)
     if what is not Exported.SESSIONS:
@@ -99,15 +97,7 @@ def rows(
     until: datetime | None = None,
     page_rows: int = PAGE_ROWS,
 ) -> Iterator[tuple[Any, ...]]:
-    """Return all rows of a kind within a time, the earliest first.
-
-    Args:
-        connect: Opens a connection to the database.
-        what: Which.
-        since: Opened, judged or logged at or after (aware).
-        until: Likewise before.
-        page_rows: Rows in memory at a time.
-    """
+    """Return all rows of a kind within a time, the earliest first, `page_rows` of them in memory at a time."""
     source = _SOURCES[what]
     limits = _limits(source, since, until)
     keys = itemgetter(*range(len(source.columns), len(source.columns) + len(source.order)))
@@ -150,7 +140,7 @@ def _behind(order: Sequence[Any], after: Sequence[Any]) -> ColumnElement[bool]:
 
 
 def _counted(connection: Connection, found: Sequence[Row[Any]]) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """Return what the segments of sessions sum to, by session and device."""
+    """Return the sums of the segments of sessions, by session and device."""
     sums = [func.count(), *(func.sum(getattr(SegmentRow, name)) for name in SUMMED)]
     query: Select[Any] = select(*[SegmentRow.session, SegmentRow.device, *sums])
     own = query.where(SegmentRow.session.in_([row[0] for row in found]))

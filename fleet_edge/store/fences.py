@@ -1,10 +1,9 @@
-"""Fences: which devices are shut out of a fleet, for all its edges and its administrator to read and to change.
+"""Fences: devices whose messages all edges of a fleet drop.
 
-An edge writes its own as records, through its writer, and polls `read_fences`; the administrator's are written here, at
-once. Both are merged alike: whoever lifts a fence lifts all that began before, even one that is replayed later.
+An edge writes its fences as records, through its writer, and polls `read_fences`; an administrator's are written here,
+at once. Both merge alike: lifting ends all fences that began before, even one that is replayed later.
 """
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,9 +11,9 @@ from typing import Final
 
 from sqlalchemy import Connection, or_, select
 
-from fleet_edge.store.models import FenceLiftRow, FenceRow
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.fences import ADMINISTRATOR, DeviceFenced, FenceLifted
+from fleet_edge.store.event_codes import Severity
+from fleet_edge.store.models import FenceLiftRow, FenceRow, select_fields
+from fleet_edge.store.records import ADMINISTRATOR, DeviceFenced, EventLogged, FenceLifted
 from fleet_edge.store.views import FenceView
 
 _INSTANT: Final = timedelta(microseconds=1)
@@ -23,12 +22,12 @@ _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Fences:
-    """What is known of fences at one moment.
+    """The fences at one moment.
 
     Attributes:
-        active: The fence of each device that is fenced, by its name; of several, the one that ends last.
-        lifted: When the fences of a device were last lifted. An edge's own fence that is not among the active ones may
-            only not be written yet: it is over if it began at this time or before.
+        active: The fence of each fenced device, by its name; of several, the one that ends last.
+        lifted: When the fences of a device were last lifted. An edge's own fence that is not active may only not be
+            written yet: it is over if it began at this time or before.
     """
 
     active: Mapping[str, FenceView]
@@ -39,11 +38,10 @@ def read_fences(connection: Connection, *, now: datetime) -> Fences:
     """Return the fences in force at `now` (aware), by device, and when fences were lifted."""
     lifts = connection.execute(select(FenceLiftRow.device, FenceLiftRow.lifted_at))
     lifted = {row.device: row.lifted_at for row in lifts}
-    in_force = select(FenceRow).where(or_(FenceRow.until_at.is_(None), FenceRow.until_at > now))
+    in_force = select_fields(FenceRow).where(or_(FenceRow.until_at.is_(None), FenceRow.until_at > now))
     active: dict[str, FenceView] = {}
     for row in connection.execute(in_force.order_by(FenceRow.device)).mappings():
-        fields = dict(row)
-        fence = FenceView(by=fields.pop("fenced_by"), **fields)
+        fence = FenceView(**row)
         if fence.device in lifted and lifted[fence.device] >= fence.since_at:
             continue
         rival = active.get(fence.device)
@@ -55,35 +53,27 @@ def read_fences(connection: Connection, *, now: datetime) -> Fences:
 def fence_device(
     connection: Connection, device: str, *, until: datetime | None, reason: str, now: datetime
 ) -> FenceView | None:
-    """Fence a device in the administrator's name, in the transaction that `connection` is in.
+    """Fence a device as the administrator, in the transaction of `connection`; `until` None: until it is lifted.
 
-    Args:
-        connection: Of a database with this version's tables.
-        device: Which; it need not have been seen yet.
-        until: Until when (aware); None: until it is lifted.
-        reason: A sentence.
-        now: The time (aware).
-
-    Returns:
-        The fence that holds: this one, or one by an edge that ends later; None if `until` has passed.
+    Returns the fence in force: this one, or one by an edge that ends later; None if `until` has passed.
     """
-    # A clock that lags behind the one that wrote what is there must not make this the earlier word.
-    own = select(FenceRow.since_at).where(FenceRow.device == device, FenceRow.fenced_by == ADMINISTRATOR)
+    # A clock that lags behind the one that wrote what is there must not make this the earlier fence.
+    own = select(FenceRow.since_at).where(FenceRow.device == device, FenceRow.by == ADMINISTRATOR)
     lifted = select(FenceLiftRow.lifted_at).where(FenceLiftRow.device == device)
     earlier = [at for at in (connection.scalar(own), connection.scalar(lifted)) if at is not None]
     at = max([now, *(each + _INSTANT for each in earlier)])
-    fence = DeviceFenced(device=device, by=ADMINISTRATOR, at=at, until=until, reason=reason, strikes=0, level=0)
+    fence = DeviceFenced(
+        device=device, by=ADMINISTRATOR, since_at=at, until_at=until, reason=reason, strikes=0, level=0
+    )
     _apply(connection, fence, _event(device, code="fenced", sentence=reason, at=now))
     return read_fences(connection, now=now).active.get(device)
 
 
 def lift_fences(connection: Connection, device: str, *, now: datetime) -> FenceView | None:
-    """Lift all fences of a device in the administrator's name, in the transaction that `connection` is in.
+    """Lift all fences of a device as the administrator, in the transaction of `connection`.
 
-    Also if none is known: an edge may have fenced the device, and the record still be on its way.
-
-    Returns:
-        The fence that was in force, if one was.
+    Also if none is known: an edge may have fenced the device, and the record not have arrived. Returns the fence that
+    was in force, if one was.
     """
     fence = read_fences(connection, now=now).active.get(device)
     known = connection.scalars(select(FenceRow.since_at).where(FenceRow.device == device)).all()
@@ -94,20 +84,12 @@ def lift_fences(connection: Connection, device: str, *, now: datetime) -> FenceV
 
 
 def _apply(connection: Connection, *records: DeviceFenced | FenceLifted | EventLogged) -> None:
-    # Whoever only reads does without.
-    from fleet_edge.store.merge.merge import Merge  # noqa: PLC0415
+    from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
 
-    Merge(connection.dialect.name).apply(connection, records)
+    merge_records(connection, records)
 
 
 def _event(device: str, *, code: str, sentence: str, at: datetime) -> EventLogged:
-    return EventLogged(
-        id=uuid.uuid4().hex,
-        edge=ADMINISTRATOR,
-        device=device,
-        session=None,
-        kind="fence",
-        code=code,
-        sentence=sentence,
-        at=at,
+    return EventLogged.of_administrator(
+        kind="fence", code=code, sentence=sentence, at=at, device=device, severity=Severity.INFO
     )

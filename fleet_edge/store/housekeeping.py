@@ -1,16 +1,22 @@
-"""Housekeeping of the session log: purges, lost sessions, silent devices; jobs call these now and then.
+"""Housekeeping of the session log: purges, lost sessions, silent devices; jobs call these regularly.
 
-All of it may run twice, or in two processes, or be cut short: the next run does the rest.
+All of it may run twice, in two processes, or be interrupted: the next run does the rest. Rows are deleted in short
+transactions with pauses between them, so that a writer never waits for long. At SQLite, deleted pages are also moved
+from the write-ahead log into the file at once and given back to the file system in steps as short; a server does both
+with autovacuum.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final, Required, TypedDict, Unpack
 
-from sqlalchemy import Engine, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, or_, select, tuple_, update
 
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.models import (
+    Base,
     CommandRow,
     DeviceRollupRow,
     DeviceRow,
@@ -26,21 +32,120 @@ from fleet_edge.store.models import (
     SessionRow,
     TextRow,
 )
-from fleet_edge.store.purging import Pause, delete_rows, rest_not
-from fleet_edge.store.records.sessions import SessionClosed
-from fleet_edge.store.rollups.grains import Grain, ceiling, floor
-from fleet_edge.store.rollups.marks import Mark, Marks, raise_mark
-from fleet_edge.store.rollups.rolling import Enough
-from fleet_edge.store.states import SILENT_AFTER
+from fleet_edge.store.periods import Grain, Mark, Marks, ceiling, floor, raise_mark
+from fleet_edge.store.records import SessionClosed
+from fleet_edge.store.rolling import Enough
+from fleet_edge.store.views import SILENT_AFTER
 from schemas.control import Presence
 from schemas.reasons import EndReason
 
+Pause = Callable[[float], object]
+"""Waits for a number of seconds, or until stopped."""
+
+_STEP_S: Final = (
+    0.03  # meant for one transaction: a third of what a writer may wait, on a machine that does other things
+)
+_LEAST_REST_S: Final = 0.03  # SQLite's waiting writer looks again every 25 ms at first
+_LEAST_CHUNK: Final = 20
+_STEP_PAGES: Final = 250
+_KEPT_SHARE: Final = 0.02  # of the file, free for what is written next
+
+
+class Pace(TypedDict, total=False):
+    """How rows are deleted.
+
+    Attributes:
+        chunk: Maximum of rows in one transaction; fewer where that takes long.
+        enough: Asked between transactions: whether to leave the rest to the next run.
+        pause: Rests between transactions.
+    """
+
+    chunk: Required[int]
+    enough: Enough
+    pause: Pause
+
+
+def rest_not(seconds: float) -> None:
+    """Continue at once: nothing else is being written."""
+    del seconds
+
+
+def delete_rows(
+    engine: Engine,
+    row: type[Base],
+    condition: ColumnElement[bool],
+    *,
+    chunk: int,
+    enough: Enough = lambda: False,
+    pause: Pause = rest_not,
+) -> int:
+    """Delete the rows of a table that meet a condition, as `Pace` says; return their number."""
+    table = row.__table__
+    assert isinstance(table, Table)
+    key = list(table.primary_key)
+    total, size = 0, chunk if pause is rest_not else min(chunk, 5 * _LEAST_CHUNK)
+    while True:
+        begun = time.perf_counter()
+        doomed = select(*key).where(condition).limit(size)
+        with engine.begin() as connection:
+            deleted = connection.execute(delete(table).where(tuple_(*key).in_(doomed))).rowcount
+        taken = time.perf_counter() - begun
+        total += deleted
+        if deleted < size or enough():
+            return total
+        _checkpoint(engine)
+        if pause is not rest_not:
+            wanted = int(min(_STEP_S / max(taken, 1e-3), 2.0) * size)
+            size = min(max(wanted, _LEAST_CHUNK), chunk)
+            pause(max(taken, _LEAST_REST_S))
+
+
+def give_back_space(engine: Engine, *, enough: Enough = lambda: False, pause: Pause = rest_not) -> int:
+    """Give free pages of a SQLite file back to the file system, some kept for reuse; return the bytes.
+
+    Does nothing on a file that was not created with incremental vacuum.
+    """
+    if engine.dialect.name != "sqlite":
+        return 0
+    with _alone(engine) as connection:
+        if _pragma(connection, "auto_vacuum") != _INCREMENTAL:
+            return 0
+        before = _pragma(connection, "page_count")
+        spare = int(_KEPT_SHARE * before)
+        while (free := _pragma(connection, "freelist_count") - spare) > 0 and not enough():
+            begun = time.perf_counter()
+            driver: Any = connection.connection.driver_connection
+            # It returns a row for each page, and works only as far as these are read; executescript reads them.
+            driver.executescript(f"PRAGMA incremental_vacuum({min(_STEP_PAGES, free)});")
+            _checkpoint(engine)
+            pause(max(time.perf_counter() - begun, _LEAST_REST_S))
+        return (before - _pragma(connection, "page_count")) * _pragma(connection, "page_size")
+
+
+_INCREMENTAL: Final = 2
+
+
+def _pragma(connection: Connection, name: str) -> int:
+    return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0)
+
+
+def _checkpoint(engine: Engine) -> None:
+    """Move the write-ahead log into the file, without making a writer wait."""
+    if engine.dialect.name == "sqlite":
+        with _alone(engine) as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[Any]:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
+
 
 def mark_silent(engine: Engine, *, now: datetime) -> list[str]:
-    """Mark devices that have become silent, as `states.device_state` defines it.
+    """Mark devices that have become silent, as `views.device_state` defines it.
 
-    Returns:
-        Devices newly marked: of several processes that look at once, one marks each.
+    Returns those newly marked: of several processes that look at once, one marks each.
     """
     limit = now - SILENT_AFTER
     recent = select(SessionRow.session).where(SessionRow.device == DeviceRow.device, SessionRow.last_at >= limit)
@@ -57,17 +162,12 @@ def mark_silent(engine: Engine, *, now: datetime) -> list[str]:
 
 
 def silent_devices(engine: Engine) -> frozenset[str]:
-    """Return the devices that are marked as silent."""
     with engine.connect() as connection:
         return frozenset(connection.scalars(select(DeviceRow.device).where(DeviceRow.silent_since.is_not(None))))
 
 
 def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:
-    """Close as `lost` what an edge left open when it died, and no device resumed.
-
-    Returns:
-        Number of sessions closed.
-    """
+    """Close as `lost` what an edge left open when it died, and no device resumed; return the number."""
     old = (
         select(SessionRow.session, SessionRow.device, SessionRow.last_segment, SessionRow.last_at)
         .where(SessionRow.reason.is_(None), SessionRow.last_at < now - abandoned_after)
@@ -75,8 +175,10 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
     )
     with store.engine.connect() as connection:
         found = connection.execute(old).all()
-        positions = _positions(connection.execute(_segments_of([row.session for row in found])).all())
-    # Dated by the last sign of life, so that the true end wins if it is only late.
+        counted = select(SegmentRow.session, SegmentRow.segment, SegmentRow.resumed_tokens, SegmentRow.tokens)
+        segments = connection.execute(counted.where(SegmentRow.session.in_([row.session for row in found])))
+        positions = {(row.session, row.segment): (row.resumed_tokens or 0) + row.tokens for row in segments}
+    # Dated by the last record, so that the true end wins if it is only late.
     store.apply(
         [
             SessionClosed(
@@ -88,7 +190,7 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
                 at=row.last_at,
                 device=row.device,
                 code="abandoned",
-                sentence=f"No edge has told of it for {abandoned_after / timedelta(hours=1):g} hours.",
+                sentence=f"No edge has recorded anything of it for {abandoned_after / timedelta(hours=1):g} hours.",
             )
             for row in found
         ]
@@ -96,51 +198,38 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
     return len(found)
 
 
-def purge_rounds(
-    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
-) -> int:
-    """Delete rounds judged before a time, `chunk` in a transaction; return how many."""
-    return delete_rows(engine, RoundRow, RoundRow.at < before, chunk=chunk, enough=enough, pause=pause)
+def purge_rounds(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+    return delete_rows(engine, RoundRow, RoundRow.at < before, **pace)
 
 
-def purge_texts(
-    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
-) -> int:
-    """Delete pieces of texts stored before a time; return how many."""
-    return delete_rows(engine, TextRow, TextRow.at < before, chunk=chunk, enough=enough, pause=pause)
+def purge_texts(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+    return delete_rows(engine, TextRow, TextRow.at < before, **pace)
 
 
 def rolled_up_until(engine: Engine, before: datetime) -> datetime:
-    """Return the beginning of the first day, up to `before`, of which not all is rolled up."""
+    """Return the start of the first day, up to `before`, that is not completely rolled up."""
     with engine.connect() as connection:
         stale = Marks.read(connection).stale
     return min(before, floor(Grain.DAY, stale[0])) if stale else before
 
 
-def purge_sessions(
-    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
-) -> int:
-    """Delete sessions last heard of before a time, with segments and rounds; return how many sessions.
+def purge_sessions(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+    """Delete sessions without a record since `before`, with segments and rounds; return the number of sessions.
 
-    What is not rolled up by then will be in no total.
+    Sessions that are not rolled up by then are missing in all totals.
     """
     with engine.begin() as connection:
         raise_mark(connection, Mark.SEGMENTS_FROM, ceiling(Grain.DAY, before))
-    return delete_rows(engine, SessionRow, SessionRow.last_at < before, chunk=chunk, enough=enough, pause=pause)
+    return delete_rows(engine, SessionRow, SessionRow.last_at < before, **pace)
 
 
-def purge_events(
-    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
-) -> int:
-    """Delete events logged before a time; return how many."""
-    return delete_rows(engine, EventRow, EventRow.at < before, chunk=chunk, enough=enough, pause=pause)
+def purge_events(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+    return delete_rows(engine, EventRow, EventRow.at < before, **pace)
 
 
-def purge_commands(
-    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
-) -> int:
-    """Delete commands given before a time; return how many. The audit log keeps that they were."""
-    return delete_rows(engine, CommandRow, CommandRow.at < before, chunk=chunk, enough=enough, pause=pause)
+def purge_commands(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+    """Delete old commands; the audit log keeps that they were given."""
+    return delete_rows(engine, CommandRow, CommandRow.at < before, **pace)
 
 
 def purge_rollups(
@@ -148,22 +237,11 @@ def purge_rollups(
     *,
     hours_before: datetime,
     days_before: datetime,
-    chunk: int,
-    enough: Enough = lambda: False,
-    pause: Pause = rest_not,
+    **pace: Unpack[Pace],
 ) -> int:
-    """Delete rollups by the hour and by the day before these times, but for those of which nothing coarser is made.
+    """Delete hourly and daily rollups, except those that coarser ones are not made of yet.
 
-    Args:
-        engine: To write.
-        hours_before: Beginning of a day (UTC).
-        days_before: Beginning of a month (UTC).
-        chunk: Rows deleted in one transaction.
-        enough: Whether to leave the rest to the next run.
-        pause: Rests between transactions.
-
-    Returns:
-        Number of rows.
+    `hours_before` is the start of a day, `days_before` of a month (UTC).
     """
     deleted = 0
     for grain, before, kept, made in (
@@ -175,17 +253,13 @@ def purge_rollups(
             raise_mark(connection, kept, end)
         for row in (RollupRow, FleetRollupRow, DeviceRollupRow, DistributionRow):
             old = and_(row.grain == grain, row.start < end)
-            deleted += delete_rows(engine, row, old, chunk=chunk, enough=enough, pause=pause)
+            deleted += delete_rows(engine, row, old, **pace)
     return deleted
 
 
-def purge_reported(
-    engine: Engine, *, before: datetime, most: int, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
-) -> int:
-    """Delete what devices reported before a time, and of each device all but the latest `most`; return how many."""
-    deleted = delete_rows(
-        engine, ReportedCloseRow, ReportedCloseRow.closed_at < before, chunk=chunk, enough=enough, pause=pause
-    )
+def purge_reported(engine: Engine, *, before: datetime, most: int, **pace: Unpack[Pace]) -> int:
+    """Delete old reported closes, and of each device all but the latest `most`; return the number."""
+    deleted = delete_rows(engine, ReportedCloseRow, ReportedCloseRow.closed_at < before, **pace)
     device = ReportedCloseRow.device
     with engine.connect() as connection:
         crowded = connection.scalars(select(device).group_by(device).having(func.count() > most)).all()
@@ -193,34 +267,18 @@ def purge_reported(
             latest = select(ReportedCloseRow.closed_at).where(device == name)
             last = connection.scalar(latest.order_by(ReportedCloseRow.closed_at.desc()).offset(most - 1).limit(1))
             surplus = and_(device == name, ReportedCloseRow.closed_at < last)
-            deleted += delete_rows(engine, ReportedCloseRow, surplus, chunk=chunk, enough=enough, pause=pause)
+            deleted += delete_rows(engine, ReportedCloseRow, surplus, **pace)
     return deleted
 
 
-def purge_fences(
-    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
-) -> int:
-    """Delete fences that ended or were lifted before a time, then the lifts that nothing needs; return how many.
+def purge_fences(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+    """Delete fences that ended or were lifted before a time, then lifts that nothing needs; return the number.
 
     A lift stays as long as a fence that it lifted.
     """
     lift = select(FenceLiftRow.device).where(FenceLiftRow.device == FenceRow.device)
     lifted = lift.where(FenceLiftRow.lifted_at >= FenceRow.since_at, FenceLiftRow.lifted_at < before).exists()
-    fences = delete_rows(
-        engine, FenceRow, or_(FenceRow.until_at < before, lifted), chunk=chunk, enough=enough, pause=pause
-    )
+    fences = delete_rows(engine, FenceRow, or_(FenceRow.until_at < before, lifted), **pace)
     needed = select(FenceRow.device).where(FenceRow.device == FenceLiftRow.device).exists()
     unneeded = and_(FenceLiftRow.lifted_at < before, ~needed)
-    return fences + delete_rows(engine, FenceLiftRow, unneeded, chunk=chunk, enough=enough, pause=pause)
-
-
-def _segments_of(sessions: Sequence[str]) -> Any:  # noqa: ANN401 - a Select of four columns
-    committed = SegmentRow.__table__.c.tokens
-    return select(SegmentRow.session, SegmentRow.segment, SegmentRow.resumed_tokens, committed).where(
-        SegmentRow.session.in_(sessions)
-    )
-
-
-def _positions(rows: Sequence[Any]) -> dict[tuple[str, int], int]:
-    """Return how many tokens of a session were committed at each segment's last progress."""
-    return {(row.session, row.segment): (row.resumed_tokens or 0) + row.tokens for row in rows}
+    return fences + delete_rows(engine, FenceLiftRow, unneeded, **pace)

@@ -31,12 +31,7 @@ def configuration() -> Config:
 
 
 def migrate(engine: Engine, *, path: Path | None, name: str) -> None:
-    """Create or upgrade the tables, all or nothing.
-
-    Args:
-        engine: Writable.
-        path: The file, if the database is one.
-        name: The database for people.
+    """Create or upgrade the tables, all or nothing. `path` is the file of SQLite, `name` the database for people.
 
     Raises:
         StoreError: The database was written by a newer version.
@@ -51,7 +46,7 @@ def migrate(engine: Engine, *, path: Path | None, name: str) -> None:
             # Python's driver would begin only at the first insert, and leave schema changes outside.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
-            # To wait for another process, or to rewrite a large table, may take long.
+            # Waiting for another process, or rewriting a large table, may take long.
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
         if _behind(connection, name=name):
@@ -76,7 +71,7 @@ def _behind(connection: Connection, *, name: str) -> bool:
 
 @contextmanager
 def _alone(path: Path | None) -> Iterator[None]:
-    """Hold the database's folder, so that of two processes on one file the second waits.
+    """Lock the database's folder, so that of two processes on one file the second waits.
 
     The folder, because closing any handle of the file itself would drop SQLite's own locks on it.
     """

@@ -6,8 +6,9 @@ adds up is in `totals`.
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from enum import StrEnum
 from itertools import islice
 from operator import attrgetter, itemgetter
 from typing import Any, Final
@@ -15,62 +16,60 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Label,
     RowMapping,
     Select,
+    Text,
+    cast,
     func,
+    literal_column,
     select,
     text,
 )
 
 from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
+from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.fences import read_fences
-from fleet_edge.store.models import DeviceRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.records.segments import segment_time
-from fleet_edge.store.rollups.grains import DAY, HOUR, Grain, floor
-from fleet_edge.store.rollups.marks import Mark, Marks
-from fleet_edge.store.rollups.sums import Dimension, by_row
-from fleet_edge.store.states import MachineState, device_state
-from fleet_edge.store.steering.labels import read_labels
-from fleet_edge.store.totals import SUMMED, tally
-from fleet_edge.store.views import DeviceView, HourView, RoundView, SegmentView, SessionView, Tally
+from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.periods import DAY, HOUR, Grain, Mark, Marks, floor
+from fleet_edge.store.records import segment_time
+from fleet_edge.store.steering import read_labels
+from fleet_edge.store.totals import SUMMED, Dimension, by_row, tally
+from fleet_edge.store.views import (
+    DeviceColumns,
+    DeviceView,
+    EdgeColumns,
+    EdgeView,
+    EventCount,
+    EventView,
+    HourView,
+    MachineState,
+    RoundView,
+    SegmentColumns,
+    SegmentView,
+    SessionColumns,
+    SessionView,
+    Tally,
+    device_state,
+    edge_state,
+)
 
 _ID_LENGTH: Final = 16
 _ALL: Final = 2**31
 """Rows, more than there are: SQLite has no OFFSET without LIMIT."""
 
-_OF_DEVICE: Final = (
-    "device",
-    "presence",
-    "software",
-    "draft_model",
-    "quantization",
-    "first_seen_at",
-    "seen_at",
-    "retired_at",
-    "presence_since",
-    "certificate_until",
-    "telemetry_at",
-    "plan",
-    "round_trip_ms",
-    "told_acceptance",
-    "draft_ms_per_token",
-)
+_OF_DEVICE: Final = tuple(getattr(DeviceRow, field.name) for field in fields(DeviceColumns))
+_OF_EDGE: Final = tuple(getattr(EdgeRow, field.name) for field in fields(EdgeColumns))
+_OF_SESSION: Final = tuple(field.name for field in fields(SessionColumns))
+_OF_SEGMENT: Final = tuple(field.name for field in fields(SegmentColumns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFilter:
-    """Which sessions; everything left out admits all.
+    """Conditions on sessions, with aware times; fields left out admit all.
 
-    Attributes:
-        devices: Of one of these devices.
-        edge: Served, at least once, by this edge.
-        reason: Ended so.
-        mode: Verified so.
-        since: Opened at or after (aware).
-        until: Opened before (aware).
-        open: True for those that have not ended.
-        draft_model: Drafted with this model.
+    `edge` is any edge that served the session.
     """
 
     devices: tuple[str, ...] = ()
@@ -84,13 +83,7 @@ class SessionFilter:
 
 
 def devices(connection: Connection, *, now: datetime, counted: bool = True) -> list[DeviceView]:
-    """Return all devices, by name.
-
-    Args:
-        connection: To the database.
-        now: From which the last hours are counted back (aware).
-        counted: Whether to add up what each came to.
-    """
+    """Return all devices, by name; `counted` adds up what each did."""
     query = _devices().order_by(DeviceRow.device)
     return _device_views(connection, query, now=now, names=None if counted else ())
 
@@ -112,7 +105,7 @@ def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> li
     query = select(SessionRow).where(*_conditions(chosen)).order_by(SessionRow.opened_at.desc()).limit(limit)
     if chosen.edge is None:
         return _session_views(connection, connection.execute(query).mappings().all())
-    # Those that it has served last are in an index, and those few that went on elsewhere in another.
+    # One index has the sessions that it served last, another the few that moved on to other edges.
     last = connection.execute(query.where(SessionRow.edge == chosen.edge)).mappings().all()
     own = (SegmentRow.session == SessionRow.session, by_row(SegmentRow.device) == SessionRow.device)
     served = select(SegmentRow.session).where(*own, by_row(SegmentRow.edge) == chosen.edge).exists()
@@ -124,10 +117,7 @@ def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> li
 def session(connection: Connection, prefix: str, *, device: str | None = None) -> SessionView:
     """Return the session whose id begins with `prefix`.
 
-    Args:
-        connection: To the database.
-        prefix: Of the id.
-        device: Whose it is; only needed where two devices have named their sessions alike.
+    `device` is only needed where two devices have given their sessions the same id.
 
     Raises:
         NotFound: There is none.
@@ -154,7 +144,7 @@ def session(connection: Connection, prefix: str, *, device: str | None = None) -
 def ends(
     connection: Connection, reasons: Sequence[str], *, since: datetime | None = None, until: datetime | None = None
 ) -> dict[str, int]:
-    """Return how many sessions of those that are kept were opened within a time and ended so, by reason."""
+    """Return the number of sessions opened within a time by the reason of their end, of those that are kept."""
     found = {}
     for reason in reasons:  # one range of an index each
         query = select(func.count()).select_from(SessionRow)
@@ -167,34 +157,20 @@ def segments(connection: Connection, session: str, *, device: str) -> list[Segme
     """Return the segments of a device's session (full id), in order."""
     own = (SegmentRow.session == session, SegmentRow.device == device)
     query = select(SegmentRow).where(*own).order_by(SegmentRow.segment)
-    views = []
-    for row in connection.execute(query).mappings():
-        told = ("segment", "device", "edge", "draft_model", "quantization", "target", "resumed_tokens")
-        views.append(
-            SegmentView(
-                opened_at=segment_time(row["segment"]),
-                counted=tally(row, sessions=1, segments=1),
-                **{
-                    name: row[name]
-                    for name in (*told, "open_bytes", "reason", "closed_at", "first_token_ms", "gap_p95_ms")
-                },
-            )
+    return [
+        SegmentView(
+            opened_at=segment_time(row["segment"]),
+            counted=tally(row, sessions=1, segments=1),
+            **{name: row[name] for name in _OF_SEGMENT},
         )
-    return views
+        for row in connection.execute(query).mappings()
+    ]
 
 
 def rounds(
     connection: Connection, session: str, *, device: str, skip: int = 0, limit: int | None = None
 ) -> list[RoundView]:
-    """Return the rounds of a device's session (full id), in order; none unless it was traced.
-
-    Args:
-        connection: To the database.
-        session: Its id.
-        device: Whose it is.
-        skip: So many of the first are left out.
-        limit: At most so many; None: all.
-    """
+    """Return the rounds of a device's session (full id), in order; none unless it was traced."""
     own = select(SegmentRow.segment).where(SegmentRow.session == session, SegmentRow.device == device)
     chosen = (RoundRow.session == session, RoundRow.segment.in_(own))
     query = select(RoundRow).where(*chosen).order_by(RoundRow.segment, RoundRow.round)
@@ -211,14 +187,14 @@ def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
     rolled = select(RollupRow.start).where(RollupRow.device == device, RollupRow.grain == Grain.HOUR)
     starts = connection.scalars(rolled.distinct().order_by(RollupRow.start.desc()).limit(limit)).all()
     first = starts[-1] if len(starts) == limit else Marks.read(connection).at[Mark.HOURS_FROM]
-    period = totals.Period(since=first, chosen={Dimension.DEVICE: (device,)})
+    period = totals.UsageFilter(since=first, chosen={Dimension.DEVICE: (device,)})
     found = totals.usage(connection, period=period, grain=Grain.HOUR)
     views = [HourView(hour=view.start, counted=view.counted) for view in found if view.start is not None]
     return sorted(views, key=attrgetter("hour"), reverse=True)[:limit]
 
 
 def latest(connection: Connection) -> datetime | None:
-    """Return when the log last heard of anything."""
+    """Return the time of the latest record."""
     heard = (SessionRow.last_at, DeviceRow.seen_at, EventRow.at)
     times = (connection.scalar(select(func.max(column))) for column in heard)
     return max((each for each in times if each is not None), default=None)
@@ -227,7 +203,7 @@ def latest(connection: Connection) -> datetime | None:
 def _devices() -> Select[Any]:
     of_device = SessionRow.device == DeviceRow.device
     columns: list[Any] = [
-        *(getattr(DeviceRow, name) for name in _OF_DEVICE),
+        *_OF_DEVICE,
         select(func.max(SessionRow.opened_at)).where(of_device).scalar_subquery().label("last_session_at"),
         select(func.max(SessionRow.last_at)).where(of_device).scalar_subquery().label("last_verdict_at"),
         select(SessionRow.edge)
@@ -243,19 +219,12 @@ def _devices() -> Select[Any]:
 def _device_views(
     connection: Connection, query: Select[Any], *, now: datetime, names: Sequence[str] | None
 ) -> list[DeviceView]:
-    """Add to each device what it came to of late.
-
-    Args:
-        connection: To the database.
-        query: For devices.
-        now: The time.
-        names: Of those that this is added up for; None: of all.
-    """
+    """Complete devices by their latest sums, for those of `names` (None: all)."""
 
     def counted(since: datetime | None, *columns: str) -> dict[str | None, Tally]:
         if names is not None and not names:
             return {}
-        period = totals.Period(since=since, chosen=None if names is None else {Dimension.DEVICE: names})
+        period = totals.UsageFilter(since=since, chosen=None if names is None else {Dimension.DEVICE: names})
         found = totals.usage(connection, period=period, by=(Dimension.DEVICE,), columns=columns)
         return {view.device: view.counted for view in found}
 
@@ -295,16 +264,11 @@ def _device_views(
 
 
 def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
-    """Return what is asked for, but for the edge."""
-    conditions: list[ColumnElement[bool]] = []
+    """Return the conditions, except that on the edge."""
+    equal = {"reason": chosen.reason, "mode": chosen.mode, "draft_model": chosen.draft_model}
+    conditions = [getattr(SessionRow, name) == value for name, value in equal.items() if value is not None]
     if chosen.devices:
         conditions.append(SessionRow.device.in_(chosen.devices))
-    if chosen.reason is not None:
-        conditions.append(SessionRow.reason == chosen.reason)
-    if chosen.mode is not None:
-        conditions.append(SessionRow.mode == chosen.mode)
-    if chosen.draft_model is not None:
-        conditions.append(SessionRow.draft_model == chosen.draft_model)
     if chosen.since is not None:
         conditions.append(SessionRow.opened_at >= chosen.since)
     if chosen.until is not None:
@@ -315,12 +279,11 @@ def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
 
 
 def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[SessionView]:
-    """Add to each session what its segments sum to."""
+    """Add the sums of each session's segments."""
     found = select(SegmentRow).where(SegmentRow.session.in_([row["session"] for row in rows]))
     by_session: dict[tuple[str, str], list[RowMapping]] = {}
     for segment in connection.execute(found.order_by(SegmentRow.segment)).mappings():
         by_session.setdefault((segment["session"], segment["device"]), []).append(segment)
-    unlike = {"last_segment", "described_by", "device_counted_at", "tokens", "edge_segment", "moved"}
     views = []
     for row in rows:
         own = by_session.get((row["session"], row["device"]), [])
@@ -331,7 +294,102 @@ def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[S
                 counted=Tally(sessions=1, segments=len(own), **sums),
                 first_token_ms=next((s["first_token_ms"] for s in own if s["first_token_ms"] is not None), None),
                 gap_p95_ms=max(own, key=itemgetter("tokens"))["gap_p95_ms"] if own else None,
-                **{name: value for name, value in row.items() if name not in unlike},
+                **{name: row[name] for name in _OF_SESSION},
             )
         )
     return views
+
+
+def edge(connection: Connection, name: str, *, now: datetime) -> EdgeView | None:
+    row = connection.execute(select(*_OF_EDGE).where(EdgeRow.edge == name)).mappings().one_or_none()
+    return None if row is None else _edge_view(row, now)
+
+
+def edges(connection: Connection, *, now: datetime) -> list[EdgeView]:
+    query = select(*_OF_EDGE).order_by(EdgeRow.edge)
+    return [_edge_view(row, now) for row in connection.execute(query).mappings()]
+
+
+def _edge_view(row: RowMapping, now: datetime) -> EdgeView:
+    since_load = None if row["load_at"] is None else now - row["load_at"]
+    return EdgeView(state=edge_state(row["presence"], since_load=since_load), **row)
+
+
+class EventGrouping(StrEnum):
+    KIND = "kind"
+    CODE = "code"
+    SEVERITY = "severity"
+    EDGE = "edge"
+    DEVICE = "device"
+    DAY = "day"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Conditions on events, with aware times; fields left out admit all. `severity`: at least this severe."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    devices: tuple[str, ...] = ()
+    edge: str | None = None
+    session: str | None = None
+    kind: str | None = None
+    code: str | None = None
+    severity: Severity | None = None
+    who: str | None = None
+
+
+_GRAVEST: Final = tuple(Severity)
+_LONGEST: Final = timedelta(minutes=1)
+_DAY_LENGTH: Final = 10  # of a date in ISO 8601
+
+
+def events(connection: Connection, chosen: EventFilter, *, limit: int) -> list[EventView]:
+    query = select(EventRow).where(*_event_conditions(chosen)).order_by(EventRow.at.desc(), EventRow.id).limit(limit)
+    return [EventView(**row) for row in connection.execute(query).mappings()]
+
+
+def event_counts(
+    connection: Connection, chosen: EventFilter, *, by: Sequence[EventGrouping], limit: int
+) -> list[EventCount]:
+    """Return how often what happened, the most frequent first; by day, the latest first."""
+    names = {group: _group_column(group, dialect=connection.dialect.name) for group in by}
+    times = func.sum(EventRow.count).label("times")
+    counted = (func.count().label("events"), times, func.max(EventRow.last_at).label("last_at"))
+    query = select(*names.values(), *counted).where(*_event_conditions(chosen)).limit(limit)
+    if names:
+        query = query.group_by(*(name.element for name in names.values()))
+    day = names.get(EventGrouping.DAY)
+    query = query.order_by(*(() if day is None else (day.desc(),)), times.desc())
+    unasked = {group.value: None for group in EventGrouping}
+    found = []
+    for row in connection.execute(query).mappings():
+        fields = {**unasked, **row}
+        if fields["events"]:
+            found.append(EventCount(**{**fields, "times": int(fields["times"])}))
+    return found
+
+
+def _group_column(group: EventGrouping, *, dialect: str) -> Label[Any]:
+    if group is not EventGrouping.DAY:
+        return getattr(EventRow, group.value).label(group.value)  # type: ignore[no-any-return]
+    at: ColumnElement[Any] = EventRow.__table__.c.at
+    if dialect == "postgresql":
+        at = func.timezone(literal_column("'UTC'"), at)
+    text = cast(at, Text)
+    return func.substr(text, literal_column("1"), literal_column(str(_DAY_LENGTH))).label("day")
+
+
+def _event_conditions(chosen: EventFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if chosen.since is not None:
+        # An event lasts a minute at most; the index has its beginning.
+        conditions += [EventRow.at >= chosen.since - _LONGEST, EventRow.last_at >= chosen.since]
+    if chosen.until is not None:
+        conditions.append(EventRow.at < chosen.until)
+    if chosen.devices:
+        conditions.append(EventRow.device.in_(chosen.devices))
+    if chosen.severity is not None:
+        conditions.append(EventRow.severity.in_(_GRAVEST[_GRAVEST.index(chosen.severity) :]))
+    equal = {name: getattr(chosen, name) for name in ("edge", "session", "kind", "code", "who")}
+    return conditions + [getattr(EventRow, name) == value for name, value in equal.items() if value is not None]

@@ -6,7 +6,7 @@ rollout and machine, so that writing one again changes nothing.
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -15,19 +15,17 @@ from sqlalchemy import Connection, Select, and_, delete, func, insert, select, u
 
 from fleet_edge.store.event_codes import EventKind, severity_of
 from fleet_edge.store.models import DeviceRow, EdgeRow, RolloutRow
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.fences import ADMINISTRATOR
+from fleet_edge.store.records import ADMINISTRATOR, EventLogged
+from fleet_edge.store.views import MachineRelease, MachineRollout, Rollout
 
 _EVENTS: Final = uuid.UUID("6f3f5d1e-0a6b-4b44-9a55-0d3a4c1f7b20")
-"""Namespace of the events' ids: the same word on a machine is one event, however often it is written."""
+"""Namespace of the events' ids: the same outcome on a machine is one event, however often it is written."""
 
 _KEPT: Final = 500
 """Rollouts, the latest; those before are deleted as a new one is written."""
 
 
 class RolloutAction(StrEnum):
-    """What a playbook was to do."""
-
     SITE = "site"
     ROLLOUT = "rollout"
     ROLLBACK = "rollback"
@@ -35,8 +33,6 @@ class RolloutAction(StrEnum):
 
 
 class RolloutOutcome(StrEnum):
-    """What came of it on a machine."""
-
     WAITING = "waiting"  # its turn has not come, or it is not done yet
     PROVEN = "proven"  # the release runs, and has passed its proof
     UNCHANGED = "unchanged"  # it ran already
@@ -50,116 +46,18 @@ ENDED: Final = frozenset(RolloutOutcome) - {RolloutOutcome.WAITING}
 _RUNS_AS_WANTED: Final = frozenset({RolloutOutcome.PROVEN, RolloutOutcome.UNCHANGED})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineRollout:
-    """One machine in one rollout.
-
-    Attributes:
-        rollout: Which rollout.
-        host: The machine, as the inventory names it.
-        kind: `device` or `edge`.
-        name: The name under which it speaks at the broker.
-        action: What was to be done.
-        wanted: The release that it was to run: version and digest of the configuration. None where there is to be none.
-        found: The release that ran before, if one did.
-        running: The release that ran at the end, if one did.
-        started_at: When the rollout began (aware).
-        ended_at: When this machine was done; None while it is not.
-        outcome: What came of it.
-        sentence: Why, where it failed.
-        who: The user that ran the playbook.
-    """
-
-    rollout: str
-    host: str
-    kind: str
-    name: str
-    action: str
-    wanted: str | None
-    found: str | None
-    running: str | None
-    started_at: datetime
-    ended_at: datetime | None
-    outcome: str
-    sentence: str
-    who: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """A rollout as a whole.
-
-    Attributes:
-        rollout: Its id.
-        action: What was to be done.
-        who: The user that ran the playbook.
-        started_at: When it began (aware).
-        ended_at: When the last machine was done; None while one is not.
-        wanted: The release of its machines, if it was one and the same.
-        machines: How many.
-        outcomes: How many machines by outcome; those that none had are left out.
-    """
-
-    rollout: str
-    action: str
-    who: str
-    started_at: datetime
-    ended_at: datetime | None
-    wanted: str | None
-    machines: int
-    outcomes: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineRelease:
-    """The release that a machine should run, beside the one that it runs.
-
-    Attributes:
-        kind: `device` or `edge`.
-        name: The name under which it speaks at the broker.
-        host: The machine, as the inventory names it.
-        wanted: The release that the latest rollout was to bring.
-        running: The release that ran when that rollout was done with the machine, or before it.
-        software: The version that the machine itself says at the broker; None if it was never seen.
-        rollout: The latest rollout.
-        outcome: What came of it.
-        since: When that was (aware).
-    """
-
-    kind: str
-    name: str
-    host: str
-    wanted: str | None
-    running: str | None
-    software: str | None
-    rollout: str
-    outcome: str
-    since: datetime
-
-    @property
-    def drift(self) -> bool:
-        """Whether it runs another release than it should, or says that it runs another version."""
-        if self.wanted is None:
-            return False
-        version = self.wanted.rpartition("-")[0]
-        return self.running != self.wanted or (self.software is not None and self.software != version)
-
-
 def record_rollouts(connection: Connection, machines: Sequence[MachineRollout], *, stopped: bool = False) -> None:
-    """Write what became of machines, in the transaction that `connection` is in.
+    """Write what became of machines, in the transaction of `connection`.
 
-    Args:
-        connection: Of a database with this version's tables.
-        machines: A row each; the latest word on a machine holds, but for one that is done and would wait again.
-        stopped: Whether their rollouts are over: machines that still wait were not touched.
+    The latest row of a machine counts, except one that is done and would wait again. `stopped`: their rollouts are
+    over, so machines that still wait were not touched.
     """
     for machine in machines:
         _write(connection, machine)
     events = [_event(machine) for machine in machines if machine.outcome != RolloutOutcome.WAITING]
-    # Whoever only reads does without.
-    from fleet_edge.store.merge.merge import Merge  # noqa: PLC0415
+    from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
 
-    Merge(connection.dialect.name).apply(connection, events)
+    merge_records(connection, events)
     if stopped:
         for rollout, at in {machine.rollout: machine.ended_at or machine.started_at for machine in machines}.items():
             connection.execute(
@@ -188,7 +86,7 @@ def machines_of(connection: Connection, rollout: str) -> list[MachineRollout]:
 
 
 def releases(connection: Connection) -> list[MachineRelease]:
-    """Return for each machine the release that it should run beside the one that it runs, by kind and name."""
+    """Return the release that each machine should run next to the one that it runs, by kind and name."""
     newest = (
         select(RolloutRow.kind, RolloutRow.name, func.max(RolloutRow.started_at).label("at"))
         .group_by(RolloutRow.kind, RolloutRow.name)

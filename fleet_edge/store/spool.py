@@ -19,58 +19,30 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 from zlib import crc32
 
 from pydantic import TypeAdapter, ValidationError
 
 from fleet_edge.store.errors import SpoolFull, SpoolInUse, StoreError
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.fences import DeviceFenced, FenceLifted
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress
-from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
-from fleet_edge.store.records.texts import TextWritten
+from fleet_edge.store.records import Record
 
 MAX_LINE_BYTES: Final = 64 << 10
 """Far above any record, so that a spoiled file costs no more memory than this."""
 
-_KINDS: Final[dict[str, TypeAdapter[Record]]] = {
-    kind.__name__: TypeAdapter(kind)
-    for kind in (
-        DeviceSeen,
-        EdgeSeen,
-        DeviceTold,
-        EdgeLoad,
-        SessionOpened,
-        SegmentProgress,
-        RoundJudged,
-        TextWritten,
-        SegmentLeft,
-        SessionClosed,
-        CloseReported,
-        EventLogged,
-        DeviceFenced,
-        FenceLifted,
-    )
-}
+_KINDS: Final[dict[str, TypeAdapter[Record]]] = {kind.__name__: TypeAdapter(kind) for kind in get_args(Record)}
 _CRC_DIGITS = 8
 
 
 def to_line(record: Record) -> bytes:
-    """Return the record's line, newline included.
-
-    Raises:
-        ValueError: A field cannot be written as JSON.
-    """
+    """Return the record's line, newline included; raises ValueError if a field cannot be written as JSON."""
     kind = type(record).__name__
     body = kind.encode() + b" " + _KINDS[kind].dump_json(record)
     return b"%08x %s\n" % (crc32(body), body)
 
 
 def from_line(line: bytes) -> Record | None:
-    """Read a line back, or return None if it is damaged or of a kind that this version does not know."""
+    """Read a line; None if it is damaged or of a kind that this version does not know."""
     checksum, _, body = line.rstrip(b"\n").partition(b" ")
     if len(checksum) != _CRC_DIGITS or checksum != b"%08x" % crc32(body):
         return None
@@ -94,9 +66,9 @@ class Spool:
     """A bounded queue of records on disk. Callable from any thread; calls block on the disk.
 
     Args:
-        folder: Created if missing; one process's alone.
+        folder: Created if missing; used by one process only.
         max_bytes: Bound of all files together.
-        file_bytes: Size at which a file is ended and the next begun.
+        file_bytes: Size at which the next file is begun.
 
     Raises:
         StoreError: The folder cannot be used, or another process uses it.
@@ -121,7 +93,7 @@ class Spool:
 
     @property
     def size(self) -> int:
-        """Bytes on disk, those confirmed but not yet removed counted in."""
+        """Bytes on disk, including those confirmed but not yet removed."""
         return self._bytes
 
     @property
@@ -130,14 +102,14 @@ class Spool:
 
     @property
     def damaged(self) -> int:
-        """Lines skipped since the start, because their checksum did not fit."""
+        """Lines skipped since the start because of a wrong checksum."""
         return self._damaged
 
     def append(self, records: Iterable[Record]) -> None:
-        """Keep records; on return they are on disk.
+        """Store records; on return they are on disk.
 
         Raises:
-            SpoolFull: The bound is reached, or the disk did not take them. None of them were kept.
+            SpoolFull: The bound is reached, or the disk did not take them. None of them were stored.
         """
         with self._lock:
             data = b"".join(self._lines(records))
@@ -173,14 +145,14 @@ class Spool:
                 self._forget_oldest()
 
     def confirm(self) -> None:
-        """Let go of what the last `peek` returned."""
+        """Remove what the last `peek` returned."""
         with self._lock:
             self._offset = self._peeked
             if self._sealed and self._offset >= self._sealed[0][1]:
                 self._forget_oldest()
 
     def close(self) -> None:
-        """End writing and let another process have the folder; what waits stays. Idempotent."""
+        """Stop writing and release the folder; waiting records stay. Idempotent."""
         with self._lock:
             self._seal()
             if self._guard is not None:
@@ -205,7 +177,7 @@ class Spool:
         return self._active
 
     def _undo(self) -> None:
-        """Cut a half-written append off, and end the file: what a full disk did to it is not known."""
+        """Cut off a half-written append, and end the file: a full disk may have damaged it."""
         if self._active is not None:
             try:
                 os.ftruncate(self._active.fileno(), self._active_bytes)

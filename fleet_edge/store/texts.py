@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import Connection, RowMapping, select
 
 from fleet_edge.store.models import TextRow
-from fleet_edge.store.token_kinds import TokenKind
+from fleet_edge.store.records import TokenKind
 from fleet_edge.store.views import SegmentView, SessionView
 
 MOST_TOKENS: Final = 1 << 16
@@ -20,10 +20,7 @@ MOST_TOKENS: Final = 1 << 16
 class StoredToken:
     """A token of a stored text.
 
-    Attributes:
-        kind: How it came into the text.
-        id: Its id; None if that is not stored.
-        text: What it reads, with the end of a character that tokens before it began; None if that is not stored.
+    `id` and `text` are None if not stored. `text` includes the end of a character that earlier tokens began.
     """
 
     kind: TokenKind
@@ -36,9 +33,8 @@ class StoredText:
     """What is stored of a session's text.
 
     Attributes:
-        tokens: In order; of those that no edge has stored, only the kind `UNKNOWN`.
-        hash: Of the whole text, where that is stored in its place: SHA-256 of the session's id, a newline and the text
-            in UTF-8, in hexadecimal.
+        tokens: In order; tokens that no edge has stored are of kind `UNKNOWN`.
+        hash: Stored in place of the text: SHA-256 of the session's id, a newline and the text in UTF-8, in hexadecimal.
     """
 
     tokens: tuple[StoredToken, ...]
@@ -46,7 +42,7 @@ class StoredText:
 
     @property
     def text(self) -> str | None:
-        """The text as a whole; None if parts of it are not stored."""
+        """The whole text; None if parts of it are not stored."""
         parts = [token.text for token in self.tokens if token.kind is not TokenKind.UNVERIFIED]
         return None if not parts or None in parts else "".join(part for part in parts if part is not None)
 
@@ -56,13 +52,7 @@ _Raw = tuple[TokenKind, int | None, bytes | None]
 
 
 def read_text(connection: Connection, session: SessionView, segments: Sequence[SegmentView]) -> StoredText | None:
-    """Return what is stored of a session's text; None if nothing is.
-
-    Args:
-        connection: To the database.
-        session: Which.
-        segments: Its segments, in order.
-    """
+    """Return what is stored of a session's text, given its segments in order; None if nothing is."""
     numbers = [segment.segment for segment in segments]
     query = (
         select(TextRow.__table__)
@@ -76,7 +66,7 @@ def read_text(connection: Connection, session: SessionView, segments: Sequence[S
         return None
     tokens: list[_Raw] = []
     for segment in segments:
-        # The device goes on from what it has: what an edge had written beyond that is not part of the text.
+        # The device continues from its own tokens: what an edge had generated beyond them is not part of the text.
         _cut(tokens, segment.resumed_tokens or 0)
         for row in pieces.get(segment.segment, ()):
             _cut(tokens, min(row["start"], MOST_TOKENS))
@@ -90,7 +80,7 @@ def read_text(connection: Connection, session: SessionView, segments: Sequence[S
 
 
 def _cut(tokens: list[_Raw], length: int) -> None:
-    """Make a text so long, with gaps where nothing is stored."""
+    """Give a text this length, with gaps where nothing is stored."""
     del tokens[length:]
     tokens += [_UNKNOWN] * (length - len(tokens))
 
@@ -105,7 +95,7 @@ def _tokens(row: RowMapping) -> Iterable[_Raw]:
 
 
 def _decoded(tokens: Iterable[_Raw]) -> Iterable[StoredToken]:
-    """Turn bytes to text: a character that several tokens make up belongs to the last of them."""
+    """Turn bytes into text: a character made of several tokens belongs to the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for kind, token, piece in tokens:
         if piece is None:

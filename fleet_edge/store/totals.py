@@ -1,33 +1,285 @@
-"""Totals over a period: a whole fleet, or by device, draft model, edge, application, or time."""
+"""Totals over a period: of a whole fleet, or by device, draft model, edge, application or time."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from sqlalchemy import Connection, RowMapping
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Text,
+    case,
+    func,
+    literal_column,
+    select,
+    type_coerce,
+)
+from sqlalchemy.orm import aliased
 
-from fleet_edge.store.rollups.cover import Piece, cover
-from fleet_edge.store.rollups.distribution import Distribution
-from fleet_edge.store.rollups.distributions import Measure, distributions
-from fleet_edge.store.rollups.grains import Grain, floor
-from fleet_edge.store.rollups.marks import Marks
-from fleet_edge.store.rollups.sums import COUNTED, SUMMED, Dimension, sums, time_of_hour
+from fleet_edge.counters import SEGMENT_COUNTERS
+from fleet_edge.store.models import DeviceRollupRow, DistributionRow, FleetRollupRow, RollupRow, SegmentRow
+from fleet_edge.store.periods import Grain, Marks, PeriodPiece, cover, floor
+from fleet_edge.store.records import segment_number
 from fleet_edge.store.views import Tally, UsageView
 
-__all__ = ["SUMMED", "Dimension", "Grain", "Grouping", "Measure", "Period", "latencies", "stats", "tally", "usage"]
+_BUCKETS_PER_DOUBLING: Final = 8
+_LEAST: Final = -8 * _BUCKETS_PER_DOUBLING  # 4 µs, in ms
+_MOST: Final = 24 * _BUCKETS_PER_DOUBLING  # 4.6 hours
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How often values (ms) fell into each bucket: bucket `i` holds those from 2^(i/8) to below 2^((i+1)/8).
+
+    A quantile is exact to within 5 %.
+    """
+
+    counts: Mapping[int, int]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """Count values (ms). Those not above zero are in the lowest bucket, too large ones in the last."""
+        counts: dict[int, int] = {}
+        for value in values:
+            place = _LEAST if value <= 0 else math.floor(math.log2(value) * _BUCKETS_PER_DOUBLING)
+            bucket = min(max(place, _LEAST), _MOST)
+            counts[bucket] = counts.get(bucket, 0) + 1
+        return cls(counts)
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        pairs = (pair.split(":") for pair in text.split())
+        return cls({int(bucket): int(count) for bucket, count in pairs})
+
+    @classmethod
+    def total(cls, parts: Iterable["Distribution"]) -> Self:
+        counts: dict[int, int] = {}
+        for part in parts:
+            for bucket, count in part.counts.items():
+                counts[bucket] = counts.get(bucket, 0) + count
+        return cls(counts)
+
+    def __str__(self) -> str:
+        return " ".join(f"{bucket}:{count}" for bucket, count in sorted(self.counts.items()))
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts.values())
+
+    def quantile(self, share: float) -> float | None:
+        """Return the value (ms) that the given share of all values does not exceed; None without values."""
+        wanted = share * self.count
+        passed = 0
+        for bucket, count in sorted(self.counts.items()):
+            passed += count
+            if passed >= wanted:
+                return float(2.0 ** ((bucket + 0.5) / _BUCKETS_PER_DOUBLING))
+        return None
+
+
+SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
+"""Columns of a segment that add up."""
+
+COUNTED: Final = ("sessions", "visits", "segments")
+"""Counts next to these sums."""
+
+# Written out rather than bound: PostgreSQL would take two parameters for different expressions.
+_HOUR: Final = literal_column("segments.segment / 3600000000", BigInteger)
+_UNKNOWN: Final[ColumnElement[str]] = literal_column("''")
+
+
+class Dimension(StrEnum):
+    """What rollups are grouped by, in addition to time."""
+
+    DEVICE = "device"
+    EDGE = "edge"
+    APP = "app"
+    DRAFT_MODEL = "draft_model"
+    QUANTIZATION = "quantization"
+
+
+COARSER: Final[Mapping[type[FleetRollupRow | DeviceRollupRow], tuple[Dimension, ...]]] = {
+    # Devices name their applications, most of a fleet alike.
+    FleetRollupRow: tuple(each for each in Dimension if each is not Dimension.DEVICE),
+    DeviceRollupRow: (Dimension.DEVICE, Dimension.APP),
+}
+"""Tables of sums over rollups, and what they tell apart: a question is answered from the first that can."""
+
+KEY: Final = ("grain", "start", *Dimension)
+"""The key of a rollup."""
+
+
+def sums(
+    piece: PeriodPiece,
+    *,
+    by: Sequence[Dimension],
+    timed: bool,
+    chosen: Sequence[tuple[Dimension, Sequence[str]]] = (),
+    columns: Sequence[str] = SUMMED,
+) -> Select[Any]:
+    """Return a query for the sums of a piece of a period, a row for each combination of `by`.
+
+    With `timed`, also for each hour, day or month: `start` is its beginning, or its number (`time_of_hour`) if the
+    piece is of segments. `chosen` restricts dimensions to values; `columns` of `SUMMED` are summed next to `COUNTED`.
+    """
+    if piece.grain is None:
+        return segment_sums(piece.start, piece.end, by=by, timed=timed, chosen=chosen, columns=columns)
+    needed = {*by, *(name for name, _ in chosen)}
+    row = next((row for row, kept in COARSER.items() if needed <= {*kept}), RollupRow)
+    own = [getattr(row, name) for name in by]
+    start = [row.start] if timed else []
+    added = (func.sum(getattr(row, name)).label(name) for name in (*COUNTED, *columns))
+    columns_read: list[Any] = [*start, *own, *added]
+    query = select(*columns_read).where(row.grain == piece.grain, row.start >= piece.start)
+    if piece.end is not None:
+        query = query.where(row.start < piece.end)
+    query = query.where(*(getattr(row, name).in_(values) for name, values in chosen))
+    return query.group_by(*start, *own)
+
+
+def segment_sums(
+    start: datetime,
+    end: datetime | None,
+    *,
+    by: Sequence[Dimension],
+    timed: bool,
+    chosen: Sequence[tuple[Dimension, Sequence[str]]] = (),
+    columns: Sequence[str] = SUMMED,
+) -> Select[Any]:
+    """Return a query for the sums of the segments opened within a time; otherwise as `sums`."""
+    own: dict[str, Any] = {name: _known(name) for name in by}
+    hour = [_HOUR.label("start")] if timed else []
+    counted = {"sessions": func.sum(_first()), "visits": func.sum(_visited()), "segments": func.count()}
+    columns_read: list[Any] = [
+        *hour,
+        *(column.label(name) for name, column in (own | counted).items()),
+        *(func.sum(getattr(SegmentRow, name)).label(name) for name in columns),
+    ]
+    query = select(*columns_read).where(*opened_in(start, end))
+    query = query.where(*(_known(name).in_(values) for name, values in chosen))
+    return query.group_by(*hour, *own.values())
+
+
+def opened_in(start: datetime, end: datetime | None) -> list[ColumnElement[bool]]:
+    """Return conditions for segments opened within a time, whose Open has arrived."""
+    conditions: list[ColumnElement[bool]] = [SegmentRow.segment >= segment_number(start), SegmentRow.edge.is_not(None)]
+    return conditions if end is None else [*conditions, SegmentRow.segment < segment_number(end)]
+
+
+def by_row(column: Any) -> ColumnElement[str]:  # noqa: ANN401 - of a mapped class
+    """Return a text column to compare row by row, without an index: one that begins with it has too many equal rows."""
+    return func.coalesce(column, _UNKNOWN)
+
+
+def time_of_hour(number: int) -> datetime:
+    """Return the start of the hour with a number of `segment_sums`."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=int(number))
+
+
+def _visited() -> ColumnElement[int]:
+    """Return 1 for the first segment of a session at its edge, else 0."""
+    earlier = aliased(SegmentRow)
+    return _none_before(earlier, by_row(earlier.edge) == SegmentRow.edge)
+
+
+def _first() -> ColumnElement[int]:
+    """Return 1 for a session's first segment, else 0."""
+    earlier = aliased(SegmentRow)
+    return _none_before(earlier, earlier.edge.is_not(None))
+
+
+def _none_before(earlier: Any, condition: ColumnElement[bool]) -> ColumnElement[int]:  # noqa: ANN401 - an alias
+    same = (earlier.session == SegmentRow.session, by_row(earlier.device) == SegmentRow.device)
+    found = select(earlier.session).where(*same, earlier.segment < SegmentRow.segment, condition)
+    return case((found.exists(), literal_column("0")), else_=literal_column("1"))
+
+
+def _known(name: Dimension) -> ColumnElement[str]:
+    column: ColumnElement[str] = getattr(SegmentRow, name)
+    if name in (Dimension.DEVICE, Dimension.EDGE):
+        return type_coerce(column, Text)
+    return type_coerce(func.coalesce(column, _UNKNOWN), Text)
+
+
+class Measure(StrEnum):
+    """What is measured once in each segment, in milliseconds."""
+
+    FIRST_TOKEN = "first_token"  # noqa: S105 - from its Open to the first token
+    GAP = "gap"  # between tokens, not exceeded by 95 %
+    QUEUE = "queue"  # mean of its rounds
+    STEP = "step"  # mean of its rounds in which something was verified
+
+
+def _measured() -> dict[Measure, tuple[ColumnElement[float], ColumnElement[int]]]:
+    """Return numerator and denominator of each measure."""
+    row: Any = SegmentRow
+    return {
+        Measure.FIRST_TOKEN: (row.first_token_ms, literal_column("1")),
+        Measure.GAP: (row.gap_p95_ms, literal_column("1")),
+        Measure.QUEUE: (row.queue_ms, row.rounds),
+        Measure.STEP: (row.compute_ms, row.rounds - row.resampled),
+    }
+
+
+_MEASURED: Final = _measured()
+_Key = tuple[str, Measure]  # edge, measure
+
+
+def of_segments(connection: Connection, start: datetime, end: datetime | None) -> dict[_Key, Distribution]:
+    """Return the distributions of the segments opened within a time, by edge and measure."""
+    found: dict[_Key, Distribution] = {}
+    for measure, (total, number) in _MEASURED.items():
+        query = select(SegmentRow.edge, total, number).where(*opened_in(start, end), total.is_not(None), number > 0)
+        values: dict[str, list[float]] = {}
+        for edge, summed, counted in connection.execute(query):
+            values.setdefault(edge or "", []).append(summed / counted)
+        found |= {(edge, measure): Distribution.of(own) for edge, own in values.items()}
+    return found
+
+
+def of_rollups(connection: Connection, grain: Grain, start: datetime, end: datetime | None) -> dict[_Key, Distribution]:
+    """Return the distributions of the hours, days or months within a time, by edge and measure."""
+    row = DistributionRow
+    query = select(row.edge, row.measure, row.counts).where(row.grain == grain, row.start >= start)
+    if end is not None:
+        query = query.where(row.start < end)
+    known = set(Measure)
+    return added_up(
+        ((edge, Measure(measure)), Distribution.read(counts))
+        for edge, measure, counts in connection.execute(query)
+        if measure in known
+    )
+
+
+def distributions(connection: Connection, pieces: Iterable[PeriodPiece]) -> Mapping[_Key, Distribution]:
+    """Return the distributions of a period, by edge and measure."""
+
+    def of_pieces() -> Iterator[tuple[_Key, Distribution]]:
+        for piece in pieces:
+            if piece.grain is None:
+                yield from of_segments(connection, piece.start, piece.end).items()
+            else:
+                yield from of_rollups(connection, piece.grain, piece.start, piece.end).items()
+
+    return added_up(of_pieces())
+
+
+def added_up(parts: Iterable[tuple[_Key, Distribution]]) -> dict[_Key, Distribution]:
+    grouped: dict[_Key, list[Distribution]] = {}
+    for key, part in parts:
+        grouped.setdefault(key, []).append(part)
+    return {key: Distribution.total(own) for key, own in grouped.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Period:
-    """A time, and what of it is meant; everything left out admits all.
-
-    Attributes:
-        since: Opened at or after (aware).
-        until: Opened before (aware).
-        chosen: Values admitted of a dimension.
-    """
+class UsageFilter:
+    """A time (aware), and which values of a dimension are admitted; fields left out admit all."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -50,20 +302,19 @@ _DIMENSIONS: Final[Mapping[Grouping, tuple[Dimension, ...]]] = {
     Grouping.DEVICE: (Dimension.DEVICE,),
     Grouping.DRAFT: (Dimension.DRAFT_MODEL, Dimension.QUANTIZATION),
     Grouping.EDGE: (Dimension.EDGE,),
-    # By device too: each gives its applications names of its own.
+    # By device too: two devices may give different applications one name.
     Grouping.APP: (Dimension.DEVICE, Dimension.APP),
 }
 _GRAINS: Final = {Grouping.HOUR: Grain.HOUR, Grouping.DAY: Grain.DAY, Grouping.MONTH: Grain.MONTH}
 _TYPES: Final = {field.name: float if field.type is float else int for field in fields(Tally)}
 
 
-def stats(connection: Connection, *, period: Period | None = None, by: Grouping | None = None) -> dict[str, Tally]:
+def stats(connection: Connection, *, period: UsageFilter | None = None, by: Grouping | None = None) -> dict[str, Tally]:
     """Add up the segments that were opened within a period.
 
-    Returns:
-        A tally by name (of the device, the edge, the draft model with its quantization, the device with its
-        application, `-` for what is not known, or the beginning of the hour, day or month), the most tokens first, or
-        by time; without `by` the one name `all`.
+    Returns a tally by name (of the device, the edge, the draft model with its quantization, the device with its
+    application, `-` if unknown, or the start of the hour, day or month), the most tokens first, or by time; without
+    `by` the one name `all`.
     """
     if by is None:
         [total] = usage(connection, period=period)
@@ -85,27 +336,27 @@ def _name(view: UsageView, by: Grouping) -> str:
 def usage(
     connection: Connection,
     *,
-    period: Period | None = None,
+    period: UsageFilter | None = None,
     by: Sequence[Dimension] = (),
     grain: Grain | None = None,
     columns: Sequence[str] = SUMMED,
 ) -> list[UsageView]:
-    """Add up the segments that were opened within a period, separately for each combination of some dimensions.
+    """Add up the segments opened within a period, separately for each combination of dimensions.
 
-    The rows of months, days and hours that are rolled up are read, and segments for the rest alone; so it is exact at
-    any time, and quick over any time.
+    Reads the rows of months, days and hours that are rolled up, and segments only for the rest: exact at any time, and
+    fast for any period.
 
     Args:
         connection: To the database.
-        period: When, and what of it.
-        by: What is told apart.
-        grain: Also told apart, hour by hour, day by day or month by month; where only coarser rollups are left, these.
+        period: Time and values.
+        by: Dimensions to group by.
+        grain: Also grouped by hour, day or month; where only coarser rollups are left, by these.
         columns: Of `SUMMED`, what is added up; the rest is zero.
 
     Returns:
-        One view for each combination that there is, in no order; without `by` and `grain` always one.
+        One view for each combination, in no order; without `by` and `grain` always one.
     """
-    period = period or Period()
+    period = period or UsageFilter()
     chosen = tuple((period.chosen or {}).items())
     pieces = cover(Marks.read(connection), since=period.since, until=period.until, finest=grain or Grain.MONTH)
     names = (*COUNTED, *columns)
@@ -126,8 +377,8 @@ def usage(
     return [_view(key, by, dict(zip(names, values, strict=True)), at_edges=at_edges) for key, values in added.items()]
 
 
-def _start_of(piece: Piece, grain: Grain | None) -> Callable[[Any], datetime]:
-    """Return what makes the start of a row the start of the hour, day or month that is asked for."""
+def _start_of(piece: PeriodPiece, grain: Grain | None) -> Callable[[Any], datetime]:
+    """Return a function from the start of a row to the start of the hour, day or month that is asked for."""
     if grain is None or piece.grain is grain:
         return lambda start: start
     if piece.grain is None:
@@ -138,15 +389,15 @@ def _start_of(piece: Piece, grain: Grain | None) -> Callable[[Any], datetime]:
 def _view(key: Sequence[Any], by: Sequence[Dimension], row: dict[str, Any], *, at_edges: bool) -> UsageView:
     timed = len(key) > len(by)
     names = dict(zip(by, key[1:] if timed else key, strict=True))
-    told = {name.value: names.get(name) or None for name in Dimension}
+    values = {name.value: names.get(name) or None for name in Dimension}
     sessions = int(row["visits" if at_edges else "sessions"])
     counted = tally(row, sessions=sessions, segments=int(row["segments"]))
-    return UsageView(start=key[0] if timed else None, **told, counted=counted)
+    return UsageView(start=key[0] if timed else None, **values, counted=counted)
 
 
-def latencies(connection: Connection, *, period: Period | None = None) -> dict[tuple[str, Measure], Distribution]:
-    """Return how what segments measure is distributed over a period, by edge and measure; only edges can be chosen."""
-    period = period or Period()
+def latencies(connection: Connection, *, period: UsageFilter | None = None) -> dict[tuple[str, Measure], Distribution]:
+    """Return the distributions of a period, by edge and measure; only edges can be chosen."""
+    period = period or UsageFilter()
     pieces = cover(Marks.read(connection), since=period.since, until=period.until)
     found = distributions(connection, pieces)
     edges = (period.chosen or {}).get(Dimension.EDGE)
@@ -154,7 +405,7 @@ def latencies(connection: Connection, *, period: Period | None = None) -> dict[t
 
 
 def tally(row: Mapping[str, Any] | RowMapping, *, sessions: int, segments: int) -> Tally:
-    """Read the summed columns of a row; those that it lacks are zero."""
+    """Read the summed columns of a row; missing ones are zero."""
     # A sum over no rows is NULL, and PostgreSQL sums integers to decimals.
     sums: dict[str, Any] = {name: _TYPES[name](row.get(name) or 0) for name in SUMMED}
     return Tally(sessions=sessions, segments=segments, **sums)

@@ -1,21 +1,84 @@
-"""Views: what the queries return, for people and for JSON, with the rates worked out in one place."""
+"""Views: what the queries return, for people and for JSON, with rates and states computed in one place.
 
+The tables of `models` take their columns from the `…Columns` classes and the views that are a row as it is stored.
+docs/administration.md describes each state.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final
 
 from fleet_edge.counters import SegmentCounters, share
-from fleet_edge.store.states import MachineState
+from schemas.control import Presence
+
+SettingValue = bool | int | float | str
+"""As `schemas.steering` has it, which would load numpy in every program that reads the log."""
+
+LATE_AFTER: Final = timedelta(minutes=5)
+SILENT_AFTER: Final = timedelta(minutes=15)
+"""A device without requests sends nothing, so an idle device becomes late and then silent too."""
+
+EDGE_SILENT_AFTER: Final = timedelta(minutes=1)
+"""An edge writes its load every ten seconds."""
+
+
+class MachineState(StrEnum):
+    """State of a device or an edge, in the order in which an administrator wants to see them."""
+
+    ONLINE = "online"
+    LATE = "late"
+    DRAINING = "draining"
+    SILENT = "silent"
+    FENCED = "fenced"
+    OFFLINE = "offline"
+    RETIRED = "retired"
+    UNKNOWN = "unknown"
+
+
+def device_state(
+    presence: str | None, *, since_last_sign: timedelta, fenced: bool = False, retired: bool = False
+) -> MachineState:
+    """Return a device's state.
+
+    Args:
+        presence: What it has published at the broker; None if it never has.
+        since_last_sign: Time since it last published its presence or telemetry, or an edge served it.
+        fenced: Whether edges drop what it sends.
+        retired: Whether an administrator has taken it out of service.
+    """
+    if fenced:
+        return MachineState.FENCED
+    if retired:
+        return MachineState.RETIRED
+    if gone := _gone(presence):
+        return gone
+    if since_last_sign > SILENT_AFTER:
+        return MachineState.SILENT
+    return MachineState.LATE if since_last_sign > LATE_AFTER else _connected(presence)
+
+
+def edge_state(presence: str | None, *, since_load: timedelta | None) -> MachineState:
+    """Return an edge's state; `since_load` is the time since it last wrote its load, None if it never has."""
+    quiet = since_load is not None and since_load > EDGE_SILENT_AFTER
+    return _gone(presence) or (MachineState.SILENT if quiet else _connected(presence))
+
+
+def _gone(presence: str | None) -> MachineState | None:
+    if presence is None:
+        return MachineState.UNKNOWN
+    return MachineState.OFFLINE if presence == Presence.OFFLINE else None
+
+
+def _connected(presence: str | None) -> MachineState:
+    # A presence that this version does not know takes no new sessions.
+    return MachineState.ONLINE if presence == Presence.ONLINE else MachineState.DRAINING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally(SegmentCounters):
-    """What the edges counted over some segments, summed.
-
-    Attributes:
-        sessions: Sessions that the segments belong to.
-        segments: Number of segments.
-        duration_ms: From Open to last record, summed over segments.
-    """
+    """What the edges counted over some segments, summed. `duration_ms`: from Open to last record."""
 
     sessions: int
     segments: int
@@ -28,36 +91,23 @@ class Tally(SegmentCounters):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceView:
-    """A device.
+class DeviceColumns:
+    """A device as the log stores it.
 
     Attributes:
-        presence: What it, or the broker in its place, has published last.
-        state: What that and the time since its last sign come to.
-        state_since: Since when it has that state; for a late or silent device, when something last came from it.
-        last_sign_at: When something last came from it: its presence, its telemetry, or a draft.
-        retired_at: Since when it is out of service.
-        labels: Those that an administrator has given it.
-        presence_since: Since when it has that presence, if an edge has seen it change.
-        certificate_until: End of its certificate, as it says.
-        telemetry_at: When it told what follows: `plan`, how it writes; `round_trip_ms`, from a draft to its verdict;
-            `told_acceptance`, since it started; `draft_ms_per_token`, of its draft model.
-        sessions: That edges have served, those included that are purged.
-        last_session_at: When the latest of those that are kept was opened.
-        last_edge: That has served this session last.
-        last_verdict_at: When an edge last wrote of one of them: a verdict, or its end.
-        acceptance_1h: Of the segments opened within the last hour.
-        acceptance_24h: Of the segments opened within the last 24 hours.
-        tokens_today: Committed in segments opened since midnight (UTC).
+        presence: Published last by the device, or by the broker on its behalf.
+        presence_since: Start of that presence, if an edge has seen it change.
+        certificate_until: End of its certificate, as the device reports it.
+        telemetry_at: Time of the telemetry that follows.
+        plan: How it generates now.
+        round_trip_ms: From a draft to its verdict, smoothed.
+        told_acceptance: Accepted of tested draft tokens since the device started.
+        draft_ms_per_token: Mean time of its draft model.
+        retired_at: When an administrator took it out of service.
     """
 
     device: str
     presence: str | None
-    state: MachineState
-    state_since: datetime | None
-    last_sign_at: datetime
-    retired_at: datetime | None
-    labels: tuple[str, ...]
     software: str | None
     draft_model: str | None
     quantization: str | None
@@ -70,6 +120,29 @@ class DeviceView:
     round_trip_ms: float | None
     told_acceptance: float | None
     draft_ms_per_token: float | None
+    retired_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceView(DeviceColumns):
+    """A device with its state and its sums.
+
+    Attributes:
+        state_since: Start of that state; for a late or silent device, its last sign.
+        last_sign_at: Latest presence, telemetry or draft.
+        sessions: Served by edges, purged ones included.
+        last_session_at: When the latest session that is kept was opened.
+        last_edge: Edge that served that session last.
+        last_verdict_at: When an edge last recorded a verdict or an end of a session.
+        acceptance_1h: Over segments opened within the last hour.
+        acceptance_24h: Over segments opened within the last 24 hours.
+        tokens_today: Committed in segments opened since midnight (UTC).
+    """
+
+    state: MachineState
+    state_since: datetime | None
+    last_sign_at: datetime
+    labels: tuple[str, ...]
     sessions: int
     last_session_at: datetime | None
     last_edge: str | None
@@ -80,20 +153,23 @@ class DeviceView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionView:
-    """A session. Fields are None where the record that tells them has not come; `reason` None means open.
+class SessionColumns:
+    """A session as the log stores it.
+
+    Fields are None until the record that sets them arrives. `device_…`: what the device itself counted, as
+    `records.DeviceCounters` describes it.
 
     Attributes:
-        end_code: Why it ended so, as programs read it, where that is more than the reason says.
-        end_sentence: The same for a person.
-        first_token_ms: From the Open to the first committed token, at the edge; of the first segment that has one.
-        gap_p95_ms: 95th percentile of the time between two tokens; of the segment with most tokens.
+        reason: How it ended; None while it is open.
+        end_code: Machine-readable cause of the end, where there is more to say than the reason.
+        end_sentence: The same for people.
     """
 
     session: str
     device: str
     app: str | None
-    edge: str | None
+    opened_at: datetime
+    last_at: datetime
     draft_model: str | None
     quantization: str | None
     target: str | None
@@ -104,12 +180,8 @@ class SessionView:
     seed: int | None
     prompt_tokens: int | None
     max_new_tokens: int | None
-    opened_at: datetime
-    last_at: datetime
-    closed_at: datetime | None
     reason: str | None
-    final_tokens: int | None
-    counted: Tally
+    closed_at: datetime | None
     device_tokens: int | None
     device_rounds: int | None
     device_drafted: int | None
@@ -123,17 +195,31 @@ class SessionView:
     device_unverified: int | None
     end_code: str | None
     end_sentence: str | None
+    edge: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionView(SessionColumns):
+    """A session with the sums of its segments.
+
+    Attributes:
+        final_tokens: Tokens of the whole sequence at its end.
+        first_token_ms: From the Open to the first committed token, at the edge; of the first segment that has one.
+        gap_p95_ms: 95th percentile of the time between two tokens; of the segment with most tokens.
+    """
+
+    final_tokens: int | None
+    counted: Tally
     first_token_ms: float | None
     gap_p95_ms: float | None
 
     @property
     def device_acceptance(self) -> float | None:
-        """Accepted of tested draft tokens, as the device counted."""
         return share(self.device_accepted or 0, self.device_tested or 0)
 
     @property
     def network_ms(self) -> float | None:
-        """What of the device's waiting the edge does not account for."""
+        """The part of the device's waiting that the edge does not account for."""
         if self.device_wait_ms is None:
             return None
         counted = self.counted
@@ -141,11 +227,10 @@ class SessionView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentView:
-    """One stay of a session at one edge."""
+class SegmentColumns:
+    """One stay of a session at one edge, as the log stores it, without counters."""
 
     segment: int
-    opened_at: datetime
     device: str
     edge: str | None
     draft_model: str | None
@@ -157,12 +242,37 @@ class SegmentView:
     closed_at: datetime | None
     first_token_ms: float | None
     gap_p95_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentView(SegmentColumns):
+    """One stay of a session at one edge."""
+
+    opened_at: datetime
     counted: Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundView:
-    """One verdict of a traced session."""
+    """One verdict of a traced session; with edge-only decoding, the first piece of each request.
+
+    Attributes:
+        segment: Number of the segment.
+        round: Number of the draft.
+        base: Tokens committed before it.
+        drafted: Tokens in the draft.
+        tested: Of these, accepted or rejected.
+        accepted: Of these, accepted.
+        batch: Sessions verified in the same step, this one included.
+        uplink_bytes: Payload of the draft.
+        downlink_bytes: Payload of the verdict.
+        form: Form of `next` in the verdict: `token`, `sparse`, `samples`, `dense`, None for nothing; `written` with
+            edge-only decoding.
+        queue_ms: From arrival to the step, less `prefill_ms`.
+        compute_ms: Duration of the step.
+        at: Time of the verdict.
+        prefill_ms: From arrival to the step, spent in steps that computed the session's own prompt or sequence.
+    """
 
     segment: int
     round: int
@@ -175,9 +285,9 @@ class RoundView:
     downlink_bytes: int
     form: str | None
     queue_ms: float
-    prefill_ms: float
     compute_ms: float
     at: datetime
+    prefill_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,22 +295,22 @@ class EventView:
     """What happened within a minute, from `at` to `last_at`, `count` times; `who` is a person, if one did it."""
 
     id: str
-    at: datetime
-    last_at: datetime
-    count: int
     edge: str
     device: str | None
     session: str | None
     kind: str
     code: str
-    severity: str
-    who: str | None
     sentence: str
+    at: datetime
+    count: int
+    last_at: datetime
+    who: str | None
+    severity: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventCount:
-    """How often something happened, by whatever was asked for; what was not asked for is None."""
+    """How often something happened; fields that the query does not group by are None."""
 
     kind: str | None
     code: str | None
@@ -214,28 +324,28 @@ class EventCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeView:
-    """An edge with its latest load, which is of `load_at`; None where it has not said so.
+class EdgeColumns:
+    """An edge as the log stores it, with its latest load; None where the edge has not reported it.
 
     Attributes:
-        state: What its presence and the time since its last load come to.
-        batch_sessions: Mean number of sessions verified in one step, over the last seconds.
+        vocabulary: Size and head of the fingerprint, for people.
+        load_at: Time of the load that follows, over the last seconds before it.
+        batch_sessions: Mean number of sessions verified in one step.
         step_ms: Mean time of a step.
         queue_ms: Mean wait of a draft for its step.
-        kv_usage: Of the memory for keys and values, the part in use, 0 to 1.
+        kv_usage: Share of the memory for keys and values in use, 0 to 1.
         spooled_records: Records of the session log that wait on disk.
     """
 
     edge: str
     presence: str | None
-    state: MachineState
-    presence_since: datetime | None
     software: str | None
     target: str | None
     vocabulary: str | None
-    certificate_until: datetime | None
     first_seen_at: datetime
     seen_at: datetime
+    presence_since: datetime | None
+    certificate_until: datetime | None
     load_at: datetime | None
     open_sessions: int | None
     most_sessions: int | None
@@ -245,6 +355,13 @@ class EdgeView:
     tokens_per_s: float | None
     kv_usage: float | None
     spooled_records: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeView(EdgeColumns):
+    """An edge with its latest load and its state."""
+
+    state: MachineState
 
     @property
     def free_sessions(self) -> int | None:
@@ -256,12 +373,21 @@ class EdgeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceView:
-    """A fence in force. `until_at` None: until it is lifted; `level`: how often the time has doubled."""
+    """A fence: edges drop what the device sends.
+
+    Attributes:
+        by: The edge that fenced it, or `records.ADMINISTRATOR`.
+        since_at: Start (UTC, aware).
+        until_at: End (UTC, aware); None: until it is lifted.
+        reason: Why, in a sentence.
+        strikes: Offences that led to it; 0 if none did.
+        level: How often the duration has doubled.
+    """
 
     device: str
+    by: str
     since_at: datetime
     until_at: datetime | None
-    by: str
     reason: str
     strikes: int
     level: int
@@ -269,7 +395,7 @@ class FenceView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HourView:
-    """What a device's segments of one hour came to."""
+    """Sum of a device's segments of one hour."""
 
     hour: datetime
     counted: Tally
@@ -277,9 +403,9 @@ class HourView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageView:
-    """What the segments of a period came to that have some of this in common; None: not told apart, or not known.
+    """Sum of the segments of a period that share these values; None: not grouped by, or not known.
 
-    `counted.sessions` are those that were opened in the period, or that came to the edge then.
+    `counted.sessions` are those opened in the period, or that came to the edge within it.
     """
 
     start: datetime | None
@@ -289,3 +415,209 @@ class UsageView:
     draft_model: str | None
     quantization: str | None
     counted: Tally
+
+
+# What administrators did and see
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRollout:
+    """One machine in one rollout.
+
+    Attributes:
+        host: The machine's name in the inventory.
+        kind: `device` or `edge`.
+        name: Its name at the broker.
+        wanted: The release to install: version and digest of the configuration. None where there is to be none.
+        found: The release that ran before, if one did.
+        running: The release that ran at the end, if one did.
+        started_at: Start of the rollout.
+        ended_at: When this machine was done; None while it is not.
+        sentence: Why, where it failed.
+        who: The user who ran the playbook.
+    """
+
+    rollout: str
+    host: str
+    kind: str
+    name: str
+    action: str
+    wanted: str | None
+    found: str | None
+    running: str | None
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str
+    sentence: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A rollout as a whole.
+
+    Attributes:
+        ended_at: When the last machine was done; None while one is not.
+        wanted: The release of its machines, if all have the same.
+        outcomes: Number of machines by outcome, without zeros.
+    """
+
+    rollout: str
+    action: str
+    who: str
+    started_at: datetime
+    ended_at: datetime | None
+    wanted: str | None
+    machines: int
+    outcomes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRelease:
+    """The release that a machine should run, next to the one that it runs.
+
+    Attributes:
+        wanted: The release that the latest rollout was to install.
+        running: The release that ran when that rollout was done with the machine, or before it.
+        software: The version that the machine itself publishes at the broker; None if it was never seen.
+        rollout: The latest rollout.
+        since: Time of that outcome.
+    """
+
+    kind: str
+    name: str
+    host: str
+    wanted: str | None
+    running: str | None
+    software: str | None
+    rollout: str
+    outcome: str
+    since: datetime
+
+    @property
+    def drift(self) -> bool:
+        """Whether it runs another release than it should, or reports another version."""
+        if self.wanted is None:
+            return False
+        version = self.wanted.rpartition("-")[0]
+        return self.running != self.wanted or (self.software is not None and self.software != version)
+
+
+DONE: Final = "done"
+"""Outcome of an action that was carried out; any other says what happened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One action.
+
+    Attributes:
+        who: User of the operating system, or account of the dashboard.
+        action: `fence`, `set`, `command self-test`…
+        subject: A device, a label, a table.
+        before: The value before, if there was one.
+        after: The value now.
+        source: The command line's machine, or the address of the dashboard's reader.
+    """
+
+    who: str
+    action: str
+    subject: str
+    before: str | None = None
+    after: str | None = None
+    outcome: str = DONE
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditView(AuditEntry):
+    """One action and its time."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedView:
+    """The latest settings that a device is wanted to have."""
+
+    device: str
+    version: int
+    values: Mapping[str, SettingValue]
+    who: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedView:
+    """What a device last reported of its settings; see `schemas.steering.ReportedSettings`."""
+
+    device: str
+    version: int
+    applied: int
+    values: Mapping[str, SettingValue]
+    refused: Mapping[str, str]
+    needs_restart: tuple[str, ...]
+    fixed: tuple[str, ...]
+    at: datetime | None
+    heard_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandView:
+    """A command to one device; commands given together share a batch.
+
+    `outcome` is `ok`, `failed`, `refused`, `silent`, or None while the command runs.
+    """
+
+    id: str
+    batch: str
+    device: str
+    command: str
+    arguments: Mapping[str, SettingValue]
+    who: str
+    at: datetime
+    deadline_at: datetime
+    outcome: str | None
+    sentence: str | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertView:
+    """One alert.
+
+    Attributes:
+        id: Hexadecimal; enough of its beginning identifies it.
+        rule: Name of the rule that found it.
+        subject: A device, an edge, or an edge and a code.
+        device: The device, if it concerns one.
+        severity: How soon somebody has to look: `warning` or `critical`.
+        sentence: What is wrong, as seen last, and what to do.
+        value: What was measured last, if it is a number.
+        threshold: Its limit.
+        since_at: First seen.
+        last_at: Last seen.
+        cleared_at: When it was over; None while it is open.
+        cleared_by: Who cleared it; None if its rule no longer matched.
+        acknowledged_at: When somebody acknowledged it, if anybody has.
+        acknowledged_by: Who.
+    """
+
+    id: str
+    rule: str
+    subject: str
+    device: str | None
+    severity: str
+    sentence: str
+    value: float | None
+    threshold: float | None
+    since_at: datetime
+    last_at: datetime
+    cleared_at: datetime | None
+    cleared_by: str | None
+    acknowledged_at: datetime | None
+    acknowledged_by: str | None
+
+    @property
+    def open(self) -> bool:
+        return self.cleared_at is None

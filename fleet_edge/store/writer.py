@@ -1,37 +1,109 @@
 """Writer of the session log, off the hot path.
 
-`put` costs an append to a list. A thread takes what was put and commits it in batches; while the database does not
-take them they go to the spool, and back from there when it does, each exactly once by primary key. A second thread
-only wakes when the mailbox is nearly full, because a commit hangs: it moves records on to the spool.
+`put` costs an append to a list. A thread commits what was put, in batches; while the database does not take them they
+go to the spool, and back from there later, each stored exactly once by its primary key. A second thread only wakes when
+the mailbox is nearly full because a commit hangs: it moves records to the spool.
 
-What a crash loses: with `kill -9`, what was put within the last `flush_interval_s` and the batch under way; with a
-power cut, also what SQLite had not yet synchronized (a server's commits and the spool's are durable). Whoever must not
-promise what a crash could undo is told when a record has been written or spooled.
+What a crash loses: with `kill -9`, the records of the last `flush_interval_s` and the current batch; with a power cut,
+also what SQLite had not yet synchronized (a server's commits and the spool are durable). A caller that must not
+promise what a crash could undo passes `then` to `put`.
 """
 
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 from fleet_edge.store.errors import RecordRejected, SpoolFull, StoreError, StoreRefused, StoreUnavailable
-from fleet_edge.store.mailbox import Mailbox
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.record import Record
+from fleet_edge.store.records import EventLogged, Record
 from fleet_edge.store.spool import Spool
+
+
+class Mailbox:
+    """A bounded queue between threads; `put` drops records beyond `capacity`."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._records: deque[Record] = deque()
+        self._changed = threading.Condition()
+        self._marks: list[int] = []
+        self._urgent = False
+        self._closed = False
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def dropped(self) -> int:
+        return self._dropped
+
+    def put(self, record: Record, *, urgent: bool = False) -> bool:
+        """Add a record and return whether there was room; otherwise drop and count it. Never blocks.
+
+        An urgent record wakes a waiter that asked for that.
+        """
+        with self._changed:
+            if self._closed or len(self._records) >= self._capacity:
+                self._dropped += 1
+                return False
+            self._records.append(record)
+            self._urgent = self._urgent or urgent
+            # Waking a waiter for every record would cost more than the record.
+            if urgent or (self._marks and len(self._records) >= min(self._marks)):
+                self._changed.notify_all()
+            return True
+
+    def take(self, limit: int) -> list[Record]:
+        """Remove and return up to `limit` of the oldest records."""
+        with self._changed:
+            taken = [self._records.popleft() for _ in range(min(limit, len(self._records)))]
+            self._urgent = self._urgent and bool(self._records)
+            return taken
+
+    def put_back(self, records: Sequence[Record]) -> None:
+        """Return records just taken to the front; they had room before, so they have it again."""
+        with self._changed:
+            self._records.extendleft(reversed(records))
+
+    def drop_all(self) -> None:
+        """Drop and count the rest."""
+        with self._changed:
+            self._dropped += len(self._records)
+            self._records.clear()
+
+    def wait(self, count: int, *, timeout_s: float, or_urgent: bool = False) -> bool:
+        """Wait until there are `count` records, or an urgent one; return whether there are `count`.
+
+        A closed mailbox does not wait.
+        """
+        with self._changed:
+            self._marks.append(count)
+            self._changed.wait_for(
+                lambda: self._closed or (or_urgent and self._urgent) or len(self._records) >= count, timeout_s
+            )
+            self._marks.remove(count)
+            return len(self._records) >= count
+
+    def close(self) -> None:
+        """Accept no more records, and wake all waiters."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriterSettings:
-    """How the writer trades delay for throughput, and where its bounds are.
+    """Bounds of the writer, and how it trades delay for throughput.
 
     Attributes:
-        batch_records: Most records in one transaction.
+        batch_records: Maximum in one transaction.
         flush_interval_s: Longest wait before a commit; also what a crash may lose.
-        capacity: Records held in memory; at some 500 bytes each.
-        spill_at: Records in memory from which on they go to the spool without waiting for the database.
+        capacity: Records in memory, about 500 bytes each.
+        spill_at: Number in memory above which they go to the spool without waiting for the database.
         retry_s: Between attempts while the database or the spool's disk is away.
     """
 
@@ -49,14 +121,14 @@ class WriterCounters:
     Attributes:
         written: Committed to the database, from the spool or directly.
         spooled: Written to the spool.
-        replayed: Of those written, from the spool (one of an earlier run counted in).
-        rejected: Refused by the database for what they hold.
+        replayed: Of those written, from the spool (records of an earlier run included).
+        rejected: Refused by the database because of their content.
         dropped: Lost, because memory and spool were full.
         queued: In memory now.
-        away: Whether the database did not answer when last asked.
-        stuck: Whether neither database nor spool took what was to be written last.
+        away: Whether the database did not answer at the last attempt.
+        stuck: Whether neither database nor spool took the last batch.
         spool_bytes: Size of the spool.
-        lag_s: Seconds since the database last held all that was put.
+        lag_s: Seconds since the database last held all records.
     """
 
     written: int
@@ -75,29 +147,23 @@ _log = logging.getLogger(__name__)
 
 
 class RecordSink(Protocol):
-    """Where records end up: a `Store`."""
+    """Destination of records: a `Store`."""
 
     def apply(self, records: Sequence[Record]) -> None:
         """Store all of the records or none; MUST be idempotent.
 
         Raises:
-            StoreUnavailable: Try again later; also `StoreRefused`, though it takes somebody to change something.
+            StoreUnavailable: Try again later; also `StoreRefused`, though somebody has to change something first.
             RecordRejected: One of them can never be stored.
         """
 
 
-class Writer:
-    """Takes records from any thread and brings them into the database.
-
-    Args:
-        sink: The database.
-        spool: Where records wait while it is away.
-        settings: Batches and bounds.
-        monotonic: Seconds, for the retry times.
+class LogWriter:
+    """Takes records from any thread and writes them to the database.
 
     Attributes:
-        tell: Told, on the writer's threads, what becomes of the database: a code of `event_codes` and a sentence. MUST
-            NOT block or raise.
+        tell: Called on the writer's threads with a code of `event_codes` and a sentence when the database's state
+            changes. MUST NOT block or raise.
     """
 
     def __init__(
@@ -139,13 +205,13 @@ class Writer:
         return self
 
     def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
-        """Hand a record over. Never blocks and never raises; what finds no room anywhere is counted.
+        """Queue a record. Never blocks and never raises; a record that finds no room anywhere is counted.
 
         Args:
             record: The record.
-            urgent: Whether it is written at once, with whatever waits, and not within `flush_interval_s`.
-            then: Called once it has been written or spooled, or the database has refused it for good, on the thread
-                that did so; never for a record that found no room. It makes the record urgent.
+            urgent: Whether to write it at once, with everything queued, not within `flush_interval_s`.
+            then: Called once the record is written or spooled, or the database has refused it for good, on the thread
+                that did so; never for a record that found no room. Makes the record urgent.
         """
         if then is not None:
             with self._count:
@@ -156,7 +222,6 @@ class Writer:
 
     @property
     def counters(self) -> WriterCounters:
-        """What has become of the records so far."""
         with self._count:
             return WriterCounters(
                 written=self._written,
@@ -179,9 +244,8 @@ class Writer:
     def close(self, timeout_s: float) -> bool:
         """Write or spool what was put, end the threads, and close the spool. Idempotent.
 
-        Returns:
-            Whether nothing was lost since the start. False if something was still under way after `timeout_s`, or
-            if neither database nor spool took the rest.
+        Returns whether nothing was lost since the start: False if something was still in progress after `timeout_s`, or
+        if neither database nor spool took the rest.
         """
         self._give_up_at = self._monotonic() + timeout_s
         self._stopping.set()
@@ -198,12 +262,10 @@ class Writer:
         return not hung and self._mailbox.dropped == 0
 
     def step(self) -> bool:
-        """Bring one batch on its way, and if the database answers, one from the spool too.
+        """Store one batch, and if the database answers, one from the spool too.
 
-        The writing thread does nothing but call this; without `start` a caller may do so itself.
-
-        Returns:
-            Whether the spool gave something, and so may have more.
+        The writing thread only calls this; without `start` a caller may do so itself. Returns whether the spool may
+        have more.
         """
         began = self._monotonic()
         batch: Sequence[Record] = self._mailbox.take(self._settings.batch_records)
@@ -212,7 +274,7 @@ class Writer:
         self._stuck = bool(batch) and not self._to_spool(batch)
         replayed = self._answers() and not self._spool.empty and self._replay()
         if not self._away and not self._stuck and self._spool.empty:
-            # What was put since the batch was taken is younger than that.
+            # Records put since the batch was taken are younger than that.
             self._complete_at = began
         self._report_drops()
         return replayed
@@ -237,17 +299,17 @@ class Writer:
                 self._stopping.wait(self._settings.retry_s)
 
     def _flush(self) -> None:
-        """Empty the mailbox while that makes progress and the time given to `close` lasts."""
+        """Empty the mailbox while that makes progress and the time limit of `close` allows."""
         self._stuck = False
         while len(self._mailbox) and not self._stuck and self._monotonic() < self._give_up_at:
             self.step()
 
     def _answers(self) -> bool:
-        """Whether the database is worth asking: it answered when last asked, or that was long enough ago."""
+        """Return whether the database is worth an attempt: it answered last time, or that is long enough ago."""
         return not self._away or self._monotonic() >= self._retry_at
 
     def _commit(self, batch: Sequence[Record], *, replayed: bool = False) -> Sequence[Record]:
-        """Store a batch, without the records that never can be; return what is left if the database is away."""
+        """Store a batch, without the records that never can be; return the rest if the database is away."""
         try:
             self._sink.apply(batch)
         except StoreUnavailable as error:
@@ -307,12 +369,12 @@ class Writer:
         return True
 
     def _settled(self, batch: Sequence[Record]) -> None:
-        """Tell whoever waits for a record of the batch that a crash cannot undo it any more."""
+        """Call the `then` of records that a crash can no longer lose."""
         with self._count:
             if not self._awaited:
                 return
-            told = [then for record in batch for then in self._awaited.pop(record, ())]
-        for then in told:
+            callbacks = [then for record in batch for then in self._awaited.pop(record, ())]
+        for then in callbacks:
             try:
                 then()
             except Exception:  # noqa: BLE001 - logged with its traceback
@@ -333,7 +395,7 @@ class Writer:
         return True
 
     def _report_drops(self) -> None:
-        """Say once in every outage that records are lost."""
+        """Report once per outage that records are lost."""
         dropped = self._mailbox.dropped
         if dropped > self._known_drops and not self._drops_reported:
             self._drops_reported = True

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_edge.sessions.statistics import RecentAcceptance
-from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records import EventLogged
 from schemas.policy import Mode
 from tests.support import memory_fleet
 from tests.support.markov import MarkovScript

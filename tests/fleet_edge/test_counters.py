@@ -5,7 +5,7 @@ from sqlalchemy import Table
 
 from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
 from fleet_edge.store.models import Base, RollupRow, SegmentRow
-from fleet_edge.store.records.segments import SegmentProgress
+from fleet_edge.store.records import SegmentProgress
 from fleet_edge.store.views import Tally
 
 DISTINCT = SegmentCounters(**{name: number for number, name in enumerate(SEGMENT_COUNTERS, start=1)})

@@ -10,7 +10,7 @@ from fleet_common.grammar import compiler
 from fleet_device.errors import SessionFailed
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records import EventLogged
 from schemas.messages import Opened, Refused
 from schemas.policy import Grammar, GrammarKind, Mode
 from schemas.reasons import Action, FaultCode, RefusalCode

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from fleet_edge.service import migrate_sessions
-from fleet_edge.store.records.segments import LeaveReason, SegmentLeft, SegmentProgress
-from fleet_edge.store.records.sessions import SessionClosed
+from fleet_edge.store.records import LeaveReason, SegmentLeft, SegmentProgress, SessionClosed
 from schemas.codec import encode_close
 from schemas.policy import Mode
 from schemas.reasons import EndReason

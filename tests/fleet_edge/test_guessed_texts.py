@@ -8,7 +8,7 @@ import pytest
 from dssd.distribution import shape
 from dssd.sampling import Purpose, coupled_token, draw, random_uniform
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.store.records.segments import RoundJudged
+from fleet_edge.store.records import RoundJudged
 from schemas.messages import Open
 from schemas.policy import Mode
 from tests.support.memory_broker import Faults

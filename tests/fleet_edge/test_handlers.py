@@ -8,10 +8,17 @@ import pytest
 
 from dssd.distribution import shape
 from fleet_edge.errors import DraftFault
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.segments import LeaveReason, SegmentLeft, SegmentProgress
-from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold
+from fleet_edge.store.records import (
+    CloseReported,
+    DeviceSeen,
+    EventLogged,
+    LeaveReason,
+    SegmentLeft,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+    TelemetryReported,
+)
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, Telemetry, encode_json
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
@@ -403,7 +410,7 @@ def test_telemetry_is_kept_of_each_device_the_first_and_the_last_of_half_a_minut
         link.publish(build(Topic.TELEMETRY, fleet=FLEET, device="bad"), encode_json(told))
         scene.fleet.settle()
     scene.fleet.edge.handlers.recorder.flush()
-    assert [(record.device, record.round_trip_ms) for record in scene.fleet.sink.of(DeviceTold)] == [
+    assert [(record.device, record.round_trip_ms) for record in scene.fleet.sink.of(TelemetryReported)] == [
         ("bad", 0.0),
         ("bad", 19.0),
     ]

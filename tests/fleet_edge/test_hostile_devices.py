@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.fences import DeviceFenced
-from fleet_edge.store.records.sessions import SessionOpened
+from fleet_edge.store.records import DeviceFenced, EventLogged, SessionOpened
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.messages import Close, Draft, Fault

@@ -9,11 +9,9 @@ import pytest
 
 from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.database import SessionStore, Store, open_store
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.reopening import ReopeningStore
-from fleet_edge.store.retention import Retention
-from fleet_edge.store.rollups.rolling import roll_up
+from fleet_edge.store.database import ReopeningStore, SessionStore, Store, open_store
+from fleet_edge.store.records import Retention, segment_number
+from fleet_edge.store.rolling import roll_up
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows

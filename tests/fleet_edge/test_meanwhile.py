@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleet_edge.store.records.segments import RoundJudged, SegmentProgress
-from fleet_edge.store.records.sessions import SessionClosed
+from fleet_edge.store.records import RoundJudged, SegmentProgress, SessionClosed
 from fleet_edge.verifiers.contract import Item, Logits
 from schemas.codec import encode_draft
 from schemas.messages import Closed, Draft, Fault, Opened, Verdict

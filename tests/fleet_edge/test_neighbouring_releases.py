@@ -8,8 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from dssd.downlink import FormName
-from fleet_edge.store.records.sessions import SessionClosed
-from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.records import DeviceSeen, SessionClosed
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.policy import Mode
 from schemas.reasons import EndReason

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from dssd.downlink import FormName
-from fleet_edge.store.records.segments import RoundJudged, SegmentProgress
-from fleet_edge.store.records.sessions import SessionClosed
+from fleet_edge.store.records import RoundJudged, SegmentProgress, SessionClosed
 from fleet_edge.verifiers.contract import Item, Logits, VerifierError
 from schemas.messages import Fault, Verdict
 from schemas.policy import Mode

@@ -9,7 +9,7 @@ import pytest
 
 from dssd.downlink import FormName
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.store.records.sessions import SessionOpened
+from fleet_edge.store.records import SessionOpened
 from fleet_edge.verifiers.contract import Item, Logits
 from schemas.policy import Mode
 from schemas.reasons import EndReason

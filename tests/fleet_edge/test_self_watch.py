@@ -9,8 +9,7 @@ from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.observer import Look, SelfWatch
 from fleet_edge.store.event_codes import EVENT_CODES
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.sightings import EdgeLoad
+from fleet_edge.store.records import EventLogged, LoadReported
 from tests.support.memory_fleet import Clock, Sink
 
 
@@ -69,12 +68,12 @@ def test_load_is_that_of_the_last_seconds(scene: Scene) -> None:
         figures.queue_time.observe(0.002)
         figures.generation_tokens["draft"] += 100
         scene.look()
-    load = scene.sink.of(EdgeLoad)[-1]
+    load = scene.sink.of(LoadReported)[-1]
     assert (load.open_sessions, load.most_sessions, load.spooled_records) == (3, 64, 5)
     assert (load.step_ms, load.batch_sessions, load.queue_ms) == (pytest.approx(40.0), 3.0, pytest.approx(2.0))
     assert (load.tokens_per_s, load.kv_usage) == (pytest.approx(10.0), 0.25)
     scene.look()
-    idle = scene.sink.of(EdgeLoad)[-1]
+    idle = scene.sink.of(LoadReported)[-1]
     assert (idle.step_ms, idle.batch_sessions, idle.queue_ms, idle.tokens_per_s) == (None, None, None, 0.0)
 
 

@@ -12,7 +12,7 @@ from fleet_device.requests.generate import GenerateRequest
 from fleet_device.session.machine import DeviceSession
 from fleet_edge.store.database import open_store
 from fleet_edge.store.housekeeping import close_abandoned
-from fleet_edge.store.records.segments import segment_time
+from fleet_edge.store.records import segment_time
 from schemas.codec import encode_open
 from schemas.control import Presence
 from schemas.reasons import EndReason

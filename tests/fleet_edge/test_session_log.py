@@ -10,9 +10,8 @@ import pytest
 
 from fleet_edge import InvalidQuery, NotFound, SessionLog, StoreError, StoreUnavailable
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records.fences import ADMINISTRATOR
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.rollups.rolling import roll_up
+from fleet_edge.store.records import ADMINISTRATOR, segment_number
+from fleet_edge.store.rolling import roll_up
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples

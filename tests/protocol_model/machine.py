@@ -18,7 +18,7 @@ from dssd.downlink import FormName
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.fences import Fences
-from fleet_edge.store.records.sessions import SessionClosed
+from fleet_edge.store.records import SessionClosed
 from fleet_edge.store.views import FenceView
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.messages import Close, Draft

@@ -14,7 +14,7 @@ from fleet_edge.assembly import assemble
 from fleet_edge.limits import QuotaSettings
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records.record import Record
+from fleet_edge.store.records import Record
 from fleet_edge.verifiers.contract import Verifier
 
 NO_QUOTAS: Final = QuotaSettings(

@@ -31,7 +31,7 @@ from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records.record import Record
+from fleet_edge.store.records import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.messages import Closed, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy

@@ -16,7 +16,7 @@ from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.records import DeviceSeen
 from schemas.control import (
     MAX_VERSION,
     CommandOutcome,

@@ -1,1 +1,1 @@
-"""Pages of the dashboard: a module for each, which says its path, its title and how it is made."""
+"""Pages of the dashboard: each has a path, a title and the function that answers."""

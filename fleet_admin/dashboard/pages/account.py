@@ -1,27 +1,26 @@
-"""One's own account: password and API keys."""
+"""Pages of one's own account: password, API keys, login and logout."""
 
 import math
 from typing import Final
 
 from starlette.responses import Response
 
-from fleet_admin.dashboard.accounts.attempts import Attempt
-from fleet_admin.dashboard.accounts.roles import Role
-from fleet_admin.dashboard.errors import AccountError
-from fleet_admin.dashboard.pages.page import Page, action
-from fleet_admin.dashboard.visit import Visit
+from fleet_admin.dashboard.accounts import Attempt
+from fleet_admin.dashboard.errors import AccountError, Problem
+from fleet_admin.dashboard.gate import cookie_name
+from fleet_admin.dashboard.settings import AccountRole
+from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_common.validation import read_duration
 
 _PATH: Final = "/account"
 
 
-def show(visit: Visit) -> Response:
-    """Show the account, its keys, and forms to change them."""
+def show_account(visit: Visit) -> Response:
     return _page(visit)
 
 
 def change_password(visit: Visit) -> Response:
-    """Take another password; every browser of the account has to log in again."""
+    """Change the password; every browser of the account has to log in again."""
     visitor, form = visit.visitor, visit.admission.form
     old, new, again = (form.get(each, ("",))[-1] for each in ("old", "new", "again"))
     services = visit.services
@@ -48,13 +47,13 @@ def add_key(visit: Visit) -> Response:
     visitor = visit.visitor
     try:
         lasts = read_duration(visit.form("lasts")) if visit.form("lasts") else None
-        role = Role(visit.form("role", Role.VIEWER))
+        role = AccountRole(visit.form("role", AccountRole.VIEWER))
         key = visit.services.keys.add(
             visit.form("name"), account=visitor.name, role=role, actor=visit.actor, lasts=lasts
         )
     except (AccountError, ValueError, OverflowError) as error:
         return _page(visit, problem=str(error), status=400)
-    # Not by way of another page: a secret should be in one answer alone.
+    # No redirect: a secret should be in one response only.
     return _page(visit, key=key)
 
 
@@ -74,13 +73,68 @@ def _page(visit: Visit, *, problem: str = "", key: str = "", status: int = 200) 
         keys=visit.services.keys.list(account=visit.visitor.name),
         problem=problem,
         key=key,
-        roles=list(Role) if visit.may_act else [Role.VIEWER],
+        roles=list(AccountRole) if visit.may_act else [AccountRole.VIEWER],
     )
 
 
+_MOST_NAME: Final = 63
+
+
+def show_login(visit: Visit) -> Response:
+    return _form(visit)
+
+
+def log_in(visit: Visit) -> Response:
+    name, address = visit.form("account"), visit.admission.origin.address
+    # Not stripped: a password may begin with a space.
+    password = visit.admission.form.get("password", ("",))[-1]
+    services = visit.services
+    browser = services.accounts.familiar(name, visit.browser)
+    attempt = Attempt(address, name[:_MOST_NAME], browser)
+    wait_s = services.attempts.take(attempt)
+    if wait_s > 0:
+        raise Problem(
+            429,
+            f"There were too many attempts; try again in {math.ceil(wait_s)} s.",
+            retry_after_s=math.ceil(wait_s),
+        )
+    if not services.accounts.check(name, password):
+        return _form(visit, problem="This name and this password do not belong together.", status=403)
+    services.attempts.succeeded(attempt)
+    response = visit.redirect(own_path(visit.form("next")))
+    visit.give_cookie(response, services.logins.begin(name, address=address))
+    if browser is None:
+        visit.remember_browser(response, name)
+    return response
+
+
+def log_out(visit: Visit) -> Response:
+    """End the login, here and in the database."""
+    visit.services.logins.end(visit.admission.cookie)
+    response = visit.redirect("/login")
+    secure = visit.admission.origin.secure
+    response.delete_cookie(cookie_name(secure=secure), secure=secure, httponly=True, samesite="lax")
+    return response
+
+
+def own_path(text: str) -> str:
+    """Return a path of these pages unchanged, and the first page for anything else: `//elsewhere` is a host."""
+    if not text.startswith("/") or text.startswith(("//", "/\\", "/login", "/logout")) or not text.isascii():
+        return "/"
+    return text if text.isprintable() and "\\" not in text else "/"
+
+
+def _form(visit: Visit, *, problem: str = "", status: int = 200) -> Response:
+    again = visit.form("next") or visit.query("next") if visit.admission.form or visit.admission.query else ""
+    return visit.page("login.html", title="Log in", status=status, next=own_path(again), problem=problem)
+
+
 PAGES: Final = (
-    Page(_PATH, "Account", show),
-    action(f"{_PATH}/password", change_password, role=Role.VIEWER),
+    Page(_PATH, "Account", show_account),
+    action(f"{_PATH}/password", change_password, role=AccountRole.VIEWER),
     action(f"{_PATH}/keys/add", add_key),
     action(f"{_PATH}/keys/remove", remove_key),
+    Page("/login", "Log in", show_login),
+    action("/login", log_in, role=AccountRole.VIEWER),
+    action("/logout", log_out, role=AccountRole.VIEWER),
 )

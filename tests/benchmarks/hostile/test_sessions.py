@@ -6,7 +6,7 @@ from benchmarks.hostile.attacks.granted import wide_policy
 from benchmarks.hostile.payloads import DEFAULT_POLICY
 from benchmarks.hostile.sessions import HostileSessions
 from fleet_common.mqtt.link import Message
-from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records import EventLogged
 from schemas.codec import decode_draft
 from schemas.messages import Draft
 from schemas.policy import SamplingPolicy

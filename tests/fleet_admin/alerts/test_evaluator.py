@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from fleet_admin.alerts.alerts import Alerts
-from fleet_admin.alerts.errors import NoSuchAlert
+from fleet_admin.alerts.alerts import Alerts, NoSuchAlert
 from fleet_admin.alerts.evaluator import DATABASE_AWAY, Evaluator
-from fleet_admin.alerts.facts import DeviceFacts, EdgeFacts, Facts
+from fleet_admin.alerts.rules import DeviceFacts, EdgeFacts, Facts
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.states import MachineState
+from fleet_edge.store.views import MachineState
 from schemas.control import Alert, AlertState
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -226,7 +225,7 @@ def test_a_database_that_is_away_is_told_though_it_holds_no_alert(world: World) 
 
 
 def test_no_more_are_open_than_there_is_room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_admin.alerts.book.MOST_OPEN", 5)
+    monkeypatch.setattr("fleet_admin.alerts.alerts.MOST_OPEN", 5)
     world.look(**{f"edge_{number}": 0.95 for number in range(40)})
     world.look(60)
     assert len(world.alerts.open()) == 5

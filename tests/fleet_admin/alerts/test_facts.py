@@ -7,15 +7,11 @@ import pytest
 
 from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.alerts.evaluator import Evaluator
-from fleet_admin.alerts.facts import Acceptance, Facts, read_facts
-from fleet_admin.alerts.rules import readings
+from fleet_admin.alerts.rules import AcceptanceWindow, Facts, read_facts, readings
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.store.database import Store
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.records.sightings import DeviceSeen
-from fleet_edge.store.steering.labels import retire
+from fleet_edge.store.records import DeviceSeen, EventLogged, Record, segment_number
+from fleet_edge.store.steering import retire
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 
@@ -97,7 +93,7 @@ def test_rounds_of_five_minutes_and_acceptance_of_an_hour_against_the_day_before
     (edge,) = found.edges
     assert sorted(edge.queue_ms) == [10.0 * each for each in range(1, 31)]
     assert sorted(edge.step_ms) == [float(each) for each in range(1, 31)]
-    assert found.acceptance == {"sensor-1": Acceptance(110, 35, 1000, 700)}
+    assert found.acceptance == {"sensor-1": AcceptanceWindow(110, 35, 1000, 700)}
 
 
 def test_refusals_and_faults_by_code_and_clocks_by_device_within_the_window(store: Store) -> None:

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from fleet_admin.alerts.facts import Acceptance, DeviceFacts, EdgeFacts, Facts
-from fleet_admin.alerts.rules import RULES, Reading, readings
+from fleet_admin.alerts.alerts import AlertSeverity
+from fleet_admin.alerts.rules import RULES, AcceptanceWindow, DeviceFacts, EdgeFacts, Facts, RuleReading, readings
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_admin.alerts.views import AlertSeverity
-from fleet_edge.store.states import MachineState
+from fleet_edge.store.views import MachineState
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -20,7 +19,7 @@ DEVICE = DeviceFacts(name="gateway-1", state=MachineState.ONLINE, seen_at=NOW)
 EDGE = EdgeFacts(name="edge-1", state=MachineState.ONLINE, seen_at=NOW)
 
 
-def read(rule: str, facts: Facts, settings: AlertSettings = SETTINGS) -> Reading | None:
+def read(rule: str, facts: Facts, settings: AlertSettings = SETTINGS) -> RuleReading | None:
     """Return what one rule says of the one subject that the facts have."""
     found = [reading for name, reading in readings(facts, settings) if name == rule]
     assert len(found) <= 1
@@ -37,7 +36,7 @@ def edge(**changed: Any) -> Facts:
 
 def of_drafts(hour: float, day: float, *, tokens: int = 1000) -> Facts:
     return Facts(
-        now=NOW, acceptance={"gateway-1": Acceptance(tokens, round(hour * tokens), 10_000, round(day * 10_000))}
+        now=NOW, acceptance={"gateway-1": AcceptanceWindow(tokens, round(hour * tokens), 10_000, round(day * 10_000))}
     )
 
 
@@ -100,7 +99,10 @@ BETWEEN = {
 }
 SILENT = {
     "device-silent": [device(state=MachineState.OFFLINE, seen_at=NOW - 15 * DAY)],
-    "acceptance-low": [of_drafts(0.1, 0.6, tokens=400), Facts(now=NOW, acceptance={"x": Acceptance(1000, 1, 0, 0)})],
+    "acceptance-low": [
+        of_drafts(0.1, 0.6, tokens=400),
+        Facts(now=NOW, acceptance={"x": AcceptanceWindow(1000, 1, 0, 0)}),
+    ],
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 15 * DAY)],
     "queue-long": [edge(queue_ms=[9000.0] * 19)],
     "step-long": [edge()],

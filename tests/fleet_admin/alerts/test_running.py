@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_admin.alerts.alerts import Alerts
+from fleet_admin.alerts.alerts import Alerts, DeliveryFailed
 from fleet_admin.alerts.delivery import BrokerChannel
-from fleet_admin.alerts.errors import DeliveryFailed
 from fleet_admin.alerts.evaluator import RunningAlerts
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_common.metrics import MetricsError

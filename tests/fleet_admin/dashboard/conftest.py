@@ -12,12 +12,10 @@ from argon2 import PasswordHasher
 from httpx import Response
 from starlette.testclient import TestClient
 
-from fleet_admin.dashboard.accounts.roles import Role
-from fleet_admin.dashboard.accounts.secrets import Passwords
-from fleet_admin.dashboard.app import create_app
-from fleet_admin.dashboard.server import DashboardServer
+from fleet_admin.dashboard.accounts import Passwords
+from fleet_admin.dashboard.app import DashboardServer, create_app
 from fleet_admin.dashboard.services import Services, open_services
-from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_admin.steering import Actor
 from tests.fleet_admin.dashboard.fleet_log import fill
 from tests.support.chromium import Chromium, Tab, chromium_path
@@ -89,8 +87,8 @@ def make_services(url: str, clock: Clock) -> Callable[..., Services]:
             # As cheap as they come: what a check costs is argon2's business.
             passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)),
         )
-        services.accounts.add("olga", role=Role.OPERATOR, password=PASSWORD, actor=ACTOR)
-        services.accounts.add("victor", role=Role.VIEWER, password=PASSWORD, actor=ACTOR)
+        services.accounts.add("olga", role=AccountRole.OPERATOR, password=PASSWORD, actor=ACTOR)
+        services.accounts.add("victor", role=AccountRole.VIEWER, password=PASSWORD, actor=ACTOR)
         return services
 
     return make

@@ -3,13 +3,13 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from fleet_admin.alerts import book
-from fleet_admin.alerts.book import Sighting
+from fleet_admin.alerts import alerts as book
+from fleet_admin.alerts.alerts import Sighting
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.rollouts import MachineRollout, RolloutOutcome, record_rollouts
-from fleet_edge.store.rollups.rolling import roll_up
+from fleet_edge.store.records import Record, segment_number
+from fleet_edge.store.rolling import roll_up
+from fleet_edge.store.rollouts import RolloutOutcome, record_rollouts
+from fleet_edge.store.views import MachineRollout
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples

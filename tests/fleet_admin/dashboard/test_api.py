@@ -6,11 +6,11 @@ import jsonschema
 import pytest
 from starlette.testclient import TestClient
 
-from fleet_admin.dashboard.accounts.roles import Role
-from fleet_admin.dashboard.api.endpoints import ENDPOINTS
-from fleet_admin.dashboard.api.routes import PREFIX
+from fleet_admin.dashboard.api import PREFIX
 from fleet_admin.dashboard.app import create_app
+from fleet_admin.dashboard.endpoints import ENDPOINTS
 from fleet_admin.dashboard.services import Services
+from fleet_admin.dashboard.settings import AccountRole
 from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, Browser, Clock
 
 READ = [each for each in ENDPOINTS if each.method == "GET"]
@@ -26,7 +26,7 @@ def client(services: Services) -> TestClient:
 
 @pytest.fixture
 def bearer(services: Services) -> Callable[..., dict[str, str]]:
-    def make(role: Role, account: str = "olga", **more: Any) -> dict[str, str]:
+    def make(role: AccountRole, account: str = "olga", **more: Any) -> dict[str, str]:
         key = services.keys.add("program", account=account, role=role, **more, actor=ACTOR)
         return {"authorization": f"Bearer {key}"}
 
@@ -52,7 +52,7 @@ def test_without_a_key_there_is_no_data(client: TestClient, endpoint: Any) -> No
 def test_what_is_answered_is_what_the_document_says(
     client: TestClient, bearer: Callable[..., dict[str, str]], endpoint: Any
 ) -> None:
-    headers = bearer(Role.VIEWER)
+    headers = bearer(AccountRole.VIEWER)
     document = client.get(f"{PREFIX}/openapi.json", headers=headers).json()
     answer = client.get(PREFIX + endpoint.path.format(**NAMES), headers=headers)
     assert answer.status_code == 200
@@ -63,7 +63,7 @@ def test_what_is_answered_is_what_the_document_says(
 def test_rates_that_are_worked_out_are_told_and_documented(
     client: TestClient, bearer: Callable[..., dict[str, str]]
 ) -> None:
-    headers = bearer(Role.VIEWER)
+    headers = bearer(AccountRole.VIEWER)
     assert client.get(f"{PREFIX}/stats", headers=headers).json()["all"]["acceptance"] > 0
     document = client.get(f"{PREFIX}/openapi.json", headers=headers).json()
     assert "acceptance" in document["components"]["schemas"]["Tally"]["required"]
@@ -74,7 +74,7 @@ def test_a_viewer_changes_nothing(
     client: TestClient, bearer: Callable[..., dict[str, str]], services: Services, endpoint: Any
 ) -> None:
     path = PREFIX + endpoint.path.format(**NAMES)
-    for headers in (bearer(Role.VIEWER), bearer(Role.OPERATOR, "victor")):
+    for headers in (bearer(AccountRole.VIEWER), bearer(AccountRole.OPERATOR, "victor")):
         assert client.request(endpoint.method, path, headers=headers, json={}).status_code == 403
     assert services.log.fences() == []
 
@@ -82,7 +82,7 @@ def test_a_viewer_changes_nothing(
 def test_an_operator_shuts_a_device_out_and_lets_it_in(
     client: TestClient, bearer: Callable[..., dict[str, str]], services: Services
 ) -> None:
-    headers = bearer(Role.OPERATOR)
+    headers = bearer(AccountRole.OPERATOR)
     path = f"{PREFIX}/devices/gateway-1/fence"
     answer = client.post(path, headers=headers, json={"duration": "2h", "reason": "It floods."})
     assert answer.status_code == 200
@@ -104,18 +104,18 @@ def test_a_cookie_changes_nothing_by_way_of_the_api(operator: Browser, services:
 def test_a_key_that_has_run_out_or_was_removed_is_not_taken(
     client: TestClient, bearer: Callable[..., dict[str, str]], services: Services, clock: Clock
 ) -> None:
-    headers = bearer(Role.VIEWER, lasts=timedelta(days=1))
+    headers = bearer(AccountRole.VIEWER, lasts=timedelta(days=1))
     assert client.get(f"{PREFIX}/edges", headers=headers).status_code == 200
     clock.now += timedelta(days=1)
     assert client.get(f"{PREFIX}/edges", headers=headers).status_code == 401
-    other = bearer(Role.VIEWER)
+    other = bearer(AccountRole.VIEWER)
     assert client.get(f"{PREFIX}/edges", headers=other).status_code == 200
     services.accounts.remove("olga", actor=ACTOR)
     assert client.get(f"{PREFIX}/edges", headers=other).status_code == 401
 
 
 def test_a_key_opens_no_pages(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
-    answer = client.get("/devices", headers=bearer(Role.OPERATOR), follow_redirects=False)
+    answer = client.get("/devices", headers=bearer(AccountRole.OPERATOR), follow_redirects=False)
     assert answer.status_code == 303
 
 
@@ -135,7 +135,7 @@ def test_a_key_opens_no_pages(client: TestClient, bearer: Callable[..., dict[str
 def test_what_cannot_be_understood_is_said(
     client: TestClient, bearer: Callable[..., dict[str, str]], query: str, said: str
 ) -> None:
-    answer = client.get(f"{PREFIX}/sessions?{query}", headers=bearer(Role.VIEWER))
+    answer = client.get(f"{PREFIX}/sessions?{query}", headers=bearer(AccountRole.VIEWER))
     assert answer.status_code == 400
     assert said in answer.json()["error"]["sentence"]
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_understood_is_said(
 def test_no_text_becomes_a_statement(
     client: TestClient, bearer: Callable[..., dict[str, str]], services: Services, text: str
 ) -> None:
-    headers, known = bearer(Role.OPERATOR), len(services.log.devices())
+    headers, known = bearer(AccountRole.OPERATOR), len(services.log.devices())
     assert client.get(f"{PREFIX}/sessions", params={"device": text}, headers=headers).json() == []
     assert client.get(f"{PREFIX}/events", params={"kind": text}, headers=headers).json() == []
     assert client.get(f"{PREFIX}/devices/{text}", headers=headers).status_code in {404, 400}

@@ -3,9 +3,9 @@ from collections.abc import Callable
 import pytest
 from starlette.testclient import TestClient
 
-from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.services import Services
+from fleet_admin.dashboard.settings import AccountRole
 from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, Browser
 
 
@@ -112,7 +112,7 @@ def test_a_proxy_that_is_trusted_says_who_asks(make_services: Callable[..., Serv
         _behind(services, address="10.1.2.3").get("/account", headers={**said, "X-Forwarded-User": "x"}).status_code
         == 303
     )
-    services.accounts.add("x", role=Role.VIEWER, password=None, actor=ACTOR)
+    services.accounts.add("x", role=AccountRole.VIEWER, password=None, actor=ACTOR)
     assert (
         _behind(services, address="10.1.2.3").get("/account", headers={**said, "X-Forwarded-User": "x"}).status_code
         == 200

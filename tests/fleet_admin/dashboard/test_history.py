@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
+from fleet_admin.dashboard.pages.sessions import bars, scale
 from fleet_admin.dashboard.services import Services
-from fleet_admin.dashboard.timeline import bars, scale
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.views import RoundView, SessionView
 from schemas.control import Presence
 from tests.fleet_admin.dashboard.conftest import NOW, Browser

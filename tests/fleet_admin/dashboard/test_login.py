@@ -9,13 +9,12 @@ from typing import Literal
 import pytest
 from argon2 import PasswordHasher
 
-from fleet_admin.dashboard.accounts.attempts import Attempt, Attempts
-from fleet_admin.dashboard.accounts.roles import Role
-from fleet_admin.dashboard.accounts.secrets import Passwords
+from fleet_admin.dashboard.accounts import Attempt, Attempts, Passwords
+from fleet_admin.dashboard.app import PAGES
 from fleet_admin.dashboard.errors import AccountError
-from fleet_admin.dashboard.pages.login import own_path
-from fleet_admin.dashboard.pages.registry import PAGES
+from fleet_admin.dashboard.pages.account import own_path
 from fleet_admin.dashboard.services import Services
+from fleet_admin.dashboard.settings import AccountRole
 from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, PASSWORD, Browser, Clock
 
 SHOWN = [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]
@@ -244,7 +243,7 @@ def test_a_new_password_ends_all_other_logins(
 
 
 def test_a_removed_account_and_a_lesser_role_hold_at_once(operator: Browser, services: Services) -> None:
-    services.accounts.set_role("olga", Role.VIEWER, actor=ACTOR)
+    services.accounts.set_role("olga", AccountRole.VIEWER, actor=ACTOR)
     assert operator.get("/").status_code == 303
     operator.log_in("olga")
     assert operator.post("/account/keys/add", name="k").status_code == 403
@@ -255,7 +254,7 @@ def test_a_removed_account_and_a_lesser_role_hold_at_once(operator: Browser, ser
 @pytest.mark.parametrize("password", ["short", "x" * 40, "vera-is-my-name", "p" * 300])
 def test_a_password_that_anybody_guesses_is_refused(services: Services, password: str) -> None:
     with pytest.raises(AccountError):
-        services.accounts.add("vera-is-my-name", role=Role.VIEWER, password=password, actor=ACTOR)
+        services.accounts.add("vera-is-my-name", role=AccountRole.VIEWER, password=password, actor=ACTOR)
 
 
 def test_what_is_done_with_accounts_and_keys_is_in_the_audit_log(operator: Browser, services: Services) -> None:

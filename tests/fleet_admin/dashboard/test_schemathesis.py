@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
-from fleet_admin.dashboard.accounts.roles import Role
-from fleet_admin.dashboard.api.endpoints import ENDPOINTS
-from fleet_admin.dashboard.api.routes import PREFIX
+from fleet_admin.dashboard.api import PREFIX
 from fleet_admin.dashboard.app import create_app
+from fleet_admin.dashboard.endpoints import ENDPOINTS
 from fleet_admin.dashboard.services import Services
+from fleet_admin.dashboard.settings import AccountRole
 from tests.fleet_admin.dashboard.conftest import ACTOR
 
 schemathesis = pytest.importorskip("schemathesis")
@@ -21,7 +21,7 @@ EXAMPLES = 80
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: f"{each.method} {each.path}")
 def test_no_request_makes_the_api_fail(services: Services, endpoint: Any) -> None:
-    key = services.keys.add("fuzzer", account="olga", role=Role.OPERATOR, actor=ACTOR)
+    key = services.keys.add("fuzzer", account="olga", role=AccountRole.OPERATOR, actor=ACTOR)
     headers = {"authorization": f"Bearer {key}", "host": "127.0.0.1"}
     api = schemathesis.openapi.from_asgi(f"{PREFIX}/openapi.json", create_app(services), headers=headers)
     checks = schemathesis.checks

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from fleet_admin.dashboard.app import DashboardServer
 from fleet_admin.dashboard.errors import DashboardError
-from fleet_admin.dashboard.server import DashboardServer
 from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.settings import DashboardSettings
 from tests.support.certificates import self_signed

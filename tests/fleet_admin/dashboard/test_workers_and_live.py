@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
+from fleet_admin.dashboard import serving
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.web import live as live_module
-from fleet_admin.dashboard.web.live import Live
-from fleet_admin.dashboard.web.workers import Workers
+from fleet_admin.dashboard.serving import Live, Workers
 
 
 def test_one_accounts_slow_questions_do_not_block_another() -> None:
@@ -60,7 +59,7 @@ def test_an_answer_that_takes_too_long_is_given_up_and_its_thread_is_not_given_a
 
 
 def test_pages_that_are_watched_are_bounded_and_hear_of_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_module, "_LOOK_S", 0.0)
+    monkeypatch.setattr(serving, "_LOOK_S", 0.0)
     times = itertools.count(1)
 
     async def check() -> None:

@@ -7,7 +7,7 @@ import pytest
 from fleet_admin.planning.advice import Given, find_drafts
 from fleet_admin.planning.scenario import PlanningError
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.records import segment_number
 from schemas.policy import Mode
 from tests.fleet_edge.store import samples
 

@@ -7,7 +7,7 @@ import pytest
 
 from fleet_admin.steering import Actor, SteeringLog
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.records import DeviceSeen
 from tests.fleet_edge.store.conftest import database_url, empty_databases, postgres
 
 __all__ = ["database_url", "empty_databases", "postgres"]

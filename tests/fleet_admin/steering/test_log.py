@@ -11,8 +11,8 @@ from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import open_store
 from fleet_edge.store.engine import parse_url
 from fleet_edge.store.errors import StoreError, StoreUnavailable
-from fleet_edge.store.records.sightings import DeviceSeen
-from fleet_edge.store.steering.audit import AuditEntry
+from fleet_edge.store.records import DeviceSeen
+from fleet_edge.store.views import AuditEntry
 from schemas.control import CommandRequest, DesiredSettings, ReportedSettings
 from tests.fleet_admin.steering.conftest import ALICE, NOW
 

@@ -4,16 +4,19 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fleet_admin.steering import Selection, SteeringError, commanding, steering
-from fleet_admin.steering.commanding import Answers
-from fleet_admin.steering.planning import outcome_of, plan_changes
-from fleet_admin.steering.selection import KnownDevice
-from fleet_admin.steering.values import check_change, read_assignments
-from fleet_admin.steering.views import SettingState
+from fleet_admin.steering import Selection, SteeringError, steering
+from fleet_admin.steering.planning import (
+    KnownDevice,
+    SettingState,
+    check_change,
+    outcome_of,
+    plan_changes,
+    read_assignments,
+)
+from fleet_admin.steering.steering import CommandAnswers
 from fleet_device.steering.commands import ACTIONS
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind
-from fleet_edge.store.states import MachineState
-from fleet_edge.store.steering.views import WantedView
+from fleet_edge.store.views import MachineState, WantedView
 from schemas.control import (
     MAX_SETTINGS,
     MAX_VERSION,
@@ -234,7 +237,7 @@ def response(part: int = 0, parts: int = 1, result: str | None = None) -> Comman
 
 def test_an_answer_is_put_together_of_its_parts_in_whatever_order_they_come_and_told_once() -> None:
     request = CommandRequest(id="0" * 16, command="log-tail", deadline=NOW)
-    answers = Answers({"a": request, "b": request}, lambda: 5.0)
+    answers = CommandAnswers({"a": request, "b": request}, lambda: 5.0)
     listen = answers.listener("a")
     listen(response(2, 3, "c"))
     listen(response(0, 3, "a"))
@@ -255,10 +258,10 @@ def test_an_answer_is_put_together_of_its_parts_in_whatever_order_they_come_and_
 def test_what_is_logged_as_an_event_is_in_the_table_of_events() -> None:
     known = {(each.kind, each.code) for each in EVENT_CODES}
     assert {(EventKind.CONFIG, code) for code in steering._CODES.values()} <= known
-    assert {(EventKind.COMMAND, code) for code in commanding._ENDS.values()} <= known
+    assert {(EventKind.COMMAND, code) for code in steering._ENDS.values()} <= known
     assert set(steering._CODES) == set(SettingState) - {SettingState.NONE}
-    assert set(commanding._ENDS) == {*CommandOutcome, "silent"}
+    assert set(steering._ENDS) == {*CommandOutcome, "silent"}
 
 
 def test_the_commands_that_can_be_given_are_those_that_devices_know() -> None:
-    assert set(commanding.COMMANDS) == set(ACTIONS)
+    assert set(steering.COMMANDS) == set(ACTIONS)

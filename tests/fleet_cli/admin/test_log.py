@@ -8,8 +8,8 @@ import pytest
 
 from fleet_cli import tables
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.rollups.rolling import roll_up
+from fleet_edge.store.records import segment_number
+from fleet_edge.store.rolling import roll_up
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from fleet_admin.csv_output import csv_cell
+from fleet_admin.columns import csv_cell
 from fleet_cli import tables
 from fleet_cli.admin.sessions import follow
 from fleet_cli.admin.usage import equal_parts, read_period
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import open_store
 from fleet_edge.store.event_codes import Severity
-from fleet_edge.store.records.segments import LeaveReason, segment_number
-from fleet_edge.store.steering.labels import add_labels
+from fleet_edge.store.records import LeaveReason, segment_number
+from fleet_edge.store.steering import add_labels
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.support.admin_command import Run

@@ -24,9 +24,7 @@ from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
+from fleet_edge.store.records import CloseReported, EventLogged, Record, SessionClosed, SessionOpened
 from schemas.codec import encode_reply
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Closed, Fault

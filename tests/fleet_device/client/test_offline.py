@@ -15,7 +15,7 @@ from fleet_device.requests.generate import GenerateRequest, Generation, RequestC
 from fleet_device.service import retry_policy
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.settings import DeviceSettings, OfflinePolicy, Outages
-from fleet_edge.store.records.sessions import CloseReported
+from fleet_edge.store.records import CloseReported
 from schemas.control import Presence
 from schemas.messages import Close
 from schemas.policy import Mode, SamplingPolicy

@@ -11,7 +11,7 @@ from fleet_device.client.messaging import EdgePresences
 from fleet_device.client.retry import EdgeAvailability
 from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records import EventLogged
 from schemas.codec import encode_draft
 from schemas.messages import Draft, Fault, Open, Refused, Verdict
 from schemas.policy import Mode

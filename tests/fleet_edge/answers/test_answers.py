@@ -17,9 +17,15 @@ from fleet_edge.limits import FenceSettings, QuotaSettings
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.statistics import AcceptanceByModel
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress
-from fleet_edge.store.records.sessions import SessionClosed, SessionOpened
+from fleet_edge.store.records import (
+    EventLogged,
+    LeaveReason,
+    RoundJudged,
+    SegmentLeft,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+)
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
 from schemas.fields import EdgeLoad

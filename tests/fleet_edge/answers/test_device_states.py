@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from fleet_edge.answers.device_log import DeviceStates
-from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.records import DeviceSeen
 from schemas.control import Presence
 from tests.fleet_edge.store.samples import after, device_seen
 

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from fleet_edge.answers.device_log import EventCounts
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.event_codes import Severity
-from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records import EventLogged
 
 START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
 

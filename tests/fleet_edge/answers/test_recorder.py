@@ -8,10 +8,7 @@ import pytest
 from fleet_edge.answers.recorder import DeviceRates, Recorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.sessions.drafts import DraftResult
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.segments import RoundJudged
-from fleet_edge.store.records.sessions import CloseReported
-from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.records import CloseReported, DeviceSeen, EventLogged, RoundJudged
 from schemas.control import DeviceState, Presence
 from schemas.messages import Close
 from schemas.reasons import EndReason, Finish

@@ -9,9 +9,8 @@ from dssd.verification import Judgement
 from fleet_edge.answers.texts import GenerationRecorder, token_bytes
 from fleet_edge.sessions.drafts import kinds_of_decoded
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.store.records.texts import TextWritten
+from fleet_edge.store.records import StoreText, TextWritten
 from fleet_edge.store.spool import MAX_LINE_BYTES, to_line
-from fleet_edge.store.token_kinds import StoreText
 from fleet_edge.verifiers.contract import VerifierError
 from tests.fleet_edge.store.samples import START
 from tests.support.drafts import arrived, draft, edge_session

@@ -11,8 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fleet_common.mqtt.link import Message
 from fleet_device.requests.generate import GenerateRequest
-from fleet_edge.metrics.catalogue import CATALOGUE
-from fleet_edge.metrics.page import PAGE, with_table
+from fleet_edge.metrics.catalogue import CATALOGUE, PAGE, with_table
 from fleet_edge.observer import EdgeObserver
 from schemas.topics import Topic, build
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site
@@ -169,4 +168,4 @@ def test_the_catalogue_names_each_metric_once_and_no_device() -> None:
 
 def test_the_page_has_the_catalogue() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert with_table(text) == text, "write it anew: python -m fleet_edge.metrics.page"
+    assert with_table(text) == text, "write it anew: python -m fleet_edge.metrics.catalogue"

@@ -4,13 +4,25 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.fences import DeviceFenced
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
-from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
-from fleet_edge.store.records.texts import TextWritten
+from fleet_edge.store.records import (
+    CloseReported,
+    DeviceCounters,
+    DeviceFenced,
+    DeviceSeen,
+    EdgeSeen,
+    EventLogged,
+    LeaveReason,
+    LoadReported,
+    Record,
+    RoundJudged,
+    SegmentLeft,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+    TelemetryReported,
+    TextWritten,
+    segment_number,
+)
 from schemas.control import Presence
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -59,15 +71,15 @@ def edge_seen(**changes: Any) -> EdgeSeen:
     return replace(seen, **changes)
 
 
-def device_told(**changes: Any) -> DeviceTold:
-    told = DeviceTold(
-        device="sensor-1", at=START, plan="ahead", round_trip_ms=42.0, acceptance=0.7, draft_ms_per_token=13.0
+def device_told(**changes: Any) -> TelemetryReported:
+    told = TelemetryReported(
+        device="sensor-1", at=START, plan="ahead", round_trip_ms=42.0, told_acceptance=0.7, draft_ms_per_token=13.0
     )
     return replace(told, **changes)
 
 
-def edge_load(**changes: Any) -> EdgeLoad:
-    load = EdgeLoad(
+def edge_load(**changes: Any) -> LoadReported:
+    load = LoadReported(
         edge="edge-1",
         at=START,
         open_sessions=3,
@@ -208,8 +220,8 @@ def fenced(**changes: Any) -> DeviceFenced:
     record = DeviceFenced(
         device="sensor-1",
         by="edge-1",
-        at=START,
-        until=after(60),
+        since_at=START,
+        until_at=after(60),
         reason="It sent 2,000 drafts.",
         strikes=40,
         level=2,

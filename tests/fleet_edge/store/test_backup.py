@@ -11,7 +11,7 @@ import pytest
 from fleet_edge.store import backup
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.errors import StoreError, StoreRefused
-from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.records import segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import START, after

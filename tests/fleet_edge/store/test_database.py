@@ -1,9 +1,13 @@
+import gc
 import os
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -13,14 +17,17 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from fleet_edge.store import migrate
-from fleet_edge.store.database import open_for_reading, open_store
-from fleet_edge.store.engine import connect_engine, parse_url
-from fleet_edge.store.errors import StoreError, StoreUnavailable
+from fleet_edge.store import engine, migrate
+from fleet_edge.store.database import ReopeningStore, check_database, open_existing, open_store
+from fleet_edge.store.engine import connect_engine, parse_url, unavailable
+from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.models import REVISION, Base
+from fleet_edge.store.spool import Spool
+from fleet_edge.store.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.postgres import PostgresServer
+from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
 from tests.fleet_edge.store.rows import all_rows
+from tests.fleet_edge.store.samples import after
 
 # Opens each database that it is told to, once it is told: all imported, so that several really do so at once.
 OPENER = """
@@ -79,7 +86,7 @@ def test_processes_that_open_a_new_database_at_once_all_succeed(
             assert opener.stdout.readline() == "opened\n", opener.communicate(timeout=60)[1]
     for opener in openers:
         assert opener.communicate(timeout=60) == ("", "")
-    open_for_reading(urls[-1]).dispose()
+    open_existing(urls[-1], read_only=True).dispose()
 
 
 def test_a_migration_that_fails_halfway_leaves_nothing_behind(
@@ -95,8 +102,8 @@ def test_a_migration_that_fails_halfway_leaves_nothing_behind(
         patched.setattr(command, "upgrade", fail_at_the_end)
         with pytest.raises(StoreUnavailable, match="disk"):
             open_store(database_url)
-    with pytest.raises(StoreError, match="log"):
-        open_for_reading(database_url)
+    with pytest.raises(StoreError, match="has no session log"):
+        open_existing(database_url, read_only=True)
     open_store(database_url).close()
 
 
@@ -104,21 +111,21 @@ def test_a_newer_database_is_refused_by_writer_and_reader(database_url: str) -> 
     _stamp(database_url, "9999")
     with pytest.raises(StoreError, match="9999"):
         open_store(database_url)
-    with pytest.raises(StoreError, match="9999"):
-        open_for_reading(database_url)
+    with pytest.raises(StoreError, match="has schema 9999 and this software reads"):
+        open_existing(database_url, read_only=True)
 
 
 def test_a_reader_cannot_write(database_url: str) -> None:
     open_store(database_url).close()
-    engine = open_for_reading(database_url)
+    engine = open_existing(database_url, read_only=True)
     with engine.connect() as connection, pytest.raises(Exception, match=r"(?i)read-?only"):
         connection.execute(text("DELETE FROM sessions"))
     engine.dispose()
 
 
 def test_a_reader_does_not_create_a_database(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="database"):
-        open_for_reading(f"sqlite:///{tmp_path / 'none.sqlite3'}")
+    with pytest.raises(StoreUnavailable, match="There is no database at"):
+        open_existing(f"sqlite:///{tmp_path / 'none.sqlite3'}", read_only=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -132,7 +139,7 @@ def test_a_path_with_signs_that_mean_something_elsewhere_is_only_a_path(tmp_path
     folder = tmp_path / "100% #x"
     folder.mkdir()
     open_store(f"sqlite:///{folder}/a.sqlite3").close()
-    open_for_reading(f"sqlite:///{folder}/a.sqlite3").dispose()
+    open_existing(f"sqlite:///{folder}/a.sqlite3", read_only=True).dispose()
     assert [path.name for path in folder.glob("*.sqlite3")] == ["a.sqlite3"]
 
 
@@ -150,7 +157,7 @@ def test_a_path_with_signs_that_mean_something_elsewhere_is_only_a_path(tmp_path
     ],
 )
 def test_a_wrong_url_is_refused_in_one_sentence_without_its_password(url: str, sentence: str) -> None:
-    for opening in (open_store, open_for_reading):
+    for opening in (open_store, partial(open_existing, read_only=True)):
         with pytest.raises(StoreError, match=sentence) as refused:
             opening(url)
         assert "hunter2" not in str(refused.value)
@@ -177,8 +184,8 @@ def test_a_file_that_may_not_be_opened_is_refused(tmp_path: Path, monkeypatch: p
     open_store(url).close()
     # Root may open anything, so the answer of the system is replaced.
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StoreUnavailable, match="opened"):
-        open_for_reading(url)
+    with pytest.raises(StoreUnavailable, match="may not be opened by this user"):
+        open_existing(url, read_only=True)
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +207,9 @@ def test_reading_needs_no_alembic(tmp_path: Path) -> None:
     reader = (
         "import sys; sys.modules['alembic'] = None\n"
         "from fleet_edge.store import totals\n"
-        "from fleet_edge.store.database import open_for_reading\n"
-        "with open_for_reading(sys.argv[1]).connect() as connection: print(totals.stats(connection)['all'].sessions)"
+        "from fleet_edge.store.database import open_existing\n"
+        "engine = open_existing(sys.argv[1], read_only=True)\n"
+        "with engine.connect() as connection: print(totals.stats(connection)['all'].sessions)"
     )
     done = subprocess.run([sys.executable, "-c", reader, url], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("0\n", "")
@@ -218,3 +226,285 @@ def test_connections_that_are_not_needed_at_once_are_not_used_by_turns(tmp_path:
             used.add(id(connection.connection.dbapi_connection))
     assert len(used) == 1
     engine.dispose()
+
+
+class Log:
+    """A writer over a database that may be away; its thread is the test, and its clock stands until it is moved."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.seconds = 0.0
+        self.store = ReopeningStore(url)
+        self.writer = LogWriter(
+            self.store, Spool(folder / "spool"), settings=WriterSettings(retry_s=5.0), monotonic=lambda: self.seconds
+        )
+
+    def write(self, number: int) -> None:
+        self.writer.put(samples.opened(session=f"{number:016x}"))
+        self.seconds += 6.0
+        while self.writer.step():
+            pass
+
+    @property
+    def sessions(self) -> int:
+        with open_store(self.url) as store:
+            return len(all_rows(store)["sessions"])
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[Log]:
+    """Return a log whose database's folder is not there yet."""
+    log = Log(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}", tmp_path)
+    yield log
+    log.writer.close(1.0)
+    log.store.close()
+
+
+def test_what_is_logged_before_the_database_is_there_is_written_when_it_is(
+    away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fleet_edge.store")
+    for number in range(3):
+        away.write(number)
+    assert (away.writer.counters.spooled, away.writer.counters.away) == (3, True)
+    [said] = caplog.messages
+    assert said.startswith(f"The session log waits in {tmp_path / 'spool'} until its database is back: The folder ")
+    (tmp_path / "mounted").mkdir()
+    away.write(3)
+    assert (away.sessions, away.writer.counters.away) == (4, False)
+    assert caplog.messages[1:] == ["The session log is written again."]
+
+
+def test_a_database_that_is_away_is_told_at_once_to_whoever_only_reads(away: Log, tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable):
+        away.store.open()
+    (tmp_path / "mounted").mkdir()
+    for ask in (lambda: away.store.engine, lambda: away.store.fences(now=after(0))):
+        with pytest.raises(StoreUnavailable, match="opened"):
+            ask()
+    away.store.open()
+    assert away.store.fences(now=after(0)).active == {}
+
+
+def test_a_database_of_a_newer_version_found_late_stops_the_writing_and_keeps_the_records(
+    away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    away.write(0)
+    (tmp_path / "mounted").mkdir()
+    with open_store(away.url) as store, store.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    away.write(1)
+    away.write(2)
+    [waits, refused] = caplog.records
+    assert (waits.levelname, refused.levelname) == ("WARNING", "ERROR")
+    assert "database" in refused.getMessage()
+    assert "9999" in refused.getMessage()
+    assert away.writer.counters.spooled == 3
+    assert away.writer.counters.rejected == 0
+
+
+def test_a_database_that_another_edge_brings_to_a_newer_version_meanwhile_loses_no_record(
+    away: Log, tmp_path: Path
+) -> None:
+    (tmp_path / "mounted").mkdir()
+    away.write(0)
+    with sqlite3.connect(tmp_path / "mounted" / "fleet.sqlite3") as other:
+        other.execute("UPDATE alembic_version SET version_num = '9999'")
+        other.execute("DROP TABLE rounds")
+        other.execute("DROP TABLE segments")
+    other.close()
+    away.write(1)
+    counters = away.writer.counters
+    assert (counters.written, counters.spooled, counters.rejected, counters.away) == (1, 1, 0, True)
+    with pytest.raises(StoreRefused, match="newer version"):
+        away.store.apply([samples.opened()])
+
+
+def test_a_database_that_is_away_often_leaves_no_heap_of_garbage(away: Log, tmp_path: Path) -> None:
+    (tmp_path / "mounted").mkdir()
+    for number in range(3):  # until all that is made once is there
+        away.write(number)
+        away.store.close()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for number in range(3, 13):
+            away.write(number)
+            away.store.close()
+        assert len(gc.get_objects()) - before < 10 * 1000  # of which each has some hundred bytes
+    finally:
+        gc.enable()
+    assert away.sessions == 13
+
+
+def test_a_locked_database_is_waited_for(away: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_BUSY_S", 0.01)
+    (tmp_path / "mounted").mkdir()
+    other = sqlite3.connect(tmp_path / "mounted" / "fleet.sqlite3", isolation_level=None)
+    other.execute("CREATE TABLE held (x)")
+    other.execute("BEGIN EXCLUSIVE")
+    check_database(away.url)  # no mistake of the settings
+    away.write(0)
+    assert away.writer.counters.away
+    other.execute("ROLLBACK")
+    other.close()
+    away.write(1)
+    assert away.sessions == 2
+
+
+def test_what_somebody_has_to_change_is_no_database_that_is_away(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a database, but long enough to have a header of its own" * 20)
+    for url in (
+        f"sqlite:///{tmp_path}",
+        f"sqlite:///{tmp_path / 'notes.txt'}",
+        f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.sqlite3'}",
+        f"sqlite:///{tmp_path / 'notes.txt' / 'x.sqlite3'}",
+        "sqlite://two.slashes",
+        "mysql://host/fleet",
+    ):
+        with pytest.raises(StoreError):
+            check_database(url)
+    check_database(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}")
+    check_database("postgresql://fleet@127.0.0.1:1/fleet")
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write anywhere, so the answer of the system is replaced.
+    monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(StoreRefused):
+        check_database(f"sqlite:///{tmp_path / 'x.sqlite3'}")
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ('connection failed: FATAL:  password authentication failed for user "fleet"', True),
+        ("connection failed: fe_sendauth: no password supplied", True),
+        ('connection failed: FATAL:  no pg_hba.conf entry for host "10.0.0.7", user "fleet"', True),
+        ('connection failed: FATAL:  role "fleet" does not exist', True),
+        ('connection failed: FATAL:  database "fleet" does not exist', True),
+        ("connection failed: SSL error: certificate verify failed", True),
+        ('connection failed: FATAL:  too many connections for role "fleet"', False),
+        ("connection failed: FATAL:  sorry, too many clients already", False),
+        ("connection failed: FATAL:  the database system is starting up", False),
+        ("connection failed: Connection refused", False),
+        ("failed to resolve host 'db': Temporary failure in name resolution", False),
+        ("connection timeout expired", False),
+        ("the connection is lost", False),
+    ],
+)
+def test_a_server_that_refuses_is_told_from_one_that_is_away(said: str, refused: bool) -> None:
+    error = unavailable(OperationalError("", None, psycopg.OperationalError(said)), name="postgresql://fleet@db/fleet")
+    assert isinstance(error, StoreRefused) == refused
+    assert said in str(error)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    try:
+        server = PostgresServer()
+    except PostgresMissing as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.close()
+
+
+@pytest.mark.postgres
+def test_a_server_that_is_stopped_and_started_gets_all_records(own_postgres: PostgresServer, tmp_path: Path) -> None:
+    log = Log(own_postgres.database(), tmp_path)
+    own_postgres.stop()
+    check_database(log.url)
+    for number in range(2):
+        log.write(number)
+    assert (log.writer.counters.spooled, log.writer.counters.away) == (2, True)
+    own_postgres.start()
+    log.write(2)
+    assert log.sessions == 3
+    own_postgres.stop()
+    log.write(3)
+    assert log.writer.counters.away
+    own_postgres.start()
+    log.write(4)
+    assert log.sessions == 5
+    log.writer.close(1.0)
+    log.store.close()
+
+
+@pytest.mark.postgres
+def test_a_server_that_does_not_know_us_ends_the_start(own_postgres: PostgresServer) -> None:
+    url = own_postgres.database()
+    for wrong in (url.replace("//fleet@", "//stranger@"), url.replace("/fleet_", "/absent_")):
+        with pytest.raises(StoreRefused, match="does not exist"):
+            check_database(wrong)
+
+
+@pytest.fixture
+def present(tmp_path: Path) -> Iterator[Log]:
+    """Return a log whose SQLite file has a session."""
+    log = Log(f"sqlite:///{tmp_path / 'fleet.sqlite3'}", tmp_path)
+    log.write(1)
+    assert log.writer.counters.written == 1
+    yield log
+    log.writer.close(1.0)
+    log.store.close()
+
+
+def move(path: Path, to: Path) -> None:
+    """Move a database with all that is beside it."""
+    for each in sorted(path.parent.glob(f"{path.name}*")):
+        each.rename(to.parent / each.name.replace(path.name, to.name))
+
+
+def test_what_is_logged_while_the_file_is_gone_waits_until_it_is_back(present: Log, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.sqlite3"
+    told: list[str] = []
+    present.writer.tell = lambda code, _sentence: told.append(code)
+    kept: list[int] = []
+    move(path, tmp_path / "elsewhere.sqlite3")
+    for number in (2, 3, 4):
+        present.writer.put(samples.opened(session=f"{number:016x}"), then=lambda number=number: kept.append(number))  # type: ignore[misc]
+        present.write(number + 10)
+    counters = present.writer.counters
+    assert (counters.written, counters.spooled, counters.away) == (1, 6, True)
+    assert kept == [2, 3, 4], "they are in the spool"
+    assert not path.exists(), "an edge creates no empty file in place of one that is missing"
+    assert told == ["away", "refuses"]
+    move(tmp_path / "elsewhere.sqlite3", path)
+    present.write(5)
+    assert present.writer.counters.spool_bytes == 0
+    assert told[-1] == "back"
+    assert present.sessions == 8
+
+
+def test_a_file_that_is_put_in_place_of_another_gets_what_was_logged_since(present: Log, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.sqlite3"
+    move(path, tmp_path / "aside.sqlite3")
+    open_store(present.url).close()
+    for number in (2, 3, 4):
+        present.write(number)
+    assert present.writer.counters.spool_bytes == 0
+    assert present.sessions == 3
+    with open_store(f"sqlite:///{tmp_path / 'aside.sqlite3'}") as store:
+        assert len(all_rows(store)["sessions"]) == 2, "the batch that showed it is in both"
+
+
+def test_an_edge_that_starts_creates_a_file_that_was_deleted(present: Log, tmp_path: Path) -> None:
+    (tmp_path / "fleet.sqlite3").unlink()
+    present.write(2)
+    present.write(3)
+    again = Log(present.url, tmp_path / "again")
+    again.write(4)
+    present.write(5)
+    again.writer.close(1.0)
+    again.store.close()
+    assert present.sessions == 4
+
+
+def test_a_job_makes_no_empty_file_in_place_of_a_deleted_one(present: Log, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.sqlite3"
+    move(path, tmp_path / "elsewhere.sqlite3")
+    present.store.engine.dispose()
+    with pytest.raises(OperationalError):
+        present.store.engine.connect()
+    assert not path.exists()

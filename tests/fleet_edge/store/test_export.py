@@ -8,7 +8,7 @@ from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store import export
 from fleet_edge.store.database import Store
 from fleet_edge.store.export import Exported
-from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.records import segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import OTHER, SESSION, THIRD, after
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleet_edge.store import fences, housekeeping
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.records.fences import ADMINISTRATOR, DeviceFenced, FenceLifted
+from fleet_edge.store.records import ADMINISTRATOR, DeviceFenced, FenceLifted
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows, clear
 from tests.fleet_edge.store.samples import after
@@ -22,7 +22,7 @@ def _active(store: Store, at: float) -> dict[str, tuple[str, datetime | None]]:
 
 
 def test_a_fence_is_in_force_until_it_ends(store: Store) -> None:
-    store.apply([samples.fenced(until=after(60)), samples.fenced(device="sensor-2", until=None)])
+    store.apply([samples.fenced(until_at=after(60)), samples.fenced(device="sensor-2", until_at=None)])
     assert _active(store, 59) == {"sensor-1": ("edge-1", after(60)), "sensor-2": ("edge-1", None)}
     assert _active(store, 60) == {"sensor-2": ("edge-1", None)}
     fence = store.fences(now=after(1)).active["sensor-1"]
@@ -32,20 +32,22 @@ def test_a_fence_is_in_force_until_it_ends(store: Store) -> None:
 def test_a_lifted_fence_stays_lifted_when_it_is_replayed(store: Store) -> None:
     lift = FenceLifted(device="sensor-1", by=ADMINISTRATOR, at=after(10))
     store.apply([lift])
-    store.apply([samples.fenced(until=None)])  # spooled by an edge that the database was away from
+    store.apply([samples.fenced(until_at=None)])  # spooled by an edge that the database was away from
     assert _active(store, 11) == {}
     assert store.fences(now=after(11)).lifted == {"sensor-1": after(10)}
-    store.apply([samples.fenced(at=after(20), until=None)])
+    store.apply([samples.fenced(since_at=after(20), until_at=None)])
     assert _active(store, 21) == {"sensor-1": ("edge-1", None)}
 
 
 def test_an_edges_short_fence_does_not_end_the_administrators(store: Store) -> None:
-    store.apply([samples.fenced(by=ADMINISTRATOR, until=None), samples.fenced(at=after(5), until=after(60))])
+    store.apply(
+        [samples.fenced(by=ADMINISTRATOR, until_at=None), samples.fenced(since_at=after(5), until_at=after(60))]
+    )
     assert _active(store, 6) == _active(store, 600) == {"sensor-1": (ADMINISTRATOR, None)}
 
 
 def test_the_administrator_wins_over_a_clock_that_runs_ahead(store: Store) -> None:
-    store.apply([samples.fenced(at=after(3600), until=None)])
+    store.apply([samples.fenced(since_at=after(3600), until_at=None)])
     with store.engine.begin() as connection:
         lifted = fences.lift_fences(connection, "sensor-1", now=after(10))
     assert lifted is not None
@@ -77,7 +79,7 @@ def _streams(draw: st.DrawFn) -> list[DeviceFenced | FenceLifted]:
         by = draw(st.sampled_from(["edge-1", "edge-2", ADMINISTRATOR]))
         if draw(st.booleans()):
             until = draw(st.sampled_from([None, after(9), after(30)]))
-            records.append(samples.fenced(device=device, by=by, at=after(tick), until=until, level=tick))
+            records.append(samples.fenced(device=device, by=by, since_at=after(tick), until_at=until, level=tick))
         else:
             records.append(FenceLifted(device=device, by=by, at=after(tick // 2)))  # two may be at one instant
     return records
@@ -103,19 +105,24 @@ def test_any_order_repetition_and_batching_gives_the_same_fences(
     for device in ("a", "b"):
         of_device = [record for record in stream if record.device == device]
         lifted = max((r.at for r in of_device if isinstance(r, FenceLifted)), default=after(-1))
-        last = {r.by: r for r in sorted(of_device, key=lambda r: r.at) if isinstance(r, DeviceFenced)}
-        held = [r for r in last.values() if r.at > lifted and (r.until is None or r.until > after(10))]
+        fences = [record for record in of_device if isinstance(record, DeviceFenced)]
+        last = {fence.by: fence for fence in sorted(fences, key=lambda fence: fence.since_at)}
+        held = [
+            fence
+            for fence in last.values()
+            if fence.since_at > lifted and (fence.until_at is None or fence.until_at > after(10))
+        ]
         assert (device in _active(store, 10)) == bool(held)
 
 
 def test_old_fences_are_purged_and_a_lift_only_when_nothing_needs_it(store: Store) -> None:
     store.apply(
         [
-            samples.fenced(device="ended", until=after(10)),
-            samples.fenced(device="lasting", until=None),
-            samples.fenced(device="lifted", until=None),
+            samples.fenced(device="ended", until_at=after(10)),
+            samples.fenced(device="lasting", until_at=None),
+            samples.fenced(device="lifted", until_at=None),
             FenceLifted(device="lifted", by="edge-1", at=after(10)),
-            samples.fenced(device="lifted-late", until=None),
+            samples.fenced(device="lifted-late", until_at=None),
             FenceLifted(device="lifted-late", by="edge-1", at=after(900)),
             FenceLifted(device="never-fenced", by="edge-1", at=after(10)),
         ]

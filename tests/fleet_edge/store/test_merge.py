@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import RecordRejected
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.segments import LeaveReason, segment_number, segment_time
-from fleet_edge.store.records.sightings import EdgeLoad, EdgeSeen
+from fleet_edge.store.records import (
+    EdgeSeen,
+    EventLogged,
+    LeaveReason,
+    LoadReported,
+    Record,
+    segment_number,
+    segment_time,
+)
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -207,7 +212,7 @@ def test_whatever_another_device_does_under_a_sessions_id_changes_nothing_of_it(
     forgeries = [
         replace(record, device="forger", at=record.at + later, **_shifted(record))
         for record in forged
-        if not isinstance(record, EdgeSeen | EdgeLoad | EventLogged)
+        if not isinstance(record, EdgeSeen | LoadReported | EventLogged)
     ]
     chance = random.Random(seed)
     mixed = [*stream, *forgeries]  # type: ignore[list-item]

@@ -7,7 +7,8 @@ from typing import Any
 from fleet_edge.store import rollouts
 from fleet_edge.store.database import Store
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind
-from fleet_edge.store.rollouts import MachineRollout, RolloutOutcome
+from fleet_edge.store.rollouts import RolloutOutcome
+from fleet_edge.store.views import MachineRollout
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after

@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from fleet_edge.store import housekeeping, totals
+from fleet_edge.store import housekeeping, rolling, totals
 from fleet_edge.store.database import Store
 from fleet_edge.store.models import DeviceRollupRow, FleetRollupRow, RollupRow
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.rollups import rolling
-from fleet_edge.store.rollups.cover import cover
-from fleet_edge.store.rollups.grains import DAY, Grain, floor, following
-from fleet_edge.store.rollups.marks import Marks
-from fleet_edge.store.rollups.rolling import roll_up
-from fleet_edge.store.totals import Grouping, Period
+from fleet_edge.store.periods import DAY, Grain, Marks, cover, floor, following
+from fleet_edge.store.records import segment_number
+from fleet_edge.store.rolling import roll_up
+from fleet_edge.store.totals import Grouping, UsageFilter
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import START
 
@@ -62,7 +59,7 @@ def _stays(chance: random.Random, *, session: int, before: datetime) -> Iterator
             return
 
 
-def _expected(stays: list[Stay], period: Period, by: Grouping | None) -> dict[str, tuple[int, int, int]]:
+def _expected(stays: list[Stay], period: UsageFilter, by: Grouping | None) -> dict[str, tuple[int, int, int]]:
     """Add up what was written: sessions, segments, tokens."""
     sums: dict[str, tuple[int, int, int]] = {}
     for stay in stays:
@@ -89,7 +86,7 @@ def _expected(stays: list[Stay], period: Period, by: Grouping | None) -> dict[st
     return sums or ({"all": (0, 0, 0)} if by is None else {})
 
 
-def _found(store: Store, period: Period, by: Grouping | None) -> dict[str, tuple[int, int, int]]:
+def _found(store: Store, period: UsageFilter, by: Grouping | None) -> dict[str, tuple[int, int, int]]:
     with store.engine.connect() as connection:
         found = totals.stats(connection, period=period, by=by)
     return {name: (tally.sessions, tally.segments, tally.tokens) for name, tally in found.items()}
@@ -125,11 +122,11 @@ def test_totals_are_what_was_written_at_any_time(store: Store, seed: int) -> Non
         until = chance.choice([None, since + chance.random() * (now - since)])
         if since < purged_until:
             since, until = floor(Grain.MONTH, since), None
-        for period in (Period(), Period(since=since), Period(since=since, until=until)):
+        for period in (UsageFilter(), UsageFilter(since=since), UsageFilter(since=since, until=until)):
             for by in (None, *set(Grouping) - {Grouping.HOUR, Grouping.DAY}):
                 assert _found(store, period, by) == _expected(stays, period, by), (now, period, by)
     for grouping, age in ((Grouping.HOUR, 9 * DAY), (Grouping.DAY, 50 * DAY)):
-        period = Period(since=max(floor(Grain.DAY, now - age), floor(Grain.MONTH, BEGIN)))
+        period = UsageFilter(since=max(floor(Grain.DAY, now - age), floor(Grain.MONTH, BEGIN)))
         assert _found(store, period, grouping) == _expected(stays, period, grouping)
 
 
@@ -159,8 +156,8 @@ def test_a_session_whose_beginning_comes_late_is_counted_once_and_in_its_own_tim
     _write(store, first)
     for _ in range(2):
         roll_up(store.engine, now=_at(6))
-    assert _found(store, Period(), None) == {"all": (1, 2, 10)}
-    assert _found(store, Period(since=_at(4)), None) == {"all": (0, 1, 5)}
+    assert _found(store, UsageFilter(), None) == {"all": (1, 2, 10)}
+    assert _found(store, UsageFilter(since=_at(4)), None) == {"all": (0, 1, 5)}
 
 
 def test_an_hour_that_is_written_while_it_is_made_is_made_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +191,7 @@ def test_an_hour_that_is_always_written_is_left_for_later_and_counted_all_the_sa
     monkeypatch.setattr(rolling, "_rows", written_meanwhile)
     assert roll_up(store.engine, now=_at(1)) == 0
     assert _rolled(store, Grain.HOUR) == {}
-    assert _found(store, Period(), None) == {"all": (4, 4, 8)}
+    assert _found(store, UsageFilter(), None) == {"all": (4, 4, 8)}
 
 
 def test_what_comes_after_its_day_was_made_is_in_the_day_and_the_month(store: Store) -> None:
@@ -223,8 +220,8 @@ def test_what_comes_after_its_hours_were_purged_is_in_its_day_and_after_its_segm
     _write(store, _stay(2, session=3, tokens=9))
     roll_up(store.engine, now=now)
     assert _rolled(store, Grain.MONTH) == {"a": 12}
-    assert "late" in caplog.text
-    assert _found(store, Period(), None) == {"all": (2, 2, 12)}
+    assert "came so late that they are in no total" in caplog.text
+    assert _found(store, UsageFilter(), None) == {"all": (2, 2, 12)}
 
 
 def test_days_are_not_purged_before_their_month_is_made(store: Store) -> None:

@@ -1,11 +1,13 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from fleet_edge.store.errors import SpoolFull, StoreError
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.spool import Spool, to_line
+from fleet_edge.store.records import FenceLifted, Record
+from fleet_edge.store.spool import Spool, from_line, to_line
 from tests.fleet_edge.store import samples
 
 LINE = len(to_line(samples.judged(round=10)))
@@ -134,3 +136,48 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_others_may_not_look_into_the_spool(spool: Spool) -> None:
     assert spool.folder.stat().st_mode & 0o077 == 0
+
+
+RECORDS: list[Record] = [
+    samples.device_seen(draft_model='quotes " and\nnewlines'),
+    samples.edge_seen(),
+    samples.opened(),
+    samples.progress(queue_ms=0.1 + 0.2, prefill_ms=2.5, resampled=1),
+    samples.judged(form=None, prefill_ms=2.5),
+    samples.left(),
+    samples.closed(),
+    samples.closed(counters=None),
+    samples.reported(),
+    samples.event(device=None, session=None, count=54_495, last_at=samples.after(9)),
+    samples.fenced(until_at=None),
+    FenceLifted(device="sensor-1", by="edge-1", at=samples.after(9)),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_every_kind_of_record_comes_back_as_it_was(record: Record) -> None:
+    line = to_line(record)
+    assert line.count(b"\n") == 1
+    assert from_line(line) == record
+
+
+def test_a_line_with_any_byte_changed_or_cut_is_not_read() -> None:
+    line = to_line(samples.judged())
+    for position in range(len(line) - 1):
+        changed = bytearray(line)
+        changed[position] ^= 1
+        assert from_line(bytes(changed)) is None
+        assert from_line(line[:position]) is None
+
+
+def test_a_counter_that_is_unknown_or_missing_spoils_no_line() -> None:
+    kind, _, content = to_line(samples.progress()).partition(b" ")[2].partition(b" ")
+    fields = json.loads(content) | {"energy_mj": 7}
+    del fields["batch_sum"]
+    body = kind + b" " + json.dumps(fields).encode()
+    assert from_line(b"%08x %s\n" % (crc32(body), body)) == samples.progress(batch_sum=0)
+
+
+@pytest.mark.parametrize("body", [b"Stranger {}", b"RoundJudged {}", b"RoundJudged", b"", b"\xff {}"])
+def test_a_sound_line_of_another_version_is_not_read(body: bytes) -> None:
+    assert from_line(b"%08x %s\n" % (crc32(body), body)) is None

@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 
 from fleet_edge.metrics.figures import Figures
-from fleet_edge.store import edge_queries, fences, housekeeping, queries
-from fleet_edge.store.states import LATE_AFTER, SILENT_AFTER, MachineState, device_state, edge_state
-from fleet_edge.store.steering.labels import add_labels, retire
+from fleet_edge.store import fences, housekeeping, queries
+from fleet_edge.store.steering import add_labels, retire
+from fleet_edge.store.views import LATE_AFTER, SILENT_AFTER, MachineState, device_state, edge_state
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.conftest import Store
@@ -101,7 +101,7 @@ def test_a_view_has_the_state_and_since_when(store: Store) -> None:
         fences.fence_device(connection, "shut-out", until=None, reason="It floods.", now=after(30))
         add_labels(connection, {"sensor-1": ["hall_a"]}, who="ada", now=START)
         late = {view.device: view for view in queries.devices(connection, now=after(301))}
-        [edge] = edge_queries.edges(connection, now=after(301))
+        [edge] = queries.edges(connection, now=after(301))
     assert (late["sensor-1"].state, late["sensor-1"].state_since) == (MachineState.LATE, START)
     assert late["sensor-1"].labels == ("hall_a",)
     assert (late["shut-out"].state, late["shut-out"].state_since) == (MachineState.FENCED, after(30))

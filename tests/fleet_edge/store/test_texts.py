@@ -4,11 +4,9 @@ from dataclasses import replace
 
 from fleet_edge.store import housekeeping, queries
 from fleet_edge.store.database import Store
-from fleet_edge.store.records.record import Record
-from fleet_edge.store.records.segments import LeaveReason, segment_number
+from fleet_edge.store.records import LeaveReason, Record, TokenKind, segment_number
 from fleet_edge.store.spool import MAX_LINE_BYTES, from_line, to_line
 from fleet_edge.store.texts import StoredText, read_text
-from fleet_edge.store.token_kinds import TokenKind
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows

@@ -3,9 +3,9 @@ from sqlalchemy import Connection
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store import queries, totals
 from fleet_edge.store.database import Store
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.rollups.rolling import roll_up
-from fleet_edge.store.totals import Grouping, Period
+from fleet_edge.store.records import segment_number
+from fleet_edge.store.rolling import roll_up
+from fleet_edge.store.totals import Grouping, UsageFilter
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import OTHER, SEGMENT, SESSION, after
 
@@ -24,7 +24,7 @@ def test_stats_add_up_whole_and_by_name(connection: Connection) -> None:
     }
     by_edge = totals.stats(connection, by=Grouping.EDGE)
     assert {name: tally.sessions for name, tally in by_edge.items()} == {"edge-1": 3, "edge-2": 1}
-    assert totals.stats(connection, period=Period(since=after(3600)))["all"].tokens == 7
+    assert totals.stats(connection, period=UsageFilter(since=after(3600)))["all"].tokens == 7
 
 
 def test_every_counter_is_stored_added_up_and_rolled_up(store: Store) -> None:
@@ -63,7 +63,7 @@ def test_a_session_resumed_at_one_edge_counts_there_once(store: Store) -> None:
         for by in (None, *Grouping):
             [tally] = totals.stats(connection, by=by).values()
             assert (tally.sessions, tally.segments) == (1, 2)
-        later = totals.stats(connection, period=Period(since=after(10)))["all"]
+        later = totals.stats(connection, period=UsageFilter(since=after(10)))["all"]
         assert (later.sessions, later.segments) == (0, 1), "a session belongs to the time in which it was opened"
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fleet_edge.store import queries
 from fleet_edge.store.database import Store
-from fleet_edge.store.records.record import Record
+from fleet_edge.store.records import Record
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows, clear
 from tests.fleet_edge.store.samples import COUNTERS, OTHER, SESSION, START, after

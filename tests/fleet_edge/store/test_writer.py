@@ -12,9 +12,9 @@ import pytest
 
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.errors import RecordRejected, StoreUnavailable
-from fleet_edge.store.records.record import Record
+from fleet_edge.store.records import Record
 from fleet_edge.store.spool import Spool, to_line
-from fleet_edge.store.writer import Writer, WriterSettings
+from fleet_edge.store.writer import LogWriter, Mailbox, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
 from tests.fleet_edge.store.rows import all_rows
@@ -56,7 +56,7 @@ def _rounds(start: int, stop: int) -> list[Record]:
     return [samples.judged(round=number) for number in range(start, stop)]
 
 
-def _put_all(writer: Writer, records: Sequence[Record]) -> None:
+def _put_all(writer: LogWriter, records: Sequence[Record]) -> None:
     for record in records:
         writer.put(record)
 
@@ -78,13 +78,13 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     opened.close()
 
 
-def _writer(sink: FakeSink | Store, spool: Spool, clock: FakeClock, **changes: float) -> Writer:
+def _writer(sink: FakeSink | Store, spool: Spool, clock: FakeClock, **changes: float) -> LogWriter:
     settings = WriterSettings(**{"batch_records": 10, "capacity": 50, "spill_at": 40, **changes})  # type: ignore[arg-type]
-    return Writer(sink, spool, settings=settings, monotonic=clock)
+    return LogWriter(sink, spool, settings=settings, monotonic=clock)
 
 
 def test_closing_writes_all_that_was_put(sink: FakeSink, spool: Spool) -> None:
-    writer = Writer(sink, spool).start()
+    writer = LogWriter(sink, spool).start()
     _put_all(writer, _rounds(0, 1234))
     assert writer.close(PATIENCE_S)
     assert sink.stored == Counter(_rounds(0, 1234))
@@ -93,7 +93,7 @@ def test_closing_writes_all_that_was_put(sink: FakeSink, spool: Spool) -> None:
 
 
 def test_what_is_put_is_written_without_being_asked(sink: FakeSink, spool: Spool) -> None:
-    writer = Writer(sink, spool, settings=WriterSettings(flush_interval_s=0.01)).start()
+    writer = LogWriter(sink, spool, settings=WriterSettings(flush_interval_s=0.01)).start()
     writer.put(samples.judged())
     assert sink.entered.wait(PATIENCE_S)
     assert writer.close(PATIENCE_S)
@@ -102,7 +102,7 @@ def test_what_is_put_is_written_without_being_asked(sink: FakeSink, spool: Spool
 def test_whoever_waits_for_a_record_is_told_when_it_is_written_and_it_is_written_at_once(
     sink: FakeSink, spool: Spool
 ) -> None:
-    writer = Writer(sink, spool, settings=WriterSettings(flush_interval_s=3600.0)).start()
+    writer = LogWriter(sink, spool, settings=WriterSettings(flush_interval_s=3600.0)).start()
     sink.gate.clear()
     told = threading.Event()
     writer.put(samples.judged(round=1), then=told.set)
@@ -115,7 +115,7 @@ def test_whoever_waits_for_a_record_is_told_when_it_is_written_and_it_is_written
 
 
 def test_an_urgent_record_takes_those_along_that_wait(sink: FakeSink, spool: Spool) -> None:
-    writer = Writer(sink, spool, settings=WriterSettings(flush_interval_s=3600.0)).start()
+    writer = LogWriter(sink, spool, settings=WriterSettings(flush_interval_s=3600.0)).start()
     writer.put(samples.judged(round=0))
     assert not sink.entered.is_set()
     writer.put(samples.judged(round=1), urgent=True)
@@ -217,7 +217,7 @@ def test_a_record_that_can_never_be_stored_does_not_hold_up_the_others(
 def test_a_hanging_commit_makes_a_full_mailbox_spill_and_loses_nothing(sink: FakeSink, tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     settings = WriterSettings(batch_records=10, capacity=50, spill_at=20, flush_interval_s=0.01, retry_s=0.01)
-    writer = Writer(sink, spool, settings=settings).start()
+    writer = LogWriter(sink, spool, settings=settings).start()
     sink.gate.clear()
     writer.put(samples.judged(round=0))
     assert sink.entered.wait(PATIENCE_S)
@@ -229,7 +229,7 @@ def test_a_hanging_commit_makes_a_full_mailbox_spill_and_loses_nothing(sink: Fak
     assert writer.counters.spooled > 400
     sink.gate.set()
     assert writer.close(PATIENCE_S)
-    again = Writer(sink, Spool(tmp_path))
+    again = LogWriter(sink, Spool(tmp_path))
     while again.step():
         pass
     again.close(PATIENCE_S)
@@ -271,7 +271,7 @@ def test_a_database_that_returns_empties_memory_and_spool(sink: FakeSink, tmp_pa
 
 
 def test_closing_gives_up_on_a_database_that_hangs(sink: FakeSink, spool: Spool) -> None:
-    writer = Writer(sink, spool).start()
+    writer = LogWriter(sink, spool).start()
     sink.gate.clear()
     writer.put(samples.judged())
     assert sink.entered.wait(PATIENCE_S)
@@ -280,7 +280,7 @@ def test_closing_gives_up_on_a_database_that_hangs(sink: FakeSink, spool: Spool)
 
 
 def test_a_writer_and_a_store_bring_a_session_into_both_databases(store: Store, spool: Spool) -> None:
-    writer = Writer(store, spool).start()
+    writer = LogWriter(store, spool).start()
     _put_all(writer, [samples.closed(), samples.opened(), samples.progress(), *_rounds(0, 700)])
     assert writer.close(PATIENCE_S)
     rows = all_rows(store)
@@ -370,11 +370,11 @@ import os, signal, sys
 from pathlib import Path
 from fleet_edge.store.database import open_store
 from fleet_edge.store.spool import Spool
-from fleet_edge.store.writer import Writer, WriterSettings
+from fleet_edge.store.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 
 settings = WriterSettings(batch_records=10, flush_interval_s=3600.0)
-writer = Writer(open_store(sys.argv[1]), Spool(Path(sys.argv[2])), settings=settings).start()
+writer = LogWriter(open_store(sys.argv[1]), Spool(Path(sys.argv[2])), settings=settings).start()
 for number in range(105):
     writer.put(samples.judged(round=number))
     while number % 10 == 9 and writer.counters.written <= number:
@@ -419,3 +419,55 @@ def _fill(path: Path) -> None:
                 file.write(b"\0" * 4096)
         except OSError:
             return
+
+
+def _filled(count: int, *, capacity: int = 100) -> Mailbox:
+    mailbox = Mailbox(capacity)
+    for record in _rounds(0, count):
+        mailbox.put(record)
+    return mailbox
+
+
+def test_records_are_taken_in_order_and_can_be_put_back() -> None:
+    mailbox = _filled(5)
+    taken = mailbox.take(3)
+    assert taken == _rounds(0, 3)
+    mailbox.put_back(taken)
+    assert mailbox.take(10) == _rounds(0, 5)
+
+
+def test_records_that_find_no_room_are_counted() -> None:
+    mailbox = _filled(7, capacity=5)
+    assert (len(mailbox), mailbox.dropped) == (5, 2)
+    assert mailbox.take(10) == _rounds(0, 5)
+
+
+def test_a_closed_mailbox_takes_nothing_and_keeps_what_it_has() -> None:
+    mailbox = _filled(2)
+    mailbox.close()
+    mailbox.put(samples.judged())
+    assert (len(mailbox), mailbox.dropped) == (2, 1)
+    mailbox.drop_all()
+    assert (len(mailbox), mailbox.dropped) == (0, 3)
+
+
+def test_waiting_ends_with_the_count_the_time_or_the_end() -> None:
+    mailbox = _filled(3)
+    assert mailbox.wait(3, timeout_s=0.0)
+    assert not mailbox.wait(4, timeout_s=0.0)
+    waiter = threading.Thread(target=mailbox.wait, args=(4,), kwargs={"timeout_s": 30.0})
+    waiter.start()
+    mailbox.put(samples.judged())
+    waiter.join(10)
+    assert not waiter.is_alive()
+    mailbox.close()
+    assert not mailbox.wait(100, timeout_s=30.0)
+
+
+def test_an_urgent_record_wakes_those_who_wait_for_one_until_it_is_taken() -> None:
+    mailbox = _filled(2)
+    assert mailbox.put(samples.judged(), urgent=True)
+    assert not mailbox.wait(100, timeout_s=30.0, or_urgent=True), "it returns at once, and says that there are not 100"
+    assert not mailbox.wait(4, timeout_s=0.0)
+    mailbox.take(10)
+    assert not mailbox.wait(1, timeout_s=0.0, or_urgent=True)

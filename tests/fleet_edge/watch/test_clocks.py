@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records import EventLogged
 from fleet_edge.watch import ClockWatch
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic

@@ -6,9 +6,8 @@ import pytest
 
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.store.event_codes import EVENT_CODES
-from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.states import MachineState
-from fleet_edge.store.views import EdgeView
+from fleet_edge.store.records import EventLogged
+from fleet_edge.store.views import EdgeView, MachineState
 from fleet_edge.watch import LifeEvents
 from schemas.control import Presence
 from tests.fleet_edge.store.samples import START

@@ -1,4 +1,10 @@
-"""Session log: devices, sessions, rollups, events, fences, settings, alerts, accounts."""
+"""Session log: devices, sessions, rollups, events, fences, settings, alerts, accounts.
+
+Tables are written as in `models`, but apart from them: a migration stays as it is when the models change.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,43 +14,75 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_TYPES: dict[str, sa.types.TypeEngine[Any]] = {
+    "": sa.Text(),
+    "int": sa.BigInteger(),
+    "float": sa.Double(),
+    "time": sa.DateTime(timezone=True),
+    "bool": sa.Boolean(),
+}
+_COUNTERS = (
+    "tokens:int=0 rounds:int=0 drafted:int=0 tested:int=0 accepted:int=0 uplink_bytes:int=0 "
+    "downlink_bytes:int=0 queue_ms:float=0 compute_ms:float=0 batch_sum:int=0 prefill_ms:float=0 "
+    "resampled:int=0 prefill_tokens:int=0 reused_tokens:int=0 streamed:int=0 guessed:int=0 guessed_right:int=0 "
+    "forced:int=0"
+)
+
+
+def _column(text: str) -> sa.Column[Any]:
+    """Read `name[:type][?][=default]`: a text unless a type is given, and not null without the question mark."""
+    declared, equals, default = text.partition("=")
+    name, _, kind = declared.rstrip("?").partition(":")
+    server_default = sa.false() if kind == "bool" else default
+    return sa.Column(
+        name, _TYPES[kind], nullable=declared.endswith("?"), server_default=server_default if equals else None
+    )
+
+
+def _table(
+    name: str,
+    columns: str,
+    *,
+    key: str,
+    indexes: Sequence[str] = (),
+    references: Mapping[str, str] | None = None,
+    **options: bool,
+) -> None:
+    foreign = []
+    for own, target in (references or {}).items():
+        table, _, ondelete = target.partition(" ")
+        foreign.append(
+            sa.ForeignKeyConstraint(
+                own.split(),
+                [f"{table}.{column}" for column in own.split()],
+                name=op.f(f"fk_{name}_{own.replace(' ', '_')}"),
+                ondelete=ondelete or None,
+            )
+        )
+    primary = sa.PrimaryKeyConstraint(*key.split(), name=op.f(f"pk_{name}"))
+    op.create_table(name, *map(_column, columns.split()), *foreign, primary, **options)
+    for index in indexes:
+        op.create_index(op.f(f"ix_{name}_{index.replace(' ', '_')}"), name, index.split())
+
 
 def upgrade() -> None:
-    op.create_table(
+    _table(
         "accounts",
-        sa.Column("account", sa.Text(), nullable=False),
-        sa.Column("role", sa.Text(), nullable=False),
-        sa.Column("password", sa.Text(), nullable=True),
-        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("account", name=op.f("pk_accounts")),
+        "account role password? created_at:time changed_at:time",
+        key="account",
     )
-    op.create_table(
+    _table(
         "alert_leases",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("holder", sa.Text(), nullable=False),
-        sa.Column("until_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_alert_leases")),
+        "name holder until_at:time",
+        key="name",
     )
-    op.create_table(
+    _table(
         "alerts",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("rule", sa.Text(), nullable=False),
-        sa.Column("subject", sa.Text(), nullable=False),
-        sa.Column("device", sa.Text(), nullable=True),
-        sa.Column("severity", sa.Text(), nullable=False),
-        sa.Column("sentence", sa.Text(), nullable=False),
-        sa.Column("value", sa.Double(), nullable=True),
-        sa.Column("threshold", sa.Double(), nullable=True),
-        sa.Column("since_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("cleared_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("cleared_by", sa.Text(), nullable=True),
-        sa.Column("acknowledged_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("acknowledged_by", sa.Text(), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_alerts")),
+        "id rule subject device? severity sentence value:float? threshold:float? since_at:time last_at:time "
+        "cleared_at:time? cleared_by? acknowledged_at:time? acknowledged_by?",
+        key="id",
+        indexes=["since_at"],
     )
-    op.create_index(op.f("ix_alerts_since_at"), "alerts", ["since_at"], unique=False)
     op.create_index(
         "uq_alerts_open",
         "alerts",
@@ -53,401 +91,144 @@ def upgrade() -> None:
         sqlite_where=sa.text("cleared_at IS NULL"),
         postgresql_where=sa.text("cleared_at IS NULL"),
     )
-    op.create_table(
+    _table(
         "api_keys",
-        sa.Column("fingerprint", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("account", sa.Text(), nullable=False),
-        sa.Column("role", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("fingerprint", name=op.f("pk_api_keys")),
+        "fingerprint name account role created_at:time expires_at:time? used_at:time?",
+        key="fingerprint",
+        indexes=["account"],
     )
-    op.create_index(op.f("ix_api_keys_account"), "api_keys", ["account"], unique=False)
-    op.create_table(
+    _table(
         "audit",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("who", sa.Text(), nullable=False),
-        sa.Column("action", sa.Text(), nullable=False),
-        sa.Column("subject", sa.Text(), nullable=False),
-        sa.Column("before", sa.Text(), nullable=True),
-        sa.Column("after", sa.Text(), nullable=True),
-        sa.Column("outcome", sa.Text(), nullable=False),
-        sa.Column("source", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+        "id at:time who action subject before? after? outcome source",
+        key="id",
+        indexes=["at", "subject at", "who at"],
     )
-    op.create_index(op.f("ix_audit_at"), "audit", ["at"], unique=False)
-    op.create_index(op.f("ix_audit_subject_at"), "audit", ["subject", "at"], unique=False)
-    op.create_index(op.f("ix_audit_who_at"), "audit", ["who", "at"], unique=False)
-    op.create_table(
+    _table(
         "commands",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("batch", sa.Text(), nullable=False),
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("command", sa.Text(), nullable=False),
-        sa.Column("arguments", sa.Text(), nullable=False),
-        sa.Column("who", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("deadline_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("outcome", sa.Text(), nullable=True),
-        sa.Column("sentence", sa.Text(), nullable=True),
-        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_commands")),
+        "id batch device command arguments who at:time deadline_at:time outcome? sentence? ended_at:time?",
+        key="id",
+        indexes=["at", "batch", "device at"],
     )
-    op.create_index(op.f("ix_commands_at"), "commands", ["at"], unique=False)
-    op.create_index(op.f("ix_commands_batch"), "commands", ["batch"], unique=False)
-    op.create_index(op.f("ix_commands_device_at"), "commands", ["device", "at"], unique=False)
-    op.create_table(
+    _table(
         "device_rollups",
-        sa.Column("grain", sa.Text(), nullable=False),
-        sa.Column("start", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("app", sa.Text(), nullable=False),
-        sa.Column("sessions", sa.BigInteger(), nullable=False),
-        sa.Column("visits", sa.BigInteger(), nullable=False),
-        sa.Column("segments", sa.BigInteger(), nullable=False),
-        sa.Column("duration_ms", sa.Double(), nullable=False),
-        sa.Column("tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("rounds", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("drafted", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("tested", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("accepted", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("uplink_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("downlink_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("queue_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("compute_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("batch_sum", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("prefill_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("resampled", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("prefill_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("reused_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("streamed", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("guessed", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("guessed_right", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("forced", sa.BigInteger(), server_default="0", nullable=False),
-        sa.PrimaryKeyConstraint("grain", "start", "device", "app", name=op.f("pk_device_rollups")),
+        f"grain start:time device app sessions:int visits:int segments:int duration_ms:float {_COUNTERS}",
+        key="grain start device app",
+        indexes=["device grain start"],
         sqlite_with_rowid=False,
     )
-    op.create_index(
-        op.f("ix_device_rollups_device_grain_start"), "device_rollups", ["device", "grain", "start"], unique=False
-    )
-    op.create_table(
+    _table(
         "devices",
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("presence", sa.Text(), nullable=True),
-        sa.Column("software", sa.Text(), nullable=True),
-        sa.Column("draft_model", sa.Text(), nullable=True),
-        sa.Column("quantization", sa.Text(), nullable=True),
-        sa.Column("state_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("first_seen_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("silent_since", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("presence_since", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("certificate_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("telemetry_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("plan", sa.Text(), nullable=True),
-        sa.Column("round_trip_ms", sa.Double(), nullable=True),
-        sa.Column("told_acceptance", sa.Double(), nullable=True),
-        sa.Column("draft_ms_per_token", sa.Double(), nullable=True),
-        sa.Column("retired_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("device", name=op.f("pk_devices")),
+        "device presence? software? draft_model? quantization? state_at:time? first_seen_at:time seen_at:time "
+        "silent_since:time? presence_since:time? certificate_until:time? telemetry_at:time? plan? "
+        "round_trip_ms:float? told_acceptance:float? draft_ms_per_token:float? retired_at:time?",
+        key="device",
     )
-    op.create_table(
+    _table(
         "distributions",
-        sa.Column("grain", sa.Text(), nullable=False),
-        sa.Column("start", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("edge", sa.Text(), nullable=False),
-        sa.Column("measure", sa.Text(), nullable=False),
-        sa.Column("counts", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("grain", "start", "edge", "measure", name=op.f("pk_distributions")),
+        "grain start:time edge measure counts",
+        key="grain start edge measure",
         sqlite_with_rowid=False,
     )
-    op.create_table(
+    _table(
         "edges",
-        sa.Column("edge", sa.Text(), nullable=False),
-        sa.Column("presence", sa.Text(), nullable=True),
-        sa.Column("software", sa.Text(), nullable=True),
-        sa.Column("target", sa.Text(), nullable=True),
-        sa.Column("vocabulary", sa.Text(), nullable=True),
-        sa.Column("state_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("first_seen_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("presence_since", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("certificate_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("load_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("open_sessions", sa.BigInteger(), nullable=True),
-        sa.Column("most_sessions", sa.BigInteger(), nullable=True),
-        sa.Column("batch_sessions", sa.Double(), nullable=True),
-        sa.Column("step_ms", sa.Double(), nullable=True),
-        sa.Column("queue_ms", sa.Double(), nullable=True),
-        sa.Column("tokens_per_s", sa.Double(), nullable=True),
-        sa.Column("kv_usage", sa.Double(), nullable=True),
-        sa.Column("spooled_records", sa.BigInteger(), nullable=True),
-        sa.PrimaryKeyConstraint("edge", name=op.f("pk_edges")),
+        "edge presence? software? target? vocabulary? state_at:time? first_seen_at:time seen_at:time "
+        "presence_since:time? certificate_until:time? load_at:time? open_sessions:int? most_sessions:int? "
+        "batch_sessions:float? step_ms:float? queue_ms:float? tokens_per_s:float? kv_usage:float? "
+        "spooled_records:int?",
+        key="edge",
     )
-    op.create_table(
+    _table(
         "events",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("edge", sa.Text(), nullable=False),
-        sa.Column("device", sa.Text(), nullable=True),
-        sa.Column("session", sa.Text(), nullable=True),
-        sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("code", sa.Text(), nullable=False),
-        sa.Column("sentence", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("count", sa.BigInteger(), server_default="1", nullable=False),
-        sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("who", sa.Text(), nullable=True),
-        sa.Column("severity", sa.Text(), server_default="info", nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+        "id edge device? session? kind code sentence at:time count:int=1 last_at:time who? severity=info",
+        key="id",
+        indexes=["at", "code at", "device at", "edge at", "kind at", "session", "severity at"],
     )
-    op.create_index(op.f("ix_events_at"), "events", ["at"], unique=False)
-    op.create_index(op.f("ix_events_code_at"), "events", ["code", "at"], unique=False)
-    op.create_index(op.f("ix_events_device_at"), "events", ["device", "at"], unique=False)
-    op.create_index(op.f("ix_events_edge_at"), "events", ["edge", "at"], unique=False)
-    op.create_index(op.f("ix_events_kind_at"), "events", ["kind", "at"], unique=False)
-    op.create_index(op.f("ix_events_session"), "events", ["session"], unique=False)
-    op.create_index(op.f("ix_events_severity_at"), "events", ["severity", "at"], unique=False)
-    op.create_table(
+    _table(
         "fence_lifts",
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("lifted_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("lifted_by", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("device", name=op.f("pk_fence_lifts")),
+        "device lifted_at:time lifted_by",
+        key="device",
     )
-    op.create_table(
+    _table(
         "fences",
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("fenced_by", sa.Text(), nullable=False),
-        sa.Column("since_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("until_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("strikes", sa.BigInteger(), nullable=False),
-        sa.Column("level", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("device", "fenced_by", name=op.f("pk_fences")),
+        "device fenced_by since_at:time until_at:time? reason strikes:int level:int",
+        key="device fenced_by",
+        indexes=["until_at"],
     )
-    op.create_index(op.f("ix_fences_until_at"), "fences", ["until_at"], unique=False)
-    op.create_table(
+    _table(
         "fleet_rollups",
-        sa.Column("grain", sa.Text(), nullable=False),
-        sa.Column("start", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("edge", sa.Text(), nullable=False),
-        sa.Column("app", sa.Text(), nullable=False),
-        sa.Column("draft_model", sa.Text(), nullable=False),
-        sa.Column("quantization", sa.Text(), nullable=False),
-        sa.Column("sessions", sa.BigInteger(), nullable=False),
-        sa.Column("visits", sa.BigInteger(), nullable=False),
-        sa.Column("segments", sa.BigInteger(), nullable=False),
-        sa.Column("duration_ms", sa.Double(), nullable=False),
-        sa.Column("tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("rounds", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("drafted", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("tested", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("accepted", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("uplink_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("downlink_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("queue_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("compute_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("batch_sum", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("prefill_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("resampled", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("prefill_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("reused_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("streamed", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("guessed", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("guessed_right", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("forced", sa.BigInteger(), server_default="0", nullable=False),
-        sa.PrimaryKeyConstraint(
-            "grain", "start", "edge", "app", "draft_model", "quantization", name=op.f("pk_fleet_rollups")
-        ),
+        "grain start:time edge app draft_model quantization sessions:int visits:int segments:int duration_ms:float "
+        f"{_COUNTERS}",
+        key="grain start edge app draft_model quantization",
         sqlite_with_rowid=False,
     )
-    op.create_table(
+    _table(
         "labels",
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("label", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("who", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("device", "label", name=op.f("pk_labels")),
+        "device label at:time who",
+        key="device label",
+        indexes=["label device"],
     )
-    op.create_index(op.f("ix_labels_label_device"), "labels", ["label", "device"], unique=False)
-    op.create_table(
+    _table(
         "logins",
-        sa.Column("fingerprint", sa.Text(), nullable=False),
-        sa.Column("account", sa.Text(), nullable=False),
-        sa.Column("address", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("fingerprint", name=op.f("pk_logins")),
+        "fingerprint account address created_at:time seen_at:time expires_at:time",
+        key="fingerprint",
+        indexes=["account", "expires_at"],
     )
-    op.create_index(op.f("ix_logins_account"), "logins", ["account"], unique=False)
-    op.create_index(op.f("ix_logins_expires_at"), "logins", ["expires_at"], unique=False)
-    op.create_table(
+    _table(
         "reported_closes",
-        sa.Column("session", sa.Text(), nullable=False),
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("closed_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("tokens", sa.BigInteger(), nullable=False),
-        sa.Column("device_tokens", sa.BigInteger(), nullable=False),
-        sa.Column("device_rounds", sa.BigInteger(), nullable=False),
-        sa.Column("device_drafted", sa.BigInteger(), nullable=False),
-        sa.Column("device_tested", sa.BigInteger(), nullable=False),
-        sa.Column("device_accepted", sa.BigInteger(), nullable=False),
-        sa.Column("device_uplink_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("device_downlink_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("device_draft_ms", sa.Double(), nullable=False),
-        sa.Column("device_wait_ms", sa.Double(), nullable=False),
-        sa.Column("device_wall_ms", sa.Double(), nullable=False),
-        sa.Column("device_unverified", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("end_code", sa.Text(), nullable=True),
-        sa.Column("end_sentence", sa.Text(), nullable=True),
-        sa.PrimaryKeyConstraint("session", "device", name=op.f("pk_reported_closes")),
+        "session device closed_at:time reason tokens:int device_tokens:int device_rounds:int device_drafted:int "
+        "device_tested:int device_accepted:int device_uplink_bytes:int device_downlink_bytes:int "
+        "device_draft_ms:float device_wait_ms:float device_wall_ms:float device_unverified:int=0 end_code? "
+        "end_sentence?",
+        key="session device",
+        indexes=["closed_at", "device closed_at"],
     )
-    op.create_index(op.f("ix_reported_closes_closed_at"), "reported_closes", ["closed_at"], unique=False)
-    op.create_index(
-        op.f("ix_reported_closes_device_closed_at"), "reported_closes", ["device", "closed_at"], unique=False
-    )
-    op.create_table(
+    _table(
         "rollouts",
-        sa.Column("rollout", sa.Text(), nullable=False),
-        sa.Column("host", sa.Text(), nullable=False),
-        sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("action", sa.Text(), nullable=False),
-        sa.Column("wanted", sa.Text(), nullable=True),
-        sa.Column("found", sa.Text(), nullable=True),
-        sa.Column("running", sa.Text(), nullable=True),
-        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("outcome", sa.Text(), nullable=False),
-        sa.Column("sentence", sa.Text(), nullable=False),
-        sa.Column("who", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("rollout", "host", name=op.f("pk_rollouts")),
+        "rollout host kind name action wanted? found? running? started_at:time ended_at:time? outcome sentence who",
+        key="rollout host",
+        indexes=["kind name started_at", "started_at"],
     )
-    op.create_index(op.f("ix_rollouts_kind_name_started_at"), "rollouts", ["kind", "name", "started_at"], unique=False)
-    op.create_index(op.f("ix_rollouts_started_at"), "rollouts", ["started_at"], unique=False)
-    op.create_table(
+    _table(
         "rollup_marks",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_rollup_marks")),
+        "name at:time",
+        key="name",
     )
-    op.create_table(
+    _table(
         "rollups",
-        sa.Column("grain", sa.Text(), nullable=False),
-        sa.Column("start", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("edge", sa.Text(), nullable=False),
-        sa.Column("app", sa.Text(), nullable=False),
-        sa.Column("draft_model", sa.Text(), nullable=False),
-        sa.Column("quantization", sa.Text(), nullable=False),
-        sa.Column("sessions", sa.BigInteger(), nullable=False),
-        sa.Column("visits", sa.BigInteger(), nullable=False),
-        sa.Column("segments", sa.BigInteger(), nullable=False),
-        sa.Column("duration_ms", sa.Double(), nullable=False),
-        sa.Column("tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("rounds", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("drafted", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("tested", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("accepted", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("uplink_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("downlink_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("queue_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("compute_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("batch_sum", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("prefill_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("resampled", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("prefill_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("reused_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("streamed", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("guessed", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("guessed_right", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("forced", sa.BigInteger(), server_default="0", nullable=False),
-        sa.PrimaryKeyConstraint(
-            "grain", "start", "device", "edge", "app", "draft_model", "quantization", name=op.f("pk_rollups")
-        ),
+        "grain start:time device edge app draft_model quantization sessions:int visits:int segments:int "
+        "duration_ms:float "
+        f"{_COUNTERS}",
+        key="grain start device edge app draft_model quantization",
+        indexes=["device grain start"],
         sqlite_with_rowid=False,
     )
-    op.create_index(op.f("ix_rollups_device_grain_start"), "rollups", ["device", "grain", "start"], unique=False)
-    op.create_table(
+    _table(
         "settings_reported",
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.Column("applied", sa.BigInteger(), nullable=False),
-        sa.Column("settings", sa.Text(), nullable=False),
-        sa.Column("refused", sa.Text(), nullable=False),
-        sa.Column("needs_restart", sa.Text(), nullable=False),
-        sa.Column("fixed", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("heard_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("device", name=op.f("pk_settings_reported")),
+        "device version:int applied:int settings refused needs_restart fixed at:time? heard_at:time",
+        key="device",
     )
-    op.create_table(
+    _table(
         "settings_wanted",
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.Column("settings", sa.Text(), nullable=False),
-        sa.Column("who", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("device", name=op.f("pk_settings_wanted")),
+        "device version:int settings who at:time",
+        key="device",
     )
-    op.create_table(
+    _table(
         "stale_hours",
-        sa.Column("hour", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("writer", sa.Text(), nullable=False),
-        sa.Column("changes", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("hour", "writer", name=op.f("pk_stale_hours")),
+        "hour:time writer changes:int",
+        key="hour writer",
     )
-    op.create_table(
+    _table(
         "sessions",
-        sa.Column("session", sa.Text(), nullable=False),
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("app", sa.Text(), nullable=True),
-        sa.Column("opened_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("last_segment", sa.BigInteger(), nullable=False),
-        sa.Column("described_by", sa.BigInteger(), nullable=True),
-        sa.Column("draft_model", sa.Text(), nullable=True),
-        sa.Column("quantization", sa.Text(), nullable=True),
-        sa.Column("target", sa.Text(), nullable=True),
-        sa.Column("mode", sa.Text(), nullable=True),
-        sa.Column("temperature", sa.Double(), nullable=True),
-        sa.Column("top_k", sa.BigInteger(), nullable=True),
-        sa.Column("top_p", sa.Double(), nullable=True),
-        sa.Column("seed", sa.Text(), nullable=True),
-        sa.Column("prompt_tokens", sa.BigInteger(), nullable=True),
-        sa.Column("max_new_tokens", sa.BigInteger(), nullable=True),
-        sa.Column("reason", sa.Text(), nullable=True),
-        sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("tokens", sa.BigInteger(), nullable=True),
-        sa.Column("device_counted_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("device_tokens", sa.BigInteger(), nullable=True),
-        sa.Column("device_rounds", sa.BigInteger(), nullable=True),
-        sa.Column("device_drafted", sa.BigInteger(), nullable=True),
-        sa.Column("device_tested", sa.BigInteger(), nullable=True),
-        sa.Column("device_accepted", sa.BigInteger(), nullable=True),
-        sa.Column("device_uplink_bytes", sa.BigInteger(), nullable=True),
-        sa.Column("device_downlink_bytes", sa.BigInteger(), nullable=True),
-        sa.Column("device_draft_ms", sa.Double(), nullable=True),
-        sa.Column("device_wait_ms", sa.Double(), nullable=True),
-        sa.Column("device_wall_ms", sa.Double(), nullable=True),
-        sa.Column("device_unverified", sa.BigInteger(), nullable=True),
-        sa.Column("end_code", sa.Text(), nullable=True),
-        sa.Column("end_sentence", sa.Text(), nullable=True),
-        sa.Column("edge", sa.Text(), nullable=True),
-        sa.Column("edge_segment", sa.BigInteger(), nullable=True),
-        sa.Column("moved", sa.Boolean(), server_default=sa.false(), nullable=False),
-        sa.ForeignKeyConstraint(["device"], ["devices.device"], name=op.f("fk_sessions_device")),
-        sa.PrimaryKeyConstraint("session", "device", name=op.f("pk_sessions")),
+        "session device app? opened_at:time last_at:time last_segment:int described_by:int? draft_model? "
+        "quantization? target? mode? temperature:float? top_k:int? top_p:float? seed? prompt_tokens:int? "
+        "max_new_tokens:int? reason? closed_at:time? tokens:int? device_counted_at:time? device_tokens:int? "
+        "device_rounds:int? device_drafted:int? device_tested:int? device_accepted:int? device_uplink_bytes:int? "
+        "device_downlink_bytes:int? device_draft_ms:float? device_wait_ms:float? device_wall_ms:float? "
+        "device_unverified:int? end_code? end_sentence? edge? edge_segment:int? moved:bool=false",
+        key="session device",
+        indexes=["device last_at", "device opened_at", "edge opened_at", "last_at", "opened_at", "reason opened_at"],
+        references={"device": "devices"},
     )
-    op.create_index(op.f("ix_sessions_device_last_at"), "sessions", ["device", "last_at"], unique=False)
-    op.create_index(op.f("ix_sessions_device_opened_at"), "sessions", ["device", "opened_at"], unique=False)
-    op.create_index(op.f("ix_sessions_edge_opened_at"), "sessions", ["edge", "opened_at"], unique=False)
-    op.create_index(op.f("ix_sessions_last_at"), "sessions", ["last_at"], unique=False)
     op.create_index(
         "ix_sessions_moved",
         "sessions",
@@ -456,96 +237,27 @@ def upgrade() -> None:
         sqlite_where=sa.text("moved"),
         postgresql_where=sa.text("moved"),
     )
-    op.create_index(op.f("ix_sessions_opened_at"), "sessions", ["opened_at"], unique=False)
-    op.create_index(op.f("ix_sessions_reason_opened_at"), "sessions", ["reason", "opened_at"], unique=False)
-    op.create_table(
+    _table(
         "segments",
-        sa.Column("session", sa.Text(), nullable=False),
-        sa.Column("segment", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("app", sa.Text(), nullable=True),
-        sa.Column("edge", sa.Text(), nullable=True),
-        sa.Column("draft_model", sa.Text(), nullable=True),
-        sa.Column("quantization", sa.Text(), nullable=True),
-        sa.Column("target", sa.Text(), nullable=True),
-        sa.Column("resumed_tokens", sa.BigInteger(), nullable=True),
-        sa.Column("open_bytes", sa.BigInteger(), nullable=True),
-        sa.Column("reason", sa.Text(), nullable=True),
-        sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("duration_ms", sa.Double(), nullable=False),
-        sa.Column("first_token_ms", sa.Double(), nullable=True),
-        sa.Column("gap_p95_ms", sa.Double(), nullable=True),
-        sa.Column("tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("rounds", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("drafted", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("tested", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("accepted", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("uplink_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("downlink_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("queue_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("compute_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("batch_sum", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("prefill_ms", sa.Double(), server_default="0", nullable=False),
-        sa.Column("resampled", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("prefill_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("reused_tokens", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("streamed", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("guessed", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("guessed_right", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("forced", sa.BigInteger(), server_default="0", nullable=False),
-        sa.ForeignKeyConstraint(["edge"], ["edges.edge"], name=op.f("fk_segments_edge")),
-        sa.ForeignKeyConstraint(
-            ["session", "device"],
-            ["sessions.session", "sessions.device"],
-            name=op.f("fk_segments_session_device"),
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("session", "segment", name=op.f("pk_segments")),
+        "session segment:int device app? edge? draft_model? quantization? target? resumed_tokens:int? "
+        "open_bytes:int? reason? closed_at:time? duration_ms:float first_token_ms:float? gap_p95_ms:float? "
+        f"{_COUNTERS}",
+        key="session segment",
+        indexes=["edge segment", "segment"],
+        references={"edge": "edges", "session device": "sessions CASCADE"},
     )
-    op.create_index(op.f("ix_segments_edge_segment"), "segments", ["edge", "segment"], unique=False)
-    op.create_index(op.f("ix_segments_segment"), "segments", ["segment"], unique=False)
-    op.create_table(
+    _table(
         "rounds",
-        sa.Column("session", sa.Text(), nullable=False),
-        sa.Column("segment", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("round", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("base", sa.BigInteger(), nullable=False),
-        sa.Column("drafted", sa.BigInteger(), nullable=False),
-        sa.Column("tested", sa.BigInteger(), nullable=False),
-        sa.Column("accepted", sa.BigInteger(), nullable=False),
-        sa.Column("batch", sa.BigInteger(), nullable=False),
-        sa.Column("uplink_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("downlink_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("form", sa.Text(), nullable=True),
-        sa.Column("queue_ms", sa.Double(), nullable=False),
-        sa.Column("compute_ms", sa.Double(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("prefill_ms", sa.Double(), server_default="0", nullable=False),
-        sa.ForeignKeyConstraint(
-            ["session", "segment"],
-            ["segments.session", "segments.segment"],
-            name=op.f("fk_rounds_session_segment"),
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("session", "segment", "round", name=op.f("pk_rounds")),
+        "session segment:int round:int base:int drafted:int tested:int accepted:int batch:int uplink_bytes:int "
+        "downlink_bytes:int form? queue_ms:float compute_ms:float at:time prefill_ms:float=0",
+        key="session segment round",
+        indexes=["at"],
+        references={"session segment": "segments CASCADE"},
     )
-    op.create_index(op.f("ix_rounds_at"), "rounds", ["at"], unique=False)
-    op.create_table(
+    _table(
         "texts",
-        sa.Column("session", sa.Text(), nullable=False),
-        sa.Column("segment", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("start", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("kinds", sa.Text(), nullable=False),
-        sa.Column("ids", sa.Text(), nullable=True),
-        sa.Column("pieces", sa.Text(), nullable=True),
-        sa.Column("hash", sa.Text(), nullable=True),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["session", "segment"],
-            ["segments.session", "segments.segment"],
-            name=op.f("fk_texts_session_segment"),
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("session", "segment", "start", name=op.f("pk_texts")),
+        "session segment:int start:int kinds ids? pieces? hash? at:time",
+        key="session segment start",
+        indexes=["at"],
+        references={"session segment": "segments CASCADE"},
     )
-    op.create_index(op.f("ix_texts_at"), "texts", ["at"], unique=False)

@@ -1,0 +1,554 @@
+"""Accounts of the dashboard: passwords (argon2id), logins of browsers, API keys of programs, limits of login attempts.
+
+Cookies and keys are random; the database stores their SHA-256.
+
+Attempts to log in are limited per account, per address and altogether, since checking a password is expensive.
+Strangers to an account share its bucket. A browser that has logged in under the account before has its own, so that
+nobody who guesses keeps it out, not even from the same address. An attempt that succeeds costs nothing. Buckets are
+found by a keyed hash among a fixed number: invented names neither fill the memory nor renew the bucket of a real one.
+"""
+
+import hashlib
+import hmac
+import secrets
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from threading import BoundedSemaphore, Lock
+from typing import Final
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from fleet_admin.dashboard.errors import AccountError
+from fleet_admin.dashboard.settings import AccountRole, Visitor
+from fleet_admin.steering.planning import Actor
+from fleet_common.limits import TokenBucket, network_of
+from fleet_edge.store.database import open_existing, transaction
+from fleet_edge.store.models import AccountRow, ApiKeyRow, LoginRow
+from fleet_edge.store.steering import record_audit
+from fleet_edge.store.views import AuditEntry
+from schemas.errors import InvalidName
+from schemas.names import check_name
+
+
+class AccountDatabase:
+    """The session log's database, open to write accounts. May be used by several threads.
+
+    Raises:
+        StoreError: It cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_existing(url, read_only=False)
+        weakref.finalize(self, self._engine.dispose)
+
+    def begin(self) -> AbstractContextManager[Connection]:
+        """Begin a transaction; raises `StoreUnavailable` if the database does not answer, or may not be written."""
+        return transaction(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+LEAST_PASSWORD: Final = 12
+"""Characters of a password, at least: whoever steals the hashes may try for long."""
+
+_MOST_PASSWORD: Final = 256
+_RANDOM_BYTES: Final = 32
+_AT_ONCE: Final = 2
+
+KEY_PREFIX: Final = "fleet_"
+"""What a key begins with, so that scanners of repositories can find one that was committed."""
+
+
+class Passwords:
+    """Hashes and checks passwords, two at once: a check takes some 0.2 s of a core and 64 MiB."""
+
+    def __init__(self, hasher: PasswordHasher | None = None) -> None:
+        self._hasher = hasher or PasswordHasher()
+        self._places = BoundedSemaphore(_AT_ONCE)
+        # Checked where there is no such account, so that the response time does not reveal which names exist.
+        self._nobody = self._hasher.hash(new_token())
+
+    def hash(self, password: str, *, account: str) -> str:
+        """Return the hash of a new password.
+
+        Raises:
+            AccountError: It is too short, too long, or the account's name.
+        """
+        if not LEAST_PASSWORD <= len(password) <= _MOST_PASSWORD:
+            raise AccountError(
+                f"A password has {LEAST_PASSWORD} to {_MOST_PASSWORD} characters, this one {len(password):,}."
+            )
+        if password.casefold() in {account.casefold(), account.casefold()[::-1]} or len(set(password)) == 1:
+            raise AccountError("A password is not the account's name, nor one character repeated; take another.")
+        with self._places:
+            return self._hasher.hash(password)
+
+    def check(self, password: str, known: str | None) -> bool:
+        """Return whether a password matches a hash; takes as long where there is none."""
+        try:
+            with self._places:
+                self._hasher.verify(known or self._nobody, password[: _MOST_PASSWORD + 1])
+        except (Argon2Error, InvalidHashError):
+            return False
+        return known is not None
+
+
+def new_token() -> str:
+    """Return 256 random bits, as text for a cookie."""
+    return secrets.token_urlsafe(_RANDOM_BYTES)
+
+
+def new_key() -> str:
+    return KEY_PREFIX + new_token()
+
+
+def fingerprint(secret: str) -> str:
+    """Return what is stored of a random secret. Looked up by equality: its beginnings tell nothing of the secret."""
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def browser_token(nonce: str, *, password: str) -> str:
+    """Return a token for a browser that has logged in: forging it needs the hash of the account's password."""
+    mac = hmac.new(password.encode(), f"browser {nonce}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+    return f"{nonce}.{mac}"
+
+
+def csrf_token(cookie: str) -> str:
+    """Return the token that forms of a browser with this cookie carry: no other site can know it."""
+    return hmac.new(cookie.encode("utf-8", "replace"), b"form", hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account. Without a password, only a proxy or a key can identify it."""
+
+    name: str
+    role: AccountRole
+    has_password: bool
+    created_at: datetime
+    changed_at: datetime
+
+
+class Accounts:
+    """The accounts of a database."""
+
+    def __init__(
+        self,
+        database: AccountDatabase,
+        *,
+        passwords: Passwords | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._database = database
+        self._passwords = passwords or Passwords()
+        self._now = now
+
+    def list(self) -> list[Account]:
+        with self._database.begin() as connection:
+            rows = connection.execute(select(AccountRow.__table__).order_by(AccountRow.account)).mappings().all()
+        return [
+            Account(
+                name=row["account"],
+                role=AccountRole(row["role"]),
+                has_password=row["password"] is not None,
+                created_at=row["created_at"],
+                changed_at=row["changed_at"],
+            )
+            for row in rows
+        ]
+
+    def role(self, name: str) -> AccountRole | None:
+        """Return an account's role, or None if there is no such account."""
+        with self._database.begin() as connection:
+            found = connection.scalar(select(AccountRow.role).where(AccountRow.account == name))
+        return None if found is None else AccountRole(found)
+
+    def add(self, name: str, *, role: AccountRole, password: str | None, actor: Actor) -> None:
+        """Add an account; `password` None: only a proxy or a key identifies it.
+
+        Raises:
+            AccountError: The name or the password is invalid, or the account exists.
+        """
+        try:
+            check_name(name)
+        except InvalidName as error:
+            raise AccountError(str(error)) from None
+        hashed = None if password is None else self._passwords.hash(password, account=name)
+        now = self._now()
+        row = {"account": name, "role": role, "password": hashed, "created_at": now, "changed_at": now}
+        with self._database.begin() as connection:
+            try:
+                connection.execute(insert(AccountRow).values(row))
+            except IntegrityError:
+                raise AccountError(
+                    f"There is an account {name} already; `fleet admin user password {name}` gives it another password."
+                ) from None
+            self._audit(connection, "account add", name, actor=actor, after=str(role))
+
+    def remove(self, name: str, *, actor: Actor) -> None:
+        """Remove an account, its keys and its logins.
+
+        Raises:
+            AccountError: There is none of that name.
+        """
+        with self._database.begin() as connection:
+            removed = connection.execute(delete(AccountRow).where(AccountRow.account == name)).rowcount
+            if removed:
+                connection.execute(delete(ApiKeyRow).where(ApiKeyRow.account == name))
+                connection.execute(delete(LoginRow).where(LoginRow.account == name))
+                self._audit(connection, "account remove", name, actor=actor)
+        if not removed:
+            raise AccountError(_unknown(name))
+
+    def set_password(self, name: str, password: str, *, actor: Actor) -> None:
+        """Change an account's password, and log it out everywhere.
+
+        Raises:
+            AccountError: There is none of that name, or the password is invalid.
+        """
+        hashed = self._passwords.hash(password, account=name)
+        with self._database.begin() as connection:
+            self._change(connection, name, password=hashed)
+            self._audit(connection, "account password", name, actor=actor)
+
+    def set_role(self, name: str, role: AccountRole, *, actor: Actor) -> None:
+        """Change an account's role, and log it out everywhere.
+
+        Raises:
+            AccountError: There is none of that name.
+        """
+        with self._database.begin() as connection:
+            self._change(connection, name, role=str(role))
+            self._audit(connection, "account role", name, actor=actor, after=str(role))
+
+    def check(self, name: str, password: str) -> bool:
+        """Return whether that is the account's password; takes as long where there is no such account."""
+        return self._passwords.check(password, self._hash(name))
+
+    def browser_token(self, name: str) -> str | None:
+        """Return a new token for a browser that has logged in; void once the password changes."""
+        hashed = self._hash(name)
+        return None if hashed is None else browser_token(new_token(), password=hashed)
+
+    def familiar(self, name: str, token: str) -> str | None:
+        """Return a browser's token if it is of this account, else None."""
+        hashed, nonce = self._hash(name), token.partition(".")[0]
+        if hashed is None or not hmac.compare_digest(token.encode(), browser_token(nonce, password=hashed).encode()):
+            return None
+        return nonce
+
+    def _hash(self, name: str) -> str | None:
+        with self._database.begin() as connection:
+            return connection.scalar(select(AccountRow.password).where(AccountRow.account == name))
+
+    def _audit(self, connection: Connection, action: str, name: str, *, actor: Actor, after: str | None = None) -> None:
+        entry = AuditEntry(who=actor.who, action=action, subject=name, after=after, source=actor.source)
+        record_audit(connection, [entry], now=self._now())
+
+    def _change(self, connection: Connection, name: str, **values: str) -> None:
+        changed = connection.execute(
+            update(AccountRow).where(AccountRow.account == name).values(changed_at=self._now(), **values)
+        ).rowcount
+        if not changed:
+            raise AccountError(_unknown(name))
+        connection.execute(delete(LoginRow).where(LoginRow.account == name))
+
+
+def _unknown(name: str) -> str:
+    return f"There is no account {name[:63]!r}; `fleet admin user list` lists those there are."
+
+
+_MAX_LOGINS: Final = 20
+"""Browsers of one account: the oldest is logged out, so that logins cannot fill the table."""
+
+_NOTED_EVERY: Final = timedelta(minutes=1)
+"""How exactly it is known when a browser was last seen: each note is a write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A browser that is logged in, with the account's role now, until `expires_at` at the latest."""
+
+    account: str
+    role: AccountRole
+    expires_at: datetime
+
+
+class Logins:
+    """The logins of a database.
+
+    Args:
+        database: Where they are.
+        idle: Inactivity after which a browser must log in again.
+        longest: Time after which it must in any case.
+        now: The wall clock (aware).
+    """
+
+    def __init__(
+        self,
+        database: AccountDatabase,
+        *,
+        idle: timedelta = timedelta(hours=8),
+        longest: timedelta = timedelta(days=7),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._database = database
+        self._idle = idle
+        self._longest = longest
+        self._now = now
+
+    def begin(self, account: str, *, address: str) -> str:
+        """Log a browser in, and return a new cookie; an old one is never reused."""
+        token, now = new_token(), self._now()
+        row = {
+            "fingerprint": fingerprint(token),
+            "account": account,
+            "address": address,
+            "created_at": now,
+            "seen_at": now,
+            "expires_at": now + self._longest,
+        }
+        of_account = (
+            select(LoginRow.fingerprint)
+            .where(LoginRow.account == account)
+            .order_by(LoginRow.seen_at.desc())
+            .offset(_MAX_LOGINS - 1)
+        )
+        with self._database.begin() as connection:
+            connection.execute(delete(LoginRow).where(LoginRow.expires_at < now))
+            too_many = connection.scalars(of_account).all()
+            connection.execute(delete(LoginRow).where(LoginRow.fingerprint.in_(too_many)))
+            connection.execute(insert(LoginRow).values(row))
+        return token
+
+    def find(self, token: str) -> Login | None:
+        """Return the login of a cookie; None if unknown, ended or expired."""
+        now = self._now()
+        query = (
+            select(LoginRow.account, LoginRow.seen_at, LoginRow.expires_at, AccountRow.role)
+            .join(AccountRow, AccountRow.account == LoginRow.account)
+            .where(LoginRow.fingerprint == fingerprint(token))
+        )
+        with self._database.begin() as connection:
+            row = connection.execute(query).one_or_none()
+            if row is None or now >= row.expires_at or now - row.seen_at >= self._idle:
+                return None
+            if now - row.seen_at >= _NOTED_EVERY:
+                connection.execute(
+                    update(LoginRow).where(LoginRow.fingerprint == fingerprint(token)).values(seen_at=now)
+                )
+        return Login(row.account, AccountRole(row.role), row.expires_at)
+
+    def end(self, token: str) -> None:
+        with self._database.begin() as connection:
+            connection.execute(delete(LoginRow).where(LoginRow.fingerprint == fingerprint(token)))
+
+
+_MAX_KEYS: Final = 100
+_SHOWN: Final = 12
+"""Characters of a fingerprint that tell keys apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountKey:
+    """A key, without its secret.
+
+    Attributes:
+        id: The beginning of its fingerprint.
+        role: Its role, limited by its account's.
+        expires_at: None: never.
+        used_at: Last use, to the minute.
+    """
+
+    id: str
+    name: str
+    account: str
+    role: AccountRole
+    created_at: datetime
+    expires_at: datetime | None
+    used_at: datetime | None
+
+
+class ApiKeys:
+    """The keys of a database."""
+
+    def __init__(self, database: AccountDatabase, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._database = database
+        self._now = now
+
+    def list(self, *, account: str | None = None) -> list[AccountKey]:
+        """Return the keys, of all accounts or of one, by account and name."""
+        query = select(ApiKeyRow.__table__).order_by(ApiKeyRow.account, ApiKeyRow.name)
+        if account is not None:
+            query = query.where(ApiKeyRow.account == account)
+        with self._database.begin() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [
+            AccountKey(
+                id=row["fingerprint"][:_SHOWN],
+                role=AccountRole(row["role"]),
+                **{each: row[each] for each in ("name", "account", "created_at", "expires_at", "used_at")},
+            )
+            for row in rows
+        ]
+
+    def add(self, name: str, *, account: str, role: AccountRole, actor: Actor, lasts: timedelta | None = None) -> str:
+        """Make a key, and return it: it is shown this once. `lasts` None: until it is removed.
+
+        Raises:
+            AccountError: The name is invalid, there is no such account, or it has too many keys.
+        """
+        try:
+            check_name(name)
+        except InvalidName as error:
+            raise AccountError(str(error)) from None
+        key, now = new_key(), self._now()
+        row = {
+            "fingerprint": fingerprint(key),
+            "name": name,
+            "account": account,
+            "role": role,
+            "created_at": now,
+            "expires_at": None if lasts is None else now + lasts,
+            "used_at": None,
+        }
+        own = select(func.count()).select_from(ApiKeyRow).where(ApiKeyRow.account == account)
+        with self._database.begin() as connection:
+            if connection.scalar(select(AccountRow.account).where(AccountRow.account == account)) is None:
+                raise AccountError(
+                    f"There is no account {account[:63]!r}; `fleet admin user list` lists those there are."
+                )
+            if (connection.scalar(own) or 0) >= _MAX_KEYS:
+                raise AccountError(f"The account {account} has {_MAX_KEYS} keys; remove some that are no longer used.")
+            connection.execute(insert(ApiKeyRow).values(row))
+            shown = f"{role} {fingerprint(key)[:_SHOWN]}"
+            self._audit(connection, "key add", f"{account}/{name}", actor=actor, after=shown)
+        return key
+
+    def remove(self, key_id: str, *, actor: Actor, account: str | None = None) -> AccountKey:
+        """Remove a key by its `ApiKey.id`, of `account` if given.
+
+        Raises:
+            AccountError: There is none.
+        """
+        found = [each for each in self.list(account=account) if each.id == key_id]
+        if not found:
+            raise AccountError(f"There is no key {key_id[:_SHOWN]!r}; `fleet admin key list` lists those there are.")
+        with self._database.begin() as connection:
+            connection.execute(
+                delete(ApiKeyRow).where(
+                    ApiKeyRow.fingerprint.startswith(found[0].id, autoescape=True),
+                    ApiKeyRow.account == found[0].account,
+                )
+            )
+            self._audit(connection, "key remove", f"{found[0].account}/{found[0].name}", actor=actor)
+        return found[0]
+
+    def find(self, key: str, *, address: str) -> Visitor | None:
+        """Return the visitor of a key; None if unknown, removed or expired."""
+        if not key.startswith(KEY_PREFIX):
+            return None
+        now = self._now()
+        own = ApiKeyRow.fingerprint == fingerprint(key)
+        query = (
+            select(ApiKeyRow.account, ApiKeyRow.role, ApiKeyRow.expires_at, ApiKeyRow.used_at, AccountRow.role)
+            .join(AccountRow, AccountRow.account == ApiKeyRow.account)
+            .where(own)
+        )
+        with self._database.begin() as connection:
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                return None
+            account, role, expires_at, used_at, most = row
+            if expires_at is not None and now >= expires_at:
+                return None
+            if used_at is None or now - used_at >= _NOTED_EVERY:
+                connection.execute(update(ApiKeyRow).where(own).values(used_at=now))
+        operator = AccountRole(role) is AccountRole(most) is AccountRole.OPERATOR
+        held = AccountRole.OPERATOR if operator else AccountRole.VIEWER
+        return Visitor(account, held, "key", address)
+
+    def _audit(
+        self, connection: Connection, action: str, subject: str, *, actor: Actor, after: str | None = None
+    ) -> None:
+        entry = AuditEntry(who=actor.who, action=action, subject=subject, after=after, source=actor.source)
+        record_audit(connection, [entry], now=self._now())
+
+
+_SLOTS: Final = 4096
+"""Buckets of a kind. Two names that share one have half of it each; which do is a secret of the process."""
+
+_STRANGERS: Final = "strangers"
+_FAMILIAR: Final = "familiar"
+
+_RATES: Final[dict[str, tuple[float, float]]] = {
+    # Strangers' guesses at one account: 14,400 a day.
+    "account": (1 / 6, 30.0),
+    # One address, whatever names it gives: well below all that strangers have together.
+    "address": (0.5, 30.0),
+    "browser": (1 / 6, 30.0),
+    # Checks altogether: each takes some 0.2 s of a core. Strangers cannot use up what familiar browsers have.
+    _STRANGERS: (1.0, 60.0),
+    _FAMILIAR: (1.0, 60.0),
+}
+"""Attempts a second, and how many at once, by kind of bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt to log in; `browser` is the browser's token if it has logged in under that name before."""
+
+    address: str
+    account: str
+    browser: str | None = None
+
+    def buckets(self) -> list[tuple[str, str]]:
+        """Return the kinds and names of the buckets that it is taken from."""
+        if self.browser is not None:
+            return [("browser", self.browser), (_FAMILIAR, "")]
+        return [("address", network_of(self.address)), ("account", self.account), (_STRANGERS, "")]
+
+
+class Attempts:
+    """Token buckets of login attempts. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._salt = secrets.token_bytes(16)
+        self._buckets: dict[tuple[str, int], TokenBucket] = {}
+        self._lock = Lock()
+
+    def take(self, attempt: Attempt) -> float:
+        """Begin an attempt; return 0 if it may be made now, else the seconds to wait.
+
+        It counts as failed until it has succeeded, since many may run at once.
+        """
+        with self._lock:
+            now = self._clock()
+            buckets = [self._bucket(kind, name, now) for kind, name in attempt.buckets()]
+            wait_s = max(bucket.wait_s(1.0, now) for bucket in buckets)
+            if wait_s == 0.0:
+                for bucket in buckets:
+                    bucket.spend(1.0, now)
+            return wait_s
+
+    def succeeded(self, attempt: Attempt) -> None:
+        with self._lock:
+            now = self._clock()
+            for kind, name in attempt.buckets():
+                self._bucket(kind, name, now).spend(-1.0, now)
+
+    def _bucket(self, kind: str, name: str, now: float) -> TokenBucket:
+        digest = hashlib.blake2b(f"{kind} {name}".encode("utf-8", "replace"), key=self._salt, digest_size=8).digest()
+        key = kind, int.from_bytes(digest, "big") % _SLOTS
+        if (bucket := self._buckets.get(key)) is None:
+            rate, burst = _RATES[kind]
+            bucket = self._buckets[key] = TokenBucket(rate, burst, now=now)
+        return bucket

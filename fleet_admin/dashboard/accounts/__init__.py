@@ -1,1 +1,0 @@
-"""Accounts of the dashboard: passwords, roles, logins of browsers, keys of programs."""

@@ -1,0 +1,225 @@
+"""Pages of what the session log holds: usage, rollouts, alerts, the audit log."""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Final
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from fleet_admin.alerts.alerts import AlertError, AlertSeverity
+from fleet_admin.columns import Column
+from fleet_admin.dashboard.errors import Problem
+from fleet_admin.dashboard.grid import RANGES, Grid, range_of, series
+from fleet_admin.dashboard.rendering import csv_response
+from fleet_admin.dashboard.visit import Page, Visit, action
+from fleet_admin.reports import (
+    ALERTS,
+    AUDIT,
+    MACHINES,
+    RELEASES,
+    ROLLOUTS,
+    alert_state,
+    edge_seconds,
+    model_name,
+    tally_columns,
+)
+from fleet_edge.store.views import AlertView, AuditView, MachineRelease, MachineRollout, Rollout, UsageView
+
+_BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "app": ("application", ("app",)),
+    "device": ("device", ("device",)),
+    "model": ("draft model", ("draft_model", "quantization")),
+    "edge": ("edge", ("edge",)),
+}
+"""What usage is told apart by: in words, and as the log has it."""
+
+_NAMES: Final[Mapping[str, Callable[[UsageView], str]]] = {
+    "app": lambda row: row.app or "",
+    "device": lambda row: row.device or "",
+    "model": lambda row: model_name(row.draft_model, row.quantization) or "",
+    "edge": lambda row: row.edge or "",
+}
+_DAILY: Final = timedelta(days=31)
+"""Up to which length a time is cut into days; what is longer, into months; up to two days, into hours."""
+
+_HOURLY: Final = timedelta(days=2)
+
+
+def _columns(by: str, words: str) -> list[Column[UsageView]]:
+    return [Column(words, _NAMES[by], key="name", rank=0), *tally_columns(lambda row: row.counted)]
+
+
+_GRIDS: Final = {by: Grid[UsageView](_columns(by, words), sort="-tokens") for by, (words, _) in _BY.items()}
+_BY_TIME: Final = {
+    by: Grid[UsageView](
+        (Column("time", lambda row: row.start, "moment", key="start", rank=0), *_columns(by, words)), sort="-start"
+    )
+    for by, (words, _) in _BY.items()
+}
+
+
+def show_usage(visit: Visit) -> Response:
+    """Show usage by a dimension, with a chart over time; or return it as CSV, also over time."""
+    name, length = range_of(visit.query("range", "30d"))
+    by = visit.query("by", "app")
+    if by not in _BY:
+        raise Problem(400, f"Usage is grouped by {', '.join(_BY)}.")
+    grain = "hour" if length <= _HOURLY else "day" if length <= _DAILY else "month"
+    log, since, dimensions = visit.services.log, visit.now - length, _BY[by][1]
+    if visit.query("format") == "csv":
+        by_time = visit.query("over") == "time"
+        rows = log.usage(since=since, by=dimensions, grain=grain if by_time else None)
+        found = (_BY_TIME if by_time else _GRIDS)[by].view(rows, visit.admission.query)
+        return csv_response("usage", found.headings, found.lines())
+    totals = log.usage(since=since, grain=grain)
+    total = log.usage(since=since)
+    return visit.page(
+        "usage.html",
+        title="Usage",
+        view=_GRIDS[by].view(log.usage(since=since, by=dimensions), visit.admission.query),
+        kinds=[(key, words) for key, (words, _) in _BY.items()],
+        by=by,
+        grain=grain,
+        ranges=RANGES,
+        range=name,
+        total=total[0].counted if total else None,
+        edge_s=edge_seconds(total[0].counted) if total else None,
+        tokens=_chart(totals, lambda row: row.counted.tokens, unit="tokens"),
+        bytes=_chart(totals, lambda row: (row.counted.uplink_bytes + row.counted.downlink_bytes) / 1e6, unit="MB"),
+    )
+
+
+def _chart(rows: list[UsageView], value: Callable[[UsageView], float], *, unit: str) -> dict[str, object]:
+    dated = [(row.start, row) for row in rows if row.start is not None]
+    return series(dated, lambda each: each[0], [(unit, lambda each: value(each[1]))], unit=unit)
+
+
+_ROLLOUTS_PATH: Final = "/rollouts"
+_MAX_ROLLOUTS: Final = 500
+
+
+def _address(rollout: str) -> str:
+    return f"{_ROLLOUTS_PATH}/{quote(rollout, safe='')}"
+
+
+_ROLLOUTS_GRID: Final = Grid[Rollout](ROLLOUTS, sort="-started", links={"rollout": lambda row: _address(row.rollout)})
+_MACHINES: Final = Grid[MachineRollout](MACHINES, sort="name")
+_RELEASES: Final = Grid[MachineRelease](RELEASES, sort="name", links={"rollout": lambda row: _address(row.rollout)})
+
+
+def show_rollouts(visit: Visit) -> Response:
+    view = _ROLLOUTS_GRID.view(visit.services.log.rollouts(limit=_MAX_ROLLOUTS), visit.admission.query)
+    if visit.query("format") == "csv":
+        return csv_response("rollouts", view.headings, view.lines())
+    drifting = sum(each.drift for each in visit.services.log.releases())
+    return visit.page("rollouts.html", title="Rollouts", view=view, drifting=drifting)
+
+
+def show_rollout(visit: Visit) -> Response:
+    name = visit.path("rollout")
+    view = _MACHINES.view(visit.services.log.rollout(name), visit.admission.query)
+    if visit.query("format") == "csv":
+        return csv_response("rollout", view.headings, view.lines())
+    return visit.page("machines.html", title=f"Rollout {name}", view=view, name="machines")
+
+
+def show_releases(visit: Visit) -> Response:
+    view = _RELEASES.view(visit.services.log.releases(), visit.admission.query)
+    if visit.query("format") == "csv":
+        return csv_response("releases", view.headings, view.lines())
+    return visit.page("machines.html", title="Releases", view=view, name="machines")
+
+
+_ALERTS_PATH: Final = "/alerts"
+_MAX_ALERTS: Final = 1_000
+_MOST_AT_ONCE: Final = 100
+
+
+def _about(alert: AlertView) -> str:
+    return f"/devices/{quote(alert.device, safe='')}" if alert.device is not None else ""
+
+
+_ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since")
+
+
+def show_alerts(visit: Visit) -> Response:
+    """Show the open alerts, and below them cleared ones; or return all as CSV."""
+    alerts = visit.services.alerts
+    if visit.query("format") == "csv":
+        view = _ALERTS_GRID.view(alerts.list(limit=_MAX_ALERTS), visit.admission.query)
+        return csv_response("alerts", view.headings, view.lines())
+    is_open = alerts.open(limit=_MAX_ALERTS)
+    return visit.page(
+        "alerts.html",
+        title="Alerts",
+        alerts=[(each, alert_state(each), _about(each)) for each in is_open[:_MOST_AT_ONCE]],
+        number=len(is_open),
+        critical=sum(each.severity == AlertSeverity.CRITICAL for each in is_open),
+        waiting=sum(each.acknowledged_at is None for each in is_open),
+        view=_ALERTS_GRID.view(alerts.list(open=False, limit=_MAX_ALERTS), visit.admission.query),
+    )
+
+
+def acknowledge(visit: Visit) -> Response:
+    return _each(visit, visit.services.alerts.acknowledge, "acknowledged")
+
+
+def clear(visit: Visit) -> Response:
+    """End alerts; a problem that remains opens a new one."""
+    return _each(visit, visit.services.alerts.clear, "cleared")
+
+
+def _each(visit: Visit, act: Callable[..., AlertView], word: str) -> Response:
+    """Act on the alerts that are ticked, or the one whose button was pressed."""
+    chosen = visit.forms("alert")[:_MOST_AT_ONCE]
+    done, why = 0, "None is chosen."
+    for alert in chosen:
+        try:
+            act(alert, who=visit.visitor.name, source=visit.visitor.address)
+            done += 1
+        except AlertError as error:
+            why = str(error)
+    if done < len(chosen) or not chosen:
+        return visit.redirect(_ALERTS_PATH, said=f"{done} of {len(chosen)} {word}. {why}")
+    return visit.redirect(_ALERTS_PATH, said=f"{done} {word}.")
+
+
+_MAX_ACTIONS: Final = 2_000
+_MOST_CSV: Final = 50_000
+
+_AUDIT_GRID: Final = Grid[AuditView](AUDIT, sort="-at")
+
+
+def show_audit(visit: Visit) -> Response:
+    name, length = range_of(visit.query("range", "30d"))
+    as_csv = visit.query("format") == "csv"
+    rows = _audit(visit, length, limit=_MOST_CSV if as_csv else _MAX_ACTIONS + 1)
+    view = _AUDIT_GRID.view(rows[:_MAX_ACTIONS] if not as_csv else rows, visit.admission.query)
+    if as_csv:
+        return csv_response("audit", view.headings, view.lines())
+    return visit.page(
+        "audit.html",
+        title="Audit log",
+        view=view,
+        ranges=RANGES,
+        range=name,
+        most=_MAX_ACTIONS if len(rows) > _MAX_ACTIONS else None,
+    )
+
+
+def _audit(visit: Visit, length: timedelta, *, limit: int) -> list[AuditView]:
+    return visit.services.steering.log.audit(since=visit.now - length, limit=limit)
+
+
+PAGES: Final = (
+    Page("/usage", "Usage", show_usage, menu=True),
+    Page(_ROLLOUTS_PATH, "Rollouts", show_rollouts, menu=True),
+    # Before the next path, which would match it as a rollout's name.
+    Page(f"{_ROLLOUTS_PATH}/releases", "Releases", show_releases),
+    Page(f"{_ROLLOUTS_PATH}/{{rollout}}", "Rollout", show_rollout),
+    Page(_ALERTS_PATH, "Alerts", show_alerts, menu=True),
+    action(f"{_ALERTS_PATH}/acknowledge", acknowledge),
+    action(f"{_ALERTS_PATH}/clear", clear),
+    Page("/audit", "Audit log", show_audit, menu=True),
+)

@@ -1,1 +1,0 @@
-"""Pages of what the session log holds: edges, sessions, usage, rollouts, alerts, the audit log."""

@@ -1,0 +1,370 @@
+"""Pages of sessions: the list, and one session with its rounds in time and its generated text.
+
+An edge knows when a draft came and what it did until the verdict. The time between a verdict and the next draft is the
+device's drafting and the link both ways; the device's mean time for a token says which part was drafting.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from starlette.responses import Response
+
+from fleet_admin.dashboard.errors import Problem
+from fleet_admin.dashboard.grid import MOST_SHOWN, Link
+from fleet_admin.dashboard.rendering import csv_response
+from fleet_admin.dashboard.visit import Page, Visit
+from fleet_admin.reports import RUNNING, SESSIONS
+from fleet_edge.session_log import SessionLog
+from fleet_edge.store.errors import NotFound, StoreError, StoreUnavailable
+from fleet_edge.store.records import TokenKind
+from fleet_edge.store.texts import StoredText, StoredToken
+from fleet_edge.store.views import RoundView, SegmentView, SessionView
+from schemas.policy import Mode
+from schemas.reasons import EndReason
+
+_PATH: Final = "/sessions"
+_PAGE: Final = 100
+_CSV_PAGE: Final = 500
+_MOST_CSV: Final = 200_000
+"""Sessions in one CSV; `fleet admin export` gives more, faster."""
+
+_MOST_SKIPPED: Final = 10_000
+_INSTANT: Final = timedelta(microseconds=1)
+_CHOICES: Final = ("device", "edge", "reason", "mode", "since", "until")
+
+
+def address_of(session: SessionView) -> str:
+    """Return the address of a session's page. With its device: two may have given sessions the same id."""
+    return f"{_PATH}/{session.session}?{urlencode({'device': session.device})}"
+
+
+def _device(session: SessionView) -> str:
+    return f"/devices/{quote(session.device, safe='')}"
+
+
+_LINKS: Final[dict[str, Link[SessionView]]] = {"session": address_of, "device": _device}
+_SHOWN: Final = [column for column in SESSIONS if column.rank <= MOST_SHOWN]
+
+
+@dataclass(frozen=True, slots=True)
+class _PageStart:
+    """Where a page begins: after `skip` of the sessions opened at this instant, and all later ones."""
+
+    opened_at: datetime
+    skip: int
+
+    @classmethod
+    def read(cls, text: str) -> "_PageStart | None":
+        """Read it from the address; raises `Problem` if it is damaged."""
+        if not text:
+            return None
+        at, _, skip = text.partition("_")
+        if not (at.isascii() and at.isdigit() and skip.isascii() and skip.isdigit() and len(text) < 32):  # noqa: PLR2004
+            raise Problem(400, "The page's address is damaged; begin with the first page.")
+        try:
+            opened_at = datetime.fromtimestamp(0, UTC) + int(at) * _INSTANT
+        except OverflowError:
+            raise Problem(400, "The page's address is damaged; begin with the first page.") from None
+        return cls(opened_at, min(int(skip), _MOST_SKIPPED))
+
+    @classmethod
+    def after(cls, rows: Sequence[SessionView], before: "_PageStart | None") -> "_PageStart":
+        """Return where the page after these rows begins."""
+        last = rows[-1].opened_at
+        alike = sum(row.opened_at == last for row in rows)
+        skipped = before.skip if before is not None and before.opened_at == last else 0
+        return cls(last, alike + skipped)
+
+    def text(self) -> str:
+        """Return it for the address."""
+        return f"{(self.opened_at - datetime.fromtimestamp(0, UTC)) // _INSTANT}_{self.skip}"
+
+
+def show_sessions(visit: Visit) -> Response:
+    """Show a page of sessions, or return all that match as CSV."""
+    chosen = {name: visit.query(name) for name in _CHOICES}
+    if visit.query("format") == "csv":
+        headings = [column.key for column in SESSIONS]
+        return csv_response("sessions", headings, _lines(visit.services.log, chosen))
+    place = _PageStart.read(visit.query("from"))
+    found = _sessions(visit.services.log, chosen, place, limit=_PAGE + 1)
+    rows = found[:_PAGE]
+    return visit.page(
+        "sessions.html",
+        title="Sessions",
+        columns=_SHOWN,
+        links=_LINKS,
+        rows=rows,
+        chosen=chosen,
+        reasons=[RUNNING, *EndReason],
+        modes=list(Mode),
+        older=_PageStart.after(rows, place).text() if len(found) > _PAGE else "",
+        first=place is None,
+    )
+
+
+def _sessions(
+    log: SessionLog, chosen: dict[str, str], place: _PageStart | None, *, limit: int
+) -> Sequence[SessionView]:
+    asked: dict[str, Any] = {name: value or None for name, value in chosen.items()}
+    if asked["reason"] == RUNNING:
+        asked |= {"reason": None, "open": True}
+    if place is None:
+        return log.sessions(limit=limit, **asked)
+    # Sessions of the same instant are read again and skipped here, so that none is lost where two began at once.
+    asked["until"] = place.opened_at + _INSTANT
+    return log.sessions(limit=limit + place.skip, **asked)[place.skip :]
+
+
+def _lines(log: SessionLog, chosen: dict[str, str]) -> Iterator[list[object]]:
+    place: _PageStart | None = None
+    for _ in range(_MOST_CSV // _CSV_PAGE):
+        rows = _sessions(log, chosen, place, limit=_CSV_PAGE)
+        yield from ([column.value(row) for column in SESSIONS] for row in rows)
+        if len(rows) < _CSV_PAGE:
+            return
+        place = _PageStart.after(rows, place)
+
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+STRETCHES: Final = (
+    ("draft", "drafting, by the device's mean time for a token"),
+    ("link", "link, both ways"),
+    ("away", "drafting and link"),
+    ("queue", "waiting for the step"),
+    ("prefill", "prompt"),
+    ("compute", "step"),
+)
+"""Kinds of stretches, and what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of a round's time, of a kind of `STRETCHES`; `begin_ms` is since the first instant shown."""
+
+    kind: str
+    begin_ms: float
+    length_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A round with its stretches, in order; `begin_ms` is that of the first."""
+
+    round: RoundView
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def begin_ms(self) -> float:
+        return self.stretches[0].begin_ms
+
+    @property
+    def end_ms(self) -> float:
+        last = self.stretches[-1]
+        return last.begin_ms + last.length_ms
+
+    def length_of(self, kind: str) -> float | None:
+        """Return the duration of a kind of stretch; None if there was none."""
+        found = [each.length_ms for each in self.stretches if each.kind == kind]
+        return sum(found) if found else None
+
+
+def bars(rounds: Sequence[RoundView], *, session: SessionView, before: datetime) -> list[Bar]:
+    """Arrange rounds in time; `before` is the time of the verdict before the first, or of the session's Open."""
+    each_ms = _draft_ms(session)
+    found, origin, last = list[Bar](), before, before
+    for each in rounds:
+        at_edge = [("queue", each.queue_ms), ("prefill", each.prefill_ms), ("compute", each.compute_ms)]
+        arrived = each.at - sum(length for _, length in at_edge) * _MILLISECOND
+        away_ms = (arrived - last) / _MILLISECOND
+        begin = arrived
+        stretches = list[tuple[str, float]]()
+        # A draft that came before the last verdict was drafted ahead: it caused no wait.
+        if away_ms > 0:
+            begin = last
+            if each_ms is None:
+                stretches.append(("away", away_ms))
+            else:
+                draft_ms = min(each.drafted * each_ms, away_ms)
+                stretches += [("draft", draft_ms), ("link", away_ms - draft_ms)]
+        found.append(_bar(each, [*stretches, *at_edge], begin_ms=(begin - origin) / _MILLISECOND))
+        last = max(last, each.at)
+    return found
+
+
+def scale(shown: Sequence[Bar]) -> tuple[float, float]:
+    """Return the begin and the length of a picture of these bars, in milliseconds."""
+    begin = min((bar.begin_ms for bar in shown), default=0.0)
+    return begin, max(max((bar.end_ms for bar in shown), default=0.0) - begin, 1e-3)
+
+
+def _draft_ms(session: SessionView) -> float | None:
+    """Return the mean draft time per token; None if unknown."""
+    if not session.device_drafted or session.device_draft_ms is None:
+        return None
+    return session.device_draft_ms / session.device_drafted
+
+
+def _bar(round_: RoundView, lengths: Sequence[tuple[str, float]], *, begin_ms: float) -> Bar:
+    stretches, at = list[Stretch](), begin_ms
+    for kind, length in lengths:
+        if length > 0 or kind == "compute":
+            stretches.append(Stretch(kind, at, max(length, 0.0)))
+        at += max(length, 0.0)
+    return Bar(round_, tuple(stretches))
+
+
+_MOST_TOKENS: Final = 4_096
+"""Shown of a text; `fleet admin session --text` shows all of it."""
+
+_WORDS: Final = {
+    TokenKind.DRAFTED: "drafted and accepted",
+    TokenKind.CORRECTED: "corrected",
+    TokenKind.BONUS: "bonus",
+    TokenKind.FORCED: "forced by the grammar",
+    TokenKind.STREAMED: "written by the edge",
+    TokenKind.UNVERIFIED: "unverified",
+    TokenKind.UNKNOWN: "not stored",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive tokens of one kind; `text` is what they read if `known`, else their number."""
+
+    kind: str
+    words: str
+    text: str
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionText:
+    """A text for its page.
+
+    Attributes:
+        runs: Empty if the visitor may not read it, or only a hash is stored.
+        counts: Kind, the same for people, number of tokens.
+        hash: Stored in place of the text.
+        hidden: Whether there is a text that this visitor may not read.
+        left_out: Tokens that are not shown because the text is long.
+    """
+
+    runs: tuple[Run, ...]
+    counts: tuple[tuple[str, str, int], ...]
+    hash: str | None
+    hidden: bool
+    left_out: int
+
+
+def written_text(stored: StoredText, *, readable: bool) -> SessionText:
+    """Return a stored text for its page; `readable`: whether the visitor may read it."""
+    counts = Counter(token.kind for token in stored.tokens)
+    has_text = any(token.id is not None for token in stored.tokens)
+    return SessionText(
+        runs=tuple(_runs(stored.tokens[:_MOST_TOKENS])) if readable and has_text else (),
+        counts=tuple((kind.name.lower(), words, counts[kind]) for kind, words in _WORDS.items() if counts[kind]),
+        hash=stored.hash,
+        hidden=has_text and not readable,
+        left_out=max(0, len(stored.tokens) - _MOST_TOKENS) if readable and has_text else 0,
+    )
+
+
+def _runs(tokens: tuple[StoredToken, ...]) -> Iterator[Run]:
+    for (kind, known), group in groupby(tokens, key=lambda token: (token.kind, token.text is not None)):
+        run = list(group)
+        text = "".join(token.text or "" for token in run) if known else f"[{len(run):,} {_WORDS[kind]}]"
+        yield Run(kind.name.lower(), _WORDS[kind], text, known)
+
+
+_ROUNDS: Final = 25
+_EVENTS: Final = 50
+_MOST_SEGMENTS: Final = 100
+_WIDTH: Final = 1_000
+"""Of a bar, in the units of its picture."""
+
+_LEAST_WIDTH: Final = 1.5
+
+
+def show_session(visit: Visit) -> Response:
+    session = _find(visit)
+    log, device = visit.services.log, session.device
+    segments = log.segments(session.session, device=device)
+    first = _number(visit.query("first", "1"))
+    # One more on either side: the one before dates the first draft, the one after says whether there are more.
+    skip = max(first - 2, 0)
+    found = log.rounds(session.session, device=device, skip=skip, limit=_ROUNDS + 2)
+    before, shown = found[: first - 1 - skip], found[first - 1 - skip :]
+    laid = bars(shown[:_ROUNDS], session=session, before=_begin(before, segments, session))
+    begin_ms, length_ms = scale(laid)
+    return visit.page(
+        "session.html",
+        title=f"Session {session.session}",
+        session=session,
+        segments=segments[-_MOST_SEGMENTS:],
+        events=log.events(session=session.session, device=device, limit=_EVENTS),
+        bars=laid,
+        pictures=[
+            [
+                (each.kind, _place(each.begin_ms - begin_ms, length_ms), _width(each.length_ms, length_ms))
+                for each in bar.stretches
+            ]
+            for bar in laid
+        ],
+        width=_WIDTH,
+        length_ms=length_ms,
+        stretches=[(kind, words) for kind, words in STRETCHES if any(bar.length_of(kind) for bar in laid)],
+        text=_text(visit, session),
+        first=first,
+        earlier=max(first - _ROUNDS, 1) if first > 1 else None,
+        later=first + _ROUNDS if len(shown) > _ROUNDS else None,
+    )
+
+
+def _find(visit: Visit) -> SessionView:
+    name, device = visit.path("session"), visit.query("device") or None
+    try:
+        return visit.services.log.session(name, device=device)
+    except (NotFound, StoreUnavailable):
+        raise
+    except StoreError as error:
+        raise Problem(400, str(error)) from error
+
+
+def _text(visit: Visit, session: SessionView) -> SessionText | None:
+    """Return the stored text; its content is for operators."""
+    stored = visit.services.log.text(session.session, device=session.device)
+    return None if stored is None else written_text(stored, readable=visit.may_act)
+
+
+def _begin(before: list[RoundView], segments: list[SegmentView], session: SessionView) -> datetime:
+    """Return when the first round shown could begin."""
+    if before:
+        return before[-1].at
+    return segments[0].opened_at if segments else session.opened_at
+
+
+def _place(begin_ms: float, whole_ms: float) -> str:
+    return f"{_WIDTH * begin_ms / whole_ms:.2f}"
+
+
+def _width(length_ms: float, whole_ms: float) -> str:
+    return f"{max(_WIDTH * length_ms / whole_ms, _LEAST_WIDTH):.2f}"
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 7 or int(text) < 1:  # noqa: PLR2004
+        raise Problem(400, "The number of a round is 1 or more.")
+    return int(text)
+
+
+PAGES: Final = (
+    Page(_PATH, "Sessions", show_sessions, menu=True),
+    Page("/sessions/{session}", "Session", show_session),
+)

@@ -1,0 +1,412 @@
+"""Merges records into rows, in a way that neither order nor repetition can disturb.
+
+Each record first makes sure that the rows it belongs to exist, widening their times (least, greatest), and then adds
+what it knows: a counter becomes the greater of two, a state, an end or a fence yields only to a later one, a
+description only to an earlier segment's, a round is never rewritten. All of these commute and are idempotent, so a
+batch may be grouped by kind and replayed at will.
+
+A session's rows belong to one device, which is part of their key: no record of another device reaches them. A device's
+Close ends its session for good: a device does not go on with what it has closed, and the clocks of edges, by which
+segments are ordered, may differ or jump. A Close of a session that its edge did not serve creates no session: it waits
+in `reported_closes`, and is applied whenever rows of that device's session change. So what was granted ends as the
+device says, in whichever order the two arrive, and what was not granted leaves no session behind.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import fields
+from datetime import datetime, timedelta
+from operator import attrgetter, itemgetter
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    case,
+    func,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.sql.dml import Insert, Update
+
+from fleet_edge.counters import SEGMENT_COUNTERS
+from fleet_edge.store.engine import insert_into
+from fleet_edge.store.models import (
+    Base,
+    DeviceRow,
+    EdgeRow,
+    EventRow,
+    FenceLiftRow,
+    FenceRow,
+    ReportedCloseRow,
+    RoundRow,
+    SegmentRow,
+    SessionRow,
+    TextRow,
+)
+from fleet_edge.store.periods import Grain, floor, mark_stale
+from fleet_edge.store.records import (
+    CloseReported,
+    DeviceCounters,
+    DeviceFenced,
+    DeviceSeen,
+    EdgeSeen,
+    EventLogged,
+    FenceLifted,
+    LoadReported,
+    Record,
+    RoundJudged,
+    SegmentLeft,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+    TelemetryReported,
+    TextWritten,
+    segment_time,
+)
+
+_OfSession = SessionOpened | SegmentProgress | RoundJudged | TextWritten | SegmentLeft | SessionClosed
+_Parameters = dict[str, Any]
+K = TypeVar("K")
+R = TypeVar("R", bound=Record)
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_DEVICE_COUNTERS: Final = tuple(field.name for field in fields(DeviceCounters))
+
+
+# Updates, the same in every SQL dialect. Their parameters are named after the records' fields, and apart from columns.
+
+
+def _bind(field: str) -> BindParameter[Any]:
+    return bindparam(f"b_{field}")
+
+
+def _shared(record: type[Record], row: type[Base], *, without: Collection[str]) -> dict[str, BindParameter[Any]]:
+    """Return the fields of a record that are columns of a table, as values of an update."""
+    return {
+        each.name: _bind(each.name)
+        for each in fields(record)
+        if each.name in row.__table__.c
+        if each.name not in without
+    }
+
+
+def _set_latest(row: type[Base], record: type[Record], key: str, at: str, *, without: str = "") -> Update:
+    """Return an update that yields only to a later state, whose time is in the column `at`."""
+    table = row.__table__
+    return (
+        update(row)
+        .where(table.c[key] == _bind(key))
+        .where(or_(table.c[at].is_(None), table.c[at] < _bind("at")))
+        .values({at: _bind("at"), **_shared(record, row, without=(key, without))})
+    )
+
+
+_DEVICE_STATE: Final = _set_latest(DeviceRow, DeviceSeen, "device", "state_at", without="presence_since")
+_DEVICE_TELEMETRY: Final = _set_latest(DeviceRow, TelemetryReported, "device", "telemetry_at")
+_EDGE_STATE: Final = _set_latest(EdgeRow, EdgeSeen, "edge", "state_at")
+_EDGE_LOAD: Final = _set_latest(EdgeRow, LoadReported, "edge", "load_at")
+_DEVICE_PRESENCE_SINCE: Final = (
+    update(DeviceRow)
+    .where(DeviceRow.device == _bind("device"))
+    .where(or_(DeviceRow.presence_since.is_(None), DeviceRow.presence_since < _bind("presence_since")))
+    .values(presence_since=_bind("presence_since"))
+)
+_OF_SESSION: Final = (SessionRow.session == _bind("session"), SessionRow.device == _bind("device"))
+_OF_SEGMENT: Final = (SegmentRow.session == _bind("session"), SegmentRow.segment == _bind("segment"))
+_DESCRIBE_SESSION: Final = (
+    update(SessionRow)
+    .where(*_OF_SESSION)
+    .where(or_(SessionRow.described_by.is_(None), SessionRow.described_by > _bind("segment")))
+    .values(described_by=_bind("segment"), **_shared(SessionOpened, SessionRow, without=("session", "device", "edge")))
+)
+# The record of two edges that arrives last finds the other.
+_ELSEWHERE: Final = SessionRow.edge != _bind("edge")
+_LATER: Final = or_(SessionRow.edge_segment.is_(None), SessionRow.edge_segment < _bind("segment"))
+_SERVE_SESSION: Final = (
+    update(SessionRow)
+    .where(*_OF_SESSION, or_(_LATER, _ELSEWHERE))
+    .values(
+        moved=case((_ELSEWHERE, true()), else_=SessionRow.moved),
+        edge=case((_LATER, _bind("edge")), else_=SessionRow.edge),
+        edge_segment=case((_LATER, _bind("segment")), else_=SessionRow.edge_segment),
+    )
+)
+_DESCRIBE_SEGMENT: Final = (
+    update(SegmentRow)
+    .where(*_OF_SEGMENT, SegmentRow.edge.is_(None))
+    .values(_shared(SessionOpened, SegmentRow, without=("session", "segment", "device")))
+)
+_CLOSE_SEGMENT: Final = (
+    update(SegmentRow)
+    .where(*_OF_SEGMENT, or_(SegmentRow.closed_at.is_(None), SegmentRow.closed_at < _bind("at")))
+    .values(reason=_bind("reason"), closed_at=_bind("at"))
+)
+_END: Final = {
+    "reason": _bind("reason"),
+    "closed_at": _bind("at"),
+    "tokens": _bind("tokens"),
+    "end_code": _bind("code"),
+    "end_sentence": _bind("sentence"),
+}
+_CLOSE_SESSION: Final = (
+    update(SessionRow)
+    .where(*_OF_SESSION, SessionRow.last_segment == _bind("segment"), SessionRow.device_counted_at.is_(None))
+    .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < _bind("at")))
+    .values(_END)
+)
+_CLOSE_BY_DEVICE: Final = (
+    update(SessionRow)
+    .where(*_OF_SESSION)
+    .where(or_(SessionRow.device_counted_at.is_(None), SessionRow.device_counted_at < _bind("at")))
+    .values(
+        {**_END, "device_counted_at": _bind("at")}
+        | {f"device_{name}": _bind(f"counters__{name}") for name in _DEVICE_COUNTERS}
+    )
+)
+
+
+@functools.cache
+def _parameters_of(statement: Update) -> tuple[list[str], Callable[[Record], tuple[Any, ...]]]:
+    names = [name for name in statement.compile().params if name.startswith("b_")]
+    return names, attrgetter(*(name.removeprefix("b_").replace("__", ".") for name in names))
+
+
+def _update(connection: Connection, statement: Update, records: Sequence[Record]) -> None:
+    """Run an update for each record, with the fields that its parameters name."""
+    if records:
+        names, values = _parameters_of(statement)
+        connection.execute(statement, [dict(zip(names, values(record), strict=True)) for record in records])
+
+
+# Inserts: where the row exists, they change no more than they may
+
+
+class _Inserts:
+    """The inserts in one SQL dialect, compiled once."""
+
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+        self._greatest = func.max if dialect == "sqlite" else func.greatest
+        self._least = func.min if dialect == "sqlite" else func.least
+        self.device = self._upsert(DeviceRow, least=("first_seen_at",), greatest=("seen_at",))
+        self.edge = self._upsert(EdgeRow, least=("first_seen_at",), greatest=("seen_at",))
+        self.session = self._upsert(SessionRow, least=("opened_at",), greatest=("last_at", "last_segment"))
+        self.local_session = self._upsert(SessionRow)
+        self.segment = self._upsert(SegmentRow, greatest=("duration_ms",))
+        self.progress = self._progress()
+        self.round = self._upsert(RoundRow)
+        self.text = self._upsert(TextRow)
+        self.event = self._upsert(EventRow, greatest=("count", "last_at"))
+        self.reported = self._latest(ReportedCloseRow, "closed_at")
+        self.fence = self._latest(FenceRow, "since_at")
+        # Of two lifts at one instant the greater name counts.
+        self.lift = self._latest(FenceLiftRow, "lifted_at", "lifted_by")
+
+    def _upsert(self, row: type[Base], *, least: Sequence[str] = (), greatest: Sequence[str] = ()) -> Insert:
+        """Return an insert that, where the row exists, takes the lesser or greater value of some columns."""
+        table, statement = row.__table__, insert_into(row, self._dialect)
+        if not least and not greatest:
+            return statement.on_conflict_do_nothing(index_elements=list(table.primary_key))
+        new = statement.excluded
+        changes: dict[str, ColumnElement[Any]] = {name: self._least(table.c[name], new[name]) for name in least}
+        changes |= {name: self._greatest(table.c[name], new[name]) for name in greatest}
+        if row is DeviceRow:
+            heard = new["seen_at"] > table.c["seen_at"]
+            changes["silent_since"] = case((heard, null()), else_=table.c["silent_since"])
+        if row is SessionRow:
+            # A later segment reopens the session: it ends as its last segment does. What its device has ended stays so.
+            reopened = and_(new["last_segment"] > table.c["last_segment"], table.c["device_counted_at"].is_(None))
+            changes |= {name: case((reopened, null()), else_=table.c[name]) for name in _END}
+        return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
+
+    def _progress(self) -> Insert:
+        """Return an insert of a segment's counters; its latencies are those reported with most tokens."""
+        old, statement = SegmentRow.__table__.c, insert_into(SegmentRow, self._dialect)
+        new = statement.excluded
+        more = new["tokens"] > old["tokens"]
+        latencies = {
+            name: case((more, func.coalesce(new[name], old[name])), else_=func.coalesce(old[name], new[name]))
+            for name in ("first_token_ms", "gap_p95_ms")
+        }
+        counters = {name: self._greatest(old[name], new[name]) for name in ("duration_ms", *SEGMENT_COUNTERS)}
+        return statement.on_conflict_do_update(
+            index_elements=list(SegmentRow.__table__.primary_key), set_=counters | latencies
+        )
+
+    def _latest(self, row: type[Base], at: str, tie: str | None = None) -> Insert:
+        """Return an insert that yields only to a later row; of two at one time, to the greater `tie`."""
+        table, statement = row.__table__, insert_into(row, self._dialect)
+        new = statement.excluded
+        later = new[at] > table.c[at]
+        if tie is not None:
+            later = or_(later, and_(new[at] == table.c[at], new[tie] > table.c[tie]))
+        return statement.on_conflict_do_update(
+            index_elements=list(table.primary_key),
+            set_={column.key: new[column.key] for column in table.c if not column.primary_key},
+            where=later,
+        )
+
+
+_inserts = functools.cache(_Inserts)  # a database may be opened often
+
+
+@functools.cache
+def _reader(kind: type[Record], row: type[Base]) -> tuple[list[str], Callable[[Record], tuple[Any, ...]]]:
+    names = [field.name for field in fields(kind) if field.name in row.__table__.c]
+    return names, attrgetter(*names)
+
+
+def _row(record: Record, row: type[Base]) -> _Parameters:
+    """Return the fields of a record that are columns of a table."""
+    names, values = _reader(type(record), row)  # type: ignore[arg-type]  # a class is hashable
+    return dict(zip(names, values(record), strict=True))
+
+
+def _insert(connection: Connection, statement: Insert, rows: Sequence[_Parameters]) -> None:
+    if rows:
+        connection.execute(statement, rows)
+
+
+# The merge
+
+
+def merge_records(connection: Connection, records: Sequence[Record], *, writer: str = "other") -> None:
+    """Merge records, kind by kind, in the transaction that `connection` is in.
+
+    `writer` names the process among all that write segments at a time.
+    """
+    inserts = _inserts(connection.dialect.name)
+    _make_rows(connection, records, inserts)
+    seen = _only(records, DeviceSeen)
+    _update(connection, _DEVICE_STATE, seen)
+    _update(connection, _DEVICE_PRESENCE_SINCE, [each for each in seen if each.presence_since is not None])
+    _update(connection, _DEVICE_TELEMETRY, _only(records, TelemetryReported))
+    _update(connection, _EDGE_STATE, _only(records, EdgeSeen))
+    _update(connection, _EDGE_LOAD, _only(records, LoadReported))
+    opened = _only(records, SessionOpened)
+    _update(connection, _DESCRIBE_SESSION, opened)
+    _update(connection, _SERVE_SESSION, opened)
+    _update(connection, _DESCRIBE_SEGMENT, opened)
+    progress = _only(records, SegmentProgress)
+    counted = [_row(each, SegmentRow) | {"duration_ms": _since_open(each.segment, each.at)} for each in progress]
+    _insert(connection, inserts.progress, counted)
+    closed = _only(records, SessionClosed)
+    _update(connection, _CLOSE_SEGMENT, [*_only(records, SegmentLeft), *closed])
+    _update(connection, _CLOSE_SESSION, [each for each in closed if each.counters is None])
+    _update(connection, _CLOSE_BY_DEVICE, [each for each in closed if each.counters is not None])
+    _apply_reported(connection, records, inserts)
+    _insert(connection, inserts.round, [_row(each, RoundRow) for each in _only(records, RoundJudged)])
+    _insert(connection, inserts.text, [_row(each, TextRow) for each in _only(records, TextWritten)])
+    events = _only(records, EventLogged)
+    _insert(connection, inserts.event, [_row(each, EventRow) | {"last_at": each.last_at or each.at} for each in events])
+    # Sorted for the same reason as in `_make_rows`.
+    fences = sorted(_only(records, DeviceFenced), key=attrgetter("device", "by", "since_at"))
+    _insert(connection, inserts.fence, [_row(each, FenceRow) for each in fences])
+    lifts = sorted(_only(records, FenceLifted), key=attrgetter("device", "at"))
+    _insert(
+        connection,
+        inserts.lift,
+        [{"device": each.device, "lifted_at": each.at, "lifted_by": each.by} for each in lifts],
+    )
+    hours = {floor(Grain.HOUR, segment_time(each.segment)) for each in records if isinstance(each, _OfSession)}
+    mark_stale(connection, hours, writer=writer)
+
+
+def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:
+    """Make the rows that the records belong to, one statement a row however many records there are."""
+    of_session = [each for each in records if isinstance(each, _OfSession)]
+    seen = [each for each in records if isinstance(each, DeviceSeen | TelemetryReported | _OfSession)]
+    at_edges = [each for each in records if isinstance(each, EdgeSeen | LoadReported | SessionOpened)]
+    segments = _spans(((each.session, each.device, each.segment), each.at) for each in of_session)
+    sessions: dict[tuple[str, str], _Parameters] = {}
+    for (session, device, segment), (_, last) in segments.items():
+        opened = segment_time(segment)
+        new = {"session": session, "device": device, "opened_at": opened, "last_at": last, "last_segment": segment}
+        row = sessions.setdefault((session, device), new)
+        row["opened_at"] = min(row["opened_at"], opened)
+        row["last_at"] = max(row["last_at"], last)
+        row["last_segment"] = max(row["last_segment"], segment)
+    # Sorted, so that two edges lock rows of a common PostgreSQL in the same order.
+    _insert(connection, inserts.device, _seen("device", seen))
+    _insert(connection, inserts.edge, _seen("edge", at_edges))
+    _insert(connection, inserts.session, sorted(sessions.values(), key=itemgetter("session", "device")))
+    _insert(
+        connection,
+        inserts.segment,
+        [
+            {"session": session, "device": device, "segment": segment, "duration_ms": _since_open(segment, last)}
+            for (session, device, segment), (_, last) in sorted(segments.items())
+        ],
+    )
+
+
+def _apply_reported(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:
+    """Keep what devices report, and end by it the sessions of the batch that it concerns."""
+    reported = sorted(_only(records, CloseReported), key=attrgetter("session", "device", "at"))
+    _insert(connection, inserts.reported, [_waiting(each) for each in reported])
+    local = [each for each in reported if each.counters.unverified]
+    _insert(connection, inserts.device, _seen("device", local))
+    _insert(connection, inserts.local_session, [_local_session(each) for each in local])
+    touched = {(each.session, each.device) for each in records if isinstance(each, _OfSession | CloseReported)}
+    if not touched:
+        return
+    waiting = select(ReportedCloseRow).where(ReportedCloseRow.session.in_({session for session, _ in touched}))
+    rows = [row for row in connection.execute(waiting).mappings() if (row["session"], row["device"]) in touched]
+    closes = [
+        CloseReported(
+            session=row["session"],
+            device=row["device"],
+            reason=row["reason"],
+            tokens=row["tokens"],
+            counters=DeviceCounters(**{name: row[f"device_{name}"] for name in _DEVICE_COUNTERS}),
+            at=row["closed_at"],
+            code=row["end_code"],
+            sentence=row["end_sentence"],
+        )
+        for row in sorted(rows, key=itemgetter("session", "device"))
+    ]
+    _update(connection, _CLOSE_BY_DEVICE, closes)
+
+
+def _waiting(record: CloseReported) -> _Parameters:
+    why = {"closed_at": record.at, "end_code": record.code, "end_sentence": record.sentence}
+    counters = {f"device_{name}": getattr(record.counters, name) for name in _DEVICE_COUNTERS}
+    return _row(record, ReportedCloseRow) | why | counters
+
+
+def _local_session(record: CloseReported) -> _Parameters:
+    """Return the session of a sequence that was generated without an edge; no segment is older than its own."""
+    opened_at = record.at - _MILLISECOND * record.counters.wall_ms
+    key = {"session": record.session, "device": record.device}
+    return key | {"app": record.app, "opened_at": opened_at, "last_at": record.at, "last_segment": 0}
+
+
+def _spans(sightings: Iterable[tuple[K, datetime]]) -> dict[K, tuple[datetime, datetime]]:
+    """Return for each key when it was first and last seen."""
+    spans: dict[K, tuple[datetime, datetime]] = {}
+    for key, at in sightings:
+        first, last = spans.get(key, (at, at))
+        spans[key] = (min(first, at), max(last, at))
+    return spans
+
+
+def _seen(key: str, records: Iterable[Any]) -> list[_Parameters]:
+    """Return the rows of the devices or edges of records, by name."""
+    spans = _spans((getattr(each, key), each.at) for each in records)
+    return [{key: name, "first_seen_at": first, "seen_at": last} for name, (first, last) in sorted(spans.items())]
+
+
+def _since_open(segment: int, at: datetime) -> float:
+    """Return the milliseconds from a segment's Open to a time."""
+    return max((at - segment_time(segment)) / _MILLISECOND, 0.0)
+
+
+def _only(records: Iterable[Record], kind: type[R]) -> list[R]:
+    return [record for record in records if isinstance(record, kind)]
