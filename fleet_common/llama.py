@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 from fleet_common.grammar.process import GrammarTokenizer
 from schemas.errors import FleetError
-from schemas.vocabulary import MAX_VOCABULARY, Vocabulary, token_strings
+from schemas.fields import MAX_VOCABULARY
+from schemas.vocabulary import Vocabulary, token_strings
 
 _log = logging.getLogger(__name__)
 

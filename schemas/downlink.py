@@ -13,12 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_v
 from pydantic_core import CoreSchema, core_schema
 
 from schemas.cbor import pack_ids, pack_probabilities
+from schemas.fields import MAX_VOCABULARY, TokenId
 from schemas.reasons import UNKNOWN_NUMBERS
-from schemas.vocabulary import MAX_VOCABULARY
 
 MAX_SAMPLES = 1024
 
-TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY, strict=True)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0 + 1e-6, allow_inf_nan=False, strict=True)]
 
 

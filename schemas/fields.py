@@ -6,7 +6,6 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.downlink import TokenId
 from schemas.printable import PRINTABLE
 
 MAX_DRAFT = 64
@@ -27,6 +26,7 @@ MAX_CODE = 40
 MAX_APP_NAME = 40
 SESSION_BYTES = 8
 MAX_POSITION = 1 << 20
+MAX_VOCABULARY = 1 << 21
 QUANTIZED_TOTAL = 1 << 16
 
 U16 = Annotated[int, Field(ge=0, lt=1 << 16, strict=True)]
@@ -34,6 +34,7 @@ U32 = Annotated[int, Field(ge=0, lt=1 << 32, strict=True)]
 Position = Annotated[int, Field(ge=0, lt=MAX_POSITION, strict=True)]
 Count = Annotated[int, Field(ge=1, le=QUANTIZED_TOTAL, strict=True)]
 SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES, strict=True)]
+TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY, strict=True)]
 Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS, fail_fast=True)]
 Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from schemas.downlink import DownlinkForm, TokenId, UnknownForm
+from schemas.downlink import DownlinkForm, UnknownForm
 from schemas.fields import (
     MAX_DRAFT,
     MAX_TOKENS,
@@ -37,6 +37,7 @@ from schemas.fields import (
     Seconds,
     Sentence,
     SessionId,
+    TokenId,
     Tokens,
 )
 from schemas.names import Name

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-MAX_VOCABULARY = 1 << 21
+from schemas.fields import MAX_VOCABULARY
 
 _SPACE: Final = "\u2581"
 _PADDING: Final = re.compile(r"\[PAD[0-9]+\]")

@@ -5,11 +5,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from schemas.downlink import Dense, Samples, Sparse
-from schemas.fields import MAX_DRAFT, MAX_WINDOW, EdgeLoad, Logprobs
+from schemas.fields import MAX_DRAFT, MAX_VOCABULARY, MAX_WINDOW, EdgeLoad, Logprobs
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
-from schemas.vocabulary import MAX_VOCABULARY, Vocabulary
+from schemas.vocabulary import Vocabulary
 
 U16 = st.integers(0, (1 << 16) - 1)
 U32 = st.integers(0, (1 << 32) - 1)

@@ -13,7 +13,7 @@ from gguf import GGUFReader
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from schemas.vocabulary import MAX_VOCABULARY
+from schemas.fields import MAX_VOCABULARY
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
