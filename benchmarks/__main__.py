@@ -24,7 +24,6 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "capacity": ("capacity.suite", "Clients at a service level, and tokens per second of all, by system."),
     "pacing": ("pacing", "Tokens per second under plans that devices choose, and under fixed ones."),
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),
-    "engines rows": ("engines.rows", "How far logits move with what is computed in the same step."),
     "engines aging": ("engines.aging", "Tokens per second of an edge that has served, over a fresh one's."),
     "engines alone": ("engines.alone", "Tokens per second of edge-only decoding, over llama.cpp alone."),
     "engines batching": ("engines.batching", "Committed tokens for a second of edge compute, eight devices and one."),
@@ -43,12 +42,11 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "faults reconnect": ("faults.reconnect", "How soon a fleet finds its broker again, and what that costs it."),
     "hostile attacks": ("hostile.suite", "Attacks by one device of a fleet: what the honest ones keep."),
     "hostile quarantine": ("hostile.quarantine", "What the messages of a quarantined device cost the edge."),
-    "hostile padding": ("hostile.padding", "What message sizes and times reveal, and what padding costs."),
     "memory": ("memory", "What an edge or a device holds after thousands of texts."),
     "administration log": ("administration.log", "A session log of a million sessions: questions, export, purge."),
     "administration observability": ("administration.observability", "Tokens per second with log, metrics, dashboard."),
     "administration steering": ("administration.steering", "How soon 100 devices report a setting."),
-    "remote": ("remote.suite", "An edge over vLLM or SGLang: exactly the server's texts, and how fast."),
+    "remote": ("remote", "An edge over vLLM or SGLang: exactly the server's texts, and how fast."),
 }
 """Module and summary of each part of each suite."""
 

@@ -223,11 +223,7 @@ class Bench:
         self._folders = 0
 
     def model(self, name: str, *, cost: int = 1) -> Path:
-        """Return a prepared model such as `Q4_0.gguf` or `target`; all that are missing are made first.
-
-        Raises:
-            FleetError: There is none of that name.
-        """
+        """Return a prepared model such as `Q4_0.gguf` or `target`; all that are missing are made first."""
         path: Path = self.options.models / name
         if not path.exists() and self.options.models == MODELS:
             _prepare_models(cost)

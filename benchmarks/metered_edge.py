@@ -41,13 +41,7 @@ SLEEP: Final = "sleep"
 
 @dataclass(slots=True)
 class MeteredVerifier:
-    """`Verifier` that notes the steps of another.
-
-    Attributes:
-        verifier: It.
-        step_s: Slept in each step, for all else takes no time there.
-        steps: When each began and ended (seconds), and how many sequences it verified.
-    """
+    """`Verifier` that notes the steps of another."""
 
     verifier: Verifier
     step_s: float = 0.0
@@ -69,15 +63,7 @@ class MeteredVerifier:
 def metered_edge(
     bench: Bench, port: int, target: Path | None, *, log: bool = True, sample: dict[str, Any] | None = None
 ) -> Iterator[Program]:
-    """Run a metered edge on the edge's cores.
-
-    Args:
-        bench: The run.
-        port: The broker's.
-        target: GGUF for llama.cpp; None takes an engine that computes next to nothing.
-        log: Whether it has a session log.
-        sample: Receives `steps`, and `parts` of its processor time, once the edge has ended.
-    """
+    """Run a metered edge on the edge's cores."""
     folder = bench.new_folder()
     engine = [SLEEP, "--target", "."] if target is None else ["llama.cpp", "--target", str(target)]
     edge = Program(
@@ -175,12 +161,7 @@ PARTS: Final = (
 
 
 def part_of(functions: Iterator[tuple[str, str]], thread: str) -> str:
-    """Return the part that a stack stands in.
-
-    Args:
-        functions: Module and name of each function, the innermost first.
-        thread: Name of the thread.
-    """
+    """Return the part that a stack stands in."""
     for module, function in functions:
         if module == "schemas.codec":
             if function.startswith("decode_"):

@@ -3,15 +3,20 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from broker_config.processes import LocalBroker, ThrowAwayBroker
+from fleet_common.mqtt.settings import TlsSettings
+from fleet_device.requests.generate import Cancellation
 from schemas.errors import FleetError
+from tests.support.raw_client import RawClient
 
 _STOP_S: Final = 15.0
 
@@ -22,12 +27,7 @@ class BenchError(FleetError):
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Who runs where.
-
-    Attributes:
-        edge: The edge's cores.
-        others: Those of the broker, the honest devices, the attacker and the benchmark itself.
-    """
+    """Who runs where."""
 
     edge: frozenset[int]
     others: frozenset[int]
@@ -104,11 +104,7 @@ class Program:
             self._process.stdin.flush()
 
     def wait_for(self, word: str, *, timeout_s: float) -> str:
-        """Return the first line with that word in it.
-
-        Raises:
-            BenchError: It ends, or the time does, before there is one.
-        """
+        """Return the first line with that word in it."""
 
         def found() -> bool:
             return not self._reader.is_alive() or any(word in line for line in self._lines)
@@ -122,11 +118,7 @@ class Program:
         return line
 
     def wait_to_end(self, *, timeout_s: float) -> None:
-        """Wait until it has ended unasked.
-
-        Raises:
-            BenchError: It has not.
-        """
+        """Wait until it has ended unasked."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -175,3 +167,86 @@ class Program:
                         self._arrived.notify_all()
         with self._arrived:
             self._arrived.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A client, and the broker that takes it: by its certificate, or without TLS by its name."""
+
+    name: str
+    host: str
+    port: int
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    @classmethod
+    def at(cls, broker: ThrowAwayBroker, name: str, *, port: int | None = None) -> Self:
+        """Return a client of a broker that runs, or of a relay before it."""
+        port = broker.broker.port_of(name) if port is None else port
+        if not isinstance(broker, LocalBroker):
+            return cls(name, "127.0.0.1", port)
+        files = broker.identity(name)
+        return cls(name, "127.0.0.1", port, str(files.ca), str(files.certificate), str(files.key))
+
+    @property
+    def tls(self) -> TlsSettings | None:
+        return TlsSettings(Path(self.ca), Path(self.certificate), Path(self.key)) if self.ca else None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the section `broker` of a device's or an edge's settings, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if value and name != "name"}
+
+    def connect(self) -> RawClient:
+        return RawClient(self.port, self.tls, self.name, host=self.host, receive_buffer=None)
+
+
+def edge_settings(
+    identity: Identity, *, fleet: str, folder: Path, lines: Sequence[str] = (), **settings: object
+) -> str:
+    """Return the content of an edge's configuration file, with more lines before its section `broker`."""
+    own = {"fleet": fleet, "edge": identity.name, "db": f"sqlite:///{folder}/log.sqlite3", "spool": f"{folder}/spool"}
+    return "\n".join(
+        [
+            *(f"{key} = {json.dumps(value)}" for key, value in {**own, **settings}.items()),
+            *lines,
+            "[broker]",
+            *(f"{key} = {json.dumps(value)}" for key, value in identity.settings().items()),
+            "",
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """End of a process that writes texts."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    cancellation: Cancellation = field(default_factory=Cancellation)
+
+    def at_sigterm(self) -> Self:
+        """Have SIGTERM bring it about; on the main thread. Returns itself."""
+        # Not in the handler itself: it would run in the midst of whatever takes the locks that it needs.
+        threading.Thread(target=self._cancel, name="cancel", daemon=True).start()
+        signal.signal(signal.SIGTERM, lambda *_: self.event.set())
+        return self
+
+    def with_parent(self) -> Self:
+        """Have the end of standard input bring it about: the parent process has ended. Returns itself."""
+        threading.Thread(target=self._outlive_nobody, name="lifeline", daemon=True).start()
+        return self
+
+    def _cancel(self) -> None:
+        self.event.wait()
+        self.cancellation.cancel()
+
+    def _outlive_nobody(self) -> None:
+        while sys.stdin.readline():
+            pass
+        self.event.set()
+
+
+def tell(event: str, **fields: object) -> None:
+    """Write an event, unless nobody reads any more."""
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps({"event": event, **fields}), flush=True)

@@ -71,12 +71,7 @@ class RecordedLaw:
 
 
 class RecordedLaws:
-    """Recorded distributions as a `Script` of the target: the prompt selects which.
-
-    Args:
-        laws: With prompts that differ, and none of which begins with another.
-        vocabulary_size: Of both models.
-    """
+    """Recorded distributions as a `Script` of the target: the prompt selects which."""
 
     def __init__(self, laws: Sequence[RecordedLaw], vocabulary_size: int) -> None:
         self.laws = tuple(laws)
@@ -106,13 +101,7 @@ class RecordedLaws:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Texts with one draft model.
-
-    Attributes:
-        draft: Name of its file, without the ending.
-        texts: In the order of the prompts; text n has seed n.
-        token_s: The draft model's median time for a token on one core of this machine (seconds).
-    """
+    """Texts with one draft model."""
 
     draft: str
     texts: tuple[RecordedText, ...]

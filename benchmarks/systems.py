@@ -25,15 +25,7 @@ HALF: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way over the network.
-
-    Attributes:
-        pacing: Makes the device's pacing.
-        mode: Of verification.
-        form: Of the distribution that comes down after a rejection.
-        full_up: Whether the device sends its full distributions with each draft, as is done where the edge corrects.
-        learns: Whether the device goes by what it has measured, so that its first text at a place says little.
-    """
+    """One way over the network."""
 
     pacing: Callable[[], Pacing]
     mode: Mode

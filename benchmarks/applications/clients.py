@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.applications.questions import QUESTIONS
+from benchmarks.applications.conversation import QUESTIONS
 from benchmarks.harness import Bench, Report, at_most, number_of, table
 from benchmarks.processes import BenchError
 from fleet_common.mqtt.settings import BrokerSettings

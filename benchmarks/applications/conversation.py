@@ -8,14 +8,13 @@ minutes.
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import takewhile
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.applications.questions import QUESTIONS, rules, system_of
 from benchmarks.harness import Bench, Goal, Report, at_most, connected, number_of, table, together
 from dssd.distribution import Dist
 from fleet_common.mqtt.settings import BrokerSettings
@@ -28,6 +27,45 @@ from fleet_device.settings import DeviceSettings
 from fleet_edge.session_log import SessionLog
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
+
+# Of about one length, so that the turns' times to the first token can be compared.
+QUESTIONS: Final = (
+    "Which vegetables grow well on a small balcony in spring?",
+    "How much water does each of them need on a hot day?",
+    "What kind of soil should I buy for the first pots?",
+    "Which of these plants should not stand beside each other?",
+    "How can I keep snails away without using any poison?",
+    "When is the best time of the year to sow beans?",
+    "How do I know that the tomatoes are ripe enough to pick?",
+    "What should I do with the plants before the first frost?",
+    "Which tools will I really need for all of this work?",
+    "Can you sum up the most important points of what you said?",
+)
+
+_RULES: Final = (
+    "Read the whole report of the machine before you answer anything about it.",
+    "Name the part that has failed first, and then what may have led to its failure.",
+    "Give every measured value with its unit, and say when it was measured.",
+    "If a value is missing from the report, say so and do not make one up.",
+    "Write short sentences that a mechanic can read on a small screen.",
+    "Never advise anybody to open the housing while the machine has power.",
+    "Say what to check next, in the order in which it takes the least time.",
+    "Answer in the language in which the question was asked.",
+)
+
+
+def system_of(conversation: int) -> str:
+    """Return what a conversation begins with; no two begin alike."""
+    return f"Talk {conversation}: you help people who garden, and you answer in a few short sentences."
+
+
+def rules(count: Callable[[str], int], *, tokens: int) -> str:
+    """Return rules of at least that many tokens."""
+    lines: list[str] = []
+    while not lines or count("\n".join(lines)) < tokens:
+        lines.append(f"Rule {len(lines) + 1}. {_RULES[len(lines) % len(_RULES)]}")
+    return "\n".join(lines)
+
 
 _ENGINES: Final = {"llama.cpp": "target-Q8_0.gguf", "torch": "target"}
 _CONTEXT: Final = 2048
@@ -46,11 +84,7 @@ _COUNTED: Final = {
 
 
 class MeteredDrafter(LlamaCppDrafter):
-    """A draft model that counts what its first row of a text took.
-
-    Attributes:
-        prompt_computed: Tokens computed for the first row since `begin`; 0 if no row was asked for.
-    """
+    """A draft model that counts what its first row of a text took."""
 
     def __init__(self, settings: LlamaCppSettings) -> None:
         super().__init__(settings)

@@ -10,16 +10,343 @@ applications received: each text once, with as many unverified tokens. Takes 6 m
 """
 
 import argparse
+import json
 import random
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Final, Self
 
-from benchmarks.applications.offline_site import WAYS, Site
-from benchmarks.applications.offline_trial import Trial, run_trial
+import httpx
+
 from benchmarks.harness import Bench, Goal, Report, at_most, number_of, table
-from fleet_device.settings import OfflinePolicy
+from benchmarks.processes import BenchError, Identity, edge_settings
+from broker_config.broker import Broker
+from broker_config.processes import MosquittoProcess
+from dssd.distribution import Dist
+from fleet_common.logs import Event, read_events
+from fleet_device.api.app import listen
+from fleet_device.drafters.without_model import ScriptedDrafter
+from fleet_device.gateway import Gateway
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings, OfflinePolicy
 from fleet_edge.session_log import SessionLog
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.relay import Relay
+from tests.support.scripted_language import LANGUAGE, draft_language, reference_text
+
+FLEET: Final = "offline"
+DEVICE: Final = "device-1"
+
+AFTER_S: Final = 1.0
+"""`offline_s` of the device."""
+
+ANSWER_S: Final = 2.5
+"""`answer_s` of the device."""
+
+WAYS: Final = ("killed", "stopped", "cut", "dead")
+"""How the edge goes away: its process dies, or hangs; the device's line is refused, or takes and brings nothing."""
+
+_TOKEN_S: Final = 0.004
+_PATIENCE_S: Final = 60.0
+
+
+class PacedDrafter(ScriptedDrafter):
+    """A draft model that takes its time for a token, as a real one does."""
+
+    def next(self, policy: SamplingPolicy) -> Dist:
+        time.sleep(_TOKEN_S)
+        return super().next(policy)
+
+
+class Site:
+    """The site; use it as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = folder / "log.sqlite3"
+        self._folder = folder
+        self._stack = ExitStack()
+        self._edge: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._broker = self._stack.enter_context(MosquittoProcess(Broker(fleet=FLEET)))
+            self._relay = self._stack.enter_context(Relay(self._broker.port))
+            self._stack.callback(self._end_edge)
+            self._start_edge()
+            script = draft_language()
+            settings = DeviceSettings.model_validate(
+                {
+                    "fleet": FLEET,
+                    "device": DEVICE,
+                    "broker": {"port": self._relay.port},
+                    "mode": "coupled",
+                    "draft_length": 4,
+                    "context": 4096,
+                    "offline_s": AFTER_S,
+                    "answer_s": ANSWER_S,
+                    "offline_log": str(self._folder / "unverified.db"),
+                    "api_port": 0,
+                }
+            )
+            self._gateway = Gateway(DeviceService(settings, PacedDrafter(script, script.words)))
+            self._gateway.serve(listen(0))
+            self._gateway.start()
+            self._stack.callback(self._gateway.stop)
+            self.wait_until_there()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def address(self) -> str:
+        assert self._gateway.address is not None
+        return self._gateway.address
+
+    def pull(self, way: str) -> None:
+        assert self._edge is not None
+        match way:
+            case "killed":
+                self._edge.kill()
+                self._edge.communicate()
+            case "stopped":
+                self._edge.send_signal(signal.SIGSTOP)
+            case "cut":
+                self._relay.isolate()
+            case "dead":
+                self._relay.stall()
+
+    def put_back(self, way: str) -> None:
+        assert self._edge is not None
+        match way:
+            case "killed":
+                self._start_edge()
+            case "stopped":
+                self._edge.send_signal(signal.SIGCONT)
+            case "cut":
+                self._relay.reunite()
+            case "dead":
+                self._relay.release()
+
+    def wait_until_there(self) -> None:
+        """Wait until the device can write again."""
+        _until(lambda: self._gateway.absence() is None, "The device does not find its edge again.")
+
+    def wait_until_told(self) -> None:
+        """Wait until the edge has confirmed every text that was written without it."""
+        self.wait_until_there()
+        _until(lambda: self._gateway.unreported == 0, "The device does not get rid of its reports.")
+        time.sleep(1.0)  # what the edge has answered is in the log; what is repeated may still come
+
+    def _start_edge(self) -> None:
+        config = self._folder / "edge.toml"
+        edge = Identity("edge-1", "127.0.0.1", self._broker.port)
+        content = edge_settings(edge, fleet=FLEET, folder=self._folder, lease_s=30.0)
+        config.write_text(content, encoding="utf-8")
+        command = [sys.executable, "-m", "tests.support.scripted_edge_process", str(config)]
+        self._edge = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._edge.stdout is not None
+        for event in read_events(self._edge.stdout):
+            if event["event"] == Event.ONLINE:
+                return
+        raise BenchError("The edge did not start; its complaint is above.")
+
+    def _end_edge(self) -> None:
+        if self._edge is not None:
+            self._edge.send_signal(signal.SIGCONT)
+            self._edge.terminate()
+            self._edge.communicate(timeout=_PATIENCE_S)
+
+
+def _until(true: Callable[[], bool], otherwise: str) -> None:
+    until = time.monotonic() + _PATIENCE_S
+    while not true():
+        if time.monotonic() > until:
+            raise BenchError(otherwise)
+        time.sleep(0.02)
+
+
+_AWAY_S: Final = 4.0
+_PROMPT: Final = 8
+_TIMEOUT_S: Final = 120.0
+_SEEN: Final = ("killed", "cut")
+"""Ways that the broker or the device's own line reports; the others show only as silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What became of a text."""
+
+    policy: OfflinePolicy
+    way: str
+    at: int
+    after_s: float | None
+    session: str | None
+    tokens: int
+    unverified: int
+    wrong: str | None
+
+    def line(self) -> str:
+        after = "       " if self.after_s is None else f"{self.after_s:5.2f} s"
+        return (
+            f"{self.policy.value:5} {self.way:8} pulled at {self.at:4} {after} {self.tokens:4} tokens, "
+            f"{self.unverified:4} unverified  {self.wrong or 'right'}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class _Pull:
+    """The edge away, and back after a time where the text waits for that."""
+
+    def __init__(self, site: Site, way: str) -> None:
+        self._site, self._way = site, way
+        self.at = self.back_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def away(self) -> bool:
+        return self.at > 0.0
+
+    def begin(self, *, comes_back: bool) -> None:
+        self._site.pull(self._way)
+        self.at = time.monotonic()
+        if comes_back:
+            self._thread = threading.Thread(target=self._return, name="return")
+            self._thread.start()
+
+    def end(self) -> None:
+        """Bring the edge back, if it is not, and wait until the device finds it."""
+        if self._thread is not None:
+            self._thread.join()
+        elif self.away:
+            self._site.put_back(self._way)
+        self._site.wait_until_there()
+
+    def _return(self) -> None:
+        time.sleep(_AWAY_S)
+        self._site.put_back(self._way)
+        self.back_at = time.monotonic()
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the application has seen."""
+
+    words: list[str]
+    verified: list[bool]
+    last: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    changed_at: float | None = None
+    status: int = 200
+
+
+def run_trial(site: Site, policy: OfflinePolicy, way: str, *, tokens: int, rng: random.Random) -> Trial:
+    """Write one text; on return the edge is back."""
+    prompt = [rng.randrange(LANGUAGE.size) for _ in range(_PROMPT)]
+    sampling = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63))
+    pull_at, pull, seen = rng.randint(10, tokens // 2), _Pull(site, way), _Seen([], [])
+    body = {
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "offline": policy.value,
+        "stream": True,
+        **sampling.model_dump(mode="json"),
+    }
+    for chunk in _chunks(site, body, seen):
+        now = time.monotonic()
+        if "error" in chunk:
+            seen.error, seen.changed_at = chunk["error"], now
+            continue
+        _take(chunk, seen, now, pull, policy)
+        if not pull.away and len(seen.words) >= pull_at:
+            pull.begin(comes_back=policy is OfflinePolicy.WAIT)
+    pull.end()
+    expected = [LANGUAGE.words[token] for token in reference_text(prompt, sampling, tokens)]
+    return Trial(
+        policy=policy,
+        way=way,
+        at=pull_at,
+        after_s=_after_s(seen, pull, policy, way),
+        session=None if seen.last is None else seen.last["session"],
+        tokens=len(seen.words),
+        unverified=0 if seen.last is None else seen.last["unverified_tokens"],
+        wrong=_wrong(seen, policy, expected),
+    )
+
+
+def _chunks(site: Site, body: dict[str, Any], seen: _Seen) -> Iterator[dict[str, Any]]:
+    with httpx.stream("POST", f"{site.address}/v1/completions", json=body, timeout=_TIMEOUT_S) as reply:
+        seen.status = reply.status_code
+        if reply.status_code != httpx.codes.OK:
+            yield json.loads(reply.read())
+            return
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                yield json.loads(line.removeprefix("data: "))
+
+
+def _take(chunk: dict[str, Any], seen: _Seen, now: float, pull: _Pull, policy: OfflinePolicy) -> None:
+    words = chunk["choices"][0]["text"].split() if chunk["choices"] else []
+    own = chunk.get("fleet", {})
+    if "session" in own:
+        seen.last = own
+    verified = own.get("verified", True)
+    seen.words += words
+    seen.verified += [verified] * len(words)
+    if seen.changed_at is not None or not words:
+        return
+    if not verified or (policy is OfflinePolicy.WAIT and pull.back_at):
+        seen.changed_at = now
+
+
+def _after_s(seen: _Seen, pull: _Pull, policy: OfflinePolicy, way: str) -> float | None:
+    if seen.changed_at is None:
+        return None
+    if policy is OfflinePolicy.WAIT:
+        return seen.changed_at - pull.back_at
+    return seen.changed_at - pull.at - (AFTER_S if way in _SEEN else ANSWER_S)
+
+
+def _wrong(seen: _Seen, policy: OfflinePolicy, expected: list[str]) -> str | None:
+    head = [word for word, verified in zip(seen.words, seen.verified, strict=True) if verified]
+    if seen.words[: len(head)] != head:
+        return "a verified token follows an unverified one"
+    if head != expected[: len(head)]:
+        return "what claims to be verified is not the target's text"
+    if policy is OfflinePolicy.FAIL:
+        sound = seen.error is not None and seen.error.get("code") == "edge_unavailable"
+        return None if sound else f"no error of the API's shape came, but {seen.error or seen.last}"
+    if seen.error is not None or seen.last is None:
+        return f"it failed: {seen.error}"
+    return _wrong_end(seen, seen.last, policy, verified=len(head), length=len(expected))
+
+
+def _wrong_end(seen: _Seen, last: dict[str, Any], policy: OfflinePolicy, *, verified: int, length: int) -> str | None:
+    if len(seen.words) != length:
+        return f"it has {len(seen.words)} tokens of {length}"
+    if last["unverified_tokens"] != length - verified or last["verified"] is not (verified == length):
+        return "what is said at the end is not what the chunks have said"
+    if policy is OfflinePolicy.WAIT and verified != length:
+        return "it has unverified tokens"
+    if policy is OfflinePolicy.LOCAL and verified == length:
+        return "it was done before the edge was away"
+    return None
+
 
 _LONGEST_S = {OfflinePolicy.LOCAL: 1.0, OfflinePolicy.FAIL: 3.0}
 """Goal: seconds after the deadline in which the text goes on, or fails."""

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.capacity.devices import Arrival, Arrivals, Timing
-from benchmarks.capacity.serving import CELLS, Engine, Prompt, serve, verifier_over
-from benchmarks.capacity.together import Together
+from benchmarks.capacity.serving import CELLS, Arrival, Arrivals, Engine, Timing, Together, serve, verifier_over
+from benchmarks.raw_llama import Prompt
 from schemas.policy import SamplingPolicy
 
 
@@ -34,7 +33,7 @@ def main() -> None:
 def _engine(asked: dict[str, Any]) -> Engine:
     target, threads = Path(asked["target"]), asked["threads"]
     if asked["draft"] is None:
-        from benchmarks.capacity.raw_engine import RawEngine  # noqa: PLC0415 - needs llama.cpp
+        from benchmarks.raw_llama import RawEngine  # noqa: PLC0415 - needs llama.cpp
 
         return RawEngine(target, slots=asked["devices"], cells=CELLS, threads=threads)
     return Together(

@@ -1,21 +1,238 @@
 """Serving without a network: clients in the same process as an engine, which chooses what a step computes."""
 
+import random
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from benchmarks.capacity.devices import Arrival, Timing, Warming
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.fleet_load import FleetLoad
+from benchmarks.harness import Bench, say
+from benchmarks.raw_llama import CHUNK, STEP, Prompt, Written
+from benchmarks.recordings import Recording, cache_of, load, save
+from dssd.distribution import Dist
+from dssd.downlink import correct, dense
+from dssd.sampling import Proposal, propose
+from dssd.verification import Judgement
+from fleet_admin.models.prompts import Prompt as Asked
 from fleet_admin.planning.service_level import Client, TimedRequest, TimeWindow
+from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
+from fleet_edge.batching.judging import Case, judge_batch
+from fleet_edge.batching.shaping import shape_rows
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import Verifier
+from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
-from schemas.policy import SamplingPolicy
+from schemas.errors import FleetError
+from schemas.policy import Mode
+from schemas.reasons import EndReason
+from tests.support.recorded_drafter import RecordedText
 
-STEP = 512
-CHUNK = 128
-"""Most new tokens of a step, and most of prompts in one that writes as well: as an edge's settings have it."""
+_END_S: Final = 60.0
+_LOOK_S: Final = 0.02
+_AFTER_FAILURE_S: Final = 0.5
+_DEVICE_S: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a cell takes (seconds)."""
+
+    seconds: float
+    settle_s: float
+    patience_s: float
+    tokens: int = 1
+
+    def patience_of(self, devices: int) -> float:
+        """Return how long to wait for a number of devices: an edge computes their prompts one after another."""
+        return self.patience_s + _DEVICE_S * devices
+
+
+class Warming:
+    """Finds the window of a measurement."""
+
+    def __init__(self, timing: Timing, clients: Sequence[Client], started: float) -> None:
+        self._timing = timing
+        self._clients = clients
+        self._latest = started + timing.patience_of(len(clients))
+        self._window: TimeWindow | None = None
+
+    def window(self, now: float) -> TimeWindow | None:
+        """Return the window once it is known; to be asked now and then."""
+        if self._window is None:
+            least = self._timing.tokens
+            served = all(sum(text.tokens for text in client.texts[:least]) >= least for client in self._clients)
+            if served or now >= self._latest:
+                begin = now + self._timing.settle_s if served else now
+                self._window = TimeWindow(begin, begin + self._timing.seconds)
+        return self._window
+
+    def over(self, now: float) -> bool:
+        window = self.window(now)
+        return window is not None and now >= window.end
+
+
+Thing = TypeVar("Thing")
+
+
+class Arrivals(StrEnum):
+    """How clients ask. Each has one text at a time."""
+
+    AT_ONCE = "at-once"
+    POISSON = "poisson"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival(Generic[Thing]):
+    """A request."""
+
+    pause_s: float
+    text: Thing
+
+    @classmethod
+    def of(
+        cls, client: int, texts: Sequence[Thing], how: Arrivals, *, pause_s: float, seed: int
+    ) -> "Iterator[Arrival[Thing]]":
+        """Return the requests of a client, without end; the same for the same arguments."""
+        rng = random.Random(f"{seed} {client}")
+        place = client
+        while True:
+            pause = rng.expovariate(1.0 / pause_s) if how is Arrivals.POISSON and pause_s > 0.0 else 0.0
+            yield cls(pause, texts[place % len(texts)])
+            place += 1
+
+
+@dataclass(slots=True)
+class Measured:
+    """What devices wrote."""
+
+    clients: list[Client]
+    window: TimeWindow
+    generations: list[Generation] = field(default_factory=list)
+    as_recorded: list[bool] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+
+    def share(self, of: Callable[[Any], int], to: Callable[[Any], int]) -> float | None:
+        """Return the ratio of two counters of the devices' over all texts; None if nothing was counted below."""
+        below = sum(to(each.counters) for each in self.generations)
+        return sum(of(each.counters) for each in self.generations) / below if below else None
+
+    def bytes_per_token(self) -> tuple[float, float]:
+        """Return the payload bytes up and down for each token that was written."""
+        tokens = max(1, sum(len(each.tokens) for each in self.generations))
+        up = sum(each.counters.uplink_bytes for each in self.generations)
+        return up / tokens, sum(each.counters.downlink_bytes for each in self.generations) / tokens
+
+
+class Follower:
+    """Tells whether a text goes as a recorded one does."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tuple(tokens)
+        self._length = 0
+
+    def take(self, new: Sequence[int]) -> bool:
+        """Return whether the text still does with these tokens behind it."""
+        expected = self._tokens[self._length : self._length + len(new)]
+        self._length += len(new)
+        return not self._tokens or tuple(new) == expected
+
+
+class Devices(FleetLoad):
+    """Devices that write text after text; their pacings go on learning from one text to the next.
+
+    A replayed text that takes another turn than the recorded one ends there, since what was recorded says nothing of
+    how it goes on.
+    """
+
+    def measure(
+        self,
+        arrivals: Sequence[Iterator[Arrival[RecordedText]]],
+        timing: Timing,
+        *,
+        mode: Mode,
+        replayed: bool = True,
+        on_window: Callable[[], None] = lambda: None,
+    ) -> Measured:
+        """Have all devices write until the window is over; texts that are under way then are cancelled."""
+        clients = [Client() for _ in self._agents]
+        measured = Measured(clients, TimeWindow(0.0, 0.0))
+        over = threading.Event()
+        cancellations = [Cancellation() for _ in self._agents]
+        threads = [
+            threading.Thread(
+                target=self._go_on, args=(n, arrivals[n], mode, replayed, cancellations[n], over, measured), daemon=True
+            )
+            for n in range(len(self._agents))
+        ]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        warming = Warming(timing, clients, started)
+        while (window := warming.window(time.monotonic())) is None or time.monotonic() < window.begin:
+            time.sleep(_LOOK_S)
+        on_window()
+        time.sleep(max(0.0, window.end - time.monotonic()))
+        on_window()
+        over.set()
+        for cancellation in cancellations:
+            cancellation.cancel()
+        deadline = time.monotonic() + _END_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        measured.window = window
+        if stuck := sum(thread.is_alive() for thread in threads):
+            measured.failed[f"not ended within {_END_S:.0f} s"] += stuck
+        return measured
+
+    def _go_on(
+        self,
+        number: int,
+        arrivals: Iterator[Arrival[RecordedText]],
+        mode: Mode,
+        replayed: bool,
+        cancellation: Cancellation,
+        over: threading.Event,
+        measured: Measured,
+    ) -> None:
+        agent, drafter = self._agents[number], self._drafters[number]
+        for arrival in arrivals:
+            if over.wait(arrival.pause_s) or over.is_set():
+                return
+            text, recorded = TimedRequest(time.monotonic()), arrival.text
+            measured.clients[number].texts.append(text)
+            drafter.play(recorded)
+            follows = Follower(recorded.tokens if replayed else ())
+
+            def take(new: Sequence[int], text: TimedRequest = text, follows: Follower = follows) -> bool:
+                text.pieces.append((time.monotonic(), len(new)))
+                return not follows.take(new)
+
+            try:
+                done = agent.generate(
+                    GenerateRequest(
+                        recorded.prompt,
+                        policy=recorded.policy.model_copy(update={"mode": mode}),
+                        max_new_tokens=len(recorded.tokens),
+                    ),
+                    RequestContext(on_tokens=take, cancellation=cancellation),
+                )
+            except FleetError as error:
+                measured.failed[f"{type(error).__name__}: {error}"] += not over.is_set()
+                over.wait(_AFTER_FAILURE_S)
+                continue
+            if not over.is_set():
+                text.ended_at = time.monotonic()
+            measured.generations.append(done)
+            if done.reason in (EndReason.STOP, EndReason.LENGTH):
+                measured.as_recorded.append(done.tokens == recorded.tokens)
+
 
 _IDLE_S = 0.001
 
@@ -40,23 +257,6 @@ def verifier_over(path: Path, *, threads: int, batch_invariant: bool) -> Verifie
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is asked for."""
-
-    tokens: tuple[int, ...]
-    policy: SamplingPolicy
-    most: int
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What a step has brought one client."""
-
-    new: tuple[int, ...]
-    ended: bool
-
-
 class Engine(Protocol):
     """What writes texts in slots, one for each client."""
 
@@ -75,15 +275,7 @@ def serve(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[list[Client], TimeWindow]:
-    """Serve clients until the window is over; return them, and the window.
-
-    Args:
-        engine: With as many slots as there are clients.
-        arrivals: What each asks for.
-        timing: How long.
-        clock: Monotonic seconds.
-        sleep: Waits.
-    """
+    """Serve clients until the window is over; return them, and the window."""
     started = clock()
     clients = [Client() for _ in arrivals]
     waiting = {slot: next(asked) for slot, asked in enumerate(arrivals)}
@@ -107,3 +299,176 @@ def serve(
     window = warming.window(clock())
     assert window is not None
     return clients, window
+
+
+_TOGETHER = 8
+
+
+@dataclass(slots=True)
+class Slot:
+    """A text under way."""
+
+    prompt: Prompt
+    text: list[int] = field(default_factory=list)
+    said: dict[int, Dist] = field(default_factory=dict)
+    drafted: list[Proposal] = field(default_factory=list)
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        return (*self.prompt.tokens, *self.text)
+
+
+class Together:
+    """An `Engine`: in a step the draft model drafts for all texts and the target verifies all drafts."""
+
+    def __init__(self, target: Verifier, draft: Verifier, *, length: int) -> None:
+        self._target = target
+        self._draft = draft
+        self._length = length
+        self._slots: dict[int, Slot] = {}
+        self.ended: dict[int, Slot] = {}
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        """Begin a text in a slot that has none."""
+        self._slots[slot] = Slot(prompt)
+        self.ended.pop(slot, None)
+        self._target.open(slot)
+        self._draft.open(slot)
+
+    def step(self) -> Mapping[int, Written]:
+        """Compute once for all slots; return what each got, those that got nothing left out."""
+        writing = {number: slot for number, slot in self._slots.items() if self._ready(number, slot)}
+        self._propose(writing)
+        items, cases = [], []
+        for number, slot in writing.items():
+            tokens = tuple(each.token for each in slot.drafted)
+            counts = None
+            if slot.prompt.policy.mode is not Mode.COUPLED:
+                counts = tuple(each.count or 0 for each in slot.drafted)
+            new = slot.known[self._target.computed(number) :]
+            items.append(Item(number, (*new, *tokens), len(tokens) + 1))
+            cases.append(Case(tokens, counts, slot.prompt.policy, len(slot.text), bonus=True))
+        if prompts := self._prompts(CHUNK if items else STEP):
+            self._draft.score(prompts)
+        judged = judge_batch(self._target.score([*items, *prompts]), cases)
+        return {
+            number: self._take(number, slot, judgement)
+            for (number, slot), judgement in zip(writing.items(), judged, strict=True)
+        }
+
+    def _ready(self, number: int, slot: Slot) -> bool:
+        """Whether all of a text but its last token is computed, so that it can be drafted for."""
+        return self._target.computed(number) >= len(slot.prompt.tokens) - 1
+
+    def _propose(self, writing: Mapping[int, Slot]) -> None:
+        for slot in writing.values():
+            slot.drafted = []
+        for _ in range(self._length):
+            going = {
+                number: slot
+                for number, slot in writing.items()
+                if len(slot.text) + len(slot.drafted) < slot.prompt.most
+            }
+            if not going:
+                return
+            items = []
+            for number, slot in going.items():
+                known = (*slot.known, *(each.token for each in slot.drafted))
+                items.append(Item(number, known[self._draft.computed(number) :], 1))
+            policies = [slot.prompt.policy for slot in going.values()]
+            shaped = shape_rows(_array(self._draft.score(items)), policies, policies[0].top_k)
+            for row, slot in enumerate(going.values()):
+                position = len(slot.text) + len(slot.drafted)
+                slot.said[position] = shaped.row(row)
+                slot.drafted.append(propose(slot.said[position], policy=slot.prompt.policy, position=position))
+
+    def _prompts(self, room: int) -> Sequence[Item]:
+        """Return the next pieces of prompts that are not computed."""
+        items = []
+        for number, slot in self._slots.items():
+            if not self._ready(number, slot) and room > 0:
+                begin = self._target.computed(number)
+                tokens = slot.prompt.tokens[begin:-1][:room]
+                items.append(Item(number, tokens, 0))
+                room -= len(tokens)
+        return items
+
+    def _take(self, number: int, slot: Slot, judged: Judgement | None) -> Written:
+        assert judged is not None
+        new = [*(each.token for each in slot.drafted[: judged.accepted]), self._token(slot, judged)]
+        ends = self._target.info.end_tokens
+        end = next((place + 1 for place, each in enumerate(new) if each in ends), len(new))
+        new = new[: min(end, slot.prompt.most - len(slot.text))]
+        slot.text += new
+        ended = slot.text[-1] in ends or len(slot.text) >= slot.prompt.most
+        if ended:
+            self.ended[number] = self._slots.pop(number)
+            self._target.close(number)
+            self._draft.close(number)
+        else:
+            known = len(slot.prompt.tokens) + len(slot.text) - 1
+            self._target.truncate(number, min(known, self._target.computed(number)))
+            self._draft.truncate(number, min(known, self._draft.computed(number)))
+        return Written(tuple(new), ended)
+
+    def _token(self, slot: Slot, judged: Judgement) -> int:
+        """Return the token behind the accepted ones; in residual mode as a device draws it."""
+        if judged.token is not None:
+            return judged.token
+        quantized = slot.drafted[judged.accepted].quantized
+        assert judged.p is not None
+        assert quantized is not None
+        token = correct(
+            dense(judged.p, self._target.info.vocabulary.size),
+            quantized,
+            policy=slot.prompt.policy,
+            position=len(slot.text) + judged.accepted,
+        )
+        assert token is not None
+        return token
+
+
+def _array(logits: Logits) -> NDArray[np.float32]:
+    return logits if isinstance(logits, np.ndarray) else logits.float().cpu().numpy()
+
+
+def record_residual(
+    bench: Bench, coupled: Recording, asked: Sequence[Asked], *, length: int, tokens: int, threads: int
+) -> Recording:
+    """Return the recording of a pair in residual mode; made now, or taken from the cache."""
+    residual = [text.policy.model_copy(update={"mode": Mode.RESIDUAL}) for text in coupled.texts]
+    file = cache_of(bench, f"residual-{length}-{coupled.draft}", coupled.draft, asked, tokens)
+    if not file.exists():
+        say(f"recording what the target and {coupled.draft} generate together in residual mode, once")
+        draft = bench.model(f"{coupled.draft}.gguf")
+        target, drafting = (
+            verifier_over(path, threads=threads, batch_invariant=stable)
+            for path, stable in ((bench.target(), True), (draft, False))
+        )
+        prompts = [Prompt(text.prompt, policy, tokens) for text, policy in zip(coupled.texts, residual, strict=True)]
+        slots = write_all(Together(target, drafting, length=length), prompts)
+        save(file, {"texts": [slot.text for slot in slots]}, {"draft": [said_along(slot) for slot in slots]})
+    ints, dists = load(file)
+    recorded = (
+        replace(text, policy=policy, tokens=tuple(map(int, own)), dists=said)
+        for text, policy, own, said in zip(coupled.texts, residual, ints["texts"], dists["draft"], strict=True)
+    )
+    return replace(coupled, texts=tuple(recorded))
+
+
+def write_all(together: Together, prompts: Sequence[Prompt]) -> list[Slot]:
+    """Let both models write all texts, some at a time; return them in order."""
+    slots: list[Slot] = []
+    for first in range(0, len(prompts), _TOGETHER):
+        some = prompts[first : first + _TOGETHER]
+        for number, prompt in enumerate(some):
+            together.begin(number, prompt)
+        while len(together.ended) < len(some):
+            together.step()
+        slots += [together.ended.pop(number) for number in range(len(some))]
+    return slots
+
+
+def said_along(slot: Slot) -> list[Dist]:
+    """Return what was said at each position; where the target wrote behind a draft nothing was, nor will be asked."""
+    return [slot.said.get(place, Dist(np.array([token]), np.array([1.0]))) for place, token in enumerate(slot.text)]

@@ -30,9 +30,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from benchmarks.capacity.devices import Arrival, Arrivals, Devices, Timing
-from benchmarks.capacity.serving import CELLS, KV_BYTES
-from benchmarks.capacity.together import record_residual
+from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, Devices, Timing, record_residual
 from benchmarks.harness import Bench, Report, cpu_s, table
 from benchmarks.processes import BenchError, Cores, on_cores
 from benchmarks.recordings import Recording, record
@@ -94,15 +92,7 @@ def drafts(system: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What is measured at once.
-
-    Attributes:
-        system: Its name.
-        draft: The draft model's, empty where there is none.
-        cost: How many times the target costs what the demo's does.
-        devices: That write at the same time.
-        arrivals: How they ask.
-    """
+    """What is measured at once."""
 
     system: str
     draft: str
@@ -335,12 +325,7 @@ class Place(AbstractContextManager["Place"]):
         self._stack.close()
 
     def measure(self, cell: Cell, recording: Recording) -> Row:
-        """Measure a cell.
-
-        Args:
-            cell: Over this place's target.
-            recording: What its devices replay, or the prompts of its clients.
-        """
+        """Measure a cell."""
         line = (self._bench.options.round_trip, self._bench.options.mbit)
         row = Row(cell.system, cell.draft, cell.cost, cell.devices, *line, cell.arrivals)
         if cell.system in THROUGH_BROKER:
@@ -361,17 +346,10 @@ class Place(AbstractContextManager["Place"]):
         def mark() -> None:
             marks.append((cpu_s(served.edge), sum(map(cpu_s, load))))
 
-        with Devices(
-            served.port,
-            self._bench.fleet,
-            self._codec,
-            self._codec.vocabulary,
-            token_s=recording.token_s,
-            draft=recording.draft,
-            pacings=pacings[: row.devices],
-            mode=system.mode,
-            replayed=row.system != FREE,
-        ) as devices:
+        codec, vocabulary = self._codec, self._codec.vocabulary
+        sizes: dict[str, Any] = {"devices": row.devices, "token_s": recording.token_s, "draft": recording.draft}
+        with Devices(served.port, self._bench.fleet, codec, vocabulary, **sizes) as devices:
+            devices.pace(pacings[: row.devices])
             options = self._bench.options
             arrivals = [
                 Arrival.of(number, recording.texts, row.arrivals, pause_s=options.pause, seed=options.seed)
@@ -380,7 +358,8 @@ class Place(AbstractContextManager["Place"]):
             timing = self._timing
             if system.learns:
                 timing = replace(timing, patience_s=_LEARNING * timing.patience_s, tokens=_LEARNING_TOKENS)
-            found = devices.measure(arrivals, timing, on_window=mark)
+            own: dict[str, Any] = {"mode": system.mode, "replayed": row.system != FREE}
+            found = devices.measure(arrivals, timing, **own, on_window=mark)
         row.count(found.clients, found.window)
         row.edge_cpu, row.load_cpu = (
             (after - before) / found.window.seconds for before, after in zip(*marks, strict=True)
@@ -436,11 +415,7 @@ class Place(AbstractContextManager["Place"]):
 
 
 def in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:
-    """Run the local process on the edge's cores; return its answer.
-
-    Raises:
-        BenchError: It has failed, or does not end.
-    """
+    """Run the local process on the edge's cores; return its answer."""
     kept = {name: value for name, value in os.environ.items() if name not in _OURS or asked["draft"] is not None}
     timing = asked["timing"]
     with on_cores(cores.edge):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import Bench, Report, at_least, number_of, say, table
-from benchmarks.hostile.payloads import close_of, open_of
+from benchmarks.hostile.messages import close_of, open_of
 from benchmarks.processes import BenchError
 from fleet_common.mqtt.link import Message
 from fleet_edge.assembly import assemble
@@ -199,15 +199,7 @@ class _Edge:
 def measure(
     engine: str, make: MakeVerifier, *, requests: int, sequences: Sequence[int], seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each number of sequences.
-
-    Args:
-        engine: Its name.
-        make: Makes a verifier of it.
-        requests: That age an edge.
-        sequences: Numbers of sequences.
-        seconds: For each, about.
-    """
+    """Yield a row for each number of sequences."""
     with make() as verifier:
         old = _Edge(verifier)
         old.serve(requests, random.Random(0))

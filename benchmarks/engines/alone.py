@@ -14,10 +14,9 @@ from contextlib import closing
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.capacity.raw_engine import RawEngine
-from benchmarks.capacity.serving import Prompt
 from benchmarks.harness import Bench, Report, connected, number_of, table, together
 from benchmarks.processes import BenchError, on_cores
+from benchmarks.raw_llama import Prompt, RawEngine
 from fleet_admin.models.prompts import PROMPTS
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.model_file import GgufModel

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch.nn.functional import linear
 
-from benchmarks.engines.stepping import Step
+from benchmarks.engines.steps import Step
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.packed.attention import inspect_model
 from fleet_edge.verifiers.packed.int8 import load_int8

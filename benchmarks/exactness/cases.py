@@ -1,16 +1,136 @@
 """Cases of the exactness proof: ways through the system that must follow the target's law, and faults that must not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from benchmarks.exactness.pacings import MixingPacing, StoppingPacing, TurningPacing
+import numpy as np
+
 from dssd.downlink import FormName
+from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.adaptive import AdaptivePacing
-from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
 from schemas.policy import Grammar, Mode
-from tests.support.sabotage import Sabotage
+from tests.support.markov import MarkovScript
+from tests.support.sabotage import UNSURE, Sabotage
 from tests.support.toy_engines import ToyEngine, pair_of
-from tests.support.toy_grammar import GRAMMAR
-from tests.support.toy_pair import GUESSABLE, PROMPT, ToyPair
+from tests.support.toy_grammar import GRAMMAR, joint_given_grammar
+from tests.support.toy_pair import END_TOKENS, GUESSABLE, PROMPT, ToyPair, policy
+
+Law = np.ndarray[Any, np.dtype[np.float64]]
+
+LENGTH: Final = 3
+"""Tokens of a text."""
+
+
+def law(
+    mode: Mode,
+    pair: ToyPair | None = None,
+    *,
+    greedy: bool = False,
+    prompt: Sequence[int] = PROMPT,
+    grammar: Grammar | None = None,
+) -> Law:
+    """Return the joint law of a text, `[size] * LENGTH`."""
+    target = (pair or ToyPair.standard()).target
+    if grammar is not None:
+        assert isinstance(target, MarkovScript)
+        given = policy(mode, 0, greedy=greedy, grammar=grammar)
+        return joint_given_grammar(target, prompt, length=LENGTH, policy=given, end=END_TOKENS[0])
+    return fold_ends(target.joint(prompt, length=LENGTH, policy=policy(mode, 0, greedy=greedy)), END_TOKENS)
+
+
+def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:
+    """Return a joint law with early ends counted under their end token repeated."""
+    length = joint.ndim
+    for end in end_tokens:
+        for position in range(length - 1):
+            # All that would follow an end token falls together on one outcome.
+            head = (slice(None),) * position + (end,)
+            rest = tuple(range(position, length - 1))
+            mass = joint[head].sum(axis=rest)
+            joint[head] = 0.0
+            joint[head + (end,) * (length - 1 - position)] = mass
+    return joint
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingPacing(FixedPacing):
+    """Drafts until the draft model is unsure."""
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        del longest, window
+        return Plan(self.tokens, may_stop=True)
+
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        """Stop behind a token that was not the likely one."""
+        return chances[-1] >= UNSURE
+
+
+@dataclass(slots=True)
+class MixingPacing:
+    """Drafts from earlier text wherever there is any, but for every third time; the draft model makes the others."""
+
+    tokens: int
+    asked: int = 0
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        """Return the plan for the draft model."""
+        del longest, window
+        return Plan(self.tokens)
+
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        """Return the plan for whose turn it is."""
+        del prospect, longest, window
+        self.asked += 1
+        return replace(plan, repeats=self.asked % 3 > 0)
+
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        del chances
+        return True
+
+    def choice(self) -> Choice:
+        return Choice("draft", "They take turns.")
+
+    def learn(self, outcome: DraftOutcome) -> None: ...
+
+    def note_load(self, load: ReportedLoad) -> None: ...
+
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
+
+
+@dataclass(slots=True)
+class TurningPacing:
+    """Drafts a token and has the edge write some, in turns."""
+
+    written: int = 1
+    plans: int = 0
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        """Return the plan whose turn it is."""
+        del longest, window
+        self.plans += 1
+        return Plan(1) if self.plans % 2 else Plan(self.written, stream=True)
+
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        del chances
+        return True
+
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        """Return the plan whose turn it is."""
+        del prospect, longest, window
+        return plan
+
+    def choice(self) -> Choice:
+        """Return the plan whose turn it was."""
+        return Choice("draft" if self.plans % 2 else "stream", "They take turns.")
+
+    def learn(self, outcome: DraftOutcome) -> None: ...
+
+    def note_load(self, load: ReportedLoad) -> None: ...
+
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
+
 
 _FAULT_SHARE = 10
 _GREEDY_SHARE = 20

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.exactness.laws import LENGTH, fold_ends
+from benchmarks.exactness.cases import LENGTH, fold_ends
 from benchmarks.harness import Bench, Report, number_of, table
 from dssd.distribution import TOTAL, Dist, shape
 from dssd.sampling import Proposal, Purpose, accepts, draw, propose, random_uniform, residual
@@ -33,15 +33,7 @@ _LONG: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A rejected position.
-
-    Attributes:
-        p: The target's shaped distribution.
-        proposal: What was rejected.
-        target: The target's raw logits, `[vocabulary]`.
-        draft: The draft model's.
-        uniform: The random number of the correction.
-    """
+    """A rejected position."""
 
     p: Dist
     proposal: Proposal
@@ -66,15 +58,7 @@ def _correct_from_logits(position: Position) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of deciding.
-
-    Attributes:
-        what: For the reader.
-        accept: Whether a draft token is accepted, by p(x), 65,536 q(x) and a uniform number.
-        correct: Draws the token in the place of a rejected one.
-        cache: Whether the target keeps what it has computed.
-        exact: Whether texts follow the distribution.
-    """
+    """One way of deciding."""
 
     what: str
     accept: Accept = accepts

@@ -1,30 +1,150 @@
 """Fleet that can be disturbed: a mosquitto with certificates, one edge, writers, and a relay before each client."""
 
 import contextlib
-import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from benchmarks.client_process import Identity
-from benchmarks.faults.disk import Disk
-from benchmarks.faults.tally import Tally
 from benchmarks.faults.writer import Task
-from benchmarks.processes import BenchError, Program
+from benchmarks.processes import BenchError, Identity, Program, edge_settings
 from broker_config.processes import LocalBroker
 from broker_config.site import AUTHORITY, make_local_broker
 from fleet_common.identity.authority import Authority
 from fleet_common.identity.files import write_atomically
+from schemas.reasons import EndReason
 from tests.support.offset_clock import VARIABLE, OffsetClock
 from tests.support.relay import Relay
+
+_BYTES: Final = 64 << 20
+_CHUNK: Final = 64 << 10
+
+
+class Disk:
+    """A small file system in memory where we may mount one; else a folder, and a limit on the edge's files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.how = ""
+        self._mounted = False
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            command = ["/bin/mount", "-t", "tmpfs", "-o", f"size={_BYTES}", "fleet-bench", str(self.folder)]
+            with contextlib.suppress(OSError):
+                self._mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
+        self.how = "a tmpfs is filled" if self._mounted else "RLIMIT_FSIZE of the edge is 0"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._mounted:
+            subprocess.run(["/bin/umount", "--lazy", str(self.folder)], check=False)
+
+    def fill(self, pid: int) -> None:
+        """Leave no room for a process."""
+        if not self._mounted:
+            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
+            return
+        chunk = bytes(_CHUNK)
+        with contextlib.suppress(OSError), self._ballast.open("wb", buffering=0) as file:
+            while file.write(chunk):
+                pass
+
+    def free(self, pid: int) -> None:
+        if not self._mounted:
+            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+            return
+        self._ballast.unlink(missing_ok=True)
+
+    @property
+    def _ballast(self) -> Path:
+        return self.folder / "ballast"
+
+
+@dataclass(frozen=True, slots=True)
+class EndedText:
+    """A text that its device has brought to an end, whole or cancelled."""
+
+    device: str
+    reason: str
+    tokens: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been written so far."""
+
+    texts: dict[str, EndedText] = field(default_factory=dict)
+    by_mode: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
+    broken_off: list[str] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+    killed: Counter[str] = field(default_factory=Counter)
+    edge_kills: int = 0
+    resumes: int = 0
+    unconfirmed: int = 0
+    _commits: dict[str, list[float]] = field(default_factory=dict)
+    _heard: threading.Condition = field(default_factory=threading.Condition)
+
+    def take(self, device: str, event: dict[str, Any]) -> None:
+        """Take an event of a writer's process. Callable from any thread."""
+        with self._heard:
+            match event:
+                case {"event": "tokens", "at": at, "number": number}:
+                    self.tokens += number
+                    self._commits.setdefault(device, []).append(at)
+                    self._heard.notify_all()
+                case {"event": "text", "session": session, "reason": reason, "written": written}:
+                    self.texts[session] = EndedText(device, reason, written)
+                    self.by_mode[event["mode"]] += 1
+                    self.resumes += event["resumes"]
+                    self.unconfirmed += not event["confirmed"]
+                    self._wrong(event)
+                case {"event": "failed", "sentence": sentence, "written": written}:
+                    (self.broken_off if written else self.refused).append(sentence)
+                    self.failed[device] += 1
+                    self._wrong(event)
+
+    def forget_moments(self) -> None:
+        """Forget when tokens were committed so far."""
+        with self._heard:
+            self._commits.clear()
+
+    def wait_for_all(self, devices: int, *, since: float, timeout_s: float) -> dict[str, float]:
+        """Wait until a number of devices have committed a token after `since` (monotonic), or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        with self._heard:
+            while len(found := self._firsts(since)) < devices and (left := deadline - time.monotonic()) > 0:
+                self._heard.wait(min(left, 0.5))
+            return found
+
+    def _firsts(self, since: float) -> dict[str, float]:
+        return {
+            device: first - since
+            for device, moments in self._commits.items()
+            if (first := next((at for at in moments if at > since), None)) is not None
+        }
+
+    def _wrong(self, event: dict[str, Any]) -> None:
+        if event["wrong"] is not None:
+            self.wrong[event["wrong"]] += 1
+
 
 FLEET: Final = "home"
 EDGE: Final = "edge-1"
@@ -65,11 +185,7 @@ class DisturbedFleet:
     @classmethod
     @contextlib.contextmanager
     def run(cls, folder: Path, load: Load, *, seed: int) -> Iterator["DisturbedFleet"]:
-        """Make a fleet in a folder, start it, and have its devices write.
-
-        Raises:
-            BenchError: It does not start, or a device does not write.
-        """
+        """Make a fleet in a folder, start it, and have its devices write."""
         names = [f"device-{number}" for number in range(1, load.devices + 1)]
         folder.mkdir(parents=True, exist_ok=True)
         home = folder / "broker"
@@ -99,26 +215,10 @@ class DisturbedFleet:
     # The edge
 
     def start_edge(self) -> None:
-        """Start an edge, and return when it is online; what it knew is in the session log alone.
-
-        Raises:
-            BenchError: It does not start.
-        """
+        """Start an edge, and return when it is online; what it knew is in the session log alone."""
         config = self.folder / "edge.toml"
-        settings = {
-            "fleet": FLEET,
-            "edge": EDGE,
-            "db": f"sqlite:///{self.database}",
-            "spool": str(self.disk.folder / "spool"),
-            "threads": 1,
-        }
-        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-        lines += ["", "[broker]"]
-        lines += [
-            f"{key} = {json.dumps(str(value) if isinstance(value, Path) else value)}"
-            for key, value in self._identity(EDGE).settings().items()
-        ]
-        config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        content = edge_settings(self._identity(EDGE), fleet=FLEET, folder=self.disk.folder, threads=1)
+        config.write_text(content, encoding="utf-8")
         self.edge = self._program(
             "tests.support.scripted_edge_process", [str(config), "--kv-tokens", str(self.load.kv_tokens)], log="edge"
         )
@@ -138,11 +238,7 @@ class DisturbedFleet:
 
     @property
     def edge_pid(self) -> int:
-        """Process id of the edge.
-
-        Raises:
-            BenchError: There is none.
-        """
+        """Process id of the edge."""
         if self.edge is None or not self.edge.lives:
             raise BenchError(f"The edge has ended unasked; see {self.folder}/edge.log.")
         return self.edge.pid
@@ -150,11 +246,7 @@ class DisturbedFleet:
     # Devices
 
     def start_devices(self, names: Sequence[str]) -> None:
-        """Start writers, and return when they are.
-
-        Raises:
-            BenchError: One does not start.
-        """
+        """Start writers, and return when they are."""
         for name in names:
             self._starts += 1
             task = Task(
@@ -205,11 +297,7 @@ class DisturbedFleet:
     # The end
 
     def stop(self) -> None:
-        """Have every device end its text, wait until the log has nothing open, and end the edge.
-
-        Raises:
-            BenchError: A device or the edge has ended unasked.
-        """
+        """Have every device end its text, wait until the log has nothing open, and end the edge."""
         for name, device in self.devices.items():
             if not device.lives:
                 raise BenchError(f"{name} has ended unasked; see {device.log}.")
@@ -248,9 +336,7 @@ class DisturbedFleet:
             self.edge.end()
 
     def _identity(self, name: str) -> Identity:
-        files = self.broker.identity(name)
-        port = self.relays[name].port
-        return Identity(name, "127.0.0.1", port, str(files.ca), str(files.certificate), str(files.key))
+        return Identity.at(self.broker, name, port=self.relays[name].port)
 
     def _program(
         self,
@@ -268,3 +354,47 @@ class DisturbedFleet:
             on_line=on_line or (lambda _line: None),
             environment={VARIABLE: str(self.folder / "clock"), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+
+
+_NOT_WHOLE: Final = (EndReason.LOST.value, EndReason.FAILED.value, EndReason.CANCELLED.value)
+
+
+def disagreements(database: Path, tally: Tally) -> list[str]:
+    """Return a sentence for each session of which the log and its device do not say the same.
+
+    What a device has ended must be in the log with its reason and its number of tokens. What else is in the log must be
+    known there as not whole, and there may be no more of it than texts that failed and processes that were killed.
+    Where a device and its edge were killed it may still be open: only housekeeping is left to end it, hours later.
+    """
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT session, device, reason, tokens, device_tokens FROM sessions").fetchall()
+    logged = {session: tuple(rest) for session, *rest in rows}
+    return [*_of_ended(logged, tally), *_of_others(logged, tally)]
+
+
+def _of_ended(logged: dict[str, tuple[object, ...]], tally: Tally) -> Iterator[str]:
+    for session, text in tally.texts.items():
+        row = logged.get(session)
+        if row is None:
+            if text.tokens:  # one that was cancelled before an edge took it leaves no row
+                yield f"{session} of {text.device} is not in the log; it has {text.tokens} tokens"
+            continue
+        expected = (text.device, text.reason, text.tokens, text.tokens)
+        if row != expected:
+            yield f"{session}: the log says {row}, its device {expected}"
+
+
+def _of_others(logged: dict[str, tuple[object, ...]], tally: Tally) -> Iterator[str]:
+    others: Counter[str] = Counter()
+    for session, (device, reason, *_) in logged.items():
+        if session in tally.texts:
+            continue
+        others[str(device)] += 1
+        if reason is None and tally.edge_kills and tally.killed[str(device)]:
+            continue
+        if reason not in _NOT_WHOLE:
+            yield f"{session} of {device} did not end at its device; the log says {reason}"
+    for device, number in others.items():
+        most = tally.failed[device] + tally.killed[device]
+        if number > most:
+            yield f"{device} has {number} sessions in the log that it does not know, and can have left {most}"

@@ -37,18 +37,7 @@ MEDIAN_S, P95_S = 2.0, 5.0  # what is promised
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What an outage came to. Seconds are counted from the broker's return.
-
-    Attributes:
-        outage_s: How long the broker was away.
-        silent: Whether its machine was silent, too.
-        p50_s: Median until a device has reached the broker's port.
-        p95_s: 95th percentile.
-        attempts_per_s: Of the fleet, towards the end of the outage.
-        peak_per_s: Most connects that have reached the broker within a second.
-        all_back_s: Until the last device is connected.
-        given_up: Connects that the broker took too long for.
-    """
+    """What an outage came to. Seconds are counted from the broker's return."""
 
     outage_s: float
     silent: bool

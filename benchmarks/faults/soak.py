@@ -18,9 +18,8 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.faults.agreement import disagreements
-from benchmarks.faults.fleet import EDGE, DisturbedFleet, Load
-from benchmarks.faults.kinds import FAULTS, Fault
+from benchmarks.faults.fleet import EDGE, DisturbedFleet, Load, disagreements
+from benchmarks.faults.moments import FAULTS, Fault
 from benchmarks.harness import Bench, Report, at_most, number_of, table
 from benchmarks.memory import slope_of
 from benchmarks.processes import BenchError
@@ -40,11 +39,7 @@ _DEVICES: Final = "devices"
 
 @dataclass(slots=True)
 class Memory:
-    """Resident memory of processes over time.
-
-    Attributes:
-        samples: By name: process id, seconds, megabytes.
-    """
+    """Resident memory of processes over time."""
 
     samples: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
 

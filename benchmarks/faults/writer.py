@@ -10,10 +10,10 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from benchmarks.client_process import Ending, Identity, tell
+from benchmarks.processes import Ending, Identity, tell
 from dssd.distribution import Dist
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.requests.generate import GenerateRequest, RequestContext
@@ -51,8 +51,7 @@ class Task:
         return cls(**{**fields, "identity": Identity(**fields["identity"])})
 
     def to_json(self) -> str:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps({**fields, "identity": self.identity.to_dict()})
+        return json.dumps(asdict(self))
 
 
 class _PacedDrafter(ScriptedDrafter):

@@ -2,20 +2,18 @@
 
 import contextlib
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from benchmarks.client_process import Identity
+from benchmarks.hostile.client import Place
 from benchmarks.hostile.honest import Language
 from benchmarks.hostile.meters import Throughput
-from benchmarks.hostile.place import Place
-from benchmarks.processes import BenchError, Cores, Program
+from benchmarks.processes import BenchError, Cores, Identity, Program, edge_settings
 from broker_config.processes import LocalBroker
 from broker_config.site import make_local_broker
 from fleet_admin.models.prompts import PROMPTS
@@ -29,13 +27,7 @@ _READY_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What the edge serves.
-
-    Attributes:
-        target: Folder of the target model; None for the scripted one.
-        vocabulary: A file with its vocabulary, of a draft model; None likewise.
-        dtype: Of the target's weights.
-    """
+    """What the edge serves."""
 
     target: Path | None
     vocabulary: Path | None
@@ -81,11 +73,7 @@ class Fleet:
         make_local_broker(self.home, fleet=FLEET, edges=(EDGE, SINK), devices=devices, port=8883)
 
     def record(self) -> None:
-        """Write the honest devices' texts once, without drafts, so that they can be replayed as drafts.
-
-        Raises:
-            BenchError: A device did not write them.
-        """
+        """Write the honest devices' texts once, without drafts, so that they can be replayed as drafts."""
         share = -(-len(PROMPTS) // len(self.honest))
         written: dict[int, list[int]] = {}
         with self._broker_and_edge() as (broker, edge, _), contextlib.ExitStack() as stack:
@@ -137,55 +125,39 @@ class Fleet:
                 mosquitto=broker,
             )
 
-    def identity(self, broker: LocalBroker, name: str) -> Identity:
-        """Return an identity at a broker that runs."""
-        files = broker.identity(name)
-        return Identity(
-            name, broker.host, broker.broker.port_of(name), str(files.ca), str(files.certificate), str(files.key)
-        )
-
     @contextlib.contextmanager
     def _broker_and_edge(self) -> Iterator[tuple[LocalBroker, Program, Path]]:
         self._runs += 1
-        database = self.folder / f"log-{self._runs}.sqlite3"
+        folder = self.folder / f"edge-{self._runs}"
+        folder.mkdir()
+        database = folder / "log.sqlite3"
         for kept in (self.home / "retained").glob("*"):
             kept.unlink()
         with LocalBroker(self.home, port=0) as broker:
             psutil.Process(_mosquitto(broker).pid).cpu_affinity(sorted(self.cores.others))
-            edge = self._edge(broker, database)
+            edge = self._edge(broker, folder)
             try:
                 edge.wait_for('"online"', timeout_s=_ONLINE_S)
                 yield broker, edge, database
             finally:
                 edge.end()
 
-    def _edge(self, broker: LocalBroker, database: Path) -> Program:
-        identity = self.identity(broker, EDGE)
-        config = self.folder / f"edge-{self._runs}.toml"
-        settings: dict[str, object] = {
-            "fleet": FLEET,
-            "edge": EDGE,
-            "db": f"sqlite:///{database}",
-            "spool": str(self.folder / f"spool-{self._runs}"),
-            "threads": len(self.cores.edge),
-        }
+    def _edge(self, broker: LocalBroker, folder: Path) -> Program:
+        settings: dict[str, object] = {"threads": len(self.cores.edge)}
+        quotas: list[str] = []
         if self.models.target is not None:
             settings |= {"target": str(self.models.target.resolve()), "dtype": self.models.dtype}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-        lines += ["", "[broker]"]
-        lines += [f"{key} = {json.dumps(_plain(value))}" for key, value in identity.settings().items()]
-        if self.models.target is None:
+        else:
             # A scripted target lets the honest devices write many times what a real one does.
-            lines += ["", "[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
-            lines += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
-        text = "\n".join(lines) + "\n"
-        tomllib.loads(text)
-        config.write_text(text, encoding="utf-8")
-        log = self.folder / f"edge-{self._runs}.log"
-        if self.models.target is None:
-            return Program("tests.support.scripted_edge_process", [str(config)], cores=self.cores.edge, log=log)
-        arguments = ["edge", "run", "--events", "--config", str(config)]
-        return Program("fleet_cli.main", arguments, cores=self.cores.edge, log=log)
+            quotas = ["[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
+            quotas += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
+        config = folder / "edge.toml"
+        content = edge_settings(Identity.at(broker, EDGE), fleet=FLEET, folder=folder, lines=quotas, **settings)
+        config.write_text(content, encoding="utf-8")
+        module, arguments = "tests.support.scripted_edge_process", [str(config)]
+        if self.models.target is not None:
+            module, arguments = "fleet_cli.main", ["edge", "run", "--events", "--config", str(config)]
+        return Program(module, arguments, cores=self.cores.edge, log=folder / "edge.log")
 
     def _place(self, broker: LocalBroker, *, context: int) -> Place:
         if self._language is None:
@@ -199,14 +171,14 @@ class Fleet:
             fingerprint=vocabulary.fingerprint.hex(),
             context=context,
             max_packet_bytes=broker.broker.max_packet_bytes,
-            identities=tuple(self.identity(broker, name) for name in self.hostile),
+            identities=tuple(Identity.at(broker, name) for name in self.hostile),
         )
 
     def _task(self, broker: LocalBroker, name: str, *, prompts: Sequence[int]) -> dict[str, Any]:
         return {
             "fleet": FLEET,
             "model": None if self.models.vocabulary is None else str(self.models.vocabulary),
-            "identity": self.identity(broker, name).to_dict(),
+            "identity": asdict(Identity.at(broker, name)),
             "prompts": [PROMPTS[each] for each in prompts],
             "seeds": [self.seed + each for each in prompts],
             "texts": [self.texts[each] for each in prompts] if self.texts else [],
@@ -217,10 +189,6 @@ class Fleet:
 def _note_text(written: dict[int, list[int]], remaining: Iterator[int], event: dict[str, Any]) -> None:
     if event.get("event") == "text":
         written[next(remaining)] = event["tokens"]
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _mosquitto(broker: LocalBroker) -> psutil.Process:

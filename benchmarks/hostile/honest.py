@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.client_process import Ending, Identity, tell
+from benchmarks.processes import Ending, Identity, tell
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import WordCodec

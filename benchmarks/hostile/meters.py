@@ -19,14 +19,7 @@ _USER, _SYSTEM = 11, 12  # fields of `stat` behind the name
 
 @dataclass(slots=True)
 class Throughput:
-    """Tokens that were committed, with the moment of each commit.
-
-    Attributes:
-        texts: Written to their end.
-        failed: Sentences of those that were not.
-        differing: Texts that came out otherwise than the record.
-        resumes: How often sessions were opened again.
-    """
+    """Tokens that were committed, with the moment of each commit."""
 
     texts: int = 0
     failed: list[str] = field(default_factory=list)
@@ -86,12 +79,7 @@ def _not_of(table: sa.Table, tables: Any, honest: Collection[str]) -> sa.Select[
 
 
 class ProcessMeter:
-    """Memory and processor time of a process, sampled on a thread. Use it as a context manager.
-
-    Args:
-        pid: Of the process.
-        clock: Monotonic seconds.
-    """
+    """Memory and processor time of a process, sampled on a thread. Use it as a context manager."""
 
     def __init__(self, pid: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._process = psutil.Process(pid)

@@ -14,20 +14,19 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
 
-from benchmarks.client_process import Identity
 from benchmarks.harness import Bench, Report, at_most, number_of, table, tls_broker
 from benchmarks.hostile.meters import thread_times_s
-from benchmarks.processes import BenchError, Cores, Program
-from broker_config.processes import LocalBroker, ThrowAwayBroker
+from benchmarks.processes import BenchError, Cores, Identity, Program, edge_settings
+from broker_config.processes import ThrowAwayBroker
 from schemas.codec import encode_draft
 from schemas.messages import Draft
 from schemas.topics import Topic, build, wildcard
-from tests.support.mqtt_packets import PacketType, connect_packet, publish_packet, split_packets, subscribe_packet
+from tests.support.mqtt_packets import publish_packet
 
 FLEET: Final = "home"
 EDGE, READER, DEVICE = "edge-1", "edge-reader", "device-1"
@@ -40,46 +39,7 @@ DRAFT: Final = encode_draft(
     Draft(handle=7, round=1, epoch=0, base=9, fix=1, tokens=(1, 2, 3, 4, 5), counts=(30_000,) * 5, digest=1)
 )
 CHUNK: Final = 1 << 16
-_HOST: Final = "127.0.0.1"
-_PATIENCE_S: Final = 10.0
-_KEEPALIVE_S: Final = 600
 _PAUSE_S: Final = 0.008  # as the link reads where most of what comes is dropped
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How a client gets to a broker."""
-
-    name: str
-    port: int
-    identity: Identity | None = None
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        identity = fields["identity"]
-        return cls(fields["name"], fields["port"], Identity(**identity) if identity else None)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def connect(self) -> socket.socket:
-        """Return a socket, plain or TLS, whose MQTT connection the broker has taken.
-
-        Raises:
-            BenchError: It has not.
-        """
-        sock = socket.create_connection((_HOST, self.port), timeout=_PATIENCE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        username = None
-        if self.identity is None:
-            username = self.name
-        else:
-            sock = self.identity.tls_context().wrap_socket(sock, server_hostname=_HOST)
-        sock.sendall(connect_packet(self.name, keepalive_s=_KEEPALIVE_S, username=username))
-        answer = next(split_packets(bytearray(sock.recv(CHUNK))), None)
-        if answer is None or answer.kind != PacketType.CONNACK or answer.reason:
-            raise BenchError(f"The broker does not take {self.name}.")
-        return sock
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -105,17 +65,17 @@ def run(bench: Bench) -> Report:
 def _measure(bench: Bench, broker: ThrowAwayBroker, *, tls: bool) -> Iterator[dict[str, Any]]:
     rate, seconds, cores, folder = bench.options.rate, bench.options.seconds, bench.cores, bench.new_folder()
     with contextlib.ExitStack() as stack:
-        device = _access(broker, DEVICE)
+        device = Identity.at(broker, DEVICE)
         to_reader = publish_packet(build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=READER), DRAFT, qos=0)
         reader = Program("benchmarks.hostile.quarantine", cores=cores.edge, log=folder / "reader.log")
         stack.callback(reader.end)
         reader_filter = wildcard(Topic.DRAFT, fleet=FLEET, edge=READER)
-        reader.tell(json.dumps({"access": _access(broker, READER).to_dict(), "filter": reader_filter}))
+        reader.tell(json.dumps({"reader": asdict(Identity.at(broker, READER)), "filter": reader_filter}))
         reader.wait_for("reading", timeout_s=ONLINE_S)
         with _Flood(device, to_reader, rate=rate):
             bare = _share(reader.pid, seconds)
         reader.end()
-        edge = _edge(_access(broker, EDGE), folder, cores)
+        edge = _edge(Identity.at(broker, EDGE), folder, cores)
         stack.callback(edge.end)
         edge.wait_for('"online"', timeout_s=ONLINE_S)
         time.sleep(SETTLE_S)
@@ -140,41 +100,19 @@ def _share(pid: int, seconds: float) -> float:
     return (sum(thread_times_s(pid).values()) - before) / (time.monotonic() - began)
 
 
-def _access(broker: ThrowAwayBroker, name: str) -> Access:
-    port = broker.broker.port_of(name)
-    if not isinstance(broker, LocalBroker):
-        return Access(name, port)
-    files = broker.identity(name)
-    identity = Identity(name, broker.host, port, str(files.ca), str(files.certificate), str(files.key))
-    return Access(name, port, identity)
-
-
-def _edge(access: Access, folder: Path, cores: Cores) -> Program:
-    settings = {"host": "127.0.0.1", "port": access.port}
-    if access.identity is not None:
-        settings |= {key: str(value) for key, value in access.identity.settings().items() if key != "port"}
-    lines = [
-        f'fleet = "{FLEET}"',
-        f'edge = "{EDGE}"',
-        f'db = "sqlite:///{folder}/log.sqlite3"',
-        f'spool = "{folder}/spool"',
-        "[fence]",
-        "strikes = 50",
-        f"first_s = {FENCE_S}",
-        "[broker]",
-        *(f"{key} = {json.dumps(value)}" for key, value in settings.items()),
-    ]
+def _edge(identity: Identity, folder: Path, cores: Cores) -> Program:
     config = folder / "edge.toml"
-    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fence = ("[fence]", "strikes = 50", f"first_s = {FENCE_S}")
+    config.write_text(edge_settings(identity, fleet=FLEET, folder=folder, lines=fence), encoding="utf-8")
     return Program("tests.support.scripted_edge_process", [str(config)], cores=cores.edge, log=folder / "edge.log")
 
 
 class _Flood:
     """One device that sends the same packet at a rate, on a thread. A context manager."""
 
-    def __init__(self, access: Access, packet: bytes, *, rate: float) -> None:
+    def __init__(self, device: Identity, packet: bytes, *, rate: float) -> None:
         self.sent = 0
-        self._sock = access.connect()
+        self._sock = device.connect().socket
         self._packet = packet
         self._rate = rate
         self._stopping = threading.Event()
@@ -216,9 +154,9 @@ def drain(sock: socket.socket) -> int:
 def main() -> None:
     """Be the bare reader: take what a broker sends, look at none of it, until SIGTERM."""
     task = json.loads(sys.stdin.readline())
-    sock = Access.from_dict(task["access"]).connect()
-    sock.sendall(subscribe_packet([task["filter"]], qos=0))
-    sock.recv(CHUNK)
+    client = Identity(**task["reader"]).connect()
+    client.subscribe(task["filter"], qos=0)
+    sock = client.socket
     print("reading", flush=True)
     sock.setblocking(False)  # noqa: FBT003 - the standard library's
     while True:

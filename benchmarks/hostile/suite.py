@@ -8,17 +8,304 @@ after it. Takes 40 minutes for all attacks.
 """
 
 import argparse
+import json
 import resource
-from collections.abc import Iterator
-from dataclasses import asdict
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import Bench, Report, number_of, say, table
-from benchmarks.hostile.attacks.registry import ATTACKS
-from benchmarks.hostile.experiment import Experiment, Result, Timing
-from benchmarks.hostile.fleet import Fleet, Models
-from benchmarks.processes import Cores, on_cores
+from benchmarks.hostile.attacks import ATTACKS, Attack
+from benchmarks.hostile.client import PATIENCE_S, HostileClient, Place, wait_for_answer
+from benchmarks.hostile.fleet import Fleet, Models, Running
+from benchmarks.hostile.meters import ProcessMeter, rows_beside
+from benchmarks.processes import BenchError, Cores, Identity, Program, on_cores
+from schemas.policy import Grammar
+from schemas.topics import Topic, wildcard
+
+_READY_S: Final = 30.0
+_ROWS_S: Final = 2.0  # until what was logged last is in the database
+_FIRST_NEWCOMER_S: Final = 2.0
+_EVERY_NEWCOMER_S: Final = 5.0
+_BACK_S: Final = 2.0  # from the end of an attack by requests to what honest devices get after it
+_CODES_SLOWED: Final = ("over-quota", "busy")
+_CODE_FENCED: Final = "fenced"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long each part of an experiment lasts, in seconds."""
+
+    warm_up: float = 4.0
+    baseline: float = 10.0
+    control: float = 10.0
+    attack: float = 20.0
+    recovery: float = 5.0
+    after: float = 10.0
+
+
+@dataclass(slots=True)
+class Result:
+    """What an attack has come to.
+
+    Attributes:
+        name: The attack's.
+        baseline: Tokens a second of all honest devices without an attack.
+        honest_control: Share of it that they keep while the same is sent where no edge reads it; None without control.
+        honest_during: Share that they keep during the attack.
+        honest_during_of_control: The same as a share of what the control leaves.
+        honest_after: Share that they have after it.
+        edge_rss_mb: Greatest resident memory of the edge during and after the attack, less that before.
+        broker_rss_mb: Likewise, of the broker.
+        rows: Database rows in the attack's first minute and of one hostile device, those of honest work left out.
+            What an attack of less than a minute leaves out is what it would have added at its second half's rate.
+        fresh_device_s: Longest that a device which came during the attack waited for the answer to its Open.
+        edge_died: Whether the edge has ended.
+        broker_died: Whether the broker has.
+        slowed: Whether the attacker was refused as over its quota, or because the edge is busy.
+        fenced: Whether it was quarantined.
+        kicked: Connections of the attacker that the broker has ended, by reason.
+        cpu: Share of a core, by who took it, during the attack; `control_…` during the control.
+        attacker: The attacker's own account.
+        newcomers_s: What each fresh device waited.
+        failed_texts: Sentences of honest devices whose texts failed.
+        differing_texts: Texts of honest devices that came out otherwise than without an attack.
+        log_lines: Lines that the edge has logged during the attack and after it.
+    """
+
+    name: str
+    baseline: float = 0.0
+    honest_control: float | None = None
+    honest_during: float = 0.0
+    honest_during_of_control: float | None = None
+    honest_after: float = 0.0
+    edge_rss_mb: float = 0.0
+    broker_rss_mb: float = 0.0
+    rows: float = 0.0
+    fresh_device_s: float = 0.0
+    edge_died: bool = False
+    broker_died: bool = False
+    slowed: bool = False
+    fenced: bool = False
+    kicked: dict[str, int] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+    attacker: dict[str, Any] = field(default_factory=dict)
+    newcomers_s: list[float] = field(default_factory=list)
+    failed_texts: list[str] = field(default_factory=list)
+    differing_texts: int = 0
+    log_lines: int = 0
+
+
+@dataclass(slots=True)
+class Experiment:
+    """Runs one attack."""
+
+    fleet: Fleet
+    attack: Attack
+    timing: Timing
+    seed: int
+    with_control: bool = True
+
+    def run(self) -> Result:
+        """Run it."""
+        result = Result(self.attack.name)
+        with (
+            self.fleet.running() as running,
+            ProcessMeter(running.edge.pid) as edge,
+            ProcessMeter(running.broker.pid) as broker,
+        ):
+            self._await_tokens(running)
+            windows = [self._measure(self.timing.baseline)]
+            control: tuple[float, float] | None = None
+            if self.with_control and self.attack.control:
+                control = self._control(running, edge, broker, result)
+                if self.attack.has_plain:
+                    time.sleep(self.timing.recovery)
+                windows.append(self._measure(self.timing.baseline))
+            rates = [running.honest.rate(*window) for window in windows]
+            result.baseline = sum(rates) / len(rates)
+            if result.baseline <= 0:
+                raise BenchError(f"The honest devices write nothing before {self.attack.name}; see the edge's log.")
+            if control is not None:
+                result.honest_control = running.honest.rate(*control) / result.baseline
+            self._attack(running, edge, broker, result)
+            if result.honest_control:
+                result.honest_during_of_control = result.honest_during / result.honest_control
+        return result
+
+    def _await_tokens(self, running: Running) -> None:
+        began = time.monotonic()
+        while not running.honest.count(began):
+            if time.monotonic() - began > _READY_S:
+                raise BenchError("The honest devices write nothing; see the logs in the benchmark's folder.")
+            time.sleep(0.1)
+        time.sleep(self.timing.warm_up)
+
+    @staticmethod
+    def _measure(seconds: float) -> tuple[float, float]:
+        began = time.monotonic()
+        time.sleep(seconds)
+        return began, time.monotonic()
+
+    def _control(
+        self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: Result
+    ) -> tuple[float, float]:
+        plain = self.attack.has_plain
+        with nullcontext() if plain else _Sink(running):
+            place = running.place if plain else running.place.as_control()
+            attacker = self._attacker(place, self.timing.control + PATIENCE_S, *["--plain"] * plain)
+            attacker.tell("go")
+            window = self._measure(self.timing.control)
+            account = _account(attacker.end())
+        result.cpu |= {
+            "control_attacker": account.get("cpu", 0.0),
+            "control_broker": broker.cpu(*window),
+            "control_edge": edge.cpu(*window),
+        }
+        result.attacker["control"] = account
+        return window
+
+    def _attack(self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: Result) -> None:
+        timing, honest = self.timing, running.honest
+        known = [*self.fleet.honest, *self.fleet.fresh]
+        rows, lines = rows_beside(running.database, known), _lines(running.edge)
+        failed, differing = len(honest.failed), honest.differing
+        attacker = self._attacker(running.place, timing.attack + PATIENCE_S)
+        before = time.monotonic()
+        newcomers = _Newcomers(self.fleet, running, self.attack.newcomer)
+        attacker.tell("go")
+        began = time.monotonic()
+        with newcomers:
+            time.sleep(timing.attack / 2.0)
+            at_half = rows_beside(running.database, known) - rows
+            time.sleep(max(0.0, began + timing.attack - time.monotonic()))
+            end = time.monotonic()
+            newcomers.ask_to_end()
+            newcomers.wait()
+            account = _account(attacker.end())
+        time.sleep(timing.recovery if not self.attack.has_plain else _BACK_S)
+        after = self._measure(timing.after)
+        time.sleep(_ROWS_S)
+        added = rows_beside(running.database, known) - rows
+        result.honest_during = honest.rate(began, end) / result.baseline
+        result.honest_after = honest.rate(*after) / result.baseline
+        result.edge_rss_mb = edge.memory_mb(began, after[1]) - edge.memory_mb(before - 1.0, before)
+        result.broker_rss_mb = broker.memory_mb(began, after[1]) - broker.memory_mb(before - 1.0, before)
+        result.rows = _first_minute(at_half, added, timing.attack) / self.attack.devices
+        result.newcomers_s = newcomers.waited_s
+        result.fresh_device_s = max(newcomers.waited_s, default=PATIENCE_S)
+        result.edge_died, result.broker_died = not running.edge.lives, not running.mosquitto.running
+        result.failed_texts = honest.failed[failed:]
+        result.differing_texts = honest.differing - differing
+        result.log_lines = _lines(running.edge) - lines
+        answers = account.get("answers", {})
+        result.slowed = any(code in answers for code in _CODES_SLOWED)
+        result.fenced = _CODE_FENCED in answers
+        result.kicked = account.get("kicked", {})
+        result.cpu |= {
+            "attacker": account.get("cpu", 0.0),
+            "broker": broker.cpu(began, end),
+            "edge": edge.cpu(began, end),
+            "edge_before": edge.cpu(before - timing.baseline, before),
+            "edge_after": edge.cpu(*after),
+        }
+        result.attacker |= account
+
+    def _attacker(self, place: Place, seconds: float, *more: str) -> Program:
+        log = self.fleet.folder / f"attacker-{self.attack.name}.log"
+        arguments = [self.attack.name, "--seconds", str(seconds), "--seed", str(self.seed), *more]
+        attacker = Program("benchmarks.hostile.attacks", arguments, cores=self.fleet.cores.others, log=log)
+        attacker.tell(place.to_json())
+        try:
+            attacker.wait_for("ready", timeout_s=_READY_S)
+        except BenchError:
+            attacker.end()
+            raise
+        return attacker
+
+
+class _Sink:
+    """An edge that takes drafts and does nothing, in the benchmark's own process. A context manager."""
+
+    def __init__(self, running: Running) -> None:
+        place = running.place
+        self._client = HostileClient(Identity.at(running.mosquitto, place.sink))
+        topic = wildcard(Topic.DRAFT, fleet=place.fleet, edge=place.sink)
+        self._client.on_connect = lambda: self._client.subscribe([topic])
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="sink", daemon=True)
+
+    def __enter__(self) -> None:
+        self._client.connect()
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._client.abort()
+
+    def _read(self) -> None:
+        while not self._stopping.is_set():
+            self._client.pump(0.05)
+
+
+class _Newcomers:
+    """Fresh devices that come one after the other while the attack lasts. A context manager."""
+
+    def __init__(self, fleet: Fleet, running: Running, grammar: Grammar | None) -> None:
+        self.waited_s: list[float] = []
+        self._grammar = grammar
+        self._place = running.place
+        self._identities = [Identity.at(running.mosquitto, name) for name in fleet.fresh]
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._come, name="newcomers", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.ask_to_end()
+        self.wait()
+
+    def ask_to_end(self) -> None:
+        self._stopping.set()
+
+    def wait(self) -> None:
+        """Wait for the one that has come."""
+        self._thread.join()
+
+    def _come(self) -> None:
+        self._stopping.wait(_FIRST_NEWCOMER_S)
+        for identity in self._identities:
+            self.waited_s.append(wait_for_answer(self._place, identity, grammar=self._grammar))
+            if self._stopping.wait(_EVERY_NEWCOMER_S):
+                return
+
+
+def _first_minute(at_half: int, at_end: int, seconds: float) -> float:
+    """Return the rows of an attack's first minute: bursts as they were, what is steady as it would have gone on."""
+    if seconds >= 60.0:
+        return at_end * 60.0 / seconds
+    return at_end + (at_end - at_half) * (60.0 - seconds) / (seconds / 2.0)
+
+
+def _account(lines: Sequence[str]) -> dict[str, Any]:
+    """Return what the attacker's last line says; nothing if it was killed."""
+    for line in reversed(lines):
+        if line.startswith("{"):
+            account: dict[str, Any] = json.loads(line)
+            return account
+    return {}
+
+
+def _lines(edge: Program) -> int:
+    with edge.log.open("rb") as log:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: log.read(1 << 20), b""))
+
 
 _FRESH: Final = 6
 _DEVICES: Final = max(attack.devices for attack in ATTACKS.values())
@@ -90,7 +377,7 @@ def run(bench: Bench) -> Report:
 def wrong_with(result: Result) -> Iterator[str]:
     """Yield what has not held out as it should."""
     during = max(result.honest_during, result.honest_during_of_control or 0.0)
-    least = _LEAST_DURING if ATTACKS[result.name].plain is None else _LEAST_OF_PLAIN
+    least = _LEAST_DURING if not ATTACKS[result.name].has_plain else _LEAST_OF_PLAIN
     if during < least:
         yield f"honest devices kept {during:.2f} of their pace ({least} wanted)"
     if result.honest_after < _LEAST_AFTER:

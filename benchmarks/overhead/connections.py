@@ -59,11 +59,7 @@ class Pair:
         self._edge.stop()
 
     def rounds(self, number: int) -> list[float]:
-        """Return the milliseconds of each of some rounds.
-
-        Raises:
-            TimeoutError: A verdict did not come.
-        """
+        """Return the milliseconds of each of some rounds."""
         times_ms = []
         for _ in range(number):
             began = time.perf_counter()

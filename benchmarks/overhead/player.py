@@ -6,31 +6,121 @@ accepted when the session was recorded.
 
 import os
 import selectors
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
-from benchmarks.overhead.played import PlayedSession
+import cbor2
+
 from benchmarks.processes import BenchError
-from schemas.codec import decode_reply
+from fleet_common.mqtt.link import Message
+from fleet_device.client.agent import Agent
+from fleet_device.drafters.without_model import ScriptedDrafter
+from fleet_device.pacing.contract import FixedPacing
+from fleet_device.requests.generate import GenerateRequest
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from schemas.codec import decode_close, decode_open, decode_reply, decode_verdict, encode_close, encode_open
 from schemas.messages import Closed, Opened
-from schemas.topics import Topic, build
-from tests.support.mqtt_packets import (
-    IncomingPacket,
-    PacketType,
-    connect_packet,
-    puback_packet,
-    publish_packet,
-    split_packets,
-    subscribe_packet,
-)
+from schemas.policy import Mode, SamplingPolicy
+from schemas.topics import Topic, build, wildcard
+from tests.support.edge_thread import NO_QUOTAS, edge_thread
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
+from tests.support.mqtt_packets import PacketType, publish_packet
+from tests.support.raw_client import RawClient
+from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
 
-_CHUNK: Final = 1 << 16
-_CONNECT_S: Final = 10.0
+DRAFT: Final = 4
+"""Tokens of a draft."""
+
+_FLEET, _EDGE, _DEVICE = "played", "edge-1", "device-1"
+_HANDLE: Final = 40_000  # three bytes of CBOR behind the array's head
+_BEHIND_HANDLE: Final = 4
+_PROMPT_TOKENS: Final = 24
+_START_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedSession:
+    """A session's messages."""
+
+    open: bytes
+    drafts: tuple[bytes, ...]
+    verdicts: tuple[tuple[int, int], ...]
+    close: bytes
+
+    def draft(self, number: int, handle: int) -> bytes:
+        """Return a draft with the handle that an edge has given."""
+        payload = self.drafts[number]
+        return payload[:1] + cbor2.dumps(handle) + payload[1:]
+
+    def verdict(self, number: int, handle: int) -> bytes:
+        """Return how the verdict on a draft must begin, behind the head of its array."""
+        round_, accepted = self.verdicts[number]
+        return cbor2.dumps(handle) + cbor2.dumps(round_) + cbor2.dumps(accepted)
+
+    def opening(self, session: bytes) -> bytes:
+        """Return the Open of a session of another name."""
+        return encode_open(decode_open(self.open).model_copy(update={"session": session}))
+
+    def closing(self, session: bytes, handle: int, edge: str) -> bytes:
+        update = {"session": session, "handle": handle, "edge": edge}
+        return encode_close(decode_close(self.close).model_copy(update=update))
+
+
+def play(count: int, *, mode: Mode, tokens: int, first_seed: int = 0) -> list[PlayedSession]:
+    """Have a real device write some texts of the scripted language, and return what it has sent."""
+    broker = MemoryBroker()
+    sent: list[tuple[str, bytes]] = []
+    listener = MemoryLink(broker, "listener")
+
+    def keep(message: Message) -> None:
+        sent.append((message.topic, message.payload))
+
+    for topic in (Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.VERDICT):
+        listener.subscribe(wildcard(topic, fleet=_FLEET), keep)
+    verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT)
+    settings = EdgeSettings(fleet=_FLEET, edge=_EDGE, quotas=NO_QUOTAS)
+    link: Any = MemoryLink(broker, _DEVICE)
+    agent = Agent(
+        link, _FLEET, _DEVICE, ScriptedDrafter(draft_language(), LANGUAGE.words), FixedPacing(DRAFT), time.monotonic
+    )
+    agent.attach()
+    sessions = []
+    with (
+        broker.running(),
+        edge_thread(settings, verifier, link=MemoryLink(broker, _EDGE), first_handle=_HANDLE),
+    ):
+        listener.start(timeout_s=_START_S)
+        link.start(timeout_s=_START_S)
+        for seed in range(first_seed, first_seed + count):
+            sent.clear()
+            policy = SamplingPolicy(mode=mode, temperature=0.7, top_k=50, top_p=0.95, seed=seed)
+            prompt = tuple((seed * 31 + place) % LANGUAGE.size for place in range(_PROMPT_TOKENS))
+            agent.generate(GenerateRequest(prompt, policy=policy, max_new_tokens=tokens))
+            sessions.append(_session(sent))
+    return sessions
+
+
+def _session(sent: list[tuple[str, bytes]]) -> PlayedSession:
+    by_topic: dict[str, list[bytes]] = {name: [] for name in ("open", "draft", "close", "verdict")}
+    for topic, payload in sent:
+        name = next(name for name in by_topic if f"/{name}" in topic)
+        if payload not in by_topic[name]:
+            by_topic[name].append(payload)
+    verdicts = sorted((decode_verdict(payload) for payload in by_topic["verdict"]), key=lambda each: each.round)
+    return PlayedSession(
+        by_topic["open"][0],
+        tuple(payload[:1] + payload[_BEHIND_HANDLE:] for payload in by_topic["draft"]),
+        tuple((verdict.round, verdict.accepted) for verdict in verdicts),
+        by_topic["close"][0],
+    )
+
+
 _EXPIRY_S: Final = 30
 _SILENCE_S: Final = 10.0
 _ECHO_BYTES: Final = 29
@@ -39,12 +129,7 @@ _ECHO_BYTES: Final = 29
 
 @dataclass(slots=True)
 class Tally:
-    """What was answered.
-
-    Attributes:
-        times_s: From sending a draft to its answer, in order.
-        wrong: Verdicts that were not the recorded ones.
-    """
+    """What was answered."""
 
     times_s: list[float] = field(default_factory=list)
     wrong: int = 0
@@ -59,15 +144,10 @@ class Connection:
         self._draft_topic = build(Topic.DRAFT, fleet=fleet, device=name, edge=edge)
         self._topics = {topic: build(topic, fleet=fleet, device=name) for topic in (Topic.OPEN, Topic.CLOSE)}
         self._aliased = False
-        self._in = bytearray()
         self._sent_at = 0.0
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=_CONNECT_S)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(connect_packet(name, username=name))
-        self._await(PacketType.CONNACK)
-        answers = [build(topic, fleet=fleet, device=name) for topic in (Topic.SESSION, Topic.VERDICT)]
-        self.socket.sendall(subscribe_packet(answers))
-        self._await(PacketType.SUBACK)
+        self._client = RawClient(port, None, name, receive_buffer=None)
+        self.socket = self._client.socket
+        self._client.subscribe(*(build(topic, fleet=fleet, device=name) for topic in (Topic.SESSION, Topic.VERDICT)))
 
     def begin(self) -> None:
         raise NotImplementedError
@@ -76,12 +156,9 @@ class Connection:
         raise NotImplementedError
 
     def read(self) -> None:
-        self._in += self.socket.recv(_CHUNK)
-        for packet in split_packets(self._in):
+        for packet in self._client.read():
             if packet.kind == PacketType.PUBLISH:
-                topic, identifier, payload = packet.publish()
-                if identifier is not None:
-                    self.socket.sendall(puback_packet(identifier))
+                topic, _, payload = packet.publish()
                 self.answered(topic, payload)
 
     def send_draft(self, payload: bytes) -> None:
@@ -89,23 +166,13 @@ class Connection:
         topic = "" if self._aliased else self._draft_topic
         self._aliased = True
         self._sent_at = time.perf_counter()
-        self.socket.sendall(publish_packet(topic, payload, alias=1, expiry_s=_EXPIRY_S))
+        self._client.send(publish_packet(topic, payload, alias=1, expiry_s=_EXPIRY_S))
 
     def send(self, topic: Topic, payload: bytes) -> None:
-        self.socket.sendall(publish_packet(self._topics[topic], payload))
+        self._client.send(publish_packet(self._topics[topic], payload))
 
     def note(self) -> None:
         self.tally.times_s.append(time.perf_counter() - self._sent_at)
-
-    def _await(self, kind: int) -> IncomingPacket:
-        while True:
-            for packet in split_packets(self._in):
-                if packet.kind == kind:
-                    return packet
-            chunk = self.socket.recv(_CHUNK)
-            if not chunk:
-                raise BenchError("The broker has hung up on a device of the benchmark.")
-            self._in += chunk
 
 
 class Echoed(Connection):
@@ -189,11 +256,7 @@ class Player(AbstractContextManager["Player"]):
             connection.socket.close()
 
     def until(self, done: Callable[[], bool]) -> None:
-        """Serve them until something is so.
-
-        Raises:
-            BenchError: Nothing has come for long.
-        """
+        """Serve them until something is so."""
         while not done():
             ready = self._selector.select(_SILENCE_S)
             if not ready:

@@ -19,8 +19,7 @@ import psutil
 from benchmarks.fleet_load import FleetLoad
 from benchmarks.harness import Bench, Goal, Report, at_least, at_most, cpu_s, number_of, say, table
 from benchmarks.metered_edge import metered_edge
-from benchmarks.overhead.played import PlayedSession, play
-from benchmarks.overhead.player import Connection, Echoed, Played, Player, Tally
+from benchmarks.overhead.player import Connection, Echoed, Played, PlayedSession, Player, Tally, play
 from benchmarks.processes import Program
 from benchmarks.recordings import record_laws
 from fleet_admin.models.prompts import built_in, some

@@ -5,11 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.engines.rows import spreads
-from benchmarks.engines.stepping import by_turns
-from fleet_edge.verifiers.scripted import ScriptedVerifier
-from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
-from tests.support.markov import MarkovScript
+from benchmarks.engines.steps import by_turns
+from tests.fleet_edge.verifiers.oracle import tiny_folder, tiny_target_gguf
 
 
 def test_all_are_measured_by_turns_the_first_does_not_count_and_the_fastest_raw_one_does() -> None:
@@ -33,21 +30,8 @@ def test_every_engine_has_its_rows_beside_the_raw_engine(tmp_path: Path) -> None
         tiny_target_gguf(tmp_path / name)
     sizes = ["--sequences", "1", "3", "--tokens", "1", "4", "--contexts", "40"]
     report = tmp_path / "report.json"
-    assert main(
-        [
-            "engines",
-            "steps",
-            "--models",
-            str(tmp_path),
-            *sizes,
-            "--seconds",
-            "0.01",
-            "--threads",
-            "1",
-            "--json",
-            str(report),
-        ]
-    ) in {0, 1}
+    options = ["--models", str(tmp_path), *sizes, "--seconds", "0.01", "--threads", "1", "--json", str(report)]
+    assert main(["engines", "steps", *options]) in {0, 1}
     found = json.loads(report.read_text())
     assert {"commit", "versions", "machine", "at"} <= set(found)
     kinds = {(row["engine"], row["dtype"]) for row in found["rows"]}
@@ -62,19 +46,3 @@ def test_every_engine_has_its_rows_beside_the_raw_engine(tmp_path: Path) -> None
 def test_models_that_are_not_there_are_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["engines", "steps", "--models", str(tmp_path), "--engines", "llama_cpp:Q8_0", "--quick"]) == 2
     assert "target-Q8_0.gguf" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_how_far_rows_move_is_told_and_a_verifier_whose_rows_stay_is_told_as_such(tmp_path: Path) -> None:
-    tiny_target_gguf(tmp_path / "target-Q8_0.gguf")
-    report = tmp_path / "report.json"
-    options = ["engines", "rows", "--models", str(tmp_path), "--engines", "llama_cpp:Q8_0", "--threads", "1"]
-    assert main([*options, "--json", str(report)]) == 0
-    for row in json.loads(report.read_text())["rows"]:
-        assert 0 <= row["same"] <= row["rows"] == 45
-        assert 0 <= row["logit"] < 0.1
-        assert 0 <= row["variation"] < 0.1
-    script = MarkovScript(size=VOCABULARY, seed=3, period=5)
-    scripted = ScriptedVerifier(script, WORDS, context=CONTEXT, budget_tokens=1 << 16)
-    assert {(each.same, each.logit, each.variation) for each in spreads(scripted)} == {(45, 0.0, 0.0)}
-    assert scripted.capacity() == 1 << 16

@@ -10,7 +10,6 @@ from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
 
 
 def own_text(seed: int, tokens: int) -> list[int]:
-    """Return what the toy target writes in coupled mode."""
     text: list[int] = []
     script = ToyPair.standard().target
     while len(text) < tokens and not (text and text[-1] in END_TOKENS):

@@ -3,8 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from benchmarks.administration.filling import Scale, fill
-from benchmarks.administration.questions import questions
+from benchmarks.administration.log import Scale, fill, questions
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import open_store
 
@@ -22,7 +21,9 @@ def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_filled_log_ends_now(log: SessionLog) -> None:
-    assert log.latest() <= NOW + timedelta(minutes=1)
+    latest = log.latest()
+    assert latest is not None
+    assert latest <= NOW + timedelta(minutes=1)
     assert sum(tally.sessions for tally in log.stats(since=NOW - timedelta(days=1)).values()) > 100
     assert sum(tally.sessions for tally in log.stats().values()) == 300
 

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.remote.checks import Job, check_greedy, check_repeats, check_sampled
-from benchmarks.remote.oracle import Oracle
-from benchmarks.remote.suite import time_steps
+from benchmarks.remote import Job, Oracle, check_greedy, check_repeats, check_sampled, time_steps
 from dssd.distribution import shape
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.scripted import ScriptedVerifier

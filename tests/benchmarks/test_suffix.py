@@ -2,8 +2,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.applications.reports import QUESTIONS, report_prompt
-from benchmarks.applications.suffix import ratio
+from benchmarks.applications.suffix import QUESTIONS, ratio, report_prompt
 
 
 def written(way: str, number: int, seconds: float) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.exactness import FLEET, LENGTH, law
+from benchmarks.exactness.cases import LENGTH, law
+from benchmarks.exactness.system import FLEET
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.downlink import FormName

@@ -100,7 +100,6 @@ def cross_frames(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def _changed(value: Any, rng: random.Random, *, binary: bool = True, depth: int = 0) -> Any:
-    """Return a value with something in it changed."""
     if depth < 8 and rng.random() < 0.85:
         if isinstance(value, list) and value:
             return _changed_list(value, rng, binary=binary, depth=depth)
@@ -173,7 +172,6 @@ def _changed_tag(tag: cbor2.CBORTag, rng: random.Random) -> cbor2.CBORTag:
 
 
 def _fresh(rng: random.Random, *, binary: bool = True) -> Any:
-    """Return a value of any kind."""
     return rng.choice(_BINARY if binary else _PLAIN)(rng)
 
 

@@ -556,7 +556,6 @@ class ProtocolModel(RuleBasedStateMachine):
                 self.broker.arrive(before)
 
     def _idle(self) -> list[ModelDevice]:
-        """Return the devices that might write."""
         return [device for device in self.devices if device.text is None or device.text.over]
 
 

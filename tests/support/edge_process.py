@@ -12,6 +12,7 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
 from tests.support.edge_thread import NO_QUOTAS
 
+_DRAIN_S = 20.0
 _STOP_S = 60.0
 
 
@@ -23,19 +24,7 @@ def quota_variables() -> dict[str, str]:
 
 @contextmanager
 def edge_process(arguments: Sequence[str], *, quotas: bool = False) -> Iterator["subprocess.Popen[str]"]:
-    """Run `fleet edge run` with the arguments; on entry it is online, on exit it has ended.
-
-    Args:
-        arguments: Its command line.
-        quotas: Whether devices have those of the settings. A benchmark's few devices write what a fleet does, and with
-            quotas it would measure these.
-
-    Yields:
-        The process, for whoever ends it otherwise than by SIGTERM.
-
-    Raises:
-        VerifierError: The edge did not start; its own sentence.
-    """
+    """Run `fleet edge run` with the arguments; on entry it is online, on exit it has ended."""
     command = [sys.executable, "-m", "fleet_cli.main", "edge", "run", "--events", *arguments]
     environment = os.environ | ({} if quotas else quota_variables())
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -51,30 +40,18 @@ def edge_process(arguments: Sequence[str], *, quotas: bool = False) -> Iterator[
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=_STOP_S)
+        try:
+            process.communicate(timeout=_DRAIN_S)
+        except subprocess.TimeoutExpired:  # it waits for a session whose Close was lost with its device's line
+            process.terminate()
+            process.communicate(timeout=_STOP_S)
 
 
 @contextmanager
 def real_edge(
     port: int, *, fleet: str, models: Path, folder: Path, dtype: str, threads: int = 0, log: str = "log"
 ) -> Iterator[Path]:
-    """Run an edge over a prepared target.
-
-    Args:
-        port: The broker's, on loopback.
-        fleet: Topic level.
-        models: Folder of a prepared family; its `target` is served.
-        folder: For the session log and the spool.
-        dtype: Of the target's weights.
-        threads: Of torch; 0 leaves it to torch.
-        log: Name of the session log.
-
-    Yields:
-        The session log's file (SQLite); complete when the edge has ended.
-
-    Raises:
-        VerifierError: The edge did not start.
-    """
+    """Run an edge over a prepared target."""
     database = folder / f"{log}.sqlite3"
     arguments = [
         "--fleet", fleet, "--port", str(port), "--target", str(models / "target"), "--engine", "torch",

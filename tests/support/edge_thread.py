@@ -49,14 +49,7 @@ class NoLog:
 def edge_thread(
     settings: EdgeSettings, verifier: Verifier, *, link: Link | None = None, first_handle: int | None = None
 ) -> Iterator[None]:
-    """Serve a fleet while the context lasts; on entry the edge takes sessions.
-
-    Args:
-        settings: The edge's.
-        verifier: Of the target.
-        link: To the broker; by default as the settings say.
-        first_handle: Of the first session; random by default, as in service.
-    """
+    """Serve a fleet while the context lasts; on entry the edge takes sessions."""
     if link is None:
         link = PahoLink(settings.broker.link(settings.fleet, settings.edge, will=None))
     orchestrator = assemble(

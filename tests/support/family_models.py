@@ -16,22 +16,7 @@ from tests.support.tiny_gguf import CHAT_TEMPLATE, END, Row, tiny_rows
 
 @dataclass(frozen=True)
 class Family:
-    """A model as published.
-
-    Attributes:
-        architecture: In llama.cpp's words.
-        model_type: In transformers' words.
-        layers: Number of layers.
-        width: Numbers of a hidden state.
-        heads: Of queries.
-        kv_heads: Of keys and values.
-        dim: Of a head, where it is not width / heads.
-        context: Tokens.
-        window: Tokens that some layers look back.
-        tied: Whether the embeddings are the head's weights too.
-        kv_bytes: Of a token's keys and values in float16, by hand.
-        config: Fields of config.json beside those that follow.
-    """
+    """A model as published."""
 
     architecture: str
     model_type: str

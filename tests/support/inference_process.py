@@ -23,12 +23,7 @@ _STOP_S: Final = 20.0
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
-    """A server that runs.
-
-    Attributes:
-        process: For whoever kills or stops it.
-        url: Its address.
-    """
+    """A server that runs."""
 
     process: "subprocess.Popen[str]"
     url: str
@@ -46,12 +41,7 @@ class ServerProcess:
 
 @contextmanager
 def inference_process(api: str, *, port: int = 0) -> Iterator[ServerProcess]:
-    """Run a server; on entry it listens, on exit it has ended.
-
-    Args:
-        api: `vllm` or `sglang`.
-        port: On loopback; 0 takes a free one.
-    """
+    """Run a server; on entry it listens, on exit it has ended."""
     command = [sys.executable, "-m", "tests.support.inference_process", "--api", api, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

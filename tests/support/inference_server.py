@@ -29,14 +29,7 @@ _MOST_QUESTIONS: Final = 10_000
 
 @dataclass(slots=True)
 class Fault:
-    """What a server does wrong; by default nothing.
-
-    Attributes:
-        status: It answers questions with this status.
-        hangs: It answers no question.
-        change: What becomes of an answer's JSON.
-        unwell: It says that it is not well.
-    """
+    """What a server does wrong; by default nothing."""
 
     status: int | None = None
     hangs: bool = False
@@ -46,20 +39,7 @@ class Fault:
 
 @dataclass
 class InferenceServer:
-    """One server, on a thread of its own; a context manager, which may be entered again after it was left.
-
-    Attributes:
-        verifier: Computes.
-        words: What it says that each token reads as.
-        api: `vllm` or `sglang`.
-        model: Name of the model that it serves.
-        max_logprobs: As vLLM's flag of this name.
-        max_model_len: Most tokens with the one that it writes.
-        key: That it asks for.
-        port: Where it listens; 0 takes a free one, and keeps it.
-        fault: What it does wrong; may be changed while it runs.
-        questions: The bodies of the requests for log-probabilities; of many the first.
-    """
+    """One server, on a thread of its own; a context manager, which may be entered again after it was left."""
 
     verifier: Verifier
     words: Sequence[str]

@@ -21,17 +21,7 @@ MAX_JOINT: Final = 1 << 24
 
 
 class MarkovScript:
-    """A language of order one. Immutable; equal arguments make equal languages on one version of numpy.
-
-    Args:
-        size: Tokens in the vocabulary.
-        seed: Of the logits, which are normal.
-        sharpness: Their standard deviation; 0 is uniform, 5 nearly deterministic.
-        period: Positions after which the rows repeat; 1 makes them independent of the position.
-
-    Raises:
-        ValueError: There is no such language, or its table would be too large.
-    """
+    """A language of order one. Immutable; equal arguments make equal languages on one version of numpy."""
 
     def __init__(self, *, size: int, seed: int, sharpness: float = 2.0, period: int = 1) -> None:
         if size < 2 or period < 1 or not 0.0 <= sharpness < float("inf"):
@@ -52,23 +42,14 @@ class MarkovScript:
         return tuple(f"t{token}" for token in range(self.size))
 
     def perturbed(self, *, seed: int, amount: float) -> Self:
-        """Return a like language, as a draft model is to its target: normal noise is added to every logit.
-
-        Args:
-            seed: Of the noise.
-            amount: Its standard deviation; 0 gives an equal language, more a lower acceptance rate.
-        """
+        """Return a like language, as a draft model is to its target: normal noise is added to every logit."""
         noise = np.random.default_rng(seed).standard_normal(self._table.shape, dtype=np.float32)
         other = object.__new__(type(self))
         other._table = self._table + noise * np.float32(amount)
         return other
 
     def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
-        """Return `[size]`, read-only: the logits of the token after a prefix of at least one.
-
-        Raises:
-            ValueError: The prefix is empty.
-        """
+        """Return `[size]`, read-only: the logits of the token after a prefix of at least one."""
         if not prefix:
             raise ValueError("A toy language has no logits for an empty text; give it one token.")
         row: NDArray[np.float32] = self._table[len(prefix) % len(self._table), prefix[-1]].view()
@@ -76,20 +57,11 @@ class MarkovScript:
         return row
 
     def rows(self, tokens: Ids, positions: Ids) -> NDArray[np.float32]:
-        """Return `[rows, size]`: the logits of the tokens after `tokens`.
-
-        Args:
-            tokens: int64 `[rows]`, the token before each.
-            positions: int64 `[rows]`, the number of tokens before each.
-        """
+        """Return `[rows, size]`: the logits of the tokens after `tokens`."""
         return self._table[positions % len(self._table), tokens]
 
     def joint(self, prefix: Sequence[int], *, length: int, policy: SamplingPolicy) -> Float:
-        """Return the joint law of the next tokens, `[size] * length`, as shaped by a policy.
-
-        Raises:
-            ValueError: The prefix is empty, or the law has more than `MAX_JOINT` outcomes.
-        """
+        """Return the joint law of the next tokens, `[size] * length`, as shaped by a policy."""
         if length < 1 or self.size**length > MAX_JOINT:
             raise ValueError(f"The joint law of {length} tokens of {self.size} exceeds {MAX_JOINT} outcomes.")
         law = self._law(self.logits(prefix), policy)

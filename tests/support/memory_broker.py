@@ -14,16 +14,7 @@ from fleet_common.mqtt.outbox import Outgoing
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong between the broker and a subscriber, each with its probability.
-
-    Attributes:
-        drop: A message is never delivered.
-        duplicate: It is delivered twice.
-        delay: It is held back for 1 to `max_delay` steps, so that others overtake it.
-        max_delay: Longest delay in steps.
-        reorder: It overtakes the one before it, if that still waits.
-        only: Filter of the topics that suffer; the others do not.
-    """
+    """What goes wrong between the broker and a subscriber, each with its probability."""
 
     drop: float = 0.0
     duplicate: float = 0.0
@@ -35,17 +26,7 @@ class Faults:
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """One connection of a client; a reconnect makes a new one.
-
-    Attributes:
-        client_id: Its name.
-        receive: Takes a message.
-        lost: Told when the connection breaks.
-        restored: Told when a broker that was down is back.
-        will: Published when it breaks.
-        filters: Its subscriptions.
-        alive: Whether the connection stands.
-    """
+    """One connection of a client; a reconnect makes a new one."""
 
     client_id: str
     receive: Callable[[Message], None]
@@ -68,14 +49,7 @@ class _Parcel:
 
 
 class MemoryBroker:
-    """The broker.
-
-    Args:
-        rng: Decides the faults.
-        faults: What goes wrong; may be replaced at any time.
-        max_packet_bytes: Largest packet taken.
-        clock: Monotonic seconds, for message expiry.
-    """
+    """The broker."""
 
     def __init__(
         self,
@@ -157,11 +131,7 @@ class MemoryBroker:
         return True
 
     def pump(self) -> int:
-        """Hand over parcels until none is left; return how many.
-
-        Raises:
-            RuntimeError: They never end: two handlers answer each other for ever.
-        """
+        """Hand over parcels until none is left; return how many."""
         for count in range(MAX_STEPS):
             if not self.step():
                 return count

@@ -113,21 +113,7 @@ def committed(batch: Sequence[int]) -> CommittedTokens:
 
 @dataclass
 class ScriptedAgent:
-    """Writes what it was told to, batch by batch, each when its time has come.
-
-    Attributes:
-        batches: Token ids.
-        error: Raised instead, after the batches.
-        reason: Of the end.
-        gate: Waited for before each batch; a cancellation wakes it up.
-        late: Why it is, if it is to say so.
-        alone: Numbers of the batches that no edge verifies.
-        void: Batch after which an edge goes on behind the first one, if the text may be revised.
-        outages: What each call was to do in an outage.
-        asked: The keyword arguments of each call.
-        ended: How each call that returned did.
-        apps: Applications that they were for.
-    """
+    """Writes what it was told to, batch by batch, each when its time has come."""
 
     batches: Sequence[Sequence[int]] = ((1, 2), (3,))
     error: BaseException | None = None

@@ -39,17 +39,7 @@ def undisturbed() -> tuple[int, ...]:
 
 @dataclass
 class RunningEdge:
-    """An edge at work.
-
-    Attributes:
-        service: The edge.
-        clock: Its own; time stands still until a test moves it.
-        drain: Set it, as SIGTERM does.
-        stop: Set it, as SIGINT does.
-        calls: What `run` has called, in order: steps are counted as one until something else happens.
-        drained: Sessions that were open when a drain began.
-        handed_over: Sessions that were open at the end.
-    """
+    """An edge at work."""
 
     service: EdgeService
     clock: Clock
@@ -102,12 +92,7 @@ class RunningEdge:
 
 
 class Site:
-    """A broker, edges, devices and the session log.
-
-    Attributes:
-        states: What each edge has said of itself, in order.
-        opens: Number of Opens that devices have sent.
-    """
+    """A broker, edges, devices and the session log."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

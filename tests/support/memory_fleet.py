@@ -66,11 +66,7 @@ class Clock:
 
 
 class Sink(list[Record]):
-    """A session log in memory.
-
-    Attributes:
-        crashing: Whether what is put now is lost in a crash, before it is written.
-    """
+    """A session log in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,15 +85,7 @@ class Sink(list[Record]):
 
 
 class MemoryFleet:
-    """One edge, its log, and the broker.
-
-    Args:
-        rng: Decides the faults.
-        faults: What goes wrong between broker and subscribers.
-        form: Downlink form.
-        kv_tokens: The verifier's budget; small ones force evictions.
-        settings: Of the edge.
-    """
+    """One edge, its log, and the broker."""
 
     def __init__(
         self,
@@ -162,12 +150,7 @@ Message = Verdict | Opened | Refused | Closed | Fault
 
 @dataclass(slots=True)
 class RecordingInbox(Inbox):
-    """An inbox that remembers what went through it.
-
-    Attributes:
-        messages: What the edge sent that the driver has not taken yet.
-        faults: All that were taken.
-    """
+    """An inbox that remembers what went through it."""
 
     messages: list[Message] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)

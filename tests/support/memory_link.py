@@ -20,15 +20,7 @@ from tests.support.memory_broker import MemoryBroker, Peer
 
 
 class MemoryLink:
-    """A `Link` to a broker in memory. Its handlers run wherever the broker is pumped.
-
-    Args:
-        broker: To connect to.
-        client_id: Unique at the broker.
-        will: Published by the broker, retained, if this client vanishes.
-        queue_messages: Most messages waiting while disconnected.
-        queue_bytes: Likewise, of their packets.
-    """
+    """A `Link` to a broker in memory. Its handlers run wherever the broker is pumped."""
 
     def __init__(
         self,

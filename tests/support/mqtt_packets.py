@@ -34,13 +34,7 @@ _LONGEST_LENGTH: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class WillMessage:
-    """A last will.
-
-    Attributes:
-        topic: Where the broker publishes it.
-        payload: What.
-        retain: Whether it is kept.
-    """
+    """A last will."""
 
     topic: str
     payload: bytes
@@ -49,13 +43,7 @@ class WillMessage:
 
 @dataclass(frozen=True, slots=True)
 class IncomingPacket:
-    """A packet from the broker, not decoded further than its fixed header.
-
-    Attributes:
-        kind: Its type, of `PacketType`.
-        flags: The lower half of its first byte.
-        body: What follows the fixed header.
-    """
+    """A packet from the broker, not decoded further than its fixed header."""
 
     kind: int
     flags: int

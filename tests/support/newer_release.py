@@ -45,12 +45,7 @@ def rewrite(broker: MemoryBroker, change: Callable[[Topic, Any], Any]) -> None:
 
 @dataclass
 class NewerRelease:
-    """Adds to the messages on some topics what the next minor release may add.
-
-    Attributes:
-        speaks: On these topics.
-        seen: How often each kind of message, and each downlink form by its number, was rewritten.
-    """
+    """Adds to the messages on some topics what the next minor release may add."""
 
     speaks: tuple[Topic, ...]
     seen: Counter[str] = field(default_factory=Counter)

@@ -11,11 +11,7 @@ VARIABLE: Final = "FLEET_TESTING_CLOCK"
 
 
 class OffsetClock:
-    """The wall clock (UTC), and what is to be added to it.
-
-    Args:
-        file: Holds seconds, and may change at any time; None, or no such file: the clock is right.
-    """
+    """The wall clock (UTC), and what is to be added to it."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file

@@ -11,11 +11,7 @@ from typing import Any
 
 
 class OnOneThread:
-    """Stands for what `make` returns.
-
-    Args:
-        make: Makes it, on the thread.
-    """
+    """Stands for what `make` returns."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="drafter")

@@ -1,4 +1,4 @@
-"""A client that speaks MQTT over TLS by hand: it reads when it is told to, and sends as fast as the broker takes it."""
+"""MQTT by hand over one socket: its owner decides what is sent, and when what has come is read and acknowledged."""
 
 import socket
 import ssl
@@ -10,6 +10,7 @@ from fleet_common.mqtt.settings import TlsSettings
 from tests.support.mqtt_packets import (
     IncomingPacket,
     PacketType,
+    WillMessage,
     connect_packet,
     puback_packet,
     publish_packet,
@@ -22,26 +23,60 @@ PATIENCE_S = 10.0
 CHUNK = 1 << 16
 
 
-class RawClient:
-    """A client with a certificate, connected on return.
+def tls_context(tls: TlsSettings) -> ssl.SSLContext:
+    """Return a context that shows a client's certificate and checks the broker's."""
+    context = ssl.create_default_context(cafile=str(tls.ca))
+    if tls.certificate is not None:
+        context.load_cert_chain(str(tls.certificate), None if tls.key is None else str(tls.key))
+    return context
 
-    Args:
-        port: Of the broker, on this machine.
-        tls: Its files.
-        name: Its client id.
+
+def open_socket(
+    port: int, context: ssl.SSLContext | None, *, host: str = HOST, receive_buffer: int | None = None
+) -> socket.socket:
+    """Connect, over TLS if there is a context; the socket is in blocking mode.
+
+    Raises:
+        OSError: There is no connection, or the handshake fails.
+    """
+    plain = socket.create_connection((host, port), timeout=PATIENCE_S)
+    try:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if receive_buffer is not None:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        return plain if context is None else context.wrap_socket(plain, server_hostname=host)
+    except BaseException:
+        plain.close()
+        raise
+
+
+class RawClient:
+    """A client, connected on return; without TLS it sends its name as the user name.
+
+    Raises:
+        ConnectionRefusedError: The broker answers with a reason code.
     """
 
-    def __init__(self, port: int, tls: TlsSettings, name: str) -> None:
-        context = ssl.create_default_context(cafile=str(tls.ca))
-        context.load_cert_chain(str(tls.certificate), None if tls.key is None else str(tls.key))
-        plain = socket.create_connection((HOST, port), timeout=PATIENCE_S)
-        # What the system's buffers hold is not in the broker's queue.
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK)
-        self._socket = context.wrap_socket(plain, server_hostname=HOST)
+    def __init__(
+        self,
+        port: int,
+        tls: TlsSettings | ssl.SSLContext | None,
+        name: str,
+        *,
+        host: str = HOST,
+        will: WillMessage | None = None,
+        keepalive_s: int = 60,
+        receive_buffer: int | None = CHUNK,  # what the system's buffers hold is not in the broker's queue
+    ) -> None:
+        context = tls_context(tls) if isinstance(tls, TlsSettings) else tls
+        self.socket = open_socket(port, context, host=host, receive_buffer=receive_buffer)
         self._received = bytearray()
         self._packets: list[IncomingPacket] = []
-        self.send(connect_packet(name))
-        self.wait_for(PacketType.CONNACK)
+        username = name if context is None else None
+        self.send(connect_packet(name, keepalive_s=keepalive_s, username=username, will=will))
+        if reason := self.wait_for(PacketType.CONNACK).reason:
+            self.close()
+            raise ConnectionRefusedError(f"The broker refuses {name} with reason code {reason}.")
 
     def __enter__(self) -> Self:
         return self
@@ -52,17 +87,16 @@ class RawClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
         with suppress(OSError):
-            self._socket.close()
+            self.socket.close()
 
     def send(self, packets: bytes) -> None:
         """Write packets; waits while the broker takes none."""
-        self._socket.sendall(packets)
+        self.socket.sendall(packets)
 
-    def subscribe(self, *filters: str) -> None:
-        """Subscribe at QoS 1, and return when the broker has answered."""
-        self.send(subscribe_packet(filters))
+    def subscribe(self, *filters: str, qos: int = 1) -> None:
+        """Subscribe, and return when the broker has answered."""
+        self.send(subscribe_packet(filters, qos=qos))
         self.wait_for(PacketType.SUBACK)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
@@ -83,11 +117,22 @@ class RawClient:
                 self._acknowledge(packet)
                 if packet.kind == kind:
                     return packet
-            data = self._socket.recv(CHUNK)
-            if not data:
-                raise ConnectionError("The broker has hung up.")
-            self._received += data
-            self._packets += split_packets(self._received)
+            self._receive()
+
+    def read(self) -> list[IncomingPacket]:
+        """Return the packets of one read, all acknowledged."""
+        self._receive()
+        packets, self._packets = self._packets, []
+        for packet in packets:
+            self._acknowledge(packet)
+        return packets
+
+    def _receive(self) -> None:
+        data = self.socket.recv(CHUNK)
+        if not data:
+            raise ConnectionError("The broker has hung up.")
+        self._received += data
+        self._packets += split_packets(self._received)
 
     def _acknowledge(self, packet: IncomingPacket) -> None:
         if packet.kind == PacketType.PUBLISH and (identifier := packet.publish()[1]) is not None:

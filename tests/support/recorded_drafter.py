@@ -17,15 +17,7 @@ from schemas.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class RecordedText:
-    """A text that a target writes in coupled mode, and what a draft model says along it.
-
-    Attributes:
-        category: Of the prompt.
-        prompt: Token ids.
-        policy: With the seed.
-        tokens: The text.
-        dists: By position of the text, the draft model's shaped distribution.
-    """
+    """A text that a target writes in coupled mode, and what a draft model says along it."""
 
     category: str
     prompt: tuple[int, ...]
@@ -39,13 +31,6 @@ class RecordedDrafter:
 
     Off the text (behind a token that will be rejected) it goes on with what was recorded for the position: nobody
     will look at that.
-
-    Args:
-        codec: Text side of the vocabulary.
-        vocabulary: The target's.
-        token_s: Time that a token takes, counted from when it is asked for (seconds).
-        quantization: Of the draft model that was recorded; edges tell its devices what they accept of its drafts.
-        sleep: Waits.
     """
 
     def __init__(

@@ -22,21 +22,7 @@ RETRANSMISSION_S: Final = (0.2, 0.6)
 
 
 class Relay:
-    """Listens on a free port and passes every connection on to a port of this machine.
-
-    Args:
-        target: The port.
-        round_trip_s: What is passed on arrives half of this later, in order.
-        bytes_per_s: How fast each direction of each connection is; 0 passes on as fast as it came.
-        rng: Chooses what is lost.
-
-    Attributes:
-        port: Where it listens.
-        round_trip_s: As given; may be changed at any time, for what is passed on from then on.
-        loss: Share of what is passed on that is lost once. TCP brings it all the same, later, and all behind it too.
-        up: Bytes that came from clients.
-        down: Bytes that came from the target.
-    """
+    """Listens on a free port and passes every connection on to a port of this machine."""
 
     def __init__(
         self,
@@ -196,13 +182,7 @@ class Relay:
 
 
 class _Way:
-    """One direction of a connection.
-
-    Args:
-        sink: Where to.
-        delay_s: Asked for each piece: how long it is under way. A piece never overtakes the one before it.
-        bytes_per_s: How fast pieces leave, one behind the other; 0 lets each leave at once.
-    """
+    """One direction of a connection."""
 
     def __init__(self, sink: socket.socket, delay_s: Callable[[], float], bytes_per_s: float) -> None:
         self._sink = sink

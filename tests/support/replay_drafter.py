@@ -9,14 +9,7 @@ from schemas.vocabulary import Vocabulary
 
 
 class ReplayDrafter:
-    """Proposes the recorded token at each position, or at every `spoilt`-th a wrong one.
-
-    Args:
-        codec: Text side of the vocabulary.
-        vocabulary: The target's.
-        recorded: Prompt and text.
-        spoilt: Every how many positions the proposal is wrong.
-    """
+    """Proposes the recorded token at each position, or at every `spoilt`-th a wrong one."""
 
     def __init__(self, codec: TextCodec, vocabulary: Vocabulary, recorded: Sequence[int], *, spoilt: int = 4) -> None:
         self.name = "replay"

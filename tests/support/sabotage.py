@@ -26,29 +26,7 @@ from tests.support.toy_pair import TEMPERATURE, ToyPair
 
 
 class Sabotage(StrEnum):
-    """What is wrong.
-
-    Attributes:
-        NONE: Nothing.
-        CUT_SHORT: The edge asks inference servers for one token of each row less than the policy keeps.
-        GUESS_KEPT: The edge keeps its first guess, whatever it has drawn.
-        GUESS_SHIFTED: The edge draws what it writes behind a guess with the random numbers of the position before.
-        INVERTED: The edge accepts with probability q/p instead of p/q.
-        LIKELIEST: The device takes the likeliest token from earlier text, and reports that it was drawn by counts.
-        MASKED_HALF: The edge masks p by the grammar where it draws, and only tests with p as it is elsewhere.
-        MASKED_LATE: The edge masks p by the grammar behind top_k and top_p, in place of before them.
-        MASK_NOT_RENORMALISED: The edge masks p by the grammar, and what is left does not sum to 1.
-        MISREPORTED: The device reports a q that it did not draw from.
-        NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
-        NOT_RENORMALISED: The device draws among the tokens that it has in common with the target, and reports their
-            probabilities among all.
-        SHIFTED: The edge takes the engine's rows one place too late: each draft token is tested against the row of the
-            token before it.
-        TEMPERED_TWICE: The edge applies the temperature to log-probabilities of inference servers that have applied it.
-        UNMAPPED: The device maps the token that it draws to the target's id, and keeps q under its own ids.
-        UNSHAPED: The edge verifies against p before temperature, top_k and top_p.
-        WITHHELD: The device leaves a token out of the draft that it has drawn, because it was unsure of it.
-    """
+    """What is wrong."""
 
     NONE = "none"
     CUT_SHORT = "cut-short"

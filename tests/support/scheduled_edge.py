@@ -19,11 +19,7 @@ SCRIPT = MarkovScript(size=10, seed=1)
 
 
 class Edge:
-    """A scheduler over a scripted verifier, without anything that is published.
-
-    Args:
-        token_s: Time that a prompt's token is known to take; 0 if nothing is known of it.
-    """
+    """A scheduler over a scripted verifier, without anything that is published."""
 
     def __init__(
         self,

@@ -57,15 +57,7 @@ def closed(message: Open, **fields: object) -> Closed:
 
 
 class ScriptedEdge:
-    """Answers as told. Closes are confirmed, so that a text that ends is not waited for.
-
-    Args:
-        broker: Where.
-        on_open: Answers an Open.
-        on_draft: Answers a draft; it is given the latest Open too.
-        name: The edge's.
-        shared: Whether it shares the Opens with others.
-    """
+    """Answers as told. Closes are confirmed, so that a text that ends is not waited for."""
 
     def __init__(
         self,
@@ -139,14 +131,7 @@ class ScriptedEdge:
 
 @dataclass(slots=True)
 class PassingInbox(Inbox):
-    """Waiting lets messages arrive instead of sleeping; where none is under way, the clock moves.
-
-    Attributes:
-        step: Lets something move, and says whether anything did.
-        clock: Moves by as much as is waited.
-        most: Waits for a message, and messages that are taken, before the test is given up.
-        on_take: Called before each of them, with their number.
-    """
+    """Waiting lets messages arrive instead of sleeping; where none is under way, the clock moves."""
 
     step: Callable[[], bool] = lambda: False
     clock: Clock = field(default_factory=Clock)
@@ -175,14 +160,7 @@ class PassingInbox(Inbox):
 
 
 class LoneDevice:
-    """An agent over the memory broker.
-
-    Args:
-        fleet: With a real edge; without one there is only the broker.
-        pacing: How much it drafts.
-        most: See `PassingInbox`.
-        given: Arguments of the agent.
-    """
+    """An agent over the memory broker."""
 
     def __init__(
         self,

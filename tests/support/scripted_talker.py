@@ -11,13 +11,7 @@ from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
 
 
 class ScriptedTalker:
-    """Writes what its agent is told to.
-
-    Attributes:
-        agent: Writes.
-        drafter: Has the vocabulary and the context.
-        asked: The messages of each text.
-    """
+    """Writes what its agent is told to."""
 
     def __init__(self, agent: ScriptedAgent | None = None, drafter: TalkingDrafter | None = None) -> None:
         self.agent = agent or ScriptedAgent()

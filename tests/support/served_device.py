@@ -45,13 +45,7 @@ class ReadingDrafter(ScriptedDrafter):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A device at work.
-
-    Attributes:
-        url: Of its API, with the version.
-        gateway: The device.
-        whole: The system that it is part of.
-    """
+    """A device at work."""
 
     url: str
     gateway: Gateway
@@ -60,12 +54,7 @@ class Served:
 
 @contextmanager
 def served_device(folder: Path, **given: Any) -> Iterator[Served]:
-    """Run a broker, an edge and a device; on entry the device can write.
-
-    Args:
-        folder: For the session log.
-        given: Settings of the device.
-    """
+    """Run a broker, an edge and a device; on entry the device can write."""
     with MosquittoProcess(Broker(fleet=FLEET)) as broker:
         whole = scripted_whole(broker.port, folder)
         with whole.edge(), device_at(whole, **given) as served:

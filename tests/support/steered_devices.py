@@ -21,15 +21,7 @@ _WORDS: Final = ("</s>", *("abcde"))
 def steered_devices(
     names: Sequence[str], *, fleet: str, brokers: Mapping[str, BrokerSettings], folder: Path, **given: object
 ) -> Iterator[list[Gateway]]:
-    """Run devices.
-
-    Args:
-        names: One for each.
-        fleet: The fleet's name.
-        brokers: How each reaches its broker, by name.
-        folder: For what they keep.
-        given: Further settings of all of them.
-    """
+    """Run devices."""
     with ExitStack() as stack:
         gateways = []
         for name in names:

@@ -64,16 +64,7 @@ def tiny_gguf(
     rows: Sequence[Row] | None = None,
     tokenizer: str = "gpt2",
 ) -> Path:
-    """Write the file.
-
-    Args:
-        path: Where.
-        vocabulary: Whether it carries one.
-        architecture: Only the name is changed.
-        context: Tokens that it says it was trained for.
-        rows: Of the vocabulary, by id; `tiny_rows` and some padding by default.
-        tokenizer: In the words of the file: `gpt2` for byte-level BPE, `llama` for SentencePiece.
-    """
+    """Write the file."""
     rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
     words = [word for word, _ in rows]
     width, heads, kv_heads, inner = 64, 2, 1, 96

@@ -22,13 +22,7 @@ from tests.support.toy_pair import PROMPT, ToyPair
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What came out of many sessions.
-
-    Attributes:
-        counts: int64 `[size] * length`; a text that ended early is counted under its end, repeated.
-        tested: Draft tokens decided on.
-        accepted: Of these, accepted.
-    """
+    """What came out of many sessions."""
 
     counts: NDArray[np.int64]
     tested: int
@@ -50,22 +44,7 @@ def run_sessions(
     sabotage: Sabotage = Sabotage.NONE,
     on_progress: Callable[[int], None] = lambda _done: None,
 ) -> Tally:
-    """Write many texts through the broker.
-
-    Args:
-        port: Broker's, on loopback.
-        fleet: Topic level.
-        pair: The languages.
-        policy: Makes a text's own, of its seed.
-        pacing: Makes a device's own.
-        sessions: How many texts.
-        length: Tokens of each.
-        devices: Agents that share the work, each with a connection of its own.
-        prompt: Of each.
-        first_seed: Seed of the first text; the others follow on.
-        sabotage: What to do wrong at the device.
-        on_progress: Told of the number of texts done.
-    """
+    """Write many texts through the broker."""
     counts = np.zeros((pair.target.size,) * length, dtype=np.int64)
     lock, totals, seeds = threading.Lock(), [0, 0, 0], iter(range(first_seed, first_seed + sessions))
 

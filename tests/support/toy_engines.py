@@ -19,14 +19,7 @@ _CONTEXT: Final = 256
 
 
 class ToyEngine(StrEnum):
-    """What computes the toy target.
-
-    Attributes:
-        SCRIPTED: A table.
-        LLAMA_CPP: llama.cpp, from a GGUF.
-        VLLM: Two stand-ins of vLLM.
-        SGLANG: Two stand-ins of SGLang.
-    """
+    """What computes the toy target."""
 
     SCRIPTED = "scripted"
     LLAMA_CPP = "llama.cpp"

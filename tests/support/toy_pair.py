@@ -68,15 +68,7 @@ class Disturbed:
 
 @dataclass(frozen=True, slots=True)
 class ToyPair:
-    """The two languages.
-
-    Attributes:
-        target: The law to follow.
-        draft: A disturbed copy, accepted about two times in three.
-        draft_words: The draft's words by id.
-        draft_ends: The draft's tokens that end a text.
-        suffix: Whether a device also drafts from what it has written.
-    """
+    """The two languages."""
 
     target: ToyLanguage
     draft: LogitsScript

@@ -38,13 +38,7 @@ _NORMS: Final = ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")
 
 
 class ToyTransformer:
-    """A language. Immutable; equal arguments make equal languages on one version of numpy.
-
-    Args:
-        size: Tokens in the vocabulary.
-        seed: Of the weights, which are normal.
-        sharpness: Standard deviation of the logits, about.
-    """
+    """A language. Immutable; equal arguments make equal languages on one version of numpy."""
 
     def __init__(self, *, size: int, seed: int, sharpness: float = 1.2) -> None:
         random = np.random.default_rng(seed)
@@ -69,11 +63,7 @@ class ToyTransformer:
         return tuple(f"t{token}" for token in range(self.size))
 
     def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
-        """Return `[size]`, read-only: the logits of the token after a prefix of at least one.
-
-        Raises:
-            ValueError: The prefix is empty.
-        """
+        """Return `[size]`, read-only: the logits of the token after a prefix of at least one."""
         if not prefix:
             raise ValueError("A toy language has no logits for an empty text; give it one token.")
         key = tuple(prefix)
@@ -84,11 +74,7 @@ class ToyTransformer:
         return self._rows[key]
 
     def joint(self, prefix: Sequence[int], *, length: int, policy: SamplingPolicy) -> Float:
-        """Return the joint law of the next tokens, `[size] * length`, as shaped by a policy.
-
-        Raises:
-            ValueError: The prefix is empty, or the law has more than `MAX_JOINT` outcomes.
-        """
+        """Return the joint law of the next tokens, `[size] * length`, as shaped by a policy."""
         if length < 1 or self.size**length > MAX_JOINT:
             raise ValueError(f"The joint law of {length} tokens of {self.size} exceeds {MAX_JOINT} outcomes.")
         law = np.ones((self.size,) * length)
@@ -101,12 +87,7 @@ class ToyTransformer:
         return law
 
     def write_gguf(self, path: Path, *, end_token: int) -> Path:
-        """Write the model as llama.cpp loads it, in float32.
-
-        Args:
-            path: Where.
-            end_token: The one that ends a text.
-        """
+        """Write the model as llama.cpp loads it, in float32."""
         import gguf  # noqa: PLC0415 - only where a file is written
 
         writer = gguf.GGUFWriter(path, "llama")

@@ -9,12 +9,7 @@ from typing import Self
 
 
 class Unit:
-    """Listens at a notification socket while the context lasts.
-
-    Attributes:
-        environment: For the process.
-        heard: Its messages, in order.
-    """
+    """Listens at a notification socket while the context lasts."""
 
     def __init__(self, path: Path, *, watchdog_us: int = 100_000) -> None:
         self.environment: Mapping[str, str] = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": str(watchdog_us)}

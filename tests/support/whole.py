@@ -22,14 +22,7 @@ FLEET = "home"
 
 @dataclass(slots=True)
 class Whole:
-    """A broker's port, and an edge over a verifier.
-
-    Attributes:
-        port: The broker's.
-        folder: For the database and the spool.
-        verifier: The target model; not needed where the edges are processes.
-        options: Further settings of the edge.
-    """
+    """A broker's port, and an edge over a verifier."""
 
     port: int
     folder: Path

@@ -32,13 +32,11 @@ def dtype(forced_dtype: str | None) -> str:
 
 @pytest.fixture(scope="session")
 def verifier(target_folder: Path, dtype: str) -> PackedVerifier:
-    """Return the real target."""
     return PackedVerifier(load_target(target_folder, dtype=dtype), budget_bytes=KV_BYTES)
 
 
 @pytest.fixture(scope="session")
 def oracle(target_folder: Path, dtype: str) -> Any:
-    """Return the same model in the library's own hands."""
     model = load_target(target_folder, dtype=dtype).model
     return model.eval()
 

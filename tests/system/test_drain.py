@@ -95,7 +95,6 @@ class Site:
             yield device
 
     def serving(self) -> str:
-        """Return which edge has the one open session."""
         until(lambda: len(self.whole.rows(OPEN)) == 1)
         return str(self.whole.rows(OPEN)[0]["edge"])
 

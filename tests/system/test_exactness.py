@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.exactness import CASES, FAULTS, FLEET, Case, prove
+from benchmarks.exactness.cases import CASES, FAULTS, Case
+from benchmarks.exactness.system import FLEET, prove
 from broker_config.broker import Broker
 from dssd.downlink import FormName
 from tests.support.brokers import StartBroker

@@ -66,7 +66,6 @@ class Alone:
         self._model.close()
 
     def _decode(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Return the last row."""
         batch = (llama_cpp.llama_token * len(tokens))(*tokens)
         call = llama_cpp.llama_batch_get_one(batch, len(tokens))
         assert self._model.thread.call(llama_cpp.llama_decode, self._native, call) == 0

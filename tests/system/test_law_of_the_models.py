@@ -34,7 +34,6 @@ def prompt_ids(drafter: LlamaCppDrafter) -> list[list[int]]:
 
 
 def logits_of(oracle: Any, tokens: Sequence[int]) -> torch.Tensor:
-    """Return float32 logits `[len(tokens), vocabulary]`."""
     with torch.inference_mode():
         logits: torch.Tensor = oracle(input_ids=torch.tensor([list(tokens)])).logits[0].float()
     return logits

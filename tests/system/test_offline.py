@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.applications.offline import compare
-from benchmarks.applications.offline_site import Site
-from benchmarks.applications.offline_trial import run_trial
+from benchmarks.applications.offline import Site, compare, run_trial
 from fleet_device.settings import OfflinePolicy
 
 TOKENS = 80

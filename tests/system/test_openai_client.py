@@ -37,7 +37,6 @@ def client(served: Served) -> OpenAI:
 
 
 def expected(seed: int, length: int = LENGTH) -> str:
-    """Return the text that seed and target determine alone."""
     codec = ReadingDrafter().codec
     policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.7, top_k=20, top_p=0.95, seed=seed)
     tokens = reference_text(codec.encode("user: t1 t2 t3 "), policy, length)

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from benchmarks.applications.schemas import SCHEMAS
+from benchmarks.applications.structured import SCHEMAS
 from broker_config.broker import Broker
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_common.mqtt.paho_link import PahoLink

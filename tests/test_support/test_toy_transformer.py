@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.exactness import LENGTH
+from benchmarks.exactness.cases import LENGTH
 from dssd.distribution import shape
 from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.llama_cpp.slab import open_target

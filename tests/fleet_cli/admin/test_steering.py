@@ -77,7 +77,10 @@ def test_who_has_done_it_is_the_user_or_who_the_user_says_to_be(admin: Run) -> N
         (("commands", "--since", "soon"), "'soon' is neither an age such as 2h"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(admin: Run, arguments: tuple[str, ...], sentence: str) -> None:
+def test_what_cannot_be_done_is_one_sentence(
+    admin: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sentence: str
+) -> None:
+    monkeypatch.setattr("fleet_admin.steering.wire._CONNECT_S", 0.5)
     code, output, complaint = admin(*arguments)
     assert (code, output) == (2, "")
     assert sentence in complaint

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.hostile.grammar_bombs import random_bomb
+from benchmarks.hostile.grammars import random_bomb
 from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
 from fleet_common.grammar.errors import GrammarBanned, GrammarError, GrammarKilled, GrammarUnavailable
 from fleet_common.grammar.process import GrammarMatcher, GrammarProcess, GrammarTokenizer, token_pieces

@@ -9,7 +9,7 @@ import cbor2
 import numpy as np
 import pytest
 
-from benchmarks.exactness import fold_ends
+from benchmarks.exactness.cases import fold_ends
 from dssd.distribution import Dist
 from fleet_device.client.agent import Agent
 from fleet_device.client.messaging import ConnectionChanged, Event, Inbox

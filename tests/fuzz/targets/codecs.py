@@ -103,28 +103,23 @@ class CodecTarget:
 
 
 def golden() -> list[Mapping[str, Any]]:
-    """Return all messages of the golden file."""
     messages: list[Mapping[str, Any]] = tomllib.loads(_GOLDEN.read_text(encoding="utf-8"))["message"]
     return messages
 
 
 def payload_of(message: Mapping[str, Any]) -> bytes:
-    """Return its bytes."""
     return message["json"].encode() if "json" in message else bytes.fromhex(message["hex"])
 
 
 def codec_up() -> CodecTarget:
-    """Return the target of what an edge decodes."""
     return CodecTarget(UP, ("open", "draft", "close"), mutate_cbor, codec.MAX_OPEN_BYTES + 2)
 
 
 def codec_down() -> CodecTarget:
-    """Return the target of what a device decodes."""
     return CodecTarget(DOWN, ("verdict", "reply"), mutate_cbor, codec.MAX_VERDICT_BYTES + 2)
 
 
 def control() -> CodecTarget:
-    """Return the target of JSON messages."""
     return CodecTarget(CONTROL, [model.__name__ for model in _CONTROL_MESSAGES], mutate_json, 1 << 16)
 
 

@@ -62,7 +62,6 @@ class StubLink:
         self.published.append((topic, payload))
 
     def take(self) -> list[tuple[str, bytes]]:
-        """Return what was published since the last call."""
         published, self.published = self.published, []
         return published
 

@@ -1,26 +1,166 @@
-"""Attacks by grammars: those that crash or hang who compiles them, that are dear to follow, and that force text."""
+"""Attacks by grammars: those that crash or hang a compiler, that are slow to follow, and that force text."""
 
 import json
+import random
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, repeat
-from typing import Final
+from typing import Any, Final
 
-from benchmarks.client_process import Identity
-from benchmarks.hostile.attacks.contract import Attacker
-from benchmarks.hostile.grammar_bombs import random_bomb
-from benchmarks.hostile.mqtt_client import RawClient
-from benchmarks.hostile.payloads import DEFAULT_POLICY, close_of, open_of
+from benchmarks.hostile.client import Attacker, HostileClient
+from benchmarks.hostile.messages import (
+    DEFAULT_POLICY,
+    close_of,
+    open_of,
+)
+from benchmarks.processes import Identity
 from schemas.codec import decode_reply, decode_verdict, encode_draft
 from schemas.errors import CodecError
 from schemas.fields import SESSION_BYTES
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, SessionReply, Verdict
-from schemas.policy import Grammar, SamplingPolicy
+from schemas.policy import MAX_GRAMMAR_BYTES, Grammar, GrammarKind, SamplingPolicy
 from schemas.reasons import Action, Finish, RefusalCode
 from schemas.topics import Topic
 from schemas.vocabulary import EMPTY_DIGEST
+
+
+def random_bomb(rng: random.Random) -> Grammar:
+    """Return a grammar of one of the kinds below, of random size, no longer than grammars may be."""
+    kind = rng.choice(_KINDS)
+    size = int(10 ** rng.uniform(0.5, 4.5))
+    while True:
+        made = kind(rng, size)
+        if len(made.text.encode()) <= MAX_GRAMMAR_BYTES:
+            return made
+        size = size * 2 // 3
+
+
+def _reference_chain(rng: random.Random, size: int) -> Grammar:
+    """Definitions, each of which refers to the next."""
+    word = rng.choice(["items", "additionalProperties", "allOf", "anyOf", "oneOf"])
+    references = [{"$ref": f"#/$defs/{number + 1:x}"} for number in range(size)]
+    definitions: dict[str, Any] = {
+        f"{number:x}": {word: [each] if word.endswith("Of") else each} for number, each in enumerate(references)
+    }
+    return _schema({"$defs": definitions | {f"{size:x}": {"type": "string"}}, "$ref": "#/$defs/0"})
+
+
+def _scattered_references(rng: random.Random, size: int) -> Grammar:
+    """Definitions that refer to random others, by ways that have to be followed one after the other."""
+    names = [f"{number:x}" for number in range(size)]
+    definitions: dict[str, Any] = {
+        name: {"properties": {key: {"$ref": f"#/$defs/{rng.choice(names)}"} for key in "ab"}, "required": ["a"]}
+        for name in names
+    }
+    return _schema({"$defs": definitions, "$ref": f"#/$defs/{names[0]}"})
+
+
+def _doubling(rng: random.Random, size: int) -> Grammar:
+    """Definitions, each of which combines the next with itself."""
+    word, depth = rng.choice(["allOf", "anyOf", "oneOf"]), min(size, 600)
+    definitions: dict[str, Any] = {
+        f"d{level}": {word: [{"$ref": f"#/$defs/d{level + 1}"}] * 2} for level in range(depth)
+    }
+    return _schema({"$defs": definitions | {f"d{depth}": {"type": "integer"}}, "$ref": "#/$defs/d0"})
+
+
+def _nested(rng: random.Random, size: int) -> Grammar:
+    """A schema in a schema in a schema."""
+    forms = [('{"items":', "}"), ('{"anyOf":[', ",{}]}"), ('{"properties":{"a":', "}}"), ("[", "]")]
+    before, behind = rng.choice(forms)
+    depth = min(size, 20_000 // (len(before) + len(behind)))
+    return _grammar(GrammarKind.JSON_SCHEMA, before * depth + "{}" + behind * depth)
+
+
+def _properties(rng: random.Random, size: int) -> Grammar:
+    properties = {f"{number:x}": {"type": rng.choice(["string", "integer", "number"])} for number in range(size)}
+    return _schema(
+        {"type": "object", "properties": properties, "required": list(properties)[: rng.randrange(size + 1)]}
+    )
+
+
+def _constants(rng: random.Random, size: int) -> Grammar:
+    number = rng.choice([1, 2, 10, max(1, size // 8)])
+    letters = rng.choice(["a", "ab", "\u00e9\u4e2d", " ", "0123456789"])
+    long = max(1, size // number)
+    return _schema({"enum": ["".join(rng.choice(letters) for _ in range(long)) for _ in range(number)]})
+
+
+def _lengths(rng: random.Random, size: int) -> Grammar:
+    inner = {"type": "string", "minLength": rng.randrange(size + 1), "maxLength": size, "pattern": _pattern(rng, 3)}
+    return _schema({"type": "array", "items": inner, "minItems": rng.randrange(size + 1), "maxItems": size})
+
+
+def _regex(rng: random.Random, size: int) -> Grammar:
+    return _grammar(GrammarKind.REGEX, _pattern(rng, min(size, 40)))
+
+
+def _repetitions(rng: random.Random, size: int) -> Grammar:
+    pattern = "x"
+    for _ in range(min(size, rng.randrange(1, 12))):
+        pattern = f"({pattern}){{{rng.randrange(3)},{rng.randrange(3, 200)}}}"
+    return _grammar(GrammarKind.REGEX, pattern)
+
+
+def _states(rng: random.Random, size: int) -> Grammar:
+    parts = [f".*{rng.choice('abc')}.{{{rng.randrange(2, max(3, min(size, 60)))}}}" for _ in range(rng.randrange(1, 5))]
+    return _grammar(GrammarKind.REGEX, rng.choice(["|", ""]).join(f"({part}.*)" for part in parts))
+
+
+def _terminals(rng: random.Random, size: int) -> Grammar:
+    form = rng.choice(['{} "a"', '"a" {}', "{}+ /b/", "{}? {}", "({} | /[a-z]+/)", "~{} & /[a-z]*/", "{} /.*/"])
+    lines = [f"A{number}: {form.replace('{}', f'A{number + 1}')}" for number in range(size)]
+    return _grammar(GrammarKind.LARK, "\n".join(["start: A0", *lines, f'A{size}: "a"', ""]))
+
+
+def _rules(rng: random.Random, size: int) -> Grammar:
+    """Rules, each of which leads to the next."""
+    form = rng.choice(['{} "a"', '"a" {}', "{} {}", "{}* /b/", "({} | )"])
+    lines = [f"r{number}: {form.replace('{}', f'r{number + 1}')}" for number in range(size)]
+    return _grammar(GrammarKind.LARK, "\n".join(["start: r0", *lines, f'r{size}: "a"', ""]))
+
+
+def _ambiguous(rng: random.Random, size: int) -> Grammar:
+    """Rules with which one text can be read in very many ways."""
+    number = min(size, 30)
+    names = [f"r{each}" for each in range(number)]
+    lines = ["start: r0"]
+    for name in names:
+        ways = [" ".join(rng.choices(names, k=rng.randrange(1, 4))) for _ in range(rng.randrange(1, 5))]
+        ways.append(rng.choice(["/[a-z]/", "/[a-z]+/", '""', "/.*/"]))
+        lines.append(f"{name}: {' | '.join(ways)}")
+    return _grammar(GrammarKind.LARK, "\n".join([*lines, ""]))
+
+
+def _garbage(rng: random.Random, size: int) -> Grammar:
+    """Characters that mean something to parsers, in no order."""
+    text = "".join(rng.choices('{}[]():"\\/|*+?.,%$~&^#-0aA\n ', k=size))
+    return _grammar(rng.choice([GrammarKind.REGEX, GrammarKind.LARK, GrammarKind.JSON_SCHEMA]), text)
+
+
+def _pattern(rng: random.Random, depth: int) -> str:
+    if depth <= 0:
+        return rng.choice(["a", "b", ".", "[^a]", r"\w", r"\d", "\u00e9"])
+    inner = [_pattern(rng, depth - rng.randrange(1, 8)) for _ in range(rng.randrange(1, 3))]
+    form = rng.choice(["({})*", "({})+", "({})?", "({}){{2,9}}", "({})", "(?:{})|a"])
+    return form.format(rng.choice(["", "|"]).join(inner))
+
+
+def _schema(schema: dict[str, Any]) -> Grammar:
+    return _grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema, separators=(",", ":"), ensure_ascii=False))
+
+
+def _grammar(kind: GrammarKind, text: str) -> Grammar:
+    return Grammar.model_construct(kind=kind, text=text)  # it may be too long yet
+
+
+_KINDS: Final[tuple[Callable[[random.Random, int], Grammar], ...]] = (
+    _reference_chain, _scattered_references, _doubling, _nested, _properties, _constants, _lengths, _regex,
+    _repetitions, _states, _terminals, _rules, _ambiguous, _garbage,
+)  # fmt: skip
+
 
 _PATIENCE_S: Final = 20.0
 _AGAIN_S: Final = 2.5
@@ -103,15 +243,7 @@ def _large(number: int) -> Grammar:
 
 @dataclass(slots=True)
 class _Request:
-    """One session.
-
-    Attributes:
-        policy: Its own.
-        at: When it was opened, or last heard of.
-        session: Its name.
-        handle: Once it is granted.
-        tokens: That the edge has decoded.
-    """
+    """One session."""
 
     policy: SamplingPolicy
     at: float
@@ -122,16 +254,7 @@ class _Request:
 
 @dataclass(slots=True)
 class _Requests:
-    """Sessions of one device that the edge decodes, opened one after the other.
-
-    Attributes:
-        attacker: Whose.
-        identity: Its own.
-        policies: Of the sessions.
-        at_once: Most that are open.
-        tokens: Of each, at most; with 0 it is closed as soon as it is granted.
-        rate: Opens a second, at most.
-    """
+    """Sessions of one device that the edge decodes, opened one after the other."""
 
     attacker: Attacker
     identity: Identity
@@ -139,7 +262,7 @@ class _Requests:
     at_once: int
     tokens: int
     rate: float = float("inf")
-    client: RawClient = field(init=False)
+    client: HostileClient = field(init=False)
     _open: list[_Request] = field(default_factory=list)
     _again: deque[SamplingPolicy] = field(default_factory=deque)
     _not_before: float = 0.0

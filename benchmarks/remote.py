@@ -1,0 +1,441 @@
+"""Remote: an edge over inference servers that run, vLLM or SGLang, next to what the servers do without it.
+
+Exactness: greedy texts through broker, edge and devices are the server's own, token by token; texts of two tokens
+follow the distribution of the server's log-probabilities (chi-square), in both modes; and how many coupled texts
+repeat when they are generated with others. Then the time of a step (ms) next to llama.cpp in this process. Takes 11
+minutes; `scripts/remote-vllm` installs and starts a server first.
+"""
+
+import argparse
+import logging
+import random
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.harness import MODELS, Bench, Report, connected, table, together
+from dssd.distribution import shape
+from fleet_admin.models.prompts import PROMPTS
+from fleet_device.client.agent import Agent
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.drafters.model_file import GgufModel
+from fleet_device.pacing.contract import FixedPacing
+from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.generate import GenerateRequest, Generation
+from fleet_edge.settings import EdgeSettings, InferenceServerSettings
+from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier, VerifierError
+from fleet_edge.verifiers.registry import load_verifier
+from fleet_edge.verifiers.remote.loading import ServerKey, endpoint_urls, load_local
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.statistics import ALARM, p_value
+
+_PREFIX: Final = "token_id:"
+
+
+class Oracle:
+    """One server."""
+
+    def __init__(
+        self, url: str, api: str, *, headers: Mapping[str, str], vocabulary: int, timeout_s: float = 300.0
+    ) -> None:
+        self._api = api
+        self._vocabulary = vocabulary
+        self._http = httpx.Client(base_url=url, headers=dict(headers), timeout=timeout_s, trust_env=False)
+        self._model = str(self._get("/v1/models")["data"][0]["id"])
+
+    def close(self) -> None:
+        self._http.close()
+
+    def greedy(self, prompt: Sequence[int], length: int) -> tuple[int, ...]:
+        """Have the server write a text of that many tokens, always the most likely one, in one request."""
+        if self._api == "sglang":
+            sampling = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
+            answer = self._post("/generate", {"input_ids": list(prompt), "sampling_params": sampling})
+            return tuple(answer["output_ids"])
+        answer = self._complete([list(prompt)], max_tokens=length, top=0)
+        return tuple(map(_token, answer["choices"][0]["logprobs"]["tokens"]))
+
+    def row(self, prefix: Sequence[int], top: int) -> NDArray[np.float64]:
+        """Return `[vocabulary]`: the log-probabilities after a prefix; of all but the `top` largest, minus infinity."""
+        if self._api == "sglang":
+            body = {
+                "input_ids": list(prefix), "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+                "return_logprob": True, "logprob_start_len": -1, "top_logprobs_num": top,
+            }  # fmt: skip
+            entries = {
+                token: value for value, token, _ in self._post("/generate", body)["meta_info"]["output_top_logprobs"][0]
+            }
+        else:
+            answer = self._complete([list(prefix)], max_tokens=1, top=top)
+            (named,) = answer["choices"][0]["logprobs"]["top_logprobs"]
+            entries = {_token(name): value for name, value in named.items()}
+        row = np.full(self._vocabulary, -np.inf)
+        for token, value in entries.items():
+            row[token] = value
+        return row
+
+    def _complete(self, prompts: list[list[int]], *, max_tokens: int, top: int) -> Any:  # noqa: ANN401 - JSON
+        body = {
+            "model": self._model, "prompt": prompts, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
+            "logprobs": top, "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+        return self._post("/v1/completions", body)
+
+    def _get(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        return self._json(lambda: self._http.get(path), path)
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+        return self._json(lambda: self._http.post(path, json=body), path)
+
+    def _json(self, send: Any, path: str) -> Any:  # noqa: ANN401 - JSON
+        try:
+            response = send()
+            response.raise_for_status()
+            return response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise VerifierError(
+                f"The inference server at {self._http.base_url} cannot be asked {path}: {error}"
+            ) from error
+
+
+def _token(name: str) -> int:
+    return int(name.removeprefix(_PREFIX))
+
+
+_TIE: Final = {"float32": 1e-2, "bfloat16": 0.5}
+_PAIR: Final = 2  # tokens of a sampled text: the second is verified in the same answer as the first
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A text to be generated: prompt, policy with the seed, and most tokens."""
+
+    prompt: Sequence[int]
+    policy: SamplingPolicy
+    length: int
+
+
+class Devices:
+    """Devices, connected; each drafts with a context of its own."""
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        self._agents = agents
+
+    def write(self, jobs: Sequence[Job]) -> list[Generation]:
+        """Generate all texts, as many at a time as there are devices."""
+        done: dict[int, Generation] = {}
+        queue, taking = iter(list(enumerate(jobs))), Lock()
+
+        def serve(agent: Agent) -> None:
+            while True:
+                with taking:
+                    taken = next(queue, None)
+                if taken is None:
+                    return
+                number, job = taken
+                done[number] = agent.generate(
+                    GenerateRequest(tuple(job.prompt), policy=job.policy, max_new_tokens=job.length)
+                )
+
+        together([partial(serve, agent) for agent in self._agents])
+        return [done[number] for number in range(len(jobs))]
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """Greedy texts, compared with the server's own.
+
+    Attributes:
+        texts: How many.
+        equal: Of these, equal token by token.
+        gaps: Of the others, how far the log-probabilities of the two best tokens lie apart where the texts part.
+        acceptance: Accepted of tested draft tokens.
+        tie: What counts as a tie: the server's own rounding may decide there, in either way.
+    """
+
+    texts: int
+    equal: int
+    gaps: list[float]
+    acceptance: float
+    tie: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether texts part nowhere but at ties."""
+        return all(gap < self.tie for gap in self.gaps)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Texts of two tokens held against the server's log-probabilities."""
+
+    mode: Mode
+    texts: int
+    outcomes: int
+    p: float
+    acceptance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether texts follow the server's distribution."""
+        return self.p > ALARM
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """Coupled texts written alone, and again with others."""
+
+    texts: int
+    equal: int
+    tokens: int
+    common: int
+
+
+def check_greedy(
+    devices: Devices, oracle: Oracle, prompts: Sequence[Sequence[int]], *, length: int, dtype: str, ends: Sequence[int]
+) -> Greedy:
+    """Write greedy texts through the system, and have the server write the same prompts."""
+    policy = SamplingPolicy(temperature=0.0, seed=1)
+    done = devices.write([Job(prompt, policy, length) for prompt in prompts])
+    gaps, equal = [], 0
+    for prompt, text in zip(prompts, done, strict=True):
+        own = _until_end(oracle.greedy(prompt, length), ends)
+        if text.tokens == own:
+            equal += 1
+            continue
+        at = _common(text.tokens, own)
+        best = np.sort(oracle.row([*prompt, *own[:at]], _PAIR))[-_PAIR:]
+        gaps.append(float(best[1] - best[0]))
+    return Greedy(len(done), equal, gaps, _acceptance(done), _TIE[dtype])
+
+
+def check_sampled(
+    devices: Devices, oracle: Oracle, prompt: Sequence[int], *, mode: Mode, texts: int, top: int, ends: Sequence[int]
+) -> Sampled:
+    """Write many texts of two tokens, and hold them against the law of the server's log-probabilities by chi-square."""
+    policy = SamplingPolicy(mode=mode, temperature=0.9, top_k=min(20, top), top_p=0.95, seed=0)
+    first = shape(oracle.row(prompt, top), policy)
+    law: dict[tuple[int, int], float] = {}
+    for token, p in zip(first.ids.tolist(), first.probs.tolist(), strict=True):
+        if token in ends:
+            law[token, token] = p
+            continue
+        second = shape(oracle.row([*prompt, token], top), policy)
+        law |= {(token, then): p * q for then, q in zip(second.ids.tolist(), second.probs.tolist(), strict=True)}
+    done = devices.write(
+        [Job(prompt, policy.model_copy(update={"seed": 1 + number}), _PAIR) for number in range(texts)]
+    )
+    places = {pair: at for at, pair in enumerate(law)}
+    counts = np.zeros(len(places) + 1, dtype=np.int64)  # the last is what the law rules out
+    for text in done:
+        counts[places.get((text.tokens[0], text.tokens[-1]), len(places))] += 1
+    expected = np.array([*law.values(), 0.0])
+    return Sampled(mode, texts, len(law), p_value(counts, expected), _acceptance(done))
+
+
+def check_repeats(devices: Devices, prompts: Sequence[Sequence[int]], *, length: int, top: int) -> Repeats:
+    """Write coupled texts one after the other, then all at once."""
+    jobs = [
+        Job(prompt, SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=min(50, top), seed=number), length)
+        for number, prompt in enumerate(prompts)
+    ]
+    alone = [devices.write([job])[0].tokens for job in jobs]
+    together = [done.tokens for done in devices.write(jobs)]
+    common = [_common(one, other) for one, other in zip(alone, together, strict=True)]
+    equal = sum(one == other for one, other in zip(alone, together, strict=True))
+    return Repeats(len(jobs), equal, sum(map(len, alone)), sum(common))
+
+
+def _acceptance(done: Sequence[Any]) -> float:
+    tested = sum(text.counters.tested for text in done)
+    return float(sum(text.counters.accepted for text in done) / max(1, tested))
+
+
+def _until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
+    """Return a text up to its end token, included."""
+    for at, token in enumerate(tokens):
+        if token in ends:
+            return tuple(tokens[: at + 1])
+    return tuple(tokens)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the number of tokens before two texts part."""
+    for at, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return at
+    return min(len(one), len(other))
+
+
+_CONTEXT: Final = 1024
+_DRAFT: Final = 4
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--endpoints", required=True, help="addresses of the servers, with commas between them")
+    parser.add_argument("--api", choices=("vllm", "sglang"), default="vllm")
+    parser.add_argument("--api-key-file", type=Path)
+    parser.add_argument("--target", type=Path, default=MODELS / "target", help="folder or GGUF with the tokenizer")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the servers")
+    parser.add_argument("--draft", type=Path, default=MODELS / "Q4_0.gguf", help="the devices' model")
+    parser.add_argument("--gguf", type=Path, default=MODELS / "target-Q8_0.gguf", help="for llama.cpp")
+    parser.add_argument("--top-logprobs", type=int, default=50)
+    parser.add_argument("--request-s", type=float, default=60.0, help="longest wait for an answer, in seconds")
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--texts", type=int, default=600, help="sampled ones of each mode; 0 checks nothing")
+    parser.add_argument("--length", type=int, default=48, help="of the other texts, in tokens")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="in a timed step")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 5], metavar="N", help="of each in a timed step")
+    parser.add_argument("--context", type=int, default=256, help="tokens computed before a timed step")
+    parser.add_argument("--repeats", type=int, default=12, help="of a timed step; 0 times nothing")
+
+
+def run(bench: Bench) -> Report:
+    logging.getLogger("fleet_device.client").setLevel(logging.ERROR)  # a slow server is measured, not reported
+    rows: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    if bench.options.texts:
+        rows, wrong = _check(bench)
+    steps = _time(bench) if bench.options.repeats else []
+    return Report(rows, more={"steps": steps}, wrong=wrong)
+
+
+def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
+    options = bench.options
+    local = load_local(str(options.target))
+    with closing(GgufModel(options.draft, vocabulary_only=True)) as codec:
+        prompts = [encode_chat(codec, [ChatMessage("user", text)]) for text in PROMPTS]
+        story = codec.encode("Once upon a time there was a")
+    url, headers = endpoint_urls(options.endpoints)[0], ServerKey(options.api_key_file).headers
+    oracle = Oracle(url, options.api, headers=headers, vocabulary=len(local.strings))
+    ends, top = local.end_tokens, options.top_logprobs
+    with closing(oracle), _fleet(bench) as devices:
+        greedy = check_greedy(devices, oracle, prompts, length=options.length, dtype=options.dtype, ends=ends)
+        rows = [{"check": "greedy", "passed": greedy.passed, **asdict(greedy)}]
+        gaps = ", ".join(f"{gap:.2g}" for gap in greedy.gaps)
+        print(
+            f"greedy: {greedy.equal} of {greedy.texts} texts of up to {options.length} tokens are the server's own; "
+            f"acceptance {greedy.acceptance:.2f}{f'; log-probabilities apart where others part: {gaps}' * bool(gaps)}",
+            flush=True,
+        )
+        for mode in Mode:
+            sampled = check_sampled(devices, oracle, story, mode=mode, texts=options.texts, top=top, ends=ends)
+            rows.append({"check": mode.value, "passed": sampled.passed, **asdict(sampled)})
+            print(
+                f"{mode.value}: {sampled.texts} texts of two tokens, {sampled.outcomes} outcomes: chi-square p "
+                f"{sampled.p:.3g}; acceptance {sampled.acceptance:.2f}",
+                flush=True,
+            )
+        repeats = check_repeats(devices, prompts, length=options.length, top=top)
+        rows.append({"check": "repeats", "passed": True, **asdict(repeats)})
+        print(
+            f"coupled texts alone, then with others: {repeats.equal} of {repeats.texts} repeat; {repeats.common} of "
+            f"{repeats.tokens} tokens before the first difference",
+            flush=True,
+        )
+    return rows, [f"{row['check']}: texts are NOT the server's." for row in rows if not row["passed"]]
+
+
+@contextmanager
+def _fleet(bench: Bench) -> Iterator[Devices]:
+    options = bench.options
+    settings = {
+        "api": options.api,
+        "endpoints": options.endpoints,
+        "top_logprobs": options.top_logprobs,
+        "request_s": options.request_s,
+        "step_s": 2 * options.request_s,
+        **({} if options.api_key_file is None else {"api_key_file": options.api_key_file}),
+    }
+    with ExitStack() as stack:
+        broker = stack.enter_context(bench.broker())
+        stack.enter_context(bench.edge(broker.port, options.target, engine="remote", **settings))
+        model = LlamaCppSettings(path=options.draft, threads=1, context=_CONTEXT)
+        drafters = [stack.enter_context(closing(LlamaCppDrafter(model))) for _ in range(options.devices)]
+        pacing = FixedPacing(_DRAFT)
+        agents = stack.enter_context(connected(broker.port, bench.fleet, drafters, pacing=lambda: pacing))
+        yield Devices(agents)
+
+
+def _time(bench: Bench) -> list[dict[str, Any]]:
+    options = bench.options
+    remote = InferenceServerSettings.model_validate(
+        {
+            "endpoints": options.endpoints,
+            "api": options.api,
+            "api_key_file": options.api_key_file,
+            "top_logprobs": options.top_logprobs,
+            "request_s": options.request_s,
+            "step_s": 2 * options.request_s,
+        }
+    )
+    verifiers: dict[str, Verifier] = {
+        options.api: load_verifier(EdgeSettings(engine="remote", target=str(options.target), remote=remote)),
+        "llama.cpp": load_verifier(EdgeSettings(engine="llama.cpp", target=str(options.gguf))),
+    }
+    sizes = {"sequences": options.sessions, "tokens": options.tokens, "context": options.context}
+    found = time_steps(verifiers, **sizes, repeats=options.repeats)
+    table(found, {"engine": "", "sequences": "d", "tokens": "d", "context": "d", "ms": ".1f", "best_ms": ".1f"})
+    for verifier in verifiers.values():
+        if isinstance(verifier, RunsElsewhere):
+            verifier.shut_down()
+    return found
+
+
+_WARM_UP = 2
+
+
+def time_steps(
+    verifiers: Mapping[str, Verifier],
+    *,
+    sequences: Sequence[int],
+    tokens: Sequence[int],
+    context: int,
+    repeats: int,
+    seed: int = 1,
+) -> list[dict[str, Any]]:
+    """Time steps of several engines, in turns: each size with all engines before the next size.
+
+    New tokens are drawn for every repeat, so that a server has nothing of them in its prefix cache.
+    """
+    rng = random.Random(seed)
+    vocabulary = range(min(verifier.info.vocabulary.size for verifier in verifiers.values()))
+    found = []
+    for number in sequences:
+        for verifier in verifiers.values():
+            for key in range(number):
+                verifier.open(key)
+                verifier.score([Item(key, rng.choices(vocabulary, k=context), 1)])
+        for new in tokens:
+            for name, verifier in verifiers.items():
+                steps = [
+                    [Item(key, rng.choices(vocabulary, k=new), new) for key in range(number)]
+                    for _ in range(_WARM_UP + repeats)
+                ]
+                times = [_time_step(verifier, items, back_to=context) for items in steps][_WARM_UP:]
+                size = {"engine": name, "sequences": number, "tokens": new, "context": context}
+                found.append({**size, "ms": statistics.median(times), "best_ms": min(times)})
+        for verifier in verifiers.values():
+            for key in range(number):
+                verifier.close(key)
+    return found
+
+
+def _time_step(verifier: Verifier, items: Sequence[Item], *, back_to: int) -> float:
+    """Return the milliseconds of one step, which is taken back afterwards."""
+    started = time.perf_counter()
+    verifier.score(items)
+    taken = 1e3 * (time.perf_counter() - started)
+    for item in items:
+        verifier.truncate(item.sequence, back_to)
+    return taken

@@ -1,0 +1,357 @@
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.capacity.serving import (
+    Arrival,
+    Arrivals,
+    Devices,
+    Follower,
+    Measured,
+    Prompt,
+    Timing,
+    Together,
+    Written,
+    said_along,
+    serve,
+    write_all,
+)
+from benchmarks.capacity.suite import THROUGH_BROKER, Row, add_options, cells, in_process
+from benchmarks.exactness.cases import LENGTH, law
+from benchmarks.processes import BenchError, Cores
+from broker_config.broker import Broker
+from broker_config.processes import MosquittoProcess
+from dssd.distribution import Dist, shape
+from dssd.downlink import FormName
+from dssd.sampling import coupled_token
+from fleet_admin.planning.service_level import Client, TimeWindow
+from fleet_common.logs import Event, wait_for_event
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.recorded_drafter import RecordedText
+from tests.support.statistics import p_value
+from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
+from tests.support.toy_transformer import ToyTransformer
+
+
+def pauses(client: int, how: Arrivals, number: int = 2000, seed: int = 0) -> list[float]:
+    asked = Arrival.of(client, "abc", how, pause_s=2.0, seed=seed)
+    return [arrival.pause_s for arrival in islice(asked, number)]
+
+
+def test_all_at_once_nobody_pauses() -> None:
+    assert set(pauses(3, Arrivals.AT_ONCE)) == {0.0}
+
+
+def test_poisson_arrivals_are_exponentially_distributed() -> None:
+    found = np.array(pauses(0, Arrivals.POISSON))
+    # Of 2,000 with mean 2 the mean has a standard error of 0.045, the share above the mean one of 0.011: 4 of each.
+    assert abs(found.mean() - 2.0) < 0.18
+    assert abs((found > 2.0).mean() - np.exp(-1.0)) < 0.044
+
+
+def test_a_seed_repeats_its_arrivals_and_clients_differ() -> None:
+    assert pauses(1, Arrivals.POISSON) == pauses(1, Arrivals.POISSON)
+    assert pauses(1, Arrivals.POISSON) != pauses(2, Arrivals.POISSON)
+    assert pauses(1, Arrivals.POISSON) != pauses(1, Arrivals.POISSON, seed=1)
+
+
+def test_each_client_begins_with_another_text_and_goes_through_all() -> None:
+    asked = [Arrival.of(client, "abc", Arrivals.AT_ONCE, pause_s=0.0, seed=0) for client in range(4)]
+    texts = ["".join(arrival.text for arrival in islice(each, 4)) for each in asked]
+    assert texts == ["abca", "bcab", "cabc", "abca"]
+
+
+POLICY = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=1.0, seed=3)
+
+
+def asked(path: Path, *, draft: bool) -> dict[str, object]:
+    return {
+        "target": str(path),
+        "draft": str(path) if draft else None,
+        "length": 2,
+        "devices": 3,
+        "threads": 1,
+        "arrivals": "at-once",
+        "pause_s": 0.0,
+        "seed": 0,
+        "timing": {"seconds": 0.3, "settle_s": 0.0, "patience_s": 5.0},
+        "prompts": [{"tokens": [1, 2, 3], "policy": POLICY.model_dump(mode="json"), "most": 5}],
+    }
+
+
+def cores() -> Cores:
+    return Cores.choose(os.sched_getaffinity(0), apart=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", [False, True])
+def test_what_needs_no_network_runs_in_a_process_on_the_edges_cores(tmp_path: Path, draft: bool) -> None:
+    pytest.importorskip("llama_cpp")
+    toy = ToyTransformer(size=6, seed=51, sharpness=1.8)
+    path = toy.write_gguf(tmp_path / "toy.gguf", end_token=END_TOKENS[0])
+    before = os.sched_getaffinity(0)
+    answer = in_process(asked(path, draft=draft), cores())
+    assert os.sched_getaffinity(0) == before
+    clients = [Client.from_json(each) for each in answer["clients"]]
+    window = TimeWindow(answer["begin"], answer["end"])
+    assert len(clients) == 3
+    assert all(client.tokens(window) > 0 for client in clients)
+    assert all(1 <= text.tokens <= 5 for client in clients for text in client.texts if text.ended_at)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_told_in_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    with pytest.raises(BenchError, match="has failed"):
+        in_process(asked(tmp_path / "missing.gguf", draft=True), cores())
+
+
+FLEET = "capacity"
+TEXTS = 12
+TOKENS = 24
+DEVICES = 3
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Return the port of a broker with a toy edge that sends dense distributions, as the published system does."""
+    with MosquittoProcess(Broker(fleet=FLEET)) as broker:
+        command = [sys.executable, "-m", "tests.support.toy_edge", "--port", str(broker.port), "--fleet", FLEET]
+        process = subprocess.Popen([*command, "--form", FormName.DENSE.value], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert wait_for_event(process.stdout, Event.ONLINE) is not None
+        yield broker.port
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def recorded(mode: Mode, length: int) -> list[RecordedText]:
+    pair = ToyPair.standard()
+    target = ScriptedVerifier(pair.target, pair.target.words, context=256, end_tokens=END_TOKENS)
+    together = Together(target, ScriptedVerifier(pair.draft, pair.draft_words, context=256), length=length)
+    slots = write_all(together, [Prompt(PROMPT, policy(mode, seed), TOKENS) for seed in range(TEXTS)])
+    return [RecordedText("", PROMPT, slot.prompt.policy, tuple(slot.text), tuple(said_along(slot))) for slot in slots]
+
+
+def measure(port: int, system: str, texts: list[RecordedText]) -> Measured:
+    pair = ToyPair.standard()
+    drafter = pair.drafter()
+    pacings = [THROUGH_BROKER[system].pacing() for _ in range(DEVICES)]
+    arrivals = [Arrival.of(n, texts, Arrivals.AT_ONCE, pause_s=0.0, seed=0) for n in range(DEVICES)]
+    with Devices(port, FLEET, drafter.codec, drafter.vocabulary, devices=DEVICES, token_s=0.0) as devices:
+        devices.pace(pacings)
+        timing = Timing(seconds=1.5, settle_s=0.0, patience_s=10.0)
+        return devices.measure(arrivals, timing, mode=THROUGH_BROKER[system].mode)
+
+
+@pytest.mark.broker
+def test_drafts_recorded_in_residual_mode_are_replayed_and_judged_as_they_were(port: int) -> None:
+    found = measure(port, "dssd-dense", recorded(Mode.RESIDUAL, 4))
+    assert not found.failed
+    assert len(found.as_recorded) > DEVICES
+    assert all(found.as_recorded)
+
+
+@pytest.mark.broker
+def test_other_drafts_in_residual_mode_do_not_come_out_as_recorded(port: int) -> None:
+    # What the last test holds is worth something: a text whose drafts say something else is another text.
+    even = Dist(np.arange(6), np.full(6, 1 / 6))
+    texts = [replace(text, dists=(even,) * len(text.dists)) for text in recorded(Mode.RESIDUAL, 4)]
+    assert not all(measure(port, "dssd-dense", texts).as_recorded)
+
+
+@pytest.mark.broker
+def test_a_text_is_followed_to_where_it_takes_another_turn() -> None:
+    follower = Follower((1, 2, 3, 4, 5))
+    assert [follower.take(new) for new in ((1,), (2, 3), (4, 6))] == [True, True, False]
+    assert not Follower((1,)).take((1, 2))
+    assert Follower(()).take((9, 9))
+
+
+@pytest.mark.broker
+def test_a_fleet_is_measured_and_told(port: int) -> None:
+    found = measure(port, "ours-auto", recorded(Mode.COUPLED, 1))
+    assert not found.failed
+    assert all(found.as_recorded)
+    row = Row("ours-auto", "Q4_0", 1, DEVICES, 20.0, 0.0, Arrivals.AT_ONCE)
+    row.count(found.clients, found.window)
+    up, down = found.bytes_per_token()
+    assert row.window_s == pytest.approx(1.5)
+    assert row.tokens_per_s > 0.0
+    assert min(up, down) > 0.0
+    assert row.json()["load_bound"] is False
+
+
+GREEDY = SamplingPolicy(mode=Mode.COUPLED, temperature=1.0, top_k=1, top_p=1.0, seed=0)
+
+
+class Clock:
+    """A clock that others move."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Steady:
+    """An engine whose step takes a tenth of a second, and gives each text a token."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._left: dict[int, int] = {}
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        assert slot not in self._left
+        self._left[slot] = prompt.most
+
+    def step(self) -> Mapping[int, Written]:
+        self._clock.now += 0.1
+        found = {slot: Written((7,), left == 1) for slot, left in self._left.items()}
+        self._left = {slot: left - 1 for slot, left in self._left.items() if left > 1}
+        return found
+
+
+def test_clients_ask_for_text_after_text_and_are_counted_from_when_all_have_had_a_token() -> None:
+    clock = Clock()
+    text = Prompt((1,), GREEDY, 5)
+    asked = [iter([Arrival(0.0, text)] * 99), iter([Arrival(2.0, text)] * 99)]
+    clients, window = serve(Steady(clock), asked, Timing(3.0, 0.5, 60.0), clock=clock, sleep=clock.sleep)
+    assert window.begin == pytest.approx(100.0 + 2.1 + 0.5, abs=0.11)
+    assert window.seconds == pytest.approx(3.0)
+    assert [each.asked_at for each in clients[0].texts[:3]] == pytest.approx([100.0, 100.5, 101.0])
+    # The other pauses for two seconds before each text, which takes half a second.
+    assert [each.asked_at for each in clients[1].texts[:2]] == pytest.approx([102.0, 104.5], abs=0.11)
+    assert [each.tokens for each in clients[0].texts[:-1]] == [5] * (len(clients[0].texts) - 1)
+    assert clients[0].tokens(window) == 30
+
+
+def test_devices_that_learn_are_counted_later() -> None:
+    clock = Clock()
+    asked = [iter([Arrival(0.0, Prompt((1,), GREEDY, 5))] * 99) for _ in range(2)]
+    _, window = serve(Steady(clock), asked, Timing(1.0, 0.0, 60.0, tokens=12), clock=clock, sleep=clock.sleep)
+    assert window.begin == pytest.approx(101.2, abs=0.11)
+
+
+def test_whoever_gets_no_token_is_not_waited_for_without_end() -> None:
+    clock = Clock()
+    asked = [iter([Arrival(0.0, Prompt((1,), GREEDY, 500))]), iter([Arrival(1e6, Prompt((1,), GREEDY, 5))])]
+    _, window = serve(Steady(clock), asked, Timing(1.0, 0.5, 4.0), clock=clock, sleep=clock.sleep)
+    assert window.begin == pytest.approx(104.0 + 2 * 0.3, abs=0.11)
+
+
+def test_raw_llama_cpp_writes_the_models_own_texts_in_all_slots_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from benchmarks.raw_llama import RawEngine  # noqa: PLC0415 - needs llama.cpp
+
+    toy = ToyTransformer(size=6, seed=51, sharpness=1.8)
+    engine = RawEngine(
+        toy.write_gguf(tmp_path / "toy.gguf", end_token=END_TOKENS[0]), slots=3, cells=256, threads=1, flash=False
+    )
+    prompts = [(1, 2, 3), (4,), (5, 1) * 90]
+    for slot, prompt in enumerate(prompts):
+        engine.begin(slot, Prompt(prompt, GREEDY, 8))
+    texts: list[list[int]] = [[], [], []]
+    going = {0, 1, 2}
+    while going:
+        for slot, written in engine.step().items():
+            texts[slot] += written.new
+            going -= {slot} if written.ended else set()
+    assert texts == [greedy(toy, prompt) for prompt in prompts]
+
+
+def greedy(toy: ToyTransformer, prompt: tuple[int, ...]) -> list[int]:
+    text: list[int] = []
+    while len(text) < 8 and not (text and text[-1] in END_TOKENS):
+        text.append(int(toy.logits((*prompt, *text)).argmax()))
+    return text
+
+
+def read(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return parser.parse_args(words)
+
+
+def test_the_systems_have_the_names_that_results_are_compared_by() -> None:
+    assert set(THROUGH_BROKER) == {
+        "edge-streaming", "edge-streaming-residual", "dssd-dense", "ours-residual", "ours-coupled", "ours-ahead",
+        "ours-auto",
+    }  # fmt: skip
+
+
+def test_what_needs_no_draft_model_is_measured_once_for_all() -> None:
+    grid = list(cells(read("--arrivals", "at-once", "--devices", "1", "16", "--costs", "1")))
+    assert len(grid) == 2 * (3 + 2 * 3)
+    assert [cell.draft for cell in grid if cell.system == "raw-engine"] == ["", ""]
+    assert len(set(grid)) == len(grid)
+
+
+def test_poisson_arrivals_are_measured_at_one_load_unless_all_of_it_is_asked_for() -> None:
+    few = [cell for cell in cells(read()) if cell.arrivals is Arrivals.POISSON]
+    assert {(cell.cost, cell.devices, cell.draft) for cell in few} == {(1, 16, ""), (1, 16, "Q4_0")}
+    whole = [cell for cell in cells(read("--whole")) if cell.arrivals is Arrivals.POISSON]
+    alone = [cell for cell in cells(read("--arrivals", "poisson")) if cell.arrivals is Arrivals.POISSON]
+    assert whole == alone
+    assert {cell.devices for cell in whole} == {1, 4, 16, 64}
+
+
+_TEXTS = 1000
+_ALARM = 1e-4
+
+
+def prompts(mode: Mode, number: int, most: int) -> list[Prompt]:
+    return [Prompt(PROMPT, policy(mode, seed), most) for seed in range(number)]
+
+
+def together(length: int) -> Together:
+    pair = ToyPair.standard()
+    target = ScriptedVerifier(pair.target, pair.target.words, context=512, end_tokens=END_TOKENS)
+    return Together(target, ScriptedVerifier(pair.draft, pair.draft_words, context=512), length=length)
+
+
+def own_text(seed: int, tokens: int) -> list[int]:
+    text: list[int] = []
+    script = ToyPair.standard().target
+    while len(text) < tokens and not (text and text[-1] in END_TOKENS):
+        row = script.logits((*PROMPT, *text))
+        text.append(coupled_token(shape(row, policy(Mode.COUPLED, seed)), seed, len(text)))
+    return text
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_many_texts_at_once_are_the_targets_own_in_coupled_mode(length: int) -> None:
+    asked = prompts(Mode.COUPLED, 20, 9)
+    slots = write_all(together(length), asked)
+    assert [slot.text for slot in slots] == [own_text(prompt.policy.seed, 9) for prompt in asked]
+
+
+def test_texts_in_residual_mode_follow_the_targets_law() -> None:
+    # Seeds are fixed; a right program would fail with a probability of 10^-4.
+    counts = np.zeros((6,) * LENGTH, dtype=np.int64)
+    for slot in write_all(together(2), prompts(Mode.RESIDUAL, _TEXTS, LENGTH)):
+        counts[tuple(slot.text + [slot.text[-1]] * (LENGTH - len(slot.text)))] += 1
+    assert p_value(counts.ravel(), law(Mode.RESIDUAL, ToyPair.standard()).ravel()) > _ALARM
+
+
+def test_long_prompts_are_computed_in_pieces_beside_texts_that_are_written() -> None:
+    engine = together(2)
+    # The first text has not come to its end, of itself, before the prompt is computed: 128 tokens a step.
+    seed = next(seed for seed in range(100) if len(own_text(seed, 60)) > 10)
+    engine.begin(0, Prompt(PROMPT, policy(Mode.COUPLED, seed), 60))
+    engine.begin(1, Prompt(PROMPT * 301, policy(Mode.COUPLED, 1), 4))
+    found = [engine.step() for _ in range(4)]
+    assert [sorted(each) for each in found] == [[0], [0], [0], [0, 1]]

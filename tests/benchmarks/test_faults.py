@@ -1,0 +1,218 @@
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.fleet import Disk, EndedText, Tally, disagreements
+from benchmarks.faults.moments import percentiles
+from benchmarks.faults.soak import Memory
+from benchmarks.faults.writer import Task, verdict
+from benchmarks.processes import Identity
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.scripted_language import LANGUAGE, reference_text
+
+WHOLE = ("one", "device-1", "length", 40, 40)
+
+
+def log(folder: Path, *rows: tuple[object, ...]) -> Path:
+    database = folder / "log.sqlite3"
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE sessions (session, device, reason, tokens, device_tokens)")
+        connection.executemany("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", rows)
+    return database
+
+
+def tally(**changes: object) -> Tally:
+    made = Tally(texts={"one": EndedText("device-1", "length", 40)})
+    for name, value in changes.items():
+        getattr(made, name).update(value)
+    return made
+
+
+def test_a_log_that_says_what_the_devices_know_agrees(tmp_path: Path) -> None:
+    assert disagreements(log(tmp_path, WHOLE), tally()) == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("one", "device-2", "length", 40, 40),
+        ("one", "device-1", "lost", 40, 40),
+        ("one", "device-1", None, None, None),
+        ("one", "device-1", "length", 39, 40),
+        ("one", "device-1", "length", 40, None),
+    ],
+)
+def test_a_session_that_ended_otherwise_than_at_its_device_is_told(tmp_path: Path, row: tuple[object, ...]) -> None:
+    (sentence,) = disagreements(log(tmp_path, row), tally())
+    assert sentence.startswith("one: ")
+
+
+def test_a_text_that_is_not_in_the_log_is_told(tmp_path: Path) -> None:
+    (sentence,) = disagreements(log(tmp_path), tally())
+    assert "log" in sentence
+
+
+@pytest.mark.parametrize("left", ["killed", "failed"])
+def test_a_text_that_was_not_brought_to_its_end_may_be_in_the_log_as_such_and_only_once(
+    tmp_path: Path, left: str
+) -> None:
+    lost = ("two", "device-1", "lost", 7, None)
+    database = log(tmp_path, WHOLE, lost)
+    assert disagreements(database, tally(**{left: ["device-1"]})) == []
+    assert len(disagreements(database, tally())) == 1
+    assert len(disagreements(database, tally(**{left: ["device-2"]}))) == 1
+
+
+@pytest.mark.parametrize("reason", [None, "length"])
+def test_a_text_that_nobody_ended_must_not_be_in_the_log_as_whole_or_open(tmp_path: Path, reason: str | None) -> None:
+    database = log(tmp_path, WHOLE, ("two", "device-1", reason, 7, None))
+    (sentence,) = disagreements(database, tally(killed=["device-1"]))
+    assert "device" in sentence
+
+
+def test_a_text_whose_device_and_edge_were_killed_may_still_be_open_once(tmp_path: Path) -> None:
+    rows = [("two", "device-1", None, 7, None), ("three", "device-1", None, 9, None)]
+    told = tally(killed=["device-1"])
+    told.edge_kills = 1
+    assert disagreements(log(tmp_path, WHOLE, rows[0]), told) == []
+    other = tmp_path / "other"
+    other.mkdir()
+    (sentence,) = disagreements(log(other, WHOLE, *rows), told)
+    assert "device-1 has 2 sessions" in sentence
+
+
+WRITE = """
+import sys
+for line in sys.stdin:
+    try:
+        with open(line.strip(), "wb", buffering=0) as file:
+            file.write(bytes(8192))
+        print("written", flush=True)
+    except OSError:
+        print("no room", flush=True)
+"""
+
+
+@pytest.mark.parametrize("user", ["root", "another"])
+def test_a_full_disk_has_no_room_until_it_is_freed(user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if user == "another":
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    command = [sys.executable, "-c", WRITE]
+    with (
+        Disk(tmp_path / "disk") as disk,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer,
+    ):
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+
+        def write() -> str:
+            assert writer.stdin is not None
+            assert writer.stdout is not None
+            writer.stdin.write(f"{disk.folder / 'file'}\n")
+            writer.stdin.flush()
+            return writer.stdout.readline().strip()
+
+        said = [write()]
+        for change in (disk.fill, disk.free):
+            (disk.folder / "file").unlink(missing_ok=True)
+            change(writer.pid)
+            said.append(write())
+        writer.stdin.close()
+    assert said == ["written", "no room", "written"]
+    assert disk.how
+
+
+def test_memory_is_looked_at_over_the_longest_life_of_a_process_after_the_warm_up() -> None:
+    memory = Memory(
+        {
+            "edge-1": [
+                *((1, float(second), 500.0) for second in range(50)),  # the warm-up
+                *((1, float(second), 100.0) for second in range(50, 60)),
+                *((2, float(second), 200.0 + second / 3600) for second in range(60, 100)),
+            ]
+        }
+    )
+    points = memory.points("edge-1", since=50.0)
+    assert len(points) == 40
+    assert points[0] == (60.0 / 3600, 200.0 + 60.0 / 3600)
+    assert memory.points("nobody", since=0.0) == []
+
+
+def test_many_samples_are_thinned_to_medians() -> None:
+    memory = Memory({"edge-1": [(1, float(second), 100.0 + (second % 3 == 0) * 50.0) for second in range(3000)]})
+    points = memory.points("edge-1", since=0.0)
+    assert 300 <= len(points) <= 400
+    assert {megabytes for _, megabytes in points} == {100.0}
+
+
+def test_a_process_that_has_ended_is_left_out() -> None:
+    memory = Memory()
+    memory.take("self", os.getpid(), 1.0)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    memory.take("gone", process.pid, 1.0)
+    assert list(memory.samples) == ["self"]
+    ((_, _, megabytes),) = memory.samples["self"]
+    assert 1.0 < megabytes < 10_000.0
+
+
+TEXT = {"event": "text", "session": "aa", "written": 3, "reason": "length", "mode": "coupled", "resumes": 2}
+
+
+def test_texts_tokens_and_what_is_wrong_are_counted() -> None:
+    tally = Tally()
+    tally.take("device-1", {"event": "tokens", "at": 1.0, "number": 3})
+    tally.take("device-1", {**TEXT, "wrong": None, "confirmed": True})
+    tally.take("device-2", {**TEXT, "session": "bb", "mode": "residual", "wrong": "altered", "confirmed": False})
+    tally.take("device-2", {"event": "failed", "sentence": "No edge.", "written": 0, "wrong": None})
+    tally.take("device-2", {"event": "failed", "sentence": "Too often.", "written": 9, "wrong": "torn"})
+    assert tally.texts["aa"] == EndedText("device-1", "length", 3)
+    assert (tally.tokens, tally.resumes, tally.unconfirmed) == (3, 4, 1)
+    assert tally.by_mode == {"coupled": 1, "residual": 1}
+    assert tally.wrong == {"altered": 1, "torn": 1}
+    assert (tally.refused, tally.broken_off, tally.failed) == (["No edge."], ["Too often."], {"device-2": 2})
+
+
+def test_a_device_has_gone_on_with_its_first_token_after_the_moment() -> None:
+    tally = Tally()
+    for device, at in (("device-1", 1.0), ("device-1", 4.0), ("device-1", 5.0), ("device-2", 2.0)):
+        tally.take(device, {"event": "tokens", "at": at, "number": 1})
+    assert tally.wait_for_all(2, since=3.0, timeout_s=0.0) == {"device-1": 1.0}
+    tally.forget_moments()
+    assert tally.wait_for_all(1, since=0.0, timeout_s=0.0) == {}
+
+
+def test_percentiles_are_of_what_was_measured() -> None:
+    assert percentiles([]) == (0.0, 0.0, 0.0)
+    assert percentiles([3.0]) == (3.0, 3.0, 3.0)
+    assert percentiles([float(each) for each in range(101)]) == (50.0, 95.0, 100.0)
+
+
+PROMPT = (5, 6)
+LENGTH = 30
+
+
+def policy(mode: Mode) -> SamplingPolicy:
+    return SamplingPolicy(mode=mode, temperature=0.8, top_k=12, top_p=0.95, seed=4)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_text_that_is_lost_in_part_duplicated_or_altered_is_found(mode: Mode) -> None:
+    text = reference_text(PROMPT, policy(mode), LENGTH)
+    assert verdict(PROMPT, policy(mode), text, text) is None
+    assert verdict(PROMPT, policy(mode), text, text[:-1]) == "torn"
+    for wrong in (
+        [*text[:9], *text[10:]],  # lost
+        [*text[:9], text[8], *text[9:]],  # duplicated
+        [*text[:9], (text[9] + 1) % LANGUAGE.size, *text[10:]],  # altered
+    ):
+        assert verdict(PROMPT, policy(mode), wrong, wrong) == "altered"
+
+
+def test_a_task_comes_out_of_its_line_as_it_went_in() -> None:
+    task = Task("home", Identity("device-1", "127.0.0.1", 8883, "ca", "cert", "key"), "1", 4, 9, 0.1, 0.0)
+    assert Task.from_json(task.to_json()) == task

@@ -1,0 +1,398 @@
+import json
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.hostile import attacks, client
+from benchmarks.hostile.attacks import ATTACKS, Attacker, wide_policy
+from benchmarks.hostile.client import ClientCounters, Place, _code_of
+from benchmarks.hostile.messages import (
+    DEFAULT_POLICY,
+    HostileSessions,
+    close_of,
+    huge_open,
+    open_of,
+    random_bytes,
+    random_draft,
+    state_of,
+    unique,
+)
+from benchmarks.hostile.meters import Throughput, rows_beside
+from benchmarks.hostile.suite import Result, wrong_with
+from benchmarks.processes import Cores, Identity
+from fleet_common.mqtt.link import Message
+from fleet_edge.store.database import open_store
+from fleet_edge.store.records import EventLogged
+from schemas.codec import MAX_OPEN_BYTES, decode_close, decode_draft, decode_open, encode_reply, encode_verdict
+from schemas.control import DeviceState, decode_json
+from schemas.errors import CodecError
+from schemas.messages import Draft, Fault, Refused, Verdict
+from schemas.policy import SamplingPolicy
+from schemas.reasons import Action, FaultCode, RefusalCode
+from schemas.topics import Topic, build, parse
+from schemas.vocabulary import Vocabulary
+from tests.support.brokers import require_mosquitto
+from tests.support.memory_fleet import EDGE, FLEET, MemoryFleet
+from tests.support.memory_link import MemoryLink
+from tests.support.mqtt_packets import IncomingPacket, PacketType, split_packets
+
+VOCABULARY = Vocabulary.of([f"t{token}" for token in range(64)])
+
+
+class SilentClient:
+    """A client whose broker takes everything and answers nothing."""
+
+    def __init__(self, identity: Identity, **_: Any) -> None:
+        self.identity = identity
+        self.counters = ClientCounters(connects=1)
+        self.on_connect: Callable[[], None] = lambda: None
+        self.connected, self.full, self.reads = True, False, True
+        self.sent = bytearray()
+        self.filters: list[str] = []
+
+    def send(self, packets: bytes) -> None:
+        self.sent += packets
+
+    def pump(self, wait_s: float) -> None:
+        pass
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        self.filters += filters
+
+    def packets(self) -> list[IncomingPacket]:
+        return list(split_packets(bytearray(self.sent)))
+
+
+def place(*, devices: int = 1, control: bool = False) -> Place:
+    return Place(
+        fleet="home",
+        edge="edge-1",
+        sink="edge-sink",
+        vocabulary_size=VOCABULARY.size,
+        fingerprint=VOCABULARY.fingerprint.hex(),
+        context=256,
+        max_packet_bytes=1 << 20,
+        identities=tuple(Identity(f"hostile-{n}", "h", 1, "ca", "pem", "key") for n in range(devices)),
+        control=control,
+    )
+
+
+@pytest.fixture
+def attack(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Attacker]:
+    monkeypatch.setattr(client, "HostileClient", SilentClient)
+    monkeypatch.setattr(attacks.time, "sleep", lambda _seconds: None)
+
+    def run(name: str, *, seconds: float = 1.0, control: bool = False) -> Attacker:
+        ticks: Iterator[int] = count()
+
+        def clock() -> float:
+            return next(ticks) / 1000
+
+        attacker = Attacker(
+            place(devices=ATTACKS[name].devices, control=control),
+            random.Random(1),
+            running=lambda: clock() < seconds,
+            clock=clock,
+        )
+        ATTACKS[name].run(attacker)
+        return attacker
+
+    return run
+
+
+def packets_of(attacker: Attacker) -> list[IncomingPacket]:
+    clients: list[Any] = list(attacker.clients)
+    return [packet for client in clients for packet in client.packets()]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "decode", "topic"),
+    [
+        ("unknown-session", 2000, decode_draft, Topic.DRAFT),
+        ("unknown-session-qos0", 2000, decode_draft, Topic.DRAFT),
+        ("out-of-epoch", 2000, decode_draft, Topic.DRAFT),
+        ("opens", 3400, decode_open, Topic.OPEN),
+        ("closes", 2000, decode_close, Topic.CLOSE),
+        ("more-samples", 400, decode_draft, Topic.DRAFT),
+        ("slow-reader", 1000, decode_draft, Topic.DRAFT),
+    ],
+)
+def test_a_flood_keeps_its_rate_and_sends_what_our_decoder_takes(
+    attack: Callable[..., Attacker], name: str, rate: int, decode: Callable[[bytes], object], topic: Topic
+) -> None:
+    seconds = 12.0  # those that need a session of their own wait 10 s for it, in vain
+    attacker = attack(name, seconds=seconds)
+    packets = packets_of(attacker)
+    assert rate * 1.5 < len(packets) <= rate * seconds
+    for packet in packets[-200:]:
+        name_sent, identifier, payload = packet.publish()
+        assert parse(name_sent.decode()).topic is topic
+        assert (identifier is None) == name.endswith("qos0")
+        decode(payload)
+
+
+def test_in_a_control_the_edge_gets_nothing(attack: Callable[..., Attacker]) -> None:
+    for name, each in ATTACKS.items():
+        if not each.control or name in ("wills", "huge-opens", "retained"):
+            continue
+        topics = Counter(packet.publish()[0] for packet in packets_of(attack(name, control=True)) if packet.kind == 3)
+        assert topics, name
+        assert all(topic.endswith((b"/up/draft/edge-sink", b"/config/reported")) for topic in topics), name
+
+
+def test_ten_thousand_filters_are_asked_for_in_parts(attack: Callable[..., Attacker]) -> None:
+    (client,) = attack("filters", seconds=2.0).clients
+    assert isinstance(client, SilentClient)
+    assert len(set(client.filters)) == 10_000
+
+
+def test_every_device_of_a_swarm_takes_part(attack: Callable[..., Attacker]) -> None:
+    attacker = attack("swarm", seconds=5.0)
+    assert len(attacker.clients) == 50
+    assert all(packet.kind == PacketType.PUBLISH for packet in packets_of(attacker))
+    assert len({packet.publish()[0].split(b"/")[3] for packet in packets_of(attacker)}) == 50
+
+
+def test_random_bytes_are_no_messages(attack: Callable[..., Attacker]) -> None:
+    payloads = [packet.publish()[2] for packet in packets_of(attack("random-bytes"))]
+    assert len(payloads) > 500
+    for payload in payloads[:50]:
+        with pytest.raises(CodecError):
+            decode_draft(payload)
+
+
+@pytest.mark.parametrize("code", list(FaultCode))
+def test_the_code_of_a_fault_is_found_without_decoding(code: FaultCode) -> None:
+    fault = Fault(handle=1, round=2, code=code, action=Action.RESUME, sentence="The code is not here.")
+    assert _code_of(b"d/down/session", encode_reply(fault)) == code.value
+
+
+def test_the_code_of_a_refusal_is_found_and_a_verdict_is_known_by_its_topic() -> None:
+    refused = Refused(session=bytes(8), code=RefusalCode.BUSY, sentence="Later.")
+    assert _code_of(b"d/down/session", encode_reply(refused)) == "busy"
+    assert _code_of(b"d/down/verdict", encode_verdict(Verdict(handle=1, round=1, accepted=0))) == "verdict"
+    assert _code_of(b"d/down/session", b"code") == "other"
+    assert _code_of(b"d/down/session", b"") == "other"
+
+
+def test_a_place_survives_its_way_to_the_attacker() -> None:
+    assert Place.from_json(place(devices=2).to_json()) == place(devices=2)
+
+
+def good() -> Result:
+    return Result("opens", baseline=20.0, honest_control=0.95, honest_during=0.93, honest_after=1.0, fresh_device_s=0.2)
+
+
+def test_a_fleet_that_held_out_is_told_from_one_that_did_not() -> None:
+    assert not list(wrong_with(good()))
+    for name, value in (
+        ("honest_during", 0.5),
+        ("honest_after", 0.5),
+        ("edge_rss_mb", 101.0),
+        ("rows", 101.0),
+        ("fresh_device_s", 1.1),
+        ("edge_died", True),
+        ("broker_died", True),
+        ("differing_texts", 1),
+    ):
+        result = good()
+        setattr(result, name, value)
+        assert list(wrong_with(result)), name
+
+
+def test_what_the_attackers_own_processor_time_takes_is_not_the_edges_fault() -> None:
+    result = good()
+    result.honest_during, result.honest_during_of_control = 0.7, 0.95
+    assert not list(wrong_with(result))
+
+
+def test_the_edge_has_half_of_the_cores_for_itself_if_there_are_two() -> None:
+    assert Cores.choose([0, 1], apart=True) == Cores(frozenset({1}), frozenset({0}))
+    assert Cores.choose([0, 1, 2], apart=True) == Cores(frozenset({1, 2}), frozenset({0}))
+    assert Cores.choose([0, 1], apart=False).edge == {0, 1}
+    assert not Cores.choose([4], apart=True).apart
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_an_attack_on_a_real_broker_and_a_scripted_edge_is_measured(tmp_path: Path) -> None:
+    require_mosquitto()
+    report = tmp_path / "hostile.json"
+    words = "hostile attacks --scripted --attack unknown-session-qos0 --seconds 3 --baseline 1 --honest 2 --tokens 32"
+    code = main([*words.split(" "), "--json", str(report), "--folder", str(tmp_path / "logs")])
+    assert code in {0, 1}  # how well the fleet holds out on a busy machine is not for a test
+    (attack,) = json.loads(report.read_text())["rows"]
+    assert attack["name"] == "unknown-session-qos0"
+    assert attack["baseline"] > 0
+    assert attack["attacker"]["sent_per_s"] > 500
+    assert attack["attacker"]["connects"] == 1
+    assert attack["newcomers_s"]
+    assert not attack["edge_died"]
+    assert not attack["broker_died"]
+    assert {"honest_during", "honest_after", "edge_rss_mb", "rows", "fresh_device_s"} <= attack.keys()
+
+
+def test_a_rate_counts_what_was_committed_between_two_moments() -> None:
+    honest = Throughput()
+    for at, number in ((1.0, 5), (2.0, 7), (3.0, 100)):
+        honest.take({"event": "tokens", "at": at, "number": number})
+    assert honest.rate(1.0, 3.0) == 6.0
+    assert honest.count(2.0) == 107
+
+
+def test_texts_that_failed_or_came_out_otherwise_are_told() -> None:
+    honest = Throughput()
+    honest.take({"event": "text", "resumes": 2, "same": True, "tokens": []})
+    honest.take({"event": "text", "resumes": 0, "same": False, "tokens": []})
+    honest.take({"event": "failed", "sentence": "No edge."})
+    assert (honest.texts, honest.resumes, honest.differing, honest.failed) == (2, 2, 1, ["No edge."])
+
+
+def test_rows_of_honest_work_are_left_out_and_those_of_nobody_are_not(tmp_path: Path) -> None:
+    database = tmp_path / "log.sqlite3"
+    with sqlite3.connect(database) as connection:
+        connection.executescript(
+            """
+            CREATE TABLE sessions (session TEXT PRIMARY KEY, device TEXT);
+            CREATE TABLE rounds (session TEXT, round INTEGER);
+            CREATE TABLE fences (device TEXT);
+            CREATE TABLE others (what TEXT);
+            INSERT INTO sessions VALUES ('1', 'honest'), ('2', 'hostile'), ('3', NULL);
+            INSERT INTO rounds VALUES ('1', 1), ('1', 2), ('2', 1), ('of no session', 1);
+            INSERT INTO fences VALUES ('hostile'), ('honest');
+            INSERT INTO others VALUES ('x');
+            """
+        )
+    # Sessions 2 and 3, their round and that of no session, one fence, and what concerns no device.
+    assert rows_beside(database, ["honest"]) == 6
+
+
+def test_the_session_log_of_this_release_can_be_counted(tmp_path: Path) -> None:
+    database = tmp_path / "log.sqlite3"
+    open_store(f"sqlite:///{database}").close()
+    assert rows_beside(database, []) >= 0
+
+
+def test_each_open_is_well_formed_and_of_another_session() -> None:
+    payloads = unique(open_of(VOCABULARY))
+    opens = [decode_open(next(payloads)) for _ in range(3)]
+    assert len({each.session for each in opens}) == 3
+    assert all(each.vocabulary == VOCABULARY for each in opens)
+
+
+def test_each_close_is_well_formed_and_of_another_session() -> None:
+    payloads = unique(close_of())
+    assert len({decode_close(next(payloads)).session for _ in range(3)}) == 3
+
+
+@pytest.mark.slow
+def test_the_largest_open_is_well_formed_and_nearly_a_megabyte() -> None:
+    payload = next(unique(huge_open(VOCABULARY)))
+    assert MAX_OPEN_BYTES - 2048 < len(payload) <= MAX_OPEN_BYTES
+    decode_open(payload)
+
+
+def test_a_random_draft_is_well_formed() -> None:
+    draft = decode_draft(random_draft(random.Random(1), vocabulary=64, handle=3, epoch=9))
+    assert (draft.handle, draft.epoch, len(draft.tokens)) == (3, 9, 5)
+
+
+def test_a_state_is_well_formed() -> None:
+    decode_json(DeviceState, state_of(random.Random(1)))
+
+
+def test_random_bytes_are_of_all_lengths_up_to_the_bound() -> None:
+    rng = random.Random(1)
+    assert {len(random_bytes(rng, most=4)) for _ in range(100)} == {1, 2, 3, 4}
+
+
+NAME = "hostile-1"
+
+
+class Hostile:
+    """Sessions of an attacker on a fleet in memory."""
+
+    def __init__(self, policy: SamplingPolicy, *, number: int, drafts: bool = True) -> None:
+        # Time stands still here, so that rates would be unlimited ones.
+        self.fleet = MemoryFleet(settings={"quotas": {"drafts_per_s": 1e6, "new_tokens_per_min": 1e6}})
+        self.link = MemoryLink(self.fleet.broker, NAME)
+        self.drafts: list[Draft] = []
+        self.closes = 0
+        for topic in (Topic.SESSION, Topic.VERDICT):
+            self.link.subscribe(build(topic, fleet=FLEET, device=NAME), self._arrived)
+        self.link.start(timeout_s=1.0)
+        self.group = HostileSessions(
+            vocabulary=self.fleet.verifier.info.vocabulary,
+            policy=policy,
+            number=number,
+            tokens=64,
+            rng=random.Random(1),
+            send_open=lambda payload: self.link.publish(self._topic(Topic.OPEN), payload),
+            send_draft=self._draft,
+            send_close=self._close,
+            drafts=drafts,
+        )
+
+    def _topic(self, topic: Topic) -> str:
+        return build(topic, fleet=FLEET, device=NAME, edge=EDGE if topic is Topic.DRAFT else None)
+
+    def _arrived(self, message: Message) -> None:
+        self.group.take(message.topic.encode(), message.payload)
+
+    def _draft(self, payload: bytes) -> None:
+        self.drafts.append(decode_draft(payload))
+        self.link.publish(self._topic(Topic.DRAFT), payload)
+
+    def _close(self, payload: bytes) -> None:
+        self.closes += 1
+        self.link.publish(self._topic(Topic.CLOSE), payload)
+
+
+@pytest.mark.parametrize("policy", [DEFAULT_POLICY, wide_policy()])
+def test_a_hostile_session_keeps_to_the_protocol_up_to_its_end(policy: SamplingPolicy) -> None:
+    hostile = Hostile(policy, number=2)
+    hostile.group.fill()
+    hostile.fleet.settle()
+    assert hostile.closes == 2
+    assert not list(hostile.group)
+    assert any(draft.fix is not None for draft in hostile.drafts), "or nothing was ever rejected"
+    assert not hostile.fleet.sink.of(EventLogged), "or it was answered with a fault"
+
+
+def test_one_that_asks_for_samples_stops_at_its_first_rejection() -> None:
+    hostile = Hostile(wide_policy(), number=1, drafts=False)
+    hostile.group.fill()
+    hostile.fleet.settle()
+    (session,) = hostile.group
+    assert session.rejected
+    asked = session.more_samples(64)
+    assert (asked.tried, asked.base, asked.epoch) == (64, session.committed, session.epoch)
+
+
+def test_a_draft_that_was_not_answered_is_sent_again() -> None:
+    hostile = Hostile(DEFAULT_POLICY, number=1)
+    hostile.group.fill()
+    hostile.fleet.step()
+    while not hostile.drafts:
+        hostile.fleet.broker.pump()
+        hostile.fleet.step()
+    hostile.group.fill()
+    assert len(hostile.drafts) >= 2
+    assert hostile.drafts[-1] == hostile.drafts[-2]
+
+
+def test_an_unanswered_open_is_sent_again_under_its_own_name() -> None:
+    hostile = Hostile(DEFAULT_POLICY, number=1)
+    sent: list[bytes] = []
+    hostile.group.send_open = sent.append
+    hostile.group.fill()
+    hostile.group.fill()
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
