@@ -89,7 +89,7 @@ def _measure(bench: Bench, broker: ThrowAwayBroker, *, tls: bool) -> Iterator[di
                 sent_per_s = (flood.sent - sent) / (time.monotonic() - began)
             shares = {"idle": idle, "flooded": flooded, "added": flooded - idle, "bare_reader": bare}
             yield {"transport": "TLS" if tls else "plain", "qos": qos, "sent_per_s": sent_per_s, **shares}
-        if not edge.lives or "shut out" not in edge.log.read_text():
+        if not edge.lives or "quarantin" not in edge.log.read_text():
             raise BenchError(f"The edge has not shut the device out; see {edge.log}.")
 
 
