@@ -16,8 +16,10 @@ from fleet_edge.verifiers.packed.target import load_target
 from fleet_edge.verifiers.packed.tokens import encode
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.registry import load_verifier
-from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_folder, tiny_model
+from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, needs_int8, tiny_folder, tiny_model
 from tests.support.prepared_models import prepared
+
+pytestmark = needs_int8
 
 SERVED = ("llama", "llama3-scaled-rope-tied", "qwen2", "qwen3", "smollm3-layers-without-positions")
 REFUSED = ("qwen2-window-in-late-layers", "mistral-window", "gemma2-softcap-window", "phi3", "gpt2")
