@@ -125,7 +125,7 @@ class Job:
     length: int
 
 
-class Devices:
+class RemoteDevices:
     """Devices, connected; each drafts with a context of its own."""
 
     def __init__(self, agents: Sequence[Agent]) -> None:
@@ -202,7 +202,13 @@ class Repeats:
 
 
 def check_greedy(
-    devices: Devices, oracle: Oracle, prompts: Sequence[Sequence[int]], *, length: int, dtype: str, ends: Sequence[int]
+    devices: RemoteDevices,
+    oracle: Oracle,
+    prompts: Sequence[Sequence[int]],
+    *,
+    length: int,
+    dtype: str,
+    ends: Sequence[int],
 ) -> Greedy:
     """Write greedy texts through the system, and have the server write the same prompts."""
     policy = SamplingPolicy(temperature=0.0, seed=1)
@@ -220,7 +226,14 @@ def check_greedy(
 
 
 def check_sampled(
-    devices: Devices, oracle: Oracle, prompt: Sequence[int], *, mode: Mode, texts: int, top: int, ends: Sequence[int]
+    devices: RemoteDevices,
+    oracle: Oracle,
+    prompt: Sequence[int],
+    *,
+    mode: Mode,
+    texts: int,
+    top: int,
+    ends: Sequence[int],
 ) -> Sampled:
     """Write many texts of two tokens, and hold them against the law of the server's log-probabilities by chi-square."""
     policy = SamplingPolicy(mode=mode, temperature=0.9, top_k=min(20, top), top_p=0.95, seed=0)
@@ -243,7 +256,7 @@ def check_sampled(
     return Sampled(mode, texts, len(law), p_value(counts, expected), _acceptance(done))
 
 
-def check_repeats(devices: Devices, prompts: Sequence[Sequence[int]], *, length: int, top: int) -> Repeats:
+def check_repeats(devices: RemoteDevices, prompts: Sequence[Sequence[int]], *, length: int, top: int) -> Repeats:
     """Write coupled texts one after the other, then all at once."""
     jobs = [
         Job(prompt, SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=min(50, top), seed=number), length)
@@ -347,7 +360,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 @contextmanager
-def _fleet(bench: Bench) -> Iterator[Devices]:
+def _fleet(bench: Bench) -> Iterator[RemoteDevices]:
     options = bench.options
     settings = {
         "api": options.api,
@@ -364,7 +377,7 @@ def _fleet(bench: Bench) -> Iterator[Devices]:
         drafters = [stack.enter_context(closing(LlamaCppDrafter(model))) for _ in range(options.devices)]
         pacing = FixedPacing(_DRAFT)
         agents = stack.enter_context(connected(broker.port, bench.fleet, drafters, pacing=lambda: pacing))
-        yield Devices(agents)
+        yield RemoteDevices(agents)
 
 
 def _time(bench: Bench) -> list[dict[str, Any]]:

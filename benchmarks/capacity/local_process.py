@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.capacity.serving import CELLS, Arrival, Arrivals, Engine, Timing, Together, serve, verifier_over
+from benchmarks.capacity.serving import CELLS, Arrival, Arrivals, CellTiming, Engine, Together, serve, verifier_over
 from benchmarks.raw_llama import Prompt
 from schemas.policy import SamplingPolicy
 
 
 def main() -> None:
     asked = json.loads(sys.stdin.readline())
-    timing = Timing(**asked["timing"])
+    timing = CellTiming(**asked["timing"])
     prompts = [
         Prompt(tuple(each["tokens"]), SamplingPolicy.model_validate(each["policy"]), each["most"])
         for each in asked["prompts"]

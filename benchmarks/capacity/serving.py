@@ -41,7 +41,7 @@ _DEVICE_S: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class CellTiming:
     """How long a cell takes (seconds)."""
 
     seconds: float
@@ -57,7 +57,7 @@ class Timing:
 class Warming:
     """Finds the window of a measurement."""
 
-    def __init__(self, timing: Timing, clients: Sequence[Client], started: float) -> None:
+    def __init__(self, timing: CellTiming, clients: Sequence[Client], started: float) -> None:
         self._timing = timing
         self._clients = clients
         self._latest = started + timing.patience_of(len(clients))
@@ -154,7 +154,7 @@ class Devices(FleetLoad):
     def measure(
         self,
         arrivals: Sequence[Iterator[Arrival[RecordedText]]],
-        timing: Timing,
+        timing: CellTiming,
         *,
         mode: Mode,
         replayed: bool = True,
@@ -270,7 +270,7 @@ class Engine(Protocol):
 def serve(
     engine: Engine,
     arrivals: Sequence[Iterator[Arrival[Prompt]]],
-    timing: Timing,
+    timing: CellTiming,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -305,7 +305,7 @@ _TOGETHER = 8
 
 
 @dataclass(slots=True)
-class Slot:
+class EngineSlot:
     """A text under way."""
 
     prompt: Prompt
@@ -325,12 +325,12 @@ class Together:
         self._target = target
         self._draft = draft
         self._length = length
-        self._slots: dict[int, Slot] = {}
-        self.ended: dict[int, Slot] = {}
+        self._slots: dict[int, EngineSlot] = {}
+        self.ended: dict[int, EngineSlot] = {}
 
     def begin(self, slot: int, prompt: Prompt) -> None:
         """Begin a text in a slot that has none."""
-        self._slots[slot] = Slot(prompt)
+        self._slots[slot] = EngineSlot(prompt)
         self.ended.pop(slot, None)
         self._target.open(slot)
         self._draft.open(slot)
@@ -356,11 +356,11 @@ class Together:
             for (number, slot), judgement in zip(writing.items(), judged, strict=True)
         }
 
-    def _ready(self, number: int, slot: Slot) -> bool:
+    def _ready(self, number: int, slot: EngineSlot) -> bool:
         """Whether all of a text but its last token is computed, so that it can be drafted for."""
         return self._target.computed(number) >= len(slot.prompt.tokens) - 1
 
-    def _propose(self, writing: Mapping[int, Slot]) -> None:
+    def _propose(self, writing: Mapping[int, EngineSlot]) -> None:
         for slot in writing.values():
             slot.drafted = []
         for _ in range(self._length):
@@ -393,7 +393,7 @@ class Together:
                 room -= len(tokens)
         return items
 
-    def _take(self, number: int, slot: Slot, judged: Judgement | None) -> Written:
+    def _take(self, number: int, slot: EngineSlot, judged: Judgement | None) -> Written:
         assert judged is not None
         new = [*(each.token for each in slot.drafted[: judged.accepted]), self._token(slot, judged)]
         ends = self._target.info.end_tokens
@@ -411,7 +411,7 @@ class Together:
             self._draft.truncate(number, min(known, self._draft.computed(number)))
         return Written(tuple(new), ended)
 
-    def _token(self, slot: Slot, judged: Judgement) -> int:
+    def _token(self, slot: EngineSlot, judged: Judgement) -> int:
         """Return the token behind the accepted ones; in residual mode as a device draws it."""
         if judged.token is not None:
             return judged.token
@@ -456,9 +456,9 @@ def record_residual(
     return replace(coupled, texts=tuple(recorded))
 
 
-def write_all(together: Together, prompts: Sequence[Prompt]) -> list[Slot]:
+def write_all(together: Together, prompts: Sequence[Prompt]) -> list[EngineSlot]:
     """Let both models write all texts, some at a time; return them in order."""
-    slots: list[Slot] = []
+    slots: list[EngineSlot] = []
     for first in range(0, len(prompts), _TOGETHER):
         some = prompts[first : first + _TOGETHER]
         for number, prompt in enumerate(some):
@@ -469,6 +469,6 @@ def write_all(together: Together, prompts: Sequence[Prompt]) -> list[Slot]:
     return slots
 
 
-def said_along(slot: Slot) -> list[Dist]:
+def said_along(slot: EngineSlot) -> list[Dist]:
     """Return what was said at each position; where the target wrote behind a draft nothing was, nor will be asked."""
     return [slot.said.get(place, Dist(np.array([token]), np.array([1.0]))) for place, token in enumerate(slot.text)]

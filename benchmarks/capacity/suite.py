@@ -30,7 +30,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, Devices, Timing, record_residual
+from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, CellTiming, Devices, record_residual
 from benchmarks.harness import Bench, Report, cpu_s, table
 from benchmarks.processes import BenchError, Cores, on_cores
 from benchmarks.recordings import Recording, record
@@ -91,7 +91,7 @@ def drafts(system: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CapacityCell:
     """What is measured at once."""
 
     system: str
@@ -231,7 +231,7 @@ def run(bench: Bench) -> Report:
     return Report([row.json() for row in rows], more={"settings": settings}, draw=lambda figure: _draw(figure, rows))
 
 
-def cells(options: argparse.Namespace) -> Iterator[Cell]:
+def cells(options: argparse.Namespace) -> Iterator[CapacityCell]:
     """Return what is measured, in order: systems of one place one after another, so that what disturbs one does all.
 
     Unless all of it is asked for, Poisson arrivals are measured with the first cost and draft model, and most but one
@@ -245,20 +245,20 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
         for number, draft in enumerate(options.drafts[:1] if few else options.drafts):
             for system in options.systems:
                 if drafts(system):
-                    yield Cell(system, draft, cost, devices, arrivals)
+                    yield CapacityCell(system, draft, cost, devices, arrivals)
                 elif number == 0:
-                    yield Cell(system, "", cost, devices, arrivals)
+                    yield CapacityCell(system, "", cost, devices, arrivals)
 
 
 def _measure(
     bench: Bench,
-    grid: Sequence[Cell],
+    grid: Sequence[CapacityCell],
     recordings: Mapping[str, Mapping[Mode, Recording]],
     rows: list[Row],
     deadline: float,
 ) -> None:
     options = bench.options
-    timing = Timing(options.seconds, options.settle, options.patience)
+    timing = CellTiming(options.seconds, options.settle, options.patience)
     print(f"{len(grid)} cells of {timing.seconds:g} s, on {len(bench.cores.edge)} cores for the edge", flush=True)
     for cost, here in itertools.groupby(grid, key=lambda cell: cell.cost):
         with (
@@ -280,7 +280,7 @@ def _measure(
                 )
 
 
-def _recordings(bench: Bench, draft: str, grid: Sequence[Cell]) -> dict[Mode, Recording]:
+def _recordings(bench: Bench, draft: str, grid: Sequence[CapacityCell]) -> dict[Mode, Recording]:
     """Return what a draft model says, recorded in each mode that is measured."""
     options, prompts = bench.options, some(built_in(), _EACH)
     coupled = record(bench, draft, prompts, tokens=options.tokens)
@@ -307,7 +307,7 @@ class _Served:
 class Place(AbstractContextManager["Place"]):
     """An edge with a broker and a line for each form of answers, started when they are first needed."""
 
-    def __init__(self, bench: Bench, target: Path, codec: GgufModel, timing: Timing) -> None:
+    def __init__(self, bench: Bench, target: Path, codec: GgufModel, timing: CellTiming) -> None:
         self._bench = bench
         self._target = target
         self._codec = codec
@@ -324,7 +324,7 @@ class Place(AbstractContextManager["Place"]):
     ) -> None:
         self._stack.close()
 
-    def measure(self, cell: Cell, recording: Recording) -> Row:
+    def measure(self, cell: CapacityCell, recording: Recording) -> Row:
         """Measure a cell."""
         line = (self._bench.options.round_trip, self._bench.options.mbit)
         row = Row(cell.system, cell.draft, cell.cost, cell.devices, *line, cell.arrivals)

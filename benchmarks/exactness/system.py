@@ -34,7 +34,7 @@ FLEET: Final = "proof"
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class CaseResult:
     """What the test said of a case."""
 
     case: Case
@@ -81,7 +81,15 @@ class Result:
         }
 
 
-def prove(case: Case, *, port: int, sessions: int, first_seed: int, devices: int, on_progress: Any = None) -> Result:  # noqa: ANN401
+def prove(
+    case: Case,
+    *,
+    port: int,
+    sessions: int,
+    first_seed: int,
+    devices: int,
+    on_progress: Any = None,  # noqa: ANN401
+) -> CaseResult:
     """Run a case through a broker that is already there."""
     started = time.monotonic()
     with _edge(case, port):
@@ -101,7 +109,7 @@ def prove(case: Case, *, port: int, sessions: int, first_seed: int, devices: int
         )
     expected = law(case.mode, case.pair, greedy=case.greedy, prompt=case.prompt, grammar=case.grammar).ravel()
     counts = tally.counts.ravel()
-    return Result(
+    return CaseResult(
         case=case,
         sessions=sessions,
         p=p_value(counts, expected),
@@ -143,7 +151,7 @@ def run(bench: Bench) -> Report:
     options = bench.options
     bench.fleet = FLEET
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    results: list[Result] = []
+    results: list[CaseResult] = []
     with bench.broker() as broker, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for number, case in enumerate((*CASES, *FAULTS)):
             if options.only and not any(words in case.name for words in options.only):
@@ -167,7 +175,7 @@ def run(bench: Bench) -> Report:
     return Report([result.json() for result in results], wrong=wrong)
 
 
-def _line(result: Result) -> str:
+def _line(result: CaseResult) -> str:
     verdict = "follows the target" if result.follows else "does not follow the target"
     mark = "ok " if result.passed else "BAD"
     return (

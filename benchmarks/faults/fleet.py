@@ -85,7 +85,7 @@ class EndedText:
 
 
 @dataclass(slots=True)
-class Tally:
+class FaultTally:
     """What has been written so far."""
 
     texts: dict[str, EndedText] = field(default_factory=dict)
@@ -173,7 +173,7 @@ class DisturbedFleet:
     folder: Path
     load: Load
     seed: int
-    tally: Tally
+    tally: FaultTally
     broker: LocalBroker
     disk: Disk
     clock: OffsetClock
@@ -198,7 +198,7 @@ class DisturbedFleet:
                 name: stack.enter_context(Relay(broker.port, rng=random.Random(f"{seed}-{name}")))
                 for name in (EDGE, *names)
             }
-            fleet = cls(folder, load, seed, Tally(), broker, disk, OffsetClock(clock_file), relays)
+            fleet = cls(folder, load, seed, FaultTally(), broker, disk, OffsetClock(clock_file), relays)
             stack.callback(fleet._end)
             fleet.start_edge()
             fleet.start_devices(names)
@@ -359,7 +359,7 @@ class DisturbedFleet:
 _NOT_WHOLE: Final = (EndReason.LOST.value, EndReason.FAILED.value, EndReason.CANCELLED.value)
 
 
-def disagreements(database: Path, tally: Tally) -> list[str]:
+def disagreements(database: Path, tally: FaultTally) -> list[str]:
     """Return a sentence for each session of which the log and its device do not say the same.
 
     What a device has ended must be in the log with its reason and its number of tokens. What else is in the log must be
@@ -372,7 +372,7 @@ def disagreements(database: Path, tally: Tally) -> list[str]:
     return [*_of_ended(logged, tally), *_of_others(logged, tally)]
 
 
-def _of_ended(logged: dict[str, tuple[object, ...]], tally: Tally) -> Iterator[str]:
+def _of_ended(logged: dict[str, tuple[object, ...]], tally: FaultTally) -> Iterator[str]:
     for session, text in tally.texts.items():
         row = logged.get(session)
         if row is None:
@@ -384,7 +384,7 @@ def _of_ended(logged: dict[str, tuple[object, ...]], tally: Tally) -> Iterator[s
             yield f"{session}: the log says {row}, its device {expected}"
 
 
-def _of_others(logged: dict[str, tuple[object, ...]], tally: Tally) -> Iterator[str]:
+def _of_others(logged: dict[str, tuple[object, ...]], tally: FaultTally) -> Iterator[str]:
     others: Counter[str] = Counter()
     for session, (device, reason, *_) in logged.items():
         if session in tally.texts:

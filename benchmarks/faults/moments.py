@@ -204,7 +204,7 @@ _BETWEEN_S: Final = (0.3, 2.0)
 
 
 @dataclass(slots=True)
-class Result:
+class MomentResult:
     """What has become of the texts.
 
     Attributes:
@@ -254,10 +254,10 @@ class Experiment:
     quick: bool = False
     on_progress: Callable[[str], None] = lambda _line: None
 
-    def run(self, folder: Path) -> Result:
+    def run(self, folder: Path) -> MomentResult:
         """Run it in a folder of its own."""
         rng = random.Random(f"{self.seed}-{self.fault.name}")
-        result = Result(self.fault.name)
+        result = MomentResult(self.fault.name)
         with DisturbedFleet.run(folder, self.load, seed=self.seed) as fleet:
             writing = fleet.tally.wait_for_all(self.load.devices, since=0.0, timeout_s=_FIRST_S)
             if len(writing) < self.load.devices:
@@ -275,7 +275,7 @@ class Experiment:
             result.disagreements = disagreements(fleet.database, tally)
         return result
 
-    def _strike(self, fleet: DisturbedFleet, rng: random.Random, moment: int, result: Result) -> None:
+    def _strike(self, fleet: DisturbedFleet, rng: random.Random, moment: int, result: MomentResult) -> None:
         fleet.tally.forget_moments()
         with self.fault.act(fleet, rng):
             time.sleep(self.fault.duration_s(rng, quick=self.quick))
@@ -329,7 +329,7 @@ def run(bench: Bench) -> Report:
     return Report(rows, more={"load": asdict(load)}, wrong=wrong)
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _row(result: MomentResult) -> dict[str, Any]:
     p50, p95, longest = percentiles(result.recovery_s)
     fields = {name: value for name, value in asdict(result).items() if name != "recovery_s"}
     return {

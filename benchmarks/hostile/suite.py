@@ -49,7 +49,7 @@ class Timing:
 
 
 @dataclass(slots=True)
-class Result:
+class AttackResult:
     """What an attack has come to.
 
     Attributes:
@@ -110,9 +110,9 @@ class Experiment:
     seed: int
     with_control: bool = True
 
-    def run(self) -> Result:
+    def run(self) -> AttackResult:
         """Run it."""
-        result = Result(self.attack.name)
+        result = AttackResult(self.attack.name)
         with (
             self.fleet.running() as running,
             ProcessMeter(running.edge.pid) as edge,
@@ -152,7 +152,7 @@ class Experiment:
         return began, time.monotonic()
 
     def _control(
-        self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: Result
+        self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: AttackResult
     ) -> tuple[float, float]:
         plain = self.attack.has_plain
         with nullcontext() if plain else _Sink(running):
@@ -169,7 +169,7 @@ class Experiment:
         result.attacker["control"] = account
         return window
 
-    def _attack(self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: Result) -> None:
+    def _attack(self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: AttackResult) -> None:
         timing, honest = self.timing, running.honest
         known = [*self.fleet.honest, *self.fleet.fresh]
         rows, lines = rows_beside(running.database, known), _lines(running.edge)
@@ -374,7 +374,7 @@ def run(bench: Bench) -> Report:
     return Report(rows, more={"timing_s": asdict(timing)}, wrong=wrong)
 
 
-def wrong_with(result: Result) -> Iterator[str]:
+def wrong_with(result: AttackResult) -> Iterator[str]:
     """Yield what has not held out as it should."""
     during = max(result.honest_during, result.honest_during_of_control or 0.0)
     least = _LEAST_DURING if not ATTACKS[result.name].has_plain else _LEAST_OF_PLAIN
@@ -394,7 +394,7 @@ def wrong_with(result: Result) -> Iterator[str]:
         yield f"the {'edge' if result.edge_died else 'broker'} DIED"
 
 
-def _notes(result: Result) -> Iterator[str]:
+def _notes(result: AttackResult) -> Iterator[str]:
     yield from ["slowed"] * result.slowed + ["fenced"] * result.fenced
     if result.kicked:
         yield "kicked " + " ".join(f"{count}x{why}" for why, count in result.kicked.items())

@@ -128,7 +128,7 @@ _ECHO_BYTES: Final = 29
 
 
 @dataclass(slots=True)
-class Tally:
+class ReplayTally:
     """What was answered."""
 
     times_s: list[float] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Tally:
 class Connection:
     """A device's connection."""
 
-    def __init__(self, port: int, fleet: str, name: str, edge: str, tally: Tally) -> None:
+    def __init__(self, port: int, fleet: str, name: str, edge: str, tally: ReplayTally) -> None:
         self.tally = tally
         self._edge = edge
         self._draft_topic = build(Topic.DRAFT, fleet=fleet, device=name, edge=edge)
@@ -197,7 +197,7 @@ class Played(Connection):
         fleet: str,
         name: str,
         edge: str,
-        tally: Tally,
+        tally: ReplayTally,
         *,
         sessions: Sequence[PlayedSession],
         first: int,

@@ -19,7 +19,7 @@ import psutil
 from benchmarks.fleet_load import FleetLoad
 from benchmarks.harness import Bench, Goal, Report, at_least, at_most, cpu_s, number_of, say, table
 from benchmarks.metered_edge import metered_edge
-from benchmarks.overhead.player import Connection, Echoed, Played, PlayedSession, Player, Tally, play
+from benchmarks.overhead.player import Connection, Echoed, Played, PlayedSession, Player, ReplayTally, play
 from benchmarks.processes import Program
 from benchmarks.recordings import record_laws
 from fleet_admin.models.prompts import built_in, some
@@ -98,7 +98,7 @@ def _goals(
 
 def _answers(bench: Bench, port: int, sessions: Sessions) -> list[dict[str, Any]]:
     """Time answers of an echo and of the edge in each mode, in turns; each by one device."""
-    tallies = {name: Tally() for name in ("echo", *sessions)}
+    tallies = {name: ReplayTally() for name in ("echo", *sessions)}
     connections: dict[str, Connection] = {"echo": Echoed(port, bench.fleet, _name(), _ECHO, tallies["echo"])}
     for mode, played in sessions.items():
         connections[mode] = Played(port, bench.fleet, _name(), _EDGE, tallies[mode], sessions=played, first=0)
@@ -121,7 +121,7 @@ def _saturate(
 ) -> dict[str, Any]:
     """Have devices send as fast as they are answered."""
     say(f"{bench.options.devices} devices, {mode}")
-    tally = Tally()
+    tally = ReplayTally()
     connections = [
         Played(port, bench.fleet, _name(), _EDGE, tally, sessions=played, first=number)
         for number in range(bench.options.devices)
@@ -194,7 +194,7 @@ def _echo(bench: Bench, port: int) -> Iterator[None]:
         echo.end()
 
 
-def _serve(player: Player, tally: Tally, number: int) -> list[float]:
+def _serve(player: Player, tally: ReplayTally, number: int) -> list[float]:
     """Return the times of that many answers; one that has waited since the last turn is left out."""
     first = len(tally.times_s) + 1
     player.until(lambda: len(tally.times_s) >= first + number)

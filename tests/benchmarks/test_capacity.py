@@ -13,11 +13,11 @@ import pytest
 from benchmarks.capacity.serving import (
     Arrival,
     Arrivals,
+    CellTiming,
     Devices,
     Follower,
     Measured,
     Prompt,
-    Timing,
     Together,
     Written,
     said_along,
@@ -149,7 +149,7 @@ def measure(port: int, system: str, texts: list[RecordedText]) -> Measured:
     arrivals = [Arrival.of(n, texts, Arrivals.AT_ONCE, pause_s=0.0, seed=0) for n in range(DEVICES)]
     with Devices(port, FLEET, drafter.codec, drafter.vocabulary, devices=DEVICES, token_s=0.0) as devices:
         devices.pace(pacings)
-        timing = Timing(seconds=1.5, settle_s=0.0, patience_s=10.0)
+        timing = CellTiming(seconds=1.5, settle_s=0.0, patience_s=10.0)
         return devices.measure(arrivals, timing, mode=THROUGH_BROKER[system].mode)
 
 
@@ -229,7 +229,7 @@ def test_clients_ask_for_text_after_text_and_are_counted_from_when_all_have_had_
     clock = Clock()
     text = Prompt((1,), GREEDY, 5)
     asked = [iter([Arrival(0.0, text)] * 99), iter([Arrival(2.0, text)] * 99)]
-    clients, window = serve(Steady(clock), asked, Timing(3.0, 0.5, 60.0), clock=clock, sleep=clock.sleep)
+    clients, window = serve(Steady(clock), asked, CellTiming(3.0, 0.5, 60.0), clock=clock, sleep=clock.sleep)
     assert window.begin == pytest.approx(100.0 + 2.1 + 0.5, abs=0.11)
     assert window.seconds == pytest.approx(3.0)
     assert [each.asked_at for each in clients[0].texts[:3]] == pytest.approx([100.0, 100.5, 101.0])
@@ -242,14 +242,14 @@ def test_clients_ask_for_text_after_text_and_are_counted_from_when_all_have_had_
 def test_devices_that_learn_are_counted_later() -> None:
     clock = Clock()
     asked = [iter([Arrival(0.0, Prompt((1,), GREEDY, 5))] * 99) for _ in range(2)]
-    _, window = serve(Steady(clock), asked, Timing(1.0, 0.0, 60.0, tokens=12), clock=clock, sleep=clock.sleep)
+    _, window = serve(Steady(clock), asked, CellTiming(1.0, 0.0, 60.0, tokens=12), clock=clock, sleep=clock.sleep)
     assert window.begin == pytest.approx(101.2, abs=0.11)
 
 
 def test_whoever_gets_no_token_is_not_waited_for_without_end() -> None:
     clock = Clock()
     asked = [iter([Arrival(0.0, Prompt((1,), GREEDY, 500))]), iter([Arrival(1e6, Prompt((1,), GREEDY, 5))])]
-    _, window = serve(Steady(clock), asked, Timing(1.0, 0.5, 4.0), clock=clock, sleep=clock.sleep)
+    _, window = serve(Steady(clock), asked, CellTiming(1.0, 0.5, 4.0), clock=clock, sleep=clock.sleep)
     assert window.begin == pytest.approx(104.0 + 2 * 0.3, abs=0.11)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.fleet import Disk, EndedText, Tally, disagreements
+from benchmarks.faults.fleet import Disk, EndedText, FaultTally, disagreements
 from benchmarks.faults.moments import percentiles
 from benchmarks.faults.soak import Memory
 from benchmarks.faults.writer import Task, verdict
@@ -25,8 +25,8 @@ def log(folder: Path, *rows: tuple[object, ...]) -> Path:
     return database
 
 
-def tally(**changes: object) -> Tally:
-    made = Tally(texts={"one": EndedText("device-1", "length", 40)})
+def tally(**changes: object) -> FaultTally:
+    made = FaultTally(texts={"one": EndedText("device-1", "length", 40)})
     for name, value in changes.items():
         getattr(made, name).update(value)
     return made
@@ -164,7 +164,7 @@ TEXT = {"event": "text", "session": "aa", "written": 3, "reason": "length", "mod
 
 
 def test_texts_tokens_and_what_is_wrong_are_counted() -> None:
-    tally = Tally()
+    tally = FaultTally()
     tally.take("device-1", {"event": "tokens", "at": 1.0, "number": 3})
     tally.take("device-1", {**TEXT, "wrong": None, "confirmed": True})
     tally.take("device-2", {**TEXT, "session": "bb", "mode": "residual", "wrong": "altered", "confirmed": False})
@@ -178,7 +178,7 @@ def test_texts_tokens_and_what_is_wrong_are_counted() -> None:
 
 
 def test_a_device_has_gone_on_with_its_first_token_after_the_moment() -> None:
-    tally = Tally()
+    tally = FaultTally()
     for device, at in (("device-1", 1.0), ("device-1", 4.0), ("device-1", 5.0), ("device-2", 2.0)):
         tally.take(device, {"event": "tokens", "at": at, "number": 1})
     assert tally.wait_for_all(2, since=3.0, timeout_s=0.0) == {"device-1": 1.0}

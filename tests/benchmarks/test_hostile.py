@@ -25,7 +25,7 @@ from benchmarks.hostile.messages import (
     unique,
 )
 from benchmarks.hostile.meters import Throughput, rows_beside
-from benchmarks.hostile.suite import Result, wrong_with
+from benchmarks.hostile.suite import AttackResult, wrong_with
 from benchmarks.processes import Cores, Identity
 from fleet_common.mqtt.link import Message
 from fleet_edge.store.database import open_store
@@ -186,8 +186,10 @@ def test_a_place_survives_its_way_to_the_attacker() -> None:
     assert Place.from_json(place(devices=2).to_json()) == place(devices=2)
 
 
-def good() -> Result:
-    return Result("opens", baseline=20.0, honest_control=0.95, honest_during=0.93, honest_after=1.0, fresh_device_s=0.2)
+def good() -> AttackResult:
+    return AttackResult(
+        "opens", baseline=20.0, honest_control=0.95, honest_during=0.93, honest_after=1.0, fresh_device_s=0.2
+    )
 
 
 def test_a_fleet_that_held_out_is_told_from_one_that_did_not() -> None:
