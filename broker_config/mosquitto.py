@@ -267,8 +267,8 @@ def render_conf(broker: Broker, *, home: Path, version: MosquittoVersion = Mosqu
 
 
 def _conf_lines(broker: Broker, home: Path, version: MosquittoVersion) -> Iterator[str]:
-    whom = "this machine alone" if broker.tls is None else "clients with a certificate of the fleet"
-    yield f"# The broker of the fleet {broker.fleet}, for {whom}. Generated for mosquitto {version}."
+    clients = "this machine alone" if broker.tls is None else "clients with a certificate of the fleet"
+    yield f"# The broker of the fleet {broker.fleet}, for {clients}. Generated for mosquitto {version}."
     if version is MosquittoVersion.V2_0:
         yield "per_listener_settings false"  # the default, and deprecated from 2.1 on
     if broker.user is not None:

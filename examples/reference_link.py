@@ -40,7 +40,7 @@ class Link:
     """A device's way to its broker and back, for one session at a time.
 
     Attributes:
-        ours: `session`, `attempt` and `handle` of the session, by which replies to others are told.
+        ours: `session`, `attempt` and `handle` of the session, which identify replies to others.
     """
 
     def __init__(self, host: str, port: int, fleet: str, name: str) -> None:

@@ -235,7 +235,7 @@ class ListenAddress:
 
 
 class MetricsSettings(BaseModel):
-    """Where metrics, `/healthz` and `/readyz` are served, and to whom."""
+    """Where metrics, `/healthz` and `/readyz` are served, and who may read them."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -306,7 +306,7 @@ class DeviceSettings(Settings):
     def draft_sequences(self) -> int:
         """Most sequences of the draft model; further requests use edge-only decoding.
 
-        A drafter without a model has one for each request, since they take hardly any memory.
+        A drafter without a model has one for each request, since they take almost no memory.
         """
         if self.stream is False or self.drafter != "llama.cpp":
             return self.texts_at_once

@@ -288,7 +288,7 @@ class DeviceGuard:
     # Within
 
     def _while_quarantined(self, channel: _Channel, now: float) -> bool:
-        """Accept an Open now and then, so that its device is told how long the quarantine lasts."""
+        """Accept an Open now and then, to notify the device how long the quarantine lasts."""
         standing = channel.standing
         if channel.topic is Topic.OPEN and now - standing.notified >= _NOTIFY_QUARANTINED_EVERY_S:
             standing.notified = now

@@ -224,7 +224,7 @@ class Standing:
         quarantined_until: The later of the two.
         dropped_before: Dropped messages that are logged.
         heard: Time of its last accepted message.
-        notified: When it was last told that it is over a quota, or quarantined.
+        notified: When it was last notified that it is over a quota, or quarantined.
         messages: Buckets of messages, by kind; the following are buckets of bytes, sessions, tokens and seconds.
         repeats: Bytes sent again.
         answers: Faults and refusals.

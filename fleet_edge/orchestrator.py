@@ -1,7 +1,7 @@
 """Orchestrator: one thread that turns arriving messages into verdicts, a batch at a time, while another computes.
 
 Messages that arrive during a step are handled at once, and the results of the step before are sent meanwhile. So a
-session may end, or its draft be given up, while it is in a step. When the step has ended, `_awaited` tells whether its
+session may end, or its draft be given up, while it is in a step. When the step has ended, `_awaited` says whether its
 result still counts. The verifier hears of opened and closed sessions between two steps.
 """
 

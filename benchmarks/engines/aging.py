@@ -84,7 +84,7 @@ class _Device:
     def ask(self, prompt: Sequence[int], tokens: int, rng: random.Random) -> None:
         """Open a session, and let the edge write."""
         self._session, self._write, self.busy = rng.randbytes(8), tokens, True
-        # As many of the likeliest as any engine gives, and nearly all of them likely: texts hardly ever end early.
+        # As many of the likeliest as any engine gives, nearly all of them likely: few generations end early.
         policy = SamplingPolicy(seed=rng.getrandbits(32), temperature=2.0, top_k=4, top_p=1.0)
         vocabulary = self._edge.verifier.info.vocabulary
         self._send(

@@ -445,7 +445,7 @@ _ALL: Final = (
     ),
     Attack(
         "dear-masks",
-        "a grammar with dear masks, 4 requests that the edge decodes",
+        "a grammar with expensive masks, 4 requests that the edge decodes",
         partial(dear, sessions=4),
         has_plain=True,
     ),

@@ -229,7 +229,7 @@ def _deadly() -> Iterator[Grammar]:
         )
         lines = "".join(f'A{each}: A{each + 1} "a"\n' for each in range(2600))
         yield Grammar.lark(f'start: A0 "{number}"\n{lines}A2600: "a"\n')
-        # Within the bounds of a grammar's shape, and dear all the same.
+        # Within the bounds of a grammar's shape, and still expensive.
         lines = "".join(f'A{each}: A{each + 1}+ "a"\n' for each in range(240))
         yield Grammar.lark(f'start: A0 "{number}"\n{lines}A240: "a"\n')
 

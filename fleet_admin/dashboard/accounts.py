@@ -56,7 +56,7 @@ class AccountDatabase:
 
 
 LEAST_PASSWORD: Final = 12
-"""Characters of a password, at least: whoever steals the hashes may try for long."""
+"""Fewest characters of a password: an attacker with stolen hashes can guess for a long time."""
 
 _MOST_PASSWORD: Final = 256
 _RANDOM_BYTES: Final = 32

@@ -92,7 +92,7 @@ MOST_KEPT: Final = 8
 """Sequences in addition to the present one; a device remembers the tokens of as many conversations."""
 
 LEAST_KEPT: Final = 16
-"""Tokens; to compute fewer costs hardly more than the book-keeping."""
+"""Fewest tokens worth reusing: computing fewer costs about as much as the bookkeeping."""
 
 _TAIL: Final = 64
 """Drafted and rejected tokens that a sequence may have when a conversation goes on."""

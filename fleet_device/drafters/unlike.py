@@ -158,7 +158,7 @@ def _written(codec: TextCodec, piece: bytes, tokens: Sequence[int]) -> int:
 _log = logging.getLogger(__name__)
 
 LEAST_OVERLAP: Final = 0.2
-"""Overlap below which a pair is refused: hardly a draft would survive the restriction."""
+"""Overlap below which a pair is refused: almost no draft would survive the restriction."""
 
 _STRETCH: Final = 16  # most tokens that are read together, so that one more never costs much
 

@@ -1,6 +1,6 @@
 """Chats: from messages to a prompt through the chat template in the model's file, history, and token reuse.
 
-A template is a program by whoever made the file. It runs in Jinja's sandbox, sees only the messages and a few helpers,
+A template is a program by the author of the file. It runs in Jinja's sandbox, sees only the messages and a few helpers,
 and its output is bounded.
 """
 

@@ -343,7 +343,7 @@ class VerdictEffect:
 
 MOST_REQUESTS: Final = 32
 """Most requests for more samples at one position. Each brings up to four times as many as all before, so an honest edge
-hardly ever gets a third."""
+almost never gets a third."""
 
 
 @dataclass(slots=True)
@@ -364,7 +364,7 @@ class Rejection:
         """Count a request for more samples.
 
         Raises:
-            SessionFailed: There were too many: the samples hardly come from the distribution that rejected.
+            SessionFailed: There were too many: the samples are probably not from the distribution that rejected.
         """
         self._requests += 1
         if self._requests > MOST_REQUESTS:

@@ -319,7 +319,7 @@ class Responder:
         return payload
 
     def _load_news(self, session: EdgeSession) -> EdgeLoad | None:
-        """Return the present load if its device was told another.
+        """Return the current load if the device was last sent a different one.
 
         With padding only Opened reports it, because some verdicts would become longer.
         """

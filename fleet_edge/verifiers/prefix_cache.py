@@ -259,7 +259,7 @@ class RetainedSequences:
 
 
 LEAST_REUSED: Final = 16
-"""Tokens: computing fewer costs hardly more than copying them."""
+"""Fewest tokens worth reusing: computing fewer costs little more than copying them."""
 
 TAIL: Final = 64
 """An ended sequence is taken over instead of copied if at most this many tokens are lost."""

@@ -32,7 +32,7 @@ _BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "model": ("draft model", ("draft_model", "quantization")),
     "edge": ("edge", ("edge",)),
 }
-"""What usage is told apart by: in words, and as the log has it."""
+"""Groupings of usage: the label on the page and the names in the log."""
 
 _NAMES: Final[Mapping[str, Callable[[UsageView], str]]] = {
     "app": lambda row: row.app or "",

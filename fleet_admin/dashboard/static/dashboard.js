@@ -1,7 +1,7 @@
 // Pages of the dashboard work without this; with it they are kept up to date and have charts and keys.
 "use strict";
 
-// One stream of events for each page: it says that something has changed, and what is live asks for itself anew.
+// One stream of events for each page: it says that something has changed, and what is live reloads itself.
 const pulse = document.getElementById("pulse");
 function watch() {
   if (!pulse || !window.EventSource) return;

@@ -1,4 +1,4 @@
-"""Step layout: which rows of the packed input belong to whom, and which share an attention call.
+"""Step layout: which rows of the packed input belong to which sequence, and which share an attention call.
 
 The packed row is ordered by slab and slot, so that sequences that are neighbours in memory are neighbours in
 the row. Neighbours with few new tokens each share one call (a *group*): their keys are a view of the slab, and

@@ -132,7 +132,7 @@ def folder_numbers(folder: Path) -> int | None:
     try:
         return sum(count for file in _files(folder) for count in _counts(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # damage is told by whoever loads them
+        return None  # loading them reports the damage
 
 
 def gguf_numbers(path: Path) -> int | None:

@@ -64,7 +64,7 @@ def repository_tokens(name: str) -> list[str]:
         return _by_id((index, token) for token, index in tokenizer.get_vocab().items() if index not in added)
     except Exception as error:  # whatever a tokenizer that is not there raises
         raise UnsupportedModel(
-            f"The target model {name} has no tokenizer; put its tokenizer.json beside the weights."
+            f"The target model {name} has no tokenizer; put its tokenizer.json next to the weights."
         ) from error
 
 

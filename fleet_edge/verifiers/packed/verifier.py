@@ -225,7 +225,7 @@ def _context(info: TargetInfo, memory: SlabMemory) -> int:
 
 
 def check(settings: EdgeSettings) -> None:
-    """Check that there is a target model as the settings name it, as far as a glance at its files tells.
+    """Check that the target model of the settings exists, from the names and headers of its files.
 
     Raises:
         VerifierError: There is none, or torch is not installed.
