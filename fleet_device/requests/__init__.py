@@ -1,1 +1,1 @@
-"""Texts: generation on request, queue, stop strings, chat templates."""
+"""Requests: prompts, queue, stop strings, chat templates."""
