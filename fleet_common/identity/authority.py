@@ -378,7 +378,7 @@ class Authority:
             AuthorityError: The authority's key cannot be used.
         """
         if not names:
-            raise NameRefused("Say which names to revoke: see `fleet broker list`.")
+            raise NameRefused("Say whom to revoke: see `fleet broker list`.")
         with self.at_work() as signer:
             held = {name: signer.index.of_name(name) for name in names}
             for name, entries in held.items():
