@@ -42,14 +42,9 @@ class StepCurve:
     """Duration of a step by number of sessions and new tokens of each.
 
     Times are interpolated over tokens, then over sessions. A larger step never takes less: a smaller measurement was
-    disturbed, and the largest so far counts. Beyond the last number of tokens a row continues with its last slope.
-    Beyond
-    the last number of sessions, time grows in proportion, so that nothing unmeasured looks cheap.
-
-    Attributes:
-        rows: By sessions, a row over the new tokens of each; includes 1 session and 1 token.
-        prefill: A row over prompt tokens computed alone.
-        context: Tokens held by each session.
+    disturbed, and the largest so far counts. Beyond the last number of tokens a row continues with its last slope;
+    beyond the last number of sessions, time grows in proportion, so that nothing unmeasured looks cheap. `rows` are by
+    sessions, over the new tokens of each, and include 1 session and 1 token.
     """
 
     rows: Mapping[int, Row]
@@ -64,11 +59,7 @@ class StepCurve:
     _sessions: tuple[int, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        """Sort and check the rows.
-
-        Raises:
-            CurveError: Something is missing or invalid.
-        """
+        """Sort and check the rows; raises `CurveError`."""
         rows = {sessions: _row(self.rows[sessions]) for sessions in sorted(self.rows)}
         if 1 not in rows:
             raise CurveError("There is no step of 1 session among the steps; measure one.")
@@ -81,17 +72,10 @@ class StepCurve:
 
     @property
     def most_sessions(self) -> int:
-        """Largest number of sessions measured."""
         return self._sessions[-1]
 
     def step_ms(self, sessions: float, tokens: float, *, prefill: float = 0.0) -> float:
-        """Return the milliseconds of a step.
-
-        Args:
-            sessions: Sessions verified; 0 to compute only prompts.
-            tokens: Mean new tokens of each.
-            prefill: Prompt tokens in the same step.
-        """
+        """Return the milliseconds of a step; `sessions` is 0 to compute only prompts, `tokens` is a mean."""
         if sessions <= 0:
             return _at(self.prefill, prefill)
         tokens, sessions = max(1.0, tokens), max(1.0, sessions)
@@ -109,8 +93,7 @@ class StepCurve:
     def mixed_ms(self, tokens: Sequence[int], *, prefill: float = 0.0) -> float:
         """Return the milliseconds of a step whose sessions have different numbers of tokens.
 
-        llama.cpp pads all to the longest, or computes the excess of some in another pass. Other engines take them as
-        they are.
+        llama.cpp pads all to the longest, or computes the excess of some in another pass; other engines do neither.
         """
         if not tokens:
             return self.step_ms(0, 0.0, prefill=prefill)
@@ -125,7 +108,6 @@ class StepCurve:
         return best
 
     def steps(self) -> Iterable[tuple[int, int, float]]:
-        """Return sessions, tokens and milliseconds of each measured step."""
         return ((sessions, int(tokens), ms) for sessions, row in self.rows.items() for tokens, ms in row)
 
 
@@ -174,12 +156,10 @@ class _Prefill(_Part):
 
 
 class _CurveFile(_Part):
-    """A curve as JSON, so that one machine's can be used on another.
+    """A curve as JSON, so that another machine can use it.
 
-    `steps` are verifications of a number of sessions with a number of new tokens each: a draft and the token before it;
-    1
-    token each is edge-only decoding. `prefill` are steps with prompt tokens alone; without it, steps of one session
-    count.
+    `steps` are verifications of sessions with a number of new tokens each: a draft and the token before it; 1 token
+    each is edge-only decoding. `prefill` are steps with prompt tokens alone; without it, steps of one session count.
     """
 
     format: Literal[1]
@@ -195,11 +175,6 @@ class _CurveFile(_Part):
 
 
 def read_curve(path: Path) -> StepCurve:
-    """Read a curve.
-
-    Raises:
-        CurveError: The file cannot be read, or holds no curve.
-    """
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
@@ -232,11 +207,6 @@ def read_curve(path: Path) -> StepCurve:
 
 
 def write_curve(curve: StepCurve, path: Path) -> None:
-    """Write a curve.
-
-    Raises:
-        CurveError: The file cannot be written.
-    """
     try:
         path.write_text(json.dumps(as_json(curve), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -278,17 +248,11 @@ _PATIENCE: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveMeasurement:
-    """Measures steps of a verifier, decisions on the drafts included.
+    """Measure steps of a verifier, decisions on the drafts included; each time is a median.
 
-    All sessions hold the same text and draft random tokens, since times do not depend on content. Each time is a
-    median.
-
-    Attributes:
-        sessions: Numbers of sessions, as far as memory allows.
-        most_tokens: Steps with more new tokens are left out, except those of one token a session.
-        cell_s: Seconds for each size of step, about.
-        limit_s: Seconds after which no further size is started, except prompts and one session.
-        on_progress: Called with what is measured next.
+    All sessions hold the same tokens and draft random ones, since times do not depend on content. `cell_s` is about the
+    time for each size; no size starts after `limit_s`, except prompts and one session. Steps with more than
+    `most_tokens` new tokens are left out, except those of one token a session.
     """
 
     sessions: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
@@ -303,12 +267,7 @@ class CurveMeasurement:
     clock: Callable[[], float] = time.perf_counter
 
     def measure(self, verifier: Verifier, *, engine: str = "") -> StepCurve:
-        """Measure a verifier without open sequences, and leave it so.
-
-        Raises:
-            CurveError: The model's context is too short.
-            VerifierError: A step failed.
-        """
+        """Measure a verifier without open sequences; raises `CurveError` if its context is too short."""
         info = verifier.info
         room = max(MOST_NEW, *self.tokens)
         context = min(self.context, info.context - room)
@@ -356,7 +315,7 @@ class CurveMeasurement:
         return Item(key, tokens, rows, stable=self._policy.repeats)
 
     def _fill(self, verifier: Verifier, keys: Sequence[int], text: Sequence[int], opened: list[int]) -> int:
-        """Fill sequences with a text, as many as memory allows; return how many."""
+        """Fill sequences with the same tokens, as many as memory allows; return how many."""
         for begin in range(0, len(text), _CHUNK):
             verifier.score([self._item(keys[0], text[begin : begin + _CHUNK], 0)])
         for key in keys[1:]:
@@ -368,7 +327,6 @@ class CurveMeasurement:
         return len(opened)
 
     def _prompts(self, verifier: Verifier, key: int, text: Sequence[int]) -> tuple[tuple[float, float], ...]:
-        """Return tokens and milliseconds of steps that compute a prompt alone."""
         self.on_progress("prompts")
         return tuple(
             (float(tokens), self._ms(verifier, [self._item(key, text[:tokens], 0)], 0))
@@ -424,7 +382,6 @@ class CurveMeasurement:
 
 
 def _machine() -> str:
-    """Return processor and usable cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,14 +1,12 @@
-"""Step cost: what a step takes, and how many speculated tokens pay in edge-only decoding.
+"""Step cost: the duration of a step, and how many speculated tokens pay in edge-only decoding.
 
-A step has a fixed cost, a cost for each request in it, and a cost for each further token of a request. The last two
-differ, since a request's keys and values are read once for all its tokens (llama.cpp on two cores: 4 ms a request,
-1.3 ms a further token). Both are fitted by least squares over the latest steps, with forgetting. They are also fitted
-for the present load alone, because on a CPU the marginal cost falls with the number of rows (7 ms with one request, 1
-to 4 ms with sixteen).
+A step has a fixed cost, a cost for each request, and a smaller one for each further token of a request, since keys and
+values are read once for all its tokens (llama.cpp on two cores: 4 ms a request, 1.3 ms a further token). Least squares
+over the latest steps fit both, with forgetting, and also for the present load alone, because on a CPU the marginal cost
+falls with the number of rows (7 ms with one request, 1 to 4 ms with sixteen).
 
 A speculated token that is right yields one token; right or wrong, it lengthens the step for all. It pays if the
-expected
-gain exceeds the tokens that would be generated in that time.
+expected gain exceeds the tokens that would be generated in that time.
 """
 
 from collections.abc import Hashable, Iterable
@@ -25,22 +23,17 @@ _STEPS: Final = 4.0
 
 @dataclass(slots=True)
 class RunningRequests:
-    """Requests that were in a step recently. Times are monotonic seconds.
-
-    Attributes:
-        count: Number of them after the latest step.
-    """
+    """Requests that were in a step recently; `count` is their number after the latest step."""
 
     count: int = 0
     _seen: dict[Hashable, float] = field(default_factory=dict)
 
     def opened(self, text: Hashable) -> None:
-        """Add a request that will be in one of the next steps."""
         self._seen[text] = inf
         self.count = len(self._seen)
 
     def stepped(self, texts: Iterable[Hashable], *, step_s: float, at: float) -> None:
-        """Note a step with these requests, and drop those that have fallen silent."""
+        """Record a step with these requests, and drop those that have fallen silent."""
         for text in texts:
             self._seen[text] = at
         for text, seen_at in self._seen.items():
@@ -87,11 +80,8 @@ _LEAST_RATE: Final = 0.1
 class StepParts:
     """Parts of a step's duration in seconds; None where steps do not differ enough to tell.
 
-    Attributes:
-        writing_s: A token of each request in edge-only decoding.
-        step_s: Fixed cost of a step that verifies drafts.
-        text_s: Each request.
-        token_s: Each further token of a request.
+    `writing_s` is for a token of each request in edge-only decoding, `step_s` the fixed cost of a step that verifies
+    drafts, `text_s` the cost of each request, `token_s` of each further token.
     """
 
     writing_s: float | None = None
@@ -158,9 +148,8 @@ class _Steps:
 class StepCost:
     """Measured step times.
 
-    Attributes:
-        least: Tokens of a session that a batch-invariant step computes at least; fewer cost as much.
-        max_guess: Most speculated tokens of a request in one step; with 1 only those that cost nothing.
+    A batch-invariant step computes at least `least` tokens of a session; fewer cost as much. `max_guess` limits
+    speculated tokens of a request; with 1 only those that cost nothing.
     """
 
     least: int = 1
@@ -180,11 +169,7 @@ class StepCost:
     def stepped(self, seconds: float, *, texts: int, further: int, verifies: bool = True) -> None:
         """Count a step without prompt tokens; `committed` then reports what it generated.
 
-        Args:
-            seconds: Duration.
-            texts: Requests in it.
-            further: Tokens beyond the `least` of each request.
-            verifies: Whether it verified drafts.
+        `further` counts tokens beyond the `least` of each request.
         """
         self._wrote = not verifies
         if not verifies:
@@ -205,18 +190,15 @@ class StepCost:
         self._prompt_token_s = before + _SMOOTHING * (token_s - before)
 
     def prompt_tokens(self, seconds: float, most: int) -> int:
-        """Return how many prompt tokens, at most `most`, a step can compute in `seconds`."""
         if self._prompt_token_s is None:
             return min(most, _FIRST_PROMPT)
         return int(min(most, seconds / max(self._prompt_token_s, _LEAST_TOKEN_S)))
 
     @property
     def mean_s(self) -> float:
-        """Mean seconds of a step without prompts; 0 before the first."""
         return self._all.seconds / self._all.weight if self._all.weight else 0.0
 
     def committed(self, tokens: int) -> None:
-        """Count tokens that the latest step has committed for one request."""
         self._committed += tokens
         if self._wrote:
             self._expected -= tokens
@@ -224,7 +206,6 @@ class StepCost:
             self._expected = max(0, self._expected)
 
     def parts(self, texts: int) -> StepParts:
-        """Return the costs while this number of requests is running."""
         if texts <= 1:
             return self._alike[1].slopes(self._all.slopes()) if 1 in self._alike else self._all.slopes()
         parts = self._verifying.slopes(self._all.slopes())
@@ -234,7 +215,6 @@ class StepCost:
         return replace(parts, writing_s=writing_s)
 
     def _writing_s(self, texts: int) -> float | None:
-        """Return the seconds for a token of each request in edge-only decoding; None before it was measured."""
         steps = self._writing
         if steps.weight <= 0.0:
             return None
@@ -266,12 +246,7 @@ class StepCost:
         return grown_s / self._all.weight
 
     def guesses(self, rate: float, *, stable: bool = True) -> int:
-        """Return how many speculated tokens pay.
-
-        Args:
-            rate: Probability that one is right, given that those before it are.
-            stable: Whether the step must be batch-invariant.
-        """
+        """Return how many speculated tokens pay, if each is right with probability `rate` given those before it."""
         if rate < _LEAST_RATE:
             return 0
         known = self.price

@@ -1,8 +1,8 @@
 """Edge session: the protocol's state machine, without I/O and without a clock.
 
 Invariant: `tokens` is the prompt and the committed generation. Drafts wait behind it, and `chain` returns what can be
-verified now. After a rejection in residual mode nothing can, until a draft brings the correction drawn by the device.
-In edge-only decoding `chain` is an empty draft after the generation, step by step.
+verified now: nothing after a rejection in residual mode, until a draft brings the device's correction. In edge-only
+decoding `chain` is an empty draft after the generation, step by step.
 """
 
 import math
@@ -36,22 +36,12 @@ from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 
 @dataclass(slots=True)
 class DecodeRequest:
-    """A device's request for edge-only decoding up to a position.
+    """A device's request for edge-only decoding of positions up to `until`.
 
-    Each token is a bonus token after an empty draft, with the same random numbers, so coupled mode gives the same text.
-    The
-    request names the position where the device's text ends and is answered with what follows. So it may arrive twice,
-    late,
-    or again after a loss.
-
-    Attributes:
-        request: The latest request.
-        until: Position up to which to decode.
-        sent: Position up to which tokens were sent.
-        due_at: Since when the next token is due (monotonic seconds).
-        sent_at: When tokens were last sent, for any request (monotonic seconds).
-        size: Payload bytes of the request.
-        logged: Whether its first piece is in the session log.
+    Each token is a bonus token after an empty draft, with the same random numbers, so coupled mode gives the same
+    generation. The request names the position where the device's sequence ends and is answered with what follows, so it
+    may arrive twice, late, or again after a loss. Tokens up to `sent` were sent, last at `sent_at`; the next is due
+    since `due_at` (monotonic seconds). `size` is the payload in bytes; `logged`: the first piece is in the session log.
     """
 
     request: Draft
@@ -69,7 +59,6 @@ class DecodeRequest:
         return committed < self.until and not self.sent < half <= committed
 
     def next_draft(self, mode: Mode, *, base: int, digest: int) -> ReceivedDraft:
-        """Return the empty draft after which the next token is decoded."""
         if self._latest is None or self._latest.base != base:
             counts: Sequence[int] | None = () if mode is Mode.RESIDUAL else None
             # These fields are the edge's own and need no validation.
@@ -82,11 +71,8 @@ class DecodeRequest:
     ) -> DraftResult:
         """Return what a step has decoded, limited to what the device still asks for.
 
-        Args:
-            arrived: The step's draft, with speculated tokens.
-            judgement: Result of `dssd.verification.decode`.
-            limits: The session's limits.
-            committed: Tokens before it; less than `until`.
+        `arrived` is the step's draft with speculated tokens; `committed` counts the tokens before it, fewer than
+        `until`.
         """
         room = self.until - committed  # the request may have changed during the step
         right = min(judgement.accepted, room)
@@ -102,12 +88,10 @@ _ID_BYTES, _FLOAT_BYTES = 4, 4
 
 @dataclass(frozen=True, slots=True)
 class DraftReceipt:
-    """What to send at once on the arrival of a draft; nothing if it waits for verification or is void.
+    """What to send at once when a draft arrives: nothing if it waits for verification or is void.
 
-    Attributes:
-        repeat: Bytes of the verdict it was already answered with.
-        request: Whether it requests samples of the last rejection, answered from memory.
-        written: Whether it requests edge-only decoding and everything is already decoded.
+    `repeat` is the verdict already given; `request` asks for samples of the last rejection, answered from memory;
+    `written` asks for edge-only decoding that is already done.
     """
 
     repeat: bytes | None = None
@@ -120,14 +104,9 @@ class EdgeSession:
     """The state machine.
 
     Attributes:
-        attempt: Attempt number of the Open.
-        device: Owner; drafts of other devices never reach it.
         kinds: Origin of each token committed here, one character each.
         logprobs: Number of top log-probabilities that the device requests; None for no log-probabilities.
-        token_logprobs: Log-probabilities of the tokens committed here, if requested.
         sent: Position up to which the device was sent tokens.
-        draft_model: Draft model and quantization.
-        reported_load: Edge load last reported to the device.
     """
 
     handle: int
@@ -167,7 +146,6 @@ class EdgeSession:
     def from_open(
         cls, message: Open, *, handle: int, device: str, limits: SessionLimits, constraint: Constraint | None = None
     ) -> "EdgeSession":
-        """Create a session, or resume one where `message.resume` ends."""
         resumed = message.resume or ()
         return cls(
             handle=handle,
@@ -190,7 +168,6 @@ class EdgeSession:
 
     @property
     def logprobs_bytes(self) -> int:
-        """Most bytes for the log-probabilities of one token on the wire."""
         return 0 if self.logprobs is None else _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * self.logprobs
 
     @property
@@ -204,17 +181,12 @@ class EdgeSession:
 
     @property
     def rejected_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """Log-probabilities sent for that position, if requested."""
         return self._rejected_logprobs
 
     # Arrival
 
     def admit(self, arrived: ReceivedDraft) -> DraftReceipt:
-        """Count a draft, check it, and queue it.
-
-        Raises:
-            DraftFault: It cannot be judged; only the counters have changed.
-        """
+        """Count a draft, check it, and queue it; a `DraftFault` leaves only the counters changed."""
         draft = arrived.draft
         self.counters += SegmentCounters(uplink_bytes=arrived.size)
         if (repeat := self._rounds.verdict(draft.round)) is not None:
@@ -260,13 +232,9 @@ class EdgeSession:
     ) -> tuple[ReceivedDraft, ...]:
         """Return the drafts that can be verified at once, each starting at the end of the one before.
 
-        Args:
-            most: Most tokens in all; the first draft always comes.
-            guesses: Returns how many tokens to speculate in edge-only decoding at an acceptance rate; None for none.
-            forced: Most speculated tokens that the grammar forces.
-
-        Raises:
-            DraftFault: The first draft starts from other text; it is dropped.
+        They hold at most `most` tokens, but always the first draft. `guesses` returns how many tokens to speculate at
+        an acceptance rate; the grammar forces at most `forced` more. Raises `DraftFault` if the first draft starts from
+        other tokens; it is dropped.
         """
         if (ready := self.ready) is None:
             return ()
@@ -317,12 +285,10 @@ class EdgeSession:
 
     @property
     def stream(self) -> DecodeRequest | None:
-        """The device's request for edge-only decoding, if that is its latest request."""
         return self._stream
 
     @property
     def finish(self) -> Finish:
-        """Whether and why the generation ends where it is."""
         if not self.committed:
             return Finish.NO
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
@@ -349,7 +315,6 @@ class EdgeSession:
         return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
 
     def _before_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the tokens before an end token."""
         end = next((place for place, token in enumerate(tokens) if token in self.limits.end_tokens), len(tokens))
         return tokens[:end]
 
@@ -380,7 +345,6 @@ class EdgeSession:
         return tuple(self.tokens[self.prompt_length + begin : self.prompt_length + stream.sent])
 
     def logprobs_from(self, position: int, number: int) -> tuple[TokenLogprobs, ...]:
-        """Return the log-probabilities of tokens from a position; empty if not requested."""
         if self.logprobs is None:
             return ()
         first = len(self.token_logprobs) - (self.committed - position)
@@ -395,7 +359,6 @@ class EdgeSession:
 
     @property
     def failure(self) -> DraftFault | None:
-        """The fault that ended the session, if any."""
         return self._failure
 
     def fail(self, fault: DraftFault) -> None:
@@ -447,7 +410,6 @@ class EdgeSession:
         return DraftReceipt(request=True)
 
     def _admit_stream(self, draft: Draft, write: int, arrived: ReceivedDraft) -> DraftReceipt:
-        """Replace the request for edge-only decoding."""
         stream = self._stream
         latest = stream.request.round if stream is not None else -1
         if draft.epoch < self._epoch or draft.round < max(latest, self._waiting.latest):

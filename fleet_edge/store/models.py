@@ -1,6 +1,6 @@
 """Tables of the session log's database.
 
-A table whose rows are a view or a record takes its columns from there (`_columns`): a field is declared once.
+A table whose rows are a view or a record takes its columns from there (`_columns`).
 
 Columns that only one kind of record fills are nullable: an end may be replayed before its Open, and then makes the row
 that the Open completes. NULL means "that record has not arrived", never zero.
@@ -82,7 +82,7 @@ class CleanText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Replace what cannot be stored; also strips string enums, which psycopg would store by name."""
+        """Replace what cannot be stored; also converts string enums, which psycopg would store by name."""
         if value is None:
             return None
         return str(value).replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
@@ -126,8 +126,6 @@ _TYPES: Final[dict[Any, type[TypeEngine[Any]]]] = {
 
 
 class _RowType(DeclarativeAttributeIntercept):
-    """Type of the row classes, whose attributes are the columns of their tables."""
-
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - for type checkers: a column
         raise AttributeError(f"{self.__name__} has no column {name!r}.")
 
@@ -154,7 +152,6 @@ def _column(name: str, kind: Any, *items: Any, nullable: bool = False, **options
 
 
 def _key(*names: str, **kinds: Any) -> list[Column[Any]]:  # noqa: ANN401 - types
-    """Return columns of a primary key; text unless a type is given."""
     declared = dict.fromkeys(names, str) | kinds
     return [_column(name, kind, primary_key=True, autoincrement=False) for name, kind in declared.items()]
 
@@ -164,12 +161,7 @@ def _columns(
 ) -> list[Column[Any]]:
     """Return a column for each field of a dataclass, nullable where the field may be None.
 
-    Args:
-        declared: The dataclass.
-        key: Fields of the primary key.
-        without: Fields that get no column here.
-        prefix: Of the columns' names.
-        special: By field, what its annotation does not say.
+    `special` adds, by field, what the annotation does not say.
     """
     made = []
     for field in fields(declared):
@@ -246,8 +238,6 @@ class SessionRow(Base):
 
 
 class SegmentRow(Base):
-    """One stay of a session at one edge."""
-
     __table__ = _table(
         "segments",
         _key("session", segment=int),
@@ -272,8 +262,6 @@ def _of_segment() -> ForeignKeyConstraint:
 
 
 class RoundRow(Base):
-    """One verdict of a traced session."""
-
     __table__ = _table(
         "rounds",
         _key("session"),
@@ -346,8 +334,7 @@ class FenceLiftRow(Base):
 def _sums() -> list[Column[Any]]:
     """Return the columns that rollups sum.
 
-    `sessions` are those that began with one of the segments, `visits` those that came to an edge with one of them for
-    the first time; so both add up over time.
+    `sessions` count those whose first segment is here, `visits` those that came to an edge for the first time.
     """
     counted = [_column(name, int) for name in ("sessions", "visits", "segments")]
     return [*counted, _column("duration_ms", float), *_counters()]
@@ -365,10 +352,7 @@ def _rollup(name: str, *dimensions: str, by_device: bool) -> Table:
 
 
 class RollupRow(Base):
-    """Sum of the segments opened in an hour, a day or a month (UTC) that share the rest of the key.
-
-    An unknown dimension is '', so that it can be part of the key.
-    """
+    """Sum of the segments of an hour, day or month (UTC) that share the rest of the key; '' is an unknown dimension."""
 
     __table__ = _rollup("rollups", "device", "edge", "app", "draft_model", "quantization", by_device=True)
 
@@ -417,8 +401,6 @@ class RollupMarkRow(Base):
 
 
 class LabelRow(Base):
-    """A label of a device, who gave it, and when."""
-
     __table__ = _table(
         "labels",
         _key("device", "label"),
@@ -428,24 +410,18 @@ class LabelRow(Base):
 
 
 class WantedSettingsRow(Base):
-    """The latest settings that a device is wanted to have."""
-
     __table__ = _table(
         "settings_wanted", _columns(WantedView, key=("device",), values={"name": "settings", "key": "values"})
     )
 
 
 class ReportedSettingsRow(Base):
-    """What a device last reported of its settings; `at` is by the device's clock."""
-
     __table__ = _table(
         "settings_reported", _columns(ReportedView, key=("device",), values={"name": "settings", "key": "values"})
     )
 
 
 class CommandRow(Base):
-    """A command to one device."""
-
     __table__ = _table(
         "commands",
         _columns(CommandView, key=("id",)),
@@ -454,8 +430,6 @@ class CommandRow(Base):
 
 
 class AuditRow(Base):
-    """One action of an administrator."""
-
     __table__ = _table(
         "audit",
         _key("id"),
@@ -465,8 +439,6 @@ class AuditRow(Base):
 
 
 class RolloutRow(Base):
-    """One machine in one rollout, rollback or decommissioning."""
-
     __table__ = _table(
         "rollouts",
         _columns(MachineRollout, key=("rollout", "host")),
@@ -480,8 +452,6 @@ _OPEN: Final = text("cleared_at IS NULL")
 
 
 class AlertRow(Base):
-    """One alert, open until `cleared_at`; of a rule and a subject at most one is open."""
-
     __table__ = _table(
         "alerts",
         _columns(AlertView, key=("id",)),

@@ -1,12 +1,12 @@
 """Records: what an edge writes to the session log.
 
-Every record is applied as a merge that is idempotent and commutes (see `merge`): a counter is absolute, a state carries
-its time, a round has its key. So a record can be spooled and replayed freely. All times are UTC and aware.
+Every record is applied as a merge that is idempotent and commutes (see `merge`), so it can be spooled and replayed
+freely: a counter is absolute, a state carries its time, a round has its key. All times are UTC and aware.
 
-A session is identified by its id together with its device: what one device sends can neither create, change nor end
-a session of another, whatever id it names. A session has one *segment* for each time that an edge opened or resumed it.
-Counters belong to the segment; a restarted edge starts a new one from zero, and totals are sums. A segment's number is
-the instant of its Open, in UTC microseconds: it orders, dates and keys at once.
+A session is identified by its id together with its device, so that no device can create, change or end another's
+session. It has one *segment* for each time that an edge opened or resumed it. Counters belong to the segment; a
+restarted edge starts a new one from zero, and totals are sums. A segment's number is the instant of its Open, in UTC
+microseconds.
 """
 
 import uuid
@@ -53,12 +53,7 @@ class StoreText(StrEnum):
 class Retention:
     """Ages in days at which rows are deleted.
 
-    Attributes:
-        rounds_days: Traced rounds.
-        texts_days: Stored texts.
-        sessions_days: Sessions and events, by whole days; rollups stay.
-        hourly_days: Hourly rollups; daily ones stay.
-        daily_days: Daily rollups; monthly ones stay for good.
+    `sessions_days` counts whole days and covers events; daily and monthly rollups stay when hourly and daily ones go.
     """
 
     rounds_days: float = 7.0
@@ -69,19 +64,16 @@ class Retention:
 
 
 RETENTION: Final = Retention()
-"""Defaults of an edge's settings and of its jobs."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def segment_number(at: datetime) -> int:
-    """Return a segment's number: UTC microseconds at its Open."""
     return (at - _EPOCH) // _MICROSECOND
 
 
 def segment_time(segment: int) -> datetime:
-    """Return when a segment was opened (UTC)."""
     return _EPOCH + segment * _MICROSECOND
 
 
@@ -90,16 +82,8 @@ class DeviceCounters:
     """What the device itself counted over the whole session, all segments together, from its Close.
 
     Attributes:
-        tokens: Committed.
-        rounds: Drafts judged.
-        drafted: Tokens proposed.
-        tested: Of these, accepted or rejected.
-        accepted: Of these, accepted.
         uplink_bytes: Payload of all drafts sent, repeats included.
         downlink_bytes: Payload of all verdicts received, repeats included.
-        draft_ms: Time in the draft model.
-        wait_ms: Time waiting for verdicts.
-        wall_ms: From Open to Close.
         unverified: Tokens at the end that do not follow the target distribution: the device generated them without an
             edge, or an edge resumed after such tokens.
     """
@@ -118,7 +102,6 @@ class DeviceCounters:
 
     @classmethod
     def of(cls, close: "Close") -> Self:
-        """Take the counters out of a device's Close."""
         return cls(**{field.name: getattr(close, field.name) or 0 for field in fields(cls)})
 
 
@@ -126,16 +109,7 @@ class DeviceCounters:
 class SessionOpened:
     """An edge granted an Open or a resume: a segment begins.
 
-    Attributes:
-        session: 16 lower-case hexadecimal characters of the 8-byte id.
-        segment: `segment_number` of the Open.
-        draft_model: Name of the draft model.
-        target: Name of the target model.
-        seed: 0 to 2^64 - 1.
-        max_new_tokens: As granted.
-        resumed_tokens: Committed before this segment.
-        open_bytes: Payload of the Open.
-        app: Application on the device that the session is for, if the device names one.
+    `session` is the 8-byte id in lower-case hexadecimal; `resumed_tokens` were committed before this segment.
     """
 
     session: str
@@ -162,9 +136,7 @@ class SessionOpened:
 class SegmentProgress(SegmentCounters):
     """What the edge has counted in a segment so far. Absolute values that never fall.
 
-    Attributes:
-        first_token_ms: From the Open to the first committed token, once there is one.
-        gap_p95_ms: 95th percentile of the time between two tokens, once there are two verdicts.
+    Times are None until measured: `first_token_ms` counts from the Open, `gap_p95_ms` needs two verdicts.
     """
 
     session: str
@@ -237,8 +209,6 @@ class SessionClosed:
         tokens: Of the whole session, resumed ones included: as its device closed it, without what was verified beyond;
             without a Close, as the edge has committed it.
         counters: The device's own; None if no Close came (a lost device).
-        code: Machine-readable cause, where there is more to say than the reason.
-        sentence: The same for people.
     """
 
     session: str
@@ -261,7 +231,6 @@ class CloseReported:
 
     Attributes:
         at: When the Close came, or when generation ended if the device reported that later. Of several the latest wins.
-        app: The device's application, of a session that no edge has opened.
     """
 
     session: str
@@ -297,11 +266,7 @@ class DeviceSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeSeen:
-    """An edge's state, as retained at the broker; the latest `at` wins.
-
-    Attributes:
-        vocabulary: Size and head of the fingerprint, for people.
-    """
+    """An edge's state, as retained at the broker; the latest `at` wins."""
 
     edge: str
     presence: Presence
@@ -348,12 +313,7 @@ class EventLogged:
     Attributes:
         id: Unique for good, so that a replay adds nothing, e.g. a random UUID in hexadecimal. Records of one id differ
             only in `count` and `last_at`, of which the greatest count. All edges give what they all see the same id.
-        edge: The edge that logs it.
-        session: The first session that it concerns, if any.
-        sentence: As written the first time.
-        at: When it first happened.
         last_at: When it last happened; None: at `at`.
-        who: Person who did it, if one did.
     """
 
     id: str

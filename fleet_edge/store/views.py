@@ -1,7 +1,6 @@
-"""Views: what the queries return, for people and for JSON, with rates and states computed in one place.
+"""Views: what the queries return, with rates and states computed in one place.
 
-The tables of `models` take their columns from the `…Columns` classes and the views that are a row as it is stored.
-docs/administration.md describes each state.
+The tables of `models` take columns from the `…Columns` classes; docs/administration.md describes each state.
 """
 
 from collections.abc import Mapping
@@ -40,14 +39,7 @@ class MachineState(StrEnum):
 def device_state(
     presence: str | None, *, since_last_sign: timedelta, fenced: bool = False, retired: bool = False
 ) -> MachineState:
-    """Return a device's state.
-
-    Args:
-        presence: What it has published at the broker; None if it never has.
-        since_last_sign: Time since it last published its presence or telemetry, or an edge served it.
-        fenced: Whether edges drop what it sends.
-        retired: Whether an administrator has taken it out of service.
-    """
+    """Return a device's state; `since_last_sign` is the time since its last presence, telemetry or draft."""
     if fenced:
         return MachineState.FENCED
     if retired:
@@ -95,15 +87,8 @@ class DeviceColumns:
     """A device as the log stores it.
 
     Attributes:
-        presence: Published last by the device, or by the broker on its behalf.
-        presence_since: Start of that presence, if an edge has seen it change.
         certificate_until: End of its certificate, as the device reports it.
-        telemetry_at: Time of the telemetry that follows.
-        plan: How it generates now.
         round_trip_ms: From a draft to its verdict, smoothed.
-        told_acceptance: Accepted of tested draft tokens since the device started.
-        draft_ms_per_token: Mean time of its draft model.
-        retired_at: When an administrator took it out of service.
     """
 
     device: str
@@ -130,12 +115,7 @@ class DeviceView(DeviceColumns):
     Attributes:
         state_since: Start of that state; for a late or silent device, its last sign.
         last_sign_at: Latest presence, telemetry or draft.
-        sessions: Served by edges, purged ones included.
-        last_session_at: When the latest session that is kept was opened.
-        last_edge: Edge that served that session last.
         last_verdict_at: When an edge last recorded a verdict or an end of a session.
-        acceptance_1h: Over segments opened within the last hour.
-        acceptance_24h: Over segments opened within the last 24 hours.
         tokens_today: Committed in segments opened since midnight (UTC).
     """
 
@@ -154,15 +134,10 @@ class DeviceView(DeviceColumns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionColumns:
-    """A session as the log stores it.
+    """A session as the log stores it; fields are None until the record that sets them arrives.
 
-    Fields are None until the record that sets them arrives. `device_…`: what the device itself counted, as
-    `records.DeviceCounters` describes it.
-
-    Attributes:
-        reason: How it ended; None while it is open.
-        end_code: Machine-readable cause of the end, where there is more to say than the reason.
-        end_sentence: The same for people.
+    `device_…`: what the device itself counted, as `records.DeviceCounters` describes it. `end_code` and `end_sentence`:
+    the cause of the end, where there is more to say than `reason`.
     """
 
     session: str
@@ -203,7 +178,6 @@ class SessionView(SessionColumns):
     """A session with the sums of its segments.
 
     Attributes:
-        final_tokens: Tokens of the whole sequence at its end.
         first_token_ms: From the Open to the first committed token, at the edge; of the first segment that has one.
         gap_p95_ms: 95th percentile of the time between two tokens; of the segment with most tokens.
     """
@@ -257,12 +231,8 @@ class RoundView:
     """One verdict of a traced session; with edge-only decoding, the first piece of each request.
 
     Attributes:
-        segment: Number of the segment.
-        round: Number of the draft.
         base: Tokens committed before it.
         drafted: Tokens in the draft.
-        tested: Of these, accepted or rejected.
-        accepted: Of these, accepted.
         batch: Sessions verified in the same step, this one included.
         uplink_bytes: Payload of the draft.
         downlink_bytes: Payload of the verdict.
@@ -270,7 +240,6 @@ class RoundView:
             edge-only decoding.
         queue_ms: From arrival to the step, less `prefill_ms`.
         compute_ms: Duration of the step.
-        at: Time of the verdict.
         prefill_ms: From arrival to the step, spent in steps that computed the session's own prompt or sequence.
     """
 
@@ -327,14 +296,8 @@ class EventCount:
 class EdgeColumns:
     """An edge as the log stores it, with its latest load; None where the edge has not reported it.
 
-    Attributes:
-        vocabulary: Size and head of the fingerprint, for people.
-        load_at: Time of the load that follows, over the last seconds before it.
-        batch_sessions: Mean number of sessions verified in one step.
-        step_ms: Mean time of a step.
-        queue_ms: Mean wait of a draft for its step.
-        kv_usage: Share of the memory for keys and values in use, 0 to 1.
-        spooled_records: Records of the session log that wait on disk.
+    `vocabulary` shows size and head of the fingerprint. Times and sizes of batches are means over the last seconds
+    before `load_at`; `kv_usage` is 0 to 1; `spooled_records` wait on disk.
     """
 
     edge: str
@@ -365,7 +328,6 @@ class EdgeView(EdgeColumns):
 
     @property
     def free_sessions(self) -> int | None:
-        """Sessions that it may still open."""
         if self.most_sessions is None or self.open_sessions is None:
             return None
         return max(0, self.most_sessions - self.open_sessions)
@@ -376,10 +338,7 @@ class FenceView:
     """A fence: edges drop what the device sends.
 
     Attributes:
-        by: The edge that fenced it, or `records.ADMINISTRATOR`.
-        since_at: Start (UTC, aware).
         until_at: End (UTC, aware); None: until it is lifted.
-        reason: Why, in a sentence.
         strikes: Offences that led to it; 0 if none did.
         level: How often the duration has doubled.
     """
@@ -427,14 +386,8 @@ class MachineRollout:
     Attributes:
         host: The machine's name in the inventory.
         kind: `device` or `edge`.
-        name: Its name at the broker.
         wanted: The release to install: version and digest of the configuration. None where there is to be none.
-        found: The release that ran before, if one did.
-        running: The release that ran at the end, if one did.
-        started_at: Start of the rollout.
         ended_at: When this machine was done; None while it is not.
-        sentence: Why, where it failed.
-        who: The user who ran the playbook.
     """
 
     rollout: str
@@ -459,7 +412,6 @@ class Rollout:
     Attributes:
         ended_at: When the last machine was done; None while one is not.
         wanted: The release of its machines, if all have the same.
-        outcomes: Number of machines by outcome, without zeros.
     """
 
     rollout: str
@@ -480,8 +432,6 @@ class MachineRelease:
         wanted: The release that the latest rollout was to install.
         running: The release that ran when that rollout was done with the machine, or before it.
         software: The version that the machine itself publishes at the broker; None if it was never seen.
-        rollout: The latest rollout.
-        since: Time of that outcome.
     """
 
     kind: str
@@ -514,9 +464,6 @@ class AuditEntry:
     Attributes:
         who: User of the operating system, or account of the dashboard.
         action: `fence`, `set`, `command self-test`…
-        subject: A device, a label, a table.
-        before: The value before, if there was one.
-        after: The value now.
         source: The command line's machine, or the address of the dashboard's reader.
     """
 
@@ -588,19 +535,11 @@ class AlertView:
 
     Attributes:
         id: Hexadecimal; enough of its beginning identifies it.
-        rule: Name of the rule that found it.
         subject: A device, an edge, or an edge and a code.
-        device: The device, if it concerns one.
         severity: How soon somebody has to look: `warning` or `critical`.
         sentence: What is wrong, as seen last, and what to do.
         value: What was measured last, if it is a number.
-        threshold: Its limit.
-        since_at: First seen.
-        last_at: Last seen.
-        cleared_at: When it was over; None while it is open.
         cleared_by: Who cleared it; None if its rule no longer matched.
-        acknowledged_at: When somebody acknowledged it, if anybody has.
-        acknowledged_by: Who.
     """
 
     id: str

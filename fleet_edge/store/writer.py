@@ -1,12 +1,12 @@
 """Writer of the session log, off the hot path.
 
-`put` costs an append to a list. A thread commits what was put, in batches; while the database does not take them they
-go to the spool, and back from there later, each stored exactly once by its primary key. A second thread only wakes when
-the mailbox is nearly full because a commit hangs: it moves records to the spool.
+`put` appends to a list. A thread commits records in batches; while the database refuses them they go to the spool and
+back from there later, each stored exactly once by its primary key. A second thread moves records to the spool when the
+mailbox is nearly full because a commit hangs.
 
-What a crash loses: with `kill -9`, the records of the last `flush_interval_s` and the current batch; with a power cut,
-also what SQLite had not yet synchronized (a server's commits and the spool are durable). A caller that must not
-promise what a crash could undo passes `then` to `put`.
+`kill -9` loses the records of the last `flush_interval_s` and the current batch; a power cut also loses what SQLite had
+not yet synchronized (a server's commits and the spool are durable). A caller that must not promise what a crash could
+undo passes `then` to `put`.
 """
 
 import logging
@@ -42,10 +42,7 @@ class Mailbox:
         return self._dropped
 
     def put(self, record: Record, *, urgent: bool = False) -> bool:
-        """Add a record and return whether there was room; otherwise drop and count it. Never blocks.
-
-        An urgent record wakes a waiter that asked for that.
-        """
+        """Add a record and return whether there was room; otherwise drop and count it. Never blocks."""
         with self._changed:
             if self._closed or len(self._records) >= self._capacity:
                 self._dropped += 1
@@ -58,28 +55,22 @@ class Mailbox:
             return True
 
     def take(self, limit: int) -> list[Record]:
-        """Remove and return up to `limit` of the oldest records."""
         with self._changed:
             taken = [self._records.popleft() for _ in range(min(limit, len(self._records)))]
             self._urgent = self._urgent and bool(self._records)
             return taken
 
     def put_back(self, records: Sequence[Record]) -> None:
-        """Return records just taken to the front; they had room before, so they have it again."""
         with self._changed:
             self._records.extendleft(reversed(records))
 
     def drop_all(self) -> None:
-        """Drop and count the rest."""
         with self._changed:
             self._dropped += len(self._records)
             self._records.clear()
 
     def wait(self, count: int, *, timeout_s: float, or_urgent: bool = False) -> bool:
-        """Wait until there are `count` records, or an urgent one; return whether there are `count`.
-
-        A closed mailbox does not wait.
-        """
+        """Wait for `count` records, or an urgent one; return whether there are `count`. Returns at once when closed."""
         with self._changed:
             self._marks.append(count)
             self._changed.wait_for(
@@ -89,7 +80,6 @@ class Mailbox:
             return len(self._records) >= count
 
     def close(self) -> None:
-        """Accept no more records, and wake all waiters."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -100,7 +90,6 @@ class WriterSettings:
     """Bounds of the writer, and how it trades delay for throughput.
 
     Attributes:
-        batch_records: Maximum in one transaction.
         flush_interval_s: Longest wait before a commit; also what a crash may lose.
         capacity: Records in memory, about 500 bytes each.
         spill_at: Number in memory above which they go to the spool without waiting for the database.
@@ -119,15 +108,11 @@ class WriterCounters:
     """What has become of the records since the start.
 
     Attributes:
-        written: Committed to the database, from the spool or directly.
-        spooled: Written to the spool.
         replayed: Of those written, from the spool (records of an earlier run included).
         rejected: Refused by the database because of their content.
         dropped: Lost, because memory and spool were full.
-        queued: In memory now.
         away: Whether the database did not answer at the last attempt.
         stuck: Whether neither database nor spool took the last batch.
-        spool_bytes: Size of the spool.
         lag_s: Seconds since the database last held all records.
     """
 
@@ -161,9 +146,8 @@ class RecordSink(Protocol):
 class LogWriter:
     """Takes records from any thread and writes them to the database.
 
-    Attributes:
-        tell: Called on the writer's threads with a code of `event_codes` and a sentence when the database's state
-            changes. MUST NOT block or raise.
+    `tell` is called on the writer's threads with a code of `event_codes` and a sentence when the database's state
+    changes; it MUST NOT block or raise.
     """
 
     def __init__(
@@ -207,11 +191,8 @@ class LogWriter:
     def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
         """Queue a record. Never blocks and never raises; a record that finds no room anywhere is counted.
 
-        Args:
-            record: The record.
-            urgent: Whether to write it at once, with everything queued, not within `flush_interval_s`.
-            then: Called once the record is written or spooled, or the database has refused it for good, on the thread
-                that did so; never for a record that found no room. Makes the record urgent.
+        An urgent record is written at once, with everything queued. `then` makes it urgent and is called, on the thread
+        that did so, once the record is written, spooled or refused for good; never if it found no room.
         """
         if then is not None:
             with self._count:
@@ -244,8 +225,7 @@ class LogWriter:
     def close(self, timeout_s: float) -> bool:
         """Write or spool what was put, end the threads, and close the spool. Idempotent.
 
-        Returns whether nothing was lost since the start: False if something was still in progress after `timeout_s`, or
-        if neither database nor spool took the rest.
+        Returns whether nothing was lost since the start: False also if work was still in progress after `timeout_s`.
         """
         self._give_up_at = self._monotonic() + timeout_s
         self._stopping.set()
@@ -262,10 +242,9 @@ class LogWriter:
         return not hung and self._mailbox.dropped == 0
 
     def step(self) -> bool:
-        """Store one batch, and if the database answers, one from the spool too.
+        """Store one batch, and if the database answers, one from the spool; return whether the spool may have more.
 
-        The writing thread only calls this; without `start` a caller may do so itself. Returns whether the spool may
-        have more.
+        Only the writing thread calls this, or the caller if `start` was not called.
         """
         began = self._monotonic()
         batch: Sequence[Record] = self._mailbox.take(self._settings.batch_records)
@@ -305,7 +284,7 @@ class LogWriter:
             self.step()
 
     def _answers(self) -> bool:
-        """Return whether the database is worth an attempt: it answered last time, or that is long enough ago."""
+        """Return whether the database is worth an attempt: it answered last time, or `retry_s` has passed."""
         return not self._away or self._monotonic() >= self._retry_at
 
     def _commit(self, batch: Sequence[Record], *, replayed: bool = False) -> Sequence[Record]:
@@ -369,7 +348,6 @@ class LogWriter:
         return True
 
     def _settled(self, batch: Sequence[Record]) -> None:
-        """Call the `then` of records that a crash can no longer lose."""
         with self._count:
             if not self._awaited:
                 return
@@ -395,7 +373,6 @@ class LogWriter:
         return True
 
     def _report_drops(self) -> None:
-        """Report once per outage that records are lost."""
         dropped = self._mailbox.dropped
         if dropped > self._known_drops and not self._drops_reported:
             self._drops_reported = True

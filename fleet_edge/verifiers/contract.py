@@ -1,10 +1,8 @@
 """Verifier contract: what the edge needs of an engine that runs the target model.
 
 Prefill, resumption and verification are the same operation: a sequence has tokens it *knows* and tokens it has
-*computed*
-(their keys and values are stored). A batch is a list of sequences with the tokens to compute next, and the number of
-rows
-of logits wanted from their end.
+*computed* (their keys and values are stored). A batch lists sequences, the tokens to compute next, and the number of
+rows of logits wanted from their end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +59,6 @@ class TargetInfo:
     """Identity and limits of the target model.
 
     Attributes:
-        name: Name for the log.
         vocabulary: Size and fingerprint, without padding rows.
         context: Most tokens in one sequence.
         end_tokens: Ids that end a generation.
@@ -92,8 +89,6 @@ class Item:
     """One sequence's part of a step.
 
     Attributes:
-        sequence: Its key, as opened.
-        tokens: Token ids to compute next, at least one.
         rows: Logits wanted at the last `rows` of `tokens`: 0 for prefill, draft length + 1 to verify.
         stable: Whether to compute it batch-invariantly where the engine can, so that the generation is reproducible.
             Needed for all of its tokens.
@@ -109,8 +104,7 @@ class Verifier(Protocol):
     """The target model.
 
     Calls do not overlap, but come from different threads: `score` from a computing thread, the other methods between
-    two
-    steps. After `score` returns, `computed(sequence)` has grown by `len(item.tokens)`.
+    two steps. After `score` returns, `computed(sequence)` has grown by `len(item.tokens)`.
     """
 
     @property
@@ -123,11 +117,6 @@ class Verifier(Protocol):
         """Begin a sequence with the first `length` computed tokens of another, independent from then on.
 
         Keys and values may be shared or copied; MUST cost far less than computing them.
-
-        Args:
-            sequence: Its key; MUST NOT be open.
-            source: The other sequence, which stays as it is.
-            length: 0 to the computed tokens of `source`.
 
         Raises:
             CapacityExceeded: There is no room for a copy; nothing has changed.
@@ -190,8 +179,6 @@ class ProvidesTokenizer(Protocol):
 
 @runtime_checkable
 class ReadsText(Protocol):
-    """A verifier that has the target's tokenizer."""
-
     def encode(self, text: str) -> Sequence[int]:
         """Return the ids of a text; control tokens are recognised, and none is added.
 
@@ -220,15 +207,9 @@ class RunsElsewhere(Protocol):
 
 
 class SequenceTable:
-    """Open sequences with their computed lengths.
-
-    Every verifier that keeps its own sequences uses one, so that all refuse the same calls with the same messages,
-    before
-    anything is computed.
-    """
+    """Open sequences with their computed lengths; shared so that all verifiers refuse the same calls alike."""
 
     def __init__(self, *, context: int, vocabulary: int) -> None:
-        """Begin without sequences; `context` bounds a sequence's tokens, `vocabulary` the ids."""
         self._context = context
         self._vocabulary = vocabulary
         self._computed: dict[int, int] = {}
@@ -243,26 +224,15 @@ class SequenceTable:
         return MappingProxyType(self._computed)
 
     def open(self, sequence: int) -> None:
-        """Begin a sequence with nothing computed.
-
-        Raises:
-            VerifierError: It is open already.
-        """
         self._check_new(sequence)
         self._computed[sequence] = 0
 
     def fork(self, sequence: int, source: int, length: int) -> None:
-        """Begin a sequence with the first `length` computed tokens of another.
-
-        Raises:
-            VerifierError: It is open already, or the other is not or has fewer.
-        """
         self.check_fork(sequence, source, length)
         self._computed[sequence] = length
         self._total += length
 
     def check_fork(self, sequence: int, source: int, length: int) -> None:
-        """Raise what `fork` would raise."""
         computed = self.computed(source)
         if not 0 <= length <= computed:
             raise VerifierError(f"Sequence {source} has {computed} computed tokens and cannot pass on {length}.")
@@ -275,11 +245,6 @@ class SequenceTable:
             raise VerifierError(f"Sequence {sequence} is not open.") from None
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Reduce the number of computed tokens to `length`.
-
-        Raises:
-            VerifierError: The sequence is not open, or has fewer.
-        """
         computed = self.computed(sequence)
         if not 0 <= length <= computed:
             raise VerifierError(f"Sequence {sequence} has {computed} computed tokens and cannot be cut to {length}.")
@@ -287,17 +252,12 @@ class SequenceTable:
         self._total -= computed - length
 
     def close(self, sequence: int) -> bool:
-        """End a sequence; return whether it was open."""
         computed = self._computed.pop(sequence, None)
         self._total -= computed or 0
         return computed is not None
 
     def check(self, items: Sequence[Item]) -> None:
-        """Check that the items of a step are valid, apart from memory.
-
-        Raises:
-            VerifierError: One is not.
-        """
+        """Check that the items of a step are valid, apart from memory; raises `VerifierError`."""
         for item in items:
             self._check(item)
         if len({item.sequence for item in items}) != len(items):
@@ -370,7 +330,6 @@ class TokenVerifier:
         return self._budget - self._table.total
 
     def _check(self, items: Sequence[Item]) -> None:
-        """Check that a step is valid and that there is room for it."""
         self._table.check(items)
         self._check_room(sum(len(item.tokens) for item in items))
 

@@ -1,10 +1,9 @@
 """Prefix cache: a verifier that retains ended sequences' keys and values for sequences with the same beginning.
 
 It wraps any verifier and is one itself. A closed sequence stays in memory until its room is needed; the least recently
-used goes first, before any open one. For a sequence whose next tokens are known (`expect`) it reuses what another has
-computed of them (`reuse`): it takes over an ended sequence that nobody needs, or forks. `ahead` names a sequence that
-is
-about to compute the same, so that only one of many computes it.
+used goes first, before any open one. A sequence whose next tokens are known (`expect`) reuses what another has computed
+(`reuse`), by taking over an ended sequence or forking. `ahead` names a sequence that is about to compute the same, so
+that only one of many computes it.
 """
 
 import secrets
@@ -57,8 +56,7 @@ class _Node:
     """The end of a run of tokens.
 
     `run` holds the tokens since the parent, `depth` counts those since the root. Children are found by their first
-    token;
-    `keys` are the sequences that end here, in order.
+    token; `keys` are the sequences that end here, in order.
     """
 
     __slots__ = ("children", "depth", "keys", "parent", "run")
@@ -74,9 +72,8 @@ class _Node:
 class RadixTree:
     """Radix tree of keys with token sequences (see `pack`): finds the longest common prefixes.
 
-    Edges carry runs of tokens, so a lookup takes as many comparisons as the sequence has branches, whatever the number
-    of
-    sequences. Tokens are stored as bytes, so that runs are compared by memory comparison.
+    A lookup costs one comparison per branch of the sequence. Runs are bytes, so that they are compared by memory
+    comparison.
     """
 
     def __init__(self) -> None:
@@ -90,7 +87,6 @@ class RadixTree:
         return key in self._nodes
 
     def insert(self, key: int, tokens: bytes) -> None:
-        """Add a key, or replace its tokens."""
         self.remove(key)
         node, depth = self._descend(tokens)
         if depth < node.depth:
@@ -155,7 +151,6 @@ class RadixTree:
 
 
 def _split(node: _Node, depth: int) -> _Node:
-    """Insert a node into a run, and return it."""
     parent = node.parent
     assert parent is not None
     cut = (depth - parent.depth) * _SIZE
@@ -179,14 +174,8 @@ def _keys(node: _Node, *, but: _Node | None) -> Iterator[int]:
 class HeldSequence:
     """A sequence whose keys and values a verifier holds.
 
-    Attributes:
-        key: Its key at the verifier.
-        caller: Its key for the caller; None if it has ended.
-        owner: Its device.
-        tokens: Computed tokens.
-        expected: Tokens that it will compute first, packed; possibly none.
-        public: Number of these that any owner may share.
-        stable: Whether all of it was computed with `Item.stable`.
+    `key` is its key at the verifier, `caller` that of the caller or None once ended. `expected` are the packed tokens
+    that it computes first; any owner may share `public` of them. `stable`: all of it was computed with `Item.stable`.
     """
 
     key: int
@@ -202,16 +191,11 @@ class HeldSequence:
         return len(self.tokens)
 
     def begins_as(self, tokens: bytes, length: int) -> bool:
-        """Whether its first `length` computed tokens are those of `tokens`."""
         return self.tokens[:length].tobytes() == tokens[: length * self.tokens.itemsize]
 
 
 class RetainedSequences:
-    """Ended sequences in LRU order.
-
-    Args:
-        share: Returns the share of memory that an owner may retain before its sequences go first.
-    """
+    """Ended sequences in LRU order; `share` returns an owner's share of memory before its sequences go first."""
 
     def __init__(self, share: Callable[[str], float]) -> None:
         self._share = share
@@ -243,16 +227,10 @@ class RetainedSequences:
             del self._owned[held.owner]
 
     def used(self, held: HeldSequence) -> None:
-        """Mark a sequence as most recently used."""
         self._by_key[held.key] = self._by_key.pop(held.key)
 
     def first_to_go(self, *, whole: int, keep: HeldSequence | None = None) -> HeldSequence | None:
-        """Return the sequence to drop: the least recently used, first of owners above their share.
-
-        Args:
-            whole: Tokens in memory, of which shares are fractions.
-            keep: A sequence that stays.
-        """
+        """Return the sequence to drop: the least recently used, first of owners above their share of `whole` tokens."""
         greedy = {owner for owner, tokens in self._owned.items() if tokens > self._share(owner) * whole}
         candidates = [held for held in self._by_key.values() if held is not keep]
         return next((held for held in candidates if held.owner in greedy), next(iter(candidates), None))
@@ -277,11 +255,8 @@ T = TypeVar("T")
 class PrefixCache:
     """`Verifier` over another, which nobody else may call.
 
-    Args:
-        verifier: The engine.
-        sharing: Whose prefixes may be reused; with `off` nothing is retained.
-        public: Beginnings of prompts that all devices share even with `device`.
-        share: Returns the share of memory that an owner may retain before its sequences go first.
+    `sharing` says whose prefixes may be reused; with `off` nothing is retained. `public` are beginnings of prompts that
+    all devices share even with `device`. `share` returns an owner's share of memory before its sequences go first.
     """
 
     def __init__(
@@ -309,7 +284,6 @@ class PrefixCache:
 
     @property
     def retained_tokens(self) -> int:
-        """Computed tokens of ended sequences."""
         return self._retained.tokens
 
     def open(self, sequence: int) -> None:
@@ -327,7 +301,6 @@ class PrefixCache:
         return self._of(sequence).computed
 
     def score(self, items: Sequence[Item]) -> Logits:
-        """Compute all items in one forward pass; retained sequences make room."""
         below = self._below(items)
         try:
             logits = self._score(below)
@@ -347,7 +320,6 @@ class PrefixCache:
         del held.tokens[length:]
 
     def close(self, sequence: int) -> None:
-        """End a sequence; what it has computed is retained as long as there is room."""
         held = self._open.pop(sequence, None)
         if held is None:
             return
@@ -359,11 +331,10 @@ class PrefixCache:
             self._drop(held)
 
     def fits(self, items: Sequence[Item]) -> bool:
-        """Whether there is room for a step; drops retained sequences to make room."""
+        """Whether a step fits; drops retained sequences to make room."""
         return self._fits(self._below(items))
 
     def capacity(self) -> int:
-        """Number of tokens for which there is room without dropping retained sequences."""
         return self._verifier.capacity()
 
     # As `RunsElsewhere`, which the verifier below may be
@@ -391,8 +362,7 @@ class PrefixCache:
     def reuse(self, sequence: int) -> int:
         """Reuse what another sequence has computed of the expected tokens, except the last one.
 
-        Returns:
-            Number of computed tokens gained: 0, or at least `LEAST_REUSED`.
+        Returns the number of computed tokens gained: 0, or at least `LEAST_REUSED`.
         """
         held = self._of(sequence)
         length, source = self._longest(held)
@@ -415,13 +385,8 @@ class PrefixCache:
     def ahead(self, sequence: int, *, computing: Container[int], able: Container[int] = ()) -> tuple[int, int] | None:
         """Return an open sequence that is about to compute what this one needs, and the length of their common prefix.
 
-        Args:
-            sequence: Its key.
-            computing: Sequences in the next step.
-            able: Sequences that could be added to it.
-
-        Returns:
-            None if no other sequence will compute more than can be reused now.
+        Considers sequences `computing` in the next step or `able` to join it. None if none will compute more than can
+        be reused now.
         """
         held = self._of(sequence)
         available = held.computed
@@ -454,11 +419,7 @@ class PrefixCache:
     # Lookups
 
     def _alike(self, tokens: bytes, but: HeldSequence) -> Iterator[tuple[int, int, HeldSequence]]:
-        """Yield other sequences with a common prefix.
-
-        Yields:
-            Length of the common prefix, longest first; how much of it may be reused; the sequence.
-        """
+        """Yield other sequences by common prefix, longest first: its length, the reusable part, the sequence."""
         for reach, key in islice(self._tree.matches(tokens), _LOOKED_AT):
             other = self._held[key]
             if other is not but and other.stable >= but.stable:
@@ -469,7 +430,6 @@ class PrefixCache:
         return self._sharing is PrefixSharing.ALL or source.owner == taker.owner
 
     def _namespace(self, owner: str) -> str:
-        """Return the namespace of a sequence for a verifier with its own prefix cache."""
         match self._sharing:
             case PrefixSharing.ALL:
                 return ""
@@ -479,7 +439,7 @@ class PrefixCache:
                 return f"session {secrets.token_hex(16)}"
 
     def _longest(self, held: HeldSequence) -> tuple[int, HeldSequence | None]:
-        """Return the most expected tokens, except the last, that another sequence has computed, and which."""
+        """Return the largest number of expected tokens, except the last, that another has computed, and which."""
         best, found = 0, None
         most = len(held.expected) // held.tokens.itemsize - 1
         for reach, common, other in self._alike(held.expected, held):
@@ -492,7 +452,6 @@ class PrefixCache:
         return best, found
 
     def _worth_keeping(self, held: HeldSequence) -> bool:
-        """Whether a sequence has computed something that no other has."""
         if self._sharing is PrefixSharing.OFF or held.computed < LEAST_REUSED:
             return False
         tokens = held.tokens.tobytes()
@@ -525,11 +484,7 @@ class PrefixCache:
         self._retained.add(held)
 
     def _take(self, source: HeldSequence, length: int, *, taker: HeldSequence) -> HeldSequence:
-        """Return a sequence with the first `length` tokens of `source` computed, for the caller of `taker`.
-
-        Raises:
-            CapacityExceeded: There is no room for a copy.
-        """
+        """Move or fork the first `length` tokens of `source` for `taker`; raises `CapacityExceeded`."""
         caller = taker.caller
         assert caller is not None
         if source.caller is not None:
@@ -562,7 +517,6 @@ class PrefixCache:
         del self._held[held.key]
 
     def _drop_one(self, *, keep: HeldSequence | None = None) -> bool:
-        """Drop a retained sequence; return whether there was one."""
         if not len(self._retained):
             return False
         whole = sum(held.computed for held in self._held.values())
@@ -613,5 +567,5 @@ class PrefixCache:
             raise VerifierError(f"Sequence {sequence} is open already; close it first.")
 
     def _key(self, sequence: int) -> int:
-        """Return a free key below: the caller's own if possible, so that errors name it."""
+        """Return a free key for the wrapped verifier: the caller's own if possible, so that errors name it."""
         return sequence if sequence not in self._held else next(self._keys)

@@ -1,13 +1,11 @@
-"""Models of transformers: which can be served, and the attention function that takes the place of theirs.
+"""Models of transformers: which can be served, and the attention function that replaces theirs.
 
-Every layer of the model calls `attend`; which sequences the rows belong to, and where their keys are, is known to the
-*step* that runs. It is a context variable rather than an argument of the model's forward, because not every
-architecture passes the arguments it does not know on to its attention layers.
+Every layer calls `attend`; the running *step* knows which sequences the rows belong to and where their keys are. It is
+a context variable, because not every architecture passes unknown arguments on to its attention layers.
 
-Whether a model can be served is found out from the model itself, not from a list of names: one forward of it must make
-every layer call our attention function, once, with what we honour, and its configuration must name no kind of layer
-that keeps a state of another kind. `run_trial` compares the packed logits with the model's own on top of that, so that
-what was not thought of is refused rather than silently wrong.
+The model itself shows whether it can be served, not a list of names: one forward must make every layer call our
+attention function once, with supported arguments, and its configuration must name no layer that keeps another kind of
+state. `run_trial` also compares the packed logits with the model's own, so that an unforeseen difference is refused.
 """
 
 import inspect
@@ -36,16 +34,10 @@ _HARMLESS: Final = frozenset({"position_ids", "position_embeddings", "cache_posi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """What one layer asks for.
+    """Arguments of one layer.
 
-    Attributes:
-        layer: Its index.
-        query: `[rows, heads, key_dim]`.
-        key: `[rows, kv_heads, key_dim]`.
-        value: `[rows, kv_heads, value_dim]`.
-        scale: Multiplies the scores.
-        window: A token sees this many tokens, itself included; None for all.
-        softcap: Scores are squeezed into plus or minus this; None for not.
+    `query` is `[rows, heads, key_dim]`, `key` and `value` `[rows, kv_heads, dim]`. A token sees `window` tokens, itself
+    included. Scores are multiplied by `scale` and squeezed into plus or minus `softcap`. None: no limit.
     """
 
     layer: int
@@ -58,15 +50,13 @@ class Call:
 
 
 class Step(Protocol):
-    """One forward pass."""
-
     def attend(self, call: Call) -> torch.Tensor:
         """Store the new keys and values and return the attention's output, `[rows, heads, value_dim]`."""
 
 
 @contextmanager
 def running(step: Step) -> Iterator[None]:
-    """Answer the attention layers of the model that is called inside with `step`."""
+    """Let `step` answer the attention layers of a model called inside."""
     token = _STEP.set(step)
     try:
         yield
@@ -93,26 +83,11 @@ def attend(
     dropout: float = 0.0,
     **extra: Any,  # noqa: ANN401 - transformers passes on whatever the model's forward was given
 ) -> tuple[torch.Tensor, None]:
-    """Answer one layer, in the form transformers calls it.
+    """Answer one layer, with the signature that transformers calls.
 
-    Args:
-        module: The attention layer; it MUST know its `layer_idx`.
-        query: `[1, heads, rows, key_dim]`.
-        key: `[1, kv_heads, rows, key_dim]`.
-        value: `[1, kv_heads, rows, value_dim]`.
-        attention_mask: MUST be None: a mask of the model's own is something this verifier does not honour.
-        scaling: Multiplies the scores; by default one over the root of key_dim.
-        sliding_window: See `Call`.
-        softcap: See `Call`.
-        is_causal: None or True.
-        dropout: 0: the model is in evaluation mode.
-        extra: What else was passed; tensors that change the result are refused.
-
-    Returns:
-        `[1, rows, heads, value_dim]` and no weights.
-
-    Raises:
-        UnsupportedModel: The layer asks for something this verifier does not do.
+    Takes `[1, heads, rows, dim]` and returns `[1, rows, heads, value_dim]` and no weights. The layer MUST know its
+    `layer_idx`; `scaling` is by default one over the root of key_dim. Raises `UnsupportedModel` for a mask, dropout, or
+    other tensors that change the result.
     """
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
@@ -139,7 +114,6 @@ def attend(
 
 
 def _changes_result(name: str, given: object) -> bool:
-    """Whether an argument is one that attention would have to honour, such as sinks or a position bias."""
     return isinstance(given, torch.Tensor) and name not in _HARMLESS
 
 
@@ -174,7 +148,6 @@ def _store(write: Write, call: Call) -> None:
 
 
 def _answer(group: Group, call: Call) -> torch.Tensor:
-    """Return a group's output, `[end - begin, heads, value_dim]`."""
     kv_heads = call.key.shape[1]
     shared = call.query.shape[1] // kv_heads  # query heads that share a key head
     n, width = group.sequences, group.width
@@ -236,11 +209,7 @@ _STRETCHING: Final = frozenset({"dynamic", "longrope"})
 
 
 def inspect_model(model: Any) -> tuple[LayerShape, ...]:  # noqa: ANN401 - transformers has no type information
-    """Switch a model to our attention function and return what each of its layers stores.
-
-    Raises:
-        UnsupportedModel: It cannot be served.
-    """
+    """Switch a model to our attention function and return its layers' shapes; raises `UnsupportedModel`."""
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         raise refusal(model, "It has an encoder of its own.")
@@ -269,12 +238,7 @@ def inspect_model(model: Any) -> tuple[LayerShape, ...]:  # noqa: ANN401 - trans
 
 
 def refusal(model: Any, reason: str) -> UnsupportedModel:  # noqa: ANN401
-    """Return the error that refuses a model by its architecture's name.
-
-    Args:
-        model: The model.
-        reason: A sentence.
-    """
+    """Return the error that refuses a model by its architecture's name."""
     kind = getattr(model.config, "model_type", None) or type(model).__name__
     return UnsupportedModel(
         f"The architecture {kind} cannot be served by the packed verifier; choose another target model. {reason}"
@@ -282,11 +246,7 @@ def refusal(model: Any, reason: str) -> UnsupportedModel:  # noqa: ANN401
 
 
 def context_of(config: Any) -> int:  # noqa: ANN401
-    """Return the most tokens of a sequence for which the model's positions are defined.
-
-    Raises:
-        UnsupportedModel: The configuration does not say.
-    """
+    """Return the longest sequence for which positions are defined; raises `UnsupportedModel` if unknown."""
     context = getattr(config, "max_position_embeddings", None)
     if not isinstance(context, int) or context < 1:
         raise UnsupportedModel("The model's configuration names no max_position_embeddings; add it to config.json.")
@@ -300,7 +260,7 @@ def context_of(config: Any) -> int:  # noqa: ANN401
 
 
 class _Recorder:
-    """A step that computes nothing and notes who asked for what."""
+    """A step that computes nothing and records the calls."""
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}
@@ -317,11 +277,7 @@ class _Recorder:
         return call.query.new_zeros(rows, heads, call.value.shape[2])
 
     def check(self, model: Any) -> None:  # noqa: ANN401
-        """Hold what was asked for against the configuration.
-
-        Raises:
-            UnsupportedModel: Layers without attention, or whose windows are not what the configuration says.
-        """
+        """Compare the recorded calls with the configuration; raises `UnsupportedModel` if they differ."""
         config = model.config
         if sorted(self.shapes) != list(range(config.num_hidden_layers)):
             raise refusal(
@@ -340,7 +296,7 @@ class _Recorder:
 
 
 def _ropes(parameters: object) -> list[Mapping[str, Any]]:
-    """Return the rotary embeddings of a configuration: one, or one a kind of layer."""
+    """Return the rotary embeddings of a configuration: one, or one for each kind of layer."""
     if not isinstance(parameters, Mapping):
         return []
     if "rope_type" in parameters:
@@ -363,10 +319,9 @@ class _TensorVerifier(Verifier, Protocol):
 
 
 def run_trial(verifier: _TensorVerifier, model: Any) -> None:  # noqa: ANN401 - transformers has no type information
-    """Hold a verifier's logits against those of its model's own attention; leaves no sequence behind.
+    """Compare a verifier's logits with those of its model's own attention; leaves no sequence open.
 
-    Raises:
-        UnsupportedModel: They differ, or the run fails.
+    Raises `UnsupportedModel` if they differ or the run fails.
     """
     length = min(LENGTH, verifier.info.context)
     generator = torch.Generator().manual_seed(SEED)
@@ -388,7 +343,7 @@ def run_trial(verifier: _TensorVerifier, model: Any) -> None:  # noqa: ANN401 - 
 
 
 def rows_repeat(verifier: _TensorVerifier) -> bool:
-    """Return whether a sequence has the same rows to the bit however it is cut, alone and among others."""
+    """Return whether rows are bit-identical however a sequence is split, alone and among others."""
     size, length = verifier.info.vocabulary.size, min(2 * LENGTH, verifier.info.context)
     generator = torch.Generator().manual_seed(SEED)
     mine, *others = (torch.randint(size, (length,), generator=generator).tolist() for _ in range(4))
@@ -414,7 +369,7 @@ def rows_repeat(verifier: _TensorVerifier) -> bool:
 
 
 def _packed(verifier: _TensorVerifier, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Return every row of both texts, the first in two chunks with a rollback between."""
+    """Return all rows of both sequences, the first in two chunks with a rollback between."""
     first, second = texts
     cut = len(first) // 4
     mine, other = -1, -2  # no session has these
@@ -433,7 +388,6 @@ def _packed(verifier: _TensorVerifier, texts: Sequence[Sequence[int]]) -> list[t
 
 
 def _own(model: Any, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:  # noqa: ANN401
-    """Return every row of each text by the model's own attention, one text at a time."""
     model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():

@@ -1,15 +1,13 @@
 """Key/value store: a slot a sequence, slots of like capacity side by side, memory within a budget.
 
-Attention is fastest when one batched call reads the keys of many sequences without copying them, which
-needs them in one tensor at equal distances. So a sequence has a *slot*; slots of one capacity form a
-*size class*; it has a list of *slabs*, tensors `[slots, kv_heads, capacity, dim]` for every layer, that grow
-as sessions come. A sequence that outgrows its slot moves to the next larger capacity (each a half or a third
-above the last, so a copied token is paid for by the tokens computed since), and the slot it leaves is filled
-by the last one of its size class: there are no holes, and a slab that empties is freed.
+Attention is fastest when one batched call reads the keys of many sequences without copying, which needs them in one
+tensor at equal distances. So a sequence has a *slot*; slots of one capacity form a *size class*, a growing list of
+*slabs*: tensors `[slots, kv_heads, capacity, dim]` for every layer. A sequence that outgrows its slot moves to the next
+larger capacity, and the last slot of the size class fills the gap; a slab that empties is freed.
 
-Memory is planned a step at a time. All slots that a step needs are there before the first sequence moves, and
-a sequence's old slot is given back only when its new one is filled, so the plan counts both. Slots that nobody
-occupies are made with what is left over, and given up again when a step needs their memory.
+Memory is planned a step at a time. All slots that a step needs exist before the first sequence moves, and a sequence's
+old slot is given back only when its new one is filled, so the plan counts both. Memory left over makes spare slots,
+which are given up again when a step needs their memory.
 """
 
 import bisect
@@ -23,14 +21,6 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one layer stores for a token.
-
-    Attributes:
-        kv_heads: Number of key and value heads.
-        key_dim: Size of a key.
-        value_dim: Size of a value.
-    """
-
     kv_heads: int
     key_dim: int
     value_dim: int
@@ -42,14 +32,7 @@ class LayerShape:
 
 @dataclass(slots=True, eq=False)
 class Slab:
-    """Memory of some slots, all layers.
-
-    Attributes:
-        keys: By layer, `[slots, kv_heads, capacity, key_dim]`.
-        values: By layer, `[slots, kv_heads, capacity, value_dim]`.
-        slots: Number of slots.
-        capacity: Tokens in each.
-    """
+    """Memory of some slots: by layer, keys and values `[slots, kv_heads, capacity, dim]`."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -59,8 +42,7 @@ class Slab:
     def copy(self, index: int, source: "Slab", source_index: int, length: int) -> None:
         """Fill a slot with the first `length` tokens of another, the rest with zeros.
 
-        Zeros, because masked positions are multiplied by a weight of zero, and what an allocator leaves
-        behind may be not a number.
+        Zeros, because a masked position is multiplied by zero, and uninitialised memory may be NaN.
         """
         for mine, theirs in zip(self.keys + self.values, source.keys + source.values, strict=True):
             mine[index, :, :length] = theirs[source_index, :, :length]
@@ -72,7 +54,7 @@ class Slab:
 
     @property
     def largest_bytes(self) -> int:
-        """Bytes of its largest tensor: what widening it takes for a moment."""
+        """Bytes of its largest tensor, which widening needs temporarily."""
         return max(tensor.nbytes for tensor in self.keys + self.values)
 
 
@@ -85,19 +67,11 @@ class Slot:
 
 
 class SlabMemory:
-    """Makes, resizes and frees slabs; what they take together never exceeds the budget."""
+    """Make, resize and free slabs within a budget of bytes."""
 
     def __init__(
         self, shapes: Sequence[LayerShape], *, budget_bytes: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Begin with nothing taken.
-
-        Args:
-            shapes: By layer.
-            budget_bytes: Most bytes of all tensors together, at any moment.
-            dtype: Of what is stored.
-            device: Where.
-        """
         self._shapes = tuple(shapes)
         self._dtype = dtype
         self._device = device
@@ -112,23 +86,17 @@ class SlabMemory:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes that the budget has left."""
         return self.budget_bytes - self._taken
 
     def slot_bytes(self, capacity: int) -> int:
-        """Return the bytes of a slot."""
         return capacity * self.bytes_per_token
 
     def shrinking_bytes(self, slots: int, capacity: int) -> int:
-        """Return the bytes that making a slab smaller takes for a moment: its largest tensor, in the new size."""
+        """Return the bytes that shrinking a slab needs temporarily: its largest tensor in the new size."""
         return slots * capacity * self._widest * self._dtype.itemsize
 
     def make(self, slots: int, capacity: int) -> Slab:
-        """Return a new slab, its content undefined.
-
-        Raises:
-            MemoryError: The machine has no more; nothing was taken.
-        """
+        """Return a new slab, its content undefined; raises MemoryError and takes nothing if there is no memory."""
         slab = Slab([], [], slots, capacity)
         try:
             for shape in self._shapes:
@@ -140,10 +108,9 @@ class SlabMemory:
         return slab
 
     def resize(self, slab: Slab, slots: int, *, keep: int) -> None:
-        """Give a slab another number of slots, the first `keep` with their content.
+        """Change a slab's number of slots, keeping the content of the first `keep`.
 
-        Raises:
-            MemoryError: The machine has no more; all slots that the slab had are still there.
+        Raises MemoryError if the machine has no more; all slots that the slab had are still there.
         """
         if slots > slab.slots:
             self._replace(slab, slots, keep)
@@ -153,7 +120,6 @@ class SlabMemory:
             self._replace(slab, slots, keep)
 
     def free(self, slab: Slab) -> None:
-        """Give a slab's tensors back; it must not be used any more."""
         self._taken -= sum(tensor.nbytes for tensor in slab.keys + slab.values)
         slab.keys.clear()
         slab.values.clear()
@@ -203,7 +169,7 @@ _DENSEST_GROWTH: Final = 2
 
 
 def slot_capacity(length: int, *, context: int) -> int:
-    """Return the capacity of the slot for `length` tokens: 64, 96, 128, 192, 256, …, at most the context."""
+    """Return the slot capacity for `length` tokens: 64, 96, 128, 192, 256, …, at most the context."""
     capacity = SMALLEST_SLOT
     while capacity < length:
         middle = capacity + capacity // 2
@@ -212,7 +178,7 @@ def slot_capacity(length: int, *, context: int) -> int:
 
 
 def tokens_to_serve(length: int) -> int:
-    """Return the budget, in tokens of slots, that serves one sequence up to `length`: with the slot it grows out of."""
+    """Return the budget, in tokens of slots, for one sequence up to `length`, including the slot it grows out of."""
     before = SMALLEST_SLOT
     if length <= before:
         return length
@@ -222,22 +188,16 @@ def tokens_to_serve(length: int) -> int:
 
 
 def servable_context(context: int, *, budget_tokens: int) -> int:
-    """Return the most tokens of one sequence, at most `context`, that a budget in tokens of slots serves."""
+    """Return the longest sequence, up to the context, that a budget in tokens of slots serves."""
     if tokens_to_serve(context) <= budget_tokens:
         return context
     return bisect.bisect_right(range(1, context), budget_tokens, key=tokens_to_serve)
 
 
 class KVStore:
-    """Keys and values of all sequences. Lengths are the caller's account."""
+    """Keys and values of all sequences; the caller keeps their lengths."""
 
     def __init__(self, memory: SlabMemory, *, context: int) -> None:
-        """Begin empty; memory is taken as sequences come.
-
-        Args:
-            memory: Where slabs come from.
-            context: Most tokens in a sequence.
-        """
         self._memory = memory
         self._context = context
         self._classes: dict[int, _SizeClass] = {}
@@ -248,11 +208,7 @@ class KVStore:
         return self._memory.allocated_bytes
 
     def missing_bytes(self, lengths: Mapping[int, int]) -> int:
-        """Return how many bytes a step is short of; 0 if `reserve` has room for it.
-
-        Args:
-            lengths: By sequence, the tokens that it is to hold.
-        """
+        """Return how many bytes a step lacks; `lengths` maps each sequence to the tokens that it is to hold."""
         coming = self._coming(lengths)
         needed, free = self._needed(coming), self._memory.free_bytes
         for size_class in self._idle(coming):
@@ -263,14 +219,9 @@ class KVStore:
 
     @torch.inference_mode()
     def reserve(self, lengths: Mapping[int, int], *, keep: Mapping[int, int]) -> None:
-        """Give sequences slots, with their first tokens in place.
+        """Give sequences slots, with the first `keep` tokens of their old ones; `missing_bytes` MUST be 0.
 
-        Args:
-            lengths: By sequence, the tokens that it is to hold. `missing_bytes` MUST be 0.
-            keep: By sequence, how many tokens of its old slot to keep.
-
-        Raises:
-            MemoryError: The machine has no more; every sequence keeps what it had.
+        Raises MemoryError if the machine has no more; every sequence keeps what it had.
         """
         try:
             self._make_slots(self._coming(lengths))
@@ -289,15 +240,9 @@ class KVStore:
 
     @torch.inference_mode()
     def fork(self, sequence: int, source: int, length: int) -> None:
-        """Give a sequence that has no slot yet one with a copy of another's first tokens.
+        """Give a new sequence a slot with a copy of another's first tokens; `missing_bytes` MUST be 0.
 
-        Args:
-            sequence: Its key.
-            source: Another, which has a slot.
-            length: Tokens to copy, at least 1. `missing_bytes` of them MUST be 0.
-
-        Raises:
-            MemoryError: The machine has no more; the sequence has no slot.
+        Raises MemoryError if the machine has no more; the sequence has no slot.
         """
         try:
             self._make_slots(self._coming({sequence: length}))
@@ -306,22 +251,16 @@ class KVStore:
             self._free_empty_slabs()
 
     def slot(self, sequence: int) -> Slot:
-        """Return where a sequence is; it MUST have been given a slot."""
         capacity, position = self._places[sequence]
         return self._classes[capacity].slot(position)
 
     @torch.inference_mode()
     def release(self, sequence: int) -> None:
-        """Take a sequence's slot back; unknown ones are ignored."""
         self._leave(sequence)
         self._free_empty_slabs()
 
     def room(self, lengths: Mapping[int, int]) -> int:
-        """Return a number of tokens for which there is room, whichever of the sequences they are for.
-
-        Args:
-            lengths: By sequence that there is, the tokens that it holds now.
-        """
+        """Return a number of tokens that fits, whichever of the sequences with these current lengths they go to."""
         # The worst use of n tokens: one each for the sequences whose slots are full, and so on in the order of what a
         # token costs. Empty slots are not counted on: they may be of other capacities than are needed.
         left = self._memory.free_bytes
@@ -349,7 +288,7 @@ class KVStore:
         return max(sure, tokens + left // densest)
 
     def _coming(self, lengths: Mapping[int, int]) -> Counter[int]:
-        """Return by capacity how many sequences of a step move to a slot of it."""
+        """Return, by capacity, how many sequences of a step move to a slot of it."""
         coming = Counter[int]()
         for sequence, length in lengths.items():
             place = self._places.get(sequence)
@@ -362,11 +301,10 @@ class KVStore:
         return max(0, coming[capacity] - (size_class.empty if size_class else 0))
 
     def _needed(self, coming: Counter[int]) -> int:
-        """Return the bytes of the slots that a step needs and that are not there."""
         return sum(self._missing_slots(capacity, coming) * self._memory.slot_bytes(capacity) for capacity in coming)
 
     def _idle(self, coming: Counter[int]) -> list["_SizeClass"]:
-        """Return the size classes with slots that a step leaves empty, the cheapest to make smaller first."""
+        """Return the size classes with slots that a step leaves empty, the cheapest to shrink first."""
         classes = [
             size_class for size_class in self._classes.values() if size_class.empty > coming[size_class.capacity]
         ]
@@ -377,7 +315,7 @@ class KVStore:
         return self._memory.shrinking_bytes(slots, size_class.capacity)
 
     def _make_slots(self, coming: Counter[int]) -> None:
-        """Make all slots that a step needs, and some for later steps where there is memory left over."""
+        """Make all slots that a step needs, and spare ones where memory is left over."""
         needed = self._needed(coming)
         for size_class in self._idle(coming):
             if needed <= self._memory.free_bytes:
@@ -394,7 +332,7 @@ class KVStore:
                 self._widen(self._classes.setdefault(capacity, _SizeClass(capacity)), missing, kept_bytes=needed)
 
     def _widen(self, size_class: "_SizeClass", missing: int, *, kept_bytes: int) -> None:
-        """Add the missing slots, and as many as there were if that takes little of the memory left over."""
+        """Add the missing slots, or double the class if that takes little of the memory left over."""
         slot_bytes = self._memory.slot_bytes(size_class.capacity)
         spare = self._memory.free_bytes - kept_bytes - missing * slot_bytes
         affordable = missing + spare // (SPARE_SHARE * slot_bytes)
@@ -413,7 +351,6 @@ class KVStore:
             wanted -= added
 
     def _move(self, sequence: int, capacity: int, *, source: int | None, keep: int) -> None:
-        """Put a sequence into an empty slot of a size class, with the first tokens of itself or of another."""
         size_class = self._classes[capacity]
         position = len(size_class.owners)
         target = size_class.slot(position)
@@ -427,7 +364,7 @@ class KVStore:
         self._places[sequence] = (capacity, position)
 
     def _leave(self, sequence: int) -> None:
-        """Empty a sequence's slot, and fill it with the last of its size class."""
+        """Empty a sequence's slot and move the last one of its size class there."""
         place = self._places.pop(sequence, None)
         if place is None:
             return
@@ -451,10 +388,7 @@ class KVStore:
 class _SizeClass:
     """Slots of one capacity, numbered through its slabs, occupied from 0 without holes.
 
-    Attributes:
-        capacity: Tokens in a slot.
-        owners: By position, the sequence that has the slot.
-        slabs: In order; the first slots are the first slab's. Between steps only the last has empty slots.
+    `owners` lists the sequence of each slot. Between steps only the last slab has empty slots.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -473,7 +407,6 @@ class _SizeClass:
 
     @property
     def occupied_in_last(self) -> int:
-        """Number of occupied slots of the last slab."""
         return max(0, len(self.owners) - self._starts[-1])
 
     def append(self, slab: Slab) -> None:
@@ -485,6 +418,5 @@ class _SizeClass:
         return self.slabs.pop()
 
     def slot(self, position: int) -> Slot:
-        """Return the slot at a position."""
         which = bisect.bisect_right(self._starts, position) - 1
         return Slot(self.slabs[which], position - self._starts[which])

@@ -1,10 +1,9 @@
 """Step layout: which rows of the packed input belong to which sequence, and which share an attention call.
 
-The packed row is ordered by slab and slot, so that sequences that are neighbours in memory are neighbours in
-the row. Neighbours with few new tokens each share one call (a *group*): their keys are a view of the slab, and
-the grouped heads are folded into the query rows, `[sequences, kv_heads, heads / kv_heads * rows, dim]`, which
-is what makes the call fast: the keys are read once for all heads that share them. A sequence with many new
-tokens (prefill) is a group of its own.
+The packed row is ordered by slab and slot. Neighbours with few new tokens each share one call (a *group*): their keys
+are a view of the slab, and the grouped heads are folded into the query rows, `[sequences, kv_heads, heads / kv_heads *
+rows, dim]`, so that keys are read once for all heads that share them. A sequence with many new tokens (prefill) is a
+group of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,11 +36,7 @@ class Index:
 
 
 class Indices:
-    """Lists that are collected, then sent.
-
-    Args:
-        device: Where to.
-    """
+    """Lists that are collected, then sent to a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -62,7 +57,7 @@ class Indices:
 
     @property
     def sent(self) -> torch.Tensor:
-        """All lists, one behind the other, on the device."""
+        """All lists, concatenated, on the device."""
         assert self._sent is not None, "nothing has been sent"
         return self._sent
 
@@ -77,13 +72,7 @@ capacity: a call of its own costs as much as some hundred tokens of attention.""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One sequence's part of a step.
-
-    Attributes:
-        slot: Where its keys and values are.
-        start: Tokens already computed.
-        count: Tokens to compute.
-    """
+    """One sequence's part of a step: `count` tokens after `start` computed ones."""
 
     slot: Slot
     start: int
@@ -92,15 +81,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
-    """Where the new keys and values of the rows `[begin, end)` go.
-
-    Attributes:
-        slab: Memory.
-        begin: First row.
-        end: Row after the last.
-        slots: `[end - begin]`.
-        places: `[end - begin]`: positions in the slots.
-    """
+    """Where the new keys and values of the rows `[begin, end)` go: a slot and a position for each row."""
 
     slab: Slab
     begin: int
@@ -114,17 +95,12 @@ class Group:
     """Rows `[begin, end)`, answered by one attention call over neighbouring slots.
 
     Attributes:
-        slab: Memory.
-        first: First slot.
         sequences: Number of slots, idle ones included.
         width: Query rows a slot.
-        begin: First row.
-        end: Row after the last.
         gather: `[sequences * width]`: the row, counted from `begin`, that fills each query row; None if they are the
             rows as they lie.
         scatter: `[end - begin]`: the query row that answers each row; None likewise.
         positions: `[sequences * width]`: of the query rows, in their sequence.
-        lowest: The lowest of the positions.
         longest: Keys of the call: the tokens of the longest sequence, those of the step among them, or a few more.
     """
 
@@ -144,14 +120,8 @@ class Group:
     def mask(self, window: int | None, *, heads: int, dtype: torch.dtype) -> tuple[int, torch.Tensor]:
         """Return which keys each query row sees; made once for all layers with this window.
 
-        Args:
-            window: See `attention.Call`.
-            heads: Times to repeat the rows: query heads that share a key head.
-            dtype: Of the scores.
-
-        Returns:
-            The first key that any row sees, and `[sequences, 1, heads * width, keys]` from there on: 0 or
-            minus infinity.
+        Rows are repeated `heads` times: query heads that share a key head. Returns the first key that any row sees, and
+        `[sequences, 1, heads * width, keys]` from there on: 0 or minus infinity.
         """
         known = self._masks.get((window, heads, dtype))
         if known is not None:
@@ -172,15 +142,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """A step.
-
-    Attributes:
-        order: Indices of the parts, in the order of the packed row.
-        starts: By part (not by order), its first row.
-        rows: Number of rows.
-        writes: One a slab.
-        groups: They cover every row once.
-    """
+    """A step: `order` and `starts` index its parts by packed row; the groups cover every row once."""
 
     order: tuple[int, ...]
     starts: tuple[int, ...]
@@ -190,12 +152,9 @@ class Layout:
 
 
 def lay_out(parts: Sequence[Part], indices: Indices, *, least_keys: int = 1) -> Layout:
-    """Lay out a step of distinct sequences.
+    """Lay out a step of distinct sequences; usable once `indices` have been sent.
 
-    Args:
-        parts: Of each sequence.
-        indices: Collects the index lists; the layout can be used when they have been sent.
-        least_keys: Keys that an attention call has at least, as far as slots are that long; what is beyond is masked.
+    `least_keys`: keys that an attention call has at least, as far as slots are that long; the rest is masked.
     """
     slabs: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
@@ -221,7 +180,6 @@ def lay_out(parts: Sequence[Part], indices: Indices, *, least_keys: int = 1) -> 
 
 
 def _runs(parts: Sequence[Part], members: Sequence[int]) -> Iterator[list[int]]:
-    """Split one slab's parts into those that share a call."""
     run: list[int] = []
     for index in sorted(members, key=lambda index: parts[index].slot.index):
         part = parts[index]

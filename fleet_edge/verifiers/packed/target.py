@@ -38,14 +38,10 @@ _NVIDIA_DRIVER: Final = Path("/dev/nvidiactl")
 
 
 def resolve_device(name: str, *, driver: Path = _NVIDIA_DRIVER) -> str:
-    """Return torch's name of the device to use; `auto` is a CUDA device if torch can use one, else the CPU.
+    """Return the torch device; `auto` is a CUDA device if torch can use one, else the CPU.
 
-    Args:
-        name: As configured.
-        driver: There if this machine has an NVIDIA GPU, whether or not torch can use it.
-
-    Raises:
-        VerifierError: There is no such device here.
+    `driver` exists if the machine has an NVIDIA GPU, even if torch cannot use it. Raises `VerifierError` if there is no
+    such device.
     """
     if name == AUTO:
         if torch.cuda.is_available():
@@ -66,7 +62,6 @@ def resolve_device(name: str, *, driver: Path = _NVIDIA_DRIVER) -> str:
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
-    """Say what a model runs on."""
     number = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({device}), {number}"
@@ -74,15 +69,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def resolve_dtype(name: str, *, device: str) -> torch.dtype:
-    """Return the torch type for a configured name; `auto` is bfloat16 where that is fast, else float32.
-
-    Args:
-        name: As configured.
-        device: As `resolve_device` returns it.
-
-    Raises:
-        VerifierError: There is no such type.
-    """
+    """Return the torch type; `auto` is bfloat16 where `device` (resolved) is fast at it, else float32."""
     if name not in DTYPES:
         raise VerifierError(f"{name!r} is not a number format for the target model; use {', '.join(DTYPES)}.")
     kind = torch.device(device).type
@@ -107,17 +94,7 @@ _GIGA: Final = 1e9
 
 
 def check_memory(*, name: str, needed: int | None, available: int | None, number: str) -> None:
-    """Check that weights have room; where one of the two is not known they are taken to have it.
-
-    Args:
-        name: Of the model, as the settings have it.
-        needed: Bytes.
-        available: Bytes.
-        number: Number format.
-
-    Raises:
-        VerifierError: They have none.
-    """
+    """Raise `VerifierError` if weights do not fit into memory; an unknown size counts as fitting."""
     if needed is None or available is None or needed <= available:
         return
     raise VerifierError(
@@ -128,7 +105,7 @@ def check_memory(*, name: str, needed: int | None, available: int | None, number
 
 
 def folder_numbers(folder: Path) -> int | None:
-    """Return how many numbers the weights of a folder are; None where its files do not say."""
+    """Return the number of weights in a folder; None if its files do not say."""
     try:
         return sum(count for file in _files(folder) for count in _counts(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -136,7 +113,7 @@ def folder_numbers(folder: Path) -> int | None:
 
 
 def gguf_numbers(path: Path) -> int | None:
-    """Return how many numbers the weights of a GGUF are; None if it is damaged."""
+    """Return the number of weights in a GGUF; None if it is damaged."""
     try:
         return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
     except (ValueError, IndexError, KeyError, OSError):
@@ -171,13 +148,7 @@ _TEXT_WEIGHTS: Final = {r"^language_model\.": ""}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A loaded target model.
-
-    Attributes:
-        model: A transformers causal language model in evaluation mode.
-        info: What the rest of the edge must know of it.
-        source: Where it was loaded from, as `load_target` takes it; None if that is not known.
-    """
+    """A loaded causal language model of transformers, in evaluation mode."""
 
     model: Any
     info: TargetInfo
@@ -185,16 +156,9 @@ class Target:
 
     @classmethod
     def of(cls, model: Any, *, name: str, tokens: list[str], source: str | Path | None = None) -> "Target":  # noqa: ANN401
-        """Describe a model.
+        """Describe a model; `tokens` are the stored strings of all rows of its vocabulary.
 
-        Args:
-            model: A transformers causal language model.
-            name: For the log.
-            tokens: What is stored for every row of its vocabulary.
-            source: Where it was loaded from.
-
-        Raises:
-            UnsupportedModel: The tokenizer is another model's, or the model has no known context.
+        Raises `UnsupportedModel` if the tokenizer is another model's, or the model has no known context.
         """
         info = TargetInfo(
             name=name,
@@ -207,16 +171,7 @@ class Target:
 
 
 def vocabulary_of(tokens: list[str], *, name: str, rows: int) -> Vocabulary:
-    """Return a model's vocabulary.
-
-    Args:
-        tokens: What is stored for every row.
-        name: Of the model, for the error.
-        rows: Of the model's weights.
-
-    Raises:
-        UnsupportedModel: The tokenizer is another model's.
-    """
+    """Return a model's vocabulary; raises `UnsupportedModel` if the tokenizer is another model's."""
     strings = token_strings(tokens)
     if len(strings) > rows:
         raise UnsupportedModel(
@@ -263,14 +218,9 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
 
 
 def target_tokens(source: str | Path) -> list[str]:
-    """Read the token strings of a target model by id, padding left out, without loading its weights.
+    """Read the token strings of a target model by id, without padding and without loading its weights.
 
-    Args:
-        source: As `load_target` takes it.
-
-    Raises:
-        UnsupportedModel: The files are not those of a model that can be loaded.
-        VerifierError: There is no such model.
+    Raises as `load_target`.
     """
     path = Path(source).expanduser()
     with _quiet():
@@ -289,7 +239,7 @@ def target_tokens(source: str | Path) -> list[str]:
 
 
 def loading_bytes(path: Path, dtype: torch.dtype) -> int | None:
-    """Return what loading takes at its peak; None where it is not known before."""
+    """Return the peak bytes of loading; None if unknown."""
     if path.is_dir():
         numbers = folder_numbers(path)
         return None if numbers is None else numbers * dtype.itemsize
@@ -300,11 +250,7 @@ def loading_bytes(path: Path, dtype: torch.dtype) -> int | None:
 
 
 def end_tokens(*configs: Any) -> tuple[int, ...]:  # noqa: ANN401
-    """Return the ids that end a text: those of the first configuration that names some.
-
-    Args:
-        configs: The generation configuration, or None; then the model's.
-    """
+    """Return the ids that end a generation: those of the first configuration that names some."""
     for config in configs:
         ends = getattr(config, "eos_token_id", None)
         if ends is not None:
@@ -330,21 +276,16 @@ def _from_repository(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """Load the tokens first: they are small, and weights without them are of no use."""
+    """Load the tokens first: they are small, and weights without them are useless."""
     config = text_config(name)
     tokens = repository_tokens(name)
     return _weights(name, dtype, config=config, key_mapping=_TEXT_WEIGHTS), tokens
 
 
 def text_config(name: str) -> Any:  # noqa: ANN401
-    """Return a model's configuration; of one that reads images as well, that of its language model.
+    """Return a model's configuration; for an image model, that of its language model.
 
-    Args:
-        name: A folder or a repository id.
-
-    Raises:
-        UnsupportedModel: It is no causal language model.
-        VerifierError: There is none, or it cannot be read.
+    Raises `UnsupportedModel` if it is no causal language model, `VerifierError` if it cannot be read.
     """
     try:
         config = AutoConfig.from_pretrained(name).get_text_config()
@@ -379,7 +320,7 @@ def _weights(name: str, dtype: torch.dtype, **files: Any) -> Any:  # noqa: ANN40
 
 
 def target_name(source: str | Path) -> str:
-    """Return what the log calls a model: its repository, file or folder; of a folder `<family>/target`, the family."""
+    """Return a model's name for the log: its repository, file or folder; of `<family>/target`, the family."""
     path = Path(source).expanduser()
     if not path.exists():
         return str(source)
@@ -388,14 +329,13 @@ def target_name(source: str | Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first sentence of an error that may go on for pages."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep remarks and progress bars off the terminal, and leave transformers' settings as they were."""
+    """Keep remarks and progress bars off the terminal, and restore transformers' settings afterwards."""
     library = transformers.utils.logging
     verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
     library.set_verbosity(logging.CRITICAL)
