@@ -161,7 +161,6 @@ class Edge:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop; raise the error that has ended the edge, if any."""
         self.stop()
         assert self._thread is not None
         self._thread.join()
@@ -202,7 +201,6 @@ class Edge:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let SIGINT stop and SIGTERM drain; Python handles signals on the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -59,7 +59,7 @@ class OverQuota:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineBegun:
-    """A device is quarantined for its strikes: duration, number of strikes, and how often in a row."""
+    """A device is quarantined for its strikes; `level` is how often in a row."""
 
     device: str
     for_s: float
@@ -72,15 +72,11 @@ Notice = OverQuota | QuarantineBegun
 
 @dataclass(frozen=True, slots=True)
 class _Channel:
-    """A known topic and its device."""
-
     topic: Topic
     standing: Standing
 
 
 class DeviceGuard:
-    """Keeps the standing of all devices of an edge."""
-
     def __init__(self, quotas: QuotaSettings, fence: FenceSettings, *, clock: Callable[[], float]) -> None:
         self._quotas = quotas
         self._fence = fence
@@ -93,13 +89,7 @@ class DeviceGuard:
     # On the link's thread
 
     def accepts(self, topic: bytes, size: int, retained: bool) -> bool:
-        """Return whether to decode a message.
-
-        Args:
-            topic: Topic in UTF-8.
-            size: Bytes of the packet.
-            retained: Whether it is a retained message.
-        """
+        """Return whether to decode a message; `topic` is UTF-8, `size` counts the packet's bytes."""
         try:
             channel = self._channels[topic]
         except KeyError:
@@ -124,11 +114,7 @@ class DeviceGuard:
     # On the orchestrator's thread
 
     def admit_open(self, device: str, message: Open) -> None:
-        """Take an Open's share out of its device's quotas.
-
-        Raises:
-            OpenRefused: It exceeds one of them, or the device is quarantined.
-        """
+        """Charge an Open to its device's quotas; raises `OpenRefused` if one is exceeded."""
         standing, now = self._standing(device), self._clock()
         if standing.fenced(now):
             raise self.shut_out(device)
@@ -149,11 +135,7 @@ class DeviceGuard:
         standing.opens.take(1.0, now)
 
     def admit_grammar(self, device: str) -> None:
-        """Check that a device may have another grammar compiled.
-
-        Raises:
-            OpenRefused: Its earlier ones have used up the quota.
-        """
+        """Check that a device may have another grammar compiled; raises `OpenRefused`."""
         standing = self._standing(device)
         if (wait_s := standing.grammars.wait_s(0.0, self._clock())) > 0.0:
             most = standing.quotas.grammar_s_per_min
@@ -163,15 +145,10 @@ class DeviceGuard:
         self._standing(device).grammars.spend(seconds, self._clock())
 
     def strike_grammar(self, device: str) -> None:
-        """Strike a device for a grammar that has killed a process."""
         self._strike(self._standing(device), _DEADLY_GRAMMAR_WEIGHT, self._clock())
 
     def admit_draft(self, device: str) -> None:
-        """Check that a device may still generate tokens.
-
-        Raises:
-            DraftFault: It has used up its quota.
-        """
+        """Check that a device may still generate tokens; raises `DraftFault`."""
         standing = self._standing(device)
         wait_s = standing.new_tokens.wait_s(1.0, self._clock())
         if wait_s > 0.0:
@@ -198,19 +175,14 @@ class DeviceGuard:
         return self._standing(device).answers.take(1.0, self._clock()) == 0.0
 
     def strike(self, device: str, code: FaultCode) -> None:
-        """Count a fault as strikes."""
         weight = _WEIGHTS.get(code, 0.0)
         if weight > 0.0:
             self._strike(self._standing(device), weight, self._clock())
 
     def quarantined_by_others(self, left_s: Mapping[str, float]) -> set[str]:
-        """Quarantine the devices that an administrator or another edge has quarantined, and no others.
+        """Set the quarantines by an administrator or other edges; return the devices newly quarantined.
 
-        Args:
-            left_s: Remaining seconds by device; infinite until lifted.
-
-        Returns:
-            Devices that were not quarantined before.
+        `left_s` has the remaining seconds by device; infinite until lifted.
         """
         now, new = self._clock(), set[str]()
         for device, seconds in left_s.items():
@@ -235,7 +207,6 @@ class DeviceGuard:
             standing.strikes = Strikes(self._fence, self._clock())
 
     def shut_out(self, device: str) -> OpenRefused:
-        """Return the refusal of a quarantined device."""
         left_s = min(1e9, max(0.0, self._standing(device).quarantined_until - self._clock()))
         return OpenRefused(
             RefusalCode.FENCED,
@@ -251,7 +222,6 @@ class DeviceGuard:
             return frozenset(name for name, each in self._standings.items() if each.fenced(now))
 
     def take_notices(self) -> list[Notice]:
-        """Return what has happened since the last call."""
         notices = []
         while self._notices:
             notices.append(self._notices.popleft())
@@ -280,7 +250,6 @@ class DeviceGuard:
         return found
 
     def restore(self, kept: Mapping[str, KeptStanding], *, ago_s: float) -> None:
-        """Continue from another run of the edge that ended `ago_s` seconds ago."""
         now = self._clock()
         for device, each in kept.items():
             self._standing(device).restore(each, ago_s=ago_s, now=now)
@@ -288,7 +257,7 @@ class DeviceGuard:
     # Within
 
     def _while_quarantined(self, channel: _Channel, now: float) -> bool:
-        """Accept an Open now and then, to notify the device how long the quarantine lasts."""
+        """Accept an Open now and then, so that the device learns how long the quarantine lasts."""
         standing = channel.standing
         if channel.topic is Topic.OPEN and now - standing.notified >= _NOTIFY_QUARANTINED_EVERY_S:
             standing.notified = now
@@ -356,12 +325,12 @@ class SharedQuarantines:
     _own: dict[str, datetime] = field(default_factory=dict)  # beginning, by device
 
     def begun(self, fence: QuarantineBegun) -> datetime:
-        """Note a quarantine of our own; return its beginning (UTC)."""
+        """Record a quarantine of our own; return its beginning (UTC)."""
         at = self._own[fence.device] = self.now()
         return at
 
     def apply(self, fences: Fences) -> list[str]:
-        """Quarantine and release the devices that the log says; return those newly quarantined."""
+        """Quarantine and release devices as the session log says; return those newly quarantined."""
         now = self.now()
         for device, since in list(self._own.items()):
             lifted = fences.lifted.get(device)
@@ -401,7 +370,6 @@ class KeptStandings:
     now: Callable[[], datetime]
 
     def read(self) -> None:
-        """Restore the standings from the file, if it can be read."""
         try:
             found = _File.model_validate_json(self.path.read_bytes())
         except FileNotFoundError:

@@ -1,11 +1,9 @@
-"""Fairness: what may wait while other devices are verified, and which sessions keep their KV memory.
+"""Fairness: which work may wait while other devices are verified, and which sessions keep their KV memory.
 
-Two kinds of work would let one device slow down all others: endless prompts, and drafts that are rarely accepted.
-Neither is forbidden, and neither waits on an idle edge. While other devices are verified, such background work gets a
-small share of the time. Ordinary prompts are not background work: a device has a credit of prompt tokens that are
-computed at once, and earns more of it with committed tokens.
-
-Grammars of one device get a bounded share too, because their masks and forced tokens lengthen everybody's step.
+Endless prompts and drafts that are rarely accepted would let one device slow down all others. While other devices are
+verified, such background work gets a small share of the time; on an idle edge it does not wait. Ordinary prompts are
+not background work: a device has a credit of prompt tokens that are computed at once, and earns more with committed
+tokens. Grammars of one device get a bounded share too, because their masks and forced tokens lengthen everybody's step.
 """
 
 from collections.abc import Iterable
@@ -40,8 +38,6 @@ class _Drafts:
 
 @dataclass(slots=True)
 class _Credit:
-    """Prompt tokens that a device may have computed at once."""
-
     given: TokenBucket
     earned: float = 0.0
 
@@ -64,8 +60,7 @@ class _Credit:
 class BackgroundWork:
     """Decides which work may wait, and when it may run. Times are monotonic seconds.
 
-    Attributes:
-        share: Share of the time for background work while others are verified or expected.
+    `share` is the share of the time for background work while others are verified or expected.
     """
 
     share: float = 0.05
@@ -98,7 +93,6 @@ class BackgroundWork:
             credit.earn(committed)
 
     def wasteful(self, device: str) -> bool:
-        """Whether a device's drafts are rarely accepted."""
         drafts = self._drafts.get(device)
         return drafts is not None and (
             drafts.computed >= _JUDGED_AT_LEAST and drafts.committed < _LEAST_YIELD * drafts.computed
@@ -181,8 +175,8 @@ _ABSENT_S: Final = 2.0
 class MemoryTurns:
     """Turns in KV memory where it does not suffice for all busy sessions. Times are monotonic seconds.
 
-    Bringing a session in means computing all its tokens again. So a session stays until as many of its tokens were
-    verified as were computed to bring it in; then at most about half of the computation is repeated.
+    Bringing a session in means computing all its tokens again, so it stays until as many tokens were verified as were
+    computed to bring it in. Then at most about half of the computation is repeated.
     """
 
     _owed: dict[int, int] = field(default_factory=dict)  # tokens computed to come in, less those verified since
@@ -194,7 +188,6 @@ class MemoryTurns:
         self._used_at[handle] = at
 
     def lasts(self, handle: int, *, now: float) -> bool:
-        """Whether a session keeps its memory."""
         return self._owed.get(handle, 0) > 0 and now - self._used_at[handle] <= _ABSENT_S
 
     def balance(self, handle: int) -> int:
@@ -202,6 +195,5 @@ class MemoryTurns:
         return self._owed.get(handle, 0)
 
     def end(self, handle: int) -> None:
-        """Forget a session that was evicted or has ended."""
         self._owed.pop(handle, None)
         self._used_at.pop(handle, None)

@@ -1,9 +1,8 @@
 """Batched verification: shape all rows of a step where the logits are, and decide on every draft.
 
-For policies with a bounded support (greedy, or top_k) all rows are shaped at once, in numpy or torch. Other policies
-and
-generations with a grammar are shaped row by row with the reference implementation, only as far as drafts are accepted.
-The decision itself is `dssd.verification.judge`; a property test compares the two ways of shaping.
+Policies with a bounded support (greedy, or top_k) are shaped at once, in numpy or torch. Other policies and generations
+with a grammar are shaped row by row with the reference implementation, only as far as drafts are accepted.
+`dssd.verification.judge` decides; a property test compares the two ways of shaping.
 """
 
 import itertools
@@ -39,11 +38,7 @@ def add_logprobs(
 ) -> Judgement:
     """Return a judgement with the log-probabilities of its tokens.
 
-    Args:
-        judgement: The decision.
-        case: What was decided on.
-        row_at: Returns an unshaped row of logits.
-        start: First row of the case.
+    `row_at` returns an unshaped row of logits; `start` is the first row of the case.
     """
     most = case.logprobs or 0
     tokens = case.tokens[: judgement.accepted]
@@ -64,16 +59,9 @@ if TYPE_CHECKING:
 class Case:
     """One session's drafts to decide on: the parameters of `dssd.verification.judge`, or of `decode`.
 
-    Attributes:
-        tokens: The draft, or speculated tokens in edge-only decoding.
-        counts: Draft probabilities in 1/65,536; None in coupled mode.
-        policy: Sampling policy.
-        base: Position of the first draft token.
-        bonus: Whether to draw a token after an accepted draft.
-        written: Whether this is edge-only decoding.
-        logprobs: Number of top log-probabilities to report at each position; None for no log-probabilities.
-        constraint: Grammar, if any.
-        text: Tokens before the draft; only with a grammar.
+    `tokens` is the draft after position `base`, or speculated tokens in edge-only decoding (`written`). `counts` are
+    draft probabilities in 1/65,536; None in coupled mode. `logprobs` top log-probabilities are reported at each
+    position. `text`, the tokens before the draft, is only needed with a grammar.
     """
 
     tokens: tuple[int, ...]
@@ -92,15 +80,10 @@ class Case:
 
 
 def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]:
-    """Decide on all cases.
+    """Decide on all cases; `logits` are float32 `[sum of case.rows, vocabulary]`, cases in order.
 
-    Args:
-        logits: float32 `[sum of case.rows, vocabulary]`, cases in order.
-        cases: Drafts to decide on.
-
-    Returns:
-        A judgement for each case; None where the logits are not numbers or the grammar failed (see
-            `Constraint.failure`). Judgements hold no references to the logits.
+    Returns None for a case whose logits are not numbers or whose grammar failed (see `Constraint.failure`). Judgements
+    hold no references to the logits.
     """
     if isinstance(logits, np.ndarray):
         return judge_array(logits, cases)
@@ -136,7 +119,6 @@ def judge_tensor(logits: "torch.Tensor", cases: Sequence[Case]) -> list[Judgemen
 
 
 def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[RowGroup]]:
-    """Return the first row of each case, and the groups to shape at once."""
     starts = [0, *itertools.accumulate(case.rows for case in cases)]
     by_support: dict[int, list[int]] = defaultdict(list)
     for place, case in enumerate(cases):

@@ -2,8 +2,8 @@
 
 Verification comes first, oldest draft first. The rest of the token budget goes to prefill, limited to a measured time,
 because a draft that arrives meanwhile waits for it, and to a chunk while others are verified or expected. Prompts whose
-drafts have arrived come first. Background work (see `fairness`) comes last, in a small share of the time, and while no
-draft is here or due. A step may exceed its budget by the last draft that it takes.
+drafts have arrived come first. Background work (see `fairness`) comes last, in a small share of the time, and only
+while no draft is here or due. A step may exceed its budget by the last draft that it takes.
 
 A session reuses what others have computed of its prompt. If another is about to compute it, that one goes first and the
 session waits for the end of the step.
@@ -35,7 +35,6 @@ class Budget:
     """Limits of one step.
 
     Attributes:
-        tokens: Most new tokens.
         prefill_chunk: Most tokens of prefill and background work while other sessions are verified.
         device_share: Largest share of the tokens for one device while others wait.
     """
@@ -56,35 +55,27 @@ class WorkItem:
 
     @property
     def prefilled(self) -> int:
-        """Tokens of the prompt or text that are computed without logits."""
+        """Tokens of the prompt or sequence that are computed without logits."""
         return len(self.item.tokens) - self.item.rows
 
     @property
     def writes(self) -> bool:
-        """Whether this is edge-only decoding."""
         return bool(self.chain) and self.chain[0].draft.write is not None
 
     @property
     def guessed(self) -> int:
-        """Speculated tokens in edge-only decoding."""
         return self.item.rows - 1 if self.writes else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A step.
-
-    Attributes:
-        works: Its parts, the most urgent first; the last is left out if memory is short.
-        faults: Drafts that were found void when their turn came.
-    """
+    """A step: parts, the most urgent first, and drafts found void when their turn came."""
 
     works: list[WorkItem] = field(default_factory=list)
     faults: list[tuple[EdgeSession, Draft, DraftFault]] = field(default_factory=list)
 
     @property
     def verifications(self) -> list[WorkItem]:
-        """Parts that end in verdicts, in the order of their rows."""
         return [work for work in self.works if work.chain]
 
     @property
@@ -102,7 +93,6 @@ class StepPlanner:
     Attributes:
         used: Step in which each session was last; the least recent are prefilled first.
         prompts_s: Longest time for prompts in the step.
-        gap_s: Seconds in which no draft is likely to arrive; infinity if none is expected.
     """
 
     cache: PrefixCache
@@ -122,10 +112,8 @@ class StepPlanner:
     def plan(self, sessions: Iterable[EdgeSession], *, evicted: set[int]) -> Batch:
         """Return the step; empty if there is nothing to do now.
 
-        Args:
-            sessions: All open sessions.
-            evicted: Sessions to recompute only when a draft needs it: otherwise sessions that do not all fit would
-                evict each other forever.
+        Sessions in `evicted` are recomputed only when a draft needs it: otherwise sessions that do not all fit would
+        evict each other forever.
         """
         ready: list[tuple[bool, float, int, EdgeSession]] = []
         behind: list[EdgeSession] = []
@@ -170,7 +158,6 @@ class StepPlanner:
         return tokens if tokens >= _LEAST_CHUNK else 0
 
     def _may_wait(self, session: EdgeSession) -> bool:
-        """Whether a session's draft is background work."""
         if self.background.wasteful(session.device) or self.grammar_share.over(session.device, self.now):
             return True
         if not self._backlog(session) or self.background.has_credit(session.device, self.now):
@@ -242,10 +229,9 @@ class StepPlanner:
         return len(tokens)
 
     def _in_turn(self, session: EdgeSession, most: int, *, background: bool) -> int | None:
-        """Reuse what others have computed of a session's prompt, or let the one go first that is about to compute it.
+        """Reuse what others have computed of a session's prompt, or let one that is about to compute it go first.
 
-        Returns:
-            The tokens to compute instead of the session's own, possibly 0; None to compute the session itself.
+        Returns the tokens to compute instead of the session's own; None to compute the session itself.
         """
         if self._backlog(session) < LEAST_REUSED:
             return None

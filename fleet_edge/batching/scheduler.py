@@ -41,17 +41,11 @@ class KvMemory:
 
 
 class Scheduler:
-    """Owns the verifier: plans steps, makes room for them, has them computed and measures them.
+    """Plan batches, evict KV blocks, run the verifier and record step times.
 
     Times are monotonic seconds. Thread safety: call `score` from any thread between `began` and `ended`; call
-    everything
-    else from one thread.
-
-    Args:
-        verifier: The target model; nothing else may call it.
-        kv_share: Returns the share of the KV memory that a device may hold while others need some.
-        shared: Beginnings of prompts, as token ids, that all devices share.
-        cost: Step times; without it nothing is speculated.
+    everything else from one thread. Nothing else may call the verifier. `shared` are beginnings of prompts that all
+    devices share; without `cost` nothing is speculated.
     """
 
     def __init__(
@@ -92,7 +86,7 @@ class Scheduler:
         return self._verifier.info
 
     def load(self) -> EdgeLoad:
-        """Return the present load and the step times; the same object until they change."""
+        """Return the load and step times; the same object until they change."""
         if self._load is None:
             texts = max(1, self._present.count)
             parts = self._cost.parts(texts)
@@ -122,7 +116,6 @@ class Scheduler:
         self._between_steps(look)
 
     def away(self) -> str:
-        """Return why the target model cannot compute now; empty if it can."""
         return self._verifier.away()
 
     # Sessions
@@ -137,7 +130,7 @@ class Scheduler:
         self._delay.arrived(session.handle, at=at)
 
     def answered(self, session: EdgeSession, *, at: float) -> None:
-        """Note a verdict; if the generation goes on, a draft is expected."""
+        """Record a verdict; if the generation goes on, a draft is expected."""
         if not session.finished:
             self._delay.answered(session.handle, at=at)
 
@@ -146,7 +139,6 @@ class Scheduler:
         return self._background.longest_draft(device, most)
 
     def evict(self, session: EdgeSession) -> None:
-        """Drop a session's keys and values; they are computed again when needed."""
         self._evict(session.handle)
 
     def forget(self, session: EdgeSession) -> None:
@@ -168,7 +160,7 @@ class Scheduler:
         self._goal.granted(now)
 
     def ended_session(self, *, now: float) -> None:
-        """Note the end of a session that is not resumed here."""
+        """Record the end of a session that is not resumed here."""
         self._goal.ended(now)
 
     # Steps
@@ -180,7 +172,6 @@ class Scheduler:
         return self._delay.hold_s(sum(session.ready is not None for session in sessions), now=now)
 
     def next_batch(self, sessions: Iterable[EdgeSession], *, now: float) -> Batch:
-        """Return the next batch; empty if there is nothing to do now."""
         sessions = list(sessions)
         planner = StepPlanner(
             self._verifier,
@@ -198,11 +189,11 @@ class Scheduler:
         return batch
 
     def began(self) -> None:
-        """Note that a step is computed: until `ended` only `score` uses the verifier."""
+        """Mark the start of a step: until `ended` only `score` uses the verifier."""
         self._computing = True
 
     def ended(self) -> None:
-        """Note the end of the step, and pass on to the verifier what was deferred meanwhile."""
+        """Mark the end of the step, and run the verifier calls deferred meanwhile."""
         self._computing = False
         while self._later:
             try:
@@ -214,18 +205,13 @@ class Scheduler:
     def score(self, batch: Batch) -> Logits:
         """Compute a step. Call it on any thread, between `began` and `ended`.
 
-        Returns:
-            float32 logits `[sum of rows, vocabulary]` of the verifications, in order; valid until the next step.
-
-        Raises:
-            TargetAway: The target model cannot be reached.
-            SequenceFailed: One session cannot be computed.
-            VerifierError: Nothing was computed, as in the other two cases.
+        Returns float32 logits `[sum of rows, vocabulary]` of the verifications, in order; valid until the next step.
+        Raises `VerifierError` if nothing was computed: `TargetAway`, or `SequenceFailed` for one session.
         """
         return self._verifier.score(batch.items)
 
     def computed(self, batch: Batch, step: StepTimes) -> None:
-        """Note a batch that was computed and decided on, before its sessions commit."""
+        """Record a batch that was computed and decided on, before its sessions commit."""
         if step.sessions:
             self._delay.stepped(step.ended - step.started)
         self._measure(batch, step)
@@ -264,7 +250,6 @@ class Scheduler:
                 self._prefill_log.computed(work.session.handle, step)
 
     def judged(self, work: WorkItem, *, committed: int) -> None:
-        """Note the tokens that a session has committed in the step."""
         if self._measured:
             self._cost.committed(committed)
         # The device does not pay for what the edge has speculated.
@@ -272,7 +257,6 @@ class Scheduler:
         self._background.judged(work.session.device, computed=computed, committed=committed)
 
     def timing(self, work: WorkItem, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
-        """Return what the verdict on a draft of a step took."""
         chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)
         timing = self._prefill_log.timing(arrived, step)
         return replace(timing, background=work.background, chained=chained)
@@ -340,13 +324,11 @@ class Scheduler:
                 self._leave_out(batch, coming[-1])
 
     def _leave_out(self, batch: Batch, work: WorkItem) -> WorkItem:
-        """Take a part out of a step, and give its credit back."""
         batch.works.remove(work)
         self._background.left_out(work.session.device, work.prefilled)
         return work
 
     def _above_their_share(self, sessions: Iterable[EdgeSession]) -> set[str]:
-        """Return the devices that hold more KV memory than their share."""
         held = Counter[str]()
         for session in sessions:
             held[session.device] += self._verifier.computed(session.handle)
@@ -354,7 +336,6 @@ class Scheduler:
         return {device for device, tokens in held.items() if tokens > self._kv_share(device) * whole}
 
     def _between_steps(self, call: Callable[[], None]) -> None:
-        """Call at once, or when the running step has ended."""
         if self._computing:
             self._later.append(call)
         else:

@@ -25,20 +25,11 @@ def top_k(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDA
     """Return the k largest elements of every row: the head of a stable descending sort.
 
     Elements are dealt into columns, and one pass finds the largest of each. The k-th largest of those is a lower bound
-    of
-    the row's k-th largest element, so only the few elements that reach it are sorted. Rows with very many equal
-    elements
-    cost as much as a full sort.
+    of the row's k-th largest element, so only the few elements that reach it are sorted. Rows with very many equal
+    elements cost as much as a full sort.
 
-    Args:
-        logits: float32 `[rows, size]`. Minus infinity is allowed; NaN sorts first.
-        k: Number of elements; a row has at most `size`.
-
-    Returns:
-        Values, float32 `[rows, min(k, size)]`, descending, and their ids, int64; ties by rising id.
-
-    Raises:
-        ValueError: `k` is less than 1, or the logits are not float32 rows.
+    Takes float32 `[rows, size]`; minus infinity is allowed, NaN sorts first. Returns values `[rows, min(k, size)]`,
+    descending, and int64 ids; ties by rising id. Raises ValueError for other types and for `k` below 1.
     """
     if k < 1 or logits.ndim != 2 or logits.dtype != np.float32:  # noqa: PLR2004 - rows and columns
         raise ValueError("top_k wants float32 logits [rows, size] and a k of at least 1.")
@@ -65,7 +56,6 @@ def _possible(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def _bounds(logits: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """Return a lower bound of every row's k-th largest element, `[rows]`."""
     rows, size = logits.shape
     depth = min(DEPTH, size // (COLUMNS * k))
     if depth < 2:  # noqa: PLR2004 - a column of one is the row itself
@@ -89,22 +79,16 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class ShapedRows:
-    """Shaped rows.
+    """Shaped rows: int64 ids by falling probability, ties by rising id, and float64 probabilities.
 
-    Attributes:
-        ids: int64 `[rows, support]`, by falling probability, ties by rising id.
-        probs: float64 `[rows, support]`, float32-representable; 0 where cut. Rows with invalid logits hold 0 or NaN.
+    Both are `[rows, support]`; probabilities are float32-representable, 0 where cut, 0 or NaN for invalid logits.
     """
 
     ids: NDArray[np.int64]
     probs: NDArray[np.float64]
 
     def row(self, number: int) -> Dist:
-        """Return the distribution of a row.
-
-        Raises:
-            ValueError: Its logits are not numbers.
-        """
+        """Return the distribution of a row; raises ValueError if its logits are not numbers."""
         probs = self.probs[number]
         kept = int(np.count_nonzero(probs > 0.0))  # descending, so the positive ones come first; NaN counts as none
         if kept == 0:
@@ -113,13 +97,7 @@ class ShapedRows:
 
 
 def shape_rows(logits: NDArray[np.float32], policies: Sequence[SamplingPolicy], support: int) -> ShapedRows:
-    """Shape rows.
-
-    Args:
-        logits: float32 `[rows, vocabulary]`.
-        policies: One for each row.
-        support: Their `top_k`, less than the vocabulary; 1 where they are greedy.
-    """
+    """Shape float32 rows; `support` is the `top_k` of the policies, 1 where they are greedy."""
     values, ids = top_k(logits, support)
     if support == 1:
         # Greedy, or top_k 1: a point mass, unless the best logit is no number.

@@ -23,16 +23,11 @@ class StepTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftTiming:
-    """What a verdict took.
+    """Parts of the time that a verdict took.
 
-    Attributes:
-        batch: Sessions verified in the same step; 0 if nothing was verified.
-        queue_ms: From the draft's arrival to the start of the step, without `prefill_ms`.
-        prefill_ms: Part of that time spent in steps that computed the session's own prompt or text. Counted as
-            queueing, it would make an idle edge look overloaded.
-        compute_ms: Duration of the step.
-        background: Whether the draft was background work (see `fairness`).
-        chained: Tokens of the session's other drafts in the step.
+    `queue_ms` lasts from the draft's arrival to the start of the step, without `prefill_ms`: steps that computed the
+    session's own prompt, which would make an idle edge look overloaded. `batch` counts sessions in the step; 0 if
+    nothing was verified. `chained` counts tokens of the session's other drafts in the step.
     """
 
     batch: int = 0
@@ -56,7 +51,6 @@ class PrefillLog:
     _steps: dict[int, list[StepTimes]] = field(default_factory=dict)
 
     def computed(self, handle: int, step: StepTimes) -> None:
-        """Note a step that computed part of a session's prompt or text."""
         self._steps.setdefault(handle, []).append(step)
 
     def verified(self, handle: int, *, oldest: float) -> None:
@@ -68,7 +62,7 @@ class PrefillLog:
         self._steps.pop(handle, None)
 
     def timing(self, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
-        """Return what the verdict on a draft took that `step` has verified."""
+        """Return the times of the verdict on a draft in `step`."""
         prefill_s = sum(
             max(0.0, min(each.ended, step.started) - max(each.started, arrived.at))
             for each in self._steps.get(arrived.draft.handle, ())
@@ -83,7 +77,7 @@ class PrefillLog:
 
 _SMOOTHING: Final = 0.3
 _MARGIN: Final = 1.25
-"""Devices are waited for a little longer than their mean turnaround."""
+"""How much longer than its mean turnaround to wait for a device."""
 
 _PATIENCE: Final = 3.0
 """A device is expected for this many mean turnarounds."""
@@ -98,13 +92,8 @@ class BatchingDelay:
     """Holds a step for drafts that are about to arrive, where that pays.
 
     A step costs nearly as much for one session as for a few, and a session that just misses a step waits for a whole
-    one.
-    Without a delay, quick devices fall into two groups that take turns in half-empty steps. The turnaround of each
-    device
-    is measured. A step is held for devices due within a fraction of a step, if they save more than the ready ones lose.
-
-    Attributes:
-        share: Longest hold, as a fraction of a step; 0 never holds.
+    one: quick devices fall into two groups that take turns in half-empty steps. So a step is held for devices due
+    within `share` of a step (by their measured turnaround), if they save more than the ready ones lose; 0 never holds.
     """
 
     share: float = 0.5
@@ -117,7 +106,7 @@ class BatchingDelay:
         return bool(self._answered)
 
     def answered(self, handle: int, *, at: float) -> None:
-        """Note a verdict after which the session's device drafts again."""
+        """Record a verdict after which the session's device drafts again."""
         self._answered[handle] = at
 
     def arrived(self, handle: int, *, at: float) -> None:
@@ -132,7 +121,6 @@ class BatchingDelay:
         self._turnaround.pop(handle, None)
 
     def stepped(self, seconds: float) -> None:
-        """Note the duration of a verification step."""
         self._step_s = seconds if self._step_s == 0.0 else self._step_s + _SMOOTHING * (seconds - self._step_s)
 
     def gap_s(self, *, now: float) -> float:
@@ -190,11 +178,8 @@ class VerdictGoal:
     """Refuses new sessions that would make the edge miss its mean verdict time. Times are monotonic seconds.
 
     With more devices an edge first makes them draft less (see `step_cost`), then slows down for all alike. With a goal
-    it
-    refuses new generations instead and says when to come back. A resumed generation is never refused.
-
-    Attributes:
-        seconds: Longest mean time from a draft's arrival to its verdict; 0 for no goal.
+    it refuses new generations instead and says when to come back; never resumed ones. `seconds` is the longest mean
+    time from a draft's arrival to its verdict; 0 for no goal.
     """
 
     seconds: float = 0.0
@@ -208,7 +193,6 @@ class VerdictGoal:
     _refused: int = 0  # since the last end
 
     def verified(self, verdict_s: float, *, sessions: int, at: float) -> None:
-        """Note a step: mean time of its verdicts, and sessions verified."""
         if at - self._at > _SILENT_S:
             self._verdict_s, self._sessions = verdict_s, float(sessions)
         else:
@@ -221,7 +205,6 @@ class VerdictGoal:
         self._granted_at = at
 
     def ended(self, at: float) -> None:
-        """Note the end of a session, which may make room for another."""
         self._refused = 0
         if self._text_at is not None:
             took = at - self._text_at
@@ -242,9 +225,7 @@ class VerdictGoal:
     def retry_s(self, now: float, *, growing_s: float | None = None) -> float:
         """Return the seconds after which to ask for one more session; 0 if it can be granted now.
 
-        Args:
-            now: Monotonic seconds.
-            growing_s: Part of a mean step that grows with its tokens; None if unknown.
+        `growing_s` is the part of a mean step that grows with its tokens; None if unknown.
         """
         if not self.seconds or now - self._at > _SILENT_S:
             return 0.0

@@ -19,12 +19,10 @@ BLOCK: Final = 64
 
 
 def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k largest elements of every row: the head of a stable descending sort.
+    """Return the k largest elements of every row, as `shaping.top_k` does.
 
     One pass finds the largest element of each block; the k largest elements are in k of the blocks, which alone are
-    sorted.
-    No size depends on the logits, so the host need not wait for a GPU. Arguments and results are those of
-    `shaping.top_k`.
+    sorted. No size depends on the logits, so the host need not wait for a GPU.
     """
     if k < 1 or logits.dim() != 2 or logits.dtype != torch.float32:  # noqa: PLR2004 - rows and columns
         raise ValueError("top_k wants float32 logits [rows, size] and a k of at least 1.")
@@ -44,7 +42,6 @@ def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _largest(logits: torch.Tensor) -> torch.Tensor:
-    """Return the largest element of every block, `[rows, blocks]`."""
     whole = logits.shape[1] // BLOCK * BLOCK
     parts = [logits[:, :whole].view(len(logits), -1, BLOCK).amax(dim=2)]
     if whole < logits.shape[1]:
@@ -55,13 +52,7 @@ def _largest(logits: torch.Tensor) -> torch.Tensor:
 def shape_groups(
     logits: torch.Tensor, groups: Sequence[RowGroup], whole: Sequence[int]
 ) -> tuple[list[ShapedRows], NDArray[np.float32]]:
-    """Shape groups of rows, and copy them and some whole rows to the host.
-
-    Args:
-        logits: float32 `[rows, vocabulary]`.
-        groups: Groups to shape.
-        whole: Rows to copy unshaped.
-    """
+    """Shape groups of rows, and copy them and the unshaped rows `whole` to the host."""
     found: list[torch.Tensor] = []
     for group in groups:
         rows = logits if len(group.rows) == len(logits) else logits.index_select(0, _sent(group.rows, logits.device))
@@ -96,7 +87,6 @@ def _shaped(
 
 
 def _sent(values: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Copy an array to the device without waiting."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -42,11 +42,8 @@ class Store:
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.
 
-        A SQLite file that was deleted or replaced takes records without an error, so its identity is checked.
-
-        Raises:
-            StoreUnavailable: Nothing was stored; try again later.
-            RecordRejected: Nothing was stored, because of a record that never can be.
+        A SQLite file that was deleted or replaced takes records without an error, so its identity is checked. Raises
+        `StoreUnavailable` to try again later, `RecordRejected` for a record that can never be stored.
         """
         from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
 
@@ -83,11 +80,7 @@ class Store:
             )
 
     def fences(self, *, now: datetime) -> Fences:
-        """Return which devices are fenced at `now` (aware); cheap enough to call every few seconds.
-
-        Raises:
-            StoreUnavailable: The database does not answer.
-        """
+        """Return which devices are fenced at `now` (aware); cheap enough to call every few seconds."""
         try:
             with self.engine.connect() as connection:
                 return read_fences(connection, now=now)
@@ -107,12 +100,9 @@ class Store:
 def open_store(url: str, *, create: bool = True) -> Store:
     """Open a database to write, creating it or migrating it to this version first.
 
-    Several processes may do so at once: one migrates, the others wait. `create` says whether a missing SQLite file is
-    created.
-
-    Raises:
-        StoreUnavailable: It cannot be reached, opened or written.
-        StoreError: The URL is wrong, the driver is missing, or the database is newer than this software.
+    Several processes may do so at once: one migrates, the others wait. `create` allows to create a missing SQLite file.
+    Raises `StoreUnavailable` if it cannot be reached, `StoreError` if the URL is wrong, the driver is missing, or the
+    database is newer than this software.
     """
     # Only the edge installs Alembic; administrators read without it.
     from fleet_edge.store.migrate import migrate  # noqa: PLC0415
@@ -136,9 +126,8 @@ def open_store(url: str, *, create: bool = True) -> Store:
 def open_existing(url: str, *, read_only: bool) -> Engine:
     """Open an existing database; nothing is created or migrated.
 
-    Raises:
-        StoreUnavailable: It does not exist or cannot be opened.
-        StoreError: The URL is wrong, the driver is missing, or the tables are missing or of another version.
+    Raises `StoreUnavailable` if it cannot be opened, `StoreError` if the URL is wrong, the driver is missing, or the
+    tables are missing or of another version.
     """
     parsed = parse_url(url)
     name = shown(parsed)
@@ -189,8 +178,6 @@ _log = logging.getLogger(__name__)
 
 
 class Opener(Protocol):
-    """Opens a database: `open_store`."""
-
     def __call__(self, url: str, /, *, create: bool) -> Store: ...
 
 
@@ -210,16 +197,12 @@ class ReopeningStore:
 
     @property
     def engine(self) -> Engine:
-        """The engine of the open database; raises `StoreUnavailable` during an outage."""
         return self._opened().engine
 
     def open(self) -> None:
-        """Try to open the database now.
+        """Try to open the database now; the next write tries again if it is away.
 
-        Raises:
-            StoreUnavailable: It is away; the next write tries again.
-            StoreRefused: It answers, and does not accept our configuration.
-            StoreError: The URL is wrong, the driver is missing, or the database is newer than this software.
+        Raises as `open_store`, and `StoreRefused` if the database does not accept our configuration.
         """
         with self._lock:
             if self._store is not None:
@@ -234,10 +217,7 @@ class ReopeningStore:
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records as `Store.apply` does, opening the database first if necessary.
 
-        Raises:
-            StoreUnavailable: Nothing was stored; try again later. Also `StoreRefused`, if somebody has to change
-                something first.
-            RecordRejected: Nothing was stored, because of a record that never can be.
+        Also raises `StoreRefused`, if somebody has to change something first.
         """
         try:
             self.open()
@@ -252,7 +232,6 @@ class ReopeningStore:
             raise StoreRefused(str(error)) from error
 
     def fences(self, *, now: datetime) -> Fences:
-        """Return which devices are fenced at `now` (aware); raises `StoreUnavailable` during an outage."""
         return self._opened().fences(now=now)
 
     def close(self) -> None:
@@ -278,8 +257,7 @@ class ReopeningStore:
 def check_database(url: str) -> None:
     """Check that an edge can start on a database, creating or migrating it; an outage is no obstacle.
 
-    Raises:
-        StoreError: The URL is wrong, or the database does not accept our configuration.
+    Raises `StoreError` if the URL is wrong, or the database does not accept our configuration.
     """
     store = ReopeningStore(url)
     try:

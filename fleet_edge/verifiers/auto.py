@@ -2,12 +2,11 @@
 
 Usage as a program, whose memory is freed when it ends: python -m fleet_edge.verifiers.auto SETTINGS
 
-SETTINGS is JSON: the fields of `MEASURED_BY` and the engine. It prints one line of JSON, an `EngineReport`, and ends
-when
-its standard input is closed.
+SETTINGS is JSON: the fields of `MEASURED_BY` and the engine. The program prints an `EngineReport` as one line of JSON,
+and ends when its standard input is closed.
 
-A choice is measured once and kept until something relevant changes. Every engine preserves the target distribution, but
-rounds in its own way, so generations in coupled mode repeat bit for bit only with the same engine and file. A change is
+A choice is measured once and kept until something relevant changes. All engines preserve the target distribution, but
+round differently, so generations in coupled mode repeat bit for bit only with the same engine and file. A change is
 therefore logged, and never made for a few per cent.
 """
 
@@ -53,8 +52,6 @@ _QUANTIZATION: Final = re.compile(r"[-.](?:[IT]?Q\d\w*|B?F16|F32|MXFP4)(?=[-.]|$
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An engine, and what the setting `target` would name for it."""
-
     engine: str
     target: str
 
@@ -68,7 +65,6 @@ class Candidates:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported, without importing it."""
     return find_spec(package) is not None
 
 
@@ -76,11 +72,8 @@ def find_candidates(settings: EdgeSettings, *, installed: Callable[[str], bool] 
     """Return the engines that could serve the target, as far as files and packages tell.
 
     torch takes folders, repositories and, dequantized, GGUFs; llama.cpp takes GGUFs. For a folder `NAME`, `NAME.gguf`
-    and
-    `NAME-<quantization>.gguf` next to it count as the same model; the largest is the closest to it.
-
-    Raises:
-        VerifierError: There is no such target, or nothing that is installed could serve it.
+    and `NAME-<quantization>.gguf` next to it count as the same model; the largest is the closest to it. Raises
+    `VerifierError` if there is no such target, or no installed engine could serve it.
     """
     there = {engine: all(map(installed, packages)) for engine, packages in _PACKAGES.items()}
     if not any(there.values()):
@@ -133,7 +126,6 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _only_torch(settings: EdgeSettings) -> str:
-    """Return a setting that only torch has, if one is set."""
     given = {"dtype": settings.dtype, "torch_device": settings.torch_device}
     return next((f"{name} = {value}" for name, value in given.items() if value != "auto"), "")
 
@@ -163,11 +155,8 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class EngineMeasurement(BaseModel):
     """Result of a measurement.
 
-    Attributes:
-        step_ms: Milliseconds of a step by shape (`4x5`), as far as memory allows.
-        runs_on: As in `TargetInfo`.
-        vocabulary: Size and fingerprint.
-        likely: Most likely ids with probabilities at some positions of a fixed text.
+    `step_ms` has milliseconds of a step by shape (`4x5`), as far as memory allows. `likely` has the most likely ids
+    with probabilities at some positions of a fixed sequence.
     """
 
     step_ms: dict[str, Milliseconds]
@@ -205,7 +194,6 @@ def measure(verifier: Verifier, clock: Callable[[], float]) -> EngineMeasurement
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run as a program; return the exit code."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Keep output of native libraries out of the answer.
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -243,7 +231,7 @@ def _fork(verifier: Verifier, sequences: Sequence[int], length: int) -> int:
 
 
 def _seconds(verifier: Verifier, items: Sequence[Item], context: int, clock: Callable[[], float]) -> float:
-    """Return the shortest of some steps: other work on the machine only adds to it."""
+    """Return the shortest time of some steps: other work on the machine only adds to it."""
     taken: list[float] = []
     first = clock()
     while len(taken) <= _FEWEST_REPEATS or (len(taken) <= _REPEATS and clock() - first < _SHAPE_S):
@@ -256,7 +244,6 @@ def _seconds(verifier: Verifier, items: Sequence[Item], context: int, clock: Cal
 
 
 def _likely(rows: NDArray[np.float32]) -> list[dict[int, float]]:
-    """Return the most likely ids of each row with their probabilities, unshaped."""
     found = []
     for row in rows.astype(np.float64):
         probs = np.exp(row - row.max())
@@ -313,7 +300,6 @@ def _version(package: str) -> str | None:
 
 
 def _cpu(root: Path) -> dict[str, str]:
-    """Return the system's description of its first processor."""
     try:
         lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     except OSError:
@@ -333,7 +319,6 @@ def _gpus(root: Path) -> list[str]:
 
 
 def _files(target: Path) -> list[list[Any]]:
-    """Return path, size and modification time of each file of a target."""
     paths = sorted(target.iterdir()) if target.is_dir() else [target]
     found: list[list[Any]] = []
     for path in paths:
@@ -438,8 +423,7 @@ def choose_engine(
 ) -> EdgeSettings:
     """Return the settings with an engine and the target that it serves; log the reason.
 
-    Raises:
-        VerifierError: No installed engine can serve the target.
+    Raises `VerifierError` if no installed engine can serve the target.
     """
     candidates = find_candidates(settings, installed=installed)
     if len(candidates.found) == 1:
@@ -489,8 +473,7 @@ def _measured(
 ) -> tuple[Candidate, dict[str, float], str, bool]:
     """Return the choice, milliseconds by engine, a remark, and whether to keep the choice.
 
-    Raises:
-        VerifierError: No candidate can serve the target.
+    Raises `VerifierError` if no candidate can serve the target.
     """
     failed = {each: report for each, report in reports.items() if report.measurement is None}
     found = {each: report.measurement for each, report in reports.items() if report.measurement is not None}
@@ -535,12 +518,10 @@ def _overlap(one: EngineMeasurement, other: EngineMeasurement) -> float:
 
 
 def _mean(measurement: EngineMeasurement, shapes: set[str] | Mapping[str, float]) -> float:
-    """Return the geometric mean of the milliseconds of some shapes."""
     return math.exp(sum(math.log(measurement.step_ms[shape]) for shape in shapes) / max(1, len(shapes)))
 
 
 def _busy(file: Path | None) -> str:
-    """Return a remark if the machine was busy."""
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load <= _BUSY * cores:
         return ""

@@ -1,11 +1,10 @@
 """Layout of a step: which tokens of which streams llama.cpp computes in one call.
 
-llama.cpp keeps each sequence in a stream of its own. It computes neighbouring streams together only if they have
-equally
-many new tokens: streams 0, 2, 4 with a token each take three passes over the weights, and so do neighbours with 5, 3, 4
-tokens. A pass costs as much as some tokens, whatever is in it. So a step is cut into rectangles of neighbouring streams
-by tokens of each, padded where that is cheaper than another pass. Padding comes behind a stream's own tokens and is
-removed at once, so no row depends on it.
+llama.cpp keeps each sequence in a stream. It computes neighbouring streams together only if they have equally many new
+tokens: streams 0, 2, 4 with a token each take three passes over the weights, and so do neighbours with 5, 3, 4 tokens.
+A pass costs as much as some tokens. So a step is cut into rectangles of neighbouring streams by tokens of each, padded
+where that is cheaper than another pass. Padding comes behind a stream's own tokens and is removed at once, so no row
+depends on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,13 +27,9 @@ class StreamPart:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One stream's part of a call.
+    """One stream's part of a call: `count` new tokens from `first` on, and `filling` padding tokens.
 
-    Attributes:
-        stream: Its number.
-        first: Index of its first token among the stream's new ones.
-        count: New tokens; 0 for a stream that only fills a gap.
-        filling: Padding tokens behind them.
+    `count` is 0 for a stream that only fills a gap.
     """
 
     stream: int
@@ -58,7 +53,6 @@ class CallLimits:
     Attributes:
         tokens: Most tokens; at least `least` for each stream.
         rows: Most rows of logits; at least the number of streams.
-        height: Most tokens of one stream.
         least: Fewest tokens of one stream, padded if necessary, since llama.cpp may use another kernel for a single
             token.
     """
@@ -74,12 +68,8 @@ def lay_out(
 ) -> list[Call]:
     """Return the calls of a step, in order.
 
-    Args:
-        parts: At most one per stream.
-        room: Free cells by stream, for all streams. One with a part MUST have room for `least` behind all of its tokens
-            but the last.
-        call_tokens: Cost of a pass over the weights, in tokens.
-        limits: Limits of a call.
+    `room` has the free cells of all streams. A stream with a part MUST have room for `least` behind all of its tokens
+    but the last. `call_tokens` is the cost of a pass over the weights, in tokens.
     """
     by_stream = {part.stream: part for part in sorted(parts, key=lambda part: part.stream)}
     together = {stream: part.count for stream, part in by_stream.items() if part.count < _ALONE}
@@ -91,18 +81,16 @@ def lay_out(
 
 
 def cost(calls: Sequence[Call], call_tokens: float) -> float:
-    """Return the cost of calls, in tokens computed in a batch."""
     return sum(call_tokens + len(call) * (call[0].count + call[0].filling) for call in calls)
 
 
 def _filled_up(call: Call, least: int) -> Call:
-    """Pad a call that has too few tokens."""
     missing = least - call[0].count - call[0].filling
     return tuple(replace(share, filling=share.filling + missing) for share in call) if missing > 0 else call
 
 
 def _cheapest(counts: Mapping[int, int], room: Mapping[int, int], call_tokens: float, least: int) -> list[list[Share]]:
-    """Return rectangles that cover all parts: in one layer, or in two with the rest of longer parts in the second."""
+    """Return rectangles that cover all parts, in one layer or two: the second takes the rest of longer parts."""
     nothing = dict.fromkeys(room, 0)
     cost, best = _layer(counts, nothing, room, call_tokens, least)
     for height in sorted(set(counts.values()))[:-1]:
@@ -119,7 +107,7 @@ def _cheapest(counts: Mapping[int, int], room: Mapping[int, int], call_tokens: f
 def _layer(
     counts: Mapping[int, int], first: Mapping[int, int], room: Mapping[int, int], call_tokens: float, least: int
 ) -> tuple[float, list[list[Share]]]:
-    """Return the cheapest cut of a layer into rectangles side by side, and its cost in tokens."""
+    """Return the cheapest cut of a layer into adjacent rectangles, and its cost in tokens."""
     streams = sorted(counts)
     costs, cuts = [0.0], [0]
     for end in range(1, len(streams) + 1):

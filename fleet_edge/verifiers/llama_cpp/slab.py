@@ -24,14 +24,11 @@ _GIGA: Final = 1e9
 
 
 class GgufTarget(GgufFile):
-    """A target model's file; raises `VerifierError`s."""
-
     error = VerifierError
     key = "target"
 
     @property
     def name(self) -> str:
-        """Name for the log: that of its folder and file."""
         path = self.path.resolve()
         return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
 
@@ -48,15 +45,10 @@ def _check_memory(path: Path) -> None:
 
 
 def open_target(path: Path, *, gpu_layers: int) -> GgufTarget:
-    """Load a target model.
+    """Load a target model, with this number of layers on a GPU (-1 for all).
 
-    Args:
-        path: The GGUF.
-        gpu_layers: Layers to put on a GPU, where llama.cpp was built for one; -1 for all.
-
-    Raises:
-        UnsupportedModel: The model cannot be rolled back.
-        VerifierError: It cannot be loaded, memory or a GPU is missing, or llama.cpp is not installed.
+    Raises `UnsupportedModel` if the model cannot be rolled back, `VerifierError` if it cannot be loaded, memory or a
+    GPU is missing, or llama.cpp is not installed.
     """
     path = path.expanduser()
     try:
@@ -94,10 +86,8 @@ _NO_SLOT: Final = 1
 class SlabShape:
     """Shape of a slab.
 
-    Attributes:
-        cells: Tokens in a stream, rounded up by llama.cpp.
-        rows: Most rows of logits of one call; at least the number of streams.
-        tokens: Most tokens of one call; at most `BATCH`.
+    llama.cpp rounds `cells`, the tokens in a stream, up. `rows`, the most rows of logits of one call, is at least the
+    number of streams; `tokens` of one call are at most `BATCH`.
     """
 
     streams: int
@@ -108,11 +98,7 @@ class SlabShape:
 
 
 class LlamaSlab:
-    """Streams of one context; the caller keeps their lengths.
-
-    Raises:
-        CapacityExceeded: The machine has no memory for it.
-    """
+    """Streams of one context; the caller keeps their lengths. Raises `CapacityExceeded` if memory is short."""
 
     def __init__(self, target: GgufTarget, shape: SlabShape) -> None:
         self._library = library()
@@ -159,19 +145,10 @@ class LlamaSlab:
     ) -> NDArray[np.float32]:
         """Compute one call, and remove its padding.
 
-        Args:
-            call: Tokens to compute.
-            tokens: New tokens of the whole step, by stream.
-            starts: Lengths before the step, by stream; of all streams in the call.
-            rows: Number of the step's last tokens with logits, by stream.
-
-        Returns:
-            float32 `[wanted rows in the call, rows of the model]`, streams in order: llama.cpp's memory, overwritten by
-                the next call.
-
-        Raises:
-            CapacityExceeded: The machine has no memory for it.
-            VerifierError: llama.cpp has failed. In both cases tokens may have been stored: the caller cuts the streams.
+        Takes, by stream, the new `tokens` and last `rows` with logits of the whole step, and the lengths before it.
+        Returns float32 `[wanted rows in the call, rows of the model]`, streams in order: llama.cpp's memory,
+        overwritten by the next call. Raises `CapacityExceeded` or `VerifierError`; tokens may have been stored then, so
+        the caller cuts the streams.
         """
         size = wanted = 0
         for share in call:
@@ -208,11 +185,7 @@ class LlamaSlab:
         return logits
 
     def cut(self, stream: int, length: int) -> None:
-        """Forget a stream's tokens from a position on.
-
-        Raises:
-            UnsupportedModel: The model cannot be rolled back.
-        """
+        """Forget a stream's tokens from a position on; raises `UnsupportedModel` if it cannot be rolled back."""
         if not self._library.llama_memory_seq_rm(self._memory, stream, length, -1):
             raise UnsupportedModel(
                 "This model takes no tokens back, as every rejected draft asks; choose a transformer decoder as target "

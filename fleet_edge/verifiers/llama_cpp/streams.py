@@ -51,7 +51,6 @@ class ActiveSequences:
             use.step = self._step
 
     def began(self, sequence: int) -> None:
-        """Note a sequence that will be in one of the next steps."""
         self._uses[sequence] = _Use(self._step)
 
     def forget(self, sequence: int) -> None:
@@ -78,10 +77,7 @@ class Moves:
 def plan_moves(active: Sequence[int], *, lengths: Mapping[int, int], begins: Iterable[int]) -> Moves | None:
     """Return the cheapest moves that make the active sequences neighbours; None if there is no place for all.
 
-    Args:
-        active: Streams of the active sequences, ascending.
-        lengths: Tokens by stream with a sequence.
-        begins: First streams of possible places.
+    `active` are ascending streams, `lengths` their tokens, and `begins` the first streams of possible places.
     """
     best: Moves | None = None
     for begin in begins:
@@ -127,7 +123,6 @@ class StreamPlan:
 
     @property
     def streams(self) -> int:
-        """Most sequences with computed tokens at a time."""
         return self.slabs * self.shape.streams
 
 
