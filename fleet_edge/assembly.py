@@ -107,11 +107,7 @@ def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callab
 
 
 def _shared_prefixes(verifier: Verifier, texts: Sequence[str]) -> list[Sequence[int]]:
-    """Return the shared beginnings of prompts as token ids.
-
-    Raises:
-        VerifierError: The target's tokenizer cannot be read.
-    """
+    """Return the shared beginnings of prompts as token ids; raises `VerifierError` without a tokenizer."""
     if texts and not isinstance(verifier, ReadsText):
         _log.warning("This engine does not share prefixes between devices; the setting 'shared_prefixes' is not used.")
         return []

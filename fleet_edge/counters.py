@@ -22,8 +22,6 @@ class SegmentCounters:
         tokens: Committed, without those resumed from.
         rounds: Verdicts given, without repeats.
         drafted: Draft tokens received and judged or voided.
-        tested: Draft tokens accepted or rejected.
-        accepted: Draft tokens accepted.
         uplink_bytes: Payload of received drafts, including repeats.
         downlink_bytes: Payload of sent verdicts, including repeats.
         queue_ms: From a draft's arrival to the step that verified it, without `prefill_ms`; sum over rounds.
@@ -74,7 +72,6 @@ class SegmentCounters:
 
     @property
     def mean_batch(self) -> float | None:
-        """Mean number of sessions in the steps that verified."""
         return share(self.batch_sum, self.verified)
 
     @property
@@ -91,12 +88,10 @@ class SegmentCounters:
 
     @property
     def prefill_ms_per_round(self) -> float | None:
-        """Mean wait for the session's own prompt."""
         return share(self.prefill_ms, self.rounds)
 
     @property
     def compute_ms_per_round(self) -> float | None:
-        """Mean duration of the steps that verified."""
         return share(self.compute_ms, self.verified)
 
 

@@ -35,11 +35,8 @@ _ENDING = "The edge is shutting down; try again shortly."
 class MessageHandlers:
     """Handles messages: opens, drafts, closes and states.
 
-    Attributes:
-        offer: Limits offered to every session.
-        grace_s: Seconds for a device to come back after the broker reports it offline.
-        draining: Whether new sessions are refused.
-        away: Why the target model is unavailable, if it has been for some time; new sessions are refused meanwhile.
+    A device has `grace_s` seconds to come back after the broker reports it offline. New sessions are refused while
+    `draining`, or while `away` says why the target model is unavailable.
     """
 
     edge: str
@@ -80,7 +77,6 @@ class MessageHandlers:
         self.expiry.note(state.edge, state.certificate_until)
 
     def expire(self) -> None:
-        """End the sessions whose lease has run out."""
         for session in self.sessions.expired(self.clock()):
             _log.info(
                 "Session %s of %s is lost: its lease ran out.",
@@ -105,7 +101,6 @@ class MessageHandlers:
             )
 
     def report_guard(self) -> None:
-        """Report what the guard has decided since the last call."""
         for notice in self.guard.take_notices():
             match notice:
                 case OverQuota():
@@ -114,7 +109,6 @@ class MessageHandlers:
                     self._quarantined(notice)
 
     def apply_quarantines(self, fences: Fences) -> None:
-        """Apply the quarantines in the session log."""
         for device in self.fences.apply(fences):
             _log.warning("%s is quarantined: %s", device, fences.active[device].reason, extra={"device": device})
             self._end_sessions(device, fences.active[device].reason)
@@ -275,7 +269,6 @@ class MessageHandlers:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)
 
     def warn_certificates(self) -> None:
-        """Warn of certificates that expire soon."""
         for ending in self.expiry.due():
             _log.warning("%s", ending.sentence)
             device = None if ending.name == self.edge else ending.name
@@ -323,7 +316,6 @@ class MessageHandlers:
         self.answers.notify(fence.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=fence.for_s))
 
     def _end_sessions(self, device: str, reason: str) -> None:
-        """End the sessions of a quarantined device."""
         for session in self.sessions:
             if session.device == device:
                 cause = EndCause("fenced", f"The device was quarantined: {reason}")

@@ -51,9 +51,6 @@ class IntakeQueue:
 
     If it is full, the device with most waiting messages loses its newest: devices repeat what was not answered. Calls
     always fit, and come first.
-
-    Attributes:
-        dropped: Messages that did not fit.
     """
 
     def __init__(self, bound: int = 10_000) -> None:

@@ -39,7 +39,6 @@ class JobSettings:
             outage.
         keep_reported: Age at which a reported Close of an unknown session is deleted; well above a database outage.
         most_reported: Such Closes kept of one device.
-        purge_chunk: Rows deleted in one transaction.
     """
 
     lease_every_s: float = 2.0
@@ -64,8 +63,7 @@ class EdgeJobs:
     """The recurring jobs of one edge. They call the given functions from their own threads.
 
     `store` has connections apart from the writer's. While it is away, jobs that need it fail and log that once. `tell`
-    takes
-    events, as `EventCounts.note` does.
+    takes events, as `EventCounts.note` does.
     """
 
     def __init__(

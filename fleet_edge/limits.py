@@ -120,10 +120,8 @@ class Strikes:
     """Strikes of one device, and its quarantines for them; `level` counts those in a row.
 
     A strike is what a sound device does rarely, and a hostile or broken one all the time: a malformed message, an
-    unknown
-    session, a message above a quota. Strikes expire at a rate, so their frequency counts. From half of the limit on,
-    each
-    message of the device weighs as much as several.
+    unknown session, a message above a quota. Strikes expire at a rate, so their frequency counts. From half of the
+    limit on, each message of the device weighs as much as several.
     """
 
     settings: FenceSettings
@@ -150,12 +148,10 @@ class Strikes:
         return self._last_s
 
     def used(self, now: float) -> float:
-        """Return the strikes that have not expired."""
         return self._left.used(now)
 
     @property
     def last_s(self) -> float:
-        """Duration of the last quarantine."""
         return self._last_s
 
     def since_s(self, now: float) -> float:
@@ -163,7 +159,6 @@ class Strikes:
         return now - self._until
 
     def restore(self, strikes: float, *, level: int, last_s: float, since_s: float, now: float) -> None:
-        """Continue from another run of the edge."""
         self._forget(now)
         self._left.spend(strikes, now)
         self.level, self._last_s, self._until = level, last_s, now - since_s
@@ -218,16 +213,9 @@ class KeptStanding(BaseModel):
 class Standing:
     """State of one device. Times are monotonic seconds.
 
-    Attributes:
-        own_until: End of its quarantine by this edge.
-        others_until: End of its quarantine by an administrator or another edge.
-        quarantined_until: The later of the two.
-        dropped_before: Dropped messages that are logged.
-        heard: Time of its last accepted message.
-        notified: When it was last notified that it is over a quota, or quarantined.
-        messages: Buckets of messages, by kind; the following are buckets of bytes, sessions, tokens and seconds.
-        repeats: Bytes sent again.
-        answers: Faults and refusals.
+    `quarantined_until` is the later of `own_until` and `others_until` (an administrator or another edge). The first
+    `dropped_before` dropped messages are logged. `notified` is when the device last learned that it is over a quota, or
+    quarantined. `repeats` is a bucket of bytes sent again, `answers` one of faults and refusals.
     """
 
     device: str
@@ -287,7 +275,6 @@ class Standing:
         )
 
     def restore(self, kept: "KeptStanding", *, ago_s: float, now: float) -> None:
-        """Continue from another run of the edge that ended `ago_s` seconds ago."""
         for name, bucket in self._buckets().items():
             bucket.spend(max(0.0, kept.used.get(name, 0.0) - ago_s * bucket.rate), now)
         self.strikes.restore(

@@ -59,7 +59,6 @@ class EdgeObserver:
 
     @property
     def memory(self) -> KvMemory:
-        """KV memory at the last look."""
         return self.orchestrator.scheduler.memory
 
     def pages(self) -> Pages:
@@ -109,7 +108,6 @@ class EdgeObserver:
         )
 
     def families(self) -> Iterator[Family]:
-        """Yield the current values of all metrics."""
         look = self.look()
         yield Family(named.INFO, {(VERSION, self.fleet, self.edge, self.orchestrator.scheduler.target.name): 1.0})
         yield from self._counted()
@@ -169,10 +167,7 @@ class EdgeObserver:
 
 
 def _per_position(lengths: list[int]) -> dict[str, int]:
-    """Return how often the draft token at each position was accepted.
-
-    `lengths[n]` is the number of drafts with exactly n accepted tokens.
-    """
+    """Return how often the draft token at each position was accepted; `lengths[n]` drafts had n accepted tokens."""
     per_position: dict[str, int] = {}
     behind = 0
     for length in range(len(lengths) - 1, 0, -1):

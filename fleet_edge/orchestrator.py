@@ -1,8 +1,8 @@
 """Orchestrator: one thread that turns arriving messages into verdicts, a batch at a time, while another computes.
 
 Messages that arrive during a step are handled at once, and the results of the step before are sent meanwhile. So a
-session may end, or its draft be given up, while it is in a step. When the step has ended, `_awaited` says whether its
-result still counts. The verifier hears of opened and closed sessions between two steps.
+session may end, or its draft be given up, while it is in a step; when the step has ended, `_awaited` says whether its
+result still counts. The verifier learns of opened and closed sessions between two steps.
 """
 
 import logging
@@ -45,8 +45,6 @@ _PAUSE_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RunningStep:
-    """A step that is being computed: its batch, and the future of its judgements (see `judge_batch`) and times."""
-
     batch: Batch
     future: "Future[tuple[list[Judgement | None], StepTimes]]"
 
@@ -61,7 +59,6 @@ class WorkResult:
 
     @property
     def written(self) -> bool:
-        """Whether it holds tokens of edge-only decoding."""
         return self.fault is None and self.work.writes
 
 
@@ -88,11 +85,7 @@ class Orchestrator:
     def step(self, *, wait_s: float = 0.0) -> bool:
         """Plan, run and post-process one step; the next one runs while its verdicts are sent.
 
-        Args:
-            wait_s: Longest wait for a message when there is nothing to compute.
-
-        Returns:
-            Whether anything was computed.
+        Waits at most `wait_s` for a message when there is nothing to compute. Returns whether anything was computed.
         """
         self._receive(0.0)
         if self._running is None:
@@ -120,14 +113,12 @@ class Orchestrator:
                 return
 
     def waiting(self) -> int:
-        """Return how many sessions wait for a step, those in the running step left out."""
         computing = set() if self._running is None else {work.session.handle for work in self._running.batch.works}
         return sum(session.handle not in computing and session.ready is not None for session in self.sessions)
 
     # Plan
 
     def _plan(self, wait_s: float) -> Batch:
-        """Return the next batch; wait for messages if there is nothing to compute."""
         if self._away:
             self._receive(min(wait_s, _PAUSE_S))
             return Batch()
@@ -138,7 +129,6 @@ class Orchestrator:
         return batch
 
     def _plan_held(self) -> Batch:
-        """Return the next batch, held for drafts that are about to arrive if that pays."""
         now = self.clock()
         until = now + self.scheduler.hold_s(self.sessions, now=now)
         while (left := until - self.clock()) > 0:
@@ -169,7 +159,6 @@ class Orchestrator:
             self.answers.fault(session.device, fault, session=session, draft=draft)
 
     def _compute(self, batch: Batch, cases: Sequence[Case]) -> tuple[list[Judgement | None], StepTimes]:
-        """Compute a batch and decide on its drafts, on the computing thread."""
         started = self.clock()
         judgements = judge_batch(self.scheduler.score(batch), cases)
         return judgements, StepTimes(started, self.clock(), len(judgements))
@@ -209,7 +198,6 @@ class Orchestrator:
         ]
 
     def _commit(self, work: WorkItem, judgement: Judgement | None, times: StepTimes) -> WorkResult:
-        """Let a session commit what was decided on its drafts."""
         session = work.session
         if judgement is None:
             self.scheduler.evict(session)  # its keys and values may be wrong too
@@ -227,7 +215,6 @@ class Orchestrator:
             return _without_verdict(work)
 
     def _awaited(self, work: WorkItem) -> bool:
-        """Whether the result of a part of a step still counts."""
         return work.session in self.sessions and (not work.chain or work.session.awaits(work.chain))
 
     def _failed(self, batch: Batch, error: Exception) -> list[WorkResult]:
@@ -300,7 +287,6 @@ class Orchestrator:
     # Receive
 
     def _receive(self, wait_s: float, *, most: int = _TAKEN) -> int:
-        """Handle what has arrived; return the number of entries."""
         entries = self.inbox.take(timeout_s=wait_s, most=most)
         for entry in entries:
             try:

@@ -22,13 +22,10 @@ _SHORT_S: Final = 1.0
 
 
 def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
-    """Check all that can be checked before the target model is loaded.
+    """Check all that can be checked before the target model is loaded; creates or migrates the database.
 
-    Creates or migrates the database. One that does not answer is not an error: the edge starts without it.
-
-    Raises:
-        SettingsError: Settings cannot work; a line for each.
-        ConnectFailed: The broker cannot be reached, and everything else is fine.
+    An unreachable database is not an error: the edge starts without it. Raises `SettingsError` with a line for each
+    setting that cannot work, `ConnectFailed` if only the broker cannot be reached.
     """
     runs_already = False
 

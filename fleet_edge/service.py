@@ -47,14 +47,10 @@ from schemas.topics import Topic, build
 
 
 def migrate_sessions(sessions: SessionTable, *, answers: Responder, scheduler: Scheduler) -> int:
-    """Forget all sessions and log that they migrate. Their devices see this edge's state and resume elsewhere.
+    """Forget all sessions, log that they migrate, and return their number. Their devices resume elsewhere.
 
     A finished session does not migrate, even if its Close is still to come: nobody would open it again, and the log
-    would
-    report it as lost.
-
-    Returns:
-        Number of sessions that migrate.
+    would report it as lost.
     """
     handed_over = 0
     for session in sessions:
@@ -70,7 +66,6 @@ def migrate_sessions(sessions: SessionTable, *, answers: Responder, scheduler: S
 
 
 def _known_end(session: EdgeSession) -> EndReason | None:
-    """Return how a generation has ended; None if it goes on as far as the edge knows."""
     if not session.finished:
         return None
     if session.tokens[-1] in session.limits.end_tokens:
@@ -88,8 +83,6 @@ _WELCOME_S: Final = 5.0
 
 @dataclass(slots=True)
 class EdgeService:
-    """One edge, from the broker to the database."""
-
     settings: EdgeSettings
     verifier: Verifier
     make_link: Callable[[LinkSettings], Link] = PahoLink
@@ -114,13 +107,9 @@ class EdgeService:
     def start(self) -> None:
         """Open the database, connect, and announce that this edge is online.
 
-        A database that is away is opened later by the writer; until then records wait in the spool.
-
-        Raises:
-            StoreError: The database or the spool cannot be used as configured.
-            ConnectFailed: The broker cannot be reached.
-            PublishRejected: The broker does not let this edge publish under its name or in its fleet.
-            MetricsError: Metrics cannot be served.
+        A database that is away is opened later by the writer; until then records wait in the spool. Raises
+        `StoreError`, `ConnectFailed`, `MetricsError`, or `PublishRejected` if the broker does not let this edge publish
+        in its fleet.
         """
         settings = self.settings
         self._since = self.now()
@@ -220,8 +209,7 @@ class EdgeService:
     def stop(self) -> int:
         """Migrate open sessions, publish the last state, write the log to its end, and release everything.
 
-        Returns:
-            Number of sessions that migrate.
+        Returns the number of sessions that migrate.
         """
         orchestrator = self.orchestrator
         if self.metrics is not None:
@@ -300,7 +288,7 @@ class EdgeService:
             raise self._rejected
 
     def _take_outcome(self, outcome: PublishOutcome) -> None:
-        """Note the broker's answer to our state. Called on the link's thread."""
+        """Record the broker's answer to our state. Called on the link's thread."""
         self._rejected = None if outcome.accepted else PublishRejected(topic=outcome.topic, reason=outcome.reason)
         if self._rejected is not None and self._answered.is_set():
             _log.error("This edge's state is not known to its devices: %s", self._rejected)
@@ -308,7 +296,7 @@ class EdgeService:
         self._answered.set()
 
     def _connection(self, up: bool) -> None:
-        """Note that the connection is up or lost. Called on the link's thread."""
+        """Record that the connection is up or lost. Called on the link's thread."""
         self._life.link(up=up, why=str(self._link.failure or ""))
         if up:  # publish again: the broker has published our last will meanwhile
             self._announce()
@@ -319,7 +307,6 @@ class EdgeService:
         self._watch.look()
 
     def _last_run(self) -> EdgeView | None:
-        """Return what the session log knows of this edge's last run."""
         try:
             with self._store.engine.connect() as connection:
                 return edge(connection, self.settings.edge, now=self.now())

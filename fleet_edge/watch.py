@@ -14,7 +14,7 @@ from schemas.control import DeviceState, Presence
 
 @dataclass(slots=True)
 class Availability:
-    """Tells a short absence of the target model, in which sessions wait, from one in which they migrate."""
+    """Distinguishes a short absence of the target model, in which sessions wait, from one in which they migrate."""
 
     patience_s: float
     clock: Callable[[], float]
@@ -22,10 +22,7 @@ class Availability:
     _reported: bool = False
 
     def changes(self, reason: str) -> bool:
-        """Return whether devices must be notified that the model is away, or back.
-
-        `reason` says why it is away now; it is empty if it is there.
-        """
+        """Return whether to notify devices that the model is away, or back; `reason` is empty if it is there."""
         if not reason:
             self._since = None
         elif self._since is None:
@@ -73,7 +70,7 @@ class CertificateWatch:
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, name: str, until: datetime | None) -> None:
-        """Note the end of a machine's certificate; None if it has none, or does not report it."""
+        """Record the end of a machine's certificate; None if it has none, or does not report it."""
         with self._lock:
             if until is None:
                 self._until.pop(name, None)
@@ -102,8 +99,7 @@ class ClockWatch:
     """Checks devices' clocks by the time since which they report to be up.
 
     A time in the future means that a clock is ahead; an earlier time for a later start, that it was set back. A state
-    may be
-    delayed, so a clock that is slow by less goes unnoticed.
+    may be delayed, so a clock that is slow by less goes unnoticed.
     """
 
     _since: dict[str, datetime] = field(default_factory=dict)
@@ -157,7 +153,6 @@ class LifeEvents:
         self._edge("stopped", f"The edge has stopped; {handed_over} sessions go on elsewhere.")
 
     def link(self, *, up: bool, why: str = "") -> None:
-        """Log the loss or return of the connection to the broker."""
         if self._ended:
             return
         with self._lock:
@@ -174,7 +169,6 @@ class LifeEvents:
         self._event(EventKind.BROKER, "state-rejected", sentence)
 
     def store(self, code: str, sentence: str) -> None:
-        """Log an event of the session log's database."""
         self._event(EventKind.DATABASE, code, sentence)
 
     def _compare(self, before: EdgeView) -> None:

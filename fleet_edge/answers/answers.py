@@ -43,7 +43,6 @@ class ReportedLoads:
     _known: OrderedDict[tuple[str, bool], tuple[EdgeLoad, EdgeLoad]] = field(default_factory=OrderedDict)
 
     def of(self, session: EdgeSession, load: EdgeLoad, acceptance: AcceptanceByModel) -> EdgeLoad:
-        """Return the load to report to a session's device."""
         key = session.draft_model, session.policy.repeats
         known = self._known.get(key)
         if known is not None and known[0] is load:
@@ -83,10 +82,8 @@ class Responder:
     """Sends to devices and records what has become of Opens, drafts and sessions.
 
     Attributes:
-        lease_s: Seconds of silence after which a session is lost.
         form: Downlink form of p; by default the smallest for each p.
         padding: Verdicts are padded to a multiple of this many bytes; 0 for no padding.
-        load: Returns the present load.
     """
 
     edge: str
@@ -185,7 +182,6 @@ class Responder:
             self._send_more(session, stream.request, payload)
 
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
-        """Send further samples of the last rejection, from the stored p."""
         p, tried = session.rejected, arrived.draft.tried
         assert p is not None
         assert tried is not None
@@ -197,7 +193,6 @@ class Responder:
         self._send_more(session, arrived.draft, payload)
 
     def verdict_again(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
-        """Send the bytes of an earlier verdict again."""
         session.counters += SegmentCounters(downlink_bytes=len(payload))
         self._send_more(session, draft, payload)
 
@@ -233,12 +228,6 @@ class Responder:
         """Record the end of a session, and confirm it to its device once the record cannot be lost.
 
         A device without a confirmation repeats its Close, so the log ends as the device does.
-
-        Args:
-            session: The session.
-            reason: How it ended.
-            message: The device's Close, if any.
-            cause: Why, if the edge knows more than device and session.
         """
         reply = closed_reply(session, reason)
         self._over(session, reason)
@@ -269,7 +258,6 @@ class Responder:
     # Within
 
     def _over(self, session: EdgeSession, reason: EndReason) -> None:
-        """Count and log the end of a session."""
         self.figures.closed(session, reason.value)
         counted = session.counters
         _log.info(
@@ -295,7 +283,6 @@ class Responder:
     def _answer(
         self, session: EdgeSession, result: DraftResult, form: DownlinkForm | None, timing: DraftTiming
     ) -> bytes:
-        """Make a verdict; remember, count and record it."""
         draft = result.arrived.draft
         payload = encode_verdict(
             Verdict(
@@ -319,7 +306,7 @@ class Responder:
         return payload
 
     def _load_news(self, session: EdgeSession) -> EdgeLoad | None:
-        """Return the current load if the device was last sent a different one.
+        """Return the present load if the device was last sent another.
 
         With padding only Opened reports it, because some verdicts would become longer.
         """
@@ -452,7 +439,6 @@ def fault_reply(draft: Draft | None, error: DraftFault) -> Fault:
 
 
 def closed_reply(session: EdgeSession, reason: EndReason) -> Closed:
-    """Return the confirmation of an end."""
     counters = session.counters
     return Closed(
         session=session.session,
@@ -468,7 +454,6 @@ def closed_reply(session: EdgeSession, reason: EndReason) -> Closed:
 
 
 def closed_elsewhere_reply(message: Close) -> Closed:
-    """Return the confirmation for a session that this edge does not know."""
     return Closed(
         session=message.session,
         reason=message.reason,

@@ -18,15 +18,14 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _OTHER: Final = "other"
 
 _Key = tuple[str | None, str, str]
-"""Device, kind and code."""
 
 
 @dataclass(slots=True)
 class _Count:
     """An event of the current minute.
 
-    Its `id` is random, so that no two runs of an edge refer to the same row. For an event seen by all edges alike it is
-    derived from the event, so that they all write the same row.
+    Its `id` is random, so that no two runs of an edge refer to the same row, or derived from the event if all edges see
+    it alike, so that they all write the same row.
     """
 
     id: str
@@ -44,11 +43,8 @@ class EventCounts:
     """Writes one event for each device, kind, code and minute, with its count. Thread-safe.
 
     The first event is written at once; repetitions in the same minute are counted and written by `flush` or with the
-    next
-    minute. So a device causes at most 16 events a minute, whatever it sends. Events above `most_codes` per minute and
-    device
-    count as one, `other`; so do those above `most_events` of all devices, without a device. `put` MUST NOT block or
-    raise.
+    next minute. Events above `most_codes` per minute and device count as one, `other`; so do those above `most_events`
+    of all devices, without a device. `put` MUST NOT block or raise.
     """
 
     put: Callable[[EventLogged], object]
@@ -74,17 +70,10 @@ class EventCounts:
         severity: Severity | None = None,
         shared: bool = False,
     ) -> None:
-        """Count an event.
+        """Count an event; the first sentence and session of a minute are kept.
 
-        Args:
-            kind: Subject (see `event_codes`).
-            code: What happened; MUST NOT contain data from the device.
-            sentence: Description; the first of a minute is kept.
-            device: The device concerned, if any.
-            session: The session concerned, if any; the first of a minute is kept.
-            times: Number of occurrences.
-            severity: Severity; by default that of `event_codes`.
-            shared: Whether all edges of the fleet see it, as one event.
+        `code` MUST NOT contain data from the device. `severity` is by default that of `event_codes`. `shared`: all
+        edges of the fleet see it, as one event.
         """
         with self._lock:
             at = self.now()
@@ -188,7 +177,6 @@ class DeviceChanges:
         self._began = self.now()
 
     def presence(self, device: str) -> Presence | None:
-        """Return a device's last presence; None if it has published none."""
         known = self._known.get(device)
         return None if known is None else known.presence
 
@@ -235,8 +223,7 @@ class DeviceStates(Generic[R]):
     """Writes at most one record per device and `every` seconds. Thread-safe.
 
     The first state is written at once; of those that follow within `every` the last one waits for `flush`. States of
-    more
-    than `most` devices are only written after the next `flush`. `put` MUST NOT block or raise.
+    more than `most` devices are only written after the next `flush`. `put` MUST NOT block or raise.
     """
 
     put: Callable[[R], object]
@@ -274,8 +261,6 @@ _TELEMETRY_EVERY: Final = timedelta(seconds=30)
 
 @dataclass(slots=True)
 class StateRecorder:
-    """Writes states and telemetry of devices, and the state of this edge."""
-
     put: Callable[[Record], None]
     edge: str
     now: Callable[[], datetime]
@@ -294,7 +279,6 @@ class StateRecorder:
         return self._changes.presence(device)
 
     def device(self, device: str, state: DeviceState) -> None:
-        """Write a device's published state, and events for what has changed."""
         change = self._changes.note(device, state)
         for code, sentence in change.events:
             # All edges receive it.

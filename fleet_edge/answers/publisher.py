@@ -33,12 +33,10 @@ class Publisher:
 
     @property
     def max_form_bytes(self) -> int:
-        """Most bytes for a downlink form of p in one packet."""
         return self.link.max_packet_bytes - PACKET_OVERHEAD
 
     @property
     def max_verdict_bytes(self) -> int:
-        """Most bytes for a verdict in one packet."""
         return min(MAX_VERDICT_BYTES, self.link.max_packet_bytes - TOPIC_OVERHEAD)
 
     def reply(self, device: str, message: SessionReply, *, qos: int = 1) -> None:

@@ -45,7 +45,6 @@ class DeviceRates:
     _admitted: Counter[str] = field(default_factory=Counter)
 
     def admit(self, device: str, at: datetime) -> bool:
-        """Return whether a device may have one more at a time (aware), and count it."""
         current = (at - _EPOCH) // self.span
         if current != self._current:  # also if the clock was set back
             self._current = current
@@ -74,7 +73,7 @@ _WRITTEN: Final = "written"
 
 @dataclass(frozen=True, slots=True)
 class EndCause:
-    """Why a session ended, where that is more than the reason says: a code for programs and a sentence."""
+    """Why a session ended, where that is more than the reason says."""
 
     code: str
     sentence: str
@@ -86,10 +85,8 @@ class Sink(Protocol):
     def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
         """Take a record. MUST NOT block or raise.
 
-        Args:
-            record: The record.
-            urgent: Whether to write it without waiting for others.
-            then: Called on any thread once the record will survive this process; never if it will not.
+        An urgent record is written without waiting for others. `then` is called on any thread once the record will
+        survive this process; never if it will not.
         """
 
 
@@ -173,7 +170,6 @@ class Recorder:
         )
 
     def written(self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int) -> None:
-        """Log the first piece of edge-only decoding as the verdict of its round."""
         at = self.now()
         if not self._traced(session) or not self._rounds.admit(session.device, at):
             return
@@ -217,12 +213,7 @@ class Recorder:
     ) -> None:
         """Log the end of a session, by the device's Close or by its lease.
 
-        Args:
-            session: The session.
-            reason: How it ended.
-            message: The device's Close, if any.
-            cause: Why, where that is more than the reason says.
-            then: Called on any thread once the record cannot be lost.
+        `then` is called on any thread once the record cannot be lost.
         """
         self.progress(session)
         tokens = session.committed if message is None else _final_tokens(session, message)
@@ -278,8 +269,7 @@ class Recorder:
         """Log the Close of a session that this edge does not know, having restarted, or that never existed.
 
         Beyond a rate only one event a minute is logged. `then` is called on any thread once the record cannot be lost,
-        or is
-        not kept.
+        or is not kept.
         """
         at = self.now()
         if not (self._unverified if message.unverified else self._reported).admit(device, at):
@@ -339,7 +329,6 @@ class Recorder:
 
 
 def _final_tokens(session: EdgeSession, message: Close) -> int:
-    """Return the tokens of a generation that its device has ended."""
     if message.unverified:  # decoded without this edge
         return message.tokens
     # A device that ends early has not received all verdicts.

@@ -38,7 +38,6 @@ class GenerationRecorder:
     _written: dict[int, int] = field(default_factory=dict)  # by handle, position up to which it was written
 
     def grew(self, session: EdgeSession, *, segment: int, at: datetime) -> None:
-        """Write new tokens in whole pieces."""
         if self.store is not StoreText.FULL:
             return
         while session.committed - self._begin(session) >= _PIECE:
@@ -110,10 +109,9 @@ class GenerationRecorder:
 
 
 def token_bytes(verifier: Verifier, store: StoreText) -> Callable[[int], bytes] | None:
-    """Return a function from token to bytes, where it is needed; None if it is unknown.
+    """Return a function from token to bytes if needed; None if it is unknown.
 
-    Raises:
-        VerifierError: It is needed for the hash, and unknown.
+    Raises `VerifierError` if it is needed for the hash, and unknown.
     """
     if store is StoreText.NONE:
         return None

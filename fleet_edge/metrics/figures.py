@@ -27,12 +27,12 @@ _SESSIONS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 _TOKENS: Final = (1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 
 _MOST_DEVICES: Final = 65_536
-"""Whoever may publish states must not fill the memory."""
+"""Bound on devices, so that publishers of states cannot fill the memory."""
 
 _PROBE_EVERY_S: Final = 1.0
 
 DRAFT, STREAM = "draft", "stream"
-"""Plans, as an edge can tell them apart: tokens of judged drafts with what follows them, and tokens that it writes."""
+"""Plans as an edge can distinguish them: tokens of judged drafts, and of edge-only decoding."""
 
 
 def _none_of(codes: Iterable[StrEnum]) -> Counter[str]:
@@ -46,14 +46,10 @@ def _seconds() -> Histogram:
 
 @dataclass(slots=True)
 class _Progress:
-    """What was counted of an open session.
+    """Progress of an open session, for token times.
 
-    Attributes:
-        opened: When it was opened here (monotonic seconds).
-        since: Start of the wait for the next token (monotonic seconds).
-        committed: Length of its sequence then.
-        reused: Its reused tokens until then.
-        begun: Whether it has a token since it was opened here.
+    `since` is the start of the wait for the next token (monotonic seconds), `committed` and `reused` the tokens until
+    then. `begun`: it has a token since it was opened here.
     """
 
     opened: float
@@ -67,12 +63,8 @@ class _Progress:
 class Figures:
     """What an edge has counted since it started; counters only rise. `catalogue` describes the metrics.
 
-    Attributes:
-        clock: Monotonic seconds.
-        accepted_lengths: Number of drafts by the number of tokens accepted.
-        presence: Latest of each device.
-        last_sign: When each device was last heard (monotonic seconds).
-        tracing: Receives sessions and steps, if set.
+    `accepted_lengths` has the number of drafts by accepted tokens, `last_sign` when each device was last heard
+    (monotonic seconds).
     """
 
     clock: Callable[[], float]
@@ -114,7 +106,6 @@ class Figures:
             self.prompt_tokens += session.prompt_length
 
     def judged(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
-        """Count a verdict on a draft."""
         drafted = len(result.arrived.draft.tokens)
         if drafted:
             self.drafts += 1
@@ -137,7 +128,6 @@ class Figures:
         self.left(session)
 
     def left(self, session: EdgeSession) -> None:
-        """Count a session that is no longer open here."""
         progress = self._open.pop(session.handle, None)
         if progress is not None:  # corrections that came after the last verdict
             self.generation_tokens[DRAFT] += max(0, session.committed - progress.committed)

@@ -32,11 +32,7 @@ class Tracing:
 
     @classmethod
     def start(cls, *, fleet: str, edge: str, target: str, exporter: "SpanExporter | None" = None) -> "Tracing":
-        """Begin to send to `exporter`; by default OTLP over HTTP, as OpenTelemetry's variables say.
-
-        Raises:
-            MetricsUnavailable: A library is missing.
-        """
+        """Begin to send to `exporter`; by default OTLP over HTTP. Raises `MetricsUnavailable` without the library."""
         try:
             from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - optional
             from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - likewise
@@ -82,7 +78,6 @@ class Tracing:
         )
 
     def step(self, seconds: float, *, sessions: int, tokens: int) -> None:
-        """Report a forward pass that has ended."""
         self._span("step", seconds, {"dssd.batch_sessions": sessions, "dssd.batch_tokens": tokens})
 
     def stop(self) -> None:

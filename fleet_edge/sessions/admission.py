@@ -12,15 +12,9 @@ from schemas.reasons import Action, FaultCode, Finish, RefusalCode
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What was granted to a session.
+    """Limits granted to a session.
 
-    Attributes:
-        max_new_tokens: Most tokens to generate.
-        max_draft: Most tokens in one draft.
-        window: Most drafts in flight.
-        vocabulary: Token ids are below this.
-        end_tokens: Ids that end the generation.
-        sample_requests: Most requests for further samples after one rejection.
+    `window` counts drafts in flight; `sample_requests` bounds requests for further samples after one rejection.
     """
 
     max_new_tokens: int
@@ -34,17 +28,12 @@ class SessionLimits:
         return bool(tokens) and tokens[-1] in self.end_tokens
 
     def finish(self, tokens: Sequence[int], *, committed: int) -> Finish:
-        """Return whether and why the generation ends with these latest tokens."""
         if self.ends(tokens):
             return Finish.STOP
         return Finish.LENGTH if committed >= self.max_new_tokens else Finish.NO
 
     def check(self, draft: Draft, *, mode: Mode) -> None:
-        """Check a draft against the limits, whatever it is based on.
-
-        Raises:
-            DraftFault: It violates them.
-        """
+        """Check a draft against the limits, whatever it is based on; raises `DraftFault`."""
         end = draft.base + len(draft.tokens)
         if len(draft.tokens) > self.max_draft:
             raise DraftFault(
@@ -85,11 +74,7 @@ class SessionOffer:
 
 
 def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionLimits:
-    """Check an Open against the target model.
-
-    Raises:
-        OpenRefused: It cannot be served.
-    """
+    """Check an Open against the target model; raises `OpenRefused`."""
     if message.protocol != PROTOCOL:
         raise OpenRefused(
             RefusalCode.PROTOCOL,

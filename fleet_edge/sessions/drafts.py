@@ -39,7 +39,6 @@ class WaitingDrafts:
 
     @property
     def latest(self) -> int:
-        """The highest waiting round; -1 if none waits."""
         return max((arrived.draft.round for arrived in self._by_base.values()), default=-1)
 
     def at(self, base: int) -> ReceivedDraft | None:
@@ -53,19 +52,14 @@ class WaitingDrafts:
         del self._by_base[arrived.draft.base]
 
     def void(self) -> None:
-        """Drop all drafts: they start from text that was rejected."""
+        """Drop all drafts: they start from rejected tokens."""
         self._by_base.clear()
 
     def chain(self, *, base: int, digest: int, most: int) -> tuple[ReceivedDraft, ...]:
         """Return the drafts that can be verified at once, each starting at the end of the one before.
 
-        Args:
-            base: Committed tokens, where the first draft starts.
-            digest: Digest of those tokens.
-            most: Most tokens in all; the first draft always comes.
-
-        Raises:
-            DraftFault: The first draft starts from other text; it is dropped.
+        `base` counts the committed tokens, `digest` is theirs. The drafts hold at most `most` tokens, but always the
+        first draft. Raises `DraftFault` if the first draft starts from other tokens; it is dropped.
         """
         chain: list[ReceivedDraft] = []
         left = most
@@ -104,11 +98,9 @@ class Rounds:
         return self._verdicts.get(round_)
 
     def passed(self, round_: int) -> bool:
-        """Whether this round or a later one was answered."""
         return round_ <= self._last_answered
 
     def remember(self, round_: int, payload: bytes) -> None:
-        """Keep a verdict's bytes for repeats."""
         self._verdicts[round_] = payload
         while len(self._verdicts) > self._most:
             self._verdicts.popitem(last=False)
@@ -136,14 +128,8 @@ class Rounds:
 class DraftResult:
     """One draft's part of a judgement.
 
-    Attributes:
-        arrived: The draft.
-        accepted: Number of accepted tokens.
-        tested: Number of tokens decided on.
-        token: Token drawn by the edge after them.
-        p: Target distribution at the rejection, instead of a token.
-        finish: Whether the generation ends.
-        logprobs: Of `tokens` and of the rejection, if requested.
+    `tested` tokens were decided on; after the accepted ones comes `token`, drawn by the edge, or at a rejection the
+    target distribution `p`. `logprobs` are those of `tokens` and of the rejection, if requested.
     """
 
     arrived: ReceivedDraft
@@ -156,7 +142,6 @@ class DraftResult:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Tokens added to the generation."""
         head = self.arrived.draft.tokens[: self.accepted]
         return head if self.token is None else (*head, self.token)
 
@@ -205,10 +190,7 @@ _STREAMED: Final = TokenKind.STREAMED.value.encode("ascii")
 def kinds_of(part: DraftResult, *, place: int, forced: Collection[int]) -> bytes:
     """Return the origin of each token that a draft's result adds, one character each.
 
-    Args:
-        part: The draft's result.
-        place: Index of its first token in the judgement.
-        forced: Indices of tokens forced by the grammar.
+    `place` is the index of its first token in the judgement, `forced` has the indices of tokens forced by the grammar.
     """
     bonus = part.token is not None and not part.rejected
     kinds = _with_forced(_DRAFTED * part.accepted + _BONUS * bonus, place=place, forced=forced)
@@ -216,7 +198,6 @@ def kinds_of(part: DraftResult, *, place: int, forced: Collection[int]) -> bytes
 
 
 def kinds_of_decoded(number: int, *, forced: Collection[int]) -> bytes:
-    """Return the origin of tokens of edge-only decoding, one character each."""
     return _with_forced(_STREAMED * number, place=0, forced=forced)
 
 

@@ -34,9 +34,7 @@ _RULED_OUT = "The target model rules out every token that the grammar allows; lo
 class Constraint:
     """A session's grammar. Used on the computing thread; the main thread reads `failure` and `killed`.
 
-    Attributes:
-        failure: Why the generation cannot go on; empty if it can.
-        killed: Digest of the grammar if it has killed its process in this session.
+    `failure` says why the generation cannot go on; `killed` is the grammar's digest if it has killed its process.
     """
 
     matcher: GrammarMatcher
@@ -51,8 +49,7 @@ class Constraint:
     def begin(cls, compiled: CompiledGrammar, text: Sequence[int] = ()) -> "Constraint":
         """Return the constraint of a new session, or of one that resumes with `text`.
 
-        Raises:
-            GrammarError: The grammar excludes the text, or cannot be followed.
+        Raises `GrammarError` if the grammar excludes the text, or cannot be followed.
         """
         constraint = cls(GrammarMatcher(compiled))
         constraint.matcher.check(text)
@@ -63,13 +60,8 @@ class Constraint:
     def shape(self, row: NDArray[np.float32], policy: SamplingPolicy, *, text: Sequence[int]) -> Dist:
         """Return the target distribution after a text, masked by the grammar and renormalised.
 
-        Args:
-            row: float32 `[vocabulary]`, the target's logits.
-            policy: Sampling policy.
-            text: Generated and drafted tokens, without the prompt.
-
-        Raises:
-            ValueError: There is none; `failure` says why unless the logits are invalid.
+        `row` has the target's float32 logits `[vocabulary]`; `text` leaves out the prompt. Raises ValueError if there
+        is none; `failure` says why unless the logits are invalid.
         """
         began = self.clock()
         try:
@@ -105,7 +97,7 @@ class Constraint:
         self._spent_s += self.clock() - began
 
     def guess(self, text: Sequence[int], most: int) -> tuple[int, ...]:
-        """Return at most `most` tokens that must follow a text; none unless it was looked at last."""
+        """Return at most `most` tokens that must follow a text; none unless `look_ahead` was last called with it."""
         known, forced = self._ahead
         return forced[: max(0, most)] if known == tuple(text) else ()
 
@@ -145,12 +137,10 @@ _FORGOTTEN_S: Final = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class PreparedGrammar:
-    """Result of preparing a grammar.
+    """Result of preparing a grammar: a constraint, a refusal, or None if the session was closed meanwhile.
 
-    Attributes:
-        found: The session's constraint, or the refusal; None if the session was closed meanwhile.
-        seconds: CPU time to compile it, or elapsed time on failure.
-        killed: The grammar's digest if it has killed its process.
+    `seconds` is CPU time to compile it, or elapsed time on failure; `killed` is the digest of a grammar that has killed
+    its process.
     """
 
     found: Constraint | OpenRefused | None
@@ -163,8 +153,6 @@ Prepared = Callable[[PreparedGrammar], None]
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """An Open waiting for its grammar."""
-
     device: str
     message: Open
     then: Prepared
@@ -198,11 +186,7 @@ class Grammars:
         self._attempts.pop((device, session), None)
 
     def at_once(self, message: Open) -> Constraint | None:
-        """Return the constraint of an Open if it needs no compilation; otherwise None.
-
-        Raises:
-            OpenRefused: Its grammar cannot be used.
-        """
+        """Return the constraint of an Open if it needs no compilation, otherwise None; raises `OpenRefused`."""
         compiler, grammar = self._compiler(), message.policy.grammar
         assert grammar is not None
         if message.resume or not compiler.knows(grammar):
@@ -213,11 +197,7 @@ class Grammars:
             raise OpenRefused(RefusalCode.GRAMMAR, str(error)) from None
 
     def prepare(self, device: str, message: Open, then: Prepared) -> None:
-        """Prepare the constraint of an Open, then call `then` with it.
-
-        Raises:
-            OpenRefused: Too many Opens are waiting.
-        """
+        """Prepare the constraint of an Open, then call `then`; raises `OpenRefused` if too many Opens are waiting."""
         self._compiler()
         waiting = _Waiting(device, message, then)
         of_device = sum(owner == device for owner, _ in self._attempts)
@@ -231,14 +211,12 @@ class Grammars:
         self._pool.submit(self._work)
 
     def close(self) -> None:
-        """Start no further compilation."""
         with self._lock:
             self._queues.clear()
         if self.compiler is not None:
             self.compiler.close()
 
     def _work(self) -> None:
-        """Prepare grammars until none can be started."""
         while (waiting := self._next()) is not None:
             prepared = self._prepare(waiting.message)
             with self._lock:

@@ -1,9 +1,8 @@
 """N-gram speculation: likely next tokens in edge-only decoding, looked up in prompt and generation.
 
-Where a text repeats itself or its prompt, what followed the same tokens before is likely to follow again (prompt
-lookup; Saxena, 2023). A speculated token is computed in the same step as the token before it, and kept only if it is
-the token that would be generated anyway, so the text does not depend on it. Memory per session and comparisons per
-lookup are bounded.
+Where a sequence repeats, what followed the same tokens before is likely to follow again (prompt lookup; Saxena, 2023).
+A speculated token is computed in the same step as the token before it, and kept only if it is the token that would be
+generated anyway, so the output does not depend on it. Memory per session and comparisons per lookup are bounded.
 """
 
 from array import array
@@ -54,9 +53,8 @@ class NgramSpeculation:
     def next(self, tokens: Sequence[int], *, ends: Container[int] = ()) -> tuple[int, ...]:
         """Return likely next tokens, at most `MAX_SPECULATED`; empty without a match.
 
-        Args:
-            tokens: Prompt and generation; must extend those of the last call.
-            ends: Ids that end a generation; they are never speculated.
+        `tokens` is prompt and generation, and must extend those of the last call; `ends`, ids that end a generation,
+        are never speculated.
         """
         self._learn(tokens)
         self._note(tokens)
@@ -85,7 +83,6 @@ class NgramSpeculation:
                 return
 
     def _note(self, tokens: Sequence[int]) -> None:
-        """Index the new tokens."""
         for place in range(max(self._seen, len(tokens) - _WINDOW, _SHORTEST), len(tokens)):
             slot = _slot(tokens, place)
             self._before[place % _WINDOW] = self._latest[slot]

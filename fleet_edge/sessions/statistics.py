@@ -1,6 +1,6 @@
 """Running statistics of a session: acceptance of its drafts and times of its tokens; acceptance by draft model.
 
-Text can be made so that the draft model is rarely right (arXiv 2605.14005), by accident or on purpose. Each round then
+A sequence can make the draft model nearly always wrong (arXiv 2605.14005), by accident or on purpose. Each round then
 costs the target model a whole draft and yields one token. Acceptance by draft model is reported to devices, because
 each device alone sees too few drafts to learn it quickly.
 """
@@ -44,7 +44,6 @@ class RecentAcceptance:
 
     @property
     def share(self) -> float:
-        """Accepted divided by tested; 1 if nothing was tested."""
         return self._accepted / self._tested if self._tested else 1.0
 
     @property
@@ -54,7 +53,6 @@ class RecentAcceptance:
 
     @property
     def collapsed(self) -> bool:
-        """Whether almost nothing is accepted any more."""
         return self._tested >= _ENOUGH and self.share < _COLLAPSED
 
 
@@ -71,7 +69,6 @@ class AcceptanceByModel:
         _latest(devices, device, RecentAcceptance, most=_DEVICES).count(tested=tested, accepted=accepted)
 
     def share(self, model: str) -> float | None:
-        """Return the acceptance; None while too little is known."""
         shares = [each.share for each in self._known.get(model, {}).values() if each.fair]
         return median(shares) if shares else None
 
@@ -94,10 +91,7 @@ _TAIL: Final = 0.05
 class TokenTimes:
     """Time to first token and gaps between tokens of a session; monotonic seconds.
 
-    Memory does not grow with the text: gaps are counted in buckets of an eighth of an octave.
-
-    Attributes:
-        first_token_ms: From the Open to the first token committed here; None before.
+    Gaps are counted in buckets of an eighth of an octave, so that memory does not grow with the generation.
     """
 
     first_token_ms: float | None = None
@@ -106,11 +100,10 @@ class TokenTimes:
     _gaps: dict[int, int] = field(default_factory=dict)  # tokens by bucket
 
     def begin(self, *, committed: int, at: float) -> None:
-        """Note the start with `committed` tokens."""
         self._last, self._committed = at, committed
 
     def grew(self, *, committed: int, at: float) -> None:
-        """Note new tokens: they came together and share the time since the last."""
+        """Count new tokens: they came together and share the time since the last."""
         new = committed - self._committed
         if new <= 0:
             return

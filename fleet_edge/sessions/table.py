@@ -24,12 +24,8 @@ class _Lease:
 class SessionTable:
     """Open sessions of one edge.
 
-    Attributes:
-        lease_s: Seconds of silence after which a session is lost.
-        most: Most sessions.
-        most_per_device: Most sessions of one device.
-        first_handle: First handle. Choose it at random, so that a late message for an earlier run or another edge does
-            not hit a session here.
+    A session is lost after `lease_s` seconds of silence. Choose `first_handle` at random, so that a late message for an
+    earlier run or another edge does not hit a session here.
     """
 
     lease_s: float
@@ -64,8 +60,7 @@ class SessionTable:
     ) -> EdgeSession:
         """Open a session; one of the same name is replaced.
 
-        Raises:
-            OpenRefused: The table is full, or the device has too many sessions.
+        Raises `OpenRefused` if the table is full, or the device has too many sessions.
         """
         old = self.named(device, message.session)
         if old is not None:
@@ -87,8 +82,7 @@ class SessionTable:
     def find(self, *, device: str, handle: int, now: float) -> EdgeSession:
         """Return the session that a device's message names, and renew its lease.
 
-        Raises:
-            DraftFault: It is not open, or another device's; the two look alike, so that nobody can probe.
+        Raises `DraftFault` if it is not open, or another device's; the two look alike, so that nobody can probe.
         """
         lease = self._by_handle.get(handle)
         if lease is None or lease.session.device != device:

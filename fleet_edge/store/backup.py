@@ -24,15 +24,11 @@ _NAMES: Final = "fleet-*.sqlite3"
 
 
 def back_up(url: str, to: Path, *, progress: Progress | None = None) -> int:
-    """Copy a session log as it is at one instant, while an edge writes to it, into a file that is checked.
+    """Copy a session log as it is at one instant into a checked file, while an edge writes to it.
 
     Meanwhile the write-ahead log keeps all that the edge writes. The file is created, readable by its owner alone.
-    Returns its size in bytes.
-
-    Raises:
-        StoreRefused: There is no such database, or there is a file of that name, or the disk is full.
-        StoreUnavailable: The database does not answer.
-        StoreError: It is no session log, or a server's.
+    Returns its size in bytes. Raises `StoreRefused` if there is no such database, the file exists, or the disk is full;
+    `StoreUnavailable`; `StoreError` for a server or a file of something else.
     """
     source = _file_of(url, "pg_dump --format=custom --file={to} '{url}'", to=to)
     if to.exists():
@@ -60,10 +56,10 @@ def back_up_into(url: str, folder: Path, *, keep: int, now: datetime) -> Path:
 
 
 def check_backups(url: str, folder: Path) -> None:
-    """Check that regular backups of a database can be made in a folder.
+    """Check that regular backups can be made in a folder.
 
-    Raises:
-        StoreError: It is a server's, which its own tool has to copy, or the folder is missing or not ours.
+    Raises `StoreError` if the database is a server's, which its own tool has to copy, or the folder is missing or not
+    ours.
     """
     _file_of(url, "pg_dump --format=custom --file={to} '{url}'", to=folder / "fleet.pgdump")
     if not folder.is_dir():
@@ -79,13 +75,11 @@ def is_due(folder: Path, *, every: timedelta, now: datetime) -> bool:
 
 
 def restore(backup: Path, url: str, *, replace: bool, now: datetime) -> Path | None:
-    """Replace a session log that no process has open by a backup; return what was put aside.
+    """Replace a session log that no process has open by a backup; return the path of the replaced file.
 
-    The backup stays as it is. An edge migrates the database when it starts.
-
-    Raises:
-        StoreRefused: There is a database and not `replace`, or a process has it open, or the disk is full.
-        StoreError: The backup is damaged, no session log or newer than this software, or the URL is a server's.
+    The backup stays as it is. An edge migrates the database when it starts. Raises `StoreRefused` if there is a
+    database and not `replace`, a process has it open, or the disk is full; `StoreError` if the backup is damaged, no
+    session log or newer than this software, or the URL is a server's.
     """
     path = _file_of(url, "pg_restore --clean --if-exists --dbname='{url}' {to}", to=backup)
     with _failing_in_a_sentence(backup), closing(_opened(backup, mode="ro")) as source:
@@ -111,13 +105,9 @@ def restore(backup: Path, url: str, *, replace: bool, now: datetime) -> Path | N
 def compact(url: str) -> tuple[int, int]:
     """Rewrite a file without its free pages; return its size before and after, in bytes.
 
-    Needs as much free disk again as the database takes. Later purges make the file smaller. Edges wait meanwhile, with
-    their records in their spools.
-
-    Raises:
-        StoreRefused: There is no such database, or the disk is full.
-        StoreUnavailable: Another process is writing.
-        StoreError: It is no session log, or a server's.
+    Needs as much free disk again as the database takes. Edges wait meanwhile, with their records in their spools.
+    Raises `StoreRefused` if there is no such database or the disk is full, `StoreUnavailable` if another process is
+    writing, `StoreError` for a server or a file of something else.
     """
     path = _file_of(url, "vacuumdb --full --dbname='{url}'", to=Path())
     with _failing_in_a_sentence(path), closing(_opened(path, mode="rw")) as connection:

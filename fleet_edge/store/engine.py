@@ -52,11 +52,7 @@ _EXAMPLES = "use sqlite:///PATH or postgresql://USER@HOST/NAME"
 
 
 def parse_url(text: str) -> URL:
-    """Read a database URL.
-
-    Raises:
-        StoreError: It is none, or of a database that we do not support.
-    """
+    """Read a database URL; raises `StoreError` if it is none, or of a database that we do not support."""
     try:
         url = make_url(text.strip())
     except ArgumentError:
@@ -80,19 +76,15 @@ def shown(url: URL) -> str:
 
 
 def sqlite_path(url: URL) -> Path | None:
-    """Return the database file, or None for a server."""
     return Path(url.database or "").absolute() if url.get_backend_name() == "sqlite" else None
 
 
 def connect_engine(url: URL, *, read_only: bool, create: bool = True) -> Engine:
-    """Return an engine to which one connection has been made.
+    """Return an engine to which one connection has been made; `create` allows to create a missing file.
 
-    Creates a missing file if `create` and not `read_only`.
-
-    Raises:
-        StoreUnavailable: The server does not answer, the file is locked, or its folder is not there yet.
-        StoreRefused: There is no such file, it is not ours, or the server does not let us in.
-        StoreError: The driver is missing.
+    Raises `StoreUnavailable` if the server does not answer, the file is locked, or its folder is not there yet;
+    `StoreRefused` if there is no such file, it is not ours, or the server refuses us; `StoreError` if the driver is
+    missing.
     """
     path = sqlite_path(url)
     try:
@@ -115,7 +107,6 @@ def connect_engine(url: URL, *, read_only: bool, create: bool = True) -> Engine:
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of a file; None if there is none."""
     try:
         found = path.stat()
     except OSError:
@@ -124,10 +115,9 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def check_file(connection: Connection) -> None:
-    """Check that the SQLite file of a connection is still at its path: what is written to another one is lost.
+    """Check that the connection's SQLite file is still at its path: writes to a deleted file are lost.
 
-    Raises:
-        StoreUnavailable: It was deleted or replaced.
+    Raises `StoreUnavailable` if it was deleted or replaced.
     """
     if _FILE not in connection.info:
         return  # a server

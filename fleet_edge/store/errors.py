@@ -24,18 +24,18 @@ class StoreUnavailable(StoreError):  # noqa: N818 - reads as what it says
 
 
 class StoreRefused(StoreUnavailable):
-    """The database does not take us as we are configured: a wrong password, no permission, a file of something else.
+    """The database refuses our configuration: a wrong password, no permission, a file of something else.
 
     An edge does not start with it; one that runs goes on trying, since it may be put right meanwhile.
     """
 
 
 class RecordRejected(StoreError):  # noqa: N818
-    """A record of the batch is one that the database will never take. Nothing of the batch was stored."""
+    """The database will never accept a record of the batch. Nothing of the batch was stored."""
 
 
 class SpoolFull(StoreError):  # noqa: N818
-    """Nothing more can be spooled. Nothing of the batch was."""
+    """Nothing more can be spooled; nothing of the batch was stored."""
 
 
 class SpoolInUse(StoreError):  # noqa: N818
@@ -47,4 +47,4 @@ class NotFound(StoreError):  # noqa: N818
 
 
 class InvalidQuery(StoreError, ValueError):  # noqa: N818
-    """A question to the log that cannot be understood: a time, a reason or a grouping that is none."""
+    """A query to the log cannot be understood: an invalid time, reason or grouping."""

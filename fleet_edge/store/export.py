@@ -33,11 +33,8 @@ class Exported(StrEnum):
 class _Source:
     """Where rows of a kind are.
 
-    Attributes:
-        columns: What is read.
-        order: Unique sort key; an index begins with its first column.
-        at: Compared with `since` and `until`.
-        number: Whether `at` is a segment's number.
+    `order` is a unique sort key; an index begins with its first column. `at`, compared with `since` and `until`, is a
+    segment's number if `number`.
     """
 
     columns: tuple[Any, ...]
@@ -140,7 +137,6 @@ def _behind(order: Sequence[Any], after: Sequence[Any]) -> ColumnElement[bool]:
 
 
 def _counted(connection: Connection, found: Sequence[Row[Any]]) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """Return the sums of the segments of sessions, by session and device."""
     sums = [func.count(), *(func.sum(getattr(SegmentRow, name)) for name in SUMMED)]
     query: Select[Any] = select(*[SegmentRow.session, SegmentRow.device, *sums])
     own = query.where(SegmentRow.session.in_([row[0] for row in found]))

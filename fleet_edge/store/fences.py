@@ -24,10 +24,8 @@ _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 class Fences:
     """The fences at one moment.
 
-    Attributes:
-        active: The fence of each fenced device, by its name; of several, the one that ends last.
-        lifted: When the fences of a device were last lifted. An edge's own fence that is not active may only not be
-            written yet: it is over if it began at this time or before.
+    `active` has, by device, the fence that ends last. `lifted` has the time of the last lift: an edge's own fence that
+    is not active may only be unwritten, and is over if it began at this time or before.
     """
 
     active: Mapping[str, FenceView]

@@ -1,9 +1,8 @@
 """Housekeeping of the session log: purges, lost sessions, silent devices; jobs call these regularly.
 
 All of it may run twice, in two processes, or be interrupted: the next run does the rest. Rows are deleted in short
-transactions with pauses between them, so that a writer never waits for long. At SQLite, deleted pages are also moved
-from the write-ahead log into the file at once and given back to the file system in steps as short; a server does both
-with autovacuum.
+transactions with pauses between them, so that a writer never waits for long. With SQLite, deleted pages are also moved
+from the write-ahead log into the file and given back to the file system in short steps; a server uses autovacuum.
 """
 
 import time
@@ -54,10 +53,8 @@ _KEPT_SHARE: Final = 0.02  # of the file, free for what is written next
 class Pace(TypedDict, total=False):
     """How rows are deleted.
 
-    Attributes:
-        chunk: Maximum of rows in one transaction; fewer where that takes long.
-        enough: Asked between transactions: whether to leave the rest to the next run.
-        pause: Rests between transactions.
+    At most `chunk` rows in one transaction, fewer where that takes long. Between transactions, `enough` says whether to
+    leave the rest to the next run, and `pause` rests.
     """
 
     chunk: Required[int]

@@ -1,15 +1,14 @@
-"""Merges records into rows, in a way that neither order nor repetition can disturb.
+"""Merges records into rows, independently of order and repetition.
 
-Each record first makes sure that the rows it belongs to exist, widening their times (least, greatest), and then adds
-what it knows: a counter becomes the greater of two, a state, an end or a fence yields only to a later one, a
-description only to an earlier segment's, a round is never rewritten. All of these commute and are idempotent, so a
-batch may be grouped by kind and replayed at will.
+Each record first makes sure that its rows exist, widening their times (least, greatest), and then adds what it knows: a
+counter becomes the greater of two, a state, an end or a fence yields only to a later one, a description only to an
+earlier segment's, a round is never rewritten. All of these commute and are idempotent, so a batch may be grouped by
+kind and replayed at will.
 
 A session's rows belong to one device, which is part of their key: no record of another device reaches them. A device's
-Close ends its session for good: a device does not go on with what it has closed, and the clocks of edges, by which
-segments are ordered, may differ or jump. A Close of a session that its edge did not serve creates no session: it waits
-in `reported_closes`, and is applied whenever rows of that device's session change. So what was granted ends as the
-device says, in whichever order the two arrive, and what was not granted leaves no session behind.
+Close ends its session for good, because the clocks of edges, by which segments are ordered, may differ or jump. A Close
+of a session that its edge did not serve creates no session: it waits in `reported_closes`, and is applied whenever rows
+of that device's session change. So the two may arrive in either order.
 """
 
 import functools
@@ -98,7 +97,6 @@ def _shared(record: type[Record], row: type[Base], *, without: Collection[str]) 
 
 
 def _set_latest(row: type[Base], record: type[Record], key: str, at: str, *, without: str = "") -> Update:
-    """Return an update that yields only to a later state, whose time is in the column `at`."""
     table = row.__table__
     return (
         update(row)
@@ -179,7 +177,6 @@ def _parameters_of(statement: Update) -> tuple[list[str], Callable[[Record], tup
 
 
 def _update(connection: Connection, statement: Update, records: Sequence[Record]) -> None:
-    """Run an update for each record, with the fields that its parameters name."""
     if records:
         names, values = _parameters_of(statement)
         connection.execute(statement, [dict(zip(names, values(record), strict=True)) for record in records])
@@ -264,7 +261,6 @@ def _reader(kind: type[Record], row: type[Base]) -> tuple[list[str], Callable[[R
 
 
 def _row(record: Record, row: type[Base]) -> _Parameters:
-    """Return the fields of a record that are columns of a table."""
     names, values = _reader(type(record), row)  # type: ignore[arg-type]  # a class is hashable
     return dict(zip(names, values(record), strict=True))
 
@@ -389,7 +385,6 @@ def _local_session(record: CloseReported) -> _Parameters:
 
 
 def _spans(sightings: Iterable[tuple[K, datetime]]) -> dict[K, tuple[datetime, datetime]]:
-    """Return for each key when it was first and last seen."""
     spans: dict[K, tuple[datetime, datetime]] = {}
     for key, at in sightings:
         first, last = spans.get(key, (at, at))
@@ -398,13 +393,11 @@ def _spans(sightings: Iterable[tuple[K, datetime]]) -> dict[K, tuple[datetime, d
 
 
 def _seen(key: str, records: Iterable[Any]) -> list[_Parameters]:
-    """Return the rows of the devices or edges of records, by name."""
     spans = _spans((getattr(each, key), each.at) for each in records)
     return [{key: name, "first_seen_at": first, "seen_at": last} for name, (first, last) in sorted(spans.items())]
 
 
 def _since_open(segment: int, at: datetime) -> float:
-    """Return the milliseconds from a segment's Open to a time."""
     return max((at - segment_time(segment)) / _MILLISECOND, 0.0)
 
 

@@ -31,11 +31,9 @@ def configuration() -> Config:
 
 
 def migrate(engine: Engine, *, path: Path | None, name: str) -> None:
-    """Create or upgrade the tables, all or nothing. `path` is the file of SQLite, `name` the database for people.
+    """Create or upgrade the tables, all or nothing; `path` is the SQLite file, `name` the database for people.
 
-    Raises:
-        StoreError: The database was written by a newer version.
-        SQLAlchemyError: It cannot be changed.
+    Raises `StoreError` if a newer version wrote the database, `SQLAlchemyError` if it cannot be changed.
     """
     with _alone(path), engine.connect() as connection:
         if path:

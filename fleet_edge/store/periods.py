@@ -1,8 +1,8 @@
 """Rollup periods: hours, days and months in UTC, how far they are rolled up, and which rows cover a period.
 
-A writer marks the hours of which it writes segments as *stale*; `rolling` recomputes those. `cover` says which rows add
-up to a period: months, days and hours where they are current, segments for stale hours and for parts of an hour. So
-totals are always what the segments add up to.
+A writer marks the hours of which it writes segments as *stale*; `rolling` recomputes those. `cover` chooses months,
+days and hours where they are current, segments for stale hours and for parts of an hour. So totals are always what the
+segments add up to.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,15 +22,12 @@ DAY = timedelta(days=1)
 
 
 class Grain(StrEnum):
-    """A length of time."""
-
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
 
 
 def floor(grain: Grain, at: datetime) -> datetime:
-    """Return the start (UTC) of the hour, day or month of a time (aware)."""
     begun = at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     if grain is Grain.HOUR:
         return begun
@@ -38,7 +35,6 @@ def floor(grain: Grain, at: datetime) -> datetime:
 
 
 def following(grain: Grain, start: datetime) -> datetime:
-    """Return the start of the hour, day or month after the one that starts at `start`."""
     if grain is Grain.HOUR:
         return start + HOUR
     if grain is Grain.DAY:
@@ -47,7 +43,6 @@ def following(grain: Grain, start: datetime) -> datetime:
 
 
 def ceiling(grain: Grain, at: datetime) -> datetime:
-    """Return the first start of an hour, day or month at or after a time."""
     begun = floor(grain, at)
     return begun if begun == at else following(grain, begun)
 
@@ -70,10 +65,7 @@ class Mark(StrEnum):
 class Marks:
     """All marks, and the stale hours, as a transaction sees them.
 
-    Attributes:
-        at: A mark that was never raised is `BEGINNING`.
-        stale: Hours of which segments were written since they were rolled up, in order, without those of which segments
-            may be purged.
+    A mark that was never raised is `BEGINNING`. Stale hours whose segments may be purged are left out.
     """
 
     at: Mapping[Mark, datetime]
@@ -89,7 +81,6 @@ class Marks:
 
 
 def raise_mark(connection: Connection, mark: Mark, at: datetime) -> None:
-    """Set a mark, unless it is there already."""
     insert = insert_into(RollupMarkRow, connection.dialect.name)
     connection.execute(insert.on_conflict_do_nothing(), {"name": mark, "at": BEGINNING})
     rise = update(RollupMarkRow).where(RollupMarkRow.name == mark, RollupMarkRow.at < at).values(at=at)
@@ -157,7 +148,6 @@ def _pieces(marks: Marks, start: datetime, end: datetime | None, finest: Grain) 
 
 
 def _runs(hours: Sequence[datetime]) -> Iterator[tuple[datetime, datetime]]:
-    """Return the start and end of each run of consecutive hours."""
     breaks = [place for place, (one, next_one) in enumerate(pairwise(hours), start=1) if next_one != one + HOUR]
     for begin, stop in pairwise([0, *breaks, len(hours)]):
         if begin < stop:
@@ -203,7 +193,6 @@ def _days(marks: Marks, start: datetime, end: datetime) -> Iterator[PeriodPiece]
 
 
 def _inner(grain: Grain, start: datetime, end: datetime | None, *, until: datetime) -> tuple[datetime, datetime] | None:
-    """Return the whole days or months within a time, of those that are rolled up."""
     first = ceiling(grain, start)
     last = until if end is None else min(floor(grain, end), until)
     return (first, last) if first < last else None

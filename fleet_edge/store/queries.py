@@ -67,10 +67,7 @@ _OF_SEGMENT: Final = tuple(field.name for field in fields(SegmentColumns))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFilter:
-    """Conditions on sessions, with aware times; fields left out admit all.
-
-    `edge` is any edge that served the session.
-    """
+    """Conditions on sessions, with aware times; fields left out admit all. `edge` is any that served the session."""
 
     devices: tuple[str, ...] = ()
     edge: str | None = None
@@ -83,17 +80,12 @@ class SessionFilter:
 
 
 def devices(connection: Connection, *, now: datetime, counted: bool = True) -> list[DeviceView]:
-    """Return all devices, by name; `counted` adds up what each did."""
     query = _devices().order_by(DeviceRow.device)
     return _device_views(connection, query, now=now, names=None if counted else ())
 
 
 def device(connection: Connection, name: str, *, now: datetime) -> DeviceView:
-    """Return one device; otherwise as `devices`.
-
-    Raises:
-        NotFound: There is none of that name.
-    """
+    """Return one device; raises `NotFound`."""
     found = _device_views(connection, _devices().where(DeviceRow.device == name), now=now, names=(name,))
     if not found:
         raise NotFound(f"There is no device {name!r} in the session log; 'devices' lists those there are.")
@@ -101,7 +93,6 @@ def device(connection: Connection, name: str, *, now: datetime) -> DeviceView:
 
 
 def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> list[SessionView]:
-    """Return sessions, the latest opened first."""
     query = select(SessionRow).where(*_conditions(chosen)).order_by(SessionRow.opened_at.desc()).limit(limit)
     if chosen.edge is None:
         return _session_views(connection, connection.execute(query).mappings().all())
@@ -115,13 +106,9 @@ def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> li
 
 
 def session(connection: Connection, prefix: str, *, device: str | None = None) -> SessionView:
-    """Return the session whose id begins with `prefix`.
+    """Return the session whose id begins with `prefix`; `device` is needed where two devices use the same id.
 
-    `device` is only needed where two devices have given their sessions the same id.
-
-    Raises:
-        NotFound: There is none.
-        StoreError: There are several.
+    Raises `NotFound` if there is none, `StoreError` if there are several.
     """
     wanted = prefix.lower()
     if not wanted or len(wanted) > _ID_LENGTH or set(wanted) - set("0123456789abcdef"):
@@ -194,7 +181,6 @@ def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
 
 
 def latest(connection: Connection) -> datetime | None:
-    """Return the time of the latest record."""
     heard = (SessionRow.last_at, DeviceRow.seen_at, EventRow.at)
     times = (connection.scalar(select(func.max(column))) for column in heard)
     return max((each for each in times if each is not None), default=None)
@@ -279,7 +265,6 @@ def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
 
 
 def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[SessionView]:
-    """Add the sums of each session's segments."""
     found = select(SegmentRow).where(SegmentRow.session.in_([row["session"] for row in rows]))
     by_session: dict[tuple[str, str], list[RowMapping]] = {}
     for segment in connection.execute(found.order_by(SegmentRow.segment)).mappings():

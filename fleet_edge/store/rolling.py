@@ -1,7 +1,7 @@
-"""Rolling up: makes the rollups of stale hours, of days and months that have ended, and of those that came late.
+"""Rolling up: makes the rollups of stale hours, of ended days and months, and of those that came late.
 
-Each is one short transaction. An hour is taken off the list of what is stale once all is made that it is in, and stays
-there if it has been written meanwhile. Any number of edges may do so at once, and any of them be cut short.
+Each is one short transaction. An hour leaves the list of stale ones once its day and month are made too, and stays
+there if it has been written meanwhile. Several edges may do so at once, and any of them may be interrupted.
 """
 
 import logging
@@ -90,8 +90,8 @@ def _forget_purged(connection: Connection) -> None:
 def _make_hour(engine: Engine, hour: datetime, *, last: bool) -> _Seen:
     """Roll up an hour; it stays stale until its day and month are rolled up too, if they have been before.
 
-    Returns what was on the list of stale hours; nothing if another edge has rolled up the hour meanwhile, or it is
-    written all the time.
+    Returns the hour's entries on the list of stale hours; none if another edge was faster, or it is written all the
+    time.
     """
     for _ in range(_ATTEMPTS):
         # Read outside of the transaction that writes, which holds SQLite's only lock.
@@ -155,7 +155,6 @@ def _as_seen(hour: datetime, seen: _Seen) -> ColumnElement[bool]:
 
 
 def _rows(connection: Connection, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    """Return the sums of the segments opened within a time, without the grain and its start."""
     query = segment_sums(start, end, by=tuple(Dimension), timed=False)
     return [dict(row) for row in connection.execute(query).mappings()]
 
@@ -174,7 +173,6 @@ def _replacement(row: type[Base], dialect: str) -> "sqlite.Insert | postgresql.I
 
 
 def _replacing(insert: "sqlite.Insert | postgresql.Insert") -> "sqlite.Insert | postgresql.Insert":
-    """Return an insert that replaces an existing row."""
     table = insert.table
     names = [column.name for column in table.columns if not column.primary_key]
     return insert.on_conflict_do_update(

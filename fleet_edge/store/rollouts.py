@@ -1,4 +1,4 @@
-"""Rollouts: what was rolled out to which machine, when, by which user, with which outcome; the playbooks write them.
+"""Rollouts: what was rolled out to which machine, when, by whom, and the outcome; written by the playbooks.
 
 A playbook writes a row for each machine when it begins, and completes it when the machine is done. Rows are named by
 rollout and machine, so that writing one again changes nothing.
@@ -81,7 +81,6 @@ def rollouts(connection: Connection, *, since: datetime | None, limit: int) -> l
 
 
 def machines_of(connection: Connection, rollout: str) -> list[MachineRollout]:
-    """Return the machines of a rollout, by name; none if there is no such rollout."""
     return _machines(connection, select(RolloutRow).where(RolloutRow.rollout == rollout))
 
 

@@ -1,14 +1,11 @@
 """Spool: where records wait, on disk, while the database does not take them.
 
-A folder of numbered files of lines. Writing goes to the newest file and every append is fsynced;
-reading takes the oldest first and removes a file when all of it is confirmed. A file is read only after writing
-to it has ended, and one found at start is never written again, so a torn line is always the last of its file.
+A folder of numbered files of lines. Writing goes to the newest file and every append is fsynced; reading takes the
+oldest first and removes a file when all of it is confirmed. A file is read only after writing to it has ended, and one
+found at start is never written again, so a torn line is always the last of its file.
 
-A line is a record, guarded by a checksum::
-
-    <CRC-32 of the rest, 8 hex digits> <kind> <JSON of the fields>
-
-A line that a crash tore, or a disk spoiled, fails its checksum and is skipped; its neighbours are read.
+A line is `<CRC-32 of the rest, 8 hex digits> <kind> <JSON of the fields>`. A damaged line fails its checksum and is
+skipped.
 """
 
 import fcntl
@@ -65,13 +62,8 @@ _GLOB: Final = "spool-[0-9]*.jsonl"
 class Spool:
     """A bounded queue of records on disk. Callable from any thread; calls block on the disk.
 
-    Args:
-        folder: Created if missing; used by one process only.
-        max_bytes: Bound of all files together.
-        file_bytes: Size at which the next file is begun.
-
-    Raises:
-        StoreError: The folder cannot be used, or another process uses it.
+    The folder is created if missing, and used by one process only. `max_bytes` bounds all files together; a new one is
+    begun at `file_bytes`. Raises `StoreError` if the folder cannot be used, or another process uses it.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int = 256 << 20, file_bytes: int = 4 << 20) -> None:
@@ -108,8 +100,7 @@ class Spool:
     def append(self, records: Iterable[Record]) -> None:
         """Store records; on return they are on disk.
 
-        Raises:
-            SpoolFull: The bound is reached, or the disk did not take them. None of them were stored.
+        Raises `SpoolFull` and stores none of them if the bound is reached, or the disk did not take them.
         """
         with self._lock:
             data = b"".join(self._lines(records))
@@ -130,8 +121,7 @@ class Spool:
     def peek(self, limit: int) -> Sequence[Record]:
         """Return up to `limit` of the oldest records; they stay until `confirm`. Only one thread may read.
 
-        Raises:
-            StoreError: The oldest file cannot be read.
+        Raises `StoreError` if the oldest file cannot be read.
         """
         with self._lock:
             while True:

@@ -38,7 +38,6 @@ def read_labels(connection: Connection, *, devices: Collection[str] | None = Non
 
 
 def devices_with_labels(connection: Connection, labels: Collection[str]) -> frozenset[str]:
-    """Return the devices that have at least one of these labels."""
     query = select(LabelRow.device).where(LabelRow.label.in_(labels))
     return frozenset(connection.scalars(query))
 
@@ -137,7 +136,6 @@ SILENT = "silent"
 """Outcome of a command that was not answered in time."""
 
 CommandEnd = tuple[str, str]
-"""Outcome and sentence."""
 
 
 def keep_commands(
@@ -192,7 +190,6 @@ _LONGEST: Final = 2000  # characters of each text: an entry is a line, not an ar
 
 
 def record_audit(connection: Connection, entries: Sequence[AuditEntry], *, now: datetime) -> list[str]:
-    """Write entries, in the transaction of `connection`; return their ids."""
     rows = [
         {"id": uuid.uuid4().hex, "at": now}
         | {field.name: value and _line(value) for field in fields(AuditEntry) for value in [getattr(each, field.name)]}
@@ -204,7 +201,6 @@ def record_audit(connection: Connection, entries: Sequence[AuditEntry], *, now: 
 
 
 def end_audit(connection: Connection, outcomes: Mapping[str, str]) -> None:
-    """Complete entries, by their ids, with their outcomes."""
     for entry, outcome in outcomes.items():
         connection.execute(update(AuditRow).where(AuditRow.id == entry).values(outcome=_line(outcome)))
 

@@ -18,9 +18,9 @@ MOST_TOKENS: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredToken:
-    """A token of a stored text.
+    """A token of a stored text; `id` and `text` are None if not stored.
 
-    `id` and `text` are None if not stored. `text` includes the end of a character that earlier tokens began.
+    `text` includes the end of a character that earlier tokens began.
     """
 
     kind: TokenKind
@@ -30,11 +30,9 @@ class StoredToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredText:
-    """What is stored of a session's text.
+    """What is stored of a session's text; tokens that no edge has stored are of kind `UNKNOWN`.
 
-    Attributes:
-        tokens: In order; tokens that no edge has stored are of kind `UNKNOWN`.
-        hash: Stored in place of the text: SHA-256 of the session's id, a newline and the text in UTF-8, in hexadecimal.
+    `hash` replaces the text: SHA-256 of the session's id, a newline and the text in UTF-8, in hexadecimal.
     """
 
     tokens: tuple[StoredToken, ...]

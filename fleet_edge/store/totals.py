@@ -35,7 +35,7 @@ _MOST: Final = 24 * _BUCKETS_PER_DOUBLING  # 4.6 hours
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """How often values (ms) fell into each bucket: bucket `i` holds those from 2^(i/8) to below 2^((i+1)/8).
+    """Number of values (ms) in each bucket: bucket `i` holds those from 2^(i/8) to below 2^((i+1)/8).
 
     A quantile is exact to within 5 %.
     """
@@ -84,7 +84,6 @@ class Distribution:
 
 
 SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
-"""Columns of a segment that add up."""
 
 COUNTED: Final = ("sessions", "visits", "segments")
 """Counts next to these sums."""
@@ -109,10 +108,9 @@ COARSER: Final[Mapping[type[FleetRollupRow | DeviceRollupRow], tuple[Dimension, 
     FleetRollupRow: tuple(each for each in Dimension if each is not Dimension.DEVICE),
     DeviceRollupRow: (Dimension.DEVICE, Dimension.APP),
 }
-"""Tables of sums over rollups, and what they tell apart: a question is answered from the first that can."""
+"""Tables of sums over rollups, and their dimensions: the first that has those of a query answers it."""
 
 KEY: Final = ("grain", "start", *Dimension)
-"""The key of a rollup."""
 
 
 def sums(
@@ -126,7 +124,8 @@ def sums(
     """Return a query for the sums of a piece of a period, a row for each combination of `by`.
 
     With `timed`, also for each hour, day or month: `start` is its beginning, or its number (`time_of_hour`) if the
-    piece is of segments. `chosen` restricts dimensions to values; `columns` of `SUMMED` are summed next to `COUNTED`.
+    piece is of segments. `chosen` restricts dimensions to values; `columns` of `SUMMED` are summed in addition to
+    `COUNTED`.
     """
     if piece.grain is None:
         return segment_sums(piece.start, piece.end, by=by, timed=timed, chosen=chosen, columns=columns)
@@ -183,13 +182,11 @@ def time_of_hour(number: int) -> datetime:
 
 
 def _visited() -> ColumnElement[int]:
-    """Return 1 for the first segment of a session at its edge, else 0."""
     earlier = aliased(SegmentRow)
     return _none_before(earlier, by_row(earlier.edge) == SegmentRow.edge)
 
 
 def _first() -> ColumnElement[int]:
-    """Return 1 for a session's first segment, else 0."""
     earlier = aliased(SegmentRow)
     return _none_before(earlier, earlier.edge.is_not(None))
 
@@ -217,7 +214,6 @@ class Measure(StrEnum):
 
 
 def _measured() -> dict[Measure, tuple[ColumnElement[float], ColumnElement[int]]]:
-    """Return numerator and denominator of each measure."""
     row: Any = SegmentRow
     return {
         Measure.FIRST_TOKEN: (row.first_token_ms, literal_column("1")),
@@ -232,7 +228,6 @@ _Key = tuple[str, Measure]  # edge, measure
 
 
 def of_segments(connection: Connection, start: datetime, end: datetime | None) -> dict[_Key, Distribution]:
-    """Return the distributions of the segments opened within a time, by edge and measure."""
     found: dict[_Key, Distribution] = {}
     for measure, (total, number) in _MEASURED.items():
         query = select(SegmentRow.edge, total, number).where(*opened_in(start, end), total.is_not(None), number > 0)
@@ -244,7 +239,6 @@ def of_segments(connection: Connection, start: datetime, end: datetime | None) -
 
 
 def of_rollups(connection: Connection, grain: Grain, start: datetime, end: datetime | None) -> dict[_Key, Distribution]:
-    """Return the distributions of the hours, days or months within a time, by edge and measure."""
     row = DistributionRow
     query = select(row.edge, row.measure, row.counts).where(row.grain == grain, row.start >= start)
     if end is not None:
@@ -258,8 +252,6 @@ def of_rollups(connection: Connection, grain: Grain, start: datetime, end: datet
 
 
 def distributions(connection: Connection, pieces: Iterable[PeriodPiece]) -> Mapping[_Key, Distribution]:
-    """Return the distributions of a period, by edge and measure."""
-
     def of_pieces() -> Iterator[tuple[_Key, Distribution]]:
         for piece in pieces:
             if piece.grain is None:
@@ -287,8 +279,6 @@ class UsageFilter:
 
 
 class Grouping(StrEnum):
-    """What `stats` adds up separately."""
-
     DEVICE = "device"
     DRAFT = "draft"
     EDGE = "edge"
@@ -344,17 +334,8 @@ def usage(
     """Add up the segments opened within a period, separately for each combination of dimensions.
 
     Reads the rows of months, days and hours that are rolled up, and segments only for the rest: exact at any time, and
-    fast for any period.
-
-    Args:
-        connection: To the database.
-        period: Time and values.
-        by: Dimensions to group by.
-        grain: Also grouped by hour, day or month; where only coarser rollups are left, by these.
-        columns: Of `SUMMED`, what is added up; the rest is zero.
-
-    Returns:
-        One view for each combination, in no order; without `by` and `grain` always one.
+    fast for any period. Also groups by `grain`, or a coarser one where only that is left. Columns of `SUMMED` that are
+    not chosen are zero. Returns views in no order; without `by` and `grain` always one.
     """
     period = period or UsageFilter()
     chosen = tuple((period.chosen or {}).items())
@@ -378,7 +359,6 @@ def usage(
 
 
 def _start_of(piece: PeriodPiece, grain: Grain | None) -> Callable[[Any], datetime]:
-    """Return a function from the start of a row to the start of the hour, day or month that is asked for."""
     if grain is None or piece.grain is grain:
         return lambda start: start
     if piece.grain is None:

@@ -15,11 +15,7 @@ from fleet_edge.verifiers.source import check_source, is_gguf
 
 
 def check_verifier(settings: EdgeSettings) -> None:
-    """Check the target model that the settings name, as far as possible without loading it.
-
-    Raises:
-        VerifierError: It cannot be used.
-    """
+    """Check the target model that the settings name, without loading it; raises `VerifierError`."""
     if settings.engine == AUTO:
         from fleet_edge.verifiers.auto import find_candidates  # noqa: PLC0415 - only for `auto`
 
@@ -33,8 +29,7 @@ def check_verifier(settings: EdgeSettings) -> None:
 def load_verifier(settings: EdgeSettings) -> Verifier:
     """Load the target model in the engine that the settings name; for `auto` in the fastest.
 
-    Raises:
-        VerifierError: It cannot be loaded.
+    Raises `VerifierError` if it cannot be loaded.
     """
     if settings.engine == AUTO:
         from fleet_edge.verifiers.auto import choose_engine  # noqa: PLC0415 - only for `auto`
@@ -45,11 +40,7 @@ def load_verifier(settings: EdgeSettings) -> Verifier:
 
 
 def check_target_files(settings: EdgeSettings) -> None:
-    """Check that the files with the target's tokens exist.
-
-    Raises:
-        VerifierError: They do not.
-    """
+    """Check that the files with the target's tokens exist; raises `VerifierError`."""
     if settings.engine == "remote":
         from fleet_edge.verifiers.remote.loading import check_local  # noqa: PLC0415 - only with this engine
 
@@ -59,10 +50,9 @@ def check_target_files(settings: EdgeSettings) -> None:
 
 
 def read_target_tokens(settings: EdgeSettings) -> list[str]:
-    """Return the target's token strings by id, without padding, without loading its weights.
+    """Return the target's token strings by id, without padding and without loading its weights.
 
-    Raises:
-        VerifierError: They cannot be read.
+    Raises `VerifierError` if they cannot be read.
     """
     check_target_files(settings)
     path = Path(settings.target).expanduser()

@@ -40,9 +40,9 @@ class ScriptedVerifier(TokenVerifier):
         name: str = "scripted",
         least_tokens: int = 1,
     ) -> None:
-        """Serve a script; a `RowScript` is read many rows at a time.
+        """Serve a script, `words` for its token ids, and at most `budget_tokens` computed tokens of all sequences.
 
-        `words` has a word for each token id; `budget_tokens` bounds the computed tokens of all sequences.
+        A `RowScript` is read many rows at a time.
         """
         if budget_tokens < 1:
             raise VerifierError(f"A budget of {budget_tokens} tokens serves nothing; give at least {context}.")

@@ -11,14 +11,10 @@ _GGUF_MAGIC: Final = b"GGUF"
 
 
 def check_source(source: str | Path) -> None:
-    """Check that there is a target model to load.
+    """Check that there is a target model to load: a transformers folder, a GGUF's path, or a repository id.
 
-    Args:
-        source: A folder in the layout of transformers, the path of a GGUF, or a repository id (`owner/name`).
-
-    Raises:
-        UnsupportedModel: The files are not a model's.
-        VerifierError: There is no such model, or it is neither cached nor can it be fetched.
+    Raises `UnsupportedModel` if the files are not a model's, `VerifierError` if there is no such model, or it is
+    neither cached nor can it be fetched.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -35,11 +31,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def check_folder(path: Path) -> None:
-    """Check that a folder holds a model: configuration and weights.
-
-    Raises:
-        UnsupportedModel: It does not.
-    """
+    """Check that a folder holds configuration and weights; raises `UnsupportedModel`."""
     if not (path / _CONFIG).is_file():
         raise UnsupportedModel(f"The folder {path} has no config.json; give a folder that holds a whole model.")
     if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
@@ -47,12 +39,7 @@ def check_folder(path: Path) -> None:
 
 
 def check_gguf(path: Path) -> None:
-    """Check that a file is a GGUF.
-
-    Raises:
-        UnsupportedModel: It is something else.
-        VerifierError: There is no such file.
-    """
+    """Check that a file is a GGUF; raises `UnsupportedModel`, or `VerifierError` if there is none."""
     if not path.is_file():
         raise VerifierError(f"There is no file {path}; check the target model's path.")
     with path.open("rb") as file:
@@ -61,11 +48,7 @@ def check_gguf(path: Path) -> None:
 
 
 def check_repository(name: str) -> None:
-    """Check that a repository's name is valid, and that the hub is reachable unless the model is cached.
-
-    Raises:
-        VerifierError: It is not.
-    """
+    """Check a repository's name, and that it is cached or the hub reachable; raises `VerifierError`."""
     owner, _, rest = name.partition("/")
     if not owner or not rest or "/" in rest or name.startswith((".", "~")):
         raise VerifierError(f"There is no folder or file {name}; check the target model's path.")

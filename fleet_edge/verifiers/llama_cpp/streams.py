@@ -129,16 +129,10 @@ class StreamPlan:
 def plan_streams(
     *, budget_bytes: int, token_bytes: int, trained: int, wanted: int, width: int, heads: int, threads: int
 ) -> StreamPlan | None:
-    """Return how to use a budget; None if it does not hold a single stream.
+    """Return how to use a budget of KV memory; None if it does not hold a single stream.
 
-    Args:
-        budget_bytes: Most KV memory.
-        token_bytes: KV bytes of a token.
-        trained: Context of the model.
-        wanted: Context asked for; 0 for as much as leaves room for several sequences.
-        width: Row length of the model's logits.
-        heads: Query heads of a layer, for attention scores; 0 if none are stored.
-        threads: Threads of a call.
+    `trained` is the model's context, `wanted` the one asked for; 0 for as much as leaves room for several sequences.
+    `width` is the row length of the logits, `heads` the query heads of a layer that stores attention scores.
     """
     tokens = budget_bytes // token_bytes
     if tokens < CELL_ROUNDING:
@@ -170,8 +164,6 @@ def _rounded_up(cells: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StreamPlace:
-    """Numbers of a slab and of a stream in it."""
-
     slab: int
     stream: int
 
@@ -199,15 +191,9 @@ class StreamTable:
         return self._places
 
     def take(self, sequence: int, *, active: Sequence[int] = (), slab: int | None = None) -> StreamPlace:
-        """Give a sequence without a stream a free one; there MUST be one.
+        """Give a sequence without a stream a free one near the `active` streams; `slab` or any MUST have one.
 
-        Args:
-            sequence: The sequence.
-            active: Streams that will be computed with it; one near them is chosen.
-            slab: Required slab; None for any.
-
-        Raises:
-            CapacityExceeded: The machine has no memory for another slab.
+        Raises `CapacityExceeded` if the machine has no memory for another slab.
         """
         made = range(len(self.slabs)) if slab is None else (slab,)
         free = [self.number(StreamPlace(each, stream)) for each in made for stream in self._free[each]]
@@ -236,7 +222,7 @@ class StreamTable:
                 yield begin
 
     def exchange(self, first: StreamPlace, second: StreamPlace) -> None:
-        """Note that the sequences of two streams, one possibly empty, have changed places."""
+        """Record that the sequences of two streams, one possibly empty, have changed places."""
         owners = {place: sequence for sequence, place in self._places.items()}
         for place, other in ((first, second), (second, first)):
             owner = owners.get(other)
@@ -250,7 +236,6 @@ class StreamTable:
         return bool(self._free[slab])
 
     def give_back(self, sequence: int) -> StreamPlace | None:
-        """Free a sequence's stream; return it, or None if it had none."""
         place = self._places.pop(sequence, None)
         if place is not None:
             self._free[place.slab].add(place.stream)

@@ -1,8 +1,7 @@
 """llama.cpp verifier: the contract for a GGUF, on llama.cpp's low-level interface.
 
-A sequence gets a stream with its first computed token, and moves to another where that saves passes over the weights
-(see `streams`). A step's tokens are cut into calls (see `layout`), and only wanted rows have logits. Rollback removes a
-stream's cells from a position on.
+A sequence gets a stream with its first computed token, and moves where that saves passes over the weights (see
+`streams`). A step's tokens are cut into calls (see `layout`), and only wanted rows have logits.
 """
 
 import itertools
@@ -48,10 +47,9 @@ _MOST_CALL_TOKENS: Final = 64.0
 
 
 def run_trial(verifier: Verifier) -> None:
-    """Check that rows do not depend on how a text was split, rolled back, copied and batched.
+    """Check that rows do not depend on how a sequence was split, rolled back, copied and batched.
 
-    Raises:
-        UnsupportedModel: They do, or the model cannot be rolled back.
+    Raises `UnsupportedModel` if they do, or the model cannot be rolled back.
     """
     length = min(_LENGTH, verifier.info.context - 1)
     text = random.Random(_SEED).choices(range(verifier.info.vocabulary.size), k=length)  # noqa: S311 - no secret
@@ -109,7 +107,6 @@ def _seconds(verifier: Verifier, sequence: int, count: int, clock: Callable[[], 
 
 
 def _rows(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:
-    """Return a copy of a step's rows."""
     found: Any = verifier.score(items)
     return np.array(found, dtype=np.float32)
 
@@ -121,24 +118,15 @@ _ALIKE: Final = 2
 
 
 class LlamaCppVerifier:
-    """`Verifier` for a GGUF."""
-
     def __init__(
         self, target: GgufTarget, *, budget_bytes: int, context: int = 0, threads: int = 0, batch_invariant: bool = True
     ) -> None:
         """Prepare a model, and check that it can be served.
 
-        Args:
-            target: The model, used by this verifier only.
-            budget_bytes: Most KV memory, divided into streams of `info.context` tokens.
-            context: Most tokens of a sequence; 0 for the model's own, or fewer where the budget holds few such
-                sequences.
-            threads: Threads of a forward pass; 0 for the cores that this process may use.
-            batch_invariant: Use CPU kernels whose results do not depend on the batch, for the items that ask for it.
-
-        Raises:
-            UnsupportedModel: The model cannot be rolled back, or its rows depend on the batch.
-            VerifierError: The budget is too small.
+        The KV budget is divided into streams of `info.context` tokens. `context` 0 means the model's own, or fewer
+        where the budget holds few such sequences; `threads` 0 means all usable cores. `batch_invariant` uses CPU
+        kernels whose results do not depend on the batch, for the items that ask for it. Raises `UnsupportedModel` if
+        the model cannot be rolled back or its rows depend on the batch, `VerifierError` if the budget is too small.
         """
         self._target = target
         threads = threads or len(os.sched_getaffinity(0))
@@ -267,7 +255,6 @@ class LlamaCppVerifier:
         return sum(item.sequence not in places for item in items) - self._streams.free
 
     def _check_kept(self, items: Iterable[Item]) -> None:
-        """Check that no sequence was lost while it was moved."""
         for item in items:
             if item.sequence not in self._streams.places:
                 raise SequenceFailed(
@@ -280,12 +267,10 @@ class LlamaCppVerifier:
         return place
 
     def _active_streams(self) -> list[int]:
-        """Return the numbers of the active sequences' streams, ascending."""
         number = self._streams.number
         return sorted(number(place) for sequence, place in self._streams.places.items() if sequence in self._active)
 
     def _compute(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """Compute a step, slab by slab, on llama.cpp's thread."""
         self._gather(items)
         self._check_kept(items)
         by_slab: dict[int, dict[int, int]] = defaultdict(dict)  # slab -> stream -> number of the item
@@ -403,7 +388,6 @@ class LlamaCppVerifier:
         self._streams.exchange(first, second)
 
     def _lengths(self, slab: int) -> dict[int, int]:
-        """Return the tokens held by each stream of a slab."""
         lengths = dict.fromkeys(range(self._plan.shape.streams), 0)
         for sequence, place in self._streams.places.items():
             if place.slab == slab:
@@ -417,7 +401,6 @@ class LlamaCppVerifier:
         return self._logits[:rows]
 
     def _take_back(self, items: Sequence[Item]) -> None:
-        """Forget what a failed step may have stored."""
         for item in items:
             computed = self._table.computed(item.sequence)
             place = self._streams.places.get(item.sequence)
@@ -444,11 +427,7 @@ def _limits(shape: SlabShape, *, stable: bool) -> CallLimits:
 
 
 def check(settings: EdgeSettings) -> None:
-    """Check that the target is a GGUF, and that llama.cpp is installed.
-
-    Raises:
-        VerifierError: It is not.
-    """
+    """Check that the target is a GGUF, and that llama.cpp is installed; raises `VerifierError`."""
     if find_spec("llama_cpp") is None:
         raise VerifierError(
             "The engine llama.cpp needs the extra `edge-llama`; install it: pip install 'dssd-fleet[edge-llama]'; or "
@@ -463,11 +442,6 @@ def check(settings: EdgeSettings) -> None:
 
 
 def load(settings: EdgeSettings) -> Verifier:
-    """Load the target model.
-
-    Raises:
-        VerifierError: It cannot be loaded.
-    """
     check(settings)
     from fleet_edge.verifiers.llama_cpp.slab import open_target  # noqa: PLC0415 - only where a model is loaded
     from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415

@@ -2,8 +2,8 @@
 
 One scale a row costs quality where single channels are large. So the weights are rotated first, which does not change
 the model's function (QuaRot, arXiv 2404.00456): one orthogonal matrix is folded into all weights that read or write the
-residual stream, one into values and `o`, and the input of `down` is multiplied by a Hadamard matrix. What the rotated
-model computes in float32 is compared with the model's own logits before it is quantized.
+residual stream, one into values and `o`, and the input of `down` is multiplied by a Hadamard matrix. The rotated
+model's float32 logits are compared with the model's own before it is quantized.
 """
 
 import hashlib
@@ -43,7 +43,6 @@ from fleet_edge.verifiers.source import check_repository, is_gguf
 _log = logging.getLogger(__name__)
 
 KINDS: Final = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-"""Architectures that the lean forward serves."""
 
 _FORMAT: Final = "1"
 """Changes whenever the same weights would be quantized otherwise."""
@@ -62,11 +61,7 @@ _LARGEST_VALUE: Final = 12.0
 
 
 def check_kind(config: Any) -> None:  # noqa: ANN401 - transformers has no type information
-    """Check that the lean forward serves an architecture.
-
-    Raises:
-        UnsupportedModel: It does not.
-    """
+    """Check that the lean forward serves an architecture; raises `UnsupportedModel`."""
     reason = ""
     if config.model_type not in KINDS:
         reason = f"it serves {', '.join(KINDS)}"
@@ -85,13 +80,8 @@ def check_kind(config: Any) -> None:  # noqa: ANN401 - transformers has no type 
 def rotate(model: Any, *, context: int, end_tokens: tuple[int, ...]) -> tuple[Geometry, dict[str, torch.Tensor]]:  # noqa: ANN401
     """Return a model's geometry and its rotated weights in float32.
 
-    Args:
-        model: A transformers model. It loses its weights on the way, so that memory holds them once.
-        context: Most tokens for which its positions are defined.
-        end_tokens: Ids that end a sequence.
-
-    Raises:
-        UnsupportedModel: The lean forward does not serve it.
+    The transformers model loses its weights on the way, so that memory holds them once. Raises `UnsupportedModel` if
+    the lean forward does not serve it.
     """
     config, body = model.config, model.model
     check_kind(config)
@@ -214,7 +204,7 @@ def quantize(geometry: Geometry, tensors: dict[str, torch.Tensor]) -> dict[str, 
 
 
 def _value_grid(geometry: Geometry, tensors: Mapping[str, torch.Tensor], number: int) -> torch.Tensor:
-    """Return what a layer's values are rounded to multiples of."""
+    """Return the unit that a layer's values are multiples of."""
     values = geometry.kv_heads * geometry.head_dim
     norm = tensors[f"{number}.qkv.weight"][-values:].norm(dim=1).max() / geometry.hidden**0.5
     if f"{number}.qkv.bias" in tensors:
@@ -224,7 +214,7 @@ def _value_grid(geometry: Geometry, tensors: Mapping[str, torch.Tensor], number:
 
 
 def some_logits(model: Any) -> torch.Tensor:  # noqa: ANN401
-    """Return a model's logits, to be compared by `check_rotation`."""
+    """Return a model's logits for `check_rotation` to compare."""
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=_some_ids(model.config.vocab_size)[None], use_cache=False).logits[0]
     return logits
@@ -235,11 +225,7 @@ def _some_ids(rows: int) -> torch.Tensor:
 
 
 def check_rotation(own: torch.Tensor, geometry: Geometry, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check that rotated weights in float32 compute the model's own logits.
-
-    Raises:
-        UnsupportedModel: They do not.
-    """
+    """Check that rotated weights in float32 compute the model's own logits; raises `UnsupportedModel`."""
     ids = _some_ids(geometry.rows)
     lean = LeanModel(geometry, tensors)
     memory = SlabMemory(lean.shapes, budget_bytes=1 << 62, dtype=lean.dtype, device=lean.device)
@@ -258,15 +244,10 @@ def check_rotation(own: torch.Tensor, geometry: Geometry, tensors: Mapping[str, 
 
 
 def load_int8(source: str | Path, *, device: str = AUTO) -> Target:
-    """Load a target model in int8; quantize it first where no file next to it holds the result.
+    """Load a target model in int8, on `cpu` or `auto`; quantize it first where no file holds the result.
 
-    Args:
-        source: As `load_target` takes it.
-        device: `cpu` or `auto`.
-
-    Raises:
-        UnsupportedModel: The lean forward does not serve the model, or its files cannot be loaded.
-        VerifierError: There is no such model, or the device is no CPU.
+    Raises `UnsupportedModel` if the lean forward does not serve the model or its files cannot be loaded,
+    `VerifierError` if there is no such model, or the device is no CPU.
     """
     if device not in (AUTO, "cpu"):
         raise VerifierError(
@@ -310,7 +291,6 @@ Quantized = tuple[Geometry, dict[str, torch.Tensor]]
 
 
 def _make(source: str | Path) -> Quantized:
-    """Load, rotate, check and quantize a model, and keep the result."""
     path = Path(source).expanduser()
     if path.is_dir():
         check_kind(text_config(str(source)))  # before its weights are loaded
@@ -356,7 +336,6 @@ def _places(local: Path) -> list[Path]:
 
 
 def _digest(local: Path) -> str:
-    """Return a digest of all that the quantized weights depend on."""
     files = [local]
     if local.is_dir():
         files = sorted({file for pattern in _FILES for file in local.glob(pattern)})
@@ -377,7 +356,7 @@ def _content(geometry: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _read(local: Path, source: str) -> Quantized | None:
-    """Return the kept weights of a model; None if there are none, or if they are another model's or damaged."""
+    """Return the kept weights of a model; None if they are missing, damaged or another model's."""
     for file in _places(local):
         try:
             with safe_open(file, "pt") as kept:

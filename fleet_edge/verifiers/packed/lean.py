@@ -1,14 +1,10 @@
 """Forward pass on a CPU for models of the llama family: fused products, no modules, rows independent of the batch.
 
-A row's logits are the same to the bit whatever is computed with it, because every sum whose order could change is a sum
-of integers that float32 or int32 holds exactly:
-
-- weights and inputs of products are int8, one scale a row;
-- queries and keys are rounded to a grid, a power of two per vector, coarse enough for exact scores;
-- attention weights and values are rounded to grids that are the same for all rows of a layer;
-- the inputs of the Hadamard product are rounded to a grid per row.
-
-What is left is computed element by element, or within a row in an order that depends on the row alone.
+A row's logits are bit-identical whatever is computed with it, because every sum whose order could change is a sum of
+integers that float32 or int32 holds exactly: weights and inputs of products are int8, one scale a row; queries and keys
+are rounded to a grid, a power of two per vector; attention weights and values to grids that are the same for all rows
+of a layer; inputs of the Hadamard product to a grid per row. The rest is computed element by element, or within a row
+in an order that depends on the row alone.
 """
 
 from collections.abc import Mapping
@@ -28,9 +24,9 @@ LEAST_KEYS: Final = 16
 _MANTISSA: Final = 24  # bits of a float32
 _EXPONENT: Final = 0x7F800000
 _WEIGHT_BITS: Final = 14
-"""Of attention weights; more where a context has more keys than that."""
+"""Bits of attention weights; more where a context has more keys than that."""
 _SERIAL: Final = 1 << 15
-"""Numbers that torch computes on one thread: split between threads, the last ones of a part go another way."""
+"""Numbers that torch computes on one thread: if split, the last ones of a part take another code path."""
 _SCORES: Final = 1 << 22
 """Most scores of a prompt in memory at once: 16 MiB."""
 # As tensors, since numbers are converted to tensors of another type at each use.
@@ -48,11 +44,6 @@ class Geometry(BaseModel):
         hidden: Width of the residual stream.
         inner: Width of the feed-forward layers.
         hadamard: Size of the Hadamard matrix before `down`, a power of two.
-        eps: Of the norms.
-        context: Most tokens for which positions are defined.
-        rope_scale: Factor of cosines and sines.
-        without_rope: Layers without positions.
-        end_tokens: Ids that end a sequence.
     """
 
     kind: str
@@ -86,13 +77,7 @@ class Product:
     """Product with a weight `[out, in]`: int8 with one scale a row of either side, or float32."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], name: str, factor: float = 1.0) -> None:
-        """Pack a weight.
-
-        Args:
-            tensors: `NAME.weight`, and `NAME.scale` for int8, and perhaps `NAME.bias`.
-            name: Of the weight.
-            factor: Multiplies the product, for int8 alone.
-        """
+        """Pack `NAME.weight`, with `NAME.scale` for int8, and any `NAME.bias`; `factor` scales int8 products only."""
         weight = tensors[f"{name}.weight"]
         self._bias = tensors.get(f"{name}.bias")
         self._float: torch.Tensor | None = None
@@ -134,20 +119,14 @@ def _padded(rows: int) -> int:
 class LeanModel:
     """A model of the llama family on a CPU.
 
-    Attributes:
-        exact: Whether weights are int8 and rows independent of the batch; with float32 weights nothing is rounded.
+    `exact`: weights are int8 and rows independent of the batch; with float32 weights nothing is rounded.
     """
 
     device = torch.device("cpu")
     dtype = torch.float32
 
     def __init__(self, geometry: Geometry, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Prepare the weights.
-
-        Args:
-            geometry: Of the model.
-            tensors: As `int8.rotate` or `int8.quantize` return them.
-        """
+        """Prepare the weights that `int8.rotate` or `int8.quantize` return."""
         self.geometry = geometry
         self.exact = tensors["head.weight"].dtype is torch.int8
         self._largest_value = float(1 << value_bits(geometry.context))
@@ -191,12 +170,10 @@ class LeanModel:
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
-        """What each layer stores for a token."""
         size = self.geometry.head_dim
         return (LayerShape(self.geometry.kv_heads, size, size),) * self.geometry.layers
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, wanted: torch.Tensor) -> torch.Tensor:
-        """Return the logits of wanted rows of a step."""
         turns = self._turns.index_select(0, positions)
         x = self._embedding[ids].float()
         for number, layer in enumerate(self._layers):
@@ -205,7 +182,7 @@ class LeanModel:
         return self._head(x, self._norm(x)) if len(x) else x.new_empty(0, self.geometry.rows)
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the factors `[rows, 1]` of RMSNorm, over the root of the width; what is missing is in the weights."""
+        """Return the RMSNorm factors `[rows, 1]` over the root of the width; the rest is in the weights."""
         norm: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return norm.mul_(norm).add_(self._eps if x.dim() == 2 else self._head_eps).rsqrt_()  # noqa: PLR2004
 
@@ -298,7 +275,7 @@ class LeanModel:
 
 
 def _to_grid(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return vectors rounded to multiples of a power of two, of which the largest number is less than `2 ** bits`."""
+    """Return vectors rounded to multiples of a power of two; the largest multiple is below `2 ** bits`."""
     top = x.abs().amax(-1, keepdim=True)
     power = top.view(torch.int32).bitwise_and_(_EXPONENT).view(torch.float32)
     # A float32 of this size has no finer bits than the unit, 2 ** (1 - bits) powers.

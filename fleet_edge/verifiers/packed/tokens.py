@@ -1,6 +1,6 @@
 """Token strings as a target model stores them, by id: those that a GGUF of it would hold.
 
-Reading them from `tokenizer.json` or from the GGUF takes a fraction of the time of building a tokenizer.
+Reading them from `tokenizer.json` or from the GGUF is much faster than building a tokenizer.
 """
 
 import json
@@ -21,12 +21,7 @@ _TOKENS_KEY = "tokenizer.ggml.tokens"
 def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
     """Read the strings of a GGUF, padding among them.
 
-    Args:
-        path: The file.
-        vocabulary_only: Do not ask for weights to go with them.
-
-    Raises:
-        UnsupportedModel: It is damaged, or has none, or no weights.
+    Raises `UnsupportedModel` if it is damaged, has no strings, or, unless `vocabulary_only`, no weights.
     """
     try:
         reader = GGUFReader(path)
@@ -43,11 +38,8 @@ def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
 def repository_tokens(name: str) -> list[str]:
     """Read the strings of a folder or a repository, gaps filled with `[PAD<id>]` as converters do it.
 
-    Tokens that were added to the tokenizer, and for which the model has no row, are left out: Gemma's small models
-    share the tokenizer of the large ones, whose token for an image they lack.
-
-    Raises:
-        UnsupportedModel: It has no tokenizer.
+    Added tokens for which the model has no row are left out: Gemma's small models share the tokenizer of the large
+    ones, but lack its image token. Raises `UnsupportedModel` if there is no tokenizer.
     """
     rows = _rows(name)
     found = _file(name, "tokenizer.json")
@@ -69,15 +61,9 @@ def repository_tokens(name: str) -> list[str]:
 
 
 def grammar_tokenizer(source: str | Path | None, *, vocabulary: int, end_tokens: Sequence[int]) -> GrammarTokenizer:
-    """Return a target's vocabulary for grammars.
+    """Return a target's vocabulary for grammars; `vocabulary` counts tokens without padding.
 
-    Args:
-        source: A folder, a GGUF or a repository; None if that is not known.
-        vocabulary: Number of tokens, padding left out.
-        end_tokens: Ids that end a text.
-
-    Raises:
-        GrammarUnavailable: There is no tokenizer that grammars can use.
+    Raises `GrammarUnavailable` if there is no tokenizer that grammars can use.
     """
     text = _tokenizer_json(source)
     return GrammarTokenizer.of_tokenizer_json(text, vocabulary=vocabulary, end_tokens=end_tokens)
@@ -86,12 +72,7 @@ def grammar_tokenizer(source: str | Path | None, *, vocabulary: int, end_tokens:
 def encode(source: str | Path | None, text: str) -> list[int]:
     """Return the ids of a text; control tokens are recognised in it, and none is added.
 
-    Args:
-        source: As for `grammar_tokenizer`.
-        text: Any.
-
-    Raises:
-        VerifierError: There is no tokenizer that can be used.
+    Raises `VerifierError` if there is no tokenizer that can be used.
     """
     from tokenizers import Tokenizer  # noqa: PLC0415 - comes with transformers, which an edge may do without
 
@@ -104,11 +85,7 @@ def encode(source: str | Path | None, text: str) -> list[int]:
 
 
 def _tokenizer_json(source: str | Path | None) -> str:
-    """Return a target's tokenizer as the text of a `tokenizer.json`.
-
-    Raises:
-        GrammarUnavailable: There is none.
-    """
+    """Return a target's tokenizer as the text of a `tokenizer.json`; raises `GrammarUnavailable`."""
     if source is None:
         raise GrammarUnavailable("The target was not loaded from files, so that its tokenizer is not known.")
     path = Path(source).expanduser()
@@ -117,7 +94,7 @@ def _tokenizer_json(source: str | Path | None) -> str:
 
 
 def _fast_tokenizer(path: Path) -> str:
-    """Return a tokenizer as the text of a `tokenizer.json`, made from what files there are."""
+    """Build a tokenizer from the files there are; return the text of its `tokenizer.json`."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 - takes seconds
 
     try:
@@ -132,7 +109,6 @@ def _fast_tokenizer(path: Path) -> str:
 
 
 def _file(name: str, file: str) -> Path | None:
-    """Return a file of a folder or a repository, if there is one."""
     local = Path(name) / file
     if local.is_file():
         return local
@@ -143,7 +119,7 @@ def _file(name: str, file: str) -> Path | None:
 
 
 def _rows(name: str) -> int:
-    """Return the rows of the model's vocabulary; without bound where its configuration does not say."""
+    """Return the rows of the model's vocabulary; unbounded where its configuration does not say."""
     found = _file(name, "config.json")
     try:
         config = json.loads(found.read_text(encoding="utf-8")) if found else {}
@@ -155,7 +131,7 @@ def _rows(name: str) -> int:
 
 
 def _fast_tokens(tokenizer: Mapping[str, Any], rows: int) -> Iterable[tuple[int, str]]:
-    """Yield id and string of every token of a `tokenizer.json`, but of those added ones that have no row."""
+    """Yield id and string of every token of a `tokenizer.json`, without added ones that have no row."""
     vocabulary = tokenizer["model"]["vocab"]
     if isinstance(vocabulary, Mapping):
         for token, index in vocabulary.items():

@@ -1,10 +1,8 @@
 """Packed verifier: all new tokens of all sequences in one row of one forward pass, without padding.
 
-The model's own code computes everything but attention. Rows of different sequences meet in attention only, and
-there ours keeps them apart: it stores each row's key and value in its sequence's slot and lets it see that slot
-up to its own position. Rollback is a shorter length; what lies beyond is overwritten by what comes next.
-
-With int8 weights a forward of our own takes the place of the model's (`lean`).
+The model's own code computes everything but attention. Ours keeps sequences apart: it stores each row's key and value
+in its sequence's slot and lets it see that slot up to its own position. Rollback is a shorter length; what lies beyond
+is overwritten later. With int8 weights our own forward replaces the model's (`lean`).
 """
 
 import logging
@@ -29,23 +27,18 @@ from fleet_edge.verifiers.source import check_source
 _log = logging.getLogger(__name__)
 
 FEWEST_TOKENS: Final = 256
-"""A budget that does not hold a text of this length is refused."""
+"""Shortest sequence that a budget must hold."""
 
 
 class PackedVerifier:
     """`Verifier` over a transformers model, or over one in int8."""
 
     def __init__(self, target: Target, *, budget_bytes: int) -> None:
-        """Prepare a model to be served, and check that it can be.
+        """Prepare a model to be served, and check that it can be; nothing else may use it from now on.
 
-        Args:
-            target: The model; from now on it is this verifier's alone.
-            budget_bytes: Most memory for keys and values, at any moment. It bounds the length of a text too: where it
-                does not hold one of the model's whole context, `info.context` is smaller, and a warning says so.
-
-        Raises:
-            UnsupportedModel: The architecture cannot be served, or does not give the model's own logits.
-            VerifierError: The budget is too small to serve.
+        The budget for keys and values also bounds the length of a sequence: where it does not hold the model's whole
+        context, `info.context` is smaller, and a warning says so. Raises `UnsupportedModel` if the architecture cannot
+        be served or does not give the model's own logits, `VerifierError` if the budget is too small.
         """
         self._model: Any = target.model
         self._source = target.source
@@ -71,7 +64,6 @@ class PackedVerifier:
 
     @property
     def info(self) -> TargetInfo:
-        """The target model's identity and limits."""
         return self._info
 
     @property
@@ -80,20 +72,16 @@ class PackedVerifier:
         return self._store.allocated_bytes
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
-        """Return the vocabulary of the target's files for grammars."""
         vocabulary = self._info.vocabulary.size
         return grammar_tokenizer(self._source, vocabulary=vocabulary, end_tokens=self._info.end_tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
         return encode(self._source, text)
 
     def open(self, sequence: int) -> None:
-        """Begin a sequence with nothing computed."""
         self._table.open(sequence)
 
     def fork(self, sequence: int, source: int, length: int) -> None:
-        """Begin a sequence with a copy of the first `length` tokens' keys and values of another."""
         self._table.check_fork(sequence, source, length)
         if length:
             if missing := self._store.missing_bytes({sequence: length}):
@@ -107,28 +95,22 @@ class PackedVerifier:
         self._table.fork(sequence, source, length)
 
     def computed(self, sequence: int) -> int:
-        """Return the number of tokens whose keys and values are stored."""
         return self._table.computed(sequence)
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget all computed tokens from `length` on."""
         self._table.truncate(sequence, length)
 
     def close(self, sequence: int) -> None:
-        """End a sequence and free its memory."""
         if self._table.close(sequence):
             self._store.release(sequence)
 
     def fits(self, items: Sequence[Item]) -> bool:
-        """Return whether the budget has room for the slots that a step needs."""
         return not self._store.missing_bytes(self._lengths(items))
 
     def capacity(self) -> int:
-        """Return a number of tokens for which there is room, at whichever sequences' ends they come."""
         return self._store.room(self._table.lengths)
 
     def score(self, items: Sequence[Item]) -> torch.Tensor:
-        """Compute all items in one forward pass; see `Verifier.score`."""
         self._table.check(items)
         missing = self._store.missing_bytes(self._lengths(items))
         if missing:
@@ -186,7 +168,7 @@ class PackedVerifier:
         ]
 
     def _lengths(self, items: Sequence[Item]) -> dict[int, int]:
-        """Return by sequence the tokens that it has computed after a step."""
+        """Return, by sequence, the number of computed tokens after a step."""
         return {item.sequence: self._table.computed(item.sequence) + len(item.tokens) for item in items}
 
 
@@ -197,11 +179,7 @@ def _no_memory() -> CapacityExceeded:
 
 
 def _context(info: TargetInfo, memory: SlabMemory) -> int:
-    """Return the most tokens of a sequence that a budget serves.
-
-    Raises:
-        VerifierError: They are too few to be of use.
-    """
+    """Return the longest sequence that a budget serves; raises `VerifierError` if it is too short to be of use."""
     context = servable_context(info.context, budget_tokens=memory.budget_bytes // memory.bytes_per_token)
     if context == info.context:
         return context
@@ -225,11 +203,7 @@ def _context(info: TargetInfo, memory: SlabMemory) -> int:
 
 
 def check(settings: EdgeSettings) -> None:
-    """Check that the target model of the settings exists, from the names and headers of its files.
-
-    Raises:
-        VerifierError: There is none, or torch is not installed.
-    """
+    """Check that there is a target model, from its files alone; raises `VerifierError` also without torch."""
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise VerifierError(
             "The engine torch needs the extra `edge`; install it: pip install 'dssd-fleet[edge]'; or set engine to "
@@ -239,11 +213,6 @@ def check(settings: EdgeSettings) -> None:
 
 
 def load(settings: EdgeSettings) -> Verifier:
-    """Load the target model that the settings name.
-
-    Raises:
-        VerifierError: It cannot be loaded.
-    """
     check(settings)  # before transformers is imported, which takes seconds
     import torch  # noqa: PLC0415 - only where a model is loaded
 

@@ -26,10 +26,9 @@ _PAGE: Final = "a web page"
 
 
 class InferenceClient:
-    """Sends requests; to be used in one event loop. Without `ca` it trusts the system's certificates.
+    """HTTP client for one event loop; without `ca` it trusts the system's certificates.
 
-    Raises:
-        VerifierError: The file of certificates cannot be used.
+    Raises `VerifierError` if the file of certificates cannot be used.
     """
 
     def __init__(self, key: ServerKey, *, ca: Path | None, connections: int) -> None:
@@ -46,20 +45,11 @@ class InferenceClient:
         await self._http.aclose()
 
     async def get(self, endpoint: str, path: str, *, timeout_s: float) -> object:
-        """Return the JSON at a path; None if the body is empty.
-
-        Raises:
-            EndpointFailed: There is none.
-        """
+        """Return the JSON at a path, None if the body is empty; raises `EndpointFailed`."""
         return await self._send("GET", endpoint, HttpCall(path, {}, _ERROR_BYTES * 64), timeout_s=timeout_s)
 
     async def post(self, endpoint: str, call: HttpCall, *, timeout_s: float) -> object:
-        """Return the JSON answer to a call.
-
-        Raises:
-            EndpointFailed: There is none, or not in time.
-            QueryRefused: The server rejects the query.
-        """
+        """Return the JSON answer to a call; raises `EndpointFailed`, or `QueryRefused` if the server rejects it."""
         return await self._send("POST", endpoint, call, timeout_s=timeout_s)
 
     async def _send(
@@ -218,7 +208,6 @@ def _said(body: bytes) -> str:
 
 
 def _is_page(body: bytes) -> bool:
-    """Whether the answer is an HTML page."""
     return body.lstrip()[:1] == b"<"
 
 
@@ -234,11 +223,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], *, timeout_s: float) -> T:
-        """Run a coroutine in the loop; return its result or raise its error.
-
-        Raises:
-            TimeoutError: It has not ended in time, and is cancelled.
-        """
+        """Run a coroutine in the loop; a TimeoutError cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout_s)
@@ -251,7 +236,6 @@ class LoopThread:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def stop(self) -> None:
-        """Stop the loop and its thread. Idempotent."""
         if self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -23,8 +23,6 @@ from fleet_edge.verifiers.contract import VerifierError
 
 
 class BadSetting(VerifierError):  # noqa: N818 - reads as what it says
-    """A setting of the remote verifier cannot work."""
-
     def __init__(self, sentence: str, *, setting: str) -> None:
         super().__init__(sentence)
         self.setting = setting
@@ -68,11 +66,9 @@ _IMPOSSIBLE: Final = -9990.0
 class LogprobsQuery:
     """A query for log-probabilities of a sequence.
 
-    Attributes:
-        tokens: All tokens up to the last one to compute.
-        rows: Number of last positions with log-probabilities; 0 to only compute the prefix.
-        top: Number of entries per row.
-        namespace: The server may reuse its prefix cache only within a namespace; empty for the common one.
+    `tokens` are all up to the last one to compute; `rows` counts the last positions with log-probabilities, 0 to only
+    compute the prefix; `top` counts entries per row. The server may reuse its prefix cache only within a namespace;
+    empty for the common one.
     """
 
     tokens: Sequence[int]
@@ -92,11 +88,9 @@ class HttpCall:
 
 @dataclass(frozen=True, slots=True)
 class TopRows:
-    """Most likely tokens of each row.
+    """Most likely tokens of each row: int64 ids, distinct within a row, and float32 log-probabilities.
 
-    Attributes:
-        ids: int64 `[rows, top]`, distinct within a row.
-        logprobs: float32 `[rows, top]`; may be minus infinity.
+    Both are `[rows, top]`; log-probabilities may be minus infinity.
     """
 
     ids: NDArray[np.int64]
@@ -119,17 +113,10 @@ def as_list(value: object, length: int | None = None) -> list[Any]:
 
 
 def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: LogprobsQuery, *, vocabulary: int) -> TopRows:
-    """Check and sort the entries of an answer.
+    """Check and sort the pairs of id and log-probability in an answer; ids above `vocabulary` are padding.
 
     If there are more entries than asked for, the most likely are kept: some servers add the token that they drew.
-
-    Args:
-        rows: Pairs of id and log-probability for each row.
-        question: The query.
-        vocabulary: Number of tokens; higher ids are padding.
-
-    Raises:
-        BadAnswer: An entry is invalid, repeated or missing, or the values are not log-probabilities.
+    Raises `BadAnswer` if an entry is invalid, repeated or missing, or values are not log-probabilities.
     """
     top = min(question.top, vocabulary)
     ids = np.empty((question.rows, top), dtype=np.int64)

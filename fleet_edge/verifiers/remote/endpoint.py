@@ -33,13 +33,8 @@ _LONGEST_S: Final = 15.0
 class Breaker:
     """Circuit breaker of an endpoint: whether it gets work, and if not, when to try it again.
 
-    No session's query is used as a trial: only `proved`, after a trial of our own, closes it again.
-
-    Attributes:
-        clock: Monotonic seconds.
-        rng: Spreads the trials of many edges.
-        tolerance: Consecutive failures that do not open it if the query may be the cause.
-        reason: Why it is open; empty while it is closed.
+    No session's query is used as a trial: only `proved`, after a trial of our own, closes it again. If the query may be
+    the cause, `tolerance` consecutive failures do not open it. `rng` spreads the trials of many edges.
     """
 
     clock: Callable[[], float]
@@ -81,7 +76,7 @@ class Breaker:
         self._postpone()
 
     def proved(self) -> bool:
-        """Note a successful trial; return whether it closed the breaker."""
+        """Record a successful trial; return whether it closed the breaker."""
         was_open = not self.closed
         self.reason = ""
         self._in_a_row = 0
@@ -121,8 +116,6 @@ class Expected:
 
 @dataclass(slots=True)
 class RemoteEndpoint:
-    """One inference server, and the name under which it serves the model."""
-
     url: str
     dialect: Dialect
     client: InferenceClient
@@ -130,12 +123,7 @@ class RemoteEndpoint:
     model: str = ""
 
     async def compute(self, question: LogprobsQuery, *, vocabulary: int, timeout_s: float) -> TopRows:
-        """Return the rows of a query.
-
-        Raises:
-            EndpointFailed: There are none.
-            QueryRefused: The server rejects the query.
-        """
+        """Return the rows of a query; raises `EndpointFailed`, or `QueryRefused` if the server rejects the query."""
         call = self.dialect.ask(question, model=self.model)
         answer = await self.client.post(self.url, call, timeout_s=timeout_s)
         try:
@@ -144,19 +132,11 @@ class RemoteEndpoint:
             raise self._explain(error) from error
 
     async def is_well(self, *, timeout_s: float) -> None:
-        """Check the server's health.
-
-        Raises:
-            EndpointFailed: It is not healthy.
-        """
+        """Check the server's health; raises `EndpointFailed`."""
         await self.client.get(self.url, "/health", timeout_s=timeout_s)
 
     async def identify(self, expected: Expected, *, timeout_s: float) -> Identity:
-        """Identify the server by what it reports and computes.
-
-        Raises:
-            VerifierError: It is not the one expected, or cannot be asked.
-        """
+        """Identify the server by what it reports and computes; raises `VerifierError` if it is not the one expected."""
         try:
             version = self.dialect.version(
                 await self.client.get(self.url, self.dialect.version_path, timeout_s=timeout_s)
@@ -170,11 +150,7 @@ class RemoteEndpoint:
         return Identity(model, context, printable_line(version)[:40], rows)
 
     def check_same(self, mine: Identity, other: Identity, *, other_url: str) -> None:
-        """Check that two servers have computed the same.
-
-        Raises:
-            EndpointFailed: They have not.
-        """
+        """Check that two servers have computed the same; raises `EndpointFailed`."""
         apart = max(
             _variation(row, mine.rows.logprobs[at], other.rows.ids[at], other.rows.logprobs[at])
             for at, row in enumerate(mine.rows.ids)
@@ -226,7 +202,7 @@ class RemoteEndpoint:
                 )
 
     async def _try(self, expected: Expected, *, timeout_s: float) -> TopRows:
-        """Send a query like those of sessions, on a text that is the same for every server."""
+        """Send a query like those of sessions, on a sequence that is the same for every server."""
         tokens = [expected.samples[at % len(expected.samples)] for at in range(_TRIAL_TOKENS)]
         question = LogprobsQuery(tokens, rows=3, top=expected.top)
         try:

@@ -23,11 +23,7 @@ _ENDPOINTS: Final = "remote.endpoints"
 
 
 def check(settings: "EdgeSettings") -> None:
-    """Check addresses, key and tokenizer, and that httpx is installed.
-
-    Raises:
-        VerifierError: One of them cannot be used.
-    """
+    """Check addresses, key and tokenizer, and that httpx is installed; raises `VerifierError`."""
     try:
         import httpx  # noqa: F401, PLC0415 - comes with the extra
     except ImportError as error:
@@ -40,11 +36,7 @@ def check(settings: "EdgeSettings") -> None:
 
 
 def load(settings: "EdgeSettings") -> Verifier:
-    """Connect to the servers in the settings, and verify that they serve the target.
-
-    Raises:
-        VerifierError: None of them does.
-    """
+    """Connect to the servers in the settings, and verify that they serve the target; raises `VerifierError`."""
     check(settings)
     from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415 - only where it is installed
 
@@ -54,11 +46,7 @@ def load(settings: "EdgeSettings") -> Verifier:
 
 
 def endpoint_urls(text: str) -> list[str]:
-    """Return the addresses in a setting.
-
-    Raises:
-        VerifierError: There is none, or one is invalid.
-    """
+    """Return the addresses in a setting; raises `VerifierError` if there is none, or one is invalid."""
     urls = [word.strip().rstrip("/").removesuffix("/v1") for word in text.split(",") if word.strip()]
     if not urls:
         raise BadSetting(
@@ -101,11 +89,7 @@ class ServerKey:
     """An API key in a file, which may be replaced while the edge runs."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file; without one there is no key.
-
-        Raises:
-            VerifierError: It cannot be read, others may read it, or it holds no key.
-        """
+        """Read the file, if any; raises `VerifierError` if it is unreadable, readable by others, or empty."""
         self._path = path
         self._headers = self._read()
 
@@ -115,7 +99,6 @@ class ServerKey:
 
     @property
     def source(self) -> str:
-        """Path of the key; empty if there is none."""
         return "" if self._path is None else str(self._path)
 
     def reload(self) -> bool:
@@ -170,11 +153,7 @@ class LocalTokens:
 
 
 def check_local(source: str) -> None:
-    """Check that the files are there.
-
-    Raises:
-        VerifierError: They are not.
-    """
+    """Check that the files are there; raises `VerifierError`."""
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
@@ -193,11 +172,7 @@ def check_local(source: str) -> None:
 
 
 def load_local(source: str) -> LocalTokens:
-    """Read token strings and end tokens.
-
-    Raises:
-        VerifierError: They cannot be read.
-    """
+    """Read token strings and end tokens; raises `VerifierError`."""
     check_local(source)
     from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens  # noqa: PLC0415 - reads GGUFs
 

@@ -33,12 +33,9 @@ class Affinity:
         self._loads = dict.fromkeys(endpoints, 0)
 
     def place(self, sequence: int, *, available: Collection[str]) -> str:
-        """Return the endpoint of a sequence, among the available ones.
+        """Return the endpoint of a sequence, the same as long as it is available: it has the keys and values.
 
-        A sequence stays at its endpoint as long as that is available, because its keys and values are there.
-
-        Raises:
-            ValueError: None is available.
+        Raises ValueError if none is available.
         """
         at = self._at.get(sequence)
         if at is not None and at in available:
@@ -77,7 +74,6 @@ class Affinity:
         raise AssertionError("the bound is above the mean, so one is below it")
 
     def _bound(self, available: Collection[str]) -> int:
-        """Return how many sequences an endpoint may have."""
         return math.ceil(_LOAD_FACTOR * (1 + sum(self._loads[name] for name in available)) / len(available))
 
 
@@ -107,8 +103,6 @@ class PoolTimes:
 
 
 class Pool:
-    """The servers of one target."""
-
     def __init__(
         self,
         endpoints: Sequence[RemoteEndpoint],
@@ -132,7 +126,6 @@ class Pool:
 
     @property
     def available(self) -> set[str]:
-        """Addresses of the servers that get work."""
         return {url for url, endpoint in self._endpoints.items() if endpoint.breaker.closed}
 
     @property
@@ -150,11 +143,8 @@ class Pool:
     async def start(self) -> Identity:
         """Identify all servers, and start the health checks.
 
-        Returns:
-            The identity of the first available server, with the smallest context of all.
-
-        Raises:
-            VerifierError: None can be used, or one serves another model.
+        Returns the identity of the first available server, with the smallest context of all. Raises `VerifierError` if
+        none can be used, or one serves another model.
         """
         outcomes = await asyncio.gather(
             *(self._identify(endpoint) for endpoint in self._endpoints.values()), return_exceptions=True
@@ -175,7 +165,6 @@ class Pool:
         return Identity(first.model, context, first.version, first.rows)
 
     async def close(self) -> None:
-        """Cancel all queries and health checks."""
         for task in (*self._tasks, *self._asked):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._asked, return_exceptions=True)
@@ -185,9 +174,8 @@ class Pool:
     async def score(self, questions: Mapping[int, LogprobsQuery]) -> dict[int, TopRows]:
         """Return the rows of every sequence's query.
 
-        Raises:
-            TargetAway: No server can be asked, or none has answered in time.
-            SequenceFailed: The servers are healthy, and reject one query.
+        Raises `TargetAway` if no server can be asked or has answered in time, `SequenceFailed` if healthy servers
+        reject one query.
         """
         deadline = self._clock() + self._times.step_s
         tasks = {
@@ -216,7 +204,6 @@ class Pool:
         self._suspicions.pop(sequence, None)
 
     async def _ask(self, sequence: int, question: LogprobsQuery, deadline: float) -> TopRows:
-        """Ask one server after the other until one answers."""
         attempt, last, suspected, avoided = 0, "", False, ""
         while (left := deadline - self._clock()) > 0:
             available = self.available or await self._wait_for_any(min(left, _BRIDGED_S))
@@ -258,7 +245,7 @@ class Pool:
         return self.available
 
     def _suspect(self, sequence: int, suspected: bool, last: str) -> None:
-        """Note that servers have failed on a sequence; if that repeats, the sequence is at fault."""
+        """Count failures of servers on a sequence; after several in a row the sequence is at fault."""
         if not suspected:
             return
         self._suspicions[sequence] = self._suspicions.get(sequence, 0) + 1

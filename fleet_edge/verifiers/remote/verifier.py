@@ -1,6 +1,6 @@
 """Remote verifier: the most likely tokens of each row from an inference server; all others count as impossible.
 
-So it is exact for policies that keep no more tokens than the server names: greedy, or `0 < top_k <= most_top_k`. Among
+It is exact for policies that keep no more tokens than the server names: greedy, or `0 < top_k <= most_top_k`. Among
 equally likely tokens at the last place the server chooses, independently of the draft, so the output still has the
 target distribution.
 """
@@ -110,7 +110,6 @@ class RemoteVerifier(TokenVerifier):
     # As `SharesPrefixes`
 
     def isolate(self, sequence: int, namespace: str) -> None:
-        """Separate a sequence from other namespaces in the servers' prefix caches."""
         self._namespaces[sequence] = namespace
 
     # As `RunsElsewhere`
@@ -146,11 +145,7 @@ def connect(
     samples: Sequence[int],
     clock: Callable[[], float] = time.monotonic,
 ) -> RemoteVerifier:
-    """Return the verifier, once the servers have proved that they serve the target.
-
-    Raises:
-        VerifierError: None of them does, or one serves something else.
-    """
+    """Return the verifier, once the servers have proved that they serve the target; raises `VerifierError`."""
     key = ServerKey(settings.api_key_file)
     for url in urls:
         if key.source and url.startswith("http://") and urlsplit(url).hostname not in _LOOPBACK:
