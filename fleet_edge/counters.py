@@ -22,6 +22,7 @@ class SegmentCounters:
         tokens: Committed, without those resumed from.
         rounds: Verdicts given, without repeats.
         drafted: Draft tokens received and judged or voided.
+        tested: Draft tokens accepted or rejected.
         uplink_bytes: Payload of received drafts, including repeats.
         downlink_bytes: Payload of sent verdicts, including repeats.
         queue_ms: From a draft's arrival to the step that verified it, without `prefill_ms`; sum over rounds.

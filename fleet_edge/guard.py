@@ -167,7 +167,7 @@ class DeviceGuard:
         return self._standing(device).quotas.kv_share
 
     def may_repeat(self, device: str, size: int) -> bool:
-        """Whether this many bytes may be sent to a device again; counts them if so."""
+        """Whether `size` bytes may be sent to a device again; counts them if so."""
         return self._standing(device).repeats.take(size, self._clock()) == 0.0
 
     def may_answer(self, device: str) -> bool:
@@ -254,7 +254,7 @@ class DeviceGuard:
         for device, each in kept.items():
             self._standing(device).restore(each, ago_s=ago_s, now=now)
 
-    # Within
+    # Internal
 
     def _while_quarantined(self, channel: _Channel, now: float) -> bool:
         """Accept an Open now and then, so that the device learns how long the quarantine lasts."""

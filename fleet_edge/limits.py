@@ -213,9 +213,9 @@ class KeptStanding(BaseModel):
 class Standing:
     """State of one device. Times are monotonic seconds.
 
-    `quarantined_until` is the later of `own_until` and `others_until` (an administrator or another edge). The first
-    `dropped_before` dropped messages are logged. `notified` is when the device last learned that it is over a quota, or
-    quarantined. `repeats` is a bucket of bytes sent again, `answers` one of faults and refusals.
+    `quarantined_until` is the later of `own_until` and `others_until` (an administrator or another edge). Of the
+    dropped messages `dropped_before` are already logged. `notified` is when the device last learned that it is over a
+    quota, or quarantined. `repeats` is a bucket of bytes sent again, `answers` one of faults and refusals.
     """
 
     device: str

@@ -16,7 +16,7 @@ from fleet_edge.store.errors import SpoolInUse
 from fleet_edge.store.spool import Spool
 from fleet_edge.verifiers.registry import check_verifier
 
-# The broker may be starting too; if something else is wrong already, the wait is short.
+# The broker may be starting too; if another check has failed, the wait is short.
 _CONNECT_S: Final = 10.0
 _SHORT_S: Final = 1.0
 

@@ -442,7 +442,7 @@ class SessionLog:
             source: Machine or address, for the audit log.
 
         Returns:
-            The fence in force: this one, or one by an edge that ends later.
+            The quarantine in force: this one, or one by an edge that ends later.
         """
         now = self._now()
         try:

@@ -1,4 +1,4 @@
-"""Watches of an edge: availability of its target, certificates, device clocks, and events of its own life."""
+"""Watches of an edge: availability of its target, certificates, device clocks, and its lifecycle events."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -129,7 +129,7 @@ def _span(time: timedelta) -> str:
 
 @dataclass(slots=True)
 class LifeEvents:
-    """Logs the life of an edge: start and end, changes since its last run, loss of broker and database. Thread-safe."""
+    """Logs lifecycle events: start and end, changes since the last run, loss of broker and database. Thread-safe."""
 
     recorder: Recorder
     software: str

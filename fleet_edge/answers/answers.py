@@ -163,7 +163,7 @@ class Responder:
         stream = session.stream
         assert stream is not None
         self.guard.spend(session.device, sum(len(result.tokens) for result in results))
-        # If the device has asked again meanwhile, it was sent these in answer.
+        # If the device has asked again meanwhile, it has already received these tokens.
         payloads = [] if stream.sent >= session.committed else self._pieces(session, timing)
         session.counters += timing.counters
         session.times.grew(committed=session.committed, at=self.clock())
@@ -255,7 +255,7 @@ class Responder:
         self.figures.left(session)
         self.recorder.left(session, reason)
 
-    # Within
+    # Internal
 
     def _over(self, session: EdgeSession, reason: EndReason) -> None:
         self.figures.closed(session, reason.value)

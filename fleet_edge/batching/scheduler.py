@@ -261,7 +261,7 @@ class Scheduler:
         timing = self._prefill_log.timing(arrived, step)
         return replace(timing, background=work.background, chained=chained)
 
-    # Within
+    # Internal
 
     def _measure(self, batch: Batch, step: StepTimes) -> None:
         """Measure a step: one with prompts for their cost, any other for the cost of verification."""

@@ -80,7 +80,7 @@ _MARGIN: Final = 1.25
 """How much longer than its mean turnaround to wait for a device."""
 
 _PATIENCE: Final = 3.0
-"""A device is expected for this many mean turnarounds."""
+"""Number of mean turnarounds for which a device is expected."""
 
 _LEAST_PATIENCE_S: Final = 0.5
 _FIRST_TURNAROUND_S: Final = 0.5
@@ -143,7 +143,7 @@ class BatchingDelay:
         )
         best, gain = 0.0, 0.0
         for late, wait in enumerate((wait for wait in due if 0.0 < wait <= self.share * self._step_s), start=1):
-            # Those who come are spared about a step; those who are ready lose the wait.
+            # Sessions that arrive in time save about a step; ready ones lose the wait.
             saved = late * self._step_s - ready * wait
             if saved > gain:
                 best, gain = wait, saved
@@ -234,7 +234,7 @@ class VerdictGoal:
         share = growing_s / max(1.0, self._sessions)
         if self._verdict_s + (1.0 + self._unmeasured(now)) * share <= self.seconds:
             return 0.0
-        # Sessions end one after the other, and each makes room for one of those who ask, in their order.
+        # Sessions end one after the other, and each makes room for the next device in the queue.
         self._refused += 1
         between_s = _FIRST_RETRY_S if self._text_s is None else self._text_s
         return min(_MOST_RETRY_S, max(1.0, between_s * self._refused))

@@ -170,7 +170,7 @@ class Figures:
             self.downlink_bytes["reply"] += size
 
     def heard(self, device: str, presence: Presence | None = None) -> None:
-        """Note that a device has sent something, with its presence if that was its state."""
+        """Record a sign of life from a device, with its presence if the message was its state."""
         if presence is not None and (device in self.presence or len(self.presence) < _MOST_DEVICES):
             self.presence[device] = presence
         if device in self.presence:

@@ -233,8 +233,8 @@ class EdgeSession:
         """Return the drafts that can be verified at once, each starting at the end of the one before.
 
         They hold at most `most` tokens, but always the first draft. `guesses` returns how many tokens to speculate at
-        an acceptance rate; the grammar forces at most `forced` more. Raises `DraftFault` if the first draft starts from
-        other tokens; it is dropped.
+        an acceptance rate; at most `forced` of them are forced by the grammar. Raises `DraftFault` if the first draft
+        starts from other tokens; it is dropped.
         """
         if (ready := self.ready) is None:
             return ()
@@ -281,7 +281,7 @@ class EdgeSession:
         self.counters += SegmentCounters(forced=len(judgement.forced))
         return settled
 
-    # Writing alone
+    # Edge-only decoding
 
     @property
     def stream(self) -> DecodeRequest | None:
@@ -366,7 +366,7 @@ class EdgeSession:
         self._failure = fault
         self._finish()
 
-    # Within
+    # Internal
 
     def _is_void(self, draft: Draft) -> bool:
         """Whether no answer is due: answered long ago, voided by a rejection, or delivered twice."""

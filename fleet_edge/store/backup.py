@@ -34,13 +34,13 @@ def back_up(url: str, to: Path, *, progress: Progress | None = None) -> int:
     if to.exists():
         raise StoreRefused(f"There is a file {to} already; name another.")
     with _made_whole(to) as part, _failing_in_a_sentence(source), closing(_opened(source, mode="ro")) as connection:
-        # Held, so that all steps copy the same instant: without it each would start again once an edge has written.
+        # An open read transaction, so that the copy does not restart whenever an edge writes.
         connection.execute("BEGIN")
         _check(connection, source)
         with closing(sqlite3.connect(part)) as copy:
             report = None if progress is None else lambda _, left, pages: progress(pages - left, pages)
             connection.backup(copy, pages=_STEP_PAGES, progress=report)
-            # One file, which any reader can open wherever it lies.
+            # One file without a journal, which any reader can open.
             copy.execute("PRAGMA journal_mode = DELETE")
             _check(copy, part, thoroughly=True)
     return to.stat().st_size

@@ -80,7 +80,7 @@ class Store:
             )
 
     def fences(self, *, now: datetime) -> Fences:
-        """Return which devices are fenced at `now` (aware); cheap enough to call every few seconds."""
+        """Return the devices in quarantine at `now` (aware); cheap enough to call every few seconds."""
         try:
             with self.engine.connect() as connection:
                 return read_fences(connection, now=now)
@@ -217,7 +217,7 @@ class ReopeningStore:
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records as `Store.apply` does, opening the database first if necessary.
 
-        Also raises `StoreRefused`, if somebody has to change something first.
+        Also raises `StoreRefused`, if an operator has to act first.
         """
         try:
             self.open()

@@ -52,7 +52,7 @@ _EXAMPLES = "use sqlite:///PATH or postgresql://USER@HOST/NAME"
 
 
 def parse_url(text: str) -> URL:
-    """Read a database URL; raises `StoreError` if it is none, or of a database that we do not support."""
+    """Read a database URL; raises `StoreError` if it is invalid, or its database is not supported."""
     try:
         url = make_url(text.strip())
     except ArgumentError:
@@ -139,7 +139,7 @@ def unavailable(error: SQLAlchemyError, *, name: str) -> StoreUnavailable:
 
 
 def _needs_change(cause: BaseException) -> bool:
-    """Return whether an error stays until somebody changes something; if unknown, it is waited for."""
+    """Return whether an error persists until an operator acts; unknown errors do not count."""
     if isinstance(cause, sqlite3.Error):
         # The low byte says what it is, the others in which way.
         return (getattr(cause, "sqlite_errorcode", 0) or 0) & 0xFF in _REFUSED_BY_SQLITE

@@ -2,14 +2,14 @@
 
 ::
 
-    StoreError                  anything that the operator has to put right
+    StoreError                  an error that the operator has to fix
     ├── StoreUnavailable        the database does not answer now; the same call may succeed later
-    │   └── StoreRefused        it is there, and will not succeed before somebody has changed something
+    │   └── StoreRefused        it answers, and fails until an operator acts
     ├── RecordRejected          the database answers, and will never take this record
     ├── SpoolFull               the spool is at its bound, or its disk is full
     ├── SpoolInUse              another process has the spool
     ├── NotFound                no device or session of that name
-    └── InvalidQuery            a question that cannot be understood
+    └── InvalidQuery            a query that cannot be understood
 """
 
 from schemas.errors import FleetError

@@ -1,4 +1,4 @@
-"""Fences: devices whose messages all edges of a fleet drop.
+"""Fences: quarantined devices, whose messages all edges of a fleet drop.
 
 An edge writes its fences as records, through its writer, and polls `read_fences`; an administrator's are written here,
 at once. Both merge alike: lifting ends all fences that began before, even one that is replayed later.
@@ -55,7 +55,7 @@ def fence_device(
 
     Returns the fence in force: this one, or one by an edge that ends later; None if `until` has passed.
     """
-    # A clock that lags behind the one that wrote what is there must not make this the earlier fence.
+    # A clock that lags behind that of the stored fence must not make this the earlier one.
     own = select(FenceRow.since_at).where(FenceRow.device == device, FenceRow.by == ADMINISTRATOR)
     lifted = select(FenceLiftRow.lifted_at).where(FenceLiftRow.device == device)
     earlier = [at for at in (connection.scalar(own), connection.scalar(lifted)) if at is not None]

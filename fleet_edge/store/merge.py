@@ -124,7 +124,7 @@ _DESCRIBE_SESSION: Final = (
     .where(or_(SessionRow.described_by.is_(None), SessionRow.described_by > _bind("segment")))
     .values(described_by=_bind("segment"), **_shared(SessionOpened, SessionRow, without=("session", "device", "edge")))
 )
-# The record of two edges that arrives last finds the other.
+# Whichever of two edges' records arrives last finds the other.
 _ELSEWHERE: Final = SessionRow.edge != _bind("edge")
 _LATER: Final = or_(SessionRow.edge_segment.is_(None), SessionRow.edge_segment < _bind("segment"))
 _SERVE_SESSION: Final = (
@@ -182,7 +182,7 @@ def _update(connection: Connection, statement: Update, records: Sequence[Record]
         connection.execute(statement, [dict(zip(names, values(record), strict=True)) for record in records])
 
 
-# Inserts: where the row exists, they change no more than they may
+# Inserts, which merge into an existing row
 
 
 class _Inserts:

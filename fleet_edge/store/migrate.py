@@ -18,7 +18,7 @@ from fleet_edge.store.models import REVISION
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
-# Any number, as long as every process that migrates takes the same.
+# An arbitrary number, the same in every process that migrates.
 _ADVISORY_LOCK: Final = 0x6473_7364_666C_6565
 
 

@@ -231,7 +231,7 @@ class SessionRow(Base):
             Index(None, "device", "last_at"),
             Index(None, "last_at"),
             Index(None, "edge", "opened_at"),
-            # The few that another edge than their last has served too.
+            # The few sessions that an edge other than their last has served too.
             Index("ix_sessions_moved", "opened_at", sqlite_where=text("moved"), postgresql_where=text("moved")),
         ],
     )
@@ -313,7 +313,7 @@ class EventRow(Base):
 
 
 class FenceRow(Base):
-    """The latest fence of a device by one edge, or by the administrator. No foreign keys: either may be unknown."""
+    """The latest quarantine of a device by one edge or the administrator. No foreign keys: either may be unknown."""
 
     __table__ = _table(
         "fences",
@@ -323,7 +323,7 @@ class FenceRow(Base):
 
 
 class FenceLiftRow(Base):
-    """When a device's fences were last lifted; kept apart, since a fence may be replayed after it was lifted."""
+    """When quarantines of a device were last lifted; a separate table, since one may be replayed after its lift."""
 
     __table__ = _table("fence_lifts", _key("device"), [_column("lifted_at", datetime), _column("lifted_by", str)])
 
@@ -397,7 +397,7 @@ class RollupMarkRow(Base):
     __table__ = _table("rollup_marks", _key("name"), [_column("at", datetime)])
 
 
-# What an administrator decides. No foreign keys: a device may be steered before any edge has seen it.
+# An administrator's decisions. No foreign keys: a device may be managed before any edge has seen it.
 
 
 class LabelRow(Base):

@@ -96,7 +96,7 @@ def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> li
     query = select(SessionRow).where(*_conditions(chosen)).order_by(SessionRow.opened_at.desc()).limit(limit)
     if chosen.edge is None:
         return _session_views(connection, connection.execute(query).mappings().all())
-    # One index has the sessions that it served last, another the few that moved on to other edges.
+    # One index has the sessions that the edge served last, another the few that moved to other edges.
     last = connection.execute(query.where(SessionRow.edge == chosen.edge)).mappings().all()
     own = (SegmentRow.session == SessionRow.session, by_row(SegmentRow.device) == SessionRow.device)
     served = select(SegmentRow.session).where(*own, by_row(SegmentRow.edge) == chosen.edge).exists()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from schemas.messages import Close
 
 ADMINISTRATOR: Final = "the administrator"
-"""Who fences or lifts, where it is no edge. Its spaces keep it apart from the name of any edge."""
+"""Author of a quarantine that no edge has imposed. No edge can have this name, because it contains spaces."""
 
 
 class TokenKind(StrEnum):
@@ -189,7 +189,7 @@ class LeaveReason(StrEnum):
 class SegmentLeft:
     """A segment ended, and the session goes on: it stays open until a later segment closes it.
 
-    Of several ends of one segment the latest `at` wins.
+    If a segment has several ends, the latest `at` wins.
     """
 
     session: str
@@ -203,7 +203,7 @@ class SegmentLeft:
 class SessionClosed:
     """A segment ended, and the session with it unless a later segment exists; if its device closed it, in any case.
 
-    Of several ends of one segment the latest `at` wins.
+    If a segment has several ends, the latest `at` wins.
 
     Attributes:
         tokens: Of the whole session, resumed ones included: as its device closed it, without what was verified beyond;
@@ -230,7 +230,7 @@ class CloseReported:
     creates no session; only a sequence that the device generated without an edge is a session at once.
 
     Attributes:
-        at: When the Close came, or when generation ended if the device reported that later. Of several the latest wins.
+        at: When the Close came, or when generation ended if the device reported that later. The latest wins.
     """
 
     session: str
@@ -359,12 +359,12 @@ class EventLogged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFenced(FenceView):
-    """A device was fenced. Of several fences by one `by` the latest counts; of several `by`, the one that ends last."""
+    """A device was quarantined. The latest by one `by` counts; of several `by`, the one that ends last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceLifted:
-    """All fences of a device, by any edge, that begin at `at` or before are over."""
+    """All quarantines of a device, by any edge, that begin at `at` or before are over."""
 
     device: str
     by: str

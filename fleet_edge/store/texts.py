@@ -13,7 +13,7 @@ from fleet_edge.store.records import TokenKind
 from fleet_edge.store.views import SegmentView, SessionView
 
 MOST_TOKENS: Final = 1 << 16
-"""Of a text that is read; no text has more."""
+"""Most tokens of a stored text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def read_text(connection: Connection, session: SessionView, segments: Sequence[S
 
 
 def _cut(tokens: list[_Raw], length: int) -> None:
-    """Give a text this length, with gaps where nothing is stored."""
+    """Cut or extend a text to this length, with gaps where nothing is stored."""
     del tokens[length:]
     tokens += [_UNKNOWN] * (length - len(tokens))
 

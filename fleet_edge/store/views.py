@@ -89,6 +89,7 @@ class DeviceColumns:
     Attributes:
         certificate_until: End of its certificate, as the device reports it.
         round_trip_ms: From a draft to its verdict, smoothed.
+        told_acceptance: Accepted of tested draft tokens since the device started.
     """
 
     device: str
@@ -115,6 +116,7 @@ class DeviceView(DeviceColumns):
     Attributes:
         state_since: Start of that state; for a late or silent device, its last sign.
         last_sign_at: Latest presence, telemetry or draft.
+        sessions: Served by edges, purged ones included.
         last_verdict_at: When an edge last recorded a verdict or an end of a session.
         tokens_today: Committed in segments opened since midnight (UTC).
     """
@@ -178,6 +180,7 @@ class SessionView(SessionColumns):
     """A session with the sums of its segments.
 
     Attributes:
+        final_tokens: Tokens of the whole sequence at its end.
         first_token_ms: From the Open to the first committed token, at the edge; of the first segment that has one.
         gap_p95_ms: 95th percentile of the time between two tokens; of the segment with most tokens.
     """
@@ -233,6 +236,7 @@ class RoundView:
     Attributes:
         base: Tokens committed before it.
         drafted: Tokens in the draft.
+        tested: Of these, accepted or rejected.
         batch: Sessions verified in the same step, this one included.
         uplink_bytes: Payload of the draft.
         downlink_bytes: Payload of the verdict.
@@ -536,7 +540,7 @@ class AlertView:
     Attributes:
         id: Hexadecimal; enough of its beginning identifies it.
         subject: A device, an edge, or an edge and a code.
-        severity: How soon somebody has to look: `warning` or `critical`.
+        severity: `warning` or `critical`.
         sentence: What is wrong, as seen last, and what to do.
         value: What was measured last, if it is a number.
         cleared_by: Who cleared it; None if its rule no longer matched.

@@ -138,7 +138,7 @@ class RecordSink(Protocol):
         """Store all of the records or none; MUST be idempotent.
 
         Raises:
-            StoreUnavailable: Try again later; also `StoreRefused`, though somebody has to change something first.
+            StoreUnavailable: Try again later; also `StoreRefused`, though an operator has to act first.
             RecordRejected: One of them can never be stored.
         """
 

@@ -69,7 +69,7 @@ def is_installed(package: str) -> bool:
 
 
 def find_candidates(settings: EdgeSettings, *, installed: Callable[[str], bool] = is_installed) -> Candidates:
-    """Return the engines that could serve the target, as far as files and packages tell.
+    """Return the engines that could serve the target, judged by files and packages.
 
     torch takes folders, repositories and, dequantized, GGUFs; llama.cpp takes GGUFs. For a folder `NAME`, `NAME.gguf`
     and `NAME-<quantization>.gguf` next to it count as the same model; the largest is the closest to it. Raises
@@ -339,7 +339,7 @@ _LONGEST_S: Final = 300.0
 def measure_apart(
     candidate: Candidate, settings: EdgeSettings, *, longest_s: float = _LONGEST_S, program: str = _PROGRAM
 ) -> EngineReport:
-    """Measure a candidate in a program of its own, for at most `longest_s` seconds."""
+    """Measure a candidate in a separate process, for at most `longest_s` seconds."""
     given = settings.model_dump(mode="json", include=set(MEASURED_BY))
     given |= {"engine": candidate.engine, "target": candidate.target}
     # The same modules as in this process, and none of the working directory.

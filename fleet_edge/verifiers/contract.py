@@ -189,7 +189,7 @@ class ReadsText(Protocol):
 
 @runtime_checkable
 class SharesPrefixes(Protocol):
-    """A verifier with a prefix cache of its own."""
+    """A verifier that shares prefixes itself."""
 
     def isolate(self, sequence: int, namespace: str) -> None:
         """Share a sequence's prefix within a namespace only; called before it computes anything."""

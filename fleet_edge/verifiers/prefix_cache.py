@@ -240,7 +240,7 @@ LEAST_REUSED: Final = 16
 """Fewest tokens worth reusing: computing fewer costs little more than copying them."""
 
 TAIL: Final = 64
-"""An ended sequence is taken over instead of copied if at most this many tokens are lost."""
+"""Most tokens lost if an ended sequence is taken over instead of copied."""
 
 _LOOKED_AT: Final = 256
 """Sequences considered per lookup, so that its cost is bounded."""
@@ -337,7 +337,7 @@ class PrefixCache:
     def capacity(self) -> int:
         return self._verifier.capacity()
 
-    # As `RunsElsewhere`, which the verifier below may be
+    # As `RunsElsewhere`, which the wrapped verifier may be
 
     def away(self) -> str:
         return self._verifier.away() if isinstance(self._verifier, RunsElsewhere) else ""
@@ -464,7 +464,7 @@ class PrefixCache:
                 return False
         return True
 
-    # What is held
+    # Held sequences
 
     def _hold(self, held: HeldSequence) -> None:
         assert held.caller is not None
@@ -525,7 +525,7 @@ class PrefixCache:
             self._drop(held)
         return held is not None
 
-    # The verifier below
+    # The wrapped verifier
 
     def _score(self, below: Sequence[Item]) -> Logits:
         try:

@@ -28,7 +28,7 @@ IMPLEMENTATION: Final = "packed_sequences"
 
 _STEP: ContextVar["Step"] = ContextVar("packed step")
 
-# What a model may pass along besides: the step's own numbers in another form.
+# Further arguments that a model may pass: the step's own numbers in another form.
 _HARMLESS: Final = frozenset({"position_ids", "position_embeddings", "cache_position"})
 
 

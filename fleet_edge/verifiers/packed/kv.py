@@ -127,7 +127,7 @@ class SlabMemory:
     def _replace(self, slab: Slab, slots: int, keep: int) -> None:
         for tensors in (slab.keys, slab.values):
             for layer in range(len(tensors)):
-                # The old tensor is gone when this returns, so that the next one finds its room.
+                # The old tensor is freed when this returns, so that the next one has memory.
                 tensors[layer] = self._resized(tensors[layer], slots, keep)
 
     def _resized(self, old: torch.Tensor, slots: int, keep: int) -> torch.Tensor:

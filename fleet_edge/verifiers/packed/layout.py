@@ -51,7 +51,7 @@ class Indices:
 
     def send(self) -> None:
         on_gpu = self.device.type == "cuda"
-        # From memory that the system cannot move, a GPU fetches by itself.
+        # A GPU copies from pinned memory asynchronously.
         host = torch.tensor(self._values, dtype=torch.int64, pin_memory=on_gpu)
         self._sent = host.to(self.device, non_blocking=on_gpu)
 
@@ -63,11 +63,11 @@ class Indices:
 
 
 FEW_ROWS = 16
-"""Up to this many new tokens sequences share calls, padded to the widest among them."""
+"""Sequences with at most this number of new tokens share calls, padded to the widest among them."""
 
 BRIDGED_TOKENS = 512
-"""Idle slots between two busy ones are computed along, their result dropped, up to this many tokens of
-capacity: a call of its own costs as much as some hundred tokens of attention."""
+"""Most tokens of capacity of idle slots between two busy ones that are computed too, their result dropped: a separate
+call costs as much as some hundred tokens of attention."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,7 +211,7 @@ def _group(parts: Sequence[Part], *, begin: int, indices: Indices, least_keys: i
     sequences = parts[-1].slot.index - first + 1
     width = max(part.count for part in parts)
     rows = sum(part.count for part in parts)
-    # Query rows that stand for nothing repeat row 0 at a position like the others': a finite result, dropped.
+    # Padding rows repeat row 0 at a similar position, so that their dropped result is finite.
     gather = [0] * (sequences * width)
     positions = [parts[0].start] * (sequences * width)
     scatter: list[int] = []

@@ -43,6 +43,7 @@ class Geometry(BaseModel):
     Attributes:
         hidden: Width of the residual stream.
         inner: Width of the feed-forward layers.
+        rope_scale: Factor of cosines and sines.
         hadamard: Size of the Hadamard matrix before `down`, a power of two.
     """
 

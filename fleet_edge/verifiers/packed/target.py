@@ -33,7 +33,7 @@ DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 # Instructions that multiply bfloat16 matrices. Without them it is emulated and slower than float32.
 _FAST_BFLOAT16: Final = ("amx_bf16", "avx512_bf16")
 
-# There wherever the driver of an NVIDIA GPU is loaded, unless systemd hides the devices from us.
+# Exists wherever the driver of an NVIDIA GPU is loaded, unless systemd hides the devices.
 _NVIDIA_DRIVER: Final = Path("/dev/nvidiactl")
 
 
