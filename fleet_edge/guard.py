@@ -34,7 +34,7 @@ _WEIGHTS: Final[Mapping[FaultCode, float]] = {
     FaultCode.COUNTS: 10.0,
     FaultCode.QUOTA: 1.0,
 }
-"""Strikes of a fault; the edge's own faults count none. What a bad line or a restarted edge causes counts least."""
+"""Strikes of a fault: none for the edge's own faults, few for those that a bad line or a restarted edge causes."""
 
 _DEADLY_GRAMMAR_WEIGHT: Final = 160.0
 """Strikes for a grammar that has killed a process: by default the second within seconds leads to quarantine."""

@@ -89,7 +89,7 @@ class CertificateWatch:
 
 
 _TOLERATED: Final = timedelta(seconds=30)
-"""Longer than a state takes to arrive, and less than matters for certificates and signatures."""
+"""Tolerated clock error: longer than a state takes to arrive, and too short to affect certificates and signatures."""
 
 _CLOCKS_MOST: Final = 65_536
 

@@ -30,7 +30,7 @@ from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused,
 from schemas.reasons import Action, EndReason, FaultCode, Finish
 
 _MOST: Final = 128
-"""Draft models remembered, the most recent ones, since devices name them."""
+"""Draft models remembered, the most recent ones; bounded, because devices choose their names."""
 
 
 @dataclass(slots=True)

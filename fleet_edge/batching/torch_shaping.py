@@ -15,7 +15,7 @@ from fleet_edge.batching.shaping import RowGroup, ShapedRows
 from schemas.policy import SamplingPolicy
 
 BLOCK: Final = 64
-"""Elements: a few vector registers, and far fewer blocks than elements."""
+"""Elements of a block: a few vector registers, and far fewer blocks than elements."""
 
 
 def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -79,7 +79,7 @@ STORE_LAG = _gauge("store_lag_seconds", "Time since the session log was last com
 INFO = _gauge("build_info", "Software of this edge; the value is always 1.", "version", "fleet", "edge", "target")
 
 CATALOGUE: Final[tuple[Metric, ...]] = tuple(each for each in list(globals().values()) if isinstance(each, Metric))
-"""All of them, in the order above."""
+"""All metrics, in the order above."""
 
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "metrics.md"

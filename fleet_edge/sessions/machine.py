@@ -101,7 +101,7 @@ class DraftReceipt:
 
 @dataclass(slots=True)
 class EdgeSession:
-    """The state machine.
+    """State machine of one session at the edge.
 
     Attributes:
         kinds: Origin of each token committed here, one character each.

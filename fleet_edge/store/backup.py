@@ -16,7 +16,7 @@ from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.models import REVISION
 
 Progress = Callable[[int, int], object]
-"""Told how many pages are copied, and how many there are."""
+"""Called with the number of copied pages and of all pages."""
 
 _STEP_PAGES: Final = 4096
 _BUSY_S: Final = 5.0

@@ -39,7 +39,7 @@ from schemas.control import Presence
 from schemas.reasons import EndReason
 
 Pause = Callable[[float], object]
-"""Waits for a number of seconds, or until stopped."""
+"""Wait for a number of seconds, or until stopped."""
 
 _STEP_S: Final = (
     0.03  # meant for one transaction: a third of what a writer may wait, on a machine that does other things

@@ -48,7 +48,7 @@ def ceiling(grain: Grain, at: datetime) -> datetime:
 
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-"""Before any session."""
+"""Earlier than any session."""
 
 
 class Mark(StrEnum):

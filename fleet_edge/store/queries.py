@@ -57,7 +57,7 @@ from fleet_edge.store.views import (
 
 _ID_LENGTH: Final = 16
 _ALL: Final = 2**31
-"""Rows, more than there are: SQLite has no OFFSET without LIMIT."""
+"""More rows than there are: SQLite has no OFFSET without LIMIT."""
 
 _OF_DEVICE: Final = tuple(getattr(DeviceRow, field.name) for field in fields(DeviceColumns))
 _OF_EDGE: Final = tuple(getattr(EdgeRow, field.name) for field in fields(EdgeColumns))

@@ -51,7 +51,7 @@ _FINER: Final = {Grain.DAY: Grain.HOUR, Grain.MONTH: Grain.DAY}
 _UNTIL: Final = {Grain.DAY: Mark.DAYS_UNTIL, Grain.MONTH: Mark.MONTHS_UNTIL}
 
 Enough = Callable[[], bool]
-"""Asked between two transactions: whether to leave the rest to the next run."""
+"""Called between two transactions: whether to leave the rest to the next run."""
 
 _Seen = Sequence[Any]  # writers, and how often each had written
 _Hour = tuple[datetime, _Seen]

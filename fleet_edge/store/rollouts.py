@@ -22,7 +22,7 @@ _EVENTS: Final = uuid.UUID("6f3f5d1e-0a6b-4b44-9a55-0d3a4c1f7b20")
 """Namespace of the events' ids: the same outcome on a machine is one event, however often it is written."""
 
 _KEPT: Final = 500
-"""Rollouts, the latest; those before are deleted as a new one is written."""
+"""Number of rollouts kept; older ones are deleted when a new one is written."""
 
 
 class RolloutAction(StrEnum):

@@ -25,7 +25,7 @@ from fleet_edge.store.errors import SpoolFull, SpoolInUse, StoreError
 from fleet_edge.store.records import Record
 
 MAX_LINE_BYTES: Final = 64 << 10
-"""Far above any record, so that a spoiled file costs no more memory than this."""
+"""Longest line that is read: far above any record, so that a damaged file costs bounded memory."""
 
 _KINDS: Final[dict[str, TypeAdapter[Record]]] = {kind.__name__: TypeAdapter(kind) for kind in get_args(Record)}
 _CRC_DIGITS = 8

@@ -86,7 +86,7 @@ class Distribution:
 SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
 
 COUNTED: Final = ("sessions", "visits", "segments")
-"""Counts next to these sums."""
+"""Counts in addition to these sums."""
 
 # Written out rather than bound: PostgreSQL would take two parameters for different expressions.
 _HOUR: Final = literal_column("segments.segment / 3600000000", BigInteger)

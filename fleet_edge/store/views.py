@@ -13,14 +13,15 @@ from fleet_edge.counters import SegmentCounters, share
 from schemas.control import Presence
 
 SettingValue = bool | int | float | str
-"""As `schemas.steering` has it, which would load numpy in every program that reads the log."""
+"""The same as in `schemas.steering`, which would load numpy in every program that reads the log."""
 
 LATE_AFTER: Final = timedelta(minutes=5)
 SILENT_AFTER: Final = timedelta(minutes=15)
-"""A device without requests sends nothing, so an idle device becomes late and then silent too."""
+"""Time without a sign after which a device is silent. An idle device sends nothing, so it becomes late and then
+silent."""
 
 EDGE_SILENT_AFTER: Final = timedelta(minutes=1)
-"""An edge writes its load every ten seconds."""
+"""Time without a load after which an edge is silent; it writes one every ten seconds."""
 
 
 class MachineState(StrEnum):

@@ -387,8 +387,7 @@ _FILE: Final = "engines.json"
 _MOST_KEPT: Final = 64
 
 _WORTH_A_CHANGE: Final = 1.1
-"""The previous engine, or at first the one native to the target's format, stays unless another is faster by this
-factor."""
+"""Speed-up from which an engine replaces the previous one, or at first the one native to the target's format."""
 
 _BUSY: Final = 1.5
 """Load per core above which measurements are unreliable."""

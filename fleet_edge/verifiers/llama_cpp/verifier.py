@@ -114,7 +114,7 @@ def _rows(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:
 _FEWEST_TOKENS: Final = 256
 
 _ALIKE: Final = 2
-"""New tokens of a stream from which llama.cpp computes them batch-invariantly."""
+"""Fewest new tokens of a stream that llama.cpp computes batch-invariantly."""
 
 
 class LlamaCppVerifier:

@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 KINDS: Final = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 _FORMAT: Final = "1"
-"""Changes whenever the same weights would be quantized otherwise."""
+"""Version of the format; change it whenever the same weights are quantized differently."""
 
 _FILES: Final = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "config.json", "generation_config.json")
 """Files of a folder on which the result depends."""

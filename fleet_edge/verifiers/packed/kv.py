@@ -150,13 +150,13 @@ class SlabMemory:
 
 
 SMALLEST_SLOT: Final = 64
-"""Tokens. Below this the rounding costs less than the bookkeeping."""
+"""Fewest tokens of a slot: below this, rounding up costs less than bookkeeping."""
 
 FIRST_SLAB_SLOTS: Final = 4
 """A size class begins small and doubles, so that few sessions take little and many share calls."""
 
 SLAB_TOKENS: Final = 8192
-"""Most tokens in a slab: long slots gain nothing from company, and are freed one by one."""
+"""Most tokens in a slab: long slots gain nothing from sharing one, and are freed one by one."""
 
 SLAB_SHARE: Final = 8
 """A slab of several slots takes at most this part of the budget, so that no size class starves the others."""

@@ -19,7 +19,7 @@ from fleet_edge.verifiers.packed.kv import LayerShape
 from fleet_edge.verifiers.packed.layout import FEW_ROWS, Group, Layout
 
 LEAST_KEYS: Final = 16
-"""torch sums fewer numbers than a vector register holds in another order."""
+"""Fewest keys of an attention call: torch sums fewer numbers than a vector register holds in another order."""
 
 _MANTISSA: Final = 24  # bits of a float32
 _EXPONENT: Final = 0x7F800000

@@ -310,4 +310,4 @@ def _entries(choice: dict[str, Any]) -> list[tuple[object, object]]:
 Dialect: TypeAlias = SgLang | Vllm
 
 DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {"vllm": Vllm, "sglang": SgLang}
-"""By the setting `remote.api`."""
+"""Dialects by the value of the setting `remote.api`."""
