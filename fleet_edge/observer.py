@@ -23,7 +23,7 @@ from fleet_edge.store.writer import LogWriter
 from schemas.names import VERSION
 
 _ANSWER_S: Final = 2.0
-"""Seconds after which a loop that does not answer counts as hanging; a working one answers within milliseconds."""
+"""Seconds that the loop has to answer; a working one does so within milliseconds."""
 
 _STEP_S: Final = 1.0
 """KV memory can be measured only between two steps; after this wait an earlier measurement is used."""

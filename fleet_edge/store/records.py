@@ -82,6 +82,7 @@ class DeviceCounters:
     """What the device itself counted over the whole session, all segments together, from its Close.
 
     Attributes:
+        tested: Draft tokens accepted or rejected.
         uplink_bytes: Payload of all drafts sent, repeats included.
         downlink_bytes: Payload of all verdicts received, repeats included.
         unverified: Tokens at the end that do not follow the target distribution: the device generated them without an
@@ -313,6 +314,7 @@ class EventLogged:
     Attributes:
         id: Unique for good, so that a replay adds nothing, e.g. a random UUID in hexadecimal. Records of one id differ
             only in `count` and `last_at`, of which the greatest count. All edges give what they all see the same id.
+        session: The first session that it concerns.
         last_at: When it last happened; None: at `at`.
     """
 

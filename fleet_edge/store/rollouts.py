@@ -1,4 +1,4 @@
-"""Rollouts: what was rolled out to which machine, when, by whom, and the outcome; written by the playbooks.
+"""Rollouts: what was rolled out to which machine, when, by which user, with which outcome; the playbooks write them.
 
 A playbook writes a row for each machine when it begins, and completes it when the machine is done. Rows are named by
 rollout and machine, so that writing one again changes nothing.

@@ -223,7 +223,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], *, timeout_s: float) -> T:
-        """Run a coroutine in the loop; a TimeoutError cancels it."""
+        """Run a coroutine in the loop; after `timeout_s` cancel it and raise TimeoutError."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout_s)
