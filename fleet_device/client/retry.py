@@ -143,7 +143,7 @@ class EdgeAvailability:
             SessionRefused: It may not; nobody was asked.
         """
         if (left_s := self.refused_s) > patience_s:
-            why = "shut out of the edge" if self._code is RefusalCode.FENCED else "over its quota at the edge"
+            why = "quarantined by the edge" if self._code is RefusalCode.FENCED else "over its quota at the edge"
             raise SessionRefused(self._code, f"The device is {why}; ask again in {left_s:.0f} s.", retry_s=left_s)
 
     def _online(self) -> frozenset[str]:
