@@ -33,7 +33,7 @@ class BrokerFailed(BrokerError):  # noqa: N818
 
 
 class BrokerFilesError(BrokerError):
-    """A file of a broker cannot be read, written or used."""
+    """A broker's file cannot be read, written or used."""
 
 
 # Ephemeral keys and authenticated encryption only. The fleet's keys are on P-256, so no RSA suite can ever be used.
@@ -56,15 +56,11 @@ File = Annotated[Path, AfterValidator(_plain)]
 
 
 class Tls(BaseModel):
-    """The PEM files of a TLS listener. Relative paths are relative to the configuration.
+    """PEM files of a TLS listener; relative paths are relative to the configuration.
 
-    Every client must show a certificate, and its common name is its user name and its client id.
-
-    Attributes:
-        ca: The fleet's own certificate authority, alone: any authority in this file can mint identities.
-        certificate: The broker's certificate.
-        key: Its private key.
-        crl: What the authority has revoked. Read at start and at SIGHUP.
+    Every client must show a certificate signed by `ca`, which holds the fleet's own authority alone: any authority in
+    this file can mint identities. The certificate's common name is the user name and the client id. `crl` is read at
+    start and at SIGHUP.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,12 +89,7 @@ def _host(name: str) -> str:
 class HeadOffice(BaseModel):
     """The upstream broker, to which a site's broker connects as a client over TLS.
 
-    Attributes:
-        host: Name or address, as in its certificate.
-        site: Name in this site's certificate. Unique at the head office.
-        ca: Certificate authorities of the upstream broker.
-        certificate: This site's certificate, signed by the head office.
-        key: Its private key.
+    `host` is named as in its certificate; `site` is the name in this site's certificate, unique at the head office.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -146,7 +137,6 @@ class Broker(BaseModel):
     so that what works here works where names come from certificates.
 
     Attributes:
-        host: Address to listen on; None for all.
         port: TCP port; 0 for any free port, with another one for edges if they have their own.
         edge_port: TCP port of a second listener, for edges and monitors: if a firewall protects it, devices cannot use
             up its connections. 0 for none: everybody uses `port`.
@@ -226,11 +216,7 @@ class Broker(BaseModel):
 
     @classmethod
     def production(cls, **values: Any) -> Self:  # noqa: ANN401 - whatever the model takes
-        """Return a broker with the defaults of production: mutual TLS on all addresses, a separate port for edges.
-
-        Raises:
-            ValidationError: A value cannot work.
-        """
+        """Return a broker with the defaults of production: mutual TLS on all addresses, a separate port for edges."""
         defaults: dict[str, Any] = {
             "host": None,
             "port": PRODUCTION_PORT,
@@ -252,7 +238,6 @@ class Broker(BaseModel):
         return self
 
     def port_of(self, name: str) -> int:
-        """Return the port that a client uses."""
         return self.edge_port if self.edge_port and name in (*self.edges, *self.monitors, self.janitor) else self.port
 
     @model_validator(mode="after")
@@ -284,7 +269,6 @@ _SECTIONS: Final[dict[str, type[BaseModel]]] = {"tls": Tls, "head_office": HeadO
 
 
 def render_description(broker: Broker) -> str:
-    """Return a TOML file from which the same description is read again."""
     values = broker.model_dump(mode="json", exclude_none=True)
     lines = ["# The description of the broker that the other files here were rendered from. Generated."]
     if broker.host is None:
@@ -297,14 +281,9 @@ def render_description(broker: Broker) -> str:
 
 
 def read_description(path: Path, *, production: bool = True) -> Broker:
-    """Read a description.
+    """Read a TOML description; raise BrokerFilesError if it cannot be read or describes no broker.
 
-    Args:
-        path: The TOML file.
-        production: Whether missing values have the defaults of production rather than loopback's.
-
-    Raises:
-        BrokerFilesError: It cannot be read, or describes no broker.
+    `production` chooses the defaults of missing values: those of production rather than loopback's.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -316,15 +295,10 @@ def read_description(path: Path, *, production: bool = True) -> Broker:
 
 
 def describe(values: dict[str, Any], *, production: bool, origin: str = "") -> Broker:
-    """Validate a description.
+    """Validate the values of a description; raise BrokerFilesError with a line for each problem.
 
-    Args:
-        values: As in the TOML file; an empty `host` means all addresses, an empty `janitor` none.
-        production: Whether missing values have the defaults of production.
-        origin: Where they come from, for the message.
-
-    Raises:
-        BrokerFilesError: They describe no broker; a line for each problem.
+    An empty `host` means all addresses, an empty `janitor` none. `origin` says in the message where the values come
+    from.
     """
     # TOML has no null.
     values = {key: None if value == "" and key in _NULLABLE else value for key, value in values.items()}

@@ -36,11 +36,7 @@ _FORGET: Final = "10m"
 
 
 def render_rules(broker: Broker) -> str:
-    """Return the rules, for `nft -f`; loading them replaces earlier ones.
-
-    Raises:
-        ValueError: The port is 0.
-    """
+    """Return the rules for `nft -f`, which replace earlier ones; raise ValueError if the port is 0."""
     if broker.port == 0:
         raise ValueError("Choose the broker's port before its firewall is written.")
     return "\n".join(_firewall_lines(broker)) + "\n"
@@ -130,10 +126,6 @@ def render_drop_in(broker: Broker, *, home: Path) -> str:
     """Return a drop-in for Debian's mosquitto.service: our configuration, enough descriptors, and a sandbox.
 
     mosquitto never runs as root with it, so the files in `home` must be readable for the user mosquitto.
-
-    Args:
-        broker: The description.
-        home: Folder of its configuration.
     """
     connections = broker.max_connections + (broker.max_edge_connections if broker.edge_port else 0)
     descriptors = max(FEWEST_DESCRIPTORS, connections + SPARE_DESCRIPTORS)
@@ -188,8 +180,6 @@ PUBLIC = 0o644
 
 
 class Profile(StrEnum):
-    """Kind of broker to render."""
-
     LOOPBACK = "loopback"
     PRODUCTION = "production"
     BRIDGE = "bridge"
@@ -197,8 +187,6 @@ class Profile(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RenderedFile:
-    """A file to write, with its path below the target folder."""
-
     name: str
     text: str
     mode: int = PRIVATE
@@ -207,16 +195,9 @@ class RenderedFile:
 def render_files(
     broker: Broker, profile: Profile, *, home: Path, version: MosquittoVersion = MosquittoVersion.V2_0
 ) -> tuple[RenderedFile, ...]:
-    """Return the files of a broker.
+    """Return the files of a broker whose folder is `home` (absolute) on its machine.
 
-    Args:
-        broker: The description.
-        profile: Kind of broker.
-        home: Absolute path of their folder on the broker's machine.
-        version: Of mosquitto there.
-
-    Raises:
-        BrokerFilesError: The description lacks what the profile needs.
+    Raise BrokerFilesError if the description lacks what the profile needs.
     """
     if (profile is Profile.LOOPBACK) != (broker.tls is None):
         needs = "no tls" if profile is Profile.LOOPBACK else "tls"
@@ -243,11 +224,7 @@ def render_files(
 
 
 def write_files(files: Iterable[RenderedFile], directory: Path) -> None:
-    """Write files atomically, so that a broker that reloads reads the old or the new one.
-
-    Raises:
-        BrokerFilesError: One cannot be written.
-    """
+    """Write files atomically, so that a broker that reloads reads the old or the new one."""
     for file in files:
         path = directory / file.name
         try:

@@ -16,7 +16,6 @@ SYS = "$SYS/"
 
 
 def roles_of(broker: Broker, user: str) -> frozenset[ClientRole]:
-    """Return the roles of a user with a certificate of the fleet, under any name."""
     if user in broker.banned or not _is_name(user):
         return frozenset()
     roles = set()
@@ -56,7 +55,7 @@ def may_receive(broker: Broker, user: str, topic: str) -> bool:
 
 
 def _may_clear(broker: Broker, user: str, address: TopicAddress) -> bool:
-    """Whether it is the janitor, and a topic that devices write and nothing should retain."""
+    """Whether the user is the janitor and the topic is one that devices write and nothing should retain."""
     if user != broker.janitor or user in broker.banned:
         return False
     return address.rule.writers == {ClientRole.DEVICE} and not address.rule.retained
@@ -123,11 +122,7 @@ def render_table() -> str:
 
 
 def with_table(text: str) -> str:
-    """Return README's text with the table in its place.
-
-    Raises:
-        ValueError: The text has no place for it.
-    """
+    """Return README's text with the table in its place; raise ValueError if there is no place for it."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -49,13 +49,12 @@ class LimitReached:
 
 @dataclass(slots=True)
 class LimitWatch:
-    """Takes what mosquitto publishes on `SYS_TOPICS`, and reports what is new."""
+    """Report the limits in mosquitto's messages on `SYS_TOPICS` that were not reported before."""
 
     _dropped: int = 0
     _shared: int = 0
 
     def take(self, topic: str, payload: bytes) -> LimitReached | None:
-        """Take one message; return the limit that it reports."""
         text = payload[:LONGEST].decode(errors="replace")
         if topic == DROPPED:
             return self._take_dropped(_count(text, self._dropped))
@@ -140,7 +139,7 @@ class BrokerFigures:
             self.link.subscribe(_ROOT + topic, self.take, qos=0)
 
     def take(self, message: Message) -> None:
-        """Take a figure; ignore what is none."""
+        """Record a figure; ignore other messages."""
         topic = message.topic.removeprefix(_ROOT)
         found = _NUMBER.fullmatch(message.payload.strip())
         if topic in _TOPICS and found is not None and math.isfinite(value := float(found[1])):
@@ -148,7 +147,6 @@ class BrokerFigures:
                 self._values[topic] = value
 
     def families(self) -> Iterator[Family]:
-        """Yield the metrics that the broker has published."""
         yield _UP.of(self.link.connected)
         if not self.link.connected:
             return  # what was is not what is

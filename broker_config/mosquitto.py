@@ -26,18 +26,14 @@ TIMEOUT_S = 10.0
 
 
 class MosquittoVersion(StrEnum):
-    """A minor series of mosquitto: from 2.1 on some options are deprecated, and new ones replace them."""
+    """Minor series of mosquitto; 2.1 deprecates some options and replaces them."""
 
     V2_0 = "2.0"
     V2_1 = "2.1"
 
 
 def installed_version(program: Path) -> MosquittoVersion:
-    """Return mosquitto's version. A later 2.x counts as 2.1, whose options it keeps.
-
-    Raises:
-        BrokerFailed: The program does not report it, or it is unknown.
-    """
+    """Return mosquitto's version; a later 2.x counts as 2.1, whose options it keeps."""
     try:
         # Its help has a non-zero exit status.
         answer = subprocess.run([program, "-h"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
@@ -67,13 +63,7 @@ def janitor_rights(broker: Broker) -> tuple[Access, ...]:
 
 
 def janitor_command(broker: Broker, *, folder: str, program: str = MOSQUITTO_SUB) -> list[str]:
-    """Return the command that clears once.
-
-    Args:
-        broker: Its port must be chosen.
-        folder: With `ca.pem`, `janitor.pem` and `janitor.key`.
-        program: mosquitto_sub.
-    """
+    """Return the command that clears once; `folder` holds `ca.pem`, `janitor.pem` and `janitor.key`."""
     where = [program, "-V", "5", "-q", "0", "-h", broker.public_name, "-p", str(broker.edge_port or broker.port)]
     credentials = [word for flag, name in JANITOR_FILES.items() for word in (flag, f"{folder}/{name}")]
     topics = [word for access in janitor_rights(broker) if access.write for word in ("-t", access.filter)]
@@ -81,12 +71,7 @@ def janitor_command(broker: Broker, *, folder: str, program: str = MOSQUITTO_SUB
 
 
 def render_janitor_unit(broker: Broker, *, home: Path) -> str:
-    """Return the systemd service that clears once; `render_timer` schedules it.
-
-    Args:
-        broker: The description.
-        home: Folder of the broker's and the janitor's files.
-    """
+    """Return the systemd service that clears once; `render_timer` schedules it."""
     # systemd expands percent signs.
     command = " ".join(word.replace("%", "%%") for word in janitor_command(broker, folder=str(home)))
     return f"""\
@@ -144,11 +129,7 @@ def render_access(broker: Broker) -> str:
 
 
 def render_site_access(broker: Broker) -> str:
-    """Return the lines that the head office's broker must add to its ACL file for this site.
-
-    Raises:
-        ValueError: The broker has no head office.
-    """
+    """Return the lines that the head office's broker must add to its ACL file for this site."""
     if broker.head_office is None:
         raise ValueError("The description names no head office.")
     lines = [
@@ -249,15 +230,9 @@ ACCESS_FILE = "access.acl"
 
 
 def render_conf(broker: Broker, *, home: Path, version: MosquittoVersion = MosquittoVersion.V2_0) -> str:
-    """Return mosquitto.conf.
+    """Return mosquitto.conf for the absolute folder `home`.
 
-    Args:
-        broker: Its port must be chosen.
-        home: Absolute path of the folder of this file, the ACL file and the certificates.
-        version: Of the mosquitto that will read it.
-
-    Raises:
-        ValueError: The port is 0, or the file cannot contain the path.
+    Raise ValueError if the port is 0 or the file cannot contain the path.
     """
     if broker.port == 0:
         raise ValueError("Choose the broker's port before its configuration is written.")

@@ -28,11 +28,7 @@ from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, installed_version, r
 
 
 def render_rumqttd(broker: Broker) -> str:
-    """Return rumqttd.toml for a loopback broker. It has no access rules: every client may do everything.
-
-    Raises:
-        ValueError: The port is 0.
-    """
+    """Return rumqttd.toml for a loopback broker, which has no access rules."""
     if broker.port == 0:
         raise ValueError("Choose the broker's port before its configuration is written.")
     return f"""\
@@ -83,11 +79,7 @@ SYSTEM_PATHS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # not in 
 
 
 def find_mosquitto() -> Path:
-    """Return mosquitto's program.
-
-    Raises:
-        BrokerMissing: It is not installed.
-    """
+    """Return mosquitto's program; raise BrokerMissing if it is not installed."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_PATHS])
     found = shutil.which("mosquitto", path=path)
     if found is None:
@@ -99,13 +91,10 @@ def find_mosquitto() -> Path:
 
 
 class ThrowAwayBroker(ABC):
-    """A broker in a child process. Use it as a context manager, or call `start` and `stop`.
+    """Run a broker in a child process; use it as a context manager, or call `start` and `stop`.
 
-    It has its own process group, so that Ctrl-C in a terminal does not reach the broker, which has to outlive its
-    clients' goodbyes.
-
-    Args:
-        broker: Description; with port 0, free ports are chosen at the first start and kept.
+    It has its own process group, so that Ctrl-C does not reach it before its clients have said goodbye. With port 0,
+    free ports are chosen at the first start and kept.
     """
 
     def __init__(self, broker: Broker | None = None) -> None:
@@ -124,7 +113,6 @@ class ThrowAwayBroker(ABC):
 
     @property
     def broker(self) -> Broker:
-        """Description, with the chosen port."""
         return self._broker
 
     @property
@@ -138,7 +126,6 @@ class ThrowAwayBroker(ABC):
 
     @property
     def edge_port(self) -> int:
-        """Port for edges and monitors, which may be a separate one."""
         return self._broker.edge_port or self._broker.port
 
     @property
@@ -147,15 +134,13 @@ class ThrowAwayBroker(ABC):
 
     @property
     def pid(self) -> int:
-        """Process id, 0 if it is not running."""
+        """Process id; 0 if it is not running."""
         return self._process.pid if self._process is not None and self.running else 0
 
     def start(self) -> None:
-        """Start, and return when connections are accepted. Does nothing if it runs.
+        """Start, and return when connections are accepted; does nothing if it runs.
 
-        Raises:
-            BrokerMissing: The program is not installed.
-            BrokerFailed: It ends at once, or accepts no connection in time; the message has the end of its log.
+        Raise BrokerMissing if the program is not installed, BrokerFailed with the end of its log if it does not start.
         """
         if self.running:
             return
@@ -191,7 +176,6 @@ class ThrowAwayBroker(ABC):
             process.stdin.close()
 
     def kill(self) -> None:
-        """Kill it, as a power failure would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -207,14 +191,14 @@ class ThrowAwayBroker(ABC):
         self.start()
 
     def close(self) -> None:
-        """Stop and remove its files. Idempotent."""
+        """Stop and remove the files. Idempotent."""
         self.stop()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
     def log(self) -> str:
-        """Return its log since the first start."""
+        """Return the log since the first start."""
         if self._directory is None:
             return ""
         return self._log_file(self._directory).read_text(errors="replace")
@@ -280,7 +264,7 @@ class EmbeddedBroker(ThrowAwayBroker):
 
 
 def hand_over(directory: Path, user: str | None) -> None:
-    """Change the owner of a folder and its content to the user that mosquitto changes to; does nothing for None."""
+    """Change the owner of a folder and its content; do nothing if `user` is None."""
     if user is not None:
         group = pwd.getpwnam(user).pw_gid  # mosquitto warns about files of another group
         for path in (directory, *directory.rglob("*")):
@@ -316,28 +300,21 @@ IDENTITIES: Final = "identities"
 
 @dataclass(frozen=True, slots=True)
 class IdentityFiles:
-    """Credentials of a client, as PEM files."""
-
     ca: Path
     certificate: Path
     key: Path
 
 
 def identity_files(directory: Path, tls: Tls, name: str) -> IdentityFiles:
-    """Return the files of an identity in a folder made by `fleet broker init`."""
     folder = directory / IDENTITIES
     return IdentityFiles(directory / tls.ca, folder / f"{name}.pem", folder / f"{name}.key")
 
 
 class LocalBroker(ThrowAwayBroker):
-    """Runs mosquitto on a folder made by `fleet broker init`, which stays when the broker is closed.
+    """Run mosquitto on a folder made by `fleet broker init`, which stays when the broker is closed.
 
-    Args:
-        directory: The folder.
-        port: None for the port chosen at `init`, 0 for any free port.
-
-    Raises:
-        BrokerFilesError: The folder was not made by `init`, or is incomplete.
+    `port` is None for the port chosen at `init`, 0 for any free port. Raise BrokerFilesError if the folder is
+    incomplete or was not made by `init`.
     """
 
     def __init__(self, directory: Path, *, port: int | None = None) -> None:
@@ -355,11 +332,7 @@ class LocalBroker(ThrowAwayBroker):
         super().__init__(broker if port is None else broker.model_copy(update={"port": port}))
 
     def identity(self, name: str) -> IdentityFiles:
-        """Return the files of an identity that `init` made.
-
-        Raises:
-            BrokerFilesError: There is none with that name.
-        """
+        """Return the files of an identity that `init` made; raise BrokerFilesError if there is none."""
         files = identity_files(self._home, self._tls, name)
         if not files.certificate.is_file() or not files.key.is_file():
             known = sorted(path.stem for path in (self._home / IDENTITIES).glob("*.pem"))
@@ -385,12 +358,9 @@ LEFT_OUT: Final = frozenset({"user", "log_dest", "log_type", "persistence_locati
 
 @dataclass(frozen=True, slots=True)
 class TrialFiles:
-    """Files of a broker, and the certificates for a trial.
+    """Content of a broker's files, and the folder of certificates for a trial, None without TLS.
 
-    Attributes:
-        conf: Content of mosquitto.conf.
-        access: Content of the ACL file.
-        certificates: Folder with `ca.pem`, `broker.pem`, `broker.key` and `crl.pem`; None for a broker without TLS.
+    The folder holds `ca.pem`, `broker.pem`, `broker.key` and `crl.pem`.
     """
 
     conf: str
@@ -399,14 +369,10 @@ class TrialFiles:
 
 
 class TrialBroker(ThrowAwayBroker):
-    """Runs mosquitto on rendered files, with other ports, folders and certificates.
+    """Run mosquitto on rendered files, with other ports, folders and certificates.
 
-    The trial uses the files for production. Only what belongs to the production machine changes: addresses, paths, the
-    user and the upstream broker.
-
-    Args:
-        files: What to try.
-        broker: Their description; its ports are not used.
+    Only what belongs to the production machine changes: addresses, paths, the user and the upstream broker. The ports
+    in `broker` are not used.
     """
 
     def __init__(self, files: TrialFiles, broker: Broker) -> None:
@@ -414,20 +380,12 @@ class TrialBroker(ThrowAwayBroker):
         self._files = files
 
     def set_access(self, text: str) -> None:
-        """Replace the access rules, for connected clients too.
-
-        Raises:
-            BrokerFailed: The broker does not accept them.
-        """
+        """Replace the access rules, for connected clients too; raise BrokerFailed if the broker rejects them."""
         self._files = replace(self._files, access=text)
         self.reload()
 
     def reload(self) -> None:
-        """Reload rules, certificates and revocations, and return when they are in force.
-
-        Raises:
-            BrokerFailed: It does not reload.
-        """
+        """Reload rules, certificates and revocations, and return when they are in force."""
         assert self._directory is not None
         before = self.log().count(RELOADED)
         self._write(self._directory)
@@ -458,13 +416,7 @@ class TrialBroker(ThrowAwayBroker):
 
 
 def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> Iterator[str]:
-    """Yield the lines of the configuration as they are tried.
-
-    Args:
-        files: The files.
-        directory: Where the trial keeps its own.
-        ports: Where its listeners are, in their order.
-    """
+    """Yield the lines of the configuration as they are tried; `ports` are the listeners', in order."""
     left = iter(ports)
     for line in files.conf.splitlines():
         option, _, _value = line.partition(" ")

@@ -1,7 +1,4 @@
-"""Site on this machine: a folder with authority, certificates, broker configuration and settings.
-
-`broker_config.processes.LocalBroker` runs it.
-"""
+"""Site on this machine: a folder with authority, certificates, broker configuration and settings."""
 
 import getpass
 import json
@@ -56,15 +53,10 @@ def make_local_broker(
     port: int,
     edge_port: int | None = None,
 ) -> Broker:
-    """Make the folder, which must be empty or missing.
+    """Make the folder of a local broker, which must be empty or missing; raise BrokerError or IdentityError.
 
-    Each edge gets a probe, the device as which `fleet edge selftest` connects. Edges and
-    monitors have a port to themselves: `edge_port`, or the one after `port`.
-
-    Raises:
-        BrokerError: The folder is not empty, mosquitto is not installed, the description is invalid, or a file cannot
-            be written.
-        IdentityError: A name is reserved or malformed, or a file cannot be written.
+    Each edge gets a probe, the device as which `fleet edge selftest` connects. Edges and monitors have a port to
+    themselves: `edge_port`, or the one after `port`.
     """
     version = installed_version(find_mosquitto())
     broker = _description(fleet, edges, port, port + 1 if edge_port is None else edge_port)

@@ -36,21 +36,16 @@ class Dist:
         return len(self.ids)
 
     def probability(self, token: int) -> float:
-        """Return p(token), 0 outside the support."""
         where = np.flatnonzero(self.ids == token)
         return float(self.probs[where[0]]) if len(where) else 0.0
 
 
 def point_mass(token: int) -> Dist:
-    """Return the distribution that gives one token probability 1."""
     return Dist(np.array([token], dtype=np.int64), np.ones(1))
 
 
 def shape(logits: NDArray[Any], policy: SamplingPolicy, *, allowed: Ids | None = None) -> Dist:
     """Turn logits into the distribution that the policy samples from.
-
-    In this order: mask what is not allowed, divide by the temperature, keep the `top_k` largest, softmax, keep the
-    smallest head whose mass reaches `top_p`, renormalise. Temperature 0 keeps the largest only, ties by lower id.
 
     Args:
         logits: `[vocabulary]`, any float type. Minus infinity is allowed and means impossible.
@@ -83,7 +78,6 @@ def shape(logits: NDArray[Any], policy: SamplingPolicy, *, allowed: Ids | None =
 
 
 def _largest(scores: Float, top_k: int) -> Ids:
-    """Return the ids of the `top_k` largest scores, descending, ties by lower id; 0 returns all."""
     if 0 < top_k < len(scores):
         # Partition finds the k-th largest value; ties with it are resolved by the stable sort below.
         threshold = np.partition(scores, -top_k)[-top_k]
@@ -110,7 +104,6 @@ class QuantizedDist:
     counts: Ids
 
     def count(self, token: int) -> int:
-        """Return the token's count, 0 outside the support."""
         where = np.flatnonzero(self.ids == token)
         return int(self.counts[where[0]]) if len(where) else 0
 
@@ -138,10 +131,6 @@ def quantize(dist: Dist) -> QuantizedDist:
 
 
 def draw_draft(quantized: QuantizedDist, uniform: float) -> tuple[int, int]:
-    """Draw a token with one random number in [0, 1).
-
-    Returns:
-        The token and its count, which is exactly 65,536 times the probability with which it was drawn.
-    """
+    """Draw a token with one uniform number; return it and its count, its probability times 65,536."""
     where = int(np.searchsorted(np.cumsum(quantized.counts), int(uniform * TOTAL), side="right"))
     return int(quantized.ids[where]), int(quantized.counts[where])

@@ -34,7 +34,6 @@ class FormName(StrEnum):
 
 
 def sparse(p: Dist) -> Sparse:
-    """Return p's support and probabilities."""
     return Sparse(ids=tuple(p.ids.tolist()), probs=tuple(p.probs.tolist()))
 
 
@@ -48,7 +47,6 @@ def samples(p: Dist, *, policy: SamplingPolicy, position: int, start: int, numbe
 
 
 def dense(p: Dist, vocabulary_size: int) -> Dense:
-    """Return p over the whole vocabulary."""
     values = np.zeros(vocabulary_size, dtype="<f4")
     values[p.ids] = p.probs
     return Dense(probs=values.tobytes())
@@ -58,12 +56,7 @@ def dense(p: Dist, vocabulary_size: int) -> Dense:
 class RejectedPosition:
     """What a form needs to know about a rejected position.
 
-    Attributes:
-        policy: Sampling policy of the session.
-        position: The position.
-        vocabulary_size: Vocabulary size of the target.
-        max_bytes: Largest size of the form in the packet.
-        tried: Number of samples that the device has rejected.
+    `tried` is the number of samples that the device has rejected.
     """
 
     policy: SamplingPolicy
@@ -84,7 +77,6 @@ class RejectedPosition:
 
     @property
     def samples(self) -> int:
-        """Number of samples to send."""
         return min(self.wanted_samples, MAX_SAMPLES, max(1, self.max_bytes // self.entry_bytes))
 
 
@@ -115,16 +107,9 @@ def choose_form(
     form: FormName = FormName.AUTO,
     tried: int = 0,
 ) -> DownlinkForm:
-    """Encode p in the smallest form that fits.
+    """Encode p in the smallest form that fits `max_bytes`, or in `form` if that is given and fits.
 
-    Args:
-        p: The target's distribution at the rejected position.
-        policy: Sampling policy of the session.
-        position: The rejected position.
-        vocabulary_size: Vocabulary size of the target.
-        max_bytes: Largest size of the form in the packet.
-        form: Required form, as long as it fits.
-        tried: Number of samples that the device has rejected.
+    `tried` is the number of samples that the device has rejected.
     """
     rejected = RejectedPosition(policy, position, vocabulary_size, max_bytes, tried)
     if form is not FormName.AUTO:
@@ -141,27 +126,15 @@ def choose_form(
 
 
 def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPolicy, position: int) -> int | None:
-    """Draw the correction on the device.
+    """Draw the correction on the device from max(0, p - q), normalised; `quantized` is q.
 
-    Args:
-        form: p as the edge sent it.
-        quantized: Distribution q that the rejected token was drawn from.
-        policy: Sampling policy of the session.
-        position: The rejected position.
-
-    Returns:
-        The token, drawn from max(0, p - q), normalised; None if no sample was kept and more are needed. The caller
-        checks that the vocabulary contains it.
+    Return None if no sample was kept and more are needed. The caller checks that the vocabulary contains the token.
     """
     return RULES[FormName(form.kind)].correct(form, quantized, policy, position)
 
 
 def probability_of(form: object, token: int) -> float:
-    """Return the probability of a token that was drawn from a form.
-
-    Raises:
-        ValueError: The form does not contain the token.
-    """
+    """Return the probability of a token that was drawn from a form; raise ValueError if it does not contain it."""
     match form:
         case Sparse() | Samples():
             return form.probs[form.ids.index(token)]

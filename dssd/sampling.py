@@ -38,8 +38,6 @@ _UNIT: Final = 2.0**-53
 
 
 class Purpose(IntEnum):
-    """What a random number decides."""
-
     DRAFT = 1  # the device draws a draft token
     ACCEPT = 2  # the edge accepts it or not
     BONUS = 3  # the edge draws the token after an accepted draft
@@ -52,11 +50,8 @@ class Purpose(IntEnum):
 def random_uniform(seed: int, position: int, purpose: Purpose, index: int = 0) -> float:
     """Return the uniform random number in [0, 1) of one decision.
 
-    Args:
-        seed: Seed of the policy, 64 bits.
-        position: Number of tokens before the one that is decided.
-        purpose: What the number decides.
-        index: Distinguishes numbers of the same purpose at the same position.
+    `position` is the number of tokens before the one that is decided. `index` distinguishes numbers of the same purpose
+    at the same position.
     """
     state = _mix(seed + _GOLDEN * purpose)
     state = _mix(state + _GOLDEN * (position + 1))
@@ -69,13 +64,7 @@ def random_uniforms(seed: int, position: int, purpose: Purpose, indices: Ids) ->
 
 
 def gumbel(seed: int, position: int, tokens: Ids) -> Float:
-    """Return the standard Gumbel noise of each token at a position; device and edge compute the same.
-
-    Args:
-        seed: Seed of the policy.
-        position: Number of tokens before this one.
-        tokens: int64 `[n]`.
-    """
+    """Return the Gumbel noise of each token (int64 `[n]`) at a position; device and edge compute the same."""
     # Half a step off the grid: never 0 or 1, so both logarithms are finite.
     uniform = random_uniforms(seed, position, Purpose.GUMBEL, tokens) + _UNIT / 2
     uniform = np.minimum(uniform, 1.0 - _UNIT)
@@ -107,13 +96,7 @@ def coupled_token(dist: Dist, seed: int, position: int) -> int:
 
 
 def accepts(p: float, count: int, uniform: float) -> bool:
-    """Return whether the edge accepts a draft token.
-
-    Args:
-        p: The target's probability of the token.
-        count: 65,536 times the probability with which the device drew it.
-        uniform: Random number of the position and purpose `ACCEPT`.
-    """
+    """Return whether the edge accepts a draft token, drawn with probability count / 65,536."""
     return uniform * (count / TOTAL) < p
 
 
@@ -127,12 +110,7 @@ def residual(p: Dist, quantized: QuantizedDist) -> Dist:
 
 
 def draw(dist: Dist, uniform: float) -> int:
-    """Draw a token by inversion.
-
-    Args:
-        dist: Its sum may differ from 1.
-        uniform: A random number in [0, 1).
-    """
+    """Draw a token by inversion of a number in [0, 1); the sum of `dist` may differ from 1."""
     mass = np.cumsum(dist.probs)
     where = int(np.searchsorted(mass, uniform * mass[-1], side="right"))
     # The product may round up to the total itself.
@@ -144,7 +122,6 @@ class Proposal:
     """A draft token.
 
     Attributes:
-        token: Token id.
         count: 65,536 times the probability with which it was drawn; None in coupled mode.
         quantized: Distribution that it was drawn from, kept for the correction; None in coupled mode.
         chance: Probability before quantization: the draft model's confidence. It does not affect the output.
@@ -159,7 +136,6 @@ class Proposal:
 
 
 def propose(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
-    """Draw a draft token from the draft model's shaped distribution."""
     if policy.mode is Mode.COUPLED:
         token = coupled_token(q, policy.seed, position)
         return Proposal(token, chance=q.probability(token))

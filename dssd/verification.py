@@ -49,16 +49,11 @@ def judge(
     base: int,
     bonus: bool,
 ) -> Judgement:
-    """Verify a draft.
+    """Verify a draft of tokens drawn with counts / 65,536 (None in coupled mode); `base` is its first position.
 
-    Args:
-        row: Returns the target's shaped distribution at `base + i`, for i up to `len(tokens)`; called only for the
-            rows that the decision needs.
-        tokens: Draft tokens.
-        counts: For each token, 65,536 times the probability with which it was drawn; None in coupled mode.
-        policy: Sampling policy of the session.
-        base: Position of the first draft token.
-        bonus: Draw a token after a draft that is accepted whole; not if the device has already sent the next draft.
+    `row(i)` returns the target's shaped distribution at `base + i`, for i up to `len(tokens)`; it is called only for
+    the rows that the decision needs. `bonus` asks for a token after a draft that is accepted whole; it is False if the
+    device has already sent the next draft.
     """
     for offset, token in enumerate(tokens):
         p, position = row(offset), base + offset
@@ -80,15 +75,8 @@ def decode(row: Callable[[int], Dist], speculated: Sequence[int], *, policy: Sam
 
     Each token is the bonus token after an empty draft at its position, independent of the speculated tokens. As long as
     the speculated token equals it, the next row belongs to the sequence, and the next token is drawn from that row.
-
-    Args:
-        row: Returns the target's shaped distribution at `base + i`, given the first i speculated tokens.
-        speculated: Speculated tokens from `base` on.
-        policy: Sampling policy of the session.
-        base: Position of the first token.
-
-    Returns:
-        The number of correct speculated tokens, as `accepted`, and the token after them.
+    `row(i)` returns the target's shaped distribution at `base + i`, given the first i speculated tokens. `accepted`
+    counts the correct ones, and `token` follows them.
     """
     for offset, guess in enumerate(speculated):
         if (own := _own(row(offset), policy, base + offset)) != guess:
@@ -97,20 +85,13 @@ def decode(row: Callable[[int], Dist], speculated: Sequence[int], *, policy: Sam
 
 
 def _own(p: Dist, policy: SamplingPolicy, position: int) -> int:
-    """Draw a token from p."""
     if policy.mode is Mode.COUPLED:
         return coupled_token(p, policy.seed, position)
     return draw(p, random_uniform(policy.seed, position, Purpose.BONUS))
 
 
 def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLogprobs:
-    """Return the log-probabilities of a token and of the most likely ones.
-
-    Args:
-        logits: `[vocabulary]`, logits of the target, not shaped.
-        token: The token at this position.
-        most: Number of most likely tokens.
-    """
+    """Return the log-probabilities of a token and of the `most` likely ones, from unshaped logits `[vocabulary]`."""
     row = _log_softmax(logits)
     ids, values = _likeliest(row, most)
     return TokenLogprobs(_bounded(row[token]), ids, values)
@@ -119,11 +100,7 @@ def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLo
 def logprobs_of_rejection(logits: NDArray[Any], p: Dist, *, policy: SamplingPolicy, most: int) -> TokenLogprobs:
     """Return what a device needs to compute the log-probability of its correction.
 
-    Args:
-        logits: `[vocabulary]`, logits of the target, not shaped.
-        p: Their shaped distribution.
-        policy: Sampling policy of the session.
-        most: Number of most likely tokens.
+    `logits` are the target's, unshaped; `p` is their shaped distribution.
     """
     row = _log_softmax(logits)
     ids, values = _likeliest(row, most)
@@ -133,13 +110,7 @@ def logprobs_of_rejection(logits: NDArray[Any], p: Dist, *, policy: SamplingPoli
 
 
 def logprobs_of_correction(rejection: TokenLogprobs, probability: float, *, policy: SamplingPolicy) -> TokenLogprobs:
-    """Return the log-probabilities of a correction.
-
-    Args:
-        rejection: Log-probabilities that the edge sent with p.
-        probability: Probability of the correction in p.
-        policy: Sampling policy of the session.
-    """
+    """Return the log-probabilities of a correction with this probability in p, given those of the rejection."""
     own = rejection.logprob + policy.temperature * math.log(probability)
     return replace(rejection, logprob=min(0.0, max(LEAST_LOGPROB, own)))
 

@@ -106,14 +106,10 @@ _MICRO: Final = 1_000_000
 
 
 class Systemd:
-    """Notifications to systemd: sd_notify(3), one datagram to the socket named in the environment.
+    """Send notifications to systemd: sd_notify(3), one datagram to the socket named in the environment.
 
-    Without such a socket, as in a shell, nothing is sent.
-
-    Args:
-        address: Path of the socket, or `@` and a name in the abstract namespace; None to send nothing.
-        watchdog_s: Silence after which systemd kills the process; None if it does not.
-        clock: Monotonic seconds.
+    Without such a socket (`address` None), as in a shell, nothing is sent. `address` may be `@` and a name in the
+    abstract namespace. systemd kills the process after `watchdog_s` of silence.
     """
 
     def __init__(
@@ -134,11 +130,10 @@ class Systemd:
         return cls(environment.get("NOTIFY_SOCKET"), watchdog_s=int(micros) / _MICRO if watched else None)
 
     def ready(self, status: str) -> None:
-        """Report that the service is ready, with a status line."""
         self._say(f"READY=1\nSTATUS={_one_line(status)}")
 
     def alive(self) -> None:
-        """Report that the main loop runs. Call as often as you like: it is sent only when due."""
+        """Report that the main loop runs; a report is sent only when due."""
         if self._every_s is not None and self._clock() >= self._due:
             self._due = self._clock() + self._every_s
             self._say("WATCHDOG=1")
@@ -146,8 +141,7 @@ class Systemd:
     def watch(self, probe: Callable[[], object]) -> None:
         """Report on a thread that the service lives, each time that `probe` has returned.
 
-        Args:
-            probe: Touches what could hang. If it hangs or raises, the reports end.
+        `probe` touches what could hang; if it hangs or raises, the reports end.
         """
         if self._every_s is not None:
             self._thread = threading.Thread(
@@ -160,7 +154,6 @@ class Systemd:
         self._say("STOPPING=1")
 
     def close(self) -> None:
-        """End the thread of `watch`."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(timeout=self._every_s)
@@ -192,11 +185,7 @@ _FOLDER: Final = "dssd-fleet"
 def _standard_folder(environment: Mapping[str, str], *, service: str, user: str, default: str) -> Path | None:
     """Return a folder, which need not exist; None for a user without a home.
 
-    Args:
-        environment: Of the process.
-        service: The variable in which systemd names it.
-        user: That in which a user may name what it is in (XDG).
-        default: Below the home, what it is in otherwise.
+    `service` is systemd's variable, `user` the XDG variable of its parent, `default` that parent below the home.
     """
     given = environment.get(service, "").partition(":")[0]
     if given:
@@ -248,25 +237,16 @@ def read_cache(path: Path, content: type[Content]) -> Content | None:
 
 
 def write_cache(path: Path, content: BaseModel) -> None:
-    """Replace a JSON cache file, and create its folder if needed.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Replace a JSON cache file, and create its folder if needed; raise OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.model_dump_json(indent=2).encode() + b"\n")
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace a file: a reader sees the old or the new content, whole, also after a power failure.
+    """Replace a file in an existing folder; raise OSError if it cannot be written.
 
-    Args:
-        path: A file in an existing folder.
-        content: The new content.
-        mode: Permissions, from the first byte on.
-
-    Raises:
-        OSError: It cannot be written.
+    A reader sees the old or the new content, whole, also after a power failure. The file has the permissions `mode`
+    from the first byte on.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -32,14 +32,10 @@ class HttpServer:
     """Serves an application from `start` until it is stopped. Connections are accepted once the socket listens.
 
     Args:
-        app: The application.
         sock: Listening socket; closed at the end.
-        name: Of the thread.
         grace_s: Seconds for running answers at the end.
         keep_alive_s: Seconds after which an idle connection is closed.
         certificate: PEM file for HTTPS; without it the server uses HTTP.
-        key: PEM file of its key, unless that is in the certificate's file.
-        most: Limit on connections.
         request_s: Seconds within which a request must arrive.
 
     Raises:
@@ -82,7 +78,6 @@ class HttpServer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until it has been stopped."""
         while self._thread.is_alive():
             self._thread.join(1.0)  # in steps, so that Ctrl-C works
 

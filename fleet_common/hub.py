@@ -23,7 +23,6 @@ Connect = Callable[[str, int], None]
 
 
 def hub_name() -> str:
-    """Return the hub's host, for messages."""
     return urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
 
 
@@ -37,9 +36,8 @@ def is_cached(repository: str, file: str) -> bool:
 def is_reachable(*, connect: Connect | None = None, wait_s: float = _WAIT_S) -> bool:
     """Return whether the hub, or the proxy to it, accepts connections.
 
-    Args:
-        connect: Opens and closes a connection to host and port, or raises OSError.
-        wait_s: Timeout, including name resolution, for which the system has no limit of its own.
+    `connect` opens and closes a connection, or raises OSError. `wait_s` includes name resolution, for which the system
+    has no limit.
     """
     if constants.HF_HUB_OFFLINE:
         return False

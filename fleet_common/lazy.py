@@ -1,19 +1,11 @@
-"""Lazy imports: a package's public names, each imported from its module on first use.
-
-`import fleet_device` stays cheap, and needs nothing that only some of its names need.
-"""
+"""Lazy imports: a package's public names, each imported from its module on first use."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Return a package's `__getattr__` and `__dir__`.
-
-    Args:
-        package: Name of the package, for the error.
-        modules: Module of each public name.
-    """
+    """Return a package's `__getattr__` and `__dir__`, given the module of each public name."""
 
     def get(name: str) -> object:
         if name not in modules:

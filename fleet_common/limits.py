@@ -13,8 +13,6 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Lane(Generic[T]):
-    """Entries of one key, oldest first, with their costs."""
-
     entries: deque[tuple[T, float]] = field(default_factory=deque)
     deficit: float = 0.0
 
@@ -27,7 +25,6 @@ class FairQueue(Generic[K, T]):
     operation takes constant time, except for an entry that costs many quanta.
 
     Args:
-        bound: Most entries.
         quantum: Cost that a key may take out per turn.
     """
 
@@ -47,21 +44,13 @@ class FairQueue(Generic[K, T]):
         return (entry for lane in self._lanes.values() for entry, _ in lane.entries)
 
     def waiting(self, key: K) -> int:
-        """Return the number of entries of a key."""
         lane = self._lanes.get(key)
         return 0 if lane is None else len(lane.entries)
 
     def put(self, key: K, entry: T, *, cost: float = 1.0) -> T | None:
-        """Append an entry; when the queue is full, drop one of the key with most entries.
+        """Append an entry; when the queue is full, drop and return the newest one of the key with most entries.
 
-        Args:
-            key: Owner of the entry.
-            entry: What to store.
-            cost: Cost of taking it out, in the unit of the quantum.
-
-        Returns:
-            The dropped entry: the newest of the key with most entries, or `entry` itself if that is its key; None if
-                there was room.
+        That may be `entry` itself. `cost` is in the unit of the quantum.
         """
         dropped: T | None = None
         if self._entries >= self._bound:
@@ -86,12 +75,10 @@ class FairQueue(Generic[K, T]):
         self._resized(key, len(lane.entries) - 1, len(lane.entries))
 
     def peek(self) -> T | None:
-        """Return the entry that `take` would return; None if the queue is empty."""
         key = self._next_key()
         return None if key is None else self._lanes[key].entries[0][0]
 
     def take(self) -> T | None:
-        """Remove and return the next entry; None if the queue is empty."""
         key = self._next_key()
         if key is None:
             return None
@@ -102,7 +89,6 @@ class FairQueue(Generic[K, T]):
         return entry
 
     def drop_newest(self, key: K) -> T:
-        """Remove and return the newest entry of a key that has one."""
         lane = self._lanes[key]
         entry, _ = lane.entries.pop()
         self._shrunk(key, lane)
@@ -161,13 +147,7 @@ class FairQueue(Generic[K, T]):
 
 
 class TokenBucket:
-    """Bucket that fills at a rate up to a burst. It starts full.
-
-    Args:
-        rate: Amount per second.
-        burst: Capacity.
-        now: Seconds, on the same clock as in the other calls.
-    """
+    """Bucket that fills at `rate` per second up to `burst`. It starts full."""
 
     __slots__ = ("_at", "_level", "burst", "rate")
 
@@ -178,12 +158,9 @@ class TokenBucket:
         self._at = now
 
     def take(self, amount: float, now: float) -> float:
-        """Take an amount if it is available.
+        """Take an amount if it is available; return 0.0, else the seconds until it is.
 
         An amount above the burst is available when the bucket is full; it leaves a debt.
-
-        Returns:
-            0.0 if it was taken, else the seconds until it is available.
         """
         wait = self.wait_s(amount, now)
         if wait == 0.0:
@@ -196,7 +173,6 @@ class TokenBucket:
         self._level -= amount
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Return the seconds until an amount is available; 0.0 if it is."""
         self._fill(now)
         missing = min(amount, self.burst) - self._level
         if missing <= 0.0:
@@ -239,12 +215,8 @@ class Connections(Generic[C]):
     """Connections of a server. Not thread-safe.
 
     A client that connects and sends nothing, or sends it slowly, must not lock others out. When there are too many
-    connections, one that waits for its request is closed: the oldest of the network with most of them.
-
-    Args:
-        most: Limit on connections.
-        clock: Monotonic seconds.
-        answer_s: Seconds after which a connection that is being answered may be closed too, to make room.
+    connections, one that waits for its request is closed: the oldest of the network with most of them. After `answer_s`
+    a connection that is being answered may be closed too.
     """
 
     def __init__(self, most: int, *, clock: Callable[[], float], answer_s: float = math.inf) -> None:
@@ -260,11 +232,9 @@ class Connections(Generic[C]):
         return iter(self._known)
 
     def add(self, connection: C, address: str) -> C | None:
-        """Add a connection that waits for its request.
+        """Add a connection that waits for its request; return the one to close, None if there is room.
 
-        Returns:
-            The connection to close: an older one, or this one (which is then not added) if all others are being
-                answered; None if there is room.
+        The result is `connection` itself, not added, if all others are being answered.
         """
         ends = None
         if len(self._known) >= self._most:
@@ -276,13 +246,11 @@ class Connections(Generic[C]):
         return ends
 
     def note(self, connection: C, *, waits: bool) -> None:
-        """Record whether a connection waits for its request or is being answered."""
         known = self._known.get(connection)
         if known is not None and known.waits != waits:
             known.waits, known.since = waits, self._clock()
 
     def discard(self, connection: C) -> None:
-        """Forget a closed connection."""
         self._known.pop(connection, None)
 
     def overdue(self, *, wait_s: float, answer_s: float = math.inf) -> list[C]:

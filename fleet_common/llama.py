@@ -32,11 +32,7 @@ _complaints: Final[deque[str]] = deque(maxlen=16)
 
 @functools.cache
 def library() -> Any:  # noqa: ANN401 - the binding is untyped
-    """Return the module `llama_cpp`, with its native logging redirected to Python's at debug level.
-
-    Raises:
-        LlamaError: It is not installed, or is too old.
-    """
+    """Return the module `llama_cpp`, which logs to Python at debug level; raise LlamaError if it is unusable."""
     try:
         import llama_cpp  # noqa: PLC0415 - what does without llama.cpp may lack it
     except ImportError:
@@ -122,7 +118,6 @@ class NativeThread:
     def call(
         self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> _Result:
-        """Run a function on the thread; return its result or raise its exception."""
         running = self._pool.submit(function, *args, **kwargs)
         try:
             return running.result()
@@ -196,15 +191,11 @@ class GgufFile:
     """Model file opened by llama.cpp. Not thread-safe, except where noted.
 
     Args:
-        path: The file.
         vocabulary_only: Leave the weights on disk.
         gpu_layers: Number of layers on a GPU, if llama.cpp was built for one; -1 for all.
 
     Attributes:
-        error: Exception type; subclasses may have their own.
         key: Setting that names the file.
-        thread: Thread for all computing with the model, on which it was loaded.
-        on_gpu: Whether layers are on a GPU.
         rows: Rows of logits, including padding.
         vocabulary: Size and fingerprint, without padding.
 
@@ -243,11 +234,7 @@ class GgufFile:
 
     @property
     def handle(self) -> Any:  # noqa: ANN401 - a native pointer
-        """llama.cpp's model.
-
-        Raises:
-            FleetError: It is closed; the native library would crash.
-        """
+        """llama.cpp's model; raises if it is closed, where the native library would crash."""
         if not self._handle:
             raise self.error(f"The model {self.path} is closed.")
         return self._handle
@@ -273,7 +260,6 @@ class GgufFile:
 
     @property
     def heads(self) -> int:
-        """Number of query heads per layer."""
         return int(max(1, self._library.llama_model_n_head(self.handle)))
 
     @property
@@ -314,7 +300,6 @@ class GgufFile:
 
     @property
     def strings(self) -> list[str]:
-        """Token strings by id, without padding."""
         return token_strings(self._stored(row).decode("utf-8", "surrogateescape") for row in range(self.rows))
 
     @functools.cached_property
@@ -324,11 +309,9 @@ class GgufFile:
         return tuple(token for token in range(self.vocabulary.size) if is_end(vocab, token))
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the token ids of a text. Callable on any thread.
+        """Return the token ids of a text, without an initial token. Callable on any thread.
 
-        Args:
-            text: Any text.
-            special: Recognise control tokens, and add none at the beginning.
+        `special` recognises control tokens.
         """
         begin, found = 0, list[int]()
         for end in [*(run.end() for run in _LONG_RUN.finditer(text)), len(text)]:
@@ -382,7 +365,6 @@ class GgufFile:
         return buffer.value.decode("utf-8", "replace") if length >= 0 else None
 
     def _number(self, key: str) -> int | None:
-        """Return a number from the metadata of the model's architecture."""
         text = self._metadata(f"{self._metadata('general.architecture')}.{key}")
         return int(text) if text and text.isascii() and text.isdigit() else None
 

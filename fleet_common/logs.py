@@ -29,9 +29,6 @@ class JsonFormatter(logging.Formatter):
     Every line has `time`, `level`, `logger` and `message`, identifies the program (`device`, or `edge` and `fleet`),
     and has the record's own fields, such as `session`. Only the fields in `FIELDS` are written, so that no secret gets
     into a log by accident.
-
-    Args:
-        program: Fields that identify the program.
     """
 
     def __init__(self, program: Mapping[str, str]) -> None:
@@ -60,9 +57,7 @@ class JsonFormatter(logging.Formatter):
 def write_log_as(log_format: str, **program: str) -> None:
     """Set the format of the root logger's stream handlers; JSON logs include level INFO.
 
-    Args:
-        log_format: `json`, or `plain`, which changes nothing.
-        program: Fields that identify the program.
+    `log_format` is `json`, or `plain`, which changes nothing; `program` identifies the program.
     """
     if log_format != "json":
         return
@@ -94,8 +89,6 @@ Later = Callable[[float, Callable[[], None]], None]
 
 @dataclass(slots=True)
 class _Kind:
-    """State of one kind of record in its window."""
-
     began: float
     written: int = 0
     held_back: int = 0
@@ -126,7 +119,6 @@ class Repetition(logging.Filter):
         window_s: Length of a window, which begins with the first record of its kind.
         kinds: Limit on kinds; beyond it, the records of one logger and level are one kind.
         level: Records below it pass.
-        clock: Monotonic seconds.
         later: Calls a function after a delay in seconds, from any thread.
     """
 
@@ -181,11 +173,7 @@ class Repetition(logging.Filter):
         return passes
 
     def report(self, *, all_of_it: bool = False) -> None:
-        """Report what was suppressed in the windows that are over.
-
-        Args:
-            all_of_it: Report the current windows as well: the program ends.
-        """
+        """Report what was suppressed in the windows that are over, or in all when the program ends."""
         now = self._clock()
         lines = []
         with self._lock:
@@ -247,7 +235,7 @@ def hold_back_repetition() -> None:
 
 
 class Event(StrEnum):
-    """Kind of an event. Readers must ignore fields and events that they do not know (docs/operations.md)."""
+    """Kind of an event. Readers must ignore unknown fields and events (docs/operations.md)."""
 
     LOADING = "loading"  # a model is being loaded
     SERVING = "serving"  # a device accepts requests of applications
@@ -263,12 +251,10 @@ class Event(StrEnum):
 
 
 class EventStream:
-    """Writes events at once, from any thread.
+    """Write events at once, from any thread; a `stream` of None writes nothing.
 
-    Args:
-        stream: None writes nothing.
-        outlives_reader: Whether to continue silently when the reader has gone, as a service does; otherwise writing
-            raises BrokenPipeError.
+    `outlives_reader`: continue silently when the reader has gone, as a service does, instead of raising
+    BrokenPipeError.
     """
 
     def __init__(self, stream: TextIO | None, *, outlives_reader: bool = False) -> None:
@@ -280,7 +266,6 @@ class EventStream:
         return self._stream is not None
 
     def write(self, event: Event, **fields: object) -> None:
-        """Write an event; the fields are JSON values."""
         line = json_text({"event": event.value, **fields})
         with self._writing:
             if self._stream is None:

@@ -47,8 +47,6 @@ PREFIX: Final = "dssd_"
 
 
 class MetricKind(StrEnum):
-    """How a metric behaves."""
-
     COUNTER = "counter"
     GAUGE = "gauge"
     HISTOGRAM = "histogram"
@@ -60,7 +58,6 @@ class Metric:
 
     Attributes:
         name: With the prefix; a counter's ends in `_total`.
-        meaning: One sentence.
         labels: Label names. Labels have few values: no devices, no sessions.
     """
 
@@ -70,11 +67,9 @@ class Metric:
     labels: tuple[str, ...] = ()
 
     def of(self, value: float) -> "Family":
-        """Return the family with one value and no labels."""
         return Family(self, values={(): value})
 
     def by(self, values: Mapping[str, float]) -> "Family":
-        """Return the family with a value per value of its only label."""
         return Family(self, values={(label,): value for label, value in sorted(values.items())})
 
     def spread(self, histogram: "Histogram") -> "Family":
@@ -88,7 +83,6 @@ class Histogram:
     Attributes:
         bounds: Upper bounds of the buckets, ascending; the last bucket has none.
         counts: Per bucket.
-        total: Sum of all observed values.
     """
 
     bounds: Sequence[float]
@@ -103,14 +97,9 @@ class Histogram:
         self.total += value * times
 
     def quantile(self, share: float, *, since: Sequence[int] = ()) -> float | None:
-        """Return an upper bound of a quantile.
+        """Return a bucket's bound above a quantile: infinite in the last bucket, None without observations.
 
-        Args:
-            share: From 0 to 1.
-            since: Earlier counts: only what came later counts.
-
-        Returns:
-            A bound of a bucket; infinite in the last one; None without observations.
+        `share` is from 0 to 1; only observations after the counts `since` matter.
         """
         before = since or [0] * len(self.counts)
         counts = [now - then for now, then in zip(list(self.counts), before, strict=True)]
@@ -145,7 +134,6 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def require_library() -> None:
-    """Raise MetricsUnavailable if prometheus-client is missing."""
     try:
         import prometheus_client  # noqa: F401, PLC0415 - optional
     except ModuleNotFoundError as error:
@@ -156,11 +144,7 @@ def require_library() -> None:
 
 
 def exposition(families: Iterable[Family]) -> bytes:
-    """Return the families in Prometheus's text format.
-
-    Raises:
-        MetricsUnavailable: The library is missing.
-    """
+    """Return the families in Prometheus's text format; raise MetricsUnavailable without the library."""
     require_library()
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - optional
     from prometheus_client.registry import Collector  # noqa: PLC0415 - likewise
@@ -200,23 +184,14 @@ _MOST_PORT: Final = 65_535
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Address to listen on.
-
-    Attributes:
-        host: An IP address, or `localhost`.
-        port: 0 for any free port.
-    """
+    """Address to listen on; `host` is an IP address or `localhost`, `port` 0 is any free port."""
 
     host: str
     port: int
 
     @classmethod
     def read(cls, text: str) -> "ListenAddress":
-        """Read `HOST:PORT`; an IPv6 address is in brackets.
-
-        Raises:
-            ValueError: It is none. The message is the end of a sentence.
-        """
+        """Read `HOST:PORT`, an IPv6 address in brackets; the message of ValueError ends a sentence."""
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
         if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _MOST_PORT:
@@ -278,20 +253,12 @@ class MetricsSettings(BaseModel):
         return ListenAddress.read(self.listen) if self.listen else None
 
     def token(self) -> bytes | None:
-        """Read the bearer token; None if none is required.
-
-        Raises:
-            MetricsError: Its file cannot be used.
-        """
+        """Read the bearer token, None if none is required; raise MetricsError if its file is unusable."""
         return None if self.token_file is None else read_token(self.token_file.expanduser())
 
 
 def read_token(path: Path) -> bytes:
-    """Read a token file.
-
-    Raises:
-        MetricsError: It cannot be read, or holds no token.
-    """
+    """Read a token file; raise MetricsError if it cannot be read or holds no token."""
     try:
         with path.open("rb") as file:
             token = file.read(_MOST_TOKEN + 1).strip()
@@ -317,11 +284,7 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Result of a health check.
-
-    Attributes:
-        checks: A sentence for each failed check, an empty string for others.
-    """
+    """Result of a health check: a sentence for each failed check, an empty string for others."""
 
     checks: Mapping[str, str]
 
@@ -334,10 +297,7 @@ class Health:
 class Pages:
     """Content of the endpoint. Called on its threads, several at a time.
 
-    Attributes:
-        metrics: Returns Prometheus's text.
-        alive: Whether the program works at all; otherwise it should be restarted.
-        ready: Whether it can accept work.
+    A program that is not `alive` should be restarted; one that is not `ready` accepts no work.
     """
 
     metrics: Callable[[], bytes]
@@ -346,16 +306,9 @@ class Pages:
 
 
 class MetricsServer:
-    """Serves pages until it is stopped.
+    """Serve pages until stopped; raise MetricsError if the address cannot be listened on.
 
-    Args:
-        address: Where to listen.
-        pages: Content.
-        token: Required bearer token; None for none.
-        longest_s: After this, any connection is closed.
-
-    Raises:
-        MetricsError: The address cannot be listened on.
+    Without a `token` no bearer token is required; any connection is closed after `longest_s`.
     """
 
     def __init__(
@@ -375,7 +328,6 @@ class MetricsServer:
 
     @property
     def url(self) -> str:
-        """URL without a path."""
         host, port = self._server.server_address[:2]
         name = str(host)
         return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
@@ -424,7 +376,6 @@ class _Server(ThreadingHTTPServer):
             _cut(each)
 
     def answers(self, request: socket.socket) -> None:
-        """Record that a request has come."""
         with self._counting:
             self._connections.note(request, waits=False)
 
@@ -446,8 +397,6 @@ def _cut(request: socket.socket) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request per connection."""
-
     pages: ClassVar[Pages]
     token: ClassVar[bytes | None]
     local: ClassVar[bool]
@@ -485,7 +434,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: scrapes are frequent, and the log must not contain what clients send."""
 
     def version_string(self) -> str:
-        """Hide the version."""
         return "dssd-fleet"
 
     def _trusted(self) -> bool:
@@ -497,7 +445,7 @@ class _Handler(BaseHTTPRequestHandler):
         return kind.lower() == "bearer" and same
 
     def _send_health(self, health: Health, *, trusted: bool) -> None:
-        """Send the health to everybody, and the failed checks to clients with the token."""
+        """Send the health to everybody, and the failed checks only to clients with the token."""
         body: dict[str, object] = {"status": "ok" if health.well else "unavailable"}
         if trusted:
             body["checks"] = {name: sentence or "ok" for name, sentence in health.checks.items()}

@@ -38,11 +38,7 @@ SECTIONS: Final = "a section for each name"
 
 
 class Settings(BaseModel):
-    """Base of the settings of one program.
-
-    Attributes:
-        variable_prefix: What the names of the environment variables begin with.
-    """
+    """Base of the settings of one program; `variable_prefix` begins the names of its environment variables."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -50,13 +46,11 @@ class Settings(BaseModel):
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
-        """Compare the values, not where they come from."""
         return isinstance(other, type(self)) and self.__dict__ == other.__dict__
 
     __hash__ = None  # type: ignore[assignment]
 
     def came_from(self, origins: Mapping[str, str]) -> None:
-        """Record the origin of each setting."""
         self._origins = {name: origin for name, origin in origins.items() if origin}
 
     def origin(self, name: str) -> str:
@@ -75,16 +69,10 @@ def setting(
     in_errors: bool = True,
     **bounds: float,
 ) -> Any:  # noqa: ANN401 - likewise
-    """Return the field of a setting.
+    """Return the field of a setting; `bounds` are pydantic's, such as `ge`.
 
-    Args:
-        default: The default, or a function that returns it.
-        meaning: One sentence.
-        unit: Unit of a quantity.
-        rare: Whether `--help` lists it separately.
-        in_flags: Whether it has a flag. Every user of the machine can read flags with `ps`.
-        in_errors: Whether an error may show the value.
-        bounds: As for pydantic's `Field`: `ge`, `gt`, `le`, `lt`, `min_length`.
+    `rare` settings are listed separately by `--help`. `in_flags` is False for secrets, because every user of the
+    machine can read flags with `ps`; `in_errors` says whether an error may show the value.
     """
     extra = {"unit": unit, "rare": rare, "flag": in_flags, "shown": in_errors}
     given: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
@@ -98,7 +86,6 @@ class SettingField:
     Attributes:
         path: Its names from the outermost section inwards.
         flag: None for a secret.
-        variable: Environment variable.
         kind: Continues "it must be": `a whole number from 1 to 1024`.
         default: As text; empty if there is none.
         metavar: Placeholder of the value in `--help`, such as `INTEGER`; `WORD` for a choice.
@@ -119,18 +106,16 @@ class SettingField:
 
     @property
     def name(self) -> str:
-        """As in the TOML file, with dots between sections."""
+        """Names from the TOML file, with dots between sections."""
         return ".".join(self.path)
 
 
 @functools.cache
 def fields_of(model: type[Settings]) -> tuple[SettingField, ...]:
-    """Return all settings of a program, including those of its sections."""
     return tuple(_fields(model, (), model.variable_prefix))
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of a field that is a section; None for any other."""
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
@@ -252,11 +237,7 @@ _LARGEST_FILE: Final = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class _TomlFile:
-    """A TOML file.
-
-    Attributes:
-        lines: Line number on which each setting and each section begins.
-    """
+    """A TOML file, with the line number on which each setting and each section begins."""
 
     path: Path | None = None
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -279,12 +260,7 @@ class _TomlFile:
 
 @dataclass(frozen=True, slots=True)
 class _Variables:
-    """Environment variables that hold settings.
-
-    Attributes:
-        names: Variable of each setting or section that is given.
-        problems: A sentence for each variable that cannot be read.
-    """
+    """Environment variables that hold settings: names by setting or section, and a sentence for each problem."""
 
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     names: dict[Place, str] = dataclasses.field(default_factory=dict)
@@ -292,7 +268,6 @@ class _Variables:
 
     @classmethod
     def read(cls, model: type[Settings], environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables whose names match settings or sections of `model`; ignore others."""
         found = cls()
         for variable, text in sorted(environment.items()):
             place = tuple(variable.removeprefix(model.variable_prefix).lower().split(NESTED))
@@ -387,18 +362,10 @@ def load_settings(
     by_program: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> S:
-    """Load settings.
+    """Load settings; None as a flag means not given, also within nested mappings.
 
-    Args:
-        model: Class of the settings.
-        config: TOML file, if any.
-        flags: Of the command line; None means not given, also within nested mappings.
-        by_program: Whether the flags are a program's arguments rather than a command line's, for errors.
-        environment: Environment variables.
-
-    Raises:
-        SettingsError: The file cannot be read, or settings cannot work: a line for each, with its origin and its value
-            unless that is a secret.
+    `by_program`: the flags are a program's arguments rather than a command line's, for errors. Raise SettingsError with
+    a line for each problem: its origin, and its value unless that is a secret.
     """
     sources = _Sources(
         {each.path: each for each in fields_of(model)},
@@ -430,7 +397,6 @@ class _Sources:
         return _merge(_merge(self.file.values, self.environment.values), self.flags)
 
     def explain(self, error: ValidationError) -> list[str]:
-        """Return a line for each setting that cannot work."""
         values, lines = self.values(), dict[Place, str]()
         for each in error.errors(include_url=False, include_input=False):
             whole = tuple(str(part) for part in each["loc"] if part != "[key]")
@@ -457,7 +423,6 @@ class _Sources:
         return next((place[:end] for end in range(1, len(place)) if place[:end] in self.fields), place)
 
     def origin(self, place: Place) -> str:
-        """Return where a value comes from; empty for a default, or if a program has given it."""
         field = self.fields.get(place)
         if _look(self.flags, place) is not None:
             flag = f"flag {field.flag}" if field and field.flag else ""
@@ -494,15 +459,10 @@ def _short(value: str | float) -> str:
 
 
 def check_all(settings: Settings, checks: Mapping[str, Callable[[], object]]) -> None:
-    """Run checks before a program loads a model, and report all failures at once.
+    """Run checks before a program loads a model, and raise one SettingsError for all failures.
 
-    Args:
-        settings: As loaded.
-        checks: By the setting's name; each raises a FleetError if the value cannot work. An error with an attribute
-            `setting` is about that other setting.
-
-    Raises:
-        SettingsError: A line for each failure, with the origin of the value.
+    `checks` are by the setting's name; each raises a FleetError if the value cannot work. An error with an attribute
+    `setting` is about that other setting.
     """
     failed: list[str] = []
     for name, check in checks.items():

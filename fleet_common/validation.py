@@ -61,12 +61,7 @@ def plain_sentence(error: ErrorDetails) -> str:
 
 
 def field_at(model: type[BaseModel], error: ErrorDetails) -> tuple[int | str, ...]:
-    """Return the location of an error, without pydantic's names for alternatives of a type.
-
-    Args:
-        model: The validated model.
-        error: One of its errors.
-    """
+    """Return the location of an error, without pydantic's names for alternatives of a type."""
     place: list[int | str] = []
     here: type[BaseModel] | None = model
     for part in error["loc"]:
@@ -92,15 +87,10 @@ _AMOUNT: Final = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 
 
 def read_time(value: str | datetime | timedelta, *, now: datetime) -> datetime:
-    """Return a point in time, in UTC.
+    """Return a point in time, in UTC; raise ValueError if it is invalid or outside the calendar.
 
-    Args:
-        value: An age (`90s`, `30m`, `2h`, `7d`, or a timedelta), an ISO 8601 string, or a datetime; UTC without a time
-            zone.
-        now: Reference of an age, with its time zone.
-
-    Raises:
-        ValueError: It is none of these, or outside the calendar.
+    `value` is an age (`90s`, `30m`, `2h`, `7d`, or a timedelta), an ISO 8601 string, or a datetime; UTC without a time
+    zone. Ages are relative to `now`.
     """
     try:
         if isinstance(value, timedelta):
@@ -115,14 +105,7 @@ def read_time(value: str | datetime | timedelta, *, now: datetime) -> datetime:
 
 
 def read_duration(value: str | timedelta) -> timedelta:
-    """Return a duration.
-
-    Args:
-        value: `90s`, `30m`, `2h`, `7d`, or a timedelta.
-
-    Raises:
-        ValueError: It is none of these, or not above zero.
-    """
+    """Return a duration: `90s`, `30m`, `2h`, `7d`, or a timedelta; raise ValueError if it is not above zero."""
     length = value if isinstance(value, timedelta) else timedelta()
     if isinstance(value, str) and (amount := _AMOUNT.fullmatch(value.strip())):
         length = _seconds(amount)

@@ -1,7 +1,7 @@
 """Applications that may use the local API, each with a key and quotas.
 
-They are in a file that `fleet device app` writes. It has the SHA-256 of each key, not the key, which is 256 random bits
-and cannot be guessed. A running device notices when the file changes.
+`fleet device app` writes their file. It has the SHA-256 of each key, not the key, which is 256 random bits and cannot
+be guessed. A running device notices when the file changes.
 """
 
 import contextlib
@@ -50,11 +50,7 @@ def new_key() -> tuple[str, str]:
 
 @dataclass(slots=True)
 class ApplicationsFile:
-    """The file; if it is missing, there is no application.
-
-    Attributes:
-        quotas: Override those of the file, by the application's name and the quota's.
-    """
+    """The applications file, which may be missing; `quotas` override it, by the names of application and quota."""
 
     path: Path
     quotas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -78,11 +74,7 @@ class ApplicationsFile:
             ) from error
 
     def find(self, key: bytes) -> Application | None:
-        """Return the application with a key; a changed file is read again.
-
-        Raises:
-            ConfigurationError: As for `read`.
-        """
+        """Return the application with a key; a changed file is read again."""
         seen = self._look()
         if self._by_digest is None or seen != self._seen:
             self._by_digest = {each.sha256: each for each in self.read().applications}
@@ -96,8 +88,7 @@ class ApplicationsFile:
     def changing(self) -> Iterator[list[Application]]:
         """Change the list that is yielded; the file is written atomically if the block succeeds.
 
-        Raises:
-            ConfigurationError: The file cannot be read or written.
+        Raise ConfigurationError if the file cannot be read or written.
         """
         found = list(self.read().applications)
         yield found
@@ -129,7 +120,7 @@ class ApplicationsFile:
 
 
 def _keep_owner(old: Path, new: Path) -> None:
-    """Give a file the owner and mode of the one it replaces: the device may run as another user."""
+    """Copy the owner and mode of the replaced file: the device may run as another user."""
     with contextlib.suppress(OSError):
         found = old.stat()
         new.chmod(found.st_mode & 0o777)

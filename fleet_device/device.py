@@ -35,14 +35,9 @@ from schemas.policy import Grammar, Mode
 
 
 def preflight(settings: DeviceSettings, *, serves: bool) -> None:
-    """Check all that can be checked before the draft model is loaded. A broker may still be away.
+    """Check all that can be checked before the draft model is loaded; a broker may still be away.
 
-    Args:
-        settings: The configuration.
-        serves: Whether the local API is to run.
-
-    Raises:
-        SettingsError: Settings cannot work; a line for each.
+    `serves`: the local API is to run. Raise SettingsError with a line for each problem.
     """
     broker = settings.broker
     files = {"broker.ca": broker.ca, "broker.certificate": broker.certificate, "broker.key": broker.key}
@@ -105,11 +100,6 @@ class Device:
 
     Several threads may use it. Requests run in the order in which they were made, as many at once as the setting
     `texts_at_once` says.
-
-    Args:
-        settings: The configuration.
-        load: Loads the draft model; by default after all that can be checked before.
-        make_link: Makes the link to the broker.
     """
 
     def __init__(

@@ -42,11 +42,9 @@ class _Entry:
 
 
 class Journal:
-    """Counts requests of today and since the start, and keeps the latest texts if they may be shown. For any thread.
+    """Count requests of today and since the start; keep the `texts` latest outputs. Callable on any thread.
 
-    Args:
-        texts: Number of latest texts that are kept; 0 keeps none.
-        now: The time, with its time zone; days begin at this machine's midnight.
+    Days begin at this machine's midnight.
     """
 
     def __init__(self, *, texts: int, now: Callable[[], datetime]) -> None:
@@ -128,11 +126,8 @@ _DRAINED: Final = "The device's administrator has stopped new requests for now; 
 class Asked(Enum):
     """Requests to the running gateway.
 
-    Attributes:
-        STOP: End at once.
-        DRAIN: End when the running requests have ended or their time is over; at once if asked again.
-        IDLE: Internal: all requests have ended.
-        RELOAD: From an administrator: end like `DRAIN`, and start again.
+    `DRAIN` ends when the running requests have ended or their time is over, at once if asked again. `RELOAD`, from an
+    administrator, does the same and starts again. `IDLE` is internal: all requests have ended.
     """
 
     STOP = auto()
@@ -144,11 +139,8 @@ class Asked(Enum):
 class Gateway:
     """A device that serves applications. It is the API's `Backend`.
 
-    Args:
-        service: Not started yet.
-        remote: What an administrator can set; without it, or without the setting `steering`, nobody listens.
-        log_tail: What has been logged.
-        clock: Monotonic seconds.
+    `service` is not started yet; without `remote`, or without the setting `steering`, no administrator can set
+    anything.
     """
 
     def __init__(
@@ -197,11 +189,7 @@ class Gateway:
         self._asked.put(what)
 
     def start(self) -> None:
-        """Serve the API, and connect as soon as the broker can be reached.
-
-        Raises:
-            ConfigurationError: The API's port cannot be used.
-        """
+        """Serve the API, and connect as soon as possible; raise ConfigurationError if the port cannot be used."""
         if self._settings.api_port:
             from fleet_device.api.app import listen  # noqa: PLC0415 - a web server, only where there is to be one
 
@@ -223,9 +211,8 @@ class Gateway:
     ) -> None:
         """Return when asked to end: at once, or when the accepted requests have ended.
 
-        Args:
-            on_end: Called once, when the end begins.
-            on_drain: Called once if it begins with a drain, with the number of requests that are left.
+        `on_end` is called once, when the end begins; `on_drain` if it begins with a drain, with the number of requests
+        that are left.
         """
         asked = self._asked.get()
         self._reloads = asked is Asked.RELOAD
@@ -254,7 +241,6 @@ class Gateway:
         self._reloads = self._reloads and asked not in {Asked.STOP, Asked.DRAIN}
 
     def stop(self) -> None:
-        """Cancel what is left, disconnect, and release everything."""
         self._queue.abandon()
         self._queue.join()
         if self._server is not None:
@@ -280,7 +266,6 @@ class Gateway:
         return held
 
     def reload(self) -> None:
-        """End like a drain, to start again."""
         self.ask(Asked.RELOAD)
 
     def settings_report(self) -> dict[str, Any]:
@@ -302,7 +287,6 @@ class Gateway:
         self.service.agent.check_grammar(grammar)
 
     def spell(self, token: int) -> bytes:
-        """Return the bytes of a token; none for control tokens."""
         return self.service.codec.piece(token)
 
     def targets(self) -> tuple[str, ...]:

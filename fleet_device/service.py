@@ -49,7 +49,6 @@ class DeviceTotals:
     _round_trip_ms: float | None = None
 
     def add(self, generation: Generation) -> Telemetry:
-        """Count an ended session and return the totals as they are published."""
         counters = generation.counters
         self.sessions += 1
         self.tokens += len(generation.tokens)
@@ -100,11 +99,8 @@ class DeviceService:
     """One device. Use it as a context manager, which connects or fails; or `start_patiently`, and `stop`.
 
     Attributes:
-        drafter: The draft model, loaded; closed with the service.
         now: The wall clock (UTC).
         codec: Encodes prompts; the draft model's, with a memory for conversations.
-        tally: Sums over ended sessions.
-        since: When the service was made.
         texts_at_once: Number of requests that run at once: as the settings say, or as many as the drafter has sequences
             for where edge-only decoding is not allowed.
     """
@@ -174,7 +170,6 @@ class DeviceService:
 
     @property
     def unreported(self) -> int:
-        """Number of sessions without an edge that the session log does not have yet."""
         return len(self._reports)
 
     @property
@@ -182,11 +177,7 @@ class DeviceService:
         return self._topic(Topic.STATE)
 
     def start(self) -> None:
-        """Connect, and announce that this device is online.
-
-        Raises:
-            ConnectFailed: The broker cannot be reached; the service is stopped.
-        """
+        """Connect, and announce that this device is online; raise ConnectFailed if the broker cannot be reached."""
         self._reports.start()
         try:
             self._link.start(timeout_s=_CONNECT_S)
@@ -243,11 +234,7 @@ class DeviceService:
         agent.padding, agent.window = settings.padding, settings.window
 
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
-        """Return why no request can be served now; None if one can.
-
-        Args:
-            for_s: Return None too if broker or edge has been away for less than this; it may be restarting.
-        """
+        """Return why no request can be served now; None if one can, or after an absence of less than `for_s`."""
         if self.agent.absent_s() < for_s:
             return None
         if not self._link.connected:

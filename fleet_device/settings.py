@@ -35,7 +35,6 @@ class Outages:
     """What a request does in an outage.
 
     Attributes:
-        rejoin: Whether an edge that is back verifies the rest of a generation that went on without one.
         revisable: Whether nobody reads the generation before its end, so that its unverified part can be replaced.
         after_s: Seconds without a broker, or without an edge that is online, after which the policy applies; None
             depends on the policy.
@@ -99,11 +98,7 @@ _DRAFT_LENGTH: Final[TypeAdapter[int | Literal["auto"]]] = TypeAdapter(DraftLeng
 
 
 def read_draft_length(value: object) -> int | Literal["auto"]:
-    """Read a draft length.
-
-    Raises:
-        ValueError: It is not one; the text says what one is.
-    """
+    """Read a draft length; the message of ValueError says what is allowed."""
     try:
         return _DRAFT_LENGTH.validate_python(value)
     except ValidationError:
@@ -299,7 +294,7 @@ class DeviceSettings(Settings):
         return names
 
     def stays(self) -> frozenset[str]:
-        """Return the settings that are not to be set from afar."""
+        """Return the settings that cannot be set remotely."""
         return frozenset(filter(None, map(str.strip, self.steering_fixed.split(","))))
 
     @property
@@ -313,7 +308,7 @@ class DeviceSettings(Settings):
         return min(self.texts_at_once, _DRAFT_SEQUENCES)
 
     def outages(self) -> Outages:
-        """Return what a text does when no edge answers."""
+        """Return what a request does when no edge answers."""
         return Outages(policy=self.offline, rejoin=self.rejoin, after_s=self.offline_s, answer_s=self.answer_s)
 
     def policy(self) -> SamplingPolicy:

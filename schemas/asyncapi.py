@@ -56,10 +56,8 @@ def on_the_wire(
 ) -> Schema:
     """Return the schemas of all messages in their wire format.
 
-    Args:
-        schemas: By name, with fields as properties. Every array of numbers in them is a typed one on the wire.
-        layouts: Fields of the messages that are arrays, in order.
-        optional: By message, their optional fields; they come last, and padding may replace them.
+    Every array of numbers becomes a typed one. `layouts` are the fields of the messages that are arrays, in order;
+    `optional` fields come last, and padding may replace them.
     """
     forms = {form.__name__: form for form in FORMS}
     wire: Schema = {}

@@ -48,9 +48,7 @@ def pack_probabilities(probs: Sequence[float]) -> cbor2.CBORTag:
 def load(payload: bytes, *, bound: int) -> object:
     """Decode one data item.
 
-    Raises:
-        MessageTooLarge: The payload has more than `bound` bytes.
-        MalformedMessage: It is not within the part of CBOR that messages use.
+    Raise MessageTooLarge above `bound` bytes, MalformedMessage outside the part of CBOR that messages use.
     """
     if len(payload) > bound:
         raise MessageTooLarge(size=len(payload), bound=bound)
@@ -69,12 +67,7 @@ def load(payload: bytes, *, bound: int) -> object:
 
 
 def _survey(payload: bytes) -> None:
-    """Check the items' heads without decoding them.
-
-    Raises:
-        MalformedMessage: There is something that messages do not use.
-        IndexError: The payload is too short.
-    """
+    """Check the items' heads without decoding them; raise MalformedMessage, or IndexError at the payload's end."""
     at, items = 0, 0
     due = [1]  # items still to come, by level of nesting
     while due:

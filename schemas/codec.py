@@ -28,13 +28,7 @@ _HEADS: Final = ((26, 4, 0xFFFF_FFFF, 0x10000), (25, 2, 0xFFFF, 0x100), (24, 1, 
 
 
 def pad(payload: bytes, *, bucket: int, most: int) -> bytes:
-    """Pad a message to a multiple of a bucket's size.
-
-    Args:
-        payload: A CBOR array of at most 20 fields.
-        bucket: Bytes; 0 adds no padding.
-        most: Limit on the padded size.
-    """
+    """Pad a CBOR array of at most 20 fields to a multiple of `bucket` bytes (0: none), at most `most`."""
     if bucket == 0:
         return payload
     left = min(-(-len(payload) // bucket) * bucket, most) - len(payload)
@@ -73,12 +67,7 @@ _REPLY: TypeAdapter[SessionReply] = TypeAdapter(SessionReply)
 
 
 def encode_draft(draft: Draft, *, padding: int = 0) -> bytes:
-    """Return the array [handle, round, epoch, base, fix, tokens, counts, more, digest(, tried(, write(, padding)))].
-
-    Args:
-        draft: The message.
-        padding: Bucket size in bytes; see `pad`.
-    """
+    """Return the array [handle, round, epoch, base, fix, tokens, counts, more, digest(, tried(, write(, padding)))]."""
     fields: list[object] = [
         draft.handle,
         draft.round,
@@ -98,12 +87,7 @@ def encode_draft(draft: Draft, *, padding: int = 0) -> bytes:
 
 
 def decode_draft(payload: bytes) -> Draft:
-    """Read a draft.
-
-    Raises:
-        MessageTooLarge: It exceeds `MAX_DRAFT_BYTES`.
-        MalformedMessage: It is no draft.
-    """
+    """Read a draft of at most `MAX_DRAFT_BYTES`; raise MessageTooLarge or MalformedMessage."""
     fields = _array(payload, bound=MAX_DRAFT_BYTES, least=_DRAFT_FIELDS)
     handle, round_, epoch, base, fix, tokens, counts, more, digest = fields[:_DRAFT_FIELDS]
     tried, write = _optional(fields, _DRAFT_FIELDS, 2)
@@ -129,11 +113,6 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
     """Return a verdict's array.
 
     [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, load(, chained(, logprobs))))].
-
-    Args:
-        verdict: The message.
-        padding: Bucket size in bytes; see `pad`.
-        most: Limit on the padded size.
     """
     fields = [
         verdict.handle,
@@ -154,12 +133,7 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
 
 
 def decode_verdict(payload: bytes) -> Verdict:
-    """Read a verdict.
-
-    Raises:
-        MessageTooLarge: It exceeds `MAX_VERDICT_BYTES`.
-        MalformedMessage: It is no verdict.
-    """
+    """Read a verdict of at most `MAX_VERDICT_BYTES`; raise MessageTooLarge or MalformedMessage."""
     fields = _array(payload, bound=MAX_VERDICT_BYTES, least=_VERDICT_FIELDS)
     handle, round_, accepted, following, finish, queue_ms, compute_ms = fields[:_VERDICT_FIELDS]
     base, written, load, chained, logprobs = _optional(fields, _VERDICT_FIELDS, 5)
@@ -191,12 +165,7 @@ def encode_open(message: Open) -> bytes:
 
 
 def decode_open(payload: bytes) -> Open:
-    """Read an Open.
-
-    Raises:
-        MessageTooLarge: It exceeds `MAX_OPEN_BYTES`.
-        MalformedMessage: It is no Open.
-    """
+    """Read an Open of at most `MAX_OPEN_BYTES`; raise MessageTooLarge or MalformedMessage."""
     fields = _map(payload, bound=MAX_OPEN_BYTES)
     try:
         return Open.model_validate(fields)
@@ -214,12 +183,7 @@ def encode_close(message: Close) -> bytes:
 
 
 def decode_close(payload: bytes) -> Close:
-    """Read a Close.
-
-    Raises:
-        MessageTooLarge: It exceeds `MAX_CLOSE_BYTES`.
-        MalformedMessage: It is no Close.
-    """
+    """Read a Close of at most `MAX_CLOSE_BYTES`; raise MessageTooLarge or MalformedMessage."""
     return _validated(Close, _map(payload, bound=MAX_CLOSE_BYTES))
 
 
@@ -233,9 +197,7 @@ def encode_reply(message: SessionReply) -> bytes:
 def decode_reply(payload: bytes) -> SessionReply:
     """Read an Opened, Refused, Closed or Fault, distinguished by `kind`.
 
-    Raises:
-        MessageTooLarge: It exceeds `MAX_REPLY_BYTES`.
-        MalformedMessage: It is none of them.
+    Raise MessageTooLarge above `MAX_REPLY_BYTES`, MalformedMessage for anything else.
     """
     fields = _map(payload, bound=MAX_REPLY_BYTES)
     if "load" in fields:
@@ -254,7 +216,6 @@ def _dump_map(fields: dict[str, Any]) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """Convert enumeration members to plain strings."""
     if isinstance(value, str):
         return str(value)
     return value

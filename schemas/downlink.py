@@ -142,11 +142,7 @@ def pack_form(form: DownlinkForm) -> list[object]:
 
 
 def unpack_form(array: object) -> dict[str, object] | UnknownForm | None:
-    """Read the array of a form.
-
-    Returns:
-        The form's fields, not yet validated; an `UnknownForm` of a newer release; None if it is no form.
-    """
+    """Read a form's array: its fields, not yet validated, an `UnknownForm`, or None if it is no form."""
     if not isinstance(array, list) or not array or type(array[0]) is not int:
         return None
     number, *values = array

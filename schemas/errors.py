@@ -39,12 +39,7 @@ class CodecError(SchemaError, ValueError):
 
 
 class MessageTooLarge(CodecError):  # noqa: N818
-    """A message above its bound; nothing of it was decoded.
-
-    Attributes:
-        size: Bytes received.
-        bound: Bytes allowed.
-    """
+    """A message of `size` bytes, above its `bound`; nothing of it was decoded."""
 
     def __init__(self, *, size: int, bound: int) -> None:
         super().__init__(f"The message has {size} bytes; at most {bound} are allowed.")
@@ -63,12 +58,7 @@ class MalformedMessage(CodecError):  # noqa: N818
 
     @classmethod
     def from_validation(cls, name: str, error: ValidationError) -> Self:
-        """Return the error of a message with invalid fields.
-
-        Args:
-            name: Expected message.
-            error: pydantic's findings, of which the first is reported.
-        """
+        """Return the error of the expected message `name`, with pydantic's first finding."""
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "message"
         if first["type"] == "extra_forbidden":

@@ -18,12 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is valid.
-
-    Raises:
-        InvalidName: It is empty, too long, or has characters that a topic level or certificate
-            must not have.
-    """
+    """Return `name`, or raise InvalidName if a topic level or certificate cannot have it."""
     if not _NAME.fullmatch(name):
         shown = name if len(name) <= MAX_NAME_LENGTH else name[:MAX_NAME_LENGTH] + "…"
         raise InvalidName(

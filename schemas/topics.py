@@ -49,7 +49,6 @@ class TopicRule:
         writers: Roles that publish here; a device only under its own name, an edge under any device's but only under
             its own edge name.
         readers: Roles that subscribe here; a device only to its own name.
-        retained: Whether the broker keeps the last message.
         expiry_s: Seconds after which an undelivered message is worthless; None for never.
         hot: One message per round: binary, with a topic alias.
         binary: CBOR rather than JSON.
@@ -102,12 +101,7 @@ _BY_TOPIC: Final = {rule.topic: rule for rule in TREE}
 
 @dataclass(frozen=True, slots=True)
 class TopicAddress:
-    """Components of a topic.
-
-    Attributes:
-        device: None for an edge's own topic.
-        edge: None for a topic without an edge's name.
-    """
+    """Components of a topic; `device` is None for an edge's own topic, `edge` for a topic without an edge."""
 
     topic: Topic
     fleet: str
@@ -124,12 +118,9 @@ class TopicAddress:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One access right of a role.
+    """One access right of a role, to publish or else to subscribe.
 
-    Attributes:
-        filter: The topics.
-        write: Whether it may publish there, or else subscribe.
-        retained: Whether its messages there are to be retained, for brokers that can distinguish.
+    `retained`: its messages there are to be retained, for brokers that can distinguish.
     """
 
     filter: str
@@ -139,12 +130,7 @@ class Access:
 
 @functools.lru_cache(_CACHED_TOPICS)
 def build(topic: Topic, *, fleet: str, device: str | None = None, edge: str | None = None) -> str:
-    """Return the full topic.
-
-    Raises:
-        InvalidName: A name cannot be a topic level.
-        TopicError: A level that this topic needs is missing, or one that it lacks is given.
-    """
+    """Return the full topic; raise InvalidName, or TopicError if a level is missing or superfluous."""
     template = _BY_TOPIC[topic].template
     values = {"device": device, "edge": edge}
     for level, value in values.items():
@@ -163,11 +149,7 @@ def wildcard(topic: Topic, *, fleet: str, device: str = "+", edge: str = "+") ->
 
 @functools.lru_cache(_CACHED_TOPICS)  # exceptions are not cached
 def parse(topic: str) -> TopicAddress:
-    """Take a received topic apart.
-
-    Raises:
-        TopicError: It is outside the tree.
-    """
+    """Parse a received topic; raise TopicError outside the tree."""
     levels = topic.split("/")
     root = ROOT.split("/")
     if levels[: len(root)] == root and len(levels) > len(root) + 1:
@@ -184,12 +166,7 @@ def rules_for(
 ) -> tuple[Access, ...]:
     """Return the rights of a role, as topic filters.
 
-    Args:
-        role: The role.
-        fleet: The fleet's name.
-        device: Device level: a name, `+`, or the broker's own substitution (`%u`).
-        edge: Likewise the edge level of an edge or a monitor.
-        edges: All edges of the fleet, to each of which a device may draft.
+    `device` and `edge` are a name, `+`, or the broker's own substitution (`%u`); a device may draft to each of `edges`.
     """
     rights = []
     for rule in TREE:
@@ -206,7 +183,6 @@ def rules_for(
 
 
 def _match(template: list[str], levels: list[str]) -> dict[str, str] | None:
-    """Return the names that match the placeholders of `template`, or None if it does not match."""
     if len(template) != len(levels):
         return None
     names = {}

@@ -24,12 +24,7 @@ _PADDING: Final = re.compile(r"\[PAD[0-9]+\]")
 
 
 class Vocabulary(BaseModel):
-    """A vocabulary's identity.
-
-    Attributes:
-        size: Number of tokens, padding rows left out.
-        fingerprint: SHA-256 over the token strings by id.
-    """
+    """A vocabulary's size without padding rows, and the SHA-256 over its token strings by id."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,11 +33,7 @@ class Vocabulary(BaseModel):
 
     @classmethod
     def of(cls, tokens: Sequence[str]) -> "Vocabulary":
-        """Fingerprint the token strings, in order of id.
-
-        Args:
-            tokens: One string a token id, as `token_strings` returns them.
-        """
+        """Fingerprint the token strings, in order of id, as `token_strings` returns them."""
         return cls(size=len(tokens), fingerprint=_fingerprint(tokens))
 
     def __str__(self) -> str:

@@ -18,8 +18,6 @@ STRAY: Final = "stray"
 
 
 class SubscriptionForm(Enum):
-    """How a reader subscribes."""
-
     LITERAL = "by name"
     WILDCARD = "by wildcard"
     SHARED = "by a shared subscription"
@@ -64,7 +62,7 @@ def _instances(rule: TopicRule, broker: Broker, users: Sequence[str]) -> Iterabl
 
 
 class Prober:
-    """Probes a broker through connected links, given by the user that the broker takes each for."""
+    """Compare a broker's behaviour with the access matrix, through connected links by user."""
 
     def __init__(self, broker: Broker, links: Mapping[str, Link], inspector: Link, topics: Sequence[str]) -> None:
         self._broker = broker

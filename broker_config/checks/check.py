@@ -71,7 +71,7 @@ class _Files:
 
 
 def check_certificates(tls: Tls, home: Path, *, now: datetime) -> Iterator[BrokerFinding]:
-    """Yield the findings on the files of a listener, whose relative paths begin at `home`."""
+    """Yield the findings on the files of a listener; relative paths are relative to `home`."""
     paths = [home / path for path in (tls.ca, tls.certificate, tls.key, tls.crl)]
     missing = [str(path) for path in paths if not path.exists()]
     if len(missing) == len(paths):
@@ -153,11 +153,7 @@ SHOWN: Final = 3
 
 
 def check_directory(directory: Path) -> Iterator[BrokerFinding]:
-    """Yield the findings on a folder of rendered files.
-
-    Raises:
-        BrokerError: It has no such files, they cannot be read, or mosquitto is not installed.
-    """
+    """Yield the findings on a folder of rendered files; raise BrokerError if it cannot be checked."""
     broker = read_description(directory / DESCRIPTION_FILE, production=False)
     conf, access = (_read_text(directory / name) for name in (CONF_FILE, ACCESS_FILE))
     yield _modes(directory)

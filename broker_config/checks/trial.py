@@ -40,7 +40,7 @@ NO_ANSWER: Final = "NO_ANSWER"
 
 
 def refusal(host: str, port: int, tls: TlsSettings) -> str | None:
-    """Connect as `somebody` with a certificate or none; return the broker's reason to refuse, None if it does not.
+    """Connect as `somebody`; return the broker's reason to refuse, None if it accepts.
 
     The reason is that of TLS (it contains `CERTIFICATE_EXPIRED` and the like), or `NO_ANSWER`.
     """
@@ -98,10 +98,7 @@ _FLEET = "trial"
 
 @dataclass(slots=True)
 class TrialAuthority:
-    """An authority in its own folder that signs anything.
-
-    The fleet's authority refuses invalid names, and a broker has to be tried with these.
-    """
+    """An authority in its own folder that signs any name, also those that the fleet's authority refuses."""
 
     folder: Path
     now: datetime  # UTC
@@ -116,15 +113,13 @@ class TrialAuthority:
         self._write_crl()
 
     def broker(self) -> IdentityFiles:
-        """Make the certificate of a broker on loopback."""
         return self._issue(Subject(_FLEET, IdentityRole.BROKER, "localhost", ("localhost", HOST)), "broker")
 
     def client(self, name: str, *, file: str | None = None, begins: timedelta = -SKEW) -> IdentityFiles:
-        """Make a client's certificate, valid for a day from `begins` (relative to now)."""
         return self._issue(Subject(_FLEET, IdentityRole.DEVICE, name), file or name, begins=begins)
 
     def revoke(self, files: IdentityFiles) -> None:
-        """Enter a certificate into the revocation list, which a running broker reads at a reload."""
+        """Revoke a certificate; a running broker reads the list at a reload."""
         serial = x509.load_pem_x509_certificate(files.certificate.read_bytes()).serial_number
         self._revoked.append(Revoked(serial, self.now - SKEW))
         self._write_crl()
@@ -161,11 +156,7 @@ class BrokerTrial:
     _numbers: int = 0
 
     def connect(self, name: str, *, client_id: str | None = None, packet_bytes: int = 1 << 20) -> PahoLink:
-        """Return a link with a certificate for `name`, or with that user name without TLS.
-
-        Raises:
-            ConnectFailed: The broker refuses it.
-        """
+        """Return a link with a certificate for `name`, or with that user name without TLS."""
         files = None if self.authority is None else self.identity(name)
         username = name if files is None else None
         port = self.broker.broker.port_of(name)
@@ -175,7 +166,6 @@ class BrokerTrial:
         return link
 
     def identity(self, name: str, *, begins: timedelta = -SKEW) -> IdentityFiles:
-        """Return new files for any name, valid for a day from `begins` (relative to now)."""
         assert self.authority is not None
         self._numbers += 1
         return self.authority.client(name, file=f"identity-{self._numbers}", begins=begins)
@@ -192,7 +182,7 @@ class BrokerTrial:
         return tuple(dict.fromkeys((self.broker.port, self.broker.edge_port)))
 
     def bad_identities(self) -> dict[str, IdentityFiles | None]:
-        """Return identities that no broker may accept, by their fault. The broker has read the revocation on return."""
+        """Return identities that no broker may accept, by their fault; the broker has read the revocation."""
         assert self.authority is not None
         stranger = TrialAuthority(self.folder / "stranger", datetime.now(UTC)).client("device-a")
         revoked = self.identity("device-a")
@@ -229,12 +219,7 @@ def _tls(files: IdentityFiles | None) -> TlsSettings | None:
 
 @contextmanager
 def begin_trial(conf: str, access: str, broker: Broker, folder: Path) -> Iterator[BrokerTrial]:
-    """Start a broker on rendered files; `folder` gets the certificates.
-
-    Raises:
-        BrokerMissing: mosquitto is not installed.
-        BrokerFailed: It does not start on these files.
-    """
+    """Start a broker on rendered files; `folder` gets the certificates."""
     authority = None
     if broker.tls is not None:
         authority = TrialAuthority(folder / "authority", datetime.now(UTC))
@@ -246,11 +231,7 @@ def begin_trial(conf: str, access: str, broker: Broker, folder: Path) -> Iterato
 
 
 def connect_all(trial: BrokerTrial, names: Iterable[str]) -> tuple[dict[str, PahoLink], PahoLink]:
-    """Connect users and the inspector, under client ids that differ from their names.
-
-    Raises:
-        ConnectFailed: The broker refuses one.
-    """
+    """Connect users and the inspector, under client ids that differ from their names."""
     links = {name: trial.connect(name, client_id=f"claim-{number}") for number, name in enumerate([*names, INSPECTOR])}
     inspector = links.pop(INSPECTOR)
     return links, inspector

@@ -58,10 +58,9 @@ Schema = dict[str, Any]
 
 
 def bounded_text(grammar: Grammar) -> str:
-    """Return the text of a grammar for the worker: without unknown formats, with `anyOf` for `oneOf` where possible.
+    """Return the text of a grammar for the worker; raise GrammarError if it is invalid or too large.
 
-    Raises:
-        GrammarError: It is no grammar, or too large.
+    Unknown formats are removed, and `oneOf` becomes `anyOf` where possible.
     """
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
@@ -224,7 +223,7 @@ def _resolved(schema: object, root: Schema) -> object:
 
 
 def _types(schema: Schema) -> frozenset[str]:
-    """Return the types that values of a schema may have; an integer is a number."""
+    """Return the types that a schema allows; an integer is a number."""
     named = schema.get("type")
     names = {named} if isinstance(named, str) else set(_names(named))
     types = frozenset("number" if name == "integer" else name for name in names) & _TYPES or _TYPES
@@ -253,7 +252,6 @@ def _type(value: object) -> str:
 
 
 def _subschemas(root: Schema) -> Iterator[Schema]:
-    """Yield a schema and all schemas in it, wherever JSON Schema allows them."""
     waiting = [root]
     while waiting:
         schema = waiting.pop()

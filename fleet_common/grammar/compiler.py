@@ -27,9 +27,8 @@ _MOST_BANNED: Final = 1000
 class BannedGrammars:
     """Digests of grammars that have ended a process. Callable on any thread.
 
-    Args:
-        path: File that keeps them across restarts, one line each: llguidance's version and a digest. Grammars banned
-            under another version are tried again. Without it they are kept in memory.
+    `path` keeps them across restarts, one line each: llguidance's version and a digest. Grammars banned under another
+    version are tried again. Without it they are kept in memory.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -42,7 +41,6 @@ class BannedGrammars:
         self._digests: dict[str, None] = dict.fromkeys(self._read())
 
     def check(self, grammar: Grammar) -> None:
-        """Raise `GrammarBanned` if the grammar is banned."""
         if self._digests and grammar.digest in self._digests:
             raise GrammarBanned
 
@@ -83,10 +81,9 @@ _NOT_KEPT: Final = (GrammarUnavailable, GrammarBusy, GrammarBanned)
 
 
 def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> GrammarMatcher:
-    """Return a matcher at the start of a generation. Takes one to two seconds.
+    """Return a matcher at the start of a generation; takes one to two seconds.
 
-    Raises:
-        GrammarError: The grammar cannot be read, uses an unsupported feature, allows no text, or is too complex.
+    Raise GrammarError if the grammar is invalid, unsupported, too complex, or allows no output.
     """
     compiler = GrammarCompiler(lambda: tokenizer)
     try:
@@ -96,11 +93,10 @@ def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> GrammarMat
 
 
 class GrammarCompiler:
-    """Compiles grammars. Callable on any thread.
+    """Compile grammars. Callable on any thread.
 
-    Args:
-        load: Builds the vocabulary when the first grammar comes.
-        banned: Grammars that have ended a process; by default none, and none is kept across restarts.
+    `load` builds the vocabulary when the first grammar comes. By default no grammar is banned, and none is kept across
+    restarts.
     """
 
     def __init__(self, load: Callable[[], GrammarTokenizer], banned: BannedGrammars | None = None) -> None:
@@ -121,19 +117,11 @@ class GrammarCompiler:
         return kept is not None and kept.done()
 
     def matcher(self, grammar: Grammar) -> GrammarMatcher:
-        """Return a matcher at the start of a generation.
-
-        Raises:
-            GrammarError: As `compile_grammar`.
-        """
+        """Return a matcher at the start of a generation; raise GrammarError as `compile_grammar` does."""
         return GrammarMatcher(self.compiled(grammar))
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar:
-        """Return the compiled grammar.
-
-        Raises:
-            GrammarError: As `compile_grammar`.
-        """
+        """Return the compiled grammar; raise GrammarError as `compile_grammar` does."""
         with self._keeping:
             kept = self._kept.get(grammar)
             if kept is not None and kept.done() and kept.exception() is None and not kept.result().usable:

@@ -29,11 +29,7 @@ class GrammarBusy(GrammarError):  # noqa: N818
 
 
 class OutsideGrammar(GrammarError):  # noqa: N818
-    """A text that violates the grammar.
-
-    Attributes:
-        taken: Number of tokens before the one that is not allowed.
-    """
+    """Tokens violate the grammar; `taken` is the number of tokens before the one that is not allowed."""
 
     def __init__(self, sentence: str, *, taken: int = 0) -> None:
         super().__init__(sentence)
@@ -59,7 +55,7 @@ class GrammarKilled(GrammarBanned):
 
 
 def unusable(reason: str) -> GrammarError:
-    """Return the error of a grammar, given llguidance's reason, which may have many lines."""
+    """Return the error of a grammar; llguidance's reason may have many lines."""
     plain = printable_line(" ".join(reason.replace("<non-verbose/>", "").split()))
     sentence = next((sentence for sign, sentence in _REASONS.items() if sign in plain), plain)
     return GrammarError(f"The grammar cannot be used: {sentence[:_MOST].rstrip('. ')}.")

@@ -1,4 +1,4 @@
-"""Grammar process: the parent's side of the grammar worker, its vocabulary, and the matchers of generations.
+"""Parent's side of the grammar worker: its process, its vocabulary, and the matchers of generations.
 
 All native grammar code runs in the worker (see `worker`).
 """
@@ -41,8 +41,6 @@ class GrammarTokenizer:
     """A vocabulary for the grammar worker.
 
     Attributes:
-        vocabulary: Number of tokens.
-        end_tokens: Ids that end a generation.
         pieces: UTF-8 bytes of each token, maybe half a character; none for control tokens. There may be further ones
             beyond the vocabulary, which no model has. Empty if `file` is given.
         encode: Returns the ids of a text, maybe with a token that begins every text. Unused if `file` is given.
@@ -56,7 +54,6 @@ class GrammarTokenizer:
     file: str | None = None
 
     def description(self) -> dict[str, Any]:
-        """Return the JSON values for the worker."""
         if self.file is not None:
             return {"end_tokens": self.end_tokens, "file": self.file, "size": self.vocabulary}
         return {"end_tokens": self.end_tokens, "pieces": [piece.decode("latin-1") for piece in self.pieces]}
@@ -71,20 +68,12 @@ class GrammarTokenizer:
     def of_pieces(
         cls, pieces: Sequence[bytes], *, end_tokens: Sequence[int], encode: Callable[[str], Sequence[int]]
     ) -> "GrammarTokenizer":
-        """Return the vocabulary of tokens given as bytes; see the attributes.
-
-        Raises:
-            GrammarUnavailable: The vocabulary has no end token.
-        """
+        """Return the vocabulary of tokens given as bytes; raise GrammarUnavailable if it has no end token."""
         return cls(vocabulary=len(pieces), end_tokens=_require_ends(end_tokens), pieces=tuple(pieces), encode=encode)
 
     @classmethod
     def of_words(cls, words: Sequence[str], *, end_tokens: Sequence[int]) -> "GrammarTokenizer":
-        """Return the vocabulary of whole words, of which the longest match is always the right one.
-
-        Raises:
-            GrammarUnavailable: As `of_pieces`.
-        """
+        """Return the vocabulary of whole words, of which the longest match is always the right one."""
         own = [b"" if token in end_tokens else word.encode() for token, word in enumerate(words)]
         # Forced text may end inside a word: for llguidance every byte is a token, beyond the vocabulary.
         pieces = [*own, *(bytes([byte]) for byte in range(256))]
@@ -104,16 +93,7 @@ class GrammarTokenizer:
 
     @classmethod
     def of_tokenizer_json(cls, text: str, *, vocabulary: int, end_tokens: Sequence[int]) -> "GrammarTokenizer":
-        """Return the vocabulary of a `tokenizer.json`.
-
-        Args:
-            text: Content of the file.
-            vocabulary: Number of tokens, without padding.
-            end_tokens: Ids that end a generation.
-
-        Raises:
-            GrammarUnavailable: As `of_pieces`.
-        """
+        """Return the vocabulary of a `tokenizer.json`, with its size without padding."""
         return cls(vocabulary=vocabulary, end_tokens=_require_ends(end_tokens), file=text)
 
 
@@ -136,11 +116,7 @@ _MOST_NEW: Final = 16_384
 
 
 def token_pieces(tokenizer: GrammarTokenizer) -> Sequence[bytes]:
-    """Return the bytes of each token; none for end and control tokens.
-
-    Raises:
-        GrammarUnavailable: The worker cannot be started, or does not support the tokenizer.
-    """
+    """Return the bytes of each token, none for end and control tokens; raise GrammarUnavailable."""
     if tokenizer.file is None:
         return tokenizer.pieces[: tokenizer.vocabulary]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -154,12 +130,8 @@ def token_pieces(tokenizer: GrammarTokenizer) -> Sequence[bytes]:
 class GrammarProcess:
     """Parent of all grammar processes, which are forked from it. Callable on any thread.
 
-    Args:
-        tokenizer: The vocabulary.
-
-    Raises:
-        GrammarUnavailable: llguidance is not installed, or does not support the tokenizer, or the process does not
-            start. Building the vocabulary takes about a second.
+    Raise GrammarUnavailable if llguidance is missing or does not support the tokenizer, or the process does not start.
+    Building the vocabulary takes about a second.
     """
 
     def __init__(self, tokenizer: GrammarTokenizer) -> None:
@@ -178,10 +150,7 @@ class GrammarProcess:
     def compile(self, grammar: Grammar, text: str, on_killed: Callable[[Grammar], object]) -> "CompiledGrammar":
         """Compile a grammar in its own process.
 
-        Args:
-            grammar: The grammar.
-            text: Text for the worker, which replaces the grammar's own.
-            on_killed: Called when the grammar has ended its process, now or later.
+        `text` replaces the grammar's own; `on_killed` is called when the grammar has ended its process, now or later.
 
         Raises:
             GrammarKilled: It has crashed its process, or exceeded its limits.
@@ -207,8 +176,6 @@ class CompiledGrammar:
     """A grammar in its own process, which ends with the last reference to this object. Callable on any thread.
 
     Attributes:
-        first_allowed: Ids that may begin a generation.
-        first_forced: Ids that must.
         compile_s: Processor time of the compilation.
         memory_kb: Memory in kilobytes.
     """
@@ -256,7 +223,6 @@ class CompiledGrammar:
         return self._tokenizer.end_tokens
 
     def new_matcher(self) -> int:
-        """Return the number of a new matcher, at the start."""
         return next(self._numbers)
 
     def drop(self, matcher: int) -> None:
@@ -277,11 +243,7 @@ class CompiledGrammar:
     def _move(self, op: bytes, matcher: int, keep: int, new: Sequence[int]) -> bytes:
         """Move a matcher to a token sequence, and run an operation there.
 
-        Args:
-            op: The operation.
-            matcher: Number of the matcher.
-            keep: Number of tokens that its last sequence and this one share.
-            new: Tokens after those.
+        `keep` is the number of tokens that its last sequence and this one share, `new` the tokens after those.
 
         Raises:
             OutsideGrammar: A token is not allowed.
@@ -384,11 +346,7 @@ def _stop(control: socket.socket, process: "subprocess.Popen[bytes]") -> None:
 
 
 def _receive(link: socket.socket) -> bytes:
-    """Return the next packet.
-
-    Raises:
-        OSError: The other end is gone, or silent for too long.
-    """
+    """Return the next packet; raise OSError if the other end is gone or silent for too long."""
     packet = link.recv(MAX_PACKET)
     if not packet:
         raise ConnectionResetError
@@ -396,11 +354,7 @@ def _receive(link: socket.socket) -> bytes:
 
 
 def _await_start(control: socket.socket) -> None:
-    """Wait until the worker has built the vocabulary.
-
-    Raises:
-        GrammarUnavailable: It cannot.
-    """
+    """Wait until the worker has built the vocabulary; raise GrammarUnavailable if it cannot."""
     control.settimeout(_START_S)
     try:
         answer = _receive(control)
@@ -415,7 +369,8 @@ class GrammarMatcher:
     """Position of a generation in its grammar. Callable on any thread, for one generation at a time.
 
     Every method takes all tokens of the generation, without the prompt, and moves the matcher there: forwards, or back
-    to the last common token. The result depends on these tokens only.
+    to the last common token. The result depends on these tokens only. `OutsideGrammar` means that the tokens are not
+    allowed, `GrammarError` that the grammar cannot continue or takes too long.
     """
 
     def __init__(self, compiled: CompiledGrammar) -> None:
@@ -428,12 +383,7 @@ class GrammarMatcher:
         weakref.finalize(self, compiled.drop, self._number)
 
     def allowed(self, text: Sequence[int]) -> NDArray[np.int64]:
-        """Return the ids that may follow: ascending, at least one. After an end token only end tokens may.
-
-        Raises:
-            OutsideGrammar: The text itself is not allowed.
-            GrammarError: The grammar cannot continue, or takes too long.
-        """
+        """Return the ids that may follow: ascending, at least one. After an end token only end tokens may."""
         with self._moving:
             if self._ended(text):
                 return self._ends
@@ -458,10 +408,6 @@ class GrammarMatcher:
         """Return the ids that must follow, as far as they are known without a look at every token.
 
         Each is the only allowed one at its position; an end token is the last.
-
-        Raises:
-            OutsideGrammar: The text itself is not allowed.
-            GrammarError: The grammar cannot continue, or takes too long.
         """
         with self._moving:
             if self._ended(text):
@@ -479,12 +425,7 @@ class GrammarMatcher:
             return found
 
     def check(self, text: Sequence[int]) -> None:
-        """Check that the grammar allows a text, ended or not.
-
-        Raises:
-            OutsideGrammar: It does not.
-            GrammarError: The grammar cannot continue, or takes too long.
-        """
+        """Check that the grammar allows the tokens, ended or not."""
         if not self._ended(text):
             self.allowed(text)
         elif text[-1] not in self.allowed(text[:-1]):
@@ -494,7 +435,7 @@ class GrammarMatcher:
         return bool(len(text)) and text[-1] in self._ends
 
     def _keep(self, text: Sequence[int]) -> int:
-        """Return the number of tokens that the last text and this one share at the beginning."""
+        """Return the number of leading tokens that the last call and this one share."""
         own = self._tokens
         if list(text[: len(own)]) == own:
             return len(own)

@@ -41,8 +41,6 @@ COMPILED: Final = struct.Struct("=dII")
 
 
 class Op:
-    """Operation of a request."""
-
     ALLOWED: Final = b"a"
     FORCED: Final = b"f"
     CONSUME: Final = b"c"
@@ -52,11 +50,8 @@ class Op:
 class Status:
     """Result of a request.
 
-    Attributes:
-        DONE: The number is the grammar's memory in kilobytes.
-        OUTSIDE: A token is not allowed; the number is the number of tokens before it.
-        FAILED: The grammar cannot continue; the reason follows.
-        ENCODE: Text to encode follows.
+    `DONE` carries the grammar's memory in kilobytes, `OUTSIDE` the number of tokens before the forbidden one, `FAILED`
+    the reason, `ENCODE` text to encode.
     """
 
     DONE: Final = b"="
@@ -136,13 +131,8 @@ def main() -> None:
 class NativeVocabulary:
     """The tokens, for llguidance.
 
-    Args:
-        description: `end_tokens`, and either `pieces` (bytes as Latin-1) or `file`, the content of a `tokenizer.json`,
-            with the number of tokens `size`.
-
-    Attributes:
-        encoder: Encodes forced text.
-        native: llguidance's tokenizer.
+    `description` has `end_tokens`, and either `pieces` (bytes as Latin-1) or `file`, the content of a `tokenizer.json`,
+    with the number of tokens `size`. `encoder` encodes forced text.
     """
 
     def __init__(self, description: dict[str, Any]) -> None:
@@ -167,7 +157,6 @@ class NativeVocabulary:
 
 
 def pieces_of(native: "LLTokenizer", ends: Sequence[int]) -> list[bytes]:
-    """Return the bytes of each token; none for end and control tokens."""
     silent = set(ends)
     return [
         b"" if token in silent or native.is_special_token(token) else bytes(native.decode_bytes([token]))
@@ -176,16 +165,7 @@ def pieces_of(native: "LLTokenizer", ends: Sequence[int]) -> list[bytes]:
 
 
 class Encoder:
-    """Tokenizer as llguidance needs it.
-
-    Args:
-        pieces: Bytes of each token.
-        end: End token.
-        native: Encodes; without it the parent is asked.
-
-    Attributes:
-        ask: Asks the parent.
-    """
+    """Tokenizer as llguidance needs it; `native` encodes, or the parent is asked with `ask`."""
 
     def __init__(self, pieces: list[bytes], end: int, native: "LLTokenizer | None") -> None:
         self.tokens = pieces
@@ -218,8 +198,6 @@ def serve(link: socket.socket, vocabulary: NativeVocabulary) -> None:
 
 
 class GrammarServer:
-    """Serves one grammar."""
-
     def __init__(self, link: socket.socket, vocabulary: NativeVocabulary) -> None:
         self._link = link
         self._vocabulary = vocabulary
@@ -245,7 +223,6 @@ class GrammarServer:
                 self._link.send(reply)
 
     def _compile(self, kind: str, text: str) -> bytes:
-        """Return the reply to a grammar, with its first mask."""
         found: list[bytes] = []
 
         def compile_() -> None:

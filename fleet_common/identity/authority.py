@@ -56,8 +56,6 @@ from schemas.names import check_name
 
 @dataclass(frozen=True, slots=True)
 class AuthorityFolder:
-    """Files of an authority."""
-
     path: Path
 
     @property
@@ -92,21 +90,12 @@ class AuthorityFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder's lock.
-
-        Raises:
-            AuthorityError: Another command holds it for too long.
-        """
+        """Hold the folder's lock; raise AuthorityError if another command holds it for too long."""
         with locked(self.path / ".lock"):
             yield
 
     def load_certificate(self) -> x509.Certificate:
-        """Return the authority's certificate.
-
-        Raises:
-            AuthorityError: The folder holds no authority.
-            IdentityError: The file cannot be read.
-        """
+        """Return the authority's certificate; raise AuthorityError if the folder holds none."""
         if not self.certificate.exists():
             raise AuthorityError(
                 f"There is no authority in {self.path}: make one with `fleet broker ca`, or correct --ca."
@@ -116,11 +105,7 @@ class AuthorityFolder:
     def load_key(
         self, certificate: x509.Certificate, passphrase: Callable[[], Passphrase]
     ) -> ec.EllipticCurvePrivateKey:
-        """Return the authority's private key.
-
-        Args:
-            certificate: The certificate that the key must match.
-            passphrase: Called only if the key is encrypted.
+        """Return the authority's private key. `passphrase` is called only if the key is encrypted.
 
         Raises:
             AuthorityError: The key is missing, readable by others, or does not match the certificate.
@@ -150,24 +135,14 @@ class AuthorityFolder:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Audit log of an authority.
-
-    Attributes:
-        path: The file; an operator may also make it append-only in the file system.
-        actor: Operating system user who acts.
-        clock: Returns the current time with its time zone.
-    """
+    """Audit log of an authority; an operator may also make the file append-only in the file system."""
 
     path: Path
     actor: str
     clock: Callable[[], datetime]
 
     def record(self, action: str, *, name: str, role: str, serial: str = "", detail: str = "") -> None:
-        """Append a line. Call it before a certificate leaves the authority.
-
-        Raises:
-            IdentityError: The log cannot be written.
-        """
+        """Append a line; call it before a certificate leaves the authority."""
         line = {
             "at": self.clock().isoformat(timespec="seconds"),
             "actor": self.actor,
@@ -195,7 +170,6 @@ class Signer:
     clock: Callable[[], datetime]
 
     def certify(self, subject: Subject, public_key: ec.EllipticCurvePublicKey, *, action: str) -> Entry:
-        """Sign a certificate; it is in the index and the log when this returns."""
         signed = certificate(subject, public_key, issuer=self.certificate, issuer_key=self.key, now=self.clock())
         entry = _entry(signed, subject)
         with self.index.change():
@@ -207,11 +181,9 @@ class Signer:
         return entry
 
     def take_over(self, subject: Subject, *, revoked: bool) -> Credential:
-        """Return a short-lived credential that can connect under another client's name.
+        """Return a short-lived credential that can connect under another client's name and end its session.
 
-        Args:
-            subject: The client whose session it ends.
-            revoked: Whether the next revocation list already contains it.
+        `revoked` says whether the next revocation list already contains it.
         """
         key = new_key()
         signed = certificate(
@@ -229,7 +201,6 @@ class Signer:
         return Credential(subject.name, signed.public_bytes(serialization.Encoding.PEM), key)
 
     def write_list(self) -> bytes:
-        """Write a new revocation list and return it in PEM."""
         now = self.clock()
         with self.index.change():
             # Backdated by an hour: a broker whose clock is slow rejects a later list, and then refuses every client.
@@ -271,13 +242,7 @@ def utc_now() -> datetime:
 class Authority:
     """An existing authority; `create_authority` makes a new one.
 
-    Attributes:
-        folder: Its files.
-        certificate: Its certificate.
-        fleet: Name of its fleet.
-        passphrase: Called when the private key is needed and encrypted.
-        audit: Its audit log.
-        clock: Returns the current time with its time zone.
+    `passphrase` is called when the private key is needed and encrypted.
     """
 
     folder: AuthorityFolder
@@ -296,12 +261,7 @@ class Authority:
         passphrase: Callable[[], Passphrase] = lambda: None,
         clock: Callable[[], datetime] = utc_now,
     ) -> Self:
-        """Open the authority in a folder.
-
-        Raises:
-            AuthorityError: There is none, or its certificate has expired.
-            IdentityError: A file cannot be read.
-        """
+        """Open the authority in a folder; raise AuthorityError if there is none or its certificate has expired."""
         folder = AuthorityFolder(path)
         own = folder.load_certificate()
         if not own.not_valid_before_utc <= clock() < own.not_valid_after_utc:
@@ -320,13 +280,7 @@ class Authority:
     def sign(
         self, request: x509.CertificateSigningRequest, *, name: str, role: IdentityRole, hosts: Sequence[str] = ()
     ) -> Entry:
-        """Sign the request of a new identity.
-
-        Args:
-            request: Unchecked signing request.
-            name: Name that the operator signs for.
-            role: Role of the identity.
-            hosts: For a broker, the host names and addresses that clients connect to.
+        """Sign the unchecked request of a new identity. `hosts` are a broker's names and addresses.
 
         Raises:
             InvalidName: The name is malformed.
@@ -350,10 +304,8 @@ class Authority:
     def renew(self, name: str, *, request: x509.CertificateSigningRequest | None = None, early: bool = False) -> Entry:
         """Sign a new certificate for a known identity; the old one stays valid until its own end.
 
-        Args:
-            name: Name of the identity.
-            request: Signing request with a new key. Without one the key stays, and only a certificate has to travel.
-            early: Renew although more than 30 days are left.
+        Without a request the key stays, and only a certificate has to travel. `early` renews although more than 30 days
+        are left.
 
         Raises:
             NameRefused: The name is unknown or revoked, or it is too early.
@@ -404,12 +356,10 @@ class Authority:
             )
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return all certificates of identities, oldest first."""
         with CertificateIndex(self.folder.index) as index:
             return index.identities()
 
     def names(self, role: IdentityRole) -> tuple[str, ...]:
-        """Return all names of a role, for the access rules of a broker description."""
         with CertificateIndex(self.folder.index) as index:
             return index.names(role)
 
@@ -423,7 +373,6 @@ class Authority:
 
     @contextmanager
     def at_work(self) -> Iterator[Signer]:
-        """Hold the lock and the private key."""
         key = self.folder.load_key(self.certificate, self.passphrase)  # may ask a person, so before the lock
         with self.folder.locked(), CertificateIndex(self.folder.index) as index:
             yield Signer(
@@ -445,15 +394,7 @@ def create_authority(
     passphrase: Passphrase = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> Authority:
-    """Create an authority.
-
-    Args:
-        path: Its folder; created if missing.
-        fleet: Name of the fleet.
-        actor: Operating system user, for the audit log.
-        kept: Names to reserve for their roles from the start.
-        passphrase: Encrypts the private key.
-        clock: Returns the current time with its time zone.
+    """Create an authority. `kept` are names to reserve for their roles; `passphrase` encrypts the private key.
 
     Raises:
         AuthorityError: The folder holds an authority already.
@@ -485,14 +426,7 @@ def create_authority(
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """An issued certificate and its files.
-
-    Attributes:
-        entry: Entry in the index.
-        certificate: Certificate file.
-        key: Private key file, readable by its owner only.
-        ca: Copy of the authority's certificate in the same folder.
-    """
+    """An issued certificate and its files; `ca` is a copy of the authority's certificate in the same folder."""
 
     entry: Entry
     certificate: Path
@@ -501,11 +435,7 @@ class Issued:
 
 
 def issue(authority: Authority, name: str, *, role: IdentityRole, folder: Path, hosts: Sequence[str] = ()) -> Issued:
-    """Create a key and a certificate as `NAME.key` and `NAME.pem`.
-
-    Raises:
-        IdentityError: As `Authority.sign`, or a file cannot be written; then no key is left behind.
-    """
+    """Create a key and a certificate as `NAME.key` and `NAME.pem`; leave no key behind on an error."""
     check_identity_name(name, role)
     make_folder(folder)
     issued_key, path = new_key(), folder / f"{name}.key"

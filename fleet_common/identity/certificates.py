@@ -41,8 +41,6 @@ from schemas.names import check_name
 
 
 class IdentityRole(StrEnum):
-    """Purpose of a certificate: the organizational unit of its subject."""
-
     DEVICE = "device"
     EDGE = "edge"
     MONITOR = "monitor"
@@ -51,7 +49,6 @@ class IdentityRole(StrEnum):
 
     @property
     def is_server(self) -> bool:
-        """Whether the certificate is a TLS server's."""
         return self is IdentityRole.BROKER
 
 
@@ -71,12 +68,7 @@ def probe_name(edge: str) -> str:
 
 
 def check_identity_name(name: str, role: IdentityRole) -> str:
-    """Return `name` if an identity of this role may have it.
-
-    Raises:
-        InvalidName: The name is malformed.
-        NameRefused: The name is reserved for another role.
-    """
+    """Return `name` if an identity of this role may have it, else raise InvalidName or NameRefused."""
     check_name(name)
     for owner in _RESERVED:
         same_word = folded(name) == owner or folded(name).startswith(tuple(owner + mark for mark in _SEPARATORS))
@@ -105,11 +97,7 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 class Subject:
     """Subject of a certificate.
 
-    Attributes:
-        fleet: Organization.
-        role: Organizational unit.
-        name: Common name: the broker's user name and client id.
-        hosts: For a broker, the host names and addresses that clients connect to.
+    `name` is the broker's user name and client id; `hosts` are a broker's names and addresses.
     """
 
     fleet: str
@@ -120,8 +108,6 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """Entry of the revocation list."""
-
     serial: int
     at: datetime
 
@@ -160,11 +146,7 @@ def certificate(
     now: datetime,
     lifetime: timedelta = timedelta(days=CERTIFICATE_DAYS),
 ) -> x509.Certificate:
-    """Return a signed certificate for one identity.
-
-    Raises:
-        NameRefused: A host name is malformed, or a broker has none.
-    """
+    """Return a signed certificate; raise NameRefused if a host name is malformed or a broker has none."""
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if subject.role.is_server else ExtendedKeyUsageOID.CLIENT_AUTH
     builder = (
         x509.CertificateBuilder()
@@ -222,11 +204,9 @@ def revocation_list(
 
 
 def load_certificate(path: Path, what: str = "The certificate") -> x509.Certificate:
-    """Read the first certificate of a PEM file.
+    """Read the first certificate of a PEM file, described as `what` in errors.
 
-    Raises:
-        IdentityError: The file cannot be read.
-        CertificateRefused: The file holds no certificate.
+    Raise IdentityError if the file cannot be read, CertificateRefused if it holds no certificate.
     """
     content = read_bounded(path, what)
     try:
@@ -236,11 +216,7 @@ def load_certificate(path: Path, what: str = "The certificate") -> x509.Certific
 
 
 def subject_of(found: x509.Certificate) -> Subject:
-    """Return the subject of a certificate that this authority signed.
-
-    Raises:
-        CertificateRefused: The subject lacks the expected fields.
-    """
+    """Return a certificate's subject; raise CertificateRefused if it lacks the expected fields."""
     try:
         return Subject(
             fleet=_only(found.subject, NameOID.ORGANIZATION_NAME),
@@ -296,14 +272,6 @@ TAKEOVER_LIFETIME: Final = timedelta(hours=1)  # the broker's clock may be ahead
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Certificate and private key in memory.
-
-    Attributes:
-        name: Common name.
-        certificate: Certificate in PEM.
-        key: Private key.
-    """
-
     name: str
     certificate: bytes
     key: ec.EllipticCurvePrivateKey = field(repr=False)
@@ -314,9 +282,6 @@ class Revocation:
     """What is needed to enforce a revocation at the broker.
 
     Attributes:
-        serials: Revoked serial numbers, in hexadecimal.
-        revocation_list: New list, in PEM.
-        authority: Certificate of the authority, in PEM.
         canary: Certificate that only this list revokes: a broker that refuses it uses this list or a later one.
         kickers: For each revoked client a certificate that is *not* revoked.
     """
@@ -339,7 +304,6 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: Passphrase = None) -> bytes:
-    """Return the key as PKCS #8 in PEM, encrypted if there is a passphrase."""
     how: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase is not None:
         how = serialization.BestAvailableEncryption(passphrase)
@@ -347,20 +311,11 @@ def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: Passphrase = None) -> b
 
 
 def save_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: Passphrase = None) -> None:
-    """Write the key with permissions for its owner only.
-
-    Raises:
-        IdentityError: The file cannot be written.
-    """
+    """Write the key with permissions for its owner only; raise IdentityError if it cannot."""
     write_atomically(path, key_pem(key, passphrase), mode=SECRET)
 
 
 def is_encrypted(path: Path) -> bool:
-    """Return whether the key needs a passphrase.
-
-    Raises:
-        IdentityError: The file cannot be read.
-    """
     return _ENCRYPTED in read_bounded(path, "The private key")
 
 
@@ -386,11 +341,7 @@ def load_key(path: Path, passphrase: Passphrase = None) -> ec.EllipticCurvePriva
 
 
 def fingerprint(key: object) -> str:
-    """Return the SHA-256 of a public key, in hexadecimal.
-
-    Raises:
-        CertificateRefused: It is not an EC P-256 key.
-    """
+    """Return the SHA-256 of an EC P-256 public key in hexadecimal; raise CertificateRefused for others."""
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CertificateRefused("The key is of another kind: only EC P-256 is used.")
     encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -411,9 +362,7 @@ def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
 def load_request(path: Path) -> x509.CertificateSigningRequest:
     """Read a signing request without checking it.
 
-    Raises:
-        IdentityError: The file cannot be read.
-        SigningRefused: The file holds no signing request.
+    Raise IdentityError if the file cannot be read, SigningRefused if it holds no request.
     """
     content = read_bounded(path, "The signing request")
     try:
@@ -425,11 +374,7 @@ def load_request(path: Path) -> x509.CertificateSigningRequest:
 
 
 def requested_name(request: x509.CertificateSigningRequest) -> str:
-    """Return the name in an unchecked signing request.
-
-    Raises:
-        SigningRefused: It has no name, or several.
-    """
+    """Return the name in an unchecked request; raise SigningRefused if it has none or several."""
     try:
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         (name,) = names
@@ -439,14 +384,9 @@ def requested_name(request: x509.CertificateSigningRequest) -> str:
 
 
 def check_request(request: x509.CertificateSigningRequest, *, name: str) -> ec.EllipticCurvePublicKey:
-    """Check a signing request and return its public key. Nothing else of it is used, not even its extensions.
+    """Check a hostile signing request and return its public key, the only part of it that is used.
 
-    Args:
-        request: From a device; hostile until checked.
-        name: Name that the operator signs for.
-
-    Raises:
-        SigningRefused: It has another name or another kind of key, or was not signed with that key.
+    Raise SigningRefused if it is not for `name`, has another kind of key, or was not signed with that key.
     """
     asked = requested_name(request)
     if asked != name:

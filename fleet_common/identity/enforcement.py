@@ -35,20 +35,13 @@ _REVOKED = "CERTIFICATE_REVOKED"
 
 
 class CertificateAnswer(Enum):
-    """The broker's answer to a certificate."""
-
     ACCEPTED = auto()
     REVOKED = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class TlsEndpoint:
-    """Address of a broker's TLS listener.
-
-    Attributes:
-        host: Name or address, as in its certificate.
-        port: TCP port.
-    """
+    """Address of a broker's TLS listener; `host` is as in its certificate."""
 
     host: str
     port: int
@@ -63,14 +56,8 @@ def probe_certificate(
     """Connect with a credential and disconnect at once.
 
     `PahoLink` is built to get through; this function exists to learn exactly how the broker answers. The broker ends an
-    older session of the same name before it answers.
-
-    Args:
-        door: The broker.
-        credential: Credential to present.
-        authority: CA certificate of the broker, in PEM.
-        timeout_s: Timeout in seconds.
-        await_alert: Wait for a TLS alert before sending: a packet sent too early may make the network lose the alert.
+    older session of the same name before it answers. With `await_alert`, wait for a TLS alert before sending: a packet
+    sent too early may make the network lose the alert.
 
     Raises:
         OSError: The broker neither accepted nor refused: `ssl.SSLError`, `TimeoutError`, `ConnectionError`.
@@ -142,7 +129,6 @@ class BrokerAccess(BaseModel):
 
     Attributes:
         host: Address that clients connect to, as in the broker's certificate; without it no broker is notified.
-        port: TLS port.
         crl: File that the broker reads the revocation list from; by default the authority's own file.
         pid_file: PID file of a broker on this machine, which is reloaded by a signal.
         unit: Or the systemd unit to reload. Without either, the operator copies the list and reloads the broker.
@@ -173,9 +159,7 @@ class BrokerAccess(BaseModel):
     def load(cls, path: Path) -> Self:
         """Read the settings; a missing file means that no broker is known.
 
-        Raises:
-            IdentityError: The file cannot be read.
-            CutOffFailed: The file is malformed.
+        Raise IdentityError if the file cannot be read, CutOffFailed if it is malformed.
         """
         if not path.exists():
             return cls()
@@ -190,20 +174,12 @@ class BrokerAccess(BaseModel):
         write_atomically(path, self.model_dump_json(indent=2).encode() + b"\n", mode=PUBLIC)
 
     def install(self, revocation_list: bytes) -> None:
-        """Copy a revocation list to where the broker reads it.
-
-        Raises:
-            IdentityError: The file cannot be written.
-        """
+        """Copy a revocation list to where the broker reads it; raise IdentityError."""
         if self.crl is not None:
             write_atomically(self.crl, revocation_list, mode=PUBLIC)
 
     def reload(self) -> bool:
-        """Reload the broker; return whether a way to do so is configured.
-
-        Raises:
-            CutOffFailed: Reloading failed.
-        """
+        """Reload the broker; return whether a way to do so is configured. Raise CutOffFailed."""
         if self.pid_file is not None:
             _signal(self.pid_file)
         elif self.unit is not None:
@@ -250,13 +226,7 @@ PAUSE_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RevocationProof:
-    """Proof that a revocation is in force.
-
-    Attributes:
-        ended: Names whose sessions have ended.
-        in_force_s: Seconds until the broker used the new list.
-        done_s: Seconds until the last session had ended.
-    """
+    """Proof that a revocation is in force: the names whose sessions have ended, and the seconds that it took."""
 
     ended: tuple[str, ...]
     in_force_s: float
@@ -271,12 +241,6 @@ def enforce_revocation(
     clock: Callable[[], float] = time.monotonic,
 ) -> RevocationProof | None:
     """Install the list, reload the broker and end the sessions; return None if no broker is known.
-
-    Args:
-        revocation: From `Authority.revoke`.
-        access: How to reach the broker.
-        timeout_s: Timeout for everything, in seconds.
-        clock: Monotonic seconds.
 
     Raises:
         CutOffFailed: Enforcement is not proven; repeating `fleet broker revoke` is safe.

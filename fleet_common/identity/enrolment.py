@@ -33,13 +33,7 @@ _AUTHORITY: Final = "The authority's certificate"
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """Credentials folder of a device.
-
-    Attributes:
-        folder: Folder readable by the device's user only.
-        name: Name of the device.
-        clock: Returns the current time with its time zone.
-    """
+    """Credentials folder of a device, readable by the device's user only."""
 
     folder: Path
     name: str
@@ -69,13 +63,8 @@ class Enrolment:
     def ask(self, *, fresh: bool = False) -> Path:
         """Write a signing request and return its path; may be repeated.
 
-        Args:
-            fresh: Create a new key, which an enrolled device starts to use together with its new certificate.
-
-        Raises:
-            InvalidName: The name is malformed.
-            NameRefused: No device may have the name.
-            IdentityError: A file cannot be read or written.
+        `fresh` creates a new key, which an enrolled device starts to use together with its new certificate. Raise
+        InvalidName, NameRefused or IdentityError.
         """
         check_identity_name(self.name, IdentityRole.DEVICE)
         make_folder(self.folder)
@@ -90,9 +79,7 @@ class Enrolment:
     def take(self, certificate: Path, ca: Path | None = None) -> x509.Certificate:
         """Check and install a certificate; a running device switches to it without a restart.
 
-        Args:
-            certificate: Signed certificate.
-            ca: CA certificate; by default the one installed before.
+        `ca` is by default the one installed before.
 
         Raises:
             SigningRefused: There is no key yet.

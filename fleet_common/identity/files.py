@@ -54,11 +54,7 @@ LARGEST_FILE: Final = 1 << 16  # of a key, certificate or request: they are a fe
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
-    """Replace a file; see `fleet_common.host.write_atomically`.
-
-    Raises:
-        IdentityError: The file cannot be written.
-    """
+    """Replace a file as `fleet_common.host.write_atomically` does; raise IdentityError."""
     try:
         host.write_atomically(path, content, mode=mode)
     except OSError as error:
@@ -66,11 +62,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a log that only its owner reads, and flush it to disk.
-
-    Raises:
-        IdentityError: The file cannot be written.
-    """
+    """Append one line to a log that only its owner reads, and flush it to disk; raise IdentityError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, SECRET)
         with os.fdopen(descriptor, "wb") as file:
@@ -82,14 +74,9 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_bounded(path: Path, what: str) -> bytes:
-    """Return the content of a small file.
+    """Return the content of a small file; raise IdentityError if it is too large or cannot be read.
 
-    Args:
-        path: The file.
-        what: Names it in the error message, "The signing request".
-
-    Raises:
-        IdentityError: The file cannot be read, or is too large to be what it should.
+    `what` names it in the error message: "The signing request".
     """
     try:
         with path.open("rb") as file:
@@ -104,11 +91,7 @@ def read_bounded(path: Path, what: str) -> bytes:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder for secrets; use an existing one as it is.
-
-    Raises:
-        IdentityError: It cannot be created, or others may write to it.
-    """
+    """Create a folder for secrets, or use an existing one; raise IdentityError if others may write to it."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         others_write = path.stat().st_mode & 0o022
@@ -122,8 +105,7 @@ def make_folder(path: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file, so that concurrent commands on the same folder run one after the other.
 
-    Raises:
-        AuthorityError: Another command holds it for too long, or the file cannot be opened.
+    Raise AuthorityError if another command holds it for too long.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET)

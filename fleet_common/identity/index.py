@@ -46,16 +46,7 @@ class Entry:
     """One certificate.
 
     Attributes:
-        serial: Serial number, in hexadecimal.
-        name: Common name.
-        role: Role of the identity.
-        hosts: Host names and addresses of a broker.
-        key_sha256: Fingerprint of the public key.
-        not_before: Start of validity.
-        not_after: End of validity.
-        pem: The certificate.
         takeover: Whether it exists only to end the sessions of a revoked identity.
-        revoked_at: Time of revocation, or None.
     """
 
     serial: str
@@ -74,14 +65,9 @@ class CertificateIndex:
     """SQLite index; use as a context manager. Writers hold the folder's lock."""
 
     def __init__(self, path: Path, *, new: bool = False) -> None:
-        """Open the index.
+        """Open the index, or create it if `new`; raise AuthorityError if it is missing or invalid.
 
-        Args:
-            path: The file.
-            new: Create it. Otherwise a missing index is an error: an empty one would revoke nobody.
-
-        Raises:
-            AuthorityError: The file is missing, cannot be opened, or is not an index.
+        A missing index is an error because an empty one would revoke nobody.
         """
         self._path = path
         if not new and not path.exists():
@@ -104,7 +90,7 @@ class CertificateIndex:
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
-        """Commit everything in the block, or nothing."""
+        """Commit all changes in the block, or none."""
         with self._complaining():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -120,11 +106,9 @@ class CertificateIndex:
         return (rows[0][0], IdentityRole(rows[0][1])) if rows else None
 
     def names(self, role: IdentityRole) -> tuple[str, ...]:
-        """Return all names ever given to or reserved for a role."""
         return tuple(row[0] for row in self._rows("SELECT name FROM names WHERE role = ? ORDER BY name", role.value))
 
     def keep_name(self, name: str, role: IdentityRole) -> None:
-        """Reserve a name for a role permanently."""
         self._run("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", folded(name), name, role.value)
 
     def add(self, entry: Entry) -> None:
@@ -149,15 +133,12 @@ class CertificateIndex:
         )
 
     def of_name(self, name: str) -> tuple[Entry, ...]:
-        """Return the certificates of an identity, oldest first."""
         return self._entries("name = ? AND takeover = 0", name)
 
     def of_key(self, key_sha256: str) -> tuple[Entry, ...]:
-        """Return all certificates of a key."""
         return self._entries("key_sha256 = ?", key_sha256)
 
     def identities(self) -> tuple[Entry, ...]:
-        """Return all certificates of identities, oldest first."""
         return self._entries("takeover = 0")
 
     def revoked(self, *, ending_after: datetime) -> tuple[Entry, ...]:
@@ -222,11 +203,7 @@ def _entry(row: Sequence[Any]) -> Entry:
 
 
 def check_free(index: CertificateIndex, name: str, role: IdentityRole) -> None:
-    """Refuse a name that another role has or had, or that differs from a known one in case only.
-
-    Raises:
-        NameRefused: The name is not free.
-    """
+    """Raise NameRefused for a name that another role has or had, or that differs from one in case only."""
     owner = index.owner(name)
     if owner is not None and owner != (name, role):
         known, known_role = owner
@@ -237,11 +214,7 @@ def check_free(index: CertificateIndex, name: str, role: IdentityRole) -> None:
 
 
 def check_key(index: CertificateIndex, key_sha256: str, name: str) -> None:
-    """Refuse a key that was revoked or belongs to another identity.
-
-    Raises:
-        SigningRefused: The key must not get another certificate.
-    """
+    """Raise SigningRefused for a key that was revoked or belongs to another identity."""
     for entry in index.of_key(key_sha256):
         if entry.revoked_at is not None:
             raise SigningRefused(
@@ -259,10 +232,9 @@ def current(index: CertificateIndex, name: str, *, now: datetime) -> Entry | Non
 
 
 def renewable(index: CertificateIndex, name: str, *, now: datetime, early: bool) -> Entry:
-    """Return the certificate to renew; an expired one may be renewed.
+    """Return the certificate to renew, which may have expired.
 
-    Raises:
-        NameRefused: The name is unknown or revoked, or it is too early.
+    Raise NameRefused if the name is unknown or revoked, or it is too early.
     """
     known = index.of_name(name)
     if not known:
@@ -285,8 +257,6 @@ DAY_S = 86_400
 
 
 class CertificateState(StrEnum):
-    """What to do about a certificate."""
-
     VALID = "valid"
     DUE = "due"  # to be renewed now
     ENDED = "ended"
@@ -299,14 +269,7 @@ class CertificateStatus:
     """State of one certificate at one moment.
 
     Attributes:
-        name: Common name.
-        role: Role of the identity.
-        state: What to do about it.
         days_left: Whole days until it expires; negative afterwards.
-        not_after: End of validity.
-        revoked_at: Time of revocation, or None.
-        hosts: Host names and addresses of a broker.
-        serial: Serial number, in hexadecimal.
     """
 
     name: str
@@ -320,12 +283,9 @@ class CertificateStatus:
 
 
 def certificate_statuses(entries: Iterable[Entry], *, now: datetime, history: bool = False) -> list[CertificateStatus]:
-    """Return the state of each certificate, sorted by name.
+    """Return the state of each certificate, sorted by name; `entries` are oldest first.
 
-    Args:
-        entries: Oldest first.
-        now: Current time.
-        history: Include certificates that a newer one of the same name replaces.
+    `history` includes certificates that a newer one of the same name replaces.
     """
     found = list(entries)
     newest = {entry.name: entry.serial for entry in found}

@@ -54,7 +54,6 @@ class Waker:
         self._due = False  # a wake-up is pending: one is enough
 
     def fileno(self) -> int:
-        """Return the descriptor to poll for reading."""
         return self._receiver.fileno()
 
     def wake(self) -> None:
@@ -87,16 +86,9 @@ MAX_POLL_S: Final = 1.0  # keepalive is checked at least this often
 
 
 def wait(sock: Any, waker: Waker, *, reading: bool, writing: bool, timeout_s: float) -> tuple[bool, bool]:  # noqa: ANN401
-    """Return whether the socket is readable and whether it is writable.
+    """Return whether the socket is readable and whether it is writable; `waker` ends the wait and is cleared.
 
     Unlike `select`, `poll` accepts descriptors above 1023.
-
-    Args:
-        sock: Object with a descriptor.
-        waker: Ends the wait early, and is cleared.
-        reading: Whether to wait for input.
-        writing: Whether to wait until it is writable.
-        timeout_s: Longest wait.
     """
     poll = select.poll()
     wanted = (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0)
@@ -125,18 +117,14 @@ GIVE_UP: Final = 1.5
 
 
 class Silence:
-    """Detects that the broker's machine, or the network to it, has gone. Belongs to the link's thread.
+    """Detect that the broker's machine, or the network to it, has gone. Belongs to the link's thread.
 
     A machine that loses power says no goodbye, nor does a router that forgets a connection. Each side sends a ping
     after a keepalive without traffic, and the broker gives a client up after one and a half (MQTT 5, 3.1.2.10). So do
     we here; the MQTT library alone would wait for two.
 
-    Time in which nobody looked counts only up to the ping: a process that was suspended must first read what has
-    arrived, and send a ping.
-
-    Args:
-        keepalive_s: As agreed with the broker; 0 for none.
-        clock: Monotonic seconds.
+    Time in which the thread did not run counts only up to the ping: a process that was suspended must first read what
+    has arrived, and send a ping. A keepalive of 0 disables this.
     """
 
     def __init__(self, keepalive_s: float, *, clock: Callable[[], float]) -> None:
@@ -158,7 +146,6 @@ class Silence:
 
     @property
     def given_up(self) -> bool:
-        """Whether the answer has been missing for too long."""
         patience_s = (GIVE_UP - ASK) * self._keepalive_s
         return self._asked_at is not None and self._clock() - self._asked_at >= patience_s
 
@@ -184,13 +171,7 @@ class _ScreenedClient(Client):
 
 
 def make_client(settings: LinkSettings, context: LinkContext | None = None, *, screen: Screen | None = None) -> Client:
-    """Return a client that has not connected yet, with no callbacks but the socket's.
-
-    Args:
-        settings: Of the link.
-        context: For TLS.
-        screen: Drops messages before the client sees them.
-    """
+    """Return a client that has not connected yet, with no callbacks but the socket's."""
     client = _ScreenedClient(
         CallbackAPIVersion.VERSION2,
         client_id=settings.client_id,
@@ -230,12 +211,7 @@ def connect_properties(settings: LinkSettings) -> Properties:
 
 
 def goodbye_properties(settings: LinkSettings, *, hand_over: bool) -> Properties | None:
-    """Return the properties of a DISCONNECT.
-
-    Args:
-        settings: Of the link.
-        hand_over: Whether the next connection resumes the session.
-    """
+    """Return the properties of a DISCONNECT; `hand_over` keeps the session for the next connection."""
     if not _may_hand_over(settings):
         return None
     properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
@@ -279,14 +255,8 @@ class Connection:
     ) -> None:
         """Prepare a connection.
 
-        Args:
-            settings: Of the link.
-            context: For TLS; None for plain TCP.
-            guard: Of the link.
-            waker: Ends a `step` early.
-            clock: Monotonic seconds.
-            on_message: Called with every message.
-            on_answer: Called with packet identifier and reason code of every acknowledgement.
+        `context` is None for plain TCP; `waker` ends a `step` early; `on_answer` gets packet identifier and reason code
+        of every acknowledgement.
         """
         self._settings = settings
         self._context = context
@@ -316,13 +286,9 @@ class Connection:
         self._client.on_subscribe = self._subscriptions_answered
 
     def open(self, *, resume: bool = False) -> BrokerLimits:
-        """Connect and wait for the broker's CONNACK.
+        """Connect and wait for the broker's CONNACK; raise ConnectFailed.
 
-        Args:
-            resume: Whether to resume the session that a handover has kept; messages of the meantime are then delivered.
-
-        Raises:
-            ConnectFailed: It did not come in time, refuses us, or the broker lacks a required feature.
+        `resume` continues the session that a handover has kept; messages of the meantime are then delivered.
         """
         try:
             self._client.connect(
@@ -367,19 +333,16 @@ class Connection:
 
     @property
     def subscribed(self) -> bool:
-        """Whether every subscription has been answered."""
         return not self._awaited
 
     def take_refused_filters(self) -> list[str]:
-        """Return the filters refused since the last call."""
         refused, self._refused_filters = self._refused_filters, []
         return refused
 
     def send(self, message: Outgoing) -> int:
         """Write a PUBLISH with the next `step`; return its packet identifier, 0 for QoS 0.
 
-        Raises:
-            ConnectionLost: The connection has ended, or the broker has left all identifiers unanswered.
+        Raise ConnectionLost if the connection has ended or the broker has left all identifiers unanswered.
         """
         topic, alias = message.topic, None
         assigned = self._aliases.assign(topic) if message.alias else None
@@ -419,11 +382,7 @@ class Connection:
                 return self._identifier
 
     def step(self, timeout_s: float) -> None:
-        """Wait for the network or the waker, and serve the network.
-
-        Raises:
-            ConnectionLost: The connection has ended.
-        """
+        """Wait for the network or the waker, and serve the network; raise ConnectionLost."""
         sock = self._live_socket()
         if sock.wants_write:
             clogged = sock.clogged
@@ -480,8 +439,7 @@ class Connection:
     def goodbye(self, *, hand_over: bool = False) -> None:
         """Send DISCONNECT, so that the broker does not publish the last will.
 
-        Args:
-            hand_over: Whether the broker keeps our messages until the next connection resumes.
+        `hand_over` has the broker keep our messages until the next connection resumes.
         """
         deadline = self._clock() + MAX_POLL_S
         self._client.disconnect(properties=goodbye_properties(self._settings, hand_over=hand_over))
@@ -492,7 +450,6 @@ class Connection:
             pass  # as expected
 
     def close(self) -> None:
-        """Close the socket in any state. Idempotent."""
         sock = self._client.socket()
         if sock is not None:
             sock.close()
@@ -565,8 +522,7 @@ def _options(route: Route) -> SubscribeOptions:
 class Handover:
     """Switch to a renewed certificate without loss. Belongs to the link's thread.
 
-    Attributes:
-        under_way: Whether the last connection was ended for the next one, which is then made at once.
+    `under_way`: the last connection was ended for the next one, which is then made at once.
     """
 
     def __init__(self, credentials: Credentials, *, counters: LinkCounters, clock: Callable[[], float]) -> None:
@@ -581,16 +537,11 @@ class Handover:
         return self._credentials.renewed()
 
     def context(self) -> LinkContext | None:
-        """Return the context of the next connection, None for plain TCP.
-
-        Raises:
-            ConnectFailed: As `Credentials.take`.
-        """
+        """Return the context of the next connection, None for plain TCP; raise as `Credentials.take` does."""
         self.under_way = False
         return self._credentials.take()
 
     def failed(self, why: str) -> None:
-        """Record that no connection was made."""
         self._credentials.refused(why)
 
     def begin(self, connection: Connection) -> None:
@@ -602,11 +553,7 @@ class Handover:
         connection.goodbye(hand_over=True)
 
     def open(self, connection: Connection) -> BrokerLimits:
-        """Connect, and resume the waiting session, if any.
-
-        Raises:
-            ConnectFailed: As `Connection.open`.
-        """
+        """Connect, and resume the waiting session, if any; raise as `Connection.open` does."""
         resume = self._resume_until is not None and self._clock() < self._resume_until
         announced = connection.open(resume=resume)
         self._credentials.accepted()

@@ -22,8 +22,6 @@ class LinkError(FleetError):
 
 
 class LinkFault(StrEnum):
-    """Why a link is not connected, for programs."""
-
     UNREACHABLE = "broker_unreachable"  # nobody answers, or what answers is no MQTT broker
     BUSY = "broker_busy"  # it asks to be tried later
     NOT_AUTHORIZED = "broker_not_authorized"  # user name, password or name are not accepted
@@ -66,8 +64,7 @@ class PacketTooLarge(LinkError):  # noqa: N818
 class PublishRejected(LinkError):  # noqa: N818
     """The broker answered a QoS 1 publish with an error, or did not answer in time.
 
-    Attributes:
-        reason: MQTT 5 reason code (0x87 is "not authorized"), or None if no answer came.
+    `reason` is the MQTT 5 reason code (0x87 is "not authorized"), None if no answer came.
     """
 
     def __init__(self, *, topic: str, reason: int | None) -> None:

@@ -54,7 +54,6 @@ VERDICTS: Final = {
 
 
 def explain(error: Exception, settings: LinkSettings) -> ConnectFailed:  # noqa: PLR0911 - a table
-    """Describe an exception of the socket or of TLS."""
     where = settings.where
     match error:
         case ConnectFailed():
@@ -117,12 +116,7 @@ def _login(settings: LinkSettings) -> str:
 
 
 def unsuitable(missing: str, settings: LinkSettings) -> ConnectFailed:
-    """Describe a broker that lacks a required feature.
-
-    Args:
-        missing: Middle of a sentence: "does not …".
-        settings: Of the link.
-    """
+    """Describe a broker that lacks a required feature; `missing` is the middle of a sentence: "does not …"."""
     return ConnectFailed(
         f"The broker at {settings.where} {missing}, which the fleet needs; change its settings, or use another broker.",
         fault=LinkFault.UNSUITABLE,

@@ -32,7 +32,6 @@ class LinkCounters:
         losses: Connections lost, without goodbyes.
         takeovers: Losses because another client connected with the same client id.
         screened: Messages dropped unread, because the link's screen refused them.
-        received: Messages dispatched to handlers.
         sent: Messages given to the network, including repeats.
         expired: Messages dropped here because their expiry had passed.
         dropped: QoS 0 messages dropped while disconnected.
@@ -95,11 +94,7 @@ FIRST_ERROR = 0x80
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A received message.
-
-    Attributes:
-        retained: Whether it is the broker's retained copy rather than a new message.
-    """
+    """A received message; `retained` marks the broker's retained copy."""
 
     topic: str
     payload: bytes
@@ -118,8 +113,7 @@ class Will:
 class PublishOutcome:
     """The broker's answer to a QoS 1 publish.
 
-    Attributes:
-        reason: MQTT 5 reason code; below 0x80 is success, including `NO_MATCHING_SUBSCRIBERS`.
+    An MQTT 5 reason code below 0x80 is success, including `NO_MATCHING_SUBSCRIBERS`.
     """
 
     topic: str
@@ -127,7 +121,6 @@ class PublishOutcome:
 
     @property
     def accepted(self) -> bool:
-        """Whether the broker accepted it, with or without subscribers."""
         return self.reason < FIRST_ERROR
 
     @property
@@ -147,32 +140,23 @@ class Link(Protocol):
     def start(self, *, timeout_s: float) -> None:
         """Connect and begin to deliver; earlier subscriptions are in force on return.
 
-        A broker that does not answer is tried again until `timeout_s` is over; one that refuses us is not. Does nothing
-        if already started. After a failure, or after `stop`, it may be called again.
-
-        Raises:
-            ConnectFailed: The broker was not reached within `timeout_s`, or refused us.
+        A broker that does not answer is tried again until `timeout_s` is over, then ConnectFailed is raised; one that
+        refuses us raises it at once. Does nothing if already started. May be called again after a failure, or after
+        `stop`.
         """
 
     def stop(self) -> None:
         """Send what can be sent shortly, disconnect without last will, end the thread. Idempotent."""
 
     def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
-        """Route messages that match `topic_filter` to `handler`; may be called before or after `start`.
+        """Route messages that match `topic_filter` to `handler`, on the link's thread.
 
-        MUST be renewed by the link after every reconnect. A handler's exception MUST NOT reach the link's thread; it is
-        logged and counted. A second handler for the same filter replaces the first. A message that matches several
-        filters reaches the handler of each, and may do so more than once.
+        May be called before or after `start`; MUST be renewed by the link after every reconnect. A handler's exception
+        MUST NOT reach the link's thread; it is logged and counted. A second handler for the same filter replaces the
+        first. A message that matches several filters reaches the handler of each, and may do so more than once.
 
-        Args:
-            topic_filter: Topics, with wildcards or a shared subscription's prefix.
-            handler: Called with each message on the link's thread.
-            qos: 0 or 1.
-            retained: Whether the broker sends its retained messages, now and after every reconnect. Where nothing
-                should be retained, False ignores what somebody has left there.
-
-        Raises:
-            ValueError: The filter is invalid, or `qos` is neither 0 nor 1.
+        `qos` is 0 or 1. `retained` asks for retained messages, now and after every reconnect. Raise ValueError if the
+        filter or `qos` is invalid.
         """
 
     def unsubscribe(self, topic_filter: str) -> None:
@@ -184,9 +168,6 @@ class Link(Protocol):
         A refused message is acknowledged and dropped within a few microseconds, so that a flood costs little. `accepts`
         runs on the link's thread for every message and MUST be quick. If it raises, the message is accepted. A second
         one replaces the first; it survives reconnects.
-
-        Args:
-            accepts: Called with the topic in UTF-8, the size of the whole packet, and whether it is a retained copy.
         """
 
     def publish(
@@ -262,12 +243,8 @@ def publish_confirmed(
 ) -> PublishOutcome:
     """Publish at QoS 1 and return the broker's answer, which may be that there is no subscriber.
 
-    Blocks, so it MUST NOT be called from a handler.
-
-    Raises:
-        PublishRejected: The broker refuses, or does not answer within `timeout_s`.
-        PacketTooLarge: As `Link.publish`.
-        NotConnected: Likewise.
+    Blocks, so it MUST NOT be called from a handler. Raise PublishRejected if the broker refuses or does not answer
+    within `timeout_s`; else raise as `Link.publish` does.
     """
     answered = threading.Event()
     answers: list[PublishOutcome] = []
@@ -338,13 +315,7 @@ def _encodable(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One subscription.
-
-    Attributes:
-        filter: Topic filter, including a `$share` prefix.
-        qos: Highest QoS requested.
-        retained: Whether the broker sends retained messages.
-    """
+    """One subscription; `filter` includes a `$share` prefix."""
 
     filter: str
     handler: Handler
@@ -371,11 +342,7 @@ class Routes:
         return iter(self._routes)
 
     def add(self, route: Route) -> None:
-        """Add a subscription, or replace one with the same filter.
-
-        Raises:
-            ValueError: The filter is invalid, or the QoS is neither 0 nor 1.
-        """
+        """Add a subscription, or replace one with the same filter; raise ValueError if it is invalid."""
         check_filter(route.filter)
         if route.qos not in {0, 1}:
             raise ValueError(f"QoS {route.qos} is not supported: use 0 or 1.")

@@ -39,9 +39,7 @@ class Outgoing:
     """A message on its way to the broker.
 
     Attributes:
-        deadline: Clock reading after which it is worthless, or None.
         alias: Whether the topic may be sent as an alias, which is chosen when it is sent.
-        on_outcome: Called with the broker's answer.
         priority: Whether it goes before messages without priority.
         packet_bytes: Largest size of the packet: with the full topic.
         flow: First levels of the topic, which the topics of one client share.
@@ -84,15 +82,7 @@ class Outgoing:
         return None if self.deadline is None else max(1, math.ceil(self.deadline - now))
 
     def check(self, *, limit: int) -> None:
-        """Check that the broker would accept the message.
-
-        Args:
-            limit: Largest packet in bytes.
-
-        Raises:
-            ValueError: The topic cannot be published to, or the QoS is neither 0 nor 1.
-            PacketTooLarge: The packet exceeds `limit`.
-        """
+        """Raise ValueError for an invalid topic or QoS, PacketTooLarge for a packet of more than `limit` bytes."""
         check_topic(self.topic)
         if self.qos not in {0, 1}:
             raise ValueError(f"QoS {self.qos} is not supported: use 0 or 1.")
@@ -125,9 +115,7 @@ class BrokerLimits:
     def of(cls, properties: Properties | None, *, packet_bytes: int) -> Self:
         """Read the properties of a CONNACK; missing ones have the protocol's defaults.
 
-        Args:
-            properties: As received.
-            packet_bytes: Our own limit, which the broker's can only lower.
+        The broker's packet limit can only lower our own, `packet_bytes`.
         """
         return cls(
             max_packet_bytes=min(packet_bytes, getattr(properties, "MaximumPacketSize", packet_bytes)),
@@ -215,12 +203,6 @@ class Outbox:
     Messages that were not acknowledged when the connection was lost go back to the head of the queue. They are stored
     here in full and never by the MQTT library, whose repeats would contain an alias that the next connection does not
     know.
-
-    Args:
-        max_messages: Most messages waiting or unacknowledged.
-        max_bytes: Likewise, of their packets.
-        clock: Monotonic seconds.
-        counters: Of the link.
     """
 
     def __init__(
@@ -247,11 +229,7 @@ class Outbox:
         return len(self._urgent) + len(self._others) + len(self._unanswered)
 
     def put(self, message: Outgoing) -> None:
-        """Append a message. If there is no room, flows that occupy more of the queue than this one make it.
-
-        Raises:
-            NotConnected: There is no room, and no other flow occupies more.
-        """
+        """Append a message; flows that occupy more of a full queue make room, else raise NotConnected."""
         with self._lock:
             if not self._fits(message):
                 self._drop_expired()
@@ -260,7 +238,7 @@ class Outbox:
             self._append(message)
 
     def take(self, *, window: int) -> Outgoing | None:
-        """Remove and return the next message to send; None if there is none or `window` are unanswered."""
+        """Remove and return the next message; None if there is none or `window` are unanswered."""
         with self._lock:
             while (queue := self._next()) is not None:
                 head = queue.peek()
@@ -275,14 +253,12 @@ class Outbox:
             return None
 
     def await_answer(self, identifier: int, message: Outgoing) -> None:
-        """Record that a QoS 1 message was sent with this packet identifier."""
         with self._lock:
             self._unanswered[identifier] = message
             self._bytes += message.packet_bytes
 
     @property
     def awaiting_answers(self) -> int:
-        """Number of sent messages without an answer."""
         return len(self._unanswered)
 
     def pop_answered(self, identifier: int) -> Outgoing | None:
@@ -328,11 +304,7 @@ class Outbox:
         return left < self._max_messages and bytes_left + message.packet_bytes <= self._max_bytes
 
     def _make_room(self, message: Outgoing) -> None:
-        """Drop the newest message of the flow that occupies most.
-
-        Raises:
-            NotConnected: There is no other such flow.
-        """
+        """Drop the newest message of the flow that occupies most, or raise NotConnected."""
         largest, most = self._holdings.largest()
         mine = self._holdings.of((message.flow, message.priority)) + self._share(message)
         if largest is None or not self._would_fit(message) or (mine > most and not message.indispensable):
@@ -433,11 +405,9 @@ class Sender:
         return self._outbox.left_out
 
     def unanswered_s(self, *, delivered: bool) -> float:
-        """Return for how many seconds the broker has answered nothing although it has all sent messages.
+        """Return for how many seconds the broker has answered nothing although all messages were `delivered` to it.
 
-        Args:
-            delivered: Whether all written data has reached the broker's machine, and its answers would be here: a slow
-                network does not count.
+        Delivered means that all written bytes have reached the broker's machine: a slow network does not count.
         """
         now = self._clock()
         if self._answered or not delivered or not self.awaiting_answers:
@@ -445,23 +415,12 @@ class Sender:
         return now - self._silent_since
 
     def put(self, message: Outgoing) -> None:
-        """Append a message.
-
-        Raises:
-            NotConnected: There is no room.
-        """
         self._outbox.put(message)
 
     def drain(
         self, send: Callable[[Outgoing], int], announced: BrokerLimits, *, room: Callable[[], bool] = lambda: True
     ) -> None:
-        """Send everything that the broker allows now.
-
-        Args:
-            send: Writes a PUBLISH and returns its packet identifier.
-            announced: The broker's limits.
-            room: Whether the network accepts more; called before each message.
-        """
+        """Send what the broker's limits allow now; `room` says before each message whether the network accepts more."""
         while room() and (message := self._outbox.take(window=announced.receive_maximum)) is not None:
             if message.packet_bytes > announced.max_packet_bytes:
                 # Queued for a broker that accepted larger packets.
@@ -475,7 +434,6 @@ class Sender:
                 self._outbox.await_answer(identifier, message)
 
     def on_answer(self, identifier: int, reason: int) -> None:
-        """Take the broker's answer to a publish."""
         self._answered = True
         message = self._outbox.pop_answered(identifier)
         if message is not None:

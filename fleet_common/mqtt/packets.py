@@ -27,14 +27,7 @@ def publish_packet_bytes(
 ) -> int:
     """Return the size of a PUBLISH packet (MQTT 5, 3.3).
 
-    Args:
-        topic: Full topic.
-        payload: Bytes.
-        qos: 0 or 1.
-        expiry: Whether it has a message expiry interval.
-        content_type: As published.
-        alias: Whether it has a topic alias.
-        topic_known: Whether the alias replaces the topic.
+    `expiry` and `alias` say whether it has these properties, `topic_known` whether the alias replaces the topic.
     """
     properties = EXPIRY_PROPERTY * expiry + ALIAS_PROPERTY * alias
     if content_type is not None:
@@ -57,14 +50,7 @@ def publish_packet(
 ) -> bytes:
     """Return a PUBLISH packet (MQTT 5, 3.3).
 
-    Args:
-        topic: Full topic; empty if an alias replaces it.
-        payload: Bytes.
-        identifier: Packet identifier for QoS 1; 0 for QoS 0.
-        retain: Whether the broker retains it.
-        expiry_s: Message expiry interval, in whole seconds.
-        content_type: As published.
-        alias: Topic alias.
+    `topic` is empty if an alias replaces it; `identifier` is 0 for QoS 0; `expiry_s` is in whole seconds.
     """
     properties = b""
     if expiry_s is not None:

@@ -47,12 +47,6 @@ class Backoff:
 
     A fleet that lost its broker must not return at once: each delay is uniform between zero and the step, which spreads
     the fleet.
-
-    Args:
-        minimum_s: First step.
-        maximum_s: Longest step while the broker does not answer.
-        refused_s: Longest step while it refuses us.
-        rng: Draws the delays.
     """
 
     def __init__(self, *, minimum_s: float, maximum_s: float, refused_s: float, rng: random.Random) -> None:
@@ -63,11 +57,7 @@ class Backoff:
         self._step_s = minimum_s
 
     def next_delay_s(self, *, refused: bool = False) -> float:
-        """Return the next delay and double the step, up to the ceiling.
-
-        Args:
-            refused: Whether the broker refused the last attempt.
-        """
+        """Return the next delay and double the step, up to the ceiling for refusals or for silence."""
         ceiling_s = self._refused_s if refused else self._maximum_s
         step_s = min(self._step_s, ceiling_s)
         self._step_s = min(step_s * GROWTH, ceiling_s)
@@ -79,7 +69,7 @@ class Backoff:
 
 
 class Startup:
-    """Result of a start: set by the thread of the link, awaited by the caller of `start`. One for every start."""
+    """Result of one start: set by the link's thread, awaited by the caller of `start`."""
 
     def __init__(self) -> None:
         self._settled = threading.Event()
@@ -88,7 +78,6 @@ class Startup:
 
     @property
     def pending(self) -> bool:
-        """Whether no attempt has succeeded yet."""
         return not self._connected
 
     def connected(self) -> None:
@@ -106,23 +95,13 @@ class Startup:
         self._settled.set()
 
     def wait(self, timeout_s: float, otherwise: ConnectFailed) -> None:
-        """Return when connected.
-
-        Args:
-            timeout_s: Longest wait.
-            otherwise: Error to raise if no attempt has ended yet.
-
-        Raises:
-            ConnectFailed: Error of the last attempt.
-        """
+        """Return when connected, or raise the last attempt's error, `otherwise` if none has ended within the time."""
         self._settled.wait(timeout_s)
         if not self._connected:
             raise self._failure if self._failure is not None else otherwise
 
 
 class Connectivity:
-    """Connection state and its listeners. Changed on the link's thread, read from any."""
-
     def __init__(self, guard: CallbackGuard) -> None:
         self._guard = guard
         self._listeners: tuple[Listener, ...] = ()
@@ -154,13 +133,7 @@ MOST_LEFT_OUT = 10_000  # each occupies one of a connection's 65,535 packet iden
 
 
 class PahoLink:
-    """A `Link` over MQTT 5.
-
-    Args:
-        settings: Address and identity.
-        rng: Jitter of the reconnect delays; by default seeded by the system.
-        clock: Monotonic seconds.
-    """
+    """A `Link` over MQTT 5; `rng` draws the jitter of the reconnect delays."""
 
     def __init__(
         self, settings: LinkSettings, *, rng: random.Random | None = None, clock: Callable[[], float] = time.monotonic
@@ -204,7 +177,6 @@ class PahoLink:
 
     @property
     def max_packet_bytes(self) -> int:
-        """Largest packet that the broker accepts, as of the last connection."""
         return self._announced.max_packet_bytes
 
     def start(self, *, timeout_s: float) -> None:
@@ -290,7 +262,6 @@ class PahoLink:
             waker.wake()
 
     def _run(self, waker: Waker) -> None:
-        """Make attempts until stopped."""
         try:
             while not self._stopping.is_set() or self._handover.under_way:
                 self._attempt(waker)
@@ -336,7 +307,6 @@ class PahoLink:
             self._leave(connection)
 
     def _enter(self, connection: Connection) -> None:
-        """Restore subscriptions and screen on a new connection."""
         self._announced = self._handover.open(connection)
         self._requests.clear()  # for the previous connection; their effect is restored below
         connection.screen(self._accepts)

@@ -45,9 +45,7 @@ class Screen:
     """The screen of one connection. Belongs to the link's thread.
 
     Args:
-        max_packet_bytes: Largest packet that we accept, as announced in our CONNECT.
         accepts: Called for every PUBLISH; None accepts all.
-        guard: Counts dropped messages, and catches exceptions of `accepts`.
         on_message: Called with accepted messages, QoS 0 and 1; MUST NOT raise. None leaves them to the library.
         on_answer: Called with packet identifier and reason code of QoS 1 acknowledgements; MUST NOT raise. None leaves
             them to the library.
@@ -88,11 +86,7 @@ class Screen:
         return self._guard.counters.screened
 
     def feed(self, data: bytes) -> bytes:
-        """Take received bytes and return those for the library.
-
-        Raises:
-            BrokenStream: The connection must end.
-        """
+        """Take received bytes and return those for the library; BrokenStream ends the connection."""
         data = self._head + data
         end = len(data)
         at = self._rest  # where the next packet begins
@@ -126,13 +120,9 @@ class Screen:
             self.owed += self._behind.popleft()[1]
 
     def _judge(self, data: bytes, at: int, end: int, *, first: bool) -> tuple[int, bool]:
-        """Return where the packet at `at` ends, 0 if too little of it has arrived, and whether it is done.
+        """Return where the packet at `at` ends, 0 if it is incomplete, and whether it is done.
 
-        Args:
-            data: Received bytes.
-            at: Start of the packet.
-            end: End of the data.
-            first: Whether nothing before it waits for the library.
+        `first`: nothing before it waits for the library.
         """
         if at + 1 >= end:
             return 0, False
@@ -223,11 +213,7 @@ class Screen:
 
 
 def _length(data: bytes, at: int) -> tuple[int, int]:
-    """Return the variable byte integer at `at` and its end; zeros if it is incomplete.
-
-    Raises:
-        BrokenStream: It has more bytes than MQTT allows.
-    """
+    """Return the variable byte integer at `at` and its end; zeros if it is incomplete."""
     length = 0
     for place, byte in enumerate(data[at : at + MAX_LENGTH_BYTES]):
         length |= (byte & ~MORE) << 7 * place
@@ -256,12 +242,7 @@ _WAIT: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class ScreenedSocket:
     """Socket with a screen, for the MQTT library. Belongs to the link's thread.
 
-    Args:
-        sock: A connected socket, or a TLS stream over one; non-blocking.
-        screen: Filters what the library reads.
-
-    Attributes:
-        received: Number of bytes received.
+    `sock` is a connected, non-blocking socket, or a TLS stream over one.
     """
 
     def __init__(self, sock: Any, screen: Screen) -> None:  # noqa: ANN401 - plain or TLS
@@ -284,9 +265,7 @@ class ScreenedSocket:
     def recv(self, size: int) -> bytes:
         """Return up to `size` bytes of what `fill` has let pass; nothing at the connection's end.
 
-        Raises:
-            BlockingIOError: There is nothing for now.
-            OSError: The connection broke.
+        Raise BlockingIOError if there is nothing for now, OSError if the connection broke.
         """
         if self._at < len(self._ready):
             piece = self._ready[self._at : self._at + size]
@@ -360,11 +339,10 @@ class ScreenedSocket:
         return str(self._ended) if isinstance(self._ended, BrokenStream) else ""
 
     def fill(self) -> float:
-        """Read from the network, unless something is left for the library.
+        """Read from the network, unless something is left for the library; return seconds to pause reading.
 
-        Returns:
-            Seconds for which reading may pause, otherwise zero. A wake-up costs as much as 20 dropped messages, so
-            where most messages are dropped it is better to read several at a time.
+        A wake-up costs as much as 20 dropped messages, so where most messages are dropped it is better to read several
+        at a time.
         """
         if self._at < len(self._ready) or self._ended:
             return 0.0
@@ -381,7 +359,6 @@ class ScreenedSocket:
         return 0.0 if self._more or dropped <= MOSTLY * passed else self._pause_s
 
     def put(self, packet: bytes) -> None:
-        """Add a packet, which the next `flush` writes."""
         self._outgoing += packet
 
     def ask(self) -> None:

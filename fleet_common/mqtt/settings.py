@@ -15,13 +15,7 @@ TLS_PORT: Final = 8883
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """Files of an encrypted connection (PEM).
-
-    Attributes:
-        ca: Certificate authorities of the broker.
-        certificate: Our certificate, where the broker requires one.
-        key: Its private key.
-    """
+    """PEM files of an encrypted connection; our certificate and key where the broker requires them."""
 
     ca: Path
     certificate: Path | None = None
@@ -36,21 +30,17 @@ class LinkSettings:
         client_id: Unique at the broker: of two clients with the same one, the older is disconnected.
         username: Identity at a broker without client certificates; None sends none.
         anonymous_too: Whether to connect without the user name if the broker refuses it.
-        tls: None for plain TCP.
         keepalive_s: Silence after which either side sends a ping. A side that vanished is noticed after 1.5 times this.
         connect_timeout_s: For TCP.
         handshake_s: For TLS, and again for each answer that follows. Longer than the above: a broker to which a whole
             fleet returns at once, or one behind a slow line, needs time.
         answer_s: Timeout for any answer to QoS 1 messages that have reached the broker's machine; then the link
             reconnects.
-        queue_messages: Most messages waiting or unacknowledged.
-        queue_bytes: Likewise, of their packets.
         packet_bytes: Largest packet that we send or accept. The same for all clients of a broker: it silently drops
             what is too large for a subscriber. Some brokers do not announce their limit; then this one applies.
         min_backoff_s: Longest first delay before reconnecting.
         max_backoff_s: Longest delay while the broker does not answer.
         refused_backoff_s: Longest delay while it refuses us.
-        flush_s: Longest wait of `stop` for acknowledgements.
         no_delay: Whether small packets go out at once. False only to measure the cost.
     """
 
@@ -81,8 +71,6 @@ class LinkSettings:
 
 
 class BrokerSettings(BaseModel):
-    """Address of the broker, and our identity there."""
-
     model_config = ConfigDict(extra="forbid")
 
     host: str = setting("127.0.0.1", "Name or address of the broker, as its certificate has it.", min_length=1)

@@ -62,12 +62,7 @@ class LinkContext(ssl.SSLContext):
 def tls_context(tls: TlsSettings, *, now: datetime | None = None) -> LinkContext:
     """Load the files and return the context for connections.
 
-    Args:
-        tls: The files.
-        now: The time, with its time zone; by default the system's.
-
-    Raises:
-        ConnectFailed: A file cannot be read, is invalid, does not match another, or is not valid now.
+    Raise ConnectFailed if a file cannot be read, is invalid, does not match another, or is not valid at `now`.
     """
     context = LinkContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies the broker's certificate and host name
     context.options |= ssl.OP_NO_RENEGOTIATION  # of TLS 1.2: reading never waits for writing, nor the reverse
@@ -143,13 +138,7 @@ _Stamp = tuple[tuple[int, ...] | None, ...]
 
 
 class Credentials:
-    """Chooses the context of each connection. Belongs to the link's thread.
-
-    Args:
-        tls: The files; None for plain TCP.
-        clock: Monotonic seconds.
-        now: The time, with its time zone.
-    """
+    """Choose the context of each connection. Belongs to the link's thread."""
 
     def __init__(
         self,
@@ -172,8 +161,7 @@ class Credentials:
     def take(self) -> LinkContext | None:
         """Return the context for a new connection, None for plain TCP.
 
-        Raises:
-            ConnectFailed: The files cannot be used, and there are none from before.
+        Raise ConnectFailed if the files cannot be used and there are none from before.
         """
         if self._tls is None:
             return None
@@ -190,7 +178,6 @@ class Credentials:
         return self._tried
 
     def accepted(self) -> None:
-        """Record that the connection was made."""
         self._proven, self._proven_stamp = self._tried, self._tried_stamp
 
     def refused(self, why: str) -> None:
@@ -244,12 +231,6 @@ class TlsStream:
     """Client side of a TLS connection. After the handshake it never blocks. Belongs to one thread.
 
     Where there is nothing to read, or no room to write, it raises the same exceptions as `ssl.SSLSocket`.
-
-    Args:
-        sock: A connected socket.
-        context: With our files; remembers the alert with which the other end ends the connection.
-        host: Name or address that must be in the other end's certificate.
-        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -265,12 +246,10 @@ class TlsStream:
         self._ended: ssl.SSLError | bool = False
 
     def shake_hands(self, *, timeout_s: float) -> None:
-        """Wait for the handshake; from then on the socket does not block. On failure the socket is closed.
+        """Wait for the handshake, after which the socket does not block; close it on failure.
 
-        Raises:
-            TimeoutError: The other end has not answered in time.
-            ssl.SSLError: It does not speak TLS, or its certificate is not acceptable.
-            OSError: The connection broke.
+        Raise TimeoutError if the other end has not answered in time, ssl.SSLError if it does not speak TLS or its
+        certificate is not acceptable, OSError if the connection broke.
         """
         try:
             self._shake_hands(self._clock() + timeout_s)
@@ -286,16 +265,13 @@ class TlsStream:
 
     @property
     def wants_write(self) -> bool:
-        """Whether encrypted data waits until the socket is writable."""
         return bool(self._unsent or self._outgoing.pending)
 
     def recv(self, size: int) -> bytes:
         """Return up to `size` bytes of what has arrived, of any number of records; nothing at the end.
 
-        Raises:
-            ssl.SSLWantReadError: There is nothing for now.
-            ssl.SSLError: The stream is broken, or was ended with an alert, which the context remembers.
-            OSError: The connection broke.
+        Raise ssl.SSLWantReadError if there is nothing for now, ssl.SSLError if the stream is broken or was ended with
+        an alert, OSError if the connection broke.
         """
         data = self._read(size)
         if self.wants_write:  # TLS has sent an answer
@@ -312,10 +288,7 @@ class TlsStream:
     def send(self, data: bytes | bytearray) -> int:
         """Write some of the data; return the number of bytes.
 
-        Raises:
-            ssl.SSLWantWriteError: There is no room for now. The bytes may have been taken all the same: the next
-                attempt must begin with them.
-            OSError: The connection broke.
+        After ssl.SSLWantWriteError some bytes may have been taken all the same: the next attempt must begin with them.
         """
         if not self._taken:
             self.flush()
@@ -325,12 +298,7 @@ class TlsStream:
         return taken
 
     def flush(self) -> None:
-        """Write encrypted data.
-
-        Raises:
-            ssl.SSLWantWriteError: There is no room for all of it.
-            OSError: The connection broke.
-        """
+        """Write encrypted data; raise ssl.SSLWantWriteError if there is no room for all of it."""
         try:
             while self.wants_write:
                 self._unsent = self._unsent or self._outgoing.read()

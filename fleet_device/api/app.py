@@ -55,11 +55,7 @@ _GRACE_S: Final = 3
 
 
 def listen(port: int) -> socket.socket:
-    """Take the port; 0 takes any that is free.
-
-    Raises:
-        ConfigurationError: It is in use, or not permitted.
-    """
+    """Take the port, or any free one for 0; raise ConfigurationError if it is in use or not permitted."""
     try:
         listener = socket.create_server((HOST, port))
     except OSError as error:
@@ -77,11 +73,7 @@ def listen(port: int) -> socket.socket:
 
 
 class ApiServer(HttpServer):
-    """Serves an application on a socket of `listen`, which it closes at the end.
-
-    Attributes:
-        address: Its URL.
-    """
+    """Serve an application on a socket of `listen`, which is closed at the end; `address` is its URL."""
 
     def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
         self.address = f"http://{HOST}:{sock.getsockname()[1]}"
@@ -103,11 +95,7 @@ class Backend(Protocol):
     def cancel(self, ticket: Ticket) -> None: ...
 
     def check_grammar(self, grammar: Grammar) -> None:
-        """Compile a grammar; unlike the other methods it may take seconds, and is called on a thread of its own.
-
-        Raises:
-            SessionRefused: The grammar cannot be used.
-        """
+        """Compile a grammar; may take seconds and is called on its own thread. Raise SessionRefused."""
 
     def spell(self, token: int) -> bytes: ...
 
@@ -131,13 +119,7 @@ def create_app(
 ) -> Starlette:
     """Return the API as an ASGI application.
 
-    Args:
-        backend: The device.
-        settings: Defaults of the requests, and the token to ask for.
-        applications: Those that may use it; by default those of the settings.
-        wall_clock: Unix seconds.
-        clock: Monotonic seconds.
-        pause: Sleeps for some seconds.
+    By default `applications` are those of the settings; `wall_clock` returns Unix seconds.
     """
     api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock))
     named = settings.applications
@@ -310,7 +292,7 @@ class _Api:
 
     @asynccontextmanager
     async def _until_disconnect(self, request: Request, tickets: Sequence[Ticket]) -> AsyncIterator[None]:
-        """Cancel the requests if the client disconnects while they are waited for."""
+        """Cancel the requests if the client disconnects before they end."""
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
@@ -346,7 +328,6 @@ def _ignored(asked: TextRequest) -> dict[str, str]:
 
 
 def _waited(tickets: Sequence[Ticket]) -> dict[str, str]:
-    """Return the header with the waiting time of the first of these requests."""
     waits = [ticket.waited_s for ticket in tickets if ticket.begun]
     return {WAITED_HEADER: f"{min(waits, default=0.0) * 1e3:.0f}"}
 
@@ -356,7 +337,6 @@ def _prepare(asked: TextRequest, defaults: DeviceSettings, app: str | None, code
 
 
 async def _body(request: Request) -> bytes:
-    """Read a JSON body of limited size."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # This also keeps web pages out: a browser lets them send this type only if the server agrees.

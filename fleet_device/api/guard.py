@@ -38,7 +38,7 @@ class _Used:
 
 
 class ApplicationQuotas:
-    """Usage of all applications. For use from any thread."""
+    """Usage of all applications. Callable on any thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -46,11 +46,7 @@ class ApplicationQuotas:
         self._changing = threading.Lock()
 
     def begin(self, application: Application, *, texts: int) -> None:
-        """Count requests as begun.
-
-        Raises:
-            ApiProblem: The application is over its quota; the answer says until when.
-        """
+        """Count requests as begun; raise ApiProblem if the application is over its quota."""
         most = application.texts_at_once
         if most is not None and texts > most:
             sentence = f"The application {application.name!r} may have {most} requests at once, {texts} are asked for."
@@ -83,8 +79,6 @@ class ApplicationQuotas:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Counts one request of an application, if it is one."""
-
     application: Application | None
     quotas: ApplicationQuotas
 
@@ -105,7 +99,7 @@ class Counted:
                 self.quotas.end(self.application)
 
     def give_back(self, texts: int) -> None:
-        """Uncount requests that are not run."""
+        """Uncount requests that did not run."""
         for _ in range(texts):
             if self.application is not None:
                 self.quotas.end(self.application)
@@ -139,13 +133,7 @@ only permits reading."""
 
 
 class AccessGuard:
-    """ASGI middleware.
-
-    Args:
-        app: What it guards.
-        token: Required bearer token, if any.
-        applications: Whose keys are accepted too; the request's `state.application` is then set.
-    """
+    """ASGI middleware that accepts the bearer token or an application's key, and sets `state.application`."""
 
     def __init__(self, app: ASGIApp, *, token: str | None, applications: ApplicationsFile | None = None) -> None:
         self._app = app
@@ -203,6 +191,5 @@ def _given(authorization: str, *, password: bool) -> bytes:
 
 
 def _name(host: str) -> str:
-    """Return a Host header's name without the port."""
     name, colon, port = host.lower().rpartition(":")
     return name if colon and port.isdigit() else host.lower()

@@ -37,15 +37,7 @@ _LONGEST_RETRY_S: Final = 86_400
 
 
 class ApiProblem(DeviceError):  # noqa: N818 - reads as what it says
-    """An error answer.
-
-    Attributes:
-        status: HTTP status.
-        kind: OpenAI's `type`.
-        code: OpenAI's `code`.
-        param: The request's field that caused it, if one did.
-        headers: Further HTTP headers.
-    """
+    """An error answer: the HTTP status, OpenAI's `type`, `code` and `param`, and further HTTP headers."""
 
     def __init__(
         self,
@@ -77,7 +69,7 @@ def unusable(param: str, what: str) -> ApiProblem:
 
 
 def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "grammar") -> ApiProblem:
-    """Translate an error; `prompt` and `grammar` are the request's fields for these."""
+    """Translate an error; `prompt` and `grammar` are the request's names of these fields."""
     match error:
         case ApiProblem():
             problem = error

@@ -66,7 +66,6 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
 
 
 def session_summary(text: GeneratedText) -> dict[str, Any]:
-    """Return the session's id in the log, and how it went."""
     counters, policy, choice = text.generation.counters, text.request.policy, text.generation.choice
     return {
         "session": text.generation.session.hex(),
@@ -87,7 +86,6 @@ def session_summary(text: GeneratedText) -> dict[str, Any]:
 
 
 def _cached(text: GeneratedText) -> int:
-    """Return how many tokens of the prompt the edge had computed before; 0 where it does not say."""
     closed = text.generation.closed
     reused = 0 if closed is None else getattr(closed, "reused", None) or 0
     return min(reused, len(text.request.prompt))
@@ -118,7 +116,6 @@ def pieces_of(parts: Sequence[TokenText]) -> list[Told]:
 
 
 def chat_logprobs(tokens: Sequence[Told], spell: Spell) -> dict[str, Any]:
-    """Return the `logprobs` of a chat's choice or chunk."""
     return {
         "content": [
             {
@@ -185,12 +182,10 @@ def event(body: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The shapes of one answer.
+    """The shapes of one answer, to a chat or to a prompt.
 
-    Attributes:
-        chat: Whether it answers a chat, or continues a prompt.
-        spell: Returns the bytes of a token; None if no log-probabilities were requested.
-        tools: Turns texts into tool calls, if the request allows that.
+    `spell` returns the bytes of a token, None if no log-probabilities were requested; `tools` turns generated output
+    into tool calls, if the request allows that.
     """
 
     chat: bool
@@ -216,11 +211,10 @@ class Reply:
         return {**self._head(kind), "choices": choices, "usage": usage_of(texts), "fleet": fleet}
 
     def first(self, number: int = 0) -> list[dict[str, Any]]:
-        """Return the first chunks of a choice."""
         return [self._chunk({"role": "assistant", "content": ""}, number)] if self.chat else []
 
     def pieces(self, piece: Piece, number: int = 0) -> list[dict[str, Any]]:
-        """Return the chunks of a piece; those that do not follow the large model's distribution say so."""
+        """Return the chunks of a piece; those that do not follow the large model's distribution are marked."""
         logprobs = None
         if self.spell is not None and piece.parts:
             before = self._shown.get(number, 0)
@@ -237,7 +231,6 @@ class Reply:
         return chunks if piece.verified else [{**chunk, "fleet": {"verified": False}} for chunk in chunks]
 
     def last(self, text: GeneratedText, number: int = 0) -> list[dict[str, Any]]:
-        """Return the last chunks of a choice."""
         tools, chunks, calls = self.tools, list[dict[str, Any]](), False
         if tools is not None:
             chunks = [self._chunk(each, number) for each in tools.last(number, ended=text.reason is EndReason.STOP)]
@@ -305,19 +298,13 @@ class EventsResponse(StreamingResponse):
 
 @dataclass(slots=True)
 class ChoiceEvents:
-    """Events of the choices of one answer, in order."""
-
     events: Events
     tickets: Sequence[Ticket]
     pause: Pause = asyncio.sleep
     _silent_s: float = 0.0
 
     async def end(self) -> list[GeneratedText]:
-        """Wait for the texts of all choices.
-
-        Raises:
-            ApiProblem: One failed.
-        """
+        """Wait for all choices; raise ApiProblem if one failed."""
         ended: dict[int, GeneratedText] = {}
         while len(ended) < len(self.tickets):
             number, current = await self.events.get()
@@ -328,11 +315,7 @@ class ChoiceEvents:
         return [ended[number] for number in range(len(self.tickets))]
 
     async def first(self) -> Happened:
-        """Wait for the first event, but not for long: None if there is none.
-
-        Raises:
-            ApiProblem: A request failed, while the status can still say so.
-        """
+        """Wait briefly for the first event, None if there is none; a failure can still set the HTTP status."""
         number, current = await self.next()
         if isinstance(current, Failed):
             raise problem_of(current.error)
@@ -405,5 +388,4 @@ class ChoiceEvents:
 
 
 def comment(sentence: str) -> bytes:
-    """Return a sentence as a one-line comment of a stream."""
     return b": " + " ".join(sentence.split()).encode() + b"\n\n"

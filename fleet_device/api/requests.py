@@ -60,11 +60,7 @@ _IGNORED: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier"
 
 
 def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
-    """Return the fields that a device has.
-
-    Raises:
-        ApiProblem: One of the others asks for something, or is unknown to OpenAI's API.
-    """
+    """Return the supported fields; raise ApiProblem for one that asks for something else."""
     kept = {}
     for name, value in fields.items():
         if name in known:
@@ -144,13 +140,7 @@ class _Model(BaseModel):
 
 
 class StreamOptions(_Model):
-    """How to stream.
-
-    Attributes:
-        include_usage: Whether a last chunk has the number of tokens.
-        include_obfuscation: Ignored: nothing on a loopback interface needs padding.
-        continuous_usage_stats: Ignored: the usage comes in the last chunk.
-    """
+    """How to stream; only `include_usage`, a last chunk with the number of tokens, has an effect."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -208,14 +198,9 @@ class RequestMessage(_Model):
 class TextRequest(_Model):
     """Fields that both requests have.
 
-    Attributes:
-        model: Ignored: a device has one pair of models.
-        n: Number of choices; each has the seed after that of the one before.
-        truncate: What to do with a prompt that is too long; this, `top_k`, `mode`, `offline`, `rejoin` and `grammar`
-            are extensions of OpenAI's API.
-        grammar: `{"kind": "regex" | "lark" | "json-schema", "text": "…"}`.
-        ignore_eos: Ignored, as `min_tokens`; clients of other servers send them.
-        prompt_field: The field of the prompt, for errors.
+    `truncate`, `top_k`, `mode`, `offline`, `rejoin` and `grammar` are extensions of OpenAI's API. `model` is ignored,
+    because a device has one pair of models; `ignore_eos` and `min_tokens` are ignored, because clients of other servers
+    send them. Of `n` choices, each has the seed after that of the one before.
     """
 
     prompt_field: ClassVar[str] = "prompt"
@@ -289,7 +274,6 @@ class TextRequest(_Model):
 
     @property
     def grammar_field(self) -> str:
-        """The field that asks for a grammar, for errors."""
         return "grammar"
 
     def tool_calls(self) -> ToolCalls | None:
@@ -363,11 +347,7 @@ class ChatRequest(TextRequest):
         return bool(self.tools) and self._choice != "none"
 
     def text_grammar(self) -> Grammar | None:
-        """Return the constraint on the text.
-
-        Raises:
-            ApiProblem: Two constraints, a grammar that is too long, or an unknown tool.
-        """
+        """Return the grammar of the request; raise ApiProblem for two grammars, a too long one or an unknown tool."""
         if not self.tools and self._choice not in ("none", "auto"):
             raise unusable("tool_choice", "it asks for a call, and there are no tools")
         found = self.grammar
@@ -413,11 +393,7 @@ class CompletionRequest(TextRequest):
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """Read a body that is a JSON object.
-
-    Raises:
-        ApiProblem: It is not.
-    """
+    """Read a body that is a JSON object, or raise ApiProblem."""
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -428,11 +404,7 @@ def read_object(body: bytes) -> dict[str, Any]:
 
 
 def read_request(model: type[R], body: bytes) -> R:
-    """Read a request's body.
-
-    Raises:
-        ApiProblem: It is not a request; the sentence names the first error.
-    """
+    """Read a request's body; ApiProblem names the first error."""
     value = read_object(body)
     try:
         return model.model_validate(supported(value, known=model.model_fields))

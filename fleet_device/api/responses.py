@@ -52,11 +52,7 @@ class _AsChat(ChatRequest):
 
 
 def read_responses_request(body: bytes) -> ChatRequest:
-    """Read a request's body as a chat.
-
-    Raises:
-        ApiProblem: It is not a request; the sentence names the first error.
-    """
+    """Read a request's body as a chat; ApiProblem names the first error."""
     chat = _chat(read_object(body))
     try:
         return read_request(_AsChat, json.dumps(chat).encode())

@@ -38,8 +38,6 @@ _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosni
 
 
 def status_routes(status: Callable[[], Mapping[str, Any]]) -> list[Route]:
-    """Return the routes of the page and its JSON; `status` does not block."""
-
     async def page(_request: Request) -> Response:
         policy = {"Content-Security-Policy": _policy()}
         return HTMLResponse(render_status(status()), headers={**_HEADERS, **policy})

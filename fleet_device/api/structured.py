@@ -102,7 +102,6 @@ def tool_grammar(tools: tuple[Tool, ...], choice: ToolChoice) -> Grammar | None:
 
 
 def tool_prompt(tools: tuple[Tool, ...], choice: ToolChoice) -> str:
-    """Return the description of the tools for the model."""
     lines = []
     for tool in tools:
         function = tool.function
@@ -134,7 +133,6 @@ def _call(function: Function, place: str) -> dict[str, Any]:
 
 
 def _moved(schema: Any, place: str) -> Any:  # noqa: ANN401 - JSON
-    """Return a schema whose references to itself are valid at `place` in another one."""
     if isinstance(schema, list):
         return [_moved(each, place) for each in schema]
     if not isinstance(schema, dict):
@@ -162,11 +160,10 @@ class _Answer:
 
 @dataclass(slots=True)
 class ToolCalls:
-    """Turns the texts of one reply into tool calls.
+    """Turn the outputs of one reply into tool calls.
 
-    Attributes:
-        function: Whose arguments the whole text is; None where the text names the function itself.
-        may_talk: Whether it may be plain text.
+    `function` has the whole output as its arguments; with None the output names the function. With `may_talk` it may be
+    plain text.
     """
 
     function: str | None = None
@@ -184,11 +181,9 @@ class ToolCalls:
         return {"content": None, "tool_calls": [{"id": answer.identifier, "type": "function", "function": function}]}
 
     def calls(self, number: int) -> bool:
-        """Whether a choice has turned out to be a call."""
         return number in self._answers and self._answers[number].called
 
     def pieces(self, number: int, text: str) -> list[dict[str, Any]]:
-        """Return the deltas of a piece of a choice's text."""
         answer = self._answers.setdefault(number, _Answer())
         answer.held += text
         if not answer.held:
@@ -209,7 +204,6 @@ class ToolCalls:
         return [*deltas, _arguments(piece)] if piece else deltas
 
     def last(self, number: int, *, ended: bool) -> list[dict[str, Any]]:
-        """Return the deltas after a choice's text."""
         answer = self._answers.setdefault(number, _Answer())
         held, answer.held = answer.held, ""
         if not held or (answer.called and ended):

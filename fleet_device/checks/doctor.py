@@ -68,11 +68,7 @@ class _Edge(BaseModel):
 
 
 class RunningDevice(BaseModel):
-    """Part of `GET /healthz` that checks read.
-
-    Attributes:
-        reason: Why no request can be served now, in a sentence; None if one can.
-    """
+    """Part of `GET /healthz` that checks read; `reason` says why no request can be served now."""
 
     device: str
     reason: str | None
@@ -86,7 +82,7 @@ class RunningDevice(BaseModel):
 
 
 def running_device(port: int, name: str) -> RunningDevice | None:
-    """Return the device of this name that serves the local API at a port (0 for none); None if it does not."""
+    """Return the device of this name that serves the local API at `port`, None if there is none."""
     if not port:
         return None
     connection = http.client.HTTPConnection(_HOST, port, timeout=_HTTP_WAIT_S)
@@ -101,11 +97,7 @@ def running_device(port: int, name: str) -> RunningDevice | None:
 
 
 def refuse_beside_running(port: int, name: str) -> None:
-    """Refuse to take the place of a running device.
-
-    Raises:
-        ConfigurationError: It runs.
-    """
+    """Raise ConfigurationError if the device runs: it must not be disconnected."""
     if running_device(port, name) is not None:
         raise ConfigurationError(
             f"Device {name} runs already, and serves applications at {_HOST}:{port}: the broker keeps one connection "
@@ -120,23 +112,16 @@ _TOLERANCE: Final = timedelta(seconds=5)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """An event of the past, which a correct clock is behind.
-
-    Attributes:
-        what: A clause, such as `edge edge-1 has connected`.
-    """
+    """A past event that a correct clock is behind; `what` is a clause: `edge edge-1 has connected`."""
 
     what: str
     at: datetime
 
 
 def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str:
-    """Return until when the device's certificate is valid.
+    """Return until when the device's certificate is valid; raise NotApplicable without one.
 
-    Raises:
-        NotApplicable: There is none.
-        ConnectFailed: A file cannot be used, or is not valid now.
-        ConfigurationError: The certificate is that of another device.
+    Raise ConnectFailed if a file cannot be used or is not valid now, ConfigurationError if it is another device's.
     """
     if broker.ca is None:
         raise NotApplicable("TLS is off, since the setting 'broker.ca' is left out: everybody on the way can read.")
@@ -156,7 +141,7 @@ def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str
 
 
 def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[Moment]:
-    """Return what a clock can be compared with: when certificates were issued, and when edges have connected."""
+    """Return what a clock can be compared with: certificates issued, and connections of edges."""
     moments = [
         Moment(f"the certificate {path.name} became valid", begin)
         for path in (broker.ca, broker.certificate)

@@ -34,13 +34,9 @@ class NotApplicable(FleetError):  # noqa: N818 - reads as what it says
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Result of one check.
+    """Result of one check; `ok` also if there is nothing to check, `ms` 0 if it was skipped.
 
-    Attributes:
-        ok: Whether it passed, or there is nothing to check.
-        ms: Time taken; 0 if it was skipped.
-        sentence: What was found, or what to do.
-        skipped: Whether it was skipped, for the reason in the sentence.
+    `sentence` says what was found, what to do, or why the check was skipped.
     """
 
     name: str
@@ -85,11 +81,9 @@ class Checklist:
         return all(check.ok for check in self._done)
 
     def check(self, probe: Callable[[], str], *, needs: Collection[str] | None = None) -> None:
-        """Run the next check, unless one that it needs has failed.
+        """Run the next check, unless one of those that it `needs` has failed; None needs all earlier ones.
 
-        Args:
-            probe: Returns what it found, or raises what is wrong, or `NotApplicable`.
-            needs: Names of earlier checks that it needs; None for all of them.
+        `probe` returns what it found, or raises what is wrong, or `NotApplicable`.
         """
         if self._failed(needs) is not None:
             self._skip(needs)
@@ -105,7 +99,6 @@ class Checklist:
         self._tell(ok=ok, ms=(self.clock() - started) * 1e3, sentence=sentence, skipped=skipped)
 
     def finish(self) -> tuple[Check, ...]:
-        """Skip the rest, and return all checks."""
         while len(self._done) < len(self.names):
             self._skip()
         return tuple(self._done)
@@ -139,13 +132,9 @@ _LEAST_ACCEPTED: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class CheckedEdge:
-    """Who checks which edge.
+    """The edge to check, and the device `name` to connect as, which the broker must know.
 
-    Attributes:
-        edge: The edge.
-        name: The device to connect as; the broker must know it.
-        broker: The broker, with the credentials of `name`.
-        tokens: The target's token strings by id, without padding.
+    `tokens` are the target's token strings by id, without padding.
     """
 
     fleet: str
@@ -192,7 +181,6 @@ class EdgeCheck:
         self._drafter = ScriptedDrafter(self._suggestion, self.question.tokens, name="edge check")
 
     def run(self) -> EdgeReport:
-        """Run all checks; a check that cannot be tried after a failure counts as failed."""
         checks = Checklist(CHECKS, self.on_check, self.clock)
         with self._agent() as agent:
             checks.check(lambda: self._broker(agent.link))

@@ -38,11 +38,7 @@ class EdgeVocabulary(Protocol):
 
 
 def check_online(edges: EdgePresences, fleet: str, *, wait_s: float) -> str:
-    """Wait at most `wait_s` for an edge, and return which are online.
-
-    Raises:
-        EdgeUnavailable: None is.
-    """
+    """Return which edges are online within `wait_s`; raise EdgeUnavailable if none is."""
     if not edges.wait_online(wait_s):
         known = [f"{state.edge} is {state.presence.value}" for state in edges.known()]
         heard = f"edge {', '.join(known)}" if known else "none has been heard of"
@@ -54,8 +50,7 @@ def check_online(edges: EdgePresences, fleet: str, *, wait_s: float) -> str:
 def check_vocabulary(ours: str, edges: Sequence[EdgeVocabulary], *, drafter: str) -> str:
     """Return which edges have the vocabulary `ours` (size and head of the fingerprint).
 
-    Raises:
-        EdgeUnavailable: One has another, and will refuse this device's requests.
+    Raise EdgeUnavailable if one has another, and will refuse this device's requests.
     """
     for state in edges:
         if state.vocabulary != ours:
@@ -81,11 +76,7 @@ def probe_prompt(drafter: Drafter) -> list[int]:
 
 
 def check_drafting(drafter: Drafter, clock: Callable[[], float]) -> str:
-    """Draft some tokens, and return what drafts them and how long a token takes.
-
-    Raises:
-        DrafterError: It cannot draft.
-    """
+    """Draft some tokens, and return what drafts them and the time per token; raise DrafterError."""
     what = f"{drafter.name} ({drafter.quantization}, {drafter.vocabulary}, context {drafter.context:,} tokens)"
     drafter.reset(probe_prompt(drafter))
     drafter.next(PROBE_POLICY)  # computes the prompt
@@ -109,11 +100,7 @@ _WAIT_S: Final = 5.0
 def echo_ms(
     publish: Callable[[OutcomeHandler], None], topic: str, clock: Callable[[], float], *, wait_s: float
 ) -> float:
-    """Publish a message on a topic, and return the milliseconds until the broker's answer.
-
-    Raises:
-        PublishRejected: There is none, or it is not accepted.
-    """
+    """Publish a message, and return the milliseconds until the broker's answer, else raise PublishRejected."""
     answered, outcomes = threading.Event(), list[PublishOutcome]()
 
     def listen(outcome: PublishOutcome) -> None:
@@ -153,7 +140,6 @@ class SelfTest:
     _tokens_per_s: float | None = None
 
     def run(self) -> SelfTestReport:
-        """Run all checks; a check that cannot be tried after a failure counts as failed."""
         checks = Checklist(_NAMES, self.on_check, self.clock)
         checks.check(self._configuration)
         drafter: list[Drafter] = []

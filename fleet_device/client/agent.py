@@ -1,4 +1,4 @@
-"""Agent of a device: runs requests with the large model of the fleet, one or several at once."""
+"""Agent of a device: runs one or several requests at once with the large model of the fleet."""
 
 import logging
 import secrets
@@ -37,7 +37,6 @@ class Lane:
     """A place for one running request. Consecutive requests in it reuse keys and values, and what was measured.
 
     Attributes:
-        drafter: The draft model, with a sequence of its own.
         pacing: How much to draft; None is the agent's own.
         edge_only: Whether it has no draft model, only edge-only decoding.
     """
@@ -57,7 +56,6 @@ class Lanes:
 
     @property
     def waiting(self) -> int:
-        """Number of requests that wait for a lane with the draft model."""
         return len(self._waiting)
 
     @contextmanager
@@ -65,10 +63,7 @@ class Lanes:
         """Wait for a free lane and take it: the one whose draft model has computed most of the prompt.
 
         Requests that need the draft model get its lanes in order, before all others; others use an edge-only lane when
-        those of the draft model are busy.
-
-        Raises:
-            TextCancelled: The request was cancelled while it waited.
+        those of the draft model are busy. Raise TextCancelled if the request is cancelled while it waits.
         """
         with cancellation.waking(self._wake):
             lane = self._wait(prompt, cancellation, drafts=drafts)
@@ -107,7 +102,7 @@ class Lanes:
             self._changed.notify_all()
 
     def repace(self, make: Callable[[], Pacing]) -> None:
-        """Give every lane of the draft model a new pacing of its own; running requests keep theirs."""
+        """Give every lane of the draft model a new pacing; running requests keep theirs."""
         with self._changed:
             for lane in self._all:
                 if not lane.edge_only:
@@ -145,12 +140,9 @@ class Agent:
     """A device's end of the fleet.
 
     Attributes:
-        link: To the broker; `attach` before it is started.
-        inbox: What arrives, and the edges' states.
         padding: Drafts are padded to a multiple of this number of bytes; 0 leaves them unchanged.
         window: Most drafts of a request in flight, whatever an edge grants.
         beside: Further sequences of the draft model, each with a pacing of its own, for as many more requests at once.
-        edge_only: Number of further requests at once, which use edge-only decoding.
         may_stream: Whether requests may use edge-only decoding; otherwise they wait for the draft model.
         reports: Keeps the Closes of sessions that ended without an edge; without it, some are kept in memory.
     """
@@ -190,7 +182,7 @@ class Agent:
         self._grammars = GrammarCompiler(self._grammar_tokenizer)
 
     def repace(self, make: Callable[[], Pacing]) -> None:
-        """Give future requests new pacings, without what the old ones have learned."""
+        """Give future requests new pacings, which have learned nothing."""
         self._lanes.repace(make)
 
     def attach(self) -> None:
@@ -202,17 +194,11 @@ class Agent:
         self.inbox.subscribe(self.link, fleet=self.fleet, device=self.device)
 
     def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> Generation:
-        """Run a request, next to others. One that needs the draft model waits for a sequence of it.
+        """Run a request, next to others, with its prompt and `max_new_tokens` unchanged; stop strings are the caller's.
 
-        The prompt and `max_new_tokens` are taken as they are; stop strings are the caller's.
-
-        Raises:
-            SessionRefused: The edge refused.
-            EdgeUnavailable: No edge answers.
-            SessionFailed: The session failed.
-            ProtocolViolation: The edge answered something that no correct edge answers.
-            DrafterError: The draft model failed, or the prompt has a token that it does not know.
-            TextCancelled: The request was cancelled while it waited for the draft model.
+        Raise SessionRefused, EdgeUnavailable, SessionFailed or ProtocolViolation as the edge's answers require,
+        DrafterError if the draft model failed or does not know a token of the prompt, TextCancelled if the request was
+        cancelled while it waited for the draft model.
         """
         context = context or RequestContext()
         asked_at = self.clock()
@@ -286,7 +272,6 @@ class Agent:
             return generation
 
     def _keep(self, close: Close, *, granted: bool) -> None:
-        """Keep a Close that no edge has confirmed, to be sent again."""
         if close.unverified and self.reports is not None:
             self.reports.keep(close)
         elif close.unverified or granted:
@@ -297,7 +282,7 @@ class Agent:
             self.reports.keep(close, under_way=True)
 
     def _forgetting(self, session: bytes, on_void: Callable[[int], None]) -> Callable[[int], None]:
-        """Return a callback that drops a session's report once nothing unverified is left."""
+        """Return a callback that drops a session's report once no unverified token is left."""
 
         def void(length: int) -> None:
             if self.reports is not None:
@@ -320,11 +305,7 @@ class Agent:
             self.reports.on_event(event)
 
     def check_grammar(self, grammar: Grammar) -> None:
-        """Compile a grammar before a request needs it. Callable from any thread.
-
-        Raises:
-            SessionRefused: It cannot be used.
-        """
+        """Compile a grammar before a request needs it, or raise SessionRefused. Callable from any thread."""
         try:
             self._grammars.compiled(grammar)
         except GrammarError as error:
@@ -335,11 +316,7 @@ class Agent:
         self._grammars.close()
 
     def _constraint(self, policy: SamplingPolicy) -> DraftConstraint | None:
-        """Return the constraint of a request with a grammar.
-
-        Raises:
-            SessionRefused: The grammar cannot be used; no edge was asked.
-        """
+        """Return the constraint of a request; SessionRefused means that no edge was asked."""
         if policy.grammar is None:
             return None
         self.check_grammar(policy.grammar)

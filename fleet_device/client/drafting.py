@@ -24,12 +24,9 @@ from schemas.policy import SamplingPolicy
 
 @dataclass(slots=True)
 class SessionPacing:
-    """Pacing of one session: requests a plan before each draft and reports its outcome.
+    """Pacing of one session: request a plan before each draft and report its outcome.
 
-    Attributes:
-        source: Suffix index, if the device uses one.
-        drafts: Number of drafts sent, each counted once.
-        round_trips: Times of answered drafts.
+    `drafts` counts each sent draft once.
     """
 
     session: DeviceSession
@@ -155,12 +152,7 @@ def _load(reported: fields.EdgeLoad) -> ReportedLoad:
 
 @dataclass(slots=True)
 class Drafting:
-    """What a session sends next: the draft being built, or a request for edge-only decoding.
-
-    Attributes:
-        drafts: The draft model, in step with the session.
-        pacing: How much to draft.
-    """
+    """What a session sends next: the draft being built, or a request for edge-only decoding."""
 
     session: DeviceSession
     drafts: "DraftSequence"
@@ -190,7 +182,6 @@ class Drafting:
         return draft
 
     def follow(self, effect: VerdictEffect) -> None:
-        """Follow what a verdict has committed."""
         if effect.streamed:
             self._behind = True
         else:
@@ -224,8 +215,7 @@ class Drafting:
 class DraftSequence:
     """The draft model in step with a session: ahead of the committed tokens, and back where a draft was rejected.
 
-    Raises:
-        DrafterError: By every method: the draft model failed, or was given a token that it does not know.
+    Every method raises DrafterError if the draft model failed or does not know a token.
     """
 
     session: DeviceSession
@@ -234,7 +224,6 @@ class DraftSequence:
     constraint: "DraftConstraint | None" = None
 
     def rewind(self) -> None:
-        """Bring the drafter to the end of the committed tokens."""
         self.drafter.reset((*self.session.request.prompt, *self.session.committed))
         self._observe()
 
@@ -258,13 +247,9 @@ class DraftSequence:
         return self.constraint.origins(self.session.committed, effect.committed, begin=begin)
 
     def draft(self, limit: int) -> bool:
-        """Draft one token.
+        """Draft one token; return False if the draft is long enough, the context full, or there is no proposal.
 
-        Args:
-            limit: Most tokens of the draft. Those that a grammar forces do not count: they cost no time.
-
-        Returns:
-            False if there is none: the draft is long enough, the context is full, or the drafter has no proposal.
+        Tokens that a grammar forces do not count towards `limit`: they cost no time.
         """
         session, drafter, constraint = self.session, self.drafter, self.constraint
         if constraint is not None and self._draft_forced(constraint):
@@ -301,7 +286,6 @@ class DraftSequence:
         return constraint.next(self.drafter, self.session.request.policy, text=text)
 
     def _observe(self) -> None:
-        """Let a suffix drafter learn from the committed tokens."""
         if (source := self.source) is not None:
             source.observe(len(self.session.request.prompt) + len(self.session.committed))
 
@@ -335,10 +319,7 @@ class DraftConstraint:
     def next(self, drafter: Drafter, policy: SamplingPolicy, *, text: Sequence[int]) -> Dist | None:
         """Return the draft model's distribution restricted to the grammar; None for no proposal.
 
-        Args:
-            drafter: Its sequence ends with `text`.
-            policy: The session's.
-            text: Committed and drafted tokens, without the prompt.
+        `text` has the committed and drafted tokens, without the prompt; the drafter's sequence ends with it.
         """
         try:
             allowed = self.matcher.allowed(text)
@@ -350,7 +331,6 @@ class DraftConstraint:
         return None if dist is None else restrict(dist, allowed)
 
     def origins(self, text: Sequence[int], committed: CommittedTokens, *, begin: int) -> CommittedTokens:
-        """Return the part of the committed tokens that begins at `begin`, with the forced ones marked."""
         origins = list(committed.origins)
         place = 0
         while place < len(origins):

@@ -50,13 +50,8 @@ class SessionDriver:
     """A session under way.
 
     Attributes:
-        drafting: What is sent next.
-        retry: How long to wait, when to ask another edge, and when to give up.
-        context: Receives tokens, and may cancel the request.
         on_local: Receives, while the generation goes on without an edge, the Close to report should it never end.
         claim: Takes the handle that an edge has granted; False if another request of this device has it.
-        closing: The end of the session.
-        first_at: When the first token was committed.
     """
 
     session: DeviceSession
@@ -78,11 +73,7 @@ class SessionDriver:
         return self.closing.done
 
     def run(self) -> None:
-        """Run the request to its end, and close the session.
-
-        Raises:
-            DeviceError, DrafterError: The request failed; the session is closed all the same.
-        """
+        """Run the request to its end, and close the session, also after a DeviceError or DrafterError."""
         try:
             self.start()
             while not self.done:
@@ -119,11 +110,7 @@ class SessionDriver:
         return self.closing.left_s if self.closing.begun else self.retry.quiet_s()
 
     def on_quiet(self) -> None:
-        """Nothing has arrived in time: send again, ask another edge, or give up.
-
-        Raises:
-            DeviceError: The time limit is over.
-        """
+        """Send again, ask another edge, or give up, because nothing has arrived in time."""
         if self.closing.begun:
             self.closing.on_quiet()
             return
@@ -249,7 +236,7 @@ class SessionDriver:
             self.resume("another request of this device has the same handle.")
 
     def _undelivered(self, topic: Topic) -> None:
-        """Handle a message that reached nobody: no edge is subscribed."""
+        """Handle a message that no edge was subscribed to."""
         if topic is Topic.OPEN:
             self.session.on_undelivered()
             if self.retry.rejoining:
@@ -271,7 +258,6 @@ class SessionDriver:
             self._leave()
 
     def _leave(self) -> None:
-        """Resume at another edge: the one that has the session is silent."""
         assert self.session.opened is not None
         _log.warning("Edge %s does not answer; the session goes on at another.", self.session.opened.edge)
         self.resume("the edge does not answer.", silent=True)
@@ -288,7 +274,6 @@ class SessionDriver:
         self.drafting.restart()
 
     def _generate_alone(self) -> None:
-        """Generate a token without an edge, or ask for an edge if that is due."""
         if self.retry.rejoin_due and self.retry.begin_rejoin():
             self._open()
             return
@@ -335,11 +320,7 @@ class SessionDriver:
 class Closing:
     """The end of a session: its Close, and the wait for the edge's confirmation.
 
-    Attributes:
-        failure: What has ended the session early.
-        sent: The last Close that was sent, or is to be sent to the next edge that is online.
-        answer: The edge's confirmation.
-        done: Whether there is nothing more to do.
+    `sent` is the last Close that was sent, or is to be sent to the next edge that is online.
     """
 
     session: DeviceSession
@@ -362,11 +343,9 @@ class Closing:
 
     @property
     def left_s(self) -> float:
-        """Time left to wait for the confirmation (seconds)."""
         return 0.0 if self._until is None else max(0.0, self._until - self.clock())
 
     def begin(self, *, within_s: float) -> None:
-        """Close the session, and wait for the confirmation at most `within_s`."""
         if self.session.sequence.unverified and self.session.opened is None:
             self.sent, self.done = self._close_to_any(), True  # the agent keeps it until an edge is online
             self._until = self.clock()
@@ -388,11 +367,7 @@ class Closing:
             self.send()  # also if no edge has answered: one may yet take the Open that was sent
 
     def send(self, *, to_any: bool = False) -> None:
-        """Send a Close.
-
-        Args:
-            to_any: Whether another edge is to record the end, because the one that had the session went away.
-        """
+        """Send a Close; `to_any` asks another edge to record the end, because the one of the session is gone."""
         self.sent = self._close_to_any() if to_any else self._close()
         self.outbound.close(self.sent)
 
@@ -427,7 +402,6 @@ class Closing:
 
 
 def with_cause(close: Close, error: BaseException | None) -> Close:
-    """Return the Close of a failed session with a code and a sentence; any other unchanged."""
     if error is None or close.reason is not EndReason.FAILED:
         return close
     if isinstance(error, SessionRefused):

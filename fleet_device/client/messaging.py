@@ -29,7 +29,7 @@ class EdgePresences:
         self._changed = threading.Condition()
 
     def note(self, edge: str, state: EdgeState) -> Presence | None:
-        """Record the state of an edge (named by the topic, which the broker checks); return its presence before."""
+        """Record an edge's state (named by the topic, which the broker checks); return its presence before."""
         with self._changed:
             before = self._states.get(edge)
             if before is not None or len(self._states) < _MOST_EDGES:
@@ -42,7 +42,6 @@ class EdgePresences:
             return tuple(state for _, state in sorted(self._states.items()))
 
     def online(self) -> tuple[EdgeState, ...]:
-        """Return the states of the edges that take new sessions."""
         return tuple(state for state in self.known() if state.presence is Presence.ONLINE)
 
     def wait_online(self, timeout_s: float, *, edge: str | None = None) -> bool:
@@ -106,8 +105,6 @@ class Inbox:
     and ignores those of other requests.
 
     Attributes:
-        malformed: Number of payloads that were not messages.
-        dropped: Number of messages for which there was no room.
         rejected: Why the broker rejected the last message, if this device has no permission.
         listener: Receives each event before it is queued, on the thread that it comes on; also between two requests.
     """
@@ -129,7 +126,6 @@ class Inbox:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Receive events from now on; earlier ones are dropped."""
         while self.take() is not None:
             pass
         if (first := self._first) is None:
@@ -142,7 +138,6 @@ class Inbox:
             first.pass_on(self, ends=True)
 
     def pass_on(self, inbox: "Inbox", *, ends: bool = False) -> None:
-        """Begin or end to pass all events on to another inbox."""
         with self._counting:
             others = tuple(each for each in self._open if each is not inbox)
             self._open = others if ends else (*others, inbox)
@@ -154,12 +149,10 @@ class Inbox:
         link.on_connection(lambda up: self.put(ConnectionChanged(up)))
 
     def put(self, event: Event, *, size: int = 0) -> None:
-        """Add an event. Never blocks.
+        """Add an event; never blocks.
 
-        Args:
-            event: Any.
-            size: Bytes of its message. If there is no room, the event is dropped as if the message were lost: between
-                two requests nobody reads, and an edge may send without end.
+        If there is no room for the `size` bytes of its message, it is dropped as if it were lost: between two requests
+        nobody reads, and an edge may send without end.
         """
         self.listener(event)
         for each in self._open:
@@ -191,7 +184,6 @@ class Inbox:
         return listen
 
     def note(self, outcome: PublishOutcome) -> None:
-        """Record whether the broker lets this device publish."""
         rejected = outcome.reason == NOT_AUTHORIZED
         self.rejected = PublishRejected(topic=outcome.topic, reason=outcome.reason) if rejected else None
         if self._first is not None:
@@ -220,12 +212,7 @@ _RULES = {rule.topic: rule for rule in TREE}
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """Sends messages.
-
-    Attributes:
-        inbox: Receives undelivered and rejected messages.
-        padding: Drafts are padded to a multiple of this number of bytes; 0 leaves them unchanged.
-    """
+    """Send messages; drafts are padded to a multiple of `padding` bytes, 0 for none."""
 
     link: Link
     fleet: str

@@ -33,10 +33,9 @@ _REPEATS: Final = 20
 
 @dataclass(slots=True)
 class UnconfirmedCloses:
-    """Closes of one device that no edge has confirmed; of too many, the oldest are dropped.
+    """Closes of one device that no edge has confirmed; the oldest are dropped above a limit.
 
-    Attributes:
-        send: Sends a Close to all edges; never blocks.
+    `send` sends a Close to all edges and never blocks.
     """
 
     send: Callable[[Close], None]
@@ -48,7 +47,6 @@ class UnconfirmedCloses:
         return len(self._closes)
 
     def keep(self, close: Close) -> None:
-        """Keep a Close that was sent, and not confirmed in time."""
         with self._lock:
             # To any edge: the one that it was meant for may never be back.
             self._closes[close.session] = close.model_copy(update={"edge": None, "handle": None})
@@ -113,9 +111,7 @@ class UnverifiedReports:
     """The reports of one device. Callable from any thread.
 
     Attributes:
-        path: The file; it is made when there is something to keep.
         send: Sends a Close to all edges; never blocks.
-        ready: Whether the broker answers, and an edge is online.
         wall_clock: Unix seconds; reports have the age of a session, not its time.
         forgotten: Number of reports that were not kept, because there were too many or the file could not be written.
     """
@@ -141,7 +137,7 @@ class UnverifiedReports:
                 self._begin()
 
     def stop(self) -> None:
-        """End the thread and close the file, which keeps what waits. Idempotent."""
+        """End the thread and close the file, which keeps waiting reports. Idempotent."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._news.put(_News.STOP)
@@ -158,11 +154,9 @@ class UnverifiedReports:
             return int(self._database.execute("SELECT COUNT(*) FROM reports").fetchone()[0])
 
     def keep(self, close: Close, *, under_way: bool = False) -> None:
-        """Keep a report, in place of an earlier one of the same session; on return it is on disk.
+        """Keep a report on disk, in place of an earlier one of the same session.
 
-        Args:
-            close: How the session ended.
-            under_way: Whether the session still runs, so that this is only reported if it never ends.
+        `under_way`: the session still runs, so that this is only reported if it never ends.
         """
         whole = close.model_copy(update={"edge": None, "handle": None})
         with self._lock:
@@ -184,7 +178,7 @@ class UnverifiedReports:
             self._news.put(_News.KEPT)
 
     def forget(self, session: bytes) -> None:
-        """Delete a session's report: it is confirmed, or nothing unverified is left."""
+        """Delete a session's report: it is confirmed, or no unverified token is left."""
         with self._lock:
             if self._database is None:
                 return
@@ -195,7 +189,6 @@ class UnverifiedReports:
                 _log.warning("The file %s cannot be written, so its reports will come again: %s.", self.path, error)
 
     def on_event(self, event: Event) -> None:
-        """Handle an event; never blocks."""
         if self._thread is None:
             return
         match event:
@@ -232,7 +225,6 @@ class UnverifiedReports:
             self._thread.start()
 
     def _work(self) -> None:
-        """Send a report, and the next when it is confirmed."""
         said = None
         while self._wait(said):
             said = self._send_oldest() if self.ready() else None
@@ -255,7 +247,7 @@ class UnverifiedReports:
         return close.session
 
     def _wait(self, said: bytes | None) -> bool:
-        """Wait until there is something to send; return False at the end. `said` is the session reported last."""
+        """Wait for a report to send; return False at the end. `said` is the session reported last."""
         until = time.monotonic() + min(_SLOWEST_S, _CONFIRM_S * 2.0 ** min(self._unconfirmed, 16))
         while True:
             try:

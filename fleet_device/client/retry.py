@@ -77,12 +77,8 @@ _REJOIN_WITHIN_S: Final = 1.0
 class RetryPolicy:
     """Time limits of a request (seconds).
 
-    Attributes:
-        open_s: For an edge to answer the first Open.
-        resume_s: For an edge to resume the session after a loss.
-        verdict_s: For a verdict, before the draft is repeated.
-        close_s: For the edge to confirm the end.
-        retry_s: First interval between two Opens while no edge answers.
+    `verdict_s` passes before a draft is repeated; `retry_s` is the first interval between two Opens while no edge
+    answers.
     """
 
     open_s: float = INTERRUPTION_S
@@ -94,10 +90,9 @@ class RetryPolicy:
 
 @dataclass(slots=True)
 class EdgeAvailability:
-    """What a device remembers of its edges from one request to the next: absence, and the last timed refusal.
+    """Absence of edges and the last timed refusal, kept from one request to the next.
 
-    Attributes:
-        edges: Which edges are online. One that was not online at the refusal may be asked.
+    An edge that was not online at the refusal may be asked.
     """
 
     clock: Callable[[], float]
@@ -119,7 +114,6 @@ class EdgeAvailability:
 
     @property
     def absent_s(self) -> float:
-        """Time without a broker or without an edge (seconds), whether or not a request runs."""
         return 0.0 if self._absent_since is None else self.clock() - self._absent_since
 
     def note_refusal(self, refused: SessionRefused) -> None:
@@ -137,11 +131,7 @@ class EdgeAvailability:
         return max(0.0, self._refused_until - self.clock()) if self._online() <= self._refused_by else 0.0
 
     def check_refusal(self, patience_s: float) -> None:
-        """Check that an edge may be asked within a time.
-
-        Raises:
-            SessionRefused: It may not; nobody was asked.
-        """
+        """Raise SessionRefused if no edge may be asked within a time."""
         if (left_s := self.refused_s) > patience_s:
             why = "quarantined by the edge" if self._code is RefusalCode.FENCED else "over its quota at the edge"
             raise SessionRefused(self._code, f"The device is {why}; ask again in {left_s:.0f} s.", retry_s=left_s)
@@ -160,11 +150,6 @@ class RetryState:
 
     Attributes:
         outages: When the offline policy applies, and which.
-        on_wait: Receives the reason of each long wait.
-        resumes: Number of times that the session was opened again.
-        owed: Whether an edge owes an answer.
-        refusal: The last answer, if it was a refusal that may pass.
-        quota_wait_s: Time that the request has waited for a quota of the device.
         rejoining: Whether an edge is asked to verify a generation that goes on without one.
         local_cause: Why the generation goes on without an edge, or last did.
     """
@@ -212,7 +197,6 @@ class RetryState:
     # What has happened
 
     def note_sent(self) -> None:
-        """Record that a message was sent that an edge has to answer."""
         self._asked_at = self.clock()
         if not self.owed:
             self.owed, self._waiting_since, self._silent_since = True, self._asked_at, self._asked_at
@@ -229,12 +213,7 @@ class RetryState:
         self.note_answer(tokens=0)
 
     def note_answer(self, *, tokens: int, more: bool = False) -> None:
-        """Record an answer.
-
-        Args:
-            tokens: Number of tokens that it has committed.
-            more: Whether further answers are owed.
-        """
+        """Record an answer that has committed some tokens; `more` answers may be owed."""
         self.owed = more
         self._waiting_since = self._silent_since = self.clock()
         self._asks = 0
@@ -251,12 +230,8 @@ class RetryState:
     def note_resume(self, cause: str, *, silent: bool = False) -> None:
         """Record that the session is opened again, and delay that if it happens too often.
 
-        Args:
-            cause: Why, as the end of a sentence.
-            silent: Whether the edge did not answer; the next one gets twice the time.
-
-        Raises:
-            SessionFailed: Too many resumes for the tokens that were committed.
+        `cause` ends a sentence; after a `silent` edge the next one gets twice the time. Raise SessionFailed after too
+        many resumes for the tokens that were committed.
         """
         if not self._credit:
             raise SessionFailed(f"The session was resumed {self.resumes} times without progress: {cause}")
@@ -286,7 +261,6 @@ class RetryState:
 
     @property
     def holding(self) -> bool:
-        """Whether nothing may be sent now."""
         return self.clock() < self._not_before
 
     def quiet_s(self) -> float:
@@ -337,8 +311,7 @@ class RetryState:
     def ask_another(self, retry_s: float | None) -> bool:
         """Count a refusal; return whether to ask another edge next.
 
-        Args:
-            retry_s: Seconds after which the edge would not refuse; None if it does not say.
+        `retry_s` are the seconds after which the edge would not refuse, None if it does not say.
         """
         now = self.clock()
         if self._next_edge_at <= now:
@@ -353,11 +326,7 @@ class RetryState:
     # When to give up
 
     def postpone(self, refused: Refused) -> None:
-        """Delay the next Open for as long as a refusal asks for.
-
-        Raises:
-            SessionRefused: It does not pass, or not within the time that is left.
-        """
+        """Delay the next Open for as long as a refusal asks for; raise it if that is too long."""
         retry_s = refused.retry_s
         if refused.code in _ELSEWHERE:
             if self.ask_another(retry_s):
@@ -374,13 +343,9 @@ class RetryState:
         self.refusal = error
 
     def wait_out(self, fault: Fault) -> bool:
-        """Keep the session and send nothing for as long as a fault asks for.
+        """Keep the session and send nothing while a fault lasts; return False if another edge takes over.
 
-        Returns:
-            False if another edge is asked to take the session instead.
-
-        Raises:
-            SessionRefused: The time is longer than what is left.
+        Raise SessionRefused if the time is longer than what is left.
         """
         seconds = fault.retry_s or 0.0
         # An edge that brings nothing for as long as a silent one may is left like a silent one.
@@ -393,9 +358,7 @@ class RetryState:
     def give_up(self, fault: Fault) -> None:
         """End the session, unless the edge shuts out the device and another edge can be asked.
 
-        Raises:
-            SessionRefused: All edges that are online shut the device out; its next requests are refused too.
-            SessionFailed: The session has failed.
+        Raise SessionRefused if all online edges shut the device out, and its next requests as well; else SessionFailed.
         """
         if fault.code is not FaultCode.QUOTA or fault.retry_s is None:
             raise SessionFailed(fault.sentence)
@@ -408,9 +371,8 @@ class RetryState:
     def check(self) -> str | None:
         """Return why the generation is to go on without an edge; None while it waits for one.
 
-        Raises:
-            SessionRefused: The wait is over, and the last answer was a refusal.
-            EdgeUnavailable: The wait is over, or the offline policy is to fail.
+        When the wait is over, raise SessionRefused if the last answer was a refusal, else EdgeUnavailable, which is
+        also raised if the offline policy is to fail.
         """
         if self.rejoining:
             return self.local_cause if not self.outbound.connected or self.rejoin_due else None
@@ -454,9 +416,7 @@ class RetryState:
     def note_local(self, cause: str, *, pause_s: float = 0.0) -> None:
         """Record that the generation goes on without an edge.
 
-        Args:
-            cause: Why, in a sentence.
-            pause_s: Additional time before the next attempt to rejoin.
+        `cause` is a sentence; `pause_s` is added before the next attempt to rejoin.
         """
         now = self.clock()
         self.owed, self._asks = False, 0
@@ -464,7 +424,6 @@ class RetryState:
         self._rejoin_at, self._rejoin_not_before = now + _REJOIN_EVERY_S + pause_s, now + _REJOIN_WITHIN_S
 
     def note_local_refusal(self, refused: Refused) -> None:
-        """Record that an edge has refused to take the generation back."""
         elsewhere = self.ask_another(refused.retry_s)
         self.note_local(refused.sentence, pause_s=0.0 if elsewhere else min(refused.retry_s or 0.0, RECHECK_S))
 
@@ -473,7 +432,7 @@ class RetryState:
         self._rejoin_at = min(self._rejoin_at, self._rejoin_not_before)
 
     def begin_rejoin(self) -> bool:
-        """Return whether an edge is to be asked now to verify the rest; put the attempt off if there is none."""
+        """Return whether to ask an edge now to verify the rest; postpone the attempt if there is none."""
         if not (self.outages.rejoin and self.outbound.connected and self.availability.edges.online()):
             self._rejoin_at = self.clock() + _REJOIN_EVERY_S
             return False
@@ -520,7 +479,6 @@ class RetryState:
         self._declined, self._next_edge_at = 0, math.inf
 
     def _shortest(self, retry_s: float | None) -> float | None:
-        """Return the shortest time that an edge has named (seconds)."""
         return retry_s if retry_s is None else min(retry_s, max(0.0, self._next_edge_at - self.clock()))
 
     def _wait_out(self, error: SessionRefused, retry_s: float | None, *, least_s: float = 0.0) -> None:

@@ -38,11 +38,9 @@ class TextCodec(Protocol):
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the token ids of a text.
 
-        Args:
-            text: Any.
-            special: False for plain text: nothing in it is read as a control token, and the model's beginning-of-text
-                token is put before it, where it has one. True for a rendered chat template: control tokens are
-                recognised, and none is added.
+        In plain text (`special` False) nothing is read as a control token, and the model's beginning-of-text token is
+        put before it, where it has one. In a rendered chat template (True) control tokens are recognised, and none is
+        added.
         """
 
     def piece(self, token: int) -> bytes:
@@ -54,11 +52,7 @@ class GrammarCodec(Protocol):
     """A `TextCodec` that returns all tokens, so that requests may have grammars."""
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
-        """Return the vocabulary as grammars need it. Takes a second.
-
-        Raises:
-            GrammarUnavailable: A library is missing.
-        """
+        """Return the vocabulary for grammars, which takes a second; raise GrammarUnavailable without a library."""
 
 
 class Drafter(Protocol):
@@ -85,29 +79,17 @@ class Drafter(Protocol):
     def codec(self) -> TextCodec: ...
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence; a prefix in common with the old one may be kept.
-
-        Raises:
-            DrafterError: A token is outside the vocabulary; the sequence is unchanged.
-        """
+        """Begin a new sequence, reusing a common prefix; raise DrafterError, unchanged, for an unknown token."""
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens; they need not be computed before `next`.
-
-        Raises:
-            DrafterError: A token is outside the vocabulary; the sequence is unchanged.
-        """
+        """Append tokens, computed by `next` at the latest; raise DrafterError, unchanged, for an unknown one."""
 
     def next(self, policy: SamplingPolicy) -> Dist | None:
-        """Return the shaped distribution of the token after the sequence.
+        """Return the shaped distribution of the token after the sequence; None ends the draft here.
 
-        Returns:
-            None for no proposal: the draft ends here. This is allowed because it is decided before a token is drawn. A
-                draft
-            that ended because of the token drawn at its end would bias the output.
-
-        Raises:
-            DrafterError: The sequence is empty, the context is full, or the model failed.
+        None is allowed because it is decided before a token is drawn. A draft that ended because of the token drawn at
+        its end would bias the output. Raise DrafterError if the sequence is empty, the context is full, or the model
+        failed.
         """
 
     def truncate(self, length: int) -> None:
@@ -133,11 +115,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def require_tokens(tokens: Sequence[int], vocabulary: Vocabulary) -> None:
-    """Check that all ids are in the vocabulary.
-
-    Raises:
-        DrafterError: One is not.
-    """
+    """Raise DrafterError unless all ids are in the vocabulary."""
     if tokens and not (min(tokens) >= 0 and max(tokens) < vocabulary.size):
         wrong = next(token for token in tokens if not 0 <= token < vocabulary.size)
         raise DrafterError(f"Token {wrong} is outside the draft model's vocabulary of {vocabulary.size} tokens.")
@@ -145,10 +123,7 @@ def require_tokens(tokens: Sequence[int], vocabulary: Vocabulary) -> None:
 
 @runtime_checkable
 class SeveralSequences(Protocol):
-    """A `Drafter` for several requests at once.
-
-    Each sequence is a drafter of its own for one thread at a time; different threads may use different ones.
-    """
+    """A `Drafter` for several requests at once; different threads may use different sequences."""
 
     def another(self) -> Drafter | None:
         """Return a further sequence, closed with this drafter; None if there is no room for one."""
@@ -171,7 +146,7 @@ def sequences_of(drafter: Drafter, most: int) -> list[Drafter]:
 
 
 def known_tokens(drafter: Drafter, tokens: Sequence[int]) -> int:
-    """Return how many of these tokens the drafter's present sequence begins with; 0 if it does not say."""
+    """Return how many of these tokens the drafter's sequence begins with; 0 if it does not say."""
     return drafter.known(tokens) if isinstance(drafter, _Remembers) else 0
 
 

@@ -25,7 +25,7 @@ class HuggingFace:
     """The client of `model_source`, which turns each failure into a sentence."""
 
     def files(self, repository: str) -> Sequence[str]:
-        """Return the names of a repository's files; while the hub cannot be reached, of those in the local cache."""
+        """Return the names of a repository's files, of the cached ones while the hub cannot be reached."""
         try:
             with hub_access() as reachable:
                 return list(list_repo_files(repository)) if reachable else _cached_files(repository)
@@ -33,7 +33,6 @@ class HuggingFace:
             raise _sentence(repository, None, error) from error
 
     def fetch(self, repository: str, file: str) -> Path:
-        """Return a file's path in the local cache, downloading it if need be."""
         try:
             with hub_access():
                 return Path(hf_hub_download(repository, file))

@@ -47,22 +47,12 @@ def open_context(
     flash_attention: bool,
     small_keys: bool = False,
 ) -> Any:  # noqa: ANN401 - a native pointer
-    """Make a context.
+    """Make a context of `cells` tokens for each of the sequences; raise DrafterError if llama.cpp cannot.
 
-    Args:
-        model: The draft model.
-        name: Its name, for errors.
-        cells: Tokens that the memory holds of each sequence.
-        sequences: Number of sequences, each with cells of its own: common cells would slow down each by all.
-        batch: Most tokens computed at once.
-        threads: For drafting and prefill.
-        flash_attention: Whether to use it. On a CPU it looks at one key at a time for each query and head, unless 64
-            tokens are computed at once: behind 1,000 tokens the next one then takes twice as long as without it, and 24
-            take seven times as long.
-        small_keys: Whether keys are kept in q8_0, in about half of float16's memory.
-
-    Raises:
-        DrafterError: llama.cpp cannot make it.
+    Each sequence has its own cells: shared ones would slow down each by all. Flash attention on a CPU looks at one key
+    at a time for each query and head, unless 64 tokens are computed at once: behind 1,000 tokens the next one then
+    takes twice as long as without it, and 24 take seven times as long. `small_keys` keeps keys in q8_0, in about half
+    of float16's memory.
     """
     native = library()
     parameters = native.llama_context_default_params()
@@ -111,8 +101,6 @@ class KeptSequence:
 
 
 class KeptSequences:
-    """Copies of what is computed of earlier sequences, of at most `most_tokens` together."""
-
     def __init__(self, most_tokens: int) -> None:
         self._most_tokens = most_tokens
         self._kept: list[KeptSequence] = []  # the one unused for longest first
@@ -163,7 +151,6 @@ _MOST_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only
 
 
 def default_threads() -> int:
-    """Return the number of threads to draft with, from the cores that this process may use."""
     return min(len(os.sched_getaffinity(0)), _MOST_DEFAULT_THREADS)
 
 
@@ -173,11 +160,7 @@ class LlamaCppSettings:
 
     Attributes:
         name: For the log; empty for the file's name.
-        threads: For drafting and prefill; 0 chooses.
-        context: Most tokens in a sequence; the model's own limit bounds it.
-        batch: Most tokens computed at once, in prefill.
         gpu_layers: Number of layers on a GPU; -1 for all.
-        sequences: Number of concurrent requests.
         memory_bytes: Most memory for keys, values and buffers: context and batch become smaller to fit. None for no
             bound but what is free: a context that does not fit is refused.
     """
@@ -203,9 +186,7 @@ class _Native:
 
     Attributes:
         turns: Held while llama.cpp is called with the context.
-        kept: What is computed of earlier sequences.
         row_of: The sequence whose last row of logits is in llama.cpp's buffer, and its length then.
-        left: The next sequence without a drafter.
 
     Raises:
         DrafterError: The file cannot be used, or its context does not fit into memory.
@@ -298,13 +279,9 @@ class _Native:
 
 
 class LlamaCppDrafter:
-    """A `Drafter` over a GGUF. A sequence must not be used by several threads at once; different ones may.
+    """A `Drafter` over a GGUF. Different threads may use different sequences at once.
 
-    Attributes:
-        tokens_computed: Of this sequence since it was made.
-
-    Raises:
-        DrafterError: The file cannot be used, or its context does not fit into memory.
+    Raise DrafterError if the file cannot be used, or its context does not fit into memory.
     """
 
     def __init__(self, settings: LlamaCppSettings, *, first: "LlamaCppDrafter | None" = None) -> None:
@@ -331,7 +308,6 @@ class LlamaCppDrafter:
         return LlamaCppDrafter(self._settings, first=self)
 
     def known(self, tokens: Sequence[int]) -> int:
-        """Return how many of these tokens are computed already."""
         return common_prefix(self._tokens[: self._computed], tokens)
 
     def reset(self, tokens: Sequence[int]) -> None:
@@ -426,13 +402,12 @@ class LlamaCppDrafter:
             native.clear(self._sequence)  # computed again
 
     def _keep_copy(self) -> None:
-        """Keep a copy of what is computed of the present sequence."""
         # Behind a sliding window a copy lacks what a rollback needs.
         if not self._window or self._computed <= self._window:
             self._kept.keep(self._tokens[: self._computed], self._copy)
 
     def _copy(self) -> Any:  # noqa: ANN401 - an array of bytes
-        """Return the keys and values of the present sequence; None where memory is short."""
+        """Return keys and values of the sequence; None where memory is short."""
         handle, sequence = self._native.handle, self._sequence
         size = self._library.llama_state_seq_get_size(handle, sequence)
         free = available_memory()
@@ -470,11 +445,7 @@ class LlamaCppDrafter:
 
 
 def load(settings: DeviceSettings) -> LlamaCppDrafter:
-    """Load the draft model that the settings name.
-
-    Raises:
-        DrafterError: It cannot be found or loaded.
-    """
+    """Load the draft model that the settings name; raise DrafterError."""
     located = locate_model(settings.model, folder=settings.models_dir)
     if settings.memory_mb == AUTO:
         budget = automatic_budget(available_memory(), located.path.stat().st_size) if not settings.gpu_layers else None

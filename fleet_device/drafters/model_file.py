@@ -64,7 +64,6 @@ class GgufModel(GgufFile):
         return self.stored_text(token) if token >= 0 else ""
 
     def stored_text(self, token: int) -> str:
-        """Return the string that the file has for a token, also for control tokens."""
         return self._stored(token).decode("utf-8", "replace")
 
 
@@ -83,30 +82,16 @@ class LocatedModel:
 
 class Hub(Protocol):
     def files(self, repository: str) -> Sequence[str]:
-        """Return the names of a repository's files.
-
-        Raises:
-            ModelNotFound: With the reason, and what to do.
-        """
+        """Return the names of a repository's files; raise ModelNotFound with what to do."""
 
     def fetch(self, repository: str, file: str) -> Path:
-        """Return a file's path in the local cache, downloading it if necessary.
-
-        Raises:
-            ModelNotFound: With the reason, and what to do.
-        """
+        """Return a file's path in the local cache, downloading it if necessary; raise ModelNotFound."""
 
 
 def locate_model(model: str, *, folder: Path, hub: Callable[[], Hub] | None = None) -> LocatedModel:
-    """Find the file that the setting `model` names.
+    """Find the file that the setting `model` names, in one of the three forms above.
 
-    Args:
-        model: One of the three forms above.
-        folder: Of prepared models.
-        hub: Makes the client that only the second form needs.
-
-    Raises:
-        ModelNotFound: With the reason, and what to do.
+    Only the second form calls `hub`. Raise ModelNotFound with the reason, and what to do.
     """
     text = model.strip()
     if not text:
@@ -200,15 +185,7 @@ _MEGA: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
-    """Sizes of a model that decide on its memory.
-
-    Attributes:
-        token_kv_bytes: A token's keys and values in float16.
-        rows: Logits of a token.
-        width: Of a token's state.
-        heads: Of queries.
-        key_width: Of a key of one head.
-    """
+    """Sizes of a model that decide on its memory: bytes of a token's keys and values in float16, and dimensions."""
 
     token_kv_bytes: int
     rows: int
@@ -218,20 +195,14 @@ class ModelSizes:
 
     @property
     def batch_token_bytes(self) -> int:
-        """Bytes of llama.cpp's buffers for each token of a batch, without its scores over the context."""
         return 4 * self.rows + 16 * self.width
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Sizes of a context.
+    """Sizes of a context, in tokens: of each sequence, of a batch, and of kept copies of earlier sequences.
 
-    Attributes:
-        context: Tokens of each sequence.
-        batch: Most tokens computed at once.
-        small_keys: Whether keys are kept in q8_0.
-        kept: Tokens of earlier sequences of which copies are kept.
-        needed: Bytes, without these copies.
+    `small_keys` keeps keys in q8_0; `needed` is in bytes, without the copies.
     """
 
     context: int
@@ -251,16 +222,6 @@ def plan_memory(sizes: ModelSizes, *, context: int, batch: int, sequences: int, 
 
     Keys, values, llama.cpp's buffers and the copies of earlier sequences count. The weights do not: they are mapped
     from their file. If the whole context does not fit, keys are kept in half the size, if the model allows that.
-
-    Args:
-        sizes: Of the model.
-        context: Requested tokens of each sequence.
-        batch: Requested tokens at once.
-        sequences: Number of sequences.
-        budget: Bytes; None for no bound.
-
-    Raises:
-        DrafterError: Not even the smallest context fits.
     """
     batch = min(batch, context)
     if budget is None:
@@ -316,11 +277,7 @@ def sizes_of(model: GgufModel) -> ModelSizes:
 
 
 def require_truncatable(model: GgufModel) -> None:
-    """Refuse models whose memory is a running state: every rejection would compute everything again.
-
-    Raises:
-        DrafterError: The model is of such a kind.
-    """
+    """Raise DrafterError for a model with a running state: every rejection would compute everything again."""
     kind = model.unlike_a_decoder
     if kind is not None:
         raise DrafterError(
@@ -330,11 +287,7 @@ def require_truncatable(model: GgufModel) -> None:
 
 
 def require_memory(model: GgufModel, context: int, *, sequences: int = 1) -> None:
-    """Refuse a context whose keys and values do not fit, before the system kills the process for it.
-
-    Raises:
-        DrafterError: There is too little memory.
-    """
+    """Raise DrafterError for a context whose keys and values do not fit, before the system kills the process."""
     needed = sequences * context * model.token_kv_bytes
     free = available_memory()
     if free is not None and needed > free:

@@ -41,13 +41,7 @@ _REMEMBERED: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What may follow.
-
-    Attributes:
-        tokens: By falling probability, ties by rising id.
-        probs: Of each.
-        kind: Class of the guess, for `Trust`.
-    """
+    """Possible next tokens, by falling probability, ties by rising id; `kind` is their class for `Trust`."""
 
     tokens: Sequence[int]
     probs: Sequence[float]
@@ -154,12 +148,8 @@ class SuffixDrafter:
     """A `Drafter` from earlier tokens, with or without a draft model. Not for use from several threads at once.
 
     Args:
-        model: The draft model; None for none.
-        vocabulary: Must be the target's.
-        codec: Its text side.
         context: Most tokens in the sequence, if there is no model.
         history: What the device has generated; None for only the present sequence. Sequences may share it.
-        clock: Monotonic seconds.
 
     Attributes:
         repeats: Whether the next token is drafted from earlier tokens.
@@ -216,7 +206,6 @@ class SuffixDrafter:
         return another
 
     def known(self, tokens: Sequence[int]) -> int:
-        """Return how many of these tokens the model has read already."""
         known = getattr(self.model, "known", None)
         return int(known(tokens)) if callable(known) else common_prefix(self._tokens, tokens)
 
@@ -262,7 +251,6 @@ class SuffixDrafter:
         self._cut(length)
 
     def close(self) -> None:
-        """Free the model, or the vocabulary's file."""
         if self.model is not None:
             self.model.close()
         elif self._owns and callable(close := getattr(self.codec, "close", None)):
@@ -290,11 +278,9 @@ class SuffixDrafter:
         return Prospect(tuple(chances), self._found_s, catch_up_s, alone=self.model is None)
 
     def take(self, *, repeats: bool, least: float = 0.0) -> None:
-        """Begin a draft.
+        """Begin a draft, from earlier tokens if `repeats` or if there is no model.
 
-        Args:
-            repeats: Whether it is made from earlier tokens; without a model, it always is.
-            least: Probability of acceptance below which the draft ends.
+        The draft ends below the probability of acceptance `least`.
         """
         self.repeats = repeats or self.model is None
         self._accepted, self._least = 1.0, least
@@ -392,11 +378,7 @@ def history_folder(settings: DeviceSettings) -> Path | None:
 
 
 def load(settings: DeviceSettings) -> SuffixDrafter:
-    """Load the vocabulary of the model file that the settings name, and the history.
-
-    Raises:
-        DrafterError: The file cannot be found or loaded.
-    """
+    """Load the vocabulary and the history that the settings name; raise DrafterError."""
     model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
     history = _history(settings, model.vocabulary)
     return SuffixDrafter(None, vocabulary=model.vocabulary, codec=model, context=settings.context, history=history)
@@ -405,8 +387,7 @@ def load(settings: DeviceSettings) -> SuffixDrafter:
 def with_suffix(model: Drafter, settings: DeviceSettings) -> Drafter:
     """Combine a draft model with a suffix drafter, unless it is one or drafts nothing.
 
-    Raises:
-        DrafterError: The history cannot be read for a reason that should not be possible; the model is closed.
+    Raise DrafterError, and close the model, if the history cannot be read for an unexpected reason.
     """
     if isinstance(model, SuffixDrafter) or model.name == "none":
         return model

@@ -53,11 +53,9 @@ def token_bytes(lengths: int = len(LENGTHS)) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What followed earlier occurrences of a sequence's end.
+    """What followed earlier occurrences of a sequence's end: at least one token, the latest place first.
 
-    Attributes:
-        followers: The tokens that followed, the latest place first; at least one.
-        alike: For each, the number of matching tokens before it, at most `longest`.
+    `alike` has for each the number of matching tokens before it, at most `longest`.
     """
 
     followers: list[int]
@@ -67,10 +65,8 @@ class Match:
 class SuffixIndex:
     """A token sequence that can be searched. Not for use from several threads at once.
 
-    Args:
-        lengths: Numbers of tokens that are hashed together, rising; the first is the shortest match.
-        longest: Most tokens that are compared; at least the last of `lengths`.
-        capacity: Most tokens, allocated at once; None for an index that grows.
+    `lengths` are the numbers of tokens that are hashed together, rising; the first is the shortest match. `longest`
+    tokens are compared, at least the last of `lengths`. `capacity` is allocated at once; None grows.
     """
 
     def __init__(
@@ -94,7 +90,6 @@ class SuffixIndex:
 
     @property
     def room(self) -> int:
-        """Number of tokens that fit before everything is hashed again."""
         return len(self._tokens) - self._length
 
     def clear(self) -> None:
@@ -138,11 +133,8 @@ class SuffixIndex:
     def _alike(self, number: int, slot: int, tail: Sequence[int], whole: bytes | None) -> list[tuple[int, int]]:
         """Return places of a chain that match at least as far as its hash, each with the length of the match.
 
-        Args:
-            number: Of the chains.
-            slot: Of the chain.
-            tail: The tokens before a place, the last first.
-            whole: Their memory, if they are `longest`: a fast comparison for repetitive texts.
+        `tail` has the tokens before a place, the last first; `whole` is their memory, if they are `longest`: a fast
+        comparison for repetitive texts.
         """
         size, tokens, before = self._lengths[number], self._view, self._befores[number]
         last, first, found = tail[0], tail[size - 1], []
@@ -195,7 +187,6 @@ class SuffixIndex:
             latest[slots] = places  # assigned in order: the latest comes last
 
     def _unlink(self, first: int, last: int) -> None:
-        """Remove the places from `first` to the end, `last`, from their chains."""
         if last - first <= _FEW:
             for place in range(last - 1, first - 1, -1):
                 for number, slot in enumerate(self._slots_of(self._tail(place))):
@@ -209,7 +200,6 @@ class SuffixIndex:
                 latest[slots[::-1]] = before[begin:last][::-1]  # assigned in order: that comes last
 
     def _tail(self, place: int) -> list[int]:
-        """Return the hashed tokens before a place, the last first."""
         tail = self._view[max(0, place - self._lengths[-1]) : place].tolist()
         tail.reverse()
         return tail
@@ -252,7 +242,7 @@ class HistoryFile:
         self._failed = False
 
     def read(self) -> list[np.ndarray[tuple[int], np.dtype[np.int32]]]:
-        """Return the texts, the oldest first, as far as the file is intact."""
+        """Return the generations, the oldest first, as far as the file is intact."""
         try:
             with self.path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size > 2 * self._most_bytes:
@@ -302,7 +292,7 @@ class HistoryFile:
             os.close(descriptor)
 
     def _parse(self, data: bytes) -> tuple[list[np.ndarray[tuple[int], np.dtype[np.int32]]], int]:
-        """Return the intact texts, and the number of bytes up to their end."""
+        """Return the intact generations, and the number of bytes up to their end."""
         if not data.startswith(self._header):
             return [], 0
         texts, place = [], len(self._header)
@@ -350,7 +340,6 @@ class HistoryFile:
         write_atomically(self.path, bytes(content))
 
     def _make_way(self) -> None:
-        """Delete files beyond the limit."""
         others = [path for path in self.path.parent.glob(f"{_PREFIX}*{_FILE_SUFFIX}") if path != self.path]
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         for path in others[_MOST_FILES - 1 :]:
@@ -369,11 +358,7 @@ class HistoryFile:
 
 
 def forget_histories(folder: Path) -> int:
-    """Delete all history files of a folder, also unfinished ones; return their number.
-
-    Raises:
-        OSError: One cannot be deleted.
-    """
+    """Delete all history files of a folder, also unfinished ones; return their number. Raise OSError."""
     paths = [*folder.glob(f"{_PREFIX}*{_FILE_SUFFIX}"), *folder.glob(f".{_PREFIX}*{_FILE_SUFFIX}-*")]
     for path in paths:
         path.unlink(missing_ok=True)
@@ -390,12 +375,7 @@ _SHORTEST: Final = 2
 
 
 class History:
-    """Texts that were generated before. Several threads may use it.
-
-    Args:
-        memory_bytes: Most memory.
-        file: Where texts are kept between runs; None for memory alone.
-    """
+    """Earlier generations, in memory or also in a file. Several threads may use it."""
 
     def __init__(self, *, memory_bytes: int, file: HistoryFile | None = None) -> None:
         self._capacity = max(64, memory_bytes // token_bytes())
@@ -410,7 +390,7 @@ class History:
         return len(self._index)
 
     def remember(self, prompt: Sequence[int], text: Sequence[int]) -> None:
-        """Add a text, behind the last tokens of its prompt."""
+        """Add a generation, behind the last tokens of its prompt."""
         if len(text) < _SHORTEST:
             return
         kept = [*prompt[-_PROMPT_TOKENS:], *text]

@@ -42,7 +42,6 @@ class _Tokens:
     """A vocabulary by the bytes of its tokens.
 
     Attributes:
-        ids: Tokens that a tokenizer writes, by their bytes; without control tokens, unused ones and ends.
         turn_end: The id that ends a turn of a chat, or the text where there are no chats; NONE if nothing does.
         text_end: The id that ends a text, if that is another; else NONE.
     """
@@ -66,8 +65,6 @@ class _Tokens:
 
 
 class CommonTokens:
-    """The tokens that a draft model's vocabulary and a target's have in common."""
-
     def __init__(self, draft: TextCodec, draft_size: int, target: TextCodec, target_size: int) -> None:
         self._draft = _Tokens.of(draft, draft_size)
         self.draft_ids = self._draft.ids
@@ -88,16 +85,14 @@ class CommonTokens:
         return self.count / max(1, min(len(self._draft.ids), self._target_count))
 
     def ends(self) -> Iterable[tuple[int, int]]:
-        """Yield the target's end tokens that have a counterpart, each with the draft model's."""
         for own in (self._draft.turn_end, self._draft.text_end):
             if own != NONE and self.to_target[own] != NONE:
                 yield int(self.to_target[own]), own
 
     def restrict(self, dist: Dist) -> Dist | None:
-        """Restrict a draft model's distribution to common tokens, and renormalise it; None if nothing is left.
+        """Return a draft model's distribution over common tokens, under the target's ids; None if nothing is left.
 
-        Returns:
-            The distribution over the target's ids, to draw from and to report.
+        It is renormalised, to draw from and to report.
         """
         ids = self.to_target[dist.ids]
         kept = ids != NONE
@@ -109,7 +104,6 @@ class CommonTokens:
         return Dist(ids[order], rounded)
 
     def describe(self) -> str:
-        """Return the overlap as part of a sentence."""
         return (
             f"{self.count} of {len(self._draft.ids)} draft tokens and {self._target_count} target tokens are "
             f"common, {self.overlap:.0%} of the smaller vocabulary"
@@ -164,16 +158,9 @@ _STRETCH: Final = 16  # most tokens that are read together, so that one more nev
 
 
 class UnlikeVocabularyDrafter:
-    """A `Drafter` over another that has another vocabulary.
+    """A `Drafter` over another that has another vocabulary; `vocabulary` and `codec` are the target's.
 
-    Args:
-        inner: The draft model.
-        vocabulary: The target's.
-        codec: The target's text side.
-        common: Tokens that both have, if already computed.
-
-    Raises:
-        DrafterError: The two vocabularies have too little in common.
+    Raise DrafterError if the two vocabularies have too little in common.
     """
 
     def __init__(
@@ -211,7 +198,6 @@ class UnlikeVocabularyDrafter:
         return common_prefix(self._tokens, tokens)
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence; what the draft model has read of a common prefix is kept."""
         require_tokens(tokens, self.vocabulary)
         self.truncate(common_prefix(self._tokens, tokens))
         self._append(tokens[len(self._tokens) :])
@@ -257,7 +243,6 @@ class UnlikeVocabularyDrafter:
         return tuple(self._draft)
 
     def _cut(self, first: int) -> None:
-        """Remove whole stretches, those from the token `first` on."""
         if first < len(self._tokens):
             del self._draft[self._stretches[first][1] :]
             del self._tokens[first:]
@@ -304,7 +289,6 @@ class UnlikeVocabularyDrafter:
         return found
 
     def _read_roles(self) -> Mapping[int, Sequence[int]]:
-        """Return what the target's control tokens are read as."""
         roles: dict[int, Sequence[int]] = {theirs: (own,) for theirs, own in self.common.ends()}
         theirs, own = turn_begin(self.codec), turn_begin(self._inner.codec)
         if NONE not in (theirs, own):
@@ -318,8 +302,7 @@ class UnlikeVocabularyDrafter:
 def wrap(drafter: Drafter, settings: DeviceSettings) -> Drafter:
     """Wrap a drafter for the target whose vocabulary the settings name, if it has another one.
 
-    Raises:
-        DrafterError: The file cannot be used, or the vocabularies have too little in common; the drafter is closed.
+    Raise DrafterError, and close the drafter, if the file cannot be used or too little is in common.
     """
     if settings.target_vocabulary is None:
         return drafter

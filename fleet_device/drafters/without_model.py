@@ -72,24 +72,16 @@ class NoDrafter(WithoutWeights):
 
 
 def load_none(settings: DeviceSettings) -> NoDrafter:
-    """Load the vocabulary of the model file that the settings name.
-
-    Raises:
-        DrafterError: It cannot be found or loaded.
-    """
+    """Load the vocabulary of the model file that the settings name; raise DrafterError."""
     model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
     return NoDrafter(model.vocabulary, model, context=settings.context)
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """How to search.
+    """How to search: the fewest and the most matching tokens, and the most tokens of the sequence.
 
-    Attributes:
-        shortest: Fewest matching tokens at the end of the sequence. One alone matches nearly everywhere, mostly
-            wrongly.
-        longest: Most tokens compared; a longer match says no more.
-        context: Most tokens in the sequence.
+    One token alone matches nearly everywhere, mostly wrongly.
     """
 
     shortest: int = 2
@@ -116,11 +108,7 @@ class PromptLookupDrafter(WithoutWeights):
 
     @classmethod
     def from_gguf(cls, path: Path, lookup: Lookup | None = None) -> "PromptLookupDrafter":
-        """Take the vocabulary from any GGUF of the target's family; its weights are not loaded.
-
-        Raises:
-            DrafterError: The file cannot be used.
-        """
+        """Take the vocabulary from any GGUF of the target's family, without its weights; raise DrafterError."""
         model = GgufModel(path, vocabulary_only=True)
         return cls(model.vocabulary, model, lookup)
 
@@ -188,11 +176,7 @@ class WordCodec:
         return ""
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002
-        """Return the ids of the text's words.
-
-        Raises:
-            DrafterError: A word is not in the language.
-        """
+        """Return the ids of the words; raise DrafterError for a word that is not in the language."""
         try:
             return [self._ids[word] for word in text.split()]
         except KeyError as error:

@@ -21,17 +21,11 @@ _MOST_ACCEPTED: Final = 0.995
 def best_repetition(
     prospect: Prospect, *, waiting: Conditions | None, drafting_ahead: Conditions | None, longest: int, rate: float
 ) -> Plan | None:
-    """Return the best plan for suffix drafts, or None if it does not beat the present plan.
+    """Return the best plan for suffix drafts, or None if it does not beat the present plan's `rate`.
 
     A suffix token takes no time of the draft model, but the model reads it later if it drafts again. So it costs the
     look-up and that reading time, and its throughput is computed from the acceptance that suffix tokens have had.
-
-    Args:
-        prospect: What the suffix index expects of the next tokens.
-        waiting: Conditions while the device waits for each verdict; None if it may not.
-        drafting_ahead: Conditions while it drafts ahead; None if it may not.
-        longest: Largest number of tokens of a draft.
-        rate: Tokens per second of the present plan.
+    `waiting` and `drafting_ahead` are None if not allowed.
     """
     token_s = prospect.token_s + prospect.catch_up_s
     best, found = _BETTER * rate, None
@@ -65,7 +59,6 @@ _SHARED_WORTH: Final = 0.94
 
 
 def draft_lengths(conditions: Conditions, longest: int) -> Sequence[int]:
-    """Return the draft lengths to consider, from 0 to `longest`."""
     if conditions.shared is None:
         return range(longest + 1)
     return [tokens for tokens in _SHARED_LENGTHS if tokens <= longest]
@@ -82,13 +75,7 @@ def best_plan(
 ) -> Plan:
     """Return the plan with the highest estimated rate; prefer a cheaper one that is nearly as good.
 
-    Args:
-        waiting: Conditions while the device waits for each verdict.
-        drafting_ahead: Conditions while it drafts ahead.
-        longest: Largest number of tokens of a draft.
-        ahead: Whether to draft ahead; None leaves it open.
-        last: The present plan.
-        trust: Factor on the rates of drafting ahead.
+    `ahead` of None leaves open whether to draft ahead; `trust` is a factor on the rates of drafting ahead.
     """
     rates: dict[Plan, float] = {}
     lengths = draft_lengths(waiting, longest)
@@ -114,12 +101,7 @@ def explain(
 ) -> str:
     """Describe the measurements and the estimated rate of each plan in a sentence.
 
-    Args:
-        waiting: Conditions while the device waits for each verdict; None if not allowed or not measured.
-        drafting_ahead: Conditions while it drafts ahead; None likewise.
-        longest: Largest number of tokens of a draft.
-        streamed_s: Time per token of edge-only decoding; 0 if not allowed or not measured.
-        trust: Factor on the rates of drafting ahead.
+    Conditions are None, and `streamed_s` is 0, if not allowed or not measured.
     """
     parts = []
     if streamed_s:
@@ -196,10 +178,8 @@ _INSTANT_S: Final = 1e-6
 class AdaptivePacing:
     """Maximise the committed tokens per second of all requests at the edge, assuming that they use the same plan.
 
-    Attributes:
-        ahead: Whether to draft ahead; None leaves it open.
-        stream: Whether to use edge-only decoding; None leaves it open. While it does, drafting is tried from time to
-            time.
+    `ahead` and `stream` of None leave open whether to draft ahead or to use edge-only decoding; during that, drafting
+    is tried from time to time.
     """
 
     ahead: bool | None = None
@@ -332,7 +312,6 @@ class AdaptivePacing:
         return Choice((self._last or first).name, reason)
 
     def _begin(self, longest: int) -> Plan | None:
-        """Return the plan to use before there are measurements; None if there are."""
         if self.stream or (self.stream is None and self._plans <= _FIRST_STREAMS):
             return Plan(STREAMED if self.stream else _FIRST_STREAMED, stream=True)
         if self._outcomes < _OUTCOMES:
@@ -340,12 +319,7 @@ class AdaptivePacing:
         return None
 
     def _instead(self, best: Plan, conditions: Conditions) -> Plan | None:
-        """Return an edge-only plan if it is at least as good as the best drafting plan: it costs device and edge less.
-
-        Args:
-            best: Best drafting plan.
-            conditions: Conditions of that plan.
-        """
+        """Return an edge-only plan if it is at least as good as `best`: it costs device and edge less."""
         if self.stream is not None or not self._streamed.known:
             return None
         stay = STAY if self._last is not None and self._last.stream else 1.0
@@ -372,7 +346,6 @@ class AdaptivePacing:
         return trial
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
-        """Return the measured conditions, those of drafting ahead if `ahead`."""
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
         if self._edge_only and self._stream_step.known and not self._has_no_other:
@@ -421,7 +394,6 @@ class AdaptivePacing:
         self._times = {way: times.faded() for way, times in self._times.items()}
 
     def _step_ratio(self) -> float:
-        """Return present step time ÷ step time of the last edge-only decoding; 1 if they are similar."""
         then, now = (
             self._stream_step.at(0),
             self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
@@ -485,7 +457,6 @@ class AdaptivePacing:
 
 
 def make_pacing(settings: DeviceSettings) -> Pacing:
-    """Return adaptive pacing, or fixed pacing if the draft length is fixed or nothing is drafted."""
     ahead = None if settings.ahead == AUTO else settings.ahead
     if settings.stream is True or (settings.drafter == NO_DRAFTER and settings.stream == AUTO):
         return FixedPacing(STREAMED, stream=True)

@@ -56,11 +56,6 @@ class SharedSteps:
         and waits for the next one. That is faster. But drafts that arrive during one step are answered together from
         then on, so it lasts only while a step is short compared with the time outside; the longer the step, the less it
         counts.
-
-        Args:
-            tokens: Draft length.
-            outside_s: Time from the end of a step to the arrival of the next draft.
-            last_s: Delay of the last draft.
         """
         each_s = self._text_s(tokens)
         together_s = self.step_s + self.texts * each_s
@@ -74,11 +69,7 @@ class SharedSteps:
     def ahead_s(self, tokens: int, *, token_s: float, window: int, present: float) -> float:
         """Return the step time if all devices draft ahead: a step contains everything that has arrived.
 
-        Args:
-            tokens: Draft length.
-            token_s: Time to draft a token.
-            window: Largest number of drafts in flight.
-            present: Share of the requests that are in a step.
+        `window` is the largest number of drafts in flight, `present` the share of the requests in a step.
         """
         drafting_s = tokens * token_s
         each_s = self._text_s(tokens)
@@ -115,7 +106,6 @@ class Plan:
 
     Attributes:
         tokens: Draft length, if the request and the edge have room for it.
-        ahead: Draft ahead: do not wait for the verdict before the next draft.
         stream: Edge-only decoding of this number of tokens.
         may_stop: Whether the draft may end early; see `Pacing.goes_on`.
         repeats: Whether it comes from the suffix index instead of the draft model.
@@ -183,11 +173,7 @@ class DraftOutcome:
     """Result of one draft.
 
     Attributes:
-        tokens: Number of draft tokens.
         ahead: Whether another draft was announced, so that the edge drew no bonus token.
-        accepted: Number of accepted tokens.
-        token_s: Mean time to draft one token; 0 if there is none.
-        answer_s: Time from sending to the verdict.
         compute_s: Time of the edge's step that verified it.
         opening: Whether it was the first draft of the session: its times then include the prompt.
         chances: Probability that each token was drawn with; empty if unknown.
@@ -235,39 +221,23 @@ class Pacing(Protocol):
     """
 
     def plan(self, *, longest: int, window: int) -> Plan:
-        """Return the plan of the next draft.
+        """Return the plan of the next draft; `longest` is the largest that the edge accepts.
 
-        Args:
-            longest: Largest draft that the edge accepts; a longer plan is cut.
-            window: Largest number of drafts in flight.
+        `window` is the largest number of drafts in flight.
         """
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
-        """Return a plan with suffix drafts if it promises more than `plan`.
-
-        Args:
-            plan: Plan of the next draft.
-            prospect: What the suffix index expects of the next tokens.
-            longest: As in `plan`.
-            window: As in `plan`.
-        """
+        """Return a plan with suffix drafts if their prospect promises more than `plan`."""
 
     def goes_on(self, chances: Sequence[float]) -> bool:
-        """Return whether to draft another token, if the plan may end early.
-
-        Args:
-            chances: Probabilities that the tokens of the draft were drawn with; at least one.
-        """
+        """Return whether to draft another token, given the probabilities of those drawn, at least one."""
 
     def learn(self, outcome: DraftOutcome) -> None: ...
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         """Record tokens of edge-only decoding.
 
-        Args:
-            tokens: Number of tokens received.
-            seconds: Time since the last ones, without a pause.
-            step_s: Step time of the last one; 0 if unknown.
+        `seconds` have passed since the last ones, without a pause; `step_s` is the last step's time, 0 if unknown.
         """
 
     def note_load(self, load: ReportedLoad) -> None:

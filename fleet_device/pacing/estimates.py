@@ -35,14 +35,12 @@ class Conditions:
 
     Attributes:
         acceptance: Probability that a draft token is accepted if those before it are; below 1.
-        token_s: Time to draft a token.
         beside_s: Time from an empty draft to its verdict without the edge's step, and with shared steps without the
             queue; above 0.
         beside_token_s: Further time per draft token.
         compute_s: Time of the edge's step for an empty draft.
         compute_token_s: Further step time per draft token.
         wait_s: Time from the arrival of a draft to the start of its step.
-        window: Largest number of drafts in flight.
         shared: Step times with other requests; then `compute_s` is not used.
     """
 
@@ -57,7 +55,6 @@ class Conditions:
     shared: SharedSteps | None = None
 
     def rate(self, plan: Plan) -> float:
-        """Return the committed tokens per second of each request if all use this plan."""
         committed, seconds = self.cycle(plan)
         return committed / seconds
 
@@ -213,7 +210,6 @@ class AcceptanceEstimate:
             self._tested, self._accepted = self._lately_tested, self._lately_accepted
 
     def note_reported(self, rate: float) -> None:
-        """Record the acceptance of other devices."""
         self._prior, self._prior_tokens, self._others = rate, _TOLD_TOKENS, True
 
     @property
@@ -227,7 +223,6 @@ class AcceptanceEstimate:
 
     @property
     def rate(self) -> float:
-        """Accepted ÷ tested, below 1."""
         return min(_MOST, (self._accepted + self._prior * self._fading) / (self._tested + self._fading))
 
     @property
@@ -365,15 +360,9 @@ class Trend:
 
 @dataclass(slots=True)
 class Times:
-    """Measured times of one way of drafting.
+    """Measured times of one way of drafting; the other may take power or bandwidth from the verification.
 
-    The two ways are separate: drafting ahead may take power or bandwidth from the verification.
-
-    Attributes:
-        token: To draft a token.
-        beside: From sending to the verdict, without step and queue.
-        queue: Waiting time before the edge's step.
-        compute: The edge's step.
+    `beside` is the time from sending to the verdict without step and queue.
     """
 
     token: Trend = field(default_factory=Trend)

@@ -65,8 +65,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """Return the prompt, up to where the assistant begins.
 
-        Raises:
-            ChatError: There are no messages, or the template fails or declines them.
+        Raise ChatError if there are no messages, or the template fails or declines them.
         """
         if not messages:
             raise ChatError("A chat needs at least one message.")
@@ -93,13 +92,10 @@ def _bounded(parts: Iterable[str]) -> str:
 
 
 def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
-    """Return the token ids of a chat.
+    """Return the token ids of a chat; raise ChatError without a chat template, or if it fails or declines.
 
     Control tokens come from the template alone. What looks like one in a message is read as plain text, so that nobody
     who writes a user's message can write a system message.
-
-    Raises:
-        ChatError: The model has no chat template, or its template fails or declines.
     """
     template = _template_of(codec)
     mark = _unused_character(messages)
@@ -112,11 +108,7 @@ def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
 
 
 def chat_prefix(codec: TextCodec, system: str) -> str:
-    """Return the common beginning of all chats with a system prompt.
-
-    Raises:
-        ChatError: As `encode_chat`.
-    """
+    """Return the common beginning of all chats with a system prompt; raise ChatError as `encode_chat` does."""
     template = _template_of(codec)
     why, how = (
         template.render([ChatMessage("system", system), ChatMessage("user", question)]) for question in ("Why?", "How?")
@@ -133,11 +125,7 @@ def _template_of(codec: TextCodec) -> ChatTemplate:
 
 
 def _unused_character(messages: Sequence[ChatMessage]) -> str:
-    """Return a private-use character of Unicode that no message contains.
-
-    Raises:
-        ChatError: The messages contain them all.
-    """
+    """Return a private-use character that no message contains; raise ChatError if there is none."""
     used = {character for message in messages for character in message.role + message.content}
     for code in _PRIVATE_USE:
         if (character := chr(code)) not in used:
@@ -175,7 +163,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Generation(Extension):
-    """Reads `{% generation %}`, which marks the assistant's words for training in some templates."""
+    """Read `{% generation %}`, which marks the assistant's words for training in some templates."""
 
     tags = {"generation"}  # noqa: RUF012 - as the base class has it
 
@@ -192,12 +180,10 @@ Count = Callable[[Sequence[ChatMessage]], int]
 
 
 class ChatHistory:
-    """A conversation that may become longer than its context: then the oldest turns are dropped.
+    """A conversation that drops its oldest turns when it becomes longer than its context.
 
-    A turn is a user's message and the answer to it. The system message always stays; it may be empty.
-
-    Attributes:
-        prompt_tokens: Tokens of the messages that `ask` returned last.
+    A turn is a user's message and the answer to it. The system message always stays; it may be empty. `prompt_tokens`
+    is the number of tokens of the messages that `ask` returned last.
     """
 
     def __init__(self, system: str = "") -> None:
@@ -224,15 +210,8 @@ class ChatHistory:
     def ask(self, question: str, *, count: Count, room: int, drop: bool) -> tuple[list[ChatMessage], int]:
         """Return the messages of a new turn, and the number of oldest turns that were dropped for them.
 
-        Args:
-            question: The user's new message.
-            count: Counts the tokens of a chat.
-            room: Most tokens of the messages.
-            drop: Whether to drop the oldest turns if all of them are too long.
-
-        Raises:
-            PromptTooLong: The messages are too long; no turn was dropped.
-            DrafterError: The messages cannot be made into tokens.
+        `count` counts the tokens of a chat, at most `room`. Raise PromptTooLong, without dropping a turn, if they are
+        too many, DrafterError if the messages cannot be encoded.
         """
         fitting: tuple[int, int, list[ChatMessage]] | None = None  # turns dropped, tokens, messages
         for dropped in range(len(self._turns) + 1 if drop else 1):
@@ -274,11 +253,11 @@ class _Written:
 
 
 class ConversationCodec:
-    """`TextCodec` over another, which encodes a chat that goes on with the tokens that were generated.
+    """`TextCodec` over another, which encodes a continued chat with the tokens that were generated.
 
     A model may generate other tokens than its tokenizer makes of the same text. Encoding the whole next turn of a
-    conversation would change the prefix from the first such place on, and both ends would compute it again. For use
-    from any thread.
+    conversation would change the prefix from the first such place on, and both ends would compute it again. Callable on
+    any thread.
     """
 
     def __init__(self, codec: TextCodec) -> None:
@@ -322,13 +301,9 @@ class ConversationCodec:
         return tokens
 
     def remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
-        """Record what was generated.
+        """Record the output for a prompt that `encode` has returned as a whole; ignore other prompts.
 
-        Args:
-            prompt: Token ids. A prompt that `encode` has not returned as a whole is ignored.
-            text: Generated text.
-            tokens: Its tokens; recorded only if they are exactly the text, without control tokens or partial
-                characters.
+        Tokens are recorded only if they are exactly the text, without control tokens or partial characters.
         """
         with self._one:
             self._remember(prompt, text, tokens)

@@ -27,12 +27,9 @@ class GenerateRequest:
     """What to generate.
 
     Attributes:
-        policy: Sampling, with the seed.
-        stop: Strings before which the generation ends.
         shorten: Makes the prompt shorter if the context cannot hold it; None if the request is refused then.
         logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
         outages: What happens when no edge answers.
-        app: Application that the request is for, for the session log.
     """
 
     prompt: tuple[int, ...]
@@ -47,11 +44,10 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """One token of a piece, with its log-probabilities if they were asked for.
+    """One token of a piece, with its log-probabilities if they were requested.
 
-    Attributes:
-        text: What it adds to the text. Empty if it ends inside a character, or in a possible beginning of a stop
-            string: the token that decides on that adds the rest.
+    `text` is empty if the token ends inside a character, or in a possible beginning of a stop string: the token that
+    decides on that adds the rest.
     """
 
     token: int
@@ -62,13 +58,10 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """More text.
+    """More text, empty if the tokens complete none that can be given out yet.
 
-    Attributes:
-        text: Empty if the tokens complete no text that can be given out yet.
-        tokens: Number of tokens in it.
-        parts: These tokens; none where text that was held back is given out at the end.
-        verified: Whether all of it follows the large model's distribution.
+    `parts` are the tokens, none where text that was held back is given out at the end. `verified` pieces follow the
+    large model's distribution.
     """
 
     text: str
@@ -78,7 +71,7 @@ class Piece:
 
 
 class Cancellation:
-    """Ends a request early. Every method may be called from any thread."""
+    """End a request early. Every method may be called from any thread."""
 
     def __init__(self) -> None:
         self._requested = threading.Event()
@@ -89,7 +82,6 @@ class Cancellation:
         return self._requested.is_set()
 
     def cancel(self) -> None:
-        """End the request, now or as soon as it begins. Idempotent."""
         self._requested.set()
         wake = self._wake
         if wake is not None:
@@ -114,7 +106,6 @@ class RequestContext:
     The callbacks run on the thread that runs the request.
 
     Attributes:
-        on_piece: Receives the text as it grows.
         on_tokens: Receives committed tokens; returns True to end the generation, at a stop string for example.
         on_void: Receives the number of tokens that remain when an edge replaces those behind them.
         on_wait: Receives a sentence that says why no tokens come, once for each long wait.
@@ -137,17 +128,13 @@ class Generation:
     """A finished session.
 
     Attributes:
-        session: Its id, as in the session log.
         closed: What the edge counted, if its confirmation arrived.
         wall_ms: From Open to the end.
         first_ms: From Open to the first committed token; None if there was none.
-        resumes: Number of times that the session was opened again.
-        drafts: Number of drafts sent.
         edge: The edge that verified the end of it.
         choice: The last plan, and why.
         unverified: Number of tokens at the end that do not follow the target distribution, because some were generated
             without an edge.
-        quota_wait_ms: Time waited because the device had used up a quota at the edge.
     """
 
     session: bytes
@@ -243,12 +230,10 @@ class GeneratedText:
 
 
 def fit_prompt(request: GenerateRequest, context: int) -> GenerateRequest:
-    """Return a request whose prompt leaves room in a context: unchanged, or shortened if that was asked for.
+    """Return a request whose prompt leaves room in a context, shortened if that was requested.
 
-    The room is for the tokens that are asked for, at most half of the context.
-
-    Raises:
-        PromptTooLong: The prompt is too long, and may or can not be shortened.
+    The room is for the requested tokens, at most half of the context. Raise PromptTooLong if the prompt cannot or may
+    not be shortened.
     """
     prompt = request.prompt
     if request.shorten is not None:
@@ -269,11 +254,9 @@ def fit_prompt(request: GenerateRequest, context: int) -> GenerateRequest:
 def generate_text(
     agent: TextGenerator, drafter: Drafter, request: GenerateRequest, context: RequestContext | None = None
 ) -> GeneratedText:
-    """Run a request and return its text. It ends early where the draft model's context is full.
+    """Run a request and return its result; it ends early where the draft model's context is full.
 
-    Raises:
-        PromptTooLong: The draft model has no room for the prompt.
-        DeviceError, DrafterError: See `Agent.generate`.
+    Raise PromptTooLong if the draft model has no room for the prompt, else as `Agent.generate` does.
     """
     context = context or RequestContext()
     request = fit_prompt(request, drafter.context)

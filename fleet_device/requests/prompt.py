@@ -52,22 +52,10 @@ def prepare_request(
 ) -> Callable[[TextCodec], GenerateRequest]:
     """Check a prompt and options, and return a function that makes them a request with token ids.
 
-    The two steps are separate because a vocabulary serves one request at a time: errors are reported at once, and the
-    prompt is encoded when the request's turn has come.
-
-    Args:
-        prompt: See `Prompt`.
-        defaults: For the options that are left out.
-        revisable: Whether nobody reads the text before its end.
-        options: See `TextOptions`.
-
-    Returns:
-        A function of the draft model's codec. It raises `ChatError` if the model has no chat template, or if that fails
-            or
-        declines the messages.
-
-    Raises:
-        InvalidRequest: The prompt or an option cannot be used.
+    The two steps are separate because a vocabulary serves one request at a time: errors (InvalidRequest) are reported
+    at once, and the prompt is encoded when the request's turn has come. The function takes the draft model's codec; it
+    raises `ChatError` without a chat template, or if that fails or declines the messages. `revisable`: nobody reads the
+    text before its end.
     """
     encode, shorten = _encoder(prompt, raw=options.get("raw", False))
     how = _truncate(defaults, options.get("truncate"))
@@ -91,7 +79,6 @@ def prepare_request(
 
 
 def _encoder(prompt: object, *, raw: bool) -> tuple[_Encode, _Shorten]:
-    """Return functions that turn a prompt into tokens, and into fewer tokens."""
     if isinstance(prompt, str | Sequence) and not prompt:
         raise InvalidRequest("The prompt is empty; give some text, chat messages, or token ids.")
     if isinstance(prompt, str):

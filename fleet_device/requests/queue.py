@@ -56,7 +56,6 @@ class Ticket:
 
     Attributes:
         asked_at: When the request arrived (monotonic seconds).
-        begun: Whether its turn has come.
         waited_s: How long it waited for its turn and for the draft model.
     """
 
@@ -82,12 +81,8 @@ class Ticket:
 class RequestQueue:
     """The queue and the threads that run requests, in order.
 
-    Args:
-        run: Runs one request; called from as many threads as requests may run at once.
-        waiting: Most requests that wait; None is no bound.
-        at_once: Number of requests that run at once.
-        clock: Monotonic seconds.
-        on_idle: Called when the queue is closed and empty.
+    `waiting` bounds the waiting requests, None for no bound; `at_once` those that run. `on_idle` is called when the
+    queue is closed and empty.
     """
 
     def __init__(
@@ -144,9 +139,7 @@ class RequestQueue:
     def submit(self, prepare: Prepare, listener: Listener) -> Ticket:
         """Add a request.
 
-        Raises:
-            RequestQueueFull: Too many wait.
-            TextCancelled: The queue is closed, or accepts no requests for now.
+        Raise RequestQueueFull if too many wait, TextCancelled if the queue accepts none.
         """
         ticket = Ticket(prepare, listener, self._clock())
         with self._changed:
@@ -164,7 +157,6 @@ class RequestQueue:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Cancel a request that waits or runs."""
         with self._changed:
             waits = ticket in self._waiting
             if waits:
@@ -180,7 +172,6 @@ class RequestQueue:
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Close, and cancel all requests."""
         self.close()
         with self._changed:
             left = [*self._waiting, *self._current]

@@ -34,12 +34,8 @@ class DeviceSession:
     """The state machine.
 
     Attributes:
-        request: The first Open.
         counters: Times are added by the caller.
-        ended: Reason for the end, or None.
-        opened: The edge's grant, while there is one.
         granted: Whether any edge has taken the session so far.
-        window: Most drafts in flight, whatever the edge grants.
         revisable: Whether tokens that no edge has verified are replaced once an edge has the session again; otherwise
             they stay, and the generation goes on behind them.
     """
@@ -100,10 +96,9 @@ class DeviceSession:
         return self._asking
 
     def on_opened(self, opened: Opened) -> bool:
-        """Take the edge's grant; return False if it answers an older Open, or one that was answered already.
+        """Record the edge's grant; return False if it answers an older Open, or one that was answered already.
 
-        Raises:
-            ProtocolViolation: It does not continue the committed tokens, or grants more than was asked.
+        Raise ProtocolViolation if it does not continue the committed tokens, or grants more than requested.
         """
         asking = self._asking
         if asking is None or (opened.session, opened.attempt) != (asking.session, asking.attempt):
@@ -183,7 +178,6 @@ class DeviceSession:
 
     @property
     def position(self) -> int:
-        """Position of the next token to draft."""
         return len(self.committed) + self._drafts.length
 
     @property
@@ -225,7 +219,6 @@ class DeviceSession:
 
     @property
     def ahead(self) -> list[int]:
-        """The committed tokens and all drafts behind them."""
         building = (proposal.token for proposal in self._drafts.building)
         return [*self.committed, *self._drafts.tokens, *building]
 
@@ -304,11 +297,10 @@ class DeviceSession:
     # Verdicts
 
     def on_verdict(self, verdict: Verdict) -> list[VerdictEffect]:
-        """Take a verdict; several take effect at once if they came out of order.
+        """Apply a verdict; several take effect at once if they came out of order.
 
-        Raises:
-            ProtocolViolation: It does not answer what was asked.
-            SessionFailed: No correction can be drawn from as many samples as are asked for.
+        Raise ProtocolViolation if it does not answer what was requested, SessionFailed if no correction can be drawn
+        from the permitted number of samples.
         """
         if self.opened is None or verdict.handle != self.opened.handle or self.ended is not None:
             return []
@@ -441,7 +433,7 @@ class DeviceSession:
         return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=logprobs, piece=verdict)]
 
     def _take_unstreamed(self, verdict: Verdict) -> list[VerdictEffect]:
-        """Take the verdict of an edge without edge-only decoding, to which the request was an empty draft."""
+        """Apply the verdict of an edge without edge-only decoding, to which the request was an empty draft."""
         if not isinstance(verdict.next, int):
             raise ProtocolViolation("The edge was asked to decode, and has sent no token.")
         self.counters.rounds += 1
@@ -454,7 +446,6 @@ class DeviceSession:
         return [VerdictEffect((verdict.next,), len(self.committed), streamed=True, logprobs=logprobs)]
 
     def _correct(self, decided: DecidedDraft) -> VerdictEffect:
-        """Draw the correction, or request more samples."""
         verdict, rejection, valid = decided.verdict, self._rejection, len(self.committed)
         assert rejection is not None
         token = rejection.correction(verdict.next, policy=self.request.policy)
@@ -473,11 +464,7 @@ class DeviceSession:
         return VerdictEffect((token,), valid, token, decided=decided, logprobs=logprobs)
 
     def _logprobs(self, rows: tuple[TokenLogprobs, ...], tokens: Sequence[int]) -> tuple[TokenLogprobs, ...]:
-        """Check the number of log-probabilities; return none where none were asked for.
-
-        Raises:
-            ProtocolViolation: It is not the number of tokens.
-        """
+        """Return the log-probabilities, none if none were requested; ProtocolViolation if they differ in number."""
         if self.request.logprobs is None:
             return ()
         if len(rows) != len(tokens):

@@ -32,11 +32,7 @@ def session_request(
     logprobs: int | None = None,
     app: str | None = None,
 ) -> Open:
-    """Return the first Open of a session; the arguments are its fields.
-
-    Raises:
-        SessionRefused: No Open could carry them.
-    """
+    """Return the first Open of a session; raise SessionRefused if no Open could carry the arguments."""
     if len(prompt) > MAX_TOKENS:
         raise SessionRefused(
             RefusalCode.PROMPT_TOO_LONG,
@@ -81,8 +77,6 @@ class TokenOrigin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CommittedTokens(Sequence[int]):
-    """Token ids that were committed, in order, with the origin and the log-probabilities of each."""
-
     ids: tuple[int, ...]
     origins: tuple[TokenOrigin, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -106,12 +100,7 @@ class CommittedTokens(Sequence[int]):
 
 @dataclass(frozen=True, slots=True)
 class SequenceBounds:
-    """Limits of a sequence, as the last edge that had it has named them.
-
-    Attributes:
-        tokens: Most tokens.
-        end_tokens: Ids that end it; None as long as no edge has named them.
-    """
+    """Limits of a sequence, as named by its last edge; `end_tokens` is None until an edge has named them."""
 
     tokens: int
     end_tokens: Collection[int] | None = None
@@ -129,7 +118,6 @@ class TokenSequence:
     """The committed tokens of a session.
 
     Attributes:
-        vocabulary: Number of token ids.
         verified: Number of tokens that follow the target distribution, if some were generated without an edge: those
             behind them do not, even where an edge has verified them since. None while all of them do.
     """
@@ -145,15 +133,10 @@ class TokenSequence:
 
     @property
     def unverified(self) -> int:
-        """Number of tokens at the end that do not follow the target distribution."""
         return 0 if self.verified is None else len(self.tokens) - self.verified
 
     def commit(self, tokens: Sequence[int]) -> None:
-        """Add tokens of an edge.
-
-        Raises:
-            ProtocolViolation: No edge may have sent them; nothing is added.
-        """
+        """Add tokens of an edge, or raise ProtocolViolation if no correct edge may have sent them."""
         if any(token >= self.vocabulary for token in tokens):
             raise ProtocolViolation("The edge sent a token outside the vocabulary.")
         most = self.bounds.tokens
@@ -189,13 +172,9 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class SentDraft:
-    """A draft in flight.
+    """A draft in flight, with the driver's clock and the draft model's time in seconds.
 
-    Attributes:
-        proposals: How its tokens were drawn.
-        at: When it was sent, by the driver's clock (seconds).
-        draft_s: Time that the draft model took (seconds).
-        first: Whether it is the first since the session was opened, so that its times include the prompt.
+    `first` marks the first draft since the session was opened, whose times include the prompt.
     """
 
     draft: Draft
@@ -217,11 +196,7 @@ class DecidedDraft:
         return self.sent.draft
 
     def head(self) -> tuple[int, ...]:
-        """Return the accepted tokens.
-
-        Raises:
-            ProtocolViolation: More were accepted than drafted.
-        """
+        """Return the accepted tokens; raise ProtocolViolation if more were accepted than drafted."""
         accepted, drafted = self.verdict.accepted, self.draft.tokens
         if accepted > len(drafted):
             raise ProtocolViolation(f"The edge accepted {accepted} of {len(drafted)} tokens.")
@@ -236,10 +211,9 @@ class DecidedDraft:
         return () if self.verdict.logprobs is None else self.verdict.logprobs.tokens()
 
     def bonus(self) -> tuple[int, ...]:
-        """Return the token that the edge drew after a draft that was accepted whole; none if another draft follows.
+        """Return the token that the edge drew after a draft that was accepted whole; none if a draft follows.
 
-        Raises:
-            ProtocolViolation: It is missing, or there is something else.
+        Raise ProtocolViolation if it is missing or unexpected.
         """
         following = self.verdict.next
         if isinstance(following, int):
@@ -282,7 +256,7 @@ class DraftsInFlight:
         return next((sent.draft.tokens[-1] for sent in reversed(self._sent) if sent.draft.tokens), None)
 
     def sent(self, draft: Draft, *, at: float = 0.0, draft_s: float = 0.0, first: bool = False) -> None:
-        """Add a draft made of the proposals in `building`; see `SentDraft` for the arguments."""
+        """Add a draft made of the proposals in `building`."""
         self._sent.append(SentDraft(draft, tuple(self.building), at, draft_s, first))
         self.building.clear()
 
@@ -314,8 +288,6 @@ class VerdictEffect:
         correction: The token behind them that the drafter has not seen: it is to truncate its sequence to `valid` and
             append this one. None if there is nothing to do.
         request: A message to send at once, for more samples or for tokens that were lost.
-        streamed: Whether the tokens come from edge-only decoding.
-        piece: Its verdict then.
     """
 
     tokens: tuple[int, ...] = ()
@@ -361,10 +333,9 @@ class Rejection:
         return self.proposal.quantized is not None
 
     def ask_again(self) -> None:
-        """Count a request for more samples.
+        """Count a request for more samples; raise SessionFailed after too many.
 
-        Raises:
-            SessionFailed: There were too many: the samples are probably not from the distribution that rejected.
+        Samples that often fail are probably not from the distribution that rejected.
         """
         self._requests += 1
         if self._requests > MOST_REQUESTS:
@@ -374,13 +345,9 @@ class Rejection:
             )
 
     def correction(self, following: int | DownlinkForm | UnknownForm | None, *, policy: SamplingPolicy) -> int | None:
-        """Return the token that replaces the rejected one, which may be outside the vocabulary.
+        """Return the token that replaces the rejected one; None if more samples are needed.
 
-        Returns:
-            None if more samples are needed.
-
-        Raises:
-            ProtocolViolation: Nothing can be drawn from `following`.
+        The token may be outside the vocabulary. Raise ProtocolViolation if nothing can be drawn from `following`.
         """
         quantized = self.proposal.quantized
         if following is None:
@@ -436,7 +403,6 @@ class Streaming:
         return self.request.write == 0
 
     def concerns(self, verdict: Verdict) -> bool:
-        """Whether a verdict answers one of the requests."""
         return self.first_round <= verdict.round <= self.request.round
 
     def keep(self, verdict: Verdict) -> None:
@@ -451,11 +417,7 @@ class Streaming:
         return found
 
     def news(self, verdict: Verdict, *, text: Sequence[int], end_tokens: Collection[int]) -> tuple[int, ...]:
-        """Return the tokens that a piece adds.
-
-        Raises:
-            ProtocolViolation: It does not continue `text`.
-        """
+        """Return the tokens that a piece adds; raise ProtocolViolation if it does not continue `text`."""
         base, written = verdict.base, verdict.written
         assert base is not None
         assert written is not None

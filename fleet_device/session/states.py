@@ -26,8 +26,6 @@ from typing import Final
 
 
 class SessionState(Enum):
-    """State of a session, as far as its device knows."""
-
     NEW = auto()  # no edge was asked
     OPENING = auto()  # an Open was sent
     UNDELIVERED = auto()  # no edge was subscribed

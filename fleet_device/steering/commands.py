@@ -101,11 +101,9 @@ class SteeredDevice(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CommandAction:
-    """A command that a device knows.
+    """A command that a device knows; `arguments` have their smallest and largest values.
 
-    Attributes:
-        run: Takes the device, the arguments, and the time limit (seconds).
-        arguments: Names, each with the smallest and the largest value.
+    `run` takes the device, the arguments, and the time limit in seconds.
     """
 
     run: Callable[[SteeredDevice, Arguments, float], Answer]
@@ -188,7 +186,7 @@ def _log_tail(device: SteeredDevice, arguments: Arguments, limit_s: float) -> An
 
 
 def _support_bundle(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
-    """Return what support asks for first; no text, no prompt, no secret."""
+    """Return what support asks for first, without generations, prompts or secrets."""
     del arguments, limit_s
     settings = device.service.settings
     status = device.status()
@@ -235,14 +233,10 @@ Send = Callable[[CommandResponse], None]
 
 
 class Commands:
-    """The commands of one device. `take` is called by one thread.
+    """The commands of one device; one thread calls `take`.
 
-    Args:
-        device: What they act on.
-        send: Sends an answer; called from any thread.
-        now: The wall clock (UTC).
-        start: Runs a function on a thread of its own.
-        after: Calls a function after some seconds, unless the function that it returns is called before.
+    `send` is called from any thread. `after` calls a function after some seconds, unless the function that it returns
+    is called before.
     """
 
     def __init__(
@@ -408,7 +402,6 @@ class SteeringListener:
         self._thread: threading.Thread | None = None
 
     def attach(self) -> None:
-        """Subscribe; once, before the link is started."""
         self._link.subscribe(self._topics[Topic.CONFIG_DESIRED], self._receive)
         self._link.subscribe(self._topics[Topic.COMMAND_REQUEST], self._receive, retained=False)
         self._link.on_connection(self._note_connection)
@@ -418,7 +411,7 @@ class SteeringListener:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a running command is not waited for."""
+        """Stop without waiting for a running command."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()

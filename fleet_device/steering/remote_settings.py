@@ -35,9 +35,8 @@ from schemas.fields import MAX_SENTENCE
 class Effect(StrEnum):
     """When a setting takes effect.
 
-    Attributes:
-        NOW: At once; running requests keep the old value.
-        RELOAD: When the device loads its model again: after `fleet admin command reload`, or a restart.
+    `NOW`: running requests keep the old value. `RELOAD`: when the device loads its model again, after `fleet admin
+    command reload` or a restart.
     """
 
     NOW = "now"
@@ -94,14 +93,10 @@ def check_values(
     applications: Iterable[str] | None = None,
     locate: Callable[[str], object] | None = None,
 ) -> Checked:
-    """Check desired settings.
+    """Check desired settings against the others in `base`.
 
-    Args:
-        values: As desired.
-        base: The settings without them.
-        fixed: Settings that cannot be set remotely.
-        applications: Those that the device knows; None if that is unknown.
-        locate: Finds a prepared model or raises `ModelNotFound`; None to skip that check.
+    `fixed` cannot be set remotely. `applications` are those of the device, None if unknown; `locate` finds a prepared
+    model or raises `ModelNotFound`, None skips that check.
     """
     refused: dict[str, str] = {}
     plain: dict[str, SettingValue] = {}
@@ -210,8 +205,6 @@ class Kept(BaseModel):
     """Content of the file.
 
     Attributes:
-        considered: The latest settings, applied or refused.
-        taken: The settings in force.
         proven: Those with which the device last loaded its model, to go back to.
         refused: Why the latest were refused, by name.
     """
@@ -249,11 +242,7 @@ def read_kept(path: Path | None) -> Kept:
 
 
 def write_kept(path: Path | None, kept: Kept) -> None:
-    """Write the file atomically.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write the file atomically; raise OSError."""
     if path is None:
         return
     path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
@@ -270,14 +259,9 @@ Changed = Callable[[Collection[str]], None]
 class SteeredSettings:
     """The settings of a device that can be set remotely. One thread at a time applies them; any reads.
 
-    Args:
-        own: The device's own configuration.
-        file: Keeps what was set remotely; None keeps it in memory.
-        now: The wall clock (UTC).
-
-    Attributes:
-        settings: The settings in force: the object that the whole device reads, changed in place.
-        applications: Those of the device, whose quotas can be set remotely. None if it knows none.
+    `own` is the device's own configuration; `file` keeps what was set remotely, None keeps it in memory. `settings` are
+    those in force: the object that the whole device reads, changed in place. `applications` have quotas that can be set
+    remotely.
     """
 
     def __init__(
@@ -362,7 +346,6 @@ class SteeredSettings:
         return True
 
     def report(self) -> ReportedSettings:
-        """Return what is in force and what was refused."""
         with self._changing:
             kept, settings = self._kept, self.settings
             values = {name: _plain(getattr(settings, name)) for name in STEERABLE}
@@ -418,7 +401,6 @@ class SteeredSettings:
         )
 
     def _hold(self, chosen: SettingsSet, checked: Checked, *, starting: bool) -> set[str]:
-        """Put settings in force; return the names of those that have changed."""
         taken: dict[str, Any] = {
             name: checked.values.get(name, getattr(self._own, name))
             for name, effect in STEERABLE.items()
@@ -457,11 +439,7 @@ def _plain(value: object) -> SettingValue | None:
 
 
 def load_steered(remote: SteeredSettings, load: Callable[[DeviceSettings], Drafter]) -> Drafter:
-    """Load a draft model with the preferred settings, or else with earlier ones.
-
-    Raises:
-        FleetError: It cannot be loaded with the device's own settings either.
-    """
+    """Load a draft model with the preferred settings, or earlier ones; raise FleetError if all fail."""
     failure: FleetError | None = None
     for settings in remote.candidates():
         try:
