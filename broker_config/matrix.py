@@ -41,7 +41,7 @@ def may_publish(broker: Broker, user: str, topic: str) -> bool:
 
 
 def may_receive(broker: Broker, user: str, topic: str) -> bool:
-    """Whether the broker delivers messages to `topic` to `user`, with any subscription."""
+    """Whether the broker delivers messages to `topic` to `user`, whatever the subscription."""
     roles = roles_of(broker, user)
     if topic.startswith(SYS):
         return ClientRole.MONITOR in roles

@@ -1,4 +1,4 @@
-"""What a mosquitto reports below $SYS: limits that were reached, and metrics."""
+"""Metrics and exceeded limits that mosquitto reports below $SYS."""
 
 import math
 import re
@@ -128,8 +128,6 @@ _NUMBER: Final = re.compile(rb"(\d{1,20}(?:\.\d{1,9})?)(?: seconds)?")
 
 @dataclass(slots=True)
 class BrokerFigures:
-    """Figures that a broker publishes."""
-
     link: Link  # of a monitor: nobody else may read `$SYS`
     _values: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)

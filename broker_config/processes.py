@@ -204,7 +204,7 @@ class ThrowAwayBroker(ABC):
         return self._log_file(self._directory).read_text(errors="replace")
 
     def await_log(self, words: str, *, count: int = 1, patience_s: float = READY_S) -> bool:
-        """Wait until its log contains `words` at least `count` times; return whether it does."""
+        """Wait until the log contains `words` at least `count` times; return whether it does."""
         deadline = time.monotonic() + patience_s
         while self.log().count(words) < count:
             if time.monotonic() > deadline:

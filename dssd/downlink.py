@@ -67,7 +67,6 @@ class RejectedPosition:
 
     @property
     def entry_bytes(self) -> int:
-        """Bytes for a token id and its probability."""
         return 6 if self.vocabulary_size <= 1 << 16 else 8
 
     @property

@@ -98,10 +98,7 @@ def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLo
 
 
 def logprobs_of_rejection(logits: NDArray[Any], p: Dist, *, policy: SamplingPolicy, most: int) -> TokenLogprobs:
-    """Return what a device needs to compute the log-probability of its correction.
-
-    `logits` are the target's, unshaped; `p` is their shaped distribution.
-    """
+    """Return what a device needs to compute the log-probability of its correction."""
     row = _log_softmax(logits)
     ids, values = _likeliest(row, most)
     place = int(np.argmax(p.probs))  # float32 is most accurate where p is largest

@@ -159,8 +159,6 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP of one connection; records whether its request has arrived."""
-
     def __init__(
         self,
         config: uvicorn.Config,

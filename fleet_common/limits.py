@@ -23,9 +23,6 @@ class FairQueue(Generic[K, T]):
     Each key has its own queue, whose order is kept. In its turn a key may take out entries up to a quantum of cost; the
     rest is added to its next turn (Shreedhar and Varghese, 1995). So one key's backlog costs the others nothing. Every
     operation takes constant time, except for an entry that costs many quanta.
-
-    Args:
-        quantum: Cost that a key may take out per turn.
     """
 
     def __init__(self, *, bound: int, quantum: float = 1.0) -> None:

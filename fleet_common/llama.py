@@ -142,7 +142,6 @@ class FairLock:
 
     @property
     def waiting(self) -> int:
-        """Number of waiting threads."""
         return len(self._waiting)
 
     def __enter__(self) -> None:
@@ -190,6 +189,9 @@ _PIECE_BYTES: Final = 256
 class GgufFile:
     """Model file opened by llama.cpp. Not thread-safe, except where noted.
 
+    Raise the class attribute `error` if llama.cpp is not installed, or the file is missing, not a GGUF, damaged, or has
+    no vocabulary.
+
     Args:
         vocabulary_only: Leave the weights on disk.
         gpu_layers: Number of layers on a GPU, if llama.cpp was built for one; -1 for all.
@@ -198,10 +200,6 @@ class GgufFile:
         key: Setting that names the file.
         rows: Rows of logits, including padding.
         vocabulary: Size and fingerprint, without padding.
-
-    Raises:
-        FleetError: An `error`: llama.cpp is not installed, or the file is missing, not a GGUF, damaged, or has no
-            vocabulary.
     """
 
     error: ClassVar[type[FleetError]] = LlamaError
@@ -345,11 +343,7 @@ class GgufFile:
             room = -count
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
-        """Return the vocabulary for grammars. Callable on any thread.
-
-        Raises:
-            GrammarUnavailable: llguidance is not installed.
-        """
+        """Return the vocabulary for grammars; raise GrammarUnavailable without llguidance. Callable on any thread."""
         pieces = [self.piece(token) for token in range(self.vocabulary.size)]
         return GrammarTokenizer.of_pieces(pieces, end_tokens=self.end_tokens, encode=self.encode)
 

@@ -80,9 +80,7 @@ class Metric:
 class Histogram:
     """Histogram. One thread observes, any may read.
 
-    Attributes:
-        bounds: Upper bounds of the buckets, ascending; the last bucket has none.
-        counts: Per bucket.
+    `bounds` are the upper bounds of the buckets, ascending; the last bucket has none.
     """
 
     bounds: Sequence[float]
@@ -205,7 +203,6 @@ class ListenAddress:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
         return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
 
 

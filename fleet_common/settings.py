@@ -106,7 +106,6 @@ class SettingField:
 
     @property
     def name(self) -> str:
-        """Names from the TOML file, with dots between sections."""
         return ".".join(self.path)
 
 
@@ -332,7 +331,6 @@ def _look(values: Any, place: Place) -> Any:  # noqa: ANN401 - whatever a file h
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two mappings recursively; values of `high` win."""
     merged = dict(low)
     for key, value in high.items():
         below = merged.get(key)

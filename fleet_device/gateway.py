@@ -79,7 +79,6 @@ class Journal:
                 )
 
     def json(self) -> dict[str, Any]:
-        """Return it as JSON values; `last_texts` is None if none may be shown."""
         today = self._now().astimezone().date()
         with self._lock:
             self._begin_day(today)
@@ -231,7 +230,7 @@ class Gateway:
 
     @property
     def reloads(self) -> bool:
-        """Whether it has ended to start again, and nobody has asked for its end since."""
+        """Whether the gateway has ended only to start again."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._noted(self._asked.get_nowait())

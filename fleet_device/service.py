@@ -215,12 +215,10 @@ class DeviceService:
         return asdict(self._link.counters)
 
     def drain(self) -> None:
-        """Announce that this device accepts no new requests."""
         self._presence = Presence.DRAINING
         self.announce()
 
     def resume(self) -> None:
-        """Announce that this device accepts requests again."""
         self._presence = Presence.ONLINE
         self.announce()
 

@@ -199,7 +199,6 @@ _NEXT: Final = (
 
 
 def document() -> dict[str, Any]:
-    """Return the document as JSON values."""
     return {
         "asyncapi": "3.0.0",
         "info": {

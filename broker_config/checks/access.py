@@ -1,4 +1,4 @@
-"""Access probe: finds out what a broker really lets its clients do, by what arrives."""
+"""Access probe: find out by test messages what a broker lets its clients do."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence

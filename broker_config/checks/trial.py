@@ -1,4 +1,4 @@
-"""Trial: a broker on rendered files, identities good and bad, and clients that connect or try to."""
+"""Trial: a broker on rendered files, with valid and invalid identities and their clients."""
 
 import contextlib
 import socket

@@ -37,8 +37,6 @@ class OutsideGrammar(GrammarError):  # noqa: N818
 
 
 class GrammarBanned(GrammarError):  # noqa: N818
-    """A grammar that has ended a process before."""
-
     def __init__(self) -> None:
         super().__init__(
             "The grammar cannot be used: it takes too much time, memory or stack, and is refused from now on. "

@@ -165,7 +165,7 @@ def pieces_of(native: "LLTokenizer", ends: Sequence[int]) -> list[bytes]:
 
 
 class Encoder:
-    """Tokenizer as llguidance needs it; `native` encodes, or the parent is asked with `ask`."""
+    """Tokenizer for llguidance; `native` encodes, else `ask` has the parent do it."""
 
     def __init__(self, pieces: list[bytes], end: int, native: "LLTokenizer | None") -> None:
         self.tokens = pieces

@@ -105,11 +105,9 @@ class AuthorityFolder:
     def load_key(
         self, certificate: x509.Certificate, passphrase: Callable[[], Passphrase]
     ) -> ec.EllipticCurvePrivateKey:
-        """Return the authority's private key. `passphrase` is called only if the key is encrypted.
+        """Return the authority's private key; `passphrase` is called only if the key is encrypted.
 
-        Raises:
-            AuthorityError: The key is missing, readable by others, or does not match the certificate.
-            IdentityError: The file cannot be read.
+        Raise AuthorityError if the key is missing, readable by others, or does not match the certificate.
         """
         if not self.key.exists():
             raise AuthorityError(
@@ -280,7 +278,7 @@ class Authority:
     def sign(
         self, request: x509.CertificateSigningRequest, *, name: str, role: IdentityRole, hosts: Sequence[str] = ()
     ) -> Entry:
-        """Sign the unchecked request of a new identity. `hosts` are a broker's names and addresses.
+        """Sign the unchecked request of a new identity; `hosts` are a broker's names and addresses.
 
         Raises:
             InvalidName: The name is malformed.
@@ -394,7 +392,7 @@ def create_authority(
     passphrase: Passphrase = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> Authority:
-    """Create an authority. `kept` are names to reserve for their roles; `passphrase` encrypts the private key.
+    """Create an authority, with names to reserve for their roles; `passphrase` encrypts the private key.
 
     Raises:
         AuthorityError: The folder holds an authority already.

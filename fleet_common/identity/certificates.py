@@ -320,11 +320,9 @@ def is_encrypted(path: Path) -> bool:
 
 
 def load_key(path: Path, passphrase: Passphrase = None) -> ec.EllipticCurvePrivateKey:
-    """Read a private key.
+    """Read a private key; raise IdentityError if the file cannot be read.
 
-    Raises:
-        IdentityError: The file cannot be read.
-        CertificateRefused: It is not an EC P-256 key, or the passphrase is wrong or missing.
+    Raise CertificateRefused if it is not an EC P-256 key, or the passphrase is wrong or missing.
     """
     content = read_bounded(path, "The private key")
     encrypted = _ENCRYPTED in content

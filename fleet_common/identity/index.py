@@ -43,11 +43,7 @@ _COLUMNS: Final = "serial, name, role, hosts, key_sha256, not_before, not_after,
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One certificate.
-
-    Attributes:
-        takeover: Whether it exists only to end the sessions of a revoked identity.
-    """
+    """One certificate; `takeover` marks one that exists only to end the sessions of a revoked identity."""
 
     serial: str
     name: str
@@ -127,7 +123,7 @@ class CertificateIndex:
         )
 
     def revoke(self, serial: str, at: datetime) -> None:
-        """Mark a certificate as revoked; a second call changes nothing."""
+        """Mark a certificate as revoked. Idempotent."""
         self._run(
             "UPDATE certificates SET revoked_at = ? WHERE serial = ? AND revoked_at IS NULL", at.isoformat(), serial
         )
@@ -266,11 +262,7 @@ class CertificateState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CertificateStatus:
-    """State of one certificate at one moment.
-
-    Attributes:
-        days_left: Whole days until it expires; negative afterwards.
-    """
+    """State of one certificate at one moment; `days_left` is negative after its end."""
 
     name: str
     role: IdentityRole

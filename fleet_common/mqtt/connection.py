@@ -228,11 +228,7 @@ IDENTIFIERS: Final = 65_535
 
 
 class ConnectionLost(Exception):  # noqa: N818 - reads as what it says
-    """The connection has ended without our goodbye. The message says how.
-
-    Attributes:
-        taken_over: Whether another client has connected with our client id.
-    """
+    """The connection has ended without our goodbye; `taken_over` if another client has our client id."""
 
     def __init__(self, how: str, *, taken_over: bool = False) -> None:
         super().__init__(how)

@@ -95,7 +95,6 @@ def silent(settings: LinkSettings, *, closed: bool = False) -> ConnectFailed:
 
 
 def refused(reason: int, settings: LinkSettings) -> ConnectFailed:
-    """Describe a CONNACK that refuses the connection."""
     fault, why = FINAL_REASONS.get(reason, (LinkFault.BUSY, PASSING_REASONS.get(reason, f"MQTT reason 0x{reason:02x}")))
     why = why.format(client_id=settings.client_id, login=_login(settings))
     return ConnectFailed(
@@ -139,7 +138,6 @@ def name_taken(settings: LinkSettings) -> ConnectFailed:
 
 
 def subscription_refused(filters: Sequence[str], settings: LinkSettings) -> ConnectFailed:
-    """Describe filters that the broker refuses."""
     return ConnectFailed(
         f"The broker at {settings.where} refuses to subscribe this client to {', '.join(filters)}: "
         "check its access rules.",

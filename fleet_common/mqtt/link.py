@@ -63,7 +63,7 @@ class LinkCounters:
 
 @dataclass(slots=True)
 class CallbackGuard:
-    """Calls the application's callbacks and catches their exceptions."""
+    """Call the application's callbacks and catch their exceptions."""
 
     counters: LinkCounters = field(default_factory=LinkCounters)
     _screen_failed: bool = False

@@ -78,7 +78,7 @@ class Outgoing:
         return self.deadline is not None and now >= self.deadline
 
     def expiry_s(self, now: float) -> int | None:
-        """Return the whole seconds left to live, at least 1."""
+        """Return the whole seconds until the message expires, at least 1."""
         return None if self.deadline is None else max(1, math.ceil(self.deadline - now))
 
     def check(self, *, limit: int) -> None:
@@ -149,7 +149,7 @@ SPARE = 64  # outdated records kept before a cleanup
 
 
 class Holdings(Generic[K]):
-    """How much each key occupies of something bounded, in whole numbers. Finds the largest in logarithmic time."""
+    """Amounts by key of something bounded, in whole numbers, the largest found in logarithmic time."""
 
     def __init__(self) -> None:
         self._amounts: dict[K, int] = {}
@@ -175,7 +175,7 @@ class Holdings(Generic[K]):
             del self._amounts[key]
 
     def largest(self) -> tuple[K | None, int]:
-        """Return the key that occupies most, and how much; None and 0 if none does."""
+        """Return the key with the largest amount, and the amount; None and 0 without keys."""
         while self._records:
             amount, _, key = self._records[0]
             if self.of(key) == -amount:
@@ -392,7 +392,6 @@ class Sender:
 
     @property
     def idle(self) -> bool:
-        """Whether everything was sent and answered."""
         return len(self._outbox) == 0
 
     @property

@@ -345,13 +345,11 @@ class PahoLink:
                 _log.error("The broker refuses to subscribe this client to %s.", topic_filter)
 
     def _check_answers(self, connection: Connection) -> None:
-        """End a connection on which the broker answers nothing any more: a new one starts with an empty queue there.
+        """End a connection on which the broker answers nothing any more, by ConnectionLost.
 
         Some brokers drop whatever does not fit into a client's queue, including their answers to its messages. The
-        window of unanswered messages would stay full, and nothing more would ever be sent.
-
-        Raises:
-            ConnectionLost: Answers are overdue.
+        window of unanswered messages would stay full, and nothing more would ever be sent. A new connection starts with
+        an empty queue at the broker.
         """
         waited_s = self._sender.unanswered_s(delivered=connection.delivered)
         if self._stopping.is_set():

@@ -134,7 +134,7 @@ def chat_logprobs(tokens: Sequence[Told], spell: Spell) -> dict[str, Any]:
 
 
 def completion_logprobs(tokens: Sequence[Told], spell: Spell, *, offset: int) -> dict[str, Any]:
-    """Return the `logprobs` of a completion's choice or chunk; `offset` characters of text precede it."""
+    """Return the `logprobs` of a completion's choice or chunk; `offset` characters precede it."""
     shown = [(spell(token), known) for token, known in tokens if spell(token)]
     offsets = []
     for raw, _ in shown:

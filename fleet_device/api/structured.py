@@ -81,8 +81,7 @@ def format_grammar(asked: ResponseFormat | None) -> Grammar | None:
 def tool_grammar(tools: tuple[Tool, ...], choice: ToolChoice) -> Grammar | None:
     """Return the grammar of an answer that may or must call a function; None where it may call none.
 
-    Raises:
-        ApiProblem: The function to call is not one of the tools.
+    Raise ApiProblem if the function to call is not one of the tools.
     """
     if choice == "none" or not tools:
         return None
@@ -122,7 +121,6 @@ def _text(schema: object) -> str:
 
 
 def _call(function: Function, place: str) -> dict[str, Any]:
-    """Return the schema of a call that is placed at `place` in the whole schema."""
     arguments = _moved(function.schema_of_arguments, f"{place}/properties/arguments")
     return {
         "type": "object",

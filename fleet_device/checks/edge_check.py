@@ -29,7 +29,7 @@ from schemas.policy import SamplingPolicy
 
 
 class NotApplicable(FleetError):  # noqa: N818 - reads as what it says
-    """There is nothing to check; the text says why."""
+    """There is nothing to check; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

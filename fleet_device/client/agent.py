@@ -34,11 +34,9 @@ from schemas.reasons import EndReason, RefusalCode
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """A place for one running request. Consecutive requests in it reuse keys and values, and what was measured.
+    """A place for one running request, which reuses keys, values and measurements of earlier ones.
 
-    Attributes:
-        pacing: How much to draft; None is the agent's own.
-        edge_only: Whether it has no draft model, only edge-only decoding.
+    `pacing` of None is the agent's; with `edge_only` there is no draft model.
     """
 
     drafter: Drafter

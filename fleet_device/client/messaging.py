@@ -84,7 +84,7 @@ class ConnectionChanged:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """The broker took a message that nobody is subscribed to: no edge listens."""
+    """The broker took a message without a subscriber: no edge listens."""
 
     topic: Topic
 

@@ -16,7 +16,7 @@ class DrafterError(FleetError):
 
 
 class ModelNotFound(DrafterError):  # noqa: N818 - reads as what it says
-    """The configuration names a model that does not exist; the text says what to do."""
+    """The configuration names a model that does not exist; the message says what to do."""
 
 
 class TextCodec(Protocol):
@@ -167,5 +167,4 @@ class Prospect:
     alone: bool = False
 
     def acceptance(self, tokens: int) -> float:
-        """Return the geometric mean of the acceptance of the first tokens."""
         return float(self.chances[tokens - 1] ** (1.0 / tokens))

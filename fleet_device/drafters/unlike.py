@@ -124,7 +124,6 @@ def turn_end(codec: TextCodec) -> int:
 
 
 def turn_begin(codec: TextCodec) -> int:
-    """Return the control token that begins a turn in the chat template, or NONE."""
     template = codec.chat_template or ""
     others = {*codec.end_tokens, *codec.encode("")}
     texts = [text for text in codec.control_texts if text in template]

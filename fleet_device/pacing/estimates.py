@@ -64,7 +64,6 @@ class Conditions:
         return self.beside_s + tokens * self.beside_token_s + self.wait_s + self._step_s(tokens)
 
     def more_s(self, plan: Plan) -> float:
-        """Return how much later a verdict arrives per further draft token."""
         tokens = plan.tokens
         return self.token_s + self.answer_s(tokens + 1) - self.answer_s(tokens)
 
@@ -76,7 +75,6 @@ class Conditions:
         return self._committed(plan.tokens), self._draft_s(plan.tokens) + self.answer_s(plan.tokens)
 
     def _alike(self, plan: Plan) -> "Conditions":
-        """Return the conditions if all requests use this plan."""
         shared, tokens = self.shared, plan.tokens
         assert shared is not None
         outside_s = self._draft_s(tokens) + self.beside_s + tokens * self.beside_token_s
@@ -371,7 +369,6 @@ class Times:
     compute: Trend = field(default_factory=Trend)
 
     def faded(self) -> "Times":
-        """Return the same expectations with little weight."""
         return Times(self.token.faded(), self.beside.faded(), self.queue.faded(), self.compute.faded())
 
     def at_least(self, other: "Times") -> "Times":

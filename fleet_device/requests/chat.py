@@ -150,7 +150,7 @@ def _refuse(sentence: str) -> NoReturn:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Also limits the two operators that make something huge of something small."""
+    """Jinja's sandbox, which also limits the two operators that make something huge of something small."""
 
     intercepted_binops = frozenset({"*", "**"})
 

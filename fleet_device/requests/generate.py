@@ -303,7 +303,7 @@ class StopStrings:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """Return the text that can be given out: a possible beginning of a stop string is held back."""
+        """Return the text that can be emitted: a possible beginning of a stop string is held back."""
         if self.found:
             return ""
         text = self._held + text

@@ -224,7 +224,6 @@ class DeviceSession:
 
     @property
     def forced(self) -> int:
-        """Number of tokens of the draft being built that a grammar has forced."""
         return sum(proposal.forced for proposal in self._drafts.building)
 
     def send(self, *, more: bool = False, at: float = 0.0, draft_s: float = 0.0) -> Draft:

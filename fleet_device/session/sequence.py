@@ -100,7 +100,7 @@ class CommittedTokens(Sequence[int]):
 
 @dataclass(frozen=True, slots=True)
 class SequenceBounds:
-    """Limits of a sequence, as named by its last edge; `end_tokens` is None until an edge has named them."""
+    """Limits of a sequence, as its last edge has named them; `end_tokens` is None before that."""
 
     tokens: int
     end_tokens: Collection[int] | None = None
@@ -117,9 +117,8 @@ class SequenceBounds:
 class TokenSequence:
     """The committed tokens of a session.
 
-    Attributes:
-        verified: Number of tokens that follow the target distribution, if some were generated without an edge: those
-            behind them do not, even where an edge has verified them since. None while all of them do.
+    `verified` is the number of tokens that follow the target distribution, None while all do. Tokens behind one that
+    was generated without an edge do not, even where an edge has verified them since.
     """
 
     vocabulary: int
@@ -383,12 +382,10 @@ _MOST_EARLY: Final = 64
 class Streaming:
     """The latest request for edge-only decoding.
 
-    Attributes:
-        first_round: Of the first in a row of requests; an answer to any of them belongs to the same generation.
-        until: Position up to which the edge was asked to decode.
-        first: Whether nothing has come since the session was opened, so that the edge has the prompt to compute.
-        early: Pieces that arrived before an earlier one.
-        missed_at: Number of committed tokens when a missing piece was last requested.
+    `first_round` is the first round of consecutive requests; an answer to any of them belongs to the same generation.
+    `until` is the position up to which the edge decodes. `first`: no token has come since the session was opened, so
+    that the edge has the prompt to compute. `early` holds pieces that arrived before an earlier one; `missed_at` is the
+    number of committed tokens when a missing piece was last requested.
     """
 
     request: Draft

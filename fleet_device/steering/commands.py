@@ -48,7 +48,7 @@ _LONGEST: Final = 500  # characters of a line
 
 
 class LogTail(logging.Handler):
-    """Keeps the latest log lines. Tokens and texts are never logged, so they cannot be here."""
+    """Keep the latest log lines, which never contain tokens, prompts or generations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -377,7 +377,7 @@ _RULES: Final = {rule.topic: rule for rule in TREE}
 
 
 class SteeringListener:
-    """Receives messages of administrators. Attach it before the link is started."""
+    """Receive messages of administrators. Attach it before the link is started."""
 
     def __init__(
         self,

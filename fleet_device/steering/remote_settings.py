@@ -204,9 +204,8 @@ class SettingsSet(BaseModel):
 class Kept(BaseModel):
     """Content of the file.
 
-    Attributes:
-        proven: Those with which the device last loaded its model, to go back to.
-        refused: Why the latest were refused, by name.
+    `proven` are the settings with which the device last loaded its model, to go back to; `refused` are the reasons, by
+    name, why the latest ones were refused.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -227,7 +226,7 @@ def kept_file(settings: DeviceSettings) -> Path | None:
 
 
 def read_kept(path: Path | None) -> Kept:
-    """Read the file. If it is missing or unusable, it counts as empty; the latter is logged."""
+    """Read the file; a missing or unusable one counts as empty, and the latter is logged."""
     if path is None:
         return Kept()
     try:
