@@ -77,7 +77,7 @@ _MAPS: Final = Path("/proc/self/maps")
 def give_back_mapped(path: Path) -> int:
     """Release the pages of a read-only mapped file; return the size of their address ranges in bytes.
 
-    llama.cpp maps a model file and repacks most weights for the processor in memory of its own. The pages read for that
+    llama.cpp maps a model file and repacks most weights for the processor in separate memory. The pages read for that
     stay with the process, so the weights are there twice. Released pages stay in the page cache while memory is free.
     Does nothing where the system does not list mappings.
     """

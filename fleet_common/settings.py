@@ -417,7 +417,7 @@ class _Sources:
         return list(lines.values())
 
     def _setting_at(self, place: Place) -> Place:
-        """Return the setting that an error is about: each alternative of a type has a location of its own."""
+        """Return the setting that an error is about: each alternative of a type has a separate location."""
         return next((place[:end] for end in range(1, len(place)) if place[:end] in self.fields), place)
 
     def origin(self, place: Place) -> str:

@@ -53,7 +53,7 @@ class TlsEndpoint:
 def probe_certificate(
     door: TlsEndpoint, credential: Credential, *, authority: bytes, timeout_s: float, await_alert: bool = True
 ) -> CertificateAnswer:
-    """Connect with a credential and disconnect at once; raise OSError if the broker does not answer.
+    """Connect with a credential and disconnect at once; OSError means that the broker gave no answer.
 
     `PahoLink` is built to get through; this function exists to learn exactly how the broker answers. The broker ends an
     older session of the same name before it answers. With `await_alert`, wait for a TLS alert before sending: a packet

@@ -190,22 +190,13 @@ class Link(Protocol):
         queue is full, the newest messages of the flow that occupies most of it are dropped to make room for others;
         retained QoS 1 messages are never dropped.
 
-        Args:
-            topic: Full topic.
-            payload: Bytes.
-            qos: 0 or 1.
-            retain: Whether the broker retains it.
-            expiry_s: Seconds after which an undelivered message is dropped, here and at the broker.
-            content_type: MQTT 5 content type; its length is added to every packet.
-            alias: Whether to send the topic once and then a two-byte alias.
-            priority: Whether it goes before messages without priority; these are not starved.
-            on_outcome: Called on the link's thread with the broker's answer (QoS 1). Not called for a message that
-                expired here, made room, or was still unanswered at `stop`.
+        An undelivered message is dropped after `expiry_s`, here and at the broker. With `alias` the topic is sent once,
+        and then a two-byte alias. Messages with `priority` go before others, without starving them. `on_outcome` is
+        called on the link's thread with the broker's answer (QoS 1), but not for a message that expired here, made
+        room, or was still unanswered at `stop`.
 
-        Raises:
-            PacketTooLarge: The broker announced a smaller limit.
-            NotConnected: The bounded queue is full, and no other flow occupies more of it.
-            ValueError: The topic has wildcards or is empty, or `qos` is neither 0 nor 1.
+        Raise PacketTooLarge if the broker announced a smaller limit, NotConnected if the queue is full and no other
+        flow occupies more of it, ValueError for an invalid topic or `qos`.
         """
 
     def on_connection(self, listener: Listener) -> None:

@@ -345,7 +345,7 @@ class PahoLink:
                 _log.error("The broker refuses to subscribe this client to %s.", topic_filter)
 
     def _check_answers(self, connection: Connection) -> None:
-        """End a connection on which the broker answers nothing any more, by ConnectionLost.
+        """Raise ConnectionLost if the broker answers nothing any more.
 
         Some brokers drop whatever does not fit into a client's queue, including their answers to its messages. The
         window of unanswered messages would stay full, and nothing more would ever be sent. A new connection starts with

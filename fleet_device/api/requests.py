@@ -60,7 +60,7 @@ _IGNORED: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier"
 
 
 def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
-    """Return the supported fields; raise ApiProblem for one that asks for something else."""
+    """Return the supported fields; raise ApiProblem for others that ask for something or are unknown."""
     kept = {}
     for name, value in fields.items():
         if name in known:

@@ -135,14 +135,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Agent:
-    """A device's end of the fleet.
+    """Runs the requests of a device at the edges of its fleet.
 
-    Attributes:
-        padding: Drafts are padded to a multiple of this number of bytes; 0 leaves them unchanged.
-        window: Most drafts of a request in flight, whatever an edge grants.
-        beside: Further sequences of the draft model, each with a pacing of its own, for as many more requests at once.
-        may_stream: Whether requests may use edge-only decoding; otherwise they wait for the draft model.
-        reports: Keeps the Closes of sessions that ended without an edge; without it, some are kept in memory.
+    Drafts are padded to a multiple of `padding` bytes, 0 for none. `window` limits the drafts of a request in flight,
+    whatever an edge grants. Each further sequence of the draft model in `beside` serves one more request at once, with
+    a separate pacing. Without `may_stream`, requests wait for the draft model instead of using edge-only decoding.
+    `reports` keeps the Closes of sessions that ended without an edge; without it, some are kept in memory.
     """
 
     link: Link

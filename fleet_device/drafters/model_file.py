@@ -44,7 +44,7 @@ class GgufModel(GgufFile):
         """Strings that are read as control tokens, as llama.cpp finds them.
 
         Files differ in how they mark the tokens between the turns of a chat, so those that the template itself contains
-        count too; whitespace with a token of its own does not.
+        count too, except whitespace tokens.
         """
         library, template = self._library, self.chat_template or ""
         control = library.LLAMA_TOKEN_ATTR_CONTROL | library.LLAMA_TOKEN_ATTR_UNKNOWN

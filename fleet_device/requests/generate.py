@@ -58,7 +58,7 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """More text, empty if the tokens complete none that can be given out yet.
+    """More of the output, with empty `text` if the tokens complete none yet.
 
     `parts` are the tokens, none where text that was held back is given out at the end. `verified` pieces follow the
     large model's distribution.

@@ -264,7 +264,7 @@ class DeviceSession:
 
     @property
     def may_renew_stream(self) -> bool:
-        """Whether the edge decodes on its own, was not asked to stop, and may be asked for more."""
+        """Whether the edge decodes without drafts, was not asked to stop, and may be asked for more."""
         stream, opened = self._streaming, self.opened
         if stream is None or opened is None or stream.stops:
             return False
