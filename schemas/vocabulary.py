@@ -24,7 +24,12 @@ _PADDING: Final = re.compile(r"\[PAD[0-9]+\]")
 
 
 class Vocabulary(BaseModel):
-    """A vocabulary's size without padding rows, and the SHA-256 over its token strings by id."""
+    """A vocabulary's identity.
+
+    Attributes:
+        size: Number of tokens, padding rows left out.
+        fingerprint: SHA-256 over the token strings by id.
+    """
 
     model_config = ConfigDict(frozen=True)
 
