@@ -76,7 +76,7 @@ def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> 
     ask: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2 * LONG, "mode": "coupled"}
     with running(command(whole, "served", "run", "--api-port", str(port)), FLEET_DEVICE_DRAIN_S="60") as process:
         until(lambda: status(url) == "waiting", patience_s=PATIENCE_S)
-        early = httpx.post(f"{url}/v1/completions", json=ask)
+        early = httpx.post(f"{url}/v1/completions", json=ask, timeout=PATIENCE_S)  # an edge may be starting too
         assert (early.status_code, early.json()["error"]["code"]) == (503, "edge_unavailable")
         with whole.edge():
             until(lambda: status(url) == "ok", patience_s=PATIENCE_S)
