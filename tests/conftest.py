@@ -1,4 +1,4 @@
-"""What every test may ask for, and how tests are shared out among parallel workers."""
+"""Options, markers and fixtures of all tests, and their distribution over parallel workers."""
 
 import os
 import tempfile
@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class FailuresAtOnce:
-    """Names a failed test as soon as it has failed: a run that is cut off has told what it had found."""
+    """Reports a failed test at once, so that an interrupted run has reported its failures."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -49,21 +49,19 @@ class FailuresAtOnce:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have failures told at once, by the process that the user sees."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(FailuresAtOnce(config))
 
 
 @pytest.fixture(scope="session")
 def forced_dtype(pytestconfig: pytest.Config) -> str | None:
-    """Return what `--dtype` says, if it was given."""
     dtype: str | None = pytestconfig.getoption("--dtype")
     return dtype
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that load real models in one process of parallel runs: each worker would load them anew."""
+    """Run the tests that load real models in one worker, so that others do not load them again."""
     for item in items:
         if _REAL_MODELS & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("models"):
             item.add_marker(pytest.mark.xdist_group("models"))

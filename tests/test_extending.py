@@ -1,5 +1,3 @@
-"""The page on extending names files that are there, and what derives from a registry needs no line elsewhere."""
-
 import re
 from pathlib import Path
 
@@ -24,7 +22,6 @@ KINDS = {
 
 
 def named_paths() -> list[str]:
-    """Return what stands in backticks and looks like a path, new files left out."""
     words = {word for quoted in re.findall(r"`([^`\n]+)`", PAGE) for word in quoted.split()}
     return sorted(word for word in words if re.fullmatch(r"[\w./-]+", word) and ("/" in word or word.endswith(".md")))
 

@@ -1,5 +1,3 @@
-"""Figures in README and docs that follow from the code or from recorded results are those that it has."""
-
 import json
 import re
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""What programs may import and catch: the public names of the packages, and one root of all errors."""
-
 import importlib
 import importlib.resources
 import inspect

@@ -1,5 +1,3 @@
-"""Errors for people: each is a sentence that names its cause and, where one can act on it, what to do."""
-
 import ast
 import re
 from collections import defaultdict
@@ -39,7 +37,6 @@ SENTENCE = re.compile(r"^\S+ \S+ .*(?:[.!?}]|(?:pip install|--) ?\S.*)$", re.DOT
 
 
 def template(node: ast.expr) -> str | None:
-    """Return a message with `{}` for what is put in."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -48,7 +45,6 @@ def template(node: ast.expr) -> str | None:
 
 
 def catalogues() -> dict[str, list[str]]:
-    """Return the sentences in the source, by class of error."""
     trees = [ast.parse(file.read_text()) for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
     bases = {
         node.name: [ast.unparse(base).split(".")[-1] for base in node.bases]

@@ -1,5 +1,3 @@
-"""The vectors that strangers build on are what the code computes, and the pages name what the code knows."""
-
 import json
 import re
 import shutil
@@ -40,7 +38,6 @@ def test_the_vectors_are_what_the_code_computes_and_one_that_drifts_is_found(
 
 
 def spoil(case: dict[str, Any]) -> None:
-    """Change the last number or word of a case by the least."""
     key, value = list(case.items())[-1]
     match value:
         case bool():
@@ -62,7 +59,6 @@ def test_every_file_is_named_on_the_pages() -> None:
 
 
 def section(title: str) -> str:
-    """Return a section of the protocol's page."""
     found = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
     assert found is not None, title
     return found.group(1)

@@ -1,5 +1,3 @@
-"""Models on their way: sent in parts, taken up again after an interruption, checked, and vouched for."""
-
 import hashlib
 import json
 import os
@@ -17,7 +15,6 @@ pytestmark = pytest.mark.slow  # each starts Ansible
 
 
 def play(folder: Path, tasks: str, **given: Any) -> tuple[bool, str]:
-    """Run some tasks of the role `common` on this machine; return whether they passed, and what was said."""
     include = {"ansible.builtin.include_role": {"name": "common", "tasks_from": tasks}}
     (folder / "play.yml").write_text(
         json.dumps([{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [include]}])
@@ -40,7 +37,7 @@ def play(folder: Path, tasks: str, **given: Any) -> tuple[bool, str]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> dict[str, Any]:
-    """Return a file of two and a half megabytes that is to be sent; no other test's has its checksum, nor its names."""
+    """Return a file of 2.5 MB whose checksum and names no other test uses."""
     source = tmp_path / "model.gguf"
     source.write_bytes(random.Random(str(tmp_path)).randbytes(5 * MEGA // 2))
     checksum = hashlib.sha256(source.read_bytes()).hexdigest()

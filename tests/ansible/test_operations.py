@@ -1,5 +1,3 @@
-"""Playbooks, variables and settings that the pages for operators print exist."""
-
 import itertools
 import re
 import shlex
@@ -16,7 +14,6 @@ PAGES = [ROOT / "docs" / name for name in ("operations.md", "example-fleet.md")]
 
 
 def commands() -> list[str]:
-    """Return the commands of all indented or fenced blocks, with continued lines joined."""
     text = "".join(page.read_text() for page in PAGES)
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()

@@ -1,5 +1,3 @@
-"""The playbooks are well-formed, without a machine: parsed, linted offline, and true to the rules of this project."""
-
 import os
 import re
 import subprocess

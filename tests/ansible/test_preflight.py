@@ -1,7 +1,4 @@
-"""What is looked at before anything is sent: each thing that is missing ends in a sentence of its own.
-
-The tasks are run for real, by Ansible, on this machine; they change nothing.
-"""
+"""Ansible really runs the preflight tasks, on this machine; they change nothing."""
 
 import json
 import os
@@ -30,15 +27,12 @@ PLAYBOOK = [
 
 
 class Look:
-    """Runs the look at this machine."""
-
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         (folder / "play.yml").write_text(json.dumps(PLAYBOOK))
         self.bundle(FACTS)
 
     def bundle(self, facts: dict[str, Any]) -> None:
-        """Make a bundle that needs a machine with these facts."""
         bundles = self._folder / "bundles" / TAG
         bundles.mkdir(parents=True, exist_ok=True)
         (bundles / "dssd-fleet-9.9.9-device.tar").touch()

@@ -1,5 +1,3 @@
-"""What the roles write into edge.toml and device.toml is what those programs read, with sections too."""
-
 import json
 import os
 import subprocess
@@ -30,7 +28,6 @@ GIVEN = {
 
 
 def rendered(kind: str, folder: Path, **settings: Any) -> dict[str, Any]:
-    """Return the file that the role of `kind` writes, as Ansible renders it."""
     role = ROOT / "ansible" / "roles" / kind
     template = role / "templates" / f"{kind}.toml.j2"
     tasks = [

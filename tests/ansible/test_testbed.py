@@ -1,5 +1,3 @@
-"""The playbooks, really run: broker, edge and one device from nothing, on machines with a systemd of their own."""
-
 import os
 import subprocess
 from pathlib import Path
@@ -21,7 +19,6 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def _machines(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skip where no machine can be booted: not root, no systemd, no namespaces, or no overlay."""
     environment = {**os.environ, "FLEET_TESTBED": str(tmp_path_factory.mktemp("testbed") / "state")}
     booted = subprocess.run([TESTBED, "up", "broker1"], env=environment, capture_output=True, text=True, check=False)
     subprocess.run([TESTBED, "down"], env=environment, capture_output=True, check=False)

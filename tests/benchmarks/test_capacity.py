@@ -195,8 +195,6 @@ GREEDY = SamplingPolicy(mode=Mode.COUPLED, temperature=1.0, top_k=1, top_p=1.0, 
 
 
 class Clock:
-    """A clock that others move."""
-
     def __init__(self) -> None:
         self.now = 100.0
 
@@ -208,7 +206,7 @@ class Clock:
 
 
 class Steady:
-    """An engine whose step takes a tenth of a second, and gives each text a token."""
+    """An engine whose step takes 0.1 s and adds a token to each request."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -47,8 +47,6 @@ VOCABULARY = Vocabulary.of([f"t{token}" for token in range(64)])
 
 
 class SilentClient:
-    """A client whose broker takes everything and answers nothing."""
-
     def __init__(self, identity: Identity, **_: Any) -> None:
         self.identity = identity
         self.counters = ClientCounters(connects=1)
@@ -319,8 +317,6 @@ NAME = "hostile-1"
 
 
 class Hostile:
-    """Sessions of an attacker on a fleet in memory."""
-
     def __init__(self, policy: SamplingPolicy, *, number: int, drafts: bool = True) -> None:
         # Time stands still here, so that rates would be unlimited ones.
         self.fleet = MemoryFleet(settings={"quotas": {"drafts_per_s": 1e6, "new_tokens_per_min": 1e6}})

@@ -1,5 +1,3 @@
-"""The benchmark over inference servers says what a server writes, and finds texts that are not its own."""
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,8 +60,6 @@ class Text:
 
 @dataclass
 class Devices:
-    """Devices that write by a rule of a test's."""
-
     draw: Draw
 
     def write(self, jobs: Sequence[Job]) -> list[Any]:

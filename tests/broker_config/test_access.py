@@ -1,5 +1,3 @@
-"""The access rules on a real mosquitto: what is answered, and what arrives."""
-
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -145,7 +143,7 @@ def test_a_name_with_wildcards_gains_nothing(connect: Connect, name: str) -> Non
 
 
 def mark(connect: Connect, inbox: Inbox) -> None:
-    """Wait until `inbox` has what all clients may read, published after everything else."""
+    """Wait until `inbox` has a message that all clients may read, published after everything else."""
     edge, _ = connect(EDGE)
     payload = b"mark %d" % id(inbox)
     publish_confirmed(edge, build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), payload, timeout_s=START_S)

@@ -160,7 +160,7 @@ def test_the_port_must_be_chosen() -> None:
 
 
 def sections(text: str) -> dict[str, set[tuple[str, str]]]:
-    """Return what each user is given: pairs of access and filter. Patterns are the user `%u`."""
+    """Return each user's pairs of access and filter; the user of patterns is `%u`."""
     found: dict[str, set[tuple[str, str]]] = {}
     user = ""
     for line in text.splitlines():

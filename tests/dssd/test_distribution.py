@@ -21,7 +21,6 @@ POLICY = st.builds(
 
 
 def textbook(logits: list[float], policy: SamplingPolicy) -> dict[int, float]:
-    """Shape step by step, in plain Python."""
     order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
     if policy.temperature == 0:
         return {order[0]: 1.0}

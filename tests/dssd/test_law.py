@@ -1,4 +1,4 @@
-"""The law as a whole: whatever q is, what comes out follows p. Both modes, all downlink forms, over a million draws."""
+"""Whatever q is, the output follows p: both modes, all downlink forms, over a million draws."""
 
 from dataclasses import dataclass
 
@@ -25,8 +25,6 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A target and a draft distribution, shaped alike."""
-
     p: Dist
     q: Dist
     vocabulary: int
@@ -50,7 +48,7 @@ def pair(number: int, mode: Mode) -> Pair:
 
 
 def one_token(case: Pair, form: FormName, position: int) -> int:
-    """Draft one token, judge it, correct it: the token that would be committed at `position`."""
+    """Draft, judge and correct one token; return the token committed at `position`."""
     policy = case.policy
     if policy.mode is Mode.COUPLED:
         drafted, counts, q = coupled_token(case.q, policy.seed, position), None, None

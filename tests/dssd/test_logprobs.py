@@ -1,5 +1,3 @@
-"""Log-probabilities before shaping: against the plain formula, and back from every form of p."""
-
 import math
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""The example programs, as a newcomer would start them: on a real broker and the prepared models."""
-
 import inspect
 import os
 import signal

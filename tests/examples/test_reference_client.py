@@ -1,5 +1,3 @@
-"""A client that knows the pages alone: its formulas against the vectors, its texts against the target's law."""
-
 import ast
 import json
 import queue
@@ -144,8 +142,6 @@ def test_it_reads_every_message_that_comes_down(link: Any) -> None:
 
 
 class AnsweringBroker:
-    """A broker that answers each publish with the next of some replies."""
-
     def __init__(self, heard: "queue.Queue[dict[str, Any]]", replies: list[list[dict[str, Any]]]) -> None:
         self.heard, self.replies, self.published = heard, replies, 0
 
@@ -162,7 +158,6 @@ LATER = {"kind": "refused", "session": OURS["session"], "code": "over-quota", "s
 
 
 def asked(link: Any, topic: str, *replies: list[dict[str, Any]]) -> tuple[Any, int]:
-    """Return what becomes of a question that is answered so, and how often it was sent."""
     asking = object.__new__(link.Link)
     asking.root, asking.ours, asking.heard = "dssd/v1/home/d/", dict(OURS), queue.Queue()
     asking.mqtt = AnsweringBroker(asking.heard, list(replies))
@@ -243,7 +238,7 @@ def toy_edge(broker: MosquittoProcess, form: FormName = FormName.AUTO) -> Iterat
 def client(
     broker: MosquittoProcess, folder: Path, mode: Mode, *, texts: int, tokens: int, seed: int, name: str = "stranger"
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Run the client as its user does, in a folder where nothing of ours can be imported by accident."""
+    """Run the client in a folder where nothing of ours can be imported by accident."""
     (folder / "vocabulary.json").write_text(json.dumps(ToyPair.standard().target.words))
     asked = policy(mode, seed)
     flags = {
@@ -279,7 +274,7 @@ def texts_of(process: "subprocess.Popen[str]") -> list[list[int]]:
 
 
 def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[list[int]]:
-    """Write coupled texts with our own device, whose draft model is another."""
+    """Return coupled outputs of our own device, which has another draft model."""
     pair = ToyPair.standard()
     drafter = ScriptedDrafter(pair.draft, pair.draft.words, end_tokens=END_TOKENS)
     link = PahoLink(BrokerSettings(port=broker.port).link(FLEET, "ours", will=None))

@@ -1,5 +1,3 @@
-"""Ghosts: an authority's certificates against the machines that the log knows."""
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

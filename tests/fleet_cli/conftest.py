@@ -1,5 +1,3 @@
-"""Commands run in the tests' own process."""
-
 import functools
 
 import typer.main

@@ -19,8 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Without(importlib.abc.MetaPathFinder):
-    """Makes packages look as if they were not installed."""
-
     def __init__(self, *packages: str) -> None:
         self._packages = packages
 

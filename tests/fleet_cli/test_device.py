@@ -27,8 +27,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Return a function that runs `fleet device` and returns exit code, output and complaint."""
-
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fleet", "device", *arguments])
         with pytest.raises(SystemExit) as leaving:

@@ -15,8 +15,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def edge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fleet edge` and returns exit code, output and complaint."""
-
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fleet", "edge", *arguments])
         with pytest.raises(SystemExit) as leaving:
@@ -29,14 +27,12 @@ def edge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target whose token strings are read in no time."""
     monkeypatch.setattr("fleet_cli.edge.check_target_files", lambda _settings: None)
     monkeypatch.setattr("fleet_cli.edge.read_target_tokens", lambda _settings: ["a", "b", "c", "d"])
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[EdgeCheck]:
-    """The checks that would have gone to the broker."""
     asked = list[EdgeCheck]()
 
     def run(check: EdgeCheck) -> EdgeReport:

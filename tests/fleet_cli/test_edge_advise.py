@@ -17,7 +17,6 @@ DRAFTS = ("--draft-ms", "10", "--acceptance", "0.7", "--rtt-ms", "20")
 
 @pytest.fixture
 def advise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Return a function that runs `fleet edge advise` and returns exit code, output and complaint."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str, str]:

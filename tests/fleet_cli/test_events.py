@@ -1,5 +1,3 @@
-"""What `--events` writes: one JSON object a line, errors among them, and nothing else on standard output."""
-
 import json
 import signal
 import subprocess
@@ -19,7 +17,7 @@ COMMAND = (sys.executable, "-m", "fleet_cli.main")
 
 
 def events_of(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Run a command to its end; return exit code, events and complaint. Every line must be an event."""
+    """Run a command; return exit code, events and standard error. Every line must be an event."""
     done = subprocess.run([*COMMAND, *arguments, "--events"], capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 

@@ -1,5 +1,3 @@
-"""`fleet broker ca | issue | sign | renew | revoke | list` and `fleet device enroll`, as they are typed."""
-
 import contextlib
 import json
 import os
@@ -23,7 +21,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command in a folder of its own; returns exit code, output and complaint."""
     app = typer.Typer(pretty_exceptions_enable=False)
     identities.register(app)
     app.command("enroll")(identities.enroll_command)

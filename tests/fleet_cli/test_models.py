@@ -1,5 +1,3 @@
-"""`fleet models`: whatever happens on the way, what is in the folder is whole."""
-
 import json
 import os
 import shutil
@@ -52,8 +50,6 @@ def quiet() -> LineReporter:
 
 @dataclass
 class FakeStep:
-    """Writes a file, or a folder if its output has no suffix."""
-
     name: str
     output: str
     built: int = 0

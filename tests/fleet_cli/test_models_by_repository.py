@@ -1,5 +1,3 @@
-"""Where the hub cannot be reached, a model named by its repository costs one sentence, said at once."""
-
 import os
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""`fleet models vocabulary`: the target's vocabulary without its weights, as devices open it."""
-
 import json
 from pathlib import Path
 

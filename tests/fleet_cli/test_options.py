@@ -1,5 +1,3 @@
-"""Every command of `fleet`: no two of its options share a name."""
-
 import importlib
 from collections import Counter
 from collections.abc import Iterator

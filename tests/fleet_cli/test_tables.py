@@ -1,5 +1,3 @@
-"""Tables on terminals: no number is ever cut, what must be seen is seen, and hidden columns are counted."""
-
 import string
 from collections import Counter
 from dataclasses import dataclass
@@ -57,7 +55,6 @@ def tables(draw: st.DrawFn) -> Table:
 
 
 def numbers_of(table: Table, place: int) -> list[str]:
-    """Return what a terminal has to show of a column, word by word."""
     kind = table.columns[place].kind
     found = [shown(row[place], kind) for row in table.rows]
     if kind in ("moment", "ago"):

@@ -1,5 +1,3 @@
-"""Every setting of both programs: what it says of itself, its flag, and the sentence for a value that it cannot be."""
-
 import re
 from datetime import date
 from typing import Any

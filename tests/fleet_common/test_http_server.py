@@ -1,5 +1,3 @@
-"""HTTP under clients that say nothing, or say it slowly."""
-
 import asyncio
 import http.client
 import socket
@@ -23,8 +21,6 @@ PATIENCE_S = 10.0
 
 
 class Site:
-    """An application, one route of which answers only when it is told to."""
-
     def __init__(self) -> None:
         self.streams = 0
         self.go_on = threading.Event()

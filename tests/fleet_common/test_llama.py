@@ -12,7 +12,6 @@ SIZE = 8 << 20
 
 
 def resident_kib(path: Path) -> int:
-    """Return how much of a mapped file this process holds."""
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     for line in lines:
         if line.endswith(str(path)):

@@ -73,7 +73,6 @@ def test_a_traceback_is_a_field(formatter: JsonFormatter) -> None:
 
 @pytest.fixture
 def root() -> Iterator[logging.StreamHandler[object]]:
-    """Return a stream handler on the root logger, as the command line puts one there."""
     logger, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
     before = logger.level
     logger.addHandler(handler)
@@ -97,8 +96,6 @@ def test_as_json_what_is_below_a_warning_is_told_too(
 
 
 class Time:
-    """A clock, and what waits for it."""
-
     def __init__(self) -> None:
         self.now = 0.0
         self.waiting: list[tuple[float, Callable[[], None]]] = []
@@ -120,8 +117,6 @@ class Time:
 
 
 class Log:
-    """A logger of its own with the filter on its handler; `lines` is what was written."""
-
     def __init__(self, name: str = "fleet.test", **settings: int) -> None:
         self.time = Time()
         self.lines: list[str] = []

@@ -46,7 +46,6 @@ def test_a_flag_that_is_not_given_overrides_nothing(config: Path) -> None:
 
 
 def complaints(**sources: Any) -> list[str]:
-    """Return what is said of settings that cannot work, a line each."""
     with pytest.raises(SettingsError) as caught:
         load_settings(Example, **{"config": None, "flags": {}, "environment": {}} | sources)
     return str(caught.value).splitlines()

@@ -1,5 +1,3 @@
-"""The device as applications have it: one object, over the memory broker and a scripted edge."""
-
 import inspect
 import os
 import signal
@@ -49,7 +47,6 @@ def made(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: Any
 
 @contextmanager
 def at_home(**given: Any) -> Iterator[tuple[Device, MemoryFleet]]:
-    """Open a device beside an edge at work."""
     fleet = MemoryFleet()
     announce_edge(fleet)
     with at_work(fleet), made(fleet, **given) as device:

@@ -1,5 +1,3 @@
-"""Journal of the gateway."""
-
 from datetime import UTC, datetime, timedelta
 
 from fleet_device.gateway import Journal
@@ -14,8 +12,6 @@ REQUEST = GenerateRequest((1, 2), SamplingPolicy(seed=1), 8)
 
 
 class Now:
-    """A clock on the wall."""
-
     def __init__(self) -> None:
         self.time = datetime(2026, 1, 2, 12, tzinfo=UTC).astimezone()
 

@@ -1,5 +1,3 @@
-"""What a device checks before it loads its model."""
-
 from pathlib import Path
 from typing import Any
 

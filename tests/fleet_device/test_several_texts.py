@@ -1,5 +1,3 @@
-"""Several texts at once on one device, over the memory broker and a scripted edge."""
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,8 +25,6 @@ DEFAULT = DeviceSettings.model_fields["texts_at_once"].default
 
 
 class CountedDrafter(TalkingDrafter):
-    """Counts the sequences of the draft model."""
-
     def __init__(self) -> None:
         super().__init__()
         self.sequences = 1
@@ -94,7 +90,6 @@ def test_a_text_whose_handle_another_one_has_asks_for_a_new_one() -> None:
 
 
 def _first_handles(device: LoneDevice) -> list[int]:
-    """Return the handle that the edge gives next."""
     assert device._fleet is not None
     return [device._fleet.edge.sessions._next]
 
@@ -166,15 +161,12 @@ def test_without_edge_only_decoding_from_afar_further_requests_wait_for_the_draf
 
 
 class Turns:
-    """Requests that take lanes, each on a thread of its own."""
-
     def __init__(self) -> None:
         self.model, self.edge_only = (Lane(TalkingDrafter(), None, Inbox(), edge_only=only) for only in (False, True))
         self.lanes = Lanes([self.edge_only, self.model])
         self.pool = ThreadPoolExecutor(4)
 
     def begin(self, *, drafts: bool, cancellation: Cancellation | None = None) -> tuple[list[Lane], threading.Event]:
-        """Return where the lane appears that the request gets, and what ends it."""
         got: list[Lane] = []
         over = threading.Event()
 

@@ -1,5 +1,3 @@
-"""Texts on which acceptance collapses: the log says so, once a minute, and the next session's drafts are short."""
-
 import random
 
 import numpy as np
@@ -17,7 +15,7 @@ CODE = "acceptance-collapsed"
 
 
 class Contrary(MarkovScript):
-    """A draft language that proposes what the target is least likely to say."""
+    """A draft language that proposes what the target is least likely to generate."""
 
     def __init__(self) -> None:
         super().__init__(size=TARGET.size, seed=0)

@@ -1,5 +1,3 @@
-"""Grammars that end the process they are compiled or followed in: what it costs the device, and nobody else."""
-
 import random
 from pathlib import Path
 
@@ -22,8 +20,6 @@ DEADLY = Grammar(kind=GrammarKind.JSON_SCHEMA, text=f'{{"$defs":{{{CHAIN},"1600"
 
 
 class Scene:
-    """A device in the middle of its text, and one whose sessions have grammars."""
-
     def __init__(self, folder: Path) -> None:
         self.before = set(psutil.Process().children())
         self.fleet = MemoryFleet(settings={"spool": folder})
@@ -33,7 +29,6 @@ class Scene:
         self.sessions = 10
 
     def open(self, grammar: Grammar) -> Device:
-        """Open a session with a grammar, and wait until that is granted or refused."""
         self.sessions += 1
         asked = terms(self.sessions, max_new_tokens=6)
         asked = asked.model_copy(update={"policy": asked.policy.model_copy(update={"grammar": grammar})})

@@ -1,5 +1,3 @@
-"""What is open when an edge ends, and how the log tells of it."""
-
 import random
 from typing import Any
 
@@ -74,7 +72,7 @@ def test_closes_that_follow_each_other_are_all_taken_before_the_end(monkeypatch:
     take = fleet.edge.inbox.take
 
     def take_one(**options: Any) -> list[object]:
-        """As it is on a network: each arrives on its own."""
+        """Deliver one message at a time, as a network does."""
         if waiting:
             device = waiting.pop()
             device.publish(Topic.CLOSE, encode_close(device.session.close(wall_ms=1.0)))

@@ -1,5 +1,3 @@
-"""The edge as applications have it: one object that runs on the main thread, on another one, or in a `with` block."""
-
 import os
 import signal
 import subprocess
@@ -23,8 +21,6 @@ from tests.support.waiting import until
 
 
 class Place:
-    """A broker in memory and what an edge needs beside it."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.broker = MemoryBroker()

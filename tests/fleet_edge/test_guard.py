@@ -1,5 +1,3 @@
-"""What a restart of an edge does not change of what devices have used, and done."""
-
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,19 +21,15 @@ def topic(kind: Topic, *, device: str = "device-1") -> bytes:
 
 
 class Scene:
-    """A guard with small quotas, and a clock that stands."""
-
     def __init__(self, quotas: Mapping[str, object] | None = None, **fence: float) -> None:
         self.clock = Clock()
         self.guard = DeviceGuard(QuotaSettings.model_validate(quotas or {}), FenceSettings(**fence), clock=self.clock)
 
     def send(self, kind: Topic, number: int = 1, *, device: str = "device-1", size: int = 60) -> int:
-        """Return how many of so many messages are let in."""
         name = topic(kind, device=device)
         return sum(self.guard.accepts(name, size, retained=False) for _ in range(number))
 
     def shut_out(self, device: str = "device-1") -> float:
-        """Send until the device is shut out; return for how long."""
         self.send(Topic.DRAFT, 10_000, device=device)
         (begun,) = [each for each in self.guard.take_notices() if isinstance(each, QuarantineBegun)]
         assert begun.device == device
@@ -112,9 +106,9 @@ def test_malformed_messages_shut_out_sooner_than_unknown_sessions_and_the_edges_
 
 
 def test_a_device_behind_a_bad_line_is_never_shut_out() -> None:
-    """Eight sessions with four drafts under way, each repeated at every reconnect, unknown to an edge that restarts.
+    """Eight sessions with four drafts in flight, all repeated at every reconnect to an edge that restarts.
 
-    The line breaks each second for an hour, the edge restarts each ten seconds: worse than any that serves at all.
+    The line breaks every second for an hour, and the edge restarts every ten seconds: worse than any usable line.
     """
     scene = Scene()
     for second in range(3600):
@@ -251,7 +245,7 @@ NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
 class Edge:
-    """One edge, run after run; a monotonic clock begins at another time in each."""
+    """One edge, restarted; its monotonic clock begins at another time in each run."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.wall, self.runs = folder / "standings.json", NOON, 0
@@ -271,7 +265,6 @@ class Edge:
         self.start()
 
     def opens(self) -> int:
-        """Open sessions until that is refused; return how many."""
         for number in range(100):
             try:
                 self.guard.admit_open("device-1", open_message())

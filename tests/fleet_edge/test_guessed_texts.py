@@ -1,5 +1,3 @@
-"""Texts that the edge writes by itself are the same token by token whether it guesses or not; it takes fewer steps."""
-
 import random
 from collections.abc import Sequence
 
@@ -18,7 +16,7 @@ LENGTH = 60
 
 
 def own_text(asked: Open) -> list[int]:
-    """The edge's own draws, one after the other, without any system in between."""
+    """Return the edge's own draws, one after another, without the rest of the system."""
     text: list[int] = []
     while len(text) < asked.max_new_tokens and (not text or text[-1] != END):
         p = shape(TARGET.logits((*asked.prompt, *text)), asked.policy)

@@ -1,5 +1,3 @@
-"""What devices may send, and what becomes of it: a fault or refusal in one sentence, logged; others are untouched."""
-
 import random
 from datetime import timedelta
 
@@ -31,8 +29,6 @@ from tests.support.memory_link import MemoryLink
 
 
 class Scene:
-    """A device in the middle of its text, and another that misbehaves."""
-
     def __init__(self, **settings: int) -> None:
         self.fleet = MemoryFleet(settings={"max_draft": 4, **settings})
         self.good = Device(self.fleet, "good", terms(1, mode=Mode.COUPLED, max_new_tokens=20), length=2, ahead=True)
@@ -62,7 +58,6 @@ class Scene:
         return [(event.device, event.kind, event.code) for event in self.fleet.sink.of(EventLogged)]
 
     def others_are_untouched(self) -> None:
-        """The good device goes on as if nothing had been."""
         run(self.fleet, [self.good], random.Random(0))
         assert self.good.session.committed == lossless_text(self.good.terms)
         assert (self.good.faults, self.good.resumes) == ([], 0)

@@ -1,5 +1,3 @@
-"""One hostile device beside an honest one, in memory: the honest text, what the edge stores, and what it answers."""
-
 import random
 from collections.abc import Callable, Iterator
 
@@ -51,8 +49,6 @@ FLOODS: dict[str, Flood] = {
 
 
 class Attack:
-    """A minute in which one device floods the edge while another writes."""
-
     def __init__(self, flood: Flood, *, a_step: int = 20) -> None:
         self.fleet = MemoryFleet(settings={"quotas": {}})
         self.rng = random.Random(5)
@@ -72,7 +68,6 @@ class Attack:
         return device
 
     def texts(self) -> Iterator[Device]:
-        """Flood for a minute; yield each honest device whose text has ended."""
         device = self.honest()
         for _ in range(STEPS):
             self.fleet.clock.seconds += MINUTE_S / STEPS

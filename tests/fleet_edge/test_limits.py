@@ -1,5 +1,3 @@
-"""None"""
-
 import pytest
 
 from fleet_edge.limits import FenceSettings, QuotaSettings, Strikes

@@ -1,6 +1,6 @@
-"""An edge with more and more to do: devices draft less, then all are written more slowly alike, then new ones wait.
+"""An edge under growing load: devices draft less, then all get fewer tokens per second, then new ones wait.
 
-Steps take the time that a script says, on a clock that stands otherwise.
+Steps take the time that a script says, on a clock that does not move otherwise.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,6 @@ LENGTH = 150
 def loaded(
     monkeypatch: pytest.MonkeyPatch, devices: int, pacing: Callable[[], Pacing], **settings: object
 ) -> tuple[MemoryFleet, list[Device]]:
-    """A fleet whose steps take so long, and so much longer for each token."""
     fleet = MemoryFleet(settings={"gather_share": 0.0, "prefix_sharing": "off", "step_tokens": 4096, **settings})
     score = fleet.verifier.score
 
@@ -58,7 +57,7 @@ def serve(fleet: MemoryFleet, devices: Sequence[Device], *, steps: int = 10_000)
 def sent(
     fleet: MemoryFleet, devices: Sequence[Device], kind: type[Verdict | Opened], *, at_once: bool = True
 ) -> list[Any]:
-    """Serve the devices, at once or one more with each step; return what the edge has sent them of a kind."""
+    """Serve the devices, at once or one more per step; return what the edge has sent them of a kind."""
     seen: list[Any] = []
     for number in range(400):
         if all(device.done for device in devices):

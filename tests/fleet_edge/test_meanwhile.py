@@ -1,5 +1,3 @@
-"""What arrives while a step is computed: it is handled at once, and what was computed counts as far as it still may."""
-
 import logging
 import random
 import threading
@@ -24,12 +22,7 @@ SEED = 6  # of a text that does not end by itself
 
 
 class Steps:
-    """The steps of a fleet's edge: what else is done while they are computed, and whether the verifier is left alone.
-
-    Attributes:
-        computed: Items of each step.
-        clashes: What one thread has called while another used the verifier.
-    """
+    """Runs hooks during an edge's steps, and records concurrent use of the verifier in `clashes`."""
 
     def __init__(self, fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch) -> None:
         self.computed: list[Sequence[Item]] = []
@@ -55,7 +48,7 @@ class Steps:
         monkeypatch.setattr(fleet.verifier, "score", scored)
 
     def during_next(self, act: Callable[[], None], *, failing: Exception | None = None) -> None:
-        """Do something in the middle of the next step, on the thread that computes it; then the step may fail."""
+        """Run `act` during the next step, on the thread that computes it; `failing` makes the step fail."""
         self._meanwhile, self._failure = act, failing
 
     def _alone(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,8 +65,6 @@ class Steps:
 
 
 class Scene:
-    """An edge, and a device whose session is open and whose prompt is computed."""
-
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fleet = MemoryFleet(settings={"piece_s": 0.0})
         self.steps = Steps(self.fleet, monkeypatch)
@@ -90,7 +81,6 @@ class Scene:
         return device
 
     def ask(self, round_: int, *, base: int, write: int | None = None, tokens: Sequence[int] = ()) -> None:
-        """Send a draft that stands on the target's own text, or a request to write."""
         opened = self.device.session.opened
         assert opened is not None
         digest = extend_digest(EMPTY_DIGEST, self.text[:base])
@@ -102,19 +92,16 @@ class Scene:
 
     @property
     def written(self) -> list[int]:
-        """The text, as the edge has it."""
         session = self.fleet.edge.sessions.named(self.device.name, self.device.terms.session)
         assert session is not None
         return session.tokens[session.prompt_length :]
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """What the device was sent."""
         self.fleet.broker.pump()
         return [message for message in self.device.messages if isinstance(message, Verdict)]
 
     def handled(self) -> None:
-        """Return once the edge has taken all that has arrived."""
         taken = threading.Event()
         self.fleet.edge.inbox.put(taken.set)
         assert taken.wait(10.0)

@@ -1,5 +1,3 @@
-"""Whole sessions in which one end, or each, speaks as the next minor release may: nothing changes for the text."""
-
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -31,13 +29,13 @@ ahead_or_not = pytest.mark.parametrize("ahead", [False, True], ids=["waiting", "
 
 @pytest.fixture(autouse=True)
 def _nothing_refused(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A message that is dropped, and repeated later, leaves its trace here."""
+    """Fail on a message that was dropped and repeated, which only the log shows."""
     yield
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def write(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: FormName = FormName.AUTO) -> Device:
-    """Write a text; the edge is restarted in its middle, so that there is a fault and a resume."""
+    """Generate; the edge restarts in the middle, so that there is a fault and a resume."""
     # Room for a few samples, so that all of them often fail and more are asked for.
     packet = 540 if form is FormName.SAMPLES else 1 << 20
     fleet = MemoryFleet(form=form, max_packet_bytes=packet, settings={"window": 3})
@@ -65,7 +63,6 @@ def write(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: Form
 
 
 def same(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: FormName = FormName.AUTO) -> None:
-    """Write a text twice, and compare: the seed and the order of things are the same."""
     plain = write(NewerRelease(()), seed=seed, mode=mode, ahead=ahead, form=form)
     across = write(newer, seed=seed, mode=mode, ahead=ahead, form=form)
     if mode is Mode.COUPLED:
@@ -107,7 +104,7 @@ def test_residual_text_is_the_same_whatever_form_p_comes_in(
 
 
 def check_kinds(newer: NewerRelease) -> None:
-    """Every kind of message that was to be rewritten has been, and nothing else."""
+    """Check that exactly the intended kinds of message were rewritten."""
     expected = (KINDS_UP if Topic.OPEN in newer.speaks else set()) | (
         KINDS_DOWN if Topic.SESSION in newer.speaks else set()
     )

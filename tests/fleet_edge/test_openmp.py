@@ -1,5 +1,3 @@
-"""OpenMP's threads wait passively wherever the edge imports torch, and nothing is set where it does not."""
-
 import os
 import subprocess
 import sys

@@ -21,7 +21,6 @@ def opened(fleet: MemoryFleet, number: int, *, mode: Mode = Mode.COUPLED, length
 
 
 def waiting(fleet: MemoryFleet, count: int) -> list[Device]:
-    """Devices whose first drafts have all arrived and wait for one step."""
     devices = [opened(fleet, number) for number in range(count)]
     for device in devices:
         device.act()
@@ -207,11 +206,7 @@ def test_a_draft_that_was_void_in_its_turn_is_answered_and_logged() -> None:
 
 
 class SlowSteps:
-    """Lets every step of the target take time.
-
-    Attributes:
-        prefills: Steps so far that verified nothing.
-    """
+    """Makes every step of the target take time; `prefills` counts the steps that verified nothing."""
 
     def __init__(self, fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch, *, seconds: float) -> None:
         self.prefills = 0

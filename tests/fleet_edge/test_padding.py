@@ -1,5 +1,3 @@
-"""Padding, through whole sessions: all hot messages of a size, the same texts, and what is counted is what was sent."""
-
 from collections import defaultdict
 
 import pytest
@@ -16,7 +14,6 @@ DRAFT_BYTES, VERDICT_BYTES = 64, 128
 def write(
     mode: Mode, form: FormName, *, padded: bool, packet: int = 1 << 20, bucket: int = VERDICT_BYTES
 ) -> tuple[Device, dict[Topic, set[int]]]:
-    """Return a device that has written a text, and the sizes of what travelled."""
     fleet = MemoryFleet(form=form, max_packet_bytes=packet, settings={"padding": bucket if padded else 0})
     sizes: dict[Topic, set[int]] = defaultdict(set)
     accept = fleet.broker.accept

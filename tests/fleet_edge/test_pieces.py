@@ -1,5 +1,3 @@
-"""Tokens that the edge writes by itself are sent one by one, or several at once where they come fast."""
-
 from collections.abc import Sequence
 
 import pytest
@@ -19,8 +17,6 @@ STEP_S = 0.03
 
 
 class Scene:
-    """A device whose session is open, at an edge whose steps take their time."""
-
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, step_s: float = STEP_S, piece_s: float = 0.1) -> None:
         self.fleet = MemoryFleet(settings={"piece_s": piece_s})
         self.step_s = step_s
@@ -51,7 +47,6 @@ class Scene:
         self.fleet.broker.pump()
 
     def pieces(self) -> list[tuple[int, ...]]:
-        """What the device was sent since the last look."""
         self.fleet.broker.pump()
         taken = [message for message in self.device.messages if isinstance(message, Verdict)]
         assert all(tuple(self.text[each.base : each.base + len(each.written or ())]) == each.written for each in taken)

@@ -1,5 +1,3 @@
-"""What an edge checks before it loads its model: a mistake must not cost the minutes that loading takes."""
-
 import json
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ from tests.support.memory_link import MemoryLink
 
 
 class Place:
-    """A target's files, a folder, and a broker in memory that notes who connects."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.broker = MemoryBroker()

@@ -1,5 +1,3 @@
-"""Both ends against each other, at random: loss, repetition, delay, reordering, edge restarts and device resumes."""
-
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -32,15 +30,13 @@ RUNS = 300
 
 @pytest.fixture(autouse=True)
 def _no_errors_swallowed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A handler's exception reaches the log and nothing else."""
+    """Fail on logged errors: a handler's exception appears nowhere else."""
     yield
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One random constellation."""
-
     fleet: MemoryFleet
     devices: list[Device]
     rng: random.Random

@@ -1,5 +1,3 @@
-"""An edge's look at itself: its load, and a loop that hangs."""
-
 from dataclasses import dataclass, field
 
 import pytest
@@ -25,8 +23,6 @@ class _Writer:
 
 
 class _Observer:
-    """What a loop says of itself, or not."""
-
     def __init__(self, clock: Clock) -> None:
         self.edge, self.writer = "edge-1", _Writer()
         self.figures, self.memory = Figures(clock), KvMemory(computed=25, retained=50, free=25)
@@ -37,8 +33,6 @@ class _Observer:
 
 
 class Scene:
-    """An edge that is watched."""
-
     def __init__(self) -> None:
         self.clock, self.sink = Clock(), Sink()
         self.observer = _Observer(self.clock)

@@ -1,5 +1,3 @@
-"""An edge that is told to end: it finishes what it can within its time, and hands the rest over."""
-
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -36,13 +34,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def drain(site: Site, edge: RunningEdge) -> None:
-    """Ask an edge to end, and wait until it says so."""
     edge.drain.set()
     until(lambda: site.state(edge.service.settings.edge) is Presence.DRAINING)
 
 
 def hold(site: Site, edge: RunningEdge) -> None:
-    """Let a device that says nothing more keep a session open at the edge."""
     link = MemoryLink(site.broker, "holder")
     link.start(timeout_s=1.0)
     asked = terms(1)

@@ -1,5 +1,3 @@
-"""The session log as programs read it; what the queries return is tested with the queries."""
-
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +20,6 @@ LATER = "ff00000000000001"
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """Return a database with an ended session and, an hour later, an open one."""
     url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
     at = START + timedelta(hours=1)
     other = {"session": LATER, "segment": segment_number(at)}

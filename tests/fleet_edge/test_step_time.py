@@ -1,5 +1,3 @@
-"""A verifier whose steps take what a formula says, on a clock of its own, comes out as that formula."""
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field

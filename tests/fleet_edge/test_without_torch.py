@@ -1,5 +1,3 @@
-"""An edge whose verifier needs no torch needs none: it imports, verifies and answers where none is installed."""
-
 import os
 import subprocess
 import sys

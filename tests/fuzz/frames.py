@@ -9,19 +9,14 @@ _HEAD: Final = struct.Struct(">BH")
 
 
 class Frame(NamedTuple):
-    """One message.
-
-    Attributes:
-        op: What to do with it; a target's own.
-        payload: At most 65,535 bytes.
-    """
+    """A message; `op` tells the target what to do with it, `payload` has at most 65,535 bytes."""
 
     op: int
     payload: bytes
 
 
 def unpack(data: bytes) -> list[Frame]:
-    """Read an input; whatever it is, it means something."""
+    """Decode any bytes to frames."""
     frames = []
     at = 0
     while at + _HEAD.size <= len(data) and len(frames) < MOST:
@@ -33,5 +28,4 @@ def unpack(data: bytes) -> list[Frame]:
 
 
 def pack(frames: Iterable[Frame]) -> bytes:
-    """Write an input."""
     return b"".join(_HEAD.pack(op, len(payload[:65_535])) + payload[:65_535] for op, payload in frames)

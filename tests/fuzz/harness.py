@@ -37,14 +37,10 @@ class Stats:
     """What a run has seen.
 
     Attributes:
-        inputs: Run.
-        wall_s: Since the first.
         cpu_s: Spent in the target.
-        slowest_ms: CPU time of the slowest input, the least of three goes.
-        slowest_bytes: Its length.
+        slowest_ms: CPU time of the slowest input, the least of three runs.
         collection_ms: Longest garbage collection; they happen between inputs.
         warm_mb: Resident memory after a tenth of the run.
-        last_mb: At its end.
         crashes: Distinct findings, by place.
         slow: Inputs above `SLOW_MS`.
     """
@@ -62,31 +58,25 @@ class Stats:
 
 
 class SurvivedErrors(logging.Handler):
-    """Keeps what is logged as an error while an input runs; formats everything, for a message may hold hostile text."""
+    """Collects errors logged while an input runs; formats all messages, because one may hold hostile text."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.errors: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record."""
         record.getMessage().encode()
         if record.levelno >= logging.ERROR:
             self.errors.append(record)
 
     def check(self) -> None:
-        """Raise what has been logged since the last check.
-
-        Raises:
-            Finding: Something was.
-        """
+        """Raise a `Finding` if errors were logged since the last check."""
         if self.errors:
             record, self.errors = self.errors[0], []
             cause = record.exc_info[1] if record.exc_info else None
             raise Finding(f"survived and logged: {record.getMessage()[:300]}") from cause
 
     def install(self) -> None:
-        """Listen to all loggers, and let them write nowhere else."""
         root = logging.getLogger()
         root.handlers[:] = [self]
         root.setLevel(logging.INFO)
@@ -94,12 +84,7 @@ class SurvivedErrors(logging.Handler):
 
 
 class Watch:
-    """Runs a target's inputs one by one.
-
-    Args:
-        run: The target.
-        findings: Folder for inputs that crash or are slow.
-    """
+    """Runs a target's inputs one by one; `findings` is the folder for those that crash or are slow."""
 
     def __init__(self, run: Run, findings: Path) -> None:
         self.stats = Stats()
@@ -114,7 +99,6 @@ class Watch:
         self._peak_mb = _peak_mb()
 
     def __call__(self, data: bytes) -> None:
-        """Run an input."""
         stats = self.stats
         took_ms = self._once(data)
         stats.inputs += 1
@@ -132,19 +116,16 @@ class Watch:
 
     @staticmethod
     def close() -> None:
-        """Let garbage be collected as ever."""
         gc.enable()
         gc.unfreeze()
 
     def note_memory(self, *, warm: bool = False) -> None:
-        """Read the resident memory."""
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         self.stats.last_mb = pages * resource.getpagesize() / 2**20
         if warm:
             self.stats.warm_mb = self.stats.last_mb
 
     def write(self, path: Path) -> None:
-        """Write the figures."""
         whole = path.with_suffix(".new")
         whole.write_text(json.dumps(asdict(self.stats)), encoding="utf-8")
         whole.replace(path)
@@ -194,7 +175,7 @@ def _peak_mb() -> float:
 
 
 def _place(error: BaseException) -> str:
-    """Return what tells one finding from another: the first cause's type and the last line of ours that it passed."""
+    """Return a key of a finding: the first cause's type and the last line of ours that it passed."""
     first = error
     while first.__cause__ is not None:
         first = first.__cause__

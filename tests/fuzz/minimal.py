@@ -18,12 +18,7 @@ Arcs = frozenset[tuple[str, int, int]]
 
 
 def minimal_corpus(target: Target, folders: Iterable[Path]) -> dict[str, bytes]:
-    """Return inputs by file name.
-
-    Args:
-        target: What they are for.
-        folders: Of inputs; what is longer than 4,096 bytes is left out.
-    """
+    """Return inputs by file name; those of `folders` that are longer than 4,096 bytes are left out."""
     SurvivedErrors().install()
     inputs = {path.read_bytes() for folder in folders if folder.exists() for path in folder.iterdir()}
     inputs = {data for data in inputs | set(target.seeds()) if len(data) <= _LONGEST}

@@ -28,7 +28,6 @@ _TEXTS: Final = (
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Change some bytes."""
     place = rng.randint(0, len(data))
     match rng.randrange(5):
         case 0:
@@ -43,7 +42,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_cbor(payload: bytes, rng: random.Random, plain: Bytes) -> bytes:
-    """Change one field of a message, or its bytes where it is none."""
+    """Change one field of a message, or bytes if it cannot be decoded."""
     if rng.random() < 0.2:
         return plain(payload)
     try:
@@ -57,7 +56,7 @@ def mutate_cbor(payload: bytes, rng: random.Random, plain: Bytes) -> bytes:
 
 
 def mutate_json(payload: bytes, rng: random.Random, plain: Bytes) -> bytes:
-    """Change one field of a JSON document, or its bytes where it is none."""
+    """Change one field of a JSON document, or bytes if it cannot be decoded."""
     if rng.random() < 0.2:
         return plain(payload)
     try:
@@ -70,7 +69,6 @@ def mutate_json(payload: bytes, rng: random.Random, plain: Bytes) -> bytes:
 
 
 def mutate_frames(data: bytes, rng: random.Random, mutate: Callable[[Frame], Frame]) -> bytes:
-    """Change one frame, or their order."""
     frames = unpack(data)
     match rng.randrange(10):
         case 0 if len(frames) > 1:
@@ -94,7 +92,6 @@ def mutate_frames(data: bytes, rng: random.Random, mutate: Callable[[Frame], Fra
 
 
 def cross_frames(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    """Put the head of one input before the tail of another."""
     head, tail = unpack(data), unpack(other)
     return pack([*head[: rng.randint(0, len(head))], *tail[rng.randint(0, len(tail)) :]])
 

@@ -1,5 +1,3 @@
-"""The fuzzer's corpus, replayed without the fuzzer: what it has found stays mended, and targets can fail."""
-
 import logging
 import random
 import resource

@@ -26,7 +26,6 @@ LONGEST_S: Final = 30  # of one input: the fuzzer gives up
 
 
 def main() -> None:
-    """Fuzz; does not return."""
     parser = argparse.ArgumentParser()
     parser.add_argument("target")
     parser.add_argument("--work", type=Path, required=True)
@@ -71,7 +70,6 @@ def main() -> None:
 
 
 def _plain(target: "Target", one_input: Callable[[bytes], None], folders: Sequence[Path], rng: random.Random) -> None:
-    """Mutate what is there, until `one_input` ends the process."""
     from tests.fuzz.mutation import mutate_bytes  # noqa: PLC0415 - may be instrumented
 
     pool = [path.read_bytes() for folder in folders for path in sorted(folder.iterdir())]
@@ -85,7 +83,6 @@ def _plain(target: "Target", one_input: Callable[[bytes], None], folders: Sequen
 
 
 def _guided(target: "Target", one_input: Callable[[bytes], None], flags: Sequence[str]) -> None:
-    """Let the fuzzer choose, until `one_input` ends the process."""
     import atheris  # noqa: PLC0415 - needed here alone
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:

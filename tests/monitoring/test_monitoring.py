@@ -1,5 +1,3 @@
-"""Dashboard and rules: Prometheus takes them, and every metric that they name is one that an edge tells."""
-
 import json
 import re
 import shutil

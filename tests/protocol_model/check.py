@@ -14,7 +14,6 @@ RUNS, STEPS = 100, 50
 
 
 def main() -> int:
-    """Check until there were so many steps, or a fault is found; return the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/model-check", description=__doc__)
     parser.add_argument("--steps", type=int, default=50_000, help="steps to take at least (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="of the first round; the next ones follow on (default: random)")

@@ -30,12 +30,9 @@ ACTS = 400  # of one device in a row; more are a loop
 
 @dataclass(slots=True)
 class RecordedSession(DeviceSession):
-    """A session that remembers what verdicts have done to it."""
-
     effects: list[VerdictEffect] = field(default_factory=list)
 
     def on_verdict(self, verdict: Verdict) -> list[VerdictEffect]:
-        """Take a verdict."""
         effects = DeviceSession.on_verdict(self, verdict)
         self.effects.extend(effects)
         return effects
@@ -43,17 +40,14 @@ class RecordedSession(DeviceSession):
 
 @dataclass(slots=True)
 class Text:
-    """A text under way, or written.
+    """A request, running or finished.
 
     Attributes:
-        session: The state machine.
-        driver: Around it.
-        replay: What it has to be.
-        written: What the application was given.
+        replay: The expected output.
         error: How it failed.
-        fenced: Whether the device was shut out meanwhile.
-        harmed: Whether more has happened to it than that messages were repeated, or came out of order.
-        kept: Whether its end was kept, to be said again until it is confirmed.
+        fenced: Whether the device was quarantined meanwhile.
+        harmed: Whether more happened to it than repeated or reordered messages.
+        kept: Whether its Close was kept, to be repeated until it is confirmed.
     """
 
     session: RecordedSession
@@ -67,22 +61,12 @@ class Text:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more is to be done for it."""
         return self.driver.done or self.error is not None
 
 
 @dataclass(slots=True)
 class ModelDevice:
-    """A device, up or down.
-
-    Attributes:
-        name: Its name.
-        broker: That it connects to.
-        clock: Of all.
-        tap: Told of all that it publishes.
-        text: The latest, written in the present life.
-        link: Its connection; None while it is down.
-    """
+    """A device, up or down; `link` is None while it is down."""
 
     name: str
     broker: SteeredBroker
@@ -96,7 +80,6 @@ class ModelDevice:
     _availability: EdgeAvailability = field(init=False)
 
     def start(self) -> None:
-        """Start the process."""
         self._inbox = Inbox()
         self.link = TappedLink(self.broker, self.name, self.tap, will=Will(self._topic, self._state(Presence.OFFLINE)))
         self._outbound = Outbound(self.link, FLEET, self.name, self._inbox)
@@ -109,12 +92,10 @@ class ModelDevice:
         self.broker.pump()
 
     def crash(self) -> None:
-        """Let the process die, and the text with it."""
         self.text = self.link = None
         self.broker.forget(self.name)
 
     def write(self, request: Open, *, pacing: Pacing, note: dict[str, DeviceSession]) -> None:
-        """Begin a text."""
         assert self.link is not None
         while self._inbox.take() is not None:
             pass  # of texts that are over
@@ -136,7 +117,7 @@ class ModelDevice:
         self._guarded(driver.start)
 
     def work(self) -> bool:
-        """Do all that can be done without waiting; return whether anything was."""
+        """Do everything that is possible without waiting; return whether anything was done."""
         text, worked = self.text, False
         for _ in range(ACTS):
             if text is None or text.over or not self._guarded(text.driver.step):
@@ -147,19 +128,16 @@ class ModelDevice:
         raise AssertionError(f"the device is still busy after {ACTS} acts")
 
     def wait(self) -> None:
-        """Time has passed, and nothing has come."""
         self.work()
         if self.text is not None and not self.text.over:
             self._guarded(self.text.driver.on_quiet)
             self.work()
 
     def cancel(self) -> None:
-        """The application wants the text no more."""
         if self.text is not None:
             self.text.driver.context.cancellation.cancel()
 
     def check(self) -> None:
-        """Hold the text against what it has to be."""
         text = self.text
         if text is None:
             return
@@ -178,7 +156,7 @@ class ModelDevice:
         assert drafts._early.keys() <= {draft.round for draft in drafts.drafts}, "verdicts are kept that nobody awaits"
 
     def _keep_close(self) -> None:
-        """Keep a Close that nobody has confirmed, as `Agent.generate` does."""
+        """Keep a Close that no edge has confirmed, as `Agent.generate` does."""
         text = self.text
         if text is not None and text.over and not text.kept:
             text.kept, closing = True, text.driver.closing
@@ -186,7 +164,7 @@ class ModelDevice:
                 self._unconfirmed.keep(closing.sent)
 
     def _guarded(self, act: Callable[[], bool | None]) -> bool:
-        """Do something as `SessionDriver.run` does it: an error ends the text, and is told to the edge."""
+        """Run `act` as `SessionDriver.run` does: an error ends the request, and is reported to the edge."""
         text = self.text
         assert text is not None
         try:

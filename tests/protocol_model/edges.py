@@ -25,12 +25,9 @@ class Life:
     """One run of an edge's process.
 
     Attributes:
-        orchestrator: Its heart.
-        verifier: Its target model.
-        link: Its connection.
-        opened: The name and the attempt of the session that each grant of this life was for, by device and handle.
-        astray: Sessions, by name and attempt, that judged a draft from before their Open: it stood on the same text,
-            but its device has voided it and may go on in another way, until the two notice.
+        opened: Name and attempt of the session that each grant of this life was for, by device and handle.
+        astray: Sessions, by name and attempt, that judged a draft from before their Open: it continued the same tokens,
+            but its device has voided it and may continue differently, until both notice.
     """
 
     orchestrator: Orchestrator
@@ -42,19 +39,7 @@ class Life:
 
 @dataclass(slots=True)
 class ModelEdge:
-    """An edge, up or down.
-
-    Attributes:
-        name: Its name.
-        broker: That it connects to.
-        clock: Of all.
-        options: Its settings.
-        kv_tokens: Its verifier's budget.
-        tap: Told of all that it publishes, and in which life.
-        life: Its present one.
-        lives: How many it has had.
-        draining: Whether it takes no more Opens.
-    """
+    """A real edge without threads, up or down; `lives` counts its starts."""
 
     name: str
     broker: SteeredBroker
@@ -68,7 +53,6 @@ class ModelEdge:
     sink: Sink = field(default_factory=Sink)
 
     def start(self) -> None:
-        """Start the process; what an earlier one knew is gone."""
         self.lives += 1
         settings = EdgeSettings.model_validate({"fleet": FLEET, "edge": self.name, "gather_share": 0.0, **self.options})
         verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=self.kv_tokens, end_tokens=(END,))
@@ -89,19 +73,16 @@ class ModelEdge:
         self.broker.pump()
 
     def crash(self) -> None:
-        """Let the process die."""
         self.life = None
         self.broker.forget(self.name)
 
     def drain(self) -> None:
-        """Begin to end: take no more Opens."""
         life = self._alive
         self.draining = life.orchestrator.handlers.draining = True
         leave_opens(life.link, fleet=FLEET)
         self._announce()
 
     def end(self) -> None:
-        """End in order: hand over what is open."""
         life = self._alive
         self.drain()
         life.orchestrator.take_last(wait_s=0.0)
@@ -114,7 +95,7 @@ class ModelEdge:
         self.broker.pump()
 
     def work(self) -> bool:
-        """Compute until nothing is to be computed; return whether anything was."""
+        """Compute until there is nothing left; return whether anything was computed."""
         for count in range(STEPS):
             if self.life is None or not self.life.orchestrator.step():
                 self.broker.pump()
@@ -122,7 +103,7 @@ class ModelEdge:
         raise AssertionError(f"the edge still computes after {STEPS} steps")
 
     def compute(self) -> None:
-        """See one step to its end; the next, if there is one, has been computed, and decides nothing yet."""
+        """Finish one step; the next, if there is one, has been computed but decides nothing yet."""
         if self.life is None:
             return
         self.life.orchestrator.step()
@@ -133,11 +114,9 @@ class ModelEdge:
 
     @property
     def computing(self) -> bool:
-        """Whether a step is under way."""
         return self.life is not None and self.life.orchestrator._running is not None
 
     def look_after(self, fences: Fences) -> None:
-        """Do what an edge's jobs do now and then."""
         if self.life is not None:
             handlers = self.life.orchestrator.handlers
             handlers.apply_quarantines(fences)
@@ -148,7 +127,7 @@ class ModelEdge:
 
     @property
     def first_handle(self) -> int:
-        """Where its present life, or its next one, begins to count; no two come to count alike."""
+        """Return the first handle of its present or next life; no two lives begin with the same."""
         return 2000 * self.lives + 1000 * int(self.name.rpartition("-")[2])
 
     @property

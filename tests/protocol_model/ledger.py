@@ -17,10 +17,10 @@ class Ledger:
     """What was published, as far as it must not be contradicted.
 
     Attributes:
-        messages: How many honest devices have sent and were sent.
-        sessions: The session that each honest device writes now.
-        ends: What the device said of each session at its end: tokens, and their digest.
-        decisions: What was decided of each round.
+        messages: Number of messages that honest devices have sent and received.
+        sessions: The running session of each honest device.
+        ends: Tokens and digest that the device reported at a session's end.
+        decisions: The decision on each round.
     """
 
     messages: int = 0
@@ -32,7 +32,6 @@ class Ledger:
     _first_rounds: dict[tuple[bytes, int], int] = field(default_factory=dict)
 
     def from_device(self, topic: str, payload: bytes) -> None:
-        """A device has published something."""
         address = parse(topic)
         session = self.sessions.get(address.device or "")
         if session is None:
@@ -54,7 +53,6 @@ class Ledger:
                 pass
 
     def from_edge(self, life: Life, topic: str, payload: bytes) -> None:
-        """An edge has published something."""
         address = parse(topic)
         device = address.device or ""
         self.messages += device in self.sessions
@@ -80,7 +78,7 @@ class Ledger:
                 pass
 
     def _from_stream(self, life: Life, place: tuple[str, bytes, int], verdict: Verdict) -> None:
-        """An edge has sent what it has written by itself: at each place of a grant's text the same, however often."""
+        """Check edge-only tokens: the same at each place of a grant, however often they are sent."""
         assert verdict.base is not None
         assert verdict.written is not None
         for position, token in enumerate(verdict.written, start=verdict.base):

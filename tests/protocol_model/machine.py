@@ -47,8 +47,6 @@ moves = st.integers(0, 6)
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A text that an application might ask for, and how its device drafts."""
-
     mode: Mode
     tokens: int
     prompt: tuple[int, ...]
@@ -73,8 +71,6 @@ wishes = st.builds(
 
 
 class _Errors(logging.Handler):
-    """Errors that a handler has logged: they reach nobody else."""
-
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.records: list[logging.LogRecord] = []
@@ -129,7 +125,6 @@ class ProtocolModel(RuleBasedStateMachine):
         new_tokens: float = PLENTY,
         sessions: int = SESSIONS,
     ) -> None:
-        """Start the fleet."""
         self.broker = SteeredBroker(clock=self.clock, max_packet_bytes=packet)
         self.options = {
             "window": window,
@@ -187,7 +182,7 @@ class ProtocolModel(RuleBasedStateMachine):
 
     @rule(moves=moves, place=places, copy=st.booleans(), hot=st.sampled_from((True, True, False)))
     def hold(self, moves: int, place: int, copy: bool, hot: bool) -> None:
-        """Let a message, or a copy of it, come as late as may be; most are drafts and verdicts."""
+        """Delay a message, or a copy of it, as long as possible; most are drafts and verdicts."""
         self._go_on(moves)
         waiting = self.broker.waiting
         some = [at for at, parcel in enumerate(waiting) if not hot or parse(parcel.topic).topic in HOT]
@@ -211,12 +206,11 @@ class ProtocolModel(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 3))
     def work(self, which: int) -> None:
-        """Let one machine do what it can."""
         (*self.edges, *self.devices)[which].work()
 
     @rule(moves=moves, which=st.integers(0, 1), place=places)
     def compute(self, moves: int, which: int, place: int) -> None:
-        """Let an edge compute, and a message arrive meanwhile."""
+        """Let an edge compute while a message arrives."""
         self._go_on(moves)
         self.edges[which].compute()
         if self.broker.waiting:
@@ -233,7 +227,7 @@ class ProtocolModel(RuleBasedStateMachine):
     @precondition(lambda self: self.harsh)
     @rule()
     def recover(self) -> None:
-        """Let all come back that is away; what is lost stays lost."""
+        """Bring everything back up; what is lost stays lost."""
         self._harm()
         self._recover()
 
@@ -348,7 +342,6 @@ class ProtocolModel(RuleBasedStateMachine):
             self.go_on_once()
 
     def go_on_once(self) -> None:
-        """Let all work that can, then a message arrive."""
         if self.broker.waiting:
             self.broker.arrive(0)
         self._work()
@@ -363,7 +356,6 @@ class ProtocolModel(RuleBasedStateMachine):
             self.close()
 
     def close(self) -> None:
-        """Listen to errors no more."""
         logging.getLogger().removeHandler(self.errors)
 
     def _check_edge(self, edge: ModelEdge, life: Life) -> None:
@@ -391,7 +383,7 @@ class ProtocolModel(RuleBasedStateMachine):
             assert standing is None or standing.own_until == 0.0, f"{edge.name} has fenced an honest device"
 
     def _check_agreement(self, life: Life, edge: str, session: object) -> None:
-        """Where both ends speak of the same session, their texts are the same as far as both go."""
+        """Check that both ends of a session have the same tokens, as far as both go."""
         text = next((d.text for d in self.devices if d.text is not None and d.name == session.device), None)
         if text is None or session.session != text.session.request.session:
             return
@@ -407,7 +399,6 @@ class ProtocolModel(RuleBasedStateMachine):
             assert theirs == ours
 
     def _check_end(self, text: Text) -> None:
-        """Check that a text goes on, or ends, as it may."""
         assert text.harmed or text.driver.retry.resumes == 0, "repetition and disorder alone made a text be resumed"
         error, resumes = text.error, text.driver.retry.resumes
         if error is None:
@@ -423,7 +414,6 @@ class ProtocolModel(RuleBasedStateMachine):
             assert resumes >= MOST_RESUMES, repr(error)
 
     def _check_log(self) -> None:
-        """The log says of each text what its device says."""
         closed: dict[str, int] = {}
         for edge in self.edges:
             for record in edge.sink.of(SessionClosed):
@@ -435,7 +425,7 @@ class ProtocolModel(RuleBasedStateMachine):
     # Within
 
     def _calm(self) -> None:
-        """Let no more go wrong: all texts come to their end, with a bounded number of messages."""
+        """Stop all faults: every request ends, after a bounded number of messages."""
         self._recover()
         for device in self.devices:
             self._lift(device.name)
@@ -483,7 +473,6 @@ class ProtocolModel(RuleBasedStateMachine):
                 edge.start()
 
     def write_text(self, device: ModelDevice, wish: Wish) -> None:
-        """Let a device begin a text."""
         self.number += 1
         request = terms(
             self.number,
@@ -506,13 +495,13 @@ class ProtocolModel(RuleBasedStateMachine):
         self.seen["decisions"] += len(self.ledger.decisions)
 
     def _harm(self) -> None:
-        """Something happens after which texts may have to be resumed: more than repetition and disorder."""
+        """Note that a session may have to resume: more has happened than repetition and reordering."""
         for device in self.devices:
             if device.text is not None:
                 device.text.harmed = True
 
     def _sound(self) -> bool:
-        """Whether nothing is away, and nothing under way from when it was."""
+        """Return whether everything is up and no older message is in flight."""
         on_their_way = (*self.broker.waiting, *self.broker.held)
         return (
             not self.fences
@@ -567,8 +556,6 @@ def _close(session: bytes, edge: str | None) -> Close:
 
 
 class WallClock(Clock):
-    """A clock whose wall time may be set."""
-
     def __init__(self) -> None:
         super().__init__()
         self.off_s = 0.0

@@ -13,13 +13,7 @@ Tap = Callable[[str, bytes], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parcel:
-    """A message on its way from the broker to a client.
-
-    Attributes:
-        receiver: The client's name.
-        topic: Of the message.
-        act: Hands it over, if the connection that it was meant for still stands.
-    """
+    """A message from the broker to a client; `act` delivers it if its connection still exists."""
 
     receiver: str
     topic: str
@@ -27,11 +21,11 @@ class Parcel:
 
 
 class SteeredBroker(MemoryBroker):
-    """The broker. What a client is told of its own connection and publishes is never lost, and comes at once.
+    """A broker that never loses or delays what a client publishes or learns of its own connection.
 
     Attributes:
-        waiting: Messages on their way, in the order sent.
-        held: Messages, and copies of them, that are kept back until they are released.
+        waiting: Messages in flight, in the order sent.
+        held: Messages, and copies of them, that are held back until released.
     """
 
     def __init__(self, *, clock: Callable[[], float], max_packet_bytes: int = 1 << 20) -> None:
@@ -40,29 +34,27 @@ class SteeredBroker(MemoryBroker):
         self.held: list[Parcel] = []
 
     def arrive(self, place: int) -> None:
-        """Hand a message over; all places but 0 let it overtake others."""
+        """Deliver a message; all places but 0 let it overtake others."""
         self.waiting.pop(place).act()
         self.pump()
 
     def lose(self, place: int) -> None:
-        """Let a message never arrive."""
         del self.waiting[place]
 
     def repeat(self, place: int) -> None:
-        """Hand a message over, and again some time later."""
         self.waiting[place].act()
         self.pump()
 
     def hold(self, place: int, *, copy: bool) -> None:
-        """Keep a message back, or a copy of it, for as long as nobody releases it."""
+        """Hold a message back, or a copy of it, until it is released."""
         self.held.append(self.waiting[place] if copy else self.waiting.pop(place))
 
     def release(self, place: int, *, keep: bool = False) -> None:
-        """Let a message that was held back arrive next; if it is kept, another time as well."""
+        """Let a held message arrive next; with `keep`, it arrives again later."""
         self.waiting.insert(0, self.held[place] if keep else self.held.pop(place))
 
     def forget(self, client_id: str) -> None:
-        """Break a client's connection for good: its process has died."""
+        """Close a client's connection for good: its process has died."""
         if client_id in self._peers:
             self.kill(client_id)
         if client_id in self._away:
@@ -70,15 +62,13 @@ class SteeredBroker(MemoryBroker):
         self.pump()
 
     def connected(self, client_id: str) -> bool:
-        """Whether a client's connection stands."""
         return client_id in self._peers
 
     def cut(self, client_id: str) -> bool:
-        """Whether a client is only cut off, so that it may be revived."""
+        """Return whether a client is cut off but can be revived."""
         return client_id in self._away
 
     def go_down(self, *, forget_retained: bool = True) -> None:
-        """Stop; what was on its way is lost."""
         self.waiting.clear()
         self.held.clear()
         super().go_down(forget_retained=forget_retained)
@@ -92,13 +82,10 @@ class SteeredBroker(MemoryBroker):
 
 
 class TappedLink(MemoryLink):
-    """A link that tells of all that is published on it."""
-
     def __init__(self, broker: MemoryBroker, client_id: str, tap: Tap, *, will: Will | None = None) -> None:
         super().__init__(broker, client_id, will=will)
         self._tap = tap
 
     def publish(self, topic: str, payload: bytes, **options: object) -> None:  # type: ignore[override]
-        """Send a message, and tell of it."""
         self._tap(topic, payload)
         super().publish(topic, payload, **options)  # type: ignore[arg-type]

@@ -141,7 +141,6 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
 
 @contextmanager
 def planted(kind: Planted) -> Iterator[None]:
-    """Put a fault in place while the context lasts."""
     patches = [patch.object(owner, name, replacement) for owner, name, replacement in _REPLACED[kind]]
     for each in patches:
         each.start()

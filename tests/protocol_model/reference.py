@@ -18,12 +18,7 @@ from tests.support.memory_fleet import DRAFT, END, TARGET, lossless_text
 
 @dataclass(slots=True)
 class Replay:
-    """Replays what verdicts have done to a text; fails at the first that `dssd` does not give alike.
-
-    Attributes:
-        request: What the device asked for.
-        text: As replayed so far.
-    """
+    """Replays verdicts through `dssd`; fails at the first difference."""
 
     request: Open
     text: list[int] = field(default_factory=list)
@@ -36,7 +31,6 @@ class Replay:
             self._lossless = lossless_text(self.request)
 
     def take(self, effect: VerdictEffect) -> None:
-        """Replay one effect."""
         decided = effect.decided
         if effect.streamed:
             self._written(effect.tokens)
@@ -52,7 +46,6 @@ class Replay:
             assert self.text == self._lossless[: len(self.text)], "the text is not the target's own"
 
     def _written(self, tokens: Sequence[int]) -> None:
-        """Write anew what the edge has written by itself."""
         policy = self.request.policy
         for token in tokens:
             counts = () if policy.mode is Mode.RESIDUAL else None
@@ -63,7 +56,6 @@ class Replay:
         self._rejected = None if tokens else self._rejected
 
     def check_whole(self) -> None:
-        """Check a text that has come to its end by itself."""
         text = self.text
         assert len(text) == self.request.max_new_tokens or (text and text[-1] == END), text
         assert END not in text[:-1], text
@@ -74,7 +66,7 @@ class Replay:
         return shape(TARGET.logits((*self.request.prompt, *script_text)), self.request.policy)
 
     def _judged(self, decided: DecidedDraft) -> tuple[int, ...]:
-        """Judge a draft anew; return the tokens that it has to add to the text."""
+        """Judge a draft again; return the tokens to append."""
         draft, verdict, policy = decided.draft, decided.verdict, self.request.policy
         self._check_proposals(draft)
         # A session that is resumed elsewhere drafts again from its last token: the same numbers, so the same rejection.
@@ -113,7 +105,7 @@ class Replay:
             assert draft.counts is None or draft.counts[offset] == proposal.count
 
     def _corrected(self, verdict: Verdict, *, position: int | None = None) -> tuple[int, ...]:
-        """Draw the correction of the last rejection; hold what the edge sent against what it has to send."""
+        """Draw the correction of the last rejection, and check the edge's message against it."""
         policy = self.request.policy
         assert self._rejected is not None, "samples were sent although nothing was rejected"
         p, q = self._rejected

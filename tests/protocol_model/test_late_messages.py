@@ -1,5 +1,3 @@
-"""Messages that come so late that they meet another session."""
-
 from contextlib import closing
 
 from schemas.policy import Mode
@@ -10,7 +8,7 @@ LONG = Wish(mode=Mode.COUPLED, tokens=20, prompt=(2,), temperature=1.5, top_k=0,
 
 
 def meet_late(kind: Topic, *, edges: int) -> None:
-    """Have the first message of a kind come when the next text of its device has begun, and check what comes of it."""
+    """Deliver the first message of a kind during its device's next request, and check the result."""
     with closing(ProtocolModel()) as model:
         model.start(window=2)
         (device, other), broker = model.devices, model.broker

@@ -1,5 +1,3 @@
-"""The model finds what it is meant to find: each planted fault, within few runs."""
-
 import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test

@@ -1,5 +1,3 @@
-"""Model checking: random fleets, each step of which could be anything that happens to one."""
-
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test

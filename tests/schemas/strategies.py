@@ -59,7 +59,6 @@ def drafts(draw: st.DrawFn) -> Draft:
 
 @st.composite
 def sparse_forms(draw: st.DrawFn) -> Sparse:
-    """Equal probabilities of a power of two: they sum to 1 and are float32."""
     size = 1 << draw(st.integers(0, 6))
     ids = draw(st.lists(TOKEN, min_size=size, max_size=size, unique=True))
     return Sparse(ids=tuple(ids), probs=(1.0 / size,) * size)

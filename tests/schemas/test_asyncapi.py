@@ -1,5 +1,3 @@
-"""The AsyncAPI document says what the code does."""
-
 import json
 from pathlib import Path
 from typing import Any
@@ -118,7 +116,7 @@ WIDTHS = {69: 2, 70: 4, 85: 4}
 
 
 def conforms(schema: Any, value: Any) -> bool:  # noqa: C901, PLR0911 - a case for each kind of value
-    """Whether a message, as CBOR says it, is what the document says: as much of JSON schema as the document uses."""
+    """Check decoded CBOR against a schema, with as much of JSON Schema as the document uses."""
     if "$ref" in schema:
         return conforms(SCHEMAS[schema["$ref"].rpartition("/")[2]], value)
     for union in ("anyOf", "oneOf"):
@@ -191,7 +189,6 @@ def test_the_check_of_messages_can_fail(case: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return a message with plain arrays in place of typed ones."""
     match value:
         case cbor2.CBORTag():
             return [1, 2]

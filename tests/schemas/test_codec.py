@@ -466,8 +466,6 @@ def test_a_draft_of_five_tokens_fits_into_a_packet_of_64_bytes() -> None:
 
 
 class _Recorder(Client):
-    """paho, with its packets kept instead of sent."""
-
     packet = b""
 
     def __init__(self) -> None:

@@ -64,7 +64,6 @@ def fields_of(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spelled(value: Any) -> Any:
-    """Spell a decoded message as the golden file does."""
     match value:
         case BaseModel():
             fields = {name: getattr(value, name) for name in type(value).model_fields}

@@ -1,5 +1,3 @@
-"""Padding: a message has the size that was asked for, and holds what it held."""
-
 import cbor2
 import pytest
 from hypothesis import given

@@ -1,5 +1,3 @@
-"""What others say of themselves is one printable line as soon as it is read."""
-
 import json
 import sys
 

@@ -1,4 +1,4 @@
-"""Fixtures of real brokers. `tests/conftest.py` makes them known to every test."""
+"""Fixtures of real brokers, imported by `tests/conftest.py`."""
 
 from collections.abc import Callable, Iterator
 
@@ -22,7 +22,7 @@ def require_mosquitto() -> None:
 
 @pytest.fixture(scope="session")
 def mosquitto() -> Iterator[MosquittoProcess]:
-    """Return a broker that all tests share: use names of your own, and leave it running."""
+    """Return a broker that all tests share: use unique names, and leave it running."""
     require_mosquitto()
     with MosquittoProcess(Broker()) as process:
         yield process

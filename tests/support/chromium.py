@@ -1,4 +1,4 @@
-"""Chromium without a window, over its debugging pipe: pages as a browser shows them, and what it complains of."""
+"""Headless Chromium over its debugging pipe: pages as a browser shows them, and what it reports as errors."""
 
 import base64
 import json
@@ -20,7 +20,6 @@ PATIENCE_S = 60
 
 
 def chromium_path() -> str | None:
-    """Return where Debian's Chromium is, if it is installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -62,7 +61,6 @@ class Chromium:
         self._reader.start()
 
     def tab(self, *, width: int = 1280, height: int = 800, dark: bool = False) -> "Tab":
-        """Open a tab in a context of its own."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -78,7 +76,7 @@ class Chromium:
         return tab
 
     def call(self, method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result."""
+        """Call a method of the debugging protocol and return its result."""
         answer: Queue[dict[str, Any]] = Queue()
         with self._lock:
             self._number += 1
@@ -123,7 +121,7 @@ class Chromium:
 
 @dataclass(slots=True)
 class Tab:
-    """A tab. `complaints` has what the browser refused or what failed in it: scripts, policies, resources."""
+    """A tab. `complaints` lists what the browser refused or what failed: scripts, policies, resources."""
 
     browser: Chromium
     session: str
@@ -152,11 +150,9 @@ class Tab:
                 self.complaints.append(str(details.get("exception", {}).get("description", details["text"])))
 
     def goto(self, url: str) -> None:
-        """Load a page, and wait until it is."""
         self.after_load(lambda: self.call("Page.navigate", url=url))
 
     def after_load(self, act: Callable[[], object]) -> None:
-        """Do something that loads a page, and wait until it is loaded."""
         while True:
             try:
                 self.loaded.get_nowait()
@@ -166,13 +162,11 @@ class Tab:
         self.loaded.get(timeout=PATIENCE_S)
 
     def evaluate(self, expression: str) -> Any:
-        """Return the value of an expression in the page; a promise's is waited for."""
         got = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in got, got["exceptionDetails"]
         return got["result"].get("value")
 
     def until(self, condition: str) -> None:
-        """Wait until an expression holds."""
         check = f"() => Boolean({condition})"
         self.evaluate(
             f"new Promise((found, lost) => {{ const check = {check}; const began = Date.now();"
@@ -181,7 +175,6 @@ class Tab:
         )
 
     def key(self, key: str) -> None:
-        """Press a key; a single character is typed."""
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
         codes = {"Tab": 9, "Enter": 13, "Escape": 27}
         more = {"windowsVirtualKeyCode": codes[key]} if key in codes else {}
@@ -194,7 +187,7 @@ class Tab:
         path.write_bytes(base64.b64decode(got["data"]))
 
     def axe(self) -> list[str]:
-        """Return what axe-core finds wrong with the page for people who cannot see it, or have no mouse."""
+        """Return axe-core's findings about accessibility."""
         self.evaluate(AXE.read_text(encoding="utf-8") + ";0")
         found = self.evaluate(
             "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"

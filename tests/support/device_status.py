@@ -4,7 +4,6 @@ from typing import Any
 
 
 def device_status(**given: Any) -> dict[str, Any]:
-    """Return the status of a device that has written some texts, but for what is given."""
     return {
         "status": "ok",
         "reason": None,

@@ -53,7 +53,7 @@ def draft(
     counted: bool = True,
     **other: object,
 ) -> Draft:
-    """Return a draft that stands on `text`, which ends in its `fix` if it has one."""
+    """Return a draft that continues `text`, which ends in its `fix` if it has one."""
     fields = {
         "handle": handle,
         "round": round_,

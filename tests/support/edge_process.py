@@ -17,7 +17,6 @@ _STOP_S = 60.0
 
 
 def quota_variables() -> dict[str, str]:
-    """Return the environment variables that give an edge `NO_QUOTAS`."""
     prefix = f"{EdgeSettings.variable_prefix}QUOTAS__"
     return {f"{prefix}{name.upper()}": f"{NO_QUOTAS.model_dump()[name]:.0f}" for name in NO_QUOTAS.model_fields_set}
 
@@ -51,7 +50,6 @@ def edge_process(arguments: Sequence[str], *, quotas: bool = False) -> Iterator[
 def real_edge(
     port: int, *, fleet: str, models: Path, folder: Path, dtype: str, threads: int = 0, log: str = "log"
 ) -> Iterator[Path]:
-    """Run an edge over a prepared target."""
     database = folder / f"{log}.sqlite3"
     arguments = [
         "--fleet", fleet, "--port", str(port), "--target", str(models / "target"), "--engine", "torch",

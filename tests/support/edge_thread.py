@@ -31,8 +31,6 @@ _START_S: Final = 10.0
 
 
 class NoLog:
-    """A session log that keeps nothing."""
-
     def put(
         self,
         record: Record,  # noqa: ARG002
@@ -40,7 +38,6 @@ class NoLog:
         urgent: bool = False,  # noqa: ARG002
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Take a record."""
         if then is not None:
             then()
 

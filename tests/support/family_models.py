@@ -1,4 +1,4 @@
-"""Models of many families without weights: shapes as published, in files whose weights are a hole."""
+"""Models of many families without weights: published shapes, in sparse files."""
 
 import json
 import struct
@@ -16,8 +16,6 @@ from tests.support.tiny_gguf import CHAT_TEMPLATE, END, Row, tiny_rows
 
 @dataclass(frozen=True)
 class Family:
-    """A model as published."""
-
     architecture: str
     model_type: str
     layers: int
@@ -59,7 +57,7 @@ def family_gguf(
     end: int = END,
     kind: GGMLQuantizationType = GGMLQuantizationType.Q4_0,
 ) -> Path:
-    """Write a GGUF whose weights are a hole: the file has its size, and takes no room on the disk."""
+    """Write a sparse GGUF: it has its full size, and takes no disk space."""
     rows = tiny_rows() if rows is None else rows
     writer = gguf.GGUFWriter(path, family.architecture)
     writer.add_name("family")
@@ -100,7 +98,7 @@ def family_gguf(
 
 
 def _tensors(family: Family) -> dict[str, tuple[int, int]]:
-    """Return embeddings, head, and what makes keys and values; all that is asked about."""
+    """Return embeddings, head, and the tensors of keys and values, which is all that is read."""
     kv = family.kv_heads * family.head_dim
     found = {"token_embd.weight": (512, family.width)}
     if not family.tied:
@@ -121,7 +119,6 @@ def weight_bytes(family: Family, kind: GGMLQuantizationType = GGMLQuantizationTy
 
 
 def family_folder(path: Path, family: Family, *, words: Sequence[str] | None = None) -> Path:
-    """Write a folder in the layout of transformers whose weights are a hole."""
     words = [str(word) for word, _ in tiny_rows()] if words is None else words
     path.mkdir(parents=True)
     config = {

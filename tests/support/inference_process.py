@@ -23,18 +23,15 @@ _STOP_S: Final = 20.0
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
-    """A server that runs."""
-
     process: "subprocess.Popen[str]"
     url: str
 
     @property
     def port(self) -> int:
-        """Where it listens."""
         return int(self.url.rpartition(":")[2])
 
     def kill(self) -> None:
-        """End it as a machine that loses its power; its port is free afterwards."""
+        """Kill the server, as a power failure does; its port is free afterwards."""
         self.process.kill()
         self.process.wait(_STOP_S)
 
@@ -60,7 +57,7 @@ def inference_process(api: str, *, port: int = 0) -> Iterator[ServerProcess]:
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """Write the files of the language that an edge needs beside such a server, and return the folder."""
+    """Write the tokenizer files that an edge needs next to such a server, and return the folder."""
     vocabulary = {word: token for token, word in enumerate(LANGUAGE.words)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}))

@@ -1,6 +1,7 @@
-"""Inference server as a stand-in for vLLM or SGLang: answers as they document, from any verifier; its faults are made.
+"""Stand-in for vLLM or SGLang: answers as they document, from any verifier, with configurable faults.
 
-Over a scripted verifier its law is known in closed form; over a packed one it serves a real model. It caches nothing.
+Over a scripted verifier its distribution is known in closed form; over a packed one it serves a real model. It caches
+nothing.
 """
 
 import asyncio
@@ -29,8 +30,6 @@ _MOST_QUESTIONS: Final = 10_000
 
 @dataclass(slots=True)
 class Fault:
-    """What a server does wrong; by default nothing."""
-
     status: int | None = None
     hangs: bool = False
     change: Callable[[Answer], object] | None = None
@@ -39,7 +38,7 @@ class Fault:
 
 @dataclass
 class InferenceServer:
-    """One server, on a thread of its own; a context manager, which may be entered again after it was left."""
+    """A server on its own thread; a context manager that may be entered again."""
 
     verifier: Verifier
     words: Sequence[str]
@@ -58,11 +57,9 @@ class InferenceServer:
 
     @property
     def url(self) -> str:
-        """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        """Listen."""
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", self.port))
@@ -77,7 +74,7 @@ class InferenceServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Vanish as a process that is killed: what is being asked gets no answer."""
+        """Vanish as a killed process does: open requests get no answer."""
         server, thread = self._server, self._thread
         if server is None or thread is None:
             return
@@ -150,7 +147,7 @@ class InferenceServer:
         return {"prompt": text} if self.api == "vllm" else {"text": text}
 
     async def _completions(self, body: Answer) -> object:
-        """As vLLM's `/v1/completions`, for token-id prompts; more than one token is written greedily."""
+        """Serve vLLM's `/v1/completions` for token-id prompts; more than one token is decoded greedily."""
         self._check_model(body)
         top = body.get("logprobs")
         if top is not None and top > self.max_logprobs:
@@ -173,7 +170,7 @@ class InferenceServer:
         return await self._faulty(body, {"object": "text_completion", "model": self.model, "choices": choices[::-1]})
 
     async def _generate(self, body: Answer) -> object:
-        """As SGLang's `/generate`, for one list of ids; more than one token is written greedily."""
+        """Serve SGLang's `/generate` for one list of ids; more than one token is decoded greedily."""
         tokens = body["input_ids"]
         if body["sampling_params"]["max_new_tokens"] > 1:
             return {"text": "", "output_ids": await self._write(tokens, body["sampling_params"]["max_new_tokens"])}

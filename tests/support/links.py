@@ -17,8 +17,6 @@ START_S = 10.0
 
 
 class Clock:
-    """The real clock, which a test may put forward."""
-
     def __init__(self) -> None:
         self._ahead = 0.0
 
@@ -30,8 +28,6 @@ class Clock:
 
 
 class Inbox(list[Message]):
-    """A handler that keeps what it gets."""
-
     def __call__(self, message: Message) -> None:
         self.append(message)
 
@@ -41,8 +37,6 @@ class Inbox(list[Message]):
 
 
 class Harness(Protocol):
-    """A broker and the links to it."""
-
     clock: Clock
 
     def link(self, name: str, *, will: Will | None = None, queue_messages: int = 1000) -> Link:
@@ -102,8 +96,6 @@ class MemoryHarness:
 
 
 class StoppableBroker(Protocol):
-    """What the harness needs of a real broker."""
-
     @property
     def port(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""Texts long enough to be disturbed: which prompt gets one depends on the processor that computes it."""
+"""Outputs long enough to be interrupted; which prompts have one depends on the processor."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -8,10 +8,10 @@ from fleet_device.requests.generate import Generation
 def first_long(
     write: Callable[[Sequence[int]], Generation], prompts: Iterable[Sequence[int]], *, tokens: int
 ) -> tuple[Sequence[int], Generation]:
-    """Return the first prompt whose text has at least so many tokens, and that text.
+    """Return the first prompt whose output has at least `tokens` tokens, and that output.
 
-    The last bits of a logit differ between processors and number formats, and a token that another one writes may end
-    the text: a test that needs a long one must not count on a prompt that gave one elsewhere.
+    The last bits of a logit differ between processors and number formats, and another token may end the output: a test
+    that needs a long one must not rely on a fixed prompt.
     """
     lengths = []
     for ids in prompts:

@@ -1,7 +1,7 @@
-"""Markov toy language whose law is known in closed form, for tests, proofs and load.
+"""Markov toy language whose distribution is known in closed form, for tests, proofs and load.
 
-The logits of a token depend on the token before it and, if asked for, on the position; so the joint law of a few
-tokens is a product of rows, and what comes out of the whole system can be held against it exactly.
+The logits of a token depend on the token before it and, if asked for, on the position. The joint distribution of a few
+tokens is a product of rows, so the output of the whole system can be tested against it exactly.
 """
 
 from collections.abc import Sequence
@@ -33,16 +33,14 @@ class MarkovScript:
 
     @property
     def size(self) -> int:
-        """Tokens in the vocabulary."""
         return int(self._table.shape[1])
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The token strings by id: `t0`, `t1`, …."""
         return tuple(f"t{token}" for token in range(self.size))
 
     def perturbed(self, *, seed: int, amount: float) -> Self:
-        """Return a like language, as a draft model is to its target: normal noise is added to every logit."""
+        """Return a language with normal noise added to every logit, as a draft model is to its target."""
         noise = np.random.default_rng(seed).standard_normal(self._table.shape, dtype=np.float32)
         other = object.__new__(type(self))
         other._table = self._table + noise * np.float32(amount)

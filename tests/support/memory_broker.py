@@ -14,7 +14,7 @@ from fleet_common.mqtt.outbox import Outgoing
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong between the broker and a subscriber, each with its probability."""
+    """Faults between the broker and a subscriber, each with its probability."""
 
     drop: float = 0.0
     duplicate: float = 0.0
@@ -49,8 +49,6 @@ class _Parcel:
 
 
 class MemoryBroker:
-    """The broker."""
-
     def __init__(
         self,
         *,
@@ -77,7 +75,7 @@ class MemoryBroker:
     # What links call.
 
     def attach(self, peer: Peer) -> None:
-        """Connect a client; an older one of the same name is thrown out."""
+        """Connect a client; an older connection of the same name is closed."""
         with self._arrived:
             older = self._peers.get(peer.client_id)
             if older is not None:
@@ -85,7 +83,7 @@ class MemoryBroker:
             self._peers[peer.client_id] = peer
 
     def detach(self, peer: Peer) -> None:
-        """Let a client go after its goodbye: no last will."""
+        """Disconnect a client after its DISCONNECT, without a last will."""
         with self._arrived:
             peer.alive = False
             if self._peers.get(peer.client_id) is peer:
@@ -94,7 +92,6 @@ class MemoryBroker:
                 del self._away[peer.client_id]
 
     def subscribe(self, peer: Peer, topic_filter: str, *, retained: bool = True) -> None:
-        """Add a subscription and, if wanted, send what is retained for it."""
         with self._arrived:
             peer.filters.add(topic_filter)
             if retained and split_share(topic_filter)[0] is None:
@@ -115,13 +112,13 @@ class MemoryBroker:
             return 0 if receivers else NO_MATCHING_SUBSCRIBERS
 
     def schedule(self, act: Callable[[], None]) -> None:
-        """Let something happen in its turn, without faults."""
+        """Schedule `act` in order with the messages, without faults."""
         self._post(act, due=self._tick)
 
     # What tests call.
 
     def step(self) -> bool:
-        """Hand over one parcel; False if there was none."""
+        """Deliver one parcel; return False if there was none."""
         with self._arrived:
             if not self._parcels:
                 return False
@@ -131,7 +128,6 @@ class MemoryBroker:
         return True
 
     def pump(self) -> int:
-        """Hand over parcels until none is left; return how many."""
         for count in range(MAX_STEPS):
             if not self.step():
                 return count
@@ -139,7 +135,6 @@ class MemoryBroker:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Hand over parcels on a thread of its own while the context lasts."""
         stopping = threading.Event()
 
         def deliver() -> None:
@@ -157,19 +152,18 @@ class MemoryBroker:
             thread.join()
 
     def kill(self, client_id: str) -> None:
-        """Break a client's connection as if its machine had died: the last will is published."""
+        """Break a client's connection as a power failure does: the last will is published."""
         with self._arrived:
             peer = self._peers[client_id]
             self._break(peer)
             self._away[client_id] = peer
 
     def revive(self, client_id: str) -> None:
-        """Let a client that was killed, or lost its broker, connect again."""
         with self._arrived:
             self.schedule(self._away.pop(client_id).restored)
 
     def go_down(self, *, forget_retained: bool = True) -> None:
-        """Stop: all clients lose their connection, and what was on its way is lost."""
+        """Stop: all clients lose their connection, and messages in flight are lost."""
         with self._arrived:
             self.up = False
             self._parcels.clear()
@@ -183,14 +177,12 @@ class MemoryBroker:
                 self.schedule(peer.lost)
 
     def come_up(self) -> None:
-        """Start again; the clients that lost their connection come back."""
         with self._arrived:
             self.up = True
             for client_id in list(self._away):
                 self.revive(client_id)
 
     def retained(self, topic: str) -> bytes | None:
-        """Return what is retained for a topic."""
         kept = self._retained.get(topic)
         return None if kept is None else kept.payload
 
@@ -201,7 +193,7 @@ class MemoryBroker:
             self.accept(Outgoing(peer.will.topic, peer.will.payload, retain=True))
 
     def _receivers(self, topic: str) -> list[Peer]:
-        """Return who gets a message: every client once, and one client of every sharing group."""
+        """Return the receivers of a message: every client once, and one client of every shared subscription."""
         receivers = []
         groups: dict[tuple[str, str], list[Peer]] = {}
         for peer in self._peers.values():

@@ -1,4 +1,4 @@
-"""A device over a memory broker with a scripted edge, and a device without either: for the layers above the agent."""
+"""A device over a memory broker with a scripted edge, and a device without either, for tests of the upper layers."""
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,7 +28,7 @@ STARTED = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 class TalkingCodec(WordCodec):
-    """Reads any text: a word of the language is its token, another word is token 1."""
+    """Encodes any text: a word of the language becomes its token, any other word token 1."""
 
     @property
     def chat_template(self) -> str | None:
@@ -39,8 +39,6 @@ class TalkingCodec(WordCodec):
 
 
 class TalkingDrafter(ScriptedDrafter):
-    """A drafter of the memory fleet's language; counts how often it is closed."""
-
     def __init__(self, context: int = 4096, words: Sequence[str] = DRAFT.words) -> None:
         super().__init__(DRAFT, words, context=context, end_tokens=(END,), name="toy")
         self.codec = TalkingCodec(words, (END,))
@@ -57,7 +55,6 @@ def edge_state(presence: Presence = Presence.ONLINE, software: str = "9.9") -> E
 
 
 def announce_edge(fleet: MemoryFleet, presence: Presence = Presence.ONLINE, software: str = "9.9") -> None:
-    """Retain the edge's state at the broker, as its service would."""
     link = MemoryLink(fleet.broker, f"{EDGE}-announcer")
     link.start(timeout_s=1.0)
     state = encode_json(edge_state(presence, software))
@@ -67,14 +64,12 @@ def announce_edge(fleet: MemoryFleet, presence: Presence = Presence.ONLINE, soft
 
 @contextmanager
 def at_work(fleet: MemoryFleet) -> Iterator[None]:
-    """Let broker and edge work on threads of their own."""
     with fleet.broker.running(), edge_at_work(fleet):
         yield
 
 
 @contextmanager
 def edge_at_work(fleet: MemoryFleet) -> Iterator[None]:
-    """Let the edge work on a thread of its own."""
     stopping = threading.Event()
 
     def verify() -> None:
@@ -97,7 +92,6 @@ def settings(**given: Any) -> DeviceSettings:
 
 
 def memory_service(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: Any) -> DeviceService:
-    """Return a device's service over the memory broker, not started."""
     return DeviceService(
         settings(**given),
         drafter or TalkingDrafter(),
@@ -106,14 +100,14 @@ def memory_service(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **
 
 
 def committed(batch: Sequence[int]) -> CommittedTokens:
-    """Return tokens as the verdict on a draft commits them: all are drafted, but for the last if there are several."""
+    """Return tokens as a verdict commits them: all but the last of several are drafted."""
     last = (TokenOrigin.BONUS,) if len(batch) > 1 else ()
     return CommittedTokens(tuple(batch), (TokenOrigin.DRAFTED,) * (len(batch) - len(last)) + last)
 
 
 @dataclass
 class ScriptedAgent:
-    """Writes what it was told to, batch by batch, each when its time has come."""
+    """Generates scripted batches, each at its time."""
 
     batches: Sequence[Sequence[int]] = ((1, 2), (3,))
     error: BaseException | None = None
@@ -174,8 +168,6 @@ class ScriptedAgent:
 
 
 class ScriptedBackend:
-    """The API's backend without a fleet: a real queue over a scripted agent."""
-
     def __init__(self, agent: ScriptedAgent, drafter: TalkingDrafter, *, waiting: int = 2) -> None:
         self.agent = agent
         self.drafter = drafter

@@ -33,14 +33,12 @@ DRAIN_S = 10.0
 
 
 def undisturbed() -> tuple[int, ...]:
-    """Return the text that the fleet is to write, whatever happens to it."""
+    """Return the output that the fleet must generate, whatever happens to it."""
     return tuple(lossless_text(terms(SEED, mode=Mode.COUPLED, max_new_tokens=LENGTH)))
 
 
 @dataclass
 class RunningEdge:
-    """An edge at work."""
-
     service: EdgeService
     clock: Clock
     drain: threading.Event = field(default_factory=threading.Event)
@@ -67,7 +65,7 @@ class RunningEdge:
         assert self.ended
 
     def reach_the_deadline(self) -> None:
-        """Let the time of a drain be over, and the edge end."""
+        """End the time limit of a drain, and thereby the edge."""
         self.clock.seconds += DRAIN_S
         self.join()
 
@@ -92,8 +90,6 @@ class RunningEdge:
 
 
 class Site:
-    """A broker, edges, devices and the session log."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.broker = MemoryBroker()
@@ -137,7 +133,6 @@ class Site:
             yield service
 
     def state(self, name: str) -> Presence | None:
-        """Return what is retained of an edge."""
         kept = self.broker.retained(build(Topic.EDGE_STATE, fleet=FLEET, edge=name))
         return None if kept is None else decode_json(EdgeState, kept).presence
 
@@ -161,7 +156,7 @@ class Site:
 
 
 class Writing:
-    """A text being written on a thread; something happens, on that thread, when it is `at` tokens long."""
+    """A generation on a thread; `act` runs on that thread at `at` tokens."""
 
     def __init__(self, device: DeviceService, *, at: int, disturb: Callable[[], None]) -> None:
         self._at = at

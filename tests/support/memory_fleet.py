@@ -1,7 +1,6 @@
-"""A fleet in memory: a real edge and real device sessions over a broker that misbehaves, stepped by a seeded generator.
+"""A fleet in memory: a real edge and real device sessions over a faulty broker, stepped by a seeded generator.
 
-Nothing sleeps and nothing runs on a thread of its own, so a run of a thousand messages takes milliseconds and repeats
-exactly.
+Nothing sleeps and there are no threads, so a run of a thousand messages takes milliseconds and repeats exactly.
 """
 
 import random
@@ -53,8 +52,6 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Clock:
-    """Time that passes only when a test says so."""
-
     def __init__(self) -> None:
         self.seconds = 100.0
 
@@ -66,8 +63,6 @@ class Clock:
 
 
 class Sink(list[Record]):
-    """A session log in memory."""
-
     def __init__(self) -> None:
         super().__init__()
         self.crashing = False
@@ -85,8 +80,6 @@ class Sink(list[Record]):
 
 
 class MemoryFleet:
-    """One edge, its log, and the broker."""
-
     def __init__(
         self,
         *,
@@ -126,12 +119,11 @@ class MemoryFleet:
         self._link.start(timeout_s=1.0)
 
     def restart_edge(self) -> None:
-        """Let the edge forget everything, and lose what was on its way to it."""
+        """Let the edge lose its state and the messages in flight to it."""
         self._link.stop()
         self.start_edge()
 
     def step(self) -> bool:
-        """Let the edge do one step; remember its sessions."""
         worked = self._edge.step()
         for session in self._edge.sessions:
             self.known[session.device, session.session, session.attempt] = session
@@ -150,8 +142,6 @@ Message = Verdict | Opened | Refused | Closed | Fault
 
 @dataclass(slots=True)
 class RecordingInbox(Inbox):
-    """An inbox that remembers what went through it."""
-
     messages: list[Message] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     connections: int = 0
@@ -183,7 +173,7 @@ NEVER_S = 1e9
 
 @dataclass(frozen=True)
 class ChangingPacing:
-    """Drafts, drafts ahead, or has the edge write, as a generator says each time."""
+    """Switches at random between drafting, drafting ahead and edge-only decoding."""
 
     rng: random.Random
 
@@ -214,7 +204,7 @@ class ChangingPacing:
 
 
 class StayingRetry(RetryState):
-    """Never leaves an edge because it is silent: the test decides when time passes."""
+    """Never leaves a silent edge: the test decides when time passes."""
 
     def may_go_elsewhere(self) -> bool:
         return False
@@ -222,7 +212,7 @@ class StayingRetry(RetryState):
 
 @dataclass
 class Device:
-    """A device's session driver over a link in memory; the test's generator decides when it moves."""
+    """A device's session driver over a memory link; the test's generator decides when it moves."""
 
     fleet: MemoryFleet
     name: str
@@ -269,7 +259,6 @@ class Device:
 
     @property
     def messages(self) -> list[Message]:
-        """What the edge sent that was not taken yet."""
         return self.inbox.messages
 
     @property
@@ -281,7 +270,7 @@ class Device:
         return self.driver.done or self.refused is not None
 
     def act(self) -> bool:
-        """Take what has arrived and do what is due, up to one message or the text's end; say whether it did."""
+        """Take what has arrived and do what is due, up to one message or the end; return whether anything was done."""
         if not self._started:
             self.open()
             return True
@@ -291,7 +280,6 @@ class Device:
         return moved
 
     def nudge(self) -> None:
-        """Nothing moves any more: ask again."""
         if self.session.ended is not None:
             self.driver.closing.send()
         else:
@@ -305,7 +293,6 @@ class Device:
         self.driver.resume()
 
     def publish(self, topic: Topic, payload: bytes, *, edge: str | None = None) -> None:
-        """Send whatever a device might."""
         self.link.publish(build(topic, fleet=FLEET, device=self.name, edge=edge), payload)
 
     @property
@@ -331,7 +318,6 @@ def terms(
     top_k: int = 5,
     top_p: float = 0.93,
 ) -> Open:
-    """Return the terms of session number `number`."""
     policy = SamplingPolicy(
         mode=mode, temperature=temperature, top_k=top_k, top_p=top_p, seed=number if seed is None else seed
     )
@@ -348,7 +334,7 @@ def terms(
 
 @dataclass(frozen=True, kw_only=True)
 class Mishaps:
-    """What happens besides the broker's faults, each with its probability in a move."""
+    """Faults in addition to the broker's, each with its probability per move."""
 
     restart: float = 0.0
     resume: float = 0.0
@@ -362,7 +348,7 @@ def run(
     mishaps: Mishaps | None = None,
     most: int = 20_000,
 ) -> None:
-    """Let the fleet move at random until every device has had its session closed."""
+    """Move the fleet at random until every device has had its session closed."""
     mishaps = mishaps or Mishaps()
     left = 4  # of each mishap: a fleet that is restarted for ever never ends
     restarts = resumes = left
@@ -392,7 +378,7 @@ def run(
 
 
 def lossless_text(asked: Open) -> list[int]:
-    """Return the target's own text in coupled mode, without any system in between."""
+    """Return the target's own output in coupled mode, without the rest of the system."""
     text: list[int] = []
     while len(text) < asked.max_new_tokens and (not text or text[-1] != END):
         p = shape(TARGET.logits((*asked.prompt, *text)), asked.policy)
@@ -401,7 +387,7 @@ def lossless_text(asked: Open) -> list[int]:
 
 
 def possible(asked: Open, text: Sequence[int]) -> bool:
-    """Whether a text is complete and each of its tokens has a positive probability under the target."""
+    """Return whether an output is complete and each of its tokens has a positive probability under the target."""
     complete = len(text) == asked.max_new_tokens or (bool(text) and text[-1] == END)
     return (
         complete

@@ -1,4 +1,4 @@
-"""Memory link: the contract of `PahoLink` over a `MemoryBroker`, without a network."""
+"""Link over a `MemoryBroker`, with the contract of `PahoLink`."""
 
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import (
@@ -20,7 +20,7 @@ from tests.support.memory_broker import MemoryBroker, Peer
 
 
 class MemoryLink:
-    """A `Link` to a broker in memory. Its handlers run wherever the broker is pumped."""
+    """A `Link` to a memory broker. Its handlers run on the thread that pumps the broker."""
 
     def __init__(
         self,
@@ -48,26 +48,22 @@ class MemoryLink:
 
     @property
     def counters(self) -> LinkCounters:
-        """What this link has counted."""
         return self._guard.counters
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers."""
         return self._peer is not None and self._peer.alive
 
     @property
     def failure(self) -> ConnectFailed | None:
-        """Why the link is not connected."""
         return None if self.connected else ConnectFailed("The connection to the memory broker was lost.")
 
     @property
     def max_packet_bytes(self) -> int:
-        """Largest packet the broker takes."""
         return self._broker.max_packet_bytes
 
     def start(self, *, timeout_s: float) -> None:
-        """Connect; see `Link.start`. A memory broker that is down is not waited for."""
+        """Connect; a memory broker that is down is not waited for."""
         if self._peer is not None:
             return
         if not self._broker.up:
@@ -75,24 +71,20 @@ class MemoryLink:
         self._attach()
 
     def stop(self) -> None:
-        """Say goodbye; see `Link.stop`."""
         if self._peer is not None:
             self._broker.detach(self._peer)
             self._peer = None
 
     def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
-        """Route matching messages to `handler`; see `Link.subscribe`."""
         self._routes.add(Route(topic_filter, handler, qos, retained))
         if self._peer is not None and self._peer.alive:
             self._broker.subscribe(self._peer, topic_filter, retained=retained)
 
     def unsubscribe(self, topic_filter: str) -> None:
-        """End a subscription; see `Link.unsubscribe`."""
         if self._routes.remove(topic_filter) and self._peer is not None:
             self._peer.filters.discard(topic_filter)
 
     def screen(self, accepts: Accepts) -> None:
-        """Ask `accepts` about every message; see `Link.screen`."""
         self._accepts = accepts
 
     def publish(
@@ -108,7 +100,6 @@ class MemoryLink:
         priority: bool = False,
         on_outcome: OutcomeHandler | None = None,
     ) -> None:
-        """Send a message; see `Link.publish`."""
         deadline = None if expiry_s is None else self._broker.clock() + expiry_s
         message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome, priority)
         message.check(limit=self.max_packet_bytes)
@@ -119,7 +110,6 @@ class MemoryLink:
         self._drain()
 
     def on_connection(self, listener: Listener) -> None:
-        """Call `listener` after every connect and loss; see `Link.on_connection`."""
         self._listeners = (*self._listeners, listener)
 
     def _attach(self) -> None:

@@ -1,4 +1,4 @@
-"""MQTT 5 packets, built once and sent many times: a flood must not cost its sender what it costs its victim."""
+"""MQTT 5 packets, built once and sent many times, so that a flood costs its sender little."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Final
 
 
 class PacketType:
-    """The types of control packets that are met here (MQTT 5, 2.1.2)."""
+    """The control packet types used here (MQTT 5, 2.1.2)."""
 
     CONNECT: Final = 1
     CONNACK: Final = 2
@@ -34,8 +34,6 @@ _LONGEST_LENGTH: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class WillMessage:
-    """A last will."""
-
     topic: str
     payload: bytes
     retain: bool = False
@@ -62,7 +60,6 @@ class IncomingPacket:
 
     @property
     def reason(self) -> int:
-        """The reason code of a CONNACK, a PUBACK or a DISCONNECT."""
         place = {PacketType.CONNACK: 1, PacketType.PUBACK: 2}.get(self.kind, 0)
         return self.body[place] if len(self.body) > place else 0
 
@@ -91,10 +88,10 @@ def publish_packet(
     alias: int | None = None,
     expiry_s: int | None = None,
 ) -> bytes:
-    """Return a PUBLISH, which gives its topic an alias if there is one, or without a topic means that of its alias.
+    """Return a PUBLISH. An alias is set for its topic; without a topic the alias stands for it.
 
     At QoS 1 its packet identifier is always 1: the broker answers at once and remembers none, so that the same bytes
-    can be sent over and over.
+    can be sent repeatedly.
     """
     identifier = b"\x00\x01" if qos else b""
     properties = b"" if expiry_s is None else b"\x02" + expiry_s.to_bytes(4, "big")
@@ -104,19 +101,17 @@ def publish_packet(
 
 
 def subscribe_packet(filters: Sequence[str], *, identifier: int = 1, qos: int = 1) -> bytes:
-    """Return a SUBSCRIBE for all filters."""
     body = identifier.to_bytes(2, "big") + _NO_PROPERTIES
     body += b"".join(_string(each.encode()) + bytes((qos,)) for each in filters)
     return packet(PacketType.SUBSCRIBE << 4 | 0x02, body)
 
 
 def puback_packet(identifier: int) -> bytes:
-    """Return a PUBACK that reports success."""
     return packet(PacketType.PUBACK << 4, identifier.to_bytes(2, "big"))
 
 
 def split_packets(received: bytearray) -> Iterator[IncomingPacket]:
-    """Yield the whole packets at the front of what was received, and take them off it."""
+    """Yield the complete packets at the front of what was received, and remove them."""
     place = 0
     try:
         while len(received) - place >= 2:
@@ -133,7 +128,6 @@ def split_packets(received: bytearray) -> Iterator[IncomingPacket]:
 
 
 def packet(first: int, body: bytes) -> bytes:
-    """Return a packet: its first byte, its length, its body."""
     return bytes((first,)) + _varint(len(body)) + body
 
 
@@ -151,7 +145,7 @@ def _varint(value: int) -> bytes:
 
 
 def _read_varint(data: bytes | bytearray, place: int) -> tuple[int, int]:
-    """Return a variable byte integer and the place behind it; IndexError if it is not whole."""
+    """Return a variable byte integer and the index after it; raise IndexError if it is incomplete."""
     value = 0
     for count in range(_LONGEST_LENGTH):
         byte = data[place + count]
@@ -163,8 +157,6 @@ def _read_varint(data: bytes | bytearray, place: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A PUBLISH to a subscriber; QoS 1 has an identifier."""
-
     topic: bytes
     payload: bytes = b""
     identifier: int | None = None
@@ -172,12 +164,10 @@ class Publish:
 
     @property
     def raw(self) -> bytes:
-        """Its bytes."""
         identifier = b"" if self.identifier is None else struct.pack("!H", self.identifier)
         kind = 0x30 | (0x02 if identifier else 0) | self.retain
         return packet(kind, struct.pack("!H", len(self.topic)) + self.topic + identifier + b"\0" + self.payload)
 
 
 def acknowledgement(identifier: int) -> bytes:
-    """Return a PUBACK as a subscriber writes it."""
     return struct.pack("!BBH", 0x40, 2, identifier)

@@ -1,4 +1,4 @@
-"""A peer of the next minor release, as far as the wire shows it: messages rewritten on their way through the broker."""
+"""A peer of the next minor release: messages are rewritten on their way through the broker."""
 
 import json
 from collections import Counter
@@ -29,7 +29,7 @@ BINARY: Final[dict[str, Any]] = PLAIN | {"bytes": b"\x00\xff", "ids": cbor2.CBOR
 
 
 def rewrite(broker: MemoryBroker, change: Callable[[Topic, Any], Any]) -> None:
-    """Let every message pass through `change` on its way to the broker: topic and content in, content out."""
+    """Pass every message through `change` on its way to the broker: topic and content in, content out."""
     accept = broker.accept
 
     def changed(message: Outgoing) -> int:
@@ -45,8 +45,6 @@ def rewrite(broker: MemoryBroker, change: Callable[[Topic, Any], Any]) -> None:
 
 @dataclass
 class NewerRelease:
-    """Adds to the messages on some topics what the next minor release may add."""
-
     speaks: tuple[Topic, ...]
     seen: Counter[str] = field(default_factory=Counter)
 

@@ -1,4 +1,4 @@
-"""Finds operations for whose result a processor would have to wait for a GPU, on machines without one."""
+"""Finds operations whose result a processor would have to wait for on a GPU, on machines without one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +41,6 @@ class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def waits_counted() -> Iterator[list[str]]:
-    """Yield the names of such operations, as they come."""
+    """Yield the names of such operations as they occur."""
     with _Waits() as waits:
         yield waits.found

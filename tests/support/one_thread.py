@@ -1,6 +1,6 @@
 """A drafter whose every call runs on one thread of its own.
 
-Where the processor has AMX, llama.cpp sets a thread's tile registers up once and relies on it, and torch clears them
+Where the processor has AMX, llama.cpp configures a thread's tile registers once and relies on it, and torch clears them
 after its own use. On a thread that both have used, llama.cpp then dies of an illegal instruction. A device has no
 torch; the system tests have both ends in one process, and keep them on different threads.
 """
@@ -11,8 +11,6 @@ from typing import Any
 
 
 class OnOneThread:
-    """Stands for what `make` returns."""
-
     def __init__(self, make: Callable[[], Any]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="drafter")
         self._made = self._pool.submit(make).result()
@@ -24,6 +22,5 @@ class OnOneThread:
         return lambda *args, **kwargs: self._pool.submit(value, *args, **kwargs).result()
 
     def close(self) -> None:
-        """Close it, and end the thread."""
         self._pool.submit(self._made.close).result()
         self._pool.shutdown()

@@ -1,4 +1,4 @@
-"""MQTT by hand over one socket: its owner decides what is sent, and when what has come is read and acknowledged."""
+"""MQTT over one socket: the caller decides what is sent, and when messages are read and acknowledged."""
 
 import socket
 import ssl
@@ -24,7 +24,6 @@ CHUNK = 1 << 16
 
 
 def tls_context(tls: TlsSettings) -> ssl.SSLContext:
-    """Return a context that shows a client's certificate and checks the broker's."""
     context = ssl.create_default_context(cafile=str(tls.ca))
     if tls.certificate is not None:
         context.load_cert_chain(str(tls.certificate), None if tls.key is None else str(tls.key))
@@ -34,11 +33,7 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
 def open_socket(
     port: int, context: ssl.SSLContext | None, *, host: str = HOST, receive_buffer: int | None = None
 ) -> socket.socket:
-    """Connect, over TLS if there is a context; the socket is in blocking mode.
-
-    Raises:
-        OSError: There is no connection, or the handshake fails.
-    """
+    """Connect, over TLS with a context; the socket is in blocking mode. Raises `OSError` if that fails."""
     plain = socket.create_connection((host, port), timeout=PATIENCE_S)
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -51,11 +46,7 @@ def open_socket(
 
 
 class RawClient:
-    """A client, connected on return; without TLS it sends its name as the user name.
-
-    Raises:
-        ConnectionRefusedError: The broker answers with a reason code.
-    """
+    """A client, connected on return; without TLS its name is the user name. Raises `ConnectionRefusedError`."""
 
     def __init__(
         self,
@@ -91,16 +82,14 @@ class RawClient:
             self.socket.close()
 
     def send(self, packets: bytes) -> None:
-        """Write packets; waits while the broker takes none."""
         self.socket.sendall(packets)
 
     def subscribe(self, *filters: str, qos: int = 1) -> None:
-        """Subscribe, and return when the broker has answered."""
         self.send(subscribe_packet(filters, qos=qos))
         self.wait_for(PacketType.SUBACK)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
-        """Publish at QoS 1 and return the broker's reason code: it has dealt with all that was sent before."""
+        """Publish at QoS 1 and return the broker's reason code: it has processed everything sent before."""
         self.send(publish_packet(topic, payload, retain=retain))
         return self.wait_for(PacketType.PUBACK).reason
 
@@ -120,7 +109,6 @@ class RawClient:
             self._receive()
 
     def read(self) -> list[IncomingPacket]:
-        """Return the packets of one read, all acknowledged."""
         self._receive()
         packets, self._packets = self._packets, []
         for packet in packets:

@@ -1,8 +1,8 @@
-"""Recorded drafter: a draft model's own distributions along a known text, and its own time for each token.
+"""Replays a draft model's recorded distributions along a known output, with its own time per token.
 
-In coupled mode a text is known before it is written, and what a draft model says at each position of it may be recorded
-once. Played again, it is accepted as the model itself would be, and costs no processor of this machine: so a hundred
-devices, each with a processor of its own, can be measured on one.
+In coupled mode an output is known in advance, and a draft model's distribution at each position can be recorded once.
+A replay is accepted as often as the model itself, without its computation: so a hundred devices, each with its own
+processor, can be measured on one machine.
 """
 
 import time
@@ -17,7 +17,7 @@ from schemas.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class RecordedText:
-    """A text that a target writes in coupled mode, and what a draft model says along it."""
+    """An output of a target in coupled mode, and a draft model's distributions along it."""
 
     category: str
     prompt: tuple[int, ...]
@@ -27,10 +27,9 @@ class RecordedText:
 
 
 class RecordedDrafter:
-    """A `Drafter` that plays a record.
+    """A `Drafter` that replays a record.
 
-    Off the text (behind a token that will be rejected) it goes on with what was recorded for the position: nobody
-    will look at that.
+    After a token that will be rejected it continues with what was recorded for the position: nobody uses that.
     """
 
     def __init__(
@@ -54,20 +53,17 @@ class RecordedDrafter:
         self._computed = 0
 
     def play(self, text: RecordedText) -> None:
-        """Go over to another record."""
         self._text, self._length, self._computed = text, 0, 0
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Stand behind the tokens; the prompt is taken as computed."""
         self._length = len(tokens)
         self._computed = max(self._computed, len(tokens) - 1)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Go on behind them."""
         self._length += len(tokens)
 
     def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - recorded under it
-        """Return what was recorded, after the time that the model would have taken; None behind the record's end."""
+        """Return the recorded distribution, after the time of the model; None after the record's end."""
         text = self._text
         assert text is not None
         place = self._length - len(text.prompt)
@@ -79,7 +75,6 @@ class RecordedDrafter:
         return text.dists[place]
 
     def truncate(self, length: int) -> None:
-        """Go back."""
         self._length = min(self._length, length)
         self._computed = min(self._computed, length)
 

@@ -1,4 +1,4 @@
-"""TCP relay for tests and benchmarks: counts bytes, delays them, and ends connections as a dead network would."""
+"""TCP relay for tests and benchmarks: counts and delays bytes, and ends connections as a dead network does."""
 
 import contextlib
 import queue
@@ -22,7 +22,7 @@ RETRANSMISSION_S: Final = (0.2, 0.6)
 
 
 class Relay:
-    """Listens on a free port and passes every connection on to a port of this machine."""
+    """Listens on a free port and forwards every connection to a port of this machine."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class Relay:
 
     @property
     def segments(self) -> tuple[int, int]:
-        """TCP segments that have come from clients, and that have gone to them: of connections that live; Linux only.
+        """Return the TCP segments of live connections, from clients and to them; Linux only.
 
-        Pure acknowledgements are counted in.
+        Pure acknowledgements are included.
         """
         up, down = 0, 0
         with self._lock:
@@ -74,7 +74,7 @@ class Relay:
         return up, down
 
     def cut(self) -> None:
-        """End all connections now, without a goodbye; new ones are passed on."""
+        """End all connections without a goodbye; new ones are forwarded."""
         with self._lock:
             sockets, self._sockets = self._sockets, []
         for sock in sockets:
@@ -82,34 +82,31 @@ class Relay:
         self._swallowing.clear()
 
     def swallow(self) -> None:
-        """Take what clients send and lose it, until the next `cut`."""
+        """Read and discard what clients send until the next `cut`."""
         self._swallowing.set()
 
     def hold(self) -> None:
-        """Take nothing more from the target until `release`, as behind a line that is full: its queues fill up."""
+        """Read nothing from the target until `release`, as behind a full line: its queues fill up."""
         self._flowing.clear()
 
     def stall(self) -> None:
-        """Take nothing more from either side until `release`, as a line that has gone dead: nobody is told."""
+        """Read nothing from either side until `release`, as on a dead line: nobody is notified."""
         self._rising.clear()
         self._flowing.clear()
 
     def release(self) -> None:
-        """Take from both again."""
         self._rising.set()
         self._flowing.set()
 
     def isolate(self) -> None:
-        """End all connections, and new ones as they come."""
+        """End all connections, and new ones as they arrive."""
         self._refusing.set()
         self.cut()
 
     def reunite(self) -> None:
-        """Pass connections on again."""
         self._refusing.clear()
 
     def close(self) -> None:
-        """Stop listening and end everything."""
         _end(self._listener)  # wakes the acceptor
         self._acceptor.join()
         self._listener.close()
@@ -146,7 +143,7 @@ class Relay:
         return server
 
     def _narrow(self, sock: socket.socket) -> None:
-        """Let a socket that is not yet connected take little ahead of a narrow line; what it accepts inherits that."""
+        """Let an unconnected socket buffer little before a narrow line; accepted sockets inherit that."""
         if self._bytes_per_s:
             ahead = max(LEAST_AHEAD, round(AHEAD_S * self._bytes_per_s))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ahead)
@@ -182,8 +179,6 @@ class Relay:
 
 
 class _Way:
-    """One direction of a connection."""
-
     def __init__(self, sink: socket.socket, delay_s: Callable[[], float], bytes_per_s: float) -> None:
         self._sink = sink
         self._delay_s = delay_s
@@ -193,7 +188,7 @@ class _Way:
         self._thread: threading.Thread | None = None
 
     def send(self, data: bytes) -> None:
-        """Pass data on, no sooner than a narrow line has nearly room for it; empty data is the end."""
+        """Forward data, no sooner than a narrow line has nearly room for it; empty data is the end."""
         if self._bytes_per_s:
             time.sleep(max(0.0, self._free_at - time.monotonic() - AHEAD_S))
         delay_s = (self._delay_s() + self._leaving_s(len(data))) if data else 0.0
@@ -207,7 +202,6 @@ class _Way:
         self._under_way.put((time.monotonic() + delay_s, data))
 
     def _leaving_s(self, size: int) -> float:
-        """Return how long a piece waits for those before it and takes to leave (seconds)."""
         if not self._bytes_per_s:
             return 0.0
         now = time.monotonic()
@@ -215,7 +209,6 @@ class _Way:
         return self._free_at - now
 
     def end(self) -> None:
-        """Pass the end on, behind all that is under way."""
         self.send(b"")
         if self._thread is not None:
             self._thread.join()

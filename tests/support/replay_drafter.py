@@ -1,4 +1,4 @@
-"""Replay drafter: replays a recorded text, for loads whose drafts should cost nothing."""
+"""Replays a recorded output, for load tests whose drafts should cost nothing."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from schemas.vocabulary import Vocabulary
 
 
 class ReplayDrafter:
-    """Proposes the recorded token at each position, or at every `spoilt`-th a wrong one."""
+    """Proposes the recorded token at each position, or a wrong one at every `spoilt`-th."""
 
     def __init__(self, codec: TextCodec, vocabulary: Vocabulary, recorded: Sequence[int], *, spoilt: int = 4) -> None:
         self.name = "replay"
@@ -22,19 +22,15 @@ class ReplayDrafter:
         self._length = 0
 
     def replay(self, recorded: Sequence[int]) -> None:
-        """Go over to another record."""
         self._recorded = recorded
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Stand behind the tokens."""
         self._length = len(tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Go on behind them."""
         self._length += len(tokens)
 
     def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - what is recorded is certain
-        """Propose; None behind the record's end."""
         if self._length >= len(self._recorded):
             return None
         token = self._recorded[self._length]
@@ -43,7 +39,6 @@ class ReplayDrafter:
         return point_mass(token)
 
     def truncate(self, length: int) -> None:
-        """Go back."""
         self._length = min(self._length, length)
 
     def close(self) -> None:

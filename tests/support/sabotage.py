@@ -1,4 +1,4 @@
-"""Planted faults that a proof of exactness must find: each is a mistake that published code really makes."""
+"""Planted faults that a proof of exactness must find: each is a mistake of published code."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,8 +26,6 @@ from tests.support.toy_pair import TEMPERATURE, ToyPair
 
 
 class Sabotage(StrEnum):
-    """What is wrong."""
-
     NONE = "none"
     CUT_SHORT = "cut-short"
     GUESS_KEPT = "guess-kept"
@@ -152,7 +150,7 @@ _case: Final = orchestrator._case
 
 
 class _TestedAsItIs(Dist):
-    """A masked distribution that is tested against what it was before."""
+    """A masked distribution that is tested against the unmasked one."""
 
     __slots__ = ("before",)
     before: Dist
@@ -167,7 +165,6 @@ def _kept(dist: Dist, allowed: Any) -> Dist:
 
 
 def _mask_wrongly(kind: Sabotage, stack: ExitStack) -> None:
-    """Have the edge apply grammars as it must not."""
     masked = Constraint.shape
 
     def changed(self: Constraint, row: Any, policy: SamplingPolicy, *, text: Sequence[int]) -> Dist:
@@ -206,7 +203,6 @@ def _cut_short(ids: Any, logprobs: Any) -> tuple[Any, Any]:
 
 
 def _change_answers(change: Callable[[Any, Any], tuple[Any, Any]], stack: ExitStack) -> None:
-    """Have what inference servers answer misread."""
     from fleet_edge.verifiers.remote.endpoint import RemoteEndpoint  # noqa: PLC0415 - only where the extra is installed
 
     compute = RemoteEndpoint.compute
@@ -220,7 +216,6 @@ def _change_answers(change: Callable[[Any, Any], tuple[Any, Any]], stack: ExitSt
 
 
 def _shift_llama(stack: ExitStack) -> None:
-    """Have the rows of llama.cpp misread."""
     from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415 - likewise
 
     score = LlamaCppVerifier.score
@@ -236,7 +231,6 @@ def _shift_llama(stack: ExitStack) -> None:
 
 
 def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
-    """Put the edge's faults in place until the stack is closed."""
     if kind is Sabotage.INVERTED:
         stack.enter_context(patch("dssd.verification.accepts", _accept_inverted))
     elif kind is Sabotage.UNSHAPED:
@@ -257,7 +251,6 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
 
 
 def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
-    """Put the device's faults in place until the stack is closed."""
     if kind is Sabotage.MISREPORTED:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_misreported))
     elif kind is Sabotage.NOT_RENORMALISED:

@@ -1,4 +1,4 @@
-"""Edge that schedules and computes, and publishes nothing: a scheduler over a scripted verifier."""
+"""Scheduler over a scripted verifier, which publishes nothing."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -19,8 +19,6 @@ SCRIPT = MarkovScript(size=10, seed=1)
 
 
 class Edge:
-    """A scheduler over a scripted verifier, without anything that is published."""
-
     def __init__(
         self,
         budget: Budget | None = None,
@@ -53,7 +51,6 @@ class Edge:
     def session(
         self, *, device: str | None = None, prompt: int | Sequence[int] = 3, limits: SessionLimits = LIMITS
     ) -> EdgeSession:
-        """Open a session with a prompt, of which the length may be enough."""
         number = self._opened
         self._opened += 1
         tokens = (1,) * prompt if isinstance(prompt, int) else tuple(prompt)
@@ -65,13 +62,11 @@ class Edge:
     def drafting(
         self, *, at: float = 0.0, device: str | None = None, prompt: int | Sequence[int] = 3, tokens: int = 2
     ) -> EdgeSession:
-        """Open a session whose first draft has come."""
         session = self.session(device=device, prompt=prompt)
         session.admit(arrived(draft((4,) * tokens, handle=session.handle), at=at))
         return session
 
     def again(self, session: EdgeSession, *, at: float, round_: int) -> None:
-        """Let a session's next draft come."""
         text = session.tokens[session.prompt_length :]
         session.admit(arrived(draft((4,), text=text, handle=session.handle, round_=round_), at=at))
 
@@ -79,7 +74,7 @@ class Edge:
         return self.scheduler.next_batch(self.sessions if sessions is None else list(sessions), now=self.now)
 
     def run(self) -> list[Batch]:
-        """Compute all that there is to compute, a step of a millisecond each second; return the steps."""
+        """Compute everything, a step of a millisecond each second; return the steps."""
         steps = []
         while batch := self.next_batch():
             self.compute(batch)
@@ -98,5 +93,5 @@ class Edge:
 
 
 def computed(batch: Batch) -> dict[int, int]:
-    """Return by session how many tokens a step computes."""
+    """Return the number of tokens that a step computes, by session."""
     return {item.sequence: len(item.tokens) for item in batch.items}

@@ -1,4 +1,4 @@
-"""A server that says what the test tells it to, for brokers that no real one would play."""
+"""A broker that sends what the test specifies, also what no real one would."""
 
 import contextlib
 import itertools
@@ -14,7 +14,6 @@ CONNECT, PUBLISH, SUBSCRIBE = 0x10, 0x30, 0x82
 
 
 def connack(reason: int = 0, properties: bytes = b"") -> bytes:
-    """Return a CONNACK packet."""
     body = bytes([0, reason, len(properties)]) + properties
     return bytes([0x20, len(body)]) + body
 
@@ -28,7 +27,6 @@ def alias_maximum(value: int) -> bytes:
 
 
 def puback(identifier: int, reason: int = 0) -> bytes:
-    """Return a PUBACK packet."""
     return struct.pack("!BBHBB", 0x40, 4, identifier, reason, 0)
 
 
@@ -68,7 +66,6 @@ class ScriptedBroker:
         return [packet for packet in self.packets if packet[0] & 0xF0 == PUBLISH]
 
     def identifiers(self) -> list[int]:
-        """Return the packet identifiers of the messages of QoS 1 that came, in order."""
         found = []
         for packet in self.publishes():
             if packet[0] & 0x06:

@@ -1,4 +1,4 @@
-"""An edge over the memory broker that answers as a test says, and a device's agent that has to live with it."""
+"""A scripted edge over the memory broker, and a device's agent that has to handle it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,7 +32,6 @@ class TooManyMessages(BaseException):
 
 
 def opened(message: Open, **fields: object) -> Opened:
-    """Return the grant of a well-behaved edge, but for some fields."""
     sound = {
         "session": message.session,
         "attempt": message.attempt,
@@ -50,14 +49,13 @@ def opened(message: Open, **fields: object) -> Opened:
 
 
 def closed(message: Open, **fields: object) -> Closed:
-    """Return the end of a session."""
     zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
     sound = {"session": message.session, "attempt": message.attempt, "reason": EndReason.LOST}
     return Closed.model_validate(zeros | sound | fields)
 
 
 class ScriptedEdge:
-    """Answers as told. Closes are confirmed, so that a text that ends is not waited for."""
+    """Sends scripted answers; confirms Closes, so that the end of a request is not waited for."""
 
     def __init__(
         self,
@@ -84,24 +82,19 @@ class ScriptedEdge:
 
     @property
     def messages(self) -> int:
-        """How many the device has sent, but for the Closes."""
         return len(self.opens) + len(self.drafts)
 
     def stop(self) -> None:
-        """Go away without a word."""
         self._link.stop()
 
     def stop_opens(self) -> None:
-        """Hear no more Opens."""
         self._link.unsubscribe(self._opens)
 
     def say(self, presence: Presence) -> None:
-        """Publish the retained state."""
         state = EdgeState(presence=presence, software="1", edge=self.name, target="toy", vocabulary="6", since=START)
         self._link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=self.name), encode_json(state), retain=True)
 
     def send(self, answers: Answers) -> None:
-        """Send messages to the device."""
         for answer in answers:
             match answer:
                 case Presence():
@@ -131,7 +124,7 @@ class ScriptedEdge:
 
 @dataclass(slots=True)
 class PassingInbox(Inbox):
-    """Waiting lets messages arrive instead of sleeping; where none is under way, the clock moves."""
+    """Waiting delivers messages instead of sleeping; if none is in flight, it moves the clock."""
 
     step: Callable[[], bool] = lambda: False
     clock: Clock = field(default_factory=Clock)
@@ -160,8 +153,6 @@ class PassingInbox(Inbox):
 
 
 class LoneDevice:
-    """An agent over the memory broker."""
-
     def __init__(
         self,
         fleet: MemoryFleet | None = None,
@@ -188,7 +179,6 @@ class LoneDevice:
         self.link.start(timeout_s=1.0)
 
     def generate(self, *, mode: Mode = Mode.RESIDUAL, most: int = 8, seed: int = 6) -> Generation:
-        """Write a text."""
         self.broker.pump()
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
         return self.agent.generate(GenerateRequest((1, 2), policy=policy, max_new_tokens=most))

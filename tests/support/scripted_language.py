@@ -1,4 +1,4 @@
-"""Language of the scripted edge, for whoever writes with it: a device need not load what the edge computes with."""
+"""Language of the scripted edge, without the edge's dependencies."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -16,12 +16,12 @@ LANGUAGE: Final = MarkovScript(size=1024, seed=9, sharpness=3.0, period=5)
 
 
 def draft_language() -> MarkovScript:
-    """Return what a draft model of it writes: three tokens in four, or so, are accepted."""
+    """Return the draft model's language: about three tokens in four are accepted."""
     return LANGUAGE.perturbed(seed=10, amount=0.7)
 
 
 def reference_text(prompt: Sequence[int], policy: SamplingPolicy, length: int) -> list[int]:
-    """Return the text that the seed and the target alone determine in coupled mode."""
+    """Return the output that the seed and the target alone determine in coupled mode."""
     text = list(prompt)
     for position in range(length):
         text.append(coupled_token(shape(LANGUAGE.logits(text), policy), policy.seed, position))
@@ -29,7 +29,7 @@ def reference_text(prompt: Sequence[int], policy: SamplingPolicy, length: int) -
 
 
 def is_possible(prompt: Sequence[int], policy: SamplingPolicy, tokens: Sequence[int]) -> bool:
-    """Return whether each token of a text has a probability above zero, as the policy shapes it."""
+    """Return whether each token has a positive probability under the policy."""
     text = [*prompt, *tokens]
     first = len(prompt)
     return all(

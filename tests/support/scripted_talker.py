@@ -11,8 +11,6 @@ from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
 
 
 class ScriptedTalker:
-    """Writes what its agent is told to."""
-
     def __init__(self, agent: ScriptedAgent | None = None, drafter: TalkingDrafter | None = None) -> None:
         self.agent = agent or ScriptedAgent()
         self.drafter = drafter or TalkingDrafter()

@@ -1,4 +1,4 @@
-"""A device that serves its API: through a real broker, at an edge over a language whose law is known."""
+"""A device that serves its API through a real broker, with an edge over a language of known distribution."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +21,6 @@ from tests.support.whole import FLEET, Whole
 
 
 class ReadingCodec(WordCodec):
-    """Reads any text: a word of the language is its token, another word is token 1."""
-
     @property
     def chat_template(self) -> str | None:
         return "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
@@ -32,8 +30,6 @@ class ReadingCodec(WordCodec):
 
 
 class ReadingDrafter(ScriptedDrafter):
-    """Drafts the language, and reads any text."""
-
     def __init__(self) -> None:
         draft = draft_language()
         super().__init__(draft, LANGUAGE.words, context=CONTEXT, name="scripted")
@@ -45,8 +41,6 @@ class ReadingDrafter(ScriptedDrafter):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A device at work."""
-
     url: str
     gateway: Gateway
     whole: Whole
@@ -54,7 +48,6 @@ class Served:
 
 @contextmanager
 def served_device(folder: Path, **given: Any) -> Iterator[Served]:
-    """Run a broker, an edge and a device; on entry the device can write."""
     with MosquittoProcess(Broker(fleet=FLEET)) as broker:
         whole = scripted_whole(broker.port, folder)
         with whole.edge(), device_at(whole, **given) as served:
@@ -62,14 +55,12 @@ def served_device(folder: Path, **given: Any) -> Iterator[Served]:
 
 
 def scripted_whole(port: int, folder: Path) -> Whole:
-    """Return a system over the scripted target, whose session log is in a folder."""
     verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT, name="scripted-target")
     return Whole(port, folder, verifier, {"quotas": NO_QUOTAS})
 
 
 @contextmanager
 def device_at(whole: Whole, **given: Any) -> Iterator[Served]:
-    """Run a device of a system whose edge runs; on entry the device can write."""
     fixed: dict[str, Any] = {"fleet": FLEET, "broker": BrokerSettings(port=whole.port), "api_port": 0}
     service = DeviceService(DeviceSettings.model_validate(fixed | given), ReadingDrafter())
     gateway = Gateway(service)

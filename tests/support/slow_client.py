@@ -1,4 +1,4 @@
-"""A client that takes what it gets and never acknowledges it, so that the broker has to queue."""
+"""A client that never acknowledges messages, so that the broker has to queue."""
 
 import socket
 import struct

@@ -15,7 +15,7 @@ alarm once in 10,000 runs.
 def p_value(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:
     """Return the chi-square p-value of `counts` under `law`; cells expecting fewer than 5 are pooled.
 
-    It is 0 where something was drawn that the law rules out.
+    It is 0 if something was drawn that `law` excludes.
     """
     law = law / law.sum()
     expected = law * counts.sum()
@@ -37,7 +37,7 @@ def p_value(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:
 
 
 def total_variation(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:
-    """Return the total variation distance of the empirical law from `law`."""
+    """Return the total variation distance between the empirical distribution and `law`."""
     return float(np.abs(counts / counts.sum() - law / law.sum()).sum() / 2)
 
 

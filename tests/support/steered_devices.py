@@ -1,4 +1,4 @@
-"""Steered devices: real devices over a toy draft in one process, which an administrator sets and commands."""
+"""Real devices over a toy draft in one process, which an administrator steers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +21,6 @@ _WORDS: Final = ("</s>", *("abcde"))
 def steered_devices(
     names: Sequence[str], *, fleet: str, brokers: Mapping[str, BrokerSettings], folder: Path, **given: object
 ) -> Iterator[list[Gateway]]:
-    """Run devices."""
     with ExitStack() as stack:
         gateways = []
         for name in names:

@@ -31,12 +31,10 @@ def _byte_words() -> list[str]:
 
 
 def tiny_words() -> list[str]:
-    """Return the token strings by id, padding left out."""
     return [*_CONTROL, *_byte_words(), *("".join(merge) for merge in _MERGES)]
 
 
 def tiny_rows() -> list[Row]:
-    """Return the rows of the vocabulary, padding left out."""
     kinds = [TokenType.CONTROL] * len(_CONTROL) + [TokenType.NORMAL] * (len(tiny_words()) - len(_CONTROL))
     return list(zip(tiny_words(), kinds, strict=True))
 
@@ -64,7 +62,6 @@ def tiny_gguf(
     rows: Sequence[Row] | None = None,
     tokenizer: str = "gpt2",
 ) -> Path:
-    """Write the file."""
     rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
     words = [word for word, _ in rows]
     width, heads, kv_heads, inner = 64, 2, 1, 96

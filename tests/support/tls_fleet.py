@@ -30,8 +30,6 @@ HOME = Path("/etc/mosquitto/fleet")
 
 @dataclass(slots=True)
 class Clock:
-    """The time, which a test may put forward."""
-
     ahead: timedelta = timedelta()
 
     def __call__(self) -> datetime:
@@ -43,7 +41,7 @@ def new_authority(folder: Path, clock: Any = utc_now) -> Authority:
 
 
 def enrol(authority: Authority, name: str, folder: Path, role: IdentityRole = IdentityRole.DEVICE) -> TlsSettings:
-    """Do what device and operator do, in one folder."""
+    """Enroll as device and operator do, in one folder."""
     folder.mkdir(parents=True, exist_ok=True)
     key = new_key()
     files = TlsSettings(authority.folder.certificate, folder / f"{name}.pem", folder / f"{name}.key")
@@ -57,8 +55,6 @@ def enrol(authority: Authority, name: str, folder: Path, role: IdentityRole = Id
 
 @dataclass(slots=True)
 class TlsFleet:
-    """An authority, a broker that trusts it, and identities."""
-
     folder: Path
     authority: Authority
     broker: TrialBroker
@@ -89,7 +85,6 @@ class TlsFleet:
 
 @contextmanager
 def tls_fleet(folder: Path, **description: Any) -> Iterator[TlsFleet]:
-    """Run a broker on the files that production gets."""
     require_mosquitto()
     authority = new_authority(folder / "ca")
     broker = Broker.production(fleet=FLEET, **description)

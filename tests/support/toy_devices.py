@@ -1,4 +1,4 @@
-"""Toy devices: devices over the toy draft, as threads; all of the real device but the model."""
+"""Devices over the toy draft, as threads; everything is real except the model."""
 
 import threading
 import time
@@ -22,8 +22,6 @@ from tests.support.toy_pair import PROMPT, ToyPair
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What came out of many sessions."""
-
     counts: NDArray[np.int64]
     tested: int
     accepted: int
@@ -44,7 +42,6 @@ def run_sessions(
     sabotage: Sabotage = Sabotage.NONE,
     on_progress: Callable[[int], None] = lambda _done: None,
 ) -> Tally:
-    """Write many texts through the broker."""
     counts = np.zeros((pair.target.size,) * length, dtype=np.int64)
     lock, totals, seeds = threading.Lock(), [0, 0, 0], iter(range(first_seed, first_seed + sessions))
 

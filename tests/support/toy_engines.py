@@ -1,4 +1,4 @@
-"""Engines of the toy edge: the toy target in llama.cpp, or at stand-ins of inference servers, as real edges have it."""
+"""Engines of the toy edge: the toy target in llama.cpp, or behind stand-ins of inference servers."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,8 +19,6 @@ _CONTEXT: Final = 256
 
 
 class ToyEngine(StrEnum):
-    """What computes the toy target."""
-
     SCRIPTED = "scripted"
     LLAMA_CPP = "llama.cpp"
     VLLM = "vllm"
@@ -28,14 +26,13 @@ class ToyEngine(StrEnum):
 
 
 def pair_of(engine: ToyEngine, *, unlike: bool = False) -> ToyPair:
-    """Return the pair of languages that an engine is proved with: a transformer for those that keep keys and values."""
+    """Return the languages for an engine's proof: a transformer for engines that keep keys and values."""
     if unlike:
         return ToyPair.unlike()
     return ToyPair.standard() if engine is ToyEngine.SCRIPTED else ToyPair.transformer()
 
 
 def toy_verifier(engine: ToyEngine) -> AbstractContextManager[Verifier]:
-    """Return a context in which the engine's verifier can be used."""
     return _VERIFIERS[engine]()
 
 
@@ -60,7 +57,7 @@ def _llama_cpp() -> Iterator[Verifier]:
 
 @contextmanager
 def _remote(engine: ToyEngine) -> Iterator[Verifier]:
-    """Ask servers for as many tokens of a row as the policy keeps, and no more."""
+    """Request as many tokens of a row as the policy keeps."""
     from fleet_edge.settings import InferenceServerSettings  # noqa: PLC0415
     from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens  # noqa: PLC0415
     from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415 - only where it is installed

@@ -1,4 +1,4 @@
-"""Toy grammar of the exactness proof: a finite language over the toy words, and the target's law given it."""
+"""Toy grammar of the exactness proof: a finite language over the toy words, and the target distribution under it."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -28,7 +28,7 @@ GRAMMAR: Final = Grammar(kind=GrammarKind.REGEX, text=_regex())
 
 
 def allowed(text: Sequence[int], *, end: int) -> list[int]:
-    """Return the ids that may follow a text, from the list of all texts: what the matcher is held to."""
+    """Return the ids that may follow a prefix, from the list of all outputs; the matcher is tested against it."""
     begun = tuple(text)
     longer = {known[len(begun)] for known in TEXTS if len(known) > len(begun) and known[: len(begun)] == begun}
     return sorted(longer | ({end} if begun in TEXTS else set()))
@@ -37,10 +37,10 @@ def allowed(text: Sequence[int], *, end: int) -> list[int]:
 def joint_given_grammar(
     language: MarkovScript, prefix: Sequence[int], *, length: int, policy: SamplingPolicy, end: int
 ) -> Float:
-    """Return the joint law of the next tokens given the grammar, `[size] * length`; ends are repeated.
+    """Return the joint distribution of the next tokens under the grammar, `[size] * length`; ends are repeated.
 
-    It is computed from the language's logits with none of the system's code: what the grammar rules out is taken away
-    first, and the rest is shaped.
+    It is computed from the logits without the system's code: tokens that the grammar excludes are removed first, and
+    the rest is shaped.
     """
     law = np.zeros((language.size,) * length)
 

@@ -1,4 +1,4 @@
-"""Toy pair of the exactness proof: a target and a draft language whose laws are known in closed form."""
+"""Toy pair of the exactness proof: a target and a draft language with known distributions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +36,6 @@ _HISTORY_BYTES: Final = 1 << 14
 
 
 class ToyLanguage(Protocol):
-    """A language with a known joint law."""
-
     @property
     def size(self) -> int:
         """Tokens in the vocabulary."""
@@ -55,21 +53,18 @@ class ToyLanguage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Disturbed:
-    """A language whose logits are those of one plus those of another, as a draft model is to its target."""
+    """A language whose logits are the sum of two, as a draft model is to its target."""
 
     target: LogitsScript
     noise: LogitsScript
 
     def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
-        """Return the sum."""
         total: NDArray[Any] = self.target.logits(prefix) + self.noise.logits(prefix)
         return total
 
 
 @dataclass(frozen=True, slots=True)
 class ToyPair:
-    """The two languages."""
-
     target: ToyLanguage
     draft: LogitsScript
     draft_words: tuple[str, ...]
@@ -78,29 +73,28 @@ class ToyPair:
 
     @classmethod
     def standard(cls) -> "ToyPair":
-        """Return the pair of the proof."""
         target = MarkovScript(size=_SIZE, seed=7, sharpness=1.2, period=3)
         return cls(target, target.perturbed(seed=8, amount=1.5), target.words)
 
     @classmethod
     def unlike(cls) -> "ToyPair":
-        """Return a pair of other vocabularies: three words are common, under other ids, and the ends have two names."""
+        """Return a pair with different vocabularies: three words are common, under other ids, and the ends differ."""
         target = MarkovScript(size=_SIZE, seed=7, sharpness=1.2, period=3)
         words = ("d0", "t4", "stop", "t2", "d1", "t1", "d2")
         return cls(target, MarkovScript(size=len(words), seed=9, sharpness=0.8, period=3), words, (2,))
 
     @classmethod
     def transformer(cls) -> "ToyPair":
-        """Return a pair whose target looks at the whole text.
+        """Return a pair whose target depends on the whole prefix.
 
-        An engine's rounding moves its logits by some thousandths, and no row has an edge of `top_k` or `top_p` as near
-        as that: the tokens kept are the same in every engine.
+        An engine's rounding moves its logits by some thousandths, and no row has an edge of `top_k` or `top_p` that
+        close: all engines keep the same tokens.
         """
         target = ToyTransformer(size=_SIZE, seed=51, sharpness=1.8)
         return cls(target, Disturbed(target, MarkovScript(size=_SIZE, seed=8, sharpness=1.0, period=3)), target.words)
 
     def drafter(self) -> Drafter:
-        """Return a draft model of the pair, for the target's vocabulary; behind a drafter from earlier text, or not."""
+        """Return a drafter of the pair for the target's vocabulary, with or without suffix drafts."""
         model = self._model()
         if not self.suffix:
             return model
@@ -115,9 +109,9 @@ class ToyPair:
 
 
 def policy(mode: Mode, seed: int, *, greedy: bool = False, grammar: Grammar | None = None) -> SamplingPolicy:
-    """Return the proof's sampling policy: every step of the shaping takes effect, or none where it is greedy.
+    """Return the proof's sampling policy: every step of the shaping has an effect, or none with `greedy`.
 
-    Given a grammar, which leaves few tokens at each place, it keeps fewer.
+    With a grammar, which leaves few tokens at each place, it keeps fewer.
     """
     temperature = 0.0 if greedy else TEMPERATURE
     top_k, top_p = (TOP_K, 0.93) if grammar is None else (2, 0.85)

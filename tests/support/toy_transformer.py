@@ -1,7 +1,7 @@
-"""Toy transformer: a Llama of one layer whose law is computed here in float64, and which llama.cpp loads as a GGUF.
+"""Toy transformer: a one-layer Llama, computed here in float64 and loaded by llama.cpp as a GGUF.
 
-Unlike a Markov language it looks at the whole text, through keys and values: what an engine keeps of a text, rolls back
-and computes anew shows in what comes out.
+Unlike a Markov language it depends on the whole prefix through keys and values: what an engine keeps, rolls back and
+computes again shows in its output.
 """
 
 import itertools
@@ -54,12 +54,10 @@ class ToyTransformer:
 
     @property
     def size(self) -> int:
-        """Tokens in the vocabulary."""
         return len(self._weights["token_embd"])
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The token strings by id: `t0`, `t1`, …."""
         return tuple(f"t{token}" for token in range(self.size))
 
     def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
@@ -87,7 +85,6 @@ class ToyTransformer:
         return law
 
     def write_gguf(self, path: Path, *, end_token: int) -> Path:
-        """Write the model as llama.cpp loads it, in float32."""
         import gguf  # noqa: PLC0415 - only where a file is written
 
         writer = gguf.GGUFWriter(path, "llama")
@@ -121,7 +118,6 @@ class ToyTransformer:
         return path
 
     def _compute(self, tokens: tuple[int, ...]) -> Float:
-        """Return the last row of a text."""
         weights = {name: weight.astype(np.float64) for name, weight in self._weights.items()}
         hidden = weights["token_embd"][list(tokens)]
         inside = _normalised(hidden)
@@ -144,7 +140,7 @@ def _normalised(hidden: Float) -> Float:
 
 
 def _rotated(heads: Float) -> Float:
-    """Turn pairs of neighbours `[tokens, heads, dim]` by their position, as llama.cpp does for a Llama."""
+    """Rotate pairs of neighbours `[tokens, heads, dim]` by position, as llama.cpp does for a Llama."""
     dim = heads.shape[-1]
     angles = np.arange(len(heads))[:, None] * _ROPE_BASE ** (-np.arange(0, dim, 2) / dim)
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]

@@ -1,4 +1,4 @@
-"""What systemd hears of a process that it started."""
+"""systemd's notification socket for a process under test."""
 
 import socket
 import threading
@@ -9,8 +9,6 @@ from typing import Self
 
 
 class Unit:
-    """Listens at a notification socket while the context lasts."""
-
     def __init__(self, path: Path, *, watchdog_us: int = 100_000) -> None:
         self.environment: Mapping[str, str] = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": str(watchdog_us)}
         self.heard: list[str] = []
@@ -32,7 +30,6 @@ class Unit:
 
     @property
     def stopping(self) -> bool:
-        """Whether the process has said that its end has begun."""
         return "STOPPING=1" in self.heard
 
     def heartbeats_since_stopping(self) -> int:

@@ -1,4 +1,4 @@
-"""Waiting for what other threads do, without sleeping for a guessed time."""
+"""Waits for other threads without a guessed sleep."""
 
 import threading
 import time

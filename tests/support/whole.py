@@ -1,4 +1,4 @@
-"""The whole system in one process, for tests: an edge on a thread of its own, and devices, through a real mosquitto."""
+"""The whole system in one process: an edge on a thread, and devices, through a real mosquitto."""
 
 import threading
 from collections.abc import Iterator
@@ -22,8 +22,6 @@ FLEET = "home"
 
 @dataclass(slots=True)
 class Whole:
-    """A broker's port, and an edge over a verifier."""
-
     port: int
     folder: Path
     verifier: Verifier | None = None
@@ -69,7 +67,6 @@ class Whole:
             service.stop()
 
     def rows(self, query: str) -> list[dict[str, Any]]:
-        """Return what the database holds."""
         engine = sa.create_engine(self.db)
         try:
             with engine.connect() as connection:
@@ -79,8 +76,6 @@ class Whole:
 
 
 class _Kept:
-    """A drafter that outlives the service that it is lent to."""
-
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
 

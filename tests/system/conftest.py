@@ -1,5 +1,3 @@
-"""Real models for the system tests, loaded once."""
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ def target_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def dtype(forced_dtype: str | None) -> str:
-    """Return the number format of the real targets: float32, in which equal texts can be asked for, unless forced."""
     return forced_dtype or "float32"
 
 
@@ -43,7 +40,6 @@ def oracle(target_folder: Path, dtype: str) -> Any:
 
 @pytest.fixture(scope="session")
 def drafters() -> Iterator[Callable[[str], LlamaCppDrafter]]:
-    """Return a function that loads a draft quantization, once each."""
     loaded: dict[str, OnOneThread] = {}
 
     def load(quantization: str) -> Any:
@@ -59,6 +55,5 @@ def drafters() -> Iterator[Callable[[str], LlamaCppDrafter]]:
 
 @pytest.fixture
 def whole(mosquitto: MosquittoProcess, tmp_path: Path, verifier: PackedVerifier) -> Whole:
-    """Return a system over the real target and a shared broker."""
     torch.manual_seed(0)
     return Whole(mosquitto.port, tmp_path, verifier)

@@ -1,7 +1,7 @@
-"""Who may do what, on a real mosquitto with real certificates: every identity, every topic, both ways.
+"""Permissions of every identity on every topic, both ways, on a real mosquitto with real certificates.
 
-What is expected comes from `broker_config.matrix`, which is also what the table in `broker_config/README.md` is made
-of; what is tried is the text of the rendered files.
+The expectation comes from `broker_config.matrix`, like the table in `broker_config/README.md`; the rendered files are
+tested against it.
 """
 
 import re
@@ -31,8 +31,6 @@ WITHOUT_EFFECT = re.compile(r"-> 'topic readwrite (dssd/v1/home/_edge/edge-\d/st
 
 
 class Stage:
-    """A broker on rendered files, and everyone who has a good certificate connected to it."""
-
     def __init__(self, trial: BrokerTrial, description: Broker, users: tuple[str, ...]) -> None:
         self.trial = trial
         self.links, inspector = connect_all(trial, users)
@@ -94,7 +92,7 @@ def test_a_name_that_is_not_on_the_list_of_devices_has_no_right_at_all(tmp_path:
 
 
 def mutations(text: str) -> Iterator[tuple[str, str]]:
-    """Yield every change that takes a line away or makes it wider, with what it is called."""
+    """Yield every change that removes or widens a line, with its name."""
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if not line or line.startswith("#"):

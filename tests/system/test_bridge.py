@@ -1,5 +1,3 @@
-"""A site's broker reports to the head office: two real brokers, each with its own authority."""
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +40,6 @@ def site_description(port: int) -> Broker:
 
 
 def join(folder: Path, office: BrokerTrial) -> None:
-    """Make the broker in `folder` report to the office."""
     made = LocalBroker(folder).broker
     files = office.identity(SITE)
     for source, name in ((files.ca, "head-office-ca.pem"), (files.certificate, "site.pem"), (files.key, "site.key")):

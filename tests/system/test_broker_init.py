@@ -1,5 +1,3 @@
-"""`fleet broker init` prints commands: run as they are printed, they make a fleet that works."""
-
 import os
 import shlex
 import socket
@@ -25,7 +23,6 @@ def free_ports() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder that a person is in, where the models are prepared."""
     require_mosquitto()
     (tmp_path / "models").symlink_to(prepared("target").parent.parent)
     return tmp_path

@@ -1,5 +1,3 @@
-"""`scripts/check-tls` finds nothing at our broker, and something at a weak listener."""
-
 import shutil
 import socket
 import subprocess

@@ -1,5 +1,3 @@
-"""`fleet demo` as a newcomer runs it, and what the database then says."""
-
 import json
 import os
 import signal
@@ -42,7 +40,6 @@ def demo(
     models_dir: Path,
     forced_dtype: str | None,
 ) -> Any:
-    """Run a small demo; return its JSON and its database."""
     folder = tmp_path_factory.mktemp("demo")
     db = f"sqlite:///{folder / 'fleet.sqlite3'}"
     done = run(
@@ -91,7 +88,6 @@ def test_the_database_agrees_with_the_devices(demo: Any) -> None:
 
 
 def reasons(database: Path) -> list[str | None]:
-    """Return how the sessions of a log ended, None for those that are open; nothing if there is no log yet."""
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
             return [reason for (reason,) in connection.execute("SELECT reason FROM sessions")]

@@ -1,5 +1,3 @@
-"""`fleet demo --chat`: the whole fleet on this machine, and a conversation through it."""
-
 import re
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""`fleet device`, as a user and as systemd would start it, on the real models."""
-
 import json
 import os
 import signal
@@ -61,7 +59,7 @@ def status(url: str) -> str:
 
 
 def long_seed(url: str, ask: dict[str, Any]) -> int:
-    """Return a seed with a long text: which have one depends on the processor that computes them."""
+    """Return a seed with a long output; which seeds have one depends on the processor."""
     for seed in range(7, 27):
         body = {**ask, "seed": seed, "max_tokens": LONG}
         reply = httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE_S).json()

@@ -1,5 +1,3 @@
-"""SIGTERM, as systemd sends it, on the real models: an edge hands its sessions over, a device ends its text."""
-
 import json
 import signal
 import subprocess
@@ -44,13 +42,11 @@ OPEN = "SELECT edge FROM segments WHERE reason IS NULL"
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge that runs as systemd would run it."""
-
     process: "subprocess.Popen[str]"
     unit: Unit
 
     def end(self, second: signal.Signals | None = None) -> None:
-        """Tell it to end, once or, when it drains, again; it must go by itself."""
+        """Send SIGTERM, once or, while it drains, again; the edge must exit without a kill."""
         self.process.send_signal(signal.SIGTERM)
         if second is not None:
             until(lambda: self.unit.stopping)
@@ -61,12 +57,7 @@ class Edge:
 
 @dataclass
 class Site:
-    """Two edges over one session log, and a broker.
-
-    Attributes:
-        whole: To make devices, and to read the log.
-        edges: By name.
-    """
+    """Two edges over one session log, and a broker."""
 
     whole: Whole
     edges: dict[str, Edge] = field(default_factory=dict)
@@ -89,7 +80,6 @@ class Site:
 
     @contextmanager
     def device(self, drafter: LlamaCppDrafter) -> Iterator[DeviceService]:
-        """Run a device that has heard of both edges."""
         with self.whole.device(drafter, verdict_s=5.0) as device:
             until(lambda: len(device.edges.online()) == len(EDGES), patience_s=PATIENCE_S)
             yield device
@@ -110,7 +100,6 @@ def write(
     disturb: Callable[[int], None] = lambda _times: None,
     cancellation: Cancellation | None = None,
 ) -> Generation:
-    """Write a text; every now and then something happens, while the device waits."""
     written: list[int] = []
 
     def count(tokens: Sequence[int]) -> None:

@@ -1,5 +1,3 @@
-"""The life of an edge and of a device as programs see it, from the first event to the last."""
-
 import signal
 import subprocess
 import sys

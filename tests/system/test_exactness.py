@@ -1,5 +1,3 @@
-"""Exactness through a real mosquitto, in small: `python -m benchmarks exactness system` is the whole of it."""
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,7 +50,6 @@ IN_SMALL = {
 
 
 def cases(chosen: Iterable[Case]) -> list[Any]:
-    """Return those in small, and as exhaustive ones the others over the scripted engine, which is the quickest."""
     return [
         pytest.param(case, id=case.name, marks=[] if case.name in IN_SMALL else [pytest.mark.exhaustive])
         for case in chosen

@@ -75,8 +75,6 @@ sys.stdin.read()
 
 @dataclass(slots=True)
 class Cable:
-    """Two machines and what is run on them."""
-
     name: str
     stack: ExitStack
 
@@ -85,11 +83,9 @@ class Cable:
         return subprocess.run(full, input=text, capture_output=True, text=True, check=True, timeout=30).stdout
 
     def load(self, description: Broker) -> None:
-        """Put a broker's rules in force, in the place of those before."""
         self.on_broker("nft", "-f", "-", text=render_rules(description))
 
     def start(self, side: str, program: str, *arguments: object) -> str:
-        """Run a program until the test is over, and return its first line."""
         command = ["ip", "netns", "exec", f"{self.name}-{side}", sys.executable, "-c", program, *map(str, arguments)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.stack.callback(process.communicate, timeout=10)
@@ -98,7 +94,6 @@ class Cable:
         return process.stdout.readline()
 
     def knock(self, address: str, port: int, *, count: int = 1, hold: bool = True) -> list[str]:
-        """Open connections from an address, one after the other."""
         results = json.loads(self.start("d", KNOCK, address, BROKER, port, count, int(hold)))
         assert isinstance(results, list)
         return results

@@ -35,7 +35,7 @@ def draft_of(device: str) -> str:
 
 
 def flood(client: RawClient, device: str, *, qos: int, messages: int) -> None:
-    """Send drafts as fast as the broker takes them, and return when it has dealt with the last."""
+    """Send drafts as fast as the broker takes them; return when it has processed the last one."""
     packets = publish_packet(draft_of(device), bytes(1000), qos=qos) * IN_A_WRITE
     for _ in range(messages // IN_A_WRITE):
         client.send(packets)
@@ -45,7 +45,7 @@ def flood(client: RawClient, device: str, *, qos: int, messages: int) -> None:
 
 
 def reaches(edge: RawClient, honest: RawClient) -> bool:
-    """Whether a draft that is sent again and again arrives, once the edge reads what was queued for it."""
+    """Return whether a draft that is repeated arrives once the edge reads its queue."""
     while True:
         honest.publish(draft_of("honest"), ON_TIME)
         for _ in range(ANSWERS):

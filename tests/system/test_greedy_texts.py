@@ -1,5 +1,3 @@
-"""Greedy texts of the real model through the whole system are those that the engine under the edge writes by itself."""
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +39,7 @@ CONTEXT = 256
 
 
 class Alone:
-    """llama.cpp itself: one text, a token at a time, nothing ever taken back."""
+    """llama.cpp itself: one sequence, a token at a time, never rolled back."""
 
     def __init__(self) -> None:
         self._model = open_target(prepared(TARGET), gpu_layers=0)
@@ -52,7 +50,7 @@ class Alone:
         self._native = llama_cpp.llama_init_from_model(self._model.handle, parameters)
 
     def write(self, prompt: Sequence[int], ends: Sequence[int]) -> tuple[tuple[int, ...], list[float]]:
-        """Write a text greedily; return it, and how far apart the two best logits lay at each of its tokens."""
+        """Decode greedily; return the tokens, and the gap between the two best logits at each of them."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._native), True)  # noqa: FBT003 - a C function
         text, gaps, row = [], [], self._decode(prompt)
         while len(text) < LENGTH and (not text or text[-1] not in ends):
@@ -86,7 +84,6 @@ def local() -> Iterator[Verifier]:
 
 @contextmanager
 def remote(api: str) -> Iterator[Verifier]:
-    """Ask a server that computes with llama.cpp, and answers as vLLM or SGLang does."""
     path: Path = prepared(TARGET)
     model = GgufModel(path, vocabulary_only=True)
     stored = load_local(str(path)).strings  # control tokens read as they are stored

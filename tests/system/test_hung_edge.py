@@ -1,5 +1,3 @@
-"""An edge that hangs, for real: stopped while devices' local APIs stream texts, and woken again."""
-
 import json
 import os
 import signal
@@ -43,7 +41,7 @@ ASKED: Final[dict[str, Any]] = {
 
 
 class GatedDrafter(ScriptedDrafter):
-    """A drafter that stops after some tokens until it may go on, so that a test chooses what happens meanwhile."""
+    """A drafter that pauses after some tokens, so that a test chooses what happens meanwhile."""
 
     def __init__(self) -> None:
         script = draft_language()
@@ -52,7 +50,6 @@ class GatedDrafter(ScriptedDrafter):
         self._drafted = 0
 
     def next(self, policy: SamplingPolicy) -> Dist:
-        """Propose, once that may be."""
         self._drafted += 1
         if self._drafted > BEFORE:
             self.reached.set()
@@ -61,7 +58,7 @@ class GatedDrafter(ScriptedDrafter):
 
 
 class Stream:
-    """A device with its local API, and an application that reads a text there as it grows."""
+    """A device with its local API, and an application that streams a completion."""
 
     def __init__(self, port: int, name: str) -> None:
         self.drafter = GatedDrafter()
@@ -84,18 +81,15 @@ class Stream:
         self._reader = threading.Thread(target=self._read, name=f"read-{name}")
 
     def __enter__(self) -> Self:
-        """Begin to read."""
         self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the device end."""
         self.drafter.gate.set()
         self._gateway.stop()
         self._reader.join(PATIENCE_S)
 
     def end(self) -> None:
-        """Wait until the stream has ended."""
         self._reader.join(PATIENCE_S)
         assert not self._reader.is_alive()
         assert self.done, self.error
@@ -124,7 +118,6 @@ class Stream:
 
 @contextmanager
 def edge_of(folder: Path, port: int, name: str) -> Iterator[Program]:
-    """Run an edge over the scripted target."""
     config = folder / f"{name}.toml"
     settings = {"fleet": FLEET, "edge": name, "db": f"sqlite:///{folder / name}.sqlite3", "spool": str(folder / name)}
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
@@ -141,7 +134,7 @@ def edge_of(folder: Path, port: int, name: str) -> Iterator[Program]:
 
 @contextmanager
 def streams_of(port: int) -> Iterator[list[Stream]]:
-    """Have two devices write, up to where their drafters wait; more is committed then than nothing."""
+    """Run two devices up to where their drafters pause; some tokens are committed then."""
     with ExitStack() as stack:
         streams = [stack.enter_context(Stream(port, f"device-{number}")) for number in (1, 2)]
         for stream in streams:
@@ -152,13 +145,11 @@ def streams_of(port: int) -> Iterator[list[Stream]]:
 
 @pytest.fixture
 def broker(start_mosquitto: StartBroker) -> MosquittoProcess:
-    """Return a broker for this test alone, which lets in the edges of these tests."""
     return start_mosquitto(Broker(edges=("edge-0", "edge-1", "edge-2")))
 
 
 @pytest.fixture
 def text(broker: MosquittoProcess, tmp_path: Path) -> str:
-    """What is written where nothing hangs."""
     with edge_of(tmp_path, broker.port, "edge-0"), Stream(broker.port, "device-0") as stream:
         stream.drafter.gate.set()
         stream.end()

@@ -1,5 +1,3 @@
-"""A restart of the broker or of the edge costs applications time, and no request."""
-
 import threading
 import time
 from collections import Counter
@@ -22,11 +20,7 @@ CLIENTS = 2
 
 
 class Clients:
-    """Applications that ask for one completion after the other, each on a thread.
-
-    Attributes:
-        answers: HTTP statuses so far.
-    """
+    """Applications that each send one completion request after another, on a thread."""
 
     def __init__(self, url: str) -> None:
         self.answers = Counter[int]()
@@ -56,7 +50,7 @@ class Clients:
 
 
 def interrupted(served: Served) -> None:
-    """Return when the device has been without broker or edge for a while."""
+    """Return once the device has been without broker or edge for a while."""
     until(lambda: served.gateway.absence() is not None)
     noticed = time.monotonic()
     until(lambda: time.monotonic() - noticed >= AWAY_S)

@@ -1,5 +1,3 @@
-"""The janitor's command, as it is rendered: it clears what devices leave behind, and nothing else."""
-
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,7 +23,7 @@ LARGE = bytes(1 << 19)
 
 
 def topics(device: str, *, retained: bool) -> list[str]:
-    """Return the topics that a device writes, those where something is kept or the others."""
+    """Return the topics that a device writes, with retained messages or the others."""
     return [
         build(rule.topic, fleet=FLEET, device=device, edge=EDGE if "{edge}" in rule.template else None)
         for rule in TREE
@@ -34,7 +32,6 @@ def topics(device: str, *, retained: bool) -> list[str]:
 
 
 def credentials(fleet: TlsFleet) -> Path:
-    """Give the janitor an identity, and return its folder."""
     folder = fleet.folder / "janitor"
     folder.mkdir()
     tls = fleet.enrol(JANITOR, IdentityRole.MONITOR)
@@ -46,7 +43,6 @@ def credentials(fleet: TlsFleet) -> Path:
 
 
 def clear(fleet: TlsFleet, folder: Path, program: str) -> list[str]:
-    """Run the janitor once, and return the topics that it tells."""
     broker = fleet.broker.broker.model_copy(update={"public_name": HOST})
     command = janitor_command(broker, folder=str(folder), program=program)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -55,7 +51,7 @@ def clear(fleet: TlsFleet, folder: Path, program: str) -> list[str]:
 
 
 def kept(fleet: TlsFleet, tls: TlsSettings) -> dict[str, Message]:
-    """Return what the broker keeps of devices, as an edge sees it that subscribes to all that it may read."""
+    """Return what the broker retains of devices, as seen by an edge that subscribes to all it may read."""
     inbox = Inbox()
     link = fleet.link(tls, EDGE, port=fleet.broker.edge_port)
     for rule in TREE:

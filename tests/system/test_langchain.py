@@ -1,5 +1,3 @@
-"""LangChain's `ChatOpenAI`, where it is installed: through a real broker, over a scripted target."""
-
 from collections.abc import Iterator
 from typing import Any
 

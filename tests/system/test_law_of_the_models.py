@@ -1,5 +1,3 @@
-"""What the real pair writes: the target's greedy text, one coupled text whatever the draft, acceptance as in theory."""
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -86,9 +84,9 @@ def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
 
 
 def test_acceptance_is_what_theory_says(whole: Whole, drafters: Load, oracle: Any) -> None:
-    """The accepted drafts, less their expectation sum of min(p, q) at the same positions, in standard deviations.
+    """The accepted drafts, less their expected number sum of min(p, q) at the same positions, in standard deviations.
 
-    A sum of martingale differences, nearly normal: 3.9 is exceeded once in 10,000 runs with fresh seeds.
+    It is a sum of martingale differences, nearly normal: 3.9 is exceeded once in 10,000 runs with fresh seeds.
     """
     drafter = drafters("Q4_0")
     policy = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=77)

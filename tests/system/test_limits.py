@@ -1,5 +1,3 @@
-"""A limit of the broker that is reached is seen by whoever watches, though the clients are told nothing."""
-
 import queue
 import re
 from collections.abc import Iterator
@@ -28,8 +26,6 @@ PACKET_BYTES, QUEUED, UNANSWERED, CONNECTIONS = 4096, 10, 4, 5
 
 
 class Watched:
-    """A broker with small limits and a monitor that watches it."""
-
     def __init__(self, broker: MosquittoProcess, stack: ExitStack) -> None:
         self.broker = broker
         self._stack = stack

@@ -1,5 +1,3 @@
-"""An edge over the real model, scraped over HTTP while a device writes through a real broker."""
-
 import http.client
 from collections.abc import Callable
 
@@ -19,7 +17,6 @@ PROMPT = (504, 314, 260, 6376, 4461, 47)  # any ids will do
 
 
 def scrape(edge: EdgeService) -> dict[str, float]:
-    """Return the values of all series, their labels behind the name."""
     assert edge.metrics is not None
     connection = http.client.HTTPConnection(edge.metrics.url.removeprefix("http://"), timeout=30)
     connection.request("GET", "/metrics")

@@ -1,5 +1,3 @@
-"""The edge pulled away in mid-answer, under each policy, through a real broker, a real edge and the real API."""
-
 import random
 from pathlib import Path
 

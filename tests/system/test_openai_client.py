@@ -1,5 +1,3 @@
-"""The clients that applications really have: OpenAI's, and curl; through a real broker, over a scripted target."""
-
 import json
 import subprocess
 from collections.abc import Iterator
@@ -173,7 +171,7 @@ def test_curl_gets_the_same(served: Served) -> None:
 
 
 def exact_logprobs(tokens: list[int]) -> np.ndarray:
-    """Return the target's log-probabilities along a text, before shaping: `[tokens, vocabulary]`."""
+    """Return the target's log-probabilities of a sequence, before shaping: `[tokens, vocabulary]`."""
     prefix = ReadingDrafter().codec.encode("user: t1 t2 t3 ")
     rows = []
     for place in range(len(tokens)):

@@ -1,5 +1,3 @@
-"""Every command that README and docs print is one that the command line takes, and does what it is printed for."""
-
 import os
 
 import pytest

@@ -1,5 +1,3 @@
-"""An edge over inference servers, through a real mosquitto: its texts are theirs, and no failure of one changes any."""
-
 import os
 import signal
 import threading
@@ -45,8 +43,6 @@ def coupled(number: int) -> SamplingPolicy:
 
 
 class Texts:
-    """A text of each device, all at once, on threads."""
-
     def __init__(
         self, devices: Sequence[DeviceService], policy: Callable[[int], SamplingPolicy], length: int = LENGTH
     ) -> None:
@@ -95,7 +91,6 @@ def servers(api: str, number: int = 2) -> Iterator[Served]:
 
 @contextmanager
 def fleet(whole: Whole, served: Served, api: str, **options: float) -> Iterator[list[DeviceService]]:
-    """Run an edge over the servers, and devices."""
     arguments = [
         "--fleet", FLEET, "--port", str(whole.port), "--db", whole.db, "--spool", str(whole.folder / "spool"),
         "--engine", "remote", "--api", api, "--endpoints", ",".join(each.url for each in served),
@@ -115,12 +110,11 @@ def fleet(whole: Whole, served: Served, api: str, **options: float) -> Iterator[
 
 
 def wanted() -> list[tuple[int, ...]]:
-    """Return the texts that the seeds and the target alone determine."""
+    """Return the outputs that the seeds and the target alone determine."""
     return [tuple(reference_text(prompt(number), coupled(number), LENGTH)) for number in range(DEVICES)]
 
 
 def check_log(whole: Whole, done: Sequence[Generation]) -> None:
-    """Check that every session is in the log as its device knows it, and ended as it should."""
     rows = {row["session"]: row for row in whole.rows("SELECT session, reason, tokens FROM sessions")}
     for each_done in done:
         row = rows[each_done.session.hex()]
@@ -192,7 +186,7 @@ def test_all_servers_are_away_for_long_and_devices_go_on_when_one_is_back(whole:
 
 
 def own_text(served: ServerProcess, api: str, tokens: Sequence[int], length: int) -> tuple[int, ...]:
-    """Have a server write by itself, greedily, a token a request."""
+    """Have a server generate alone, greedily, one token per request."""
     text = list(tokens)
     with httpx.Client(base_url=served.url, timeout=PATIENCE_S) as client:
         for _ in range(length):

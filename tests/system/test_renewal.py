@@ -1,5 +1,3 @@
-"""Certificates are renewed while everybody works: no session fails, no message is lost, nobody looks away."""
-
 import itertools
 import threading
 from collections.abc import Iterator
@@ -45,7 +43,7 @@ def fleet(tmp_path: Path) -> Iterator[TlsFleet]:
 
 
 def renew(authority: Authority, name: str, tls: TlsSettings) -> None:
-    """Do what an operator's rollout does: a new certificate in place of the old one."""
+    """Replace a certificate as an operator's rollout does."""
     assert tls.certificate is not None
     write_atomically(tls.certificate, authority.renew(name, early=True).pem.encode(), mode=0o644)
 
@@ -89,8 +87,6 @@ def device(fleet: TlsFleet, name: str, tls: TlsSettings) -> Iterator[DeviceServi
 
 
 class Writer:
-    """A device that writes one text after another until told to end."""
-
     def __init__(self, service: DeviceService, seed: int) -> None:
         self.service, self.seed = service, seed
         self.texts: list[Generation] = []

@@ -1,5 +1,3 @@
-"""A revoked device is cut off while it is connected, stays out, and nobody else notices."""
-
 import json
 import socket
 import ssl
@@ -47,7 +45,6 @@ def fleet(tmp_path: Path) -> Iterator[TlsFleet]:
 
 @pytest.fixture
 def edge(fleet: TlsFleet) -> tuple[PahoLink, Inbox]:
-    """Return a connected edge and what it hears of the devices."""
     link, inbox = fleet.link(fleet.enrol(EDGE, IdentityRole.EDGE), EDGE), Inbox()
     link.subscribe(wildcard(Topic.STATE, fleet=FLEET), inbox)
     link.subscribe(wildcard(Topic.DRAFT, fleet=FLEET, edge=EDGE), inbox)
@@ -62,8 +59,6 @@ def connected(fleet: TlsFleet, name: str) -> PahoLink:
 
 
 class Chatter:
-    """A device that sends numbered drafts as fast as they are acknowledged."""
-
     def __init__(self, link: PahoLink, topic: str) -> None:
         self.outcomes: list[int] = []
         self._link, self._topic = link, topic

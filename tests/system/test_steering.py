@@ -1,5 +1,3 @@
-"""Settings and commands from afar through a real mosquitto with the access rules that production gets."""
-
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

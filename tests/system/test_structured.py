@@ -1,6 +1,6 @@
-"""Structured texts through a real mosquitto, with a real vocabulary and a language that makes no sense.
+"""Structured output through a real mosquitto, with a real vocabulary and a random language.
 
-What the target says is drawn by lot, so that nothing but the grammar keeps a text to its schema.
+The target's logits are random, so that only the grammar makes an output follow its schema.
 """
 
 import functools
@@ -47,7 +47,7 @@ VOCABULARY = Path("models/smollm2-135m/Q4_0.gguf")
 
 
 class Lots:
-    """A language drawn by lot: each text has its own logits."""
+    """A random language: each prefix has its own logits."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -76,8 +76,6 @@ class Draft(ScriptedDrafter):
 
 
 class Vocabulary(GgufModel):
-    """A file whose tokens are prepared for grammars once."""
-
     @functools.cache  # noqa: B019 - there is one
     def grammar_tokenizer(self) -> GrammarTokenizer:
         return super().grammar_tokenizer()

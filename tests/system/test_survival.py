@@ -1,5 +1,3 @@
-"""What is ordinary in the field: the broker restarts, the edge dies, a device is switched off."""
-
 import signal
 import subprocess
 import sys
@@ -33,7 +31,7 @@ DISTURB_AT = 15  # tokens
 
 
 class Writing:
-    """A text being written on a thread; `disturb` once it is under way, then `finish`."""
+    """A generation on a thread; `disturb` once it runs, then `finish`."""
 
     def __init__(self, device: DeviceService, ids: Sequence[int]) -> None:
         self._under_way = threading.Event()
@@ -69,7 +67,6 @@ def own(own_mosquitto: MosquittoProcess, tmp_path: Path, verifier: PackedVerifie
 
 
 def undisturbed(whole: Whole, drafter: LlamaCppDrafter) -> tuple[Sequence[int], tuple[int, ...]]:
-    """Return a prompt with a text that can be disturbed, and the text."""
     with whole.edge(), whole.device(drafter) as device:
         ids, done = first_long(
             lambda ids: device.agent.generate(GenerateRequest(ids, policy=POLICY, max_new_tokens=LENGTH)),

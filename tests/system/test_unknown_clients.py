@@ -1,5 +1,3 @@
-"""Who has a name that the broker does not know, or is in another fleet, is told so: it would be online for nobody."""
-
 import subprocess
 from pathlib import Path
 
@@ -81,8 +79,6 @@ def test_equal_names_in_two_fleets_at_one_broker_do_not_meet(mosquitto: Mosquitt
 
 
 class GuardedMosquitto(MosquittoProcess):
-    """A mosquitto that knows one user by a password and lets clients in that give no name."""
-
     def _prepare(self, directory: Path) -> list[str]:
         command = super()._prepare(directory)
         passwords = directory / "passwords"

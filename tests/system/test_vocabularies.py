@@ -1,5 +1,3 @@
-"""Both ends read one vocabulary out of one file, whatever kinds of rows it ends with."""
-
 import json
 import subprocess
 import sys
@@ -17,7 +15,7 @@ PLAIN = {"gpt2": tiny_rows(), "llama": sentencepiece_rows()}
 
 
 def endings(first: int) -> dict[str, tuple[list[Row], int]]:
-    """Return what may follow the plain rows, from the id `first` on, and how many of these rows are tokens."""
+    """Return possible rows after the plain ones, from the id `first` on, and how many of them are tokens."""
     by_id = [f"[PAD{first + index}]" for index in range(4)]
     from_one_on = [f"[PAD{1 + index}]" for index in range(4)]
     return {

@@ -1,5 +1,3 @@
-"""A machine without mosquitto skips its tests; a CI machine may not."""
-
 import pytest
 
 from tests.support.brokers import require_mosquitto

@@ -1,5 +1,3 @@
-"""Edges of benchmarks, as processes."""
-
 import pytest
 
 from fleet_common.settings import load_settings

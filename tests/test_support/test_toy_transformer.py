@@ -1,5 +1,3 @@
-"""The toy transformer's law, computed apart, is that of llama.cpp over the file that it writes."""
-
 import itertools
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Databases of both kinds, as the session log's own tests have them."""
-
 from tests.fleet_edge.store.conftest import database_url, empty_databases, postgres, store
 
 __all__ = ["database_url", "empty_databases", "postgres", "store"]

@@ -1,5 +1,3 @@
-"""Alerts as they are kept."""
-
 from datetime import UTC, datetime, timedelta
 
 from fleet_admin.alerts import alerts as book

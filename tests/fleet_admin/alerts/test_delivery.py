@@ -1,5 +1,3 @@
-"""Webhook and courier: what is posted, to whom it is not, and servers that mean harm."""
-
 import hashlib
 import hmac
 import json
@@ -37,8 +35,6 @@ SECRET = b"0123456789abcdef0123456789abcdef"
 
 
 class Received:
-    """What a server was sent, and how it answers."""
-
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.answers: list[int] = []
@@ -71,7 +67,6 @@ def server(received: Received) -> Iterator[int]:
 
 @contextmanager
 def hostile(talk: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Serve one connection after the other by `talk`."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -207,8 +202,6 @@ def test_a_url_that_can(url: str) -> None:
 
 
 class Fussy:
-    """A channel that refuses so many alerts before it takes one."""
-
     name = "fussy"
 
     def __init__(self, refuses: int) -> None:

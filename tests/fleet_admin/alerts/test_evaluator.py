@@ -1,5 +1,3 @@
-"""Alerts from their first sign to their end, in a real database, with a clock that the test moves."""
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,8 +24,6 @@ OPEN, CLEARED = AlertState.OPEN, AlertState.CLEARED
 
 @dataclass
 class World:
-    """A database, and edges whose memory is as full as the test says."""
-
     url: str
     at: datetime = START
     kv: dict[str, float] = field(default_factory=dict)
@@ -50,7 +46,7 @@ class World:
         )
 
     def look(self, seconds: float = 0.0, **kv: float) -> list[tuple[str, bool]] | None:
-        """Let time pass, and look; return whose alerts have changed, and whether they are open."""
+        """Let time pass and evaluate; return the changed alerts, and whether they are open."""
         self.at += timedelta(seconds=seconds)
         self.kv = kv or self.kv
         changed = self.evaluator.step()

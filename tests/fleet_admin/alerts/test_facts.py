@@ -1,5 +1,3 @@
-"""The facts as they are in a real database, SQLite and PostgreSQL alike."""
-
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -27,7 +25,6 @@ def facts(store: Store, *records: Record) -> Facts:
 
 
 def session(number: int, *, at: datetime, tested: int, accepted: int) -> list[Record]:
-    """Return the records of a session with rounds, of which the last was just before it ended."""
     name, segment = f"{number:016x}", segment_number(at)
     opened = replace(samples.opened(), session=name, segment=segment, at=at)
     rounds = [

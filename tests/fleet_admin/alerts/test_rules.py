@@ -1,5 +1,3 @@
-"""Each rule: what makes it wrong, what does not, what is right again, and what lies between."""
-
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +18,6 @@ EDGE = EdgeFacts(name="edge-1", state=MachineState.ONLINE, seen_at=NOW)
 
 
 def read(rule: str, facts: Facts, settings: AlertSettings = SETTINGS) -> RuleReading | None:
-    """Return what one rule says of the one subject that the facts have."""
     found = [reading for name, reading in readings(facts, settings) if name == rule]
     assert len(found) <= 1
     return found[0] if found else None

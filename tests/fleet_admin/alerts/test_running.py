@@ -1,5 +1,3 @@
-"""Alerts at work beside another program: found on a thread, told over MQTT, and a database that comes later."""
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,8 +36,6 @@ ALERT = Alert(
 
 
 class Ears:
-    """A channel that remembers."""
-
     name = "ears"
 
     def __init__(self) -> None:

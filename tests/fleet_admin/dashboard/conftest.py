@@ -1,5 +1,3 @@
-"""Dashboard over a filled log: in process for most tests, served and in a browser for some."""
-
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,15 +28,13 @@ CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
 
 @dataclass(slots=True)
 class Clock:
-    """Both clocks, in one hand."""
-
     now: datetime = NOW
     monotonic: float = 0.0
 
 
 @dataclass(slots=True)
 class Browser:
-    """What a browser does, without one: keeps cookies, follows nothing by itself, fills forms in."""
+    """Keeps cookies and submits forms as a browser does; follows no redirect."""
 
     client: TestClient
 
@@ -51,7 +47,6 @@ class Browser:
         return found[1]
 
     def post(self, path: str, *, of: str = "/account", **fields: str | list[str]) -> Response:
-        """Send a form of the page `of`."""
         return self.client.post(path, data={"csrf": self.csrf(of), **fields}, headers={"origin": BASE})
 
     def log_in(self, account: str, password: str = PASSWORD, next_path: str = "") -> Response:
@@ -72,7 +67,6 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def url(tmp_path: Path, filled: Path) -> str:
-    """Return a filled database of the test's own."""
     shutil.copy(filled, tmp_path / "fleet.sqlite3")
     return f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
 
@@ -101,7 +95,6 @@ def services(make_services: Callable[..., Services]) -> Services:
 
 @pytest.fixture
 def browsers(services: Services) -> Callable[[], Browser]:
-    """Return a function that makes a browser without cookies."""
     app = create_app(services)
     return lambda: Browser(TestClient(app, base_url=BASE, follow_redirects=False, raise_server_exceptions=False))
 
@@ -135,7 +128,6 @@ def chromium() -> Iterator[Chromium]:
 
 @pytest.fixture
 def served(services: Services) -> Iterator[str]:
-    """Return the address of a dashboard that is served."""
     settings = services.settings.model_copy(update={"listen": "127.0.0.1:0"})
     server = DashboardServer(settings, services=services)
     yield server.address.rstrip("/")
@@ -144,8 +136,6 @@ def served(services: Services) -> Iterator[str]:
 
 @pytest.fixture
 def log_in_tab(served: str, chromium: Chromium) -> Callable[..., Tab]:
-    """Return a function that opens a tab in which somebody is logged in."""
-
     def open_tab(account: str = "olga", *, width: int = 1280, height: int = 800, dark: bool = False) -> Tab:
         tab = chromium.tab(width=width, height=height, dark=dark)
         tab.goto(f"{served}/login")

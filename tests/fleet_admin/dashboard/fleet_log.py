@@ -27,7 +27,6 @@ DEVICES = ("gateway-1", "gateway-2", "gateway-3", "gateway-4")
 
 
 def fill(url: str, *, now: datetime) -> None:
-    """Write sessions of the last day, the latest a minute old."""
     with open_store(url) as store:
         store.apply(records(now))
         with store.engine.begin() as connection:
@@ -92,7 +91,7 @@ def session(device: str, *, at: datetime, number: int, ended: bool = True) -> li
 
 
 def hostile(now: datetime) -> list[Record]:
-    """What a device may say of itself, and what an edge may quote of it."""
+    """Return records in which a device and an edge quote hostile text."""
     at = now - timedelta(minutes=4)
     own = {"session": EVIL, "segment": segment_number(at), "device": "evil"}
     return [

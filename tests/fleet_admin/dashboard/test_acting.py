@@ -11,7 +11,6 @@ def fenced(services: Services) -> list[str]:
 
 
 def act(operator: Browser, services: Services, **fields: str) -> str:
-    """Do something, and return the page that says what came of it."""
     answer = operator.post("/devices/act/do", of="/devices", **fields)
     assert answer.status_code == 303
     job = services.jobs.find(answer.headers["location"].removeprefix("/acts/"))

@@ -20,7 +20,6 @@ NAMES = {"device": "gateway-1", "session": f"{1:016x}", "alert": "0"}
 
 @pytest.fixture
 def client(services: Services) -> TestClient:
-    """Return a program without a key."""
     return TestClient(create_app(services), base_url=BASE, raise_server_exceptions=False)
 
 

@@ -1,5 +1,3 @@
-"""Pages in Chromium: nothing is complained of, nothing comes from elsewhere, everybody can use them."""
-
 import os
 from collections.abc import Callable
 from dataclasses import replace

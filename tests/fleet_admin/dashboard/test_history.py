@@ -1,5 +1,3 @@
-"""Pages of what has happened: edges, sessions, one session, rollouts."""
-
 import csv
 import dataclasses
 import io

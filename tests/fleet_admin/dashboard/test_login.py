@@ -170,7 +170,6 @@ def test_a_known_browser_guesses_within_bounds_too(browsers: Callable[[], Browse
 
 
 def guesses(attempts: Attempts, number: int, *, address: str = "10.0.{}.1", account: str = "olga") -> int:
-    """Return how many of so many attempts may be made at once."""
     made = [attempts.take(Attempt(address.format(each % 250), account.format(each))) for each in range(number)]
     return sum(wait == 0.0 for wait in made)
 

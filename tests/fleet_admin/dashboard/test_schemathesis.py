@@ -1,5 +1,3 @@
-"""API against requests that are made of its own document: whatever is sent, it is not the server that fails."""
-
 from typing import Any
 
 import pytest

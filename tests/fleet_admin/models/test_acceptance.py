@@ -1,5 +1,3 @@
-"""Measured acceptance is what a device and an edge then find, in both modes and for every length of draft."""
-
 import json
 import random
 import sys
@@ -38,7 +36,6 @@ def verifier(context: int = 256) -> ScriptedVerifier:
 
 
 def measured(seeds: Sequence[int], *, tokens: int) -> PairAcceptance:
-    """Measure the toy pair on a text for each seed."""
     policies = [terms(seed, mode=Mode.COUPLED).policy for seed in seeds]
     written = write_texts(verifier(), [PROMPT] * len(policies), policies=policies, tokens=tokens)
     drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
@@ -51,7 +48,7 @@ def measured(seeds: Sequence[int], *, tokens: int) -> PairAcceptance:
 
 
 def really(seeds: Sequence[int], *, tokens: int, length: int, mode: Mode) -> list[tuple[int, int]]:
-    """Return of each text that a device and an edge write: its tokens, and the verdicts that they came in."""
+    """Return, for each generation of a device and an edge, the numbers of tokens and of verdicts."""
     found = []
     for seed in seeds:
         fleet = MemoryFleet()

@@ -1,5 +1,3 @@
-"""`fleet models prepare --cost`: a deepened model says what its original says, and has so many times its layers."""
-
 import json
 import shutil
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Facts of models: shapes of every family from files without weights, held against what the engines keep."""
-
 import contextlib
 import json
 import random

@@ -1,5 +1,3 @@
-"""`fleet models check`: whether a pair fits, why not, and what memory it takes."""
-
 import json
 import sys
 from collections.abc import Callable
@@ -24,8 +22,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fleet models check` and returns exit code, output and complaint."""
-
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fleet", "models", "check", *map(str, arguments)])
         with pytest.raises(SystemExit) as leaving:
@@ -37,7 +33,6 @@ def fleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def pair(folder: Path, **given: Any) -> CheckedPair:
-    """Check a small Llama and a large one, which differ as `given` says of the draft model."""
     draft = family_gguf(folder / "draft.gguf", SMALL, **given)
     target = family_gguf(folder / "target.gguf", LARGE)
     return check_pair(str(draft), str(target), models_dir=folder)
@@ -56,7 +51,7 @@ def facts(folder: Path, **given: Any) -> ModelFacts:
 
 
 def rows(*, first: int, common: int, size: int = 260) -> list[Row]:
-    """Return a vocabulary that has so many words in common with every other that is made so."""
+    """Return a vocabulary that shares `common` words with every other one made here."""
     control = tiny_rows()[:3]
     words = [f"w{index if index < common else first + index}" for index in range(size)]
     return [*control, *((word, TokenType.NORMAL) for word in words)]

@@ -31,5 +31,4 @@ CHEAP_TOKENS = StepCurve(rows={1: ((1, 100), (17, 110)), 64: ((1, 200), (17, 400
 
 
 def constant(ms: float) -> StepCurve:
-    """Return the curve of an edge whose every step takes as long."""
     return StepCurve(rows={1: ((1, ms), (64, ms)), 1024: ((1, ms), (64, ms))}, prefill=((1, ms), (4096, ms)))

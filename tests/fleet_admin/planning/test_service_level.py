@@ -7,7 +7,6 @@ LEVEL = ServiceLevel(tokens_per_s=8.0, gap_s=0.25)
 
 
 def steady(begin: float, end: float, every: float, tokens: int = 1, *, ended: bool = False) -> TimedRequest:
-    """Return a text with a piece now and then."""
     number = round((end - begin) / every)
     pieces = [(begin + n * every, tokens) for n in range(number)]
     return TimedRequest(begin - 1.0, pieces, pieces[-1][0] if ended else None)

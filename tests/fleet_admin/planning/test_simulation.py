@@ -90,7 +90,6 @@ def test_acceptance_comes_out_as_it_went_in() -> None:
 
 
 def rate(outcome: SimulationResult) -> float:
-    """Return tokens a second behind the first piece, of one text."""
     (text,) = outcome.devices[0].texts
     (first_at, first), (last_at, _) = text.pieces[0], text.pieces[-1]
     return (text.tokens - first) / (last_at - first_at)

@@ -1,5 +1,3 @@
-"""A database that an edge has made, and what an administrator does with it."""
-
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -18,7 +16,6 @@ ALICE = Actor("alice", "desk")
 
 @pytest.fixture
 def url(database_url: str) -> str:
-    """Return a database in which three devices have been seen."""
     with open_store(database_url) as store:
         store.apply(
             [

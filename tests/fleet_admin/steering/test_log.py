@@ -1,5 +1,3 @@
-"""Labels, retired devices and the audit log, in the session log's database."""
-
 from datetime import timedelta
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Whom a change concerns, what it would do, and how it is read."""
-
 from datetime import UTC, datetime
 
 import pytest

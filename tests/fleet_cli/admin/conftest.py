@@ -1,5 +1,3 @@
-"""`fleet admin` over a session log: an empty one, unless a module has another `url`."""
-
 import io
 import sys
 from pathlib import Path
@@ -13,7 +11,6 @@ from tests.support.admin_command import Run
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """Return the URL of an empty session log."""
     url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
     open_store(url).close()
     return url
@@ -21,8 +18,6 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def admin(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fleet admin` on the log of `url`."""
-
     def run(*arguments: str, given: bytes = b"") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))

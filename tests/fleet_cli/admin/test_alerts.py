@@ -1,5 +1,3 @@
-"""`fleet admin alerts`: what it lists, what it changes, and what it refuses in a sentence."""
-
 import json
 import signal
 import subprocess
@@ -21,7 +19,6 @@ RUNNER = CliRunner()
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """Return the URL of a log in which a device and an edge have been away for an hour."""
     url, at = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", datetime.now(UTC) - timedelta(hours=1)
     with open_store(url) as store:
         store.apply(
@@ -39,7 +36,6 @@ def run(*arguments: str) -> str:
 
 
 def watch(url: str, folder: Path) -> None:
-    """Look for alerts as the command does, until it has told of both, and interrupt it."""
     (folder / "alerts.toml").write_text("hold_s = 0\nevery_s = 1\n")
     program = [sys.executable, "-m", "fleet_cli.main", "admin", "alerts", "--watch", "--db", url]
     with subprocess.Popen(

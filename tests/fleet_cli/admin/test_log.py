@@ -21,7 +21,6 @@ OTHER = "ff00000000000001"
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """Return a database with one ended and one open session."""
     url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
     recent = datetime.now(UTC) - timedelta(minutes=10)
     other = {"session": OTHER, "segment": segment_number(recent)}
@@ -102,7 +101,6 @@ def test_sessions_are_listed_with_their_rates(admin: Run) -> None:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal of 80 columns."""
     monkeypatch.setattr(tables, "terminal_width", lambda: 80)
 
 

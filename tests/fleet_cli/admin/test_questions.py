@@ -1,5 +1,3 @@
-"""What an administrator asks, as docs/administration.md answers it: each command is run on a filled log."""
-
 import csv
 import io
 import json
@@ -45,7 +43,6 @@ def _end(name: str, at: datetime, *, device: str, **fields: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a log of three devices and two edges, of today and of the week before."""
     url = f"sqlite:///{tmp_path_factory.mktemp('log') / 'fleet.sqlite3'}"
     lately, before = NOW - timedelta(minutes=5), NOW - timedelta(days=9)
     fresh = NOW + timedelta(hours=1)  # however long the tests take

@@ -1,5 +1,3 @@
-"""`fleet admin rollout record|rollouts|releases`: what a playbook writes, and what an operator reads of it."""
-
 import json
 
 import pytest

@@ -1,5 +1,3 @@
-"""`fleet admin set|unset|settings|command|commands|label|labels|retire|audit`, as an administrator types them."""
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +19,12 @@ FLEET = "afar"
 
 @pytest.fixture(autouse=True)
 def _as_ada(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Administer the tests' fleet, as ada."""
     monkeypatch.setenv("FLEET_ADMIN_FLEET", FLEET)
     monkeypatch.setattr("fleet_cli.options.operator", lambda: "ada")
 
 
 @pytest.fixture
 def devices(start_mosquitto: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Gateway]]:
-    """Run two devices, that `fleet admin` reaches."""
     mosquitto = start_mosquitto(Broker(fleet=FLEET))
     monkeypatch.setenv("FLEET_ADMIN_BROKER__PORT", str(mosquitto.port))
     place = BrokerSettings(port=mosquitto.port)

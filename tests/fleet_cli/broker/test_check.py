@@ -1,5 +1,3 @@
-"""`fleet broker check` finds what is wrong with rendered files, and calls it by its name."""
-
 import json
 import re
 from collections.abc import Callable

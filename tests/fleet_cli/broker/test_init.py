@@ -1,5 +1,3 @@
-"""`fleet broker init` makes a broker that runs, `LocalBroker` runs it, and its files open it."""
-
 import resource
 import stat
 from pathlib import Path

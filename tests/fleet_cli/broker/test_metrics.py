@@ -1,5 +1,3 @@
-"""A broker's own figures as metrics: from a real mosquitto, and from one that says nonsense."""
-
 import http.client
 
 import pytest

@@ -1,5 +1,3 @@
-"""Colours of a chat: one for each origin, and nothing else that a terminal would obey."""
-
 import io
 import re
 

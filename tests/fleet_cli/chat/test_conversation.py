@@ -1,5 +1,3 @@
-"""A conversation, line by line: what is asked, what is shown, what is remembered."""
-
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,8 +18,6 @@ Line = str | BaseException | Callable[[], str]
 
 
 class Script:
-    """A terminal on which the given lines are typed."""
-
     def __init__(self, *lines: Line) -> None:
         self._lines = list(lines)
         self.shown = ""
@@ -55,7 +51,7 @@ Talk = Callable[..., Script]
 
 @pytest.fixture(autouse=True)
 def _interrupts() -> Iterator[None]:
-    """Have SIGINT do what it does at a terminal: whoever runs the tests in the background has it ignored."""
+    """Handle SIGINT as at a terminal; tests that run in the background ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -63,8 +59,6 @@ def _interrupts() -> Iterator[None]:
 
 @pytest.fixture
 def talk(talkers: list[ScriptedTalker]) -> Talk:
-    """Return a function that has lines typed and returns the terminal."""
-
     def run(
         *lines: Line,
         agent: ScriptedAgent | None = None,
@@ -191,8 +185,6 @@ def test_an_answer_of_which_the_end_was_taken_back_is_shown_as_it_is_now(
 
 
 class Interrupting(Script):
-    """A terminal on which Ctrl-C is pressed twice as soon as something is shown."""
-
     def write(self, text: str) -> None:
         if not self.shown:
             signal.raise_signal(signal.SIGINT)

@@ -1,5 +1,3 @@
-"""The chat on a real terminal, over a fleet in memory: a draft model and a large model that differ."""
-
 import io
 import os
 import pty
@@ -22,8 +20,6 @@ COLOUR = re.compile("\x1b\\[[0-9;]+m")
 
 
 class Screen:
-    """A program on a terminal of its own."""
-
     def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
         self.process = process
         self._terminal = terminal
@@ -33,12 +29,10 @@ class Screen:
         os.write(self._terminal, keys.encode())
 
     def until(self, pattern: str, *, interrupting: bool = False) -> str:
-        """Read until something is shown; return all that was shown since the last time.
+        """Read until `pattern` is shown; return everything shown since the last call.
 
-        Args:
-            pattern: What.
-            interrupting: Press Ctrl-C, again where nothing comes of it, as one would: Python's readline misses a signal
-                that comes just before it waits for a key.
+        With `interrupting`, press Ctrl-C, again if nothing happens: Python's readline misses a signal that arrives just
+        before it waits for a key.
         """
         if interrupting:
             self.type("\x03")
@@ -55,10 +49,9 @@ class Screen:
         return shown
 
     def prompt(self) -> str:
-        """Read until the program waits for a line; return all that was shown since the last time.
+        """Read until the program waits for a line; return everything shown since the last call.
 
-        What is typed between the prompt and the moment at which readline takes the terminal over is the terminal's own
-        business: of a Ctrl-D nothing would be left.
+        A Ctrl-D before readline takes over the terminal would be lost.
         """
         shown = self.until("> ")
         until(lambda: not termios.tcgetattr(self._terminal)[3] & termios.ICANON)

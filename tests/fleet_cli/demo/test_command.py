@@ -12,8 +12,6 @@ from fleet_cli.errors import CommandError
 
 
 class Edge:
-    """An edge's process that lives as long as the test."""
-
     cause = "its own words"
 
     def __init__(self) -> None:

@@ -13,7 +13,6 @@ from schemas.errors import FleetError
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A folder of prepared models."""
     family = tmp_path / "models" / "smollm2-135m"
     (family / "target").mkdir(parents=True)
     for name in ("Q4_0", "Q5_K"):

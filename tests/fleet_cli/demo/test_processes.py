@@ -16,7 +16,6 @@ Program = Callable[[str], None]
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Return a function that sets the Python program that runs in place of `fleet`."""
     popen = subprocess.Popen
 
     def use(code: str) -> None:

@@ -1,5 +1,3 @@
-"""What the demo shows while it runs."""
-
 import io
 
 import pytest

@@ -1,5 +1,3 @@
-"""What is refused by a grammar's shape, and what of a schema is left out or rewritten."""
-
 import itertools
 import json
 from typing import Any

@@ -1,5 +1,3 @@
-"""Grammars that end the process they are compiled in, and what is left of it."""
-
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +41,6 @@ def process() -> Iterator[GrammarProcess]:
 
 
 def workers_of(use: Callable[[], object]) -> list[psutil.Process]:
-    """Return the workers that something starts."""
     before = set(psutil.Process().children())
     use()
     return [each for each in psutil.Process().children() if each not in before]

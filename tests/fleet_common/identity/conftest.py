@@ -1,5 +1,3 @@
-"""An authority for each test, and a clock that the test sets."""
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,8 +9,6 @@ from fleet_common.identity.certificates import IdentityRole, make_request, new_k
 
 
 class FrozenClock:
-    """Stands still until it is set."""
-
     def __init__(self) -> None:
         self.now = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -35,5 +31,4 @@ def authority(tmp_path: Path, clock: FrozenClock) -> Authority:
 
 
 def request_for(name: str) -> x509.CertificateSigningRequest:
-    """Return an honest request over a new key."""
     return x509.load_pem_x509_csr(make_request(new_key(), name))

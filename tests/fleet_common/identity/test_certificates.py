@@ -1,5 +1,3 @@
-"""What OpenSSL makes of our certificates and lists: it judges at the broker and in every client."""
-
 import shutil
 import socket
 import ssl
@@ -20,7 +18,7 @@ ACCEPTED = "accepted"
 
 @pytest.fixture
 def today(tmp_path: Path) -> Authority:
-    """Return an authority of the present, which is when OpenSSL judges."""
+    """Return an authority of today, because OpenSSL checks dates against the present."""
     return create_authority(tmp_path / "ca", fleet="home", actor="tester")
 
 
@@ -35,7 +33,7 @@ def verdict(error: OSError) -> str:
 def handshake(
     server: Issued, client: Issued, *, host: str = "localhost", lists: Sequence[Path] = ()
 ) -> tuple[str, str]:
-    """Return what each end makes of the other, the server first."""
+    """Return the results of both ends of a handshake, the server's first."""
     asked = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     asked.maximum_version = ssl.TLSVersion.TLSv1_2  # so that a client learns of its refusal within the handshake
     asked.load_cert_chain(server.certificate, server.key)

@@ -19,7 +19,6 @@ def enrolment(tmp_path: Path, clock: FrozenClock) -> Enrolment:
 
 
 def answer(authority: Authority, request: Path, to: Path, name: str = NAME) -> Path:
-    """Do what the operator does."""
     entry = authority.sign(load_request(request), name=name, role=IdentityRole.DEVICE)
     to.write_text(entry.pem)
     return to

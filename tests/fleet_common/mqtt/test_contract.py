@@ -1,5 +1,3 @@
-"""The contract of `Link`, held against every implementation."""
-
 import contextlib
 from collections.abc import Iterator
 

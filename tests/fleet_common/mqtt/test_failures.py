@@ -1,5 +1,3 @@
-"""Every way not to get a connection ends in one sentence that says what to do."""
-
 import shutil
 import socket
 import ssl
@@ -201,7 +199,6 @@ def test_tls_to_a_port_that_has_none(pki: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with two self-signed certificates and their keys."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed: install the package 'openssl'")
     folder = tmp_path_factory.mktemp("pki")
@@ -226,7 +223,6 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tls_port(pki: Path) -> Iterator[int]:
-    """Return a port where a TLS server waits with the certificate `ca.pem`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pki / "ca.pem", pki / "ca.key")
     listener = socket.create_server(("127.0.0.1", 0))

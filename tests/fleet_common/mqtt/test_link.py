@@ -102,8 +102,6 @@ def delays(seed: int, count: int = 12, *, refused: bool = False) -> list[float]:
 
 
 class Longest(random.Random):
-    """Draws the longest delay each time: the step."""
-
     def uniform(self, a: float, b: float) -> float:
         return max(a, b)
 

@@ -234,7 +234,7 @@ def test_a_queue_that_stays_full_is_not_searched_for_expired_messages_at_every_p
 
 
 class OutboxMachine(RuleBasedStateMachine):
-    """Nothing is lost but by making room, every flow keeps its order, and room is made by who has most."""
+    """Nothing is lost except to make room, every flow keeps its order, and the largest flow makes room."""
 
     BOUND = 8
 
@@ -360,8 +360,6 @@ def test_outdated_records_are_cleared_away() -> None:
 
 
 class _Unsent(Client):
-    """Keeps what it would send."""
-
     packet = b""
 
     def __init__(self) -> None:

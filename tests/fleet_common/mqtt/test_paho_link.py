@@ -1,5 +1,3 @@
-"""What only the link over a real network has."""
-
 import logging
 import random
 import socket
@@ -104,7 +102,7 @@ def test_a_killed_broker_that_comes_back_is_found_again(own_mosquitto: "Mosquitt
 
 
 def lose_all(relay: Relay) -> None:
-    """From now on nothing gets through, in either direction, and nobody says so."""
+    """Drop all traffic in both directions without closing a connection."""
     relay.swallow()
     relay.hold()
 
@@ -307,7 +305,7 @@ def test_a_broker_is_not_silent_while_a_large_message_of_it_is_on_its_way(links:
 
 
 class CarelessMosquitto(MosquittoProcess):
-    """A mosquitto that is not set up by us: messages at QoS 0 fill the queue that acknowledgements need."""
+    """A mosquitto without our limits: messages at QoS 0 fill the queue that acknowledgements need."""
 
     def _prepare(self, directory: Path) -> list[str]:
         command = super()._prepare(directory)
@@ -346,7 +344,6 @@ def test_answers_that_a_flooded_broker_drops_do_not_stop_the_link(links: list[Li
 
 
 def _published(link: Link, outcomes: list[PublishOutcome]) -> bool:
-    """Whether a message can be published, and is answered."""
     try:
         link.publish(AFTER, b"", on_outcome=outcomes.append)
     except NotConnected:

@@ -264,7 +264,6 @@ def ends() -> Iterator[tuple[socket.socket, ScreenedSocket]]:
 
 
 def read(sock: ScreenedSocket, size: int = 1) -> bytes:
-    """Read as paho does, until there is nothing more."""
     got = b""
     while True:
         try:
@@ -457,8 +456,6 @@ def test_few_acknowledgements_are_written_every_other_time_and_many_at_once(
 
 
 class _Narrow:
-    """A socket that takes `room` bytes more, and gives what is set as `incoming`."""
-
     def __init__(self, *, room: int) -> None:
         self.room = room
         self.incoming = b""
@@ -480,8 +477,6 @@ class _Narrow:
 
 
 class _Recorder:
-    """Stands for a socket; notes what paho does with it."""
-
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.used: set[str] = set()

@@ -1,5 +1,3 @@
-"""The link's TLS: what it demands of the broker, what it says when something is wrong, how it takes up new files."""
-
 import contextlib
 import logging
 import select
@@ -123,8 +121,6 @@ def test_a_certificate_that_is_not_valid_now(files: TlsSettings, days: int, sent
 
 
 class Server:
-    """Shakes hands with one TLS client after another, and hangs up."""
-
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
         self._listener = socket.create_server((HOST, 0))
@@ -259,8 +255,6 @@ def test_the_reason_is_read_even_if_the_broker_has_hung_up_before_we_wrote(
 
 
 class Times:
-    """A monotonic clock that the test sets."""
-
     def __init__(self) -> None:
         self.now = 100.0
 
@@ -271,7 +265,6 @@ class Times:
 
 @pytest.fixture
 def watched(files: TlsSettings) -> Credentials:
-    """Return credentials that a connection was made with."""
     credentials = Credentials(files, clock=Times())
     credentials.take()
     credentials.accepted()
@@ -401,7 +394,6 @@ MESSAGES: Final = st.lists(st.sampled_from([1, 30, 110, 4_000, RECORD, 40_000]),
 
 @pytest.fixture(scope="module", params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def contexts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
-    """Return the authority's certificate, and a server's context of one version of TLS."""
     folder = tmp_path_factory.mktemp("tls")
     authority = new_authority(folder / "ca")
     made = issue(authority, "broker", role=IdentityRole.BROKER, hosts=[HOST], folder=folder / "broker")
@@ -412,17 +404,13 @@ def contexts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 class Peer:
-    """The server's end, and the network before it, which stands for a socket.
+    """A TLS server and the network before it, in place of a socket.
 
     Attributes:
-        got: What has come from the stream, decrypted.
-        gives: How many bytes each reading gets, and then as many as there are; 0 for none now.
-        takes: Likewise each writing.
-        readings: How often somebody has read something.
-        under_way: What has been sent and not yet been read.
-        over: Whether there comes nothing more.
-        told: The alert that has come.
-        broken: What reading, of nothing more, and writing raise.
+        gives: Bytes for each read, then all that are there; 0 for none now.
+        takes: Likewise for each write.
+        readings: Number of reads that returned something.
+        broken: What a read at the end, and each write, raises.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -439,14 +427,12 @@ class Peer:
         self._shaken = False
 
     def write(self, data: bytes) -> None:
-        """Encrypt a message, and have it on its way."""
         sent = 0
         while sent < len(data):
             sent += self.tls.write(data[sent:])
         self._give_out()
 
     def say_goodbye(self) -> None:
-        """Send TLS's own goodbye."""
         with pytest.raises(ssl.SSLWantReadError):  # that of the other end
             self.tls.unwrap()
         self._give_out()
@@ -507,7 +493,6 @@ Connect = Callable[[], Ends]
 
 @pytest.fixture(scope="module")
 def connect(contexts: tuple[Path, ssl.SSLContext]) -> Connect:
-    """Return what makes two ends that have shaken hands."""
     authority, serving = contexts
 
     def made() -> Ends:
@@ -520,7 +505,7 @@ def connect(contexts: tuple[Path, ssl.SSLContext]) -> Connect:
 
 
 def read(stream: TlsStream, peer: Peer, size: int = 1 << 16) -> bytes:
-    """Read as a poll would have it: while the network has something, or the stream says that it has."""
+    """Read as a poll loop does: while the network or the stream has data."""
     got = b""
     while peer.under_way or stream.pending:
         try:
@@ -534,7 +519,6 @@ def read(stream: TlsStream, peer: Peer, size: int = 1 << 16) -> bytes:
 
 
 def numbered(sizes: list[int]) -> list[bytes]:
-    """Return messages of these sizes, no two alike."""
     return [(b"%06d" % number * (size // 6 + 1))[:size] for number, size in enumerate(sizes)]
 
 
@@ -634,7 +618,7 @@ def test_a_broken_connection_is_told_as_the_system_tells_it(connect: Connect) ->
 
 
 class Silent:
-    """A socket whose other end says nothing, or a byte now and then, in a time that passes with each reading."""
+    """A socket whose peer sends nothing, or single bytes; each read advances the time."""
 
     def __init__(self, said: bytes) -> None:
         self.now = 0.0

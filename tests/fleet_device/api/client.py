@@ -21,7 +21,7 @@ def ask(
     headers: Mapping[str, str] | None = None,
     raising: bool = True,
 ) -> httpx.Response:
-    """Send one request and return the whole response, or raise what the application has failed with."""
+    """Send one request; return the whole response, or raise the application's exception."""
 
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=raising)
@@ -48,7 +48,6 @@ def chunks(response: httpx.Response) -> list[dict[str, Any]]:
 
 
 def error(response: httpx.Response) -> dict[str, Any]:
-    """Return the error object, which must have OpenAI's shape."""
     body = response.json()
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
@@ -61,7 +60,7 @@ Sent = list[dict[str, Any]]
 
 
 def ask_and_leave(app: ASGIApp, body: object, when: Callable[[Sent], Awaitable[None]]) -> Sent:
-    """Send a completion request, hang up after `when`, which sees what was sent back so far, and return all of that."""
+    """Send a completion request and hang up after `when`, which sees the bytes so far; return all of them."""
     raw = json.dumps(body).encode()
     sent: Sent = []
     given = False
@@ -78,7 +77,7 @@ def ask_and_leave(app: ASGIApp, body: object, when: Callable[[Sent], Awaitable[N
 
 
 def exchange(app: ASGIApp, parts: list[dict[str, Any]]) -> Sent:
-    """Let a completion request come part by part; return what was sent back."""
+    """Send a completion request in parts; return what was sent back."""
     sent: Sent = []
 
     async def receive() -> dict[str, Any]:

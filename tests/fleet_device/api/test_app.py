@@ -1,5 +1,3 @@
-"""The API's routes and server."""
-
 import asyncio
 import socket
 import statistics
@@ -29,7 +27,6 @@ Make = Callable[..., tuple[Starlette, ScriptedBackend]]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Return a function that makes the API over a scripted agent."""
     made: list[ScriptedBackend] = []
 
     def build(

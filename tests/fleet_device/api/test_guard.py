@@ -1,5 +1,3 @@
-"""Access to the API, and quotas of applications."""
-
 import base64
 import threading
 from collections.abc import Callable, Iterator
@@ -86,8 +84,6 @@ Make = Callable[..., tuple[Starlette, ScriptedBackend]]
 
 
 class Place:
-    """A file of applications, and an API that keeps to it."""
-
     def __init__(self, folder: Path) -> None:
         self.file = ApplicationsFile(folder / "applications.json")
         self.now = 0.0

@@ -1,5 +1,3 @@
-"""What an application is told of a text for which no edge answers."""
-
 from collections.abc import Callable, Iterator
 
 import pytest

@@ -1,5 +1,3 @@
-"""`/v1/responses`: read as a chat, answered in its own shapes, and what it does not serve is refused by name."""
-
 import json
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,5 +1,3 @@
-"""Status page and metrics."""
-
 import base64
 import hashlib
 import re
@@ -27,8 +25,6 @@ HOSTILE = "</pre></style><script>alert(1)</script><img src=x onerror=alert(1)>\"
 
 
 class Elements(HTMLParser):
-    """The elements of a page with their attributes, and its text."""
-
     def __init__(self, page: str) -> None:
         super().__init__()
         self.found: list[tuple[str, dict[str, str | None]]] = []
@@ -57,7 +53,7 @@ def words(page: str) -> str:
 
 
 def poisoned(value: Any) -> Any:
-    """Put hostile text wherever there is text."""
+    """Replace every string by hostile text."""
     match value:
         case str():
             return HOSTILE
@@ -218,8 +214,6 @@ def test_a_browser_applies_the_style_and_runs_nothing(backend: ScriptedBackend, 
 
 
 class Told:
-    """A backend of which only the status is asked."""
-
     def status(self) -> dict[str, object]:
         return device_status()
 

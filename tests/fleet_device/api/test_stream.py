@@ -1,5 +1,3 @@
-"""Streams of the API: comments while no text comes, and a clean end whatever dies."""
-
 import asyncio
 import re
 import threading
@@ -22,7 +20,6 @@ Make = Callable[..., tuple[Starlette, ScriptedBackend]]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Return a function that makes the API over a scripted agent."""
     made: list[ScriptedBackend] = []
 
     def build(agent: ScriptedAgent, *, pause: Pause = asyncio.sleep) -> tuple[Starlette, ScriptedBackend]:
@@ -36,10 +33,7 @@ def make() -> Iterator[Make]:
 
 
 class Beats:
-    """Time for a stream: a number of heartbeats pass at once, then something happens, and no more pass.
-
-    The first comes when the agent has begun, if one is given.
-    """
+    """A stream's clock: some heartbeats pass at once, then something happens, and time stops."""
 
     def __init__(self, number: int, then: Callable[[], object], *, agent: ScriptedAgent | None = None) -> None:
         self.left = number
@@ -73,13 +67,12 @@ def comments(response: httpx.Response) -> list[str]:
 
 
 def data(response: httpx.Response) -> str:
-    """Return a stream without its comments and the answer's name."""
     kept = "\n\n".join(part for part in response.text.split("\n\n") if not part.startswith(": "))
     return re.sub(r'"id":"[a-z0-9-]+"', "", kept)
 
 
 def last_error(response: httpx.Response) -> str:
-    """Return the last event of a stream, which must be an error, whole, and without a `[DONE]` behind it."""
+    """Return the last event of a stream: a complete error with no `[DONE]` after it."""
     *_, last, empty = response.text.split("\n\n")
     assert empty == ""
     assert last.startswith('data: {"error":{')

@@ -39,7 +39,6 @@ def chat(**fields: Any) -> ChatRequest:
 
 
 def takes(grammar: Grammar | None, text: str) -> bool:
-    """Whether a text is one of a grammar's, whole."""
     assert grammar is not None
     matcher, ids = compile_grammar(grammar, CHARACTERS), [WORDS.index(character) for character in text]
     try:
@@ -108,7 +107,6 @@ def test_the_model_is_told_of_its_tools_and_of_what_they_returned() -> None:
 
 
 def joined(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Put deltas together as OpenAI's client does."""
     found: dict[str, Any] = {}
     for delta in deltas:
         if "content" in delta:

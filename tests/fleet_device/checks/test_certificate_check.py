@@ -1,5 +1,3 @@
-"""Certificate and clock of a device: what is wrong with either is told in a sentence."""
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 

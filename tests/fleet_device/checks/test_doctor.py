@@ -1,5 +1,3 @@
-"""The doctor over a fleet in memory: what is wrong is found and told with what to do, and nothing else is."""
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -227,8 +225,6 @@ def test_the_place_of_another_whose_certificate_it_has_is_not_taken(model: Path,
 
 @contextmanager
 def answering(body: bytes) -> Iterator[int]:
-    """Serve one answer to whatever is asked; yield the port."""
-
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(503)

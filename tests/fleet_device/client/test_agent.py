@@ -56,7 +56,7 @@ PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, re
 
 @dataclass(slots=True)
 class SteppingInbox(Inbox):
-    """Waiting lets the fleet move instead of sleeping; where nothing moves, the clock does."""
+    """Waiting moves the fleet instead of sleeping; if nothing moves, it moves the clock."""
 
     fleet: MemoryFleet | None = None
     before_wait: Callable[[int], None] = lambda _number: None
@@ -91,8 +91,6 @@ class SteppingInbox(Inbox):
 
 @dataclass
 class Scene:
-    """An agent over a fleet in memory."""
-
     fleet: MemoryFleet = field(default_factory=MemoryFleet)
     pacing: Pacing = field(default_factory=lambda: FixedPacing(3))
     context: int = 4096
@@ -124,7 +122,6 @@ class Scene:
         )
 
     def say(self, presence: Presence, *, edge: str = EDGE) -> None:
-        """Publish an edge's retained state."""
         state = EdgeState(presence=presence, software="1", edge=edge, target="toy", vocabulary="6", since=START)
         link = MemoryLink(self.fleet.broker, "edge-voice")
         link.start(timeout_s=1.0)
@@ -138,14 +135,12 @@ class Scene:
         link.stop()
 
     def when(self, number: int, act: Callable[[], None]) -> None:
-        """Let something happen just before the agent waits for the n-th time."""
+        """Run `act` just before the agent waits for the n-th time."""
         self.inbox.before_wait = lambda wait: act() if wait == number else None
 
 
 @dataclass
 class Watched(AdaptivePacing):
-    """Remembers what it planned, and whether drafts went ahead."""
-
     plans: set[Plan] = field(default_factory=set)
     ways: set[bool] = field(default_factory=set)
 
@@ -603,7 +598,7 @@ def test_a_text_is_the_same_across_releases(mode: Mode, speaks: tuple[Topic, ...
 
 
 def changed(scene: Scene, *, topic: Topic, kind: str | None = None, **fields: object) -> None:
-    """Let the edge's messages of one kind have other fields, and possibly others than we know."""
+    """Change fields of the edge's messages of one kind, also to values that we do not know."""
 
     def change(at: Topic, content: Any) -> Any:
         ours = at is topic and (kind is None or content["kind"] == kind)

@@ -1,5 +1,3 @@
-"""Drafting for a session: sequence, constraint and pacing."""
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,8 +29,6 @@ PROMPT = (1, 2)
 
 @dataclass
 class Scene:
-    """A coupled session that is open, and drafting for it with a draft model that can fall silent."""
-
     context: int = 4096
     silent: bool = False
     times: list[float] = field(default_factory=lambda: [0.0])
@@ -59,7 +55,6 @@ class Scene:
         self.drafting.rewind()
 
     def draft(self, limit: int = 4) -> tuple[int, ...]:
-        """Draft all that may be drafted and send it."""
         while self.drafting.draft(limit):
             pass
         return self.session.send().tokens
@@ -119,8 +114,6 @@ POLICY = policy(Mode.RESIDUAL, 1)
 
 
 class Whole:
-    """A drafter that knows of no grammar."""
-
     def __init__(self, dist: Dist | None) -> None:
         self.dist = dist
 
@@ -177,8 +170,6 @@ HANDLE = 7
 
 @dataclass
 class Pupil:
-    """A pacing that remembers what it is asked and told."""
-
     asked: list[tuple[int, int]] = field(default_factory=list)
     outcomes: list[DraftOutcome] = field(default_factory=list)
     pieces: list[tuple[int, float]] = field(default_factory=list)
@@ -211,8 +202,6 @@ class Pupil:
 
 
 class PacingScene:
-    """A session that is open, a draft model that takes 10 ms a token, and time that passes when told."""
-
     def __init__(self) -> None:
         self.now = 5.0
         asked = terms(6, mode=Mode.COUPLED, max_new_tokens=40)

@@ -1,5 +1,3 @@
-"""Session driver: cancellation, and the reason that a Close gives for a failure."""
-
 import pytest
 
 from fleet_device.client.driver import with_cause

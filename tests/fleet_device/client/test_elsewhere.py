@@ -1,5 +1,3 @@
-"""A device of a fleet with several edges: what one of them declines, another is asked for."""
-
 import math
 from collections.abc import Callable
 

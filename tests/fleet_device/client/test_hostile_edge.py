@@ -1,5 +1,3 @@
-"""Whatever an edge answers, a text ends: after a bounded number of messages, in a sentence or as it was asked for."""
-
 import itertools
 from collections.abc import Callable
 from typing import Final
@@ -29,7 +27,6 @@ RARE = 1e-6
 
 
 def accept(draft: Draft, **fields: object) -> Verdict:
-    """Accept all of a draft, as a sound edge does."""
     sound = {"handle": draft.handle, "round": draft.round, "accepted": len(draft.tokens)}
     return Verdict.model_validate(sound | {"next": None if draft.more else 1} | fields)
 
@@ -41,7 +38,6 @@ def fault(draft: Draft, code: FaultCode, action: Action, retry_s: float | None =
 
 
 def hopeless(_message: Open, draft: Draft) -> Answers:
-    """Reject all, and send samples that never pass."""
     if not draft.tokens and draft.tried is None:
         return [accept(draft)]
     start = draft.tried or 0
@@ -63,7 +59,6 @@ def refused(code: RefusalCode, retry_s: float | None = None) -> OnOpen:
 
 
 def one_token_and_again() -> OnDraft:
-    """Commit a token, then say that the text is another."""
     turns = itertools.cycle((False, True))
 
     def answer(_message: Open, draft: Draft) -> Answers:
@@ -79,7 +74,6 @@ def _law() -> Sparse:
 
 
 def flapping(message: Open) -> Answers:
-    """Take no session, and say again and again that the edge is back."""
     del message
     return [Presence.OFFLINE, Presence.ONLINE]
 
@@ -130,10 +124,10 @@ EDGES: Final[dict[str, tuple[OnOpen, OnDraft]]] = {
 
 
 def bound(tokens: int) -> int:
-    """Return how many messages a text of so many tokens may cost, whatever the edge answers.
+    """Return how many messages a request of `tokens` tokens may cost, whatever the edge answers.
 
-    A token may take a draft and 32 requests of further samples; each token, and the text, a number of new beginnings
-    with as many drafts as are under way at once; and nothing else is repeated but when nothing comes for a second.
+    A token may take a draft and 32 requests for more samples. Each token, and the request, may restart a number of
+    times with as many drafts as are in flight. Nothing else is repeated unless nothing arrives for a second.
     """
     return (tokens + 1) * (1 + 32) + (tokens + 20) * (1 + 8) + 150
 
@@ -149,7 +143,7 @@ def test_a_text_ends_whatever_the_edge_answers(edge: str, pacing: FixedPacing, m
 
 
 def check(device: LoneDevice, hostile: ScriptedEdge, *, mode: Mode) -> None:
-    """Check that a text ends in a sentence, or within what was asked for, and has cost a bounded number of messages."""
+    """Check that a request fails with a message or stays within its limit, after a bounded number of messages."""
     try:
         done = device.generate(mode=mode, most=MOST)
     except DeviceError as failed:
@@ -197,7 +191,6 @@ def test_no_more_drafts_are_under_way_than_the_device_allows_whatever_the_edge_g
 
 
 def mixed(mode: Mode) -> dict[str, OnDraft]:
-    """Return the answers to a draft that an edge may mix."""
     law = 1 if mode is Mode.COUPLED else _law()
     return {
         "accept": lambda _m, d: [accept(d)],

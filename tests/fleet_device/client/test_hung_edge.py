@@ -1,5 +1,3 @@
-"""An edge that hangs: its connection stands, the broker knows it as online, and it says nothing any more."""
-
 import contextlib
 from collections.abc import Iterator
 
@@ -19,7 +17,6 @@ PACINGS = (FixedPacing(3), FixedPacing(2, ahead=True))
 
 
 def accept(message: Open, draft: Draft) -> Answers:
-    """Answer as a sound edge does."""
     accepted = len(draft.tokens)
     full = draft.base + accepted == message.max_new_tokens
     following = None if full or draft.more else 1
@@ -28,8 +25,6 @@ def accept(message: Open, draft: Draft) -> Answers:
 
 
 class Pair:
-    """Two edges that share the Opens, by turns; each may hang."""
-
     def __init__(self, *, pacing: FixedPacing = PACINGS[0], both: bool = True) -> None:
         self.device = LoneDevice(pacing=pacing)
         self.turns: Iterator[int] = iter(range(1000))
@@ -149,7 +144,6 @@ def test_while_the_broker_is_away_no_edge_is_left() -> None:
 
 
 def told_by(device: LoneDevice, *, most: int = 8) -> list[tuple[float, str]]:
-    """Write a text, or fail to, and return what was told of its waits, and when."""
     told: list[tuple[float, str]] = []
     policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=6)
     device.broker.pump()

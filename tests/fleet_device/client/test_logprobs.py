@@ -1,5 +1,3 @@
-"""Log-probabilities on request, over the memory broker: losses, resumes, and an edge of another release."""
-
 import random
 from typing import Any
 
@@ -22,7 +20,6 @@ LENGTH = 40
 
 
 def written(device: LoneDevice, *, mode: Mode = Mode.RESIDUAL, most: int = 2) -> tuple[list[int], list[TokenLogprobs]]:
-    """Write a text; return its tokens and what was told of each."""
     tokens, told = list[int](), list[TokenLogprobs]()
 
     def take(new: CommittedTokens) -> None:

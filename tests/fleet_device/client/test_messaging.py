@@ -1,5 +1,3 @@
-"""Inbox and presences of edges."""
-
 import logging
 
 import pytest

@@ -1,5 +1,3 @@
-"""A text whose edge goes away in its middle: what each policy makes of it."""
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,8 +30,6 @@ MOST = 40
 
 
 class Text:
-    """What its reader has been told of a text."""
-
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.verified: list[bool] = []
@@ -67,7 +63,6 @@ def write(scene: Scene, outages: Outages, text: Text | None = None, *, mode: Mod
 
 
 def end_edge(scene: Scene, *, says: bool = True) -> None:
-    """Let the edge go away, with its last word or hanging."""
     scene.inbox.edge_works = False
     if says:
         scene.fleet._link.stop()
@@ -82,7 +77,7 @@ def bring_back(scene: Scene) -> None:
 
 
 def alone(tokens: Sequence[int], *, mode: Mode = Mode.COUPLED) -> int:
-    """Return the token that the draft model writes behind a text, by the text's own random numbers."""
+    """Return the token that the draft model generates after a prefix, by the request's own random numbers."""
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
     drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
     drafter.reset((*PROMPT, *tokens))
@@ -355,8 +350,6 @@ def test_the_end_says_for_which_application_the_text_was_unless_an_edge_knows(gr
 
 
 class Weather:
-    """Outages at random places, of random lengths: of the edge, or of the broker."""
-
     def __init__(self, scene: Scene, rng: random.Random) -> None:
         self.scene, self.rng, self.up = scene, rng, True
 
@@ -375,7 +368,6 @@ class Weather:
         self.up = not self.up
 
     def pass_time(self) -> None:
-        """While the draft model writes a token alone."""
         self.scene.fleet.clock.seconds += self.rng.choice((0.0, 0.4, 1.5))
         self.may_change(0.2)
         self.scene.fleet.broker.pump()

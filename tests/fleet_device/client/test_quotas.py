@@ -1,5 +1,4 @@
-"""A device at an edge that holds it to quotas: it waits as it is told, its texts stay what they are, and it is never
-shut out for asking."""
+"""A device under an edge's quotas waits as asked, generates the same tokens, and is never quarantined."""
 
 import math
 
@@ -32,7 +31,6 @@ def fleet_with(quotas: dict[str, object], **fence: float) -> MemoryFleet:
 
 
 def shut_out(fleet: MemoryFleet) -> list[str]:
-    """Return the names of those that the edge has fenced."""
     fleet.settle()
     guard = fleet.edge.handlers.guard
     return [name for name, standing in guard._standings.items() if standing.strikes.level]
@@ -263,9 +261,9 @@ def test_a_device_that_is_shut_out_while_it_writes_ends_in_a_sentence_and_then_k
     texts=st.integers(1, 10),
 )
 def test_a_device_that_obeys_is_never_shut_out(pacing: FixedPacing, quotas: dict[str, object], texts: int) -> None:
-    """However fast it drafts, and however its application hurries it: here all but waiting takes no time at all.
+    """However fast a device drafts, it is never quarantined; here everything but waiting takes no time.
 
-    A sixth of the strikes that usually shut a device out would do so here.
+    A sixth of the usual number of strikes would quarantine it.
     """
     fleet = fleet_with(quotas, strikes=50.0)
     device = LoneDevice(fleet, pacing=pacing)

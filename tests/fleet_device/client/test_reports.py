@@ -1,5 +1,3 @@
-"""Closes that no edge has confirmed."""
-
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -18,8 +16,6 @@ BACK = EdgeStateChanged("edge-1", Presence.ONLINE)
 
 
 class Edge:
-    """What is said to it; it confirms if it is there."""
-
     def __init__(self) -> None:
         self.there = self.confirms = True
         self.said: list[Close] = []
@@ -39,7 +35,6 @@ class Site:
         self.made: list[UnverifiedReports] = []
 
     def reports(self, *, most: int = 1000) -> UnverifiedReports:
-        """Return those of a new process."""
         found = UnverifiedReports(
             self.path, self.edge.hear, lambda: self.edge.there, wall_clock=lambda: self.now, most=most
         )
@@ -58,7 +53,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def told(site: Site) -> list[int]:
-    """Return what was said, without repetitions: an edge that comes is told again what it has not confirmed."""
+    """Return the reports without repetitions: an edge that comes back gets the unconfirmed ones again."""
     return list(dict.fromkeys(each.tokens for each in site.edge.said))
 
 

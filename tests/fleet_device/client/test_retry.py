@@ -18,7 +18,6 @@ PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, retry_s=1.0)
 
 
 def watch_at(times: list[float], **given: Any) -> tuple[RetryState, Callable[[float], None]]:
-    """Return the state of a request, and what lets time pass."""
     session: Any = SimpleNamespace(opened=None)
     availability = EdgeAvailability(lambda: times[0], EdgePresences())
     state = RetryState(PATIENCE, session, SimpleNamespace(connected=True), availability, **given)  # type: ignore[arg-type]
@@ -26,13 +25,11 @@ def watch_at(times: list[float], **given: Any) -> tuple[RetryState, Callable[[fl
 
 
 def seen(state: RetryState, *, opened: bool) -> RetryState:
-    """Return the state with or without an edge that has the session."""
     state.session.opened = SimpleNamespace() if opened else None  # type: ignore[assignment]
     return state
 
 
 def waits_out(state: RetryState, seconds: float, *, opened: bool) -> bool:
-    """Return whether a refusal that asks for so long a wait is waited for."""
     try:
         seen(copy.copy(state), opened=opened)._wait_out(SessionRefused(RefusalCode.QUOTA, "Later."), seconds)
     except SessionRefused:
@@ -192,8 +189,6 @@ def test_a_device_that_drafts_for_long_has_not_waited_meanwhile() -> None:
 
 
 class AloneRequest:
-    """A request that goes on without an edge, and its clock."""
-
     def __init__(self) -> None:
         self.times = [100.0]
         self.state, self.pass_s = watch_at(self.times, outages=Outages(rejoin=True))

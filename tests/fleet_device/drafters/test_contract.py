@@ -1,5 +1,3 @@
-"""The contract that every drafter keeps."""
-
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +25,6 @@ POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)
 
 
 class Sums:
-    """A script that depends on every token of the prefix."""
-
     def logits(self, prefix: Sequence[int]) -> NDArray[np.float64]:
         state = np.random.default_rng(list(prefix))
         return state.normal(size=len(WORDS))
@@ -79,7 +75,7 @@ def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[[], Dr
 
 
 def equal(left: Dist | None, right: Dist | None) -> bool:
-    """Whether two answers agree up to rounding: llama.cpp adds up in another order in a chunk than alone."""
+    """Compare up to rounding: llama.cpp adds up in another order in a chunk than for a single token."""
     if left is None or right is None:
         return left is right
     return all(abs(left.probability(token) - right.probability(token)) < 1e-5 for token in (*left.ids, *right.ids))

@@ -1,5 +1,3 @@
-"""Each failure of the Hugging Face client is a sentence that says what to do."""
-
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from fleet_device.drafters.hugging_face import HuggingFace
 
 
 def hub(kind: type[Exception], text: str) -> Exception:
-    """Make an error of the client without the response that its constructor wants."""
     error = kind.__new__(kind)
     error.args = (text,)
     return error

@@ -1,5 +1,3 @@
-"""Drafting with llama.cpp: bad files, native failures, and what holds for the real model."""
-
 import random
 import threading
 from collections.abc import Iterator
@@ -54,17 +52,15 @@ def test_the_next_turn_of_a_conversation_computes_what_is_new(drafter: LlamaCppD
 
 
 def conversation(number: int, length: int) -> list[int]:
-    """Return the tokens of a conversation; two of them begin with the same 20."""
     return [*range(20, 40), *((7 + number + place * (number + 3)) % 200 + 3 for place in range(length - 20))]
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two rows differ by rounding: what lies in other cells is added up in another order, in float16."""
+    """Compare up to rounding: float16 sums depend on what other cells hold."""
     return float(np.abs(one - other).sum() / 2) < 0.01
 
 
 def computed_for(drafter: LlamaCppDrafter, tokens: list[int]) -> int:
-    """Return how many tokens are computed for the row behind some."""
     before = drafter.tokens_computed
     drafter.reset(tokens)
     row(drafter)

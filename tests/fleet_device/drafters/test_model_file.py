@@ -1,5 +1,3 @@
-"""Draft model files: forms of the setting, memory plan, text side."""
-
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

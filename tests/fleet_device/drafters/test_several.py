@@ -1,5 +1,3 @@
-"""Several texts at once over one drafter: each sequence stands for itself."""
-
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ Make = Callable[[int], list[Drafter]]
 
 
 def equal(left: Dist | None, right: Dist | None) -> bool:
-    """Whether two rows differ by rounding: what lies in other cells is added up in another order, in float16."""
+    """Compare up to rounding: float16 sums depend on what other cells hold."""
     if left is None or right is None:
         return left is right
     tokens = {*left.ids.tolist(), *right.ids.tolist()}
@@ -37,7 +35,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[*DRAFTERS, "scripted", "unlike"])
 def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Make]:
-    """Return a function that makes a drafter and as many sequences of it."""
     made: list[Drafter] = []
 
     def build(count: int) -> list[Drafter]:
@@ -62,7 +59,7 @@ def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Make]:
 
 
 def move(drafter: Drafter, tokens: list[int], rng: random.Random) -> list[int]:
-    """Do something to a sequence that has these tokens; return those that it has then."""
+    """Change a sequence that holds these tokens at random; return its new tokens."""
     new = [rng.randrange(10) for _ in range(rng.randint(1, 6))]
     match rng.randrange(3):
         case 0 if len(tokens) < CONTEXT - 10:

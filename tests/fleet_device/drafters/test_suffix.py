@@ -1,5 +1,3 @@
-"""Suffix drafter and its guesses."""
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +17,7 @@ REPORT = list(range(10, 40))
 
 
 class Model:
-    """A draft model that always says 0, takes 10 ms a token, and knows how much it was asked to read."""
+    """A draft model that always returns 0, takes 10 ms per token and counts the tokens it reads."""
 
     name, quantization, context = "model", "none", 4096
     vocabulary, codec = Vocabulary.of(WORDS), WordCodec(WORDS, (0,))

@@ -1,5 +1,3 @@
-"""Suffix index and history."""
-
 import logging
 import random
 import stat
@@ -21,7 +19,7 @@ from schemas.vocabulary import Vocabulary
 
 
 def search(tokens: list[int], end: list[int]) -> list[int]:
-    """Return what followed, the latest first, where the longest of the index's lengths is found."""
+    """Return the tokens after each match of the longest indexed length, the latest first."""
     for size in reversed(LENGTHS):
         places = [p for p in range(size, len(tokens)) if len(end) >= size and tokens[p - size : p] == end[-size:]]
         if followers := [tokens[place] for place in reversed(places) if tokens[place] >= 0]:

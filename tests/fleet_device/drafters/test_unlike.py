@@ -1,5 +1,3 @@
-"""Drafting for a target with another vocabulary."""
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,8 +26,6 @@ TARGET = ("c", "b", "stop", "a", "d")  # in common: a, b, and the ends
 
 
 class Fixed:
-    """The same logits for every prefix, which it keeps."""
-
     def __init__(self, logits: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> None:
         self.read: list[int] = []
         self._logits = np.array(logits)
@@ -91,7 +87,6 @@ def test_a_context_that_the_draft_models_own_tokens_fill_is_left_to_the_target(t
 
 
 def bytes_pair(folder: Path) -> tuple[UnlikeVocabularyDrafter, GgufModel]:
-    """A draft model of bytes and some pairs; a target of long words, whose bytes it writes in pieces too."""
     tiny_gguf(folder / "draft.gguf")
     words: list[Row] = [
         (word, TokenType.NORMAL) for word in ("\u2581the", "\u2581th", "he", "th", "\u20ac", "\u2581\u2581")
@@ -164,8 +159,6 @@ def test_a_vocabulary_that_is_not_there_is_said_by_its_setting(tmp_path: Path) -
 
 @dataclass(frozen=True)
 class Codec:
-    """Text side of a vocabulary that is given by its tokens' bytes; control tokens, which have none, by their texts."""
-
     pieces: Sequence[bytes]
     control: dict[str, int] = field(default_factory=dict)
     end_tokens: tuple[int, ...] = ()

@@ -1,5 +1,3 @@
-"""Drafters without a model."""
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +75,6 @@ POLICY = SamplingPolicy(seed=1)
 
 
 def guess(text: str, lookup: Lookup | None = None) -> str | None:
-    """Return the word proposed after a text of one-letter words."""
     codec = WordCodec(LOOKUP_WORDS)
     drafter = PromptLookupDrafter(Vocabulary.of(LOOKUP_WORDS), codec, lookup)
     drafter.reset(codec.encode(" ".join(text)))

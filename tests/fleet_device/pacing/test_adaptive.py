@@ -1,5 +1,3 @@
-"""Adaptive pacing, also with suffix drafts."""
-
 import math
 import random
 from collections.abc import Callable
@@ -103,7 +101,7 @@ def lesson(
 
 
 def drafted(pacing: AdaptivePacing, plan: Plan, chance: Callable[[], float]) -> tuple[Plan, tuple[float, ...]]:
-    """Draft as a session does, each token with some probability; return what the plan has come to."""
+    """Draft as a session does, each token with a probability; return the resulting plan."""
     chances: list[float] = []
     while len(chances) < plan.tokens and not (plan.may_stop and chances and not pacing.goes_on(chances)):
         chances.append(chance())
@@ -118,7 +116,6 @@ def live(
     answer_s: float | Callable[[Plan], float],
     seed: int = 1,
 ) -> list[Plan]:
-    """Follow the plans for a while; return them."""
     answers_s = answer_s if callable(answer_s) else lambda _plan: answer_s
     rng, plans = random.Random(seed), []
     for _ in range(rounds):
@@ -197,7 +194,6 @@ def test_drafting_ahead_is_taken_up_again_when_answers_get_faster() -> None:
     pacing = AdaptivePacing()
 
     def gone_on(rounds: int, *, slow_s: float) -> int:
-        """Return how many of the last 128 plans went on."""
         plans = live(pacing, rounds, acceptance=0.95, answer_s=lambda plan: slow_s if plan.ahead else 0.15)
         return sum(plan.ahead for plan in plans[-128:])
 
@@ -258,7 +254,7 @@ def test_any_measurements_lead_to_a_valid_plan(
 def live_with_streaming(
     pacing: AdaptivePacing, rounds: int, *, acceptance: float, token_s: float, round_trip_s: float, streamed_s: float
 ) -> tuple[list[Plan], float]:
-    """Follow the plans where the edge may write by itself; return them, and the tokens a second that came of it."""
+    """Follow the plans where edge-only decoding is possible; return them and the tokens per second."""
     rng, plans, tokens, seconds = random.Random(3), list[Plan](), 0, 0.0
     streaming = False
     for _ in range(rounds):
@@ -316,7 +312,7 @@ def test_drafts_that_pay_are_drafted_and_others_are_not() -> None:
 
 
 def begun_on_a_busy_edge(*, step_s: float) -> AdaptivePacing:
-    """Return a pacing that has seen the edge write slowly, and is about to draft."""
+    """Return a pacing that has seen slow edge-only decoding and is about to draft."""
     pacing = AdaptivePacing(ahead=False, stream=None)
     pacing.plan(longest=LONGEST, window=WINDOW)
     for _ in range(8):
@@ -339,7 +335,7 @@ def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step
 
 
 def verified(plan: Plan, accepted: int, step_s: float) -> DraftOutcome:
-    """Return what became of a draft that an edge 25 ms away has verified in such a step."""
+    """Return the outcome of a draft that an edge 25 ms away has verified in a step of `step_s`."""
     return DraftOutcome(
         tokens=plan.tokens,
         ahead=False,

@@ -1,5 +1,3 @@
-"""Estimates of acceptance, times and throughput."""
-
 import math
 import random
 from dataclasses import dataclass, replace
@@ -171,7 +169,7 @@ NETWORK_S = 0.02
 
 @dataclass
 class World:
-    """A device and an edge, event by event, their times disturbed: what the formulas are to predict."""
+    """A device and an edge, event by event, with noisy times: the formulas must predict it."""
 
     conditions: Conditions
     plan: Plan
@@ -183,7 +181,7 @@ class World:
         return sum(self.cycle() for _ in range(cycles)) / self.now
 
     def cycle(self) -> int:
-        """Draft until a token falls, or until there is nothing to go on with; return the committed tokens."""
+        """Draft until a token is rejected or no draft can be sent; return the committed tokens."""
         conditions, tokens = self.conditions, self.plan.tokens
         step_s = end_s = self.now - 10.0  # the edge's last step
         verdicts: list[tuple[float, int]] = []
@@ -209,7 +207,7 @@ class World:
         return committed
 
     def draft(self, verdicts: list[tuple[float, int]]) -> bool:
-        """Draft; return False if it was learnt meanwhile that a token has fallen."""
+        """Draft; return False if a rejection became known meanwhile."""
         for _ in range(self.plan.tokens):
             self.now += self.about(self.conditions.token_s * (1 + self.unread))
             self.unread = 0

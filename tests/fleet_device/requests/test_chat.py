@@ -1,5 +1,3 @@
-"""Chats: templates, history, and reuse of generated tokens."""
-
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -190,8 +188,6 @@ FAMILIES = {
 
 
 class CharacterCodec:
-    """A vocabulary of characters and control tokens; control tokens are below 0."""
-
     def __init__(self, template: str, control: tuple[str, ...]) -> None:
         self.chat_template = template
         self.control_texts = control
@@ -356,8 +352,6 @@ WORDS = {TEXT_END: "<end>", TURN: "<turn>", 2: "a", 3: "b", 4: "ab", 5: "é", 6:
 
 
 class PairsFirst:
-    """A vocabulary that has two spellings of `ab`, of which its tokenizer knows one."""
-
     end_tokens = (TEXT_END,)
     chat_template = None
     control_texts = ("<end>", "<turn>")

@@ -1,5 +1,3 @@
-"""Generating text, stop strings."""
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,5 +1,3 @@
-"""Prompts, options and truncation."""
-
 import itertools
 from pathlib import Path
 from typing import Any
@@ -134,7 +132,6 @@ def test_the_start_or_the_middle_is_left_out() -> None:
 
 
 def words(messages: list[ChatMessage] | tuple[ChatMessage, ...]) -> list[int]:
-    """Encode a chat: a token for a role, and one for each character."""
     return [token for message in messages for token in (1, *map(ord, message.content))]
 
 

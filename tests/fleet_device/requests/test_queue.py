@@ -19,7 +19,6 @@ Make = Callable[..., RequestQueue]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Return a function that starts a queue over an agent."""
     made: list[RequestQueue] = []
 
     def start(agent: ScriptedAgent, **options: object) -> RequestQueue:
@@ -89,8 +88,6 @@ def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
 
 
 class Watch:
-    """Time that passes only when a test says so."""
-
     def __init__(self) -> None:
         self.now_s = 100.0
 
@@ -99,7 +96,6 @@ class Watch:
 
 
 def full(make: Make, *, lasted_s: list[float], elapsed_s: float, waiting: int = 3) -> int:
-    """Return when to come again, from a full queue whose text under way has taken `elapsed_s`."""
     agent, clock = gated(), Watch()
     texts = make(agent, waiting=waiting, clock=clock)
     for duration_s in lasted_s:

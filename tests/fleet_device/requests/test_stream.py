@@ -19,7 +19,6 @@ Make = Callable[[ScriptedAgent], RequestQueue]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Return a function that starts a queue over an agent."""
     made: list[RequestQueue] = []
 
     def start(agent: ScriptedAgent) -> RequestQueue:

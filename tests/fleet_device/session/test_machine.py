@@ -40,7 +40,6 @@ def session_of(*, mode: Mode = Mode.RESIDUAL, **fields: Any) -> DeviceSession:
 
 
 def drafted(session: DeviceSession, *tokens: int, more: bool = False) -> int:
-    """Draft the tokens for certain and send them; return the round."""
     for token in tokens:
         assert session.propose(point_mass(token)) == token
     return session.send(more=more).round
@@ -245,7 +244,6 @@ def test_counters_of_a_session_add_up() -> None:
 
 
 def failing(start: int, number: int = 16) -> Samples:
-    """Samples that never pass where the draft was certain of 4."""
     return Samples(start=start, ids=(4,) * number, probs=(0.5,) * number)
 
 

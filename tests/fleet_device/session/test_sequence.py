@@ -1,5 +1,3 @@
-"""Tokens of a session, and drafts in flight."""
-
 from typing import Any
 
 import pytest
@@ -29,7 +27,6 @@ PROPOSALS = (Proposal(4), Proposal(5))
 
 
 def answer(accepted: int, following: Any = None, *, more: bool = False, finish: Finish = Finish.NO) -> DecidedDraft:
-    """Return an answer to the draft 4, 5."""
     draft = Draft(handle=7, round=0, epoch=0, base=0, tokens=(4, 5), more=more, digest=0)
     verdict = Verdict(handle=7, round=0, accepted=accepted, next=following, finish=finish)
     return DecidedDraft(verdict, SentDraft(draft, PROPOSALS))
@@ -66,7 +63,6 @@ def test_nothing_else_may_follow_it(wrong: DecidedDraft) -> None:
 
 
 def put(window: DraftsInFlight, round_: int, *tokens: int, more: bool = False) -> Draft:
-    """Build a draft and put it under way."""
     window.building.extend(Proposal(token) for token in tokens)
     draft = Draft(handle=7, round=round_, epoch=0, base=0, tokens=tokens, more=more, digest=0)
     window.sent(draft)
@@ -79,7 +75,6 @@ def heard(window: DraftsInFlight, *rounds: int) -> None:
 
 
 def rounds(window: DraftsInFlight) -> list[int]:
-    """Take all answers that are there."""
     return [answer.draft.round for answer in iter(window.next_decided, None)]
 
 
@@ -162,7 +157,6 @@ def session_of(mode: Mode = Mode.RESIDUAL) -> DeviceSession:
 
 
 def decided(session: DeviceSession, tokens: tuple[int, ...], accepted: int, following: Any) -> CommittedTokens:
-    """Draft the tokens for certain, and return what a verdict on them commits."""
     for token in tokens:
         session.propose(point_mass(token))
     verdict = Verdict(handle=HANDLE, round=session.send().round, accepted=accepted, next=following)
@@ -219,12 +213,11 @@ def policy(mode: Mode = Mode.RESIDUAL) -> SamplingPolicy:
 
 
 def rejection(mode: Mode = Mode.RESIDUAL) -> Rejection:
-    """Token 4, drafted for certain, was rejected."""
     return Rejection(propose(point_mass(4), policy=policy(mode), position=3), position=3)
 
 
 def samples(start: int, *ids: int) -> Samples:
-    """A sample of 4 never passes where the draft was certain of it; any other always does."""
+    """A sample of 4 never passes where the draft was certain of it; any other always passes."""
     return Samples(start=start, ids=ids, probs=(0.5,) * len(ids))
 
 

@@ -1,5 +1,3 @@
-"""The automaton of a device session, enumerated."""
-
 import itertools
 
 import pytest

@@ -1,5 +1,3 @@
-"""The edge writes by itself: what a device makes of the pieces, in whatever order and however often they come."""
-
 from collections.abc import Sequence
 
 import pytest

@@ -1,5 +1,3 @@
-"""Remote commands and their thread."""
-
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -40,8 +38,6 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Bench:
-    """Commands whose threads and timers a test turns by hand."""
-
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **known: Callable[..., Answer]) -> None:
         self.sent: list[CommandResponse] = []
         self.threads: list[Callable[[], None]] = []
@@ -202,8 +198,6 @@ def topic(which: Topic, device: str = DEVICE) -> str:
 
 
 class Monitor:
-    """Says what it likes, and keeps what it hears."""
-
     def __init__(self, fleet: MemoryFleet) -> None:
         self.answers: list[CommandResponse] = []
         self.fleet = fleet
@@ -240,8 +234,6 @@ class Monitor:
 
 
 class Steered:
-    """A device with its monitor."""
-
     def __init__(self, fleet: MemoryFleet, tmp_path: Path, **given: Any) -> None:
         own = settings(steering_dir=tmp_path, seed=None, **given)
         self.remote = SteeredSettings.of(own)

@@ -1,5 +1,3 @@
-"""Settings from afar: taken whole or refused whole, by version, kept over a restart."""
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""What one answer does: to the device, to the session's counters, and to the log, which agree."""
-
 import pytest
 
 from dssd.distribution import shape
@@ -125,12 +123,7 @@ TIMING = DraftTiming(batch=3, queue_ms=2.0, prefill_ms=5.0, compute_ms=40.0)
 
 
 class Exchange:
-    """Answers over a broker in memory, with one device that listens and one session of it.
-
-    Attributes:
-        heard: What the device has heard.
-        sizes: Payload bytes of each verdict.
-    """
+    """Answers over a memory broker, with one device that listens and one session of it."""
 
     def __init__(self, form: FormName = FormName.AUTO, **message: object) -> None:
         self.clock, self.sink, self.broker = Clock(), Sink(), MemoryBroker()
@@ -157,7 +150,6 @@ class Exchange:
         self.answers.opened(self.session, open_message(), size=150)
 
     def judge(self, judgement: Judgement, timing: DraftTiming = TIMING, **fields: object) -> None:
-        """Let a draft come and be decided on."""
         self.session.admit(arrived(draft(**fields), at=self.clock()))  # type: ignore[arg-type]
         for result in self.session.settle(self.session.chain(100), judgement):
             self.answers.verdict(self.session, result, timing)
@@ -166,7 +158,6 @@ class Exchange:
         self.judge(Judgement(1, rejected=True, p=shape(TARGET.logits((1, 2)), self.session.policy)))
 
     def listen(self) -> list[SessionReply | Verdict]:
-        """Return what the device has heard since it last listened."""
         self.broker.pump()
         heard, self.heard = self.heard, []
         return heard

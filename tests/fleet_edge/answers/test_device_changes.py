@@ -1,5 +1,3 @@
-"""What a device's state tells beside the last one: events, and since when it is as it is."""
-
 from datetime import datetime
 
 import pytest
@@ -10,8 +8,6 @@ from tests.fleet_edge.store.samples import START, after
 
 
 class Scene:
-    """What an edge that began at START has heard."""
-
     def __init__(self, most: int = 100) -> None:
         self.at = START
         self.changes = DeviceChanges(lambda: self.at, most=most)

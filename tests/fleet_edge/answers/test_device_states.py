@@ -1,5 +1,3 @@
-"""States of devices reach the log thinned out, and the last always does."""
-
 from datetime import timedelta
 
 from fleet_edge.answers.device_log import DeviceStates

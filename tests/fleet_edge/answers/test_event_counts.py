@@ -1,5 +1,3 @@
-"""Events are one row for each device, kind, code and minute, however many there are."""
-
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,8 +15,6 @@ START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
 
 
 class Scene:
-    """Counts under a clock that is set by hand, and the records that come of them."""
-
     def __init__(self, **bounds: int) -> None:
         self.at = START
         self.records: list[EventLogged] = []
@@ -34,7 +30,6 @@ class Scene:
 
     @property
     def last(self) -> list[tuple[str | None, str, int]]:
-        """The last record of every event."""
         rows = {record.id: record for record in self.records}
         return [(row.device, row.code, row.count) for row in rows.values()]
 

@@ -1,5 +1,3 @@
-"""What reaches the session log of a device that floods: little, whatever the guard lets through."""
-
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -33,8 +31,6 @@ def test_a_clock_that_is_set_back_begins_a_new_span() -> None:
 
 
 class Scene:
-    """A recorder under a clock that is set by hand."""
-
     def __init__(self) -> None:
         self.at = START
         self.sink = Sink()

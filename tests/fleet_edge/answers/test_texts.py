@@ -1,5 +1,3 @@
-"""What an edge stores of texts: as much as its settings say, each token once, and how it came about."""
-
 import hashlib
 from collections.abc import Callable
 
@@ -28,7 +26,7 @@ def texts(
 
 
 def committed(number: int, **message: object) -> EdgeSession:
-    """Return a session with so many tokens, 100 and on, of which every third was corrected."""
+    """Return a session with `number` tokens from 100 on, of which every third was corrected."""
     session = edge_session(**message)
     session.tokens += range(100, 100 + number)
     session.kinds += bytes(ord("c" if place % 3 == 2 else "d") for place in range(number))

@@ -1,5 +1,3 @@
-"""Where there is not memory for all who are busy, little is computed anew, and nobody waits for ever."""
-
 from collections.abc import Sequence
 
 import pytest
@@ -13,7 +11,6 @@ from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, terms
 
 
 def step(work: BackgroundWork, at: float, seconds: float, *, tokens: int, background: int) -> float:
-    """Compute a step; return when it has ended."""
     work.stepped(started=at, ended=at + seconds, tokens=tokens, background=background)
     return at + seconds
 

@@ -30,7 +30,7 @@ POLICY = st.builds(
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[Rows, list[Case]]:
-    """Logits and drafts of several sessions, drafted from disturbed logits: some tokens stand and some do not."""
+    """Draw logits and drafts of several sessions; drafts come from noisy logits, so that some tokens are accepted."""
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     rows, cases = [], []
     for _ in range(draw(st.integers(1, 5))):
@@ -67,7 +67,7 @@ def of_tensor(logits: Rows, cases: Sequence[Case]) -> list[Judgement | None]:
 
 
 def of_device(logits: Rows, cases: Sequence[Case]) -> list[Judgement | None]:
-    """Decide as if the tensor lay on another device, and hold that nothing waits for it on the way."""
+    """Judge as if the tensor were on another device, and check that nothing waits for it."""
     with waits_counted() as waits:
         found = judge_tensor(torch.from_numpy(logits), cases)
     assert waits == []

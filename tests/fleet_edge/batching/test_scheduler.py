@@ -161,10 +161,10 @@ def test_no_prompt_delays_those_who_draft_by_more_than_a_chunk_even_while_none_o
 def _served(
     *, turnaround_s: float, prompt: int, seconds: float = 30.0, devices: int = 3, goal_s: float = 0.0
 ) -> tuple[int, float, int]:
-    """Let devices draft at an edge that takes 10 ms for a token, while another device has opened a long session.
+    """Let devices draft at an edge that takes 10 ms per token, while another device has opened a long session.
 
     Returns:
-        Verdicts of the devices, their longest wait for one, and computed tokens of the prompt.
+        The devices' verdicts, their longest wait for one, and the computed tokens of the prompt.
     """
     edge = Edge(goal=VerdictGoal(goal_s), token_s=0.0)
     limits = replace(LIMITS, max_new_tokens=2000)

@@ -1,5 +1,3 @@
-"""Rows that are shaped at once, as arrays or as tensors, are shaped as the reference law shapes each."""
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,5 +1,3 @@
-"""What begins alike is computed once: while others wait for it, when it has ended, and never at the cost of a wait."""
-
 import random
 
 import pytest
@@ -19,7 +17,6 @@ def prefilled(steps: list[Batch]) -> int:
 
 
 def own(number: int) -> tuple[int, ...]:
-    """The user's part of a prompt: ten tokens that tell it from others at once."""
     return tuple(1 + (number >> place) % 2 for place in range(9, -1, -1))
 
 
@@ -114,7 +111,7 @@ def spend_credit(edge: Edge, device: str) -> None:
 
 
 def busy(edge: Edge) -> EdgeSession:
-    """Let a device be verified, so that others' background work waits."""
+    """Let a device be verified, so that the background work of others waits."""
     writer = edge.drafting(device="writer", prompt=3)
     edge.run()
     return writer

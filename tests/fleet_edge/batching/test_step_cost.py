@@ -1,5 +1,3 @@
-"""Step cost: what a token more costs is measured, and guesses are made where they pay."""
-
 import random
 
 import pytest
@@ -47,7 +45,6 @@ def test_a_text_that_was_granted_is_present_before_it_is_in_a_step_but_not_for_e
 def measured(
     *, first_ms: float, token_ms: float, sessions: int = 1, least: int = 1, noise: float = 0.0, most: int = 8
 ) -> StepCost:
-    """Steps of which some verify drafts of various lengths."""
     cost, rng = StepCost(least, most), random.Random(1)
     for number in range(200):
         further = number % 5

@@ -1,5 +1,3 @@
-"""Verdict goal: new sessions are refused, with a time to come back, before those that are served wait too long."""
-
 import math
 
 import pytest
@@ -51,7 +49,7 @@ STEP_S = 0.1
 
 
 def learned(**turnarounds_s: float) -> BatchingDelay:
-    """Return a delay that has seen sessions 1, 2, … come back after these times."""
+    """Return a delay that has seen sessions 1, 2, … return after these times."""
     delay = BatchingDelay()
     delay.stepped(STEP_S)
     for handle, seconds in enumerate(turnarounds_s.values(), start=1):

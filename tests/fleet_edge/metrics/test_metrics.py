@@ -1,5 +1,3 @@
-"""A whole edge that writes, as its metrics tell of it."""
-
 import http.client
 import json
 import threading

@@ -1,5 +1,3 @@
-"""Spans of an edge that writes, as OpenTelemetry's own exporter in memory gets them."""
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""None"""
-
 from dataclasses import replace
 from typing import Any
 

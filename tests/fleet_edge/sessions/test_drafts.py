@@ -1,5 +1,3 @@
-"""None"""
-
 import numpy as np
 import pytest
 
@@ -21,7 +19,6 @@ def waiting(*messages: Draft) -> WaitingDrafts:
 
 
 def rounds(drafts: WaitingDrafts, most: int = 100) -> list[int]:
-    """Return the rounds of the chain that stands on the empty text."""
     return [each.draft.round for each in drafts.chain(base=0, digest=EMPTY_DIGEST, most=most)]
 
 

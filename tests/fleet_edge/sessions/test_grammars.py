@@ -25,8 +25,6 @@ def message(grammar: Grammar = GRAMMAR, *, session: bytes = b"12345678", resume:
 
 
 class Gated(GrammarCompiler):
-    """A compiler that begins when it is let."""
-
     def __init__(self) -> None:
         super().__init__(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0]))
         self.gate = threading.Semaphore(0)
@@ -39,8 +37,6 @@ class Gated(GrammarCompiler):
 
 
 class Edge:
-    """Grammars, and what was told of them; calls are made when they are asked for."""
-
     def __init__(self, compiler: GrammarCompiler | None = None) -> None:
         self.calls: list[Callable[[], None]] = []
         self.told: list[PreparedGrammar] = []
@@ -51,7 +47,6 @@ class Edge:
         self.grammars.prepare(device, asked, self.told.append)
 
     def settle(self) -> None:
-        """Wait for what is being prepared, and make the calls."""
         if self.grammars._pool is not None:
             self.grammars._pool.shutdown()
             self.grammars._pool = None

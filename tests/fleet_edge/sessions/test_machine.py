@@ -1,5 +1,3 @@
-"""The edge writes by itself: what it makes of requests that come twice, late, or from a place behind its own."""
-
 from typing import Any
 
 import numpy as np
@@ -31,7 +29,7 @@ def admitted(session: EdgeSession, *messages: Draft) -> list[DraftReceipt]:
 
 
 def after_rejection() -> EdgeSession:
-    """Tokens 4, 5 drafted, 5 rejected: the text is 4 and a correction is due."""
+    """Return a session after a rejection: of the drafted tokens 4 and 5, 5 was rejected and a correction is due."""
     session = edge_session()
     admitted(session, draft((4, 5)))
     judged(session, REJECTED)
@@ -344,7 +342,6 @@ def ask(session: EdgeSession, round_: int, *, base: int, write: int, epoch: int 
 
 
 def write(session: EdgeSession, token: int) -> Finish:
-    """Let the next token of the stream be this one."""
     (result,) = session.settle(session.chain(16), Judgement(0, rejected=False, token=token))
     return result.finish
 

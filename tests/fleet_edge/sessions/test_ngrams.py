@@ -1,5 +1,3 @@
-"""NgramSpeculation: what follows where a text repeats itself, and that no text makes them expensive."""
-
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 
@@ -11,8 +9,6 @@ from fleet_edge.sessions.ngrams import MAX_SPECULATED, NgramSpeculation
 
 
 class Counted(Sequence[int]):
-    """Tokens of which every look at one is counted."""
-
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
         self.looks = 0

@@ -1,5 +1,3 @@
-"""Token times: the first token, and the 95th percentile of the rest, beside what the same gaps say exactly."""
-
 import random
 
 import pytest
@@ -10,7 +8,7 @@ MODEL, OTHER = "small Q4_0", "small Q4_1"
 
 
 def drafting(known: AcceptanceByModel, device: str, share: float, *, model: str = MODEL, drafts: int = 50) -> None:
-    """Let a device send drafts of four tokens of which such a share stands."""
+    """Let a device send drafts of four tokens, of which `share` are accepted."""
     rng = random.Random(device)
     for _ in range(drafts):
         accepted = next((place for place in range(4) if rng.random() >= share), 4)

@@ -1,5 +1,3 @@
-"""Both databases behind one fixture: what holds for one is held against the other."""
-
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +22,6 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def empty_databases(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    """Return a function that returns the URL of another empty database at every call."""
     if request.param == "sqlite":
         numbers = itertools.count()
         return lambda: f"sqlite:///{tmp_path / f'fleet-{next(numbers)}.sqlite3'}"
@@ -34,7 +31,6 @@ def empty_databases(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[
 
 @pytest.fixture
 def database_url(empty_databases: Callable[[], str]) -> str:
-    """Return the URL of an empty database."""
     return empty_databases()
 
 

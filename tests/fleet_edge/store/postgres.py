@@ -17,8 +17,6 @@ class PostgresMissing(Exception):  # noqa: N818 - reads as what it says
 
 
 class PostgresServer:
-    """A cluster that lives as long as this object is open."""
-
     def __init__(self) -> None:
         require_marker("postgres")
         self._bin = _find()
@@ -39,7 +37,6 @@ class PostgresServer:
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
 
     def database(self) -> str:
-        """Create an empty database and return its URL."""
         self._count += 1
         name = f"fleet_{self._count}"
         with psycopg.connect(f"host={self._folder} user=fleet dbname=postgres", autocommit=True) as connection:
@@ -80,7 +77,7 @@ def _find() -> Path:
 
 
 def _unprivileged() -> str | None:
-    """Return whom to become: the server refuses to run as root."""
+    """Return the user to run the server as, because it refuses to run as root."""
     if os.geteuid():
         return None
     for name in ("postgres", "nobody"):

@@ -11,7 +11,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def all_rows(store: Store) -> Rows:
-    """Return every row of every table, sorted by key; but not who has written when, which `stale_hours` tells."""
+    """Return every row of every table, sorted by key, except who wrote when; see `stale_hours`."""
     with store.engine.connect() as connection:
         return {
             table.name: [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]

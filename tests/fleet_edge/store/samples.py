@@ -48,7 +48,6 @@ COUNTERS = DeviceCounters(
 
 
 def after(seconds: float) -> datetime:
-    """Return a time so long after the sample session's Open."""
     return START + timedelta(seconds=seconds)
 
 
@@ -95,7 +94,7 @@ def edge_load(**changes: Any) -> LoadReported:
 
 
 def opened(**changes: Any) -> SessionOpened:
-    """Return an Open; `at` follows from the segment unless it is given."""
+    """Return an Open; `at` defaults to the segment's time."""
     record = SessionOpened(
         session=SESSION,
         segment=SEGMENT,

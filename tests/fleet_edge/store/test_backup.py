@@ -1,5 +1,3 @@
-"""A backup is the log at one instant, whoever writes meanwhile; a restore brings that back, or changes nothing."""
-
 import sqlite3
 import stat
 from collections.abc import Callable

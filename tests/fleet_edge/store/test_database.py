@@ -229,7 +229,7 @@ def test_connections_that_are_not_needed_at_once_are_not_used_by_turns(tmp_path:
 
 
 class Log:
-    """A writer over a database that may be away; its thread is the test, and its clock stands until it is moved."""
+    """A writer over a database that may be unavailable; the test is its thread and moves its clock."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
@@ -253,7 +253,6 @@ class Log:
 
 @pytest.fixture
 def away(tmp_path: Path) -> Iterator[Log]:
-    """Return a log whose database's folder is not there yet."""
     log = Log(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}", tmp_path)
     yield log
     log.writer.close(1.0)
@@ -441,7 +440,6 @@ def test_a_server_that_does_not_know_us_ends_the_start(own_postgres: PostgresSer
 
 @pytest.fixture
 def present(tmp_path: Path) -> Iterator[Log]:
-    """Return a log whose SQLite file has a session."""
     log = Log(f"sqlite:///{tmp_path / 'fleet.sqlite3'}", tmp_path)
     log.write(1)
     assert log.writer.counters.written == 1
@@ -451,7 +449,6 @@ def present(tmp_path: Path) -> Iterator[Log]:
 
 
 def move(path: Path, to: Path) -> None:
-    """Move a database with all that is beside it."""
     for each in sorted(path.parent.glob(f"{path.name}*")):
         each.rename(to.parent / each.name.replace(path.name, to.name))
 

@@ -1,5 +1,3 @@
-"""The table of events: whatever the code logs is in it, and so is whatever a device may be told."""
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ KNOWN = {(each.kind, each.code) for each in EVENT_CODES}
 
 
 def _emitted() -> Iterator[tuple[str, EventKind, str]]:
-    """Yield every kind and code that stand as literals in a call, with where that is."""
+    """Yield every kind and code that occur as literals in a call, with their location."""
     for package in ("fleet_edge", "fleet_admin", "fleet_cli"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

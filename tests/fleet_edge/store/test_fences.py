@@ -1,5 +1,3 @@
-"""Fences: the same state for every order of the records, and what an edge and an administrator read of it."""
-
 import random
 from datetime import datetime, timedelta
 
@@ -71,7 +69,6 @@ def test_what_the_administrator_does_is_an_event(store: Store) -> None:
 
 @st.composite
 def _streams(draw: st.DrawFn) -> list[DeviceFenced | FenceLifted]:
-    """Return what may be written: each author's words at distinct instants."""
     ticks = draw(st.permutations(range(8)))
     records: list[DeviceFenced | FenceLifted] = []
     for tick in ticks[: draw(st.integers(1, 8))]:

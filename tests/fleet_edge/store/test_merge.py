@@ -129,7 +129,7 @@ def test_segment_numbers_are_microseconds() -> None:
 
 @st.composite
 def _streams(draw: st.DrawFn) -> list[Record]:
-    """Return what edges may legally write: counters that rise, one Open a segment, ends at distinct times."""
+    """Draw records that edges may write: rising counters, one Open per segment, ends at distinct times."""
     records: list[Record] = []
     ticks = iter(range(1, 10_000))
     for index in range(draw(st.integers(1, 2))):
@@ -194,7 +194,7 @@ def test_any_order_repetition_and_batching_gives_the_same_rows(
 
 
 def _honest(rows: Rows) -> Rows:
-    """Return what belongs to the devices that are not the forger."""
+    """Return the rows of devices other than the forger."""
     return {name: [row for row in table if row.get("device") != "forger"] for name, table in rows.items()}
 
 

@@ -1,5 +1,3 @@
-"""The roles that docs/database.md sets up at PostgreSQL: an edge makes the tables, a reader reads and cannot write."""
-
 import re
 from pathlib import Path
 
@@ -16,7 +14,6 @@ PAGE = Path(__file__).parents[3] / "docs" / "database.md"
 
 
 def _statements() -> list[str]:
-    """Return the page's statements, in order, as the superuser runs them."""
     page = PAGE.read_text(encoding="utf-8")
     block = page[page.index("CREATE ROLE fleet_edge") : page.index("before the first edge")]
     return [line.strip() for line in block.splitlines() if line.strip()]

@@ -1,5 +1,3 @@
-"""Rollouts: what a playbook writes twice, late or in part, and what is read of it."""
-
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +15,6 @@ OLD, NEW = "0.1.0-aaaaaaaa", "0.2.0-bbbbbbbb"
 
 
 def waiting(name: str = "sensor-1", **changes: Any) -> MachineRollout:
-    """Return a machine whose turn has not come."""
     return replace(
         MachineRollout(
             rollout="r1",
@@ -39,7 +36,6 @@ def waiting(name: str = "sensor-1", **changes: Any) -> MachineRollout:
 
 
 def done(name: str = "sensor-1", *, at: datetime, outcome: RolloutOutcome, **changes: Any) -> MachineRollout:
-    """Return a machine with which the rollout is done."""
     running = NEW if outcome is RolloutOutcome.PROVEN else OLD
     return waiting(name, outcome=outcome, ended_at=at, **{"running": running, **changes})
 

@@ -1,5 +1,3 @@
-"""Totals from rollups are what the segments came to, whatever is stale, rolled up or purged."""
-
 import itertools
 import random
 from collections.abc import Iterator
@@ -26,8 +24,6 @@ SPAN = timedelta(days=100)
 
 @dataclass(frozen=True)
 class Stay:
-    """One segment, as it was written."""
-
     session: int
     at: datetime
     device: str
@@ -60,7 +56,6 @@ def _stays(chance: random.Random, *, session: int, before: datetime) -> Iterator
 
 
 def _expected(stays: list[Stay], period: UsageFilter, by: Grouping | None) -> dict[str, tuple[int, int, int]]:
-    """Add up what was written: sessions, segments, tokens."""
     sums: dict[str, tuple[int, int, int]] = {}
     for stay in stays:
         if (period.since and stay.at < period.since) or (period.until and stay.at >= period.until):
@@ -139,7 +134,7 @@ def _stay(hours: float, *, session: int = 1, tokens: int = 5) -> Stay:
 
 
 def _rolled(store: Store, grain: Grain) -> dict[str, int]:
-    """Return the tokens of each device; sums over them are kept beside them."""
+    """Return the tokens of each device; sums over devices are stored next to them."""
     query = select(RollupRow.device, func.sum(RollupRow.__table__.c.tokens)).where(RollupRow.grain == grain)
     with store.engine.connect() as connection:
         found = {name: int(tokens) for name, tokens in connection.execute(query.group_by(RollupRow.device))}

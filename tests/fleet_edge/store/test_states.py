@@ -1,5 +1,3 @@
-"""States of devices and edges: one function, which all that shows, counts or marks them follows."""
-
 from datetime import timedelta
 from itertools import product
 

@@ -1,5 +1,3 @@
-"""Stored texts: one text of what several edges have stored of it, and gone with their session."""
-
 from dataclasses import replace
 
 from fleet_edge.store import housekeeping, queries

@@ -1,5 +1,3 @@
-"""Texts that a device has written without an edge, in the session log."""
-
 import itertools
 from dataclasses import replace
 

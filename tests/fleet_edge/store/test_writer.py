@@ -24,7 +24,7 @@ PATIENCE_S = 20.0
 
 
 class FakeSink:
-    """A database in memory, which a test may take away, slow down or make choosy."""
+    """A database in memory that a test can make unavailable, slow or selective."""
 
     def __init__(self) -> None:
         self.stored: Counter[Record] = Counter()

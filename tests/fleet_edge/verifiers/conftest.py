@@ -1,5 +1,3 @@
-"""Settings for tests on tiny models."""
-
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """A second thread costs tiny matrices more than it gives, above all on a busy machine."""
+    """Use one thread: for tiny matrices a second one costs more than it gives, above all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

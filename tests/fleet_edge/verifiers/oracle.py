@@ -116,7 +116,6 @@ def tiny_target(name: str, *, dtype: torch.dtype = torch.float32) -> Target:
 
 
 def tiny_folder(path: Path, name: str = "llama") -> Path:
-    """Write a tiny model with a tokenizer, as it lies on a disk."""
     tiny_model(name).save_pretrained(path)
     (path / "tokenizer.json").write_text(tokenizer(WORDS), encoding="utf-8")
     return path

@@ -1,5 +1,3 @@
-"""The choice of the engine: measured once, kept, told, and not changed for nothing."""
-
 import itertools
 import json
 import logging
@@ -210,8 +208,6 @@ def measured(ms: float, *, likely: Mapping[int, float] | None = None, **more: fl
 
 
 class Machine:
-    """A target in both forms, a folder of cache files, and what a measurement would say."""
-
     def __init__(self, folder: Path) -> None:
         self.target, self.gguf, self.cache = folder / "target", folder / "target-Q8_0.gguf", folder / "cache"
         self.target.mkdir()

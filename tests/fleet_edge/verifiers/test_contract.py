@@ -1,5 +1,3 @@
-"""What every verifier keeps, whatever computes its logits."""
-
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +26,7 @@ READ = [word.replace("Ġ", " ") for word in WORDS]
 
 
 class SquaredLengths:
-    """A script that looks at the whole prefix: no table can hold it."""
+    """A script that depends on the whole prefix, so that no table can hold it."""
 
     def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
         row = np.zeros(VOCABULARY, dtype=np.float32)
@@ -61,7 +59,6 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def servers(target: Path) -> Iterator[dict[str, InferenceServer]]:
-    """Inference servers of each kind that serve the tiny target, and name all of its tokens."""
     served = load_verifier(EdgeSettings(engine="torch", target=str(target), dtype="float32"))
     lengths = {"vllm": CONTEXT + 1, "sglang": CONTEXT + 8}
     with ExitStack() as stack:
@@ -105,7 +102,7 @@ def _budget(verifier: Verifier) -> int:
 
 
 def _score(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:
-    """Return a step's rows as an array of their own: what a verifier gives is valid until its next step."""
+    """Return a copy of a step's rows, which are valid only until the next step."""
     logits = verifier.score(items)
     rows = np.array(logits if isinstance(logits, np.ndarray) else logits.cpu().numpy())
     assert rows.dtype == np.float32
@@ -265,7 +262,6 @@ def test_opening_and_closing_sequences_changes_no_other_rows(verifier: Verifier)
 
 
 def _fill(verifier: Verifier) -> list[int]:
-    """Open sequences of a whole context until there is no room for one more; return them."""
     keys = []
     while True:
         verifier.open(len(keys))

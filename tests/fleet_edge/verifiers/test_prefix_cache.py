@@ -1,5 +1,3 @@
-"""The prefix cache computes what the sequences say, whatever they take over of each other, and keeps the budget."""
-
 from array import array
 from collections.abc import Sequence
 
@@ -29,8 +27,6 @@ def common(left: list[int], right: list[int]) -> int:
 
 
 class AgainstALook(RuleBasedStateMachine):
-    """The tree beside a dictionary."""
-
     def __init__(self) -> None:
         super().__init__()
         self.tree = RadixTree()
@@ -89,7 +85,7 @@ SYSTEM = [index * 7 % VOCABULARY for index in range(100)]
 
 
 class WholePrefix:
-    """A script whose row tells the whole prefix apart from others: a hash of it is the likeliest token."""
+    """A script whose rows identify the whole prefix: a hash of it is the most likely token."""
 
     def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
         row = np.zeros(VOCABULARY, dtype=np.float32)
@@ -105,7 +101,7 @@ def scripted(budget_tokens: int = 100_000) -> ScriptedVerifier:
 
 
 def compute(cache: PrefixCache, sequence: int, tokens: Sequence[int], *, owner: str = "", stable: bool = True) -> int:
-    """Open a sequence and compute its tokens as a scheduler does; return how many it had to compute."""
+    """Open a sequence and compute its tokens as a scheduler does; return the number of computed tokens."""
     cache.open(sequence)
     cache.expect(sequence, tokens, owner=owner, stable=stable)
     cache.reuse(sequence)
@@ -366,9 +362,9 @@ FEW_TOKENS = st.lists(st.sampled_from([1, 2]), min_size=1, max_size=3)
 
 
 class AgainstTheTruth(RuleBasedStateMachine):
-    """Sequences that begin alike come, grow, are cut and go, and memory is short.
+    """Sequences with shared prefixes open, grow, are cut and close while memory is short.
 
-    The script's rows tell wrong tokens, and what the cache holds is looked through by hand.
+    The script's rows reveal wrong tokens, and the cache's content is checked separately.
     """
 
     @initialize(sharing=st.sampled_from(PrefixSharing))
@@ -482,7 +478,6 @@ class AgainstTheTruth(RuleBasedStateMachine):
             assert self.cache.retained_tokens == 0
 
     def _best(self, tokens: list[int], owner: str) -> int:
-        """Return how many of the tokens somebody has computed, whose they may be."""
         best = 0
         for held in self.cache._held.values() if self.sharing is not PrefixSharing.OFF else ():
             mine = self.sharing is PrefixSharing.ALL or held.owner == owner

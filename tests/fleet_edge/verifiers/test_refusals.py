@@ -1,5 +1,3 @@
-"""What an engine cannot do here is one sentence, before anything is loaded."""
-
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""A target model that runs elsewhere may be away: sessions wait, or go on elsewhere, and none fails for it."""
-
 import random
 from collections.abc import Sequence
 
@@ -11,8 +9,6 @@ from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, 
 
 
 class Elsewhere:
-    """Lets a fleet's scripted verifier be away, and find fault with a sequence."""
-
     def __init__(self, fleet: MemoryFleet) -> None:
         self.reason = ""
         self.unreachable = False
@@ -31,7 +27,6 @@ class Elsewhere:
 
 
 def waiting(fleet: MemoryFleet, count: int) -> list[Device]:
-    """Devices whose first drafts have arrived and wait."""
     devices = [
         Device(fleet, f"device-{number}", terms(number, mode=Mode.COUPLED, max_new_tokens=20), length=3, ahead=False)
         for number in range(count)

@@ -8,8 +8,6 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 class Calendar:
-    """A wall clock that a test turns."""
-
     def __init__(self) -> None:
         self.at = START
 

@@ -1,5 +1,3 @@
-"""Clocks of devices: what their states betray, and what they do not."""
-
 from datetime import datetime, timedelta
 
 import pytest

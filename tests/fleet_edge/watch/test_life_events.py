@@ -1,5 +1,3 @@
-"""What an edge goes through, as events."""
-
 from dataclasses import replace
 
 import pytest
@@ -37,8 +35,6 @@ BEFORE = EdgeView(
 
 
 class Scene:
-    """An edge's events."""
-
     def __init__(self) -> None:
         self.clock, self.sink = Clock(), Sink()
         recorder = Recorder(self.sink, "edge-1", self.clock.now)

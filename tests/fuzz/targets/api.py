@@ -54,8 +54,6 @@ _BODIES: Final[tuple[tuple[bytes, Any], ...]] = (
 
 
 class _Codec(WordCodec):
-    """Reads any text: a word of the language is its token, another word is token 1."""
-
     def __init__(self, *, template: bool) -> None:
         super().__init__(DRAFT.words, (END,))
         self._template = _TEMPLATE if template else None
@@ -74,8 +72,6 @@ class _Codec(WordCodec):
 
 
 class _Backend:
-    """Writes a text as soon as it is asked for."""
-
     def __init__(self) -> None:
         self.since = datetime(2026, 1, 2, tzinfo=UTC)
         self.missing: str | None = None
@@ -125,8 +121,6 @@ class _Backend:
 
 
 class ApiTarget:
-    """The ASGI application, once with a token and once without."""
-
     most_bytes = 1 << 14
 
     def __init__(self) -> None:
@@ -139,7 +133,6 @@ class ApiTarget:
         )
 
     def __call__(self, data: bytes) -> None:
-        """Send a request."""
         if not data:
             return
         first, frames = data[0], unpack(data[1:])
@@ -149,21 +142,17 @@ class ApiTarget:
         _check(sent, first)
 
     def close(self) -> None:
-        """Close the event loop."""
         self._loop.close()
 
     def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
-        """Change frames."""
         if not data or rng.random() < 0.1:
             return bytes([rng.randrange(64)]) + data[1:]
         return data[:1] + mutate_frames(data[1:], rng, lambda frame: _mutated(frame, rng, plain))
 
     def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
-        """Put heads and tails together."""
         return data[:1] + cross_frames(data[1:], other[1:], rng)
 
     def seeds(self) -> Iterator[bytes]:
-        """Give requests of every kind."""
         host, kind = Frame(HEADER, b"host\x00127.0.0.1:8321"), Frame(HEADER, b"content-type\x00application/json")
         for path, body in _BODIES:
             yield b"\x00" + pack([Frame(PATH, path), host, kind, Frame(BODY, json.dumps(body).encode())])
@@ -204,7 +193,7 @@ class ApiTarget:
 
 
 def _scope(first: int, frames: list[Frame]) -> dict[str, Any]:
-    """Return what a server makes of a request line and headers: it takes no control characters in them."""
+    """Return the ASGI scope of a request line and headers; servers accept no control characters in them."""
     raw, query, headers = b"/", b"", []
     for frame in frames:
         match frame.op % 5:
@@ -233,7 +222,7 @@ def _scope(first: int, frames: list[Frame]) -> dict[str, Any]:
 
 
 def _check(sent: list[dict[str, Any]], first: int) -> None:
-    """Hold an answer against what the API promises; none is due to who has left."""
+    """Check the answer against the API's promises; a client that has disconnected gets none."""
     if not sent:
         return
     start, body = sent[0], b"".join(message.get("body", b"") for message in sent[1:])

@@ -44,11 +44,11 @@ _GOLDEN: Final = Path(__file__).resolve().parents[2] / "schemas" / "golden" / "m
 
 
 class CodecTarget:
-    """Some decoders; the first byte of an input says which.
+    """Some decoders; the first byte of an input selects one.
 
     Args:
-        pairs: Each with its encoder.
-        reads: The names that the golden file has for them, in the same order.
+        pairs: Each decoder with its encoder.
+        reads: Their names in the golden file, in the same order.
         mutate_payload: Changes a message.
         most_bytes: Longest input.
     """
@@ -64,7 +64,7 @@ class CodecTarget:
         self._pairs, self._reads, self._mutate = pairs, reads, mutate_payload
 
     def __call__(self, data: bytes) -> None:
-        """Decode; what can be decoded is encoded and decoded again."""
+        """Decode; encode and decode the result again."""
         if not data:
             return
         decode, encode = self._pairs[data[0] % len(self._pairs)]
@@ -85,17 +85,14 @@ class CodecTarget:
         """Hold nothing."""
 
     def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
-        """Change the message."""
         if not data or rng.random() < 0.05:
             return plain(data)
         return data[:1] + self._mutate(data[1:], rng, plain)
 
     def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
-        """Put heads and tails together."""
         return data[: rng.randint(0, len(data))] + other[rng.randint(0, len(other)) :]
 
     def seeds(self) -> Iterator[bytes]:
-        """Give the messages of the golden file, and none."""
         yield from (bytes([number]) for number in range(len(self._pairs)))
         for message in golden():
             if message["reads"] in self._reads:

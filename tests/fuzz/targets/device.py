@@ -44,12 +44,9 @@ _CLOSERS: Final = {Topic.OPEN: decode_open, Topic.DRAFT: decode_draft, Topic.CLO
 
 
 class DeviceTarget:
-    """A session of a device, made anew for each input."""
-
     most_bytes = 1 << 13
 
     def __call__(self, data: bytes) -> None:
-        """Give the device an input's frames."""
         if not data:
             return
         clock, link = Clock(), StubLink()
@@ -73,17 +70,14 @@ class DeviceTarget:
         """Hold nothing."""
 
     def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
-        """Change frames."""
         if not data or rng.random() < 0.05:
             return bytes([rng.randrange(256)]) + data[1:]
         return data[:1] + mutate_frames(data[1:], rng, lambda frame: _mutated(frame, rng, plain))
 
     def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
-        """Put heads and tails together."""
         return data[:1] + cross_frames(data[1:], other[1:], rng)
 
     def seeds(self) -> Iterator[bytes]:
-        """Give what an edge sends while a text is written, and each golden message behind a grant."""
         granted = b""
         for number in range(8):
             frames = list(_recorded(number))
@@ -165,7 +159,6 @@ def _happen(driver: SessionDriver, link: StubLink, clock: Clock, what: int) -> N
 
 
 def _work(driver: SessionDriver) -> None:
-    """Let the driver do all that it can do now."""
     for _ in range(_MOST_STEPS):
         if driver.done or not driver.step():
             return
@@ -173,7 +166,6 @@ def _work(driver: SessionDriver) -> None:
 
 
 def _living_verdict(payload: bytes, session: DeviceSession, *, placed: bool) -> bytes:
-    """Let a verdict answer a draft in flight."""
     fields = _loaded(payload, list)
     if fields is None or len(fields) < 7:
         return payload
@@ -188,7 +180,6 @@ def _living_verdict(payload: bytes, session: DeviceSession, *, placed: bool) -> 
 
 
 def _living_reply(payload: bytes, session: DeviceSession, *, placed: bool) -> bytes:
-    """Let a reply be about the session as it stands."""
     fields = _loaded(payload, dict)
     if fields is None:
         return payload
@@ -222,7 +213,6 @@ def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
 
 
 def _recorded(number: int) -> Iterator[Frame]:
-    """Give what an edge sends while a text is written."""
     rng = random.Random(number)
     fleet = MemoryFleet(rng=rng, faults=Faults(duplicate=0.1, reorder=0.1) if number > 5 else None)
     frames: list[Frame] = []

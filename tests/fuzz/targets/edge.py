@@ -36,8 +36,6 @@ _END_S: Final = 1e6
 
 
 class EdgeTarget:
-    """An edge, made anew for each input."""
-
     most_bytes = 1 << 13
 
     def __init__(self) -> None:
@@ -46,7 +44,6 @@ class EdgeTarget:
         )
 
     def __call__(self, data: bytes) -> None:
-        """Give the edge an input's frames."""
         clock, link, sink = Clock(), StubLink(), Sink()
         verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=300, end_tokens=(END,))
         edge = assemble(self._settings, verifier=verifier, link=link, sink=sink, clock=clock, now=clock.now)
@@ -69,15 +66,12 @@ class EdgeTarget:
         """Hold nothing."""
 
     def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
-        """Change frames."""
         return mutate_frames(data, rng, lambda frame: _mutated(frame, rng, plain))
 
     def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
-        """Put heads and tails together."""
         return cross_frames(data, other, rng)
 
     def seeds(self) -> Iterator[bytes]:
-        """Give what devices send when they write texts, and each golden message alone."""
         for number in range(6):
             yield pack(_recorded(number))
         kinds = {"open": OPEN, "draft": DRAFT, "close": CLOSE, "DeviceState": STATE}
@@ -87,7 +81,7 @@ class EdgeTarget:
         yield pack([Frame(OTHER, b"\x12dssd/v1/memory/x/y" + b"{}"), Frame(TIME, b"\x09")])
 
     def _give(self, edge: Orchestrator, link: StubLink, clock: Clock, frame: Frame) -> str | None:
-        """Deliver a frame; return who sent it, None for time that passes."""
+        """Deliver a frame; return the sender, None for time that passes."""
         kind, device = frame.op & KIND, DEVICES[bool(frame.op & SECOND)]
         retained = bool(frame.op & RETAINED)
         if kind in _TOPICS:
@@ -125,7 +119,6 @@ def _check_answers(published: list[tuple[str, bytes]], sender: str | None) -> No
 
 
 def _living(payload: bytes, edge: Orchestrator, device: str, *, placed: bool) -> bytes:
-    """Let a draft name an open session, and stand at its end."""
     session: EdgeSession | None = None
     for each in edge.sessions:
         if each.device == device:
@@ -153,7 +146,6 @@ def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
 
 
 def _recorded(number: int) -> Iterator[Frame]:
-    """Give what a device sends while it writes a text."""
     rng = random.Random(number)
     fleet = MemoryFleet(rng=rng, faults=Faults(duplicate=0.1, reorder=0.1) if number > 3 else None)
     frames: list[Frame] = []

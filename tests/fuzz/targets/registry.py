@@ -13,11 +13,7 @@ from tests.fuzz.targets.screen import ScreenTarget
 
 
 class Target(Protocol):
-    """What is fuzzed.
-
-    Attributes:
-        most_bytes: Longest input.
-    """
+    """A fuzz target; `most_bytes` limits its inputs."""
 
     most_bytes: int
 

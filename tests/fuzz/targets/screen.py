@@ -23,17 +23,15 @@ _MOST_TURNS: Final = 20_000
 
 
 def accepts(topic: bytes, _size: int, retained: bool) -> bool:
-    """Refuse every other topic, and what is retained."""
     return not retained and sum(topic) % 2 == 0
 
 
 class ScreenTarget:
-    """An input is a byte, from which the cuts are drawn, and a stream."""
+    """An input is a byte, which seeds the cuts, and a stream."""
 
     most_bytes = 1 << 11
 
     def __call__(self, data: bytes) -> None:
-        """Feed the stream whole, in pieces, and through a socket."""
         if not data:
             return
         rng, stream = random.Random(data[0]), data[1:]
@@ -46,7 +44,6 @@ class ScreenTarget:
         """Hold nothing."""
 
     def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
-        """Change one packet, or their order."""
         if not data or rng.random() < 0.3:
             return plain(data)
         packets = _split(data[1:])
@@ -65,12 +62,10 @@ class ScreenTarget:
         return data[:1] + b"".join(packets)
 
     def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
-        """Put heads and tails together."""
         head, tail = _split(data[1:]), _split(other[1:])
         return data[:1] + b"".join([*head[: rng.randint(0, len(head))], *tail[rng.randint(0, len(tail)) :]])
 
     def seeds(self) -> Iterator[bytes]:
-        """Give streams of random packets."""
         for number in range(12):
             rng = random.Random(number)
             yield bytes([number]) + b"".join(_random_packet(rng) for _ in range(number))
@@ -100,8 +95,6 @@ def _fed(stream: bytes, most: int, rng: random.Random, kept: bytes, rest: bytes,
 
 
 class _Network:
-    """A socket that gives and takes as it likes."""
-
     def __init__(self, stream: bytes, rng: random.Random) -> None:
         self.written = bytearray()
         self._stream, self._rng, self._at = stream, rng, 0
@@ -125,11 +118,7 @@ class _Network:
 
 
 class _Library:
-    """Reads a socket as the MQTT library does: packet by packet, an acknowledgement for each message of QoS 1.
-
-    Attributes:
-        got: What it has read.
-    """
+    """Reads a socket as the MQTT library does: packet by packet, with an acknowledgement for each message of QoS 1."""
 
     def __init__(self, sock: ScreenedSocket, rng: random.Random) -> None:
         self.got = b""
@@ -187,7 +176,7 @@ def _through_socket(stream: bytes, rng: random.Random, kept: bytes, *, broken: b
 
 
 def _plain(stream: bytes) -> tuple[bytes, bytes, int, bool]:
-    """Return what is accepted of whole packets, what is behind them, how many are refused, and whether it is broken."""
+    """Return the accepted bytes, the incomplete rest, the number of refused packets, and whether it is broken."""
     kept, at, refused = b"", 0, 0
     while True:
         try:
@@ -216,7 +205,6 @@ def _refused(raw: bytes) -> bool:
 
 
 def _identifiers(stream: bytes) -> Iterator[bytes]:
-    """Give the packet identifiers of all messages of QoS 1 in whole packets."""
     for raw in _split(stream):
         if raw[0] & 0xF6 == 0x32 and _end(raw, 0):
             at = _body(raw, 0)
@@ -227,7 +215,7 @@ def _identifiers(stream: bytes) -> Iterator[bytes]:
 
 
 def _split(stream: bytes) -> list[bytes]:
-    """Part a stream into packets; what is behind the last whole one comes last."""
+    """Split a stream into packets; the incomplete rest comes last."""
     packets, at = [], 0
     while at < len(stream):
         end = _end(stream, at) or len(stream)
@@ -237,7 +225,7 @@ def _split(stream: bytes) -> list[bytes]:
 
 
 def _end(stream: bytes, at: int) -> int:
-    """Return where the packet at `at` ends, 0 if it is not there whole."""
+    """Return the end of the packet at `at`; 0 if it is incomplete."""
     try:
         end = _checked_end(stream, at)
     except BrokenStream:
@@ -246,7 +234,7 @@ def _end(stream: bytes, at: int) -> int:
 
 
 def _checked_end(stream: bytes, at: int) -> int:
-    """Return where the packet at `at` is to end, 0 if that cannot be told yet."""
+    """Return the announced end of the packet at `at`; 0 if unknown yet."""
     body = _body(stream, at)
     if not body:
         return 0
@@ -257,7 +245,7 @@ def _checked_end(stream: bytes, at: int) -> int:
 
 
 def _body(stream: bytes, at: int) -> int:
-    """Return where the packet's body begins, 0 if that cannot be told yet."""
+    """Return the begin of the packet's body; 0 if unknown yet."""
     for place in range(4):
         if at + 1 + place >= len(stream):
             return 0

@@ -18,11 +18,7 @@ from fleet_common.mqtt.link import (
 
 @dataclass
 class StubLink:
-    """A `Link` without a broker.
-
-    Attributes:
-        published: Topic and payload of what was sent since the last look.
-    """
+    """A `Link` without a broker; `published` has what was sent since the last look."""
 
     published: list[tuple[str, bytes]] = field(default_factory=list)
     connected: bool = True
@@ -66,7 +62,6 @@ class StubLink:
         return published
 
     def deliver(self, topic: str, payload: bytes, *, retained: bool = False) -> None:
-        """Hand over a message as a connection does."""
         raw = topic.encode()
         if self._accepts is not None:
             size = len(raw) + len(payload) + 8
@@ -75,7 +70,6 @@ class StubLink:
         self._routes.dispatch(Message(topic, payload, retained))
 
     def connect(self, *, up: bool) -> None:
-        """Tell of a connection made or lost."""
         self.connected = up
         for listener in self._listeners:
             self._guard.call(listener, up)

@@ -26,7 +26,7 @@ _MOST_ITEMS, _MOST_DEPTH = 256, 6
 
 
 def _cbor(payload: bytes, bound: int) -> Any:
-    """Decode one item: definite lengths, few items, no tags but typed arrays, which become tuples of tag and values."""
+    """Decode one item: definite lengths, few items, no tags but typed arrays, which become pairs of tag and values."""
     _need(len(payload) <= bound, "too large")
     items = 0
 
@@ -158,7 +158,7 @@ _LABEL, _SENTENCE, _SESSION, _MS = _text(200), _text(500), _raw(8), _real(0.0)
 
 
 def _map(value: Any, known: Mapping[str, Check], *, optional: Mapping[str, Any] = {}, closed: bool = False) -> Any:
-    """Read a map: `optional` says what a missing key means; other keys are passed over unless the map is closed."""
+    """Read a map; `optional` has the defaults of missing keys. Unknown keys are ignored unless the map is closed."""
     _need(type(value) is dict and all(type(key) is str for key in value), "not a map with text keys")
     _need(not closed or set(value) <= set(known), "a key that must be understood")
     found = {}

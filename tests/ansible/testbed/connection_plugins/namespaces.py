@@ -21,8 +21,6 @@ options: {}
 
 
 class Connection(ConnectionBase):
-    """One machine."""
-
     transport = "namespaces"
     has_pipelining = True
 

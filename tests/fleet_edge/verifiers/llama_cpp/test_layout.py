@@ -1,5 +1,3 @@
-"""Calls of a step: every token once and in order, nothing asked of llama.cpp that it refuses, and few passes."""
-
 import random
 
 import pytest

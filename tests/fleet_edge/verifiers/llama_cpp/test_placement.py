@@ -1,5 +1,3 @@
-"""Running sequences are neighbours, however long the edge has served and whatever it retains."""
-
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +31,6 @@ def load(path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], LlamaCppVe
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each call of llama.cpp."""
     decode, found = llama_cpp.llama_decode, list[int]()
 
     def noted(context: object, batch: llama_cpp.llama_batch) -> int:
@@ -45,7 +42,6 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def open_at(cache: PrefixCache, key: int, prompt: list[int]) -> None:
-    """Open a session and compute its prompt, as far as no other has."""
     cache.open(key)
     cache.expect(key, [*prompt, 0])
     cache.reuse(key)

@@ -1,5 +1,3 @@
-"""How a budget of memory is divided into streams."""
-
 import pytest
 
 from fleet_edge.verifiers.llama_cpp.streams import StreamPlan, plan_streams

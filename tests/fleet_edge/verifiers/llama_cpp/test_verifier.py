@@ -1,5 +1,3 @@
-"""The llama.cpp verifier says what the engine itself says of each sequence alone, to the bit."""
-
 import gc
 import random
 import threading
@@ -32,7 +30,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Engine:
-    """llama.cpp itself: one sequence, a whole text at once, nothing ever taken back."""
+    """llama.cpp itself: one sequence, computed at once, never rolled back."""
 
     def __init__(self, path: Path, context: int) -> None:
         self._model = GgufTarget(path)
@@ -45,7 +43,6 @@ class Engine:
         self._batch = llama_cpp.llama_batch_init(context, 0, 1)
 
     def rows(self, tokens: list[int], count: int) -> NDArray[np.float32]:
-        """Return the last `count` rows of a text."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._native), True)  # noqa: FBT003
         text = [*tokens, 0]  # a single token would be computed in another way
         self._batch.n_tokens = len(text)
@@ -70,7 +67,7 @@ def load(path: Path, *, budget: int = BUDGET, **options: Any) -> LlamaCppVerifie
 def random_work(  # noqa: C901 - all that may happen to sequences
     verifier: LlamaCppVerifier, engine: Engine, *, steps: int, longest: int, seed: str, keys: int = 9
 ) -> float:
-    """Prefill, verify, roll back, fork and evict at random; return how far any row was from the engine's own."""
+    """Prefill, verify, roll back, fork and evict at random; return the largest deviation from the engine."""
     rng, worst = random.Random(seed), 0.0
     size = verifier.info.vocabulary.size
     texts = {key: rng.choices(range(size), k=rng.randrange(1, longest)) for key in range(keys)}

@@ -1,5 +1,3 @@
-"""Models that the packed verifier cannot serve are refused by name, by their structure."""
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""The budget of bytes holds at every allocation, and what the store says of its room is true."""
-
 import random
 import weakref
 from collections.abc import Callable
@@ -19,7 +17,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Model:
-    """A model's keys and values, and how much is granted to them. Nothing is allocated: tensors are torch's `meta`."""
+    """A model's keys and values, and their budget. Nothing is allocated: tensors are torch's `meta`."""
 
     shapes: tuple[LayerShape, ...]
     dtype: torch.dtype
@@ -68,8 +66,6 @@ class LiveBytes:
 
 
 class Torch:
-    """`torch`, as the store's memory sees it."""
-
     def __init__(self, live: LiveBytes) -> None:
         self.empty = live.empty
 
@@ -78,8 +74,6 @@ class Torch:
 
 
 class Sessions:
-    """Sequences that come, grow, are cut and go, over a store of one model."""
-
     def __init__(self, given: Model, live: LiveBytes) -> None:
         self.model, self.live = given, live
         self.memory = SlabMemory(
@@ -100,7 +94,6 @@ class Sessions:
         del self.lengths[sequence]
 
     def score(self, new: dict[int, int]) -> bool:
-        """Compute new tokens of several sequences, if the store says that there is room."""
         wanted = {sequence: min(self.context, self.lengths[sequence] + count) for sequence, count in new.items()}
         if self.store.missing_bytes(wanted):
             return False
@@ -109,7 +102,6 @@ class Sessions:
         return True
 
     def fork(self, source: int, length: int) -> bool:
-        """Open a sequence with some tokens of another, if the store says that there is room."""
         if self.store.missing_bytes({self.opened + 1: length}):
             return False
         sequence = self.open()
@@ -198,7 +190,7 @@ def test_what_a_smaller_size_does_not_use_any_more_serves_a_larger_one(live: Liv
 
 
 class RandomWalk(RuleBasedStateMachine):
-    """Any order of calls; the room that the store names is there, whatever is made of it."""
+    """Any order of calls; the memory that the store reports as free can be used."""
 
     @initialize(name=st.sampled_from(sorted(MODELS)))
     def begin(self, name: str) -> None:

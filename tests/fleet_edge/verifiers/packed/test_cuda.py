@@ -1,5 +1,3 @@
-"""The packed verifier and the judging of its rows on a GPU: the same as on a processor, and waited for once a step."""
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

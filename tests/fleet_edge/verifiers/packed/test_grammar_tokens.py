@@ -1,5 +1,3 @@
-"""A tokenizer.json and the GGUF of the same model give grammars the same tokens, so that both ends mean the same."""
-
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,3 @@
-"""int8 weights: what the lean forward computes is nearly the model, and the same to the bit in every batch."""
-
 import random
 import shutil
 from collections.abc import Sequence
@@ -44,7 +42,6 @@ def _tokens(rng: random.Random, count: int) -> list[int]:
 
 
 def _rows(verifier: Verifier, items: Sequence[Item], sequence: int) -> torch.Tensor:
-    """Score a step; return the rows of one sequence."""
     logits = torch.as_tensor(verifier.score(items))
     begin = 0
     for item in items:
@@ -62,7 +59,7 @@ def _alone(verifier: Verifier, tokens: Sequence[int]) -> torch.Tensor:
 
 
 def _among_others(verifier: Verifier, tokens: Sequence[int], seed: int) -> torch.Tensor:
-    """Return the rows of a sequence that is cut at random, among others that come, go and roll back."""
+    """Return the rows of a sequence that is cut at random, among others that open, close and roll back."""
     rng = random.Random(seed)
     verifier.open(0)
     for key in range(1, 1 + OTHERS):
@@ -159,7 +156,6 @@ def test_a_processor_whose_products_saturate_is_refused(folder: Path, monkeypatc
 
 @pytest.fixture
 def own(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder whose int8 weights are not made yet, and a cache folder of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
     copy: Path = shutil.copytree(folder, tmp_path / "models" / "tiny")

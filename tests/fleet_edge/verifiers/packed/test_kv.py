@@ -1,5 +1,3 @@
-"""The store keeps what it was given, without holes, whoever comes, grows and goes."""
-
 import random
 
 import pytest

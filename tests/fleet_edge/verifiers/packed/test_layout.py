@@ -1,5 +1,3 @@
-"""Rows, groups and masks of a step."""
-
 from collections.abc import Sequence
 
 import pytest

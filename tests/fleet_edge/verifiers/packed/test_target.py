@@ -1,5 +1,3 @@
-"""Loading a target: its identity is right, and every way to get it wrong ends in one sentence."""
-
 import json
 import struct
 from pathlib import Path
@@ -24,7 +22,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
     path = tmp_path / "broken"
     path.mkdir()
     for file in whole.iterdir():

@@ -1,5 +1,3 @@
-"""The packed verifier says what the model itself says of each sequence alone."""
-
 import random
 from typing import Any
 
@@ -24,8 +22,6 @@ BUDGET = 64 << 20
 
 
 class Session:
-    """What a sequence knows, beside what the verifier has computed of it."""
-
     def __init__(self, key: int, rng: random.Random, length: int) -> None:
         self.key = key
         self.tokens = [rng.randrange(VOCABULARY) for _ in range(length)]

@@ -1,5 +1,3 @@
-"""A target that the machine has no memory for is refused before anything of it is loaded."""
-
 from pathlib import Path
 
 import pytest

@@ -24,7 +24,7 @@ def server(api: str = "vllm", *, script: MarkovScript = SCRIPT, context: int = 2
 
 @contextmanager
 def asking(servers: Sequence[InferenceServer] | str, **settings: Any) -> Iterator[RemoteVerifier]:
-    """Yield a verifier over servers, or addresses; it waits for nothing longer than a test can."""
+    """Yield a verifier over servers or addresses, with time limits short enough for a test."""
     urls = servers.split(",") if isinstance(servers, str) else [each.url for each in servers]
     quick = {"request_s": 5.0, "step_s": 10.0, "health_s": 0.05, "top_logprobs": TOP}
     local = LocalTokens("toy", list(SCRIPT.words), (0,))

@@ -1,5 +1,3 @@
-"""What an inference server sends is taken as it is documented, and as nothing else."""
-
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -173,7 +171,6 @@ JSON = ODD | st.recursive(
 
 
 def replaced(value: Any, new: Any, draw: st.DrawFn) -> Any:
-    """Return an answer in which one value, at any depth, is another."""
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 9)) == 0:
         return new
     place = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))

@@ -1,5 +1,3 @@
-"""A step ends in bounded time, and a server that fails costs no session."""
-
 import time
 from typing import Any
 
@@ -27,7 +25,6 @@ def expected(prefix: list[int]) -> NDArray[np.float64]:
 
 
 def step(verifier: RemoteVerifier, number: int) -> None:
-    """Compute a step of all sessions and hold it against the language."""
     items = [Item(key, (1 + (key + number) % (SIZE - 1), 2), 2) for key in range(SESSIONS)]
     texts = {item.sequence: [*verifier._tokens[item.sequence], *item.tokens] for item in items}
     rows = verifier.score(items)
@@ -132,7 +129,7 @@ def test_a_step_ends_in_time_though_no_server_answers() -> None:
 
 
 class FailsOn(InferenceServer):
-    """A server that one text is too much for, which is known by a token."""
+    """A server that fails on requests with a certain token."""
 
     token = -1
 

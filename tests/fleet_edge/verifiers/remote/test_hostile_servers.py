@@ -1,5 +1,3 @@
-"""Whatever listens at an address: one sentence that says what to do, in bounded time and memory."""
-
 import gzip
 import json
 import re
@@ -27,7 +25,7 @@ def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
 
 @contextmanager
 def saying(answer: bytes, *, again: bytes = b"") -> Iterator[str]:
-    """Listen, and say the same to whoever asks; then `again` for as long as it is taken; yields the address."""
+    """Listen, send `answer` to every client, then `again` for as long as it is read; yield the address."""
     ended = threading.Event()
 
     def serve(listening: socket.socket) -> None:
@@ -117,12 +115,12 @@ def test_one_that_takes_connections_and_says_nothing_is_given_up() -> None:
 
 
 def raw(change: Callable[[str], str]) -> Callable[[dict[str, Any]], Response]:
-    """Change the JSON of an answer as text, so that it can be what no JSON of ours would be."""
+    """Change the JSON of an answer as text, so that it can be invalid JSON."""
     return lambda answer: Response(change(json.dumps(answer)), media_type="application/json")
 
 
 def number(word: str) -> Callable[[str], str]:
-    """Put a word in place of a log-probability that is read: the first at vLLM, the last at SGLang."""
+    """Replace a log-probability that is read: the first for vLLM, the last for SGLang."""
 
     def change(text: str) -> str:
         place = list(re.finditer(r"-[0-9.]+", text))[0 if "token_id" in text else -1]

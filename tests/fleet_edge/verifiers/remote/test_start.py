@@ -1,5 +1,3 @@
-"""What is wrong with an inference server is told in one sentence when the edge starts."""
-
 import logging
 from collections.abc import Callable
 from pathlib import Path
