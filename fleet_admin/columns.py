@@ -1,4 +1,4 @@
-"""Columns of reports: each is defined once, for the command line, the dashboard and CSV, with its unit and its rank."""
+"""Columns of reports, defined once for the command line, the dashboard and CSV."""
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,13 +31,10 @@ class Column(Generic[T]):
     """A column of a report.
 
     Attributes:
-        heading: For people; the unit is in the cell.
-        value: Returns the column's value of a row.
-        kind: How the value is shown, filtered and aligned.
+        heading: Without the unit, which is in the cell.
         key: Name in addresses, in `--sort` and in CSV; by default the heading with `_` for spaces.
         rank: 0 is always shown. A narrow terminal hides columns of higher ranks first, and of one rank the rightmost;
             the dashboard shows rank 3 only on request.
-        meaning: One more sentence for people.
     """
 
     heading: str
@@ -53,7 +50,7 @@ class Column(Generic[T]):
 
     @property
     def numeric(self) -> bool:
-        """Whether values are aligned right and filtered by size."""
+        """Return whether values are aligned right and filtered by size."""
         return self.kind in _NUMBERS
 
 
@@ -83,12 +80,12 @@ def shown(value: Any, kind: Kind = "text", *, now: datetime | None = None) -> st
 
 
 def moment(value: datetime | None) -> str:
-    """Return a time to the second, in UTC."""
+    """Format a time in UTC, to the second."""
     return ABSENT if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def ago(value: datetime | None, *, now: datetime | None) -> str:
-    """Return how long ago a time is, in its largest unit."""
+    """Format a time's age in its largest unit."""
     if value is None:
         return ABSENT
     if now is None:
@@ -114,7 +111,7 @@ def _ms(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    """Return three digits or more, in the unit that needs the fewest."""
+    """Format bytes with three digits or more, in the unit that needs the fewest."""
     unit = "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if abs(value) < _KILO - 0.5:
@@ -148,7 +145,7 @@ _PLAIN: Final = frozenset({int, float, bool, type(None)})
 
 
 def csv_cell(value: object) -> object:
-    """Return a value for a CSV cell: on one line, and no formula."""
+    """Return a value for a CSV cell: on one line, never a formula."""
     kind = type(value)
     if kind in _PLAIN:  # millions of cells are asked for
         return value
@@ -161,7 +158,7 @@ def csv_cell(value: object) -> object:
 
 
 def write_csv(out: TextIO, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
-    """Write a heading, unless it is empty, and rows as they come; return the number of rows."""
+    """Write the heading, unless it is empty, and the rows; return the number of rows."""
     writer = csv.writer(out, lineterminator="\n")
     if columns:
         writer.writerow(columns)

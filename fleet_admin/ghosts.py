@@ -1,4 +1,4 @@
-"""Ghosts: machines that the fleet's authority knows and the log does not, or the other way round."""
+"""Machines that the fleet's authority knows and the log does not, or the other way round."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,6 @@ class GhostKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighted:
-    """A device or an edge that the log knows."""
-
     name: str
     role: IdentityRole
     seen_at: datetime
@@ -49,13 +47,13 @@ _IN_FORCE: Final = frozenset({CertificateState.VALID, CertificateState.DUE})
 
 
 def sighted_in(log: SessionLog) -> list[Sighted]:
-    """Return the devices and edges that the session log knows."""
+    """Return the devices and edges in the session log."""
     devices = [Sighted(each.device, IdentityRole.DEVICE, each.seen_at) for each in log.devices(counted=False)]
     return devices + [Sighted(each.edge, IdentityRole.EDGE, each.seen_at) for each in log.edges()]
 
 
 def find_ghosts(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now: datetime) -> list[Ghost]:
-    """Return ghosts, those never seen first, each kind by name. `entries` are certificates, oldest first."""
+    """Find ghosts, those never seen first, each kind by name. `entries` are certificates, oldest first."""
     known = {
         (status.name, status.role): status
         for status in certificate_statuses(entries, now=now)

@@ -1,4 +1,4 @@
-"""Reports: the columns of what the command line, the dashboard and CSV show of the session log."""
+"""Columns of the session log's reports on the command line, the dashboard and in CSV."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def model_name(name: str | None, quantization: str | None) -> str | None:
 
 
 def device_columns(now: datetime) -> "list[Column[DeviceView]]":
-    """Return the columns of devices; days are counted from `now` (aware)."""
+    """Return the columns of devices; `now` is aware."""
     return [
         Column("device", lambda row: row.device, rank=0),
         Column("state", lambda row: row.state.value, "state", rank=0),
@@ -65,7 +65,7 @@ def device_columns(now: datetime) -> "list[Column[DeviceView]]":
 
 
 def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
-    """Return the columns of edges; days are counted from `now` (aware)."""
+    """Return the columns of edges; `now` is aware."""
 
     def loaded(name: str) -> "Callable[[EdgeView], float | None]":
         # The last load of a silent or offline edge is not its load now.
@@ -99,7 +99,7 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
 
 
 def days_left(until: datetime | None, now: datetime) -> float | None:
-    """Return the days until a certificate ends; below 0 if it has."""
+    """Return the days until a certificate expires; negative afterwards."""
     return None if until is None else (until - now) / _DAY
 
 
@@ -208,7 +208,7 @@ class Point:
 
 
 def start_column(grain: str, take: "Callable[[T], datetime | None]") -> Column[T]:
-    """Return the column of when the hour, day or month of a row begins."""
+    """Return the column of a row's start time."""
     return Column(grain, take, "moment" if grain == "hour" else "day", key="start", rank=0)
 
 
@@ -290,7 +290,7 @@ RELEASES: "Final[list[Column[MachineRelease]]]" = [
 
 
 def alert_state(alert: "AlertView") -> str:
-    """Return an alert's severity, or that somebody has acknowledged it, or that it is over."""
+    """Return an alert's severity, or that it was acknowledged or is over."""
     if not alert.open:
         return "cleared"
     return "acknowledged" if alert.acknowledged_at is not None else alert.severity

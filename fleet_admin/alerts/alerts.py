@@ -73,7 +73,7 @@ MOST_OPEN: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """A problem as it is now. `value` was measured, `threshold` is its limit, `device` the subject if it is one."""
+    """A problem now. `value` was measured, `threshold` is its limit, `device` the subject if it is a device."""
 
     rule: str
     subject: str
@@ -93,7 +93,7 @@ def list_alerts(
     since: datetime | None = None,
     limit: int = 100,
 ) -> list[AlertView]:
-    """Return alerts: the open ones first, of these the critical ones, then the latest. None admits all."""
+    """Return alerts: open ones first, critical ones before others, then the latest. None admits all."""
     query = select(AlertRow.__table__)
     if open is not None:
         query = query.where(AlertRow.cleared_at.is_(None) if open else AlertRow.cleared_at.is_not(None))
@@ -110,11 +110,7 @@ def list_alerts(
 
 
 def find(connection: Connection, prefix: str) -> AlertView:
-    """Return an alert by its id, or enough of its beginning.
-
-    Raises:
-        NoSuchAlert: There is none, or there are several.
-    """
+    """Return an alert by a unique prefix of its id; otherwise raises `NoSuchAlert`."""
     escaped = prefix.lower()
     if not escaped or not set(escaped) <= set("0123456789abcdef"):
         raise NoSuchAlert(f"{prefix[:40]!r} is no alert's id; `fleet admin alerts` lists them.")
@@ -127,7 +123,7 @@ def find(connection: Connection, prefix: str) -> AlertView:
 
 
 def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: datetime) -> AlertView:
-    """Record that somebody takes care of an alert; the first one counts."""
+    """Record who takes care of an alert; the first one counts."""
     changed = connection.execute(
         update(AlertRow)
         .where(AlertRow.id == alert.id, AlertRow.acknowledged_at.is_(None))
@@ -163,7 +159,7 @@ def see(
 ) -> AlertView | None:
     """Open an alert, or record that the open one still matches.
 
-    Returns the alert if it is new, or has become critical; else None, also if `MOST_OPEN` alerts are open.
+    Return the alert if it is new or has become critical, else None, also if `MOST_OPEN` alerts are open.
     """
     last = {
         "last_at": now,
@@ -196,10 +192,7 @@ def see(
 
 
 def take_lease(connection: Connection, *, holder: str, now: datetime, for_s: float) -> bool:
-    """Become, or stay, the process that evaluates the rules, for `for_s`; return whether that is so.
-
-    Needs a separate transaction.
-    """
+    """Take or renew the lease of the evaluator for `for_s`; return whether it is held. Needs its own transaction."""
     until = now + timedelta(seconds=for_s)
     # A holder whose clock runs ahead must not keep the lease for hours after it has gone.
     over = or_(
@@ -245,15 +238,9 @@ def _log(
 
 
 class Alerts:
-    """The alerts of a session log. May be used by several threads; close it, or use it as a context manager.
+    """The alerts of a session log, as a context manager. Thread-safe.
 
     Every method raises `StoreUnavailable` if the database does not answer.
-
-    Args:
-        url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
-        read_only: Whether nothing is to be acknowledged, cleared or evaluated.
-        later: Open the database when it is first needed; it may not exist yet.
-        now: The wall clock (aware).
 
     Raises:
         StoreUnavailable: The database does not exist or cannot be opened.
@@ -274,7 +261,6 @@ class Alerts:
         self._now = now
 
     def open(self, *, limit: int = 1000) -> list[AlertView]:
-        """Return the open alerts, the latest first."""
         return self.list(open=True, limit=limit)
 
     def list(
@@ -286,24 +272,22 @@ class Alerts:
         since: datetime | None = None,
         limit: int = 100,
     ) -> list[AlertView]:
-        """Return alerts as `list_alerts` does."""
         with self.connection() as connection:
             return list_alerts(connection, open=open, rule=rule, subject=subject, since=since, limit=limit)
 
     def get(self, alert: str) -> AlertView:
-        """Return one alert as `find` does."""
         with self.connection() as connection:
             return find(connection, alert)
 
     def acknowledge(self, alert: str, *, who: str, source: str = "") -> AlertView:
-        """Record that somebody takes care of an alert; the first one counts. Otherwise as `get`."""
+        """Record who takes care of an alert, by a unique prefix of its id; the first one counts."""
         with self.connection() as connection:
             found = acknowledge(connection, find(connection, alert), who=who, now=self._now())
             self._audit(connection, found, who=who, action="alert acknowledge", source=source)
             return found
 
     def clear(self, alert: str, *, who: str, source: str = "") -> AlertView:
-        """End an alert; a problem that remains opens a new one. Otherwise as `get`."""
+        """End an alert, by a unique prefix of its id; a problem that remains opens a new one."""
         with self.connection() as connection:
             found = clear(connection, find(connection, alert), who=who, now=self._now())
             self._audit(connection, found, who=who, action="alert clear", source=source)
@@ -316,7 +300,6 @@ class Alerts:
         record_audit(connection, [entry], now=self._now())
 
     def connection(self) -> AbstractContextManager[Connection]:
-        """Begin a transaction."""
         return transaction(self._opened())
 
     def close(self) -> None:

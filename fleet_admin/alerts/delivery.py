@@ -32,18 +32,7 @@ _ACCEPTED: Final = range(200, 300)
 
 
 class Webhook:
-    """A URL that alerts are posted to.
-
-    Args:
-        url: As `check_url` accepts it.
-        secret: Key of the signature; None: no signature.
-        clock: Unix seconds.
-        context: Trusted authorities; by default the machine's.
-        longest_s: Time limit of an exchange, whatever the server does.
-
-    Raises:
-        ValueError: The URL is invalid.
-    """
+    """A URL that alerts are posted to, at most `longest_s` each; raises ValueError if `check_url` refuses it."""
 
     def __init__(
         self,
@@ -66,7 +55,7 @@ class Webhook:
         return f"the webhook at {self._parts.hostname}"
 
     def send(self, alert: Alert) -> None:
-        """Post an alert; raises `DeliveryFailed` if it was not accepted."""
+        """Post an alert; raises `DeliveryFailed` if the server does not accept it."""
         body = encode_json(alert)
         connection = self._connect()
         ending = threading.Timer(self._longest_s, _cut, [connection])
@@ -121,7 +110,7 @@ _CONFIRM_S: Final = 10.0
 
 
 class BrokerChannel:
-    """Publishes alerts as a monitor; connects with the first."""
+    """Publishes alerts as a monitor; connects with the first alert."""
 
     def __init__(self, settings: AlertSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
         assert settings.fleet is not None
@@ -132,7 +121,7 @@ class BrokerChannel:
         self.name = f"the broker at {settings.broker.host}:{settings.broker.port}"
 
     def send(self, alert: Alert) -> None:
-        """Publish an alert, and wait until the broker has it; otherwise raises `DeliveryFailed`."""
+        """Publish an alert and wait for the broker's acknowledgement; otherwise raises `DeliveryFailed`."""
         with self._using:
             try:
                 if not self._started:

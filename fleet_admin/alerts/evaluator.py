@@ -1,7 +1,7 @@
 """Evaluator: evaluates the rules regularly, opens and clears alerts, and delivers them.
 
-Wherever it runs, next to a dashboard, in an edge, or as `fleet admin alerts --watch`, only one evaluates at a time: it
-holds a lease in the database, and another takes over when that runs out.
+It runs next to a dashboard, in an edge, or as `fleet admin alerts --watch`. Only one process evaluates at a time: it
+holds a lease in the database, and another takes over when that expires.
 """
 
 import logging
@@ -48,16 +48,7 @@ def default_holder() -> str:
 
 @dataclass(slots=True)
 class Evaluator:
-    """Evaluates the rules.
-
-    Attributes:
-        alerts: The table, open to write.
-        settings: Thresholds.
-        tell: Called with each alert that was opened or cleared; must not block.
-        holder: This process's name.
-        now: The wall clock (aware).
-        read: Returns the facts.
-    """
+    """Evaluates the rules. `tell` is called with each alert that was opened or cleared, and must not block."""
 
     alerts: Alerts
     settings: AlertSettings
@@ -72,7 +63,6 @@ class Evaluator:
     _forgotten_at: datetime | None = None
 
     def run(self, stop: threading.Event) -> None:
-        """Evaluate every `every_s` until stopped."""
         while not stop.is_set():
             try:
                 self.step()
@@ -83,10 +73,7 @@ class Evaluator:
             stop.wait(self.settings.every_s)
 
     def step(self) -> list[AlertView] | None:
-        """Evaluate once.
-
-        Returns the alerts that were opened or cleared; None if another process evaluates, or the database is away.
-        """
+        """Evaluate once and return the changed alerts; None if another process evaluates or the database is away."""
         now = self.now()
         try:
             with self.alerts.connection() as connection:
@@ -110,7 +97,6 @@ class Evaluator:
         return changed
 
     def _apply(self, connection: Connection, facts: Facts) -> list[AlertView]:
-        """Update the table from the readings; return what has changed."""
         now, changed = facts.now, list[AlertView]()
         held = {
             (each.rule, each.subject): each for each in book.list_alerts(connection, open=True, limit=book.MOST_OPEN)
@@ -142,7 +128,6 @@ class Evaluator:
         return changed
 
     def _settle(self, connection: Connection, alert: AlertView, now: datetime, *, right: bool) -> list[AlertView]:
-        """Clear an alert whose subject has been right for long enough."""
         key = (alert.rule, alert.subject)
         if not right:
             self._right_since.pop(key, None)
@@ -153,7 +138,7 @@ class Evaluator:
         return [book.clear(connection, alert, now=now)]
 
     def _note_away(self, now: datetime, error: StoreUnavailable) -> None:
-        """Report once that the database is away for as long as a problem must last to be an alert."""
+        """Report once that the database is unavailable, after the time that makes a problem an alert."""
         if self._away_since is None:
             self._away_since = now
             _log.warning("The alerts cannot be evaluated: %s", error)
@@ -216,8 +201,6 @@ class _Waiting:
 
 
 class _Round:
-    """One channel, and its queue."""
-
     def __init__(self, channel: Channel, pause: Callable[[float], bool]) -> None:
         self.channel = channel
         self._pause = pause
@@ -279,12 +262,11 @@ class Courier:
             each.start()
 
     def tell(self, alert: Alert) -> None:
-        """Queue an alert. Never blocks; from any thread."""
+        """Queue an alert. Never blocks. Thread-safe."""
         for each in self._rounds:
             each.put(alert)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Make a last attempt at what is queued, and end."""
         self._ending.set()
         for each in self._rounds:
             each.end(timeout_s)
@@ -294,7 +276,7 @@ _END_S: Final = 5.0
 
 
 class RunningAlerts:
-    """Evaluates and delivers alerts: step by step, or on a thread between `start` and `close`.
+    """Evaluates and delivers alerts: by `step`, or on a thread between `start` and `close`.
 
     `channels` are notified in addition to those of the settings.
 
@@ -317,16 +299,14 @@ class RunningAlerts:
         self._thread = threading.Thread(target=self._evaluator.run, args=(self._stop,), name="alert-rules", daemon=True)
 
     def step(self) -> list[AlertView]:
-        """Evaluate once; return what was opened or cleared, nothing where another process evaluates."""
+        """Evaluate once; return the changed alerts, none if another process evaluates."""
         return self._evaluator.step() or []
 
     def start(self) -> Self:
-        """Evaluate every `every_s`, on a thread."""
         self._thread.start()
         return self
 
     def close(self) -> None:
-        """End, after a last attempt to deliver what is queued."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(_END_S)

@@ -1,4 +1,4 @@
-"""Rules of alerts, and the facts that they read from the session log: few queries, each bounded and by an index.
+"""Rules of alerts, and the facts that they read from the session log by a few bounded, indexed queries.
 
 A rule reads a value of each of its subjects. A value beyond the threshold is wrong; it is right again only when it is
 clearly on the other side, so that a value at the threshold makes one alert, not many.
@@ -40,7 +40,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeFacts:
-    """An edge. `queue_ms` and `step_ms` are of its latest verdicts, in no order."""
+    """An edge; `queue_ms` and `step_ms` are of its latest verdicts, unordered."""
 
     name: str
     state: MachineState
@@ -55,7 +55,7 @@ class EdgeFacts:
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceWindow:
-    """Draft tokens of a device, tested and accepted, in the latest hour and in the 24 before."""
+    """Tested and accepted draft tokens of a device, in the latest hour and in the 24 hours before."""
 
     tested_hour: int
     accepted_hour: int
@@ -65,14 +65,7 @@ class AcceptanceWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known at `now`: all devices and edges in service.
-
-    Attributes:
-        acceptance: By device.
-        refusals: Refused sessions by edge and code, within the window.
-        faults: Likewise.
-        skews: Sentence about each device whose clock was found wrong within the window.
-    """
+    """Devices and edges in service at `now`; refusals and faults of the window by edge and code."""
 
     now: datetime
     devices: Sequence[DeviceFacts] = ()
@@ -174,17 +167,7 @@ _FEWEST_ROUNDS: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReading:
-    """What a rule finds about one subject.
-
-    Attributes:
-        sentence: What is wrong, and what to do.
-        wrong: Whether the value is beyond the threshold.
-        right: Whether it is clearly on the other side. Neither: the alert stays as it is.
-        severity: An `AlertSeverity`.
-        value: What was measured, if it is a number.
-        threshold: Its limit.
-        device: The subject, if it is a device.
-    """
+    """What a rule finds about one subject. If neither `wrong` nor `right`, the alert stays as it is."""
 
     subject: str
     sentence: str
@@ -198,13 +181,7 @@ class RuleReading:
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """One rule.
-
-    Attributes:
-        name: In the log, in messages and in metrics; never changes.
-        meaning: One sentence.
-        read: Returns a reading for each subject. Without data, it returns no reading.
-    """
+    """A rule. Its `name` is in the log, in messages and in metrics, and never changes."""
 
     name: str
     meaning: str
@@ -212,7 +189,7 @@ class AlertRule:
 
 
 def readings(facts: Facts, settings: AlertSettings) -> Iterator[tuple[str, RuleReading]]:
-    """Yield the readings of all rules, each with its rule's name."""
+    """Yield the readings of all rules with the rules' names."""
     for rule in RULES:
         for reading in rule.read(facts, settings):
             yield rule.name, reading
@@ -221,9 +198,6 @@ def readings(facts: Facts, settings: AlertSettings) -> Iterator[tuple[str, RuleR
 def _above(value: float, threshold: float, slack: float) -> tuple[bool, bool]:
     """Return whether a value is too high, and whether it is clearly not."""
     return value > threshold, value <= threshold * (1.0 - slack)
-
-
-# Devices
 
 
 def _silent(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
@@ -274,9 +248,6 @@ def _clock_wrong(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]
         return
     for device, sentence in facts.skews.items():
         yield RuleReading(subject=device, sentence=sentence, wrong=True, right=False, device=device)
-
-
-# Edges
 
 
 def _edge_away(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
@@ -374,9 +345,6 @@ def _database_lags(facts: Facts, settings: AlertSettings) -> Iterator[RuleReadin
             )
 
 
-# Certificates
-
-
 def _certificate_ends(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     machines: list[DeviceFacts | EdgeFacts] = [*facts.edges, *facts.devices]
     for machine in machines:
@@ -397,9 +365,6 @@ def _certificate_ends(facts: Facts, settings: AlertSettings) -> Iterator[RuleRea
             threshold=settings.certificate_days,
             device=name if isinstance(machine, DeviceFacts) else None,
         )
-
-
-# Refusals and faults
 
 
 def _refusals(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:

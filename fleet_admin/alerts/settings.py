@@ -144,11 +144,7 @@ class AlertSettings(Settings):
 
 
 def check_url(url: str) -> SplitResult:
-    """Parse the URL of a webhook.
-
-    Raises:
-        ValueError: Alerts cannot be posted to it. The message completes a sentence.
-    """
+    """Parse a webhook's URL; raises ValueError, whose message completes a sentence, if it cannot be used."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

@@ -2,10 +2,10 @@
 
 Cookies and keys are random; the database stores their SHA-256.
 
-Attempts to log in are limited per account, per address and altogether, since checking a password is expensive.
-Strangers to an account share its bucket. A browser that has logged in under the account before has its own, so that
-nobody who guesses keeps it out, not even from the same address. An attempt that succeeds costs nothing. Buckets are
-found by a keyed hash among a fixed number: invented names neither fill the memory nor renew the bucket of a real one.
+Login attempts are limited per account, per address and altogether, because checking a password is expensive. Strangers
+to an account share its bucket. A browser that has logged in under the account before has its own, so that guesses by
+others do not lock it out. A successful attempt costs nothing. Buckets are found by a keyed hash among a fixed number:
+invented names neither fill the memory nor renew the bucket of a real one.
 """
 
 import hashlib
@@ -37,18 +37,14 @@ from schemas.names import check_name
 
 
 class AccountDatabase:
-    """The session log's database, open to write accounts. May be used by several threads.
-
-    Raises:
-        StoreError: It cannot be opened.
-    """
+    """The session log's database, open to write accounts. Thread-safe. Raises `StoreError` if it cannot be opened."""
 
     def __init__(self, url: str) -> None:
         self._engine = open_existing(url, read_only=False)
         weakref.finalize(self, self._engine.dispose)
 
     def begin(self) -> AbstractContextManager[Connection]:
-        """Begin a transaction; raises `StoreUnavailable` if the database does not answer, or may not be written."""
+        """Begin a transaction; raises `StoreUnavailable` if the database does not answer or is read-only."""
         return transaction(self._engine)
 
     def close(self) -> None:
@@ -67,7 +63,7 @@ KEY_PREFIX: Final = "fleet_"
 
 
 class Passwords:
-    """Hashes and checks passwords, two at once: a check takes some 0.2 s of a core and 64 MiB."""
+    """Hashes and checks passwords, two at a time: a check takes about 0.2 s of a core and 64 MiB."""
 
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
         self._hasher = hasher or PasswordHasher()
@@ -76,11 +72,7 @@ class Passwords:
         self._nobody = self._hasher.hash(new_token())
 
     def hash(self, password: str, *, account: str) -> str:
-        """Return the hash of a new password.
-
-        Raises:
-            AccountError: It is too short, too long, or the account's name.
-        """
+        """Return the hash of a password; raises `AccountError` if it is too short, too long, or the account's name."""
         if not LEAST_PASSWORD <= len(password) <= _MOST_PASSWORD:
             raise AccountError(
                 f"A password has {LEAST_PASSWORD} to {_MOST_PASSWORD} characters, this one {len(password):,}."
@@ -91,7 +83,7 @@ class Passwords:
             return self._hasher.hash(password)
 
     def check(self, password: str, known: str | None) -> bool:
-        """Return whether a password matches a hash; takes as long where there is none."""
+        """Return whether a password matches a hash; takes the same time without a hash."""
         try:
             with self._places:
                 self._hasher.verify(known or self._nobody, password[: _MOST_PASSWORD + 1])
@@ -101,7 +93,7 @@ class Passwords:
 
 
 def new_token() -> str:
-    """Return 256 random bits, as text for a cookie."""
+    """Return 256 random bits for a cookie."""
     return secrets.token_urlsafe(_RANDOM_BYTES)
 
 
@@ -110,24 +102,24 @@ def new_key() -> str:
 
 
 def fingerprint(secret: str) -> str:
-    """Return what is stored of a random secret. Looked up by equality: its beginnings tell nothing of the secret."""
+    """Return the stored hash of a random secret; lookup by equality reveals none of the secret."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 def browser_token(nonce: str, *, password: str) -> str:
-    """Return a token for a browser that has logged in: forging it needs the hash of the account's password."""
+    """Return a token of a browser that has logged in; forging it needs the password's hash."""
     mac = hmac.new(password.encode(), f"browser {nonce}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
     return f"{nonce}.{mac}"
 
 
 def csrf_token(cookie: str) -> str:
-    """Return the token that forms of a browser with this cookie carry: no other site can know it."""
+    """Return the token in the forms of the browser with this cookie, unknown to other sites."""
     return hmac.new(cookie.encode("utf-8", "replace"), b"form", hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account. Without a password, only a proxy or a key can identify it."""
+    """An account; without a password only a proxy or a key can identify it."""
 
     name: str
     role: AccountRole
@@ -137,8 +129,6 @@ class Account:
 
 
 class Accounts:
-    """The accounts of a database."""
-
     def __init__(
         self,
         database: AccountDatabase,
@@ -165,17 +155,12 @@ class Accounts:
         ]
 
     def role(self, name: str) -> AccountRole | None:
-        """Return an account's role, or None if there is no such account."""
         with self._database.begin() as connection:
             found = connection.scalar(select(AccountRow.role).where(AccountRow.account == name))
         return None if found is None else AccountRole(found)
 
     def add(self, name: str, *, role: AccountRole, password: str | None, actor: Actor) -> None:
-        """Add an account; `password` None: only a proxy or a key identifies it.
-
-        Raises:
-            AccountError: The name or the password is invalid, or the account exists.
-        """
+        """Add an account; without a password only a proxy or a key identifies it. Raises `AccountError`."""
         try:
             check_name(name)
         except InvalidName as error:
@@ -193,11 +178,7 @@ class Accounts:
             self._audit(connection, "account add", name, actor=actor, after=str(role))
 
     def remove(self, name: str, *, actor: Actor) -> None:
-        """Remove an account, its keys and its logins.
-
-        Raises:
-            AccountError: There is none of that name.
-        """
+        """Remove an account with its keys and logins; raises `AccountError` if there is none."""
         with self._database.begin() as connection:
             removed = connection.execute(delete(AccountRow).where(AccountRow.account == name)).rowcount
             if removed:
@@ -208,37 +189,29 @@ class Accounts:
             raise AccountError(_unknown(name))
 
     def set_password(self, name: str, password: str, *, actor: Actor) -> None:
-        """Change an account's password, and log it out everywhere.
-
-        Raises:
-            AccountError: There is none of that name, or the password is invalid.
-        """
+        """Change a password and end all logins; raises `AccountError` for an unknown account or an invalid password."""
         hashed = self._passwords.hash(password, account=name)
         with self._database.begin() as connection:
             self._change(connection, name, password=hashed)
             self._audit(connection, "account password", name, actor=actor)
 
     def set_role(self, name: str, role: AccountRole, *, actor: Actor) -> None:
-        """Change an account's role, and log it out everywhere.
-
-        Raises:
-            AccountError: There is none of that name.
-        """
+        """Change a role and end all logins; raises `AccountError` for an unknown account."""
         with self._database.begin() as connection:
             self._change(connection, name, role=str(role))
             self._audit(connection, "account role", name, actor=actor, after=str(role))
 
     def check(self, name: str, password: str) -> bool:
-        """Return whether that is the account's password; takes as long where there is no such account."""
+        """Check an account's password; takes the same time if there is no such account."""
         return self._passwords.check(password, self._hash(name))
 
     def browser_token(self, name: str) -> str | None:
-        """Return a new token for a browser that has logged in; void once the password changes."""
+        """Return a token for a browser that has logged in; it expires with the password."""
         hashed = self._hash(name)
         return None if hashed is None else browser_token(new_token(), password=hashed)
 
     def familiar(self, name: str, token: str) -> str | None:
-        """Return a browser's token if it is of this account, else None."""
+        """Return a browser's token if it belongs to this account, else None."""
         hashed, nonce = self._hash(name), token.partition(".")[0]
         if hashed is None or not hmac.compare_digest(token.encode(), browser_token(nonce, password=hashed).encode()):
             return None
@@ -274,7 +247,7 @@ _NOTED_EVERY: Final = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A browser that is logged in, with the account's role now, until `expires_at` at the latest."""
+    """A browser's login, with the account's current role, until `expires_at` at the latest."""
 
     account: str
     role: AccountRole
@@ -282,15 +255,6 @@ class Login:
 
 
 class Logins:
-    """The logins of a database.
-
-    Args:
-        database: Where they are.
-        idle: Inactivity after which a browser must log in again.
-        longest: Time after which it must in any case.
-        now: The wall clock (aware).
-    """
-
     def __init__(
         self,
         database: AccountDatabase,
@@ -305,7 +269,7 @@ class Logins:
         self._now = now
 
     def begin(self, account: str, *, address: str) -> str:
-        """Log a browser in, and return a new cookie; an old one is never reused."""
+        """Log a browser in; return a new cookie, never a reused one."""
         token, now = new_token(), self._now()
         row = {
             "fingerprint": fingerprint(token),
@@ -329,7 +293,7 @@ class Logins:
         return token
 
     def find(self, token: str) -> Login | None:
-        """Return the login of a cookie; None if unknown, ended or expired."""
+        """Return the login of a cookie; None if it is unknown, ended or expired."""
         now = self._now()
         query = (
             select(LoginRow.account, LoginRow.seen_at, LoginRow.expires_at, AccountRow.role)
@@ -358,14 +322,7 @@ _SHOWN: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class AccountKey:
-    """A key, without its secret.
-
-    Attributes:
-        id: The beginning of its fingerprint.
-        role: Its role, limited by its account's.
-        expires_at: None: never.
-        used_at: Last use, to the minute.
-    """
+    """An API key without its secret; `id` is the beginning of its fingerprint, `used_at` is to the minute."""
 
     id: str
     name: str
@@ -377,14 +334,12 @@ class AccountKey:
 
 
 class ApiKeys:
-    """The keys of a database."""
-
     def __init__(self, database: AccountDatabase, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._database = database
         self._now = now
 
     def list(self, *, account: str | None = None) -> list[AccountKey]:
-        """Return the keys, of all accounts or of one, by account and name."""
+        """Return the keys of one account or all, by account and name."""
         query = select(ApiKeyRow.__table__).order_by(ApiKeyRow.account, ApiKeyRow.name)
         if account is not None:
             query = query.where(ApiKeyRow.account == account)
@@ -400,7 +355,7 @@ class ApiKeys:
         ]
 
     def add(self, name: str, *, account: str, role: AccountRole, actor: Actor, lasts: timedelta | None = None) -> str:
-        """Make a key, and return it: it is shown this once. `lasts` None: until it is removed.
+        """Make a key and return it, which is shown only once; without `lasts` it does not expire.
 
         Raises:
             AccountError: The name is invalid, there is no such account, or it has too many keys.
@@ -433,11 +388,7 @@ class ApiKeys:
         return key
 
     def remove(self, key_id: str, *, actor: Actor, account: str | None = None) -> AccountKey:
-        """Remove a key by its `ApiKey.id`, of `account` if given.
-
-        Raises:
-            AccountError: There is none.
-        """
+        """Remove a key by its `ApiKey.id`, of `account` if given; raises `AccountError` if there is none."""
         found = [each for each in self.list(account=account) if each.id == key_id]
         if not found:
             raise AccountError(f"There is no key {key_id[:_SHOWN]!r}; `fleet admin key list` lists those there are.")
@@ -452,7 +403,7 @@ class ApiKeys:
         return found[0]
 
     def find(self, key: str, *, address: str) -> Visitor | None:
-        """Return the visitor of a key; None if unknown, removed or expired."""
+        """Return the visitor of a key; None if it is unknown, removed or expired."""
         if not key.startswith(KEY_PREFIX):
             return None
         now = self._now()
@@ -503,14 +454,14 @@ _RATES: Final[dict[str, tuple[float, float]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt to log in; `browser` is the browser's token if it has logged in under that name before."""
+    """A login attempt; `browser` is the token of a browser that has logged in under that name before."""
 
     address: str
     account: str
     browser: str | None = None
 
     def buckets(self) -> list[tuple[str, str]]:
-        """Return the kinds and names of the buckets that it is taken from."""
+        """Return kind and name of each bucket that the attempt counts against."""
         if self.browser is not None:
             return [("browser", self.browser), (_FAMILIAR, "")]
         return [("address", network_of(self.address)), ("account", self.account), (_STRANGERS, "")]
@@ -526,9 +477,9 @@ class Attempts:
         self._lock = Lock()
 
     def take(self, attempt: Attempt) -> float:
-        """Begin an attempt; return 0 if it may be made now, else the seconds to wait.
+        """Return 0 if a login may be tried now, else the seconds to wait.
 
-        It counts as failed until it has succeeded, since many may run at once.
+        An attempt counts as failed until it succeeds, because many may run at once.
         """
         with self._lock:
             now = self._clock()

@@ -25,15 +25,10 @@ Run = Callable[[Services, Sequence[str], str, Actor], Iterator[ActionOutcome]]
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """An operator action.
+    """An operator action on devices.
 
     Attributes:
-        key: In forms.
-        words: On the button.
         run: Applies it to devices, and yields their outcomes.
-        argument: Name of its argument, if it takes one.
-        example: Of the argument.
-        required: Whether the argument is.
         dangerous: Whether it takes something away.
         live: Whether the devices have to be online.
         check: Raises a `FleetError` for an invalid argument, before anything is done.
@@ -98,7 +93,7 @@ def _unlabel(services: Services, devices: Sequence[str], argument: str, actor: A
 
 
 def _each(one: Callable[[Services, str, str, Actor], str]) -> Run:
-    """Return an action applied device by device; an error at one does not stop it at the others."""
+    """Return an action applied to one device after another; an error at one does not stop the others."""
 
     def run(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
         for device in devices:
@@ -152,7 +147,7 @@ ACTS: Final = (
 
 
 def act_of(key: str) -> Act:
-    """Return an action; raises `Problem` if there is none of that name."""
+    """Return an action by its key; raises `Problem` if there is none."""
     found = next((each for each in ACTS if each.key == key), None)
     if found is None:
         raise Problem(400, f"There is nothing called {key[:40]!r} to do.")

@@ -27,7 +27,7 @@ from schemas.names import VERSION
 
 
 def to_json(value: object) -> object:
-    """Return a value as JSON: times as ISO 8601 in UTC, NaN and infinities as null."""
+    """Convert to JSON: times as ISO 8601 in UTC, NaN and infinities as null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {name: to_json(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def to_json(value: object) -> object:
 
 @cache
 def model_of(view: type) -> type[BaseModel]:
-    """Return a model of the JSON of a view, for its schema."""
+    """Return the pydantic model of a view's JSON."""
     types = {field.name: typing.get_type_hints(view)[field.name] for field in fields(view)}
     for name in _names(view):
         if name not in types:
@@ -53,7 +53,7 @@ def model_of(view: type) -> type[BaseModel]:
 
 
 def type_of(annotation: Any) -> Any:  # noqa: ANN401 - any annotation
-    """Return a type as JSON has it: views become their models."""
+    """Return an annotation's JSON type: views become their models."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if is_dataclass(annotation):
         assert isinstance(annotation, type)
@@ -115,7 +115,6 @@ _PROBLEM: Final = {
 
 
 def openapi(endpoints: Iterable[ApiEndpoint], *, prefix: str) -> dict[str, Any]:
-    """Return the OpenAPI document of endpoints below `prefix`."""
     components: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
@@ -193,8 +192,6 @@ _JSON: Final = "application/json"
 
 
 def api_routes(services: Services, workers: Workers, *, now: Callable[[], datetime]) -> list[Route]:
-    """Return the routes of all endpoints, and of the document that describes them."""
-
     async def document(_request: Request) -> Response:
         return JSONResponse(openapi(ENDPOINTS, prefix=PREFIX))
 
@@ -218,7 +215,7 @@ def _answer(endpoint: ApiEndpoint, visit: Visit) -> Response:
 
 
 def _parameters(model: type[BaseModel], visit: Visit) -> BaseModel:
-    """Return the parameters of a request; raises `Problem` if they are invalid."""
+    """Parse the parameters of a request; raises `Problem` if they are invalid."""
     admission = visit.admission
     if visit.request.method in {"GET", "HEAD"}:
         if many := sorted(name for name, values in admission.query.items() if len(values) > 1):

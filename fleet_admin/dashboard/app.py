@@ -46,7 +46,6 @@ _STATUS: Final[tuple[tuple[type[FleetError], int], ...]] = (
 
 
 def create_app(services: Services) -> Starlette:
-    """Return the dashboard as an ASGI application."""
     settings = services.settings
     workers = Workers(threads=settings.threads, answer_s=settings.answer_s)
     live = Live(services.log.latest, most=settings.watchers, clock=services.clock)
@@ -95,7 +94,7 @@ def _route(page: Page, *, services: Services, workers: Workers, menu: tuple[tupl
 
 
 def _refuse(request: Request, error: Exception) -> Response:
-    """Return the answer to a request that fails: a page, or JSON for programs."""
+    """Return the response to a failed request: a page, or JSON for programs."""
     status, sentence, headers = _explain(error)
     if request.url.path.startswith(API):
         return JSONResponse({"error": {"status": status, "sentence": sentence}}, status, headers)
@@ -122,7 +121,7 @@ _BACKLOG: Final = 512
 
 
 class DashboardServer:
-    """Serves the dashboard from its construction until it is stopped; `address` is its URL.
+    """Serves the dashboard at `address` from its construction until it is stopped.
 
     Raises:
         DashboardError: The address or the certificate cannot be used.
@@ -156,11 +155,10 @@ class DashboardServer:
         self._services.steering.start()
 
     def wait(self) -> None:
-        """Wait until it has been stopped."""
         self._server.wait()
 
     def stop(self) -> None:
-        """Finish the answers in progress, with a short time limit, and end. Idempotent."""
+        """Stop after the running requests, with a short time limit. Idempotent."""
         self._services.steering.stop()
         self._server.stop()
 

@@ -149,17 +149,7 @@ class WhyFenced(NoParameters):
 
 @dataclass(frozen=True, slots=True)
 class ApiEndpoint:
-    """An endpoint.
-
-    Attributes:
-        path: Below `/api/v1`, as Starlette writes it.
-        summary: One sentence.
-        answer: Gets the visit and the parameters; called on a thread, may block.
-        result: Type of the answer.
-        parameters: In the query of a GET, otherwise in the JSON body.
-        method: `GET`, `POST` or `DELETE`.
-        role: Least role.
-    """
+    """An endpoint; `path` is below `/api/v1`, `answer` is called on a thread and may block."""
 
     path: str
     summary: str

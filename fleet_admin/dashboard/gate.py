@@ -1,7 +1,7 @@
-"""Gate: every request passes here first, and what is not allowed ends here.
+"""Gate: middleware that every request passes first.
 
-Checked in this order: the host name that it was sent to, who sends it, whether it comes from one of our pages, its
-body. So a route that nobody thought of is closed to anonymous visitors and to forms of other sites.
+It checks, in this order: the requested host name, the sender, whether the request comes from our pages, the body. So a
+route without checks of its own is closed to anonymous visitors and to forms of other sites.
 """
 
 import hmac
@@ -32,9 +32,9 @@ class Origin:
     """Where a request comes from and goes to.
 
     Attributes:
-        address: Of the client; of the last proxy that is not trusted, if there are several.
+        address: Of the client, or of the last untrusted proxy.
         secure: Whether the client used TLS, with us or with a trusted proxy.
-        proxied: Whether a trusted proxy has passed it on, so that its headers are believed.
+        proxied: Whether a trusted proxy forwarded it, so that its headers are trusted.
         host: The Host header, with its port.
     """
 
@@ -52,12 +52,12 @@ class Origin:
 
     @property
     def url(self) -> str:
-        """The origin of our pages, as browsers write it."""
+        """Return the origin of our pages, as browsers write it."""
         return f"{'https' if self.secure else 'http'}://{self.host}".lower()
 
 
 def origin_of(scope: Scope, *, trusted: Sequence[Network]) -> Origin:
-    """Return where a request comes from. With two Host headers, `host` is empty."""
+    """Return a request's origin. With two Host headers, `host` is empty."""
     headers = Headers(scope=scope)
     hosts = headers.getlist("host")
     client = scope.get("client")
@@ -96,11 +96,7 @@ Values = Mapping[str, tuple[str, ...]]
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """Return a request's body.
-
-    Raises:
-        Problem: It is too large, or the client disconnected.
-    """
+    """Read a request's body; raises `Problem` if it is too large or the client disconnects."""
     length = Headers(scope=scope).get("content-length", "0")
     if not length.isascii() or not length.isdigit() or int(length) > _MOST_BYTES:
         raise Problem(413, f"The body has more than {_MOST_BYTES:,} bytes; send less at once.")
@@ -117,11 +113,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
 
 
 def parse_values(encoded: bytes, *, what: str) -> Values:
-    """Return the fields of an urlencoded form or query.
-
-    Raises:
-        Problem: It cannot be read, or has too many fields.
-    """
+    """Parse an urlencoded form or query; raises `Problem` if it is invalid or has too many fields."""
     if what == "query" and len(encoded) > _MOST_QUERY:
         raise Problem(414, f"The query has more than {_MOST_QUERY:,} characters; choose by fewer things at once.")
     try:
@@ -157,7 +149,7 @@ _OVER_TLS: Final[Mapping[str, str]] = {"strict-transport-security": "max-age=315
 
 
 def security_headers(*, secure: bool) -> list[tuple[bytes, bytes]]:
-    """Return the security headers, as ASGI has them; over TLS with HSTS."""
+    """Return the security headers in ASGI's form; over TLS with HSTS."""
     headers = {**_ALWAYS, **(_OVER_TLS if secure else {})}
     return [(name.encode(), value.encode()) for name, value in headers.items()]
 
@@ -176,16 +168,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the gate has found out about a request.
-
-    Attributes:
-        origin: Where it comes from.
-        visitor: Who sends it; None only on public paths.
-        cookie: Of its login; empty without.
-        query: Fields of the query.
-        form: Fields of the body.
-        body: Raw body.
-    """
+    """What the gate knows about a request; `visitor` is None only on public paths."""
 
     origin: Origin
     visitor: Visitor | None
@@ -196,12 +179,12 @@ class Admission:
 
     @property
     def csrf(self) -> str:
-        """Token that the forms of the answer carry."""
+        """Return the token for the forms of the response."""
         return csrf_token(self.cookie)
 
 
 def cookie_name(*, secure: bool) -> str:
-    """Return the name of the login's cookie: over TLS one that no other host of the domain can set."""
+    """Return the login cookie's name: over TLS one that no other host of the domain can set."""
     return "__Host-fleet" if secure else "fleet"
 
 
@@ -289,7 +272,7 @@ class Gate:
             return None
 
     def _form(self, request: Request, body: bytes, origin: Origin, cookie: str) -> Values:
-        """Return the form, if one of our pages has sent it."""
+        """Return the form if one of our pages has sent it."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != _FORM:
             raise Problem(415, "Changes are sent as a form of these pages, or with an API key.")

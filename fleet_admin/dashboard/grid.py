@@ -34,20 +34,7 @@ _COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class GridView(Generic[T]):
-    """The visible part of a grid.
-
-    Attributes:
-        columns: Shown, from left to right.
-        every: All columns.
-        rows: Of this page.
-        found: All rows that match the filters, in order.
-        total: Rows before filtering.
-        filters: By column.
-        sort: Column to sort by, with a `-` before it for the largest first.
-        page: Number of this page, from 1.
-        pages: Number of pages.
-        links: Of the columns whose cells are links, by key.
-    """
+    """The visible part of a grid: `rows` of this page, `found` of all that match, `total` before filtering."""
 
     columns: tuple[Column[T], ...]
     every: tuple[Column[T], ...]
@@ -65,7 +52,7 @@ class GridView(Generic[T]):
         return [column.key for column in self.columns]
 
     def lines(self) -> list[list[object]]:
-        """Return the rows of the CSV: all that were found."""
+        """Return the rows of the CSV: all that match."""
         return [[column.value(row) for column in self.columns] for row in self.found]
 
 
@@ -79,7 +66,7 @@ class Grid(Generic[T]):
         self._sort = sort
 
     def view(self, rows: Sequence[T], query: Mapping[str, tuple[str, ...]]) -> GridView[T]:
-        """Filter, sort and cut rows as a query asks; raises `Problem` if the query is invalid."""
+        """Filter, sort and page rows by a query; raises `Problem` if it is invalid."""
         filters = {column.key: text for column in self.columns if (text := _last(query, f"f_{column.key}"))}
         found = [row for row in rows if all(matches(self._by_key[key], row, text) for key, text in filters.items())]
         sort = _last(query, "sort") or self._sort
@@ -112,13 +99,10 @@ class Grid(Generic[T]):
 
 
 def matches(column: Column[T], row: T, text: str) -> bool:
-    """Return whether a row's value matches a filter.
+    """Return whether a row's value matches a filter; raises `Problem` for an invalid number.
 
-    For numbers `5`, `>5`, `<=0.5`, `3..5`, shares in percent; for texts a part, `=` before a whole one; `!` before
-    either negates it; `-` for none.
-
-    Raises:
-        Problem: The filter of a number is no number.
+    Numbers: `5`, `>5`, `<=0.5`, `3..5`, shares in percent. Strings: a part, or `=` before the whole. `!` negates
+    either, and `-` matches no value.
     """
     if text.startswith("!") and len(text) > 1:
         return not matches(column, row, text[1:])
@@ -185,7 +169,7 @@ _LENGTHS: Final = {
 
 
 def range_of(text: str) -> tuple[str, timedelta]:
-    """Return a time range as the address has it, and its length; raises `Problem` if there is none of that name."""
+    """Return a time range's name and length; raises `Problem` if there is none of that name."""
     name = text or DEFAULT_RANGE
     length = _LENGTHS.get(name)
     if length is None:
@@ -208,13 +192,8 @@ def series(
 ) -> dict[str, Any]:
     """Return the data of a template's chart.
 
-    Args:
-        points: In any order.
-        at: Time of a point.
-        lines: Lines of the chart.
-        unit: Of all of them.
-        kind: How the table shows a value; see `columns.shown`. Shares are drawn in percent.
-        between: The time that is drawn, also where there are no points.
+    `at` is a point's time, `kind` is as in `columns.shown`; shares are drawn in percent. `between` is drawn as a whole,
+    also where there are no points.
     """
     ordered = sorted(points, key=at)
     factor = 100.0 if kind == "percent" else 1.0

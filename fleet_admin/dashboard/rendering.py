@@ -1,4 +1,4 @@
-"""Rendering of answers: templates with everything escaped, CSV downloads, and static assets."""
+"""Rendering of responses: templates with everything escaped, CSV downloads, and static assets."""
 
 import hashlib
 import io
@@ -43,13 +43,11 @@ def _assets() -> dict[str, _Asset]:
 
 
 def asset_url(name: str) -> str:
-    """Return the URL of an asset; it changes with the content, so that browsers may cache it."""
+    """Return an asset's URL; it changes with the content, so that browsers may cache it."""
     return f"/static/{name}?v={_assets()[name].digest}"
 
 
 def asset_route() -> Route:
-    """Return the route of all assets."""
-
     async def serve(request: Request) -> Response:
         asset = _assets().get(request.path_params["name"])
         if asset is None:
@@ -65,7 +63,7 @@ _ROWS_AT_ONCE: Final = 500
 
 
 def csv_response(name: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
-    """Return a CSV file to download; rows are read as the client does, on a thread."""
+    """Return a CSV file to download; rows are read on a thread, as fast as the client reads."""
     headers = {"content-disposition": f'attachment; filename="{name}.csv"'}
     return StreamingResponse(_lines(headings, iter(rows)), media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -80,7 +78,7 @@ def _lines(headings: Sequence[str], rows: Iterator[Sequence[object]]) -> Iterato
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """Return a page; every value in it is escaped, and holds no control characters."""
+    """Render a page; every value is escaped and stripped of control characters."""
     return _environment().get_template(template).render(values)
 
 
@@ -100,5 +98,5 @@ def _environment() -> Environment:
 
 
 def _readable(value: object) -> object:
-    """Replace what changes how a text reads: control characters, and marks of writing direction."""
+    """Replace control characters and marks of writing direction."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -25,7 +25,7 @@ _AT_ONCE: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class ActionOutcome:
-    """Outcome of an action at one device: a state (`done`, `failed`, or the device's), a sentence, and its answer."""
+    """Outcome of an action at one device; the state is `done`, `failed`, or the device's."""
 
     device: str
     state: str
@@ -52,11 +52,9 @@ class ActionJob:
 
     @property
     def counts(self) -> Counter[str]:
-        """Number of devices by state."""
         return Counter(each.state for each in list(self.outcomes))
 
     def run(self, steps: Callable[[], Iterator[ActionOutcome]]) -> None:
-        """Run the action; called on a thread."""
         try:
             for outcome in steps():
                 self.outcomes.append(outcome)
@@ -74,7 +72,7 @@ class ActionJob:
 
 
 class ActionJobs:
-    """The jobs of a dashboard, the latest kept in memory; what was done is in the audit log."""
+    """The latest jobs of a dashboard, in memory; the audit log has all actions."""
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[str, ActionJob] = OrderedDict()
@@ -83,11 +81,7 @@ class ActionJobs:
     def begin(
         self, words: str, *, who: str, now: datetime, devices: int, steps: Callable[[], Iterator[ActionOutcome]]
     ) -> ActionJob:
-        """Start an action; `steps` applies it and yields the outcomes.
-
-        Raises:
-            Problem: Too many are in progress.
-        """
+        """Start an action, whose `steps` yield outcomes; raises `Problem` if too many are in progress."""
         job = ActionJob(secrets.token_urlsafe(9), words, who, now, devices)
         with self._lock:
             if sum(not each.over for each in self._jobs.values()) >= _AT_ONCE:
@@ -108,7 +102,7 @@ class ActionJobs:
 
 
 class Said:
-    """Sentences for the page that follows a form: kept here, so that no link can put words into a page."""
+    """Messages for the page after a form, stored here so that no link can inject text into a page."""
 
     _MOST: Final = 1_000
 
@@ -117,7 +111,7 @@ class Said:
         self._lock = threading.Lock()
 
     def keep(self, account: str, sentence: str) -> str:
-        """Store a sentence; return the name under which it can be taken once."""
+        """Store a message; return the name under which it can be taken once."""
         name = secrets.token_urlsafe(9)
         with self._lock:
             self._kept[name] = (account, sentence)
@@ -126,7 +120,7 @@ class Said:
         return name
 
     def take(self, account: str, name: str) -> str | None:
-        """Return a sentence, once, to the account that it is for."""
+        """Return a message once, to its account."""
         with self._lock:
             kept = self._kept.get(name)
             if kept is None or kept[0] != account:
@@ -140,10 +134,7 @@ _log = logging.getLogger(__name__)
 
 
 class DashboardSteering:
-    """Steering at the dashboard: connects to the broker in the background, and retries.
-
-    `log` holds labels, commands and the audit log, which need no broker.
-    """
+    """Connects to the broker in the background, and retries. `log` works without a broker."""
 
     def __init__(
         self,
@@ -165,7 +156,7 @@ class DashboardSteering:
 
     @property
     def absence(self) -> str:
-        """Why devices cannot be reached now; empty if they can."""
+        """Return why devices cannot be reached now; empty if they can."""
         steering = self._steering
         if steering is None:
             return self._why
@@ -178,7 +169,7 @@ class DashboardSteering:
         return self._steering
 
     def settings_of(self, device: str) -> DeviceSettingsView | None:
-        """Return a device's settings: as the broker has them, or else the log."""
+        """Return a device's settings from the broker, or else from the log."""
         steering = self._steering
         if steering is not None and steering.connected:
             found = steering.wanted_and_reported([device])
@@ -216,8 +207,6 @@ class DashboardSteering:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Services that pages use. May be used by several threads."""
-
     settings: DashboardSettings
     log: SessionLog
     accounts: Accounts
@@ -239,11 +228,7 @@ def open_services(
     clock: Callable[[], float] = time.monotonic,
     passwords: Passwords | None = None,
 ) -> Services:
-    """Open the database and the services on it.
-
-    Raises:
-        StoreError: It cannot be opened.
-    """
+    """Open the database and the services; raises `StoreError` if it cannot be opened."""
     database = AccountDatabase(settings.db)
     return Services(
         settings=settings,

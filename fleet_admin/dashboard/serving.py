@@ -1,4 +1,4 @@
-"""Serving of requests: worker threads shared fairly between accounts, and live updates as server-sent events."""
+"""Worker threads shared fairly between accounts, and live updates as server-sent events."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ _MOST_WAITING: Final = 8
 
 
 class Workers:
-    """Threads that answer requests, shared so that one slow query or one busy account blocks nobody else.
+    """Threads that answer requests, shared so that a slow query or a busy account blocks nobody else.
 
     A thread that exceeds its time is not reused before the database has answered; the database's own time-outs end
     that. Called from one event loop.
@@ -95,7 +95,7 @@ _OF_ONE: Final = 12
 
 
 class Live:
-    """Server-sent events that tell pages to reload their parts. They carry no data: a page asks with its own rights.
+    """Server-sent events that make pages reload their parts. They carry no data: a page asks with its own rights.
 
     Args:
         look: Returns when the log last changed, or None; called on a thread, while pages are watched.
@@ -119,7 +119,7 @@ class Live:
         self._task: asyncio.Task[None] | None = None
 
     def response(self, *, account: str) -> Response:
-        """Return the stream of events for a page; raises `Problem` if too many pages are watched."""
+        """Return a page's event stream; raises `Problem` if too many pages are watched."""
         if self._watching.total() >= self._most or self._watching[account] >= _OF_ONE:
             raise Problem(
                 503, "Too many pages are kept up to date; this one is when others are closed.", retry_after_s=60

@@ -25,7 +25,6 @@ class AccountRole(StrEnum):
     OPERATOR = "operator"
 
     def includes(self, other: "AccountRole") -> bool:
-        """Return whether this role may do all that the other may."""
         return self is AccountRole.OPERATOR or other is AccountRole.VIEWER
 
 
@@ -45,8 +44,6 @@ _MOST_PORT: Final = 65_535
 
 
 class DashboardSettings(AdminSettings):
-    """All settings of one dashboard."""
-
     variable_prefix: ClassVar[str] = "FLEET_DASHBOARD_"
 
     name: Name = setting("dashboard", "Name of this monitor; its identity at the broker, used by no other program.")
@@ -134,7 +131,7 @@ class DashboardSettings(AdminSettings):
     @field_validator("listen")
     @classmethod
     def _protected(cls, listen: str, seen: ValidationInfo) -> str:
-        """Refuse to send passwords over a network unencrypted."""
+        """Refuse to send passwords unencrypted over a network."""
         host, _ = listen_address(listen)
         known = seen.data
         if _loopback(host):
@@ -152,16 +149,14 @@ class DashboardSettings(AdminSettings):
         return listen
 
     def allowed_names(self) -> frozenset[str]:
-        """Return the host names of the pages, in addition to this machine's."""
         return frozenset(each.strip().lower() for each in self.names.split(",") if each.strip())
 
     def trusted(self) -> tuple[Network, ...]:
-        """Return the networks of the proxies."""
         return networks(self.proxies)
 
 
 def listen_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, without brackets around an IPv6 address; otherwise raise ValueError."""
+    """Parse `HOST:PORT`, with brackets around an IPv6 address; raises ValueError."""
     host, colon, port = text.strip().rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _MOST_PORT:
         raise ValueError("it must be an address and a port, such as 127.0.0.1:8400")
@@ -175,7 +170,7 @@ def listen_address(text: str) -> tuple[str, int]:
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """Return addresses and networks between commas; raises ValueError if one is neither."""
+    """Parse addresses and networks between commas; raises ValueError."""
     found = []
     for each in filter(None, (part.strip() for part in text.split(","))):
         try:

@@ -1,4 +1,4 @@
-"""Requests to pages: who asks, what they ask for, and the answers that a page can give."""
+"""Requests to pages, and the responses that a page can give."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,14 +26,6 @@ _BROWSER_S: Final = 180 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One request to a page.
-
-    Attributes:
-        admission: What the gate found out about it.
-        now: When it came (UTC).
-        menu: Entries of the menu: path, title.
-    """
-
     request: Request
     admission: Admission
     services: Services
@@ -42,7 +34,7 @@ class Visit:
 
     @property
     def visitor(self) -> Visitor:
-        """Who sends it; raises `Problem` if not logged in."""
+        """Return the visitor; raises `Problem` if not logged in."""
         if self.admission.visitor is None:
             raise Problem(401, "Log in first.")
         return self.admission.visitor
@@ -53,30 +45,26 @@ class Visit:
 
     @property
     def may_act(self) -> bool:
-        """Whether the visitor is an operator: what only operators can do is not shown to others."""
+        """Return whether the visitor is an operator."""
         return self.admission.visitor is not None and self.admission.visitor.role.includes(AccountRole.OPERATOR)
 
     def path(self, name: str) -> str:
-        """Return a part of the path."""
         value: str = self.request.path_params[name]
         if len(value) > _LONGEST:
             raise Problem(404, "There is nothing of that name.")
         return value
 
     def query(self, name: str, default: str = "") -> str:
-        """Return the last value of a query field, stripped."""
         return self._value(self.admission.query, name, default)
 
     def form(self, name: str, default: str = "") -> str:
-        """Return the last value of a form field, stripped."""
         return self._value(self.admission.form, name, default)
 
     def forms(self, name: str) -> tuple[str, ...]:
-        """Return all values of a form field."""
         return tuple(each.strip()[:_LONGEST] for each in self.admission.form.get(name, ()))
 
     def page(self, template: str, *, title: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401
-        """Answer with a page; its template gets the values, and the visit as `visit`."""
+        """Respond with a page; its template gets the values, and the visit as `visit`."""
         cookie, fresh = self.admission.cookie, False
         if not cookie:
             # Every form needs a cookie against forged requests, also that of the login.
@@ -104,16 +92,16 @@ class Visit:
         return response
 
     def here(self, **changes: str | None) -> str:
-        """Return the address of this page, with some query fields changed, or left out where None."""
+        """Return this page's address with some query fields changed, or removed where None."""
         kept = {name: values for name, values in self.admission.query.items() if name not in {"said", *changes}}
         pairs = [(name, value) for name, values in kept.items() for value in values]
         pairs += [(name, value) for name, value in changes.items() if value is not None]
         return self.request.url.path + (f"?{urlencode(pairs)}" if pairs else "")
 
     def redirect(self, path: str, *, said: str = "") -> Response:
-        """Answer a form: redirect to one of our pages, which shows the sentence `said` once.
+        """Redirect to one of our pages, which shows the message `said` once.
 
-        `path` begins with one slash, and was not taken from the request without a check.
+        `path` begins with one slash, and was checked if it comes from the request.
         """
         if said:
             name = self.services.said.keep(self.visitor.name, said)
@@ -121,17 +109,17 @@ class Visit:
         return RedirectResponse(path, 303)
 
     def give_cookie(self, response: Response, value: str) -> None:
-        """Set a cookie that scripts cannot read and other sites' forms do not carry."""
+        """Set a cookie that scripts cannot read and that forms of other sites do not send."""
         secure = self.admission.origin.secure
         response.set_cookie(cookie_name(secure=secure), value, secure=secure, httponly=True, samesite="lax", path="/")
 
     @property
     def browser(self) -> str:
-        """Token set by `remember_browser`; empty if none."""
+        """Return the token set by `remember_browser`; empty if none."""
         return self.request.cookies.get(_browser_cookie(secure=self.admission.origin.secure), "")
 
     def remember_browser(self, response: Response, account: str) -> None:
-        """Set a token of a successful login: other people's guesses do not slow this browser down."""
+        """Set a token after a login, so that guesses by others do not slow this browser down."""
         token, secure = self.services.accounts.browser_token(account), self.admission.origin.secure
         if token is not None:
             response.set_cookie(
@@ -158,16 +146,7 @@ def _browser_cookie(*, secure: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page, or the target of a form.
-
-    Attributes:
-        path: As Starlette writes it: `/devices/{name}`.
-        title: In the menu and above the page.
-        answer: Called on a thread, may block.
-        menu: Whether it is in the menu.
-        method: `GET`, or `POST` for a form.
-        role: Least role.
-    """
+    """A page, or the target of a form; `answer` is called on a thread and may block."""
 
     path: str
     title: str

@@ -1,4 +1,4 @@
-"""Acceptance of a draft model's tokens by a target, measured on texts that the target writes."""
+"""Acceptance of a draft model's tokens by a target, measured on the target's own outputs."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +33,6 @@ LONGEST_DRAFT: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPosition:
-    """One token of an output."""
-
     overlap: float  # probability that a draft token is accepted here in residual mode: the sum of min(p, q)
     accepted: float  # probability that the token of the output was an accepted draft token
     agrees: bool  # whether both models draw the same token in coupled mode
@@ -93,9 +91,7 @@ class PairAcceptance:
 def _verdicts(accepted: Sequence[float], length: int) -> float:
     """Return the expected number of verdicts for an output.
 
-    Args:
-        accepted: By position, the probability that its token, if drafted, was accepted.
-        length: Of each draft.
+    `accepted` has, by position, the probability that a drafted token is accepted.
     """
     needed = [0.0] * (len(accepted) + length + 2)  # from a position on; behind the end none
     for begin in range(len(accepted) - 1, -1, -1):
@@ -110,8 +106,6 @@ def _verdicts(accepted: Sequence[float], length: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class WrittenText:
-    """An output of the target."""
-
     tokens: tuple[int, ...]
     dists: tuple[Dist, ...]  # shaped target distribution, by position
 
@@ -155,7 +149,7 @@ def write_texts(
 def compare(
     drafter: Drafter, prompt: Sequence[int], written: WrittenText, *, policy: SamplingPolicy, category: str
 ) -> MeasuredText:
-    """Compare the draft model's distribution with the target's at each position of an output.
+    """Compare both distributions at each position of an output.
 
     A drafter with another vocabulary than the target's must be wrapped by `unlike`.
     """
@@ -205,11 +199,7 @@ class AcceptanceMeasurement:
 
 
 def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary: Path | None = None) -> PairAcceptance:
-    """Measure a pair that fits.
-
-    Raises:
-        FleetError: A model cannot be loaded, or has failed, or a prompt is too long.
-    """
+    """Measure a pair that fits; raises `FleetError` if a model cannot be loaded or fails, or a prompt is too long."""
     drafter = _drafter(pair, how, target_vocabulary)
     with closing(drafter):
         prompts = [_encode(drafter.codec, prompt.text) for prompt in how.prompts]

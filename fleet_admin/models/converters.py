@@ -6,9 +6,9 @@
 
 A child process returns its memory at once, and keeps what llama.cpp and transformers print off the terminal.
 
-Deepening adds blocks whose output projections are zero behind each block. They read their weights, attend and multiply
-like any other and add nothing, so that the logits stay the same while a step costs as many times more as there are
-blocks. Draft and target then have a realistic cost ratio on any machine, without a large model to download.
+Deepening adds blocks whose output projections are zero behind each block. They compute like any other block and add
+nothing: the logits stay the same, and a step costs as many times more as there are blocks. Draft and target then have a
+realistic cost ratio on any machine, without a large model to download.
 """
 
 import copy
@@ -24,7 +24,7 @@ from typing import Any, Final
 
 
 def exit_with_parent() -> None:
-    """End this process as soon as its standard input ends."""
+    """End this process when its standard input ends."""
     threading.Thread(target=_wait, daemon=True).start()
 
 
@@ -34,7 +34,7 @@ def _wait() -> None:
 
 
 def quantize(source: str, output: str, quantization: str) -> None:
-    """Write `source` to `output` in a quantization as llama.cpp names it, such as Q4_0."""
+    """Quantize to a type as llama.cpp names it, such as Q4_0."""
     try:
         import llama_cpp
     except ImportError:
@@ -159,7 +159,7 @@ def _gguf_tensors(tensors: Iterable[Any], times: int) -> Iterator[tuple[str, Any
 
 
 def _place(layer: re.Pattern[str], name: str, times: int, part: int) -> str | None:
-    """Return the name of a weight in the `part`-th copy of its layer; None for a weight that is not copied."""
+    """Return a weight's name in the `part`-th copy of its layer; None for a weight that is not copied."""
     match = layer.match(name)
     if match is None:
         return name if part == 0 else None
@@ -172,7 +172,7 @@ def _is_output(layer: re.Pattern[str], name: str, outputs: tuple[str, ...]) -> b
 
 
 def _require_outputs(source: Path, names: Iterable[str], layer: re.Pattern[str], outputs: tuple[str, ...]) -> None:
-    """Exit unless each layer has both of its output projections, without which a copy would change the output."""
+    """Exit unless each layer has both output projections, without which a copy would change the output."""
     parts = [match for name in names if (match := layer.match(name))]
     layers = {match[2] for match in parts}
     with_both = set.intersection(

@@ -1,4 +1,4 @@
-"""Facts of a model, read from its files without loading weights: what a pair is judged by, and what memory it takes."""
+"""Facts of a model, read from its files without loading weights: compatibility and memory."""
 
 import json
 import struct
@@ -25,8 +25,6 @@ class ModelFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a layer stores per token."""
-
     kv_heads: int
     key_dim: int  # numbers of a key, per head
     value_dim: int  # numbers of a value, per head
@@ -58,7 +56,7 @@ class ModelFacts:
     refusal: str = ""  # why it cannot be used, as the end of a sentence; empty if it can
 
     def kv_bytes(self, *, tokens: int, number_bytes: int) -> int:
-        """Return the memory for keys and values of a sequence; `number_bytes` is 2 for float16 and bfloat16."""
+        """Return the KV cache size of a sequence; `number_bytes` is 2 for float16 and bfloat16."""
         return tokens * number_bytes * sum(layer.numbers for layer in self.layers)
 
 
@@ -77,11 +75,7 @@ class FolderWeights:
 
 
 def read_weights(folder: Path) -> FolderWeights:
-    """Read the headers of a folder's weights.
-
-    Raises:
-        ModelUnreadable: There are none, one is missing, or one is cut off.
-    """
+    """Read the headers of a folder's weights; raises `ModelUnreadable` if one is missing or truncated."""
     elements = Counter[str]()
     total = 0
     for path in _files(folder):
@@ -153,11 +147,7 @@ _TEMPLATE: Final = "chat_template.jinja"
 
 
 def folder_facts(folder: Path) -> ModelFacts:
-    """Read a folder in the layout of transformers.
-
-    Raises:
-        ModelUnreadable: It does not hold a whole model.
-    """
+    """Read a folder in transformers' layout; raises `ModelUnreadable` if it does not hold a whole model."""
     weights = read_weights(folder) if (folder / "config.json").is_file() else None
     # Both take seconds to import.
     from fleet_edge.verifiers.packed.attention import context_of
@@ -237,7 +227,7 @@ def _special(tokenizer: dict[str, Any], name: str) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return a file's content; empty if there is no file."""
+    """Read a JSON file; empty if it is missing."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -257,7 +247,7 @@ def gguf_facts(path: Path) -> ModelFacts:
     """Read a GGUF.
 
     Raises:
-        ModelUnreadable: It is no GGUF, is cut off, has no vocabulary, or is of an unknown architecture.
+        ModelUnreadable: It is no GGUF, is truncated, has no vocabulary, or is of an unknown architecture.
     """
     header = read_header(path)
     if not header.tensors:
@@ -291,7 +281,7 @@ def gguf_facts(path: Path) -> ModelFacts:
 
 
 def _number_format(header: GgufHeader) -> str:
-    """Return the file type as llama.cpp names it; where it is not stated, the most common tensor type."""
+    """Return the file type as llama.cpp names it; by default the most common tensor type."""
     from gguf.constants import GGMLQuantizationType, LlamaFileType
 
     stated = header.metadata.get("general.file_type")
@@ -306,11 +296,7 @@ def _number_format(header: GgufHeader) -> str:
 
 
 def layers_of(header: GgufHeader, path: Path) -> tuple[LayerShape, ...]:
-    """Return what each layer stores per token.
-
-    Raises:
-        ModelUnreadable: The header does not say.
-    """
+    """Return what each layer stores per token; raises `ModelUnreadable` if the header does not say."""
     count = header.number("block_count") - header.number("nextn_predict_layers")
     heads = _by_layer(header, "attention.head_count", count)
     width = header.number("embedding_length")
@@ -334,7 +320,7 @@ def layers_of(header: GgufHeader, path: Path) -> tuple[LayerShape, ...]:
 
 
 def _by_layer(header: GgufHeader, key: str, count: int) -> Sequence[int]:
-    """Return a number per layer, whether it is stated once or for each; empty if it is not stated."""
+    """Return a number per layer, stated once or for each; empty if it is missing."""
     found = header.of(key)
     if isinstance(found, tuple):
         return [int(number) for number in found[:count]] if len(found) >= count and _whole(found) else []
@@ -346,7 +332,7 @@ def _whole(numbers: Sequence[int | float]) -> bool:
 
 
 def _sliding(header: GgufHeader, count: int) -> Sequence[bool]:
-    """Return which layers have an attention window: as stated, by default all."""
+    """Return which layers have a sliding window; by default all."""
     pattern = header.of(_EVERY)
     if isinstance(pattern, tuple) and len(pattern) >= count:
         return [bool(each) for each in pattern[:count]]

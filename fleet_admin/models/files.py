@@ -50,7 +50,7 @@ def walk(path: Path) -> list[Path]:
 
 
 def measure(path: Path) -> int:
-    """Return the bytes at or under `path` so far; 0 if it is not there."""
+    """Return the bytes at or under `path`; 0 if it does not exist."""
     total = 0
     for file in walk(path):
         try:
@@ -82,7 +82,7 @@ def seal(path: Path) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Put a finished file or folder in its place, replacing an old one."""
+    """Move a finished file or folder to its final place, replacing an old one."""
     if final.is_dir():
         # A folder cannot be replaced in one step: the old one is moved aside first.
         stale = final.with_name(f"{_STALE}{os.getpid()}-{final.name}")
@@ -112,10 +112,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on a file, made if needed; `on_wait` is called if another process holds it.
-
-    The kernel frees the lock however the process ends.
-    """
+    """Hold an exclusive lock on a file, which the kernel frees; `on_wait` is called before waiting."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -144,8 +141,6 @@ class FileRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """The GGUF that everything was made from."""
-
     package: str
     version: str
     file: str
@@ -154,8 +149,6 @@ class SourceRecord(_Record):
 
 
 class PreparedArtifact(_Record):
-    """Result of one step."""
-
     files: Annotated[dict[str, FileRecord], Field(min_length=1)]  # by path relative to the model's folder
     made_with: dict[str, str]  # versions of packages
 
@@ -165,8 +158,6 @@ class PreparedArtifact(_Record):
 
 
 class Manifest(_Record):
-    """Content of a model's folder."""
-
     format: Literal[1] = 1
     source: SourceRecord
     artifacts: dict[str, PreparedArtifact] = Field(default_factory=dict)  # by step
@@ -176,7 +167,7 @@ class Manifest(_Record):
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the folder's manifest, or None if there is none that can be read."""
+    """Return the folder's manifest; None if it is missing or unreadable."""
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):

@@ -1,4 +1,4 @@
-"""GGUF files: a header read without loading weights, and the file with a target's vocabulary alone."""
+"""GGUF files: headers without weights, and files with a target's vocabulary only."""
 
 import mmap
 import re
@@ -70,10 +70,10 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read a GGUF's header, and those of its other files if the model has several.
+    """Read a GGUF's header, and those of the model's other files.
 
     Raises:
-        ModelUnreadable: There is no such file, it is no GGUF, it is cut off, or another file of the model is missing.
+        ModelUnreadable: A file is missing, truncated or no GGUF.
     """
     metadata, tensors, weights = _read(path)
     for other in _other_files(path, metadata):
@@ -165,7 +165,7 @@ class _Parser:
         return TensorEntry(name, prod(shape), kind, offset)
 
     def _value(self, kind: int) -> Value | None:
-        """Return a value; None for a list that is skipped."""
+        """Read a value; None for a list that is skipped."""
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY:

@@ -1,4 +1,4 @@
-"""Check of a pair: whether a draft model and a target fit, and what to do where they do not."""
+"""Check whether a draft model and a target fit, with advice if they do not."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -199,7 +199,6 @@ def _context(draft: ModelFacts, target: ModelFacts) -> PairFinding:
 
 
 def _some(texts: Sequence[str]) -> str:
-    """Return a list of tokens as part of a sentence."""
     shown = ", ".join(texts[:_SHOWN])
     return f"{shown} and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else shown
 
@@ -216,7 +215,6 @@ class CheckedPair:
 
     @property
     def refused(self) -> list[PairFinding]:
-        """Findings that make the pair unusable."""
         return [finding for finding in self.findings if finding.outcome is Compatibility.REFUSED]
 
 
@@ -230,7 +228,7 @@ def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: 
         target_vocabulary: A GGUF of the target, or its vocabulary's file, if the target is a folder.
 
     Raises:
-        FleetError: One of both cannot be found or read.
+        FleetError: A model cannot be found or read.
     """
     if Path(draft).expanduser().is_dir():
         raise ModelUnreadable(
@@ -251,11 +249,7 @@ def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: 
 
 
 def locate_target(target: str, models_dir: Path) -> Path:
-    """Return the file or folder of a target.
-
-    Raises:
-        ModelUnreadable: There is none.
-    """
+    """Find a target's file or folder; raises `ModelUnreadable` if there is none."""
     path = Path(target).expanduser()
     if path.exists():
         return path
@@ -308,12 +302,12 @@ class EngineMemory:
 
 
 def device_need(draft: ModelFacts) -> EngineMemory:
-    """Return the memory for drafting. A device takes it for its whole `context`."""
+    """Return the memory for drafting, which a device allocates for its whole `context`."""
     return _llama(draft)
 
 
 def edge_needs(target: ModelFacts) -> list[EngineMemory]:
-    """Return the memory for verification of one session, for each engine that can run the model."""
+    """Return the memory to verify one session, for each engine that can run the model."""
     torch = [
         EngineMemory("torch", name, target.parameters * size, target.kv_bytes(tokens=UNIT, number_bytes=size))
         for name, size in (("bfloat16", _HALF), ("float32", _WHOLE))
@@ -322,7 +316,6 @@ def edge_needs(target: ModelFacts) -> list[EngineMemory]:
 
 
 def file_bytes(model: ModelFacts) -> int:
-    """Return the disk space of a model's file or folder."""
     path = Path(model.source)
     return (
         path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.iterdir() if each.is_file())

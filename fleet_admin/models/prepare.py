@@ -1,4 +1,4 @@
-"""Preparation of a model's folder: what is missing is made, what is there is kept."""
+"""Preparation of a model's folder: missing files are made, existing ones kept."""
 
 import importlib.util
 import os
@@ -60,8 +60,6 @@ SMOLLM2 = Recipe(
 
 @dataclass(frozen=True, slots=True)
 class LocatedSource:
-    """A recipe's GGUF on this machine."""
-
     path: Path
     package: str  # distribution that contains it
     version: str
@@ -80,7 +78,7 @@ def locate(
     folder_of: Callable[[str], Path | None] = _module_folder,
     version_of: Callable[[str], str] = metadata.version,
 ) -> LocatedSource:
-    """Find the recipe's GGUF without importing the package, whose dependencies are not needed.
+    """Find the recipe's GGUF without importing its package, whose dependencies are not needed.
 
     Raises:
         SourceMissing: The package is not installed, or lacks the file.
@@ -108,8 +106,6 @@ OnBytes = Callable[[int], None]
 
 
 class ProgressReporter(AbstractContextManager["ProgressReporter"], Protocol):
-    """Receives the progress of a preparation."""
-
     def begin(self, name: str, doing: str, total: int) -> None:
         """A step begins that writes or reads about `total` bytes."""
 
@@ -124,8 +120,6 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"], Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PreparationStep:
-    """A file or folder to make."""
-
     name: str
     output: str  # name in the model's folder
     doing: str  # shown while it runs
@@ -136,8 +130,6 @@ class PreparationStep:
 
 
 def link_step(name: str, source: LocatedSource) -> PreparationStep:
-    """Return the step that provides the shipped file."""
-
     def build(partial: Path, on_bytes: OnBytes) -> None:
         # A symbolic link would break with the next virtual environment.
         try:
@@ -179,7 +171,7 @@ def dequantize_step(source: LocatedSource, parameters: int) -> PreparationStep:
 
 
 def deepen_step(of: PreparationStep, times: int) -> PreparationStep:
-    """Return the step that makes a target with the same output at `times` the cost, from another step's result."""
+    """Return the step that makes a target with the same output at `times` the cost."""
 
     def build(partial: Path, on_bytes: OnBytes) -> None:
         source = partial.with_name(of.output)
@@ -199,7 +191,7 @@ def deepen_step(of: PreparationStep, times: int) -> PreparationStep:
 
 
 def steps_of(recipe: Recipe, source: LocatedSource, *, cost: int = 1) -> list[PreparationStep]:
-    """Return the steps of a recipe, cheapest first; with a `cost` above 1 also targets at that cost."""
+    """Return a recipe's steps, cheapest first; with a `cost` above 1 also targets at that cost."""
     # Eight bits hold four with little loss, and llama.cpp has faster kernels for them than for the shipped format.
     target_gguf = quantize_step("Q8_0", source, name="target-Q8_0")
     target = dequantize_step(source, recipe.parameters)
@@ -217,11 +209,7 @@ def versions(tools: Sequence[str]) -> dict[str, str]:
 
 
 def _run(*arguments: str, partial: Path, on_bytes: OnBytes) -> None:
-    """Run a converter and report the bytes that it has written.
-
-    Raises:
-        StepFailed: It has failed; the message is its last line.
-    """
+    """Run a converter and report the bytes written; raises `StepFailed` with its last line."""
     command = [sys.executable, "-m", "fleet_admin.models.converters", *arguments]
     with (
         tempfile.TemporaryFile() as noise,
@@ -265,14 +253,9 @@ def prepare(
     report: ProgressReporter,
     check: bool = False,
 ) -> Preparation:
-    """Bring a model's folder up to date. Two processes may do so at once: the second waits.
+    """Bring a model's folder up to date; a second process waits.
 
-    Args:
-        folder: The model's.
-        source: What everything is made from.
-        steps: What to make.
-        report: Receives the progress.
-        check: Whether to compare checksums of existing files, not only sizes.
+    `check` compares checksums of existing files, not only sizes.
 
     Raises:
         FolderUnusable: The folder cannot be written.
@@ -329,7 +312,7 @@ def _current(folder: Path, source: LocatedSource) -> Manifest:
 
 
 def _intact(folder: Path, step: PreparationStep, manifest: Manifest, report: ProgressReporter | None) -> bool:
-    """Whether a step's files have the recorded sizes and, if there is a report, checksums."""
+    """Return whether a step's files have the recorded sizes and, with `report`, checksums."""
     artifact = manifest.artifacts.get(step.name)
     if artifact is None:
         return False

@@ -1,4 +1,4 @@
-"""Prompts by category: the built-in ones, and those of a file."""
+"""Prompts by category, built in or from a file."""
 
 import tomllib
 from collections.abc import Mapping
@@ -22,11 +22,7 @@ PROMPTS: Final = (
 
 
 def read_prompts(path: Path | None) -> tuple[str, ...]:
-    """Return the prompts of a file, one per line, or the built-in ones.
-
-    Raises:
-        ModelsError: The file cannot be read, or has no prompt.
-    """
+    """Read one prompt per line, by default the built-in ones; raises `ModelsError` if there is none."""
     if path is None:
         return PROMPTS
     try:
@@ -49,8 +45,6 @@ _UNSORTED: Final = "all"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A user message."""
-
     category: str
     text: str
 
@@ -61,7 +55,6 @@ def built_in() -> tuple[Prompt, ...]:
 
 
 def some(prompts: tuple[Prompt, ...], each: int) -> tuple[Prompt, ...]:
-    """Return the first `each` prompts of each category."""
     seen = dict.fromkeys((prompt.category for prompt in prompts), 0)
     chosen = []
     for prompt in prompts:
@@ -72,11 +65,7 @@ def some(prompts: tuple[Prompt, ...], each: int) -> tuple[Prompt, ...]:
 
 
 def read_prompts_by_category(path: Path) -> tuple[Prompt, ...]:
-    """Return the prompts of a file: one per line, or in a `.toml` file a list for each category.
-
-    Raises:
-        ModelsError: The file cannot be read, or has no prompt.
-    """
+    """Read prompts: one per line, or in a `.toml` file a list for each category; raises `ModelsError`."""
     if path.suffix.lower() != ".toml":
         return tuple(Prompt(_UNSORTED, text) for text in read_prompts(path))
     try:
@@ -93,11 +82,7 @@ def read_prompts_by_category(path: Path) -> tuple[Prompt, ...]:
 
 
 def _prompts(content: Mapping[str, Any]) -> tuple[Prompt, ...]:
-    """Read a file's content.
-
-    Raises:
-        TypeError: A category is not a list of strings.
-    """
+    """Parse a file's content; raises TypeError if a category is not a list of strings."""
     found = []
     for category, texts in content.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

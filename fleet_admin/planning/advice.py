@@ -1,4 +1,4 @@
-"""Advice: whether drafting pays at an edge, how many devices it holds, and what a fleet needs."""
+"""Advice: whether drafting pays at an edge, how many devices it serves, and what a fleet needs."""
 
 import json
 import math
@@ -32,8 +32,6 @@ _MOST_BYTES: Final = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Figures given by the user."""
-
     draft_ms: float | None = None
     acceptance: float | None = None
     round_trip_ms: float | None = None
@@ -108,7 +106,7 @@ def _of_pair(path: Path, mode: Mode) -> float:
 
 
 def _of_log(db: str) -> dict[str, tuple[float, str]]:
-    """Return the figures that the devices of the last week have reported."""
+    """Return the figures that devices reported in the last week."""
     with SessionLog(db) as log:
         sessions = log.sessions(since=_SINCE, limit=_SESSIONS)
     closed = [each for each in sessions if each.device_drafted is not None]
@@ -138,7 +136,7 @@ _MOST_ACCEPTANCE: Final = 0.995
 
 @dataclass(frozen=True, slots=True)
 class LoadPoint:
-    """Tokens/s of each device while `devices` generate: the median."""
+    """Median tokens/s of a device while `devices` generate."""
 
     devices: int
     streaming: float  # edge-only decoding
@@ -169,7 +167,7 @@ class EdgeFindings:
 
     @property
     def pays(self) -> bool:
-        """Whether drafting pays for one device."""
+        """Return whether drafting pays for one device."""
         return self.plans[self.best] >= _WORTH * self.streamed
 
 
@@ -193,7 +191,7 @@ def promised(scenario: Scenario, *, devices: int) -> dict[Plan, float]:
 def find(
     scenario: Scenario, level: ServiceLevel, *, share: float, on_progress: Callable[[str], None] = lambda _said: None
 ) -> EdgeFindings:
-    """Find out what an edge is good for; `share` of the devices must get the service level."""
+    """Measure an edge by simulation; `share` of the devices must get the service level."""
     plans = promised(scenario, devices=1)
     best = max(plans, key=plans.__getitem__)
     on_progress("devices that choose")
@@ -234,7 +232,7 @@ def find_capacity(scenario: Scenario, level: ServiceLevel, *, share: float) -> E
 
 
 def _loads(most: int) -> list[int]:
-    """Return powers of two up to more devices than the edge holds."""
+    """Return powers of two up to more devices than the edge serves."""
     loads = [1]
     while loads[-1] < most:
         loads.append(2 * loads[-1])
@@ -277,7 +275,7 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True)
 class DeviceTraffic:
-    """What one active device causes, as simulated."""
+    """Simulated traffic of one active device."""
 
     tokens_per_s: float
     up_messages: float  # per token
@@ -301,7 +299,7 @@ class FleetNeed:
 
 
 def traffic_of(outcome: SimulationResult, assumptions: Assumptions) -> DeviceTraffic:
-    """Return what a device causes on average, from a simulation and the sizes of real messages."""
+    """Return a device's mean traffic, from a simulation and the sizes of real messages."""
     counts, tokens = outcome.counts, max(1, outcome.tokens)
     rejected = counts.tested - counts.accepted
     residual = assumptions.mode is Mode.RESIDUAL
@@ -329,7 +327,7 @@ def traffic_of(outcome: SimulationResult, assumptions: Assumptions) -> DeviceTra
 
 
 def need_of(devices: int, *, per_edge: int, traffic: DeviceTraffic, assumptions: Assumptions) -> FleetNeed:
-    """Return what a fleet needs, if an edge holds `per_edge` devices that generate at once."""
+    """Return a fleet's needs if an edge serves `per_edge` generating devices."""
     writing = math.ceil(devices * assumptions.writing)
     planned = max(1, math.floor(per_edge * assumptions.headroom))
     tokens_per_s = writing * traffic.tokens_per_s

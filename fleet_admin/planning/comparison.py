@@ -1,4 +1,4 @@
-"""Comparison of the simulation with what the benchmark capacity has measured, row by row."""
+"""Comparison of the simulation with the results of the benchmark `capacity`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +61,6 @@ class MeasuredCapacity(BaseModel):
     rows: Annotated[list[_Row], Field(min_length=1, max_length=100_000)]
 
     def have_texts_of(self, tokens: int) -> None:
-        """Set the length of all outputs."""
         self.settings.tokens = tokens
         for row in self.rows:
             row.text_tokens = None
@@ -85,7 +84,7 @@ class ComparedRow:
 
     @property
     def ratio(self) -> float | None:
-        """Simulated over measured; None where nothing was measured."""
+        """Return simulated over measured; None where nothing was measured."""
         return self.simulated_tokens_per_s / self.measured_tokens_per_s if self.measured_tokens_per_s else None
 
     @property
@@ -94,16 +93,12 @@ class ComparedRow:
 
     @property
     def disturbed(self) -> bool:
-        """Whether the edge had much less of its cores than it would have used: the machine had other work."""
+        """Return whether the edge had much less of its cores than it would have used."""
         return self.measured_busy is not None and self.measured_busy < _UNDISTURBED * self.simulated_busy
 
 
 def read_measured(path: Path) -> MeasuredCapacity:
-    """Read the JSON of `python -m benchmarks capacity`.
-
-    Raises:
-        PlanningError: The file cannot be read, or is something else.
-    """
+    """Read the JSON of `python -m benchmarks capacity`; raises `PlanningError` if it is unusable."""
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES)
@@ -128,12 +123,10 @@ def compare(
     level: ServiceLevel,
     on_progress: Callable[[str], None] = lambda _said: None,
 ) -> list[ComparedRow]:
-    """Simulate, in order, each row of a target cost whose system and mode the simulation can reproduce.
+    """Simulate, in order, the rows of a target cost that the simulation can reproduce.
 
-    Devices that choose go on learning from row to row, as in the benchmark.
-
-    Raises:
-        PlanningError: There is no such row.
+    Devices that choose keep learning from row to row, as in the benchmark.
+    Raises `PlanningError` if there is no such row.
     """
     plans = _plans(measured.settings.draft_length_where_fixed)
     known = [row for row in measured.rows if row.cost == cost and row.system in plans]

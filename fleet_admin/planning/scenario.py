@@ -24,19 +24,15 @@ def auto() -> Pacing:
 
 
 def streaming() -> Pacing:
-    """Return the pacing of a device with edge-only decoding."""
     return FixedPacing(STREAMED, stream=True)
 
 
 def drafting(tokens: int, *, ahead: bool = False) -> Plan:
-    """Return a plan of fixed drafts."""
     return lambda: FixedPacing(tokens, ahead)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeLimits:
-    """Limits of an edge, named like its settings."""
-
     step_tokens: int = 512
     prefill_chunk: int = 128  # most prompt tokens in a step that also verifies
     gather_share: float = 0.5  # longest delay of a step for drafts that are about to come, as a fraction of a step
@@ -48,8 +44,6 @@ class EdgeLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTiming:
-    """Part of a run that counts."""
-
     window_s: float = 20.0
     settle_s: float = 5.0  # from the moment at which every device has had a token to the window
     patience_s: float = 60.0  # after which the window begins at the latest
@@ -77,8 +71,6 @@ class Scenario:
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedRequest(TimedRequest):
-    """A request, with what decides on its drafts."""
-
     stands: Sequence[bool]  # by position, whether a draft token there is the target's
     prompt: int  # tokens
     guessed: Sequence[bool] = ()  # by position, whether n-gram speculation on the edge is right; empty: nowhere
@@ -90,8 +82,6 @@ class SimulatedRequest(TimedRequest):
 
 @dataclass(frozen=True, slots=True)
 class SimulatedOpen:
-    """A device asks for a session."""
-
     session: int
     text: SimulatedRequest
 
@@ -116,7 +106,7 @@ class SimulatedDraft:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedWrite:
-    """A device asks for `tokens` of edge-only decoding from `base` on; 0 stops it."""
+    """A request for `tokens` of edge-only decoding from `base` on; 0 stops it."""
 
     session: int
     base: int
@@ -142,8 +132,6 @@ class SimulatedVerdict:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedTokens:
-    """Tokens of edge-only decoding."""
-
     session: int
     base: int  # position of the first token
     tokens: int

@@ -1,4 +1,4 @@
-"""Service level: what clients of an edge get within a window of time, and which of them get the level."""
+"""Service level that clients of an edge get within a time window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ _QUANTILE: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class TimeWindow:
-    """A period in which something is counted; seconds of any clock."""
+    """A counted period; seconds of any clock."""
 
     begin: float
     end: float  # exclusive
@@ -36,7 +36,7 @@ class TimeWindow:
 
 @dataclass(slots=True)
 class TimedRequest:
-    """A request of a client; seconds of any clock."""
+    """A client's request; seconds of any clock."""
 
     asked_at: float = 0.0
     pieces: list[tuple[float, int]] = field(default_factory=list)  # arrival and number of tokens
@@ -51,10 +51,10 @@ class TimedRequest:
         return (self.pieces[0][0] if self.pieces else until) - self.asked_at
 
     def gaps(self, window: TimeWindow) -> list[float]:
-        """Return the times between tokens that ended in the window, one per token, 0 within a piece.
+        """Return the times between tokens in the window, 0 within a piece.
 
-        A wait that the end of the window cuts off counts if it is longer than any before, so that a starving client
-        does not look better.
+        A wait that the window's end cuts off counts if it is longer than any before, so that a starving client does not
+        look better.
         """
         found: list[float] = []
         for (before, _), (at, tokens) in zip(self.pieces, self.pieces[1:], strict=False):
@@ -68,7 +68,7 @@ class TimedRequest:
         return found
 
     def written(self, window: TimeWindow) -> tuple[int, float]:
-        """Return the tokens after the first piece that came in the window, and the seconds that they took."""
+        """Return the tokens in the window after the first piece, and their seconds."""
         if not self.pieces:
             return 0, 0.0
         last = window.end if self.ended_at is None else self.pieces[-1][0]
@@ -81,17 +81,16 @@ class Client:
     texts: list[TimedRequest] = field(default_factory=list)
 
     def tokens(self, window: TimeWindow) -> int:
-        """Return the tokens that came in the window."""
         return sum(tokens for text in self.texts for at, tokens in text.pieces if at in window)
 
     def pace(self, window: TimeWindow) -> float:
-        """Return tokens/s while requests ran, without the waits for their first tokens."""
+        """Return tokens/s during requests, without the waits for their first tokens."""
         found = [text.written(window) for text in self.texts]
         seconds = sum(each for _, each in found)
         return sum(tokens for tokens, _ in found) / seconds if seconds > 0.0 else 0.0
 
     def gap_s(self, window: TimeWindow) -> float | None:
-        """Return the time between tokens at the 95th percentile; None with fewer than two tokens."""
+        """Return the 95th percentile of the time between tokens; None with fewer than two tokens."""
         gaps = [gap for text in self.texts for gap in text.gaps(window)]
         return float(np.quantile(gaps, _QUANTILE)) if gaps else None
 

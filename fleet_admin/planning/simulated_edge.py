@@ -1,8 +1,8 @@
 """Simulated edge.
 
-It follows `fleet_edge`: the oldest sessions are verified first, prompts get what is left of a step, the next step
-begins before devices are notified of the last, a step is held for drafts that are about to come where that pays, and
-tokens of edge-only decoding wait for those that follow. The step-time curve says how long each step takes.
+It follows `fleet_edge`: the oldest sessions are verified first, prompts get the rest of a step, and the next step
+begins before devices are notified of the last. A step waits for drafts that are about to come where that pays, and tokens of
+edge-only decoding wait for the following ones. The step-time curve says how long each step takes.
 """
 
 import math
@@ -44,7 +44,7 @@ class SimulatedStream:
     sent_at: float = -math.inf
 
     def may_wait(self, committed: int) -> bool:
-        """Whether the device can wait for the latest tokens: it asks for more when it has half."""
+        """Return whether the device can wait for the latest tokens: it asks for more when it has half."""
         half = self.until - self.request.tokens // 2
         return committed < self.until and not self.sent < half <= committed
 
@@ -67,17 +67,17 @@ class SimulatedSession:
 
     @property
     def backlog(self) -> int:
-        """Tokens to compute before the last, which comes with a draft."""
+        """Return the tokens to compute before the last, which comes with a draft."""
         return max(0, self.text.prompt + self.committed - 1 - self.computed)
 
     @property
     def streams(self) -> bool:
-        """Whether edge-only decoding has a token to generate."""
+        """Return whether edge-only decoding has a token to generate."""
         return self.stream is not None and not self.finished and self.committed < self.stream.until
 
     @property
     def ready_at(self) -> float | None:
-        """Since when there is something to verify."""
+        """Return since when there is something to verify."""
         if self.finished:
             return None
         if (waiting := self.waiting.get(self.committed)) is not None:
@@ -99,7 +99,7 @@ class SimulatedSession:
         return chain
 
     def take_draft(self, draft: SimulatedDraft, *, at: float) -> None:
-        """Take a draft, unless a rejection has made it void."""
+        """Take a draft, unless a rejection has voided it."""
         if draft.epoch == self.epoch:
             self.stream = None
             self.waiting[draft.base] = (draft, at)
@@ -113,7 +113,7 @@ class SimulatedSession:
     def settle(
         self, chain: list[SimulatedDraft], *, guesses: int, at: float, compute_s: float, load: ReportedLoad
     ) -> list[SimulatedVerdict]:
-        """Commit the accepted tokens of drafts, or those of edge-only decoding; return the verdicts on the drafts."""
+        """Commit the accepted tokens of drafts, or those of edge-only decoding; return the verdicts on drafts."""
         before, drafted = self.committed, guesses + sum(draft.tokens for draft in chain)
         verdicts = []
         if not chain:
@@ -150,8 +150,6 @@ _MODEL: Final = "the draft model that all devices have"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Part of a session in a step."""
-
     session: SimulatedSession
     prompt: int  # tokens
     verified: int = 0  # tokens, with the last committed one; 0 for none
@@ -222,7 +220,7 @@ class SimulatedEdge:
             self._tell_outcomes(outcomes, works)
 
     def _begin(self) -> "Generator[simpy.Event, None, list[Work]]":
-        """Wait until there is something to compute, and for drafts that are about to come if that pays."""
+        """Wait for work, and for drafts that are about to come if that pays."""
         while True:
             if (hold_s := self._hold_s()) > 0.0:
                 yield self._env.timeout(hold_s)
@@ -239,7 +237,7 @@ class SimulatedEdge:
         return self._delay.hold_s(ready, now=self._env.now)
 
     def _plan(self) -> list[Work]:
-        """Return the next step; empty if there is nothing to do."""
+        """Plan the next step; empty if there is nothing to do."""
         limits, left = self._scenario.limits, self._scenario.limits.step_tokens
         self._steps += 1
         works: list[Work] = []
@@ -277,7 +275,7 @@ class SimulatedEdge:
         return Work(session, prompt=min(allowance, session.backlog))
 
     def _guesses(self, session: SimulatedSession) -> int:
-        """Return the tokens of n-gram speculation in edge-only decoding."""
+        """Return the number of speculated n-gram tokens in edge-only decoding."""
         if session.stream is None or not session.text.guessed:
             return 0
         room = min(session.stream.until, session.text.length) - session.committed - 1
@@ -332,7 +330,7 @@ class SimulatedEdge:
 
     @staticmethod
     def _awaited(session: SimulatedSession, chain: list[SimulatedDraft]) -> bool:
-        """Whether the result is still needed after what has arrived during the step."""
+        """Return whether the result is still needed after what arrived during the step."""
         if not chain:
             return session.streams and session.committed not in session.waiting
         return all(session.waiting.get(draft.base, (None,))[0] is draft for draft in chain)

@@ -1,4 +1,4 @@
-"""Simulated devices, and the run of a simulation. A scenario always has the same outcome."""
+"""Simulated devices, and deterministic runs of a scenario."""
 
 import itertools
 import random
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Counts:
-    """Totals over devices."""
-
     drafts: int = 0
     drafted: int = 0  # tokens of the drafts
     requests: int = 0  # for edge-only decoding
@@ -45,12 +43,12 @@ class Counts:
 
 
 class SimulatedDevice:
-    """A device with one request after another.
+    """A device that generates one request after another.
 
     Args:
         env: The simulation's.
         scenario: What is simulated.
-        pacing: Goes on learning from request to request.
+        pacing: Keeps learning from request to request.
         arrivals: Pause before each request (seconds), the session's number, and the request.
         send: Takes a message to the edge.
         counts: Of all devices.
@@ -134,7 +132,7 @@ class _Writing:
 
     @property
     def may_send(self) -> bool:
-        """Whether a draft, or a request for edge-only decoding, may be sent now."""
+        """Return whether a draft, or a request for edge-only decoding, may be sent now."""
         return self._request is None and (not self._in_flight or self._in_flight[-1].more)
 
     @property
@@ -283,23 +281,23 @@ class SimulationResult:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all devices together."""
+        """Return the total of all devices."""
         return sum(device.tokens(self.window) for device in self.devices) / self.window.seconds
 
     @property
     def pace(self) -> float:
-        """Tokens/s while requests run: the median over devices."""
+        """Return tokens/s during requests: the median over devices."""
         return median(device.pace(self.window) for device in self.devices)
 
     @property
     def gap_s(self) -> float | None:
-        """Time between tokens at the 95th percentile: the median over devices."""
+        """Return the 95th percentile of the time between tokens: the median over devices."""
         gaps = [gap for device in self.devices if (gap := device.gap_s(self.window)) is not None]
         return median(gaps) if gaps else None
 
     @property
     def first_s(self) -> float:
-        """Time to the first token: the median over requests, with those that are still waiting."""
+        """Return the time to the first token: the median over requests, including waiting ones."""
         waits = [
             text.first_s(self.window.end)
             for device in self.devices
@@ -318,21 +316,16 @@ class SimulationResult:
 
     @property
     def streamed(self) -> float:
-        """Share of the tokens from edge-only decoding."""
+        """Return the share of tokens from edge-only decoding."""
         return self.counts.streamed / max(1, self.tokens)
 
     @property
     def mean_draft(self) -> float:
-        """Mean tokens of a draft."""
         return self.counts.drafted / max(1, self.counts.drafts)
 
 
 def simulate(scenario: Scenario, *, pacings: Sequence[Pacing] = ()) -> SimulationResult:
-    """Simulate a scenario; `pacings` are of devices that have already learned.
-
-    Raises:
-        PlanningError: SimPy is not installed.
-    """
+    """Simulate a scenario; `pacings` are of devices that have learned. Raises `PlanningError` without SimPy."""
     try:
         import simpy  # noqa: PLC0415 - of the extras of an edge
     except ImportError:
@@ -377,7 +370,7 @@ def simulate(scenario: Scenario, *, pacings: Sequence[Pacing] = ()) -> Simulatio
 
 
 def _run(env: "simpy.Environment", scenario: Scenario, devices: Sequence[SimulatedDevice]) -> TimeWindow:
-    """Run until the window is over, or until all requests have ended if their number is fixed."""
+    """Run until the window is over, or until all of a fixed number of requests have ended."""
     if scenario.texts is not None:
         env.run()
         return TimeWindow(0.0, max(env.now, 1e-9))

@@ -49,7 +49,7 @@ class SteeringEvent:
 
 
 class SteeringLog:
-    """The part of the database that administrators write, created by an edge. May be used by several threads.
+    """Part of the database that administrators write, created by an edge. Thread-safe.
 
     Raises:
         StoreUnavailable: The database does not exist or cannot be opened.
@@ -63,8 +63,6 @@ class SteeringLog:
         self._writer: Engine | None = None
         self._opening = threading.Lock()
 
-    # Labels
-
     def labels(self) -> dict[str, tuple[str, ...]]:
         with self._reading() as connection:
             return steering.read_labels(connection)
@@ -75,7 +73,7 @@ class SteeringLog:
         """Add and remove labels; return the devices' labels. Devices need not have been seen yet.
 
         Raises:
-            SteeringError: A device or a label has an invalid name, or nothing is to be done.
+            SteeringError: A name is invalid, or nothing is to be done.
         """
         for word in (*devices, *add, *remove):
             _checked(word)
@@ -103,7 +101,7 @@ class SteeringLog:
         return {device: after.get(device, ()) for device in devices}
 
     def retire(self, device: str, *, undo: bool = False, actor: Actor) -> None:
-        """Take a device out of service, or put it back: it is chosen only by name, and never silent.
+        """Retire a device, or undo that: it is selected only by name, and never silent.
 
         Raises:
             SteeringError: The log does not know it.
@@ -126,7 +124,7 @@ class SteeringLog:
             record_audit(connection, [entry], now=now)
 
     def known(self, *, edges: bool = False) -> dict[str, KnownDevice]:
-        """Return the devices that the log has seen, by name.
+        """Return the devices in the log by name.
 
         With `edges`, also the edges that have served them within a day, which takes longer to find.
         """
@@ -159,19 +157,17 @@ class SteeringLog:
             found[device] = KnownDevice(device=device, labels=labelled.get(device, ()))
         return found
 
-    # Settings
-
     def wanted(self) -> dict[str, WantedView]:
         with self._reading() as connection:
             return steering.read_wanted(connection)
 
     def reported(self) -> dict[str, ReportedView]:
-        """Return the latest reported settings, as far as an administrator has received them."""
+        """Return the latest reported settings that an administrator has received."""
         with self._reading() as connection:
             return steering.read_reported(connection)
 
     def keep_wanted(self, wanted: Mapping[str, DesiredSettings], entries: Sequence[AuditEntry]) -> list[str]:
-        """Store settings that are about to be set, with audit entries; return the entries' ids."""
+        """Store wanted settings before they are sent, with audit entries; return the entries' ids."""
         now = self._now()
         with self._writing() as connection:
             steering.keep_wanted(connection, wanted, now=now)
@@ -181,8 +177,6 @@ class SteeringLog:
         if reported:
             with self._writing() as connection:
                 steering.keep_reported(connection, reported, now=self._now())
-
-    # Commands
 
     def commands(
         self,
@@ -200,7 +194,7 @@ class SteeringLog:
     def keep_commands(
         self, requests: Mapping[str, CommandRequest], entries: Sequence[AuditEntry], *, batch: str
     ) -> list[str]:
-        """Store commands that are about to be sent, with audit entries; return the entries' ids."""
+        """Store commands before they are sent, with audit entries; return the entries' ids."""
         now = self._now()
         with self._writing() as connection:
             keep_commands(connection, requests, batch=batch, now=now)
@@ -212,8 +206,6 @@ class SteeringLog:
             with self._writing() as connection:
                 end_commands(connection, ended, now=self._now())
 
-    # Audit
-
     def audit(
         self,
         *,
@@ -224,11 +216,7 @@ class SteeringLog:
         action: str | None = None,
         limit: int = 100,
     ) -> list[AuditView]:
-        """Return actions of administrators, the latest first; arguments left out admit all.
-
-        Raises:
-            SteeringError: A time is invalid.
-        """
+        """Return actions of administrators, the latest first; raises `SteeringError` for an invalid time."""
         after, before = self._time(since), self._time(until)
         with self._reading() as connection:
             return read_audit(
@@ -236,12 +224,12 @@ class SteeringLog:
             )
 
     def record(self, entries: Sequence[AuditEntry]) -> list[str]:
-        """Write entries of the audit log; return their ids."""
+        """Write audit entries; return their ids."""
         with self._writing() as connection:
             return record_audit(connection, entries, now=self._now())
 
     def end_audit(self, outcomes: Mapping[str, str]) -> None:
-        """Complete entries, by their ids, with their outcomes."""
+        """Complete audit entries, by their ids, with their outcomes."""
         if outcomes:
             with self._writing() as connection:
                 end_audit(connection, outcomes)

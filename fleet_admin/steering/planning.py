@@ -1,4 +1,4 @@
-"""Planning of changes: who acts, on which devices, which values, what would change, and what became of it."""
+"""Planning of changes: actors, selected devices, values, previews and outcomes."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -46,8 +46,6 @@ class SettingsChange:
 
     Attributes:
         presence: Its latest; None if it has never published one.
-        version: Of the settings that would be wanted.
-        before: Values that are wanted now, of the settings that change.
         after: Values that would be wanted; a setting that is reset is missing.
         wanted: All that would be wanted.
         dropped: Settings that it has refused, and that are therefore no longer wanted.
@@ -90,10 +88,8 @@ class DeviceSettingsView:
 
     Attributes:
         presence: Its latest; None if it has never published one.
-        state: What has become of the wanted settings; `sentence` says it in words.
         wanted_version: 0 if nothing is wanted.
         reported_version: The latest that it has considered; None if it has never reported.
-        applied: The version in force, with its `values`.
         refused: Why the latest were refused, by name.
         needs_restart: Accepted, in force once it reloads its model.
         fixed: Not to be set remotely, by its own configuration.
@@ -122,7 +118,6 @@ class CommandResult:
     Attributes:
         id: Of the command; empty if it was not sent.
         outcome: `ok`, `failed`, `refused`, `silent` or `offline`.
-        sentence: What was done, or why not.
         result: Its answer, if there is more than that: text, or JSON.
         seconds: Until its answer.
     """
@@ -162,11 +157,8 @@ class Selection:
     """A set of devices. Names and labels add up; everything else narrows down.
 
     Attributes:
-        labels: Devices with at least one of these.
         everything: All devices that are not retired.
         edge: Served by this edge within a day.
-        draft_model: With this draft model.
-        software: Of this release.
         silent: Silent or offline, or with False the others.
     """
 
@@ -180,7 +172,7 @@ class Selection:
     _narrow: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Raise `SteeringError` if it selects nothing, or names what cannot be a device."""
+        """Raise `SteeringError` if it selects nothing, or a name is invalid."""
         try:
             for name in self.devices:
                 check_name(name)
@@ -194,7 +186,7 @@ class Selection:
             raise SteeringError("--all is given together with names or labels; leave out --all, or the others.")
 
     def choose(self, known: Mapping[str, KnownDevice]) -> list[str]:
-        """Return the names of the chosen devices, sorted.
+        """Return the sorted names of the chosen devices.
 
         Raises:
             SteeringError: A name is of no known device, or no device is left.
@@ -239,7 +231,7 @@ _LONGEST: Final = 60
 
 
 def read_assignments(texts: Iterable[str]) -> dict[str, SettingValue]:
-    """Read `KEY=VALUE`: true, false and numbers by their form, everything else as text.
+    """Parse `KEY=VALUE`: true, false and numbers by their form, everything else as a string.
 
     Raises:
         SteeringError: One is no assignment, or a key comes twice.
@@ -302,13 +294,13 @@ def plan_changes(
     reported: Mapping[str, ReportedSettings],
     kept: Mapping[str, WantedView],
 ) -> list[SettingsChange]:
-    """Return what would be wanted of devices.
+    """Return the settings that devices would be wanted to have.
 
     What the broker retains (`desired`) goes before the log (`kept`). What devices have `reported` does not count for
     versions, since a device can report any.
 
     Raises:
-        SteeringError: More would be wanted of a device than a message holds.
+        SteeringError: The settings of a device exceed a message.
     """
     return [
         _plan(
@@ -360,7 +352,7 @@ _Reported = ReportedSettings | ReportedView
 def outcome_of(
     change: SettingsChange, reported: ReportedSettings | None, *, latest: int, rejected: bool = False
 ) -> SetResult:
-    """Return what has become of a change.
+    """Return the result of a change.
 
     Args:
         change: As it was sent.
@@ -417,7 +409,7 @@ def views_of_log(
     *,
     devices: Collection[str] | None = None,
 ) -> list[DeviceSettingsView]:
-    """Return the settings of devices as the log has them, without the broker."""
+    """Return the settings of devices in the log, without the broker."""
     names = known.keys() | kept.keys() | heard.keys()
     return [
         device_view(

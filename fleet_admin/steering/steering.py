@@ -114,7 +114,7 @@ _ENDS: Final[Mapping[str, str]] = {"ok": "done", "failed": "failed", "refused": 
 
 
 def limit_of(command: str, asked_s: float | None) -> float:
-    """Return the time limit of a command, in seconds; by default its usual one.
+    """Return a command's time limit, in seconds.
 
     Raises:
         SteeringError: There is no such command, or the limit is invalid.
@@ -142,10 +142,7 @@ _CODES: Final[Mapping[SettingState, str]] = {
 
 
 class Steering:
-    """Steers devices over the broker. May be used by several threads.
-
-    `log` holds labels, commands and the audit log, which need no broker.
-    """
+    """Steers devices over the broker. Thread-safe. `log` works without a broker."""
 
     def __init__(
         self,
@@ -165,11 +162,7 @@ class Steering:
 
     @classmethod
     def open(cls, settings: AdminSettings, db: str, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> Self:
-        """Return a monitor with these settings, not started.
-
-        Raises:
-            StoreError: The database cannot be opened.
-        """
+        """Return a monitor, not started; raises `StoreError` if the database cannot be opened."""
         link = make_link(settings.broker.link(settings.fleet, settings.name, will=None))
         return cls(SteeringLog(db), SteeringWire(link, fleet=settings.fleet, name=settings.name))
 
@@ -209,8 +202,6 @@ class Steering:
     def connected(self) -> bool:
         return self._wire.connected
 
-    # Whom
-
     def known(self, *, edges: bool = False) -> dict[str, KnownDevice]:
         """Return the devices that the log or the broker knows, by name; the broker's data is newer."""
         found = self.log.known(edges=edges)
@@ -231,19 +222,13 @@ class Steering:
         return found
 
     def choose(self, selection: Selection) -> list[str]:
-        """Return the devices of a selection.
-
-        Raises:
-            SteeringError: There are none, or one is unknown.
-        """
+        """Return the devices of a selection; raises `SteeringError` if there are none or one is unknown."""
         return selection.choose(self.known(edges=selection.edge is not None))
-
-    # Settings
 
     def preview(
         self, changes: Mapping[str, SettingValue], selection: Selection, *, unset: Collection[str] = ()
     ) -> list[SettingsChange]:
-        """Return what a change would do to each device; nothing is changed.
+        """Return a change's effect on each device, without applying it.
 
         Raises:
             SteeringError: No device is chosen, or a setting is invalid.
@@ -268,14 +253,9 @@ class Steering:
         unset: Collection[str] = (),
         wait_s: float = _WAIT_S,
     ) -> Iterator[SetResult]:
-        """Set settings of devices, and yield the result of each as it answers.
+        """Change settings of devices, reset those in `unset`, and yield each device's result as it answers.
 
-        Args:
-            changes: Values by name; other settings stay.
-            selection: The devices.
-            actor: For the audit log.
-            unset: Settings to reset to the device's own.
-            wait_s: Longest wait for the devices that are online.
+        It waits at most `wait_s` for the devices that are online.
 
         Raises:
             SteeringError: No device is chosen, or a setting is invalid; nothing is changed.
@@ -311,7 +291,7 @@ class Steering:
         ]
 
     def _want(self, planned: Sequence[SettingsChange], *, actor: Actor) -> dict[str, str]:
-        """Record and publish wanted settings; return the ids of the entries in the audit log."""
+        """Record and publish wanted settings; return the ids of the audit entries."""
         now = self._now()
         wanted = {
             each.device: DesiredSettings(version=each.version, values=dict(each.wanted), who=actor.who[:100], at=now)
@@ -342,7 +322,7 @@ class Steering:
         done: dict[str, SetResult] = {}
 
         def judged() -> list[SetResult]:
-            """Judge what the devices have reported that are not done."""
+            """Judge new reports of devices that are not done."""
             reported, desired = self._wire.reported(), self._wire.desired()
             return [
                 outcome_of(
@@ -387,8 +367,6 @@ class Steering:
                 ]
             )
 
-    # Commands
-
     def command(
         self,
         name: str,
@@ -399,13 +377,6 @@ class Steering:
         timeout_s: float | None = None,
     ) -> Iterator[CommandResult]:
         """Send devices a command, and yield their answers.
-
-        Args:
-            name: One of `COMMANDS`.
-            selection: The devices.
-            actor: For the audit log.
-            arguments: By name.
-            timeout_s: Time limit; None: the command's usual one.
 
         Raises:
             SteeringError: There is no such command, no device is chosen, or the limit is invalid; nothing is sent.
@@ -425,7 +396,7 @@ class Steering:
         arguments: Mapping[str, SettingValue],
         limit_s: float,
     ) -> Iterator[CommandResult]:
-        """Send a command to those of the chosen devices that are not offline, and yield the answers.
+        """Send a command to the chosen devices that are not offline, and yield the answers.
 
         Raises:
             StoreUnavailable: It cannot be recorded; nothing is sent.
@@ -513,10 +484,8 @@ class Steering:
                 ]
             )
 
-    # Devices that go
-
     def retire(self, device: str, *, undo: bool = False, actor: Actor) -> None:
-        """Take a device out of service, or put it back; see `SteeringLog.retire`. Its wanted settings are deleted."""
+        """Retire a device, or undo that; see `SteeringLog.retire`. Its wanted settings are deleted."""
         self.log.retire(device, undo=undo, actor=actor)
         if not undo:
             self._wire.forget(device)

@@ -34,7 +34,7 @@ _RULES: Final = {rule.topic: rule for rule in TREE}
 
 
 class SteeringWire:
-    """What devices have published, kept up to date on the link's thread. May be used by several threads."""
+    """What devices have published, updated on the link's thread. Thread-safe."""
 
     def __init__(self, link: Link, *, fleet: str, name: str) -> None:
         self._link = link
@@ -91,7 +91,6 @@ class SteeringWire:
         return self._link.connected
 
     def states(self) -> Mapping[str, DeviceState]:
-        """Return the latest state of each device."""
         with self._changed:
             return dict(self._states)
 
@@ -101,7 +100,6 @@ class SteeringWire:
             return dict(self._desired)
 
     def reported(self) -> Mapping[str, ReportedSettings]:
-        """Return the reported settings, by device."""
         with self._changed:
             return dict(self._reported)
 
@@ -117,11 +115,7 @@ class SteeringWire:
             return self._changed.wait_for(ready, timeout_s)
 
     def want(self, device: str, settings: DesiredSettings) -> None:
-        """Publish wanted settings; the broker retains them.
-
-        Raises:
-            SteeringError: They do not fit into a message, or the link takes no more.
-        """
+        """Publish wanted settings, retained; raises `SteeringError` if they exceed a message or the link is full."""
         self._publish(build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device), encode_json(settings), retain=True)
 
     def forget(self, device: str) -> None:
@@ -131,11 +125,10 @@ class SteeringWire:
             self._desired.pop(device, None)
 
     def rejected(self, device: str) -> bool:
-        """Return whether the broker has refused to pass on wanted settings."""
         return build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device) in self._rejected
 
     def command(self, device: str, request: CommandRequest, answer: Callable[[CommandResponse], None]) -> None:
-        """Send a command; `answer` is called, on the link's thread, with each part of the answer.
+        """Send a command; `answer` is called on the link's thread with each part of the answer.
 
         Raises:
             SteeringError: The link takes no more.
@@ -146,7 +139,6 @@ class SteeringWire:
         self._publish(topic, encode_json(request), retain=False, expiry_s=COMMAND_EXPIRY_S)
 
     def end_command(self, device: str, command: str) -> None:
-        """Stop listening for answers to a command."""
         with self._changed:
             self._answers.pop(f"{device}/{command}", None)
 

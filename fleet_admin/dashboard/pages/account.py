@@ -20,7 +20,7 @@ def show_account(visit: Visit) -> Response:
 
 
 def change_password(visit: Visit) -> Response:
-    """Change the password; every browser of the account has to log in again."""
+    """Change the password and log out every browser of the account."""
     visitor, form = visit.visitor, visit.admission.form
     old, new, again = (form.get(each, ("",))[-1] for each in ("old", "new", "again"))
     services = visit.services
@@ -43,7 +43,7 @@ def change_password(visit: Visit) -> Response:
 
 
 def add_key(visit: Visit) -> Response:
-    """Make a key, and show it this once."""
+    """Make a key and show it once."""
     visitor = visit.visitor
     try:
         lasts = read_duration(visit.form("lasts")) if visit.form("lasts") else None
@@ -109,7 +109,6 @@ def log_in(visit: Visit) -> Response:
 
 
 def log_out(visit: Visit) -> Response:
-    """End the login, here and in the database."""
     visit.services.logins.end(visit.admission.cookie)
     response = visit.redirect("/login")
     secure = visit.admission.origin.secure
@@ -118,7 +117,7 @@ def log_out(visit: Visit) -> Response:
 
 
 def own_path(text: str) -> str:
-    """Return a path of these pages unchanged, and the first page for anything else: `//elsewhere` is a host."""
+    """Return a path of these pages; the first page for anything else, because `//elsewhere` is a host."""
     if not text.startswith("/") or text.startswith(("//", "/\\", "/login", "/logout")) or not text.isascii():
         return "/"
     return text if text.isprintable() and "\\" not in text else "/"

@@ -33,7 +33,6 @@ _LEAST: Final = timedelta(hours=6)
 
 
 def show_overview(visit: Visit) -> Response:
-    """Show the figures of a time range."""
     name, length = range_of(visit.query("range"))
     log = visit.services.log
     total = log.stats(since=length)["all"]
@@ -65,7 +64,7 @@ def show_overview(visit: Visit) -> Response:
 def _charts(
     points: Sequence[UsageView], *, between: tuple[datetime, datetime], grain: str
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Return the charts: a name, and its series."""
+    """Return the charts: names and series."""
 
     def drawn(lines: Mapping[str, Callable[[UsageView], float | None]], unit: str, kind: Kind) -> dict[str, Any]:
         return series(points, _start, list(lines.items()), unit=f"{unit}, by the {grain}", kind=kind, between=between)
@@ -120,7 +119,6 @@ def show_devices(visit: Visit) -> Response:
 
 
 def chosen_devices(visit: Visit, query: Values) -> list[str]:
-    """Return the names of the devices that a filter matches."""
     return sorted(row.device for row in _device_grid(visit, query).found)
 
 
@@ -193,7 +191,7 @@ _ALL: Final = "filter"
 
 
 def preview(visit: Visit) -> Response:
-    """Show which devices an action concerns; nothing is done."""
+    """Show which devices an action concerns, without applying it."""
     act = act_of(visit.form("act"))
     if visit.form("whom") == _ALL:
         query = visit.admission.form.get("query", ("",))[-1]
@@ -217,7 +215,6 @@ def preview(visit: Visit) -> Response:
 
 
 def act(visit: Visit) -> Response:
-    """Start an action; another page shows the outcomes."""
     wanted = act_of(visit.form("act"))
     devices = _checked(visit.admission.form.get("devices", ("",))[-1].split(","))
     services, argument, actor = visit.services, visit.form("argument"), visit.actor
@@ -234,14 +231,13 @@ def act(visit: Visit) -> Response:
 
 
 def show_act(visit: Visit) -> Response:
-    """Show the outcomes of an action so far."""
     job = visit.services.jobs.find(visit.path("job"))
     outcomes = sorted(job.outcomes, key=lambda each: (each.state == "done", each.device))
     return visit.page("acted.html", title=job.words, job=job, outcomes=outcomes)
 
 
 def _checked(names: Sequence[str]) -> list[str]:
-    """Return the device names of a form; raises `Problem` if one is invalid, or there are too many."""
+    """Return the device names of a form; raises `Problem` if one is invalid or there are too many."""
     found = sorted({name for name in names if name})
     if len(found) > MOST_DEVICES:
         raise Problem(400, f"At most {MOST_DEVICES:,} devices are acted on at once; choose fewer.")

@@ -60,7 +60,7 @@ _BY_TIME: Final = {
 
 
 def show_usage(visit: Visit) -> Response:
-    """Show usage by a dimension, with a chart over time; or return it as CSV, also over time."""
+    """Show usage by a dimension with a chart over time, or return it as CSV."""
     name, length = range_of(visit.query("range", "30d"))
     by = visit.query("by", "app")
     if by not in _BY:
@@ -144,7 +144,6 @@ _ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since")
 
 
 def show_alerts(visit: Visit) -> Response:
-    """Show the open alerts, and below them cleared ones; or return all as CSV."""
     alerts = visit.services.alerts
     if visit.query("format") == "csv":
         view = _ALERTS_GRID.view(alerts.list(limit=_MAX_ALERTS), visit.admission.query)
@@ -171,7 +170,7 @@ def clear(visit: Visit) -> Response:
 
 
 def _each(visit: Visit, act: Callable[..., AlertView], word: str) -> Response:
-    """Act on the alerts that are ticked, or the one whose button was pressed."""
+    """Act on the ticked alerts, or on the one whose button was pressed."""
     chosen = visit.forms("alert")[:_MOST_AT_ONCE]
     done, why = 0, "None is chosen."
     for alert in chosen:

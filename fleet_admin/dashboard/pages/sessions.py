@@ -1,7 +1,7 @@
 """Pages of sessions: the list, and one session with its rounds in time and its generated text.
 
-An edge knows when a draft came and what it did until the verdict. The time between a verdict and the next draft is the
-device's drafting and the link both ways; the device's mean time for a token says which part was drafting.
+An edge knows when a draft arrived and what it did until the verdict. The time between a verdict and the next draft is
+the device's drafting and the link both ways; the device's mean time per token says which part was drafting.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ _CHOICES: Final = ("device", "edge", "reason", "mode", "since", "until")
 
 
 def address_of(session: SessionView) -> str:
-    """Return the address of a session's page. With its device: two may have given sessions the same id."""
+    """Return a session page's address, with the device because session ids are unique only per device."""
     return f"{_PATH}/{session.session}?{urlencode({'device': session.device})}"
 
 
@@ -60,7 +60,7 @@ class _PageStart:
 
     @classmethod
     def read(cls, text: str) -> "_PageStart | None":
-        """Read it from the address; raises `Problem` if it is damaged."""
+        """Parse the address; raises `Problem` if it is damaged."""
         if not text:
             return None
         at, _, skip = text.partition("_")
@@ -74,19 +74,16 @@ class _PageStart:
 
     @classmethod
     def after(cls, rows: Sequence[SessionView], before: "_PageStart | None") -> "_PageStart":
-        """Return where the page after these rows begins."""
         last = rows[-1].opened_at
         alike = sum(row.opened_at == last for row in rows)
         skipped = before.skip if before is not None and before.opened_at == last else 0
         return cls(last, alike + skipped)
 
     def text(self) -> str:
-        """Return it for the address."""
         return f"{(self.opened_at - datetime.fromtimestamp(0, UTC)) // _INSTANT}_{self.skip}"
 
 
 def show_sessions(visit: Visit) -> Response:
-    """Show a page of sessions, or return all that match as CSV."""
     chosen = {name: visit.query(name) for name in _CHOICES}
     if visit.query("format") == "csv":
         headings = [column.key for column in SESSIONS]
@@ -155,7 +152,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A round with its stretches, in order; `begin_ms` is that of the first."""
+    """A round's stretches in order; `begin_ms` is that of the first."""
 
     round: RoundView
     stretches: tuple[Stretch, ...]
@@ -176,7 +173,7 @@ class Bar:
 
 
 def bars(rounds: Sequence[RoundView], *, session: SessionView, before: datetime) -> list[Bar]:
-    """Arrange rounds in time; `before` is the time of the verdict before the first, or of the session's Open."""
+    """Arrange rounds in time; `before` is the time of the preceding verdict or of the session's Open."""
     each_ms = _draft_ms(session)
     found, origin, last = list[Bar](), before, before
     for each in rounds:
@@ -199,7 +196,7 @@ def bars(rounds: Sequence[RoundView], *, session: SessionView, before: datetime)
 
 
 def scale(shown: Sequence[Bar]) -> tuple[float, float]:
-    """Return the begin and the length of a picture of these bars, in milliseconds."""
+    """Return begin and length of the chart, in milliseconds."""
     begin = min((bar.begin_ms for bar in shown), default=0.0)
     return begin, max(max((bar.end_ms for bar in shown), default=0.0) - begin, 1e-3)
 
@@ -236,7 +233,7 @@ _WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive tokens of one kind; `text` is what they read if `known`, else their number."""
+    """Consecutive tokens of one kind; `text` is their text if `known`, else their number."""
 
     kind: str
     words: str
@@ -246,14 +243,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class SessionText:
-    """A text for its page.
+    """A session's output for its page.
 
     Attributes:
         runs: Empty if the visitor may not read it, or only a hash is stored.
-        counts: Kind, the same for people, number of tokens.
-        hash: Stored in place of the text.
-        hidden: Whether there is a text that this visitor may not read.
-        left_out: Tokens that are not shown because the text is long.
+        counts: Kind, label, number of tokens.
+        hidden: Whether there is output that this visitor may not read.
+        left_out: Tokens that are not shown because the output is long.
     """
 
     runs: tuple[Run, ...]
@@ -264,7 +260,7 @@ class SessionText:
 
 
 def written_text(stored: StoredText, *, readable: bool) -> SessionText:
-    """Return a stored text for its page; `readable`: whether the visitor may read it."""
+    """Return stored output for its page; `readable`: whether the visitor may read it."""
     counts = Counter(token.kind for token in stored.tokens)
     has_text = any(token.id is not None for token in stored.tokens)
     return SessionText(
@@ -338,13 +334,13 @@ def _find(visit: Visit) -> SessionView:
 
 
 def _text(visit: Visit, session: SessionView) -> SessionText | None:
-    """Return the stored text; its content is for operators."""
+    """Return the stored output; its content is for operators."""
     stored = visit.services.log.text(session.session, device=session.device)
     return None if stored is None else written_text(stored, readable=visit.may_act)
 
 
 def _begin(before: list[RoundView], segments: list[SegmentView], session: SessionView) -> datetime:
-    """Return when the first round shown could begin."""
+    """Return the earliest possible begin of the first round shown."""
     if before:
         return before[-1].at
     return segments[0].opened_at if segments else session.opened_at
