@@ -70,9 +70,9 @@ _UPLINK, _DOWNLINK, _BOTH_WAYS = 10_000, 200, 12.0
 
 @dataclass(frozen=True, slots=True)
 class SavingPacing(FixedPacing):
-    """Draft on as long as all of the draft would be accepted with probability `_WORTH`: for as few bytes as possible.
+    """Drafts while the whole draft is accepted with probability `_WORTH`, to send as few bytes as possible.
 
-    That is taken from the probabilities with which the draft's tokens were drawn: tokens that are drawn are sent.
+    It uses the probabilities with which the tokens were drawn: drawn tokens are sent.
     """
 
     def plan(self, *, longest: int, window: int) -> Plan:
@@ -80,13 +80,12 @@ class SavingPacing(FixedPacing):
         return Plan(self.tokens, may_stop=True)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
-        """Return whether the next token is worth its bytes."""
         return prod(chances) >= _WORTH
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way over the network: a system in one mode, with one length of drafts (None where there is none)."""
+    """A system in one mode, with one draft length (None where there is none)."""
 
     system: str
     mode: Mode
@@ -106,7 +105,6 @@ class Variant:
         return f"{self.system} {self.mode.value}{length}"
 
     def pacing(self) -> Pacing:
-        """Return the pacing of a device."""
         if self.stops:
             return SavingPacing(self.length or 0)
         if self.length is not None:
@@ -115,7 +113,7 @@ class Variant:
 
 
 def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
-    """Yield all ways; drafts have `DRAFT` tokens where only one length is measured."""
+    """Yield all variants; drafts have `DRAFT` tokens where only one length is measured."""
     yield Variant(DEVICE_ALONE, Mode.COUPLED)
     yield Variant(CO_LOCATED, Mode.COUPLED, DRAFT)
     yield Variant("dsd", Mode.RESIDUAL, DRAFT, full_up=True)
@@ -131,7 +129,7 @@ def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
 
 @dataclass(slots=True)
 class Traffic:
-    """What texts have cost: tokens, then bytes of payload and of packets (over TLS its records), and TCP segments."""
+    """Tokens, then bytes of payload and of packets (over TLS its records), and TCP segments."""
 
     tokens: int = 0
     tested: int = 0
@@ -149,7 +147,7 @@ class Traffic:
 
     @property
     def wire_up(self) -> int:
-        """From the device with the heads of TCP and IP, long packets cut as on Ethernet."""
+        """Return the device's bytes with TCP and IP headers; long packets are cut as on Ethernet."""
         return self.packets_up + TCP_IP_HEAD * _segments(self.segments_up, self.packets_up, self.packets_down)
 
     @property
@@ -172,7 +170,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Count everything, for each draft model."""
     rows: list[dict[str, Any]] = []
     for draft in bench.options.drafts:
         rows += _measure(bench, draft)
@@ -232,7 +229,6 @@ def _row(variant: Variant, draft: str, plain: Traffic, tls: Traffic) -> dict[str
 
 
 def goals(rows: Sequence[dict[str, Any]]) -> list[Goal]:
-    """Return the goals for each draft model."""
     found = []
     for draft in dict.fromkeys(row["draft"] for row in rows):
         mine = [row for row in rows if row["draft"] == draft]
@@ -285,7 +281,7 @@ def _count(
 
 
 def _settled(relay: Relay) -> tuple[int, ...]:
-    """Return the bytes and segments up and down that a relay has counted, once nothing moves any more."""
+    """Return a relay's bytes and segments up and down, once nothing moves any more."""
     before: tuple[int, ...] = ()
     while (now := (relay.up, relay.down, *relay.segments)) != before:
         before = now
@@ -294,9 +290,9 @@ def _settled(relay: Relay) -> tuple[int, ...]:
 
 
 class _CountingLink(FillingLink):
-    """A link that marks when the first draft of a text goes out, and when the text is closed.
+    """Marks when a request's first draft is sent and when it is closed.
 
-    So the opening of a session is left out, of which a text of any length has one.
+    The opening of a session is left out, because it costs the same for any length.
     """
 
     def __init__(self, link: PahoLink, relay: Relay, filling: int) -> None:
@@ -316,7 +312,7 @@ class _CountingLink(FillingLink):
 
 
 class _CountingDevice(AbstractContextManager["_CountingDevice"]):
-    """A real device that plays records, on a connection whose bytes are counted."""
+    """A real device that replays records, on a connection whose bytes are counted."""
 
     def __init__(
         self,
@@ -348,7 +344,7 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
         self._relay.close()
 
     def write(self, text: RecordedText, *, tokens: int | None = None) -> Traffic:
-        """Write a text; return what it cost."""
+        """Run a request; return its traffic."""
         self._drafter.play(text)
         filled = self._counting.filled
         done = self._agent.generate(
@@ -360,7 +356,7 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
 
 
 def pieces_of(law: RecordedLaw, *, seed: int, length: int, tokens: int) -> Iterator[tuple[int, ...]]:
-    """Yield what each verification of a draft of `length` tokens brings, in coupled mode."""
+    """Yield what each verification of a draft of `length` tokens returns, in coupled mode."""
     text = [coupled_token(p, seed, place) for place, p in enumerate(law.target[:tokens])]
     begin = 0
     while begin < len(text):
@@ -374,9 +370,9 @@ def pieces_of(law: RecordedLaw, *, seed: int, length: int, tokens: int) -> Itera
 def _send_pieces(
     bench: Bench, device: BrokerSettings, edge: BrokerSettings, laws: Sequence[RecordedLaw], *, length: int
 ) -> Traffic:
-    """Send texts that both models write at the edge, in the messages of edge-only decoding; return what they cost.
+    """Send requests that both models generate at the edge, in the messages of edge-only decoding; return the traffic.
 
-    Only the messages are real: the sender sends as many tokens at a time as a verification would have brought.
+    Only the messages are real: the sender sends as many tokens at a time as a verification would have returned.
     """
     draft_topic = build(Topic.DRAFT, fleet=bench.fleet, device=_DEVICE, edge=_EDGE)
     verdict_topic = build(Topic.VERDICT, fleet=bench.fleet, device=_DEVICE)

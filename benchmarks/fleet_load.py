@@ -1,7 +1,7 @@
-"""Load of a fleet: devices of one process that play recorded drafts against a real edge.
+"""Load of a fleet: devices of one process that replay recorded drafts against a real edge.
 
-Each device has its own connection, pacing and thread. Its draft model costs no processor of this machine, only the time
-that it would take on a processor of its own.
+Each device has its own connection, pacing and thread. Its draft model uses no processor of this machine, only the time
+that it would take on its own processor.
 """
 
 import time
@@ -23,7 +23,7 @@ from tests.support.recorded_drafter import RecordedDrafter, RecordedText
 
 @dataclass(slots=True)
 class Written:
-    """A text that a device has written: when it was asked for, and when how many tokens came (monotonic seconds)."""
+    """A device's output: time of the request, and times and numbers of the tokens (monotonic seconds)."""
 
     asked_at: float
     pieces: list[tuple[float, int]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class WrittenTexts:
-    """What devices have written at the same time, in the seconds from the first request to the last token."""
+    """Outputs of concurrent requests, in the seconds from the first request to the last token."""
 
     texts: tuple[Written, ...]
     seconds: float
@@ -47,12 +47,12 @@ class WrittenTexts:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all devices together, the prompts' time counted in."""
+        """Return the rate of all devices together, including the prompts' time."""
         return self.tokens / self.seconds
 
 
 def mean_pace(written: Iterable[WrittenTexts]) -> float:
-    """Return tokens a second of one device from first piece to last, prompts left out: all tokens over all the time."""
+    """Return the tokens per second of one device without prompts: all tokens over the time from first to last piece."""
     texts = [text for each in written for text in each.texts if len(text.pieces) > 1]
     seconds = sum(text.pieces[-1][0] - text.pieces[0][0] for text in texts)
     return sum(text.tokens - text.pieces[0][1] for text in texts) / seconds if seconds else 0.0
@@ -92,7 +92,7 @@ class FleetLoad(AbstractContextManager["FleetLoad"]):
             agent.pacing = pacing
 
     def write(self, texts: Sequence[RecordedText], *, mode: Mode = Mode.COUPLED) -> WrittenTexts:
-        """Have device n write text n, all at the same time; in residual mode texts differ from the recorded ones."""
+        """Let device n generate output n, all at once; in residual mode outputs differ from the recorded ones."""
 
         def write(number: int) -> Written:
             text, mine = texts[number], Written(time.monotonic())

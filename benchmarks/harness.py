@@ -54,13 +54,8 @@ _NOTABLE: Final = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", 
 Result = TypeVar("Result")
 
 
-# What a suite returns ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A goal, and what was found."""
-
     what: str
     value: float
     bound: float
@@ -71,12 +66,10 @@ class Goal:
 
 
 def at_most(what: str, value: float, bound: float) -> Goal:
-    """Return a goal that is reached by no more than `bound`."""
     return Goal(what, value, bound, value <= bound)
 
 
 def at_least(what: str, value: float, bound: float) -> Goal:
-    """Return a goal that is reached by `bound` or more."""
     return Goal(what, value, bound, value >= bound)
 
 
@@ -85,10 +78,10 @@ class Report:
     """What a suite found.
 
     Attributes:
-        rows: One for each thing measured, as JSON values.
+        rows: One for each measurement, as JSON values.
         goals: Printed at the end; the exit code is 1 if one is missed.
         more: Other JSON values to keep.
-        wrong: Sentences about what must not happen; the exit code is 1 if there are any.
+        wrong: Descriptions of errors; the exit code is 1 if there are any.
         draw: Draws on a matplotlib figure.
     """
 
@@ -100,7 +93,6 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether all goals are reached and nothing is wrong."""
         return all(goal.reached for goal in self.goals) and not self.wrong
 
 
@@ -170,17 +162,14 @@ def number_of(kind: type[int] | type[float], least: float) -> Callable[[str], fl
 
 
 def say(what: str) -> None:
-    """Print what is being done, on standard error."""
+    """Report progress on standard error."""
     print(f"{what} …", file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, title: str = "") -> None:
-    """Print rows.
+    """Print rows; a missing value, or None, is printed as "-".
 
-    Args:
-        rows: Values by name; a missing one, or None, is printed as "-".
-        columns: Format by name of the value, such as `.1f`; the name, with blanks for underscores, is the head.
-        title: A line above.
+    `columns` has the format by name of the value, such as `.1f`; the name, with blanks for underscores, is the head.
     """
     cells = [[name.replace("_", " ") for name in columns]]
     for row in rows:
@@ -201,9 +190,6 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, titl
     sys.stdout.flush()
 
 
-# What a suite starts -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Edge:
     """A running edge: its process, and the URL of its session log."""
@@ -213,8 +199,6 @@ class Edge:
 
 
 class Bench:
-    """A suite's run."""
-
     def __init__(self, options: argparse.Namespace, folder: Path, *, fleet: str) -> None:
         self.options = options
         self.folder = folder
@@ -242,7 +226,7 @@ class Bench:
         return folder
 
     def broker(self, *edges: str) -> MosquittoProcess:
-        """Return a mosquitto on a free port, to be entered."""
+        """Return a mosquitto on a free port, as a context manager."""
         return MosquittoProcess(Broker(fleet=self.fleet, edges=edges) if edges else Broker(fleet=self.fleet))
 
     @contextmanager
@@ -289,7 +273,7 @@ def link_to(port: int, fleet: str, name: str) -> PahoLink:
 
 
 def streaming() -> Pacing:
-    """Return the plan of a device that has its edge write."""
+    """Return the pacing of edge-only decoding."""
     return FixedPacing(STREAMED, stream=True)
 
 
@@ -319,7 +303,7 @@ def connected(
 
 
 def together(calls: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Run calls at the same time, each on a thread; return what they return, or raise the first error."""
+    """Run calls concurrently, each on a thread; return their results, or raise the first error."""
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
     gate = threading.Barrier(len(calls))
@@ -343,7 +327,7 @@ def together(calls: Sequence[Callable[[], Result]]) -> list[Result]:
 
 @contextmanager
 def _ending_cleanly() -> Iterator[None]:
-    """End at SIGTERM, by which schedulers and `timeout` end a program, as at Ctrl-C: child processes end too."""
+    """Handle SIGTERM, by which schedulers and `timeout` end a program, like Ctrl-C: child processes end too."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -356,23 +340,20 @@ def _ending_cleanly() -> Iterator[None]:
 
 
 def cpu_s(process: psutil.Process) -> float:
-    """Return the seconds of processor time that a process has taken."""
+    """Return the processor seconds of a process."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
 def free_address() -> str:
-    """Return an address on loopback whose port was free a moment ago."""
+    """Return a loopback address whose port was free a moment ago."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{one.getsockname()[1]}"
 
 
-# What a reader of figures has to know --------------------------------------------------------------------------------
-
-
 def conditions() -> dict[str, Any]:
-    """Return the commit, the versions, the machine and how busy it is, and the time, as JSON values."""
+    """Return commit, versions, machine, load and time, as JSON values."""
     found = {"dssd-fleet": VERSION, "python": platform.python_version()}
     with contextlib.suppress(BrokerError):
         found["mosquitto"] = str(installed_version(find_mosquitto()))
@@ -398,7 +379,7 @@ def conditions() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit of this checkout, with "-dirty" behind it if files differ; None where there is none."""
+    """Return the commit of this checkout, with "-dirty" appended if files differ; None without a repository."""
     program = shutil.which("git")
     if program is None:
         return None

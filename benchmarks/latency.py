@@ -46,7 +46,7 @@ _ALL: Final = (DEVICE_ALONE, CO_LOCATED, *SYSTEMS)
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A text: seconds to its first tokens, from there to the last, tokens in that time, and payload bytes."""
+    """One output: seconds to its first tokens, from there to the last, tokens in that time, and payload bytes."""
 
     text: tuple[int, ...]
     first_s: float
@@ -58,7 +58,7 @@ class Timed:
 
 @dataclass(slots=True)
 class Row:
-    """What one system did at one place; medians over texts."""
+    """One system at one place; medians over outputs."""
 
     system: str
     draft: str
@@ -72,7 +72,7 @@ class Row:
     texts: list[Timed] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
-        """Return the figures of its texts."""
+        """Return the figures of its outputs."""
         tokens = sum(len(each.text) for each in self.texts)
         self.tokens_per_s = median(each.after / each.seconds if each.seconds else 0.0 for each in self.texts)
         self.ttft_ms = median(each.first_s for each in self.texts) * 1e3
@@ -94,7 +94,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Measure every system at every place."""
     cores = sorted(bench.cores.edge | bench.cores.others)
     edge_core, device_core = cores[0], cores[-1]
     rows: list[dict[str, Any]] = []
@@ -153,7 +152,7 @@ def _write_all(
     rows: Mapping[str, Row],
     prompts: Sequence[Sequence[int]],
 ) -> None:
-    """Write all texts by all systems, in turns."""
+    """Run all requests by all systems, in turns."""
 
     def write(name: str, number: int) -> Timed:
         policy = policy_of(number).model_copy(update={"mode": SYSTEMS[name].mode})
@@ -171,7 +170,7 @@ def _write_all(
 def _locally(
     bench: Bench, target: Path, drafter: LlamaCppDrafter, prompts: Sequence[Sequence[int]]
 ) -> dict[str, list[Timed]]:
-    """Write what needs no network, once for all distances."""
+    """Run the systems without a network, once for all distances."""
     options = bench.options
     found: dict[str, list[Timed]] = {}
     if DEVICE_ALONE in options.systems:
@@ -190,7 +189,7 @@ def _locally(
 
 
 def write_alone(drafter: Drafter, prompt: Sequence[int], *, policy: SamplingPolicy, tokens: int) -> Timed:
-    """Let the draft model write: what a device does without any edge. Its text is the small model's."""
+    """Let the draft model generate alone, as a device without an edge does."""
     started = time.monotonic()
     drafter.reset(prompt)
     first_at, text = 0.0, list[int]()
@@ -216,7 +215,7 @@ def write_together(
     length: int,
     limit_s: float,
 ) -> Timed:
-    """Let both models write on one machine in coupled mode: speculative decoding as an inference server does it."""
+    """Let both models generate on one machine in coupled mode, as an inference server does."""
     started = time.monotonic()
     verifier.open(0)
     drafter.reset(prompt)
@@ -250,7 +249,7 @@ def write_together(
 
 
 class _RemoteDevice:
-    """A device with a live draft model, connected."""
+    """A connected device with a live draft model."""
 
     def __init__(self, agent: Agent, link: FillingLink) -> None:
         self._agent, self._link = agent, link
@@ -258,7 +257,7 @@ class _RemoteDevice:
     def write(
         self, pacing: Pacing, prompt: Sequence[int], *, policy: SamplingPolicy, tokens: int, limit_s: float
     ) -> Timed:
-        """Write a text; it is cut off after `limit_s` seconds."""
+        """Run a request; it is cut off after `limit_s` seconds."""
         pieces: list[tuple[float, int]] = []
         self._agent.pacing = pacing
         filled, started = self._link.filled, time.monotonic()
@@ -298,7 +297,7 @@ def _device(
 
 
 def _draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: ANN401 - matplotlib's
-    """Draw tokens a second over distance at the widest line: a panel for each cost and draft model, a line a system."""
+    """Draw tokens per second over distance at the widest line: a panel per cost and draft model, a line per system."""
     from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415 - slow to import
 
     panels = sorted({(row["cost"], row["draft"]) for row in rows})

@@ -65,7 +65,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Generate, and read what the process holds."""
     options = bench.options
     defaults = {"texts": 5000, "at_once": 16, "prompt": 24, "tokens": 4, "context": 1024}
     if options.of == "device":
@@ -92,7 +91,7 @@ def resident(pid: int, texts: int) -> Resident:
 
 
 def growth(rows: list[Resident], texts: int) -> tuple[float, float, float]:
-    """Return the slope in the second half (MB a thousand texts), with the ends of its 95 % interval."""
+    """Return the slope in the second half (MB per thousand requests), with the ends of its 95 % interval."""
     return slope_of([(row["texts"] / 1000, row["all"]) for row in rows if row["texts"] >= texts / 2])
 
 
@@ -103,7 +102,7 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float, float
 
 
 def weight_bytes(target: Path, dtype: str) -> int:
-    """Return what a target's weights take: of a GGUF its size, of a folder its tensors in a number format."""
+    """Return the size of a target's weights: of a GGUF its file, of a folder its tensors in a number format."""
     if target.is_file():
         return target.stat().st_size
     total = 0
@@ -118,7 +117,7 @@ def weight_bytes(target: Path, dtype: str) -> int:
 
 
 def _sampled(pid: int, texts: int, at_once: int, write: Callable[[int], object]) -> list[Resident]:
-    """Write texts, some at once; return samples of a process's memory, the first from before."""
+    """Run requests, some at once; return samples of a process's memory, the first from before."""
     samples, lock, done = [resident(pid, 0)], threading.Lock(), 0
 
     def one(number: int) -> None:
@@ -205,7 +204,7 @@ def _device_process(flags: list[str]) -> Iterator[int]:
 
 
 def _until_served(ask: Callable[[], None]) -> None:
-    """Ask until the device has found its broker and its edge."""
+    """Repeat a request until the device has found its broker and its edge."""
     deadline = time.monotonic() + _ANSWER_S
     while True:
         try:

@@ -41,7 +41,7 @@ SLEEP: Final = "sleep"
 
 @dataclass(slots=True)
 class MeteredVerifier:
-    """`Verifier` that notes the steps of another."""
+    """`Verifier` that records the steps of another."""
 
     verifier: Verifier
     step_s: float = 0.0
@@ -63,7 +63,6 @@ class MeteredVerifier:
 def metered_edge(
     bench: Bench, port: int, target: Path | None, *, log: bool = True, sample: dict[str, Any] | None = None
 ) -> Iterator[Program]:
-    """Run a metered edge on the edge's cores."""
     folder = bench.new_folder()
     engine = [SLEEP, "--target", "."] if target is None else ["llama.cpp", "--target", str(target)]
     edge = Program(
@@ -161,7 +160,7 @@ PARTS: Final = (
 
 
 def part_of(functions: Iterator[tuple[str, str]], thread: str) -> str:
-    """Return the part that a stack stands in."""
+    """Return the part of the program that a stack belongs to."""
     for module, function in functions:
         if module == "schemas.codec":
             if function.startswith("decode_"):
@@ -192,7 +191,7 @@ class StackSampler:
         self._thread.start()
 
     def stop(self) -> dict[str, float]:
-        """End; return the seconds of processor time by part, the greatest first."""
+        """End; return the processor seconds by part, the greatest first."""
         self._stopping.set()
         self._thread.join()
         return dict(sorted(self.seconds.items(), key=lambda item: -item[1]))
@@ -218,7 +217,7 @@ class StackSampler:
 
 
 def _clock_of(native_id: int) -> int:
-    """Return Linux's number of the clock of a thread's processor time."""
+    """Return Linux's clock number of a thread's processor time."""
     return (~native_id << 3) | 6
 
 

@@ -67,7 +67,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Measure all cells; the edge has all cores."""
     options = bench.options
     if options.quick:
         options.drafts, options.devices, options.round_trips, options.rounds = ["Q4_0"], [1], [20], 1
@@ -136,7 +135,7 @@ def _measure(
 
 
 def _outcome(paces: Sequence[float], written: Sequence[WrittenTexts]) -> Outcome:
-    """Return what was written under one plan; the first pace is that of the round that is not counted."""
+    """Return the outcome of one plan; the first pace is that of the uncounted round."""
     generations = [text.generation for texts in written for text in texts.texts if text.generation is not None]
     total = {
         name: sum(getattr(each.counters, name) for each in generations)
@@ -154,7 +153,7 @@ def _outcome(paces: Sequence[float], written: Sequence[WrittenTexts]) -> Outcome
 
 
 def compared(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Return the ratios of a cell, round by round: what disturbs the machine for a while is in both."""
+    """Return the ratios of a cell, round by round: a disturbance of the machine is in both."""
 
     def ratios(plan: str, other: str) -> list[float]:
         pairs = zip(outcomes[plan]["rounds"], outcomes[other]["rounds"], strict=True)

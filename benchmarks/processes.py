@@ -1,4 +1,4 @@
-"""Child processes of the benchmarks: the cores that they run on, and what they write on standard output."""
+"""Child processes of the benchmarks: their cores and their standard output."""
 
 import contextlib
 import json
@@ -27,8 +27,6 @@ class BenchError(FleetError):
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Who runs where."""
-
     edge: frozenset[int]
     others: frozenset[int]
 
@@ -43,13 +41,12 @@ class Cores:
 
     @property
     def apart(self) -> bool:
-        """Whether the edge has cores of its own."""
         return not self.edge & self.others
 
 
 @contextlib.contextmanager
 def on_cores(cores: Collection[int]) -> Iterator[None]:
-    """Have this thread, and what is started meanwhile, run there: a child has its parent's cores."""
+    """Run this thread, and processes that it starts meanwhile, on these cores: a child has its parent's cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -59,8 +56,6 @@ def on_cores(cores: Collection[int]) -> Iterator[None]:
 
 
 class Program:
-    """A Python program of ours in a process of its own."""
-
     def __init__(
         self,
         module: str,
@@ -97,14 +92,13 @@ class Program:
         return self._process.poll() is None
 
     def tell(self, line: str) -> None:
-        """Write a line to its standard input."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
 
     def wait_for(self, word: str, *, timeout_s: float) -> str:
-        """Return the first line with that word in it."""
+        """Return the first line that contains `word`."""
 
         def found() -> bool:
             return not self._reader.is_alive() or any(word in line for line in self._lines)
@@ -118,7 +112,6 @@ class Program:
         return line
 
     def wait_to_end(self, *, timeout_s: float) -> None:
-        """Wait until it has ended unasked."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -131,7 +124,7 @@ class Program:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it without a word, as a power failure would."""
+        """Kill it, as a power failure would."""
         self._process.kill()
         self._process.wait()
 
@@ -140,7 +133,7 @@ class Program:
             self._process.terminate()
 
     def end(self) -> list[str]:
-        """Ask it to end, see to it, and return all that it has written. Idempotent."""
+        """End it, wait, and return all its output. Idempotent."""
         self.ask_to_end()
         try:
             self._process.wait(_STOP_S)
@@ -182,7 +175,7 @@ class Identity:
 
     @classmethod
     def at(cls, broker: ThrowAwayBroker, name: str, *, port: int | None = None) -> Self:
-        """Return a client of a broker that runs, or of a relay before it."""
+        """Return a client of a running broker, or of a relay before it."""
         port = broker.broker.port_of(name) if port is None else port
         if not isinstance(broker, LocalBroker):
             return cls(name, "127.0.0.1", port)
@@ -204,7 +197,7 @@ class Identity:
 def edge_settings(
     identity: Identity, *, fleet: str, folder: Path, lines: Sequence[str] = (), **settings: object
 ) -> str:
-    """Return the content of an edge's configuration file, with more lines before its section `broker`."""
+    """Return an edge's configuration file, with more lines before its section `broker`."""
     own = {"fleet": fleet, "edge": identity.name, "db": f"sqlite:///{folder}/log.sqlite3", "spool": f"{folder}/spool"}
     return "\n".join(
         [
@@ -219,20 +212,20 @@ def edge_settings(
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """End of a process that writes texts."""
+    """End of a process that generates."""
 
     event: threading.Event = field(default_factory=threading.Event)
     cancellation: Cancellation = field(default_factory=Cancellation)
 
     def at_sigterm(self) -> Self:
-        """Have SIGTERM bring it about; on the main thread. Returns itself."""
+        """End at SIGTERM; on the main thread. Return self."""
         # Not in the handler itself: it would run in the midst of whatever takes the locks that it needs.
         threading.Thread(target=self._cancel, name="cancel", daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *_: self.event.set())
         return self
 
     def with_parent(self) -> Self:
-        """Have the end of standard input bring it about: the parent process has ended. Returns itself."""
+        """End with standard input: the parent process has ended. Return self."""
         threading.Thread(target=self._outlive_nobody, name="lifeline", daemon=True).start()
         return self
 
@@ -247,6 +240,6 @@ class Ending:
 
 
 def tell(event: str, **fields: object) -> None:
-    """Write an event, unless nobody reads any more."""
+    """Write an event, unless the reader has gone."""
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps({"event": event, **fields}), flush=True)

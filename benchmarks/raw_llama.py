@@ -28,8 +28,6 @@ CHUNK: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked for."""
-
     tokens: tuple[int, ...]
     policy: SamplingPolicy
     most: int
@@ -37,7 +35,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a step has brought one client."""
+    """What a step returned to one client."""
 
     new: tuple[int, ...]
     ended: bool
@@ -66,7 +64,7 @@ class _Context:
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
 
     def _fill(self, entries: Iterable[tuple[int, int, int, bool]]) -> None:
-        """Put tokens into the batch: sequence, token, position, and whether its logits are wanted."""
+        """Fill the batch: sequence, token, position, and whether logits are wanted."""
         batch, place = self._batch, 0
         for sequence, token, position, wanted in entries:
             batch.token[place], batch.pos[place], batch.logits[place] = token, position, wanted
@@ -80,7 +78,7 @@ class _Context:
 
 
 class RawLlama(_Context):
-    """Steps of sequences that are all filled with the same text."""
+    """Steps of sequences that are all filled with the same tokens."""
 
     def __init__(self, path: str, *, streams: int, cells: int, context: int, threads: int, flash: bool) -> None:
         most = max(STEP, streams * (cells - context))
@@ -95,7 +93,7 @@ class RawLlama(_Context):
         self.step(1, 1)  # llama.cpp copies at the next call
 
     def step(self, sequences: int, tokens: int) -> float:
-        """Compute a step, and forget it; return the milliseconds that it took."""
+        """Compute a step and roll it back; return its milliseconds."""
         positions = range(self._context, self._context + tokens)
         self._fill(self._entry(stream, at, wanted=True) for stream in range(sequences) for at in positions)
         before = time.perf_counter()
@@ -120,19 +118,17 @@ class _Slot:
 
 
 class RawEngine(_Context):
-    """An `Engine`: one token of each text in a step, and a piece of the prompts that wait."""
+    """An `Engine`: one token of each request in a step, and a piece of the waiting prompts."""
 
     def __init__(self, path: Path, *, slots: int, cells: int, threads: int, flash: bool = False) -> None:
         super().__init__(path, streams=slots, cells=cells, threads=threads, flash=flash)
         self._slots: dict[int, _Slot] = {}
 
     def begin(self, slot: int, prompt: Prompt) -> None:
-        """Begin a text in a slot that has none."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
         self._slots[slot] = _Slot(prompt, _sampler(prompt))
 
     def step(self) -> Mapping[int, Written]:
-        """Compute once for all slots; return what each got, those that got nothing left out."""
         entries: list[tuple[int, int, int, bool]] = []  # slot, token, position, whether its row is wanted
         for number, slot in self._slots.items():
             if slot.latest is not None:

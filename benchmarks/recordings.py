@@ -1,8 +1,8 @@
-"""Recordings: what a target and a draft model say at each position of some texts, made once and kept in a file.
+"""Recordings: a target's and a draft model's distributions at each position of some outputs, made once and cached.
 
-Along a recorded text both distributions are those of the real models. Behind a token that the text does not have they
-go on with what was recorded for the position: a text can be generated again, in either mode and with any seed, and
-position by position its drafts are accepted as often as the models' own, without a model at run time.
+Along a recorded output both distributions are those of the real models. After a token that the output does not have,
+they continue with what was recorded for the position. So an output can be generated again, in either mode and with any
+seed, and its drafts are accepted as often as the models' own, without a model at run time.
 """
 
 import hashlib
@@ -38,31 +38,30 @@ _TIMED: Final = 64  # tokens over which the draft model's speed is taken
 
 
 def policy_of(number: int) -> SamplingPolicy:
-    """Return the policy of text `number`."""
     return SamplingPolicy(mode=Mode.COUPLED, temperature=0.7, top_k=50, top_p=0.95, seed=number)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedLaw:
-    """The shaped distributions along one text: by position the target's and the draft model's."""
+    """The shaped distributions along one output: by position the target's and the draft model's."""
 
     prompt: tuple[int, ...]
     target: tuple[Dist, ...]
     draft: tuple[Dist, ...]
 
     def text(self, seed: int, mode: Mode) -> RecordedText:
-        """Return it as what a `RecordedDrafter` plays. The policy keeps what was recorded: that was shaped already."""
+        """Return it for a `RecordedDrafter`. The policy keeps what was recorded, which was already shaped."""
         policy = policy_of(seed).model_copy(update={"mode": mode, "top_p": 1.0})
         return RecordedText("", self.prompt, policy, (0,) * len(self.draft), self.draft)
 
     def written(self, seed: int) -> RecordedText:
-        """Return it as the text that the target generates in coupled mode, and devices that play it again."""
+        """Return the output that the target generates in coupled mode, for devices that replay it."""
         tokens = tuple(coupled_token(p, seed, place) for place, p in enumerate(self.target))
         return replace(self.text(seed, Mode.COUPLED), policy=policy_of(seed), tokens=tokens)
 
     @property
     def overlap(self) -> float:
-        """The mean of the sum of min(p, q): how often a drafted token is accepted in residual mode."""
+        """Return the mean of the sum of min(p, q): the acceptance of a drafted token in residual mode."""
         shares = []
         for p, q in zip(self.target, self.draft, strict=True):
             _, mine, theirs = np.intersect1d(p.ids, q.ids, assume_unique=True, return_indices=True)
@@ -81,11 +80,11 @@ class RecordedLaws:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Token strings by id: `t0`, `t1`, …."""
+        """Return the token strings by id: `t0`, `t1`, …."""
         return tuple(f"t{token}" for token in range(self.size))
 
     def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
-        """Return float32 `[vocabulary]`, minus infinity where nothing was recorded; behind the end the last row."""
+        """Return float32 `[vocabulary]`, minus infinity where nothing was recorded; after the end the last row."""
         law = self._of(prefix)
         row = np.full(self.size, -np.inf, dtype=np.float32)
         p = law.target[min(len(prefix) - len(law.prompt), len(law.target) - 1)]
@@ -101,7 +100,7 @@ class RecordedLaws:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Texts with one draft model."""
+    """Outputs with one draft model."""
 
     draft: str
     texts: tuple[RecordedText, ...]
@@ -109,7 +108,7 @@ class Recording:
 
 
 def record(bench: Bench, draft: str, prompts: Sequence[Prompt], *, tokens: int) -> Recording:
-    """Return the coupled texts of the target, and what a draft model such as `Q4_0` says along them."""
+    """Return the target's coupled outputs, and the distributions of a draft model such as `Q4_0` along them."""
     laws = record_laws(bench, draft, prompts, tokens=tokens)
     drafter = LlamaCppDrafter(LlamaCppSettings(path=bench.model(f"{draft}.gguf"), threads=1))
     with closing(drafter):
@@ -118,7 +117,7 @@ def record(bench: Bench, draft: str, prompts: Sequence[Prompt], *, tokens: int) 
 
 
 def record_laws(bench: Bench, draft: str, prompts: Sequence[Prompt], *, tokens: int) -> RecordedLaws:
-    """Return what target and draft model say along texts of the target; made now, or taken from the cache."""
+    """Return both models' distributions along outputs of the target, made now or taken from the cache."""
     file = cache_of(bench, f"laws-{draft}", draft, prompts, tokens)
     if not file.exists():
         say(f"recording what the target and {draft} say of {len(prompts)} texts, once")
@@ -161,7 +160,7 @@ def _record(file: Path, target: Path, draft: Path, prompts: Sequence[Prompt], to
 
 
 def _read(drafter: LlamaCppDrafter, prompt: Sequence[int], policy: SamplingPolicy, tokens: Sequence[int]) -> list[Dist]:
-    """Return what a draft model says at the position of each token of a text."""
+    """Return a draft model's distribution at the position of each token."""
     drafter.reset(prompt)
     dists = []
     for token in tokens:
@@ -184,7 +183,7 @@ def _speed(drafter: LlamaCppDrafter, prompt: Sequence[int]) -> float:
 def save(
     file: Path, ints: Mapping[str, Sequence[Sequence[int]]], dists: Mapping[str, Sequence[Sequence[Dist]]]
 ) -> None:
-    """Keep lists of integers and of distributions, by name."""
+    """Save lists of integers and of distributions, by name."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, lists in ints.items():
         arrays[name] = np.concatenate([np.array(each, dtype=np.int64) for each in lists])

@@ -43,8 +43,6 @@ _PREFIX: Final = "token_id:"
 
 
 class Oracle:
-    """One server."""
-
     def __init__(
         self, url: str, api: str, *, headers: Mapping[str, str], vocabulary: int, timeout_s: float = 300.0
     ) -> None:
@@ -57,7 +55,7 @@ class Oracle:
         self._http.close()
 
     def greedy(self, prompt: Sequence[int], length: int) -> tuple[int, ...]:
-        """Have the server write a text of that many tokens, always the most likely one, in one request."""
+        """Have the server decode that many tokens greedily, in one request."""
         if self._api == "sglang":
             sampling = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
             answer = self._post("/generate", {"input_ids": list(prompt), "sampling_params": sampling})
@@ -118,21 +116,19 @@ _PAIR: Final = 2  # tokens of a sampled text: the second is verified in the same
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A text to be generated: prompt, policy with the seed, and most tokens."""
-
     prompt: Sequence[int]
     policy: SamplingPolicy
     length: int
 
 
 class RemoteDevices:
-    """Devices, connected; each drafts with a context of its own."""
+    """Connected devices; each drafts with a context of its own."""
 
     def __init__(self, agents: Sequence[Agent]) -> None:
         self._agents = agents
 
     def write(self, jobs: Sequence[Job]) -> list[Generation]:
-        """Generate all texts, as many at a time as there are devices."""
+        """Run all jobs, as many at a time as there are devices."""
         done: dict[int, Generation] = {}
         queue, taking = iter(list(enumerate(jobs))), Lock()
 
@@ -153,14 +149,13 @@ class RemoteDevices:
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """Greedy texts, compared with the server's own.
+    """Greedy outputs, compared with the server's own.
 
     Attributes:
-        texts: How many.
-        equal: Of these, equal token by token.
-        gaps: Of the others, how far the log-probabilities of the two best tokens lie apart where the texts part.
+        equal: Number of outputs that are equal token by token.
+        gaps: Of the others, the gap between the two best log-probabilities where they differ.
         acceptance: Accepted of tested draft tokens.
-        tie: What counts as a tie: the server's own rounding may decide there, in either way.
+        tie: Largest gap of a tie, which the server's own rounding may decide in either way.
     """
 
     texts: int
@@ -171,13 +166,12 @@ class Greedy:
 
     @property
     def passed(self) -> bool:
-        """Whether texts part nowhere but at ties."""
         return all(gap < self.tie for gap in self.gaps)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Texts of two tokens held against the server's log-probabilities."""
+    """Outputs of two tokens, tested against the server's log-probabilities."""
 
     mode: Mode
     texts: int
@@ -187,13 +181,12 @@ class Sampled:
 
     @property
     def passed(self) -> bool:
-        """Whether texts follow the server's distribution."""
         return self.p > ALARM
 
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
-    """Coupled texts written alone, and again with others."""
+    """Coupled outputs generated alone, and again with others."""
 
     texts: int
     equal: int
@@ -210,7 +203,7 @@ def check_greedy(
     dtype: str,
     ends: Sequence[int],
 ) -> Greedy:
-    """Write greedy texts through the system, and have the server write the same prompts."""
+    """Decode greedily through the system, and have the server complete the same prompts."""
     policy = SamplingPolicy(temperature=0.0, seed=1)
     done = devices.write([Job(prompt, policy, length) for prompt in prompts])
     gaps, equal = [], 0
@@ -235,7 +228,7 @@ def check_sampled(
     top: int,
     ends: Sequence[int],
 ) -> Sampled:
-    """Write many texts of two tokens, and hold them against the law of the server's log-probabilities by chi-square."""
+    """Generate many outputs of two tokens, and test them against the server's log-probabilities by chi-square."""
     policy = SamplingPolicy(mode=mode, temperature=0.9, top_k=min(20, top), top_p=0.95, seed=0)
     first = shape(oracle.row(prompt, top), policy)
     law: dict[tuple[int, int], float] = {}
@@ -257,7 +250,7 @@ def check_sampled(
 
 
 def check_repeats(devices: RemoteDevices, prompts: Sequence[Sequence[int]], *, length: int, top: int) -> Repeats:
-    """Write coupled texts one after the other, then all at once."""
+    """Generate coupled outputs one after another, then all at once."""
     jobs = [
         Job(prompt, SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=min(50, top), seed=number), length)
         for number, prompt in enumerate(prompts)
@@ -275,7 +268,7 @@ def _acceptance(done: Sequence[Any]) -> float:
 
 
 def _until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
-    """Return a text up to its end token, included."""
+    """Return an output up to its end token, included."""
     for at, token in enumerate(tokens):
         if token in ends:
             return tuple(tokens[: at + 1])
@@ -283,7 +276,7 @@ def _until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the number of tokens before two texts part."""
+    """Return the length of the common prefix."""
     for at, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
             return at
@@ -419,7 +412,7 @@ def time_steps(
 ) -> list[dict[str, Any]]:
     """Time steps of several engines, in turns: each size with all engines before the next size.
 
-    New tokens are drawn for every repeat, so that a server has nothing of them in its prefix cache.
+    New tokens are drawn for every repeat, so that a server has none of them in its prefix cache.
     """
     rng = random.Random(seed)
     vocabulary = range(min(verifier.info.vocabulary.size for verifier in verifiers.values()))
@@ -445,7 +438,7 @@ def time_steps(
 
 
 def _time_step(verifier: Verifier, items: Sequence[Item], *, back_to: int) -> float:
-    """Return the milliseconds of one step, which is taken back afterwards."""
+    """Return the milliseconds of one step, which is rolled back afterwards."""
     started = time.perf_counter()
     verifier.score(items)
     taken = 1e3 * (time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Systems: the ways to give a device the text of a large model, under one name each in all suites."""
+"""Systems: the ways to give a device a large model's output, with one name each in all suites."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,8 +25,6 @@ HALF: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way over the network."""
-
     pacing: Callable[[], Pacing]
     mode: Mode
     form: FormName = FormName.AUTO
@@ -65,7 +63,7 @@ COLOURS: Final = {
 class FillingLink:
     """A link that sends as many bytes before each draft as its tokens' full distributions would take.
 
-    Nobody reads them: what it costs to decode and use them is left out.
+    Nobody reads them: the cost of decoding and using them is left out.
     """
 
     def __init__(self, link: PahoLink, size: int) -> None:

@@ -47,7 +47,7 @@ from schemas.printable import json_text, printable
 
 
 def draft_model(draft: str, models: Path) -> str:
-    """Return the devices' setting `model` for a quantization or any other model; fetch it where needed.
+    """Return the devices' setting `model` for a quantization or another model, fetched where needed.
 
     Raises:
         CommandError: There is no such draft model.
@@ -75,11 +75,7 @@ def draft_model(draft: str, models: Path) -> str:
 
 
 def target_model(target: str | None, models: Path, *, engine: str) -> str:
-    """Return the edge's setting `target`: as given, or the demo's own.
-
-    Raises:
-        CommandError: The demo's own is not there.
-    """
+    """Return the edge's setting `target`; raises `CommandError` if it is the demo's own and is missing."""
     if target is not None:
         return target
     path = models / SMOLLM2.name / ("target-Q8_0.gguf" if engine == "llama.cpp" else "target")
@@ -93,7 +89,7 @@ def target_model(target: str | None, models: Path, *, engine: str) -> str:
 
 
 def check_report_file(path: Path | None) -> None:
-    """Check that a report can be written when the demo is over."""
+    """Check before the demo that its report can be written."""
     if path is None or str(path) == "-":
         return
     folder = path.parent
@@ -106,7 +102,6 @@ def check_report_file(path: Path | None) -> None:
 
 
 def check_settings(*, device: Mapping[str, object], edge: Mapping[str, object]) -> None:
-    """Check the settings of devices and edge before anything starts."""
     from fleet_edge.store.engine import parse_url
 
     load_settings(DeviceSettings, config=None, flags=device)
@@ -213,7 +208,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class DemoProgress:
-    """Live progress on a terminal, plain lines elsewhere. Use it as a context manager."""
+    """Live progress on a terminal, plain lines elsewhere; a context manager."""
 
     console: Console
     max_new_tokens: int

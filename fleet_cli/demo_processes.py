@@ -41,8 +41,6 @@ class DeviceEvent:
 
 @dataclass(slots=True)
 class ChildProcess:
-    """A child process that writes events."""
-
     name: str
     process: "subprocess.Popen[str]"
     sentences: list[str] = field(default_factory=list)  # its own reasons for its end
@@ -94,8 +92,8 @@ class ChildProcess:
     def end(self) -> None:
         """Wait for its end, and kill it if needed.
 
-        The interrupt is repeated every second: one that arrives in a call from native code into Python, such as while
-        a model is loaded, is lost.
+        The interrupt is repeated every second, because one that arrives in native code, such as while a model is
+        loaded, is lost.
         """
         for _ in range(_STOP_S):
             try:
@@ -111,7 +109,7 @@ class ChildProcess:
 
     @property
     def cause(self) -> str:
-        """Reason of its end: its own sentences, or exit code and last line."""
+        """Return the reason of its end: its own messages, or exit code and last line."""
         if self.sentences:
             return " ".join(self.sentences)
         code = self.process.returncode
@@ -161,11 +159,7 @@ def _started(title: str, name: str, arguments: Sequence[str], event: Event) -> I
 
 
 def edge_process(arguments: Sequence[str]) -> AbstractContextManager[StartedProcess]:
-    """Run an edge; it is online on entry.
-
-    Raises:
-        CommandError: It ended before it came online.
-    """
+    """Run an edge that is online on entry; raises `CommandError` if it ends before."""
     return _started("The edge", "edge", ["edge", "run", "--events", *arguments], Event.ONLINE)
 
 
@@ -184,8 +178,6 @@ _ANY_PORT: Final = 8883  # what the folder describes; the demo's broker runs on 
 
 @dataclass(frozen=True, slots=True)
 class DemoBroker:
-    """Address of the broker."""
-
     name: str
     host: str
     port: int
@@ -195,7 +187,6 @@ class DemoBroker:
     ports: Mapping[str, int] = field(default_factory=dict)  # of participants with another port, by name
 
     def arguments(self, participant: str) -> list[str]:
-        """Return the flags with which a participant reaches the broker."""
         return [
             "--host",
             self.host,
@@ -333,7 +324,6 @@ def _account(services: Any) -> str:  # noqa: ANN401 - the dashboard's, which is 
 
 
 def _broker(place: DemoBroker) -> dict[str, Any]:
-    """Return the broker settings of an administrator."""
     flags = place.arguments(_NAME)
     return {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
 

@@ -296,7 +296,6 @@ def _print(_event: Event, *, text: str = "", reason: str | None = None, **_: obj
 
 
 def _silent(_event: Event, *, reason: str | None = None, **_: object) -> None:
-    """Print no output, only reasons to wait."""
     if reason is not None:
         _say(f"Waiting: {reason}")
 
@@ -306,11 +305,7 @@ def _say(sentence: str) -> None:
 
 
 def read_grammar(*, json_schema: Path | None, regex: str | None, lark: Path | None) -> Grammar | None:
-    """Return the grammar of the flags.
-
-    Raises:
-        CommandError: There is more than one, or a file cannot be read or is too large.
-    """
+    """Return the grammar of the flags; raises `CommandError` if several are given or a file is unusable."""
     given = [name for name, value in (("json-schema", json_schema), ("regex", regex), ("lark", lark)) if value]
     if len(given) > 1:
         raise CommandError(f"--{given[0]} and --{given[1]} go not together; give one of them.")

@@ -59,7 +59,7 @@ class Painter:
         self.colours = colours
 
     def paint(self, piece: Piece) -> str:
-        """Return a piece without control characters, with colours that end with it."""
+        """Return a piece without control characters; its colours end with it."""
         if not self.colours or not piece.parts:
             return printable(piece.text)
         painted, style = [], ""
@@ -154,8 +154,6 @@ _REMOVE: Final = "-"
 
 
 class Talker(Protocol):
-    """The part of a device that a chat needs."""
-
     @property
     def drafter(self) -> Drafter: ...
 
@@ -165,8 +163,6 @@ class Talker(Protocol):
 
 
 class Terminal(Protocol):
-    """Input and output of a conversation."""
-
     def read(self) -> str | None:
         """Return the next line without its end; None at the end of input.
 
@@ -182,15 +178,9 @@ class Terminal(Protocol):
 
 
 class Conversation:
-    """A chat.
+    """A chat. `answer_tokens` is the maximum of an answer; at least as many, or half of the context, are left for it.
 
-    Args:
-        talker: Generates the answers.
-        terminal: Input and output.
-        painter: Makes the answers safe for the terminal.
-        history: Earlier messages.
-        answer_tokens: Maximum tokens of an answer; at least as many, or half of the context, are left for it.
-        drop: Whether to drop the oldest turns when the conversation becomes too long; otherwise it is refused.
+    `drop` removes the oldest turns when the conversation becomes too long; otherwise it is refused.
     """
 
     def __init__(
@@ -245,8 +235,6 @@ class Conversation:
             return
         self._answer(line.removeprefix("/") if line.startswith("//") else line)
 
-    # Answers
-
     def _answer(self, question: str) -> None:
         context = self._talker.drafter.context
         room = context - max(1, min(self._answer_tokens, context // 2))
@@ -293,8 +281,6 @@ class Conversation:
         if dropped:
             what = "The oldest turn is" if dropped == 1 else f"The {dropped} oldest turns are"
             self._terminal.note(f"[{what} no longer part of the conversation, which is longer than the context.]")
-
-    # Commands
 
     def _stats(self, _rest: str) -> None:
         for line in self._figures.lines(

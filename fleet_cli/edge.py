@@ -169,7 +169,7 @@ def selftest_command(
 
 
 def _check_identity(name: str, settings: EdgeSettings) -> None:
-    """Refuse a name that is in use, because a broker ends the older of two connections with one name."""
+    """Refuse a name that is in use, because a broker closes the older of two connections with one name."""
     certificate = settings.broker.certificate
     found = certificate_name(certificate)
     if found == settings.edge:

@@ -120,7 +120,6 @@ def show_findings(found: EdgeFindings, drafts: DraftFigures, level: ServiceLevel
 
 
 def verdict(found: EdgeFindings) -> str:
-    """Say whether drafting pays for one device."""
     best = found.plans[found.best]
     ratio = best / found.streamed
     says = (
@@ -133,7 +132,6 @@ def verdict(found: EdgeFindings) -> str:
 
 
 def load_sentence(found: EdgeFindings) -> str:
-    """Say at which load drafting stops paying."""
     last = found.loads[-1].devices
     if not found.pays_up_to:
         return "Drafting pays at none of these loads: a model on the device gains nothing over what the edge writes."

@@ -49,12 +49,12 @@ def open_authority(folder: Path, passphrase_file: Path | None) -> Authority:
 
 
 def new_passphrase(passphrase_file: Path | None, *, encrypt: bool) -> bytes | None:
-    """Return the passphrase for a new key, None for a key that is not encrypted."""
+    """Return the passphrase of a new key; None for an unencrypted one."""
     return _given(passphrase_file) or (_ask("New passphrase", confirm=True) if encrypt else None)
 
 
 def broker_access(known: BrokerAccess, **given: object) -> BrokerAccess:
-    """Return how to reach the broker: the known values, replaced by those given."""
+    """Return the broker access with the given values in place of the known ones."""
     changed = {name: value for name, value in given.items() if value is not None}
     if changed.keys() & {"pid_file", "unit"}:  # one replaces the other
         changed = {"pid_file": None, "unit": None} | changed

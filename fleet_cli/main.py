@@ -17,7 +17,7 @@ from schemas.printable import printable
 
 
 class _Formatter(logging.Formatter):
-    """Keeps a quoted message from controlling the terminal, or from looking like another record."""
+    """Prevents a quoted message from controlling the terminal, or from looking like another record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record)).replace("\n", "\n    ")

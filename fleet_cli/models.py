@@ -45,7 +45,7 @@ _MEGA = 1_000_000
 
 
 class LineReporter(AbstractContextManager["LineReporter"]):
-    """One line per step, for logs and pipes."""
+    """Writes one line per step, for logs and pipes."""
 
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         self._console = console
@@ -74,8 +74,6 @@ class LineReporter(AbstractContextManager["LineReporter"]):
 
 
 class BarReporter(AbstractContextManager["BarReporter"]):
-    """A progress bar per step."""
-
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
             SpinnerColumn(),

@@ -1,4 +1,4 @@
-"""Options that several groups of commands share, and what they open: settings, the session log, the administrator."""
+"""Options that several groups of commands share, and what they open."""
 
 import getpass
 import inspect
@@ -39,12 +39,9 @@ def _with_options(
     options: Mapping[str, tuple[object, object]],
     value: Callable[[dict[str, Any]], AbstractContextManager[object]],
 ) -> Callable[[Command], Command]:
-    """Replace a command's parameter by options, from which its value is made when the command runs.
+    """Replace a command's parameter `name` by options, from which `value` makes it while the command runs.
 
-    Args:
-        name: The parameter.
-        options: Annotation and default of each option, by its name.
-        value: Makes the parameter's value, which holds while the command runs, from those of the options.
+    `options` has the annotation and the default of each option, by its name.
     """
 
     def decorate(command: Command) -> Command:
@@ -88,7 +85,7 @@ def with_settings(model: type[Settings], *, only: Collection[str] = ()) -> Calla
 
 
 def _option(field: SettingField) -> object:
-    """Return the option of a setting. It takes any string: all settings are checked together."""
+    """Return a setting's option. It takes any string: all settings are checked together."""
     flag = f"{field.flag}/--no-{str(field.flag).removeprefix('--')}" if field.switch else field.flag
     facts = [] if field.metavar != "WORD" or field.switch else [field.kind]
     facts += [f"default {field.default} {field.unit}".strip()] if field.default else []
@@ -140,7 +137,7 @@ def ignore_check(_check: "Check") -> None:
 
 
 def end_checks(report: "CheckReport", *, as_json: bool) -> None:
-    """Print the JSON if requested, and end with an exit code if a check has failed."""
+    """Print the JSON if requested, and exit if a check has failed."""
     if as_json:
         print(json_text(report.json(), indent=2))
     if not report.ok:
@@ -149,7 +146,7 @@ def end_checks(report: "CheckReport", *, as_json: bool) -> None:
 
 @contextmanager
 def ends_with_reader() -> Iterator[None]:
-    """End with an exit code if the reader of standard output has closed the pipe."""
+    """Exit if the reader of standard output has closed the pipe."""
     try:
         yield
     except BrokenPipeError:
@@ -159,7 +156,7 @@ def ends_with_reader() -> Iterator[None]:
 
 
 def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":
-    """Return the alerts that a program evaluates next to its work, not started yet; None without a file."""
+    """Return the alerts that a program evaluates next to its work, not started; None without a file."""
     if config is None:
         return None
     from fleet_admin.alerts.alerts import Alerts
@@ -259,7 +256,7 @@ def with_selection(command: Command) -> Command:
 
 
 def operator() -> str:
-    """Return the user who acts, for the audit log."""
+    """Return the acting user, for the audit log."""
     user = getpass.getuser()
     through = os.environ.get("SUDO_USER")
     return f"{through} as {user}" if through else user

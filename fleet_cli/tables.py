@@ -89,7 +89,6 @@ def print_table(
 
 
 def describe(title: str, facts: Iterable[tuple[str, object]]) -> None:
-    """Print named values below each other."""
     named = [(name, cell(value)) for name, value in facts]
     indent = max(cell_len(name) for name, _ in named) + len(_GAP)
     room = max((terminal_width() or sys.maxsize) - indent, _NARROWEST)
@@ -104,8 +103,6 @@ def describe(title: str, facts: Iterable[tuple[str, object]]) -> None:
 
 @dataclass(slots=True)
 class _Laid(Generic[T]):
-    """A column with its cells."""
-
     column: Column[T]
     heading: str
     cells: list[str]

@@ -50,7 +50,6 @@ KERNELS: Final = frozenset(
 
 
 def main(wheels: Path, archive: Path, flags: Path) -> None:
-    """Print the facts."""
     found = sorted(wheels.glob("*.whl"))
     features = set(flags.read_text().split()) & KERNELS if flags.exists() and _has_llama(found) else set()
     facts = {
@@ -75,7 +74,7 @@ def _unpacked(wheel: Path) -> int:
 
 
 def _glibc(wheel: str) -> tuple[int, int]:
-    """Return the oldest glibc that a wheel runs with: as it is tagged, or this machine's, if it was compiled here."""
+    """Return the oldest glibc that a wheel runs with: its tag, or this machine's if it was compiled here."""
     tags = wheel.removesuffix(".whl").rpartition("-")[2]
     if tags == "any":
         return (0, 0)

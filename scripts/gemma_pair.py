@@ -36,7 +36,6 @@ PROMPTS = (
 
 
 def main() -> int:
-    """Write, and return the exit code."""
     with tempfile.TemporaryDirectory(prefix="gemma-pair-") as work:
         if "--unlike" in sys.argv[1:]:
             return unlike(gguf(), Path(work))
@@ -49,7 +48,7 @@ def main() -> int:
 
 
 def unlike(model: Path, work: Path) -> int:
-    """Have SmolLM2 draft for Gemma: as by default, and greedily, with drafts and without; return the exit code."""
+    """Have SmolLM2 draft for Gemma: by default, and greedily with drafts and without; return the exit code."""
     vocabulary = work / "target.vocabulary.gguf"
     fleet = [sys.executable, "-m", "fleet_cli.main", "models", "vocabulary"]
     subprocess.run([*fleet, str(model), "--out", str(vocabulary)], cwd=ROOT, check=True)
@@ -67,7 +66,7 @@ def unlike(model: Path, work: Path) -> int:
 
 
 def gguf() -> Path:
-    """Return the model, put together from the packages that carry a part each."""
+    """Return the model, assembled from the packages that carry a part each."""
     cache = Path(os.environ.get("FLEET_CACHE") or "~/.cache/dssd-fleet").expanduser()
     path = cache / "gemma-3-270m-q4_k_m.gguf"
     if not path.exists():
@@ -92,7 +91,7 @@ def part(folder: Path, number: int) -> bytes:
 
 
 def write(draft: Path, target: Path, work: Path, *options: str) -> dict[str, Any]:
-    """Run the demo, a device a prompt; return its report."""
+    """Run the demo, one device per prompt; return its report."""
     prompts, report = work / "prompts.txt", work / "report.json"
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     command = [

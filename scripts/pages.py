@@ -79,7 +79,7 @@ _NUMBERS = (
 
 
 def value(field: SettingField) -> str:
-    """Return which values a setting takes, with their unit and the default."""
+    """Return a setting's values, unit and default."""
     kind = field.kind.removeprefix("a ")
     for pattern, short in _NUMBERS:
         kind = re.sub(pattern, short, kind)

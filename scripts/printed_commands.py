@@ -69,8 +69,6 @@ _ELSEWHERE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """A command as a document prints it."""
-
     document: str  # path below the repository
     line: int  # from 1
     words: str  # continued lines joined, without the comment
@@ -84,7 +82,7 @@ class Printed:
 
     @property
     def typed(self) -> str:
-        """The command to run, with names replaced."""
+        """Return the command to run, with names replaced."""
         words = self.words
         for name, word in self.names:
             words = words.replace(name, word)
@@ -95,7 +93,6 @@ class Printed:
 
 
 def commands(document: str) -> Iterator[Printed]:
-    """Yield the commands of a document, in order."""
     lines = iter(enumerate((ROOT / document).read_text(encoding="utf-8").splitlines(), 1))
     names: dict[str, str] = {}
     reason, fence = "", ""
@@ -170,7 +167,7 @@ def _check_fleet(words: list[str], *, whole: bool) -> str:
 
 @cache
 def _harmless() -> Any:
-    """Build the command line from new command objects, and have each command do nothing."""
+    """Build the command line from new command objects, and replace each command by one that does nothing."""
     app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
     app.callback()(global_options)
     for name, command in COMMANDS.items():
@@ -293,7 +290,7 @@ def _finish(words: str) -> str:
 
 
 def _finish_typing(words: str) -> str:
-    """Run a command on a terminal, and type a password whenever it asks for one."""
+    """Run a command on a terminal, and type a password at each prompt for one."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         ["/usr/bin/setsid", "--ctty", "/bin/bash", "-c", words], stdin=theirs, stdout=theirs, stderr=theirs
@@ -311,14 +308,13 @@ def _finish_typing(words: str) -> str:
 
 
 def runs(printed: Printed) -> bool:
-    """Whether a command is meant to be run: one of a block, or a complete one in a row of a table."""
+    """Return whether a command is meant to be run: one of a block, or a complete one in a table."""
     if printed.place == "row" and printed.words.startswith("fleet admin "):
         return not check(replace(printed, place="block"))
     return printed.place == "block"
 
 
 def run_document(document: str) -> DocumentResult:
-    """Run a document's commands in the current folder."""
     outcome, shell = DocumentResult(), Shell()
     try:
         for printed in filter(runs, commands(document)):
@@ -436,7 +432,6 @@ def run_apart(document: str) -> DocumentResult:
 
 
 def main() -> int:
-    """Check or run; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["check", "run", "inside"])
     parser.add_argument("documents", nargs="*", metavar="DOCUMENT", default=DOCUMENTS)

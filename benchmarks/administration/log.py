@@ -57,8 +57,6 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much is written."""
-
     sessions: int
     devices: int
     days: int
@@ -74,7 +72,6 @@ def _edges(scale: Scale) -> list[str]:
 
 
 def fill(engine: Engine, scale: Scale, *, now: datetime, progress: Progress, seed: int = 13) -> None:
-    """Write all of it, and make its rollups."""
     chance = random.Random(seed)
     begin = now - timedelta(days=scale.days)
     if engine.dialect.name == "sqlite":
@@ -108,7 +105,7 @@ def fill(engine: Engine, scale: Scale, *, now: datetime, progress: Progress, see
 
 
 def _times(chance: random.Random, begin: datetime, now: datetime, sessions: int) -> Iterator[datetime]:
-    """Yield when each session opens, in order: four times as many in the early afternoon as in the early morning."""
+    """Yield the sessions' opening times in order: four times as many in the early afternoon as in the early morning."""
     hours = [begin + number * _HOUR for number in range(math.ceil((now - begin) / _HOUR))]
     weights = [1.0 - 0.6 * math.cos(2 * math.pi * (hour.hour - 2) / 24) for hour in hours]
     share, opened = 0.0, 0
@@ -302,7 +299,7 @@ PAGES: Final = (
 
 
 def questions(now: datetime, devices: int) -> Mapping[str, Question]:
-    """Return the questions by name, to a log that ends now and has devices of these numbers."""
+    """Return the queries by name, for a log that ends now and has devices of these numbers."""
     device, three = name_of(min(7, devices - 1)), [name_of(number) for number in range(min(3, devices))]
     middle, month = now - timedelta(days=20), now - timedelta(days=30)
     return {
@@ -412,8 +409,6 @@ def _timed(name: str, ask: Callable[[], object], times: int) -> dict[str, Any]:
 
 
 class _Progress:
-    """Prints what is done every few seconds."""
-
     def __init__(self) -> None:
         self._begun = self._said = time.perf_counter()
 
@@ -456,7 +451,7 @@ def _size_mb(engine: Engine, url: str) -> float:
 
 
 def _purge(url: str, now: datetime) -> dict[str, Any]:
-    """Purge all sessions, and return what a writer in another process has met meanwhile."""
+    """Purge all sessions; return the measurements of a writer in another process meanwhile."""
     command = [sys.executable, "-m", "benchmarks.administration.log", url]
     writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     path, stopping, wal = sqlite_path(parse_url(url)), threading.Event(), [0.0]
@@ -499,7 +494,7 @@ def _purge(url: str, now: datetime) -> dict[str, Any]:
 
 
 def _log_write(url: str) -> None:
-    """Store batches as an edge does until standard input ends; then print how long each took (ms), as JSON."""
+    """Store batches as an edge does until standard input ends; then print the duration of each (ms), as JSON."""
     ended = threading.Event()
 
     def wait() -> None:

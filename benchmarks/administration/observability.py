@@ -51,7 +51,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Compare the two edges under drafting and edge-only devices."""
     devices = bench.options.devices
     target = bench.target()
     laws = record_laws(bench, bench.options.draft, some(built_in(), -(-_TEXTS // 6)), tokens=_TOKENS)
@@ -122,7 +121,7 @@ def _observed(bench: Bench, port: int, target: Path) -> Iterator[dict[str, int]]
 
 @contextmanager
 def _again(name: str, ask: Callable[[], object], every_s: float, answered: dict[str, int]) -> Iterator[None]:
-    """Ask periodically, on a thread, while the context lasts."""
+    """Call `ask` periodically on a thread while the context lasts."""
     ended = threading.Event()
 
     def run() -> None:
@@ -145,8 +144,6 @@ def _get(address: str) -> None:
 
 
 class Viewer:
-    """A browser that has logged in to a dashboard."""
-
     def __init__(self, address: str, services: Services) -> None:
         self._address = address.rstrip("/")
         self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))

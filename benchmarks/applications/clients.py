@@ -34,7 +34,7 @@ _AGAIN_S: Final = 0.5  # after a text that has failed
 
 @dataclass(slots=True)
 class _Client:
-    """What one client has received; tokens by the draft model's own tokenizer, those of a cut-off text included."""
+    """What one client has received; tokens by the draft model's tokenizer, including cut-off completions."""
 
     tokens: int = 0
     texts: int = 0
@@ -118,7 +118,7 @@ def _write(
 
 
 def _ask(client: _Client, port: int, number: int, over: threading.Event, codec: TextCodec) -> None:
-    """Ask for one text after the other, until the time is over."""
+    """Send one request after another until the time is over."""
     turn = number
     while not over.is_set():
         connection = http.client.HTTPConnection(HOST, port, timeout=600.0)
@@ -144,7 +144,7 @@ def _ask(client: _Client, port: int, number: int, over: threading.Event, codec: 
 def _read_text(
     client: _Client, answer: http.client.HTTPResponse, over: threading.Event, codec: TextCodec, *, asked: float
 ) -> bool:
-    """Count a text as it comes; return whether it has not failed."""
+    """Count a completion as it arrives; return whether it succeeded."""
     first = True
     for line in answer:
         if over.is_set():

@@ -55,12 +55,12 @@ _RULES: Final = (
 
 
 def system_of(conversation: int) -> str:
-    """Return what a conversation begins with; no two begin alike."""
+    """Return a conversation's system prompt; no two begin alike."""
     return f"Talk {conversation}: you help people who garden, and you answer in a few short sentences."
 
 
 def rules(count: Callable[[str], int], *, tokens: int) -> str:
-    """Return rules of at least that many tokens."""
+    """Return rules of at least `tokens` tokens."""
     lines: list[str] = []
     while not lines or count("\n".join(lines)) < tokens:
         lines.append(f"Rule {len(lines) + 1}. {_RULES[len(lines) % len(_RULES)]}")
@@ -84,7 +84,7 @@ _COUNTED: Final = {
 
 
 class MeteredDrafter(LlamaCppDrafter):
-    """A draft model that counts what its first row of a text took."""
+    """A draft model that counts the tokens computed for a request's first row."""
 
     def __init__(self, settings: LlamaCppSettings) -> None:
         super().__init__(settings)
@@ -104,7 +104,7 @@ class MeteredDrafter(LlamaCppDrafter):
 
 @dataclass(slots=True)
 class _Talk:
-    """A conversation, and how many tokens of it both ends know."""
+    """A conversation, and the number of its tokens that both ends know."""
 
     messages: list[ChatMessage]
     known: int = 0
@@ -247,7 +247,7 @@ def _ask(device: Device, drafter: MeteredDrafter, talk: _Talk, question: str, *,
 
 
 def _alike(codec: GgufModel, devices: int, tokens: int) -> list[list[int]]:
-    """Return prompts that begin with the same rules and end with a question each."""
+    """Return prompts that begin with the same rules, each with its own question."""
     if not devices:
         return []
     system = ChatMessage("system", rules(lambda text: len(codec.encode(text)), tokens=tokens))
@@ -256,7 +256,7 @@ def _alike(codec: GgufModel, devices: int, tokens: int) -> list[list[int]]:
 
 
 def _write_together(bench: Bench, port: int, codec: GgufModel, prompts: Sequence[Sequence[int]]) -> list[str]:
-    """Write a text for each prompt at the same moment, edge-only; return the sessions' ids in the log."""
+    """Complete all prompts at the same moment, edge-only; return the sessions' ids in the log."""
     drafters = [ReplayDrafter(codec, codec.vocabulary, ()) for _ in prompts]
     with connected(port, bench.fleet, drafters, name="sharing") as agents:
         calls = [

@@ -59,7 +59,7 @@ _PATIENCE_S: Final = 60.0
 
 
 class PacedDrafter(ScriptedDrafter):
-    """A draft model that takes its time for a token, as a real one does."""
+    """A draft model with a realistic time per token."""
 
     def next(self, policy: SamplingPolicy) -> Dist:
         time.sleep(_TOKEN_S)
@@ -67,8 +67,6 @@ class PacedDrafter(ScriptedDrafter):
 
 
 class Site:
-    """The site; use it as a context manager."""
-
     def __init__(self, folder: Path) -> None:
         self.database = folder / "log.sqlite3"
         self._folder = folder
@@ -142,11 +140,10 @@ class Site:
                 self._relay.release()
 
     def wait_until_there(self) -> None:
-        """Wait until the device can write again."""
         _until(lambda: self._gateway.absence() is None, "The device does not find its edge again.")
 
     def wait_until_told(self) -> None:
-        """Wait until the edge has confirmed every text that was written without it."""
+        """Wait until the edge has confirmed every request that was completed without it."""
         self.wait_until_there()
         _until(lambda: self._gateway.unreported == 0, "The device does not get rid of its reports.")
         time.sleep(1.0)  # what the edge has answered is in the log; what is repeated may still come
@@ -188,8 +185,6 @@ _SEEN: Final = ("killed", "cut")
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What became of a text."""
-
     policy: OfflinePolicy
     way: str
     at: int
@@ -211,7 +206,7 @@ class Trial:
 
 
 class _Pull:
-    """The edge away, and back after a time where the text waits for that."""
+    """Takes the edge away, and brings it back after a time if the request waits for it."""
 
     def __init__(self, site: Site, way: str) -> None:
         self._site, self._way = site, way
@@ -230,7 +225,7 @@ class _Pull:
             self._thread.start()
 
     def end(self) -> None:
-        """Bring the edge back, if it is not, and wait until the device finds it."""
+        """Bring the edge back, and wait until the device finds it."""
         if self._thread is not None:
             self._thread.join()
         elif self.away:
@@ -245,8 +240,6 @@ class _Pull:
 
 @dataclass(slots=True)
 class _Seen:
-    """What the application has seen."""
-
     words: list[str]
     verified: list[bool]
     last: dict[str, Any] | None = None
@@ -256,7 +249,7 @@ class _Seen:
 
 
 def run_trial(site: Site, policy: OfflinePolicy, way: str, *, tokens: int, rng: random.Random) -> Trial:
-    """Write one text; on return the edge is back."""
+    """Run one request; on return the edge is back."""
     prompt = [rng.randrange(LANGUAGE.size) for _ in range(_PROMPT)]
     sampling = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63))
     pull_at, pull, seen = rng.randint(10, tokens // 2), _Pull(site, way), _Seen([], [])
@@ -359,7 +352,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Take the edge away, again and again."""
     rng, trials = random.Random(bench.options.seed), list[Trial]()
     with Site(bench.new_folder()) as site:
         for policy in OfflinePolicy:
@@ -397,7 +389,7 @@ def _goals(rows: Sequence[dict[str, Any]]) -> list[Goal]:
 
 
 def compare(database: Path, trials: Sequence[Trial]) -> list[str]:
-    """Return what differs, in sentences: each text is in the log once, with its tokens and those unverified."""
+    """Return differences: each request is in the log once, with its tokens and the unverified ones."""
     with SessionLog(f"sqlite:///{database}") as log:
         logged = log.sessions(limit=max(1000, 2 * len(trials)))
     found: dict[str, list[tuple[int | None, int | None, str | None]]] = {}

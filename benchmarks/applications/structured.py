@@ -142,8 +142,6 @@ _PLANS: Final = ("adaptive", "draft", "stream")
 
 
 class CountingDrafter(LlamaCppDrafter):
-    """The draft model, which counts how often it is called."""
-
     calls = 0
 
     def next(self, policy: SamplingPolicy) -> Dist:
@@ -201,7 +199,7 @@ def run(bench: Bench) -> Report:
 
 
 class _Writer:
-    """Writes texts of one prompt, and counts what they took."""
+    """Completes one prompt repeatedly, and counts the cost."""
 
     def __init__(self, bench: Bench, agent: Agent, drafter: CountingDrafter, prompt: tuple[int, ...]) -> None:
         self._mode, self._agent, self._drafter, self._prompt = bench.options.mode, agent, drafter, prompt
@@ -245,7 +243,7 @@ def _pacing(bench: Bench) -> Pacing:
 
 
 def _wrong(text: GeneratedText, schema: dict[str, Any]) -> str:
-    """Return what is wrong with a structured text; nothing if it is what was asked for."""
+    """Return what is wrong with a structured output; empty if nothing is."""
     if text.reason is not EndReason.STOP:
         return f"ended by {text.reason.value}"
     try:

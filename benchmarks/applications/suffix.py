@@ -45,8 +45,6 @@ QUESTIONS: Final = tuple(form.format(subject) for form in _FORMS for subject in 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one report is about."""
-
     pump: int
     temperature: int
     pressure: float
@@ -149,7 +147,7 @@ def _write(device: Device, way: str, kind: str, number: int, tokens: int) -> Tex
 
 
 def ratio(written: Sequence[Text], way: str, *, seed: int = 1) -> tuple[float, float, float]:
-    """Return tokens a second over those of the model alone, with the ends of its interval."""
+    """Return tokens per second over those of the model alone, with the ends of its interval."""
     alone = {(each["texts"], each["number"]): each for each in written if each["way"] == _MODEL}
     pairs = [(each, alone[each["texts"], each["number"]]) for each in written if each["way"] == way]
     rng = random.Random(seed)
@@ -165,7 +163,6 @@ def _ratio(pairs: Sequence[tuple[Text, Text]]) -> float:
 
 
 def _summary(written: Sequence[Text]) -> list[dict[str, Any]]:
-    """Return a row for each kind of texts and way of drafting."""
     rows = []
     for kind, way in dict.fromkeys((each["texts"], each["way"]) for each in written):
         own = [each for each in written if each["texts"] == kind]

@@ -42,7 +42,7 @@ _DEVICE_S: Final = 0.3
 
 @dataclass(frozen=True, slots=True)
 class CellTiming:
-    """How long a cell takes (seconds)."""
+    """Durations of a cell (seconds)."""
 
     seconds: float
     settle_s: float
@@ -50,13 +50,11 @@ class CellTiming:
     tokens: int = 1
 
     def patience_of(self, devices: int) -> float:
-        """Return how long to wait for a number of devices: an edge computes their prompts one after another."""
+        """Return the wait for a number of devices: an edge computes their prompts one after another."""
         return self.patience_s + _DEVICE_S * devices
 
 
 class Warming:
-    """Finds the window of a measurement."""
-
     def __init__(self, timing: CellTiming, clients: Sequence[Client], started: float) -> None:
         self._timing = timing
         self._clients = clients
@@ -64,7 +62,7 @@ class Warming:
         self._window: TimeWindow | None = None
 
     def window(self, now: float) -> TimeWindow | None:
-        """Return the window once it is known; to be asked now and then."""
+        """Return the window once it is known; poll it."""
         if self._window is None:
             least = self._timing.tokens
             served = all(sum(text.tokens for text in client.texts[:least]) >= least for client in self._clients)
@@ -82,7 +80,7 @@ Thing = TypeVar("Thing")
 
 
 class Arrivals(StrEnum):
-    """How clients ask. Each has one text at a time."""
+    """How clients send requests. Each has one request at a time."""
 
     AT_ONCE = "at-once"
     POISSON = "poisson"
@@ -90,8 +88,6 @@ class Arrivals(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arrival(Generic[Thing]):
-    """A request."""
-
     pause_s: float
     text: Thing
 
@@ -99,7 +95,7 @@ class Arrival(Generic[Thing]):
     def of(
         cls, client: int, texts: Sequence[Thing], how: Arrivals, *, pause_s: float, seed: int
     ) -> "Iterator[Arrival[Thing]]":
-        """Return the requests of a client, without end; the same for the same arguments."""
+        """Return a client's endless requests; the same for the same arguments."""
         rng = random.Random(f"{seed} {client}")
         place = client
         while True:
@@ -110,8 +106,6 @@ class Arrival(Generic[Thing]):
 
 @dataclass(slots=True)
 class Measured:
-    """What devices wrote."""
-
     clients: list[Client]
     window: TimeWindow
     generations: list[Generation] = field(default_factory=list)
@@ -119,36 +113,35 @@ class Measured:
     failed: Counter[str] = field(default_factory=Counter)
 
     def share(self, of: Callable[[Any], int], to: Callable[[Any], int]) -> float | None:
-        """Return the ratio of two counters of the devices' over all texts; None if nothing was counted below."""
+        """Return the ratio of two counters over all requests; None if the denominator is 0."""
         below = sum(to(each.counters) for each in self.generations)
         return sum(of(each.counters) for each in self.generations) / below if below else None
 
     def bytes_per_token(self) -> tuple[float, float]:
-        """Return the payload bytes up and down for each token that was written."""
+        """Return the payload bytes up and down per token."""
         tokens = max(1, sum(len(each.tokens) for each in self.generations))
         up = sum(each.counters.uplink_bytes for each in self.generations)
         return up / tokens, sum(each.counters.downlink_bytes for each in self.generations) / tokens
 
 
 class Follower:
-    """Tells whether a text goes as a recorded one does."""
+    """Checks whether an output follows a recorded one."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = tuple(tokens)
         self._length = 0
 
     def take(self, new: Sequence[int]) -> bool:
-        """Return whether the text still does with these tokens behind it."""
+        """Return whether the output still does after these tokens."""
         expected = self._tokens[self._length : self._length + len(new)]
         self._length += len(new)
         return not self._tokens or tuple(new) == expected
 
 
 class Devices(FleetLoad):
-    """Devices that write text after text; their pacings go on learning from one text to the next.
+    """Devices that run one request after another; their pacings keep learning.
 
-    A replayed text that takes another turn than the recorded one ends there, since what was recorded says nothing of
-    how it goes on.
+    A replayed request that leaves the recorded output ends there, because the record does not say how it continues.
     """
 
     def measure(
@@ -160,7 +153,7 @@ class Devices(FleetLoad):
         replayed: bool = True,
         on_window: Callable[[], None] = lambda: None,
     ) -> Measured:
-        """Have all devices write until the window is over; texts that are under way then are cancelled."""
+        """Let all devices generate until the window is over; running requests are cancelled then."""
         clients = [Client() for _ in self._agents]
         measured = Measured(clients, TimeWindow(0.0, 0.0))
         over = threading.Event()
@@ -258,8 +251,6 @@ def verifier_over(path: Path, *, threads: int, batch_invariant: bool) -> Verifie
 
 
 class Engine(Protocol):
-    """What writes texts in slots, one for each client."""
-
     def begin(self, slot: int, prompt: Prompt) -> None:
         """Begin a text in a slot that has none."""
 
@@ -306,7 +297,7 @@ _TOGETHER = 8
 
 @dataclass(slots=True)
 class EngineSlot:
-    """A text under way."""
+    """A running request."""
 
     prompt: Prompt
     text: list[int] = field(default_factory=list)
@@ -319,7 +310,7 @@ class EngineSlot:
 
 
 class Together:
-    """An `Engine`: in a step the draft model drafts for all texts and the target verifies all drafts."""
+    """An `Engine`: in a step the draft model drafts for all requests and the target verifies all drafts."""
 
     def __init__(self, target: Verifier, draft: Verifier, *, length: int) -> None:
         self._target = target
@@ -329,14 +320,12 @@ class Together:
         self.ended: dict[int, EngineSlot] = {}
 
     def begin(self, slot: int, prompt: Prompt) -> None:
-        """Begin a text in a slot that has none."""
         self._slots[slot] = EngineSlot(prompt)
         self.ended.pop(slot, None)
         self._target.open(slot)
         self._draft.open(slot)
 
     def step(self) -> Mapping[int, Written]:
-        """Compute once for all slots; return what each got, those that got nothing left out."""
         writing = {number: slot for number, slot in self._slots.items() if self._ready(number, slot)}
         self._propose(writing)
         items, cases = [], []
@@ -357,7 +346,7 @@ class Together:
         }
 
     def _ready(self, number: int, slot: EngineSlot) -> bool:
-        """Whether all of a text but its last token is computed, so that it can be drafted for."""
+        """Return whether all of a request but its last token is computed, so that it can be drafted for."""
         return self._target.computed(number) >= len(slot.prompt.tokens) - 1
 
     def _propose(self, writing: Mapping[int, EngineSlot]) -> None:
@@ -412,7 +401,7 @@ class Together:
         return Written(tuple(new), ended)
 
     def _token(self, slot: EngineSlot, judged: Judgement) -> int:
-        """Return the token behind the accepted ones; in residual mode as a device draws it."""
+        """Return the token after the accepted ones; in residual mode as a device draws it."""
         if judged.token is not None:
             return judged.token
         quantized = slot.drafted[judged.accepted].quantized
@@ -435,7 +424,7 @@ def _array(logits: Logits) -> NDArray[np.float32]:
 def record_residual(
     bench: Bench, coupled: Recording, asked: Sequence[Asked], *, length: int, tokens: int, threads: int
 ) -> Recording:
-    """Return the recording of a pair in residual mode; made now, or taken from the cache."""
+    """Return a pair's recording in residual mode, made now or taken from the cache."""
     residual = [text.policy.model_copy(update={"mode": Mode.RESIDUAL}) for text in coupled.texts]
     file = cache_of(bench, f"residual-{length}-{coupled.draft}", coupled.draft, asked, tokens)
     if not file.exists():
@@ -457,7 +446,7 @@ def record_residual(
 
 
 def write_all(together: Together, prompts: Sequence[Prompt]) -> list[EngineSlot]:
-    """Let both models write all texts, some at a time; return them in order."""
+    """Complete all prompts, some at a time; return them in order."""
     slots: list[EngineSlot] = []
     for first in range(0, len(prompts), _TOGETHER):
         some = prompts[first : first + _TOGETHER]
@@ -470,5 +459,5 @@ def write_all(together: Together, prompts: Sequence[Prompt]) -> list[EngineSlot]
 
 
 def said_along(slot: EngineSlot) -> list[Dist]:
-    """Return what was said at each position; where the target wrote behind a draft nothing was, nor will be asked."""
+    """Return the recorded distribution at each position; after a draft, where the target generated, there is none."""
     return [slot.said.get(place, Dist(np.array([token]), np.array([1.0]))) for place, token in enumerate(slot.text)]

@@ -81,19 +81,16 @@ _STANDARD: Final = (_STREAMING, FREE, RAW, CO_LOCATED, "dssd-dense", "ours-auto"
 
 
 def replays_residual(system: str) -> bool:
-    """Whether its devices replay drafts that were recorded in residual mode."""
+    """Return whether its devices replay drafts that were recorded in residual mode."""
     return drafts(system) and system in THROUGH_BROKER and THROUGH_BROKER[system].mode is Mode.RESIDUAL
 
 
 def drafts(system: str) -> bool:
-    """Whether a draft model takes part in it."""
     return system not in (RAW, _STREAMING, FREE)
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityCell:
-    """What is measured at once."""
-
     system: str
     draft: str
     cost: int
@@ -106,29 +103,21 @@ class Row:
     """What one system did in one cell.
 
     Attributes:
-        system: Its name.
         draft: The draft model's, empty where there is none.
         cost: How many times the target costs what the demo's does.
-        devices: That write at the same time.
-        rtt_ms: There and back.
         mbit_s: Width of the line, each way; 0 is none.
-        arrivals: How they ask.
         tokens_per_s: Committed in the window, of all devices together.
         ttft_ms: Time to the first token: the median over texts, those without any with their wait.
         clients_at_level: Devices that got the service level.
         pace: Tokens a second while texts are written: the median over devices.
         gap_p95_ms: Time between tokens at the 95th percentile: the median over devices; None where there was none.
-        uplink_bytes_per_token: Payload.
-        downlink_bytes_per_token: Payload.
         acceptance: Accepted of tested draft tokens; None where none was tested.
         streamed: Share of the tokens of edge-only decoding.
-        mean_draft: Tokens of a draft; None where there was none.
         as_recorded: Share of the whole texts that came out as recorded; None where nothing is replayed.
         text_tokens: Mean length of the texts, those that were cut off too; None where nothing is replayed.
         draft_token_ms: Of the draft model that is replayed.
         edge_cpu: Cores that the edge took.
         load_cpu: Cores that devices, line and broker took.
-        window_s: How long was counted.
         failed: Texts that were not written, by reason.
     """
 
@@ -159,7 +148,7 @@ class Row:
 
     @property
     def load_bound(self) -> bool:
-        """Whether devices and line took nearly all that one process can: the edge might have done more."""
+        """Return whether devices and line took nearly all that one process can: the edge might have done more."""
         return self.load_cpu is not None and self.load_cpu > _LOAD_LIMIT
 
     def count(self, clients: Sequence[Client], window: TimeWindow, *, travel_s: float = 0.0) -> None:
@@ -205,7 +194,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Measure all cells, until the time is over."""
     options, rows = bench.options, list[Row]()
     bench.cores = Cores.choose(bench.cores.edge | bench.cores.others, apart=not options.together)
     grid = list(cells(options))
@@ -232,9 +220,9 @@ def run(bench: Bench) -> Report:
 
 
 def cells(options: argparse.Namespace) -> Iterator[CapacityCell]:
-    """Return what is measured, in order: systems of one place one after another, so that what disturbs one does all.
+    """Return the cells in order: systems of one place are adjacent, so that a disturbance affects all of them.
 
-    Unless all of it is asked for, Poisson arrivals are measured with the first cost and draft model, and most but one
+    Unless everything is requested, Poisson arrivals are measured with the first cost and draft model, and most but one
     devices.
     """
     for cost, arrivals, devices in itertools.product(options.costs, options.arrivals, options.devices):
@@ -281,7 +269,7 @@ def _measure(
 
 
 def _recordings(bench: Bench, draft: str, grid: Sequence[CapacityCell]) -> dict[Mode, Recording]:
-    """Return what a draft model says, recorded in each mode that is measured."""
+    """Return a draft model's recordings in each measured mode."""
     options, prompts = bench.options, some(built_in(), _EACH)
     coupled = record(bench, draft, prompts, tokens=options.tokens)
     if options.token_ms is not None:
@@ -305,7 +293,7 @@ class _Served:
 
 
 class Place(AbstractContextManager["Place"]):
-    """An edge with a broker and a line for each form of answers, started when they are first needed."""
+    """An edge with a broker and a line for each form of answers, started when first needed."""
 
     def __init__(self, bench: Bench, target: Path, codec: GgufModel, timing: CellTiming) -> None:
         self._bench = bench
@@ -325,7 +313,6 @@ class Place(AbstractContextManager["Place"]):
         self._stack.close()
 
     def measure(self, cell: CapacityCell, recording: Recording) -> Row:
-        """Measure a cell."""
         line = (self._bench.options.round_trip, self._bench.options.mbit)
         row = Row(cell.system, cell.draft, cell.cost, cell.devices, *line, cell.arrivals)
         if cell.system in THROUGH_BROKER:
@@ -439,7 +426,7 @@ def in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:
 
 
 def show_levels(rows: Sequence[Row]) -> None:
-    """Print, for each kind of cell, the clients at the service level and all tokens a second, by system."""
+    """Print the clients at the service level and all tokens per second, by system."""
     print(
         f"Clients at a service level (each at least {LEVEL.tokens_per_s:g} tokens/s, 95 % of the waits between tokens "
         f"within {LEVEL.gap_s * 1e3:.0f} ms), and tokens/s of all:"
@@ -463,7 +450,7 @@ _OWN_COLOURS: Final = {RAW: "#333333", FREE: "#7fb8d8"}
 
 
 def _draw(figure: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 - matplotlib's
-    """Draw clients at the level and tokens a second over devices, for each cost and draft model."""
+    """Draw clients at the level and tokens per second over devices, for each cost and draft model."""
     if not rows:
         raise BenchError("There is nothing to draw: no cell was measured.")
     arrivals = Arrivals.AT_ONCE if any(row.arrivals is Arrivals.AT_ONCE for row in rows) else Arrivals.POISSON

@@ -61,8 +61,6 @@ MakeVerifier = Callable[[], AbstractContextManager[Verifier]]
 
 
 class _Forgetting:
-    """A session log that keeps nothing."""
-
     def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
         del record, urgent
         if then is not None:
@@ -70,7 +68,7 @@ class _Forgetting:
 
 
 class _Device:
-    """A device that asks the edge to write, one request at a time."""
+    """A device that uses edge-only decoding, one request at a time."""
 
     def __init__(self, edge: "_Edge", number: int) -> None:
         self._edge, self.name = edge, f"device-{number}"
@@ -82,7 +80,7 @@ class _Device:
         self._link.start(timeout_s=1.0)
 
     def ask(self, prompt: Sequence[int], tokens: int, rng: random.Random) -> None:
-        """Open a session, and let the edge write."""
+        """Open a session with edge-only decoding."""
         self._session, self._write, self.busy = rng.randbytes(8), tokens, True
         # As many of the likeliest as any engine gives, nearly all of them likely: few generations end early.
         policy = SamplingPolicy(seed=rng.getrandbits(32), temperature=2.0, top_k=4, top_p=1.0)
@@ -118,8 +116,6 @@ class _Device:
 
 
 class _Edge:
-    """A real edge over a broker in memory, and its devices."""
-
     def __init__(self, verifier: Verifier) -> None:
         self.verifier = verifier
         self.broker = MemoryBroker()
@@ -148,11 +144,10 @@ class _Edge:
             raise BenchError(f"The edge has refused a request: {self.failure}")
 
     def committed(self) -> int:
-        """Return the tokens of all open sessions."""
         return sum(session.committed for session in self._orchestrator.sessions)
 
     def serve(self, requests: int, rng: random.Random) -> None:
-        """Serve requests of mixed length, some of which begin alike, as many at a time as is drawn by lot."""
+        """Serve requests of random concurrency and mixed length, some of which begin alike."""
         longest = min(256, self.verifier.info.context // 2)
         shared = [self.prompt(rng.randrange(longest // 8, longest), rng) for _ in range(_PREFIXES)]
         left = requests
@@ -167,7 +162,7 @@ class _Edge:
             self.step()
 
     def decode(self, sequences: int, rng: random.Random) -> None:
-        """Have as many requests decoded, each long enough to be measured for a while."""
+        """Decode as many requests, each long enough to be measured for a while."""
         missing = [device for device in self.devices[:sequences] if not device.busy]
         for device in missing:
             device.ask(self.prompt(32, rng), self.verifier.info.context - 40, rng)
@@ -188,7 +183,7 @@ class _Edge:
         self.step()
 
     def prompt(self, tokens: int, rng: random.Random) -> list[int]:
-        """Return random tokens, of which none ends a text."""
+        """Return random tokens, none of which ends a request."""
         info = self.verifier.info
         return [token for token in rng.choices(range(info.vocabulary.size), k=tokens) if token not in info.end_tokens]
 
@@ -260,7 +255,7 @@ def _packed(models: Path, threads: int) -> Iterator[MakeVerifier]:
 
 @contextmanager
 def _remote(_models: Path, _threads: int) -> Iterator[MakeVerifier]:
-    """Make verifiers over a stand-in for vLLM: what is measured is the edge's own part."""
+    """Make verifiers over a stand-in for vLLM: only the edge's own part is measured."""
     from fleet_edge.settings import InferenceServerSettings  # noqa: PLC0415
     from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens  # noqa: PLC0415
     from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415
@@ -295,7 +290,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Age an edge of each engine, and measure it."""
     options = bench.options
     rows: list[dict[str, Any]] = []
     for engine in options.engines:

@@ -34,7 +34,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Record the texts, then run both loads."""
     options, target = bench.options, bench.model("target")
     rows: list[dict[str, Any]] = []
     with closing(GgufModel(bench.model("Q4_1.gguf"), vocabulary_only=True)) as codec, bench.broker() as broker:

@@ -29,12 +29,11 @@ def load(folder: Path, *, dtype: str, device: str) -> Target:
 
 
 def packed(target: Target) -> Verifier:
-    """Return the packed verifier over a target."""
     return PackedVerifier(target, budget_bytes=_KV_BYTES)
 
 
 def finisher(device: torch.device) -> Callable[[object], None]:
-    """Return what waits until a step has been computed."""
+    """Return a function that waits until a step has been computed."""
     if device.type == "cuda":
         return lambda _logits: torch.cuda.synchronize(device)
     return lambda _logits: None
@@ -78,7 +77,7 @@ class ReadBound:
 
 
 def _bandwidth(device: torch.device) -> float:
-    """Return the bytes a second that a copy within the device reads and writes."""
+    """Return the bytes per second that a copy within the device reads and writes."""
     source = torch.zeros(_COPIED, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     finish = finisher(device)

@@ -41,7 +41,7 @@ _OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One size of step: median milliseconds of ours and of the fastest of the raw ways, with that way's number."""
+    """One size of step: median milliseconds of ours and of the fastest raw variant, with that variant's number."""
 
     sequences: int
     tokens: int
@@ -56,7 +56,7 @@ class Cell:
 
 
 def by_turns(ours: Step, raw: Sequence[Step], *, sequences: int, tokens: int, seconds: float, fewest: int) -> Cell:
-    """Measure ours and each way to run the raw engine by turns, for about `seconds`; the first turn does not count."""
+    """Measure ours and each raw variant in turn, for about `seconds`; the first turn does not count."""
     every = (ours, *raw)
     turn_s = sum(step(sequences, tokens) for step in every) / 1e3
     turns = max(fewest, min(_MOST_TURNS, int(seconds / max(turn_s, 1e-6))))
@@ -70,7 +70,7 @@ def by_turns(ours: Step, raw: Sequence[Step], *, sequences: int, tokens: int, se
 
 
 def cells_for(context: int) -> int:
-    """Return how many tokens a stream of llama.cpp has room for, to hold `context` and those of a step."""
+    """Return the tokens per stream of llama.cpp to hold `context` and a step."""
     return -(-(context + _NEW + 1) // CELL_ROUNDING) * CELL_ROUNDING
 
 
@@ -87,7 +87,7 @@ def llama_cpp(path: Path, *, sequences: int, context: int, threads: int, batch_i
 
 
 def fill(verifier: Verifier, *, sequences: int, context: int) -> list[int]:
-    """Fill sequences with the same text; return it."""
+    """Fill sequences with the same tokens; return them."""
     size = verifier.info.vocabulary.size
     text = random.Random(0).choices(range(size), k=context)
     verifier.open(0)
@@ -99,7 +99,7 @@ def fill(verifier: Verifier, *, sequences: int, context: int) -> list[int]:
 
 
 def steps(verifier: Verifier, text: Sequence[int], *, finish: Callable[[Any], object] = lambda _logits: None) -> Step:
-    """Return a step of a verifier whose sequences hold a text; what it computes is forgotten again."""
+    """Return a step of a verifier over filled sequences, which is rolled back afterwards."""
 
     def step(sequences: int, tokens: int) -> float:
         items = [Item(sequence, text[sequence % 100 :][:tokens], tokens) for sequence in range(sequences)]
@@ -175,20 +175,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose engines."""
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help=", ".join(ENGINES))
     parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
     parser.add_argument("--torch-device", default="cpu", help="of the packed verifier, such as cuda; then of it alone")
 
 
 def chosen(options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return kind and number format of each engine that is measured."""
+    """Return kind and number format of each measured engine."""
     names = [name for name in options.engines if options.torch_device == "cpu" or name.startswith("packed")]
     return [(kind, dtype) for kind, _, dtype in (name.partition(":") for name in names)]
 
 
 def run(bench: Bench) -> Report:
-    """Time all sizes of step in all engines."""
     options = bench.options
     on_cpu = options.torch_device == "cpu"
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
@@ -219,7 +217,7 @@ def run(bench: Bench) -> Report:
 
 
 def _group(kind: str, dtype: str) -> str:
-    """Return the name of engines that are compared with the same."""
+    """Return the name of the group of comparable engines."""
     return f"{kind} {dtype}" if dtype == "int8" else kind
 
 

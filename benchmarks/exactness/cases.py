@@ -1,4 +1,4 @@
-"""Cases of the exactness proof: ways through the system that must follow the target's law, and faults that must not."""
+"""Cases of the exactness proof: variants that must follow the target distribution, and faults that must not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ def law(
     prompt: Sequence[int] = PROMPT,
     grammar: Grammar | None = None,
 ) -> Law:
-    """Return the joint law of a text, `[size] * LENGTH`."""
+    """Return the joint distribution of an output, `[size] * LENGTH`."""
     target = (pair or ToyPair.standard()).target
     if grammar is not None:
         assert isinstance(target, MarkovScript)
@@ -41,7 +41,7 @@ def law(
 
 
 def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:
-    """Return a joint law with early ends counted under their end token repeated."""
+    """Return a joint distribution with early ends counted under their end token repeated."""
     length = joint.ndim
     for end in end_tokens:
         for position in range(length - 1):
@@ -56,31 +56,27 @@ def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:
 
 @dataclass(frozen=True, slots=True)
 class StoppingPacing(FixedPacing):
-    """Drafts until the draft model is unsure."""
-
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window
         return Plan(self.tokens, may_stop=True)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
-        """Stop behind a token that was not the likely one."""
+        """Stop after a token that was not the likely one."""
         return chances[-1] >= UNSURE
 
 
 @dataclass(slots=True)
 class MixingPacing:
-    """Drafts from earlier text wherever there is any, but for every third time; the draft model makes the others."""
+    """Uses suffix drafts wherever possible, except every third time; the draft model makes the others."""
 
     tokens: int
     asked: int = 0
 
     def plan(self, *, longest: int, window: int) -> Plan:
-        """Return the plan for the draft model."""
         del longest, window
         return Plan(self.tokens)
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
-        """Return the plan for whose turn it is."""
         del prospect, longest, window
         self.asked += 1
         return replace(plan, repeats=self.asked % 3 > 0)
@@ -101,13 +97,12 @@ class MixingPacing:
 
 @dataclass(slots=True)
 class TurningPacing:
-    """Drafts a token and has the edge write some, in turns."""
+    """Alternates between drafting a token and edge-only decoding."""
 
     written: int = 1
     plans: int = 0
 
     def plan(self, *, longest: int, window: int) -> Plan:
-        """Return the plan whose turn it is."""
         del longest, window
         self.plans += 1
         return Plan(1) if self.plans % 2 else Plan(self.written, stream=True)
@@ -117,12 +112,10 @@ class TurningPacing:
         return True
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
-        """Return the plan whose turn it is."""
         del prospect, longest, window
         return plan
 
     def choice(self) -> Choice:
-        """Return the plan whose turn it was."""
         return Choice("draft" if self.plans % 2 else "stream", "They take turns.")
 
     def learn(self, outcome: DraftOutcome) -> None: ...
@@ -138,22 +131,18 @@ _GREEDY_SHARE = 20
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One way through the system.
+    """One variant of the system.
 
     Attributes:
-        mode: Of verification.
         form: Downlink form.
         draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
-        ahead: Whether to draft ahead.
-        stream: Whether the edge decodes alone, that many tokens at a time.
-        guessed: Whether it guesses what follows.
+        stream: Tokens of edge-only decoding at a time.
+        guessed: Whether the edge uses n-gram speculation.
         unlike: Whether the draft model has another vocabulary than the target.
-        stops: Whether a draft ends behind a token of which the draft model was unsure.
-        suffix: Whether drafts are also made from what was written before, in turns with the draft model.
-        engine: What computes the target.
-        greedy: Whether the most likely token is taken.
-        constrained: Whether texts have a grammar.
-        sabotage: What is done wrong.
+        stops: Whether a draft ends after a token of which the draft model was unsure.
+        suffix: Whether suffix drafts alternate with those of the draft model.
+        constrained: Whether requests have a grammar.
+        sabotage: The planted fault.
     """
 
     mode: Mode
@@ -212,7 +201,7 @@ class Case:
         return FixedPacing(self.draft_length, self.ahead, self.stream)
 
     def share(self, sessions: int) -> int:
-        """Return how many of these sessions are enough: a fault shows sooner, and greedy texts are all the same."""
+        """Return how many of these sessions suffice: a fault shows sooner, and greedy outputs are all the same."""
         share = _GREEDY_SHARE if self.greedy else 1
         if self.sabotage is not Sabotage.NONE:
             share *= _FAULT_SHARE

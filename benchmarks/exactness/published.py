@@ -33,8 +33,6 @@ _LONG: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A rejected position."""
-
     p: Dist
     proposal: Proposal
     target: NDArray[Any]
@@ -58,8 +56,6 @@ def _correct_from_logits(position: Position) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of deciding."""
-
     what: str
     accept: Accept = accepts
     correct: Correct = _correct
@@ -81,8 +77,6 @@ WAYS: Final = MappingProxyType(
 
 @dataclass(slots=True)
 class Writer:
-    """Writes texts of the toy pair."""
-
     way: Way
     pair: ToyPair = field(default_factory=ToyPair.standard)
     computed: int = 0
@@ -134,7 +128,7 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the test says of a way."""
+    """The test's result for a variant."""
 
     name: str
     what: str
@@ -146,12 +140,12 @@ class Verdict:
 
     @property
     def as_it_should_be(self) -> bool:
-        """Whether the test said what it should."""
+        """Return whether the test's result is the expected one."""
         return (self.p >= ALARM) == self.exact
 
 
 def hold(name: str, *, texts: int, first_seed: int) -> Verdict:
-    """Write texts in one way, and hold them against the law."""
+    """Generate with one variant, and test against the target distribution."""
     way = WAYS[name]
     expected = fold_ends(ToyPair.standard().target.joint(PROMPT, length=LENGTH, policy=_policy(0)), END_TOKENS)
     counts = np.zeros(expected.shape, dtype=np.int64)
@@ -188,5 +182,5 @@ def run(bench: Bench) -> Report:
 
 
 def _policy(seed: int) -> SamplingPolicy:
-    """Return a policy that rules no token out, so that no mistake is found by a text that cannot be."""
+    """Return a policy that excludes no token, so that no mistake is found by an impossible output."""
     return SamplingPolicy(mode=Mode.RESIDUAL, temperature=TEMPERATURE, top_k=0, top_p=1.0, seed=seed)

@@ -35,8 +35,6 @@ FLEET: Final = "proof"
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What the test said of a case."""
-
     case: Case
     sessions: int
     p: float
@@ -47,12 +45,10 @@ class CaseResult:
 
     @property
     def follows(self) -> bool:
-        """Whether texts follow the target's distribution."""
         return self.p > ALARM and self.tv < self.noise
 
     @property
     def passed(self) -> bool:
-        """Whether the test said what it should."""
         return self.follows if self.case.sabotage is Sabotage.NONE else self.p < ALARM
 
     def json(self) -> dict[str, Any]:
@@ -90,7 +86,7 @@ def prove(
     devices: int,
     on_progress: Any = None,  # noqa: ANN401
 ) -> CaseResult:
-    """Run a case through a broker that is already there."""
+    """Run a case through a running broker."""
     started = time.monotonic()
     with _edge(case, port):
         tally = run_sessions(
@@ -147,7 +143,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Prove all cases and catch all faults."""
     options = bench.options
     bench.fleet = FLEET
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""Fleet that can be disturbed: a mosquitto with certificates, one edge, writers, and a relay before each client."""
+"""A fleet with faults: a mosquitto with certificates, one edge, writers, and a relay before each client."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ _CHUNK: Final = 64 << 10
 
 
 class Disk:
-    """A small file system in memory where we may mount one; else a folder, and a limit on the edge's files."""
+    """A small file system in memory, if it can be mounted; else a folder, and a limit on the edge's files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,6 @@ class Disk:
             subprocess.run(["/bin/umount", "--lazy", str(self.folder)], check=False)
 
     def fill(self, pid: int) -> None:
-        """Leave no room for a process."""
         if not self._mounted:
             _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
@@ -77,7 +76,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class EndedText:
-    """A text that its device has brought to an end, whole or cancelled."""
+    """A request that its device has ended, complete or cancelled."""
 
     device: str
     reason: str
@@ -86,8 +85,6 @@ class EndedText:
 
 @dataclass(slots=True)
 class FaultTally:
-    """What has been written so far."""
-
     texts: dict[str, EndedText] = field(default_factory=dict)
     by_mode: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
@@ -103,7 +100,7 @@ class FaultTally:
     _heard: threading.Condition = field(default_factory=threading.Condition)
 
     def take(self, device: str, event: dict[str, Any]) -> None:
-        """Take an event of a writer's process. Callable from any thread."""
+        """Take an event of a writer's process. Thread-safe."""
         with self._heard:
             match event:
                 case {"event": "tokens", "at": at, "number": number}:
@@ -122,12 +119,12 @@ class FaultTally:
                     self._wrong(event)
 
     def forget_moments(self) -> None:
-        """Forget when tokens were committed so far."""
+        """Forget the times of commits so far."""
         with self._heard:
             self._commits.clear()
 
     def wait_for_all(self, devices: int, *, since: float, timeout_s: float) -> dict[str, float]:
-        """Wait until a number of devices have committed a token after `since` (monotonic), or the time is over."""
+        """Wait until `devices` devices have committed a token after `since` (monotonic), or for `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         with self._heard:
             while len(found := self._firsts(since)) < devices and (left := deadline - time.monotonic()) > 0:
@@ -156,8 +153,6 @@ _WRITTEN_S: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the devices write."""
-
     devices: int = 8
     shortest: int = 40
     longest: int = 160
@@ -168,7 +163,7 @@ class Load:
 
 @dataclass(slots=True)
 class DisturbedFleet:
-    """A fleet, running, and what can be done to it. Use `run` to have one."""
+    """A running fleet, and the faults that can be injected. Use `run` to make one."""
 
     folder: Path
     load: Load
@@ -185,7 +180,7 @@ class DisturbedFleet:
     @classmethod
     @contextlib.contextmanager
     def run(cls, folder: Path, load: Load, *, seed: int) -> Iterator["DisturbedFleet"]:
-        """Make a fleet in a folder, start it, and have its devices write."""
+        """Make a fleet in a folder, start it, and let its devices generate."""
         names = [f"device-{number}" for number in range(1, load.devices + 1)]
         folder.mkdir(parents=True, exist_ok=True)
         home = folder / "broker"
@@ -212,10 +207,8 @@ class DisturbedFleet:
     def names(self) -> Sequence[str]:
         return [name for name in self.relays if name != EDGE]
 
-    # The edge
-
     def start_edge(self) -> None:
-        """Start an edge, and return when it is online; what it knew is in the session log alone."""
+        """Start an edge, and return when it is online; its state comes from the session log alone."""
         config = self.folder / "edge.toml"
         content = edge_settings(self._identity(EDGE), fleet=FLEET, folder=self.disk.folder, threads=1)
         config.write_text(content, encoding="utf-8")
@@ -225,7 +218,6 @@ class DisturbedFleet:
         self.edge.wait_for('"online"', timeout_s=_ONLINE_S)
 
     def kill_edge(self) -> None:
-        """End the edge without a word."""
         if self.edge is not None:
             self.edge.kill()
             self.edge.end()
@@ -238,15 +230,12 @@ class DisturbedFleet:
 
     @property
     def edge_pid(self) -> int:
-        """Process id of the edge."""
         if self.edge is None or not self.edge.lives:
             raise BenchError(f"The edge has ended unasked; see {self.folder}/edge.log.")
         return self.edge.pid
 
-    # Devices
-
     def start_devices(self, names: Sequence[str]) -> None:
-        """Start writers, and return when they are."""
+        """Start writers, and return when they run."""
         for name in names:
             self._starts += 1
             task = Task(
@@ -265,20 +254,17 @@ class DisturbedFleet:
             self.devices[name].wait_for('"ready"', timeout_s=_READY_S)
 
     def kill_device(self, name: str) -> None:
-        """End a writer without a word."""
         self.devices[name].kill()
         self.devices[name].end()
         self.tally.killed[name] += 1
 
-    # Broker, line and files
-
     def forget_retained(self) -> None:
-        """Remove what a stopped broker has kept."""
+        """Remove the retained messages of a stopped broker."""
         for kept in (self.folder / "broker" / "retained").glob("*"):
             kept.unlink()
 
     def renew_certificates(self, names: Sequence[str]) -> None:
-        """Do what an operator's rollout does: new certificates in the places of the old ones."""
+        """Replace certificates as an operator's rollout does."""
         authority = Authority.open(self.folder / "broker" / AUTHORITY, actor="bench")
         for name in names:
             certificate = self.broker.identity(name).certificate
@@ -286,7 +272,7 @@ class DisturbedFleet:
 
     @contextlib.contextmanager
     def locked_database(self) -> Iterator[None]:
-        """Hold the database's lock, as a backup or another program may: writers wait, and then go on without it."""
+        """Hold the database's lock, as a backup may: writers wait, and then continue without it."""
         with contextlib.closing(sqlite3.connect(self.database, timeout=30.0, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -294,10 +280,8 @@ class DisturbedFleet:
             finally:
                 connection.execute("ROLLBACK")
 
-    # The end
-
     def stop(self) -> None:
-        """Have every device end its text, wait until the log has nothing open, and end the edge."""
+        """Let every device end its request, wait until the log has nothing open, and end the edge."""
         for name, device in self.devices.items():
             if not device.lives:
                 raise BenchError(f"{name} has ended unasked; see {device.log}.")
@@ -360,11 +344,11 @@ _NOT_WHOLE: Final = (EndReason.LOST.value, EndReason.FAILED.value, EndReason.CAN
 
 
 def disagreements(database: Path, tally: FaultTally) -> list[str]:
-    """Return a sentence for each session of which the log and its device do not say the same.
+    """Return a message for each session on which the log and its device disagree.
 
-    What a device has ended must be in the log with its reason and its number of tokens. What else is in the log must be
-    known there as not whole, and there may be no more of it than texts that failed and processes that were killed.
-    Where a device and its edge were killed it may still be open: only housekeeping is left to end it, hours later.
+    What a device has ended must be in the log with its reason and its number of tokens. Other sessions in the log must
+    be marked incomplete, and there may be no more of them than failed requests and killed processes. Where a device and
+    its edge were killed, a session may still be open: only housekeeping ends it, hours later.
     """
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT session, device, reason, tokens, device_tokens FROM sessions").fetchall()

@@ -35,8 +35,6 @@ _LOSS: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kind."""
-
     name: str
     summary: str
     seconds: tuple[float, float]
@@ -44,7 +42,7 @@ class Fault:
     quick: tuple[float, float] | None = None
 
     def duration_s(self, rng: random.Random, *, quick: bool) -> float:
-        """Return how long it lasts this time."""
+        """Return its duration this time."""
         return rng.uniform(*(self.quick if quick and self.quick else self.seconds))
 
 
@@ -88,7 +86,7 @@ def _device_kill(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
 
 
 def _clients_of(fleet: DisturbedFleet, rng: random.Random) -> list[str]:
-    """Choose whose line is concerned: the edge's, a device's, several devices', everybody's."""
+    """Choose whose line is affected: the edge's, a device's, several devices', everybody's."""
     several = rng.sample(fleet.names, k=max(2, len(fleet.names) // 2)) if len(fleet.names) > 1 else list(fleet.names)
     return rng.choice([[EDGE], [rng.choice(fleet.names)], several, [EDGE, *fleet.names]])
 
@@ -208,17 +206,10 @@ class MomentResult:
     """What has become of the texts.
 
     Attributes:
-        name: The fault's.
         how: How it was made, where that depends on the machine.
-        moments: At how many it struck.
-        seconds: From the first to the last.
-        texts: Ended, by mode.
-        tokens: Committed.
-        resumes: How often sessions were opened again.
         wrong: Texts that came out otherwise than they must: by what is wrong, how many.
         broken_off: Sentences of texts that failed after tokens had been committed: these tokens are lost.
         refused: Sentences of texts that failed before: the application knows, and may ask again.
-        disagreements: Sentences on sessions of which log and device do not say the same.
         stuck: Devices that had not gone on a minute after a fault, summed over the moments.
         recovery_s: From the end of each fault to each device's next token.
     """
@@ -239,14 +230,12 @@ class MomentResult:
 
     @property
     def exact(self) -> bool:
-        """Whether no token was lost, duplicated or altered, nobody is stuck, and log and devices agree."""
+        """Return whether no token was lost, duplicated or altered, no device is stuck, and log and devices agree."""
         return not (self.wrong or self.broken_off or self.disagreements or self.stuck)
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Runs one kind of fault."""
-
     fault: Fault
     load: Load
     moments: int
@@ -255,7 +244,6 @@ class Experiment:
     on_progress: Callable[[str], None] = lambda _line: None
 
     def run(self, folder: Path) -> MomentResult:
-        """Run it in a folder of its own."""
         rng = random.Random(f"{self.seed}-{self.fault.name}")
         result = MomentResult(self.fault.name)
         with DisturbedFleet.run(folder, self.load, seed=self.seed) as fleet:
@@ -348,5 +336,5 @@ def _row(result: MomentResult) -> dict[str, Any]:
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median, the 95th percentile and the greatest of some values; zeros of none."""
+    """Return the median, the 95th percentile and the maximum; zeros without values."""
     return tuple(map(float, np.percentile(values, [50, 95, 100]))) if values else (0.0, 0.0, 0.0)  # type: ignore[return-value]

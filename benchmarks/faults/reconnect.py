@@ -37,7 +37,7 @@ MEDIAN_S, P95_S = 2.0, 5.0  # what is promised
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What an outage came to. Seconds are counted from the broker's return."""
+    """Figures of an outage. Seconds are counted from the broker's return."""
 
     outage_s: float
     silent: bool
@@ -58,7 +58,7 @@ def simulate(
     connects_per_s: float = float("inf"),
     settings: LinkSettings = DEFAULTS,
 ) -> Recovery:
-    """Let a fleet lose its broker at one moment and find it again."""
+    """Let a fleet lose its broker at one moment and reconnect."""
     backoffs = [
         Backoff(
             minimum_s=settings.min_backoff_s,
@@ -115,8 +115,6 @@ def _reached(at: float, outage_s: float, *, timeout_s: float) -> float | None:
 
 @dataclass(slots=True)
 class _Watch:
-    """When a link came back."""
-
     back: threading.Event
     at: float = 0.0
 
@@ -127,7 +125,7 @@ class _Watch:
 
 
 def _measure(links: int, kills: int, rng: random.Random, folder: Path) -> dict[str, float]:
-    """Kill a real broker again and again; return what its return cost the links, and it."""
+    """Kill a real broker repeatedly; return the cost of its return for the links and the broker."""
     names = [f"device-{number}" for number in range(1, links + 1)]
     waited_s: list[float] = []
     with tls_broker(folder, FLEET, [EDGE], [*names, NEWCOMER]) as local, contextlib.ExitStack() as stack:
@@ -164,7 +162,7 @@ def _measure(links: int, kills: int, rng: random.Random, folder: Path) -> dict[s
 
 
 def _cpu_of_a_connect(local: LocalBroker, count: int = 200) -> float:
-    """Return the seconds of processor time that one connect over mutual TLS costs the broker."""
+    """Return the broker's processor seconds for one connect over mutual TLS."""
     process = psutil.Process(local.pid)
     files = local.identity(NEWCOMER)
     settings = LinkSettings(
@@ -189,7 +187,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Simulate, and measure where it is asked for."""
     options, rng = bench.options, random.Random(bench.options.seed)
     rows = [
         asdict(

@@ -73,7 +73,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Let faults come until the time is over."""
     options = bench.options
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
     warm_up = options.warm_up if options.warm_up is not None else min(15.0, 0.5 * options.minutes)
@@ -119,7 +118,6 @@ class _Soak:
     _reported: float = 0.0
 
     def run(self) -> None:
-        """Let faults come until the time is over."""
         self._wait_for_all("the start", since=0.0)
         self.began = time.monotonic()
         kinds = self._kinds()
@@ -138,7 +136,7 @@ class _Soak:
         return time.monotonic() - self.began
 
     def _kinds(self) -> Iterator[Fault]:
-        """Yield kinds in random order, each as often; those that end the edge early in the warm-up alone."""
+        """Yield kinds in random order, each as often; those that end the edge only early in the warm-up."""
         while True:
             kinds = list(FAULTS.values())
             self.rng.shuffle(kinds)
@@ -158,7 +156,7 @@ class _Soak:
         self.stuck[what] = self.stuck.get(what, 0) + missing
 
     def _watch(self, seconds: float) -> None:
-        """Let time pass, and look at the processes meanwhile."""
+        """Sample the processes for some time."""
         end = time.monotonic() + seconds
         while True:
             now = time.monotonic()
@@ -182,7 +180,6 @@ class _Soak:
             self.memory.take(name, device.pid, now)
 
     def report(self) -> None:
-        """Print what has been written so far."""
         tally, faults = self.fleet.tally, sum(self.struck.values())
         print(
             f"{self._passed / 60:5.1f} min: {len(tally.texts)} texts, {tally.tokens} tokens, {faults} faults, "
@@ -192,13 +189,13 @@ class _Soak:
         )
 
     def last(self, name: str) -> float:
-        """Return the last megabytes of the edge, the broker or the device in the middle; 0 if there are none."""
+        """Return the last megabytes of the edge, the broker or the median device; 0 without samples."""
         names = self.fleet.names if name == _DEVICES else [name]
         found = [samples[-1][2] for each in names if (samples := self.memory.samples.get(each))]
         return statistics.median(found) if found else 0.0
 
     def slopes(self) -> list[dict[str, Any]]:
-        """Return MB an hour after the warm-up, of the edge, the broker and the device in the middle."""
+        """Return MB per hour after the warm-up, of the edge, the broker and the median device."""
         since = self.began + self.warm_up_s
         found = {name: self._slope(name, since) for name in (EDGE, _BROKER)}
         devices = [slope for name in self.fleet.names if (slope := self._slope(name, since))["mb_per_hour"] is not None]

@@ -35,8 +35,6 @@ _CONNECT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a writer receives."""
-
     fleet: str
     identity: Identity
     seed: str
@@ -55,7 +53,7 @@ class Task:
 
 
 class _PacedDrafter(ScriptedDrafter):
-    """A drafter that takes its time, as a model does, without taking the processor's."""
+    """A drafter that takes a model's time without using the processor."""
 
     def __init__(self, script: MarkovScript, token_s: float) -> None:
         super().__init__(script, script.words)
@@ -69,7 +67,7 @@ class _PacedDrafter(ScriptedDrafter):
 def verdict(
     prompt: Sequence[int], policy: SamplingPolicy, tokens: Sequence[int], received: Sequence[int]
 ) -> str | None:
-    """Return what is wrong with a text, in a word; None if nothing is."""
+    """Return what is wrong with an output, in a word; None if nothing is."""
     if list(received) != list(tokens):
         return "torn"
     if policy.mode is Mode.COUPLED:
@@ -78,7 +76,7 @@ def verdict(
 
 
 def main() -> None:
-    """Write until SIGTERM; the task comes as a line of JSON on standard input."""
+    """Generate until SIGTERM; the task comes as a line of JSON on standard input."""
     task = Task.from_json(sys.stdin.readline())
     ending = Ending().at_sigterm().with_parent()
     settings = DeviceSettings.model_validate(

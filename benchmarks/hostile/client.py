@@ -1,4 +1,4 @@
-"""What attacks work with: a client that sends packets built beforehand, the place of the attack, and a newcomer."""
+"""Client of attacks, which sends prebuilt packets, and the attacker's knowledge of the fleet."""
 
 import contextlib
 import json
@@ -46,8 +46,6 @@ class ConnectRefused(FleetError):  # noqa: N818 - reads as what it says
 
 @dataclass(slots=True)
 class ClientCounters:
-    """What a client has met, over all its connections."""
-
     connects: int = 0
     refused: int = 0
     losses: Counter[str] = field(default_factory=Counter)
@@ -57,7 +55,7 @@ class ClientCounters:
 
 
 class HostileClient:
-    """One client, connected when it is first pumped and again when the broker has hung up."""
+    """One client, connected when it is first pumped and again when the broker closes the connection."""
 
     def __init__(
         self,
@@ -84,12 +82,12 @@ class HostileClient:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection, as far as is known."""
+        """Return whether there is a connection, as far as is known."""
         return self._socket is not None
 
     @property
     def full(self) -> bool:
-        """Whether the broker takes less than it is given: nothing more should be sent for now."""
+        """Return whether the broker takes less than it is given: nothing more should be sent for now."""
         return len(self._out) > _BACKLOG
 
     def connect(self, will: WillMessage | None = None) -> None:
@@ -123,7 +121,7 @@ class HostileClient:
             self._out += packets
 
     def pump(self, wait_s: float) -> None:
-        """Write what waits and read what has come; wait at most `wait_s` for either."""
+        """Write and read what is possible; wait at most `wait_s` for either."""
         if self._socket is None:
             self._reconnect(wait_s)
             return
@@ -144,7 +142,7 @@ class HostileClient:
             self._lost("closed")
 
     def abort(self) -> None:
-        """End the connection without a word, as a power failure would."""
+        """Close the connection without a goodbye, as a power failure would."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.close()
@@ -201,18 +199,14 @@ class HostileClient:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What an attacker knows of the fleet; an honest device of it knows the same.
+    """What an attacker knows of the fleet, like any honest device.
 
     Attributes:
-        fleet: Topic level.
-        edge: The edge that serves the fleet.
-        sink: Name of an edge that reads its drafts and does nothing with them.
-        vocabulary_size: Of the target.
-        fingerprint: Of its vocabulary, in hexadecimal.
+        sink: Name of an edge that reads its drafts and ignores them.
+        fingerprint: Of the target's vocabulary, in hexadecimal.
         context: Most tokens in one sequence of the target.
-        max_packet_bytes: Largest packet that the broker takes.
         identities: The attacker's own, one for each device that it plays.
-        control: Whether whatever would go to the edge goes to the sink instead.
+        control: Whether messages for the edge go to the sink instead.
     """
 
     fleet: str
@@ -259,8 +253,6 @@ _SHORT: Final = 0x17  # longest text whose length is in the first byte of its CB
 
 @dataclass(slots=True)
 class Attacker:
-    """What an attack works with."""
-
     place: Place
     rng: random.Random
     running: Callable[[], bool]
@@ -275,7 +267,7 @@ class Attacker:
         identity: Identity | None = None,
         on_publish: Callable[[bytes, bytes], None] = lambda _topic, _payload: None,
     ) -> HostileClient:
-        """Return a new client, which subscribes nothing on its own: answers to it are counted."""
+        """Return a new client without subscriptions; answers to it are counted."""
 
         def take(topic: bytes, payload: bytes) -> None:
             self.answers[_code_of(topic, payload)] += 1
@@ -298,7 +290,7 @@ class Attacker:
     def publish(
         self, client: HostileClient, topic: Topic, payload: bytes, *, qos: int = 1, retain: bool = False
     ) -> bytes:
-        """Return the packet of a publish in the name of a client's device."""
+        """Return a PUBLISH packet in the name of a client's device."""
         return publish_packet(self.place.topic(topic, client.identity), payload, qos=qos, retain=retain)
 
     def send(self, client: HostileClient, topic: Topic, payload: bytes) -> None:
@@ -320,7 +312,7 @@ class Source:
 def flood(attacker: Attacker, sources: Sequence[Source]) -> None:
     """Send from all sources at their rates until the attack is over.
 
-    What falls due while a broker takes nothing, or is not there, is left out: the rate is never exceeded.
+    What is due while the broker is away or takes nothing is left out: the rate is never exceeded.
     """
     began = attacker.clock()
     alone = len(sources) == 1
@@ -337,12 +329,12 @@ def flood(attacker: Attacker, sources: Sequence[Source]) -> None:
 
 
 def pool(make: Callable[[], bytes], *, size: int = _POOL) -> Iterator[bytes]:
-    """Return packets made once, over and over."""
+    """Yield the same packets repeatedly."""
     return cycle([make() for _ in range(size)])
 
 
 def _code_of(topic: bytes, payload: bytes) -> str:
-    """Return the code in a Refused or a Fault, found without decoding: thousands may come in a second."""
+    """Return the code of a Refused or a Fault without decoding: thousands may arrive per second."""
     if topic.endswith(b"/verdict"):
         return "verdict"
     place = payload.find(_CODE)

@@ -27,8 +27,6 @@ _READY_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What the edge serves."""
-
     target: Path | None
     vocabulary: Path | None
     dtype: str = "float32"
@@ -36,8 +34,6 @@ class Models:
 
 @dataclass(slots=True)
 class Running:
-    """A fleet that runs."""
-
     place: Place
     edge: Program
     broker: psutil.Process
@@ -48,7 +44,7 @@ class Running:
 
 @dataclass(slots=True)
 class Fleet:
-    """Makes the identities once, and runs a new broker and a new edge as often as it is asked to."""
+    """Makes the identities once, and starts a new broker and a new edge as often as requested."""
 
     folder: Path
     models: Models
@@ -64,7 +60,6 @@ class Fleet:
 
     @property
     def home(self) -> Path:
-        """Folder of the broker and the authority."""
         return self.folder / "broker"
 
     def make(self) -> None:
@@ -73,7 +68,7 @@ class Fleet:
         make_local_broker(self.home, fleet=FLEET, edges=(EDGE, SINK), devices=devices, port=8883)
 
     def record(self) -> None:
-        """Write the honest devices' texts once, without drafts, so that they can be replayed as drafts."""
+        """Generate the honest devices' outputs once, without drafts, to replay them as drafts."""
         share = -(-len(PROMPTS) // len(self.honest))
         written: dict[int, list[int]] = {}
         with self._broker_and_edge() as (broker, edge, _), contextlib.ExitStack() as stack:

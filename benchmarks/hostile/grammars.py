@@ -27,7 +27,7 @@ from schemas.vocabulary import EMPTY_DIGEST
 
 
 def random_bomb(rng: random.Random) -> Grammar:
-    """Return a grammar of one of the kinds below, of random size, no longer than grammars may be."""
+    """Return a random grammar of one of the kinds below, within the length limit of grammars."""
     kind = rng.choice(_KINDS)
     size = int(10 ** rng.uniform(0.5, 4.5))
     while True:
@@ -38,7 +38,6 @@ def random_bomb(rng: random.Random) -> Grammar:
 
 
 def _reference_chain(rng: random.Random, size: int) -> Grammar:
-    """Definitions, each of which refers to the next."""
     word = rng.choice(["items", "additionalProperties", "allOf", "anyOf", "oneOf"])
     references = [{"$ref": f"#/$defs/{number + 1:x}"} for number in range(size)]
     definitions: dict[str, Any] = {
@@ -48,7 +47,7 @@ def _reference_chain(rng: random.Random, size: int) -> Grammar:
 
 
 def _scattered_references(rng: random.Random, size: int) -> Grammar:
-    """Definitions that refer to random others, by ways that have to be followed one after the other."""
+    """Definitions that refer to random others, in chains that have to be followed."""
     names = [f"{number:x}" for number in range(size)]
     definitions: dict[str, Any] = {
         name: {"properties": {key: {"$ref": f"#/$defs/{rng.choice(names)}"} for key in "ab"}, "required": ["a"]}
@@ -67,7 +66,6 @@ def _doubling(rng: random.Random, size: int) -> Grammar:
 
 
 def _nested(rng: random.Random, size: int) -> Grammar:
-    """A schema in a schema in a schema."""
     forms = [('{"items":', "}"), ('{"anyOf":[', ",{}]}"), ('{"properties":{"a":', "}}"), ("[", "]")]
     before, behind = rng.choice(forms)
     depth = min(size, 20_000 // (len(before) + len(behind)))
@@ -116,14 +114,13 @@ def _terminals(rng: random.Random, size: int) -> Grammar:
 
 
 def _rules(rng: random.Random, size: int) -> Grammar:
-    """Rules, each of which leads to the next."""
     form = rng.choice(['{} "a"', '"a" {}', "{} {}", "{}* /b/", "({} | )"])
     lines = [f"r{number}: {form.replace('{}', f'r{number + 1}')}" for number in range(size)]
     return _grammar(GrammarKind.LARK, "\n".join(["start: r0", *lines, f'r{size}: "a"', ""]))
 
 
 def _ambiguous(rng: random.Random, size: int) -> Grammar:
-    """Rules with which one text can be read in very many ways."""
+    """Rules under which one output can be parsed in very many ways."""
     number = min(size, 30)
     names = [f"r{each}" for each in range(number)]
     lines = ["start: r0"]
@@ -135,7 +132,7 @@ def _ambiguous(rng: random.Random, size: int) -> Grammar:
 
 
 def _garbage(rng: random.Random, size: int) -> Grammar:
-    """Characters that mean something to parsers, in no order."""
+    """Random characters that are special to parsers."""
     text = "".join(rng.choices('{}[]():"\\/|*+?.,%$~&^#-0aA\n ', k=size))
     return _grammar(rng.choice([GrammarKind.REGEX, GrammarKind.LARK, GrammarKind.JSON_SCHEMA]), text)
 
@@ -243,8 +240,6 @@ def _large(number: int) -> Grammar:
 
 @dataclass(slots=True)
 class _Request:
-    """One session."""
-
     policy: SamplingPolicy
     at: float
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_BYTES))
@@ -254,7 +249,7 @@ class _Request:
 
 @dataclass(slots=True)
 class _Requests:
-    """Sessions of one device that the edge decodes, opened one after the other."""
+    """Sessions of one device with edge-only decoding, opened one after another."""
 
     attacker: Attacker
     identity: Identity

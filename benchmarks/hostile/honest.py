@@ -40,21 +40,19 @@ class Language:
 
     @classmethod
     def load(cls, model: Path | None) -> "Language":
-        """Read it from a draft model's file; without one it is that of the scripted edge."""
         if model is None:
             return cls(WordCodec(LANGUAGE.words), Vocabulary.of(LANGUAGE.words))
         opened = GgufModel(model, vocabulary_only=True)
         return cls(opened, opened.vocabulary)
 
     def encode(self, prompt: str) -> list[int]:
-        """Return a user's message as a prompt."""
         if isinstance(self.codec, WordCodec):
             return [1 + sum(prompt.encode()) % (self.vocabulary.size - 1)]
         return encode_chat(self.codec, [ChatMessage("user", prompt)])
 
 
 def main() -> None:
-    """Write until SIGTERM; the task comes as a line of JSON on standard input."""
+    """Generate until SIGTERM; the task comes as a line of JSON on standard input."""
     task = json.loads(sys.stdin.readline())
     ending = Ending().at_sigterm()
     language = Language.load(Path(task["model"]) if task["model"] else None)

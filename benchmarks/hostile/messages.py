@@ -26,7 +26,7 @@ _WIDE: Final = 4  # bytes of a token id in a typed array, where one does not fit
 
 
 def unique(payload: bytes) -> Iterator[bytes]:
-    """Yield the payload of `open_of` or `close_of` over and over, each time under a session's name of its own."""
+    """Yield the payload of `open_of` or `close_of` repeatedly, each with a unique session name."""
     head, mark, tail = payload.partition(_MARK)
     assert mark
     while True:
@@ -58,7 +58,7 @@ def open_of(
 
 
 def huge_open(vocabulary: Vocabulary, *, most: int = MAX_OPEN_BYTES) -> bytes:
-    """Return an Open for `unique`, well-formed, of nearly the greatest size: its prompt and its text are all tokens."""
+    """Return a well-formed Open for `unique` of nearly the greatest size: prompt and output are all tokens."""
     wide = 1 << 16  # no id of the vocabulary, maybe, but a token id by its form
     prompt = min(MAX_TOKENS, (most - _HEAD_BYTES) // _WIDE)
     resume = max(0, min(MAX_TOKENS, (most - _HEAD_BYTES - _WIDE * prompt) // _WIDE))
@@ -112,7 +112,7 @@ def random_bytes(rng: random.Random, *, most: int = 200) -> bytes:
 
 
 def state_of(rng: random.Random) -> bytes:
-    """Return a device's state, well-formed, of a random software version."""
+    """Return a well-formed device state of a random software version."""
     return encode_json(
         DeviceState(
             presence=Presence.ONLINE,
@@ -132,7 +132,7 @@ _FLOAT32: Final = 4
 
 @dataclass(slots=True)
 class HostileSession:
-    """One session, from its own end."""
+    """One session, from the device's end."""
 
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_BYTES))
     opened: Opened | None = None
@@ -169,7 +169,7 @@ class HostileSession:
         )
 
     def more_samples(self, tried: int) -> Draft:
-        """Return a request for samples behind the first `tried`."""
+        """Return a request for samples after the first `tried`."""
         assert self.opened is not None
         self.round += 1
         return Draft(
@@ -182,7 +182,7 @@ class HostileSession:
         )
 
     def apply(self, verdict: Verdict) -> bool:
-        """Take a verdict; return whether the text goes on."""
+        """Apply a verdict; return whether the session continues."""
         if verdict.round != self.round:
             return True
         self.unanswered = None
@@ -227,7 +227,7 @@ class HostileSessions:
         return iter(list(self._by_handle.values()))
 
     def fill(self) -> None:
-        """Ask for as many as are missing, and again for whatever was not answered, as a device does."""
+        """Open missing sessions, and repeat unanswered Opens, as a device does."""
         for _ in range(self.number - len(self._by_name)):
             session = HostileSession()
             self._by_name[session.session] = session

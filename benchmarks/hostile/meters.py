@@ -19,7 +19,7 @@ _USER, _SYSTEM = 11, 12  # fields of `stat` behind the name
 
 @dataclass(slots=True)
 class Throughput:
-    """Tokens that were committed, with the moment of each commit."""
+    """Committed tokens, with the time of each commit."""
 
     texts: int = 0
     failed: list[str] = field(default_factory=list)
@@ -28,7 +28,6 @@ class Throughput:
     _commits: list[tuple[float, int]] = field(default_factory=list)
 
     def take(self, event: dict[str, Any]) -> None:
-        """Take an event of an honest device's process."""
         match event:
             case {"event": "tokens", "at": at, "number": number}:
                 self._commits.append((at, number))
@@ -40,7 +39,7 @@ class Throughput:
                 self.failed.append(sentence)
 
     def rate(self, begin: float, end: float) -> float:
-        """Return tokens a second between two moments (monotonic)."""
+        """Return tokens per second between two times (monotonic)."""
         return sum(number for at, number in list(self._commits) if begin <= at < end) / (end - begin)
 
     def count(self, begin: float) -> int:
@@ -48,9 +47,9 @@ class Throughput:
 
 
 def rows_beside(database: Path, honest: Collection[str]) -> int:
-    """Return the rows of all tables that are not those of honest devices' own work.
+    """Return the rows of all tables except those of honest devices' own work.
 
-    A row counts for the device that it names, or that its session names; one that names nobody is not honest work.
+    A row counts for the device that it names, or that its session names; one that names none is not honest work.
     """
     engine = sa.create_engine(f"sqlite:///file:{database}?mode=ro&uri=true")
     try:
@@ -79,7 +78,7 @@ def _not_of(table: sa.Table, tables: Any, honest: Collection[str]) -> sa.Select[
 
 
 class ProcessMeter:
-    """Memory and processor time of a process, sampled on a thread. Use it as a context manager."""
+    """Memory and processor time of a process, sampled on a thread; a context manager."""
 
     def __init__(self, pid: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._process = psutil.Process(pid)
@@ -98,11 +97,11 @@ class ProcessMeter:
         self._thread.join()
 
     def memory_mb(self, begin: float, end: float) -> float:
-        """Return the greatest resident memory between two moments; 0 if it did not live then."""
+        """Return the greatest resident memory between two times; 0 if the process did not run then."""
         return max((memory for at, memory, _ in list(self._samples) if begin <= at <= end), default=0.0)
 
     def cpu(self, begin: float, end: float) -> float:
-        """Return the share of one core that it took between two moments."""
+        """Return the share of one core between two times."""
         within = [(at, cpu) for at, _, cpu in list(self._samples) if begin - _SAMPLE_S <= at <= end + _SAMPLE_S]
         if len(within) < 2 or within[-1][0] == within[0][0]:
             return 0.0
@@ -122,7 +121,7 @@ class ProcessMeter:
 
 
 def thread_times_s(pid: int) -> dict[int, float]:
-    """Return the seconds of processor time that each thread has taken, by its number.
+    """Return the processor seconds of each thread, by its number.
 
     To the nanosecond where the kernel counts so (`schedstat`), else in ticks, mostly of 10 ms.
     """

@@ -48,7 +48,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Measure without TLS and with it."""
     bench.fleet = FLEET
     rows: list[dict[str, Any]] = []
     with bench.broker(EDGE, READER) as plain:
@@ -94,7 +93,7 @@ def _measure(bench: Bench, broker: ThrowAwayBroker, *, tls: bool) -> Iterator[di
 
 
 def _share(pid: int, seconds: float) -> float:
-    """Return what a process takes of one core in the seconds to come."""
+    """Return a process's share of one core during the next seconds."""
     before, began = sum(thread_times_s(pid).values()), time.monotonic()
     time.sleep(seconds)
     return (sum(thread_times_s(pid).values()) - before) / (time.monotonic() - began)
@@ -108,7 +107,7 @@ def _edge(identity: Identity, folder: Path, cores: Cores) -> Program:
 
 
 class _Flood:
-    """One device that sends the same packet at a rate, on a thread. A context manager."""
+    """One device that sends the same packet at a rate, on a thread; a context manager."""
 
     def __init__(self, device: Identity, packet: bytes, *, rate: float) -> None:
         self.sent = 0
@@ -139,7 +138,7 @@ class _Flood:
 
 
 def drain(sock: socket.socket) -> int:
-    """Read what has come, to its end for now; return how many bytes."""
+    """Read what has arrived; return the number of bytes."""
     size = 0
     while True:
         try:
@@ -152,7 +151,7 @@ def drain(sock: socket.socket) -> int:
 
 
 def main() -> None:
-    """Be the bare reader: take what a broker sends, look at none of it, until SIGTERM."""
+    """Read what a broker sends, without decoding, until SIGTERM."""
     task = json.loads(sys.stdin.readline())
     client = Identity(**task["reader"]).connect()
     client.subscribe(task["filter"], qos=0)

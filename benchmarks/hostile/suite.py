@@ -38,8 +38,6 @@ _CODE_FENCED: Final = "fenced"
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long each part of an experiment lasts, in seconds."""
-
     warm_up: float = 4.0
     baseline: float = 10.0
     control: float = 10.0
@@ -53,28 +51,21 @@ class AttackResult:
     """What an attack has come to.
 
     Attributes:
-        name: The attack's.
         baseline: Tokens a second of all honest devices without an attack.
         honest_control: Share of it that they keep while the same is sent where no edge reads it; None without control.
         honest_during: Share that they keep during the attack.
         honest_during_of_control: The same as a share of what the control leaves.
         honest_after: Share that they have after it.
         edge_rss_mb: Greatest resident memory of the edge during and after the attack, less that before.
-        broker_rss_mb: Likewise, of the broker.
         rows: Database rows in the attack's first minute and of one hostile device, those of honest work left out.
             What an attack of less than a minute leaves out is what it would have added at its second half's rate.
         fresh_device_s: Longest that a device which came during the attack waited for the answer to its Open.
-        edge_died: Whether the edge has ended.
-        broker_died: Whether the broker has.
         slowed: Whether the attacker was refused as over its quota, or because the edge is busy.
-        fenced: Whether it was quarantined.
         kicked: Connections of the attacker that the broker has ended, by reason.
         cpu: Share of a core, by who took it, during the attack; `control_…` during the control.
-        attacker: The attacker's own account.
         newcomers_s: What each fresh device waited.
         failed_texts: Sentences of honest devices whose texts failed.
         differing_texts: Texts of honest devices that came out otherwise than without an attack.
-        log_lines: Lines that the edge has logged during the attack and after it.
     """
 
     name: str
@@ -102,8 +93,6 @@ class AttackResult:
 
 @dataclass(slots=True)
 class Experiment:
-    """Runs one attack."""
-
     fleet: Fleet
     attack: Attack
     timing: Timing
@@ -111,7 +100,6 @@ class Experiment:
     with_control: bool = True
 
     def run(self) -> AttackResult:
-        """Run it."""
         result = AttackResult(self.attack.name)
         with (
             self.fleet.running() as running,
@@ -229,7 +217,7 @@ class Experiment:
 
 
 class _Sink:
-    """An edge that takes drafts and does nothing, in the benchmark's own process. A context manager."""
+    """An edge that reads drafts and ignores them, in the benchmark's own process; a context manager."""
 
     def __init__(self, running: Running) -> None:
         place = running.place
@@ -254,7 +242,7 @@ class _Sink:
 
 
 class _Newcomers:
-    """Fresh devices that come one after the other while the attack lasts. A context manager."""
+    """New devices that arrive one after another during the attack; a context manager."""
 
     def __init__(self, fleet: Fleet, running: Running, grammar: Grammar | None) -> None:
         self.waited_s: list[float] = []
@@ -275,7 +263,7 @@ class _Newcomers:
         self._stopping.set()
 
     def wait(self) -> None:
-        """Wait for the one that has come."""
+        """Wait for the one that has arrived."""
         self._thread.join()
 
     def _come(self) -> None:
@@ -287,14 +275,14 @@ class _Newcomers:
 
 
 def _first_minute(at_half: int, at_end: int, seconds: float) -> float:
-    """Return the rows of an attack's first minute: bursts as they were, what is steady as it would have gone on."""
+    """Return the rows of an attack's first minute: bursts as measured, the steady part extrapolated."""
     if seconds >= 60.0:
         return at_end * 60.0 / seconds
     return at_end + (at_end - at_half) * (60.0 - seconds) / (seconds / 2.0)
 
 
 def _account(lines: Sequence[str]) -> dict[str, Any]:
-    """Return what the attacker's last line says; nothing if it was killed."""
+    """Return the counters of the attacker's last line; empty if it was killed."""
     for line in reversed(lines):
         if line.startswith("{"):
             account: dict[str, Any] = json.loads(line)
@@ -375,7 +363,7 @@ def run(bench: Bench) -> Report:
 
 
 def wrong_with(result: AttackResult) -> Iterator[str]:
-    """Yield what has not held out as it should."""
+    """Yield a message for each guarantee that did not hold."""
     during = max(result.honest_during, result.honest_during_of_control or 0.0)
     least = _LEAST_DURING if not ATTACKS[result.name].has_plain else _LEAST_OF_PLAIN
     if during < least:
@@ -403,6 +391,6 @@ def _notes(result: AttackResult) -> Iterator[str]:
 
 
 def _allow_descriptors() -> None:
-    """Let the broker and the attacker have as many connections as the system allows; they have it from us."""
+    """Raise the limit of descriptors, which broker and attacker inherit, to the system's maximum."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -38,8 +38,6 @@ _PLAIN_MS, _TLS_MS = 10.0, 5.0
 
 
 class Pair:
-    """A device, and an edge that answers each of its drafts."""
-
     def __init__(self, fleet: str, device: LinkSettings, edge: LinkSettings) -> None:
         self._draft = build(Topic.DRAFT, fleet=fleet, device=_DEVICE, edge=_EDGE)
         verdict = build(Topic.VERDICT, fleet=fleet, device=_DEVICE)
@@ -59,7 +57,7 @@ class Pair:
         self._edge.stop()
 
     def rounds(self, number: int) -> list[float]:
-        """Return the milliseconds of each of some rounds."""
+        """Return the milliseconds of each round."""
         times_ms = []
         for _ in range(number):
             began = time.perf_counter()
@@ -80,7 +78,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Time and count each kind of connection."""
     with (
         bench.broker(_EDGE) as plain,
         tls_broker(bench.folder / "broker", bench.fleet, [_EDGE], [_DEVICE]) as local,

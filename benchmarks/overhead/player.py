@@ -1,7 +1,7 @@
-"""Player: devices that send played sessions over plain sockets, and time the answers; many of them on one thread.
+"""Player: devices that replay sessions over plain sockets, many of them on one thread, and time the answers.
 
-Each has one draft under way. It checks no more of a verdict than that it answers the draft and accepts what was
-accepted when the session was recorded.
+Each has one draft in flight. Of a verdict it checks only that it answers the draft and accepts what was accepted when
+the session was recorded.
 """
 
 import os
@@ -46,8 +46,6 @@ _START_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class PlayedSession:
-    """A session's messages."""
-
     open: bytes
     drafts: tuple[bytes, ...]
     verdicts: tuple[tuple[int, int], ...]
@@ -59,12 +57,12 @@ class PlayedSession:
         return payload[:1] + cbor2.dumps(handle) + payload[1:]
 
     def verdict(self, number: int, handle: int) -> bytes:
-        """Return how the verdict on a draft must begin, behind the head of its array."""
+        """Return the expected begin of the verdict on a draft, after the head of its array."""
         round_, accepted = self.verdicts[number]
         return cbor2.dumps(handle) + cbor2.dumps(round_) + cbor2.dumps(accepted)
 
     def opening(self, session: bytes) -> bytes:
-        """Return the Open of a session of another name."""
+        """Return the session's Open under another name."""
         return encode_open(decode_open(self.open).model_copy(update={"session": session}))
 
     def closing(self, session: bytes, handle: int, edge: str) -> bytes:
@@ -73,7 +71,7 @@ class PlayedSession:
 
 
 def play(count: int, *, mode: Mode, tokens: int, first_seed: int = 0) -> list[PlayedSession]:
-    """Have a real device write some texts of the scripted language, and return what it has sent."""
+    """Let a real device run some sessions of the scripted language; return what it has sent."""
     broker = MemoryBroker()
     sent: list[tuple[str, bytes]] = []
     listener = MemoryLink(broker, "listener")
@@ -129,15 +127,11 @@ _ECHO_BYTES: Final = 29
 
 @dataclass(slots=True)
 class ReplayTally:
-    """What was answered."""
-
     times_s: list[float] = field(default_factory=list)
     wrong: int = 0
 
 
 class Connection:
-    """A device's connection."""
-
     def __init__(self, port: int, fleet: str, name: str, edge: str, tally: ReplayTally) -> None:
         self.tally = tally
         self._edge = edge
@@ -189,7 +183,7 @@ class Echoed(Connection):
 
 
 class Played(Connection):
-    """Plays sessions, one after another, for ever."""
+    """Replays sessions, one after another, forever."""
 
     def __init__(
         self,
@@ -218,7 +212,7 @@ class Played(Connection):
         self.send(Topic.OPEN, self._session.opening(self._name))
 
     def answered(self, topic: bytes, payload: bytes) -> None:
-        """Send the next draft; behind the last one close the session, and then open another."""
+        """Send the next draft; after the last one close the session and open another."""
         if topic.endswith(b"/session"):
             reply = decode_reply(payload)
             if isinstance(reply, Opened):
@@ -256,7 +250,7 @@ class Player(AbstractContextManager["Player"]):
             connection.socket.close()
 
     def until(self, done: Callable[[], bool]) -> None:
-        """Serve them until something is so."""
+        """Serve them until `done` returns true."""
         while not done():
             ready = self._selector.select(_SILENCE_S)
             if not ready:
@@ -265,7 +259,7 @@ class Player(AbstractContextManager["Player"]):
                 key.data.read()
 
     def serve(self, seconds: float) -> float:
-        """Serve them for a while; return how long it was (seconds)."""
+        """Serve them for some time; return the seconds."""
         began = time.perf_counter()
         self.until(lambda: time.perf_counter() >= began + seconds)
         return time.perf_counter() - began

@@ -54,7 +54,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Time answers, saturate the edge, sample it."""
     options = bench.options
     say("recording what a device sends")
     sessions = {mode.value: play(_SESSIONS, mode=mode, tokens=_TOKENS) for mode in Mode}
@@ -119,7 +118,7 @@ def _answers(bench: Bench, port: int, sessions: Sessions) -> list[dict[str, Any]
 def _saturate(
     bench: Bench, port: int, mode: str, played: Sequence[PlayedSession], pids: tuple[int, int]
 ) -> dict[str, Any]:
-    """Have devices send as fast as they are answered."""
+    """Let devices send as fast as they are answered."""
     say(f"{bench.options.devices} devices, {mode}")
     tally = ReplayTally()
     connections = [
@@ -152,7 +151,7 @@ def _saturate(
 
 
 def _over_a_model(bench: Bench, port: int) -> dict[str, Any]:
-    """Sample an edge over a real model while devices play recorded drafts."""
+    """Sample an edge over a real model while devices replay recorded drafts."""
     devices, target = bench.options.real_devices, bench.target()
     prompts = some(built_in(), -(-_REAL_TEXTS // 6))
     laws = record_laws(bench, bench.options.draft, prompts, tokens=_REAL_TOKENS).laws
@@ -170,7 +169,7 @@ def _over_a_model(bench: Bench, port: int) -> dict[str, Any]:
 
 
 def _share(load: str, sampled: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where an edge's processor time went, in microseconds for each verdict."""
+    """Return the edge's processor time by part, in microseconds per verdict."""
     verifying = [number for _, _, number in sampled["steps"] if number]
     parts = {part: seconds / max(1, sum(verifying)) * 1e6 for part, seconds in sampled["parts"].items()}
     total = sum(parts.values())
@@ -195,7 +194,7 @@ def _echo(bench: Bench, port: int) -> Iterator[None]:
 
 
 def _serve(player: Player, tally: ReplayTally, number: int) -> list[float]:
-    """Return the times of that many answers; one that has waited since the last turn is left out."""
+    """Return the times of `number` answers, without one that has waited since the last turn."""
     first = len(tally.times_s) + 1
     player.until(lambda: len(tally.times_s) >= first + number)
     return tally.times_s[first:]
@@ -211,7 +210,7 @@ def _name() -> str:
 
 
 def _draw(shares: Sequence[dict[str, Any]]) -> Any:  # noqa: ANN401 - draws on matplotlib's figure
-    """Return what draws a bar for each load, without the engine's own time."""
+    """Return a function that draws a bar for each load, without the engine's own time."""
 
     def draw(figure: Any) -> None:  # noqa: ANN401
         figure.set_size_inches(8.0, 1.2 + 0.8 * len(shares))

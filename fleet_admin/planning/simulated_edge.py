@@ -1,8 +1,8 @@
 """Simulated edge.
 
 It follows `fleet_edge`: the oldest sessions are verified first, prompts get the rest of a step, and the next step
-begins before devices are notified of the last. A step waits for drafts that are about to come where that pays, and tokens of
-edge-only decoding wait for the following ones. The step-time curve says how long each step takes.
+begins before devices are notified of the last. A step waits for drafts that are about to come where that pays, and
+tokens of edge-only decoding wait for the following ones. The step-time curve says how long each step takes.
 """
 
 import math

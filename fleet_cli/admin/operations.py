@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Release:
-    """Number of machines that run a release."""
-
     software: str | None
     edges: int
     devices: int

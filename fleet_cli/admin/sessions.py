@@ -496,11 +496,7 @@ def follow(
 ) -> "Iterator[EventView]":
     """Yield new events forever, earliest first, each once even if it is counted again.
 
-    Args:
-        log: The session log.
-        since: Time of the first events (aware).
-        pause: Waits between two queries.
-        **chosen: Filters of `SessionLog.events`.
+    `since` is aware, `pause` waits between two queries, `chosen` are filters of `SessionLog.events`.
     """
     seen: OrderedDict[str, datetime] = OrderedDict()
     newest = since

@@ -45,10 +45,7 @@ class UsagePeriod:
 def read_period(text: str, *, now: datetime) -> UsagePeriod:
     """Return a period by its name; none ends after `now`.
 
-    The parts of `FROM..TO` are ages or ISO 8601 times; TO may be `now`.
-
-    Raises:
-        CommandError: It is invalid.
+    The parts of `FROM..TO` are ages or ISO 8601 times; TO may be `now`. Raises `CommandError` if the name is invalid.
     """
     since, end = _limits(text.strip(), now.astimezone(UTC))
     until = min(end, now)
@@ -58,7 +55,7 @@ def read_period(text: str, *, now: datetime) -> UsagePeriod:
 
 
 def equal_parts(one: UsagePeriod, other: UsagePeriod) -> tuple[UsagePeriod, UsagePeriod]:
-    """Cut a period that is over to the length of one that has not ended, so that both can be compared."""
+    """Cut a complete period to the length of a running one, so that both can be compared."""
     if one.goes_on and not other.goes_on:
         return one, _cut(other, one.until - one.since)
     if other.goes_on and not one.goes_on:
@@ -109,8 +106,6 @@ _NOTHING: Final = "No edge has served such a session in that time."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Usage:
-    """A row of `fleet admin usage`."""
-
     start: datetime | None
     names: tuple[str | None, ...]
     counted: "Tally"
@@ -409,7 +404,7 @@ def _ranked(
 
 
 def _counts(row: _Ranked, by: Rank) -> bool:
-    """Whether a device has enough tokens to be ranked."""
+    """Return whether a device has enough tokens to be ranked."""
     number = {Rank.SLOWEST: row.tokens, Rank.ACCEPTANCE: row.tested}.get(by)
     return number is None or number >= _LEAST
 
