@@ -22,13 +22,13 @@ EDGE = [
     "StoreError", "StoreUnavailable", "Tally", "UsageView", "VerifierError",
 ]  # fmt: skip
 
-# Their modules are what other packages of ours import; there is nothing to import from the packages themselves.
+# Other packages import their modules; the packages themselves export nothing.
 WITHOUT_A_FACE = (
     "broker_config", "dssd", "fleet_admin", "fleet_cli", "fleet_common",
     "schemas",
 )  # fmt: skip
 
-# Raised and caught within one module or its neighbours: nobody else sees them.
+# Raised and caught within one module or package.
 INTERNAL = {
     "fleet_common.mqtt.connection.ConnectionLost",
     "fleet_common.mqtt.screen.BrokenStream",
@@ -91,7 +91,7 @@ def test_each_package_says_that_it_is_typed(package: str) -> None:
 def modules() -> list[ModuleType]:
     packages = [importlib.import_module(name) for name in (*WITHOUT_A_FACE, "fleet_device", "fleet_edge")]
     names = [info.name for each in packages for info in pkgutil.walk_packages(each.__path__, f"{each.__name__}.")]
-    # Alembic's migrations run when they are imported.
+    # Importing Alembic's migrations runs them.
     return [importlib.import_module(name) for name in names if ".migrations" not in name]
 
 

@@ -58,7 +58,7 @@ def test_a_large_file_arrives_whole_and_leaves_nothing_else(tmp_path: Path, mode
 def test_parts_that_arrived_before_an_interruption_are_used(tmp_path: Path, model: dict[str, Any]) -> None:
     there = Path(model["dest"])
     (tmp_path / "there").mkdir()
-    # Its folder is missing, so that it cannot be put together: the parts are there by then.
+    # The missing folder makes assembling fail; the parts have arrived by then.
     assert not play(tmp_path, "send.yml", common_file=model, common_part_mb=1)[0]
     parts = tmp_path / "there" / f"incoming-{model['checksum']}"
     assert [path.stat().st_size for path in sorted(parts.iterdir())] == [MEGA, MEGA, MEGA // 2]

@@ -67,7 +67,7 @@ def test_a_task_with_a_key_or_a_passphrase_does_not_show_it(path: Path) -> None:
     for task in re.split(r"^\s*- name: ", text, flags=re.MULTILINE)[1:]:
         if re.search(r"\.key\b", task) and "ansible.builtin.copy" in task:
             assert "no_log: true" in task, task
-        # A passphrase goes through the environment, never through arguments that every user of a machine can list.
+        # Pass a passphrase through the environment: every user of a machine can list arguments.
         if "passphrase" in task and "argv:" in task:
             arguments = task[task.index("argv:") : task.find("environment:") if "environment:" in task else None]
             assert "passphrase" not in arguments, task

@@ -106,7 +106,7 @@ def test_the_weights_are_counted_against_the_disk(look: Look) -> None:
     terabytes = 400_000_000_000_000
     passed, said = look(common_models=a_model(terabytes))
     assert not passed
-    # Twice, since it is put together from its parts.
+    # Twice the size, because it is assembled from parts.
     assert "the model 800000000, and 0 are to stay free; make room there." in said
 
 

@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT / "scripts" / "ansible-testbed"
 
-# Bundles, four plays and the machines' start: about four minutes on two cores.
+# Bundles, four plays and booting the machines take about four minutes on two cores.
 pytestmark = [
     pytest.mark.root,
     pytest.mark.exhaustive,

@@ -139,7 +139,7 @@ def test_every_system_is_counted_through_a_real_broker(
             assert 0 < payload < packets < tls < wire, (system, way)
     dsd, residual = rows["dsd", "residual", False], rows["ours-residual", "residual", False]
     dense, coupled = rows["dssd-dense", "residual", False], rows["ours-coupled", "coupled", False]
-    # The same drafts, and beside each the filling of four distributions of two bytes a probability.
+    # The same drafts, each with filling of four distributions of two bytes per probability.
     assert dsd["acceptance"] == residual["acceptance"] == dense["acceptance"]
     rounds = (dsd["uplink_bytes_per_token"] - residual["uplink_bytes_per_token"]) * 24 / (4 * SIZE * 2)
     assert rounds == pytest.approx(round(rounds))

@@ -163,7 +163,7 @@ def test_drafts_recorded_in_residual_mode_are_replayed_and_judged_as_they_were(p
 
 @pytest.mark.broker
 def test_other_drafts_in_residual_mode_do_not_come_out_as_recorded(port: int) -> None:
-    # What the last test holds is worth something: a text whose drafts say something else is another text.
+    # The last test has power: other draft distributions give another output.
     even = Dist(np.arange(6), np.full(6, 1 / 6))
     texts = [replace(text, dists=(even,) * len(text.dists)) for text in recorded(Mode.RESIDUAL, 4)]
     assert not all(measure(port, "dssd-dense", texts).as_recorded)
@@ -231,7 +231,7 @@ def test_clients_ask_for_text_after_text_and_are_counted_from_when_all_have_had_
     assert window.begin == pytest.approx(100.0 + 2.1 + 0.5, abs=0.11)
     assert window.seconds == pytest.approx(3.0)
     assert [each.asked_at for each in clients[0].texts[:3]] == pytest.approx([100.0, 100.5, 101.0])
-    # The other pauses for two seconds before each text, which takes half a second.
+    # The other pauses for two seconds before each request, which takes half a second.
     assert [each.asked_at for each in clients[1].texts[:2]] == pytest.approx([102.0, 104.5], abs=0.11)
     assert [each.tokens for each in clients[0].texts[:-1]] == [5] * (len(clients[0].texts) - 1)
     assert clients[0].tokens(window) == 30
@@ -347,7 +347,7 @@ def test_texts_in_residual_mode_follow_the_targets_law() -> None:
 
 def test_long_prompts_are_computed_in_pieces_beside_texts_that_are_written() -> None:
     engine = together(2)
-    # The first text has not come to its end, of itself, before the prompt is computed: 128 tokens a step.
+    # The first request must not end before the other's prompt is computed, at 128 tokens per step.
     seed = next(seed for seed in range(100) if len(own_text(seed, 60)) > 10)
     engine.begin(0, Prompt(PROMPT, policy(Mode.COUPLED, seed), 60))
     engine.begin(1, Prompt(PROMPT * 301, policy(Mode.COUPLED, 1), 4))

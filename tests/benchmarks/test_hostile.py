@@ -318,7 +318,7 @@ NAME = "hostile-1"
 
 class Hostile:
     def __init__(self, policy: SamplingPolicy, *, number: int, drafts: bool = True) -> None:
-        # Time stands still here, so that rates would be unlimited ones.
+        # The clock does not move here, so rates must be unlimited.
         self.fleet = MemoryFleet(settings={"quotas": {"drafts_per_s": 1e6, "new_tokens_per_min": 1e6}})
         self.link = MemoryLink(self.fleet.broker, NAME)
         self.drafts: list[Draft] = []

@@ -20,6 +20,6 @@ def test_without_a_cache_the_target_computes_the_whole_text_for_each_draft() -> 
     for writer in (with_cache, without):
         writer.write(policy, length=96, ends=())
         assert writer.written == 96
-    # A token for each token of the text, the prompt, and what is rejected or drawn behind an accepted draft again.
+    # Count the output, the prompt, and tokens that are rejected or drawn again after an accepted draft.
     assert 95 + len(PROMPT) <= with_cache.computed < 96 * 3
     assert without.computed > 10 * with_cache.computed

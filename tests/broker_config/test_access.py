@@ -86,7 +86,7 @@ def test_nobody_publishes_as_another_device_or_edge(connect: Connect, rule: Topi
     ("name", "role"), [(DEVICE, ClientRole.DEVICE), (EDGE, ClientRole.EDGE), (MONITOR, ClientRole.MONITOR)]
 )
 def test_who_receives_is_what_the_table_says(connect: Connect, rule: TopicRule, name: str, role: ClientRole) -> None:
-    # The reader asks for everything: what it gets is what the broker lets it have.
+    # The reader subscribes to everything and gets what the broker lets it read.
     _, inbox = connect(name, "#")
     writer, _ = connect(
         {ClientRole.DEVICE: DEVICE, ClientRole.EDGE: EDGE, ClientRole.MONITOR: MONITOR}[next(iter(rule.writers))]

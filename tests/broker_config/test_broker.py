@@ -257,7 +257,7 @@ def test_systemd_understands_the_firewalls_unit(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
-    # The unit as Debian has it, in few words; the program is one that every machine has.
+    # Debian's unit, shortened, with a program that every machine has.
     unit = tmp_path / "mosquitto.service"
     unit.write_text("[Service]\nType=notify\nExecStart=/bin/true\n")
     drop_in = render_drop_in(Broker.production(), home=HOME).replace("/usr/sbin/mosquitto", "/bin/true")

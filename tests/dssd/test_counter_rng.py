@@ -24,7 +24,7 @@ def test_a_batch_of_random_numbers_equals_them_one_by_one(
 
 
 def test_the_random_numbers_do_not_change_between_releases() -> None:
-    """Both ends of a session may run different releases, and must toss the same coins."""
+    """Both ends of a session may run different releases, and must draw the same numbers."""
     found = [
         random_uniform(0, 0, Purpose.DRAFT),
         random_uniform(1, 2, Purpose.ACCEPT, 3),
@@ -61,7 +61,7 @@ def test_random_numbers_of_different_purposes_are_independent(other: Purpose) ->
 
 
 def test_random_numbers_of_neighbouring_counters_are_independent() -> None:
-    """Coins of neighbouring positions and of neighbouring seeds; 2 assertions at 1 in 10,000."""
+    """Numbers of neighbouring positions and of neighbouring seeds; 2 assertions at 1 in 10,000."""
     for values in (
         np.array([random_uniform(3, position, Purpose.DRAFT) for position in range(40_001)]),
         np.array([random_uniform(seed, 3, Purpose.DRAFT) for seed in range(40_001)]),

@@ -52,7 +52,7 @@ def test_shaping_equals_a_plain_implementation(logits: list[float], policy: Samp
     assert len(dist) == len(expected)
     # By falling probability, ties by rising id.
     assert dist.ids.tolist() == sorted(dist.ids.tolist(), key=lambda token: (-logits[token], token))
-    # What goes down as float32 is what was decided with.
+    # The downlink's float32 values are those used for the decision.
     assert (dist.probs.astype(np.float32) == dist.probs).all()
 
 

@@ -70,7 +70,6 @@ def test_the_form_fits_into_the_packet(
 ) -> None:
     following = choose(uniform(support), OPEN, vocabulary=vocabulary, max_bytes=max_bytes, form=form, tried=tried)
     verdict = Verdict(handle=1, round=1, accepted=0, next=following)
-    # Beyond the form itself: the message's other fields and the heads of its arrays.
     assert len(encode_verdict(verdict)) <= max_bytes + 48
 
 

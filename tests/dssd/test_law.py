@@ -102,7 +102,7 @@ def test_committed_tokens_follow_the_target(number: int, mode: Mode, form: FormN
 
 
 def test_the_drafts_own_law_is_told_from_the_targets() -> None:
-    """The draft's own law is rejected as the target's, so the statistic has power."""
+    """The test rejects the draft's distribution, so the statistic has power."""
     case = pair(5, Mode.RESIDUAL)
     law = np.zeros(case.vocabulary)
     law[case.q.ids] = case.q.probs

@@ -26,7 +26,7 @@ def test_counts_sum_to_the_total_and_are_the_largest_remainders(weights: list[fl
     up = counts > np.floor(exact + 1e-6)
     assert (np.abs(counts - exact) < 1 + 1e-6).all()
     if up.any() and not up.all():
-        # Nobody was rounded up with a smaller remainder than one who was rounded down.
+        # No token is rounded up with a smaller remainder than one that is rounded down.
         remainder = exact - np.floor(exact)
         assert remainder[up].min() >= remainder[~up].max() - 1e-6
 

@@ -75,7 +75,7 @@ def test_a_draft_without_counts_is_rejected_in_residual_mode() -> None:
 
 
 def test_how_a_text_is_cut_into_drafts_does_not_matter() -> None:
-    """The same tokens at the same positions meet the same coins."""
+    """The same tokens at the same positions get the same random numbers."""
     tokens = [1, 2] * 20
     counts = [TOTAL // 2 + 9000] * 40
     whole = judge(lambda _: EVEN, tokens, counts, policy=RESIDUAL, base=7, bonus=False)

@@ -302,7 +302,7 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
     ],
 )
 def test_its_texts_follow_the_target(mode: Mode, form: FormName, tmp_path: Path, start_mosquitto: StartBroker) -> None:
-    # False alarm: once in 10,000 runs, had the seeds been drawn afresh.
+    # With fresh seeds a false alarm would occur once in 10,000 runs.
     broker = start_mosquitto(Broker(fleet=FLEET))
     with toy_edge(broker, form), client(broker, tmp_path, mode, texts=TEXTS, tokens=LENGTH, seed=1) as process:
         texts = texts_of(process)

@@ -44,7 +44,7 @@ def test_where_tokens_are_dear_it_says_that_the_edge_is_to_write(advise: Run, cu
     assert found["one_device"]["says"].startswith("Drafting does not pay here for one device")
     assert found["pays_up_to_devices"] == 0
     held = found["holds"]["streaming"]["devices"]
-    # 1000 / 8 ms a step is for 27 or so sessions, prompts left out.
+    # A step of 1000 / 8 ms serves about 27 sessions, without prompts.
     assert 8 <= held <= 32
     small, middle, large = found["fleets"]
     assert small["devices"] == 1000

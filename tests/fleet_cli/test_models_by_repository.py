@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# Nothing listens at port 1: whoever asks is refused at once, and the client would ask six times.
+# Nothing listens at port 1, so a connection is refused at once; the client would retry six times.
 NO_HUB = "http://127.0.0.1:1"
 
 
@@ -29,7 +29,7 @@ def fleet(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 )
 def test_a_missing_hub_is_one_sentence_without_retries(arguments: list[str], tmp_path: Path) -> None:
     done = fleet(tmp_path, *arguments)
-    # The broker that is not there either is told with it.
+    # The error of the missing broker follows.
     *before, last = [line for line in done.stderr.splitlines() if "No broker listens" not in line]
     assert (done.returncode, done.stdout) == (2, "")
     assert last.startswith("fleet: ")

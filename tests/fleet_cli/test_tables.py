@@ -14,7 +14,7 @@ from fleet_cli.tables import print_table, table_lines
 NUMBERS: tuple[Kind, ...] = ("count", "figure", "ratio", "percent", "ms", "bytes", "days", "moment", "day", "ago")
 WIDTHS = (80, 60)
 
-# Without digits, so that each word with a digit is of a number.
+# Without digits, so that every word with a digit is a number.
 words = st.text(string.ascii_letters + " -äß漢", min_size=1, max_size=40).map(str.strip).filter(bool)
 numbers = st.none() | st.floats(-1e9, 1e12, allow_nan=False) | st.floats(1e-3, 1.0)
 times = st.none() | st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
@@ -74,7 +74,7 @@ def test_no_number_is_cut(width: int, table: Table) -> None:
     whole = {
         place: Counter(numbers_of(table, place)) for place, each in enumerate(table.columns) if each.kind in NUMBERS
     }
-    # Each number that is there is a whole one of some column, as often as the columns that are shown have it.
+    # Each number shown is complete, and appears as often as in the visible columns.
     assert not seen - sum(whole.values(), Counter())
     sorted_by = next(place for place, each in enumerate(table.columns) if each.key == table.sort)
     assert not whole.get(sorted_by, Counter()) - seen

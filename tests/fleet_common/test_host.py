@@ -68,7 +68,7 @@ def test_where_the_system_says_nothing_nothing_is_known(tmp_path: Path) -> None:
 
 
 KEPT_MB = 60
-# Blocks above Python's own small ones; a few that stay keep the heap from shrinking by itself.
+# Blocks above Python's small-object limit; a few that stay keep the heap from shrinking.
 PROGRAM = f"""
 import os, pathlib, sys
 from fleet_common.host import give_back_free_memory

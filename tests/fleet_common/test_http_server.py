@@ -136,7 +136,7 @@ def test_a_connection_that_is_kept_serves_again_after_its_answer() -> None:
         for _ in range(3):
             connection.request("GET", "/")
             assert connection.getresponse().read() == b"hello"
-        # It waits for its next request now: another may take its place.
+        # It waits for its next request now, so another may take its slot.
         assert ask(port) == "hello"
         connection.close()
 

@@ -52,7 +52,6 @@ def test_a_turn_is_handed_on_in_the_order_in_which_it_was_asked_for() -> None:
         for _ in range(3):
             with turns:
                 order.append(number)
-                # Whoever gives it back here asks for it again while the others wait.
                 if len(order) <= 6:
                     until(lambda: turns.waiting == 2)
 

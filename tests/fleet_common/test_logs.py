@@ -208,7 +208,7 @@ def test_kinds_without_end_take_no_memory_without_end_and_every_record_is_writte
     for template in (f"kind {number} {filler}" for number in range(1000)):
         log.logger.warning(template)
     assert len(log.repetition._kinds) <= 11
-    # Ten of kinds of their own, one of those that share one.
+    # Ten of different kinds, and one of those that share a kind.
     assert len(log.lines) == 11
     log.time.advance(60.0)
     assert log.lines[11].endswith(" … 989 times more in the last minute, of this kind.")

@@ -159,7 +159,7 @@ def test_connections_that_say_nothing_keep_nobody_out(first: bytes) -> None:
 
 
 def test_answers_that_nobody_takes_keep_nobody_out() -> None:
-    """Each is more than the buffers on its way hold."""
+    """Each answer is larger than the socket buffers."""
     much = b"x" * 10_000_000
     pages = Pages(metrics=lambda: much, alive=lambda: WELL, ready=lambda: WELL)
     server = MetricsServer(ListenAddress("127.0.0.1", 0), pages)

@@ -7,7 +7,7 @@ from pydantic_core.core_schema import ErrorType
 
 from fleet_common.validation import field_at, plain_sentence, read_duration, read_time
 
-# Their own sentences come from us.
+# Errors with messages of our own.
 OURS = {"value_error", "assertion_error"}
 
 

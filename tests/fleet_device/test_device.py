@@ -117,7 +117,7 @@ def test_leaving_a_stream_closes_its_session_and_the_next_text_is_written() -> N
 
 
 def test_an_interrupt_closes_the_session_and_is_raised() -> None:
-    # Whatever has started the tests in the background may have had them ignore it.
+    # Background processes inherit an ignored SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with at_home() as (device, fleet):
 

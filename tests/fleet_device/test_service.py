@@ -183,7 +183,6 @@ def test_a_text_cancelled_before_any_edge_answered_leaves_no_session_open() -> N
     cancellation = Cancellation()
     cancellation.cancel()
     with fleet.broker.running(), memory_service(fleet) as service:
-        # The Open lies at the edge, which does not work yet.
         service.agent.generate(
             GenerateRequest(REQUEST.prompt, policy=REQUEST.policy, max_new_tokens=4),
             RequestContext(cancellation=cancellation),
@@ -310,7 +309,7 @@ def test_a_gateway_that_is_stopped_answers_its_clients_before_it_goes(stream: bo
         until(lambda: served.absence() is None)
         assert served.address is not None
         url, body = f"{served.address}/v1/completions", {"prompt": "t1", "stream": stream}
-        # Nobody verifies it: it would take for ever. The others wait for their turn.
+        # No edge verifies it, so it never ends; the others wait in the queue.
         clients = [
             threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=20.0))) for _ in range(3)
         ]

@@ -47,7 +47,7 @@ def test_a_session_in_the_middle_of_its_text_is_left_with_all_that_was_counted()
     progress = fleet.sink.of(SegmentProgress)[-1]
     assert (progress.rounds, progress.tokens) == (held.counters.rounds, held.committed)
     assert fleet.sink.of(SessionClosed) == []
-    # The next edge, which knows nothing, takes the text where it stands.
+    # The next edge, without state, resumes the session.
     fleet.restart_edge()
     device.resume()
     run(fleet, [device], random.Random(0))

@@ -284,7 +284,7 @@ def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -
 
 
 def test_an_edge_that_knows_less_of_a_text_than_its_device_does_not_say_how_long_it_was(scene: Scene) -> None:
-    """A repeated Open has come here too, and the edge that had the text went away before it heard of its end."""
+    """A repeated Open arrived here too, and the edge with the session ended before its end was known."""
     scene.bad.session.cancel(EndReason.LENGTH)
     close = scene.bad.session.close(wall_ms=1.0)
     scene.send(encode_close(close.model_copy(update={"edge": None, "handle": None, "tokens": 7})), Topic.CLOSE)

@@ -56,7 +56,7 @@ def test_what_is_no_message_arrives_as_such(intake: Intake, inbox: IntakeQueue) 
 
 
 def test_an_empty_message_is_nobodys(intake: Intake, inbox: IntakeQueue) -> None:
-    # Subscribers get one when something that was kept is cleared; it is no fault of the device whose topic it is.
+    # Subscribers get an empty message when a retained one is cleared; the topic's device is not at fault.
     for kind, edge in ((Topic.OPEN, None), (Topic.CLOSE, None), (Topic.DRAFT, "edge-1"), (Topic.STATE, None)):
         intake.on_message(Message(topic(kind, edge=edge), b""))
     assert arrivals(inbox) == []

@@ -72,7 +72,7 @@ def sent(
 
 
 def test_an_edge_that_has_much_to_do_makes_devices_draft_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that takes longer is a reason for each device to draft more, were it not told what that costs others."""
+    """A longer step makes each device draft more, unless it knows the cost to others."""
     drafted, took = {}, {}
     for count, knows in ((1, True), (12, True), (12, False)):
         if not knows:
@@ -101,7 +101,7 @@ def test_a_verdict_says_what_the_edge_does_where_that_has_changed(monkeypatch: p
     assert all(now.differs(told) for told_to_one in by_device for told, now in pairwise(told_to_one))
     assert len(loads) < 0.6 * len(verdicts)  # though all texts come and go, one with each step
     known = [load for load in loads if load.texts >= 4 and load.writing_ms is not None and load.token_ms is not None]
-    # A step takes 20 ms and 4 for each token: the edge by itself, with all texts.
+    # A step takes 20 ms and 4 ms per token: edge-only decoding of all requests.
     assert known[-1].writing_ms == pytest.approx(1e3 * (STEP_S + TOKEN_S * known[-1].texts), rel=0.15)
     assert known[-1].token_ms == pytest.approx(1e3 * TOKEN_S, rel=0.3)
 
@@ -160,7 +160,7 @@ def test_an_edge_that_cannot_keep_its_goal_refuses_new_texts_with_a_time_to_come
         assert error.retry_s is not None
         assert error.retry_s >= 1.0
         assert "ask again in" in str(error)
-    # Those who were taken are written to their ends, within the goal; then there is room again.
+    # Admitted requests finish within the goal; then there is capacity again.
     serve(fleet, [device for device in devices if device.refused is None])
     assert fleet.edge.scheduler._goal._verdict_s <= goal_ms / 1e3
     fleet.clock.seconds += 3.0

@@ -131,7 +131,6 @@ def test_an_open_is_answered_while_a_step_is_computed(scene: Scene) -> None:
     scene.fleet.step()
     assert [type(message) for message in answered] == [Opened]
     assert scene.written == scene.text[:3]
-    # Its prompt is computed after all.
     session = scene.fleet.edge.sessions.named(other.name, other.terms.session)
     assert session is not None
     scene.fleet.settle()

@@ -36,7 +36,7 @@ def _nothing_refused(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 def write(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: FormName = FormName.AUTO) -> Device:
     """Generate; the edge restarts in the middle, so that there is a fault and a resume."""
-    # Room for a few samples, so that all of them often fail and more are asked for.
+    # Room for a few samples, so that often all fail and more are requested.
     packet = 540 if form is FormName.SAMPLES else 1 << 20
     fleet = MemoryFleet(form=form, max_packet_bytes=packet, settings={"window": 3})
     rewrite(fleet.broker, newer)

@@ -123,7 +123,7 @@ def test_a_step_that_fails_tells_those_who_wait_and_the_edge_goes_on(
     faults = [event for device in devices for event in device.messages if isinstance(event, Fault)]
     assert [fault.action for fault in faults] == [Action.GIVE_UP] * 2
     assert all(str(error) in fault.sentence for fault in faults)
-    # A repeat of the draft, had the fault been lost, gets it again.
+    # A repeated draft gets the fault again, in case it was lost.
     devices[0].messages.clear()
     devices[0].nudge()
     fleet.settle()
@@ -221,7 +221,7 @@ class SlowSteps:
 
 
 def test_the_time_that_a_sessions_own_prompt_takes_is_no_queue_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One device on an idle edge: whatever it waits for, it is no other session."""
+    """One device on an idle edge never waits for another session."""
     fleet = MemoryFleet(settings={"step_tokens": 10})
     asked = terms(1, mode=Mode.COUPLED, prompt=(1,) * 60, max_new_tokens=4)
     device = Device(fleet, "device-1", asked, length=3, ahead=False)

@@ -84,7 +84,7 @@ def test_where_tokens_come_slowly_or_are_not_to_wait_each_is_sent_alone(
 
 
 def test_the_device_is_told_when_half_is_written_and_when_all_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asks for more then; would it hear of that late, the edge would have nothing to write."""
+    """It asks for more then; if it learned that late, the edge would idle."""
     scene = Scene(monkeypatch, step_s=0.001)
     scene.ask(0, base=0, write=16)
     scene.fleet.settle()
@@ -113,7 +113,7 @@ def test_a_request_to_stop_is_answered_with_all_that_was_written(monkeypatch: py
 
 
 def test_each_piece_with_something_new_is_a_round_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the device counts them, whichever of its messages a piece answers, and if the session then goes elsewhere."""
+    """Rounds are counted as the device does, whichever message a piece answers, also if the session migrates."""
     scene = Scene(monkeypatch)
     scene.ask(0, base=0, write=LENGTH)
     for _ in range(3):

@@ -105,7 +105,7 @@ def test_without_losses_both_ends_agree_on_the_text_and_on_every_count(start: in
             for count in COUNTED_ALIKE:
                 ours, theirs = getattr(edge.counters, count), getattr(device.session.counters, count)
                 if count == "downlink_bytes" and device.pacing is not None:
-                    # A request to write on that crosses the text's end is answered, and nobody hears it.
+                    # A request for more tokens that crosses the end gets an answer that no device reads.
                     assert ours >= theirs, seed
                 else:
                     assert ours == theirs, (seed, count)
@@ -138,7 +138,7 @@ def test_whatever_is_lost_repeated_or_restarted_the_text_is_right(start: int) ->
 def test_a_window_of_drafts_is_verified_in_one_go_and_flushed_by_a_rejection(
     mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drafting ahead happens at all: several drafts of one session share a step, and some are void."""
+    """Drafting ahead really happens: several drafts of one session share a step, and some are void."""
     fleet = MemoryFleet(settings={"window": 4})
     device = Device(fleet, "device-1", terms(4, mode=mode, max_new_tokens=60, prompt=(1,)), length=2, ahead=True)
     deepest = passes = 0

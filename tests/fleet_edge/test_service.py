@@ -73,7 +73,7 @@ def test_what_is_open_at_the_deadline_goes_on_at_another_edge(site: Site) -> Non
     assert (last["edge"], last["reason"]) == ("edge-2", "length")
     assert first["tokens"] >= AT
     assert last["resumed_tokens"] == first["tokens"]
-    # What the two have counted is, together, what the device has.
+    # The counts of both edges add up to the device's.
     (session,) = site.rows(SESSIONS)
     assert (session["reason"], session["tokens"]) == ("length", LENGTH)
     for name in ("tokens", "rounds", "uplink_bytes"):

@@ -98,7 +98,7 @@ def test_a_planted_fault_is_found_by_replaying(
 
 
 def test_what_takes_memory_out_of_proportion_is_found(tmp_path: Path) -> None:
-    # What the process has held at most before, by other tests, is no leap of this one.
+    # The peak of earlier tests must not count.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
     def greedy(data: bytes) -> None:

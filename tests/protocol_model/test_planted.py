@@ -8,9 +8,9 @@ from tests.protocol_model.planted import Planted, planted
 from tests.protocol_model.test_late_messages import meet_late
 from tests.protocol_model.test_protocol_model import MANY
 
-# They are found to be reported, not to be made small.
+# Faults need not be minimized.
 FIRST = settings(MANY, phases=(Phase.generate,), report_multiple_bugs=False)
-# Chance brings these about too rarely.
+# Too rare to be found at random.
 LATE = {
     Planted.HANDLE: (Topic.DRAFT, 1),
     Planted.START: (Topic.VERDICT, 2),

@@ -4,7 +4,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.protocol_model.machine import ProtocolModel
 
-# The same runs every time: what a run finds by chance is for scripts/model-check.
+# Deterministic runs; scripts/model-check makes random ones.
 FEW = settings(max_examples=40, stateful_step_count=50, derandomize=True, database=None, deadline=None)
 MANY = settings(FEW, max_examples=400)
 

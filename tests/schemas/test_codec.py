@@ -126,7 +126,7 @@ def _decode_or_refuse(decode: Callable[[bytes], object], payload: bytes) -> None
     try:
         decode(payload)
     except CodecError as error:
-        # The sentence goes into a Fault and into the log, so the sender must not choose its length.
+        # The message goes into a Fault and into the log, so the sender must not choose its length.
         assert len(str(error)) < 400  # noqa: PT017 - not raising is as good
 
 
@@ -344,7 +344,7 @@ def open_fields(**other: object) -> dict[str, Any]:
 
 
 def test_a_sampling_setting_that_is_unknown_is_named_and_not_passed_over() -> None:
-    """A text written without it would follow another law than the one that was asked for."""
+    """Without it, the output would follow another distribution than the requested one."""
     fields = open_fields()
     assert decode_open(cbor2.dumps(fields)).policy == SamplingPolicy(seed=1)
     with pytest.raises(MalformedMessage, match=r"policy\.min_p"):
@@ -352,7 +352,7 @@ def test_a_sampling_setting_that_is_unknown_is_named_and_not_passed_over() -> No
 
 
 def test_of_a_hundred_thousand_wrong_tokens_one_is_told() -> None:
-    """To describe each of them took 200 ms, on the link's thread."""
+    """Describing each of them took 200 ms on the link's thread."""
     wrong = cbor2.CBORTag(70, b"\xff\xff\xff\xff" * 131_000)
     fields = open_fields(prompt=wrong)
     with pytest.raises(MalformedMessage) as raised:
@@ -453,7 +453,7 @@ def test_the_first_samples_take_six_bytes_each_and_at_most_36() -> None:
 
 
 def test_a_draft_of_five_tokens_fits_into_a_packet_of_64_bytes() -> None:
-    """As paho really builds it: QoS 1, known topic alias, expiry; and as the link reckons before it sends."""
+    """As paho builds it: QoS 1, known topic alias, expiry; and as the link estimates before it sends."""
     topic = build(Topic.DRAFT, fleet="fleet", device="device-1", edge="edge-1")
     payload = encode_draft(worst_draft(residual=True))
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ def test_what_has_changed_by_a_quarter_is_news(changed: dict[str, float | None])
 
 @pytest.mark.parametrize(("told", "now"), [(3, 4), (4, 3), (13, 16)])
 def test_so_is_one_text_more_of_a_few(told: int, now: int) -> None:
-    """Devices that come one after another would each take itself for the last."""
+    """Otherwise devices that arrive one after another would each take itself for the last."""
     assert EdgeLoad(texts=now).differs(EdgeLoad(texts=told))
     assert not EdgeLoad(texts=15).differs(EdgeLoad(texts=16))
 

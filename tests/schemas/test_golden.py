@@ -187,7 +187,7 @@ def test_the_words_are_those_of_the_golden_file() -> None:
 
 
 def test_a_bound_stands_as_long_as_the_protocol() -> None:
-    """Raised, an older peer would not read what we send; lowered, we would not read what it sends."""
+    """If raised, an older peer could not read our messages; if lowered, we could not read its messages."""
     modules = (fields, messages, codec, control, downlink, cbor, policy, vocabulary)
     for name, expected in GOLDEN["bounds"].items():
         assert {getattr(module, name) for module in modules if hasattr(module, name)} == {expected}, name
@@ -208,7 +208,7 @@ def test_a_bound_stands_as_long_as_the_protocol() -> None:
     ],
 )
 def test_the_independent_reader_refuses_what_is_no_message(reads: str, spoil: Callable[[Any], Any]) -> None:
-    """Rules that take anything would prove nothing."""
+    """Otherwise the rules would prove nothing."""
     names = {
         "open": "open: residual, first",
         "reply": "refused",

@@ -81,7 +81,7 @@ def test_the_head_office_gets_what_is_reported_and_nothing_else(office: BrokerTr
             publish_confirmed(links[writer], topic_of(rule), rule.topic.value.encode(), timeout_s=START_S)
         reported = {topic_of(rule) for rule in TREE if rule.topic in REPORTED}
         until(lambda: {message.topic for message in inbox} >= reported)
-        # What came the other way would have to come through the office's broker, to which nobody but the site writes.
+        # The other way would lead through the office's broker, to which only the site writes.
         assert {message.topic for message in inbox} == reported
         for link in links.values():
             link.stop()

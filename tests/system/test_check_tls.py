@@ -41,7 +41,7 @@ def test_a_weak_listener_is_found_out(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    # It asks for no certificate and takes ciphers without authentication.
+    # It requests no certificate and accepts ciphers without authentication.
     command = ["openssl", "s_server", "-accept", str(port), "-cert", str(own.certificate), "-key", str(own.key)]
     with subprocess.Popen(
         [*command, "-cipher", "ALL:aNULL:@SECLEVEL=0", "-quiet"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL

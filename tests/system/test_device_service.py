@@ -92,7 +92,7 @@ def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> 
             text += "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks)
     assert done == "[DONE]"
     assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == plain["choices"][0]["finish_reason"]
-    # Coupled mode: the same seed, the same text.
+    # In coupled mode the same seed gives the same output.
     assert text == plain["choices"][0]["text"]
 
 

@@ -67,7 +67,7 @@ def test_an_edge_and_a_device_tell_of_their_lives(own_broker: MosquittoProcess, 
         for process in (edge, device):
             process.kill()
             process.communicate()
-    # The connection may come before the service does, and its end is none of the service's losses.
+    # The connection may be up before the service; its end is not counted as a loss.
     assert sorted(names(told)[:3]) == [Event.LOADING, Event.ONLINE, Event.SERVING]
     assert names(told)[3:] == [Event.DRAINING, Event.STOPPED]
     assert {"event": "online", "host": "127.0.0.1", "port": own_broker.port} in told

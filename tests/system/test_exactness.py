@@ -20,7 +20,7 @@ DEVICES = 8
 pytestmark = pytest.mark.broker
 
 
-# Each mode once, and what has most to go wrong; the others, and one fault of each kind, are exhaustive.
+# Each mode once, and the riskiest cases; the others, and one fault of each kind, are exhaustive.
 IN_SMALL = {
     "residual sparse",
     "coupled",
@@ -59,7 +59,7 @@ def cases(chosen: Iterable[Case]) -> list[Any]:
 
 @pytest.mark.parametrize("case", cases(CASES))
 def test_texts_follow_the_target(case: Case, start_mosquitto: StartBroker) -> None:
-    # False alarm: once in 10,000 runs, had the seed been drawn afresh.
+    # With a fresh seed a false alarm would occur once in 10,000 runs.
     broker = start_mosquitto(Broker(fleet=FLEET))
     sessions = case.share(SESSIONS if case.name in IN_SMALL else EXHAUSTIVE_SESSIONS)
     result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)

@@ -55,7 +55,7 @@ def reaches(edge: RawClient, honest: RawClient) -> bool:
 
 @pytest.mark.parametrize("qos", [(0, 1), (1, 0)], ids=["qos-0-then-1", "qos-1-then-0"])
 def test_a_flood_costs_the_edge_none_of_its_acknowledgements(tmp_path: Path, qos: tuple[int, int]) -> None:
-    # Of QoS 1 as many as are under way to the edge are enough: each one dropped would narrow that window for good.
+    # At QoS 1 as many as are in flight to the edge suffice: each dropped one would shrink that window for good.
     messages = {0: MESSAGES, 1: 4 * Broker.production().max_unanswered}
     with (
         tls_fleet(tmp_path) as fleet,
@@ -82,7 +82,7 @@ def test_a_port_that_is_full_of_silent_connections_keeps_out_neither_an_edge_nor
     with tls_fleet(tmp_path, max_connections=CONNECTIONS) as fleet, ExitStack() as stack:
         hostile = RawClient(fleet.broker.port, fleet.enrol("hostile"), "hostile")
         stack.callback(hostile.close)
-        # They need not even begin to speak TLS; one place is the hostile device's own.
+        # They need not even begin a TLS handshake; one slot is the hostile device's own.
         for _ in range(CONNECTIONS):
             stack.enter_context(socket.create_connection((HOST, fleet.broker.port)))
         assert fleet.broker.await_log("max_connections exceeded")

@@ -124,10 +124,10 @@ def test_greedy_text_is_the_engine_s_own(
         ends = verifier.info.end_tokens
     at_once, alone = Engine(prepared(TARGET), CONTEXT), Alone()
     for ids, text in zip(prompts, done, strict=True):
-        # Of the text so far each token is the engine's own, by the very kernels that verify: to the bit.
+        # Given the tokens so far, each token is bit-identical to the engine's own, with the verifying kernels.
         rows = at_once.rows([*ids, *text.tokens[:-1]], len(text.tokens))
         assert tuple(np.argmax(rows, axis=1).tolist()) == text.tokens
-        # Written a token at a time it is the same, as far as the engine agrees with itself.
+        # Token by token it is the same, as far as the engine is consistent.
         own, gaps = alone.write(ids, ends)
         if text.tokens != own:
             at = next(place for place, pair in enumerate(zip(text.tokens, own, strict=False)) if len(set(pair)) > 1)

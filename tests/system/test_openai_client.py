@@ -184,7 +184,7 @@ def exact_logprobs(tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("plan", ["drafts", "ahead", "alone"])
 def test_logprobs_are_the_targets_before_shaping(tmp_path: Path, plan: str, mode: str, stream: bool) -> None:
-    """Each token's, accepted, corrected, drawn by the edge or written by it, and those of the likeliest."""
+    """For accepted, corrected, sampled and edge-only tokens, and for the most likely ones."""
     given: Any = {
         "drafts": {"draft_length": 4},
         "ahead": {"draft_length": 3, "ahead": True},

@@ -151,7 +151,7 @@ def test_every_certificate_is_renewed_under_load_and_no_session_fails(fleet: Tls
 
 
 def test_a_receiver_that_is_renewed_loses_nothing_and_looks_present_throughout(fleet: TlsFleet) -> None:
-    # To a sender an edge without a session at the broker is an edge that is gone: reason 0x10.
+    # For a sender, an edge without a session at the broker is gone: reason 0x10.
     tls, sender_tls = fleet.enrol(EDGE, IdentityRole.EDGE), fleet.enrol("sensor-1")
     receiver, sender, inbox, told = fleet.link(tls, EDGE), fleet.link(sender_tls, "sensor-1"), Inbox(), list[bool]()
     draft = build(Topic.DRAFT, fleet=FLEET, device="sensor-1", edge=EDGE)

@@ -136,7 +136,7 @@ def test_it_cannot_come_back_with_an_older_certificate(fleet: TlsFleet) -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_it_cannot_come_back_with_an_earlier_tls_session(fleet: TlsFleet, version: ssl.TLSVersion) -> None:
-    # A server that resumes a session does not look at the certificate again; the reload makes it forget all sessions.
+    # A server that resumes a TLS session does not check the certificate again; the reload ends all sessions.
     tls = fleet.enrol(LOST)
     assert tls.certificate is not None
     context = ssl.create_default_context(cafile=str(tls.ca))

@@ -117,7 +117,7 @@ def test_a_device_that_is_away_takes_what_was_wanted_when_it_is_back(fleet: TlsF
 
 
 def test_nobody_but_a_monitor_sets_or_commands_a_device_or_speaks_for_it(fleet: TlsFleet, tmp_path: Path) -> None:
-    """By what arrives: every message that must not pass is tried with the identities of those who may not send it."""
+    """Every forbidden message is sent with the identities that must not send it."""
     url = database(tmp_path)
     brokers = {"gw-1": fleet.settings(fleet.enrol("gw-1"))}
     deadline = datetime.now(UTC) + timedelta(seconds=60)
@@ -144,7 +144,6 @@ def test_nobody_but_a_monitor_sets_or_commands_a_device_or_speaks_for_it(fleet: 
                         link, build(topic, fleet=FLEET, device="gw-1"), payload, timeout_s=10.0, retain=True
                     )
             link.stop()
-        # The device's own words, and a monitor's, come behind all of that.
         assert states(steering.set({"top_p": 0.5}, ALL, actor=ALICE)) == {"gw-1": SettingState.IN_FORCE}
         [view] = [each for each in steering.wanted_and_reported() if each.device == "gw-1"]
         assert (view.reported_version, gateway.service.settings.top_k) == (1, 50)
@@ -191,7 +190,7 @@ def test_a_bad_report_concerns_the_device_that_sent_it_alone(fleet: TlsFleet, tm
 
 
 def test_a_device_that_was_retired_and_restored_is_set_again(fleet: TlsFleet, tmp_path: Path) -> None:
-    """Its versions start over, since nothing more was kept of it."""
+    """Its versions start again, because its state was deleted."""
     url = database(tmp_path)
     with open_store(url) as store:
         store.apply(
@@ -243,7 +242,7 @@ def test_what_was_set_holds_after_a_restart_without_a_broker(start_mosquitto: St
     process.close()
     with steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path) as [gateway]:
         assert gateway.service.settings.top_k == 7
-        # A broker that has forgotten everything: the device says what holds, and the next change is a later version.
+        # The broker has lost its state: the device reports its settings, and the next change has a later version.
         again: MosquittoProcess = start_mosquitto(Broker(fleet=FLEET, port=process.port))
         assert again.port == process.port
         with Steering.open(settings, url) as steering:

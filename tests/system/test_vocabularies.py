@@ -57,7 +57,7 @@ def test_both_ends_read_one_vocabulary_out_of_one_file(ending: str, tokenizer: s
 
 
 def test_runs_of_spaces_are_one_vocabulary_in_either_spelling(tmp_path: Path) -> None:
-    """Gemma's tokenizer has them as U+2581, the GGUF that a converter makes of it has them as spaces."""
+    """Gemma's tokenizer has them as U+2581, the converted GGUF as spaces."""
     found = [
         device_vocabulary(
             tiny_gguf(
@@ -74,7 +74,7 @@ def test_runs_of_spaces_are_one_vocabulary_in_either_spelling(tmp_path: Path) ->
 
 
 def test_bytes_that_are_no_unicode_are_told_apart_by_both_ends(tmp_path: Path) -> None:
-    """Transformers loads no such model; a fingerprint is no place to find that out."""
+    """Transformers loads no such model, and the fingerprint must not be the first check."""
     found = set()
     for stray in (b"\xff", b"\xfe"):
         path = tiny_gguf(tmp_path / "tiny.gguf", rows=[*PLAIN["gpt2"], (stray, TokenType.NORMAL)])
@@ -85,7 +85,7 @@ def test_bytes_that_are_no_unicode_are_told_apart_by_both_ends(tmp_path: Path) -
 
 @pytest.mark.broker
 def test_one_file_with_unused_tokens_writes_at_both_ends(tmp_path: Path) -> None:
-    """Draft model and target are one, in one precision: what is drafted is nearly always accepted."""
+    """Draft model and target are the same, in one precision: nearly all drafted tokens are accepted."""
     unused = [(f"<unused{index}>", TokenType.CONTROL) for index in range(5)]
     path = tiny_gguf(tmp_path / "tiny.gguf", rows=[*PLAIN["llama"], *unused], tokenizer="llama")
     (tmp_path / "prompts.txt").write_text("the teeth")

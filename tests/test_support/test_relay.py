@@ -56,7 +56,7 @@ def test_what_goes_through_the_relay_is_late_by_the_round_trip_and_in_order() ->
             client.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert received == bytes(range(20))
-    # Were each piece to wait for the one before it, it would be twenty times as long.
+    # If each piece waited for the previous one, it would take twenty times as long.
     assert round_trip_s <= took_s < 5 * round_trip_s
 
 
@@ -113,7 +113,7 @@ def test_a_lossy_line_brings_everything_in_order_and_later() -> None:
 
 
 def test_a_slow_line_brings_pieces_one_behind_the_other_and_no_faster_than_it_is() -> None:
-    """2,000 bytes at 10,000 bytes a second; how much later than that they come is the machine's affair."""
+    """2,000 bytes at 10,000 bytes per second; any further delay is the machine's."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         Relay(listener.getsockname()[1], bytes_per_s=10_000.0) as relay,
@@ -132,7 +132,7 @@ def test_a_slow_line_brings_pieces_one_behind_the_other_and_no_faster_than_it_is
 
 
 def test_a_narrow_line_acknowledges_what_it_has_had_time_for() -> None:
-    """Who sends a large message sees that it is under way, and does not take the broker for silent."""
+    """The sender of a large message sees its progress, and does not take the broker for silent."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         Relay(listener.getsockname()[1], bytes_per_s=20_000.0) as relay,

@@ -42,7 +42,7 @@ def test_llama_cpp_computes_the_same_rows_of_every_text_of_the_proof(
             engine.open(1)
             (row,) = engine.score([Item(1, (*PROMPT, *head), 1)])
             np.testing.assert_allclose(row, toy.logits((*PROMPT, *head)), atol=ROUNDING)
-            # Or the law of the one would not be that of the other, however little they differ.
+            # Otherwise the two distributions would differ, however similar the logits are.
             assert shape(row, POLICY).ids.tolist() == shape(toy.logits((*PROMPT, *head)), POLICY).ids.tolist()
             engine.close(1)
 

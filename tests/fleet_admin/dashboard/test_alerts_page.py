@@ -34,7 +34,7 @@ def test_an_operator_acknowledges_and_clears_and_the_audit_log_says_who(
     assert "1 cleared." in operator.get(answer.headers["location"]).text
     assert states(url) == {"evil": "cleared", "edge-2": "by olga"}
     audit = SteeringLog(url).audit(who="olga")
-    # The clock stands still, so that they have no order.
+    # The clock does not move, so they have no order.
     assert sorted((each.who, each.action) for each in audit) == [
         ("olga", "alert acknowledge"),
         ("olga", "alert acknowledge"),

@@ -91,7 +91,7 @@ def test_an_operator_shuts_a_device_out_and_lets_it_in(
 
 
 def test_a_cookie_changes_nothing_by_way_of_the_api(operator: Browser, services: Services) -> None:
-    """A page of another origin can make a browser send a form, and no header with a key."""
+    """Another site's page can make a browser submit a form, but not send a header with a key."""
     path = f"{PREFIX}/devices/gateway-1/fence"
     assert operator.post(path).status_code == 415
     assert operator.client.post(path, json={}, headers={"origin": BASE}).status_code == 415

@@ -90,7 +90,7 @@ def test_no_name_of_a_device_gets_out_of_its_cell(log_in_tab: Callable[..., Tab]
 
 
 def test_a_script_within_a_page_would_not_run(log_in_tab: Callable[..., Tab], served: str) -> None:
-    """What the policy is for, should an escape be forgotten."""
+    """The content security policy protects against a missing escape."""
     tab = log_in_tab()
     tab.goto(served)
     tab.evaluate(
@@ -111,7 +111,7 @@ def test_a_page_follows_the_log(log_in_tab: Callable[..., Tab], served: str, url
     with open_store(url) as store:
         store.apply([samples.device_seen(device="newcomer", at=NOW)])
     tab.until("document.querySelector('#live tbody').innerText.includes('newcomer')")
-    # The page itself was not loaded anew: what somebody types stays.
+    # The page itself was not reloaded, so typed input stays.
     assert tab.evaluate("window.here && document.querySelector('.filters details').open")
 
 

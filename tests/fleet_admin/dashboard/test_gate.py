@@ -120,7 +120,7 @@ def test_a_proxy_that_is_trusted_says_who_asks(make_services: Callable[..., Serv
 
 
 def test_nobody_can_pretend_to_be_elsewhere(make_services: Callable[..., Services]) -> None:
-    """Each attempt under another invented address would be free."""
+    """Otherwise each attempt under an invented address would be free."""
     services = make_services(proxies="10.1.0.0/16", names="fleet.example")
     for number in range(30):
         client = _behind(services, address="10.1.2.3")

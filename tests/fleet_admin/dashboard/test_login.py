@@ -120,7 +120,7 @@ def test_a_login_ends_with_eight_hours_of_silence(viewer: Browser, clock: Clock)
 def test_guesses_at_an_account_do_not_keep_a_browser_out_that_knows_it(
     browsers: Callable[[], Browser], clock: Clock
 ) -> None:
-    """All of them come from one address."""
+    """All guesses come from one address."""
     known, stranger, guesser = browsers(), browsers(), browsers()
     known.log_in("olga")
     known.post("/logout")

@@ -48,7 +48,7 @@ def test_an_answer_that_takes_too_long_is_given_up_and_its_thread_is_not_given_a
         with pytest.raises(Problem, match=r"0\.05") as given_up:
             await workers.run(over.wait, account="slow")
         assert given_up.value.status == 503
-        # The account's one place is still taken: what it asks now waits in vain, and others do not.
+        # The account's only slot is still in use: its next request waits, others do not.
         with pytest.raises(Problem):
             await workers.run(lambda: None, account="slow")
         assert await workers.run(lambda: 1, account="quick") == 1

@@ -98,7 +98,7 @@ def test_in_coupled_mode_a_fleet_needs_exactly_the_verdicts_that_were_foretold(l
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 6])
 def test_in_residual_mode_a_fleet_needs_the_verdicts_that_were_foretold(length: int) -> None:
-    """Fixed seeds; 300 texts at each side, 4 standard errors: a false alarm in 16,000 seeds."""
+    """Fixed seeds; 300 outputs on each side, 4 standard errors: a false alarm in 16,000 seeds."""
     found = really(range(1000, 1300), tokens=40, length=length, mode=Mode.RESIDUAL)
     texts = measured(range(300), tokens=40).texts
     expected = PairAcceptance(texts).tokens_per_verdict(length, coupled=False)
@@ -129,7 +129,7 @@ def test_verdicts_are_those_of_rounds_played_at_random() -> None:
                 while place < end and rng.random() < accepted[place]:
                     place += 1
                 place += 1  # the token in a rejected one's place, or the one after the draft
-        # A text takes 12 verdicts at most, so the mean of 4,000 is within 0.2 of the truth: 6 standard errors.
+        # An output takes 12 verdicts at most, so the mean of 4,000 is within 0.2 of the expectation: 6 standard errors.
         assert rounds / 4000 == pytest.approx(_verdicts(accepted, length), abs=0.2)
     assert _verdicts([1.0] * 12, 3) == 3.0
     assert _verdicts([0.0] * 12, 3) == 12.0

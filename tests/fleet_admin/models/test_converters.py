@@ -55,7 +55,7 @@ def test_a_deepened_gguf_has_the_same_logits(tmp_path: Path) -> None:
     source = tiny_gguf(tmp_path / "tiny.gguf")
     deepen_gguf(source, tmp_path / "deep.gguf", TIMES)
     assert layers(tmp_path / "deep.gguf") == TIMES * layers(source)
-    # Not to the last bit: llama.cpp computes a model's last layer for the wanted row alone, by another kernel.
+    # Not bit-identical: llama.cpp computes a model's last layer only for the wanted row, by another kernel.
     np.testing.assert_allclose(gguf_logits(tmp_path / "deep.gguf"), gguf_logits(source), atol=1e-4)
 
 
@@ -72,7 +72,7 @@ def test_a_deepened_folder_has_the_same_logits(tmp_path: Path, tiny_llama: Path)
 
 
 def test_what_is_built_otherwise_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
-    # One layer's output projection under another name: the layers made of it would change what the model says.
+    # An output projection has an unknown name: copies of its layer would change the output.
     odd = tmp_path / "odd"
     shutil.copytree(tiny_llama, odd)
     model = LlamaForCausalLM.from_pretrained(tiny_llama)

@@ -70,7 +70,7 @@ def test_what_a_gguf_is_said_to_take_is_what_llama_cpp_takes(tmp_path: Path) -> 
 
 
 def test_layers_that_differ_are_each_counted(tmp_path: Path) -> None:
-    """Lists by layer, heads of another width behind a window, layers that look at what others have stored."""
+    """Values per layer, other head sizes with a sliding window, and layers that reuse the cache of others."""
     path = tmp_path / "mixed.gguf"
     writer = gguf.GGUFWriter(path, "gemma4")
     writer.add_block_count(4)
@@ -136,7 +136,7 @@ def test_no_file_makes_the_reader_of_headers_fail_otherwise_than_in_a_sentence(t
     path = tiny_gguf(tmp_path / "tiny.gguf")
     whole = path.read_bytes()
     rng = random.Random(5)
-    # What stands before the weights: cut there, or altered there.
+    # Truncate or change the part before the weights.
     head = whole.index(b"tokenizer.ggml.token_type")
     for length in [*range(64), *(rng.randrange(len(whole)) for _ in range(150))]:
         path.write_bytes(whole[:length])

@@ -41,7 +41,7 @@ def test_the_last_week_of_the_log_tells_what_was_not_given(tmp_path: Path) -> No
     drafts = find_drafts(Given(), db=url, mode=Mode.RESIDUAL)
     assert drafts.acceptance == pytest.approx(30 / 45)
     assert drafts.draft_ms == pytest.approx(600 / 50)
-    # A device waited 900 ms, of which its edge accounts for 210: in ten rounds and an Open.
+    # A device waited 900 ms, of which the edge used 210, in ten rounds and an Open.
     assert drafts.round_trip_ms == pytest.approx((900 - 210) / 11)
     assert "6 sessions" in drafts.sources["acceptance"]
     mixed = find_drafts(Given(draft_ms=5.0), db=url, mode=Mode.RESIDUAL)

@@ -36,8 +36,8 @@ def test_a_coupled_text_costs_the_bytes_that_the_protocol_promises() -> None:
         Scenario(curve=CHEAP_TOKENS, devices=1, plan=drafting(5), acceptance=1.0, texts=1, text_tokens=600)
     )
     coupled = traffic_of(outcome, Assumptions(mode=Mode.COUPLED))
-    # Six tokens a round: a draft of at most 36 bytes and a verdict of at most 20, each in a packet with some 15 bytes
-    # of its own, and an acknowledgement each way.
+    # Six tokens per round: a draft of at most 36 bytes and a verdict of at most 20, each in a packet with about 15
+    # bytes of overhead, and an acknowledgement each way.
     assert 20 / 6 < coupled.up_bytes < (36 + 15 + 4 + 3) / 6
     assert 10 / 6 < coupled.down_bytes < (20 + 15 + 4 + 3) / 6
     assert coupled.verdicts == pytest.approx(1 / 6, rel=0.02)
@@ -53,7 +53,7 @@ def test_an_edge_holds_as_many_streams_as_a_step_leaves_time_for() -> None:
         prompt_tokens=1,
         timing=RunTiming(window_s=4.0, settle_s=1.0),
     )
-    # A step may take 125 ms: between 16 sessions (68 ms) and 64 (242 ms) that is 31 sessions.
+    # A step may take 125 ms, which is 31 sessions: between 16 (68 ms) and 64 (242 ms).
     held = find_capacity(given, ServiceLevel(8.0, 0.25), share=0.95)
     assert held.devices == pytest.approx(31, abs=2)
     assert held.measured

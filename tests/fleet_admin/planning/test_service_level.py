@@ -20,7 +20,6 @@ def test_a_client_is_at_the_level_if_it_is_fast_enough(every: float, tokens: int
 
 
 def test_large_pieces_far_apart_are_not_the_level_however_fast_they_are() -> None:
-    # 25 tokens a second, and one wait in 10 takes 0.4 s.
     client = Client([steady(9.0, 21.0, 0.4, 10)])
     assert client.pace(WINDOW) > 20.0
     assert client.gap_s(WINDOW) == pytest.approx(0.4)
@@ -50,7 +49,6 @@ def test_a_client_that_starves_towards_the_end_is_slower_for_it() -> None:
 def test_only_the_window_counts_and_texts_may_begin_and_end_in_it() -> None:
     client = Client([steady(8.0, 12.0, 0.1, ended=True), steady(15.0, 30.0, 0.1)])
     assert client.tokens(WINDOW) == 20 + 50
-    # The waits for first tokens are left out of the pace, and with them the first tokens.
     assert client.pace(WINDOW) == pytest.approx((20 + 49) / (1.9 + 5.0))
 
 

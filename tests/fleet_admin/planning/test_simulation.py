@@ -56,7 +56,7 @@ def test_every_text_is_written_to_its_end_and_not_beyond(plan: Plan, acceptance:
     assert len(texts) == 15
     assert [text.tokens for text in texts] == [50] * 15
     assert all(text.ended_at is not None for text in texts)
-    # Each token is an accepted one, one that the target drew behind a draft, or one that the edge wrote by itself.
+    # Each token is accepted, drawn by the target after a draft, or from edge-only decoding.
     counts = outcome.counts
     drawn = outcome.tokens - counts.accepted - counts.streamed
     assert 0 <= drawn <= counts.verdicts
@@ -98,7 +98,7 @@ def rate(outcome: SimulationResult) -> float:
 def test_what_the_edge_writes_for_one_device_comes_every_step() -> None:
     outcome = simulate(scenario(plan=streaming, limits=AT_ONCE, texts=1, text_tokens=500, round_trip_s=0.05))
     assert rate(outcome) == pytest.approx(1000.0 / 13.0)
-    # Open and answer, request and answer; the prompt is computed while the grant is under way, as far as it goes.
+    # Open and answer, request and answer; the prompt is computed while the grant is in flight, as far as possible.
     (text,) = outcome.devices[0].texts
     assert text.pieces[0][0] - text.asked_at >= 0.1
 
@@ -106,7 +106,7 @@ def test_what_the_edge_writes_for_one_device_comes_every_step() -> None:
 @pytest.mark.parametrize("tokens", [1, 4, 8])
 def test_a_device_whose_drafts_all_stand_has_a_round_of_draft_line_and_step(tokens: int) -> None:
     outcome = simulate(scenario(plan=drafting(tokens), acceptance=1.0, texts=1, text_tokens=(tokens + 1) * 100))
-    # Behind the edge's token the draft model has that one to read as well.
+    # After the edge's token the draft model reads that one as well.
     round_s = (tokens + 1) * 0.01 + 0.02 + AVX2.step_ms(1, tokens + 1) / 1e3
     assert rate(outcome) == pytest.approx((tokens + 1) / round_s, rel=1e-6)
 
@@ -117,8 +117,8 @@ def test_a_device_whose_drafts_all_stand_has_a_round_of_draft_line_and_step(toke
 def test_one_device_writes_as_fast_as_its_pacing_reckons(curve: StepCurve, tokens: int, ahead: bool) -> None:
     given = scenario(curve=curve, plan=drafting(tokens, ahead=ahead), texts=1, text_tokens=4000)
     formula = conditions_of(given, devices=1, tokens=tokens).rate(DraftPlan(tokens, ahead))
-    # Chance in 4,000 tokens; and who drafts ahead waits, behind a rejection, for the step of what is void, which the
-    # formula leaves out.
+    # Random deviation in 4,000 tokens; and after a rejection, drafting ahead waits for the step of a void draft, which
+    # the formula leaves out.
     assert rate(simulate(given)) == pytest.approx(formula, rel=0.15 if ahead else 0.05)
 
 
@@ -161,7 +161,7 @@ def test_devices_that_write_together_share_each_step() -> None:
 def test_sixteen_devices_write_as_fast_as_each_reckons_if_all_do_as_it_does(
     plan: DraftPlan, round_trip_s: float
 ) -> None:
-    """An edge whose steps take 40 ms, and 5 for each text, and 4 for each further token of one."""
+    """An edge whose steps take 40 ms, 5 ms more per request, and 4 ms per further token of one."""
     curve = StepCurve(
         rows={texts: tuple((tokens, 40.0 + texts * (1.0 + 4.0 * tokens)) for tokens in (1, 17)) for texts in (1, 64)},
         prefill=((1, 40), (64, 41)),
@@ -171,7 +171,7 @@ def test_sixteen_devices_write_as_fast_as_each_reckons_if_all_do_as_it_does(
     given = scenario(
         curve=curve, devices=16, plan=drafting(plan.tokens, ahead=plan.ahead), acceptance=0.8, text_tokens=1000
     )
-    # Devices that have come to draft in step with each other share more of the steps, or less, than those by chance.
+    # Devices that have synchronized share more or fewer steps than random ones.
     assert simulate(replace(given, round_trip_s=round_trip_s)).pace == pytest.approx(under.rate(plan), rel=0.3)
 
 
@@ -252,7 +252,7 @@ def test_a_device_that_chooses_streams_where_tokens_are_dear_and_drafts_where_th
 @pytest.mark.parametrize("acceptance", [0.6, 0.95])
 @pytest.mark.parametrize("round_trip_s", [0.02, 0.1])
 def test_devices_that_choose_come_to_what_is_best_for_all(acceptance: float, round_trip_s: float, devices: int) -> None:
-    """Drafts of different lengths are computed one after the other, so that who does otherwise slows down all."""
+    """Drafts of different lengths are computed one after another, so a device that deviates slows down all."""
     given = scenario(
         curve=LLAMA_CPP, devices=devices, acceptance=acceptance, round_trip_s=round_trip_s, text_tokens=2000
     )

@@ -26,7 +26,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "administration.md"
 NOW = datetime.now(UTC)
 FAILED, MOVED, WHOLE = "aa00000000000001", "bb00000000000002", "cc00000000000003"
 
-# They talk to a broker, to an authority or without end; each is tested where it is made.
+# They need a broker or an authority, or do not end; other tests cover them.
 ELSEWHERE = {"command", "ghosts", "settings"}
 
 
@@ -164,7 +164,7 @@ def test_a_narrow_terminal_cuts_no_number(
             narrow = _said(admin, command)
         if _numbers(_said(admin, command)) == whole:
             break
-    # To the minute, and of an id as much as tells it from the others.
+    # Times to the minute, and enough digits of an id to be unique.
     starts = tuple(each.rpartition(":")[0] for each in whole if each.count(":") == 2)
     ids = tuple(each[:8] for each in whole if len(each) >= 16)
     unknown = [each for each in _numbers(narrow) if each not in (*whole, *starts, *ids, "columns", "column")]

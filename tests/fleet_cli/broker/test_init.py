@@ -99,7 +99,7 @@ def test_every_edge_device_and_probe_has_settings_that_can_be_read(made: Path, t
 def test_a_broker_for_this_terminal_takes_no_more_connections_than_it_has_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Else devices could take the last one, and an edge would not be let in at its own port either.
+    # Otherwise devices could take the last one, and an edge could not connect even at its own port.
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1 << 20))
     broker = make_local_broker(tmp_path / "broker", fleet="home", edges=["edge-1"], devices=[], port=18_889)
     assert broker.max_connections + broker.max_edge_connections < 1024 - 200

@@ -62,7 +62,7 @@ class Screen:
 def on_terminal() -> Iterator[Screen]:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        # Whoever runs the tests in the background has SIGINT ignored, and so would the program.
+        # Background processes inherit an ignored SIGINT, and so would the program.
         ["env", "--default-signal=INT", sys.executable, "-m", "tests.support.chat_program"],
         stdin=theirs,
         stdout=theirs,

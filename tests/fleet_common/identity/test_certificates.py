@@ -95,7 +95,7 @@ def test_an_identity_of_another_fleets_authority_is_a_stranger(today: Authority,
 
 
 def test_a_second_list_of_the_same_second_is_obeyed(tmp_path: Path) -> None:
-    # The trap: OpenSSL keeps the lists that it has read, goes by the latest, and at a draw by the first.
+    # OpenSSL keeps all lists that it has read and uses the latest; of two equally recent ones, the first.
     clock = FrozenClock()
     clock.now = datetime.now(UTC)
     authority = create_authority(tmp_path / "ca", fleet="home", actor="tester", clock=clock)

@@ -36,7 +36,7 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
             made = MemoryHarness(max_packet_bytes=LIMIT)
         elif request.param == "mosquitto":
             require_mosquitto()
-            # The links' own limit is left high: the one that holds is what this broker announces.
+            # The links' own limit is high: the broker's announced limit applies.
             made = PahoHarness(stack.enter_context(MosquittoProcess(description)))
         else:
             pytest.importorskip("iotcore")
@@ -265,7 +265,7 @@ def test_after_unsubscribe_nothing_arrives(harness: Harness, device: Link) -> No
     edge.subscribe(wildcard(Topic.CLOSE, fleet=FLEET), closes)
     edge.unsubscribe(OPENS)
     edge.unsubscribe("never/subscribed")
-    # The edge's own publish goes out after its UNSUBSCRIBE; its answer says that it is in force.
+    # The edge's own publish follows its UNSUBSCRIBE; its answer shows that it is in force.
     settled: list[PublishOutcome] = []
     edge.publish(topic(Topic.SESSION), b"barrier", on_outcome=settled.append)
     harness.until(lambda: bool(settled))
@@ -302,7 +302,7 @@ def test_a_full_queue_refuses_and_what_it_holds_arrives_later(harness: Harness) 
     with pytest.raises(NotConnected):
         device.publish(topic(Topic.OPEN), b"4")
     harness.reunite(DEVICE)
-    # They may arrive before the broker's answers, and make room only with those.
+    # They may arrive before the broker's answers, but only those make room.
     harness.until(lambda: inbox.payloads == [b"1", b"2", b"3"] and len(outcomes) == 3)
     device.publish(topic(Topic.OPEN), b"5")
     harness.until(lambda: inbox.payloads == [b"1", b"2", b"3", b"5"])

@@ -375,7 +375,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"not": {}
 def test_a_grammar_that_cannot_be_used_is_refused_before_it_waits_for_anything(
     make: Make, asked: dict[str, Any], param: str
 ) -> None:
-    """Whether the queue is full or no edge is there is no matter of the schema's."""
+    """The refusal does not depend on the queue or on an edge."""
     agent = ScriptedAgent(gate=threading.Semaphore(0))
     app, backend = make(agent, waiting=0)
     backend.unusable = True
@@ -429,7 +429,7 @@ def test_a_port_in_use_is_said_in_a_sentence() -> None:
 
 
 def test_answers_leave_at_once_on_a_connection_that_is_kept() -> None:
-    # Head and body are two packets: without TCP_NODELAY the body waits for the client's delayed acknowledgement, 40 ms.
+    # Without TCP_NODELAY the body, a second packet, waits 40 ms for the client's delayed acknowledgement.
     async def hello(_request: object) -> PlainTextResponse:
         return PlainTextResponse("hello")
 

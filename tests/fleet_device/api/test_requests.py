@@ -159,7 +159,7 @@ def test_other_prompts_are_refused(prompt: object) -> None:
     ],
 )
 def test_of_very_many_faults_one_is_found(field: str, value: list[object]) -> None:
-    """To describe each of them held up the event loop for a second."""
+    """Describing each of them blocked the event loop for a second."""
     model = ChatRequest if field == "messages" else CompletionRequest
     fields = {"prompt": "t1"} if field == "stop" else {}
     with pytest.raises(ApiProblem, match=field) as caught:

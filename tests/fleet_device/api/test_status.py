@@ -149,7 +149,7 @@ def test_whatever_a_text_or_a_name_says_is_text() -> None:
     text = {"ended": "", "session": "", "tokens": 1, "tokens_per_s": 1.0, "finish": "", "unverified": 1, "text": ""}
     plain = device_status(reason="x", last_texts=[text])
     page, usual = Elements(render_status(poisoned(plain))), Elements(render_status(plain))
-    # But for the classes of words that are good or bad, which a hostile word is not.
+    # Except classes of good and bad words, which hostile words are not.
     names = [tag for tag, _ in page.found]
     assert names == [tag for tag, _ in usual.found]
     assert {"script", "img"}.isdisjoint(names)

@@ -66,7 +66,7 @@ class SteppingInbox(Inbox):
 
     def take(self, *, timeout_s: float = 0.0) -> Event | None:
         assert self.fleet is not None
-        # Named in full: a slotted dataclass is another class than the one that `super` would look for.
+        # Named explicitly: a slotted dataclass is not the class that `super` looks for.
         event = Inbox.take(self)
         if event is not None or timeout_s <= 0.0:
             return event
@@ -616,7 +616,7 @@ def test_a_refusal_for_an_unknown_reason_is_passed_on_in_its_own_words() -> None
 
 
 def test_a_refusal_for_an_unknown_reason_is_not_waited_out() -> None:
-    """A resuming device tries again where it knows that the reason passes."""
+    """A resuming device tries again only for reasons that are known to pass."""
     scene = Scene()
 
     def restart() -> None:
@@ -758,7 +758,7 @@ def test_a_device_that_asks_for_a_setting_that_the_edge_lacks_is_told_which() ->
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", Mode)
 def test_texts_follow_the_target_while_the_pacing_finds_its_way(mode: Mode) -> None:
-    # False alarm: once in 10,000 runs, had the seeds been drawn afresh.
+    # With fresh seeds a false alarm would occur once in 10,000 runs.
     length, scene, pacing = 3, Scene(), Watched()
     ticks = itertools.count()
     scene.agent.pacing, scene.agent.clock = pacing, lambda: next(ticks) * 1e-3  # so that everything takes its time

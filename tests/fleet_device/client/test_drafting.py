@@ -150,7 +150,7 @@ def test_a_drafter_that_can_shapes_only_what_is_allowed() -> None:
 
 
 def test_a_text_that_the_grammar_rules_out_is_drafted_on_as_without_one() -> None:
-    """It is the edge's affair; nothing but speed is lost."""
+    """The edge enforces the grammar; only speed is lost."""
     dist = Dist(np.array([3]), np.ones(1))
     drafter: Any = Whole(dist)
     assert constraint().forced((1, 1)) is None
@@ -337,7 +337,7 @@ def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None
     )
     request = scene.pacing.stream(8)
     base, load = scene.session.position, fields.EdgeLoad(texts=3, writing_ms=20.0)
-    # The first piece, which says nothing of how quickly the edge writes.
+    # The first piece does not show the edge's speed.
     piece = Verdict(handle=HANDLE, round=request.round, accepted=0, base=base, written=(4,), load=load)
     scene.pacing.learn(scene.session.on_verdict(piece))
     assert scene.pupil.loads == [ReportedLoad(texts=2), ReportedLoad(texts=3, writing_s=0.02)]

@@ -62,7 +62,7 @@ def test_what_one_edge_refuses_another_takes(first: str, code: RefusalCode) -> N
 
 
 def test_an_edge_that_refuses_what_another_was_asked_for_is_not_believed() -> None:
-    """It hears every Open, and answers first, and often."""
+    """It receives every Open, and answers first and repeatedly."""
     device = LoneDevice()
     ScriptedEdge(device.broker, name="edge-a", on_open=lambda message: [*refuse(message)] * 20)
     hostile(device, on_open=lambda _message: ())

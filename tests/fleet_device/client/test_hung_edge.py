@@ -60,7 +60,6 @@ def test_a_session_leaves_a_hung_edge_when_a_verdict_is_overdue(pacing: FixedPac
     done = pair.device.generate(most=30)
     took_s = pair.device.clock() - before
     assert (done.edge, done.reason, done.resumes) == ("edge-2", EndReason.LENGTH, 1)
-    # One Open may still go to the edge that hangs.
     assert PATIENCE.verdict_s <= took_s <= PATIENCE.verdict_s + PATIENCE.retry_s
 
 
@@ -102,7 +101,7 @@ def test_an_edge_that_hangs_for_good_is_named_with_the_time_that_was_waited() ->
 
 
 def test_a_slow_fleet_is_given_ever_more_time_so_that_nothing_is_computed_for_nothing() -> None:
-    """Both edges take longer than usual: each new one is given twice as long as the last."""
+    """Both edges take longer than usual: each new attempt gets twice the time of the last."""
     pair = Pair()
     pair.hung = {"edge-1", "edge-2"}
     for edge in pair.edges:  # they grant, and answer no draft

@@ -182,7 +182,7 @@ def test_by_default_a_request_rides_out_an_interruption(
 def test_interruptions_one_after_the_other_do_not_add_up() -> None:
     scene, defaults = Scene(), DeviceSettings()
     scene.agent.retry_policy = retry_policy(defaults)
-    # No token comes between the two: the edge hangs, and its broker restarts.
+    # No token comes between the two events: the edge hangs, and its broker restarts.
     steps = [hang, lose_broker, bring_back_broker, wake]
     at: list[float] = []
 

@@ -315,8 +315,8 @@ def test_extending_computes_nothing_until_next(drafter: LlamaCppDrafter, monkeyp
 def test_a_model_is_loaded_and_computed_with_in_one_thread_that_is_not_the_caller_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In the caller's an application may compute with torch, whose use of AMX registers stops llama.cpp (SIGILL); and
-    # with two threads that call it, llama.cpp has more workers than cores, which slows all of them down.
+    # On its own thread: in the caller's an application may compute with torch, whose use of AMX registers stops
+    # llama.cpp (SIGILL). With two calling threads llama.cpp has more workers than cores, which slows all of them down.
     idents = []
     load, decode = llama_cpp.llama_model_load_from_file, llama_cpp.llama_decode
 
@@ -379,7 +379,7 @@ def _compare(path: Path, *, batch: int) -> float:
 @pytest.mark.parametrize("quantization", ["Q4_0", "Q2_K"])
 @pytest.mark.parametrize("batch", [32, 256])
 def test_the_real_model_differs_by_rounding_only_however_a_sequence_came_about(quantization: str, batch: int) -> None:
-    """Activations are rounded to 8 bits, so that a last bit can move a probability: measured, at most 0.09."""
+    """Activations are rounded to 8 bits, so a last bit can change a probability, by at most 0.09 as measured."""
     assert _compare(prepared(f"{quantization}.gguf"), batch=batch) < 0.15
 
 

@@ -210,7 +210,7 @@ def test_the_fingerprint_is_over_the_token_strings_without_padding(model: GgufMo
 
 
 def test_a_token_that_is_not_used_is_a_token(tmp_path: Path) -> None:
-    """llama.cpp marks rows as unused that every file of the family has, edges' files too."""
+    """llama.cpp marks rows as unused that every file of the model family has, also those of edges."""
     names = ("<unused0>", "<unused1>")
     for kind in (TokenType.CONTROL, TokenType.UNUSED):
         path = tiny_gguf(tmp_path / "tiny.gguf", rows=[*tiny_rows(), *((name, kind) for name in names)])

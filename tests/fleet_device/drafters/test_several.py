@@ -156,7 +156,7 @@ def test_a_sequence_that_cannot_be_cut_leaves_the_others_alone(tiny: Path, monke
     first.extend([8, 9])
     first.next(POLICY)
     remove = llama_cpp.llama_memory_seq_rm
-    # From somewhere on nothing can be removed, all of a sequence can.
+    # A part of a sequence cannot be removed, a whole one can.
     monkeypatch.setattr(
         llama_cpp,
         "llama_memory_seq_rm",

@@ -76,7 +76,7 @@ def test_a_text_of_which_the_draft_model_can_read_nothing_is_left_to_the_target(
 
 
 def test_a_context_that_the_draft_models_own_tokens_fill_is_left_to_the_target(tmp_path: Path) -> None:
-    """A token of the target may be many of the draft model's."""
+    """A target token may become many draft tokens."""
     drafter, codec = bytes_pair(tmp_path)
     drafter.reset([id_of(codec, b" the")] * 40)
     assert len(drafter.draft_tokens()) == 80 > drafter.context
@@ -126,7 +126,7 @@ def test_what_is_read_has_the_texts_bytes_whatever_happened_before(tmp_path: Pat
 
 
 def test_neighbours_that_only_the_target_has_are_read_together(tmp_path: Path) -> None:
-    """` t` and `he`, of which the draft model has neither, are read as what it has: a space, `the`."""
+    """The draft model, which has neither ` t` nor `he`, reads them as a space and `the`."""
     drafter, codec = bytes_pair(tmp_path)
     draft = GgufModel(tmp_path / "draft.gguf", vocabulary_only=True)
     drafter.reset([id_of(codec, b" t"), id_of(codec, b"he")])

@@ -55,7 +55,7 @@ def test_where_nothing_is_accepted_drafts_are_short(token_s: float, answer_s: fl
 
 @given(st.floats(0.6, 0.99), st.floats(0.005, 0.05))
 def test_with_a_very_long_answer_time_the_device_drafts_ahead(acceptance: float, token_s: float) -> None:
-    # What fits into one draft must not be all that could be accepted, or waiting loses nothing.
+    # More must be acceptable than fits into one draft, or waiting costs nothing.
     assert best(conditions(acceptance, 30 * token_s, token_s=token_s), longest=4).ahead
 
 
@@ -132,7 +132,7 @@ def test_it_starts_with_the_fixed_plan_and_the_first_verdict_of_a_text_is_not_ti
         assert pacing.plan(longest=LONGEST, window=WINDOW) == START
         pacing.learn(lesson(START, 4, token_s=3.0, answer_s=9.0, opening=True))
     assert pacing.plan(longest=2, window=WINDOW) == Plan(2)
-    # Had it taken those times for its own, it would draft little or without end.
+    # With those times as its own, it would draft little or endlessly.
     live(pacing, 3, acceptance=0.7, answer_s=0.05)
     assert pacing.conditions(WINDOW).token_s == pytest.approx(0.013, rel=0.2)
     assert pacing.conditions(WINDOW).answer_s(0) == pytest.approx(0.05, rel=0.2)
@@ -186,7 +186,7 @@ def test_a_draft_that_queues_behind_another_does_not_tell_the_answer_time() -> N
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         pacing.learn(lesson(plan, plan.tokens, answer_s=0.1))
         pacing.learn(lesson(plan, 0, answer_s=0.2))
-    # The first of each pair, less the half token by which a drafting device looks late.
+    # The first of each pair, less half a token, the mean delay of a drafting device.
     assert pacing.conditions(WINDOW, ahead=True).answer_s(0) == pytest.approx(0.1 - 0.013 / 2, rel=0.1)
 
 
@@ -268,7 +268,7 @@ def live_with_streaming(
                 tokens, seconds = tokens + 1, seconds + took
         else:
             accepted = next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
-            # The edge's step takes longer by a fifth of itself for each token, as on a processor.
+            # Each token lengthens the edge's step by a fifth, as on a processor.
             step_s = streamed_s * (1.0 + 0.2 * plan.tokens)
             answer_s = (round_trip_s + step_s) * rng.uniform(0.9, 1.1)
             pacing.learn(
@@ -287,7 +287,7 @@ def live_with_streaming(
     return plans, tokens / seconds
 
 
-# The pace of an edge that writes by itself, and of a device whose drafts are worth something, or nothing.
+# The pace of edge-only decoding, and of a device whose drafts are useful or useless.
 @pytest.mark.parametrize("round_trip_s", [0.0, 0.02, 0.1])
 @pytest.mark.parametrize("streamed_s", [0.013, 0.1])
 @pytest.mark.parametrize("acceptance", [0.1, 0.7, 0.97])
@@ -322,7 +322,7 @@ def begun_on_a_busy_edge(*, step_s: float) -> AdaptivePacing:
 
 @pytest.mark.parametrize("step_s", [0.35, 0.0])
 def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step_s: float) -> None:
-    """It is reckoned with the edge's steps of now; where those of then are not known, with an empty draft's time."""
+    """It uses the edge's present steps; where the earlier ones are unknown, an empty draft's time."""
     pacing = begun_on_a_busy_edge(step_s=step_s)
     for _ in range(50):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
@@ -348,7 +348,7 @@ def verified(plan: Plan, accepted: int, step_s: float) -> DraftOutcome:
 
 @pytest.mark.parametrize("told_s", [None, 0.003])
 def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow(told_s: float | None) -> None:
-    """Two cores: 15 ms for a token, 24 for four. The edge alone wrote twice as quickly, and was never asked again."""
+    """Two cores: 15 ms for a token, 24 ms for four. Edge-only decoding was twice as fast, and was never tried again."""
     pacing = AdaptivePacing(ahead=False, stream=None)
     pacing.note_load(ReportedLoad(token_s=told_s))
     pacing.plan(longest=3, window=WINDOW)
@@ -366,7 +366,7 @@ def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow
 
 @pytest.mark.parametrize(("told", "most"), [(False, 2), (True, 0)])
 def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told: bool, most: int) -> None:
-    """Else drafts would be compared with what an idle edge wrote, and given up where they pay."""
+    """Otherwise drafts would be compared with an idle edge's decoding, and given up where they pay."""
     pacing = AdaptivePacing(ahead=False, stream=None)
     pacing.note_load(ReportedLoad(acceptance=0.95))
     pacing.plan(longest=LONGEST, window=WINDOW)
@@ -387,7 +387,7 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
 
 
 def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_take_twice_what_one_does() -> None:
-    """One core: 12 ms for a row, 28 for two, 6 for each further one. The edge alone writes 75 tokens a second."""
+    """One core: 12 ms for a row, 28 ms for two, 6 ms for each further one; edge-only decoding yields 75 tokens/s."""
     pacing, rng, drafts = AdaptivePacing(stream=None), random.Random(1), 0
     pacing.note_load(ReportedLoad(token_s=0.006, acceptance=0.9))
     for _ in range(200):
@@ -408,7 +408,7 @@ SIXTEEN = ReportedLoad(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, toke
 
 @pytest.mark.parametrize(("acceptance", "drafts"), [(0.95, True), (0.5, False)])
 def test_where_texts_share_steps_it_is_drafted_if_that_were_quicker_for_all(acceptance: float, drafts: bool) -> None:
-    """Whatever the steps are now, in which others may do otherwise; by itself it would gain with poor drafts too."""
+    """It holds whatever the present steps are; a single device would gain with poor drafts too."""
     pacing, rng = AdaptivePacing(ahead=False, stream=None), random.Random(5)
     pacing.note_load(SIXTEEN)
     plans = []
@@ -424,7 +424,7 @@ def test_where_texts_share_steps_it_is_drafted_if_that_were_quicker_for_all(acce
 
 
 def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
-    """Sixteen devices, each with what chance has it of the same acceptance."""
+    """Sixteen devices with random estimates of the same acceptance."""
     lengths = set()
     for seed in range(16):
         pacing, rng = AdaptivePacing(ahead=False, stream=False), random.Random(seed)
@@ -440,7 +440,7 @@ def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
 
 
 def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() -> None:
-    """It depends on what others do, and is reckoned with; where it cannot be, it counts as it was."""
+    """It depends on other devices and is estimated; where it cannot be, it counts as part of the round trip."""
     under = {}
     for load in (ReportedLoad(), SIXTEEN):
         pacing = AdaptivePacing(ahead=False)
@@ -457,7 +457,7 @@ def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() 
 
 
 def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> None:
-    """Three drafts of a token each are verified at once: 13 ms, and 7 for each of them."""
+    """Three drafts of a token each are verified at once: 13 ms, and 7 ms for each of them."""
     pacing = AdaptivePacing(stream=None)
     pacing.note_load(ReportedLoad(token_s=0.007, acceptance=0.8))
     for _ in range(20):
@@ -471,7 +471,7 @@ def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> N
 
 
 def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it() -> None:
-    """Of its first tokens few stood, by chance; whoever has the edge write hardly learns that it was chance."""
+    """Few of its first tokens were accepted, by chance; with edge-only decoding a device hardly notices that."""
     drafts = {}
     for told in (None, 0.95):
         pacing = AdaptivePacing(ahead=False, stream=None)
@@ -500,7 +500,7 @@ def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it()
 
 
 def test_trials_that_show_nothing_better_become_rarer() -> None:
-    """Drafting is a little slower than what the edge writes by itself; now and then it is tried whether it still is."""
+    """Drafting is a little slower than edge-only decoding, and is tried again now and then."""
     pacing, tried, before = AdaptivePacing(ahead=False, stream=None), [], False
     for number in range(1600):
         plan = pacing.plan(longest=4, window=1)
@@ -516,12 +516,11 @@ def test_trials_that_show_nothing_better_become_rarer() -> None:
                 )
             )
         before = not plan.stream
-    # Each tells as little as the last; but what drafting would bring may have changed.
     assert 10 < len([number for number in tried if number >= 800]) < 60
 
 
 def test_a_trial_is_never_an_empty_draft() -> None:
-    """Which would bring a token, as the edge does by itself, and teach nothing."""
+    """An empty draft yields a token, as edge-only decoding does, and measures nothing."""
     costly = {"token_s": 0.05, "round_trip_s": 0.02, "streamed_s": 0.02}
     plans, _ = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 3000, acceptance=0.05, **costly)
     trials = [plan for plan in plans[20:] if not plan.stream]
@@ -536,7 +535,7 @@ def test_what_was_forbidden_is_not_chosen() -> None:
 
 
 def test_drafts_end_where_the_draft_model_is_unsure_and_go_on_where_it_is_sure() -> None:
-    """Of tokens that are sure (0.99) nearly all are accepted, of others (0.3) a third."""
+    """Nearly all sure tokens (0.99) are accepted, and a third of the others (0.3)."""
     rng, pacing = random.Random(8), AdaptivePacing(ahead=False)
 
     def chance() -> float:
@@ -552,7 +551,6 @@ def test_drafts_end_where_the_draft_model_is_unsure_and_go_on_where_it_is_sure()
 
 
 def test_what_a_draft_model_says_of_itself_is_believed_as_far_as_it_has_proven_true() -> None:
-    """A draft model that is always sure, and wrong in half of the cases, is not believed."""
     rng, pacing = random.Random(9), AdaptivePacing(ahead=False)
     for _ in range(200):
         plan, chances = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), lambda: 0.99)
@@ -563,7 +561,7 @@ def test_what_a_draft_model_says_of_itself_is_believed_as_far_as_it_has_proven_t
 
 
 def test_stopping_where_it_is_unsure_brings_more_than_any_fixed_length() -> None:
-    """Tokens a second on 4,000 drafts of a model that knows when it is sure; deterministic by its seeds."""
+    """Tokens per second on 4,000 drafts of a well-calibrated model; deterministic by its seeds."""
 
     def rate(pacing: AdaptivePacing | None, tokens: int = 0) -> float:
         rng, committed, seconds = random.Random(10), 0, 0.0
@@ -679,7 +677,7 @@ def test_the_time_to_catch_up_is_counted() -> None:
 
 
 def test_where_texts_share_steps_it_is_shorter() -> None:
-    """A further token makes the steps of all sixteen longer."""
+    """A further token lengthens the steps of all sixteen."""
     shared = SharedSteps(texts=16, writing_s=0.1, step_s=0.03, text_s=0.005, token_s=0.006)
     rate = NEAR.rate(Plan(4))
     free, dear = choose(SURE, rate=rate / 8), choose(SURE, replace(NEAR, shared=shared), rate=rate / 8)

@@ -42,7 +42,7 @@ def test_another_kind_of_text_is_noticed_within_a_text(before: float, after: flo
 
 
 def test_chance_is_no_other_kind_of_text() -> None:
-    """Of what stays the same as much is remembered as before; seeds 0 to 19, whose worst is far within the bound."""
+    """Constant data is remembered as long as before; seeds 0 to 19, whose worst is far within the bound."""
     for seed in range(20):
         rng, acceptance, far = random.Random(seed), AcceptanceEstimate(), 0
         for number in range(2000):
@@ -144,7 +144,7 @@ def test_impossible_measurements_leave_finite_estimates(measured: list[tuple[flo
 
 
 def test_what_is_common_to_devices_is_what_all_have_found() -> None:
-    """However lucky one of them is: who alone drafts, or alone does not, slows down all."""
+    """However lucky one device is: if only one drafts, or only one does not, all slow down."""
     lucky, poor = AcceptanceEstimate(), AcceptanceEstimate()
     assert lucky.common == lucky.rate  # nobody has said anything
     for each, accepted in ((lucky, 7), (poor, 5)):
@@ -233,7 +233,7 @@ PLANS = [Plan(0), Plan(1), Plan(4), Plan(9), *(Plan(tokens, ahead=True) for toke
 def test_the_rate_is_the_one_that_is_seen(plan: Plan, answer_s: float, acceptance: float) -> None:
     under = conditions(acceptance, answer_s)
     seen = World(under, plan, random.Random(1)).rate(4000)
-    # 4,000 cycles tell the rate to 2 %. Disturbed times, of which the formulas take the mean, fill a window more often.
+    # 4,000 cycles measure the rate to 2 %. Noisy times, whose mean the formulas use, fill a window more often.
     assert under.rate(plan) == pytest.approx(seen, rel=0.15 if plan.ahead else 0.03)
 
 
@@ -265,7 +265,7 @@ def test_more_texts_make_each_slower(plan: Plan) -> None:
 
 
 def test_a_token_more_costs_the_steps_of_all() -> None:
-    """By itself a device would take drafts of a token to cost 4 ms; sixteen of them make a step 64 ms longer."""
+    """A single device would estimate 4 ms for drafts of a token; sixteen of them lengthen a step by 64 ms."""
     alone = Conditions(acceptance=0.8, token_s=0.01, beside_s=0.02, compute_s=0.12, compute_token_s=0.004)
     together = shared(SIXTEEN, beside_s=0.02)
     assert alone.more_s(Plan(4)) == pytest.approx(0.014)
@@ -273,22 +273,22 @@ def test_a_token_more_costs_the_steps_of_all() -> None:
 
 
 def test_where_steps_are_short_beside_the_way_a_draft_waits_for_no_other() -> None:
-    """Two texts, far away: they hardly ever meet in a step."""
+    """Two remote requests hardly ever share a step."""
     steps = SharedSteps(texts=2, writing_s=0.02, step_s=0.01, text_s=0.005, token_s=0.001)
     alone = Conditions(acceptance=0.8, token_s=0.01, beside_s=1.0, compute_s=0.015, compute_token_s=0.001)
     assert shared(steps, beside_s=1.0).rate(Plan(4)) == pytest.approx(alone.rate(Plan(4)), rel=0.02)
 
 
 def test_the_answer_of_texts_that_are_waited_for_together_is_the_step_of_all() -> None:
-    """The edge holds its step for drafts that are about to come, since that is quicker than two steps."""
+    """The edge holds its step for drafts that are about to come, because one step is faster than two."""
     under = shared(SIXTEEN, beside_s=0.001, token_s=0.001)
-    # The last one comes behind a bonus token, which others have drafted for in the mean.
+    # The last one follows a bonus token, for which others have drafted on average.
     last_s = 0.001 * (1.0 - 0.8**2)
     assert under.answer_s(2) == pytest.approx(0.001 + last_s + 0.04 + 16 * (0.005 + 2 * 0.004))
 
 
 def test_drafts_that_meet_in_a_step_meet_ever_after() -> None:
-    """The longer a step is beside the time outside, the fewer texts keep apart, and a step has all of them."""
+    """The longer a step compared with the rest of a round, the fewer requests stay apart, until a step has all."""
     steps = SharedSteps(texts=16, writing_s=0.1, step_s=0.02, text_s=0.004, token_s=0.002)
     together_s, alone_s = 0.02 + 16 * 0.006, 0.02 + 0.006
     assert steps.waiting_s(1, outside_s=0.05) == pytest.approx((together_s, 0.0))

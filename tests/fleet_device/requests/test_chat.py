@@ -146,9 +146,7 @@ def test_the_real_template_renders_as_transformers_does() -> None:
     model.close()
 
 
-# What a user writes is no control text.
-
-# How five families part the turns of a chat, each with the control tokens that its template writes.
+# Separators of chat turns in five families, with their templates' control tokens.
 FAMILIES = {
     "chatml": (
         """{% for m in messages %}<|im_start|>{{ m.role }}

@@ -148,7 +148,7 @@ def test_however_a_text_is_cut_what_comes_out_is_all_of_it_up_to_the_first_stop(
     text = "".join(pieces)
     watch = StopStrings(stops)
     out = "".join([watch.feed(piece) for piece in pieces]) + watch.finish()
-    # A stop string that ends first is found first; one that is longer may begin before it.
+    # The stop string that ends first is found first, although a longer one may begin before it.
     assert text.startswith(out)
     assert not any(stop in out for stop in stops)
     if any(stop in text for stop in stops):

@@ -353,7 +353,7 @@ def test_a_closed_of_a_segment_resumed_elsewhere_is_ignored(attempt: int | None,
 
 
 def test_an_edge_that_judged_nothing_cannot_end_what_another_judges() -> None:
-    """A repeated Open may reach a second edge, which gives up the session that nobody uses there."""
+    """A repeated Open may reach a second edge, which drops the session unused."""
     session = session_of()
     zeros = {"tokens": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
     idle = Closed(session=NAME, attempt=0, reason=EndReason.LOST, rounds=0, **zeros)

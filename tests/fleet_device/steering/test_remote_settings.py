@@ -90,7 +90,7 @@ def test_older_versions_are_passed_over_and_of_two_with_one_version_the_later_ho
 
 
 def test_a_lower_version_that_was_written_later_holds(tmp_path: Path) -> None:
-    """Broker and log may have lost the versions; a message that comes late is older."""
+    """Broker and log may have lost the versions; a late message is older."""
     now = datetime(2026, 3, 4, 12, tzinfo=UTC)
     it = remote(own(tmp_path))
     it.consider(wanted(5, top_k=5).model_copy(update={"at": now}))

@@ -84,7 +84,7 @@ def test_what_has_hardly_changed_is_told_as_it_was() -> None:
 
 
 def test_it_changes_with_what_was_told_not_with_what_was_last_known() -> None:
-    """Else a load that grows little by little would never be told."""
+    """Otherwise a slowly growing load would never be reported."""
     loads, acceptance, session = ReportedLoads(), AcceptanceByModel(), edge_session()
     told = {loads.of(session, LOAD.model_copy(update={"texts": texts}), acceptance).texts for texts in range(8, 33)}
     assert {8, 10} <= told

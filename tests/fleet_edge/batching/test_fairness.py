@@ -155,7 +155,7 @@ def test_who_is_absent_for_long_keeps_no_place() -> None:
 
 @pytest.mark.parametrize("pacing", [FixedPacing(32, stream=True), FixedPacing(3)], ids=["written", "drafted"])
 def test_busy_sessions_that_do_not_all_fit_take_turns(pacing: Pacing, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Holding a step needs a clock that runs; and where a token more costs no time, the edge guesses many.
+    # Holding a step needs a running clock; and where further tokens cost no time, the edge speculates many.
     settings = {"prefix_sharing": "off", "step_tokens": 256, "gather_share": 0.0, "max_guess": 0}
     fleet = MemoryFleet(kv_tokens=ROOM_FOR * 2 * PROMPT, settings=settings)
     computed = 0
@@ -180,5 +180,5 @@ def test_busy_sessions_that_do_not_all_fit_take_turns(pacing: Pacing, monkeypatc
         assert fleet.step() or any(moved)
     assert [device.session.committed for device in devices] == [lossless_text(device.terms) for device in devices]
     written = sum(len(device.session.committed) for device in devices)
-    # At least each prompt and each token once, and what was drafted in vain; without turns it is ten times that.
+    # At least each prompt, each token and each rejected draft once; without fairness it is ten times that.
     assert computed < 3 * (DEVICES * PROMPT + written)

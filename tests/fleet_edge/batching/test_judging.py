@@ -136,7 +136,7 @@ def test_logits_that_are_no_numbers_spoil_their_own_case_alone(
 
 
 def test_rows_behind_a_rejection_may_be_anything() -> None:
-    """A device may draft what it likes; the rows that this spoils are not looked at."""
+    """A device may draft anything; the rows after a rejection are not read."""
     logits = np.zeros((3, VOCABULARY), dtype=np.float32)
     logits[0, 7] = 50.0
     logits[1:] = math.nan
@@ -152,7 +152,7 @@ def test_an_empty_batch_gives_no_judgements() -> None:
 
 @every
 def test_judgements_outlive_the_memory_that_the_logits_lay_in(judge_all: JudgeBatch) -> None:
-    """A verifier may compute its next step into it."""
+    """A verifier may reuse the memory for its next step."""
     logits = np.random.default_rng(2).normal(size=(6, VOCABULARY)).astype(np.float32)
     policies = [SamplingPolicy(top_k=5, seed=1), SamplingPolicy(top_k=0, seed=1)]
     cases = [Case((7, 9), (65536, 65536), policy, 0, bonus=True) for policy in policies]

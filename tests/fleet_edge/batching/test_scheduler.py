@@ -104,7 +104,7 @@ def test_a_draft_that_waits_for_its_own_prompt_takes_no_more_of_a_step_than_a_pr
     parts = computed(batch)
     assert [work.session for work in batch.verifications] == [short]
     assert sum(parts[session.handle] for session in long if session.handle in parts) == 20
-    # The oldest comes first, and all are served though others are verified in every step.
+    # The oldest comes first, and all are served although others are verified in every step.
     assert parts[long[0].handle] == 10
     served = list(edge.compute(batch))
     for number in range(60):
@@ -122,7 +122,7 @@ def test_many_drafts_leave_a_prompt_with_a_draft_its_chunk() -> None:
 
 
 def test_prompts_without_end_wait_for_those_who_draft() -> None:
-    """Ten prompts of 900 tokens, computed over and over, beside one device that writes; a token takes a millisecond."""
+    """Ten prompts of 900 tokens, computed repeatedly, next to one drafting device; a token takes a millisecond."""
     edge = Edge(Budget(tokens=128, prefill_chunk=128))
     prompts = [edge.session(device="hostile", prompt=900) for _ in range(10)]
     seconds = {"honest": 0.0, "hostile": 0.0}
@@ -219,7 +219,7 @@ def test_verdicts_keep_to_their_goal_beside_a_long_prompt() -> None:
 
 
 def test_what_a_step_brings_is_not_taken_for_what_the_next_one_brings() -> None:
-    """Steps that write two texts, a token each, between steps that verify drafts, of which all eight are right."""
+    """Edge-only steps of two requests, a token each, alternate with verifying steps that accept all eight tokens."""
     edge = Edge()
     texts = [edge.session(device=f"device-{number}") for number in range(2)]
     written, drafted = (arrived(draft((), counted=False, write=9)),), (arrived(draft((1,) * 8)),)
@@ -386,7 +386,7 @@ def packed(rng: random.Random) -> Verifier:
 def test_every_ready_session_is_served_within_bounded_steps(
     seed: int, make: Callable[[random.Random], Verifier]
 ) -> None:
-    """Sessions draft again at once, memory is short, prompts are long: nobody waits for ever."""
+    """Sessions draft again at once, memory is short, prompts are long: no session starves."""
     rng = random.Random(seed)
     sharing = rng.choice([*PrefixSharing])
     edge = Edge(Budget(tokens=rng.choice((1, 7, 32)), prefill_chunk=4), verifier=make(rng), sharing=sharing)
@@ -396,7 +396,7 @@ def test_every_ready_session_is_served_within_bounded_steps(
         session.admit(arrived(draft((4,) * rng.randint(0, 4), handle=session.handle), at=0.0))
     waiting = dict.fromkeys(range(count), 0)
     rounds = dict.fromkeys(range(count), 0)
-    # At worst all that is known is computed anew, a token a step, for everyone before us.
+    # At worst everything is computed again, a token per step, for every earlier session.
     bound = 60 * count
     for step in range(400):
         for session in edge.compute(edge.next_batch()):

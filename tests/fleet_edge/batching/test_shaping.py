@@ -30,7 +30,7 @@ both = pytest.mark.parametrize("top_k", [shaping.top_k, of_tensors])
 def check(top_k: TopK, logits: NDArray[np.float32], k: int) -> None:
     values, ids = top_k(logits, k)
     assert (values.dtype, ids.dtype) == (np.float32, np.int64)
-    # Ascending and reversed: what is not a number comes first, and of equals the lower id.
+    # Ascending and reversed: NaN comes first, and of equal values the lower id.
     expected = np.argsort(logits[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :k]
     expected = logits.shape[1] - 1 - expected
     assert ids.tolist() == expected.tolist()

@@ -151,7 +151,7 @@ def test_what_a_step_was_to_compute_and_did_not_is_nobodys() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_session_computes_exactly_its_text_whatever_is_taken_over(seed: int) -> None:
-    """The scripted verifier keeps the tokens: they are the session's own, in every step, however short memory is."""
+    """The scripted verifier keeps the tokens: they must be the session's own in every step, however short memory is."""
     rng = random.Random(seed)
     edge = Edge(Budget(tokens=rng.choice((20, 200))), kv_tokens=rng.choice((300, 900)), sharing=ALL)
     rounds: dict[int, int] = {}

@@ -58,12 +58,12 @@ def measured(
 def test_what_a_token_more_costs_is_measured(noise: float) -> None:
     cost = measured(first_ms=20.0, token_ms=5.0, noise=noise)
     assert cost.token_s is not None
-    # Held back a little, since noise might look like a slope.
+    # The estimate is conservative, because noise may look like a slope.
     assert 3.5e-3 < cost.token_s < 6.0e-3
 
 
 def test_a_text_more_and_a_token_more_of_a_text_are_told_apart() -> None:
-    """A text costs 4 ms; had its cost gone into that of a token, devices would be told that drafts are dear."""
+    """A request costs 4 ms; counted as token cost, it would make drafts look expensive to devices."""
     cost = StepCost(1, 8)
     for number in range(200):
         texts, further = 1 + number % 4, (number // 4) % 7
@@ -75,7 +75,7 @@ def test_a_text_more_and_a_token_more_of_a_text_are_told_apart() -> None:
 
 
 def test_what_was_learnt_at_other_loads_stays_known_while_all_draft_alike() -> None:
-    """Sixteen devices with drafts of three tokens: texts and tokens come and go together, and tell nothing apart."""
+    """Sixteen devices with drafts of three tokens: their numbers correlate, and separate no costs."""
     cost = StepCost(1, 8)
     for number in range(300):
         texts, further = 1 + number % 4, (number // 4) % 7
@@ -134,7 +134,7 @@ def test_where_a_token_more_is_cheap_more_are_guessed_and_where_it_is_dear_none(
 
 
 def test_what_a_guess_costs_others_counts() -> None:
-    """The same token makes sixteen texts wait instead of one."""
+    """The same token delays sixteen requests instead of one."""
     alone = measured(first_ms=40.0, token_ms=2.0)
     among_many = measured(first_ms=40.0, token_ms=2.0, sessions=16)
     assert among_many.price > 3 * alone.price
@@ -156,7 +156,7 @@ def test_unless_more_is_allowed_only_what_costs_nothing_is_guessed() -> None:
 
 
 def test_a_token_costs_what_it_does_at_the_present_load() -> None:
-    """One core: 7 ms where there is one text, 1 ms where there are sixteen; in between loads change all the time."""
+    """One core: 7 ms with one request, 1 ms with sixteen; in between loads change all the time."""
     cost, rng = StepCost(1, 8), random.Random(2)
     for _ in range(400):
         texts = rng.choice((1, 2, 14, 15, 16))
@@ -173,7 +173,7 @@ def test_a_token_costs_what_it_does_at_the_present_load() -> None:
 
 
 def test_writing_and_verifying_are_told_apart() -> None:
-    """Texts with one token each are computed at once; drafts of various lengths take more passes."""
+    """Requests with one token each are computed at once; drafts of various lengths take more passes."""
     cost, rng = StepCost(1, 8), random.Random(3)
     for number in range(400):
         texts = rng.randrange(2, 17)
@@ -221,7 +221,7 @@ def test_what_the_edge_guesses_right_makes_it_write_more_quickly() -> None:
 
 
 def test_a_token_that_its_device_gave_up_is_written_all_the_same() -> None:
-    """A device that goes on to draft makes void what the edge writes meanwhile."""
+    """A device that returns to drafting voids what the edge generates meanwhile."""
     cost = StepCost(1, 8)
     for number in range(50):
         cost.stepped(0.050, texts=4, further=0, verifies=False)

@@ -37,7 +37,6 @@ def test_steps_that_no_later_draft_can_have_waited_for_are_forgotten() -> None:
     log.computed(7, StepTimes(4.0, 5.0, sessions=0))
     log.computed(7, StepTimes(8.0, 9.0, sessions=0))
     log.verified(7, oldest=6.0)
-    # A draft that arrived with it, and was left for another step.
     assert log.timing(arrived(draft(), at=6.0), VERIFIED).prefill_ms == 1000.0
     log.verified(7, oldest=9.5)
     assert log._steps == {7: []}

@@ -38,7 +38,7 @@ def test_a_session_and_its_steps_are_spans(site: Site) -> None:
     assert session.resource.attributes["dssd.fleet"] == "north"
     (row,) = site.rows("SELECT rounds FROM segments")
     assert session.attributes["dssd.rounds"] == row["rounds"]
-    # A step may verify two drafts of a text, one behind the other; but each token is computed, all except the last.
+    # A step may verify two consecutive drafts of a request; each token is computed except the last.
     computed = [span.attributes["dssd.batch_tokens"] for span in steps if span.attributes is not None]
     assert sum(tokens for tokens in computed if isinstance(tokens, int)) >= len(PROMPT) + LENGTH - 1
     assert all(span.start_time <= span.end_time for span in found)

@@ -70,7 +70,7 @@ def test_a_grammar_is_prepared_once_and_there_at_once_from_then_on() -> None:
 
 
 def test_a_known_grammar_begins_a_session_without_its_process() -> None:
-    """The thread that answers devices waits for no mask, however long one takes."""
+    """The thread that answers devices never waits for a mask."""
     edge = Edge()
     edge.prepare(message())
     edge.settle()

@@ -372,15 +372,12 @@ def test_a_request_from_behind_is_sent_what_it_lacks() -> None:
     for token in (4, 5, 6):
         write(session, token)
         taken(session)
-    # More is to come, and brings the rest with it.
     assert not ask(session, 1, base=1, write=10).written
     write(session, 7)
     assert taken(session) == (1, (5, 6, 7))
-    # No more is to come.
     assert ask(session, 2, base=2, write=0).written
     assert taken(session) == (2, (6, 7))
     assert session.ready is None
-    # The same again, as often as it comes.
     assert ask(session, 2, base=2, write=0).written
     assert taken(session) == (2, (6, 7))
 

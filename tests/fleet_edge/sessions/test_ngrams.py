@@ -84,7 +84,7 @@ HOSTILE: dict[str, Callable[[], Iterator[int]]] = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_no_text_makes_a_guess_expensive(kind: str) -> None:
-    """A prompt costs so much a token of the window, whatever its length, and a token of the text no more than that."""
+    """A prompt costs a bounded amount per token of the window, whatever its length, and a generated token no more."""
     tokens = Counted(list(islice(HOSTILE[kind](), 20_000)))
     guesses = NgramSpeculation()
     guesses.next(tokens)

@@ -27,7 +27,7 @@ def test_models_are_told_apart_and_nothing_is_said_of_one_that_hardly_drafted() 
 
 
 def test_what_some_devices_send_does_not_change_what_most_find() -> None:
-    """A device may draft nonsense at any rate, and name the model that others have."""
+    """A device may draft nonsense at any rate, under the model name of others."""
     known = AcceptanceByModel()
     for number in range(5):
         drafting(known, f"honest-{number}", 0.9)

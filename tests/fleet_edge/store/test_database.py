@@ -29,7 +29,7 @@ from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
 
-# Opens each database that it is told to, once it is told: all imported, so that several really do so at once.
+# Imports first and opens each database on request, so that several open at the same time.
 OPENER = """
 import sys
 from fleet_edge.store import migrate
@@ -182,7 +182,7 @@ def test_a_folder_and_a_file_of_something_else_are_refused(tmp_path: Path) -> No
 def test_a_file_that_may_not_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'x.sqlite3'}"
     open_store(url).close()
-    # Root may open anything, so the answer of the system is replaced.
+    # Root may open anything, so the system's answer is replaced.
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StoreUnavailable, match="may not be opened by this user"):
         open_existing(url, read_only=True)
@@ -216,7 +216,7 @@ def test_reading_needs_no_alembic(tmp_path: Path) -> None:
 
 
 def test_connections_that_are_not_needed_at_once_are_not_used_by_turns(tmp_path: Path) -> None:
-    """Each has a cache of pages, and an edge that grows by all of them looks as if it leaked."""
+    """Each connection has a page cache, and an edge that fills all of them seems to leak memory."""
     engine = connect_engine(parse_url(f"sqlite:///{tmp_path / 'fleet.sqlite3'}"), read_only=False)
     with engine.connect(), engine.connect(), engine.connect(), engine.connect():
         pass
@@ -369,7 +369,7 @@ def test_what_somebody_has_to_change_is_no_database_that_is_away(tmp_path: Path)
 
 
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Root may write anywhere, so the answer of the system is replaced.
+    # Root may write anywhere, so the system's answer is replaced.
     monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
     with pytest.raises(StoreRefused):
         check_database(f"sqlite:///{tmp_path / 'x.sqlite3'}")

@@ -56,7 +56,7 @@ def test_pages_leave_nothing_out_and_repeat_nothing_where_all_is_of_one_instant(
 
 
 def test_no_connection_is_held_between_pages(store: Store) -> None:
-    """A reader that holds a snapshot would keep the write-ahead log from being taken back."""
+    """A reader with an open snapshot would keep the write-ahead log from shrinking."""
     for number in range(4):
         store.apply([samples.opened(session=f"{number:016x}", segment=segment_number(after(number)))])
     held: list[Connection] = []

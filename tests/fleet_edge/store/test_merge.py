@@ -207,7 +207,7 @@ def test_whatever_another_device_does_under_a_sessions_id_changes_nothing_of_it(
     store.apply(stream)
     expected = _honest(all_rows(store))
     clear(store)
-    # The same ids; an edge's records of two devices never share a segment's number, which is the instant of its Open.
+    # The same ids; segments of two devices never share a number, which is the instant of the Open.
     later = timedelta(seconds=1)
     forgeries = [
         replace(record, device="forger", at=record.at + later, **_shifted(record))
@@ -220,7 +220,7 @@ def test_whatever_another_device_does_under_a_sessions_id_changes_nothing_of_it(
     for start in range(0, len(mixed), 5):
         store.apply(mixed[start : start + 5])
     found = _honest(all_rows(store))
-    # Rounds have no device of their own: their segments tell.
+    # Rounds have no device column; their segments have.
     own = {(row["session"], row["segment"]) for row in found["segments"]}
     found["rounds"] = [row for row in found["rounds"] if (row["session"], row["segment"]) in own]
     found["edges"] = expected["edges"]  # an edge that granted the forger something was seen

@@ -87,7 +87,7 @@ def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterat
             yield remote
         return
     if isinstance(request.param, str):
-        # A budget of the least that settings take: 1 MiB, some four contexts of the tiny target.
+        # The smallest budget that settings accept: 1 MiB, about four contexts of the tiny target.
         path = str(gguf if request.param == "llama.cpp" else target)
         engine, dtype = ("torch", INT8) if request.param == INT8 else (request.param, "float32")
         settings = {"engine": engine, "target": path, "dtype": dtype, "kv_bytes": 1 << 20, "threads": 1}

@@ -15,7 +15,7 @@ from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache, R
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, Oracle, tiny_target
 
-# Few tokens, so that much is shared; one that fills all four bytes.
+# Few different tokens, so that much is shared; one uses all four bytes.
 TOKENS = st.lists(st.sampled_from([0, 1, 256, (1 << 31) - 1]), max_size=9)
 
 
@@ -298,7 +298,7 @@ def test_a_text_that_is_to_repeat_takes_nothing_over_of_one_that_need_not() -> N
     assert compute(cache, 2, [*SYSTEM, 4], stable=False) == 1, "which may take over what is as good, or better"
     cache.close(1)
     assert compute(cache, 3, [*SYSTEM, 5]) == 1
-    # What a sequence has taken over is stable no longer when it goes on without being so.
+    # Shared tokens lose their stability when a sequence continues without it.
     cache.close(3)
     assert compute(cache, 4, [*SYSTEM, 5, 6], stable=False) == 1
     cache.close(4)
@@ -392,7 +392,7 @@ class AgainstTheTruth(RuleBasedStateMachine):
         if gained:
             assert gained == best
         elif best >= LEAST_REUSED:
-            # Only where a copy has no room beside what it is of: an open sequence, or one of another device.
+            # Only where a copy does not fit next to its original: an open sequence, or one of another device.
             foreign = [held.computed for held in self.cache._retained if held.owner != owner]
             kept = max(foreign, default=0) if self.sharing is PrefixSharing.DEVICE else 0
             assert sum(map(len, self.known.values())) + best + kept > BUDGET

@@ -17,7 +17,7 @@ def test_every_token_is_computed_once_in_order_and_what_fills_up_has_room(seed: 
     rng = random.Random(seed)
     streams = rng.randrange(1, 17)
     cells = rng.choice((20, 200))
-    # As the verifier has it: a text leaves one of a stream's cells free.
+    # As in the verifier, a sequence leaves one of a stream's cells free.
     lengths = {stream: rng.choice((0, 0, 3, cells - rng.randrange(2, 20), cells - 1)) for stream in range(streams)}
     room = {stream: cells - length for stream, length in lengths.items()}
     parts = []
@@ -44,7 +44,7 @@ def test_every_token_is_computed_once_in_order_and_what_fills_up_has_room(seed: 
         assert limits.least <= heights.pop() <= limits.height
         in_call = 0
         for share in call:
-            # Tokens go behind what the stream holds; a filling is gone when the next call begins.
+            # Tokens follow those of the stream; padding is gone when the next call begins.
             assert share.first == done[share.stream]
             assert share.first + share.count + share.filling <= room[share.stream]
             done[share.stream] += share.count
@@ -114,7 +114,7 @@ def test_a_single_token_gets_company_where_it_would_be_computed_in_another_way(l
 @pytest.mark.parametrize("least", [1, 2])
 @pytest.mark.parametrize(("streams", "tokens", "fewest"), [(31, 2, 2), (31, 3, 2), (48, 2, 2), (60, 5, 5)])
 def test_many_drafts_are_cut_between_streams(streams: int, tokens: int, fewest: int, least: int) -> None:
-    """Across, they would be calls with a token of each, of which each took twice what it takes to repeat to the bit."""
+    """Otherwise each call would hold a token of each, and take twice the time of a bit-identical one."""
     limits = CallLimits(tokens=512, rows=60, height=512, least=least)
     parts = [StreamPart(stream, tokens, tokens) for stream in range(streams)]
     calls = lay_out(parts, room=dict.fromkeys(range(streams), 200), call_tokens=3.0, limits=limits)

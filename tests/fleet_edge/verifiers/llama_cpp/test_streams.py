@@ -61,7 +61,7 @@ def test_the_scores_of_a_call_have_a_bound_and_two_tokens_of_each_stream_fit_int
 
 
 def test_as_many_streams_as_can_be_share_a_slab() -> None:
-    """A step is a pass over the weights for each slab that it needs."""
+    """A step passes over the weights once per slab."""
     assert [plan(2 << 30, wanted=wanted).slabs for wanted in (4000, 1000, 400, 200)] == [1, 2, 3, 6]
 
 

@@ -79,7 +79,7 @@ def test_gaps_are_named_as_a_converter_names_them(folder: Path) -> None:
 
 
 def test_an_added_token_without_a_row_is_no_token(folder: Path) -> None:
-    """Gemma's small models have the tokenizer of the large ones, with a token for images behind the last row."""
+    """Gemma's small models have the large ones' tokenizer, with an image token after the last row."""
     stored = json.loads((folder / "tokenizer.json").read_text())
     stored["added_tokens"].append({"id": 64, "content": "<image_soft_token>"})
     (folder / "tokenizer.json").write_text(json.dumps(stored))
