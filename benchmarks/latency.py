@@ -124,7 +124,7 @@ def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: i
         os.sched_setaffinity(0, {device_core})
         pacings = {name: system.pacing() for name, system in SYSTEMS.items()}
         for rtt_ms, mbit_s in places:
-            # Text that needs no network would travel as a stream does: nothing waits for an answer.
+            # Systems without a network would send their output as a stream, which waits for no answer.
             here = [Row(name, draft, cost, rtt_ms, mbit_s, texts=texts) for name, texts in local.items()]
             found = {
                 name: Row(name, draft, cost, rtt_ms, mbit_s)

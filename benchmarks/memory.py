@@ -195,7 +195,7 @@ def _device_process(flags: list[str]) -> Iterator[int]:
         assert process.stdout is not None
         if wait_for_event(process.stdout, Event.SERVING) is None:
             raise BenchError("The device did not start; its complaint is above.")
-        # What else it reports must not fill the pipe.
+        # Its other events must not fill the pipe.
         threading.Thread(target=process.stdout.read, daemon=True).start()
         yield process.pid
     finally:

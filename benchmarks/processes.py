@@ -219,7 +219,7 @@ class Ending:
 
     def at_sigterm(self) -> Self:
         """End at SIGTERM; on the main thread. Return self."""
-        # Not in the handler itself: it would run in the midst of whatever takes the locks that it needs.
+        # Not in the handler itself, which may interrupt a holder of the locks that it needs.
         threading.Thread(target=self._cancel, name="cancel", daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *_: self.event.set())
         return self

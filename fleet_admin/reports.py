@@ -68,7 +68,7 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
     """Return the columns of edges; `now` is aware."""
 
     def loaded(name: str) -> "Callable[[EdgeView], float | None]":
-        # The last load of a silent or offline edge is not its load now.
+        # The last load of a silent or offline edge is outdated.
         return lambda row: getattr(row, name) if row.state.value in ("online", "draining") else None
 
     def free(row: "EdgeView") -> int | None:

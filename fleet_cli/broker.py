@@ -82,7 +82,7 @@ def _describe(config: Path | None, profile: Profile, flags: dict[str, Any]) -> B
     if config is None:
         broker = describe(flags, production=production)
     else:
-        # Once for a sentence that names the file, once more with the flags.
+        # Once for an error message that names the file, and again with the flags.
         read_values = read_description(config, production=production).model_dump(exclude_unset=True)
         broker = describe(read_values | flags, production=production)
     return broker if broker.port else broker.model_copy(update={"port": _LOOPBACK_PORT})
@@ -117,7 +117,7 @@ def watch_command(
     try:
         while (left := end - time.monotonic()) > 0:
             try:
-                # A wait without a limit would not let Ctrl-C through on every system.
+                # Not every system delivers Ctrl-C during a wait without a time limit.
                 event = seen.get(timeout=min(left, _POLL_S))
             except queue.Empty:
                 continue

@@ -248,7 +248,7 @@ class DemoProgress:
             self.console.print(f"{device}: {seen.state}, {seen.tokens} tokens", markup=False, highlight=False)
 
     def _draw(self) -> RenderableType:
-        # What is left of the terminal's width goes to the prompt, and not the other way round.
+        # The prompt gets the rest of the terminal's width.
         table = Table(box=None, pad_edge=False, expand=True)
         for heading in ("device", "", "tokens", "tokens/s", ""):
             table.add_column(heading, justify="right" if heading.startswith("tokens") else "left", no_wrap=True)
@@ -270,7 +270,7 @@ def run_chat(device: str, arguments: Sequence[str]) -> int:
     """Run `fleet device chat` and return its exit code. Only the chat handles Ctrl-C, which stops an answer there."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        # The demo's device serves no applications; a port that is in use does not concern it.
+        # The demo's device serves no applications, so a used port does not matter.
         command = ["device", "chat", "--device", device, "--api-port", "0", *arguments]
         return subprocess.run([sys.executable, "-m", "fleet_cli.main", *command], check=False).returncode
     finally:

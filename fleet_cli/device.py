@@ -117,7 +117,7 @@ def _run_once(
         )
     finally:
         gateway.stop()
-        # Until there is another one to ask, a signal ends the process, as before the first.
+        # Until the next service runs, a signal ends the process, as before the first.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return gateway.reloads
@@ -291,7 +291,7 @@ def _stats(result: dict[str, Any]) -> str:
 def _print(_event: Event, *, text: str = "", reason: str | None = None, **_: object) -> None:
     if reason is not None:
         _say(f"Waiting: {reason}")
-    # A program that reads the text gets it as it is.
+    # A program that reads the output gets it unchanged.
     print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 

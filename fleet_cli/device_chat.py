@@ -67,7 +67,7 @@ class Painter:
             if not part.text:
                 continue
             if (wanted := _STYLES[part.origin]) != style:
-                # From plain each time: a style may have more to it than a colour.
+                # Reset each time, because a style may be more than a colour.
                 painted.append(f"{_RESET}{wanted}" if style else wanted)
                 style = wanted
             painted.append(printable(part.text))
@@ -244,7 +244,7 @@ class Conversation:
             try:
                 text = self._write(messages)
             except (PromptTooLong, SessionRefused) as error:
-                # The large model may hold less than the draft model.
+                # The large model's context may be shorter than the draft model's.
                 too_long = isinstance(error, PromptTooLong) or error.code is RefusalCode.PROMPT_TOO_LONG
                 if not (too_long and self._drop and self._history.drop_oldest()):
                     raise
@@ -272,7 +272,7 @@ class Conversation:
                 if shown:
                     self._terminal.write("\n")
         if text.text != shown:
-            # What was written without an edge may be taken back when one is there again.
+            # Tokens generated without an edge may be withdrawn when one is back.
             self._terminal.note("[Unverified tokens were taken back; the whole answer is now:]")
             self._terminal.write(f"{printable(text.text)}\n")
         return text
@@ -395,7 +395,7 @@ def chat_command(
     a message.
     """
     refuse_beside_running(settings.api_port, settings.device)
-    # A conversation is one text at a time: its context gets all the memory.
+    # A conversation runs one request at a time, whose context gets all the memory.
     settings = settings.model_copy(update={"texts_at_once": 1})
     with ends_with_reader(), Device(settings) as device:
         talk(device, system=system, drop=when_full is _WhenFull.DROP)

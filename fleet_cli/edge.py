@@ -52,7 +52,7 @@ def edge_dashboard(settings: EdgeSettings) -> Iterator[Callable[[], str]]:
         raise CommandError(
             f"The setting dashboard needs the package {error.name!r}; install this one with the extra 'dashboard'."
         ) from error
-    # All but where it is comes from its own settings: an edge's identity at the broker is no administrator's.
+    # Everything but its address comes from its own settings: an edge's identity is not an administrator's.
     flags = {"listen": settings.dashboard, "db": settings.db}
     served = load_settings(DashboardSettings, config=_file_of(DashboardSettings), flags=flags)
     running: list[DashboardServer] = []

@@ -335,7 +335,7 @@ def enroll_command(
     if new_key:
         raise CommandError("A new key needs a new request: run the command without --certificate first.")
     signed = enrolment.take(certificate, ca)
-    # At an edge's machine it is the probe that enrols: the edge itself gets its files from the operator.
+    # On an edge's machine the probe enrols; the edge itself gets its files from the operator.
     probes = context.parent is not None and context.parent.info_name == "edge"
     _show_taken(enrolment, signed, probes=probes, as_json=as_json)
 

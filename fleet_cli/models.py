@@ -177,7 +177,7 @@ def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> No
     if not entries:
         print(f"No models in {folder.absolute()}; make them with: {program()} models prepare")
         return
-    # Whole also where the terminal is narrower: a path that is cut is of no use to anyone.
+    # Not cut on narrow terminals: a truncated path is useless.
     print_table(f"Models in {folder.absolute()}", _LISTED, entries, wide=True)
 
 

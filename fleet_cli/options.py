@@ -127,7 +127,7 @@ def with_events(*, outlives_reader: bool) -> Callable[[Command], Command]:
 
 
 def show_check(check: "Check") -> None:
-    # A sentence may quote what a broker or an edge has said.
+    # A message may quote a broker or an edge.
     status = "FAILED" if check.status == "failed" else check.status
     print(f"{status:<8}{check.name:<14}{check.ms:>8.0f} ms  {printable_line(check.sentence)}", flush=True)
 

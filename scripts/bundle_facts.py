@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-# What ggml has kernels for; a processor that lacks one that was compiled in ends the program (SIGILL).
+# Features that ggml has kernels for; a processor that lacks a compiled one kills the program (SIGILL).
 KERNELS: Final = frozenset(
     [
         "avx",

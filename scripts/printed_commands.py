@@ -121,7 +121,7 @@ def commands(document: str) -> Iterator[Printed]:
 
 def _within(line: str) -> Iterator[str]:
     for code in re.findall(r"`([^`]+)`", line):
-        # With an ellipsis it is shortened.
+        # A command with an ellipsis is abbreviated.
         if "…" not in code and (_FLEET.fullmatch(code.split(" ")[0]) or code.startswith(_BENCHMARKS)):
             yield code
 

@@ -28,13 +28,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.32.0"
-# They are for sound, and their builds do not fit this torch.
+# Audio and video packages, whose builds do not fit this torch.
 UNWANTED = ("torchaudio", "torchcodec")
 START_S = 1800.0
 STOP_S = 60.0
 TOP = 50
 KV_GIB = 4
-# Of its cache of prefixes only whole blocks are read, and on a processor they are of 128 tokens by default.
+# Its prefix cache reads only whole blocks, which have 128 tokens by default on a processor.
 BLOCK = "32"
 
 

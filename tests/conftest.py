@@ -3,13 +3,13 @@
 import os
 import tempfile
 
-# Before any test imports torch. Threads that spin while they wait starve whatever else runs on the same cores, and
-# parallel workers share the cores out among themselves.
+# Set before any test imports torch: spinning threads starve other programs on the same cores, and parallel workers
+# divide the cores among themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
-# What devices keep from one run to the next is kept here, not in the home of whoever runs the tests.
+# Devices' state is stored here, not in the user's home.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fleet-tests-")
 
 import pytest
@@ -20,7 +20,7 @@ from tests.support.needs import note_markers
 
 __all__ = ["mosquitto", "own_mosquitto", "start_mosquitto"]
 
-# How fast examples are drawn says how busy the machine is, and nothing of what is tested.
+# The speed of drawing examples depends on the machine's load, not on the tested code.
 settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fleet")
 

@@ -147,7 +147,7 @@ def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -
     app = chance.choice((None, "alarms", "reports"))
     quantization = chance.choice(("Q4_0", "Q4_0", "Q2_K"))
     models = {"draft_model": "SmolLM2-135M", "quantization": quantization, "target": "SmolLM2"}
-    # One edge has served next to nothing, which is the hardest to find.
+    # One edge has served almost nothing, which makes its rows the hardest to find.
     edge = _RARE if chance.random() < 1e-5 else chance.choice(_edges(scale))
     moved = chance.random() < 0.02
     length = timedelta(milliseconds=chance.randrange(500, 60_000))

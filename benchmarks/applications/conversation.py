@@ -28,7 +28,7 @@ from fleet_edge.session_log import SessionLog
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 
-# Of about one length, so that the turns' times to the first token can be compared.
+# Of similar length, so that the turns' times to the first token can be compared.
 QUESTIONS: Final = (
     "Which vegetables grow well on a small balcony in spring?",
     "How much water does each of them need on a hot day?",
@@ -115,7 +115,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=list(_ENGINES), default=list(_ENGINES))
     parser.add_argument("--turns", type=int, choices=range(2, len(QUESTIONS) + 1), default=10, metavar="2…10")
     parser.add_argument("--conversations", type=number_of(int, 0), default=3, help="one after the other")
-    # An edge lets a device open 18 sessions at once, and 24 a minute.
+    # An edge lets a device open 18 sessions at once, and 24 per minute.
     parser.add_argument("--taking-turns", type=int, choices=range(5), default=2, help="more, alternating at one device")
     parser.add_argument("--tokens", type=number_of(int, 1), default=48, help="of each answer, at most")
     parser.add_argument("--devices", type=number_of(int, 0), default=32, help="that begin alike at once; 0 for none")

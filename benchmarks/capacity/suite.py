@@ -200,7 +200,7 @@ def run(bench: Bench) -> Report:
     logging.getLogger("fleet_device").setLevel(logging.ERROR)  # that an edge is overloaded is what is measured
     deadline = time.monotonic() + 60.0 * options.minutes
     with on_cores(bench.cores.edge | bench.cores.others):
-        # Recorded with all cores: threads of a model that outnumber its cores wait for one another.
+        # Recorded with all cores: a model with more threads than cores is slow.
         recordings = {draft: _recordings(bench, draft, grid) for draft in options.drafts}
     _measure(bench, grid, recordings, rows, deadline)
     show_levels(rows)
@@ -324,7 +324,7 @@ class Place(AbstractContextManager["Place"]):
     def _through_broker(self, row: Row, recording: Recording) -> None:
         system = THROUGH_BROKER[row.system]
         served = self._serving(system.form)
-        # Devices live longer than a cell: those that choose have learnt in the cells before.
+        # Devices outlive a cell: those that choose have learned in earlier cells.
         pacings = self._pacings.setdefault((row.system, row.draft), [])
         pacings += [system.pacing() for _ in range(row.devices - len(pacings))]
         load = (psutil.Process(), served.broker)

@@ -82,7 +82,7 @@ class _Device:
     def ask(self, prompt: Sequence[int], tokens: int, rng: random.Random) -> None:
         """Open a session with edge-only decoding."""
         self._session, self._write, self.busy = rng.randbytes(8), tokens, True
-        # As many of the likeliest as any engine gives, nearly all of them likely: few generations end early.
+        # The largest `top_k` of all engines, and nearly uniform: requests hardly ever end early.
         policy = SamplingPolicy(seed=rng.getrandbits(32), temperature=2.0, top_k=4, top_p=1.0)
         vocabulary = self._edge.verifier.info.vocabulary
         self._send(
@@ -120,7 +120,7 @@ class _Edge:
         self.verifier = verifier
         self.broker = MemoryBroker()
         self.failure = ""
-        # The devices are the benchmark's own: nothing of theirs waits for a quota.
+        # The devices are the benchmark's own and have no quotas.
         quotas = dict.fromkeys(_QUOTAS, 1e6)
         settings = EdgeSettings.model_validate({"fleet": FLEET, "edge": EDGE, "quotas": quotas, "background_share": 1})
         link = MemoryLink(self.broker, EDGE)

@@ -54,7 +54,7 @@ def _measure(bench: Bench, port: int, codec: GgufModel, number: int) -> dict[str
     raw: dict[bool, list[float]] = {False: [], True: []}
     ours = []
     for count in range(bench.options.rounds):
-        # New prompts in each round: what an edge has computed for the last ones it does not compute again.
+        # New prompts in each round, because the edge does not compute a known prefix again.
         prompts = [
             encode_chat(codec, [ChatMessage("user", f"{PROMPTS[n % len(PROMPTS)]} (Answer {count}.{n})")])
             for n in range(number)

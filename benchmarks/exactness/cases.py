@@ -45,7 +45,7 @@ def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:
     length = joint.ndim
     for end in end_tokens:
         for position in range(length - 1):
-            # All that would follow an end token falls together on one outcome.
+            # All continuations of an end token are one outcome.
             head = (slice(None),) * position + (end,)
             rest = tuple(range(position, length - 1))
             mass = joint[head].sum(axis=rest)
@@ -191,7 +191,7 @@ class Case:
     def pacing(self) -> Pacing:
         """Return the pacing of one device."""
         if self.draft_length is None:
-            # Who guesses needs room for two tokens at least, and comes first.
+            # Speculation needs room for at least two tokens, so it comes first.
             turning = TurningPacing(2, 1) if self.guessed else TurningPacing()
             return turning if self.stream else AdaptivePacing()
         if self.suffix:

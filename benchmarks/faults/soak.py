@@ -76,8 +76,8 @@ def run(bench: Bench) -> Report:
     options = bench.options
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
     warm_up = options.warm_up if options.warm_up is not None else min(15.0, 0.5 * options.minutes)
-    # A device of a fleet does not write all the time, and fifty of them share this machine.
-    # Room for two of their longest texts each: the edge keeps ended ones as well, up to that, and is full soon.
+    # Devices of a fleet are idle at times, and fifty of them share this machine.
+    # Room for two of their longest sequences each: the edge retains ended ones up to that, and is full soon.
     kv_tokens = 2 * _LONGEST * options.devices
     load = Load(devices=options.devices, shortest=16, longest=96, token_s=0.1, pause_s=3.0, kv_tokens=kv_tokens)
     with DisturbedFleet.run((options.folder or bench.folder).resolve(), load, seed=options.seed) as fleet:

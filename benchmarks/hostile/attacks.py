@@ -155,7 +155,7 @@ def retained(attacker: Attacker, *, number: int) -> None:
     while attacker.running():
         if client.connected and not client.full:
             began = attacker.clock() if began is None else began
-            # All at once, and then again one by one: kept messages may have been cleared.
+            # All at once, then again one by one, because retained messages may have been cleared.
             if count < number or attacker.clock() - began > count - number:
                 topic = build(Topic.DRAFT, fleet=place.fleet, device=client.identity.name, edge=names[count % number])
                 client.send(publish_packet(topic, payload, retain=True))

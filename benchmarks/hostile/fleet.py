@@ -104,7 +104,7 @@ class Fleet:
                 log = self.folder / f"honest-{self._runs}-{name}.log"
                 device = Program("benchmarks.hostile.honest", cores=self.cores.others, log=log, on_line=honest.take)
                 stack.callback(device.end)
-                # Each begins with another text.
+                # Each begins with another prompt.
                 turned = [*range(number, len(PROMPTS)), *range(number)]
                 device.tell(json.dumps(self._task(broker, name, prompts=turned)))
                 devices.append(device)
@@ -143,7 +143,7 @@ class Fleet:
         if self.models.target is not None:
             settings |= {"target": str(self.models.target.resolve()), "dtype": self.models.dtype}
         else:
-            # A scripted target lets the honest devices write many times what a real one does.
+            # With a scripted target the honest devices generate far more than with a real one.
             quotas = ["[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
             quotas += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
         config = folder / "edge.toml"

@@ -226,7 +226,7 @@ def _deadly() -> Iterator[Grammar]:
         )
         lines = "".join(f'A{each}: A{each + 1} "a"\n' for each in range(2600))
         yield Grammar.lark(f'start: A0 "{number}"\n{lines}A2600: "a"\n')
-        # Within the bounds of a grammar's shape, and still expensive.
+        # Within the limits of a grammar's shape, but expensive.
         lines = "".join(f'A{each}: A{each + 1}+ "a"\n' for each in range(240))
         yield Grammar.lark(f'start: A0 "{number}"\n{lines}A240: "a"\n')
 

@@ -194,7 +194,7 @@ def see(
 def take_lease(connection: Connection, *, holder: str, now: datetime, for_s: float) -> bool:
     """Take or renew the lease of the evaluator for `for_s`; return whether it is held. Needs its own transaction."""
     until = now + timedelta(seconds=for_s)
-    # A holder whose clock runs ahead must not keep the lease for hours after it has gone.
+    # A holder whose clock is ahead must not keep the lease for hours after its end.
     over = or_(
         AlertLeaseRow.holder == holder, AlertLeaseRow.until_at < now, AlertLeaseRow.until_at > now + timedelta(hours=1)
     )

@@ -68,7 +68,7 @@ class Passwords:
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
         self._hasher = hasher or PasswordHasher()
         self._places = BoundedSemaphore(_AT_ONCE)
-        # Checked where there is no such account, so that the response time does not reveal which names exist.
+        # Checked for unknown accounts, so that the response time does not reveal which names exist.
         self._nobody = self._hasher.hash(new_token())
 
     def hash(self, password: str, *, account: str) -> str:
@@ -440,12 +440,12 @@ _STRANGERS: Final = "strangers"
 _FAMILIAR: Final = "familiar"
 
 _RATES: Final[dict[str, tuple[float, float]]] = {
-    # Strangers' guesses at one account: 14,400 a day.
+    # Guesses by strangers at one account: 14,400 per day.
     "account": (1 / 6, 30.0),
-    # One address, whatever names it gives: well below all that strangers have together.
+    # One address, under any names: well below the limit of all strangers.
     "address": (0.5, 30.0),
     "browser": (1 / 6, 30.0),
-    # Checks altogether: each takes some 0.2 s of a core. Strangers cannot use up what familiar browsers have.
+    # All checks: each takes about 0.2 s of a core. Strangers cannot use up the share of known browsers.
     _STRANGERS: (1.0, 60.0),
     _FAMILIAR: (1.0, 60.0),
 }

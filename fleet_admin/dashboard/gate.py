@@ -287,7 +287,7 @@ class Gate:
         request = Request(scope)
         unknown = isinstance(problem, Problem) and problem.status == 401  # noqa: PLR2004 - HTTP's own number
         if unknown and not scope["path"].startswith(API) and scope["method"] in _SAFE:
-            # htmx would insert the login into the page; this makes it reload the page.
+            # htmx would insert the login into the page; this header makes it reload the page.
             if "hx-request" in request.headers:
                 return Response(status_code=204, headers={"HX-Refresh": "true"})
             here = scope["path"] + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")

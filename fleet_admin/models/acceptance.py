@@ -97,7 +97,7 @@ def _verdicts(accepted: Sequence[float], length: int) -> float:
     for begin in range(len(accepted) - 1, -1, -1):
         expected, so_far = 1.0, 1.0
         for place in range(begin, min(begin + length, len(accepted))):
-            # The token at `place` ends the round, in place of a rejected one, or the draft goes on.
+            # The token at `place` ends the round as the replacement of a rejected one, or the draft continues.
             expected += so_far * (1.0 - accepted[place]) * needed[place + 1]
             so_far *= accepted[place]
         needed[begin] = expected + so_far * needed[min(begin + length, len(accepted)) + 1]
@@ -223,7 +223,7 @@ def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary:
                 measured.append(compare(drafter, prompt, text, policy=how.policy(number), category=category))
                 how.on_progress(f"the draft model has read {len(measured)} of {len(prompts)} texts")
 
-        # On a thread where torch has not computed: each leaves a processor's matrix unit as the other does not expect.
+        # On a thread without torch: torch and llama.cpp disturb each other's state of the AMX registers.
         with ThreadPoolExecutor(1, "draft") as thread:
             thread.submit(read).result()
     return PairAcceptance(tuple(measured))

@@ -197,7 +197,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def main(what: str, source: str, output: str, *more: str) -> None:
-    # The parent holds the other end of standard input and never writes: the kernel closes it even if it is killed.
+    # The parent holds the other end of standard input and never writes; the kernel closes it even after a kill.
     exit_with_parent()
     match what:
         case "quantize":

@@ -148,7 +148,7 @@ def _ends(draft: ModelFacts, target: ModelFacts) -> PairFinding:
 def _chats(draft: ModelFacts, target: ModelFacts) -> PairFinding:
     aspect = "chat template"
     same = draft.vocabulary == target.vocabulary
-    # A device makes prompts by the template of the file that its vocabulary is of.
+    # A device uses the chat template of the file that its vocabulary comes from.
     used, whose = (draft, "draft model") if same else (target, "target")
     if used.chat_template is None:
         return _note(

@@ -213,7 +213,7 @@ def _run(*arguments: str, partial: Path, on_bytes: OnBytes) -> None:
     command = [sys.executable, "-m", "fleet_admin.models.converters", *arguments]
     with (
         tempfile.TemporaryFile() as noise,
-        # Its input is a lifeline: it ends when we do.
+        # The converter ends when its standard input ends, that is, with this process.
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=noise, stderr=noise) as process,
     ):
         try:
@@ -347,7 +347,7 @@ def _require_space(folder: Path, missing: Sequence[PreparationStep]) -> None:
 
 
 def _make(folder: Path, step: PreparationStep, report: ProgressReporter) -> PreparedArtifact:
-    # The process id keeps clear of a converter that outlived a killed preparation.
+    # The process id avoids the files of a converter that outlived a killed preparation.
     partial = folder / f"{PARTIAL}{os.getpid()}-{step.output}"
     report.begin(step.name, step.doing, step.expected_bytes)
     try:

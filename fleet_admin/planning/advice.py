@@ -117,7 +117,7 @@ def _of_log(db: str) -> dict[str, tuple[float, str]]:
     if tested >= _LEAST_TESTED:
         found["acceptance"] = (sum(each.device_accepted or 0 for each in closed) / tested, said)
         found["draft_ms"] = (sum(each.device_draft_ms or 0.0 for each in closed) / drafted, said)
-    # Who has the edge write waits all the time; the others wait once for each verdict, and once for the Open.
+    # Edge-only devices wait all the time; the others once for each verdict and once for the Open.
     waiting = [each for each in closed if not each.counted.streamed and each.network_ms is not None]
     rounds = sum((each.device_rounds or 0) + 1 for each in waiting)
     if len(waiting) >= _LEAST_SESSIONS:
@@ -308,7 +308,7 @@ def traffic_of(outcome: SimulationResult, assumptions: Assumptions) -> DeviceTra
     verdict = _packet(encode_verdict(_verdict()))
     piece_tokens = max(1, round(counts.streamed / counts.pieces)) if counts.pieces else 1
     piece = _packet(encode_verdict(_verdict(written=piece_tokens)))
-    # After a rejection p goes down in residual mode: 6 bytes for each token of its support.
+    # After a rejection in residual mode the edge sends p: 6 bytes for each token of its support.
     residual_bytes = rejected * _SUPPORT * _SPARSE_TOKEN if residual else 0
     up = counts.drafts + counts.requests + 2 * counts.texts
     down = counts.verdicts + counts.pieces + 2 * counts.texts

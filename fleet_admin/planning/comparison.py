@@ -130,7 +130,7 @@ def compare(
     """
     plans = _plans(measured.settings.draft_length_where_fixed)
     known = [row for row in measured.rows if row.cost == cost and row.system in plans]
-    # Texts that are to repeat cost an edge more: a curve holds for those of its mode.
+    # Batch-invariant requests cost an edge more, so a curve is valid only for its mode.
     mode = scenario.curve.mode
     rows = [row for row in known if not mode or (row.system in _COUPLED) is (mode == Mode.COUPLED.value)]
     if not rows:

@@ -136,7 +136,7 @@ class SimulatedSession:
                 self.waiting.clear()
                 self.epoch += 1
                 break
-        # What was computed of rejected tokens is dropped; the last committed token is computed again.
+        # Rejected tokens are dropped; the last committed token is computed again.
         self.computed = min(self.text.prompt + before + drafted, self.text.prompt + self.committed - 1)
         return verdicts
 
@@ -285,7 +285,7 @@ class SimulatedEdge:
         verifying = [work.verified for work in works if work.verified]
         prompt = sum(work.prompt for work in works)
         step_ms = self._scenario.curve.mixed_ms(verifying, prefill=prompt)
-        # What the edge does for messages meanwhile takes from what computes.
+        # Handling messages meanwhile takes time from computing.
         messages, self._messages = self._messages, 0
         return step_ms / 1e3 + messages * self._scenario.message_s
 

@@ -163,7 +163,7 @@ class _Writing:
         self._submit(plan)
 
     def _goes_on(self, plan: Plan) -> bool:
-        # All tokens are taken to be as sure as the draft model is on average.
+        # All tokens get the draft model's mean confidence.
         chances = (self._scenario.acceptance,) * self._building
         return not plan.may_stop or not chances or self._pacing.goes_on(chances)
 
@@ -238,7 +238,7 @@ class _Writing:
         request = self._request
         assert request is not None
         self._pacing.note_load(written.load)
-        # After a request to write on, the edge begins at the place where it was made: some of it has come before.
+        # After a request for more tokens, the edge begins where it was made: some tokens have come before.
         new = max(0, written.base + written.tokens - self.committed)
         self._counts.pieces += 1
         self._counts.streamed += new

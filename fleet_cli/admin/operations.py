@@ -492,7 +492,7 @@ def serve(settings: DashboardSettings) -> None:
         from fleet_admin.dashboard.app import DashboardServer
         from fleet_admin.dashboard.services import open_services
 
-    # As Ctrl-C does: the answers under way are finished.
+    # Like Ctrl-C, which finishes the running responses.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.DONE))
     services, alerts = open_services(settings), alerts_of(settings.alerts, settings.db)
     server = DashboardServer(settings, services=services)

@@ -189,7 +189,7 @@ _SHOWN: Final = 50
 _NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
 _GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
 
-# Each by the key of a column, with a `-` where the largest come first: the one to be looked at first is on top.
+# Each by a column's key, with `-` for descending order; the most urgent rows come first.
 _DEVICE_ORDERS: Final = {
     "name": "device",
     "seen": "seen",

@@ -40,7 +40,7 @@ class Ledger:
         name = session.request.session
         match address.topic:
             case Topic.DRAFT:
-                # The handle is the session's at one edge: rounds are never used twice, wherever they go.
+                # A handle identifies the session at one edge only; rounds are never reused, even after migration.
                 key = (address.device or "", name, decode_draft(payload).round)
                 assert self._drafts.setdefault(key, payload) == payload, f"round {key[2]} was sent in two versions"
             case Topic.OPEN:

@@ -166,7 +166,7 @@ class ProtocolModel(RuleBasedStateMachine):
         self._go_on(moves)
         self.devices[which].cancel()
 
-    # What the network does, each when the fleet has gone on for so many moves
+    # Network faults, each after a number of moves of the fleet
 
     @rule(moves=moves, place=places)
     def arrive(self, moves: int, place: int) -> None:
@@ -231,7 +231,7 @@ class ProtocolModel(RuleBasedStateMachine):
         self._harm()
         self._recover()
 
-    # What befalls connections and machines
+    # Faults of connections and machines
 
     @precondition(lambda self: self.harsh)
     @rule(
@@ -288,7 +288,7 @@ class ProtocolModel(RuleBasedStateMachine):
         elif what == "lift":
             self._lift(device.name)
 
-    # What a hostile device does, under its own name: another's sessions, messages that are none, floods
+    # A hostile device, under its own name: sessions of others, invalid messages, floods
 
     @rule(
         edge=st.sampled_from(EDGES),
@@ -318,7 +318,7 @@ class ProtocolModel(RuleBasedStateMachine):
             message = text.session.request.model_copy(update=again)
             self._forge(Topic.OPEN, encode_open(message))
 
-    # What must hold
+    # Invariants
 
     @invariant()
     def step(self) -> None:

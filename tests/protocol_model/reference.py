@@ -69,7 +69,7 @@ class Replay:
         """Judge a draft again; return the tokens to append."""
         draft, verdict, policy = decided.draft, decided.verdict, self.request.policy
         self._check_proposals(draft)
-        # A session that is resumed elsewhere drafts again from its last token: the same numbers, so the same rejection.
+        # A migrated session drafts again from its last token: the same numbers, so the same rejection.
         resumed = draft.handle != self._handle
         assert self._rejected is None or resumed, "a draft was decided on before the last rejection was corrected"
         self._rejected = None

@@ -96,7 +96,7 @@ def loads(times: st.SearchStrategy[float]) -> st.SearchStrategy[EdgeLoad]:
 
 
 def verdicts() -> st.SearchStrategy[Verdict]:
-    # Times travel in half precision, so only what that holds comes back as it was.
+    # Times are sent in half precision, so only such values are unchanged.
     times = st.floats(0, 65504, width=16)
     written = st.builds(
         Verdict,

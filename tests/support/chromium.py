@@ -38,7 +38,7 @@ class Chromium:
             "--disable-background-networking", "--disable-component-update", "--no-proxy-server",
             f"--user-data-dir={self._profile}", "about:blank",
         ]  # fmt: skip
-        # The pipe is on the descriptors 3 and 4, and Popen keeps the numbers that they have here.
+        # Chromium expects the pipe on descriptors 3 and 4, and Popen keeps the numbers.
         put = (
             f"import fcntl, os, sys; ends = ({to_browser}, {from_browser});"
             "a, b = (fcntl.fcntl(each, fcntl.F_DUPFD, 50) for each in ends);"

@@ -51,7 +51,7 @@ def inference_process(api: str, *, port: int = 0) -> Iterator[ServerProcess]:
         try:
             process.communicate(timeout=_STOP_S)
         except subprocess.TimeoutExpired:
-            # What it was asked while it was stopped it computes first, however much that is.
+            # A stopped server first computes all waiting requests.
             process.kill()
             process.communicate()
 

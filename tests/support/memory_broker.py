@@ -72,7 +72,7 @@ class MemoryBroker:
         self._latest = _Parcel(0, 0, lambda: None)  # the last message, for the next to overtake
         self._arrived = threading.Condition(threading.RLock())
 
-    # What links call.
+    # Called by links
 
     def attach(self, peer: Peer) -> None:
         """Connect a client; an older connection of the same name is closed."""
@@ -115,7 +115,7 @@ class MemoryBroker:
         """Schedule `act` in order with the messages, without faults."""
         self._post(act, due=self._tick)
 
-    # What tests call.
+    # Called by tests
 
     def step(self) -> bool:
         """Deliver one parcel; return False if there was none."""

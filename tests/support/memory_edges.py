@@ -128,7 +128,7 @@ class Site:
         chosen = settings(device=name, verdict_s=2.0, **options)
         state = build(Topic.STATE, fleet=FLEET, device=name)
         with DeviceService(chosen, TalkingDrafter(), make_link=self._link) as service:
-            # What a new connection makes the agent do is to be over when a text begins.
+            # The agent's work after a new connection must be over when a request begins.
             until(lambda: self.broker.retained(state) is not None)
             yield service
 

@@ -95,7 +95,7 @@ class MemoryFleet:
         self.broker = MemoryBroker(
             rng=rng or random.Random(0), faults=faults, clock=self.clock, max_packet_bytes=max_packet_bytes
         )
-        # The clock may stand, so that no quota recovers: texts follow each other all the same.
+        # The clock may not move, so no quota recovers; requests follow each other all the same.
         quotas = {"opens_per_min": 6000.0}
         self.settings = EdgeSettings.model_validate(
             {"fleet": FLEET, "edge": EDGE, "form": form, "quotas": quotas, **settings}
@@ -231,7 +231,7 @@ class Device:
         self.inbox.subscribe(self.link, fleet=FLEET, device=self.name)
         self.link.start(timeout_s=1.0)
         clock = self.fleet.clock
-        # It never gives up, and asks again whenever the test says that nothing moves.
+        # It never gives up, and repeats a request whenever the test says that nothing moves.
         policy = RetryPolicy(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0)
         outbound = Outbound(self.link, FLEET, self.name, self.inbox, self.padding)
         retry = StayingRetry(policy, self.session, outbound, EdgeAvailability(clock, self.inbox.edges))
@@ -368,7 +368,7 @@ def run(
         if resumes and rng.random() < mishaps.resume and device.session.ended is None:
             resumes -= 1
             device.resume()
-        # The edge first: what it answers to what has arrived shows at the broker.
+        # The edge first: its answers then appear at the broker.
         if not moved and not fleet.step() and not fleet.broker.step() and not any(device.act() for device in devices):
             fleet.clock.seconds += 1.0
             for device in devices:

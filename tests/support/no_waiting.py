@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Those that read a number, or whose result's size depends on numbers; in inference mode some come by other names.
+# Operations that read a number, or whose result's size depends on one; inference mode renames some.
 _WAITING: Final = frozenset(
     {
         "aten::_local_scalar_dense",

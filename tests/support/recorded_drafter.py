@@ -69,7 +69,7 @@ class RecordedDrafter:
         place = self._length - len(text.prompt)
         if not 0 <= place < len(text.dists):
             return None
-        # Tokens that have come since the last one, a bonus token say, are read with it, each at its time.
+        # Tokens since the last one, such as a bonus token, are read as well, each in its time.
         self._sleep(self._token_s * max(1, self._length - max(self._computed, len(text.prompt))))
         self._computed = self._length
         return text.dists[place]

@@ -196,7 +196,7 @@ class _Way:
             if not delay_s:
                 self._deliver(data)
                 return
-            # From the first delay on all goes through the queue, which keeps the order.
+            # From the first delay on all data goes through the queue, which keeps the order.
             self._thread = threading.Thread(target=self._arrive, daemon=True)
             self._thread.start()
         self._under_way.put((time.monotonic() + delay_s, data))

@@ -192,7 +192,7 @@ def _shift(ids: Any, logprobs: Any) -> tuple[Any, Any]:
 
 
 def _temper_again(ids: Any, logprobs: Any) -> tuple[Any, Any]:
-    # As a server of whom log-probabilities are asked behind its own sampling.
+    # As if the server returned log-probabilities after its own sampling.
     return ids, logprobs / np.float32(TEMPERATURE)
 
 

@@ -48,7 +48,7 @@ def main() -> None:
     with ExitStack() as stack:
         verifier = stack.enter_context(toy_verifier(arguments.engine))  # which is tried before anybody is served
         at_the_edge(arguments.sabotage, stack)
-        # Whether a guess pays is a matter of this machine's pace, and a proof that hung on it would prove nothing.
+        # Whether speculation pays depends on the machine's speed, and the proof must not.
         stack.enter_context(patch.object(StepCost, "guesses", lambda *_, **__: arguments.guesses))
         orchestrator = assemble(
             settings,

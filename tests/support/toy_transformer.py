@@ -46,7 +46,7 @@ class ToyTransformer:
         def weight(rows: int, columns: int, scale: float) -> NDArray[np.float32]:
             return (random.standard_normal((rows, columns)) * scale).astype(np.float32)
 
-        # Attention is far from uniform and as loud as the token itself, so that a wrong key or value shows.
+        # Attention is far from uniform and as strong as the token itself, so that a wrong key or value shows.
         self._weights = {"token_embd": weight(size, _WIDTH, 1.0)}
         self._weights |= {name: weight(*shape, 2.0 / _WIDTH**0.5) for name, shape in _SHAPES.items()}
         self._weights["output"] = weight(size, _WIDTH, sharpness / _WIDTH**0.5)

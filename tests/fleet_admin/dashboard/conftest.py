@@ -78,7 +78,7 @@ def make_services(url: str, clock: Clock) -> Callable[..., Services]:
             DashboardSettings(db=url, **settings),
             now=lambda: clock.now,
             clock=lambda: clock.monotonic,
-            # As cheap as they come: what a check costs is argon2's business.
+            # The cheapest parameters: the cost of a check is argon2's.
             passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)),
         )
         services.accounts.add("olga", role=AccountRole.OPERATOR, password=PASSWORD, actor=ACTOR)

@@ -49,7 +49,7 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: object) -> None:
         command = [str(self._bin / program), *map(str, arguments)]
-        # Output goes to a file: the server inherits it, and a pipe would never close.
+        # Output goes to a file: the server inherits it, and a pipe would stay open.
         with (self._folder.parent / f"{self._folder.name}.log").open("a+") as output:
             done = subprocess.run(
                 command,

@@ -195,7 +195,7 @@ def _policy(value: Any) -> Any:
     }
     if type(value) is dict and "grammar" in value:
         known["grammar"] = _grammar
-    # A setting that is passed over would change the target distribution.
+    # Ignoring a setting would change the target distribution.
     return _map(
         value, known, optional={"mode": "residual", "temperature": 0.7, "top_k": 50, "top_p": 0.95}, closed=True
     )
@@ -418,7 +418,7 @@ _VERDICT: Final[Mapping[str, Check]] = {
 def _read_array(payload: bytes, bound: int, known: Mapping[str, Check], least: int) -> Any:
     value = _cbor(payload, bound)
     _need(type(value) is list and len(value) >= least, "not an array of so many fields")
-    # Behind the mandatory fields, a byte string and what follows it only pad the message; a missing field means null.
+    # After the mandatory fields, a byte string and everything after it is padding; a missing field is null.
     end = next((at for at in range(least, len(value)) if type(value[at]) is bytes), len(value))
     return {name: check(value[at] if at < end else None) for at, (name, check) in enumerate(known.items())}
 
