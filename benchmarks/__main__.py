@@ -54,7 +54,6 @@ _PACKAGES: Final = ("torch", "llama_cpp", "psutil", "scipy", "jsonschema", "matp
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a suite, or list them; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help"}:
         _list()

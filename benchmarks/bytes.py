@@ -85,8 +85,6 @@ class SavingPacing(FixedPacing):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A system in one mode, with one draft length (None where there is none)."""
-
     system: str
     mode: Mode
     length: int | None = None
@@ -344,7 +342,6 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
         self._relay.close()
 
     def write(self, text: RecordedText, *, tokens: int | None = None) -> Traffic:
-        """Run a request; return its traffic."""
         self._drafter.play(text)
         filled = self._counting.filled
         done = self._agent.generate(

@@ -97,8 +97,6 @@ class Report:
 
 
 class Suite(Protocol):
-    """A module of a benchmark."""
-
     __doc__: str | None
 
     @staticmethod
@@ -150,8 +148,6 @@ def _draw(report: Report, file: Path) -> None:
 
 
 def number_of(kind: type[int] | type[float], least: float) -> Callable[[str], float]:
-    """Return an argparse type of numbers that are `least` or more."""
-
     def parse(text: str) -> float:
         value = kind(text)
         if value < least:
@@ -273,7 +269,6 @@ def link_to(port: int, fleet: str, name: str) -> PahoLink:
 
 
 def streaming() -> Pacing:
-    """Return the pacing of edge-only decoding."""
     return FixedPacing(STREAMED, stream=True)
 
 
@@ -340,7 +335,6 @@ def _ending_cleanly() -> Iterator[None]:
 
 
 def cpu_s(process: psutil.Process) -> float:
-    """Return the processor seconds of a process."""
     times = process.cpu_times()
     return float(times.user + times.system)
 

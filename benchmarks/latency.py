@@ -72,7 +72,6 @@ class Row:
     texts: list[Timed] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
-        """Return the figures of its outputs."""
         tokens = sum(len(each.text) for each in self.texts)
         self.tokens_per_s = median(each.after / each.seconds if each.seconds else 0.0 for each in self.texts)
         self.ttft_ms = median(each.first_s for each in self.texts) * 1e3
@@ -152,8 +151,6 @@ def _write_all(
     rows: Mapping[str, Row],
     prompts: Sequence[Sequence[int]],
 ) -> None:
-    """Run all requests by all systems, in turns."""
-
     def write(name: str, number: int) -> Timed:
         policy = policy_of(number).model_copy(update={"mode": SYSTEMS[name].mode})
         limits = {"tokens": bench.options.tokens, "limit_s": bench.options.limit}
@@ -249,8 +246,6 @@ def write_together(
 
 
 class _RemoteDevice:
-    """A connected device with a live draft model."""
-
     def __init__(self, agent: Agent, link: FillingLink) -> None:
         self._agent, self._link = agent, link
 

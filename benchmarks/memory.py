@@ -84,7 +84,6 @@ def run(bench: Bench) -> Report:
 
 
 def resident(pid: int, texts: int) -> Resident:
-    """Read a process's resident memory, as Linux reports it."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     kib = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines[1:])}
     return {"texts": texts, "all": kib["Rss"] * 1024 / _MB, "own": kib["Anonymous"] * 1024 / _MB}

@@ -80,7 +80,6 @@ def shown(value: Any, kind: Kind = "text", *, now: datetime | None = None) -> st
 
 
 def moment(value: datetime | None) -> str:
-    """Format a time in UTC, to the second."""
     return ABSENT if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 

@@ -47,7 +47,6 @@ _IN_FORCE: Final = frozenset({CertificateState.VALID, CertificateState.DUE})
 
 
 def sighted_in(log: SessionLog) -> list[Sighted]:
-    """Return the devices and edges in the session log."""
     devices = [Sighted(each.device, IdentityRole.DEVICE, each.seen_at) for each in log.devices(counted=False)]
     return devices + [Sighted(each.edge, IdentityRole.EDGE, each.seen_at) for each in log.edges()]
 

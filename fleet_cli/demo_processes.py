@@ -329,7 +329,6 @@ def _broker(place: DemoBroker) -> dict[str, Any]:
 
 
 def _write(api_port: int, prompts: Iterator[str], stopped: threading.Event) -> None:
-    """Send a device one request after another."""
     for prompt in prompts:
         if stopped.is_set():
             return
@@ -347,7 +346,6 @@ def _write(api_port: int, prompts: Iterator[str], stopped: threading.Event) -> N
 
 
 def _free(wanted: int = 0) -> int:
-    """Return a free port: the wanted one, or any."""
     for port in (wanted, 0):
         with contextlib.suppress(OSError), socket.create_server((_HOST, port)) as listener:
             return int(listener.getsockname()[1])

@@ -178,7 +178,6 @@ def generate_command(
 def _write(
     settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], grammar: Grammar | None, show: Show
 ) -> tuple[GeneratedText, int]:
-    """Generate; return the result and the vocabulary's size."""
     with (
         Device(settings) as device,
         device.stream(asked, raw=raw, stop=stop, grammar=grammar) as stream,

@@ -362,7 +362,6 @@ class StandardTerminal:
 
 
 def talk(device: Device, *, system: str, drop: bool) -> None:
-    """Run a chat on standard input and output."""
     settings, terminal = device.settings, StandardTerminal()
     painter = Painter(colours=wants_colours(sys.stdout))
     logging.getLogger(_TELLS_WAITS).setLevel(logging.ERROR)  # the conversation says so itself

@@ -45,7 +45,6 @@ def global_options(
 
 @cache
 def command_line(group: str | None) -> Any:  # noqa: ANN401 - a class that Typer keeps to itself
-    """Build the command line with the contents of one group."""
     app = typer.Typer(
         name="fleet",
         help="Fleets of small devices that write with the quality of a large language model.",

@@ -12,7 +12,6 @@ from gguf import GGUFReader
 
 
 def main(good: str, wrong: str) -> None:
-    """Copy a model without what its layers have learned."""
     shutil.copyfile(good, wrong)
     for tensor in GGUFReader(wrong, "r+").tensors:
         if tensor.name.endswith(("ffn_down.weight", "attn_output.weight")):

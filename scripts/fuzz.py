@@ -38,7 +38,6 @@ HEAD: Final = (
 
 
 def main() -> int:
-    """Run the chosen mode; return the exit code."""
     names = target_names()
     parser = argparse.ArgumentParser(description="Fuzzes whatever reads what others write.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(names)}; all by default")
@@ -83,7 +82,6 @@ def target_names() -> list[str]:
 
 
 def fuzz(name: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Fuzz a target in a process of its own; return its figures."""
     work = (asked.work / name).resolve()
     work.mkdir(parents=True, exist_ok=True)
     figures, log = work / "stats.json", work / "log.txt"
@@ -173,7 +171,6 @@ def replay(targets: list[str], path: Path) -> int:
 
 
 def minimize(targets: list[str], work: Path) -> int:
-    """Write the corpus again."""
     from tests.fuzz.minimal import minimal_corpus  # noqa: PLC0415 - there may be no environment
     from tests.fuzz.targets.registry import TARGETS  # noqa: PLC0415
 

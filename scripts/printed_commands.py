@@ -82,7 +82,6 @@ class Printed:
 
     @property
     def typed(self) -> str:
-        """Return the command to run, with names replaced."""
         words = self.words
         for name, word in self.names:
             words = words.replace(name, word)
@@ -151,7 +150,6 @@ def check(printed: Printed) -> str:
 
 
 def _check_fleet(words: list[str], *, whole: bool) -> str:
-    """Parse the words with commands that do nothing."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         try:
@@ -226,7 +224,6 @@ class Shell:
         self._serving: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self, words: str) -> str:
-        """Run a command; return what is wrong, empty if nothing is."""
         if words.startswith("fleet device chat"):
             self._stop("fleet device run")  # a broker keeps one connection for each name
         serves = _SERVES.match(words)

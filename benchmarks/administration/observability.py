@@ -121,7 +121,6 @@ def _observed(bench: Bench, port: int, target: Path) -> Iterator[dict[str, int]]
 
 @contextmanager
 def _again(name: str, ask: Callable[[], object], every_s: float, answered: dict[str, int]) -> Iterator[None]:
-    """Call `ask` periodically on a thread while the context lasts."""
     ended = threading.Event()
 
     def run() -> None:

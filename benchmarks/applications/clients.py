@@ -118,7 +118,6 @@ def _write(
 
 
 def _ask(client: _Client, port: int, number: int, over: threading.Event, codec: TextCodec) -> None:
-    """Send one request after another until the time is over."""
     turn = number
     while not over.is_set():
         connection = http.client.HTTPConnection(HOST, port, timeout=600.0)

@@ -60,7 +60,6 @@ def system_of(conversation: int) -> str:
 
 
 def rules(count: Callable[[str], int], *, tokens: int) -> str:
-    """Return rules of at least `tokens` tokens."""
     lines: list[str] = []
     while not lines or count("\n".join(lines)) < tokens:
         lines.append(f"Rule {len(lines) + 1}. {_RULES[len(lines) % len(_RULES)]}")

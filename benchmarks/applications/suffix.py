@@ -65,7 +65,6 @@ class Reading:
 
 
 def report_prompt(number: int) -> str:
-    """Return the prompt of a report, to be continued."""
     reading = Reading.of(number)
     return (
         f"{_RULES}Reading: pump {reading.pump}, {reading.temperature} C, {reading.pressure} bar, "

@@ -42,8 +42,6 @@ _DEVICE_S: Final = 0.3
 
 @dataclass(frozen=True, slots=True)
 class CellTiming:
-    """Durations of a cell (seconds)."""
-
     seconds: float
     settle_s: float
     patience_s: float
@@ -118,21 +116,17 @@ class Measured:
         return sum(of(each.counters) for each in self.generations) / below if below else None
 
     def bytes_per_token(self) -> tuple[float, float]:
-        """Return the payload bytes up and down per token."""
         tokens = max(1, sum(len(each.tokens) for each in self.generations))
         up = sum(each.counters.uplink_bytes for each in self.generations)
         return up / tokens, sum(each.counters.downlink_bytes for each in self.generations) / tokens
 
 
 class Follower:
-    """Checks whether an output follows a recorded one."""
-
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = tuple(tokens)
         self._length = 0
 
     def take(self, new: Sequence[int]) -> bool:
-        """Return whether the output still does after these tokens."""
         expected = self._tokens[self._length : self._length + len(new)]
         self._length += len(new)
         return not self._tokens or tuple(new) == expected
@@ -297,8 +291,6 @@ _TOGETHER = 8
 
 @dataclass(slots=True)
 class EngineSlot:
-    """A running request."""
-
     prompt: Prompt
     text: list[int] = field(default_factory=list)
     said: dict[int, Dist] = field(default_factory=dict)
@@ -372,7 +364,6 @@ class Together:
                 slot.drafted.append(propose(slot.said[position], policy=slot.prompt.policy, position=position))
 
     def _prompts(self, room: int) -> Sequence[Item]:
-        """Return the next pieces of prompts that are not computed."""
         items = []
         for number, slot in self._slots.items():
             if not self._ready(number, slot) and room > 0:

@@ -269,7 +269,6 @@ def _measure(
 
 
 def _recordings(bench: Bench, draft: str, grid: Sequence[CapacityCell]) -> dict[Mode, Recording]:
-    """Return a draft model's recordings in each measured mode."""
     options, prompts = bench.options, some(built_in(), _EACH)
     coupled = record(bench, draft, prompts, tokens=options.tokens)
     if options.token_ms is not None:
@@ -402,7 +401,6 @@ class Place(AbstractContextManager["Place"]):
 
 
 def in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:
-    """Run the local process on the edge's cores; return its answer."""
     kept = {name: value for name, value in os.environ.items() if name not in _OURS or asked["draft"] is not None}
     timing = asked["timing"]
     with on_cores(cores.edge):

@@ -68,8 +68,6 @@ class _Forgetting:
 
 
 class _Device:
-    """A device that uses edge-only decoding, one request at a time."""
-
     def __init__(self, edge: "_Edge", number: int) -> None:
         self._edge, self.name = edge, f"device-{number}"
         self._session, self._handle, self._write = b"", 0, 0
@@ -80,7 +78,6 @@ class _Device:
         self._link.start(timeout_s=1.0)
 
     def ask(self, prompt: Sequence[int], tokens: int, rng: random.Random) -> None:
-        """Open a session with edge-only decoding."""
         self._session, self._write, self.busy = rng.randbytes(8), tokens, True
         # The largest `top_k` of all engines, and nearly uniform: requests hardly ever end early.
         policy = SamplingPolicy(seed=rng.getrandbits(32), temperature=2.0, top_k=4, top_p=1.0)
@@ -194,7 +191,6 @@ class _Edge:
 def measure(
     engine: str, make: MakeVerifier, *, requests: int, sequences: Sequence[int], seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each number of sequences."""
     with make() as verifier:
         old = _Edge(verifier)
         old.serve(requests, random.Random(0))

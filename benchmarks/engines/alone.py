@@ -79,7 +79,6 @@ def _measure(bench: Bench, port: int, codec: GgufModel, number: int) -> dict[str
 
 
 def _raw_rate(engine: RawEngine, prompts: Sequence[Sequence[int]], tokens: int) -> float:
-    """Return the tokens per second of the raw engine, with a request for each prompt."""
     started = time.perf_counter()
     for slot, prompt in enumerate(prompts):
         policy = SamplingPolicy(mode=Mode.RESIDUAL, seed=slot, **_POLICY)
@@ -93,8 +92,6 @@ def _raw_rate(engine: RawEngine, prompts: Sequence[Sequence[int]], tokens: int) 
 
 
 def _rate(bench: Bench, agents: Sequence[Agent], prompts: Sequence[Sequence[int]], *, seed: int) -> float:
-    """Return the tokens per second of all devices, with a request each."""
-
     def write(number: int) -> int:
         policy = SamplingPolicy(mode=bench.options.mode, seed=seed + number, **_POLICY)
         done = agents[number].generate(

@@ -33,7 +33,6 @@ def packed(target: Target) -> Verifier:
 
 
 def finisher(device: torch.device) -> Callable[[object], None]:
-    """Return a function that waits until a step has been computed."""
     if device.type == "cuda":
         return lambda _logits: torch.cuda.synchronize(device)
     return lambda _logits: None

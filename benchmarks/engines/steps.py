@@ -115,7 +115,6 @@ def steps(verifier: Verifier, text: Sequence[int], *, finish: Callable[[Any], ob
 
 @contextmanager
 def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: int, flash: bool) -> Iterator[Step]:
-    """Run raw llama.cpp; yield its step."""
     numbers = map(str, (streams, cells, context, threads, int(flash)))
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.raw_llama", str(path), *numbers],
@@ -181,7 +180,6 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return kind and number format of each measured engine."""
     names = [name for name in options.engines if options.torch_device == "cpu" or name.startswith("packed")]
     return [(kind, dtype) for kind, _, dtype in (name.partition(":") for name in names)]
 
@@ -217,12 +215,10 @@ def run(bench: Bench) -> Report:
 
 
 def _group(kind: str, dtype: str) -> str:
-    """Return the name of the group of comparable engines."""
     return f"{kind} {dtype}" if dtype == "int8" else kind
 
 
 def verifier(bench: Bench, kind: str, dtype: str, *, sequences: int, context: int, batch_invariant: bool) -> Any:  # noqa: ANN401
-    """Return a verifier with room for a number of sequences."""
     if kind == "llama_cpp":
         path, threads = bench.model(_FILES[dtype]), bench.options.threads
         return llama_cpp(path, sequences=sequences, context=context, threads=threads, batch_invariant=batch_invariant)

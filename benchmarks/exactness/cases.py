@@ -189,7 +189,6 @@ class Case:
         return GRAMMAR if self.constrained else None
 
     def pacing(self) -> Pacing:
-        """Return the pacing of one device."""
         if self.draft_length is None:
             # Speculation needs room for at least two tokens, so it comes first.
             turning = TurningPacing(2, 1) if self.guessed else TurningPacing()

@@ -128,8 +128,6 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The test's result for a variant."""
-
     name: str
     what: str
     texts: int
@@ -140,7 +138,6 @@ class Verdict:
 
     @property
     def as_it_should_be(self) -> bool:
-        """Return whether the test's result is the expected one."""
         return (self.p >= ALARM) == self.exact
 
 

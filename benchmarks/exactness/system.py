@@ -86,7 +86,6 @@ def prove(
     devices: int,
     on_progress: Any = None,  # noqa: ANN401
 ) -> CaseResult:
-    """Run a case through a running broker."""
     started = time.monotonic()
     with _edge(case, port):
         tally = run_sessions(

@@ -119,7 +119,6 @@ class FaultTally:
                     self._wrong(event)
 
     def forget_moments(self) -> None:
-        """Forget the times of commits so far."""
         with self._heard:
             self._commits.clear()
 
@@ -235,7 +234,6 @@ class DisturbedFleet:
         return self.edge.pid
 
     def start_devices(self, names: Sequence[str]) -> None:
-        """Start writers, and return when they run."""
         for name in names:
             self._starts += 1
             task = Task(

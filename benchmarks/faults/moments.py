@@ -42,7 +42,6 @@ class Fault:
     quick: tuple[float, float] | None = None
 
     def duration_s(self, rng: random.Random, *, quick: bool) -> float:
-        """Return its duration this time."""
         return rng.uniform(*(self.quick if quick and self.quick else self.seconds))
 
 

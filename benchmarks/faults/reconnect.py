@@ -58,7 +58,6 @@ def simulate(
     connects_per_s: float = float("inf"),
     settings: LinkSettings = DEFAULTS,
 ) -> Recovery:
-    """Let a fleet lose its broker at one moment and reconnect."""
     backoffs = [
         Backoff(
             minimum_s=settings.min_backoff_s,

@@ -39,8 +39,6 @@ _DEVICES: Final = "devices"
 
 @dataclass(slots=True)
 class Memory:
-    """Resident memory of processes over time."""
-
     samples: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
 
     def take(self, name: str, pid: int, at: float) -> None:
@@ -156,7 +154,6 @@ class _Soak:
         self.stuck[what] = self.stuck.get(what, 0) + missing
 
     def _watch(self, seconds: float) -> None:
-        """Sample the processes for some time."""
         end = time.monotonic() + seconds
         while True:
             now = time.monotonic()

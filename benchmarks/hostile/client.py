@@ -91,7 +91,6 @@ class HostileClient:
         return len(self._out) > _BACKLOG
 
     def connect(self, will: WillMessage | None = None) -> None:
-        """Connect, and return when the broker has answered."""
         self.abort()
         self._not_before = self._clock() + self._retry_s
         try:
@@ -329,7 +328,6 @@ def flood(attacker: Attacker, sources: Sequence[Source]) -> None:
 
 
 def pool(make: Callable[[], bytes], *, size: int = _POOL) -> Iterator[bytes]:
-    """Yield the same packets repeatedly."""
     return cycle([make() for _ in range(size)])
 
 

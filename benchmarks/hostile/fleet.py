@@ -63,7 +63,6 @@ class Fleet:
         return self.folder / "broker"
 
     def make(self) -> None:
-        """Make the authority, the certificates and the broker's configuration."""
         devices = [*self.honest, *self.hostile, *self.fresh]
         make_local_broker(self.home, fleet=FLEET, edges=(EDGE, SINK), devices=devices, port=8883)
 
@@ -187,7 +186,6 @@ def _note_text(written: dict[int, list[int]], remaining: Iterator[int], event: d
 
 
 def _mosquitto(broker: LocalBroker) -> psutil.Process:
-    """Return the process that listens on the broker's port."""
     for child in psutil.Process().children():
         if child.name() == "mosquitto" and any(
             each.laddr.port == broker.port for each in child.net_connections() if each.laddr

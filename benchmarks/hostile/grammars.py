@@ -266,7 +266,6 @@ class _Requests:
         self.client = self.attacker.client(self.identity, self._take)
 
     def step(self, wait_s: float) -> None:
-        """Open what is due, and take what has arrived."""
         now = self.attacker.clock()
         for request in [each for each in self._open if now - each.at > _PATIENCE_S]:
             self._close(request)

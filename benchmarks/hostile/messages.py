@@ -107,7 +107,6 @@ def random_draft(
 
 
 def random_bytes(rng: random.Random, *, most: int = 200) -> bytes:
-    """Return 1 to `most` random bytes."""
     return rng.randbytes(rng.randrange(1, most + 1))
 
 
@@ -169,7 +168,6 @@ class HostileSession:
         )
 
     def more_samples(self, tried: int) -> Draft:
-        """Return a request for samples after the first `tried`."""
         assert self.opened is not None
         self.round += 1
         return Draft(

@@ -39,7 +39,6 @@ class Throughput:
                 self.failed.append(sentence)
 
     def rate(self, begin: float, end: float) -> float:
-        """Return tokens per second between two times (monotonic)."""
         return sum(number for at, number in list(self._commits) if begin <= at < end) / (end - begin)
 
     def count(self, begin: float) -> int:

@@ -93,7 +93,6 @@ def _measure(bench: Bench, broker: ThrowAwayBroker, *, tls: bool) -> Iterator[di
 
 
 def _share(pid: int, seconds: float) -> float:
-    """Return a process's share of one core during the next seconds."""
     before, began = sum(thread_times_s(pid).values()), time.monotonic()
     time.sleep(seconds)
     return (sum(thread_times_s(pid).values()) - before) / (time.monotonic() - began)
@@ -138,7 +137,6 @@ class _Flood:
 
 
 def drain(sock: socket.socket) -> int:
-    """Read what has arrived; return the number of bytes."""
     size = 0
     while True:
         try:

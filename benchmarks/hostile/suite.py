@@ -263,7 +263,6 @@ class _Newcomers:
         self._stopping.set()
 
     def wait(self) -> None:
-        """Wait for the one that has arrived."""
         self._thread.join()
 
     def _come(self) -> None:
@@ -363,7 +362,6 @@ def run(bench: Bench) -> Report:
 
 
 def wrong_with(result: AttackResult) -> Iterator[str]:
-    """Yield a message for each guarantee that did not hold."""
     during = max(result.honest_during, result.honest_during_of_control or 0.0)
     least = _LEAST_DURING if not ATTACKS[result.name].has_plain else _LEAST_OF_PLAIN
     if during < least:

@@ -213,7 +213,6 @@ def take_lease(connection: Connection, *, holder: str, now: datetime, for_s: flo
 
 
 def forget(connection: Connection, *, before: datetime) -> int:
-    """Delete alerts that were cleared before a time; return the number."""
     return connection.execute(delete(AlertRow).where(AlertRow.cleared_at < before)).rowcount
 
 

@@ -42,7 +42,6 @@ _Key = tuple[str, str]
 
 
 def default_holder() -> str:
-    """Return a name for this process in the lease."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 

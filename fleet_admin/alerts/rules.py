@@ -77,7 +77,6 @@ class Facts:
 
 
 def read_facts(connection: Connection, settings: AlertSettings, *, now: datetime) -> Facts:
-    """Return the facts at `now` (aware)."""
     window = now - timedelta(minutes=settings.window_min)
     known = queries.devices(connection, now=now, counted=False)
     return Facts(
@@ -189,7 +188,6 @@ class AlertRule:
 
 
 def readings(facts: Facts, settings: AlertSettings) -> Iterator[tuple[str, RuleReading]]:
-    """Yield the readings of all rules with the rules' names."""
     for rule in RULES:
         for reading in rule.read(facts, settings):
             yield rule.name, reading

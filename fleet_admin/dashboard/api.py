@@ -43,7 +43,6 @@ def to_json(value: object) -> object:
 
 @cache
 def model_of(view: type) -> type[BaseModel]:
-    """Return the pydantic model of a view's JSON."""
     types = {field.name: typing.get_type_hints(view)[field.name] for field in fields(view)}
     for name in _names(view):
         if name not in types:

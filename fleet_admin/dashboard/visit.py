@@ -45,7 +45,6 @@ class Visit:
 
     @property
     def may_act(self) -> bool:
-        """Return whether the visitor is an operator."""
         return self.admission.visitor is not None and self.admission.visitor.role.includes(AccountRole.OPERATOR)
 
     def path(self, name: str) -> str:

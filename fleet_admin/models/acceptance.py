@@ -68,7 +68,6 @@ class PairAcceptance:
         return sqrt(apart * count / (count - 1)) / self.tokens
 
     def tokens_per_verdict(self, length: int, *, coupled: bool) -> float:
-        """Return the tokens per verdict with drafts of `length` tokens."""
         verdicts = 0.0
         for text in self.texts:
             accepted = (

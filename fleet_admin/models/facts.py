@@ -105,7 +105,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _entries(path: Path) -> list[tuple[str, int, int]]:
-    """Return type, number of elements and bytes of each tensor."""
     damaged = ModelUnreadable(f"The file {path} is damaged; fetch it again.")
     try:
         size = path.stat().st_size

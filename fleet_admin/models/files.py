@@ -43,7 +43,6 @@ _STALE = ".partial-stale-"
 
 
 def walk(path: Path) -> list[Path]:
-    """Return the files at or under `path`, sorted."""
     if path.is_dir():
         return sorted(entry for entry in path.rglob("*") if entry.is_file())
     return [path]

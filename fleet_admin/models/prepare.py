@@ -155,8 +155,6 @@ def quantize_step(quantization: str, source: LocatedSource, *, name: str = "") -
 
 
 def dequantize_step(source: LocatedSource, parameters: int) -> PreparationStep:
-    """Return the step that makes the large model."""
-
     def build(partial: Path, on_bytes: OnBytes) -> None:
         _run("dequantize", str(source.path), str(partial), partial=partial, on_bytes=on_bytes)
 

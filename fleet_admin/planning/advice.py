@@ -167,7 +167,6 @@ class EdgeFindings:
 
     @property
     def pays(self) -> bool:
-        """Return whether drafting pays for one device."""
         return self.plans[self.best] >= _WORTH * self.streamed
 
 
@@ -275,8 +274,6 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True)
 class DeviceTraffic:
-    """Simulated traffic of one active device."""
-
     tokens_per_s: float
     up_messages: float  # per token
     down_messages: float  # per token
@@ -348,7 +345,6 @@ def need_of(devices: int, *, per_edge: int, traffic: DeviceTraffic, assumptions:
 
 
 def sources(assumptions: Assumptions, *, per_edge: int) -> Sequence[tuple[str, str]]:
-    """Return the origin of each figure."""
     planned = max(1, math.floor(per_edge * assumptions.headroom))
     brokers = (
         f"{assumptions.broker_messages:,.0f} messages/s (--broker-messages) and {assumptions.broker_connections:,} "

@@ -68,8 +68,6 @@ class MeasuredCapacity(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ComparedRow:
-    """A row and its simulation."""
-
     system: str
     draft: str
     devices: int

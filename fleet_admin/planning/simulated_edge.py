@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class SimulatedStream:
-    """Latest request for edge-only decoding."""
-
     request: SimulatedWrite
     until: int  # position
     sent: int  # position up to which the device has the tokens
@@ -72,7 +70,6 @@ class SimulatedSession:
 
     @property
     def streams(self) -> bool:
-        """Return whether edge-only decoding has a token to generate."""
         return self.stream is not None and not self.finished and self.committed < self.stream.until
 
     @property

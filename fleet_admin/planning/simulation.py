@@ -281,7 +281,6 @@ class SimulationResult:
 
     @property
     def tokens_per_s(self) -> float:
-        """Return the total of all devices."""
         return sum(device.tokens(self.window) for device in self.devices) / self.window.seconds
 
     @property
@@ -307,7 +306,6 @@ class SimulationResult:
         return median(waits) if waits else 0.0
 
     def at_level(self, level: ServiceLevel) -> int:
-        """Return how many devices got a service level."""
         return sum(device.at_level(self.window, level) for device in self.devices)
 
     @property
@@ -316,7 +314,6 @@ class SimulationResult:
 
     @property
     def streamed(self) -> float:
-        """Return the share of tokens from edge-only decoding."""
         return self.counts.streamed / max(1, self.tokens)
 
     @property

@@ -294,8 +294,6 @@ class Rank(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ranked:
-    """A device and its figures in the period."""
-
     device: str
     sessions: int
     tokens: int

@@ -47,5 +47,4 @@ def start_mosquitto() -> Iterator[StartBroker]:
 
 @pytest.fixture
 def own_mosquitto(start_mosquitto: StartBroker) -> MosquittoProcess:
-    """Return a broker for this test alone, which may stop and restart it."""
     return start_mosquitto(Broker())

@@ -38,7 +38,6 @@ class ServerProcess:
 
 @contextmanager
 def inference_process(api: str, *, port: int = 0) -> Iterator[ServerProcess]:
-    """Run a server; on entry it listens, on exit it has ended."""
     command = [sys.executable, "-m", "tests.support.inference_process", "--api", api, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

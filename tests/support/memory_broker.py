@@ -118,7 +118,6 @@ class MemoryBroker:
     # Called by tests
 
     def step(self) -> bool:
-        """Deliver one parcel; return False if there was none."""
         with self._arrived:
             if not self._parcels:
                 return False

@@ -33,7 +33,7 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
 def open_socket(
     port: int, context: ssl.SSLContext | None, *, host: str = HOST, receive_buffer: int | None = None
 ) -> socket.socket:
-    """Connect, over TLS with a context; the socket is in blocking mode. Raises `OSError` if that fails."""
+    """Connect, over TLS with a context; the socket is in blocking mode. Raises `OSError`."""
     plain = socket.create_connection((host, port), timeout=PATIENCE_S)
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

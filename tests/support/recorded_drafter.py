@@ -17,8 +17,6 @@ from schemas.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class RecordedText:
-    """An output of a target in coupled mode, and a draft model's distributions along it."""
-
     category: str
     prompt: tuple[int, ...]
     policy: SamplingPolicy

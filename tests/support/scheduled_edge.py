@@ -93,5 +93,4 @@ class Edge:
 
 
 def computed(batch: Batch) -> dict[int, int]:
-    """Return the number of tokens that a step computes, by session."""
     return {item.sequence: len(item.tokens) for item in batch.items}

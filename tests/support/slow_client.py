@@ -9,8 +9,6 @@ PATIENCE_S = 10.0
 
 
 class SlowClient:
-    """Connects without TLS, subscribes to one filter at QoS 1, and does nothing more."""
-
     def __init__(self, port: int, name: str, topic_filter: str) -> None:
         self._socket = socket.create_connection((HOST, port), timeout=PATIENCE_S)
         # CONNECT with a user name, a clean start and no keepalive; then SUBSCRIBE.

@@ -37,7 +37,6 @@ def p_value(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:
 
 
 def total_variation(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:
-    """Return the total variation distance between the empirical distribution and `law`."""
     return float(np.abs(counts / counts.sum() - law / law.sum()).sum() / 2)
 
 

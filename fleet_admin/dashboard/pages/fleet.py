@@ -64,8 +64,6 @@ def show_overview(visit: Visit) -> Response:
 def _charts(
     points: Sequence[UsageView], *, between: tuple[datetime, datetime], grain: str
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Return the charts: names and series."""
-
     def drawn(lines: Mapping[str, Callable[[UsageView], float | None]], unit: str, kind: Kind) -> dict[str, Any]:
         return series(points, _start, list(lines.items()), unit=f"{unit}, by the {grain}", kind=kind, between=between)
 
