@@ -45,10 +45,10 @@ from tests.support.relay import Relay
 
 _EDGE, _DEVICE = "edge-1", "device-1"
 _HANDLE: Final = 40_000
-"""Of the first session: three bytes in each message, as all but one in a hundred are."""
+"""The first handle: three bytes in each message, as 99 of 100 handles."""
 
 TCP_IP_HEAD: Final = 52
-"""Bytes of each segment's heads: IPv4 20, TCP 20, its time stamps 12."""
+"""Header bytes of each segment: IPv4 20, TCP 20, its time stamps 12."""
 
 _SEGMENT: Final = 1448  # payload of a segment on Ethernet; on loopback one holds 64 KiB
 _ACKNOWLEDGED: Final = 2  # full segments that one acknowledgement answers
@@ -58,11 +58,11 @@ _WARM_UP_TOKENS: Final = 8
 _EXPIRY_S: Final = next(rule.expiry_s for rule in TREE if rule.topic is Topic.VERDICT)
 _COMPUTE_MS: Final = 31.5  # any: a time takes three bytes
 _WORTH: Final = 1 / 6
-"""Two bytes up, of the dozen that a committed token costs both ways."""
+"""Two uplink bytes of the twelve that a committed token costs both ways."""
 
 _LENGTHS: Final = (2, 4, 8, 16)
 _TIMED: Final = ("edge-streaming", "ours-ahead", "ours-auto")
-"""Systems whose messages depend on how long things take."""
+"""Systems whose messages depend on timing."""
 
 _UPLINK, _DOWNLINK, _BOTH_WAYS = 10_000, 200, 12.0
 """Goals: DSD's uplink over ours, the dense downlink over ours, payload bytes a token of coupled mode."""

@@ -39,7 +39,7 @@ from tests.support.relay import Relay
 _CONTEXT: Final = 1023
 _START_S: Final = 30.0
 _NARROWEST_MBIT: Final = 1.0
-"""Over a narrower line the full distributions of one draft take longer than a connection waits for an answer."""
+"""On a narrower line one draft's full distributions take longer than the answer time-out."""
 
 _ALL: Final = (DEVICE_ALONE, CO_LOCATED, *SYSTEMS)
 

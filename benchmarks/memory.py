@@ -47,7 +47,7 @@ _WORDS: Final = ("pump", "valve", "pressure", "reading", "operator", "alarm", "s
 _TOKENS_A_WORD: Final = 1.2
 
 Resident = dict[str, float]
-"""`texts` before, `all` of the resident memory, and what is its `own`: not the content of a file."""
+"""`texts` before, `all` resident memory, and its `own` without mapped files."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ from tests.support.scripted_language import CONTEXT, LANGUAGE
 _START_S: Final = 120.0
 
 SLEEP: Final = "sleep"
-"""Name of the engine that computes nothing, and takes its time as one does that leaves the processor to others."""
+"""Name of the engine that computes nothing and sleeps, leaving the processor to others."""
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ PARTS: Final = (
     ("fleet_edge.orchestrator", "scheduler"),
     ("fleet_edge.service", "scheduler"),
 )
-"""Modules by the part that they belong to; the first that a name begins with counts."""
+"""Module prefixes by part; the first match counts."""
 
 
 def part_of(functions: Iterator[tuple[str, str]], thread: str) -> str:

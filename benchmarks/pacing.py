@@ -34,7 +34,7 @@ _LEAST_GOAL, _STREAM_GOAL, _MEAN_GOAL = 0.92, 0.97, 1.0
 CHOSEN: Final = "auto"
 STREAM: Final = "stream"
 AGAIN: Final = "stream again"
-"""The same plan, so that its ratio to the other says what two measurements of one thing differ by."""
+"""The same plan again: its ratio to the first is the measurement error."""
 
 PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
     {
@@ -48,7 +48,6 @@ PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
         CHOSEN: lambda: AdaptivePacing(stream=None),
     }
 )
-"""By name, what makes the pacing of one device."""
 
 Outcome = dict[str, Any]
 

@@ -23,7 +23,7 @@ from schemas.policy import SamplingPolicy
 
 STEP: Final = 512
 CHUNK: Final = 128
-"""Most new tokens of a step, and most of prompts in one that decodes as well: as an edge's settings have it."""
+"""Most new tokens of a step, and most prompt tokens of a step that also decodes, as in an edge's settings."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ DEVICE_ALONE: Final = "device-alone"
 CO_LOCATED: Final = "co-located"
 
 DRAFT: Final = 4
-"""Tokens of a draft, where it is fixed: what the published system uses at its shortest."""
+"""Tokens of a fixed draft: the shortest of the published system."""
 
 HALF: Final = 2
-"""Bytes of a probability in full distributions: half precision, the least that is proposed anywhere."""
+"""Bytes of a probability in full distributions: half precision, the least in any publication."""
 
 
 @dataclass(frozen=True, slots=True)

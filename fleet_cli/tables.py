@@ -22,10 +22,10 @@ _ID_DIGITS: Final = 8  # of an id: enough to find its row again
 _FOLDED: Final = frozenset({"text", "sentence"})
 _TIMES: Final = frozenset({"moment", "day", "ago"})
 _COMFORTABLE: Final = 24
-"""Width down to which text is folded to make room for one more column."""
+"""Narrowest width to which text is folded to show one more column."""
 
 _NARROWEST: Final = 8
-"""Width down to which text is folded so that the columns that are always shown fit."""
+"""Narrowest width to which text is folded to fit the columns that are always shown."""
 
 
 def plain(value: object) -> object:

@@ -203,7 +203,7 @@ def _check_benchmark(words: list[str]) -> str:
 _SERVES: Final = re.compile(
     r"mosquitto |fleet (edge run|device run|admin serve|broker watch|broker metrics)|fleet admin \w+ .*--(follow|watch)"
 )
-"""Commands that go on until they are ended: they stay to the end of their document, or until one like them starts."""
+"""Services: they run until the end of their document, or until a similar one starts."""
 _READY: Final = re.compile(r"is online at|of fleet \S+, draft model|http://")
 _READY_S: Final = 90.0
 _SETTLED_S: Final = 2.0  # for what serves and says nothing
@@ -385,7 +385,7 @@ alert=$(fleet admin alerts --all --json | grep -o '"id": "[^"]*' | head -1)
 key=$(fleet admin key add setup --account setup --role operator | grep -o 'fleet_[[:alnum:]_-]*')
 printf '{"SESSION": "%s", "ALERT": "%s", "KEY": "%s"}' "${session##*\"}" "${alert##*\"}" "$key" >&3
 """
-"""Sets the variables that a mark may name."""
+"""Sets the variables for `run with` marks."""
 
 
 def run_here(document: str) -> DocumentResult:

@@ -23,7 +23,7 @@ FOR_PROGRAMS = {
     "MalformedMessage", "OutsideGrammar", "Problem", "ProtocolViolation", "SequenceFailed", "StoreUnavailable",
     "TargetAway", "TextCancelled", "TopicError", "UnsupportedModel", "VerifierError",
 }  # fmt: skip
-"""What other code catches, puts a sentence around or answers with a status: the cause is enough."""
+"""Caught by other code, which adds a message or returns a status: the cause is enough."""
 
 VERBS = (
     "add|ask|begin|build|change|check|choose|close|compare|convert|correct|create|delete|drop|enable|end|"

@@ -52,7 +52,7 @@ _RARE: Final = "edge-rare"
 
 Row = dict[str, Any]
 Progress = Callable[[str, float], None]
-"""Called with what is being done, and which share of it is."""
+"""Called with the current step and the share that is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ ANSWER_S: Final = 2.5
 """`answer_s` of the device."""
 
 WAYS: Final = ("killed", "stopped", "cut", "dead")
-"""How the edge goes away: its process dies, or hangs; the device's line is refused, or takes and brings nothing."""
+"""How the edge goes away: its process dies or hangs; the device's line is cut or goes silent."""
 
 _TOKEN_S: Final = 0.004
 _PATIENCE_S: Final = 60.0
@@ -342,7 +342,7 @@ def _wrong_end(seen: _Seen, last: dict[str, Any], policy: OfflinePolicy, *, veri
 
 
 _LONGEST_S = {OfflinePolicy.LOCAL: 1.0, OfflinePolicy.FAIL: 3.0}
-"""Goal: seconds after the deadline in which the text goes on, or fails."""
+"""Goal: seconds after the deadline until the request continues or fails."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

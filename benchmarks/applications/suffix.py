@@ -40,7 +40,6 @@ _SUBJECTS: Final = (
 _FORMS: Final = ("Write a short paragraph about {}.", "Tell me something surprising about {}, in your own words.")
 
 QUESTIONS: Final = tuple(form.format(subject) for form in _FORMS for subject in _SUBJECTS)
-"""All of them differ, and so do the answers."""
 
 
 @dataclass(frozen=True, slots=True)

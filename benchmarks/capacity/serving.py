@@ -225,7 +225,7 @@ _IDLE_S = 0.001
 
 
 CELLS: Final = 256
-"""Tokens of a prompt and its text, and one."""
+"""Tokens of a prompt and its output, plus one."""
 
 KV_BYTES: Final = 4 << 30
 

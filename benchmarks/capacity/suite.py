@@ -50,7 +50,7 @@ _OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _LOAD_S: Final = 120.0
 _LEARNING: Final = 2
 _LEARNING_TOKENS: Final = 24
-"""Tokens that a device which chooses has had before it counts, and how many times as long is waited for them."""
+"""Tokens that a choosing device receives before it is counted, with as much more time."""
 
 _LOAD_LIMIT: Final = 0.85
 """Cores: devices and line are one process of Python, which computes on one core at a time."""
@@ -59,7 +59,7 @@ RAW: Final = "raw-engine"
 
 _STREAMING: Final = "edge-streaming"
 FREE: Final = "edge-streaming-residual"
-"""Edge-only decoding in residual mode: other texts than are recorded, from rows that need not repeat."""
+"""Edge-only decoding in residual mode: not the recorded outputs, and no batch invariance."""
 
 THROUGH_BROKER: Final[Mapping[str, System]] = MappingProxyType(
     {
@@ -77,7 +77,7 @@ Edge-only decoding is coupled as well: the same texts, at the same price of rows
 _ALL: Final = (RAW, CO_LOCATED, *THROUGH_BROKER)
 
 _STANDARD: Final = (_STREAMING, FREE, RAW, CO_LOCATED, "dssd-dense", "ours-auto")
-"""Those that are measured unless others are asked for."""
+"""Measured by default."""
 
 
 def replays_residual(system: str) -> bool:

@@ -44,13 +44,13 @@ _GOAL: Final = 0.95
 _PREFIXES: Final = 8
 _AT_ONCE: Final = 16
 _STEPS: Final = 6
-"""Steps of one edge until it is the other's turn: few, so that both meet the same machine."""
+"""Steps per turn: few, so that both edges meet the same machine load."""
 
 _FEWEST: Final = 5
 """Turns of each edge."""
 
 _SETTLE: Final = 60
-"""Steps before anything is counted: prompts are computed, and the engine puts its sequences in order."""
+"""Warm-up steps: prompts are computed, and the engine orders its sequences."""
 
 _QUOTAS: Final = ("opens_per_min", "drafts_per_s", "prompt_tokens_per_min", "new_tokens_per_min")
 

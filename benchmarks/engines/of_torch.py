@@ -16,7 +16,7 @@ from fleet_edge.verifiers.packed.target import Target, load_target
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 
 _KV_BYTES: Final = 64 << 30
-"""Enough for any step that can be asked for; memory is taken as sequences come."""
+"""Enough for any requested step; memory is allocated as sequences come."""
 
 _COPIED: Final = 1 << 30
 _COPIES: Final = 5

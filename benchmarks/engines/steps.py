@@ -150,7 +150,7 @@ def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: in
 
 
 _GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5, "packed int8": 0.6}
-"""Most that ours may take at the median, as a multiple of the raw engine."""
+"""Largest median time of ours, as a multiple of the raw engine's."""
 
 _LLAMA_CPP: Final = ("without flash attention", "with flash attention")
 _WAYS: Final = {"llama_cpp": _LLAMA_CPP, "packed": ("matrix products",), "packed int8": _LLAMA_CPP}
@@ -228,7 +228,7 @@ def verifier(bench: Bench, kind: str, dtype: str, *, sequences: int, context: in
 
 
 Prepared = tuple[Step, Sequence[Step], Callable[[int], float] | None]
-"""Our step, the raw ones, and by the number of sequences what a step cannot be faster than, where that is known."""
+"""Our step, the raw ones, and the lower bound by number of sequences, where known."""
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from benchmarks.harness import Bench, Report, number_of, say, table
 from benchmarks.processes import BenchError
 
 Act = Callable[[DisturbedFleet, random.Random], contextlib.AbstractContextManager[None]]
-"""Begins a fault on entry and ends it on exit, when the fleet may go on: an edge is online, a broker listens."""
+"""Begins a fault on entry and ends it on exit, when edge and broker are online again."""
 
 _HOUR_S: Final = 3600.0
 _FAR_S: Final = 2.0

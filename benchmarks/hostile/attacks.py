@@ -52,7 +52,7 @@ class Attack:
     control: bool = True
     devices: int = 1
     has_plain: bool = False
-    """Whether it takes `plain`: the same load without what is bad in it, which is then the control."""
+    """Whether it takes `plain`: the same load without its harmful part, which is the control."""
     newcomer: Grammar | None = None
 
 

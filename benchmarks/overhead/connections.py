@@ -34,7 +34,7 @@ _EXPIRY_S: Final = 30
 _TIMEOUT_S: Final = 10.0
 _WARM_UP, _BLOCK = 20, 50
 _PLAIN_MS, _TLS_MS = 10.0, 5.0
-"""Goals: TCP_NODELAY is set on both sides; TLS stays a small part of a round, whose verification takes longer."""
+"""Goals: TCP_NODELAY is set on both sides; TLS is a small part of a round."""
 
 
 class Pair:

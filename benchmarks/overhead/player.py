@@ -122,7 +122,7 @@ def _session(sent: list[tuple[str, bytes]]) -> PlayedSession:
 _EXPIRY_S: Final = 30
 _SILENCE_S: Final = 10.0
 _ECHO_BYTES: Final = 29
-"""Of a draft of four tokens in coupled mode."""
+"""Size of a draft of four tokens in coupled mode."""
 
 
 @dataclass(slots=True)

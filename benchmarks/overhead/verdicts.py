@@ -38,7 +38,6 @@ _ECHOES: Final = 2.5
 _PER_S: Final = 2000.0
 _OWN: Final = 0.10
 _ENGINE: Final = "engine"
-"""The part that is the model's, and not the edge's own."""
 
 _names = count()
 Sessions = Mapping[str, Sequence[PlayedSession]]

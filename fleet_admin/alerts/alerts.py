@@ -68,7 +68,7 @@ def notice_of(alert: AlertView, *, fleet: str, at: datetime) -> Alert:
 
 _EVALUATOR: Final = "evaluator"
 MOST_OPEN: Final = 10_000
-"""Open alerts; a fleet with more has one trouble, not ten thousand."""
+"""Open alerts; a fleet with more has one common problem."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,10 +30,10 @@ from schemas.errors import FleetError
 _log = logging.getLogger(__name__)
 
 DATABASE_AWAY: Final = "database-away"
-"""The one alert that is delivered but not in the table: the table cannot be reached."""
+"""The only alert that is delivered but not stored: the table cannot be reached."""
 
 _LEASE_LOOKS: Final = 4
-"""Evaluations within one lease: missing one makes no second evaluator."""
+"""Evaluations within one lease, so that a missed one does not lose the lease."""
 
 _FORGET_EVERY: Final = timedelta(hours=1)
 

@@ -161,7 +161,7 @@ def _skews(connection: Connection, since: datetime) -> dict[str, str]:
 
 
 _FEWEST_ROUNDS: Final = 20
-"""Below them a percentile says nothing."""
+"""With fewer a percentile is meaningless."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,14 +52,14 @@ class AccountDatabase:
 
 
 LEAST_PASSWORD: Final = 12
-"""Fewest characters of a password: an attacker with stolen hashes can guess for a long time."""
+"""Minimum characters of a password, against offline guessing of stolen hashes."""
 
 _MOST_PASSWORD: Final = 256
 _RANDOM_BYTES: Final = 32
 _AT_ONCE: Final = 2
 
 KEY_PREFIX: Final = "fleet_"
-"""What a key begins with, so that scanners of repositories can find one that was committed."""
+"""Prefix of keys, so that secret scanners find a committed one."""
 
 
 class Passwords:
@@ -242,7 +242,7 @@ _MAX_LOGINS: Final = 20
 """Browsers of one account: the oldest is logged out, so that logins cannot fill the table."""
 
 _NOTED_EVERY: Final = timedelta(minutes=1)
-"""How exactly it is known when a browser was last seen: each note is a write."""
+"""Resolution of a browser's last use, because each update is a write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +317,7 @@ class Logins:
 
 _MAX_KEYS: Final = 100
 _SHOWN: Final = 12
-"""Characters of a fingerprint that tell keys apart."""
+"""Displayed characters of a fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +434,7 @@ class ApiKeys:
 
 
 _SLOTS: Final = 4096
-"""Buckets of a kind. Two names that share one have half of it each; which do is a secret of the process."""
+"""Buckets of a kind. Names that share one share its rate; the mapping is a secret of the process."""
 
 _STRANGERS: Final = "strangers"
 _FAMILIAR: Final = "familiar"
@@ -449,7 +449,7 @@ _RATES: Final[dict[str, tuple[float, float]]] = {
     _STRANGERS: (1.0, 60.0),
     _FAMILIAR: (1.0, 60.0),
 }
-"""Attempts a second, and how many at once, by kind of bucket."""
+"""Attempts per second and burst size, by kind of bucket."""
 
 
 @dataclass(frozen=True, slots=True)

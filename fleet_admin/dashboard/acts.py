@@ -20,7 +20,7 @@ MOST_DEVICES: Final = 2_000
 """Maximum per action; for more, use several actions or `fleet admin`."""
 
 Run = Callable[[Services, Sequence[str], str, Actor], Iterator[ActionOutcome]]
-"""Does something to devices, with an argument, in somebody's name."""
+"""Applies an action with an argument to devices, for an actor."""
 
 
 @dataclass(frozen=True, slots=True)

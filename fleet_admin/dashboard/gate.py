@@ -132,7 +132,7 @@ CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""No script and no style within a page, so that a name or a text which got through the escaping could do nothing."""
+"""No inline script and style, so that a missing escape has no effect."""
 
 _ALWAYS: Final[Mapping[str, str]] = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
@@ -155,7 +155,7 @@ def security_headers(*, secure: bool) -> list[tuple[bytes, bytes]]:
 
 
 CSRF_FIELD: Final = "csrf"
-"""Field of every form, which only a page that the cookie's browser was sent can know."""
+"""Field of every form, known only to pages sent to the cookie's browser."""
 
 API: Final = "/api/"
 _OPEN: Final = frozenset({"/healthz", "/login"})

@@ -21,7 +21,7 @@ Link = Callable[[T], str]
 _PAGE: Final = 100
 _NONE: Final = "-"
 MOST_SHOWN: Final = 2
-"""Highest rank of the columns that are shown unless others are chosen."""
+"""Highest rank of the columns shown by default."""
 
 _COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge,
@@ -154,7 +154,7 @@ RANGES: Final[tuple[tuple[str, str], ...]] = (
     ("30d", "30 days"),
     ("365d", "1 year"),
 )
-"""As the address has them, and in words."""
+"""Name in addresses, and label."""
 
 DEFAULT_RANGE: Final = "24h"
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _SHARE: Final = 3
 _MOST_WAITING: Final = 8
-"""Questions of one account that wait for its share: a browser opens several pages at once."""
+"""Waiting requests of one account: a browser opens several pages at once."""
 
 
 class Workers:
@@ -86,10 +86,10 @@ class Workers:
 
 _LOOK_S: Final = 2.0
 _ANYWAY_S: Final = 20.0
-"""Ages on a page grow although nothing happens."""
+"""Reload without changes, because displayed ages grow."""
 
 _LONGEST_S: Final = 600.0
-"""After which a browser asks again, and shows its cookie again."""
+"""Time after which a browser reconnects and sends its cookie again."""
 
 _OF_ONE: Final = 12
 

@@ -18,7 +18,7 @@ from fleet_admin.dashboard.settings import AccountRole, Visitor
 from fleet_admin.steering.planning import Actor
 
 _LONGEST: Final = 200
-"""Characters of a value that a page is chosen by."""
+"""Most characters of a value in an address."""
 
 _BROWSER_S: Final = 180 * 86_400
 """Seconds for which a browser is remembered."""

@@ -64,7 +64,7 @@ _INDEX: Final = "model.safetensors.index.json"
 _WHOLE: Final = "model.safetensors"
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 100_000_000
-"""Bytes; the format's own bound."""
+"""Bytes; the format's limit."""
 
 
 @dataclass(frozen=True, slots=True)

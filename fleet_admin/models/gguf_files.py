@@ -21,7 +21,7 @@ _ARRAY: Final = 9
 _NUMBERS: Final[Mapping[int, str]] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
-"""By the number of a type, its letter for `struct`."""
+"""Letter for `struct`, by type number."""
 
 _LONGEST_LIST: Final = 4096
 _MOST_DIMENSIONS: Final = 8

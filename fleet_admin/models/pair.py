@@ -285,7 +285,7 @@ def _in_common(own: GgufModel, other: GgufModel, verifying: ModelFacts) -> Commo
 
 
 UNIT: Final = 1000
-"""Tokens of a text, prompt included, that memory for keys and values is given for."""
+"""Tokens of a sequence for which KV memory is given."""
 
 _HALF: Final = 2
 _WHOLE: Final = 4

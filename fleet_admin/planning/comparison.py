@@ -16,10 +16,10 @@ from schemas.policy import Mode
 from schemas.printable import printable_line
 
 TOLERANCE: Final = 0.15
-"""How far the simulation may be from what was measured."""
+"""Largest relative deviation of the simulation from the measurement."""
 
 _COUPLED: Final = frozenset({"edge-streaming", "ours-coupled", "ours-ahead", "ours-auto"})
-"""Systems that write in coupled mode in the benchmark."""
+"""Systems in coupled mode."""
 
 _UNDISTURBED: Final = 0.75
 _MOST_BYTES: Final = 1 << 24

@@ -14,7 +14,7 @@ class ServiceLevel:
 
 
 LEVEL: Final = ServiceLevel()
-"""About what one reads along with."""
+"""About reading speed."""
 
 _QUANTILE: Final = 0.95
 

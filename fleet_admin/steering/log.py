@@ -32,7 +32,7 @@ from schemas.errors import InvalidName
 from schemas.names import check_name
 
 ASKED: Final = "asked"
-"""Outcome in the audit log of what devices have not answered yet."""
+"""Outcome in the audit log while devices have not answered."""
 
 _EDGE_DAY: Final = timedelta(days=1)
 

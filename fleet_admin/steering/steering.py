@@ -103,11 +103,11 @@ COMMANDS: Final[Mapping[str, float]] = {
     "log-tail": 15.0,
     "support-bundle": 20.0,
 }
-"""Seconds that a command is given unless its sender says otherwise, by its name."""
+"""Default time limit in seconds, by command."""
 
 _MOST_S: Final = 600.0
 _LATE_S: Final = 1.0
-"""For which an answer is waited for behind the command's own time: it travels too."""
+"""Extra wait for an answer, which takes time on the network."""
 
 _OFFLINE: Final = "offline"
 _ENDS: Final[Mapping[str, str]] = {"ok": "done", "failed": "failed", "refused": "refused", SILENT: "timed-out"}

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _CONNECT_S: Final = 10.0
 _MOST_DEVICES: Final = 100_000
-"""Devices of which something is remembered: only the fleet's own get so far, and there are limits to them as well."""
+"""Most remembered devices; only the fleet's own publish, and they are limited too."""
 
 _RULES: Final = {rule.topic: rule for rule in TREE}
 

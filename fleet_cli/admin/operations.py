@@ -346,7 +346,7 @@ def compact(db: Database = DEFAULT_DB) -> None:
 
 
 _PARQUET_ROWS: Final = 20_000
-"""Rows of one row group: what is in memory at a time."""
+"""Rows of one row group, which is held in memory."""
 
 _USAGE: Final = ("device", "edge", "app", "draft_model", "quantization")
 

@@ -277,7 +277,7 @@ def _points(
 _WATCH_S: Final = 5.0
 
 _LEAST: Final = 100
-"""Tokens, or tested draft tokens, below which a speed or an acceptance rate is chance."""
+"""Fewest tokens, or tested draft tokens, for a meaningful speed or acceptance rate."""
 
 
 class Rank(StrEnum):

@@ -5,7 +5,7 @@ from schemas.policy import Mode, SamplingPolicy
 from tests.support.toy_pair import PROMPT
 
 TEXTS = 3000
-"""Seeds are fixed; had they been drawn afresh, a right way would fail once in 10,000 runs."""
+"""Seeds are fixed; with fresh ones a correct variant would fail once in 10,000 runs."""
 
 
 @pytest.mark.parametrize("name", list(WAYS))

@@ -11,7 +11,6 @@ import cbor2
 from tests.fuzz.frames import MOST, Frame, pack, unpack
 
 Bytes = Callable[[bytes], bytes]
-"""A mutation of plain bytes, as the fuzzer has it."""
 
 _TAGS: Final = (69, 70, 85, 64, 1)
 _LONG: Final = 1 << 9  # one mutation in so many makes something long

@@ -42,7 +42,7 @@ from schemas.vocabulary import Vocabulary
 from tests.schemas.strategies import closes, drafts, opens, replies, verdicts
 
 WORST = (1 << 16) - 1
-"""The largest handle, and what round, epoch, base and token ids of a realistic session stay below."""
+"""The largest handle, and an upper bound of a realistic session's round, epoch, base and token ids."""
 
 DECODERS: dict[Callable[[bytes], object], int] = {
     decode_draft: MAX_DRAFT_BYTES,

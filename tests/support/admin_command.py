@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 Run = Callable[..., tuple[int, str, str]]
-"""Takes arguments, and what is given on standard input; returns exit code, output and complaint."""
+"""Takes arguments and standard input; returns exit code, standard output and standard error."""
 
 
 def as_json(outcome: tuple[int, str, str], code: int = 0) -> Any:

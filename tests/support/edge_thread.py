@@ -25,7 +25,7 @@ NO_QUOTAS: Final = QuotaSettings(
     new_tokens_per_min=1e9,
     uplink_bytes_per_s=1e9,
 )
-"""Quotas that no benchmark reaches: few devices write all that an edge can."""
+"""Quotas that no benchmark reaches: few devices use all of an edge."""
 
 _START_S: Final = 10.0
 

@@ -46,7 +46,7 @@ TARGET = MarkovScript(size=6, seed=7, sharpness=1.2, period=3)
 TARGET._table[:, :, END] -= 2.0  # texts are to have some length
 DRAFT = TARGET.perturbed(seed=8, amount=1.0)
 COUNTED_ALIKE = tuple(field.name for field in fields(SessionCounters) if field.name in SEGMENT_COUNTERS)
-"""What both ends count, and, while nothing is lost, count alike."""
+"""Counters of both ends, which are equal while nothing is lost."""
 R = TypeVar("R")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -18,14 +18,14 @@ JSON: Final = (Topic.STATE, Topic.TELEMETRY, Topic.EDGE_STATE)
 
 DRAFT_FIELDS: Final = 11
 VERDICT_FIELDS: Final = 12
-"""The last fields are left out where they are not needed; what stands behind them needs them to be there."""
+"""Trailing fields may be omitted, but not when later ones follow."""
 
 SAMPLES: Final = 9
-"""Where a draft asks for further samples."""
+"""Index of a draft's request for more samples."""
 
 PLAIN: Final[dict[str, Any]] = {"text": "é", "list": [None, True, 0.5, -1], "deep": {"a": {"b": [1]}}}
 BINARY: Final[dict[str, Any]] = PLAIN | {"bytes": b"\x00\xff", "ids": cbor2.CBORTag(70, b"\x01\x00\x00\x00")}
-"""What a new field may hold: all that the agreed part of CBOR has."""
+"""Content of a new field: everything in the agreed part of CBOR."""
 
 
 def rewrite(broker: MemoryBroker, change: Callable[[Topic, Any], Any]) -> None:

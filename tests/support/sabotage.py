@@ -46,7 +46,7 @@ class Sabotage(StrEnum):
 
 
 UNSURE: Final = 0.5
-"""A token that was drawn with a smaller probability is one of which the toy draft model was unsure."""
+"""Below this probability the toy draft model counts as unsure of a token."""
 
 
 def _accept_inverted(p: float, count: int, uniform: float) -> bool:

@@ -12,7 +12,7 @@ CONTEXT: Final = 4096
 """Most tokens in one sequence."""
 
 LANGUAGE: Final = MarkovScript(size=1024, seed=9, sharpness=3.0, period=5)
-"""What the target writes. No token ends a text."""
+"""The target's language, without an end token."""
 
 
 def draft_language() -> MarkovScript:

@@ -16,7 +16,7 @@ TEXTS: Final[tuple[tuple[int, ...], ...]] = (
     (4, 5, 1, 1),
     (5, 4, 4), (5, 4, 2, 1), (5, 2),
 )  # fmt: skip
-"""All texts that the grammar allows, without their ends: some are beginnings of others, some have but one way on."""
+"""All outputs of the grammar, without end tokens: some are prefixes of others, some have only one continuation."""
 
 
 def _regex() -> str:
@@ -24,7 +24,7 @@ def _regex() -> str:
 
 
 GRAMMAR: Final = Grammar(kind=GrammarKind.REGEX, text=_regex())
-"""Over the words, each with a space behind it, as devices write them."""
+"""Over the words, each followed by a space, as devices encode them."""
 
 
 def allowed(text: Sequence[int], *, end: int) -> list[int]:

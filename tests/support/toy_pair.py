@@ -23,13 +23,12 @@ GUESSABLE: Final = (1, 2, 3, 5, 3, 3, 1, 5, 5, 1, 4, 3, 2, 1, 1, 3, 4, 2, 2, 4, 
 guesses about every third is right."""
 
 END_TOKENS: Final = (0,)
-"""Texts may end early, so that the law of the end is proved too."""
+"""Outputs may end early, so that the end token's distribution is tested too."""
 
 TOP_K: Final = 5
-"""Of the proof's policy: one token of the vocabulary is always left out."""
+"""One token of the vocabulary is always excluded."""
 
 TEMPERATURE: Final = 0.8
-"""Of the proof's policy."""
 
 _SIZE: Final = 6
 _HISTORY_BYTES: Final = 1 << 14

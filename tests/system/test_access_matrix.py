@@ -27,7 +27,7 @@ JANITOR = "monitor-janitor"
 USERS = (*DEVICES, *DESCRIPTION.edges, *DESCRIPTION.monitors, JANITOR, *IMPOSTORS)
 
 WITHOUT_EFFECT = re.compile(r"-> 'topic readwrite (dssd/v1/home/_edge/edge-\d/state|\$SYS/#)'")
-"""Wider in writing, not in deed: everybody may read which edges are up, and mosquitto lets nobody write below $SYS."""
+"""Wider only in form: all clients may read which edges are up, and mosquitto refuses publishes below $SYS."""
 
 
 class Stage:

@@ -34,7 +34,7 @@ DRAFT = "Q4_0"
 LENGTH = 64
 PROMPTS = 2
 NEAR_TIE = 0.25
-"""Between logits near 20: a single token is computed by other kernels than several, and activations are quantized."""
+"""Gap between logits near 20: kernels differ for one and several tokens, and activations are quantized."""
 CONTEXT = 256
 
 

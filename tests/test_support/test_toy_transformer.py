@@ -16,7 +16,7 @@ from tests.support.toy_transformer import ToyTransformer
 
 POLICY = policy(Mode.RESIDUAL, 0)
 ROUNDING = 0.01
-"""Keys and values are rounded to float16, and few and many rows are multiplied by unlike kernels."""
+"""Keys and values are rounded to float16, and kernels depend on the number of rows."""
 
 
 @pytest.fixture

@@ -23,13 +23,13 @@ from schemas.errors import InvalidName
 from schemas.names import check_name
 
 _HOURLY: Final = timedelta(days=3)
-"""Up to which a range is drawn by the hour."""
+"""Longest range that is drawn by hour."""
 
 _MONTHS: Final = timedelta(days=100)
 _SECONDS: Final[Mapping[str, float]] = {"hour": 3_600.0, "day": 86_400.0, "month": 30.4 * 86_400.0}
 _ALERTS: Final = 8
 _LEAST: Final = timedelta(hours=6)
-"""That is drawn: an hour alone is a point."""
+"""Shortest range that is drawn: a single hour is a point."""
 
 
 def show_overview(visit: Visit) -> Response:

@@ -32,7 +32,7 @@ _BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "model": ("draft model", ("draft_model", "quantization")),
     "edge": ("edge", ("edge",)),
 }
-"""Groupings of usage: the label on the page and the names in the log."""
+"""Dimensions of usage: label, and column of the log."""
 
 _NAMES: Final[Mapping[str, Callable[[UsageView], str]]] = {
     "app": lambda row: row.app or "",
@@ -41,7 +41,7 @@ _NAMES: Final[Mapping[str, Callable[[UsageView], str]]] = {
     "edge": lambda row: row.edge or "",
 }
 _DAILY: Final = timedelta(days=31)
-"""Up to which length a time is cut into days; what is longer, into months; up to two days, into hours."""
+"""Longest period that is divided into days, or up to two days into hours; longer ones into months."""
 
 _HOURLY: Final = timedelta(days=2)
 

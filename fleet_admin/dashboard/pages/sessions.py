@@ -31,7 +31,7 @@ _PATH: Final = "/sessions"
 _PAGE: Final = 100
 _CSV_PAGE: Final = 500
 _MOST_CSV: Final = 200_000
-"""Sessions in one CSV; `fleet admin export` gives more, faster."""
+"""Sessions in one CSV; `fleet admin export` exports more, and faster."""
 
 _MOST_SKIPPED: Final = 10_000
 _INSTANT: Final = timedelta(microseconds=1)
@@ -218,7 +218,7 @@ def _bar(round_: RoundView, lengths: Sequence[tuple[str, float]], *, begin_ms: f
 
 
 _MOST_TOKENS: Final = 4_096
-"""Shown of a text; `fleet admin session --text` shows all of it."""
+"""Displayed tokens of an output; `fleet admin session --text` shows all."""
 
 _WORDS: Final = {
     TokenKind.DRAFTED: "drafted and accepted",
@@ -283,7 +283,7 @@ _ROUNDS: Final = 25
 _EVENTS: Final = 50
 _MOST_SEGMENTS: Final = 100
 _WIDTH: Final = 1_000
-"""Of a bar, in the units of its picture."""
+"""Width of a bar, in units of its SVG."""
 
 _LEAST_WIDTH: Final = 1.5
 

@@ -28,7 +28,7 @@ NAMED = [
 
 PATHS = NAMED + [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]
 SHOTS = os.environ.get("FLEET_SCREENSHOTS")
-"""A folder to put pictures of all pages into, for who wants to look at them."""
+"""Folder for screenshots of all pages."""
 
 
 def keep(tab: Tab, path: str, name: str) -> None:

@@ -17,13 +17,13 @@ from tests.support.memory_fleet import TARGET
 from tests.support.scripted_edge import Answers, LoneDevice, ScriptedEdge, closed, opened
 
 MOST: Final = 8
-"""Tokens asked for."""
+"""Requested tokens."""
 
 OnOpen = Callable[[Open], Answers]
 OnDraft = Callable[[Open, Draft], Answers]
 
 RARE = 1e-6
-"""A probability with which no sample passes."""
+"""So unlikely that no sample passes."""
 
 
 def accept(draft: Draft, **fields: object) -> Verdict:

@@ -403,7 +403,7 @@ def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_t
 
 
 SIXTEEN = ReportedLoad(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
-"""Texts on one core: the edge writes eight tokens a second of each."""
+"""Requests on one core: edge-only decoding yields eight tokens per second for each."""
 
 
 @pytest.mark.parametrize(("acceptance", "drafts"), [(0.95, True), (0.5, False)])

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 Check = Callable[[Any], Any]
-"""Takes a value from the wire, returns what it means as messages.toml spells it, or raises `Unreadable`."""
+"""Converts a value from the wire to messages.toml's spelling, or raises `Unreadable`."""
 
 _MISSING: Final = object()
 
@@ -583,4 +583,4 @@ READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     "verdict": _read_verdict,
     **{kind: lambda payload, kind=kind: _read_json(payload, kind) for kind in _STATES},
 }
-"""From a payload to its fields, by the kind that messages.toml gives as `reads`. They raise `Unreadable`."""
+"""Decoder of a payload's fields, by messages.toml's `reads`. They raise `Unreadable`."""

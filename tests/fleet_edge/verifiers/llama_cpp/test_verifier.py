@@ -21,7 +21,7 @@ from tests.support.prepared_models import prepared
 
 BUDGET = 1 << 20
 TOLERANCE = 0.02
-"""In float32 few and many rows are multiplied by unlike kernels, and keys and values are rounded to float16."""
+"""Kernels depend on the number of rows in float32, and keys and values are rounded to float16."""
 
 
 @pytest.fixture(scope="module")
