@@ -111,7 +111,7 @@ def _token(name: str) -> int:
 
 
 _TIE: Final = {"float32": 1e-2, "bfloat16": 0.5}
-_PAIR: Final = 2  # tokens of a sampled text: the second is verified in the same answer as the first
+_PAIR: Final = 2  # tokens of a sampled output: the second is verified in the same answer as the first
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class DeviceEvent:
     """An event of a device process; `fields` is None when it has ended."""
 
     device: str
-    fields: dict[str, Any] | None  # as `fleet device generate --events` writes them
+    fields: dict[str, Any] | None  # from `fleet device generate --events`
 
 
 @dataclass(slots=True)

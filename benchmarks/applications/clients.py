@@ -29,7 +29,7 @@ _MOST_UNEQUAL: Final = 1.5
 _CONTEXT: Final = 1024
 _ONLINE_S: Final = 60.0
 _BUSY: Final = 429
-_AGAIN_S: Final = 0.5  # after a text that has failed
+_AGAIN_S: Final = 0.5  # after a failed request
 
 
 @dataclass(slots=True)

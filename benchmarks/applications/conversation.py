@@ -69,7 +69,7 @@ def rules(count: Callable[[str], int], *, tokens: int) -> str:
 _ENGINES: Final = {"llama.cpp": "target-Q8_0.gguf", "torch": "target"}
 _CONTEXT: Final = 2048
 _ONLINE_S: Final = 30.0
-_FEW: Final = 4  # tokens of the texts that begin alike
+_FEW: Final = 4  # output tokens for the prompts that begin alike
 _BLOCK: Final = 16
 """Tokens that may be computed in addition to the new ones; computing fewer costs about as much as copying them."""
 
@@ -205,7 +205,7 @@ def _converse(bench: Bench, port: int, numbers: Sequence[int]) -> list[dict[str,
         device=f"device-{numbers[0]}",  # each with quotas of its own
         broker=BrokerSettings(port=port),
         mode=options.mode,
-        draft_length=4,  # one that chooses may have its edge write, and compute nothing
+        draft_length=4,  # a choosing device may use edge-only decoding, and compute nothing
         stream=False,
         seed=numbers[0],
         context=_CONTEXT,

@@ -50,7 +50,7 @@ _OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _LOAD_S: Final = 120.0
 _LEARNING: Final = 2
 _LEARNING_TOKENS: Final = 24
-"""Tokens that a choosing device receives before it is counted, with as much more time."""
+"""Tokens that a choosing device receives before it is counted, within `_LEARNING` times the usual wait."""
 
 _LOAD_LIMIT: Final = 0.85
 """Cores: devices and line are one process of Python, which computes on one core at a time."""
@@ -68,10 +68,10 @@ THROUGH_BROKER: Final[Mapping[str, System]] = MappingProxyType(
         if not system.full_up
     }
 )
-"""Systems that a device takes part in; where full distributions go up the line is the limit, not the edge.
+"""Systems with a device; with full distributions on the uplink the line is the limit, not the edge.
 
-A residual text depends on where drafts begin, so that one whose plan is chosen cannot be replayed; a coupled one can.
-Edge-only decoding is coupled as well: the same texts, at the same price of rows that repeat.
+A residual output depends on where drafts begin, so it cannot be replayed if the plan is chosen; a coupled one can.
+Edge-only decoding is coupled as well: the same outputs, also with batch invariance.
 """
 
 _ALL: Final = (RAW, CO_LOCATED, *THROUGH_BROKER)

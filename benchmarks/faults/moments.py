@@ -195,7 +195,7 @@ _ALL: Final = (
 FAULTS: Final[Mapping[str, Fault]] = {fault.name: fault for fault in _ALL}
 
 
-_FIRST_S: Final = 60.0  # until all devices write
+_FIRST_S: Final = 60.0  # until all devices generate
 _PATIENCE_S: Final = 60.0  # until all go on after a fault
 _BETWEEN_S: Final = (0.3, 2.0)
 

@@ -32,7 +32,7 @@ _REPORT_S: Final = 60.0
 _PATIENCE_S: Final = 90.0
 _END_THE_EDGE: Final = frozenset({"edge-kill", "clock-restart"})
 _END_IT_WITHIN: Final = 0.25  # the share of the warm-up in which they come
-_LONGEST: Final = 160  # tokens of a text, its prompt counted in
+_LONGEST: Final = 160  # tokens of a sequence, prompt included
 _BROKER: Final = "broker"
 _DEVICES: Final = "devices"
 

@@ -29,7 +29,7 @@ from tests.support.scripted_language import LANGUAGE, draft_language, is_possibl
 _DRAFT: Final = 4
 _STREAMS: Final = 0.25  # of the devices use edge-only decoding
 _PROMPT: Final = (1, 40)
-_AGAIN_S: Final = 0.5  # after a text that could not be written
+_AGAIN_S: Final = 0.5  # after a failed request
 _CONNECT_S: Final = 60.0
 
 

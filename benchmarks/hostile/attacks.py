@@ -234,7 +234,7 @@ _PROMPTS: Final = 8
 
 
 def wide_policy(top_k: int = 0) -> SamplingPolicy:
-    """Return the policy whose distributions are dearest: untempered, all tokens unless `top_k` is given."""
+    """Return the policy with the most expensive distributions: untempered, all tokens unless `top_k` is given."""
     return DEFAULT_POLICY.model_copy(update={"temperature": 1.0, "top_k": top_k, "top_p": 1.0})
 
 

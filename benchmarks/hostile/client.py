@@ -247,7 +247,7 @@ class Place:
 _TURN_S: Final = 0.005  # between two writes
 _POOL: Final = 512
 _CODE: Final = b"code"
-_SHORT: Final = 0x17  # longest text whose length is in the first byte of its CBOR
+_SHORT: Final = 0x17  # longest string whose length is in the first byte of its CBOR
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from tests.support.replay_drafter import ReplayDrafter
 from tests.support.scripted_language import LANGUAGE
 
 _DRAFT: Final = 4
-_PAUSE_S: Final = 0.5  # after a text that could not be written
+_PAUSE_S: Final = 0.5  # after a failed request
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ def compare(
 
 
 def _position(token: int, target: Dist, draft: Dist | None, policy: SamplingPolicy, place: int) -> MeasuredPosition:
-    if draft is None:  # no idea: the target writes this token alone
+    if draft is None:  # no proposal: the target generates this token alone
         return MeasuredPosition(0.0, 0.0, agrees=False)
     q = quantize(draft).probabilities(target.ids)
     overlap = float(np.minimum(target.probs, q).sum())
@@ -175,7 +175,7 @@ def _rows(logits: Logits) -> NDArray[Any]:
     return logits if isinstance(logits, np.ndarray) else logits.float().cpu().numpy()
 
 
-_TOGETHER: Final = 8  # texts that the target writes at a time
+_TOGETHER: Final = 8  # outputs that the target generates at a time
 _CELLS: Final = 256
 _LEAST_KV: Final = 64 << 20
 

@@ -24,7 +24,7 @@ _CHATS: Final = (
 )
 """Chats that templates are compared on."""
 
-_NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)  # some templates write the time
+_NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)  # some templates contain the time
 
 _BILLION: Final = 1e9
 

@@ -140,7 +140,7 @@ class SimulatedSession:
 
 _REPEATS: Final = "llama.cpp"
 _LEAST: Final = 2
-"""The engine whose texts are computed in no fewer tokens where they are to repeat, to the bit, as coupled ones are."""
+"""llama.cpp computes at least this many tokens of a sequence at once if it must be bit-identical (coupled mode)."""
 
 _MODEL: Final = "the draft model that all devices have"
 
@@ -198,7 +198,7 @@ class SimulatedEdge:
             case SimulatedWrite():
                 if (session := self._sessions.get(message.session)) is not None:
                     session.take_write(message, at=now)
-                    if not session.streams:  # else what the device lacks comes with what is about to be written
+                    if not session.streams:  # else the missing tokens come with the next ones
                         self._tell_written(session)
         if not self._wake.triggered:
             self._wake.succeed()

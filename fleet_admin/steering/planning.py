@@ -337,7 +337,7 @@ def _plan(
     return SettingsChange(
         device=device.device,
         presence=device.presence,
-        version=latest % MAX_VERSION + 1,  # a device takes a lower version that was written later
+        version=latest % MAX_VERSION + 1,  # a device accepts a lower version of a later time
         before={name: old[name] for name in concerned if name in old},
         after=dict(changes),
         wanted=wanted,

@@ -125,7 +125,7 @@ def packets_of(attacker: Attacker) -> list[IncomingPacket]:
 def test_a_flood_keeps_its_rate_and_sends_what_our_decoder_takes(
     attack: Callable[..., Attacker], name: str, rate: int, decode: Callable[[bytes], object], topic: Topic
 ) -> None:
-    seconds = 12.0  # those that need a session of their own wait 10 s for it, in vain
+    seconds = 12.0  # attacks that need a session wait 10 s for it without success
     attacker = attack(name, seconds=seconds)
     packets = packets_of(attacker)
     assert rate * 1.5 < len(packets) <= rate * seconds

@@ -49,7 +49,7 @@ def test_the_page_for_applications_tells_of_every_option_and_every_error() -> No
     public = {name: getattr(fleet_device, name) for name in fleet_device.__all__}
     errors = [name for name, found in public.items() if inspect.isclass(found) and issubclass(found, FleetError)]
     missing = [name for name in (*TextOptions.__annotations__, *errors) if f"`{name}`" not in page]
-    assert missing == ["DeviceError"]  # the root of some of them, which says nothing by itself
+    assert missing == ["DeviceError"]  # the common root, meaningless alone
 
 
 @pytest.mark.broker

@@ -33,7 +33,7 @@ from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 COUPLED: Any = {"mode": "coupled", "temperature": 0.8, "top_k": 5, "top_p": 0.93}
-LONG = 40  # tokens; seed 6 writes a text that does not end by itself
+LONG = 40  # tokens; the output of seed 6 has no end token
 STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
 
 

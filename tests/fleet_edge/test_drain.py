@@ -11,7 +11,7 @@ from schemas.reasons import EndReason
 from schemas.topics import Topic
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
 
-ENDS = 4  # seed of a text that ends by itself before LONG
+ENDS = 4  # the output of this seed ends before LONG
 LONG = 60
 SHORT = 5
 

@@ -86,7 +86,7 @@ def test_an_edge_that_has_much_to_do_makes_devices_draft_less(monkeypatch: pytes
         took[count, knows] = fleet.clock.seconds - begun
     assert drafted[12, False] > drafted[1, True]
     assert drafted[12, True] < 0.6 * drafted[1, True]
-    assert took[12, True] < 0.9 * took[12, False]  # for the same texts
+    assert took[12, True] < 0.9 * took[12, False]  # for the same requests
 
 
 def test_a_verdict_says_what_the_edge_does_where_that_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_verdict_says_what_the_edge_does_where_that_has_changed(monkeypatch: p
         for handle in {each.handle for each in verdicts}
     ]
     assert all(now.differs(told) for told_to_one in by_device for told, now in pairwise(told_to_one))
-    assert len(loads) < 0.6 * len(verdicts)  # though all texts come and go, one with each step
+    assert len(loads) < 0.6 * len(verdicts)  # although requests come and go, one with each step
     known = [load for load in loads if load.texts >= 4 and load.writing_ms is not None and load.token_ms is not None]
     # A step takes 20 ms and 4 ms per token: edge-only decoding of all requests.
     assert known[-1].writing_ms == pytest.approx(1e3 * (STEP_S + TOKEN_S * known[-1].texts), rel=0.15)

@@ -18,7 +18,7 @@ from tests.support.memory_fleet import EDGE, Device, MemoryFleet, lossless_text,
 from tests.support.waiting import until
 
 LENGTH = 20
-SEED = 6  # of a text that does not end by itself
+SEED = 6  # its output has no end token
 
 
 class Steps:

@@ -16,7 +16,7 @@ from tests.support.memory_link import MemoryLink
 from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
 
 SEEDS = range(5)
-MIDDLE = 5  # of the texts that have one
+MIDDLE = 5  # of the requests that have one
 MOST_MOVES = 200
 FORMS = {FormName.SPARSE: "form 1", FormName.SAMPLES: "form 2", FormName.DENSE: "form 3"}
 KINDS_UP, KINDS_DOWN = {"open", "resume", "draft", "close"}, {"opened", "fault", "verdict", "closed"}

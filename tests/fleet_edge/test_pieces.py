@@ -11,7 +11,7 @@ from schemas.topics import Topic
 from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 from tests.support.memory_fleet import EDGE, Device, MemoryFleet, lossless_text, terms
 
-SEED = 6  # of a text that does not end by itself
+SEED = 6  # its output has no end token
 LENGTH = 40
 STEP_S = 0.03
 
@@ -137,7 +137,7 @@ def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(mon
     assert scene.lengths() == [1]
     scene.fleet.edge.rest()
     assert scene.lengths() == [2]
-    scene.fleet.step()  # and has begun the next, which writes a token that waits
+    scene.fleet.step()  # and has begun the next, whose token waits
     scene.failure = TargetAway("It is away.", retry_s=60.0)
     scene.fleet.step()
     scene.fleet.step()

@@ -130,7 +130,7 @@ def test_whatever_is_lost_repeated_or_restarted_the_text_is_right(start: int) ->
                 assert edge.counters.accepted <= edge.counters.tested <= edge.counters.drafted, (seed, edge.counters)
             last = max(ours, key=lambda edge: edge.attempt)
             assert device.closed is not None
-            if device.closed.attempt is not None:  # else the edge had restarted and knew only what the device told it
+            if device.closed.attempt is not None:  # else the edge has restarted and knows only what the device reports
                 assert last.tokens == [*device.terms.prompt, *device.session.committed], seed
 
 

@@ -49,7 +49,7 @@ def hold(site: Site, edge: RunningEdge) -> None:
 def test_a_session_that_ends_within_the_drain_is_undisturbed(site: Site) -> None:
     with site.edge() as edge, site.device() as device:
         done = Writing(device, at=AT, disturb=lambda: drain(site, edge)).finish()
-        edge.join()  # by itself: nothing is open any more
+        edge.join()  # ends because no session is open
     assert (done.tokens, done.reason, done.resumes) == (undisturbed(), EndReason.LENGTH, 0)
     assert site.states == [("edge-1", each) for each in (Presence.ONLINE, Presence.DRAINING, Presence.OFFLINE)]
     assert site.state("edge-1") is Presence.OFFLINE
@@ -209,7 +209,7 @@ def test_an_edge_starts_without_its_database_and_logs_all_when_it_is_there(site:
         (tmp_path / "mounted").mkdir()
         assert edge.service._jobs.run("flush-progress")
     with site.edge(db=url):
-        pass  # what the first could not write any more, this one finds in the spool
+        pass  # finds in the spool what the first could not store
     with open_store(url) as store, store.engine.connect() as connection:
         [session] = connection.exec_driver_sql("SELECT reason, tokens, device_tokens FROM sessions").all()
     assert tuple(session) == ("length", LENGTH, LENGTH)

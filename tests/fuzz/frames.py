@@ -9,7 +9,7 @@ _HEAD: Final = struct.Struct(">BH")
 
 
 class Frame(NamedTuple):
-    """A message; `op` tells the target what to do with it, `payload` has at most 65,535 bytes."""
+    """A message; `op` says what the target does with it, `payload` has at most 65,535 bytes."""
 
     op: int
     payload: bytes

@@ -13,7 +13,7 @@ from tests.fuzz.frames import MOST, Frame, pack, unpack
 Bytes = Callable[[bytes], bytes]
 
 _TAGS: Final = (69, 70, 85, 64, 1)
-_LONG: Final = 1 << 9  # one mutation in so many makes something long
+_LONG: Final = 1 << 9  # one of this many mutations makes something long
 _INTEGERS: Final = (
     0, 1, 2, 5, 6, 7, 23, 24, 63, 64, 65, 255, 256, 1023, 65_535, 65_536, (1 << 17), (1 << 20) - 1, 1 << 20,
     (1 << 21), (1 << 32) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1, -1, -(1 << 63),
@@ -50,7 +50,7 @@ def mutate_cbor(payload: bytes, rng: random.Random, plain: Bytes) -> bytes:
         return plain(payload)
     try:
         return cbor2.dumps(_changed(value, rng))
-    except Exception:  # noqa: BLE001 - what it has become cannot be written
+    except Exception:  # noqa: BLE001 - the result may not be encodable
         return plain(payload)
 
 

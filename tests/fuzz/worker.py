@@ -61,7 +61,7 @@ def main() -> None:
         watch.note_memory(warm=warm and not was_warm)
         watch.write(figures)
         if done:
-            os._exit(0)  # the fuzzer has no other way to be told
+            os._exit(0)  # the only way to stop the fuzzer
 
     folders = (found, asked.corpus)
     if asked.plain:

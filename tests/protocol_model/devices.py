@@ -98,7 +98,7 @@ class ModelDevice:
     def write(self, request: Open, *, pacing: Pacing, note: dict[str, DeviceSession]) -> None:
         assert self.link is not None
         while self._inbox.take() is not None:
-            pass  # of texts that are over
+            pass  # of finished requests
         written: list[int] = []
         session = note[self.name] = RecordedSession(request)
         retry = RetryState(PATIENT, session, self._outbound, self._availability)

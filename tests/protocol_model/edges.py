@@ -1,4 +1,4 @@
-"""Edges of the model: each a real edge without threads, which crashes, drains and comes back when it is told to."""
+"""Edges of the model: real edges without threads, which crash, drain and restart on request."""
 
 import concurrent.futures
 from collections.abc import Callable, Mapping

@@ -38,7 +38,7 @@ HOT = (Topic.DRAFT, Topic.VERDICT)
 PLENTY = 12_000.0  # new tokens a minute
 SESSIONS = 8  # of a device, where they are not few
 MOST_RESUMES = 20  # in a row that bring nothing, before a device gives up
-WAITS = 600  # seconds in which a fleet without faults brings its texts to their end
+WAITS = 600  # seconds in which a fleet without faults ends its requests
 MESSAGES = 60  # that it needs at most for a text, and
 MESSAGES_A_TOKEN = 12
 places = st.integers(0, 7)
@@ -54,7 +54,7 @@ class Wish:
     top_k: int
     length: int
     ahead: bool
-    turns: int | None = None  # seed of the turns that drafts and the edge's writing by itself take
+    turns: int | None = None  # seed of the alternation of drafts and edge-only decoding
 
 
 wishes = st.builds(
@@ -362,7 +362,7 @@ class ProtocolModel(RuleBasedStateMachine):
         orchestrator, sessions = life.orchestrator, life.orchestrator.sessions
         handles = {session.handle for session in sessions}
         assert len(sessions) == len(sessions._by_name) == len(handles)
-        if not edge.computing:  # it is told when it has computed
+        if not edge.computing:  # it is notified after computing
             cache = orchestrator.scheduler._verifier
             assert set(cache._open) == handles, "keys and values are kept of sessions that are over"
             assert set(life.verifier._table.lengths) == set(cache._held)

@@ -1,4 +1,4 @@
-"""A broker in memory whose messages wait until they are told to arrive, to be lost, to arrive twice, or later."""
+"""A memory broker whose messages wait until the model delivers, loses, repeats or delays them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a device says of itself for its status page."""
+"""A device's data for its status page."""
 
 from typing import Any
 

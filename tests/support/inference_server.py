@@ -178,7 +178,7 @@ class InferenceServer:
             await self._compute([tokens], [1], most=self.max_model_len)
             return await self._faulty(body, {"text": "", "meta_info": {"prompt_tokens": len(tokens)}})
         start, top = body["logprob_start_len"], body["top_logprobs_num"]
-        if start < 0:  # as the last position, in whose place nothing stands
+        if start < 0:  # like the last position, which has no entry
             start = len(tokens) - 1
         rows = (await self._compute([tokens], [len(tokens) - start], most=self.max_model_len))[0]
         tops = [[[value, token, None] for value, token in _best(row, top)] for row in rows]
@@ -206,7 +206,7 @@ class InferenceServer:
     async def _faulty(self, body: Answer, answer: Answer) -> object:
         if len(self.questions) < _MOST_QUESTIONS:
             self.questions.append(body)
-        while self.fault.hangs:  # noqa: ASYNC110 - set from another thread; until whoever waits has hung up, or the fault is over
+        while self.fault.hangs:  # noqa: ASYNC110 - set from another thread; until the client disconnects or the fault ends
             await asyncio.sleep(0.01)
         if self.fault.status is not None:
             raise HTTPException(self.fault.status, "as it was told to")

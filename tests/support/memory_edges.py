@@ -26,7 +26,7 @@ from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 PROMPT = (1, 2)
-SEED = 6  # of a text that does not end by itself
+SEED = 6  # its output has no end token
 LENGTH = 40
 POLICY = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
 DRAIN_S = 10.0

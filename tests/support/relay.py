@@ -13,12 +13,11 @@ from typing import Final, Self
 HOST: Final = "127.0.0.1"
 CHUNK: Final = 1 << 16
 AHEAD_S: Final = 0.1
-"""What a narrow line takes ahead of itself, and LEAST_AHEAD bytes at least: what a client has sent beyond that is not
-acknowledged to it, as by a slow line of a real network."""
+"""Buffer of a narrow line, at least LEAST_AHEAD bytes: data beyond it is not acknowledged, as on a real slow line."""
 LEAST_AHEAD: Final = 4096
 _SEGMENTS: Final = struct.Struct("=136xII")  # of Linux's tcp_info: segments sent and received, acknowledgements too
 RETRANSMISSION_S: Final = (0.2, 0.6)
-"""How much later a lost segment arrives: TCP sends it again after 0.2 s, or twice that if it is lost again."""
+"""Delay of a lost segment: TCP repeats it after 0.2 s, or after 0.4 s more if it is lost again."""
 
 
 class Relay:

@@ -5,11 +5,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 ALARM = 1e-4
-"""p-value below which a law is rejected.
-
-Seeds are fixed, so a test that passes once passes always; had they been drawn afresh, each assertion would be a false
-alarm once in 10,000 runs.
-"""
+"""p-value below which a distribution is rejected: with fresh seeds, a false alarm once in 10,000 runs per assertion."""
 
 
 def p_value(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:

@@ -19,8 +19,7 @@ from tests.support.toy_transformer import ToyTransformer
 
 PROMPT: Final = (1,)
 GUESSABLE: Final = (1, 2, 3, 5, 3, 3, 1, 5, 5, 1, 4, 3, 2, 1, 1, 3, 4, 2, 2, 4, 4, 5, 2, 5, 4, 1, 2)
-"""A prompt with every pair of tokens: whatever is written, the edge finds something to guess behind it. Of the first
-guesses about every third is right."""
+"""A prompt with every pair of tokens, so that n-gram speculation always finds a match; about a third are right."""
 
 END_TOKENS: Final = (0,)
 """Outputs may end early, so that the end token's distribution is tested too."""

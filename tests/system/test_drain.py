@@ -130,7 +130,7 @@ def test_an_edge_that_is_told_to_end_hands_its_session_over_to_another(
         wanted = undisturbed.tokens
         done = write(device, ids, end_the_serving_edge)
         (left,) = {*EDGES} - {*ended}
-        site.edges[left].end()  # so that its log is written
+        site.edges[left].end()  # so that its log is complete
     assert done.tokens == wanted
     assert done.resumes == 1
     handed_over, taken_over = site.whole.rows(SEGMENTS.format(done.session.hex()))

@@ -14,7 +14,7 @@ from tests.support.toy_engines import ToyEngine
 SESSIONS = 1500
 EXHAUSTIVE_SESSIONS = 500
 FAULT_SESSIONS = 1000
-SUFFIX_FAULT_SESSIONS = 3000  # drafts depend on what a device happened to write before: at 1000, p is 1e-4 to 1e-20
+SUFFIX_FAULT_SESSIONS = 3000  # drafts depend on a device's earlier outputs: at 1000, p is 1e-4 to 1e-20
 DEVICES = 8
 
 pytestmark = pytest.mark.broker

@@ -23,7 +23,7 @@ GREEDY = SamplingPolicy(temperature=0.0, seed=1)
 PROMPT_COUNT = 10
 LENGTH = 64
 IN_SMALL = 3  # prompts of the default run; the rest is exhaustive
-NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.5}  # between logits near 20, which bfloat16 writes in steps of 0.125
+NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.5}  # between logits near 20, which bfloat16 stores in steps of 0.125
 
 
 def prompt_ids(drafter: LlamaCppDrafter) -> list[list[int]]:

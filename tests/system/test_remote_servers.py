@@ -27,7 +27,7 @@ EXHAUSTIVE = pytest.mark.exhaustive
 
 DEVICES = 8  # of which two servers have at least three each: the ring bounds its loads
 LENGTH = 100
-DISTURB_AT = 15  # tokens of every text
+DISTURB_AT = 15  # tokens of every output
 PATIENCE_S = 120.0
 NEVER_S = 600.0
 

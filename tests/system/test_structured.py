@@ -160,7 +160,7 @@ def test_what_the_edge_cannot_use_it_refuses_too_whatever_the_device_thinks_of_i
     with pytest.raises(SessionRefused, match="cannot be used") as refused:
         write(agent, Grammar.regex("("))
     assert refused.value.code is RefusalCode.GRAMMAR
-    assert write(agent, Grammar.regex("b{3}c?")).text in ("bbb", "bbbc")  # drafted in vain, and written by the edge
+    assert write(agent, Grammar.regex("b{3}c?")).text in ("bbb", "bbbc")  # rejected drafts, and edge-only tokens
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ class Reading(BaseModel):
 def test_langchain_gets_objects(client: openai.OpenAI, method: str) -> None:
     langchain_openai = pytest.importorskip("langchain_openai")
     found = []
-    for seed in range(4):  # in coupled mode the text is the seed's alone: one by lot might have blanks without end
+    for seed in range(4):  # in coupled mode the output depends only on the seed: a random one might be endless blanks
         given = {"model": "fleet", "max_tokens": 1000, "seed": seed, "extra_body": {"mode": "coupled"}}
         model = langchain_openai.ChatOpenAI(base_url=str(client.base_url), api_key="unused", **given)
         found.append(model.with_structured_output(Reading, method=method).invoke("What does the sensor say?"))

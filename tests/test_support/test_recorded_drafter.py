@@ -35,7 +35,7 @@ def test_a_token_takes_its_time_and_one_that_came_from_the_edge_is_read_too() ->
         played.next(POLICY)
         played.extend((token,))
     assert slept == [0.5, 0.5]
-    played.extend((6,))  # behind a draft that stands: the edge's own token
+    played.extend((6,))  # after an accepted draft: the edge's own token
     played.next(POLICY)
     assert slept[2:] == [1.0]
 

@@ -22,7 +22,7 @@ def test_labels_are_given_and_taken_off_and_who_did_it_is_kept(log: SteeringLog)
     }
     assert log.label(["gw-1"], add=["hall_a"], remove=["roof", "never"], actor=ALICE) == {"gw-1": ("hall_a",)}
     assert log.labels() == {"gw-1": ("hall_a",), "gw-9": ("hall_a", "roof")}
-    log.label(["gw-1"], add=["hall_a"], actor=ALICE)  # nothing changes, and nothing is told
+    log.label(["gw-1"], add=["hall_a"], actor=ALICE)  # nothing changes, and nothing is recorded
     found = [(each.who, each.action, each.subject, each.before, each.after, each.source) for each in log.audit()]
     assert sorted(found) == [
         ("alice", "label", "gw-1", "", "hall_a roof", "desk"),

@@ -74,7 +74,7 @@ def test_an_edge_that_rejects_what_it_said_itself_is_found(monkeypatch: pytest.M
     def fickle(at: Callable[[int], Dist], tokens: tuple[int, ...], *rest: Any, **given: Any) -> Judgement:
         if given["base"] == 0:
             sessions.append(len(sessions))
-        turned = 3 if len(sessions) > 1 else 0  # another target from the second text on
+        turned = 3 if len(sessions) > 1 else 0  # another target from the second request on
         return judge(lambda row: Dist((at(row).ids + turned) % TARGET.size, at(row).probs), tokens, *rest, **given)
 
     replace_judgement(monkeypatch, fickle)

@@ -50,7 +50,7 @@ from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
 from tests.support.statistics import ALARM, p_value
 
 PROMPT = (1, 2)
-SEED = 6  # of a text that does not end by itself
+SEED = 6  # its output has no end token
 PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
 
 

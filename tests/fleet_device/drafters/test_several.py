@@ -103,7 +103,7 @@ def test_sequences_may_be_used_from_a_thread_each(make: Make) -> None:
             for _ in range(60):
                 tokens = move(used[which], tokens, rng)
                 seen[which].append((tokens, used[which].next(POLICY)))
-        except BaseException as error:  # noqa: BLE001 - told by the test
+        except BaseException as error:  # noqa: BLE001 - reported by the test
             failed.append(error)
 
     threads = [threading.Thread(target=work, args=(which,), daemon=True) for which in range(3)]

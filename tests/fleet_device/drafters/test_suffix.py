@@ -193,7 +193,7 @@ def test_what_the_model_reads_late_is_no_part_of_its_time_for_a_token() -> None:
         drafter.next(POLICY)
         drafter.extend([3])
     drafter.caught_up_s()
-    drafter.extend(REPORT[9:18])  # which the edge has written
+    drafter.extend(REPORT[9:18])  # from edge-only decoding
     drafter.next(POLICY)
     assert drafter.caught_up_s() == 0.0
     drafter.take(repeats=True)

@@ -373,7 +373,7 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
     for _ in range(8):
         pacing.streamed(1, 0.016, step_s=0.015)
     streams = 0
-    for _ in range(50):  # before it is tried anew as a matter of course
+    for _ in range(50):  # before it is tried again in any case
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         streams += plan.stream
         if plan.stream:
@@ -436,7 +436,7 @@ def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
                 assert not plan.may_stop
             accepted = next((place for place in range(plan.tokens) if rng.random() >= 0.8), plan.tokens)
             pacing.learn(verified(plan, accepted, 0.16))
-    assert lengths <= {0, 1, 2, 4}  # of which texts with equally many tokens are computed at once
+    assert lengths <= {0, 1, 2, 4}  # computes requests with equally many tokens at once
 
 
 def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() -> None:

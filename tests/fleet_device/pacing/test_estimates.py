@@ -96,7 +96,7 @@ def test_drafts_of_like_length_leave_open_what_their_tokens_take() -> None:
         alike.add(0.025, tokens=4)
         unlike.add(0.021 + 0.001 * (number % 9), tokens=number % 9)
     assert alike.from_start(0.015) == pytest.approx((0.015, 0.0025))
-    assert alike.from_start(0.001)[0] == pytest.approx(0.005)  # a token takes no more than the text's own
+    assert alike.from_start(0.001)[0] == pytest.approx(0.005)  # a token takes no more than the request's own time
     assert alike.from_start(9.0)[0] == pytest.approx(0.025)
     assert unlike.from_start(0.015)[0] > 0.018  # here it is known
     assert alike.with_slope(0.002) == pytest.approx((0.017, 0.002))
@@ -261,7 +261,7 @@ def shared(steps: SharedSteps, **others: Any) -> Conditions:
 def test_more_texts_make_each_slower(plan: Plan) -> None:
     rates = [shared(replace(SIXTEEN, texts=texts)).rate(plan) for texts in (2, 4, 8, 16, 64)]
     assert all(more < fewer for fewer, more in pairwise(rates))
-    assert 64 * rates[-1] >= 2 * rates[0]  # but all together write more
+    assert 64 * rates[-1] >= 2 * rates[0]  # but all together generate more
 
 
 def test_a_token_more_costs_the_steps_of_all() -> None:

@@ -392,7 +392,7 @@ def test_the_next_turn_begins_with_the_tokens_that_were_written() -> None:
         ("ab  ", [2, 3, 6, 6], [2, 3]),
         ("ab ", [2, 3, 6, TEXT_END], [2, 3]),
         ("a b", [2, 6, 3], None),
-        ("ab ", [2, 8], None),  # the last token is "b ": it cannot be told apart
+        ("ab ", [2, 8], None),  # the last token is "b ": it is ambiguous
     ],
 )
 def test_white_space_at_the_end_that_the_next_turn_leaves_out_costs_nothing(

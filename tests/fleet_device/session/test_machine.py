@@ -108,7 +108,7 @@ def test_an_answer_to_an_open_of_before_means_nothing_while_the_next_one_waits()
     session = session_of()
     session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
     session.suspend()
-    assert not session.on_opened(opened())  # the answer to a repetition, and at a text that has grown since
+    assert not session.on_opened(opened())  # the answer to a repetition, after more tokens were committed
     assert session.opened is None
 
 
@@ -357,7 +357,7 @@ def test_an_edge_that_judged_nothing_cannot_end_what_another_judges() -> None:
     session = session_of()
     zeros = {"tokens": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
     idle = Closed(session=NAME, attempt=0, reason=EndReason.LOST, rounds=0, **zeros)
-    assert session.concerns(idle)  # nothing tells it from the other
+    assert session.concerns(idle)  # cannot be distinguished from the other
     session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
     assert not session.concerns(idle)
     assert session.concerns(idle.model_copy(update={"rounds": 1}))

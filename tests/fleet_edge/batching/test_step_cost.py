@@ -38,7 +38,7 @@ def test_a_text_that_was_granted_is_present_before_it_is_in_a_step_but_not_for_e
     assert present.count == 2
     present.stepped([1], step_s=0.02, at=10.0)
     assert present.count == 2
-    present.stepped([1], step_s=0.02, at=11.5)  # the other is open, and nobody writes
+    present.stepped([1], step_s=0.02, at=11.5)  # the other is open, and no session decodes
     assert present.count == 1
 
 
@@ -71,7 +71,7 @@ def test_a_text_more_and_a_token_more_of_a_text_are_told_apart() -> None:
         cost.committed(texts)
     assert cost.token_s == pytest.approx(0.001, rel=0.2)
     assert cost.growing_s is not None
-    assert 0.009 < cost.growing_s <= 0.013  # of 2.5 texts and 3 further tokens, held back a little
+    assert 0.009 < cost.growing_s <= 0.013  # of 2.5 requests and 3 further tokens, estimated conservatively
 
 
 def test_what_was_learnt_at_other_loads_stays_known_while_all_draft_alike() -> None:

@@ -223,7 +223,7 @@ def test_a_hanging_commit_makes_a_full_mailbox_spill_and_loses_nothing(sink: Fak
     assert sink.entered.wait(PATIENCE_S)
     waiting = threading.Event()
     for record in _rounds(1, 500):
-        while writer.counters.queued >= 45:  # an edge does not put faster than a disk writes
+        while writer.counters.queued >= 45:  # an edge does not produce faster than a disk stores
             waiting.wait(0.001)
         writer.put(record)
     assert writer.counters.spooled > 400

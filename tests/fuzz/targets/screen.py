@@ -18,7 +18,7 @@ from tests.support.mqtt_packets import Publish, acknowledgement, packet
 
 LIMIT: Final = 512
 OWN_PACKETS: Final = 0.1  # of the library, by turn
-FLUSHES: Final = 0.5  # likewise; else only what is due is written
+FLUSHES: Final = 0.5  # likewise; otherwise it writes only due data
 _MOST_TURNS: Final = 20_000
 
 

@@ -30,7 +30,7 @@ def test_a_smaller_budget_holds_fewer_texts_rather_than_short_ones() -> None:
     found = plan(1 << 30)
     assert (found.streams, found.context) == (11, 4095)
     assert plan(256 << 20).streams == 2
-    assert plan(16 << 20).context == 255  # and the smallest one a single text
+    assert plan(16 << 20).context == 255  # and the smallest one a single sequence
 
 
 @pytest.mark.parametrize(("wanted", "context"), [(0, 512), (512, 512), (1000, 512), (100, 100)])

@@ -51,7 +51,7 @@ def test_random_work_over_several_sequences_equals_the_batch_one_oracle(name: st
             kinds.add("fork")
         for session in rng.sample(sessions, rng.randrange(1, len(sessions) + 1)):
             computed = verifier.computed(session.key)
-            if rng.random() < 0.1:  # evicted: everything is computed anew
+            if rng.random() < 0.1:  # evicted: everything is computed again
                 verifier.close(session.key)
                 verifier.open(session.key)
                 computed = 0

@@ -46,7 +46,7 @@ def test_sessions_are_spread_and_stay_where_their_prefix_is(api: str) -> None:
             step(verifier, number)
         asked = [{tuple(_prompt(body)[:1]) for body in each.questions[1:]} for each in (one, other)]
         assert all(asked)
-        assert not asked[0] & asked[1]  # the first token tells the session
+        assert not asked[0] & asked[1]  # the first token identifies the session
 
 
 def _prompt(body: dict[str, Any]) -> list[int]:
@@ -163,7 +163,7 @@ def test_a_text_on_which_servers_fail_is_given_up_and_no_other() -> None:
 
 def test_a_request_that_the_server_finds_fault_with_fails_its_sequence_alone() -> None:
     with server() as one, asking([one]) as verifier:
-        one.max_model_len = 5  # as if it had been started anew with less
+        one.max_model_len = 5  # as if it had been restarted with less
         verifier.open(1)
         verifier.open(2)
         items = [Item(2, (1, 2), 1), Item(1, (1,) * 8, 1)]
