@@ -100,25 +100,23 @@ class CapacityCell:
 
 @dataclass(slots=True)
 class Row:
-    """What one system did in one cell.
+    """One system in one cell.
 
     Attributes:
-        draft: The draft model's, empty where there is none.
-        cost: How many times the target costs what the demo's does.
-        mbit_s: Width of the line, each way; 0 is none.
-        tokens_per_s: Committed in the window, of all devices together.
-        ttft_ms: Time to the first token: the median over texts, those without any with their wait.
+        cost: Cost of the target, as a multiple of the demo's.
+        mbit_s: Width of the line, each way; 0 is unlimited.
+        tokens_per_s: Committed in the window by all devices.
+        ttft_ms: Time to the first token: the median over requests, including waiting ones.
         clients_at_level: Devices that got the service level.
-        pace: Tokens a second while texts are written: the median over devices.
-        gap_p95_ms: Time between tokens at the 95th percentile: the median over devices; None where there was none.
-        acceptance: Accepted of tested draft tokens; None where none was tested.
-        streamed: Share of the tokens of edge-only decoding.
-        as_recorded: Share of the whole texts that came out as recorded; None where nothing is replayed.
-        text_tokens: Mean length of the texts, those that were cut off too; None where nothing is replayed.
-        draft_token_ms: Of the draft model that is replayed.
-        edge_cpu: Cores that the edge took.
-        load_cpu: Cores that devices, line and broker took.
-        failed: Texts that were not written, by reason.
+        pace: Tokens per second during requests: the median over devices.
+        gap_p95_ms: Time between tokens at the 95th percentile: the median over devices.
+        acceptance: Accepted share of tested draft tokens.
+        streamed: Share of tokens from edge-only decoding.
+        as_recorded: Share of complete outputs that equal the recorded ones.
+        text_tokens: Mean length of outputs, including cut-off ones.
+        edge_cpu: Cores used by the edge.
+        load_cpu: Cores used by devices, line and broker.
+        failed: Failed requests by reason.
     """
 
     system: str

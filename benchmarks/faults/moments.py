@@ -202,14 +202,14 @@ _BETWEEN_S: Final = (0.3, 2.0)
 
 @dataclass(slots=True)
 class MomentResult:
-    """What has become of the texts.
+    """Result of a fault.
 
     Attributes:
         how: How it was made, where that depends on the machine.
-        wrong: Texts that came out otherwise than they must: by what is wrong, how many.
-        broken_off: Sentences of texts that failed after tokens had been committed: these tokens are lost.
-        refused: Sentences of texts that failed before: the application knows, and may ask again.
-        stuck: Devices that had not gone on a minute after a fault, summed over the moments.
+        wrong: Number of wrong outputs by kind of error.
+        broken_off: Errors of requests that failed after tokens had been committed: these tokens are lost.
+        refused: Errors of requests that failed before: the application can retry.
+        stuck: Devices without a token a minute after a fault, summed over the moments.
         recovery_s: From the end of each fault to each device's next token.
     """
 

@@ -48,24 +48,22 @@ class Timing:
 
 @dataclass(slots=True)
 class AttackResult:
-    """What an attack has come to.
+    """Result of an attack.
 
     Attributes:
-        baseline: Tokens a second of all honest devices without an attack.
-        honest_control: Share of it that they keep while the same is sent where no edge reads it; None without control.
-        honest_during: Share that they keep during the attack.
-        honest_during_of_control: The same as a share of what the control leaves.
-        honest_after: Share that they have after it.
+        baseline: Tokens per second of all honest devices without an attack.
+        honest_control: Share of it that remains in the control; None without control.
+        honest_during: Share that remains during the attack.
+        honest_during_of_control: The same as a share of the control's tokens.
+        honest_after: Share after the attack.
         edge_rss_mb: Greatest resident memory of the edge during and after the attack, less that before.
-        rows: Database rows in the attack's first minute and of one hostile device, those of honest work left out.
-            What an attack of less than a minute leaves out is what it would have added at its second half's rate.
-        fresh_device_s: Longest that a device which came during the attack waited for the answer to its Open.
-        slowed: Whether the attacker was refused as over its quota, or because the edge is busy.
+        rows: Database rows per hostile device in the attack's first minute, without those of honest work; the rest of a
+            shorter attack is extrapolated from its second half.
+        fresh_device_s: Longest wait of a new device for the answer to its Open during the attack.
+        slowed: Whether the attacker was refused for its quota or a busy edge.
         kicked: Connections of the attacker that the broker has ended, by reason.
-        cpu: Share of a core, by who took it, during the attack; `control_…` during the control.
-        newcomers_s: What each fresh device waited.
-        failed_texts: Sentences of honest devices whose texts failed.
-        differing_texts: Texts of honest devices that came out otherwise than without an attack.
+        cpu: Share of a core, by process, during the attack; `control_…` during the control.
+        differing_texts: Outputs of honest devices that differ from those without an attack.
     """
 
     name: str

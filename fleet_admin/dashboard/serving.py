@@ -97,10 +97,8 @@ _OF_ONE: Final = 12
 class Live:
     """Server-sent events that make pages reload their parts. They carry no data: a page asks with its own rights.
 
-    Args:
-        look: Returns when the log last changed, or None; called on a thread, while pages are watched.
-        most: Maximum of pages at once.
-        clock: Monotonic seconds.
+    `look` returns when the log last changed, or None; it is called on a thread while pages are open. `most` limits the
+    number of open pages.
     """
 
     def __init__(

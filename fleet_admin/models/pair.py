@@ -219,16 +219,10 @@ class CheckedPair:
 
 
 def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: Path | None = None) -> CheckedPair:
-    """Check a pair.
+    """Check a pair; raises `FleetError` if a model cannot be found or read.
 
-    Args:
-        draft: As in the device's setting `model`.
-        target: A GGUF, a folder, or a prepared model.
-        models_dir: Folder of the prepared models.
-        target_vocabulary: A GGUF of the target, or its vocabulary's file, if the target is a folder.
-
-    Raises:
-        FleetError: A model cannot be found or read.
+    `draft` is as in the device's setting `model`; `target` is a GGUF, a folder, or a prepared model in `models_dir`. If
+    it is a folder, `target_vocabulary` is a GGUF of the target, or its vocabulary's file.
     """
     if Path(draft).expanduser().is_dir():
         raise ModelUnreadable(

@@ -45,13 +45,8 @@ class Counts:
 class SimulatedDevice:
     """A device that generates one request after another.
 
-    Args:
-        env: The simulation's.
-        scenario: What is simulated.
-        pacing: Keeps learning from request to request.
-        arrivals: Pause before each request (seconds), the session's number, and the request.
-        send: Takes a message to the edge.
-        counts: Of all devices.
+    `pacing` keeps learning from request to request; `arrivals` yields the pause before each request (seconds), the
+    session's number, and the request; `send` takes a message to the edge.
     """
 
     def __init__(

@@ -29,12 +29,7 @@ class SteeringError(FleetError):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, for the audit log.
-
-    Attributes:
-        who: User of the operating system, or account of the dashboard.
-        source: The command line's machine, or the address of the dashboard's reader.
-    """
+    """Who acts, for the audit log: a user of the operating system or a dashboard account, and the address."""
 
     who: str
     source: str = ""
@@ -354,11 +349,8 @@ def outcome_of(
 ) -> SetResult:
     """Return the result of a change.
 
-    Args:
-        change: As it was sent.
-        reported: The device's report since then, if any.
-        latest: The latest version wanted of the device: above the change's if another change has followed.
-        rejected: Whether the broker has not passed it on.
+    `reported` is the device's report since then, `latest` the latest wanted version (above the change's if another one
+    has followed), and `rejected` whether the broker has not passed it on.
     """
     if rejected:
         state, sentence = SettingState.REFUSED, "The broker has not passed it on; see its access rules."

@@ -19,21 +19,21 @@ from schemas.reasons import FaultCode
 
 
 class Planted(StrEnum):
-    """What is wrong.
+    """Planted faults.
 
     Attributes:
-        EPOCH: The edge takes drafts that a rejection has voided.
+        EPOCH: The edge accepts drafts that a rejection has voided.
         REPEAT: The edge judges a repeated draft again.
         HANDLE: The edge gives a free handle to the next session at once.
         START: Every edge begins to count its handles at 0.
         ORPHAN: The edge keeps what it has computed for a session that was resumed.
-        ROUND: The device takes a verdict for that on its oldest draft, whatever round it names.
-        TWICE: The device applies a verdict as often as it comes.
-        STALE: The device takes verdicts of any handle: of other sessions, and of edges that it has left.
-        RESUME: The device leaves out the last token when it resumes.
-        FIX: The device draws a correction and does not tell the edge of it.
-        OWNER: The edge finds a session by its name alone, whoever asks.
-        GAP: The device takes what the edge has written by itself as if it stood behind its text.
+        ROUND: The device applies a verdict to its oldest draft, whatever round it names.
+        TWICE: The device applies repeated verdicts.
+        STALE: The device accepts verdicts of any handle: of other sessions and of edges that it has left.
+        RESUME: The device omits the last token when it resumes.
+        FIX: The device draws a correction and does not send it to the edge.
+        OWNER: The edge finds a session by its name alone, whichever device asks.
+        GAP: The device appends edge-only tokens without checking their position.
         REPEATS_STRUCK: The edge counts a repeated draft against its device.
     """
 

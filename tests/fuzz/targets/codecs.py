@@ -44,13 +44,9 @@ _GOLDEN: Final = Path(__file__).resolve().parents[2] / "schemas" / "golden" / "m
 
 
 class CodecTarget:
-    """Some decoders; the first byte of an input selects one.
+    """Some decoders, each with its encoder in `pairs`; the first byte of an input selects one.
 
-    Args:
-        pairs: Each decoder with its encoder.
-        reads: Their names in the golden file, in the same order.
-        mutate_payload: Changes a message.
-        most_bytes: Longest input.
+    `reads` has their names in the golden file, in the same order.
     """
 
     def __init__(
@@ -64,7 +60,6 @@ class CodecTarget:
         self._pairs, self._reads, self._mutate = pairs, reads, mutate_payload
 
     def __call__(self, data: bytes) -> None:
-        """Decode; encode and decode the result again."""
         if not data:
             return
         decode, encode = self._pairs[data[0] % len(self._pairs)]
