@@ -8,9 +8,10 @@ import torch
 
 from dssd.distribution import TOTAL, quantize, shape
 from fleet_admin.models.prompts import PROMPTS
+from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.requests.chat import ChatMessage, encode_chat
-from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.generate import GenerateRequest, Generation
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.long_texts import first_long
 from tests.support.whole import Whole
@@ -61,6 +62,10 @@ def test_greedy_text_is_the_targets_own(number: int, whole: Whole, drafters: Loa
         assert gap < NEAR_TIE[dtype]
 
 
+def _write(agent: Agent, policy: SamplingPolicy, ids: Sequence[int]) -> Generation:
+    return agent.generate(GenerateRequest(ids, policy=policy, max_new_tokens=48))
+
+
 def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
     policy = SamplingPolicy(mode=Mode.COUPLED, seed=20)
     ids: Sequence[int] = ()
@@ -77,7 +82,7 @@ def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
             drafter = drafters(quantization)
             with whole.device(drafter, draft_length=length, ahead=ahead) as device:
                 prompts = [ids] if ids else prompt_ids(drafter)
-                write = partial(device.agent.generate, policy=policy, max_new_tokens=48)
+                write = partial(_write, device.agent, policy)
                 ids, done = first_long(write, prompts, tokens=1 if texts else 24)
                 texts.add(done.tokens)
     assert len(texts) == 1
