@@ -182,7 +182,7 @@ def test_a_name_that_was_revoked_can_be_given_out_again_over_a_new_key(fleet: Tl
 def test_a_broker_that_was_not_told_is_found_out(fleet: TlsFleet) -> None:
     lost = connected(fleet, LOST)
     untold = fleet.access.model_copy(update={"pid_file": None})
-    with pytest.raises(CutOffFailed, match="bring"):
+    with pytest.raises(CutOffFailed, match="reload"):
         enforce_revocation(fleet.authority.revoke([LOST]), untold, timeout_s=1.5)
     done = enforce_revocation(fleet.authority.revoke([LOST]), fleet.access)
     assert done is not None
