@@ -237,7 +237,7 @@ class RetainedSequences:
 
 
 LEAST_REUSED: Final = 16
-"""Fewest tokens to reuse: computing fewer costs hardly more than copying them."""
+"""Fewest tokens to reuse: computing fewer costs about as much as copying them."""
 
 TAIL: Final = 64
 """Most tokens lost if an ended sequence is taken over instead of copied."""

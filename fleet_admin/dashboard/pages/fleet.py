@@ -204,7 +204,7 @@ def preview(visit: Visit) -> Response:
     if act.required and not argument:
         raise Problem(400, f"{act.words}: say with what ({act.argument}), such as {act.example}.")
     if not act.argument and argument:
-        raise Problem(400, f"{act.words} takes nothing beside; leave that field empty.")
+        raise Problem(400, f"{act.words} takes no value; leave that field empty.")
     act.check(argument)
     absence = visit.services.steering.absence if act.live else ""
     return visit.page(

@@ -62,7 +62,7 @@ def test_a_viewer_is_neither_shown_nor_allowed_to_act(viewer: Browser, services:
     [
         ({"act": "explode", "device": "gateway-1"}, "nothing called"),
         ({"act": "set", "device": "gateway-1"}, "such as draft_length=4"),
-        ({"act": "drain", "device": "gateway-1", "argument": "now"}, "takes nothing beside"),
+        ({"act": "drain", "device": "gateway-1", "argument": "now"}, "leave that field empty"),
         ({"act": "set", "device": "gateway-1", "argument": "draft_length=99"}, "draft_length"),
         ({"act": "set", "device": "gateway-1", "argument": "api_token=x"}, "api_token"),
         ({"act": "fence", "device": "gateway-1", "argument": "soon"}, "soon"),

@@ -166,4 +166,4 @@ def test_the_catalogue_names_each_metric_once_and_no_device() -> None:
 
 def test_the_page_has_the_catalogue() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert with_table(text) == text, "write it anew: python -m fleet_edge.metrics.catalogue"
+    assert with_table(text) == text, "write it again: python -m fleet_edge.metrics.catalogue"
