@@ -1,5 +1,6 @@
 """The machine and this process: memory, systemd, state and cache folders, atomic file writes."""
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -242,17 +243,22 @@ def write_cache(path: Path, content: BaseModel) -> None:
     write_atomically(path, content.model_dump_json(indent=2).encode() + b"\n")
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, keep_owner: bool = False) -> None:
     """Replace a file in an existing folder; raise OSError if it cannot be written.
 
     A reader sees the old or the new content, whole, also after a power failure. The file has the permissions `mode`
-    from the first byte on.
+    from the first byte on; with `keep_owner`, in the end those of the replaced file, and its owner if possible.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # the umask may have taken more than we ask
+            if keep_owner:
+                with contextlib.suppress(OSError):
+                    old = path.stat()
+                    os.fchmod(descriptor, old.st_mode & 0o777)
+                    os.fchown(descriptor, old.st_uid, old.st_gid)
             file.write(content)
             file.flush()
             os.fsync(descriptor)

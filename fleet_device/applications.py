@@ -7,9 +7,7 @@ be guessed. A running device notices when the file changes.
 import contextlib
 import hashlib
 import json
-import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleet_common.host import write_atomically
 from fleet_device.errors import ConfigurationError
 from schemas.fields import MAX_APP_NAME
 
@@ -95,17 +94,7 @@ class ApplicationsFile:
         content = Applications(applications=tuple(found)).model_dump_json(indent=2, exclude_none=True) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                _keep_owner(self.path, Path(name))
-                Path(name).replace(self.path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            write_atomically(self.path, content.encode(), keep_owner=True)  # the device may run as another user
         except OSError as error:
             raise ConfigurationError(
                 f"The file of applications {self.path} cannot be written: {error.strerror or error}."
@@ -117,14 +106,6 @@ class ApplicationsFile:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _keep_owner(old: Path, new: Path) -> None:
-    """Copy the owner and mode of the replaced file: the device may run as another user."""
-    with contextlib.suppress(OSError):
-        found = old.stat()
-        new.chmod(found.st_mode & 0o777)
-        os.chown(new, found.st_uid, found.st_gid)
 
 
 def _digest(key: bytes) -> str:

@@ -75,14 +75,10 @@ def check_certificates(tls: Tls, home: Path, *, now: datetime) -> Iterator[Broke
     paths = [home / path for path in (tls.ca, tls.certificate, tls.key, tls.crl)]
     missing = [str(path) for path in paths if not path.exists()]
     if len(missing) == len(paths):
-        yield BrokerFinding(
-            CHECK, CheckResult.SKIPPED, f"They are not on this machine ({home}); the trial made its own."
-        )
+        yield _skipped(CHECK, f"They are not on this machine ({home}); the trial made its own.")
         return
     if missing:
-        yield BrokerFinding(
-            CHECK, CheckResult.FAILED, f"{', '.join(missing)} is missing: put it there, or correct the paths."
-        )
+        yield _failed(CHECK, f"{', '.join(missing)} is missing: put it there, or correct the paths.")
         return
     try:
         files = _read(*paths)
@@ -216,9 +212,7 @@ def _access(prober: Prober) -> BrokerFinding:
 def _strangers(trial: BrokerTrial) -> BrokerFinding:
     let_in = [what for what, files in trial.bad_identities().items() if trial.refusal(files) is None]
     if let_in:
-        return BrokerFinding(
-            "strangers", CheckResult.FAILED, f"A client is let in with a certificate {', '.join(let_in)}."
-        )
+        return _failed("strangers", f"A client is let in with a certificate {', '.join(let_in)}.")
     sentence = "Nobody is let in with a certificate that is missing, foreign, revoked or outside its time."
     return _ok("strangers", sentence)
 
@@ -230,21 +224,15 @@ def _protocol(trial: BrokerTrial) -> BrokerFinding:
         return _skipped("protocol", "This machine's TLS cannot even ask for an old version.")
     if all(refused):
         return _ok("protocol", "The broker refuses TLS 1.1 and older.")
-    return BrokerFinding(
-        "protocol", CheckResult.FAILED, "The broker speaks TLS 1.1: set tls_version tlsv1.2 for each listener."
-    )
+    return _failed("protocol", "The broker speaks TLS 1.1: set tls_version tlsv1.2 for each listener.")
 
 
 def _theft(trial: BrokerTrial, victim: PahoLink) -> BrokerFinding:
     losses = victim.counters.losses
     trial.connect("thief", client_id=DEVICES[1])
     if victim.counters.losses == losses and trial.broker.await_log("as thief", patience_s=1.0):
-        return BrokerFinding(
-            "client id", CheckResult.OK, "A client goes by the name in its certificate, whatever it claims."
-        )
-    return BrokerFinding(
-        "client id", CheckResult.FAILED, "A client takes over the session of another by its client id."
-    )
+        return _ok("client id", "A client goes by the name in its certificate, whatever it claims.")
+    return _failed("client id", "A client takes over the session of another by its client id.")
 
 
 def _packet_limit(trial: BrokerTrial, broker: Broker) -> BrokerFinding:

@@ -1,9 +1,7 @@
 """Trial: a broker on rendered files, with valid and invalid identities and their clients."""
 
-import contextlib
 import socket
 import ssl
-import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,13 +27,13 @@ from fleet_common.identity.certificates import (
     revocation_list,
     save_key,
 )
+from fleet_common.identity.enforcement import CONNACK, connect_packet, hear_out
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 
 TIMEOUT_S: Final = 5.0
 ALERT_S: Final = 0.3  # TLS 1.3 lets a client finish before the broker has judged its certificate
 OURS: Final = ("NO_PROTOCOLS_AVAILABLE", "NO_CIPHERS_AVAILABLE")
-CONNACK: Final = 0x20
 NO_ANSWER: Final = "NO_ANSWER"
 
 
@@ -79,14 +77,9 @@ def refuses_old_tls(host: str, port: int) -> bool | None:
 
 def _introduce(stream: ssl.SSLSocket) -> str | None:
     # What is sent to a peer that has hung up makes the network forget the alert that says why.
-    stream.settimeout(ALERT_S)
-    with contextlib.suppress(TimeoutError):
-        stream.recv(1)  # a broker does not speak first: this is an alert, or the end
-        return NO_ANSWER
+    hear_out(stream, ALERT_S)
     stream.settimeout(TIMEOUT_S)
-    name = b"somebody"
-    body = b"\x00\x04MQTT\x05\x02" + struct.pack("!HBH", 10, 0, len(name)) + name  # MQTT 5, 3.1
-    stream.sendall(bytes([0x10, len(body)]) + body)
+    stream.sendall(connect_packet("somebody"))
     answer = stream.recv(4)
     return None if len(answer) == 4 and answer[0] == CONNACK and answer[3] == 0 else NO_ANSWER  # noqa: PLR2004
 

@@ -62,9 +62,9 @@ def probe_certificate(
     try:
         with _connected(door, credential, authority, timeout_s) as stream:
             if await_alert:
-                _hear_out(stream, min(ALERT_S, timeout_s))
+                hear_out(stream, min(ALERT_S, timeout_s))
             stream.settimeout(timeout_s)
-            stream.sendall(_connect_packet(credential.name))
+            stream.sendall(connect_packet(credential.name))
             answer = stream.recv(4)
             if len(answer) < 4 or answer[0] != CONNACK or answer[3] != SUCCESS:  # noqa: PLR2004 - of a CONNACK
                 raise ConnectionError("the broker accepted the certificate but not the client")
@@ -100,14 +100,15 @@ def _load(context: ssl.SSLContext, credential: Credential) -> None:
         context.load_cert_chain(pair, password=passphrase)
 
 
-def _hear_out(stream: ssl.SSLSocket, seconds: float) -> None:
+def hear_out(stream: ssl.SSLSocket, seconds: float) -> None:
+    """Wait for a TLS alert, which raises ssl.SSLError, or the end, which raises ConnectionError."""
     stream.settimeout(seconds)
     with contextlib.suppress(TimeoutError):
         if not stream.recv(1):
             raise ConnectionError("the broker closed the connection")
 
 
-def _connect_packet(client_id: str) -> bytes:
+def connect_packet(client_id: str) -> bytes:
     """Return an MQTT 5 CONNECT with a clean start and nothing else (section 3.1)."""
     name = client_id.encode()
     body = b"\x00\x04MQTT\x05\x02" + struct.pack("!HB", KEEPALIVE_S, 0) + struct.pack("!H", len(name)) + name

@@ -1,14 +1,4 @@
-"""Exceptions of the certificate authority and of enrolment; bounded reads, an append-only log, and a lock.
-
-::
-
-    IdentityError
-    ├── AuthorityError        the authority's folder or key cannot be used
-    ├── NameRefused           the identity must not have this name, or the name is unknown
-    ├── SigningRefused        the signing request must not be signed
-    ├── CertificateRefused    the certificate or key does not fit its purpose
-    └── CutOffFailed          the broker cannot be notified of a revocation, or does not obey it
-"""
+"""Exceptions of the certificate authority and of enrolment; bounded reads, an append-only log, and a lock."""
 
 import contextlib
 import fcntl

@@ -1,13 +1,4 @@
-"""Exceptions of the link.
-
-::
-
-    LinkError
-    ├── ConnectFailed       the broker cannot be reached or refused the connection
-    ├── NotConnected        nothing can be sent now, and the queue for later is full
-    ├── PacketTooLarge      the broker would never accept this packet
-    └── PublishRejected     the broker answered a QoS 1 publish with an error, or not at all
-"""
+"""Exceptions of the link."""
 
 from enum import StrEnum
 from typing import Final

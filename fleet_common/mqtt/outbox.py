@@ -4,14 +4,13 @@ A flow is all traffic of one client. Its backlog costs the other flows nothing: 
 full, the flow that occupies most of it makes room.
 """
 
-import heapq
 import logging
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, Self
 
 from paho.mqtt.properties import Properties
 
@@ -58,6 +57,7 @@ class Outgoing:
     flow: str = field(init=False)
 
     def __post_init__(self) -> None:
+        check_topic(self.topic)
         size = publish_packet_bytes(
             self.topic,
             self.payload,
@@ -82,8 +82,7 @@ class Outgoing:
         return None if self.deadline is None else max(1, math.ceil(self.deadline - now))
 
     def check(self, *, limit: int) -> None:
-        """Raise ValueError for an invalid topic or QoS, PacketTooLarge for a packet of more than `limit` bytes."""
-        check_topic(self.topic)
+        """Raise ValueError for an invalid QoS, PacketTooLarge for a packet of more than `limit` bytes."""
         if self.qos not in {0, 1}:
             raise ValueError(f"QoS {self.qos} is not supported: use 0 or 1.")
         if self.packet_bytes > limit:
@@ -144,52 +143,6 @@ def _missing(properties: Properties | None) -> str:
     return ""
 
 
-K = TypeVar("K", bound=Hashable)
-SPARE = 64  # outdated records kept before a cleanup
-
-
-class Holdings(Generic[K]):
-    """Amounts by key of something bounded, in whole numbers, the largest found in logarithmic time."""
-
-    def __init__(self) -> None:
-        self._amounts: dict[K, int] = {}
-        # Earlier amounts, the largest first; each key has a record of at least its amount.
-        self._records: list[tuple[int, int, K]] = []
-        self._serial = 0  # keys need not be comparable
-
-    def of(self, key: K) -> int:
-        return self._amounts.get(key, 0)
-
-    def add(self, key: K, amount: int) -> None:
-        self._amounts[key] = self.of(key) + amount
-        if len(self._records) > SPARE + 2 * len(self._amounts):
-            self._records = []
-            for each in self._amounts:
-                self._record(each)
-        else:
-            self._record(key)
-
-    def remove(self, key: K, amount: int) -> None:
-        self._amounts[key] -= amount
-        if not self._amounts[key]:
-            del self._amounts[key]
-
-    def largest(self) -> tuple[K | None, int]:
-        """Return the key with the largest amount, and the amount; None and 0 without keys."""
-        while self._records:
-            amount, _, key = self._records[0]
-            if self.of(key) == -amount:
-                return key, -amount
-            heapq.heappop(self._records)
-            if self.of(key):
-                self._record(key)
-        return None, 0
-
-    def _record(self, key: K) -> None:
-        self._serial += 1
-        heapq.heappush(self._records, (-self._amounts[key], self._serial, key))
-
-
 TURN_BYTES: Final = 1024  # that a flow may send per turn
 MOST_IN_A_ROW: Final = 8  # priority messages while others wait
 LOOK_S: Final = 0.25  # between two searches for expired messages, which visit all
@@ -216,7 +169,7 @@ class Outbox:
         self._urgent = self._empty()
         self._others = self._empty()
         self._in_a_row = 0  # priority messages taken while others waited
-        self._holdings: Holdings[tuple[str, bool]] = Holdings()  # droppable messages, by flow and priority
+        self._holdings = Counter[tuple[str, bool]]()  # shares of droppable messages, by flow and priority
         self._droppable = 0
         self._droppable_bytes = 0
         self._unanswered: OrderedDict[int, Outgoing] = OrderedDict()  # by packet identifier, in the order sent
@@ -305,8 +258,8 @@ class Outbox:
 
     def _make_room(self, message: Outgoing) -> None:
         """Drop the newest message of the flow that occupies most, or raise NotConnected."""
-        largest, most = self._holdings.largest()
-        mine = self._holdings.of((message.flow, message.priority)) + self._share(message)
+        largest, most = max(self._holdings.items(), key=lambda held: held[1], default=(None, 0))
+        mine = self._holdings[message.flow, message.priority] + self._share(message)
         if largest is None or not self._would_fit(message) or (mine > most and not message.indispensable):
             raise NotConnected(
                 f"The queue to the broker is full: {len(self)} messages ({self._bytes} bytes) are "
@@ -364,14 +317,17 @@ class Outbox:
         if not message.indispensable:
             self._droppable += 1
             self._droppable_bytes += message.packet_bytes
-            self._holdings.add((message.flow, message.priority), self._share(message))
+            self._holdings[message.flow, message.priority] += self._share(message)
 
     def _gone(self, message: Outgoing) -> None:
         self._bytes -= message.packet_bytes
         if not message.indispensable:
             self._droppable -= 1
             self._droppable_bytes -= message.packet_bytes
-            self._holdings.remove((message.flow, message.priority), self._share(message))
+            holder = message.flow, message.priority
+            self._holdings[holder] -= self._share(message)
+            if not self._holdings[holder]:
+                del self._holdings[holder]
 
     def _share(self, message: Outgoing) -> int:
         """Return the share of the queue that a message takes, of its messages or bytes, whichever is more, in ppb."""

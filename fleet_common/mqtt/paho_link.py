@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Final
 
@@ -66,39 +67,6 @@ class Backoff:
     def held(self, lived_s: float) -> None:
         """Reduce the step in proportion to how long a connection has lasted."""
         self._step_s = max(self._minimum_s, self._step_s * GROWTH ** (-lived_s / FORGIVEN_S))
-
-
-class Startup:
-    """Result of one start: set by the link's thread, awaited by the caller of `start`."""
-
-    def __init__(self) -> None:
-        self._settled = threading.Event()
-        self._connected = False
-        self._failure: ConnectFailed | None = None
-
-    @property
-    def pending(self) -> bool:
-        return not self._connected
-
-    def connected(self) -> None:
-        self._connected = True
-        self._settled.set()
-
-    def failed(self, error: ConnectFailed) -> None:
-        """Record a failed attempt; end the wait if trying again is pointless."""
-        self._failure = error
-        if error.final:
-            self._settled.set()
-
-    def ended(self) -> None:
-        """Record that there will be no further attempt."""
-        self._settled.set()
-
-    def wait(self, timeout_s: float, otherwise: ConnectFailed) -> None:
-        """Return when connected, or raise the last attempt's error, `otherwise` if none has ended within the time."""
-        self._settled.wait(timeout_s)
-        if not self._connected:
-            raise self._failure if self._failure is not None else otherwise
 
 
 class Connectivity:
@@ -157,7 +125,7 @@ class PahoLink:
         self._accepts: Accepts | None = None
         self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to run on its connection
         self._announced = BrokerLimits(max_packet_bytes=settings.packet_bytes)
-        self._startup = Startup()
+        self._started: Future[None] = Future()
         self._stopping = threading.Event()
         self._waker: Waker | None = None
         self._thread: threading.Thread | None = None
@@ -186,17 +154,18 @@ class PahoLink:
                     raise ConnectFailed("The link has not ended yet: one of its handlers blocks its thread.")
                 return
             self._stopping.clear()
-            self._startup = Startup()
+            self._started, self._failure = Future(), None
             self._waker = Waker()
             name = f"link-{self._settings.client_id}"
             self._thread = threading.Thread(target=self._run, args=(self._waker,), name=name, daemon=True)
             self._thread.start()
         try:
-            self._startup.wait(timeout_s, silent(self._settings))
-        except ConnectFailed as error:
+            self._started.result(timeout_s)
+        except (TimeoutError, ConnectFailed):
+            error = self.failure or silent(self._settings)
             self.stop()
             self._failure = error
-            raise
+            raise error from None
 
     def stop(self) -> None:
         self._stopping.set()
@@ -270,7 +239,7 @@ class PahoLink:
                     self._stopping.wait(self._backoff.next_delay_s(refused=refused))
         finally:
             waker.close()
-            self._startup.ended()
+            self._settle(self._failure or silent(self._settings))
 
     def _attempt(self, waker: Waker) -> None:
         """Connect and serve until the connection ends. No exception leaves this method."""
@@ -289,12 +258,13 @@ class PahoLink:
             self._serve(connection)
         except ConnectFailed as error:
             # The caller of `start` gets the error; later it is only logged.
-            _log.log(logging.DEBUG if self._startup.pending else logging.WARNING, "%s", error)
+            _log.log(logging.WARNING if self._started.done() else logging.DEBUG, "%s", error)
             self._failure = error
             if error.fault is LinkFault.NOT_AUTHORIZED and self._settings.anonymous_too:
                 self._anonymous = not self._anonymous
                 error.final = error.final and not self._anonymous
-            self._startup.failed(error)
+            if error.final:
+                self._settle(error)
             self._handover.failed(str(error))
         except ConnectionLost as error:
             self._failure = name_taken(self._settings) if error.taken_over else lost(str(error), self._settings)
@@ -322,7 +292,16 @@ class PahoLink:
         self._online_since = self._clock()
         self._failure = None
         self._connectivity.up()
-        self._startup.connected()
+        self._settle(None)
+
+    def _settle(self, error: ConnectFailed | None) -> None:
+        """End the wait of `start`, once."""
+        if self._started.done():
+            return
+        if error is None:
+            self._started.set_result(None)
+        else:
+            self._started.set_exception(error)
 
     def _serve(self, connection: Connection) -> None:
         flush_until: float | None = None

@@ -25,24 +25,23 @@ from fleet_common.mqtt.settings import TlsSettings
 _log = logging.getLogger(__name__)
 
 
-def certificate_end(path: Path | None) -> datetime | None:
-    """Return the end of validity of a certificate (PEM); None if there is none that can be read."""
-    if path is None:
-        return None
+def certificate_in(path: Path | None) -> x509.Certificate | None:
+    """Return the first certificate of a PEM file; None if there is none that can be read."""
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+        return None if path is None else x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def certificate_end(path: Path | None) -> datetime | None:
+    found = certificate_in(path)
+    return None if found is None else found.not_valid_after_utc
 
 
 def certificate_name(path: Path | None) -> str | None:
-    """Return the common name in a certificate (PEM), our client id at the broker; None if none can be read."""
-    if path is None:
-        return None
-    try:
-        names = x509.load_pem_x509_certificate(path.read_bytes()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except (OSError, ValueError):
-        return None
+    """Return the common name in a certificate, our client id at the broker; None if none can be read."""
+    found = certificate_in(path)
+    names = [] if found is None else found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else None
 
 

@@ -14,14 +14,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
 from pydantic import BaseModel, ValidationError
 
 from fleet_common.host import available_memory
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
-from fleet_common.mqtt.tls import certificate_end, certificate_name, tls_context
+from fleet_common.mqtt.tls import certificate_end, certificate_in, certificate_name, tls_context
 from fleet_device.checks.edge_check import Check, Checklist, CheckReport, NotApplicable
 from fleet_device.checks.selftest import (
     PROBE_POLICY,
@@ -143,9 +142,9 @@ def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str
 def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[Moment]:
     """Return what a clock can be compared with: certificates issued, and connections of edges."""
     moments = [
-        Moment(f"the certificate {path.name} became valid", begin)
+        Moment(f"the certificate {path.name} became valid", found.not_valid_before_utc)
         for path in (broker.ca, broker.certificate)
-        if path is not None and (begin := _begin(path)) is not None
+        if path is not None and (found := certificate_in(path)) is not None
     ]
     return moments + [Moment(f"edge {each.edge} connected", each.since) for each in edges]
 
@@ -161,13 +160,6 @@ def check_clock(now: datetime, moments: Sequence[Moment]) -> str:
             "systemd: `timedatectl set-ntp true`), or the other machine's if that one is wrong."
         )
     return f"{now:%Y-%m-%d %H:%M:%S} UTC; {latest.what} {_span(max(now - latest.at, timedelta()))} ago."
-
-
-def _begin(path: Path) -> datetime | None:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_before_utc
-    except (OSError, ValueError):
-        return None
 
 
 def _span(span: timedelta) -> str:

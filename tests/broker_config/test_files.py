@@ -47,6 +47,7 @@ def test_what_is_empty_is_left_out() -> None:
         ("max_queue = 1", "max_queue"),
         ("[tls]\ncrt = 'a'", "'tls.crt'"),
         ('edges = ["a", "a"]', "description"),
+        ('tls = "yes"', "tls"),
     ],
 )
 def test_an_invalid_description_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
@@ -124,10 +125,3 @@ def test_all_that_is_wrong_in_a_description_is_told_at_once_in_plain_words(tmp_p
     assert f"The setting 'tls.kye'{unknown}ca, certificate, crl, key." in found
     assert any(line.startswith(f"The setting 'prot'{unknown}acl_plugin, banned") for line in found)
     assert len(found) == 5
-
-
-def test_a_section_of_a_description_that_is_none_is_told_in_plain_words(tmp_path: Path) -> None:
-    path = tmp_path / "broker.toml"
-    path.write_text('tls = "yes"\n', encoding="utf-8")
-    with pytest.raises(BrokerFilesError, match="tls"):
-        read_description(path)

@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -148,17 +148,30 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         host._glibc_function.cache_clear()
 
 
-def test_the_folder_is_systemds_or_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert state_folder({"STATE_DIRECTORY": "/var/lib/a:/b", "XDG_STATE_HOME": "/c"}) == Path("/var/lib/a")
-    assert state_folder({"XDG_STATE_HOME": "/c"}) == Path("/c/dssd-fleet")
+@pytest.mark.parametrize(
+    ("folder", "service", "user", "default"),
+    [
+        (state_folder, "STATE_DIRECTORY", "XDG_STATE_HOME", ".local/state"),
+        (cache_folder, "CACHE_DIRECTORY", "XDG_CACHE_HOME", ".cache"),
+    ],
+)
+def test_the_folder_is_systemds_then_xdgs_then_the_homes(
+    folder: Callable[[dict[str, str]], Path | None],
+    service: str,
+    user: str,
+    default: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert folder({service: "/var/lib/a:/b", user: "/c"}) == Path("/var/lib/a")
+    assert folder({user: "/c"}) == Path("/c/dssd-fleet")
     for ignored in ("", "relative"):
-        assert state_folder({"XDG_STATE_HOME": ignored}) == Path.home() / ".local/state/dssd-fleet"
+        assert folder({user: ignored}) == Path.home() / default / "dssd-fleet"
 
     def no_home() -> Path:
         raise RuntimeError
 
     monkeypatch.setattr(Path, "home", no_home)
-    assert state_folder({}) is None
+    assert folder({}) is None
 
 
 class Found(BaseModel):
@@ -191,21 +204,6 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_pa
     with pytest.raises(OSError, match="director"):
         write_cache(file, Found())
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_the_folder_is_systemd_s_then_xdg_s_then_the_home_s() -> None:
-    assert cache_folder({"CACHE_DIRECTORY": "/var/cache/a:/b", "XDG_CACHE_HOME": "/c"}) == Path("/var/cache/a")
-    assert cache_folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/dssd-fleet")
-    for ignored in ("", "relative"):
-        assert cache_folder({"XDG_CACHE_HOME": ignored}) == Path.home() / ".cache/dssd-fleet"
-
-
-def test_a_user_without_a_home_has_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    assert cache_folder({}) is None
 
 
 class Manager:

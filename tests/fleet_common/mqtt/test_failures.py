@@ -1,18 +1,12 @@
-import shutil
 import socket
-import ssl
-import subprocess
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
 from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_common.mqtt.paho_link import PahoLink
-from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
+from fleet_common.mqtt.settings import BrokerSettings, LinkSettings
 from tests.support.scripted_broker import ScriptedBroker, connack, receive_maximum
 from tests.support.waiting import until
 
@@ -29,14 +23,13 @@ def failure(settings: LinkSettings, *, timeout_s: float = 0.3) -> ConnectFailed:
     return caught.value
 
 
-def settings_for(port: int, host: str = "127.0.0.1", tls: TlsSettings | None = None) -> LinkSettings:
+def settings_for(port: int, host: str = "127.0.0.1") -> LinkSettings:
     return LinkSettings(
         client_id="a",
         host=host,
         port=port,
         username="a",
         password="hunter2",
-        tls=tls,
         connect_timeout_s=0.2,
         handshake_s=0.2,
         min_backoff_s=0.01,
@@ -59,19 +52,17 @@ def test_an_unknown_host() -> None:
     assert "no.such.host.invalid" in str(error)
 
 
-def test_a_server_that_never_answers_is_reported_as_silent() -> None:
-    with ScriptedBroker(None) as broker:
-        assert "did not answer in time" in str(failure(settings_for(broker.port)))
-
-
-def test_a_server_that_hangs_up() -> None:
-    with ScriptedBroker(b"") as broker:
-        assert "closed the connection without an answer" in str(failure(settings_for(broker.port)))
-
-
-def test_a_server_that_does_not_speak_mqtt() -> None:
-    with ScriptedBroker(b"HTTP/1.1 400 Bad Request\r\n\r\n") as broker:
-        assert "is it an MQTT broker" in str(failure(settings_for(broker.port)))
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "did not answer in time"),
+        (b"", "closed the connection without an answer"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is it an MQTT broker"),
+    ],
+)
+def test_what_does_not_speak_mqtt_is_told(answer: bytes | None, words: str) -> None:
+    with ScriptedBroker(answer) as broker:
+        assert words in str(failure(settings_for(broker.port)))
 
 
 OLD_CONNACK = b"\x20\x02\x00\x01"  # MQTT 3.1.1: "unacceptable protocol version", without properties
@@ -173,76 +164,3 @@ def test_a_refusal_that_may_change_is_tried_again() -> None:
         error = failure(settings_for(broker.port), timeout_s=1.0)
         assert len(broker.packets) > 1
     assert (error.final, error.fault) == (False, LinkFault.BUSY)
-
-
-@pytest.mark.parametrize("missing", ["ca", "certificate", "key"])
-def test_a_tls_file_that_is_not_there(pki: Path, tmp_path: Path, missing: str) -> None:
-    files = {"ca": pki / "ca.pem", "certificate": pki / "ca.pem", "key": pki / "ca.key"}
-    files[missing] = tmp_path / "absent.pem"
-    error = failure(settings_for(1, tls=TlsSettings(**files)), timeout_s=LONG_S)
-    assert "TLS files" in str(error)
-    assert "absent.pem" in str(error)
-    assert error.final
-
-
-def test_a_broker_whose_certificate_is_anothers(pki: Path, tls_port: int) -> None:
-    error = failure(settings_for(tls_port, tls=TlsSettings(ca=pki / "stranger.pem")), timeout_s=LONG_S)
-    assert "check" in str(error)
-    assert error.final
-
-
-def test_tls_to_a_port_that_has_none(pki: Path) -> None:
-    with ScriptedBroker(None) as broker:
-        error = failure(settings_for(broker.port, tls=TlsSettings(ca=pki / "ca.pem")))
-    assert "TLS" in str(error)
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed: install the package 'openssl'")
-    folder = tmp_path_factory.mktemp("pki")
-    for name in ("ca", "stranger"):
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-        ]
-        command += ["-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"]
-        command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-        subprocess.run(command, check=True, capture_output=True)
-    return folder
-
-
-@pytest.fixture
-def tls_port(pki: Path) -> Iterator[int]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pki / "ca.pem", pki / "ca.key")
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                peer, _ = listener.accept()
-            except OSError:
-                return
-            with peer:
-                peer.settimeout(5.0)
-                try:
-                    context.wrap_socket(peer, server_side=True).close()
-                except OSError:
-                    continue
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    yield int(listener.getsockname()[1])
-    listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
-    listener.close()

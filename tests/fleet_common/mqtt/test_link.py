@@ -1,5 +1,4 @@
 import random
-import statistics
 import threading
 
 import pytest
@@ -11,7 +10,6 @@ from fleet_common.mqtt.link import (
     NO_MATCHING_SUBSCRIBERS,
     PublishOutcome,
     check_filter,
-    check_topic,
     matches,
     publish_confirmed,
     split_share,
@@ -80,18 +78,6 @@ def test_valid_filters_pass(good: str) -> None:
     check_filter(good)
 
 
-@pytest.mark.parametrize("bad", ["", "a#", "a/b+", "#/a", "$share/g", "$share//a", "$share/#/a", "a\0", "\ud800"])
-def test_invalid_filters_are_refused(bad: str) -> None:
-    with pytest.raises(ValueError, match="filter"):
-        check_filter(bad)
-
-
-@pytest.mark.parametrize("bad", ["", "+", "a/#", "a\0", "\ud800", "a" * 65_536])
-def test_topics_with_wildcards_or_too_long_are_refused(bad: str) -> None:
-    with pytest.raises(ValueError, match="publish"):
-        check_topic(bad)
-
-
 def backoff_of(seed: int = 0) -> Backoff:
     return Backoff(minimum_s=0.5, maximum_s=4.0, refused_s=30.0, rng=random.Random(seed))
 
@@ -121,10 +107,6 @@ def test_each_delay_lies_within_its_doubling_step(refused: bool, ceiling_s: floa
         assert 0.9 * step < max(of_this) <= step
 
 
-def test_two_clients_do_not_come_back_together() -> None:
-    assert delays(1) != delays(2)
-
-
 def test_a_broker_that_answers_again_after_refusals_is_soon_found_again_when_it_dies() -> None:
     backoff = steps_of()
     assert [backoff.next_delay_s(refused=True) for _ in range(8)] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
@@ -140,25 +122,6 @@ def test_a_connection_takes_back_what_the_delays_have_grown_by_in_proportion_to_
     assert backoff.next_delay_s() == pytest.approx(4.0 / 2**2.5)
     backoff.held(1e9)
     assert backoff.next_delay_s() == 0.5
-
-
-def test_a_line_that_is_cut_every_two_seconds_costs_half_a_second_each_time() -> None:
-    backoff = backoff_of()
-    waited = []
-    for _ in range(200):
-        waited.append(backoff.next_delay_s())
-        backoff.held(2.0)
-    assert max(waited) <= 0.5
-
-
-def test_connections_that_break_at_once_are_not_made_anew_without_end() -> None:
-    backoff = backoff_of()
-    waited = []
-    for _ in range(1000):
-        waited.append(backoff.next_delay_s())
-        backoff.held(0.01)
-    # The mean is 2 s; below 1.8 s it would be by 5 standard errors: a false alarm in three million.
-    assert statistics.mean(waited) > 1.8
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -13,7 +13,7 @@ from paho.mqtt.properties import Properties
 
 from fleet_common.mqtt.errors import NotConnected
 from fleet_common.mqtt.link import PACKET_TOO_LARGE, CallbackGuard, LinkCounters, PublishOutcome
-from fleet_common.mqtt.outbox import SPARE, BrokerLimits, Holdings, Outbox, Outgoing, Sender
+from fleet_common.mqtt.outbox import BrokerLimits, Outbox, Outgoing, Sender
 from fleet_common.mqtt.packets import publish_packet, publish_packet_bytes
 from fleet_common.mqtt.settings import LinkSettings
 
@@ -38,36 +38,6 @@ def take_all(outbox: Outbox) -> list[bytes]:
     while (message := outbox.take(window=1000)) is not None:
         taken.append(message.payload)
     return taken
-
-
-def test_unanswered_messages_count_towards_the_bound_and_return_to_the_head_in_order() -> None:
-    outbox, _ = make(max_messages=3)
-    for payload in (b"1", b"2", b"3"):
-        outbox.put(Outgoing("a", payload))
-    for identifier in (7, 8):
-        message = outbox.take(window=10)
-        assert message is not None
-        outbox.await_answer(identifier, message)
-    with pytest.raises(NotConnected):
-        outbox.put(Outgoing("a", b"4"))
-    outbox.connection_lost()
-    assert take_all(outbox) == [b"1", b"2", b"3"]
-    assert len(outbox) == 0
-
-
-def test_the_window_holds_back_qos_1() -> None:
-    outbox, _ = make()
-    outbox.put(Outgoing("a", b"1"))
-    outbox.put(Outgoing("a", b"2"))
-    first = outbox.take(window=1)
-    assert first is not None
-    outbox.await_answer(1, first)
-    assert outbox.take(window=1) is None
-    assert outbox.pop_answered(1) is first
-    assert outbox.pop_answered(1) is None
-    second = outbox.take(window=1)
-    assert second is not None
-    assert second.payload == b"2"
 
 
 def test_an_answer_settles_what_was_sent_before_it() -> None:
@@ -307,7 +277,7 @@ class OutboxMachine(RuleBasedStateMachine):
             assert self.lane(message).pop(0) == message.payload
         assert not any(self.held.values())
         assert self.outbox._bytes == self.outbox._droppable_bytes == self.outbox._droppable == 0
-        assert self.outbox._holdings.largest() == (None, 0)
+        assert not self.outbox._holdings
 
 
 TestOutboxMachine = OutboxMachine.TestCase
@@ -331,32 +301,6 @@ def test_a_queued_message_that_a_new_broker_finds_too_large_is_dropped_told_and_
     sender.on_answer(1, 0)
     assert outcomes[1:] == [PublishOutcome("b", 0)]
     assert sender.idle
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-3, 5)), max_size=100))
-def test_the_largest_is_the_largest(changes: list[tuple[str, int]]) -> None:
-    holdings: Holdings[str] = Holdings()
-    amounts = dict.fromkeys("abcd", 0)
-    for key, change in changes:
-        if change > 0:
-            holdings.add(key, change)
-        elif change < 0:
-            change = -min(-change, amounts[key])  # noqa: PLW2901
-            if change:
-                holdings.remove(key, -change)
-        amounts[key] += change
-        key, most = holdings.largest()  # type: ignore[assignment]  # noqa: PLW2901
-        assert most == max(amounts.values())
-        assert most == (amounts[key] if key is not None else 0)
-
-
-def test_outdated_records_are_cleared_away() -> None:
-    holdings: Holdings[str] = Holdings()
-    for _ in range(1000):
-        holdings.add("a", 2)
-        holdings.remove("a", 1)
-    assert len(holdings._records) <= SPARE + 3
-    assert holdings.largest() == ("a", 1000)
 
 
 class _Unsent(Client):

@@ -83,24 +83,6 @@ def test_unanswered_aliased_messages_are_sent_again_in_full_and_in_order(
         device.stop()
 
 
-@pytest.mark.broker
-def test_a_killed_broker_that_comes_back_is_found_again(own_mosquitto: "MosquittoProcess", links: list[Link]) -> None:
-    inbox, changes = Inbox(), list[bool]()
-    edge, device = make(own_mosquitto.port, EDGE), make(own_mosquitto.port)
-    links += [edge, device]
-    edge.subscribe(DRAFTS, inbox)
-    edge.on_connection(changes.append)
-    edge.start(timeout_s=START_S)
-    device.start(timeout_s=START_S)
-    own_mosquitto.kill()
-    until(lambda: not edge.connected and not device.connected)
-    own_mosquitto.start()
-    until(lambda: edge.connected and device.connected)
-    device.publish(DRAFT, b"after", alias=True)
-    until(lambda: inbox.payloads == [b"after"])
-    assert changes == [True, False, True]
-
-
 def lose_all(relay: Relay) -> None:
     """Drop all traffic in both directions without closing a connection."""
     relay.swallow()
@@ -446,20 +428,6 @@ def test_publish_does_not_wait_for_a_network_thread_that_is_held_up(links: list[
         link.stop()
 
 
-def test_publish_wakes_the_idle_network_thread(links: list[Link]) -> None:
-    with ScriptedBroker(connack()) as broker:
-        link = make(broker.port)
-        links.append(link)
-        link.start(timeout_s=START_S)
-        began = time.monotonic()
-        for number in range(1, 6):
-            link.publish("a", b"", qos=0)  # unanswered, so that nothing else wakes the thread
-            until(lambda number=number: len(broker.publishes()) == number)  # type: ignore[misc]
-        # Left alone the thread looks about once a second.
-        assert time.monotonic() - began < 2.0
-        link.stop()
-
-
 def test_a_listener_that_fails_is_counted(links: list[Link], caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: bool) -> None:
         raise RuntimeError("listener")
@@ -476,21 +444,6 @@ def test_a_listener_that_fails_is_counted(links: list[Link], caplog: pytest.LogC
 
 def test_settings_do_not_show_the_password() -> None:
     assert "hunter2" not in repr(LinkSettings(client_id="a", username="a", password="hunter2"))
-
-
-def test_an_unroutable_message_is_dropped_by_dispatch(links: list[Link]) -> None:
-    inbox = Inbox()
-    with ScriptedBroker(connack()) as broker:
-        link = make(broker.port)
-        links.append(link)
-        link.start(timeout_s=START_S)
-        link.subscribe("a", inbox)
-        until(lambda: len(broker.packets) == 2)
-        broker.send(b"\x30\x05\x00\x01b\x00x")  # PUBLISH to "b", which nobody asked for
-        broker.send(b"\x30\x05\x00\x01a\x00y")
-        until(lambda: len(inbox) > 0)
-        assert inbox == [Message("a", b"y")]
-        link.stop()
 
 
 def test_garbage_from_the_broker_ends_the_connection_and_not_the_link(links: list[Link]) -> None:

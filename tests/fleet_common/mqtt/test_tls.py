@@ -35,6 +35,7 @@ from fleet_common.mqtt.tls import (
 )
 from tests.support.links import START_S
 from tests.support.mqtt_packets import Publish, acknowledgement
+from tests.support.scripted_broker import ScriptedBroker
 from tests.support.tls_fleet import HOST, TlsFleet, enrol, new_authority, tls_fleet
 from tests.support.waiting import until
 
@@ -207,6 +208,11 @@ def test_a_broker_whose_certificate_is_not_valid_now(
         assert sentence in str(refusal(server.port, replace(files, ca=ca.folder.certificate)))
     finally:
         server.close()
+
+
+def test_tls_to_a_port_that_has_none(files: TlsSettings) -> None:
+    with ScriptedBroker(None) as broker:
+        assert "is it a TLS port" in str(refusal(broker.port, files))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the old versions, which is the point
