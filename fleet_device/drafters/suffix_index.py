@@ -1,7 +1,7 @@
 """Suffix index: where in earlier tokens the same ones occurred as at the end of a sequence; and the history on disk.
 
-A place is the number of the token that followed. Each is chained under a hash of its last 2, 4 and 8 tokens, or other
-lengths, so that a search looks at a bounded number of places. What was appended last can be taken back, exactly. (A
+A place is the number of the token that followed. Each is chained under a hash of its last 2, 4 and 8 tokens, so that a
+search looks at a bounded number of places. What was appended last can be taken back, exactly. (A
 suffix tree, as in SuffixDecoding, arXiv 2411.04975, finds the same places in several times the memory.)
 """
 
@@ -47,8 +47,8 @@ _WORD: Final = (1 << 64) - 1
 Ints = NDArray[np.int32]
 
 
-def token_bytes(lengths: int = len(LENGTHS)) -> int:
-    return 4 + 2 * 4 * lengths
+def token_bytes() -> int:
+    return 4 + 2 * 4 * len(LENGTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +65,13 @@ class Match:
 class SuffixIndex:
     """A token sequence that can be searched. Not for use from several threads at once.
 
-    `lengths` are the numbers of tokens that are hashed together, rising; the first is the shortest match. `longest`
-    tokens are compared, at least the last of `lengths`. `capacity` is allocated at once; None grows.
+    `longest` tokens are compared, at least the last of `LENGTHS`. `capacity` is allocated at once; None grows.
     """
 
-    def __init__(
-        self, *, lengths: Sequence[int] = LENGTHS, longest: int = LONGEST, capacity: int | None = None
-    ) -> None:
-        self._lengths = tuple(lengths)
+    def __init__(self, *, longest: int = LONGEST, capacity: int | None = None) -> None:
         self._longest = longest
         random = np.random.default_rng(20241104)
-        self._weights = random.integers(1 << 62, size=self._lengths[-1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        self._weights = random.integers(1 << 62, size=LENGTHS[-1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._plain_weights = self._weights.tolist()
         self._length = 0
         self._make_room(capacity or _FIRST_ROOM)
@@ -136,7 +132,7 @@ class SuffixIndex:
         `tail` has the tokens before a place, the last first; `whole` is their memory, if they are `longest`: a fast
         comparison for repetitive texts.
         """
-        size, tokens, before = self._lengths[number], self._view, self._befores[number]
+        size, tokens, before = LENGTHS[number], self._view, self._befores[number]
         last, first, found = tail[0], tail[size - 1], []
         place = self._latests[number][slot]
         for _ in range(_LOOKED_AT):
@@ -156,9 +152,9 @@ class SuffixIndex:
 
     def _make_room(self, capacity: int) -> None:
         self._tokens: Ints = np.zeros(capacity, dtype=np.int32)
-        self._before = [np.full(capacity, _NONE, dtype=np.int32) for _ in self._lengths]
+        self._before = [np.full(capacity, _NONE, dtype=np.int32) for _ in LENGTHS]
         self._bits = max(4, (capacity - 1).bit_length() - 1)  # half as many hashes as tokens, to as many
-        self._latest = [np.full(1 << self._bits, _NONE, dtype=np.int32) for _ in self._lengths]
+        self._latest = [np.full(1 << self._bits, _NONE, dtype=np.int32) for _ in LENGTHS]
         # The same memory, with faster access to single numbers.
         self._view: memoryview[int] = self._tokens.data
         self._bytes = self._view.cast("B")
@@ -172,7 +168,7 @@ class SuffixIndex:
                     self._befores[number][place] = self._latests[number][slot]
                     self._latests[number][slot] = place
             return
-        for number, size in enumerate(self._lengths):
+        for number, size in enumerate(LENGTHS):
             begin = max(first, size)
             if begin >= last:
                 continue
@@ -192,7 +188,7 @@ class SuffixIndex:
                 for number, slot in enumerate(self._slots_of(self._tail(place))):
                     self._latests[number][slot] = self._befores[number][place]
             return
-        for number, size in enumerate(self._lengths):
+        for number, size in enumerate(LENGTHS):
             begin = max(first, size)
             if begin < last:
                 slots, latest, before = self._slots(number, begin, last), self._latest[number], self._before[number]
@@ -200,7 +196,7 @@ class SuffixIndex:
                 latest[slots[::-1]] = before[begin:last][::-1]  # assigned in order: that comes last
 
     def _tail(self, place: int) -> list[int]:
-        tail = self._view[max(0, place - self._lengths[-1]) : place].tolist()
+        tail = self._view[max(0, place - LENGTHS[-1]) : place].tolist()
         tail.reverse()
         return tail
 
@@ -208,10 +204,10 @@ class SuffixIndex:
         """Return the hashes of the last tokens (the last first), for as many lengths as there are tokens."""
         products = [*accumulate(map(mul, tail, self._plain_weights))]
         shift = 64 - self._bits
-        return [(products[size - 1] & _WORD) >> shift for size in self._lengths if size <= len(products)]
+        return [(products[size - 1] & _WORD) >> shift for size in LENGTHS if size <= len(products)]
 
     def _slots(self, number: int, first: int, last: int) -> NDArray[np.int64]:
-        size = self._lengths[number]
+        size = LENGTHS[number]
         windows = np.lib.stride_tricks.sliding_window_view(self._tokens[first - size : last - 1], size)
         products = windows[:, ::-1].astype(np.int64).view(np.uint64) * self._weights[:size]
         mixed = products.sum(axis=1, dtype=np.uint64)

@@ -7,9 +7,7 @@ history, and searches with the same index.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
@@ -73,47 +71,23 @@ class NoDrafter(WithoutWeights):
 
 def load_none(settings: DeviceSettings) -> NoDrafter:
     """Load the vocabulary of the model file that the settings name; raise DrafterError."""
-    model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
+    model = _vocabulary(settings)
     return NoDrafter(model.vocabulary, model, context=settings.context)
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
-    """How to search: the fewest and the most matching tokens, and the most tokens of the sequence.
-
-    One token alone matches nearly everywhere, mostly wrongly.
-    """
-
-    shortest: int = 2
-    longest: int = 8
-    context: int = 1 << 17
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shortest <= self.longest or self.context < 1:
-            raise DrafterError("Prompt lookup needs 1 <= shortest <= longest and a context of at least 1 token.")
+_LONGEST: Final = 8
+"""Most tokens of a match that are compared."""
 
 
 class PromptLookupDrafter(WithoutWeights):
     """A `Drafter` that repeats what the sequence itself contains; the vocabulary must be the target's."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, codec: TextCodec, lookup: Lookup | None = None, *, name: str = "prompt-lookup"
-    ) -> None:
-        self._lookup = lookup or Lookup()
-        super().__init__(vocabulary, codec, context=self._lookup.context, name=name)
-        # Hashed by the shortest match, and its doubles up to the longest.
-        shortest, longest = self._lookup.shortest, self._lookup.longest
-        lengths = [shortest << doubled for doubled in range(longest.bit_length()) if shortest << doubled <= longest]
-        self._index = SuffixIndex(lengths=lengths, longest=longest)
-
-    @classmethod
-    def from_gguf(cls, path: Path, lookup: Lookup | None = None) -> "PromptLookupDrafter":
-        """Take the vocabulary from any GGUF of the target's family, without its weights; raise DrafterError."""
-        model = GgufModel(path, vocabulary_only=True)
-        return cls(model.vocabulary, model, lookup)
+    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int) -> None:
+        super().__init__(vocabulary, codec, context=context, name="prompt-lookup")
+        self._index = SuffixIndex(longest=_LONGEST)
 
     def another(self) -> "PromptLookupDrafter":
-        other = PromptLookupDrafter(self.vocabulary, self.codec, self._lookup, name=self.name)
+        other = PromptLookupDrafter(self.vocabulary, self.codec, context=self.context)
         other._owns = False
         return other
 
@@ -131,8 +105,8 @@ class PromptLookupDrafter(WithoutWeights):
         """Return what followed the latest of the longest earlier matches of the sequence's end, or None."""
         if not len(self._index):
             raise DrafterError("Prompt lookup has nothing to go on: the sequence is empty.")
-        if len(self._index) > self._lookup.context:
-            raise DrafterError(f"Prompt lookup's context of {self._lookup.context} tokens is full.")
+        if len(self._index) > self.context:
+            raise DrafterError(f"Prompt lookup's context of {self.context} tokens is full.")
         match = self._index.find(self._index.tokens)
         # The first of the longest is the latest.
         return None if match is None else point_mass(match.followers[match.alike.index(max(match.alike))])
@@ -142,8 +116,12 @@ class PromptLookupDrafter(WithoutWeights):
 
 
 def load_prompt_lookup(settings: DeviceSettings) -> PromptLookupDrafter:
-    located = locate_model(settings.model, folder=settings.models_dir)
-    return PromptLookupDrafter.from_gguf(located.path, Lookup(context=settings.context))
+    model = _vocabulary(settings)
+    return PromptLookupDrafter(model.vocabulary, model, context=settings.context)
+
+
+def _vocabulary(settings: DeviceSettings) -> GgufModel:
+    return GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
 
 
 class LogitsScript(Protocol):

@@ -1,6 +1,4 @@
 import inspect
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,17 +22,14 @@ from fleet_device import (
     TextCancelled,
     TextOptions,
 )
-from schemas.control import DeviceState, Presence, decode_json
 from schemas.reasons import EndReason
-from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
-from tests.support.memory_fleet import FLEET, MemoryFleet
+from tests.support.memory_fleet import MemoryFleet
 from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 COUPLED: Any = {"mode": "coupled", "temperature": 0.8, "top_k": 5, "top_p": 0.93}
 LONG = 40  # tokens; the output of seed 6 has no end token
-STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
 
 
 def made(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: Any) -> Device:
@@ -53,11 +48,6 @@ def at_home(**given: Any) -> Iterator[tuple[Device, MemoryFleet]]:
         yield device, fleet
 
 
-def presence(fleet: MemoryFleet) -> Presence | None:
-    kept = fleet.broker.retained(STATE)
-    return None if kept is None else decode_json(DeviceState, kept).presence
-
-
 def test_a_text_is_written_and_tells_of_itself() -> None:
     with at_home() as (device, _):
         text = device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED)
@@ -67,11 +57,6 @@ def test_a_text_is_written_and_tells_of_itself() -> None:
     assert len(text.session) == 16
     assert text.acceptance is not None
     assert text.tokens_per_s > 0
-
-
-def test_the_representation_of_a_generation_is_one_short_line() -> None:
-    with at_home() as (device, _):
-        text = device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED)
     assert len(repr(text)) < 250
     assert "\n" not in repr(text)
     assert text.session in repr(text)
@@ -114,50 +99,6 @@ def test_leaving_a_stream_closes_its_session_and_the_next_text_is_written() -> N
         until(lambda: len(fleet.edge.sessions) == 0)
         assert device.generate("t1", max_new_tokens=4).tokens
         until(lambda: len(fleet.edge.sessions) == 0)
-
-
-def test_an_interrupt_closes_the_session_and_is_raised() -> None:
-    # Background processes inherit an ignored SIGINT.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with at_home() as (device, fleet):
-
-        def interrupt() -> None:
-            until(lambda: len(fleet.edge.sessions) == 1)
-            os.kill(os.getpid(), signal.SIGINT)
-
-        thread = threading.Thread(target=interrupt)
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            device.generate("t1 t2", raw=True, max_new_tokens=4000, seed=6, **COUPLED)
-        thread.join(10.0)
-        until(lambda: len(fleet.edge.sessions) == 0)
-    signal.signal(signal.SIGINT, before)
-
-
-def test_several_threads_write_one_text_after_the_other() -> None:
-    texts: list[GeneratedText] = []
-    with at_home() as (device, _):
-
-        def write(seed: int) -> None:
-            texts.append(device.generate("t1 t2", raw=True, max_new_tokens=12, seed=seed, **COUPLED))
-
-        threads = [threading.Thread(target=write, args=(seed,)) for seed in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30.0)
-        alone = {seed: device.generate("t1 t2", raw=True, max_new_tokens=12, seed=seed, **COUPLED) for seed in range(6)}
-    assert len(texts) == 6
-    assert all(text.tokens == alone[text.seed].tokens for text in texts)
-
-
-def test_a_device_says_that_it_is_there_and_that_it_goes() -> None:
-    drafter, fleet = TalkingDrafter(), MemoryFleet()
-    with fleet.broker.running():
-        with made(fleet, drafter):
-            until(lambda: presence(fleet) is Presence.ONLINE)
-        assert presence(fleet) is Presence.OFFLINE
-    assert drafter.closed == 1
 
 
 def test_a_device_that_is_not_open_says_so_and_can_be_opened_again() -> None:

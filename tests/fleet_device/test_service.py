@@ -11,7 +11,6 @@ from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_device.api.app import listen
 from fleet_device.api.problems import problem_of
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.model_file import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext
@@ -77,14 +76,6 @@ def test_whoever_listens_hears_of_every_connect_and_loss() -> None:
     fleet.broker.pump()
     assert heard == [True, False, True]
     service.stop()
-
-
-def test_a_start_without_a_broker_fails_and_frees_the_model() -> None:
-    fleet, drafter = MemoryFleet(), TalkingDrafter()
-    fleet.broker.up = False
-    with pytest.raises(ConnectFailed):
-        memory_service(fleet, drafter).start()
-    assert drafter.closed == 1
 
 
 def test_a_patient_start_waits_for_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,25 +269,6 @@ def test_a_gateway_asked_twice_ends_at_once_and_tells_of_its_end_once(asked: Seq
     assert len(fleet.edge.sessions) == 0
 
 
-def test_a_gateway_asked_to_stop_gives_its_text_up() -> None:
-    fleet = MemoryFleet()
-    announce_edge(fleet)
-    with fleet.broker.running():
-        served = gateway(fleet)
-        served.start()
-        until(lambda: served.absence() is None)
-        events: list[object] = []
-        served.submit(lambda _codec: REQUEST, events.append)
-        until(lambda: bool(served.health()["sessions"]["writing"]))
-        served.ask(Asked.DRAIN)
-        served.ask(Asked.STOP)
-        served.run()
-        served.stop()
-    assert type(events[-1]).__name__ == "Failed"
-    fleet.settle()
-    assert len(fleet.edge.sessions) == 0
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_gateway_that_is_stopped_answers_its_clients_before_it_goes(stream: bool) -> None:
     fleet = MemoryFleet()
@@ -363,11 +335,6 @@ def test_a_gateway_whose_port_is_taken_says_so_and_can_still_be_stopped() -> Non
 
 def test_the_settings_hide_the_token() -> None:
     assert "sesame" not in repr(settings(api_token="sesame"))
-
-
-def test_a_model_that_is_not_there_is_named(tmp_path: object) -> None:
-    with pytest.raises(Exception, match="nope"):
-        load_drafter(settings(model="nope", models_dir=tmp_path))
 
 
 def test_free_memory_is_given_back_with_the_connection_and_after_texts_but_not_after_each(

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,16 +84,6 @@ def test_what_is_left_open_is_chosen(flags: dict[str, Any], pacing: Pacing) -> N
     assert make_pacing(settings(**flags)) == pacing
 
 
-def test_pacing_can_be_set_in_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "device.toml"
-    file.write_text('draft_length = "auto"\nahead = false\n')
-    assert make_pacing(load_settings(DeviceSettings, config=file, flags={})) == AdaptivePacing(ahead=False, stream=None)
-    monkeypatch.setenv("FLEET_DEVICE_AHEAD", "auto")
-    assert make_pacing(load_settings(DeviceSettings, config=file, flags={})) == AdaptivePacing(stream=None)
-    monkeypatch.setenv("FLEET_DEVICE_DRAFT_LENGTH", "6")
-    assert make_pacing(load_settings(DeviceSettings, config=file, flags={"ahead": True})) == FixedPacing(6, ahead=True)
-
-
 def test_a_bad_draft_length_is_told_what_a_good_one_is() -> None:
     with pytest.raises(SettingsError, match="draft_length"):
         settings(draft_length="many")
@@ -102,8 +91,3 @@ def test_a_bad_draft_length_is_told_what_a_good_one_is() -> None:
         settings(ahead="perhaps")
     with pytest.raises(ValueError, match="auto"):
         read_draft_length("many")
-
-
-def test_models_lie_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLEET_DEVICE_MODELS_DIR", "/srv/models")
-    assert settings().models_dir == Path("/srv/models")

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from fleet_common.logs import Event, read_events
 from fleet_edge.settings import EdgeSettings
@@ -44,17 +43,3 @@ def edge_process(arguments: Sequence[str], *, quotas: bool = False) -> Iterator[
         except subprocess.TimeoutExpired:  # it waits for a session whose Close was lost with its device's line
             process.terminate()
             process.communicate(timeout=_STOP_S)
-
-
-@contextmanager
-def real_edge(
-    port: int, *, fleet: str, models: Path, folder: Path, dtype: str, threads: int = 0, log: str = "log"
-) -> Iterator[Path]:
-    database = folder / f"{log}.sqlite3"
-    arguments = [
-        "--fleet", fleet, "--port", str(port), "--target", str(models / "target"), "--engine", "torch",
-        "--dtype", dtype,
-        "--threads", str(threads), "--db", f"sqlite:///{database}", "--spool", str(folder / "spool"),
-    ]  # fmt: skip
-    with edge_process(arguments):
-        yield database

@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 
 import pytest
@@ -174,13 +173,3 @@ def test_edges_that_hold_a_text_up_in_turn_end_it() -> None:
     with pytest.raises(DeviceError):
         device.generate()
     assert device.clock() - before <= PATIENCE.resume_s
-
-
-def test_an_hour_is_not_waited_for_by_the_only_edge() -> None:
-    device = LoneDevice()
-    hostile(device, on_open=refuse)
-    with pytest.raises(SessionRefused):
-        device.generate()
-    device.clock.seconds += 60.0
-    assert device.agent._availability.refused_s == 0.0
-    assert math.isfinite(device.clock())

@@ -15,7 +15,6 @@ from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.settings import DeviceSettings, OfflinePolicy, Outages
 from fleet_edge.store.records import CloseReported
 from schemas.control import Presence
-from schemas.messages import Close
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.client.test_agent import PROMPT, SEED, Scene, expected
@@ -323,16 +322,6 @@ def test_an_edge_that_is_back_for_a_moment_does_not_stop_a_text() -> None:
     assert not text.voided
     for position in range(len(done.tokens) - done.unverified, len(done.tokens)):
         assert done.tokens[position] == alone(done.tokens[:position])
-
-
-def test_the_end_of_a_text_that_went_on_alone_is_told_when_an_edge_is_back() -> None:
-    scene, said = Scene(), list[Close]()
-    scene.when(5, lambda: end_edge(scene))
-    done = write(scene, LOCAL)
-    (kept,) = scene.agent._unconfirmed._closes.values()
-    said.append(kept)
-    assert (kept.session, kept.tokens, kept.unverified) == (done.session, len(done.tokens), done.unverified)
-    assert (kept.edge, kept.handle) == (None, None)
 
 
 @pytest.mark.parametrize("granted", [False, True])

@@ -1,4 +1,3 @@
-import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +6,9 @@ import pytest
 
 from fleet_device.client.messaging import EdgePresences
 from fleet_device.client.retry import LEAST_WAIT_S, EdgeAvailability, RetryPolicy, RetryState
-from fleet_device.errors import SessionFailed, SessionRefused
+from fleet_device.errors import SessionFailed
 from fleet_device.settings import Outages
 from schemas.control import EdgeState, Presence
-from schemas.reasons import RefusalCode
 from tests.support.memory_fleet import START
 
 EDGE_STATE = EdgeState(presence=Presence.ONLINE, software="1", edge="edge-1", target="toy", vocabulary="6", since=START)
@@ -27,38 +25,6 @@ def watch_at(times: list[float], **given: Any) -> tuple[RetryState, Callable[[fl
 def seen(state: RetryState, *, opened: bool) -> RetryState:
     state.session.opened = SimpleNamespace() if opened else None  # type: ignore[assignment]
     return state
-
-
-def waits_out(state: RetryState, seconds: float, *, opened: bool) -> bool:
-    try:
-        seen(copy.copy(state), opened=opened)._wait_out(SessionRefused(RefusalCode.QUOTA, "Later."), seconds)
-    except SessionRefused:
-        return False
-    return True
-
-
-def test_the_first_open_is_waited_for_less_long_than_a_resumed_session() -> None:
-    watch, pass_s = watch_at([100.0])
-    pass_s(5.0)
-    assert seen(watch, opened=False).exhausted_s() is None
-    pass_s(0.1)
-    assert seen(watch, opened=False).exhausted_s() == 5.0
-    assert seen(watch, opened=True).exhausted_s() is None
-    watch.note_resume("")
-    pass_s(30.0)
-    assert seen(watch, opened=False).exhausted_s() is None
-    pass_s(0.1)
-    assert seen(watch, opened=False).exhausted_s() == seen(watch, opened=True).exhausted_s() == 30.0
-
-
-def test_asking_again_does_not_shorten_the_wait_and_an_answer_restarts_it() -> None:
-    watch, pass_s = watch_at([0.0])
-    pass_s(29.0)
-    watch.note_sent()
-    pass_s(2.0)
-    assert seen(watch, opened=True).exhausted_s() == 30.0
-    watch.note_answer(tokens=0)
-    assert seen(watch, opened=True).exhausted_s() is None
 
 
 def test_a_draft_is_asked_for_again_later_than_an_open() -> None:
@@ -83,19 +49,6 @@ def test_no_wait_is_longer_than_the_patience_that_is_left() -> None:
     watch, pass_s = watch_at([0.0])
     pass_s(4.5)
     assert seen(watch, opened=False).repeat_in_s() == 0.5
-
-
-@pytest.mark.parametrize("got_on", [False, True])
-def test_only_a_text_that_grows_may_be_resumed_without_end(got_on: bool) -> None:
-    watch, _ = watch_at([0.0])
-    for _ in range(20):
-        watch.note_resume("")
-    watch.note_answer(tokens=int(got_on))
-    if got_on:
-        watch.note_resume("")
-    with pytest.raises(SessionFailed, match="without progress: the edge went away"):
-        watch.note_resume("the edge went away.")
-    assert watch.resumes == 20 + got_on
 
 
 def test_each_token_pays_for_one_new_beginning_and_none_is_saved_up() -> None:
@@ -143,15 +96,6 @@ def test_an_edge_that_names_no_time_is_left_alone_for_a_while_for_each_time_that
     for number in range(1, 9):
         watch.hold(0.0)
         assert seen(watch, opened=True).repeat_in_s() == pytest.approx(number * LEAST_WAIT_S)
-
-
-def test_a_time_to_wait_fits_as_long_as_the_patience_lasts() -> None:
-    watch, pass_s = watch_at([0.0])
-    assert waits_out(watch, 5.0, opened=False)
-    assert not waits_out(watch, 5.1, opened=False)
-    pass_s(3.0)
-    assert not waits_out(watch, 2.1, opened=False)
-    assert waits_out(watch, 27.0, opened=True)
 
 
 def test_an_edge_that_comes_and_goes_is_not_asked_each_time() -> None:

@@ -12,7 +12,7 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import load_drafter
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
-from fleet_device.drafters.without_model import Lookup, PromptLookupDrafter, ScriptedDrafter, WordCodec
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.settings import DRAFTERS, NO_DRAFTER, DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -40,7 +40,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *DRAFTERS,
         "llama.cpp in small batches",
         "llama.cpp beside suffix",
-        "prompt-lookup of short matches",
         "scripted",
         "unlike",
     ]
@@ -60,12 +59,9 @@ def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[[], Dr
                 drafter = LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, batch=16))
             case "scripted":
                 drafter = ScriptedDrafter(Sums(), WORDS, context=CONTEXT, end_tokens=(0,))
-            case "unlike":
+            case _:
                 inner = ScriptedDrafter(Sums(), OTHER_WORDS, context=CONTEXT, end_tokens=(5,))
                 drafter = UnlikeVocabularyDrafter(inner, Vocabulary.of(WORDS), WordCodec(WORDS, (0,)))
-            case _:
-                lookup = Lookup(shortest=1, longest=4, context=CONTEXT)
-                drafter = PromptLookupDrafter(Vocabulary.of(WORDS), WordCodec(WORDS, (0,)), lookup)
         made.append(drafter)
         return drafter
 
