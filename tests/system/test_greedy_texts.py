@@ -19,7 +19,6 @@ from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.remote.loading import load_local
 from schemas.policy import Mode, SamplingPolicy
 from tests.fleet_edge.verifiers.llama_cpp.test_verifier import Engine
-from tests.fleet_edge.verifiers.oracle import needs_int8
 from tests.support.inference_server import InferenceServer
 from tests.support.prepared_models import prepared
 from tests.support.whole import Whole
@@ -139,7 +138,6 @@ def test_greedy_text_is_the_engine_s_own(
     assert accepted > 0  # or no draft would have been verified
 
 
-@needs_int8
 @pytest.mark.parametrize("mode", [Mode.RESIDUAL, pytest.param(Mode.COUPLED, marks=pytest.mark.exhaustive)])
 def test_greedy_text_in_int8_is_the_engine_s_own_to_the_bit(
     mode: Mode, mosquitto: MosquittoProcess, tmp_path: Path, drafters: Load

@@ -20,13 +20,11 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
 
 from fleet_common.host import available_memory, cache_folder
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
-from fleet_edge.verifiers.packed.kv import SlabMemory, Slot
-from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
-from fleet_edge.verifiers.packed.lean import Geometry, LeanModel, Product, hadamard, value_bits
+from fleet_edge.verifiers.packed.lean import Geometry, LeanModel, hadamard
 from fleet_edge.verifiers.packed.target import (
     AUTO,
     Target,
@@ -44,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 KINDS: Final = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
-_FORMAT: Final = "1"
+_FORMAT: Final = "2"
 """Version of the format; change it whenever the same weights are quantized differently."""
 
 _FILES: Final = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "config.json", "generation_config.json")
@@ -54,10 +52,8 @@ _SEED: Final = 0
 _CHECKED: Final = 40  # tokens
 _TOLERANCE: Final = 1e-4
 _INNER_STEP: Final = 32
-"""Feed-forward layers are widened to a multiple of two vector registers: torch computes the rest of a row otherwise."""
+"""Feed-forward layers are widened to a multiple of this, for blocks of a Hadamard matrix."""
 _LARGEST_HADAMARD: Final = 1 << 12
-_LARGEST_VALUE: Final = 12.0
-"""Largest value, in norms of the largest row of its weights."""
 
 
 def check_kind(config: Any) -> None:  # noqa: ANN401 - transformers has no type information
@@ -175,7 +171,6 @@ def _rotate_layer(
         f"{name}o.weight": (stream.T @ output).float(),
         f"{name}gate_up.weight": torch.cat((gate, up)).float(),
         f"{name}down.weight": (stream.T @ down).float(),
-        f"{name}value_grid": torch.ones(()),
     }
     for part, its in (("o", attention.o_proj), ("down", feed.down_proj)):
         if its.bias is not None:
@@ -183,10 +178,10 @@ def _rotate_layer(
     return tensors
 
 
-def quantize(geometry: Geometry, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def quantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return rotated weights in int8, with one scale a row, and take them out of what is given."""
-    made = {f"{number}.value_grid": _value_grid(geometry, tensors, number) for number in range(geometry.layers)}
-    for name in set(tensors) - set(made):
+    made = dict[str, torch.Tensor]()
+    for name in set(tensors):
         tensor = tensors.pop(name)
         if name.endswith(".weight"):
             scale = tensor.abs().amax(1).clamp_min_(1e-30) / 127
@@ -195,22 +190,7 @@ def quantize(geometry: Geometry, tensors: dict[str, torch.Tensor]) -> dict[str, 
         else:
             made[name] = tensor
     made["embedding"] = made["embedding"].to(torch.float16)
-    values = geometry.kv_heads * geometry.head_dim
-    for number in range(geometry.layers):
-        for part in ("scale", "bias"):
-            if f"{number}.qkv.{part}" in made:
-                made[f"{number}.qkv.{part}"][-values:] /= made[f"{number}.value_grid"]
     return made
-
-
-def _value_grid(geometry: Geometry, tensors: Mapping[str, torch.Tensor], number: int) -> torch.Tensor:
-    """Return the unit that a layer's values are multiples of."""
-    values = geometry.kv_heads * geometry.head_dim
-    norm = tensors[f"{number}.qkv.weight"][-values:].norm(dim=1).max() / geometry.hidden**0.5
-    if f"{number}.qkv.bias" in tensors:
-        norm = norm + tensors[f"{number}.qkv.bias"][-values:].abs().max()
-    grid: torch.Tensor = norm * _LARGEST_VALUE / (1 << value_bits(geometry.context))
-    return grid
 
 
 def some_logits(model: Any) -> torch.Tensor:  # noqa: ANN401
@@ -226,21 +206,48 @@ def _some_ids(rows: int) -> torch.Tensor:
 
 def check_rotation(own: torch.Tensor, geometry: Geometry, tensors: Mapping[str, torch.Tensor]) -> None:
     """Check that rotated weights in float32 compute the model's own logits; raises `UnsupportedModel`."""
-    ids = _some_ids(geometry.rows)
-    lean = LeanModel(geometry, tensors)
-    memory = SlabMemory(lean.shapes, budget_bytes=1 << 62, dtype=lean.dtype, device=lean.device)
-    slab = memory.make(1, len(ids))
-    indices = Indices(lean.device)
-    layout, rows = lay_out([Part(Slot(slab, 0), 0, len(ids))], indices), indices.add(range(len(ids)))
-    indices.send()
-    with torch.inference_mode():
-        found = lean.forward(ids, rows.tensor, layout, rows.tensor)
+    found = reference_logits(geometry, tensors, _some_ids(geometry.rows))
     distance = float((found - own).abs().max() / own.std().clamp_min(1e-9))
     if not distance <= _TOLERANCE:  # also if it is not a number
         raise UnsupportedModel(
             f"The number format int8 cannot serve this {geometry.kind} model, because its logits changed by "
             f"{distance:.1e} of their spread when its weights were rotated; set dtype to auto."
         )
+
+
+def reference_logits(geometry: Geometry, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    """Return what rotated weights compute in float32 for one sequence, `[len(ids), rows]`, by the plainest means."""
+    its = geometry
+    heads, shared = its.heads, its.heads // its.kv_heads
+
+    def norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+        return x * (x.square().sum(-1, keepdim=True) + eps).rsqrt()
+
+    def times(x: torch.Tensor, name: str) -> torch.Tensor:
+        return linear(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+    angles = torch.arange(len(ids), dtype=torch.float64)[:, None] * tensors["inv_freq"].double()
+    cos, sin = (turn.mul(its.rope_scale).float().repeat(1, 2)[:, None] for turn in (angles.cos(), angles.sin()))
+    spread = hadamard(its.hadamard)
+    x = tensors["embedding"][ids].float()
+    for layer in range(its.layers):
+        found = times(norm(x, its.eps * its.hidden), f"{layer}.qkv").view(len(ids), -1, its.head_dim)
+        both, value = found[:, : -its.kv_heads], found[:, -its.kv_heads :]
+        if f"{layer}.q_norm" in tensors:
+            both = norm(both, its.eps * its.head_dim)
+            both = torch.cat(
+                (both[:, :heads] * tensors[f"{layer}.q_norm"], both[:, heads:] * tensors[f"{layer}.k_norm"]), 1
+            )
+        if layer not in its.without_rope:
+            left, right = both.chunk(2, -1)
+            both = both * cos + torch.cat((-right, left), -1) * sin
+        query, key, value = (part.transpose(0, 1) for part in (both[:, :heads], both[:, heads:], value))
+        key, value = key.repeat_interleave(shared, 0), value.repeat_interleave(shared, 0)
+        found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        x = x + times(found.transpose(0, 1).flatten(1), f"{layer}.o")
+        gate, up = times(norm(x, its.eps * its.hidden), f"{layer}.gate_up").chunk(2, -1)
+        x = x + times(((silu(gate) * up).view(-1, its.hadamard) @ spread).view(len(x), -1), f"{layer}.down")
+    return times(norm(x, its.eps * its.hidden), "head")
 
 
 def load_int8(source: str | Path, *, device: str = AUTO) -> Target:
@@ -254,11 +261,6 @@ def load_int8(source: str | Path, *, device: str = AUTO) -> Target:
             f"The number format int8 is for CPUs; set torch_device to cpu, or dtype to auto for {device}."
         )
     path = Path(source).expanduser()
-    if not products_are_exact():
-        raise VerifierError(
-            "This processor cannot compute exact int8 products, since it lacks VNNI instructions; set dtype to auto, "
-            "or engine to llama.cpp."
-        )
     local = path if path.exists() else _snapshot(str(source))
     known = None if local is None else _read(local, _digest(local))
     geometry, tensors = _make(source) if known is None else known
@@ -271,20 +273,7 @@ def load_int8(source: str | Path, *, device: str = AUTO) -> Target:
         end_tokens=geometry.end_tokens,
         runs_on=f"cpu, int8, {torch.get_num_threads()} threads",
     )
-    model = LeanModel(geometry, tensors)
-    model.warm_up()
-    return Target(model, info, source)
-
-
-def products_are_exact() -> bool:
-    """Return whether int8 products of the largest numbers are right; kernels without VNNI saturate."""
-    signs = torch.randint(2, (64, 256), generator=torch.Generator().manual_seed(_SEED)) * 2 - 1
-    weight = (signs * 127).to(torch.int8)
-    product = Product({"w.weight": weight, "w.scale": torch.ones(len(weight))}, "w")
-    return all(
-        torch.equal(product(x.float() * 127), (x.double() * 127 @ weight.T.double()).float())
-        for x in (signs[:1], signs[:8], signs)
-    )
+    return Target(LeanModel(geometry, tensors), info, source)
 
 
 Quantized = tuple[Geometry, dict[str, torch.Tensor]]
@@ -307,7 +296,7 @@ def _make(source: str | Path) -> Quantized:
         geometry, rotated = rotate(target.model, context=target.info.context, end_tokens=target.info.end_tokens)
         del target
         check_rotation(own, geometry, rotated)
-        tensors = quantize(geometry, rotated)
+        tensors = quantize(rotated)
     local = path if path.exists() else _snapshot(str(source))
     if local is not None:
         _write(local, _digest(local), geometry, tensors)

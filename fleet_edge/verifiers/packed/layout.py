@@ -101,7 +101,7 @@ class Group:
             rows as they lie.
         scatter: `[end - begin]`: the query row that answers each row; None likewise.
         positions: `[sequences * width]`: of the query rows, in their sequence.
-        longest: Keys of the call: the tokens of the longest sequence, those of the step among them, or a few more.
+        longest: Keys of the call: the tokens of the longest sequence, those of the step among them.
     """
 
     slab: Slab
@@ -151,11 +151,8 @@ class Layout:
     groups: tuple[Group, ...]
 
 
-def lay_out(parts: Sequence[Part], indices: Indices, *, least_keys: int = 1) -> Layout:
-    """Lay out a step of distinct sequences; usable once `indices` have been sent.
-
-    `least_keys`: keys that an attention call has at least, as far as slots are that long; the rest is masked.
-    """
+def lay_out(parts: Sequence[Part], indices: Indices) -> Layout:
+    """Lay out a step of distinct sequences; usable once `indices` have been sent."""
     slabs: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
         slabs.setdefault(id(part.slot.slab), []).append(index)
@@ -170,9 +167,7 @@ def lay_out(parts: Sequence[Part], indices: Indices, *, least_keys: int = 1) -> 
             for index in run:
                 starts[index] = row
                 row += parts[index].count
-            groups.append(
-                _group([parts[index] for index in run], begin=starts[run[0]], indices=indices, least_keys=least_keys)
-            )
+            groups.append(_group([parts[index] for index in run], begin=starts[run[0]], indices=indices))
             order.extend(run)
         placed = [parts[index] for index in order[-len(members) :]]
         writes.append(_write(placed, begin=begin, end=row, indices=indices))
@@ -206,7 +201,7 @@ def _write(parts: Sequence[Part], *, begin: int, end: int, indices: Indices) -> 
     return Write(slab, begin, end, indices.add(slots), indices.add(places))
 
 
-def _group(parts: Sequence[Part], *, begin: int, indices: Indices, least_keys: int) -> Group:
+def _group(parts: Sequence[Part], *, begin: int, indices: Indices) -> Group:
     slab, first = parts[0].slot.slab, parts[0].slot.index
     sequences = parts[-1].slot.index - first + 1
     width = max(part.count for part in parts)
@@ -234,5 +229,5 @@ def _group(parts: Sequence[Part], *, begin: int, indices: Indices, least_keys: i
         scatter=None if as_they_lie else indices.add(scatter),
         positions=indices.add(positions),
         lowest=min(part.start for part in parts),
-        longest=max(min(least_keys, slab.capacity), *(part.start + part.count for part in parts)),
+        longest=max(part.start + part.count for part in parts),
     )

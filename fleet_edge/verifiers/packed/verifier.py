@@ -19,7 +19,7 @@ from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceTable,
 from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, rows_repeat, run_trial, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
 from fleet_edge.verifiers.packed.layout import Indices, Layout, Part, lay_out
-from fleet_edge.verifiers.packed.lean import LEAST_KEYS, LeanModel
+from fleet_edge.verifiers.packed.lean import LeanModel
 from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.packed.tokens import encode, grammar_tokenizer
 from fleet_edge.verifiers.source import check_source
@@ -49,13 +49,14 @@ class PackedVerifier:
             budget_bytes=budget_bytes,
             dtype=target.model.dtype,
             device=self._device,
+            keys_transposed=lean,
         )
         self._info = replace(target.info, context=_context(target.info, memory))
         self._store = KVStore(memory, context=self._info.context)
         self._table = SequenceTable(context=self._info.context, vocabulary=self._info.vocabulary.size)
         if not lean:
             run_trial(self, self._model)
-        elif self._model.exact:
+        else:
             self._info = replace(self._info, batch_invariant=rows_repeat(self))
             if not self._info.batch_invariant:
                 _log.warning(
@@ -125,8 +126,11 @@ class PackedVerifier:
 
     def _forward(self, items: Sequence[Item]) -> torch.Tensor:
         parts = self._parts(items)
+        if isinstance(self._model, LeanModel):
+            found = self._model.forward(parts, [item.tokens for item in items], [item.rows for item in items])
+            return torch.from_numpy(found)[:, : self._info.vocabulary.size]
         indices = Indices(self._device)
-        layout = lay_out(parts, indices, least_keys=LEAST_KEYS if isinstance(self._model, LeanModel) else 1)
+        layout = lay_out(parts, indices)
         tokens: list[int] = []
         positions: list[int] = []
         for index in layout.order:
@@ -139,8 +143,7 @@ class PackedVerifier:
         ids, places, rows = indices.add(tokens), indices.add(positions), indices.add(wanted)
         with torch.inference_mode():
             indices.send()
-            compute = self._model.forward if isinstance(self._model, LeanModel) else self._of_transformers
-            logits: torch.Tensor = compute(ids.tensor, places.tensor, layout, rows.tensor)
+            logits: torch.Tensor = self._of_transformers(ids.tensor, places.tensor, layout, rows.tensor)
         return logits[:, : self._info.vocabulary.size]
 
     def _of_transformers(

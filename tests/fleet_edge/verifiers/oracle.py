@@ -5,19 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers
 from gguf import TokenType
 from transformers import DynamicCache
 
 from fleet_edge.verifiers.contract import TargetInfo
-from fleet_edge.verifiers.packed.int8 import products_are_exact
 from fleet_edge.verifiers.packed.target import Target
 from schemas.vocabulary import Vocabulary
 from tests.support.tiny_gguf import tiny_gguf
-
-needs_int8 = pytest.mark.skipif(not products_are_exact(), reason="this processor has no exact int8 products (VNNI)")
 
 VOCABULARY = 61
 PADDED = 64  # rows of the models, three of them padding

@@ -12,7 +12,7 @@ from fleet_edge.verifiers.contract import CapacityExceeded, Item, RunsElsewhere,
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, needs_int8, tiny_folder, tiny_target_gguf
+from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
 from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript
 
@@ -77,9 +77,7 @@ def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
     verifier.shut_down()
 
 
-@pytest.fixture(
-    params=[*IN_PROCESS, pytest.param(INT8, marks=needs_int8), *REMOTE, _scripted, _scripted_by_prefix, _cached]
-)
+@pytest.fixture(params=[*IN_PROCESS, INT8, *REMOTE, _scripted, _scripted_by_prefix, _cached])
 def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterator[Verifier]:
     if request.param in REMOTE:
         servers = request.getfixturevalue("servers")

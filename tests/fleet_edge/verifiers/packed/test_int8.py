@@ -1,6 +1,10 @@
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +14,13 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, UnsupportedModel, Verifier, VerifierError
 from fleet_edge.verifiers.packed import int8, lean
 from fleet_edge.verifiers.packed.int8 import check_rotation, load_int8, quantize, rotate, some_logits
+from fleet_edge.verifiers.packed.layout import Part
 from fleet_edge.verifiers.packed.target import load_target
 from fleet_edge.verifiers.packed.tokens import encode
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.registry import load_verifier
-from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, needs_int8, tiny_folder, tiny_model
+from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_folder, tiny_model
 from tests.support.prepared_models import prepared
-
-pytestmark = needs_int8
 
 SERVED = ("llama", "llama3-scaled-rope-tied", "qwen2", "qwen3", "smollm3-layers-without-positions")
 REFUSED = ("qwen2-window-in-late-layers", "mistral-window", "gemma2-softcap-window", "phi3", "gpt2")
@@ -108,27 +111,18 @@ def test_rows_are_the_same_to_the_bit_alone_and_among_others(name: str, tmp_path
         assert torch.equal(_among_others(verifier, tokens, seed), alone)
 
 
-def test_one_scale_for_all_rows_is_found(
-    verifier: PackedVerifier, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_sequences_that_read_each_others_keys_are_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    product = lean.Product.__call__
+    lay_out = lean._lay_out
 
-    def per_tensor(self: lean.Product, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-        step = x.abs().amax() / 127
-        return product(self, (x / step).round() * step, scale)
+    def with_one_slot(parts: Sequence[Part]) -> list[lean._Run]:
+        return [replace(run, slots=run.slots * 0) for run in lay_out(parts)]
 
-    monkeypatch.setattr(lean.Product, "__call__", per_tensor)
-    tokens = _tokens(random.Random(1), 60)
-    assert not torch.equal(_among_others(verifier, tokens, 0), _alone(verifier, tokens))
-    assert not PackedVerifier(load_int8(folder), budget_bytes=BUDGET).info.batch_invariant
+    monkeypatch.setattr(lean, "_lay_out", with_one_slot)
+    verifier = PackedVerifier(load_int8(folder), budget_bytes=BUDGET)
+    assert not verifier.info.batch_invariant
     assert "seeded requests may differ" in caplog.text
-
-
-def test_scores_that_are_not_exact_are_found(verifier: PackedVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = _tokens(random.Random(1), 200)
-    monkeypatch.setattr(verifier._model, "_score_bits", 22)
-    alone = _alone(verifier, tokens)
-    assert not all(torch.equal(_among_others(verifier, tokens, seed), alone) for seed in range(5))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -143,15 +137,32 @@ def test_a_gpu_is_refused(folder: Path) -> None:
         load_int8(folder, device="cuda")
 
 
-def test_a_processor_whose_products_saturate_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    product = lean.Product.__call__
+OTHER_PROCESSOR = """
+import sys, torch
+from fleet_edge.verifiers.packed.int8 import load_int8
+from fleet_edge.verifiers.packed.kernels import VNNI
+from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from tests.fleet_edge.verifiers.packed.test_int8 import BUDGET, some_rows
+assert not VNNI
+torch.set_num_threads(int(sys.argv[3]))
+torch.save(some_rows(PackedVerifier(load_int8(sys.argv[1]), budget_bytes=BUDGET)), sys.argv[2])
+"""
 
-    def saturated(self: lean.Product, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-        return product(self, x, scale).clamp_(-(2**15), 2**15)
 
-    monkeypatch.setattr(lean.Product, "__call__", saturated)
-    with pytest.raises(VerifierError, match="cannot compute exact int8 products"):
-        load_int8(folder)
+def some_rows(verifier: PackedVerifier) -> torch.Tensor:
+    return _among_others(verifier, _tokens(random.Random(7), 150), 1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_another_processor_computes_the_same_bits(
+    folder: Path, verifier: PackedVerifier, tmp_path: Path, threads: int
+) -> None:
+    """LLVM's name `generic` stands for the oldest processor of this kind: no VNNI, no AVX, not even FMA."""
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    rows = tmp_path / "rows.pt"
+    code = [sys.executable, "-c", OTHER_PROCESSOR, str(folder), str(rows), str(threads)]
+    subprocess.run(code, check=True, env=environment, cwd=ROOT)
+    assert torch.equal(torch.load(rows, weights_only=True), some_rows(verifier))
 
 
 @pytest.fixture

@@ -71,13 +71,6 @@ def test_new_keys_go_behind_the_computed_ones() -> None:
     assert write.places.tensor.tolist() == [3, 10, 11]
 
 
-@pytest.mark.parametrize(("least", "keys"), [(1, 8), (16, 16), (100, 64)])
-def test_a_call_has_the_least_number_of_keys_as_far_as_a_slot_is_that_long(least: int, keys: int) -> None:
-    indices = Indices(torch.device("cpu"))
-    layout = lay_out([Part(Slot(_slab(), 0), 7, 1)], indices, least_keys=least)
-    assert layout.groups[0].longest == keys
-
-
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 def test_a_row_sees_itself_and_what_is_before_it_within_the_window(window: int | None) -> None:
     slab = _slab()
