@@ -171,7 +171,7 @@ def _device(bench: Bench) -> tuple[list[Resident], float]:
         rng = random.Random(number)
         words = rng.choices(_WORDS, k=rng.randint(1, max(1, int(options.prompt / _TOKENS_A_WORD))))
         message = {"role": "user", "content": f"Number {number}: {' '.join(words)}."}
-        _answer(port, {"messages": [message], "max_tokens": options.tokens, "seed": number})
+        _answer(port, {"model": "fleet", "messages": [message], "max_tokens": options.tokens, "seed": number})
 
     with bench.broker() as broker, bench.edge(broker.port, bench.target()):
         flags = [

@@ -334,7 +334,7 @@ def _write(api_port: int, prompts: Iterator[str], stopped: threading.Event) -> N
             return
         connection = http.client.HTTPConnection(_HOST, api_port, timeout=_TEXT_S)
         try:
-            body = json.dumps({"messages": [{"role": "user", "content": prompt}]})
+            body = json.dumps({"model": "fleet", "messages": [{"role": "user", "content": prompt}]})
             connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
             refused = connection.getresponse().status != http.HTTPStatus.OK
         except (OSError, http.client.HTTPException):

@@ -63,22 +63,22 @@ def plain_sentence(error: ErrorDetails) -> str:
 def field_at(model: type[BaseModel], error: ErrorDetails) -> tuple[int | str, ...]:
     """Return the location of an error, without pydantic's names for alternatives of a type."""
     place: list[int | str] = []
-    here: type[BaseModel] | None = model
+    here = [model]
     for part in error["loc"]:
         if isinstance(part, int):
             place.append(part)
-        elif here is not None and part in here.model_fields:
+        elif found := [each.model_fields[part] for each in here if part in each.model_fields]:
             place.append(part)
-            here = _model_within(here.model_fields[part].annotation)
+            here = [each for field in found for each in _models_within(field.annotation)]
         elif error["type"] == "extra_forbidden":
             place.append(part)
     return tuple(place)
 
 
-def _model_within(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - an annotation
+def _models_within(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - an annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_within, get_args(annotation))), None)
+        return [annotation]
+    return [each for inner in get_args(annotation) for each in _models_within(inner)]
 
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}

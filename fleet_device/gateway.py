@@ -285,8 +285,13 @@ class Gateway:
     def check_grammar(self, grammar: Grammar) -> None:
         self.service.agent.check_grammar(grammar)
 
-    def spell(self, token: int) -> bytes:
-        return self.service.codec.piece(token)
+    @property
+    def codec(self) -> TextCodec:
+        return self.service.codec
+
+    @property
+    def context(self) -> int:
+        return self.service.drafter.context
 
     def targets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(state.target for state in self.service.edges.online()))

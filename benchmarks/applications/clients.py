@@ -122,7 +122,7 @@ def _ask(client: _Client, port: int, number: int, over: threading.Event, codec: 
     while not over.is_set():
         connection = http.client.HTTPConnection(HOST, port, timeout=600.0)
         question = {"role": "user", "content": QUESTIONS[turn % len(QUESTIONS)]}
-        body = {"messages": [question], "stream": True, "seed": turn}
+        body = {"model": "fleet", "messages": [question], "stream": True, "seed": turn}
         turn += 1
         asked = time.monotonic()
         try:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from fleet_common.http_server import HttpServer
 from fleet_device.api.guard import HEALTH_PATHS, AccessGuard, ApplicationQuotas, Counted
+from fleet_device.api.openapi import openapi
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import (
     IGNORED_HEADER,
@@ -36,11 +37,11 @@ from fleet_device.api.replies import (
     Pause,
     Reply,
 )
-from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
-from fleet_device.api.responses import ResponseReply, read_responses_request, stream_response
+from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, TokenizeRequest, read_request
+from fleet_device.api.responses import ResponseReply, ResponsesRequest, stream_response
 from fleet_device.api.status import metrics_route, status_routes
 from fleet_device.applications import Application, ApplicationsFile
-from fleet_device.drafters.contract import TextCodec
+from fleet_device.drafters.contract import DrafterError, TextCodec
 from fleet_device.errors import ConfigurationError, DeviceError, EdgeUnavailable, SessionRefused
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
@@ -97,7 +98,12 @@ class Backend(Protocol):
     def check_grammar(self, grammar: Grammar) -> None:
         """Compile a grammar; may take seconds and is called on its own thread. Raise SessionRefused."""
 
-    def spell(self, token: int) -> bytes: ...
+    @property
+    def codec(self) -> TextCodec: ...
+
+    @property
+    def context(self) -> int:
+        """Number of tokens of prompt and output together."""
 
     def targets(self) -> tuple[str, ...]: ...
 
@@ -133,6 +139,8 @@ def create_app(
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
             Route("/v1/responses", api.response, methods=["POST"]),
+            Route("/tokenize", api.tokenize, methods=["POST"]),
+            Route("/openapi.json", api.document),
             Route("/v1/embeddings", api.embeddings, methods=["POST"]),
             *(Route(path, api.health) for path in HEALTH_PATHS),
             Route("/version", api.version),
@@ -178,16 +186,27 @@ class _Api:
         return await self._text(request, read_request(CompletionRequest, await _body(request)))
 
     async def response(self, request: Request) -> Response:
-        asked = read_responses_request(await _body(request))
-        targets = self.backend.targets()
+        asked = read_request(ResponsesRequest, await _body(request))
+        chat, targets = asked.chat(), self.backend.targets()
         name, model = secrets.token_hex(12), targets[0] if targets else ""
-        reply = ResponseReply(name, int(self.wall_clock()), model, asked)
+        created, tools = int(self.wall_clock()), chat.tool_calls()
+        reply = ResponseReply(name, created, model, asked, self.settings, self.wall_clock, tools)
         return await self._answer(
             request,
-            asked,
+            chat,
             whole=lambda texts: reply.whole(texts[0]),
             stream=lambda text, first: stream_response(reply, text, first),
         )
+
+    async def tokenize(self, request: Request) -> Response:
+        asked, codec = read_request(TokenizeRequest, await _body(request)), self.backend.codec
+        try:
+            tokens = await run_in_threadpool(asked.tokens, codec)
+        except (DeviceError, DrafterError) as error:
+            raise problem_of(error) from None
+        strings = [codec.piece(each).decode("utf-8", "replace") for each in tokens] if asked.return_token_strs else None
+        body = {"count": len(tokens), "max_model_len": self.backend.context, "tokens": tokens, "token_strs": strings}
+        return JSONResponse(body)
 
     async def embeddings(self, _request: Request) -> Response:
         sentence = "A device generates text and makes no embeddings."
@@ -205,6 +224,9 @@ class _Api:
     async def health(self, _request: Request) -> Response:
         health = self.backend.health()
         return JSONResponse(health, 200 if health["status"] in _ABLE else 503)
+
+    async def document(self, _request: Request) -> Response:
+        return JSONResponse(openapi())
 
     async def version(self, _request: Request) -> Response:
         return JSONResponse({"version": VERSION})
@@ -270,7 +292,7 @@ class _Api:
             counted.note(each)
             if isinstance(each, Failed):
                 each = replace(each, error=_problem(each.error, asked))
-            if isinstance(each, Piece) and not each.text and asked.most_logprobs is None:
+            if isinstance(each, Piece) and not each.text and asked.most_logprobs is None and not asked.continuous_usage:
                 return  # without text there is nothing to send
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
@@ -314,7 +336,8 @@ class _Api:
             created=int(self.wall_clock()),
             model=targets[0] if targets else "",
             include_usage=asked.include_usage,
-            spell=None if asked.most_logprobs is None else self.backend.spell,
+            continuous_usage=asked.continuous_usage,
+            spell=None if asked.most_logprobs is None else self.backend.codec.piece,
             tools=asked.tool_calls(),
         )
 

@@ -65,6 +65,26 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
     }
 
 
+def speculation_of(texts: Sequence[GeneratedText]) -> dict[str, Any] | None:
+    """Return the statistics of speculation in vLLM's shape; None for several choices, or without a verified draft.
+
+    Draft tokens behind a rejected one are not tested, and not counted: the rate is the session log's acceptance.
+    """
+    counters = texts[0].generation.counters
+    steps = sum(counters.histogram)
+    if len(texts) != 1 or not steps:
+        return None
+    return {
+        "mean_acceptance_length": 1 + counters.accepted / steps,
+        "draft_acceptance_rate": counters.acceptance,
+        "acceptance_histogram": counters.histogram,
+        "num_spec_steps": steps,
+        "num_accepted_draft_tokens": counters.accepted,
+        "num_draft_tokens": counters.tested,
+        "num_spec_tokens": len(counters.histogram) - 1,
+    }
+
+
 def session_summary(text: GeneratedText) -> dict[str, Any]:
     counters, policy, choice = text.generation.counters, text.request.policy, text.generation.choice
     return {
@@ -195,20 +215,32 @@ class Reply:
     include_usage: bool = False
     spell: Spell | None = None
     tools: ToolCalls | None = None
+    continuous_usage: bool = False
     _shown: dict[int, int] = field(default_factory=dict)  # characters of each choice in chunks that are sent
+    _tokens: dict[int, int] = field(default_factory=dict)  # tokens of each choice so far
 
     def whole(self, texts: Sequence[GeneratedText]) -> dict[str, Any]:
         choices = []
         for number, text in enumerate(texts):
             said = {"content": text.text} if self.tools is None else self._called(self.tools, text)
-            content = {"message": {"role": "assistant", **said}} if self.chat else {"text": text.text}
+            content = (
+                {"message": {"role": "assistant", **said, "refusal": None, "annotations": []}}
+                if self.chat
+                else {"text": text.text}
+            )
             logprobs = None if self.spell is None else self._logprobs(spelled_tokens(text, self.spell), self.spell)
             finish = _finish(text, calls="tool_calls" in said)
             choices.append({"index": number, **content, "logprobs": logprobs, "finish_reason": finish})
         kind = "chat.completion" if self.chat else "text_completion"
         own = [session_summary(text) for text in texts]
         fleet = own[0] if len(own) == 1 else {**own[0], "choices": own}
-        return {**self._head(kind), "choices": choices, "usage": usage_of(texts), "fleet": fleet}
+        return {
+            **self._head(kind),
+            "choices": choices,
+            "usage": usage_of(texts),
+            "metrics": {"speculative_decoding": speculation_of(texts)},
+            "fleet": fleet,
+        }
 
     def first(self, number: int = 0) -> list[dict[str, Any]]:
         return [self._chunk({"role": "assistant", "content": ""}, number)] if self.chat else []
@@ -228,6 +260,8 @@ class Reply:
         chunks = [self._chunk(delta, number) for delta in deltas]
         if logprobs is not None:
             chunks[0]["choices"][0]["logprobs"] = logprobs
+        self._tokens[number] = self._tokens.get(number, 0) + piece.tokens
+        self._add_usage(chunks, piece.prompt, number)
         return chunks if piece.verified else [{**chunk, "fleet": {"verified": False}} for chunk in chunks]
 
     def last(self, text: GeneratedText, number: int = 0) -> list[dict[str, Any]]:
@@ -236,12 +270,23 @@ class Reply:
             chunks = [self._chunk(each, number) for each in tools.last(number, ended=text.reason is EndReason.STOP)]
             calls = tools.calls(number)
         last = self._chunk({} if self.chat else "", number, _finish(text, calls=calls))
-        return [*chunks, {**last, "fleet": session_summary(text)}]
+        chunks.append({**last, "fleet": session_summary(text)})
+        self._tokens[number] = len(text.tokens)
+        self._add_usage(chunks, len(text.request.prompt), number)
+        return chunks
 
     def end(self, texts: Sequence[GeneratedText]) -> list[dict[str, Any]]:
         if not self.include_usage:
             return []
-        return [{**self._chunk("", 0), "choices": [], "usage": usage_of(texts)}]
+        metrics = {"speculative_decoding": speculation_of(texts)}
+        return [{**self._chunk("", 0), "choices": [], "usage": usage_of(texts), "metrics": metrics}]
+
+    def _add_usage(self, chunks: Sequence[dict[str, Any]], prompt: int, number: int) -> None:
+        if self.continuous_usage:
+            written = self._tokens[number]
+            usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+            for chunk in chunks:
+                chunk["usage"] = usage
 
     def _logprobs(self, tokens: Sequence[Told], spell: Spell, *, offset: int = 0) -> dict[str, Any]:
         return chat_logprobs(tokens, spell) if self.chat else completion_logprobs(tokens, spell, offset=offset)
@@ -348,14 +393,14 @@ class ChoiceEvents:
             _log.exception("A stream failed for a reason that should not be possible.")
             yield event(problem_of(error).body())
 
-    def comment_or(self, current: Piece | Delayed | None, piece: Callable[[str], bytes]) -> bytes:
+    def comment_or(self, current: Piece | Delayed | None, piece: Callable[[str], list[bytes]]) -> list[bytes]:
         """Return what to send for an event; `piece` formats a piece."""
         match current:
             case Piece():
                 return piece(current.text)
             case Delayed():
-                return comment(current.reason)
-        return self._alive()
+                return [comment(current.reason)]
+        return [self._alive()]
 
     def _sent(self, reply: Reply, number: int, current: Piece | Delayed | GeneratedText | None) -> list[bytes]:
         match current:

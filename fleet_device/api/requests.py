@@ -5,7 +5,7 @@ log-probabilities must not get an answer without them and continue as if they we
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json, to_json
@@ -23,40 +23,64 @@ from fleet_device.api.structured import (
     tool_prompt,
 )
 from fleet_device.drafters.contract import TextCodec
-from fleet_device.requests.chat import ChatMessage
+from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.prompt import Prompt, prepare_request
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Truncate
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, Mode
 
-# With the values that ask for nothing.
-_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
     "audio": (),
+    "background": (False,),
+    "bad_words": ([],),
     "best_of": (1,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "conversation": (),
     "echo": (False,),
-    "frequency_penalty": (0, 0.0),
+    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "include": ([],),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
     "logit_bias": ({},),
     "logprobs": (False,),  # of other requests than those that have it
+    "max_tool_calls": (),
+    "min_p": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0, 0.0),
+    "presence_penalty": (0,),
+    "previous_response_id": (),
+    "prompt": (),
+    "prompt_logprobs": (),
+    "reasoning": ({},),
     "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
+    "truncation": ("disabled",),
+    "use_beam_search": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-# Ignored.
-_IGNORED: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+"""Parameters of OpenAI and vLLM that a device does not have, with the values that ask for nothing, like null."""
+
+LABELS: Final = frozenset({"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"})
+"""Parameters without an effect on the answer; ignored."""
 
 
 def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
@@ -65,25 +89,31 @@ def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str,
     for name, value in fields.items():
         if name in known:
             kept[name] = value
-        elif name in _NEUTRAL:
+        elif name in NEUTRAL:
             if not _asks_nothing(name, value):
                 raise ApiProblem(
                     400,
-                    f"The parameter {name!r} is not supported with that value; leave it out.",
+                    f"The parameter {name!r} is not supported with that value; {_ADVICE.get(name, 'leave it out')}.",
                     code="unsupported_parameter",
                     param=name,
                 )
-        elif name not in _IGNORED:
+        elif name not in LABELS:
             raise ApiProblem(400, f"There is no parameter {name[:100]!r}.", code="unknown_parameter", param=name[:100])
     return kept
 
 
+_NOT_STORED: Final = "no response is stored here, so send the previous messages as input"
+_ADVICE: Final = {"previous_response_id": _NOT_STORED, "conversation": _NOT_STORED}
+
+
 def _asks_nothing(name: str, value: object) -> bool:
     # The type counts: `logprobs` 0 asks for something, False does not, and they are equal in Python.
-    return value is None or any(value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL[name])
+    return value is None or any(
+        value == neutral and isinstance(value, bool) is isinstance(neutral, bool) for neutral in NEUTRAL[name]
+    )
 
 
-R = TypeVar("R", bound="TextRequest")
+R = TypeVar("R", bound=BaseModel)
 
 MOST_CHOICES: Final = 8
 
@@ -95,17 +125,30 @@ def _strings(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+class TextPart(BaseModel):
+    """A part of a content; `refusal` and `annotations`, of an answer that is sent back, are ignored."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+_PARTS: Final = get_args(TextPart.model_fields["type"].annotation)
+
+
 def _content(value: object) -> object:
     if not isinstance(value, list):
         return value
     texts = []
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if kind not in _PARTS or not isinstance(part.get("text"), str):
             what = f"a part of type {kind!r}" if isinstance(kind, str) else "a part that is none"
             raise ValueError(f"{what} is not supported, the model reads text only")
         texts.append(part["text"])
     return "".join(texts)
+
+
+TextContent = Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[TextPart])]
 
 
 def _prompt(value: object) -> object:
@@ -123,6 +166,9 @@ def _prompt(value: object) -> object:
     return value
 
 
+_PROMPT: Final = BeforeValidator(_prompt, json_schema_input_type=str | list[int] | list[str] | list[list[int]])
+
+
 def _is_token(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -130,7 +176,7 @@ def _is_token(value: object) -> bool:
 Stops = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)], ...],
     Field(max_length=_MOST_STOPS, fail_fast=True),
-    BeforeValidator(_strings),
+    BeforeValidator(_strings, json_schema_input_type=str | list[str]),
 ]
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
@@ -140,7 +186,11 @@ class _Model(BaseModel):
 
 
 class StreamOptions(_Model):
-    """How to stream; only `include_usage`, a last chunk with the number of tokens, has an effect."""
+    """How to stream.
+
+    `include_usage` adds a last chunk with the number of tokens, `continuous_usage_stats` their number so far to each
+    chunk. `include_obfuscation` has no effect.
+    """
 
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -160,7 +210,7 @@ class ToolCall(_Model):
 
 class RequestMessage(_Model):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(_content)]
+    content: TextContent
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
     tool_call_id: str | None = None
@@ -195,47 +245,68 @@ class RequestMessage(_Model):
         return {key: inner for key, inner in value.items() if key in cls.model_fields or inner not in (None, [])}
 
 
-class TextRequest(_Model):
-    """Fields that both requests have.
+class IgnoredFields(_Model):
+    """Fields of vLLM's and llama.cpp's clients that are ignored, because that does no harm."""
 
-    `truncate`, `top_k`, `mode`, `offline`, `rejoin` and `grammar` are extensions of OpenAI's API. `model` is ignored,
-    because a device has one pair of models; `ignore_eos` and `min_tokens` are ignored, because clients of other servers
-    send them. Of `n` choices, each has the seed after that of the one before.
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    cache_salt: str | None = None
+    cache_prompt: bool | None = None
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the fields that ask for something."""
+        return [name for name in IgnoredFields.model_fields if getattr(self, name)]
+
+
+class GenerationRequest(IgnoredFields):
+    """Fields that all requests have.
+
+    `truncate`, `top_k`, `mode`, `offline`, `rejoin`, `grammar` and `speculation` are extensions of OpenAI's API.
+    `model` has no effect, because a device has one pair of models; OpenAI's API requires it in some requests.
     """
 
-    prompt_field: ClassVar[str] = "prompt"
+    needs_model: ClassVar[bool] = False
 
     model: str | None = None
-    max_tokens: TokenLimit | None = None
     temperature: Annotated[float, Field(ge=0.0, le=MAX_TEMPERATURE)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     mode: Mode | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    stop: Stops | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
     truncate: Truncate | None = None
     offline: OfflinePolicy | None = None
     rejoin: bool | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     grammar: Grammar | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    speculation: Literal["auto", "off"] | None = None
 
-    @property
-    def ignored(self) -> list[str]:
-        """Names of the fields that ask for something that a device ignores, because that does no harm."""
-        continuous = self.stream_options is not None and self.stream_options.continuous_usage_stats
-        return [
-            *(["ignore_eos"] if self.ignore_eos else []),
-            *(["min_tokens"] if self.min_tokens else []),
-            *(["stream_options.continuous_usage_stats"] if continuous else []),
-        ]
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.needs_model and not self.model:
+            raise unusable("model", "it is required, as by OpenAI; any name will do")
+        return self
+
+
+class TextRequest(GenerationRequest):
+    """A chat or a completion. Of `n` choices, each has the seed after that of the one before."""
+
+    prompt_field: ClassVar[str] = "prompt"
+
+    max_tokens: TokenLimit | None = None
+    stop: Stops | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     def choices(self, defaults: DeviceSettings) -> "list[Self]":
         """Return a request for each of the `n` choices, itself if that is one.
@@ -267,6 +338,7 @@ class TextRequest(_Model):
             rejoin=self.rejoin,
             revisable=not self.stream,
             grammar=self.text_grammar(),
+            speculation=self.speculation != "off",
         )(codec)
 
     def text_grammar(self) -> Grammar | None:
@@ -296,6 +368,7 @@ class ChatRequest(TextRequest):
 
     prompt_field: ClassVar[str] = "messages"
     format_field: ClassVar[str] = "response_format"
+    needs_model: ClassVar[bool] = True
 
     messages: Annotated[tuple[RequestMessage, ...], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: TokenLimit | None = None
@@ -313,7 +386,7 @@ class ChatRequest(TextRequest):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not any(message.content or message.tool_calls for message in self.messages):
-            raise unusable("messages", "there is no text in it")
+            raise unusable(self.prompt_field, "there is no text in it")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise unusable("max_completion_tokens", "it differs from max_tokens, its older name; send one of them")
@@ -352,7 +425,7 @@ class ChatRequest(TextRequest):
             raise unusable("tool_choice", "it asks for a call, and there are no tools")
         found = self.grammar
         ways: dict[str, Callable[[], Grammar | None]] = {
-            "response_format": lambda: format_grammar(self.response_format),
+            self.format_field: lambda: format_grammar(self.response_format),
             "tools": lambda: tool_grammar(self.tools or (), self._choice),
         }
         for param, grammar_of in ways.items():
@@ -361,7 +434,7 @@ class ChatRequest(TextRequest):
             except ValidationError:
                 raise unusable(param, f"its grammar has more than {MAX_GRAMMAR_BYTES} bytes") from None
             if grammar is not None and found is not None:
-                raise unusable(param, "of grammar, response_format and tools one alone can be served")
+                raise unusable(param, f"of grammar, {self.format_field} and tools one alone can be served")
             found = found or grammar
         return found
 
@@ -378,10 +451,32 @@ class ChatRequest(TextRequest):
         return ToolCalls(choice.function.name if isinstance(choice, NamedFunction) else None, choice == "auto")
 
 
+class TokenizeRequest(_Model):
+    """`POST /tokenize`, as vLLM has it: the tokens of a text, or of a chat in the model's template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: tuple[RequestMessage, ...] | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise unusable("prompt", "send either prompt or messages")
+        return self
+
+    def tokens(self, codec: TextCodec) -> list[int]:
+        if self.messages is not None:
+            return list(encode_chat(codec, [each.plain() for each in self.messages]))
+        tokens = codec.encode(self.prompt or "")
+        return tokens if self.add_special_tokens else tokens[len(codec.encode("")) :]
+
+
 class CompletionRequest(TextRequest):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[str | tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_prompt)]
+    prompt: Annotated[str | tuple[Annotated[int, Field(ge=0)], ...], _PROMPT]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
 
     @property
@@ -412,7 +507,7 @@ def read_request(model: type[R], body: bytes) -> R:
         raise _first(model, error) from error
 
 
-def _first(model: type[TextRequest], error: ValidationError) -> ApiProblem:
+def _first(model: type[BaseModel], error: ValidationError) -> ApiProblem:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part)[:100] for part in field_at(model, first))
     what = plain_sentence(first)

@@ -1,47 +1,184 @@
-"""`POST /v1/responses`: OpenAI's newer request for a generation, as far as it is text in, text out.
+"""`POST /v1/responses`: OpenAI's newer request for a generation: text and functions.
 
 It is read as a chat, and answered in its own shapes. Nothing is stored, so no response can be continued by its id: an
 application sends the previous messages with its next request, as in a chat.
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from fleet_device.api.problems import ApiProblem, problem_of
-from fleet_device.api.replies import ChoiceEvents, Happened, session_summary, usage_of
-from fleet_device.api.requests import ChatRequest, read_object, read_request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from fleet_device.api.problems import problem_of
+from fleet_device.api.replies import ChoiceEvents, Happened, session_summary, speculation_of, usage_of
+from fleet_device.api.requests import (
+    CalledFunction,
+    ChatRequest,
+    GenerationRequest,
+    RequestMessage,
+    TextContent,
+    TokenLimit,
+    ToolCall,
+)
+from fleet_device.api.structured import (
+    Function,
+    NamedFunction,
+    NamedSchema,
+    ResponseFormat,
+    Tool,
+    ToolCalls,
+    ToolChoice,
+)
 from fleet_device.requests.generate import GeneratedText
 from fleet_device.requests.queue import Failed
+from fleet_device.settings import DeviceSettings
 from schemas.reasons import EndReason
 
-_SAME: Final = frozenset(
-    ("model", "temperature", "top_p", "top_k", "mode", "seed", "stream", "truncate", "offline", "rejoin", "grammar")
-)
-"""Parameters with the same name in a chat request."""
 
-_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
-    "background": (False,),
-    "conversation": (),
-    "include": ([],),
-    "max_tool_calls": (),
-    "parallel_tool_calls": (True, False),
-    "previous_response_id": (),
-    "prompt": (),
-    "reasoning": ({},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "stream_options": ({}, {"include_obfuscation": False}, {"include_obfuscation": True}),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "truncation": ("disabled",),
-}
-"""Parameters that are not supported, with the values that ask for nothing."""
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-_IGNORED: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
-_PARTS: Final = frozenset({"input_text", "output_text", "text"})
+
+class _Item(BaseModel):
+    """An item of the input. An application sends those of earlier answers back, with fields of which none is needed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class MessageItem(_Item):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: TextContent
+
+
+class CallItem(_Item):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ResultItem(_Item):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: TextContent
+
+
+def _kind(item: object) -> object:
+    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[ResultItem, Tag("function_call_output")],
+    Discriminator(_kind),
+]
+_KINDS: Final = ("message", "function_call", "function_call_output")
+
+
+def _items(given: object) -> object:
+    if isinstance(given, str):
+        return (MessageItem(role="user", content=given),)
+    if not isinstance(given, list) or not given:
+        raise ValueError("it is a text, or a list of messages")
+    for each in given:
+        if (kind := _kind(each)) not in _KINDS:
+            what = f"an item of type {kind!r}"[:100] if isinstance(kind, str) else "an item that is none"
+            raise ValueError(f"{what} is not supported")
+    return given
+
+
+class _OfFunction(_Model):
+    type: Literal["function"]
+
+
+class FunctionTool(Function, _OfFunction): ...
+
+
+class FunctionChoice(_OfFunction):
+    name: str
+
+
+class TextFormat(_Model):
+    """`response_format` of a chat, in one level."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str = ""
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+    def response_format(self) -> ResponseFormat:
+        schema = None if self.schema_ is None else NamedSchema(name=self.name, schema=self.schema_)
+        return ResponseFormat(type=self.type, json_schema=schema)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.schema_ is not None) != (self.type == "json_schema"):
+            raise ValueError("schema goes with the type json_schema, and only that")
+        return self
+
+
+class TextOptions(_Model):
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ResponsesRequest(GenerationRequest):
+    """`POST /v1/responses`. The labels come back in the answer."""
+
+    needs_model: ClassVar[bool] = True
+
+    input: Annotated[
+        tuple[InputItem, ...],
+        BeforeValidator(_items, json_schema_input_type=str | Annotated[list[InputItem], Field(min_length=1)]),
+    ]
+    instructions: str | None = None
+    max_output_tokens: TokenLimit | None = None
+    text: TextOptions | None = None
+    tools: Annotated[tuple[FunctionTool, ...], Field(max_length=128, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    def chat(self) -> ChatRequest:
+        """Return the same as a chat; raise ApiProblem as that does."""
+        choice: ToolChoice | None
+        if isinstance(self.tool_choice, FunctionChoice):
+            choice = NamedFunction(type="function", function=NamedFunction.Name(name=self.tool_choice.name))
+        else:
+            choice = self.tool_choice
+        return _AsChat(
+            **{name: getattr(self, name) for name in GenerationRequest.model_fields},
+            messages=self._messages(),
+            max_completion_tokens=self.max_output_tokens,
+            response_format=self.text.format.response_format() if self.text and self.text.format else None,
+            tools=tuple(Tool(type="function", function=each) for each in self.tools or ()),
+            tool_choice=choice,
+        )
+
+    def _messages(self) -> tuple[RequestMessage, ...]:
+        messages = [RequestMessage(role="system", content=self.instructions)] if self.instructions else []
+        for item in self.input:
+            match item:
+                case MessageItem():
+                    messages.append(RequestMessage(role=item.role, content=item.content))
+                case CallItem():
+                    function = CalledFunction(name=item.name, arguments=item.arguments)
+                    call = ToolCall(id=item.call_id, function=function)
+                    before = messages[-1] if messages and messages[-1].role == "assistant" else None
+                    if before is None:
+                        messages.append(RequestMessage(role="assistant", content="", tool_calls=(call,)))
+                    else:  # a model may call several functions in one turn
+                        messages[-1] = before.model_copy(update={"tool_calls": (*(before.tool_calls or ()), call)})
+                case ResultItem():
+                    messages.append(RequestMessage(role="tool", content=item.output, tool_call_id=item.call_id))
+        return tuple(messages)
 
 
 class _AsChat(ChatRequest):
@@ -51,145 +188,57 @@ class _AsChat(ChatRequest):
     format_field: ClassVar[str] = "text"
 
 
-def read_responses_request(body: bytes) -> ChatRequest:
-    """Read a request's body as a chat; ApiProblem names the first error."""
-    chat = _chat(read_object(body))
-    try:
-        return read_request(_AsChat, json.dumps(chat).encode())
-    except ApiProblem as problem:
-        named = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text"}
-        first = (problem.param or "").partition(".")[0]
-        if first not in named:
-            raise
-        raise ApiProblem(
-            problem.status, str(problem).replace(first, named[first]), code=problem.code, param=named[first]
-        ) from problem
-
-
-def _chat(asked: Mapping[str, Any]) -> dict[str, Any]:
-    chat: dict[str, Any] = {"messages": _messages(asked.get("input"), asked.get("instructions"))}
-    for name, given in asked.items():
-        if name in _SAME:
-            chat[name] = given
-        elif name == "max_output_tokens":
-            chat["max_completion_tokens"] = given
-        elif name == "text":
-            chat |= _text(given)
-        elif name in _NEUTRAL:
-            _require_nothing(name, given)
-        elif name not in _IGNORED | {"input", "instructions"}:
-            raise ApiProblem(400, f"There is no parameter {name[:100]!r}.", code="unknown_parameter", param=name[:100])
-    return chat
-
-
-def _require_nothing(name: str, given: object) -> None:
-    if given is None or any(given == neutral and type(given) is type(neutral) for neutral in _NEUTRAL[name]):
-        return
-    why = (
-        "no response is stored here; send the previous messages as input"
-        if name in ("previous_response_id", "conversation")
-        else "leave it out"
-    )
-    raise ApiProblem(
-        400,
-        f"The parameter {name!r} is not supported with that value: {why}.",
-        code="unsupported_parameter",
-        param=name,
-    )
-
-
-def _text(given: object) -> dict[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, dict) or set(given) - {"format", "verbosity"}:
-        raise ApiProblem(400, "The parameter 'text' cannot be used: it has a format, and no more.", param="text")
-    form = given.get("format")
-    if given.get("verbosity") not in (None, "medium"):
-        raise ApiProblem(
-            400, "The parameter 'text.verbosity' is not supported; leave it out.",
-            code="unsupported_parameter", param="text.verbosity",
-        )  # fmt: skip
-    if isinstance(form, dict) and form.get("type") == "json_schema":
-        return {
-            "response_format": {"type": "json_schema", "json_schema": {k: v for k, v in form.items() if k != "type"}}
-        }
-    return {} if form is None else {"response_format": form}
-
-
-def _messages(given: object, instructions: object) -> list[dict[str, Any]]:
-    if instructions is not None and not isinstance(instructions, str):
-        raise ApiProblem(400, "The parameter 'instructions' cannot be used: it must be text.", param="instructions")
-    system = [{"role": "system", "content": instructions}] if instructions else []
-    if isinstance(given, str):
-        return [*system, {"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        raise ApiProblem(
-            400, "The parameter 'input' cannot be used: it is a text, or a list of messages.", param="input"
-        )
-    return system + [_message(each) for each in given]
-
-
-def _message(given: object) -> dict[str, Any]:
-    if not isinstance(given, dict) or given.get("type", "message") != "message":
-        kind = given.get("type") if isinstance(given, dict) else None
-        what = f"an item of type {kind!r}"[:100] if isinstance(kind, str) else "an item that is none"
-        raise ApiProblem(400, f"The parameter 'input' cannot be used: {what} is not supported.", param="input")
-    content = given.get("content")
-    if isinstance(content, list):
-        content = [
-            {**part, "type": "text"} if isinstance(part, dict) and part.get("type") in _PARTS else part
-            for part in content
-        ]
-    return {"role": given.get("role"), "content": content}
-
-
 @dataclass(slots=True)
 class ResponseReply:
+    """The shapes of one response; `tools` turns generated output into function calls, if the request allows that."""
+
     name: str
     created: int
     model: str
-    asked: ChatRequest
-    _events: int = field(default=0)
+    asked: ResponsesRequest
+    settings: DeviceSettings
+    wall_clock: Callable[[], float] = time.time
+    tools: ToolCalls | None = None
+    _events: int = 0
+    _item: dict[str, Any] | None = None  # the item of a stream that has begun
+    _grown: str = ""  # its text or arguments
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:
-        cut = text.reason is EndReason.LENGTH
-        usage = usage_of([text])
-        return {
-            **self._head("incomplete" if cut else "completed"),
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [self._item(text.text, "incomplete" if cut else "completed")],
-            "usage": {
-                "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
-                "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": usage["total_tokens"],
-                "fleet": usage["fleet"],
-            },
-            "fleet": session_summary(text),
-        }
+        said: dict[str, Any] = {"content": text.text}
+        if self.tools is not None:
+            said = self.tools.message(text.text, ended=text.reason is EndReason.STOP)
+        for call in said.get("tool_calls") or ():
+            item = self._call(call["id"], call["function"]["name"], call["function"]["arguments"])
+            return self._ended(text, item)
+        return self._ended(text, self._message(said["content"]))
 
     def first(self) -> list[bytes]:
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        begun = self._head("in_progress") | {"output": [], "usage": None, "incomplete_details": None}
-        empty = {**self._item("", "in_progress"), "content": []}
-        return [
-            self._event("response.created", response=begun),
-            self._event("response.in_progress", response=begun),
-            self._event("response.output_item.added", output_index=0, item=empty),
-            self._event("response.content_part.added", **place, part=_part("")),
-        ]
+        begun = self._head("in_progress") | {"output": [], "usage": None}
+        return [self._event("response.created", response=begun), self._event("response.in_progress", response=begun)]
 
-    def piece(self, text: str) -> bytes:
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        return self._event("response.output_text.delta", **place, delta=text, logprobs=[])
+    def piece(self, text: str) -> list[bytes]:
+        deltas = [{"content": text}] if self.tools is None else self.tools.pieces(0, text)
+        return [sent for delta in deltas for sent in self._delta(delta)]
 
     def last(self, text: GeneratedText) -> list[bytes]:
-        whole = self.whole(text)
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        rest = [] if self.tools is None else self.tools.last(0, ended=text.reason is EndReason.STOP)
+        sent = [each for delta in rest for each in self._delta(delta)]
+        if self._item is None:
+            sent += self._begin(self._message(""))
+        assert self._item is not None
+        if self._item["type"] == "function_call":
+            item = self._item | {"arguments": self._grown}
+            name, done = self._item["name"], {"item_id": item["id"], "output_index": 0}
+            sent.append(self._event("response.function_call_arguments.done", **done, name=name, arguments=self._grown))
+        else:
+            item, part = self._message(self._grown), _part(self._grown)
+            sent += [
+                self._event("response.output_text.done", **self._place, text=self._grown, logprobs=[]),
+                self._event("response.content_part.done", **self._place, part=part),
+            ]
+        whole = self._ended(text, item)
         return [
-            self._event("response.output_text.done", **place, text=text.text, logprobs=[]),
-            self._event("response.content_part.done", **place, part=_part(text.text)),
+            *sent,
             self._event("response.output_item.done", output_index=0, item=whole["output"][0]),
             self._event(f"response.{whole['status']}", response=whole),
         ]
@@ -198,33 +247,109 @@ class ResponseReply:
         problem = problem_of(error)
         return self._event("error", code=problem.code, message=str(problem), param=problem.param)
 
+    def _delta(self, delta: dict[str, Any]) -> list[bytes]:
+        """Return the events of a delta in a chat's shape; the first one begins the item."""
+        sent, kind = [], "response.output_text.delta"
+        if calls := delta.get("tool_calls"):
+            kind, text = "response.function_call_arguments.delta", calls[0]["function"]["arguments"]
+            if self._item is None:
+                sent = self._begin(self._call(calls[0]["id"], calls[0]["function"]["name"], ""))
+            place: dict[str, Any] = {"item_id": self._item_id, "output_index": 0}
+        else:
+            text = delta["content"]
+            if self._item is None:
+                sent = self._begin(self._message(""))
+            place = self._place | {"logprobs": []}
+        self._grown += text
+        return [*sent, self._event(kind, **place, delta=text)] if text else sent
+
+    def _begin(self, item: dict[str, Any]) -> list[bytes]:
+        self._item = item
+        empty = item | {"status": "in_progress"} | ({"content": []} if "content" in item else {})
+        sent = [self._event("response.output_item.added", output_index=0, item=empty)]
+        if "content" in item:
+            sent.append(self._event("response.content_part.added", **self._place, part=_part("")))
+        return sent
+
     @property
     def _item_id(self) -> str:
-        return f"msg_{self.name}"
+        assert self._item is not None
+        return str(self._item["id"])
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+
+    def _message(self, text: str) -> dict[str, Any]:
+        return {
+            "type": "message", "id": f"msg_{self.name}", "status": "completed", "role": "assistant",
+            "content": [_part(text)],
+        }  # fmt: skip
+
+    def _call(self, identifier: str, name: str, arguments: str) -> dict[str, Any]:
+        return {
+            "type": "function_call", "id": f"fc_{self.name}", "call_id": identifier, "status": "completed",
+            "name": name, "arguments": arguments,
+        }  # fmt: skip
+
+    def _ended(self, text: GeneratedText, item: dict[str, Any]) -> dict[str, Any]:
+        status = "incomplete" if text.reason is EndReason.LENGTH else "completed"
+        usage = usage_of([text])
+        return {
+            **self._head(status),
+            "completed_at": int(self.wall_clock()) if status == "completed" else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "output": [item | {"status": status}],
+            "usage": {
+                "input_tokens": usage["prompt_tokens"],
+                "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
+                "output_tokens": usage["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": usage["total_tokens"],
+                "fleet": usage["fleet"],
+            },
+            "metrics": {"speculative_decoding": speculation_of([text])},
+            "fleet": session_summary(text),
+        }
 
     def _head(self, status: str) -> dict[str, Any]:
+        asked, settings = self.asked, self.settings
+        form = asked.text.format if asked.text and asked.text.format else TextFormat(type="text")
+        described = {"type": form.type}
+        if form.type == "json_schema":
+            described = form.model_dump(by_alias=True) | {"strict": True}  # an answer always follows its schema
+        choice = asked.tool_choice or "auto"
         return {
             "id": f"resp_{self.name}",
             "object": "response",
             "created_at": self.created,
+            "completed_at": None,
             "status": status,
             "error": None,
-            "instructions": None,
-            "max_output_tokens": self.asked.token_limit,
+            "incomplete_details": None,
+            "instructions": asked.instructions,
+            "max_output_tokens": asked.max_output_tokens,
             "model": self.model,
+            "temperature": settings.temperature if asked.temperature is None else asked.temperature,
+            "top_p": settings.top_p if asked.top_p is None else asked.top_p,
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "top_logprobs": 0,
+            "text": {"format": described, "verbosity": "medium"},
+            "tools": [tool.model_dump() for tool in asked.tools or ()],
+            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "parallel_tool_calls": False,
-            "previous_response_id": None,
-            "temperature": self.asked.temperature,
-            "top_p": self.asked.top_p,
-            "tool_choice": "none",
-            "tools": [],
+            "max_tool_calls": None,
+            "reasoning": None,
             "truncation": "disabled",
+            "previous_response_id": None,
             "store": False,
-            "metadata": {},
+            "background": False,
+            "service_tier": "default",
+            "metadata": asked.metadata or {},
+            "safety_identifier": asked.safety_identifier,
+            "prompt_cache_key": asked.prompt_cache_key,
         }
-
-    def _item(self, text: str, status: str) -> dict[str, Any]:
-        return {"type": "message", "id": self._item_id, "status": status, "role": "assistant", "content": [_part(text)]}
 
     def _event(self, kind: str, **content: Any) -> bytes:  # noqa: ANN401 - JSON
         body = {"type": kind, "sequence_number": self._events, **content}
@@ -249,5 +374,6 @@ async def stream_response(reply: ResponseReply, text: ChoiceEvents, first: Happe
             for sent in reply.last(current):
                 yield sent
             return
-        yield text.comment_or(current, reply.piece)
+        for sent in text.comment_or(current, reply.piece):
+            yield sent
         _, current = await text.next()

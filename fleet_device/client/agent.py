@@ -57,14 +57,17 @@ class Lanes:
         return len(self._waiting)
 
     @contextmanager
-    def take(self, prompt: Sequence[int], *, drafts: bool, cancellation: Cancellation) -> Iterator[Lane]:
+    def take(
+        self, prompt: Sequence[int], *, drafts: bool, cancellation: Cancellation, edge_only: bool = False
+    ) -> Iterator[Lane]:
         """Wait for a free lane and take it: the one whose draft model has computed most of the prompt.
 
         Requests that need the draft model get its lanes in order, before all others; others use an edge-only lane when
-        those of the draft model are busy. Raise TextCancelled if the request is cancelled while it waits.
+        those of the draft model are busy, or with `edge_only` if one is free. Raise TextCancelled if the request is
+        cancelled while it waits.
         """
         with cancellation.waking(self._wake):
-            lane = self._wait(prompt, cancellation, drafts=drafts)
+            lane = self._wait(prompt, cancellation, drafts=drafts, edge_only=edge_only)
         try:
             yield lane
         finally:
@@ -72,7 +75,7 @@ class Lanes:
                 self._free.append(lane)
                 self._changed.notify_all()
 
-    def _wait(self, prompt: Sequence[int], cancellation: Cancellation, *, drafts: bool) -> Lane:
+    def _wait(self, prompt: Sequence[int], cancellation: Cancellation, *, drafts: bool, edge_only: bool) -> Lane:
         request = object()
         with self._changed:
             if drafts:
@@ -87,7 +90,7 @@ class Lanes:
             # A cancelled request that finds a lane takes it, and reports its end like any other.
             if not usable:
                 raise TextCancelled("The request was cancelled while it waited for the draft model.")
-            lane = max(usable, key=lambda lane: (not lane.edge_only, known_tokens(lane.drafter, prompt)))
+            lane = max(usable, key=lambda lane: (lane.edge_only is edge_only, known_tokens(lane.drafter, prompt)))
             self._free.remove(lane)
             return lane
 
@@ -201,7 +204,12 @@ class Agent:
         # One that may have to go on alone cannot do so without a draft model.
         needs_model = not self.may_stream or request.outages.policy is OfflinePolicy.LOCAL
         with (
-            self._lanes.take(request.prompt, drafts=needs_model, cancellation=context.cancellation) as lane,
+            self._lanes.take(
+                request.prompt,
+                drafts=needs_model,
+                cancellation=context.cancellation,
+                edge_only=not request.speculation,
+            ) as lane,
             lane.inbox.reading(),
         ):
             context.on_turn(self.clock() - asked_at)
@@ -223,6 +231,8 @@ class Agent:
             self._availability.check_refusal(self.retry_policy.open_s)
             session = DeviceSession(asked, window=self.window, revisable=outages.revisable and outages.rejoin)
             pacing = self.pacing if lane.pacing is None else lane.pacing
+            if not request.speculation:
+                pacing = FixedPacing(STREAMED, stream=True, reason="The request says so.")
             outbound = replace(self._outbound, inbox=lane.inbox, padding=self.padding)
             retry = RetryState(self.retry_policy, session, outbound, self._availability, outages, context.on_wait)
             if (left_s := self._availability.refused_s) > 0.0:

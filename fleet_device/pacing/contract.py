@@ -253,6 +253,7 @@ class FixedPacing:
     tokens: int = 5
     ahead: bool = False
     stream: bool = False
+    reason: str = "The settings say so."
 
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window
@@ -278,4 +279,4 @@ class FixedPacing:
 
     def choice(self) -> Choice:
         plan = self.plan(longest=self.tokens, window=1)
-        return Choice(plan.name, "The settings say so.")
+        return Choice(plan.name, self.reason)

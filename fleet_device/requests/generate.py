@@ -30,6 +30,7 @@ class GenerateRequest:
         shorten: Makes the prompt shorter if the context cannot hold it; None if the request is refused then.
         logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
         outages: What happens when no edge answers.
+        speculation: Whether the device may draft; otherwise it uses edge-only decoding.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +41,7 @@ class GenerateRequest:
     logprobs: int | None = None
     outages: Outages = field(default_factory=Outages)
     app: str | None = None
+    speculation: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,14 @@ class Piece:
     """More of the output, with empty `text` if the tokens complete none yet.
 
     `parts` are the tokens, none where text that was held back is given out at the end. `verified` pieces follow the
-    large model's distribution.
+    large model's distribution. `prompt` is the number of tokens of the prompt.
     """
 
     text: str
     tokens: int
     parts: tuple[TokenText, ...] = field(default=(), compare=False)
     verified: bool = True
+    prompt: int = field(default=0, compare=False)
 
 
 class Cancellation:
@@ -261,7 +264,7 @@ def generate_text(
     context = context or RequestContext()
     request = fit_prompt(request, drafter.context)
     room = drafter.context - len(request.prompt)
-    text = _GrowingText(drafter.codec, request.stop)
+    text = _GrowingText(drafter.codec, request.stop, prompt=len(request.prompt))
 
     def on_tokens(tokens: CommittedTokens) -> bool:
         context.on_piece(text.feed(tokens))
@@ -272,7 +275,7 @@ def generate_text(
         replace(context, on_tokens=on_tokens, on_void=text.cut),
     )
     if rest := text.finish():
-        context.on_piece(Piece(rest, 0, verified=text.verified))
+        context.on_piece(Piece(rest, 0, verified=text.verified, prompt=len(request.prompt)))
     logprobs = None if request.logprobs is None else tuple(text.logprobs)
     return GeneratedText(request, "".join(text.pieces), text.stops.found, generation, tuple(text.origins), logprobs)
 
@@ -329,8 +332,8 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class _GrowingText:
-    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
-        self._codec, self._stop = codec, stop
+    def __init__(self, codec: TextCodec, stop: Sequence[str], *, prompt: int) -> None:
+        self._codec, self._stop, self._prompt = codec, stop, prompt
         self._tokens: list[int] = []
         self.origins: list[TokenOrigin] = []
         self.logprobs: list[TokenLogprobs] = []
@@ -346,7 +349,9 @@ class _GrowingText:
         self._tokens += tokens.ids
         self.origins += tokens.origins
         self.logprobs += tokens.logprobs
-        piece = Piece("".join(part.text for part in parts), len(parts), parts, verified=self.verified)
+        piece = Piece(
+            "".join(part.text for part in parts), len(parts), parts, verified=self.verified, prompt=self._prompt
+        )
         self.pieces.append(piece.text)
         return piece
 

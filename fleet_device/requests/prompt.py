@@ -45,6 +45,7 @@ class TextOptions(TypedDict, total=False):
     offline: OfflinePolicy | Literal["fail", "wait", "local"] | None
     rejoin: bool | None
     grammar: Grammar | None
+    speculation: bool
 
 
 def prepare_request(
@@ -73,7 +74,8 @@ def prepare_request(
 
     def prepare(codec: TextCodec) -> GenerateRequest:
         cut = None if how is Truncate.REFUSE else lambda tokens: shorten(codec, tokens, how)
-        return GenerateRequest(tuple(encode(codec)), policy, most, stop, cut, logprobs, outages)
+        prompt, speculation = tuple(encode(codec)), options.get("speculation", True)
+        return GenerateRequest(prompt, policy, most, stop, cut, logprobs, outages, speculation=speculation)
 
     return prepare
 

@@ -364,12 +364,10 @@ class DeviceSession:
             return self._correct(decided)
         head = decided.head()
         self.sequence.commit(head)
-        self.counters.accepted += len(head)
-        self.counters.tested += len(head)
+        self.counters.note_draft(len(decided.draft.tokens), accepted=len(head))
         valid = len(self.committed)
         rejected = decided.rejected()
         if rejected is not None:
-            self.counters.tested += 1
             self._drafts.void()
             self._epoch += 1
             self._rejection = Rejection(rejected, position=valid)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Generation, RequestContext, generate_text
@@ -193,8 +194,13 @@ class ScriptedBackend:
         if self.unusable:
             raise SessionRefused(RefusalCode.GRAMMAR, "It cannot be used.")
 
-    def spell(self, token: int) -> bytes:
-        return self.drafter.codec.piece(token)
+    @property
+    def codec(self) -> TextCodec:
+        return self.drafter.codec
+
+    @property
+    def context(self) -> int:
+        return self.drafter.context
 
     def targets(self) -> tuple[str, ...]:
         return () if self.missing else ("toy-target",)

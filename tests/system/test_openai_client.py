@@ -154,7 +154,7 @@ def test_a_full_queue_is_a_rate_limit_with_a_time(tmp_path: Path) -> None:
 
 
 def test_curl_gets_the_same(served: Served) -> None:
-    body = {"messages": MESSAGES, "max_tokens": LENGTH, "seed": 5, **COUPLED}
+    body = {"model": "fleet", "messages": MESSAGES, "max_tokens": LENGTH, "seed": 5, **COUPLED}
     command = [
         "curl", "--silent", "--show-error", "--no-buffer", "--max-time", "60", f"{served.url}/chat/completions",
         "-H", "Content-Type: application/json", "-d",

@@ -9,6 +9,7 @@ import httpx
 from starlette.types import ASGIApp
 
 BASE = "http://127.0.0.1:8321"
+USER = [{"role": "user", "content": "t1 t2"}]
 
 
 def ask(
@@ -32,7 +33,7 @@ def ask(
 
 
 def chat(app: ASGIApp, **fields: Any) -> httpx.Response:
-    return ask(app, "POST", "/v1/chat/completions", body={"messages": [{"role": "user", "content": "t1 t2"}], **fields})
+    return ask(app, "POST", "/v1/chat/completions", body={"model": "fleet", "messages": USER, **fields})
 
 
 def complete(app: ASGIApp, **fields: Any) -> httpx.Response:

@@ -51,7 +51,7 @@ def test_a_chat_is_answered_in_openai_shape(make: Make) -> None:
     assert body["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "t1 t2 t3 "},
+            "message": {"role": "assistant", "content": "t1 t2 t3 ", "refusal": None, "annotations": []},
             "logprobs": None,
             "finish_reason": "stop",
         }
@@ -391,7 +391,7 @@ def test_the_responses_endpoint_names_its_own_field_of_a_schema(make: Make) -> N
     app, backend = make()
     backend.unusable = True
     form = {"type": "json_schema", "name": "x", "schema": {"not": {}}}
-    response = ask(app, "POST", "/v1/responses", body={"input": "t1", "text": {"format": form}})
+    response = ask(app, "POST", "/v1/responses", body={"model": "fleet", "input": "t1", "text": {"format": form}})
     assert (response.status_code, error(response)["code"], error(response)["param"]) == (400, "grammar", "text")
 
 

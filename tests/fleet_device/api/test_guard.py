@@ -111,7 +111,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def chat(app: Starlette, key: str | None, **fields: Any) -> httpx.Response:
-    body = {"messages": [{"role": "user", "content": "t1 t2"}], **fields}
+    body = {"model": "fleet", "messages": [{"role": "user", "content": "t1 t2"}], **fields}
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     return ask(app, "POST", "/v1/chat/completions", body=body, headers=headers)
 

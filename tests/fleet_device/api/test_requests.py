@@ -19,7 +19,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 def chat(**fields: Any) -> ChatRequest:
-    return read_request(ChatRequest, json.dumps({"messages": [USER], **fields}).encode())
+    return read_request(ChatRequest, json.dumps({"model": "fleet", "messages": [USER], **fields}).encode())
 
 
 def completion(**fields: Any) -> CompletionRequest:

@@ -8,7 +8,8 @@ from starlette.applications import Starlette
 
 from fleet_device.api.app import create_app
 from fleet_device.api.problems import ApiProblem
-from fleet_device.api.responses import read_responses_request
+from fleet_device.api.requests import ChatRequest, read_request
+from fleet_device.api.responses import ResponsesRequest
 from fleet_device.errors import SessionFailed
 from schemas.reasons import EndReason
 from tests.fleet_device.api.client import ask, error
@@ -82,14 +83,20 @@ def test_a_stream_that_fails_says_so(make: Callable[..., Starlette]) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "c"}, "conversation"),
         ({"store": True}, "store"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"background": True}, "background"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "input"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
+        ({"input": [{"type": "item_reference", "id": "1"}]}, "input"),
+        ({"input": [{"type": "function_call", "call_id": "1", "name": "f"}]}, "input.0.arguments"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content"),
+        ({"input": [{"role": "user", "content": ""}]}, "input"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_object"}}, "grammar": {"kind": "json-object"}}, "text"),
+        ({"model": None}, "model"),
         ({"input": []}, "input"),
         ({"input": None}, "input"),
         ({"instructions": 5}, "instructions"),
@@ -104,13 +111,17 @@ def test_what_is_not_served_is_refused_by_name(
     assert (response.status_code, error(response)["param"]) == (400, param)
 
 
+def read_chat(**fields: Any) -> ChatRequest:
+    return read_request(ResponsesRequest, json.dumps({"model": "fleet", **fields}).encode()).chat()
+
+
 def test_input_is_a_chat_with_instructions_first() -> None:
     given = [
         {"role": "user", "content": [{"type": "input_text", "text": "t1"}]},
         {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "t2"}]},
         {"role": "user", "content": "t3"},
     ]
-    asked = read_responses_request(json.dumps({"input": given, "instructions": "t4", "seed": 5}).encode())
+    asked = read_chat(input=given, instructions="t4", seed=5)
     assert [(each.role, each.content) for each in asked.messages] == [
         ("system", "t4"),
         ("user", "t1"),
@@ -122,7 +133,6 @@ def test_input_is_a_chat_with_instructions_first() -> None:
 
 def test_a_format_is_a_chat_s_response_format() -> None:
     form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
-    asked = read_responses_request(json.dumps({"input": "t1", "text": {"format": form}}).encode())
-    assert asked.response_format is not None
+    assert read_chat(input="t1", text={"format": form}).response_format is not None
     with pytest.raises(ApiProblem, match="JSON"):
-        read_responses_request(b"{")
+        read_request(ResponsesRequest, b"{")

@@ -35,7 +35,9 @@ CALL = '{"name": "weather", "arguments": {"city": "Bonn"}}'
 
 
 def chat(**fields: Any) -> ChatRequest:
-    return read_request(ChatRequest, json.dumps({"messages": [{"role": "user", "content": "t1"}], **fields}).encode())
+    return read_request(
+        ChatRequest, json.dumps({"model": "m", "messages": [{"role": "user", "content": "t1"}], **fields}).encode()
+    )
 
 
 def takes(grammar: Grammar | None, text: str) -> bool:

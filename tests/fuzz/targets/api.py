@@ -104,8 +104,13 @@ class _Backend:
     def cancel(self, ticket: Ticket) -> None:
         ticket.cancellation.cancel()
 
-    def spell(self, token: int) -> bytes:
-        return _Codec(template=self.template).piece(token)
+    @property
+    def codec(self) -> _Codec:
+        return _Codec(template=self.template)
+
+    @property
+    def context(self) -> int:
+        return 4096
 
     def targets(self) -> tuple[str, ...]:
         return () if self.missing else ("toy-target",)
@@ -155,7 +160,8 @@ class ApiTarget:
     def seeds(self) -> Iterator[bytes]:
         host, kind = Frame(HEADER, b"host\x00127.0.0.1:8321"), Frame(HEADER, b"content-type\x00application/json")
         for path, body in _BODIES:
-            yield b"\x00" + pack([Frame(PATH, path), host, kind, Frame(BODY, json.dumps(body).encode())])
+            named = {"model": "m", **body}
+            yield b"\x00" + pack([Frame(PATH, path), host, kind, Frame(BODY, json.dumps(named).encode())])
         for path in (b"/v1/models", b"/v1/models/toy-target", b"/v1/models/a/b%2Fc", b"/healthz", b"/", b"/status"):
             yield b"\x01" + pack([Frame(PATH, path), host])
         token = Frame(HEADER, b"authorization\x00Bearer secret-token-0123456789")
@@ -166,7 +172,7 @@ class ApiTarget:
             yield bytes([TOKEN_ASKED | 1]) + pack([Frame(PATH, path), host, password])
         yield bytes([NO_EDGE]) + pack([Frame(PATH, _COMPLETION), host, kind, Frame(BODY, b'{"prompt":"t1"}')])
         yield bytes([NO_TEMPLATE]) + pack(
-            [Frame(PATH, _CHAT), host, kind, Frame(BODY, b'{"messages":[{"role":"user","content":"t1"}]}')]
+            [Frame(PATH, _CHAT), host, kind, Frame(BODY, b'{"model":"m","messages":[{"role":"user","content":"t1"}]}')]
         )
         yield b"\x00" + pack([Frame(PATH, _CHAT), host, kind, Frame(BODY, b'{"mess'), Frame(LEAVE, b"")])
 

@@ -1,0 +1,48 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, seed
+from hypothesis import settings as hypothesis_settings
+from starlette.applications import Starlette
+
+from fleet_device.api.app import create_app
+from fleet_device.api.openapi import ENDPOINTS
+from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+
+schemathesis = pytest.importorskip("schemathesis")
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+EXAMPLES = 80
+HEADERS = {"host": "127.0.0.1"}
+
+
+@pytest.fixture
+def app() -> Iterator[Starlette]:
+    backend = ScriptedBackend(ScriptedAgent(), TalkingDrafter(context=64))
+    yield create_app(backend, settings())
+    backend.close()
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: each.path)
+def test_every_answer_is_in_the_document(app: Starlette, endpoint: Any) -> None:
+    api = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
+    checks = schemathesis.checks
+    checks.load_all_checks()
+    named = ["response_schema_conformance", "status_code_conformance", "content_type_conformance"]
+    chosen = [checks.not_a_server_error, *map(checks.CHECKS.get_one, named)]
+    seen: dict[int, int] = {}
+
+    @seed(1)
+    @hypothesis_settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(case=api[endpoint.path]["GET" if endpoint.request is None else "POST"].as_strategy())
+    def ask(case: Any) -> None:
+        answer = case.call(headers=HEADERS)
+        seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
+        case.validate_response(answer, checks=chosen)
+
+    ask()
+    print(endpoint.path, seen)
+    assert not {401, 421} & set(seen)
+    assert 200 in seen or endpoint.path == "/v1/models/{name}"
