@@ -166,12 +166,15 @@ class Turns:
         self.lanes = Lanes([self.edge_only, self.model])
         self.pool = ThreadPoolExecutor(4)
 
-    def begin(self, *, drafts: bool, cancellation: Cancellation | None = None) -> tuple[list[Lane], threading.Event]:
+    def begin(
+        self, *, drafts: bool, cancellation: Cancellation | None = None, edge_only: bool = False
+    ) -> tuple[list[Lane], threading.Event]:
         got: list[Lane] = []
         over = threading.Event()
 
         def run() -> None:
-            with self.lanes.take([1], drafts=drafts, cancellation=cancellation or Cancellation()) as lane:
+            cancels = cancellation or Cancellation()
+            with self.lanes.take([1], drafts=drafts, cancellation=cancels, edge_only=edge_only) as lane:
                 got.append(lane)
                 over.wait(10.0)
 
@@ -196,6 +199,17 @@ def test_a_request_prefers_the_draft_model_and_one_that_needs_it_waits_and_comes
     end_waiting.set()
     until(lambda: last == [turns.model])
     end_last.set()
+    turns.pool.shutdown()
+
+
+def test_a_request_that_drafts_nothing_leaves_the_draft_model_to_others() -> None:
+    turns = Turns()
+    first, end_first = turns.begin(drafts=False, edge_only=True)
+    until(lambda: first == [turns.edge_only])
+    second, end_second = turns.begin(drafts=False, edge_only=True)
+    until(lambda: second == [turns.model])
+    end_first.set()
+    end_second.set()
     turns.pool.shutdown()
 
 

@@ -122,6 +122,8 @@ class ScriptedAgent:
     asked: list[dict[str, Any]] = field(default_factory=list)
     ended: list[EndReason] = field(default_factory=list)
     apps: list[str | None] = field(default_factory=list)
+    speculation: list[bool] = field(default_factory=list)
+    histogram: Sequence[int] = ()
 
     def generate(self, request: GenerateRequest, context: RequestContext) -> Generation:
         prompt, outages = request.prompt, request.outages
@@ -129,6 +131,7 @@ class ScriptedAgent:
         self.asked.append(asked)
         self.outages.append(outages)
         self.apps.append(request.app)
+        self.speculation.append(request.speculation)
         self.started.set()
         tokens: list[int] = []
         verified: int | None = None
@@ -160,6 +163,7 @@ class ScriptedAgent:
             raise self.error
         self.ended.append(reason)
         counters = SessionCounters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
+        counters.histogram = list(self.histogram)
         unverified = 0 if verified is None else len(tokens) - verified
         return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0, 1, unverified=unverified)
 

@@ -10,6 +10,7 @@ from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.api.app import listen
+from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
@@ -60,9 +61,9 @@ def scripted_whole(port: int, folder: Path) -> Whole:
 
 
 @contextmanager
-def device_at(whole: Whole, **given: Any) -> Iterator[Served]:
+def device_at(whole: Whole, drafter: Drafter | None = None, **given: Any) -> Iterator[Served]:
     fixed: dict[str, Any] = {"fleet": FLEET, "broker": BrokerSettings(port=whole.port), "api_port": 0}
-    service = DeviceService(DeviceSettings.model_validate(fixed | given), ReadingDrafter())
+    service = DeviceService(DeviceSettings.model_validate(fixed | given), drafter or ReadingDrafter())
     gateway = Gateway(service)
     gateway.serve(listen(0))
     gateway.start()

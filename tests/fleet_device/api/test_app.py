@@ -409,6 +409,79 @@ def test_harmless_fields_of_other_servers_are_ignored_and_named(make: Make, stre
     assert "X-Fleet-Ignored" not in chat(app, stream=stream, ignore_eos=False).headers
 
 
+def test_a_stream_counts_its_tokens_in_each_chunk_if_asked(make: Make) -> None:
+    app, _ = make()
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    first, *got, last = chunks(chat(app, stream=True, stream_options=options))
+    assert first["usage"] is None
+    assert [chunk["usage"]["completion_tokens"] for chunk in got] == [2, 3, 3]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in got} == {last["usage"]["prompt_tokens"]}
+    alone = chunks(chat(app, stream=True, stream_options={"continuous_usage_stats": True}))
+    assert all("usage" not in chunk for chunk in alone)
+
+
+def test_speculation_is_counted_in_vllms_shape(make: Make) -> None:
+    app, _ = make(ScriptedAgent(histogram=(1, 0, 0, 1)))
+    spoken = chat(app).json()["metrics"]["speculative_decoding"]
+    assert spoken == {
+        "mean_acceptance_length": 2.5,
+        "draft_acceptance_rate": 0.75,
+        "acceptance_histogram": [1, 0, 0, 1],
+        "num_spec_steps": 2,
+        "num_accepted_draft_tokens": 3,
+        "num_draft_tokens": 4,
+        "num_spec_tokens": 3,
+    }
+    *_, last = chunks(complete(app, stream=True, stream_options={"include_usage": True}))
+    assert last["metrics"]["speculative_decoding"] == spoken
+    assert chat(app, n=2).json()["metrics"] == {"speculative_decoding": None}
+    assert chat(make()[0]).json()["metrics"] == {"speculative_decoding": None}
+
+
+@pytest.mark.parametrize("speculation", [None, "auto", "off"])
+def test_a_request_may_switch_drafting_off(make: Make, speculation: str | None) -> None:
+    agent = ScriptedAgent()
+    assert chat(make(agent)[0], speculation=speculation).status_code == 200
+    assert agent.speculation == [speculation != "off"]
+
+
+def test_a_chat_needs_a_model(make: Make) -> None:
+    app, _ = make()
+    for model in (None, ""):
+        assert error(chat(app, model=model))["param"] == "model"
+    assert complete(app, model=None).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"prompt": "t1 t2"}, [1, 2]),
+        ({"prompt": "t1 t2", "add_special_tokens": False, "model": "m"}, [1, 2]),
+        ({"prompt": ""}, []),
+        ({"messages": [{"role": "user", "content": "t3"}]}, [1, 3]),
+    ],
+)
+def test_a_text_is_tokenized_as_by_vllm(make: Make, fields: dict[str, Any], tokens: list[int]) -> None:
+    app, _ = make()
+    body = ask(app, "POST", "/tokenize", body={**fields, "return_token_strs": True}).json()
+    strings = [f"t{token} " for token in tokens]
+    assert body == {"count": len(tokens), "max_model_len": 64, "tokens": tokens, "token_strs": strings}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": "t1", "messages": [{"role": "user", "content": "t3"}]}, "prompt"),
+        ({"messages": []}, "messages"),
+        ({"prompt": 5}, "prompt"),
+    ],
+)
+def test_what_cannot_be_tokenized_is_named(make: Make, fields: dict[str, Any], param: str) -> None:
+    answer = ask(make()[0], "POST", "/tokenize", body=fields)
+    assert (answer.status_code, error(answer)["param"]) == (400, param)
+
+
 def test_it_serves_on_loopback_until_stopped() -> None:
     async def hello(_request: object) -> PlainTextResponse:
         return PlainTextResponse("hello")

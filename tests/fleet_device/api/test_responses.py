@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -9,8 +10,11 @@ from starlette.applications import Starlette
 from fleet_device.api.app import create_app
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.requests import ChatRequest, read_request
-from fleet_device.api.responses import ResponsesRequest
+from fleet_device.api.responses import ResponseReply, ResponsesRequest
 from fleet_device.errors import SessionFailed
+from fleet_device.requests.chat import ChatMessage
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
+from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.api.client import ask, error
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
@@ -109,6 +113,82 @@ def test_what_is_not_served_is_refused_by_name(
 ) -> None:
     response = respond(make(), **fields)
     assert (response.status_code, error(response)["param"]) == (400, param)
+
+
+TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
+CALL = '{"name": "weather", "arguments": {"city": "Bonn"}}'
+
+
+def generated(text: str, reason: EndReason = EndReason.STOP) -> GeneratedText:
+    request = GenerateRequest((1,), SamplingPolicy(seed=1), max_new_tokens=9)
+    return replace(generate_text(ScriptedAgent(reason=reason), TalkingDrafter(), request), text=text)
+
+
+def reply_to(**fields: Any) -> ResponseReply:
+    asked = read_request(ResponsesRequest, json.dumps({"model": "m", "input": "t1", **fields}).encode())
+    return ResponseReply("1", 1, "toy", asked, settings(), lambda: 2.0, asked.chat().tool_calls())
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "reason", "item"),
+    [
+        ("required", CALL, EndReason.STOP, ("function_call", "weather", '{"city": "Bonn"}', "completed")),
+        ("auto", CALL, EndReason.STOP, ("function_call", "weather", '{"city": "Bonn"}', "completed")),
+        ("auto", CALL[:-6], EndReason.LENGTH, ("function_call", "weather", '{"city": "B', "incomplete")),
+        ("auto", "Warm.", EndReason.STOP, ("message", None, "Warm.", "completed")),
+        ("auto", "", EndReason.STOP, ("message", None, "", "completed")),
+        ("required", CALL[:12], EndReason.LENGTH, ("message", None, CALL[:12], "incomplete")),
+        (
+            {"type": "function", "name": "weather"},
+            "{}",
+            EndReason.STOP,
+            ("function_call", "weather", "{}", "completed"),
+        ),
+    ],
+)
+def test_an_answer_is_text_or_a_call_whole_and_in_pieces(choice: Any, text: str, reason: EndReason, item: Any) -> None:
+    ended = generated(text, reason)
+    stream = reply_to(tools=[TOOL], tool_choice=choice)
+    sent = [*stream.first(), *(each for place in range(len(text)) for each in stream.piece(text[place]))]
+    bodies = [json.loads(each.partition(b"data: ")[2]) for each in [*sent, *stream.last(ended)]]
+    assert [body["sequence_number"] for body in bodies] == list(range(len(bodies)))
+    assert "".join(body.get("delta", "") for body in bodies) == item[2]
+    assert bodies[-1]["type"] == f"response.{item[3]}"
+    for body in (reply_to(tools=[TOOL], tool_choice=choice).whole(ended), bodies[-1]["response"]):
+        [found] = body["output"]
+        said = found["arguments"] if found["type"] == "function_call" else found["content"][0]["text"]
+        assert (found["type"], found.get("name"), said, found["status"]) == item
+
+
+def test_a_response_repeats_what_was_asked_for() -> None:
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    body = reply_to(
+        instructions="Be brief.", metadata={"a": "b"}, top_p=0.5, tools=[TOOL], tool_choice="none",
+        text={"format": form}, max_output_tokens=7, prompt_cache_key="k", user="u",
+    ).whole(generated("t1"))  # fmt: skip
+    assert (body["instructions"], body["metadata"], body["prompt_cache_key"]) == ("Be brief.", {"a": "b"}, "k")
+    assert (body["top_p"], body["temperature"], body["max_output_tokens"]) == (0.5, settings().temperature, 7)
+    assert body["tools"] == [TOOL | {"description": None, "strict": None}]
+    assert (body["tool_choice"], body["text"]["format"]["schema"]) == ("none", {"type": "object"})
+    assert (body["created_at"], body["completed_at"]) == (1, 2)
+
+
+def test_calls_and_their_results_are_messages() -> None:
+    call = {"type": "function_call", "id": "fc_1", "status": "completed", "name": "weather", "arguments": "{}"}
+    asked = read_chat(
+        input=[
+            {"role": "user", "content": "t1"},
+            {"type": "message", "role": "assistant", "phase": "commentary", "content": "t2"},
+            call | {"call_id": "1"},
+            call | {"call_id": "2"},
+            {"type": "function_call_output", "call_id": "1", "output": "warm"},
+            {"type": "function_call_output", "call_id": "2", "output": [{"type": "input_text", "text": "cold"}]},
+        ],
+        tools=[TOOL],
+    )
+    _, user, assistant, *results = asked.text_prompt()
+    assert (user, assistant.content.count("weather"), assistant.role) == (ChatMessage("user", "t1"), 2, "assistant")
+    assert [result.content.split()[-1] for result in results] == ["warm", "cold"]
 
 
 def read_chat(**fields: Any) -> ChatRequest:

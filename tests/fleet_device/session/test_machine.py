@@ -240,6 +240,7 @@ def test_counters_of_a_session_add_up() -> None:
     counters = session.counters
     assert (counters.drafted, counters.tested, counters.accepted, counters.rounds) == (4, 2, 1, 1)
     assert counters.acceptance == 0.5
+    assert counters.histogram == [0, 1, 0, 0]
     assert DeviceSession(terms()).counters.acceptance is None
 
 
