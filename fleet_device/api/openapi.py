@@ -82,7 +82,7 @@ _HEALTH: Final = _object(status=_TEXT, reason=_maybe(_TEXT))
 _ERROR: Final = _object(error=_object(message=_TEXT, type=_TEXT, param=_maybe(_TEXT), code=_maybe(_TEXT)))
 
 
-class ApiEndpoint(NamedTuple):
+class DeviceEndpoint(NamedTuple):
     """An endpoint; `request` is the model of a POST's body, and `streams` says whether it has server-sent events."""
 
     path: str
@@ -93,24 +93,24 @@ class ApiEndpoint(NamedTuple):
 
 
 ENDPOINTS: Final = (
-    ApiEndpoint(
+    DeviceEndpoint(
         "/v1/chat/completions",
         "Answer a chat.",
         _answer("chat.completion", message=_MESSAGE),
         ChatRequest,
         streams=True,
     ),
-    ApiEndpoint(
+    DeviceEndpoint(
         "/v1/completions", "Continue a prompt.", _answer("text_completion", text=_TEXT), CompletionRequest, streams=True
     ),
-    ApiEndpoint("/v1/responses", "Answer text, or call a function.", _RESPONSE, ResponsesRequest, streams=True),
-    ApiEndpoint("/tokenize", "Return the tokens of a text or chat.", _TOKENS, TokenizeRequest),
-    ApiEndpoint("/v1/models", "List the models of the edges.", _object(object={"const": "list"}, data=_list(_MODEL))),
-    ApiEndpoint("/v1/models/{name}", "Describe a model.", _MODEL),
-    ApiEndpoint("/healthz", "Say whether the device can generate.", _HEALTH),
-    ApiEndpoint("/health", "Say whether the device can generate.", _HEALTH),
-    ApiEndpoint("/version", "Return the version.", _object(version=_TEXT)),
-    ApiEndpoint("/status", "Describe the device.", {"type": "object"}),
+    DeviceEndpoint("/v1/responses", "Answer text, or call a function.", _RESPONSE, ResponsesRequest, streams=True),
+    DeviceEndpoint("/tokenize", "Return the tokens of a text or chat.", _TOKENS, TokenizeRequest),
+    DeviceEndpoint("/v1/models", "List the models of the edges.", _object(object={"const": "list"}, data=_list(_MODEL))),
+    DeviceEndpoint("/v1/models/{name}", "Describe a model.", _MODEL),
+    DeviceEndpoint("/healthz", "Say whether the device can generate.", _HEALTH),
+    DeviceEndpoint("/health", "Say whether the device can generate.", _HEALTH),
+    DeviceEndpoint("/version", "Return the version.", _object(version=_TEXT)),
+    DeviceEndpoint("/status", "Describe the device.", {"type": "object"}),
 )
 
 _PROBLEMS: Final = {
@@ -141,7 +141,7 @@ def openapi() -> _Schema:
     }
 
 
-def _operation(endpoint: ApiEndpoint, components: _Schema) -> _Schema:
+def _operation(endpoint: DeviceEndpoint, components: _Schema) -> _Schema:
     content: _Schema = {_JSON: {"schema": endpoint.answer}}
     if endpoint.streams:
         content["text/event-stream"] = {"schema": _TEXT}

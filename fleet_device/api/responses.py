@@ -123,7 +123,7 @@ class TextFormat(_Model):
         return self
 
 
-class TextOptions(_Model):
+class TextField(_Model):
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
@@ -139,7 +139,7 @@ class ResponsesRequest(GenerationRequest):
     ]
     instructions: str | None = None
     max_output_tokens: TokenLimit | None = None
-    text: TextOptions | None = None
+    text: TextField | None = None
     tools: Annotated[tuple[FunctionTool, ...], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     metadata: dict[str, Any] | None = None
