@@ -105,7 +105,9 @@ ENDPOINTS: Final = (
     ),
     DeviceEndpoint("/v1/responses", "Answer text, or call a function.", _RESPONSE, ResponsesRequest, streams=True),
     DeviceEndpoint("/tokenize", "Return the tokens of a text or chat.", _TOKENS, TokenizeRequest),
-    DeviceEndpoint("/v1/models", "List the models of the edges.", _object(object={"const": "list"}, data=_list(_MODEL))),
+    DeviceEndpoint(
+        "/v1/models", "List the models of the edges.", _object(object={"const": "list"}, data=_list(_MODEL))
+    ),
     DeviceEndpoint("/v1/models/{name}", "Describe a model.", _MODEL),
     DeviceEndpoint("/healthz", "Say whether the device can generate.", _HEALTH),
     DeviceEndpoint("/health", "Say whether the device can generate.", _HEALTH),
