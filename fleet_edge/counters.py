@@ -1,7 +1,7 @@
 """Segment counters: what an edge counts of a session while it serves it, and the derived rates.
 
 Columns of the session log, its records, merges, rollups, totals and views derive from the fields of `SegmentCounters`.
-A new counter is a field here, a migration in `fleet_edge.store.migrations`, and a column in `fleet_admin.reports`.
+A new counter is a field here and a column in `fleet_admin.reports`; docs/extending.md says more.
 """
 
 from dataclasses import dataclass, fields
