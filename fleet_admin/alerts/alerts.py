@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import Any, Final, Self
+from typing import Final, Self, TypedDict, Unpack
 
-from sqlalchemy import Connection, Engine, Row, delete, insert, or_, select, update
+from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from fleet_edge.store.database import open_existing, transaction
@@ -72,41 +72,44 @@ MOST_OPEN: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
-    """A problem now. `value` was measured, `threshold` is its limit, `device` the subject if it is a device."""
+class RuleReading:
+    """What a rule finds about one subject. If neither `wrong` nor `right`, the alert stays as it is.
 
-    rule: str
+    `value` was measured, `threshold` is its limit, `device` the subject if it is a device.
+    """
+
     subject: str
-    severity: str
     sentence: str
+    wrong: bool = True
+    right: bool = False
+    severity: AlertSeverity = AlertSeverity.WARNING
     value: float | None = None
     threshold: float | None = None
     device: str | None = None
 
 
-def list_alerts(
-    connection: Connection,
-    *,
-    open: bool | None = None,  # noqa: A002 - as the table says it
-    rule: str | None = None,
-    subject: str | None = None,
-    since: datetime | None = None,
-    limit: int = 100,
-) -> list[AlertView]:
-    """Return alerts: open ones first, critical ones before others, then the latest. None admits all."""
+class AlertFilter(TypedDict, total=False):
+    """Conditions on alerts; what is left out or None admits all."""
+
+    open: bool | None
+    rule: str | None
+    subject: str | None
+    limit: int
+
+
+def list_alerts(connection: Connection, **chosen: Unpack[AlertFilter]) -> list[AlertView]:
+    """Return alerts: open ones first, critical ones before others, then the latest; 100 unless `limit` is given."""
     query = select(AlertRow.__table__)
-    if open is not None:
-        query = query.where(AlertRow.cleared_at.is_(None) if open else AlertRow.cleared_at.is_not(None))
-    if rule is not None:
+    if (is_open := chosen.get("open")) is not None:
+        query = query.where(AlertRow.cleared_at.is_(None) if is_open else AlertRow.cleared_at.is_not(None))
+    if (rule := chosen.get("rule")) is not None:
         query = query.where(AlertRow.rule == rule)
-    if subject is not None:
+    if (subject := chosen.get("subject")) is not None:
         query = query.where(AlertRow.subject == subject)
-    if since is not None:
-        query = query.where(AlertRow.since_at >= since)
     is_over = AlertRow.cleared_at.is_not(None)
     can_wait = or_(is_over, AlertRow.severity != AlertSeverity.CRITICAL)
-    ordered = query.order_by(is_over, can_wait, AlertRow.since_at.desc(), AlertRow.id).limit(limit)
-    return [_view(row) for row in connection.execute(ordered)]
+    ordered = query.order_by(is_over, can_wait, AlertRow.since_at.desc(), AlertRow.id).limit(chosen.get("limit", 100))
+    return [AlertView(**row) for row in connection.execute(ordered).mappings()]
 
 
 def find(connection: Connection, prefix: str) -> AlertView:
@@ -114,12 +117,13 @@ def find(connection: Connection, prefix: str) -> AlertView:
     escaped = prefix.lower()
     if not escaped or not set(escaped) <= set("0123456789abcdef"):
         raise NoSuchAlert(f"{prefix[:40]!r} is no alert's id; `fleet admin alerts` lists them.")
-    found = connection.execute(select(AlertRow.__table__).where(AlertRow.id.startswith(escaped)).limit(2)).all()
+    query = select(AlertRow.__table__).where(AlertRow.id.startswith(escaped)).limit(2)
+    found = connection.execute(query).mappings().all()
     if not found:
         raise NoSuchAlert(f"There is no alert {prefix[:40]!r}; `fleet admin alerts --all` lists them.")
     if len(found) > 1:
         raise NoSuchAlert(f"Several alerts begin with {prefix[:40]!r}; give more of the id.")
-    return _view(found[0])
+    return AlertView(**found[0])
 
 
 def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: datetime) -> AlertView:
@@ -149,44 +153,30 @@ def clear(connection: Connection, alert: AlertView, *, now: datetime, who: str |
     return find(connection, alert.id)
 
 
-def see(
-    connection: Connection,
-    sighting: Sighting,
-    *,
-    since: datetime,
-    now: datetime,
-    new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
-) -> AlertView | None:
+def see(connection: Connection, rule: str, reading: RuleReading, *, since: datetime, now: datetime) -> AlertView | None:
     """Open an alert, or record that the open one still matches.
 
     Return the alert if it is new or has become critical, else None, also if `MOST_OPEN` alerts are open.
     """
     last = {
         "last_at": now,
-        "sentence": sighting.sentence,
-        "severity": sighting.severity,
-        "value": sighting.value,
-        "threshold": sighting.threshold,
+        "sentence": reading.sentence,
+        "severity": reading.severity,
+        "value": reading.value,
+        "threshold": reading.threshold,
     }
-    held = (AlertRow.rule == sighting.rule, AlertRow.subject == sighting.subject, AlertRow.cleared_at.is_(None))
+    held = (AlertRow.rule == rule, AlertRow.subject == reading.subject, AlertRow.cleared_at.is_(None))
     before = connection.execute(select(AlertRow.id, AlertRow.severity).where(*held)).first()
     if before is not None:
         connection.execute(update(AlertRow).where(AlertRow.id == before.id).values(**last))
-        graver = sighting.severity == AlertSeverity.CRITICAL and before.severity != AlertSeverity.CRITICAL
+        graver = reading.severity == AlertSeverity.CRITICAL and before.severity != AlertSeverity.CRITICAL
         return find(connection, before.id) if graver else None
     crowd = select(AlertRow.id).where(AlertRow.cleared_at.is_(None)).limit(1).offset(MOST_OPEN - 1)
     if connection.execute(crowd).first() is not None:
         return None
-    row = {
-        "id": new_id(),
-        "rule": sighting.rule,
-        "subject": sighting.subject,
-        "device": sighting.device,
-        "since_at": since,
-        **last,
-    }
-    connection.execute(insert(AlertRow).values(**row))
-    alert = find(connection, str(row["id"]))
+    key = {"id": uuid.uuid4().hex, "rule": rule, "subject": reading.subject, "device": reading.device}
+    connection.execute(insert(AlertRow).values(**key, since_at=since, **last))
+    alert = find(connection, str(key["id"]))
     _log(connection, alert, code="opened", sentence=alert.sentence, now=now)
     return alert
 
@@ -214,10 +204,6 @@ def take_lease(connection: Connection, *, holder: str, now: datetime, for_s: flo
 
 def forget(connection: Connection, *, before: datetime) -> int:
     return connection.execute(delete(AlertRow).where(AlertRow.cleared_at < before)).rowcount
-
-
-def _view(row: Row[Any]) -> AlertView:
-    return AlertView(**row._mapping)  # noqa: SLF001 - the public name of a row's fields
 
 
 def _log(
@@ -262,41 +248,25 @@ class Alerts:
     def open(self, *, limit: int = 1000) -> list[AlertView]:
         return self.list(open=True, limit=limit)
 
-    def list(
-        self,
-        *,
-        open: bool | None = None,  # noqa: A002 - as the table says it
-        rule: str | None = None,
-        subject: str | None = None,
-        since: datetime | None = None,
-        limit: int = 100,
-    ) -> list[AlertView]:
+    def list(self, **chosen: Unpack[AlertFilter]) -> list[AlertView]:
         with self.connection() as connection:
-            return list_alerts(connection, open=open, rule=rule, subject=subject, since=since, limit=limit)
-
-    def get(self, alert: str) -> AlertView:
-        with self.connection() as connection:
-            return find(connection, alert)
+            return list_alerts(connection, **chosen)
 
     def acknowledge(self, alert: str, *, who: str, source: str = "") -> AlertView:
         """Record who takes care of an alert, by a unique prefix of its id; the first one counts."""
-        with self.connection() as connection:
-            found = acknowledge(connection, find(connection, alert), who=who, now=self._now())
-            self._audit(connection, found, who=who, action="alert acknowledge", source=source)
-            return found
+        return self._act("acknowledge", acknowledge, alert, who=who, source=source)
 
     def clear(self, alert: str, *, who: str, source: str = "") -> AlertView:
         """End an alert, by a unique prefix of its id; a problem that remains opens a new one."""
-        with self.connection() as connection:
-            found = clear(connection, find(connection, alert), who=who, now=self._now())
-            self._audit(connection, found, who=who, action="alert clear", source=source)
-            return found
+        return self._act("clear", clear, alert, who=who, source=source)
 
-    def _audit(self, connection: Connection, alert: AlertView, *, who: str, action: str, source: str) -> None:
-        entry = AuditEntry(
-            who=who, action=action, subject=f"{alert.id[:8]} {alert.subject}", after=alert.sentence, source=source
-        )
-        record_audit(connection, [entry], now=self._now())
+    def _act(self, word: str, act: Callable[..., AlertView], alert: str, *, who: str, source: str) -> AlertView:
+        with self.connection() as connection:
+            found = act(connection, find(connection, alert), who=who, now=self._now())
+            subject = f"{found.id[:8]} {found.subject}"
+            entry = AuditEntry(who=who, action=f"alert {word}", subject=subject, after=found.sentence, source=source)
+            record_audit(connection, [entry], now=self._now())
+            return found
 
     def connection(self) -> AbstractContextManager[Connection]:
         return transaction(self._opened())

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from fleet_admin.alerts import alerts as book
 from fleet_admin.alerts.alerts import Alerts, AlertSeverity, DeliveryFailed, notice_of
 from fleet_admin.alerts.delivery import BrokerChannel, Webhook
-from fleet_admin.alerts.rules import Facts, RuleReading, read_facts, readings
+from fleet_admin.alerts.rules import Facts, read_facts, readings
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_common.metrics import read_token
 from fleet_edge.store.errors import StoreUnavailable
@@ -108,7 +108,7 @@ class Evaluator:
                 self._right_since.pop(key, None)
                 since = self._wrong_since.setdefault(key, now)
                 if key in held or now - since >= timedelta(seconds=self.settings.hold_s):
-                    opened = book.see(connection, _sighting(rule, reading), since=since, now=now)
+                    opened = book.see(connection, rule, reading, since=since, now=now)
                     changed += [] if opened is None else [opened]
             else:
                 self._wrong_since.pop(key, None)
@@ -159,18 +159,6 @@ class Evaluator:
         if self._away_told is not None:
             self.tell(self._away_told.model_copy(update={"state": AlertState.CLEARED, "at": now}))
         self._away_since = self._away_told = None
-
-
-def _sighting(rule: str, reading: RuleReading) -> book.Sighting:
-    return book.Sighting(
-        rule=rule,
-        subject=reading.subject,
-        severity=reading.severity.value,
-        sentence=reading.sentence,
-        value=reading.value,
-        threshold=reading.threshold,
-        device=reading.device,
-    )
 
 
 _MOST_WAITING: Final = 1000

@@ -13,14 +13,14 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
-from fleet_admin.alerts.alerts import AlertSeverity
+from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.counters import share
 from fleet_edge.store import queries, totals
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.models import EventRow, RoundRow, SegmentRow
 from fleet_edge.store.totals import Dimension
-from fleet_edge.store.views import DeviceView, MachineState
+from fleet_edge.store.views import DeviceView, EdgeView, MachineState
 
 _MOST_ROUNDS: Final = 2000
 """Of an edge: enough for a 95th percentile, and few enough to be read every few seconds."""
@@ -28,29 +28,6 @@ _MOST_ROUNDS: Final = 2000
 _RECENT: Final = timedelta(minutes=5)
 _LONGEST_CODE: Final = 64
 _HOUR, _DAY = timedelta(hours=1), timedelta(hours=24)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
-    name: str
-    state: MachineState
-    seen_at: datetime
-    certificate_until: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeFacts:
-    """An edge; `queue_ms` and `step_ms` are of its latest verdicts, unordered."""
-
-    name: str
-    state: MachineState
-    seen_at: datetime
-    load_at: datetime | None = None
-    certificate_until: datetime | None = None
-    kv_usage: float | None = None
-    spooled_records: int | None = None
-    queue_ms: Sequence[float] = ()
-    step_ms: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +42,15 @@ class AcceptanceWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Devices and edges in service at `now`; refusals and faults of the window by edge and code."""
+    """Devices and edges in service at `now`; refusals and faults of the window by edge and code.
+
+    `rounds` has the waits and the steps of an edge's latest verdicts (ms), unordered.
+    """
 
     now: datetime
-    devices: Sequence[DeviceFacts] = ()
-    edges: Sequence[EdgeFacts] = ()
+    devices: Sequence[DeviceView] = ()
+    edges: Sequence[EdgeView] = ()
+    rounds: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     acceptance: Mapping[str, AcceptanceWindow] = field(default_factory=dict)
     refusals: Mapping[tuple[str, str], int] = field(default_factory=dict)
     faults: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -78,11 +59,12 @@ class Facts:
 
 def read_facts(connection: Connection, settings: AlertSettings, *, now: datetime) -> Facts:
     window = now - timedelta(minutes=settings.window_min)
-    known = queries.devices(connection, now=now, counted=False)
+    known, edges = queries.devices(connection, now=now, counted=False), queries.edges(connection, now=now)
     return Facts(
         now=now,
-        devices=[_device(view) for view in known if view.state is not MachineState.RETIRED],
-        edges=list(_read_edges(connection, now)),
+        devices=[view for view in known if view.state is not MachineState.RETIRED],
+        edges=edges,
+        rounds={edge.edge: _read_rounds(connection, edge.edge, now) for edge in edges},
         acceptance=_read_acceptance(connection, now),
         refusals=_counts(connection, EventKind.REFUSED, window),
         faults=_counts(connection, EventKind.FAULT, window),
@@ -90,33 +72,16 @@ def read_facts(connection: Connection, settings: AlertSettings, *, now: datetime
     )
 
 
-def _device(view: DeviceView) -> DeviceFacts:
-    return DeviceFacts(
-        name=view.device, state=view.state, seen_at=view.last_sign_at, certificate_until=view.certificate_until
+def _read_rounds(connection: Connection, edge: str, now: datetime) -> tuple[Sequence[float], Sequence[float]]:
+    latest = (
+        select(RoundRow.queue_ms, RoundRow.compute_ms)
+        .join(SegmentRow, (SegmentRow.session == RoundRow.session) & (SegmentRow.segment == RoundRow.segment))
+        .where(RoundRow.at >= now - _RECENT, SegmentRow.edge == edge, RoundRow.batch > 0)
+        .order_by(RoundRow.at.desc())
+        .limit(_MOST_ROUNDS)
     )
-
-
-def _read_edges(connection: Connection, now: datetime) -> Iterator[EdgeFacts]:
-    for view in queries.edges(connection, now=now):
-        latest = (
-            select(RoundRow.queue_ms, RoundRow.compute_ms)
-            .join(SegmentRow, (SegmentRow.session == RoundRow.session) & (SegmentRow.segment == RoundRow.segment))
-            .where(RoundRow.at >= now - _RECENT, SegmentRow.edge == view.edge, RoundRow.batch > 0)
-            .order_by(RoundRow.at.desc())
-            .limit(_MOST_ROUNDS)
-        )
-        rounds = connection.execute(latest).all()
-        yield EdgeFacts(
-            name=view.edge,
-            state=view.state,
-            seen_at=view.seen_at,
-            load_at=view.load_at,
-            certificate_until=view.certificate_until,
-            kv_usage=view.kv_usage,
-            spooled_records=view.spooled_records,
-            queue_ms=[each.queue_ms for each in rounds],
-            step_ms=[each.compute_ms for each in rounds],
-        )
+    rounds = connection.execute(latest).all()
+    return [each.queue_ms for each in rounds], [each.compute_ms for each in rounds]
 
 
 def _read_acceptance(connection: Connection, now: datetime) -> dict[str, AcceptanceWindow]:
@@ -149,12 +114,8 @@ def _counts(connection: Connection, kind: EventKind, since: datetime) -> dict[tu
 def _skews(connection: Connection, since: datetime) -> dict[str, str]:
     found = (
         select(EventRow.device, EventRow.sentence)
-        .where(
-            EventRow.at >= since,
-            EventRow.kind == EventKind.DEVICE.value,
-            EventRow.code == "clock-wrong",
-            EventRow.device.is_not(None),
-        )
+        .where(EventRow.at >= since, EventRow.kind == EventKind.DEVICE.value, EventRow.code == "clock-wrong")
+        .where(EventRow.device.is_not(None))
         .order_by(EventRow.at)
     )
     return {str(device): sentence for device, sentence in connection.execute(found)}
@@ -162,20 +123,6 @@ def _skews(connection: Connection, since: datetime) -> dict[str, str]:
 
 _FEWEST_ROUNDS: Final = 20
 """With fewer a percentile is meaningless."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleReading:
-    """What a rule finds about one subject. If neither `wrong` nor `right`, the alert stays as it is."""
-
-    subject: str
-    sentence: str
-    wrong: bool
-    right: bool
-    severity: AlertSeverity = AlertSeverity.WARNING
-    value: float | None = None
-    threshold: float | None = None
-    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +140,27 @@ def readings(facts: Facts, settings: AlertSettings) -> Iterator[tuple[str, RuleR
             yield rule.name, reading
 
 
-def _above(value: float, threshold: float, slack: float) -> tuple[bool, bool]:
-    """Return whether a value is too high, and whether it is clearly not."""
-    return value > threshold, value <= threshold * (1.0 - slack)
+def _above(
+    subject: str,
+    value: float,
+    threshold: float,
+    sentence: str,
+    settings: AlertSettings,
+    *,
+    counts: bool = False,
+    severity: AlertSeverity = AlertSeverity.WARNING,
+) -> RuleReading:
+    """Return whether a value is above its threshold, or clearly not; a value that `counts` may not reach it."""
+    most = threshold - 1 if counts else threshold
+    return RuleReading(
+        subject=subject,
+        sentence=sentence,
+        wrong=value > most,
+        right=value <= most * (1.0 - settings.slack),
+        severity=severity,
+        value=value,
+        threshold=threshold,
+    )
 
 
 def _silent(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
@@ -205,18 +170,18 @@ def _silent(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
         hours = settings.offline_min / 60.0 if offline else settings.silent_h
         if not hours or not _belongs(device, facts.now, settings):
             continue
-        threshold, age = timedelta(hours=hours), facts.now - device.seen_at
+        threshold, age = timedelta(hours=hours), facts.now - device.last_sign_at
         how = "is offline" if offline else "is connected, and nothing comes from it"
         wrong = age > threshold and (offline or device.state is MachineState.SILENT)
         yield RuleReading(
-            subject=device.name,
-            sentence=f"The device {device.name} {how} since {_when(device.seen_at)}: look at its power, its network, "
-            "and `fleet device doctor` there.",
+            subject=device.device,
+            sentence=f"The device {device.device} {how} since {_when(device.last_sign_at)}: look at its power, its "
+            "network, and `fleet device doctor` there.",
             wrong=wrong,
             right=not wrong,
             value=age.total_seconds(),
             threshold=threshold.total_seconds(),
-            device=device.name,
+            device=device.device,
         )
 
 
@@ -242,22 +207,18 @@ def _acceptance_low(facts: Facts, settings: AlertSettings) -> Iterator[RuleReadi
 
 
 def _clock_wrong(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
-    if not settings.clocks:
-        return
-    for device, sentence in facts.skews.items():
-        yield RuleReading(subject=device, sentence=sentence, wrong=True, right=False, device=device)
+    for device, sentence in facts.skews.items() if settings.clocks else ():
+        yield RuleReading(subject=device, sentence=sentence, device=device)
 
 
 def _edge_away(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
-    if not settings.edge_away_s:
-        return
-    for edge in facts.edges:
+    for edge in facts.edges if settings.edge_away_s else ():
         age = facts.now - edge.seen_at
         if _belongs(edge, facts.now, settings):
             offline = edge.state is MachineState.OFFLINE
             yield RuleReading(
-                subject=edge.name,
-                sentence=f"The edge {edge.name} is offline since {_when(edge.seen_at)}: its service's log says why "
+                subject=edge.edge,
+                sentence=f"The edge {edge.edge} is offline since {_when(edge.seen_at)}: its service's log says why "
                 "(journalctl -u fleet-edge).",
                 wrong=offline and age > timedelta(seconds=settings.edge_away_s),
                 right=not offline,
@@ -268,85 +229,65 @@ def _edge_away(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
 
 
 def _queue_long(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
-    sentence = "Drafts wait {value:.0f} ms for a step at {edge} (95th percentile): it has more devices than it serves "
-    for edge in facts.edges:
-        yield from _percentile(edge, edge.queue_ms, settings.queue_p95_ms, sentence + "in time.", settings)
+    for edge, (queues, _) in facts.rounds.items():
+        if (value := _percentile(queues)) is not None and settings.queue_p95_ms:
+            sentence = (
+                f"Drafts wait {value:.0f} ms for a step at {edge} (95th percentile): it has more devices than it "
+                "serves in time."
+            )
+            yield _above(edge, value, settings.queue_p95_ms, sentence, settings)
 
 
 def _step_long(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
-    sentence = "A step of {edge} takes {value:.0f} ms (95th percentile): something else uses its machine, or batches "
-    for edge in facts.edges:
-        yield from _percentile(edge, edge.step_ms, settings.step_p95_ms, sentence + "are too large.", settings)
+    for edge, (_, steps) in facts.rounds.items():
+        if (value := _percentile(steps)) is not None and settings.step_p95_ms:
+            sentence = (
+                f"A step of {edge} takes {value:.0f} ms (95th percentile): something else uses its machine, or batches "
+                "are too large."
+            )
+            yield _above(edge, value, settings.step_p95_ms, sentence, settings)
 
 
-def _percentile(
-    edge: EdgeFacts, values: Sequence[float], threshold: float, sentence: str, settings: AlertSettings
-) -> Iterator[RuleReading]:
-    if not threshold or len(values) < _FEWEST_ROUNDS:
-        return
-    value = sorted(values)[math.ceil(0.95 * len(values)) - 1]
-    wrong, right = _above(value, threshold, settings.slack)
-    yield RuleReading(
-        subject=edge.name,
-        sentence=sentence.format(value=value, edge=edge.name),
-        wrong=wrong,
-        right=right,
-        value=value,
-        threshold=threshold,
-    )
+def _percentile(values: Sequence[float]) -> float | None:
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1] if len(values) >= _FEWEST_ROUNDS else None
 
 
 def _kv_full(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for edge in facts.edges:
         if settings.kv_share and edge.kv_usage is not None and _online(edge):
-            wrong, right = _above(edge.kv_usage, settings.kv_share, settings.slack)
-            yield RuleReading(
-                subject=edge.name,
-                sentence=f"Sessions hold {edge.kv_usage:.0%} of the memory for keys and values of {edge.name}: raise "
-                "`kv_bytes`, or add an edge.",
-                wrong=wrong,
-                right=right,
-                value=edge.kv_usage,
-                threshold=settings.kv_share,
+            sentence = (
+                f"Sessions hold {edge.kv_usage:.0%} of the memory for keys and values of {edge.edge}: raise "
+                "`kv_bytes`, or add an edge."
             )
+            yield _above(edge.edge, edge.kv_usage, settings.kv_share, sentence, settings)
 
 
 def _spool_grows(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for edge in facts.edges:
         if settings.spool_records and edge.spooled_records is not None:
-            wrong, right = _above(edge.spooled_records, settings.spool_records - 1, settings.slack)
-            yield RuleReading(
-                subject=edge.name,
-                sentence=f"{edge.spooled_records} records of {edge.name} wait in its spool: its database does not keep "
-                "up, or was away.",
-                wrong=wrong,
-                right=right,
-                value=edge.spooled_records,
-                threshold=settings.spool_records,
+            sentence = (
+                f"{edge.spooled_records} records of {edge.edge} wait in its spool: its database does not keep up, or "
+                "was away."
             )
+            yield _above(edge.edge, edge.spooled_records, settings.spool_records, sentence, settings, counts=True)
 
 
 def _database_lags(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for edge in facts.edges:
         if settings.lag_s and edge.load_at is not None and _online(edge) and _belongs(edge, facts.now, settings):
-            lag_s = (facts.now - edge.load_at).total_seconds()
-            wrong, right = _above(lag_s, settings.lag_s, settings.slack)
-            yield RuleReading(
-                subject=edge.name,
-                sentence=f"{edge.name} is online, and the database has nothing of it since {_when(edge.load_at)}: what "
-                "it writes waits in its spool; look at the way from it to the database.",
-                wrong=wrong,
-                right=right,
-                severity=AlertSeverity.CRITICAL,
-                value=lag_s,
-                threshold=settings.lag_s,
+            sentence = (
+                f"{edge.edge} is online, and the database has nothing of it since {_when(edge.load_at)}: what it "
+                "writes waits in its spool; look at the way from it to the database."
             )
+            lag_s = (facts.now - edge.load_at).total_seconds()
+            yield _above(edge.edge, lag_s, settings.lag_s, sentence, settings, severity=AlertSeverity.CRITICAL)
 
 
 def _certificate_ends(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
-    machines: list[DeviceFacts | EdgeFacts] = [*facts.edges, *facts.devices]
-    for machine in machines:
-        name, until = machine.name, machine.certificate_until
+    for machine in (*facts.edges, *facts.devices):
+        device = machine.device if isinstance(machine, DeviceView) else None
+        name = machine.edge if isinstance(machine, EdgeView) else machine.device
+        until = machine.certificate_until
         if until is None or not settings.certificate_days or not _belongs(machine, facts.now, settings):
             continue
         days = (until - facts.now) / timedelta(days=1)
@@ -361,46 +302,39 @@ def _certificate_ends(facts: Facts, settings: AlertSettings) -> Iterator[RuleRea
             severity=AlertSeverity.CRITICAL if days < settings.certificate_critical_days else AlertSeverity.WARNING,
             value=days,
             threshold=settings.certificate_days,
-            device=name if isinstance(machine, DeviceFacts) else None,
+            device=device,
         )
 
 
 def _refusals(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
-    for (edge, code), count in facts.refusals.items():
-        if settings.refusals:
-            wrong, right = _above(count, settings.refusals - 1, settings.slack)
-            yield RuleReading(
-                subject=f"{edge} {code}",
-                sentence=f"{edge} has refused {count} sessions as {code!r} within {settings.window_min:g} minutes: "
-                f"`fleet admin events --edge {edge} --code {code}` says whose.",
-                wrong=wrong,
-                right=right,
-                value=count,
-                threshold=settings.refusals,
-            )
+    for (edge, code), count in facts.refusals.items() if settings.refusals else ():
+        what = f"{edge} has refused {count} sessions as {code!r}"
+        yield _above(
+            f"{edge} {code}", count, settings.refusals, _within(what, edge, code, settings), settings, counts=True
+        )
 
 
 def _faults(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
-    for (edge, code), count in facts.faults.items():
-        if settings.faults:
-            wrong, right = _above(count, settings.faults - 1, settings.slack)
-            yield RuleReading(
-                subject=f"{edge} {code}",
-                sentence=f"{edge} could not serve {count} messages, with the code {code!r}, within "
-                f"{settings.window_min:g} minutes: `fleet admin events --edge {edge} --code {code}` says whose.",
-                wrong=wrong,
-                right=right,
-                value=count,
-                threshold=settings.faults,
-            )
+    for (edge, code), count in facts.faults.items() if settings.faults else ():
+        what = f"{edge} could not serve {count} messages, with the code {code!r},"
+        yield _above(
+            f"{edge} {code}", count, settings.faults, _within(what, edge, code, settings), settings, counts=True
+        )
 
 
-def _belongs(machine: DeviceFacts | EdgeFacts, now: datetime, settings: AlertSettings) -> bool:
+def _within(what: str, edge: str, code: str, settings: AlertSettings) -> str:
+    return (
+        f"{what} within {settings.window_min:g} minutes: `fleet admin events --edge {edge} --code {code}` says whose."
+    )
+
+
+def _belongs(machine: DeviceView | EdgeView, now: datetime, settings: AlertSettings) -> bool:
     """Return whether a machine still counts as part of the fleet."""
-    return now - machine.seen_at <= timedelta(days=settings.gone_days)
+    last = machine.last_sign_at if isinstance(machine, DeviceView) else machine.seen_at
+    return now - last <= timedelta(days=settings.gone_days)
 
 
-def _online(edge: EdgeFacts) -> bool:
+def _online(edge: EdgeView) -> bool:
     return edge.state is not MachineState.OFFLINE
 
 

@@ -10,12 +10,13 @@ from sqlalchemy import create_engine, text
 
 from fleet_admin.alerts.alerts import Alerts, NoSuchAlert
 from fleet_admin.alerts.evaluator import DATABASE_AWAY, Evaluator
-from fleet_admin.alerts.rules import DeviceFacts, EdgeFacts, Facts
+from fleet_admin.alerts.rules import Facts
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.views import MachineState
+from fleet_edge.store.views import DeviceView, EdgeView, MachineState
 from schemas.control import Alert, AlertState
+from tests.fleet_edge.store import samples
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SETTINGS = AlertSettings(hold_s=60, clear_s=120)
@@ -64,12 +65,12 @@ class World:
         if self.broken:
             raise StoreUnavailable("It is away.")
         edges = [
-            EdgeFacts(name=name.replace("_", "-"), state=MachineState.ONLINE, seen_at=now, kv_usage=value)
+            samples.view(EdgeView, edge=name.replace("_", "-"), state=MachineState.ONLINE, seen_at=now, kv_usage=value)
             for name, value in self.kv.items()
         ]
         until = None if self.certificate is None else now + self.certificate
-        devices = [DeviceFacts(name="gateway-1", state=MachineState.ONLINE, seen_at=now, certificate_until=until)]
-        return Facts(now=now, edges=edges, devices=devices)
+        online = {"state": MachineState.ONLINE, "last_sign_at": now, "certificate_until": until}
+        return Facts(now=now, edges=edges, devices=[samples.view(DeviceView, device="gateway-1", **online)])
 
 
 @pytest.fixture
@@ -190,9 +191,9 @@ def test_an_id_that_names_none_or_several_is_refused_in_a_sentence(world: World)
     world.look(60)
     for wrong in ("", "%", "_", "zz", "'; DROP TABLE alerts; --", "0" * 32):
         with pytest.raises(NoSuchAlert):
-            world.alerts.get(wrong)
+            world.alerts.clear(wrong, who="ada")
     with pytest.raises(NoSuchAlert, match="Several"):
-        world.alerts.get(Counter(alert.id[0] for alert in world.alerts.open()).most_common(1)[0][0])
+        world.alerts.clear(Counter(alert.id[0] for alert in world.alerts.open()).most_common(1)[0][0], who="ada")
     assert len(world.alerts.list(rule="kv-full", subject="edge-7")) == 1
 
 

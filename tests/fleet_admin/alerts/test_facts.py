@@ -73,10 +73,10 @@ def test_devices_and_edges_with_their_certificates_and_load(store: Store) -> Non
         samples.edge_load(at=NOW - MINUTE, kv_usage=0.95, spooled_records=7),
     )
     (device,), (edge,) = found.devices, found.edges
-    assert (device.name, device.state, device.seen_at) == ("sensor-1", "offline", NOW - HOUR)
+    assert (device.device, device.state, device.last_sign_at) == ("sensor-1", "offline", NOW - HOUR)
     assert device.certificate_until == edge.certificate_until == until
-    assert (edge.name, edge.kv_usage, edge.spooled_records, edge.load_at) == ("edge-1", 0.95, 7, NOW - MINUTE)
-    assert not edge.queue_ms
+    assert (edge.edge, edge.kv_usage, edge.spooled_records, edge.load_at) == ("edge-1", 0.95, 7, NOW - MINUTE)
+    assert found.rounds == {"edge-1": ([], [])}
 
 
 def test_rounds_of_five_minutes_and_acceptance_of_an_hour_against_the_day_before(store: Store) -> None:
@@ -87,9 +87,9 @@ def test_rounds_of_five_minutes_and_acceptance_of_an_hour_against_the_day_before
         *session(3, at=NOW - 5 * HOUR, tested=1000, accepted=700),
         *session(4, at=NOW - 30 * HOUR, tested=5000, accepted=5000),
     )
-    (edge,) = found.edges
-    assert sorted(edge.queue_ms) == [10.0 * each for each in range(1, 31)]
-    assert sorted(edge.step_ms) == [float(each) for each in range(1, 31)]
+    queues, steps = found.rounds["edge-1"]
+    assert sorted(queues) == [10.0 * each for each in range(1, 31)]
+    assert sorted(steps) == [float(each) for each in range(1, 31)]
     assert found.acceptance == {"sensor-1": AcceptanceWindow(110, 35, 1000, 700)}
 
 
@@ -142,4 +142,4 @@ def test_a_device_that_is_out_of_service_is_no_alert(store: Store) -> None:
         store.apply([DeviceSeen(device=name, at=NOW, presence="offline", **seen)])
     with store.engine.begin() as connection:
         assert retire(connection, "retired", NOW)
-    assert [each.name for each in facts(store).devices] == ["in-service"]
+    assert [each.device for each in facts(store).devices] == ["in-service"]

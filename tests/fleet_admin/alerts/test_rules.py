@@ -1,20 +1,22 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from fleet_admin.alerts.alerts import AlertSeverity
-from fleet_admin.alerts.rules import RULES, AcceptanceWindow, DeviceFacts, EdgeFacts, Facts, RuleReading, readings
+from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
+from fleet_admin.alerts.rules import RULES, AcceptanceWindow, Facts, readings
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_edge.store.views import MachineState
+from fleet_edge.store.views import DeviceView, EdgeView, MachineState
+from tests.fleet_edge.store import samples
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 SETTINGS = AlertSettings()
 
-DEVICE = DeviceFacts(name="gateway-1", state=MachineState.ONLINE, seen_at=NOW)
-EDGE = EdgeFacts(name="edge-1", state=MachineState.ONLINE, seen_at=NOW)
+DEVICE = samples.view(DeviceView, device="gateway-1", state=MachineState.ONLINE, last_sign_at=NOW)
+EDGE = samples.view(EdgeView, edge="edge-1", state=MachineState.ONLINE, seen_at=NOW)
 
 
 def read(rule: str, facts: Facts, settings: AlertSettings = SETTINGS) -> RuleReading | None:
@@ -29,6 +31,10 @@ def device(**changed: Any) -> Facts:
 
 def edge(**changed: Any) -> Facts:
     return Facts(now=NOW, edges=[replace(EDGE, **changed)])
+
+
+def rounds(*, queue_ms: Sequence[float] = (), step_ms: Sequence[float] = (), edge: str = "edge-1") -> Facts:
+    return Facts(now=NOW, rounds={edge: (queue_ms, step_ms)})
 
 
 def of_drafts(hour: float, day: float, *, tokens: int = 1000) -> Facts:
@@ -47,14 +53,14 @@ def faulty(count: int) -> Facts:
 
 WRONG = {
     "device-silent": [
-        device(state=MachineState.OFFLINE, seen_at=NOW - 16 * MINUTE),
-        device(state=MachineState.SILENT, seen_at=NOW - 1.1 * DAY),
+        device(state=MachineState.OFFLINE, last_sign_at=NOW - 16 * MINUTE),
+        device(state=MachineState.SILENT, last_sign_at=NOW - 1.1 * DAY),
     ],
     "acceptance-low": [of_drafts(0.3, 0.6)],
     "clock-wrong": [Facts(now=NOW, skews={"gateway-1": "Its clock is ahead by an hour."})],
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 2 * MINUTE)],
-    "queue-long": [edge(queue_ms=[10.0] * 94 + [600.0] * 6)],
-    "step-long": [edge(step_ms=[10.0] * 94 + [1001.0] * 6)],
+    "queue-long": [rounds(queue_ms=[10.0] * 94 + [600.0] * 6)],
+    "step-long": [rounds(step_ms=[10.0] * 94 + [1001.0] * 6)],
     "kv-full": [edge(kv_usage=0.91)],
     "spool-grows": [edge(spooled_records=1000)],
     "database-lags": [edge(load_at=NOW - 3 * MINUTE)],
@@ -69,13 +75,13 @@ WRONG = {
 RIGHT = {
     "device-silent": [
         device(),
-        device(state=MachineState.OFFLINE, seen_at=NOW - 14 * MINUTE),
-        device(state=MachineState.SILENT, seen_at=NOW - 16 * MINUTE),  # it may be idle
+        device(state=MachineState.OFFLINE, last_sign_at=NOW - 14 * MINUTE),
+        device(state=MachineState.SILENT, last_sign_at=NOW - 16 * MINUTE),  # it may be idle
     ],
     "acceptance-low": [of_drafts(0.6, 0.6), of_drafts(0.9, 0.6)],
     "edge-offline": [edge(), edge(state=MachineState.DRAINING)],
-    "queue-long": [edge(queue_ms=[10.0] * 95 + [600.0] * 5)],
-    "step-long": [edge(step_ms=[10.0] * 100)],
+    "queue-long": [rounds(queue_ms=[10.0] * 95 + [600.0] * 5)],
+    "step-long": [rounds(step_ms=[10.0] * 100)],
     "kv-full": [edge(kv_usage=0.8)],
     "spool-grows": [edge(spooled_records=0)],
     "database-lags": [edge(load_at=NOW - MINUTE)],
@@ -86,8 +92,8 @@ RIGHT = {
 BETWEEN = {
     "acceptance-low": [of_drafts(0.43, 0.6)],  # at 0.42 it would be wrong
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - MINUTE / 2)],
-    "queue-long": [edge(queue_ms=[490.0] * 50)],
-    "step-long": [edge(step_ms=[950.0] * 50)],
+    "queue-long": [rounds(queue_ms=[490.0] * 50)],
+    "step-long": [rounds(step_ms=[950.0] * 50)],
     "kv-full": [edge(kv_usage=0.88)],
     "spool-grows": [edge(spooled_records=990)],
     "database-lags": [edge(load_at=NOW - 115 * MINUTE / 60)],
@@ -95,18 +101,18 @@ BETWEEN = {
     "faults": [faulty(48)],
 }
 SILENT = {
-    "device-silent": [device(state=MachineState.OFFLINE, seen_at=NOW - 15 * DAY)],
+    "device-silent": [device(state=MachineState.OFFLINE, last_sign_at=NOW - 15 * DAY)],
     "acceptance-low": [
         of_drafts(0.1, 0.6, tokens=400),
         Facts(now=NOW, acceptance={"x": AcceptanceWindow(1000, 1, 0, 0)}),
     ],
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 15 * DAY)],
-    "queue-long": [edge(queue_ms=[9000.0] * 19)],
-    "step-long": [edge()],
+    "queue-long": [rounds(queue_ms=[9000.0] * 19)],
+    "step-long": [rounds()],
     "kv-full": [edge(), edge(kv_usage=1.0, state=MachineState.OFFLINE)],
     "spool-grows": [edge()],
     "database-lags": [edge(), edge(load_at=NOW - DAY, state=MachineState.OFFLINE)],
-    "certificate-ends": [device(), device(certificate_until=NOW, seen_at=NOW - 15 * DAY)],
+    "certificate-ends": [device(), device(certificate_until=NOW, last_sign_at=NOW - 15 * DAY)],
 }
 OFF = {
     "device-silent": "offline_min silent_h",
@@ -183,4 +189,4 @@ def test_a_hostile_name_or_code_stays_what_it_is() -> None:
     reading = read("faults", Facts(now=NOW, faults={("edge-1", hostile): 100}))
     assert reading is not None
     assert repr(hostile) in reading.sentence
-    assert read("queue-long", edge(name="{edge.name.__class__}", queue_ms=[600.0] * 100)) is not None
+    assert read("queue-long", rounds(edge="{edge.name.__class__}", queue_ms=[600.0] * 100)) is not None

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fleet_admin.alerts import alerts as book
-from fleet_admin.alerts.alerts import Sighting
+from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.rolling import roll_up
@@ -19,10 +19,10 @@ HOSTILE = (
 )
 EVIL = "ee" * 8
 ROLLOUT = "20260305-090000"
-ALERTS = (
-    Sighting(rule="device-silent", subject="evil", device="evil", severity="warning", sentence=HOSTILE, value=20.0),
-    Sighting(rule="edge-away", subject="edge-2", severity="critical", sentence="The edge edge-2 is offline."),
-)
+ALERTS = {
+    "device-silent": RuleReading(subject="evil", device="evil", sentence=HOSTILE, value=20.0),
+    "edge-away": RuleReading(subject="edge-2", severity=AlertSeverity.CRITICAL, sentence="The edge edge-2 is offline."),
+}
 DEVICES = ("gateway-1", "gateway-2", "gateway-3", "gateway-4")
 
 
@@ -31,8 +31,8 @@ def fill(url: str, *, now: datetime) -> None:
         store.apply(records(now))
         with store.engine.begin() as connection:
             record_rollouts(connection, rollouts(now), stopped=True)
-            for sighting in ALERTS:
-                book.see(connection, sighting, since=now - timedelta(minutes=20), now=now - timedelta(minutes=1))
+            for rule, reading in ALERTS.items():
+                book.see(connection, rule, reading, since=now - timedelta(minutes=20), now=now - timedelta(minutes=1))
         roll_up(store.engine, now=now)
 
 

@@ -151,7 +151,8 @@ def test_a_ticked_alert_stays_ticked_when_the_log_goes_on(
     tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")
     tab.evaluate("document.querySelector('#live [name=alert]').click(); window.here = true")
     with Alerts(url) as alerts, alerts.connection() as connection:
-        book.see(connection, replace(ALERTS[1], subject="edge-9"), since=NOW - timedelta(hours=1), now=NOW)
+        reading = replace(ALERTS["edge-away"], subject="edge-9")
+        book.see(connection, "edge-away", reading, since=NOW - timedelta(hours=1), now=NOW)
     with open_store(url) as store:
         store.apply([samples.device_seen(device="newcomer", at=NOW)])
     tab.until("document.querySelector('#live').innerText.includes('edge-9')")

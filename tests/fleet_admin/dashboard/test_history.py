@@ -1,9 +1,7 @@
 import csv
-import dataclasses
 import io
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -192,7 +190,7 @@ class TestTimeline:
     BEGIN = datetime(2026, 3, 4, tzinfo=UTC)
 
     def laid(self, *after_s: float, draft_ms: float | None = 60.0) -> list[list[tuple[str, float, float]]]:
-        session = _session(drafted=10, draft_ms=draft_ms)
+        session = samples.view(SessionView, device_drafted=10, device_draft_ms=draft_ms)
         rounds = [_round(number, self.BEGIN + timedelta(seconds=each)) for number, each in enumerate(after_s)]
         found = bars(rounds, session=session, before=self.BEGIN)
         return [[(each.kind, each.begin_ms, each.length_ms) for each in bar.stretches] for bar in found]
@@ -219,8 +217,3 @@ class TestTimeline:
         begin, length = scale([])
         assert begin == 0.0
         assert length > 0.0
-
-
-def _session(*, drafted: int, draft_ms: float | None) -> SessionView:
-    fields: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(SessionView))
-    return SessionView(**{**fields, "device_drafted": drafted, "device_draft_ms": draft_ms})

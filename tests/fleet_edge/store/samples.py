@@ -1,8 +1,8 @@
 """Records with everything filled in, of which a test says only what matters to it."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from fleet_edge.store.records import (
     CloseReported,
@@ -45,6 +45,14 @@ COUNTERS = DeviceCounters(
     wall_ms=1600.0,
     unverified=0,
 )
+
+
+V = TypeVar("V")
+
+
+def view(kind: type[V], **given: Any) -> V:
+    """Return a view whose other fields are None."""
+    return kind(**{**dict.fromkeys(each.name for each in fields(kind)), **given})  # type: ignore[arg-type]
 
 
 def after(seconds: float) -> datetime:
