@@ -1,9 +1,11 @@
 """Columns of reports, defined once for the command line, the dashboard and CSV."""
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Final, Generic, Literal, TextIO, TypeVar
 
 from schemas.printable import printable_line
@@ -137,6 +139,29 @@ _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
     "moment": moment,
     "day": lambda value: f"{value:%Y-%m-%d}",
 }
+
+
+@cache
+def names_of(view: type) -> tuple[str, ...]:
+    """Return the names of a view's fields and properties."""
+    assert is_dataclass(view)
+    properties = [
+        name for kind in reversed(view.__mro__) for name, each in vars(kind).items() if type(each) is property
+    ]
+    return tuple(dict.fromkeys([*(each.name for each in fields(view)), *properties]))
+
+
+def plain(value: object) -> object:
+    """Turn views, with their properties, into JSON values: times as ISO 8601 in UTC, NaN and infinities as null."""
+    if is_dataclass(value):
+        return {name: plain(getattr(value, name)) for name in names_of(type(value))}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _FORMULA: Final = frozenset("=+-@\t\r")

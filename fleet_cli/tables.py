@@ -4,13 +4,13 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Final, Generic, TypeVar
 
 from rich.cells import cell_len
 
-from fleet_admin.columns import ABSENT, Column, shown
+from fleet_admin.columns import ABSENT, Column, plain, shown
 from schemas.printable import printable_line
 
 __all__ = ["Column", "cell", "describe", "plain", "print_json", "print_table", "table_lines"]
@@ -26,22 +26,6 @@ _COMFORTABLE: Final = 24
 
 _NARROWEST: Final = 8
 """Narrowest width to which text is folded to fit the columns that are always shown."""
-
-
-def plain(value: object) -> object:
-    """Turn views, with their properties, into JSON values; times become ISO 8601 in UTC."""
-    if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value)]
-        classes = reversed(type(value).__mro__)
-        names += [name for kind in classes for name, member in vars(kind).items() if isinstance(member, property)]
-        return {name: plain(getattr(value, name)) for name in names}
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 def print_json(value: object) -> None:

@@ -1,22 +1,21 @@
 """JSON API of the dashboard: the same data for programs, and an OpenAPI document generated from the endpoints."""
 
 import json
-import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from enum import Enum
-from functools import cache, partial
-from types import NoneType, UnionType
-from typing import Any, Final, get_args, get_origin
+from functools import partial
+from typing import Any, Final
 
-from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core.core_schema import DataclassSchema, FloatSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fleet_admin.dashboard.endpoints import ENDPOINTS, ApiEndpoint
+from fleet_admin.columns import names_of, plain
+from fleet_admin.dashboard.endpoints import ENDPOINTS, ApiEndpoint, NoParameters
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.serving import Workers
@@ -26,66 +25,20 @@ from fleet_common.validation import plain_sentence
 from schemas.names import VERSION
 
 
-def to_json(value: object) -> object:
-    """Convert to JSON: times as ISO 8601 in UTC, NaN and infinities as null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: to_json(getattr(value, name)) for name in _names(type(value))}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(each) for each in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Enum):
-        return value.value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+class _Schemas(GenerateJsonSchema):
+    """Schemas of what `plain` makes of views: with their properties, and null for what is no number."""
 
+    def dataclass_schema(self, schema: DataclassSchema) -> dict[str, Any]:
+        made, view = super().dataclass_schema(schema), schema["cls"]
+        made["required"] = list(names_of(view))
+        for name in names_of(view):
+            if name not in made["properties"]:
+                returned = typing.get_type_hints(getattr(view, name).fget)["return"]
+                made["properties"][name] = TypeAdapter(returned).json_schema(schema_generator=_Schemas)
+        return made
 
-@cache
-def model_of(view: type) -> type[BaseModel]:
-    types = {field.name: typing.get_type_hints(view)[field.name] for field in fields(view)}
-    for name in _names(view):
-        if name not in types:
-            types[name] = typing.get_type_hints(_property(view, name).fget)["return"]
-    shaped: dict[str, Any] = {name: (type_of(each), ...) for name, each in types.items()}
-    return create_model(view.__name__.removesuffix("View"), __doc__=_summary(view), **shaped)
-
-
-def type_of(annotation: Any) -> Any:  # noqa: ANN401 - any annotation
-    """Return an annotation's JSON type: views become their models."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if is_dataclass(annotation):
-        assert isinstance(annotation, type)
-        return model_of(annotation)
-    if annotation is float:
-        return float | None  # what is no number becomes null
-    if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, typing.Sequence)):
-        return list[type_of(arguments[0])]  # type: ignore[misc]
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return dict[str, type_of(arguments[1])]  # type: ignore[misc]
-    if origin in (typing.Union, UnionType):
-        members = tuple(NoneType if each is NoneType else type_of(each) for each in arguments)
-        return typing.Union[members]  # noqa: UP007 - of a tuple
-    return annotation
-
-
-@cache
-def _names(view: type) -> tuple[str, ...]:
-    assert is_dataclass(view)
-    names = [field.name for field in fields(view) if not field.name.startswith("_")]
-    for kind in reversed(view.__mro__):
-        names += [name for name, member in vars(kind).items() if isinstance(member, property) and name not in names]
-    return tuple(names)
-
-
-def _property(view: type, name: str) -> property:
-    member = next(vars(kind)[name] for kind in view.__mro__ if name in vars(kind))
-    assert isinstance(member, property)
-    return member
-
-
-def _summary(view: type) -> str:
-    return (view.__doc__ or "").partition("\n")[0]
+    def float_schema(self, schema: FloatSchema) -> dict[str, Any]:
+        return {"anyOf": [super().float_schema(schema), {"type": "null"}]}
 
 
 _REFERENCES: Final = "#/components/schemas/{model}"
@@ -140,9 +93,7 @@ def _operation(endpoint: ApiEndpoint, components: dict[str, Any]) -> dict[str, A
         "responses": {
             "200": {
                 "description": endpoint.summary,
-                "content": {
-                    "application/json": {"schema": _schema(type_of(endpoint.result), components, "serialization")}
-                },
+                "content": {"application/json": {"schema": _schema(endpoint.result, components, "serialization")}},
             },
             **{status: _problem(words) for status, words in _PROBLEMS.items()},
         },
@@ -177,7 +128,7 @@ def _problem(words: str) -> dict[str, Any]:
 
 
 def _schema(kind: Any, components: dict[str, Any], mode: Any) -> dict[str, Any]:  # noqa: ANN401 - a type; a literal
-    schema = TypeAdapter(kind).json_schema(ref_template=_REFERENCES, mode=mode)
+    schema = TypeAdapter(kind).json_schema(ref_template=_REFERENCES, mode=mode, schema_generator=_Schemas)
     components |= schema.pop("$defs", {})
     if "properties" in schema or ("title" in schema and schema.get("type") == "object"):
         name = str(schema["title"])
@@ -209,8 +160,8 @@ def _route(endpoint: ApiEndpoint, *, services: Services, workers: Workers, now: 
 
 
 def _answer(endpoint: ApiEndpoint, visit: Visit) -> Response:
-    asked = _parameters(endpoint.parameters, visit) if endpoint.method != "DELETE" else None
-    return JSONResponse(to_json(endpoint.answer(visit, asked)))
+    asked = _parameters(endpoint.parameters, visit) if endpoint.method != "DELETE" else NoParameters()
+    return JSONResponse(plain(endpoint.answer(visit, asked)))
 
 
 def _parameters(model: type[BaseModel], visit: Visit) -> BaseModel:

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult
+from fleet_edge.session_log import SessionLog
 from fleet_edge.store.views import (
     AlertView,
     AuditView,
@@ -54,13 +57,22 @@ class Limited(NoParameters):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
-class WhichSessions(Limited):
-    """Which sessions; what is left out admits all."""
+class Between(SinceParameter):
+    """A span of time; without a bound it is open."""
 
-    since: Moment | None = None
     until: Moment | None = None
+
+
+class Where(Between):
+    """Whose, within a span of time; what is left out admits all."""
+
     device: DeviceName | None = None
     edge: DeviceName | None = None
+
+
+class WhichSessions(Limited, Where):
+    """Which sessions; what is left out admits all."""
+
     reason: EndReason | None = None
     mode: Mode | None = None
     open: bool = False
@@ -72,13 +84,9 @@ class WhichOfDevice(NoParameters):
     device: DeviceName | None = None
 
 
-class WhichEvents(Limited):
+class WhichEvents(Limited, Where):
     """Which events; what is left out admits all."""
 
-    since: Moment | None = None
-    until: Moment | None = None
-    device: DeviceName | None = None
-    edge: DeviceName | None = None
     kind: Text | None = None
     code: Text | None = None
 
@@ -97,10 +105,9 @@ class WhichAlerts(Limited):
     subject: Text | None = None
 
 
-class WhichUsage(SinceParameter):
+class WhichUsage(Where):
     """What is added up separately, and of what."""
 
-    until: Moment | None = None
     by: Annotated[
         str | None,
         Field(
@@ -109,16 +116,12 @@ class WhichUsage(SinceParameter):
         ),
     ] = None
     grain: Annotated[str | None, Field(pattern="^(hour|day|month)$")] = None
-    device: DeviceName | None = None
-    edge: DeviceName | None = None
     app: Text | None = None
 
 
-class WhichAudit(Limited):
+class WhichAudit(Limited, Between):
     """Which actions of administrators; what is left out admits all."""
 
-    since: Moment | None = None
-    until: Moment | None = None
     who: Text | None = None
     subject: Text | None = None
     action: Text | None = None
@@ -164,84 +167,28 @@ class ApiEndpoint:
         return [part[1:-1] for part in self.path.split("/") if part.startswith("{")]
 
 
-def _devices(visit: Visit, _asked: object) -> object:
-    return visit.services.log.devices()
+def _of(service: str, method: Callable[..., object], *, signed: bool = False) -> Callable[[Visit, Any], object]:
+    """Answer with a method of a service, given the names in the path, the parameters, and who asks if `signed`."""
+
+    def answer(visit: Visit, asked: NoParameters) -> object:
+        by = {"who": visit.actor.who, "source": visit.actor.source} if signed else {}
+        return method(
+            getattr(visit.services, service), *map(visit.path, visit.request.path_params), **dict(asked), **by
+        )
+
+    return answer
 
 
-def _device(visit: Visit, _asked: object) -> object:
-    return visit.services.log.device(visit.path("device"))
-
-
-def _hours(visit: Visit, asked: Limited) -> object:
-    return visit.services.log.hours(visit.path("device"), limit=asked.limit)
-
-
-def _sessions(visit: Visit, asked: WhichSessions) -> object:
-    return visit.services.log.sessions(**dict(asked))
-
-
-def _session(visit: Visit, asked: WhichOfDevice) -> object:
-    return visit.services.log.session(visit.path("session"), device=asked.device)
-
-
-def _segments(visit: Visit, asked: WhichOfDevice) -> object:
-    return visit.services.log.segments(visit.path("session"), device=asked.device)
-
-
-def _rounds(visit: Visit, asked: WhichOfDevice) -> object:
-    return visit.services.log.rounds(visit.path("session"), device=asked.device)
-
-
-def _events(visit: Visit, asked: WhichEvents) -> object:
-    return visit.services.log.events(**dict(asked))
-
-
-def _edges(visit: Visit, _asked: object) -> object:
-    return visit.services.log.edges()
-
-
-def _stats(visit: Visit, asked: WhichStats) -> object:
-    return visit.services.log.stats(since=asked.since, by=asked.by)
-
-
-def _fences(visit: Visit, _asked: object) -> object:
-    return visit.services.log.fences()
-
-
-def _fence(visit: Visit, asked: WhyFenced) -> object:
-    actor = visit.actor
-    return visit.services.log.fence(
-        visit.path("device"), duration=asked.duration, reason=asked.reason, who=actor.who, source=actor.source
-    )
-
-
-def _unfence(visit: Visit, _asked: object) -> object:
-    return visit.services.log.unfence(visit.path("device"), who=visit.actor.who, source=visit.actor.source)
+_log = partial(_of, "log")
+_alerts = partial(_of, "alerts")
 
 
 def _usage(visit: Visit, asked: WhichUsage) -> object:
-    by = asked.by.split(",") if asked.by else []
-    return visit.services.log.usage(**{**dict(asked), "by": by})
-
-
-def _alerts(visit: Visit, asked: WhichAlerts) -> object:
-    return visit.services.alerts.list(open=asked.open, rule=asked.rule, subject=asked.subject, limit=asked.limit)
-
-
-def _acknowledge(visit: Visit, _asked: object) -> object:
-    return visit.services.alerts.acknowledge(visit.path("alert"), who=visit.actor.who, source=visit.actor.source)
-
-
-def _clear(visit: Visit, _asked: object) -> object:
-    return visit.services.alerts.clear(visit.path("alert"), who=visit.actor.who, source=visit.actor.source)
+    return visit.services.log.usage(**{**dict(asked), "by": asked.by.split(",") if asked.by else []})
 
 
 def _audit(visit: Visit, asked: WhichAudit) -> object:
     return visit.services.steering.log.audit(**dict(asked))
-
-
-def _labels(visit: Visit, _asked: object) -> object:
-    return visit.services.steering.log.labels()
 
 
 def _settings(visit: Visit, _asked: object) -> object:
@@ -273,38 +220,77 @@ _OPERATOR: Final = AccountRole.OPERATOR
 _WAIT_S: Final = 15.0
 
 ENDPOINTS: Final = (
-    ApiEndpoint("/devices", "All devices, by name.", _devices, list[DeviceView]),
-    ApiEndpoint("/devices/{device}", "One device.", _device, DeviceView),
-    ApiEndpoint("/devices/{device}/hours", "A device's hours, the latest first.", _hours, list[HourView], Limited),
-    ApiEndpoint("/devices/{device}/fence", "Fence a device.", _fence, FenceView, WhyFenced, "POST", _OPERATOR),
+    ApiEndpoint("/devices", "All devices, by name.", _log(SessionLog.devices), list[DeviceView]),
+    ApiEndpoint("/devices/{device}", "One device.", _log(SessionLog.device), DeviceView),
+    ApiEndpoint(
+        "/devices/{device}/hours",
+        "A device's hours, the latest first.",
+        _log(SessionLog.hours),
+        list[HourView],
+        Limited,
+    ),
+    ApiEndpoint(
+        "/devices/{device}/fence",
+        "Fence a device.",
+        _log(SessionLog.fence, signed=True),
+        FenceView,
+        WhyFenced,
+        "POST",
+        _OPERATOR,
+    ),
     ApiEndpoint(
         "/devices/{device}/fence",
         "Lift the fences of a device.",
-        _unfence,
+        _log(SessionLog.unfence, signed=True),
         FenceView | None,
         method="DELETE",
         role=_OPERATOR,
     ),
-    ApiEndpoint("/sessions", "Sessions, the latest opened first.", _sessions, list[SessionView], WhichSessions),
-    ApiEndpoint("/sessions/{session}", "A session, by the beginning of its id.", _session, SessionView, WhichOfDevice),
-    ApiEndpoint("/sessions/{session}/segments", "Its stays at edges.", _segments, list[SegmentView], WhichOfDevice),
     ApiEndpoint(
-        "/sessions/{session}/rounds", "Its verdicts, if it was traced.", _rounds, list[RoundView], WhichOfDevice
+        "/sessions", "Sessions, the latest opened first.", _log(SessionLog.sessions), list[SessionView], WhichSessions
     ),
-    ApiEndpoint("/events", "What happened, the latest first.", _events, list[EventView], WhichEvents),
-    ApiEndpoint("/edges", "All edges with their latest load.", _edges, list[EdgeView]),
-    ApiEndpoint("/stats", "What the edges counted, added up.", _stats, dict[str, Tally], WhichStats),
+    ApiEndpoint(
+        "/sessions/{session}",
+        "A session, by the beginning of its id.",
+        _log(SessionLog.session),
+        SessionView,
+        WhichOfDevice,
+    ),
+    ApiEndpoint(
+        "/sessions/{session}/segments",
+        "Its stays at edges.",
+        _log(SessionLog.segments),
+        list[SegmentView],
+        WhichOfDevice,
+    ),
+    ApiEndpoint(
+        "/sessions/{session}/rounds",
+        "Its verdicts, if it was traced.",
+        _log(SessionLog.rounds),
+        list[RoundView],
+        WhichOfDevice,
+    ),
+    ApiEndpoint("/events", "What happened, the latest first.", _log(SessionLog.events), list[EventView], WhichEvents),
+    ApiEndpoint("/edges", "All edges with their latest load.", _log(SessionLog.edges), list[EdgeView]),
+    ApiEndpoint("/stats", "What the edges counted, added up.", _log(SessionLog.stats), dict[str, Tally], WhichStats),
     ApiEndpoint("/usage", "Totals that outlive the sessions.", _usage, list[UsageView], WhichUsage),
     ApiEndpoint("/devices/{device}/settings", "Wanted and in force.", _settings, DeviceSettingsView),
     ApiEndpoint("/devices/{device}/settings", "Give it settings.", _set, SetResult, WantedSettings, "POST", _OPERATOR),
     ApiEndpoint("/devices/{device}/commands", "Its commands, the latest first.", _commands, list[CommandView], Limited),
     ApiEndpoint("/devices/{device}/commands", "Command it.", _command, CommandResult, GivenCommand, "POST", _OPERATOR),
-    ApiEndpoint("/labels", "The labels of each device that has any.", _labels, dict[str, list[str]]),
-    ApiEndpoint("/alerts", "Alerts, the open ones first.", _alerts, list[AlertView], WhichAlerts),
+    ApiEndpoint("/labels", "The labels of each device that has any.", _log(SessionLog.labels), dict[str, list[str]]),
+    ApiEndpoint("/alerts", "Alerts, the open ones first.", _alerts(Alerts.list), list[AlertView], WhichAlerts),
     ApiEndpoint(
-        "/alerts/{alert}/acknowledge", "Take note of it.", _acknowledge, AlertView, method="POST", role=_OPERATOR
+        "/alerts/{alert}/acknowledge",
+        "Take note of it.",
+        _alerts(Alerts.acknowledge, signed=True),
+        AlertView,
+        method="POST",
+        role=_OPERATOR,
     ),
-    ApiEndpoint("/alerts/{alert}/clear", "End it.", _clear, AlertView, method="POST", role=_OPERATOR),
+    ApiEndpoint(
+        "/alerts/{alert}/clear", "End it.", _alerts(Alerts.clear, signed=True), AlertView, method="POST", role=_OPERATOR
+    ),
     ApiEndpoint("/audit", "What administrators did, the latest first.", _audit, list[AuditView], WhichAudit),
-    ApiEndpoint("/fences", "Devices that are fenced now.", _fences, list[FenceView]),
+    ApiEndpoint("/fences", "Devices that are fenced now.", _log(SessionLog.fences), list[FenceView]),
 )
