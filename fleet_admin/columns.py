@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, Final, Generic, Literal, TextIO, TypeVar
 
 from schemas.printable import printable_line
@@ -141,7 +140,6 @@ _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
 }
 
 
-@cache
 def names_of(view: type) -> tuple[str, ...]:
     """Return the names of a view's fields and properties."""
     assert is_dataclass(view)

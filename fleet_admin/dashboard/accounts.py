@@ -51,6 +51,13 @@ class AccountDatabase:
         self._engine.dispose()
 
 
+def _audit(
+    connection: Connection, action: str, subject: str, *, actor: Actor, after: str | None = None, now: datetime
+) -> None:
+    entry = AuditEntry(who=actor.who, action=action, subject=subject, after=after, source=actor.source)
+    record_audit(connection, [entry], now=now)
+
+
 LEAST_PASSWORD: Final = 12
 """Minimum characters of a password, against offline guessing of stolen hashes."""
 
@@ -142,15 +149,9 @@ class Accounts:
 
     def list(self) -> list[Account]:
         with self._database.begin() as connection:
-            rows = connection.execute(select(AccountRow.__table__).order_by(AccountRow.account)).mappings().all()
+            rows = connection.execute(select(AccountRow.__table__).order_by(AccountRow.account)).all()
         return [
-            Account(
-                name=row["account"],
-                role=AccountRole(row["role"]),
-                has_password=row["password"] is not None,
-                created_at=row["created_at"],
-                changed_at=row["changed_at"],
-            )
+            Account(row.account, AccountRole(row.role), row.password is not None, row.created_at, row.changed_at)
             for row in rows
         ]
 
@@ -175,7 +176,7 @@ class Accounts:
                 raise AccountError(
                     f"There is an account {name} already; `fleet admin user password {name}` gives it another password."
                 ) from None
-            self._audit(connection, "account add", name, actor=actor, after=str(role))
+            _audit(connection, "account add", name, actor=actor, after=str(role), now=self._now())
 
     def remove(self, name: str, *, actor: Actor) -> None:
         """Remove an account with its keys and logins; raises `AccountError` if there is none."""
@@ -184,7 +185,7 @@ class Accounts:
             if removed:
                 connection.execute(delete(ApiKeyRow).where(ApiKeyRow.account == name))
                 connection.execute(delete(LoginRow).where(LoginRow.account == name))
-                self._audit(connection, "account remove", name, actor=actor)
+                _audit(connection, "account remove", name, actor=actor, now=self._now())
         if not removed:
             raise AccountError(_unknown(name))
 
@@ -193,13 +194,13 @@ class Accounts:
         hashed = self._passwords.hash(password, account=name)
         with self._database.begin() as connection:
             self._change(connection, name, password=hashed)
-            self._audit(connection, "account password", name, actor=actor)
+            _audit(connection, "account password", name, actor=actor, now=self._now())
 
     def set_role(self, name: str, role: AccountRole, *, actor: Actor) -> None:
         """Change a role and end all logins; raises `AccountError` for an unknown account."""
         with self._database.begin() as connection:
             self._change(connection, name, role=str(role))
-            self._audit(connection, "account role", name, actor=actor, after=str(role))
+            _audit(connection, "account role", name, actor=actor, after=str(role), now=self._now())
 
     def check(self, name: str, password: str) -> bool:
         """Check an account's password; takes the same time if there is no such account."""
@@ -220,10 +221,6 @@ class Accounts:
     def _hash(self, name: str) -> str | None:
         with self._database.begin() as connection:
             return connection.scalar(select(AccountRow.password).where(AccountRow.account == name))
-
-    def _audit(self, connection: Connection, action: str, name: str, *, actor: Actor, after: str | None = None) -> None:
-        entry = AuditEntry(who=actor.who, action=action, subject=name, after=after, source=actor.source)
-        record_audit(connection, [entry], now=self._now())
 
     def _change(self, connection: Connection, name: str, **values: str) -> None:
         changed = connection.execute(
@@ -377,14 +374,12 @@ class ApiKeys:
         own = select(func.count()).select_from(ApiKeyRow).where(ApiKeyRow.account == account)
         with self._database.begin() as connection:
             if connection.scalar(select(AccountRow.account).where(AccountRow.account == account)) is None:
-                raise AccountError(
-                    f"There is no account {account[:63]!r}; `fleet admin user list` lists those there are."
-                )
+                raise AccountError(_unknown(account))
             if (connection.scalar(own) or 0) >= _MAX_KEYS:
                 raise AccountError(f"The account {account} has {_MAX_KEYS} keys; remove some that are no longer used.")
             connection.execute(insert(ApiKeyRow).values(row))
             shown = f"{role} {fingerprint(key)[:_SHOWN]}"
-            self._audit(connection, "key add", f"{account}/{name}", actor=actor, after=shown)
+            _audit(connection, "key add", f"{account}/{name}", actor=actor, after=shown, now=self._now())
         return key
 
     def remove(self, key_id: str, *, actor: Actor, account: str | None = None) -> AccountKey:
@@ -399,7 +394,7 @@ class ApiKeys:
                     ApiKeyRow.account == found[0].account,
                 )
             )
-            self._audit(connection, "key remove", f"{found[0].account}/{found[0].name}", actor=actor)
+            _audit(connection, "key remove", f"{found[0].account}/{found[0].name}", actor=actor, now=self._now())
         return found[0]
 
     def find(self, key: str, *, address: str) -> Visitor | None:
@@ -425,12 +420,6 @@ class ApiKeys:
         operator = AccountRole(role) is AccountRole(most) is AccountRole.OPERATOR
         held = AccountRole.OPERATOR if operator else AccountRole.VIEWER
         return Visitor(account, held, "key", address)
-
-    def _audit(
-        self, connection: Connection, action: str, subject: str, *, actor: Actor, after: str | None = None
-    ) -> None:
-        entry = AuditEntry(who=actor.who, action=action, subject=subject, after=after, source=actor.source)
-        record_audit(connection, [entry], now=self._now())
 
 
 _SLOTS: Final = 4096

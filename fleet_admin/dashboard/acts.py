@@ -78,7 +78,7 @@ def _set(services: Services, devices: Sequence[str], argument: str, actor: Actor
 
 def _unset(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
     chosen = Selection(devices=tuple(devices))
-    for each in services.steering.reach().unset(argument.split(), chosen, actor=actor):
+    for each in services.steering.reach().set({}, chosen, actor=actor, unset=argument.split()):
         yield ActionOutcome(each.device, each.state.value, each.sentence)
 
 

@@ -3,29 +3,32 @@
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, delete, select, update
 
 from fleet_admin.steering.planning import Actor, KnownDevice, SteeringError
 from fleet_common.validation import read_time
 from fleet_edge.store import queries, steering
 from fleet_edge.store.database import open_existing, transaction
+from fleet_edge.store.engine import insert_into
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.merge import merge_records
-from fleet_edge.store.models import SegmentRow
-from fleet_edge.store.records import EventLogged, segment_number
-from fleet_edge.store.steering import (
-    CommandEnd,
-    end_audit,
-    end_commands,
-    keep_commands,
-    read_audit,
-    read_commands,
-    record_audit,
+from fleet_edge.store.models import (
+    AuditRow,
+    Base,
+    CommandRow,
+    DeviceRow,
+    LabelRow,
+    ReportedSettingsRow,
+    SegmentRow,
+    WantedSettingsRow,
+    select_fields,
 )
+from fleet_edge.store.records import EventLogged, segment_number
+from fleet_edge.store.steering import audit_text, keep_commands, read_commands, record_audit
 from fleet_edge.store.views import AuditEntry, AuditView, CommandView, ReportedView, WantedView
 from schemas.control import CommandRequest, DesiredSettings, Presence, ReportedSettings
 from schemas.errors import InvalidName
@@ -37,15 +40,8 @@ ASKED: Final = "asked"
 _EDGE_DAY: Final = timedelta(days=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SteeringEvent:
-    """Effect of an administrator's setting or command at a device, with a code of `event_codes`."""
-
-    device: str
-    kind: EventKind
-    code: str
-    sentence: str
-    who: str
+CommandEnd = tuple[str, str]
+"""Outcome of a command, and a sentence about it."""
 
 
 class SteeringLog:
@@ -82,7 +78,7 @@ class SteeringLog:
         now = self._now()
         with self._writing() as connection:
             before = steering.read_labels(connection, devices=devices)
-            steering.remove_labels(connection, dict.fromkeys(devices, remove))
+            connection.execute(delete(LabelRow).where(LabelRow.device.in_(devices), LabelRow.label.in_(remove)))
             steering.add_labels(connection, dict.fromkeys(devices, add), who=actor.who, now=now)
             after = steering.read_labels(connection, devices=devices)
             entries = [
@@ -108,11 +104,12 @@ class SteeringLog:
         """
         now = self._now()
         with self._writing() as connection:
-            before = steering.retired(connection).get(_checked(device))
+            before = connection.scalar(select(DeviceRow.retired_at).where(DeviceRow.device == _checked(device)))
             if not steering.retire(connection, device, None if undo else before or now):
                 raise SteeringError(f"No device {device} has been seen, so that none can be retired; check the name.")
             if not undo:
-                steering.forget_settings(connection, [device])
+                for row in (WantedSettingsRow, ReportedSettingsRow):
+                    connection.execute(delete(row).where(row.device == device))
             entry = AuditEntry(
                 who=actor.who,
                 action="restore" if undo else "retire",
@@ -152,31 +149,47 @@ class SteeringLog:
                 )
                 for view in queries.devices(connection, now=now, counted=False)
             }
-            steered = steering.known_devices(connection)
+            steered = {
+                *connection.scalars(select(WantedSettingsRow.device)),
+                *connection.scalars(select(ReportedSettingsRow.device)),
+            }
         for device in (labelled.keys() | steered) - found.keys():
             found[device] = KnownDevice(device=device, labels=labelled.get(device, ()))
         return found
 
     def wanted(self) -> dict[str, WantedView]:
         with self._reading() as connection:
-            return steering.read_wanted(connection)
+            rows = connection.execute(select_fields(WantedSettingsRow).order_by(WantedSettingsRow.device)).mappings()
+            return {row["device"]: WantedView(**row) for row in rows}
 
     def reported(self) -> dict[str, ReportedView]:
         """Return the latest reported settings that an administrator has received."""
         with self._reading() as connection:
-            return steering.read_reported(connection)
+            rows = connection.execute(
+                select_fields(ReportedSettingsRow).order_by(ReportedSettingsRow.device)
+            ).mappings()
+            return {row["device"]: ReportedView(**row) for row in rows}
 
     def keep_wanted(self, wanted: Mapping[str, DesiredSettings], entries: Sequence[AuditEntry]) -> list[str]:
         """Store wanted settings before they are sent, with audit entries; return the entries' ids."""
         now = self._now()
+        rows = [
+            {"device": device, "version": each.version, "values": each.values, "who": each.who, "at": each.at or now}
+            for device, each in sorted(wanted.items())
+        ]
         with self._writing() as connection:
-            steering.keep_wanted(connection, wanted, now=now)
+            _replace(connection, WantedSettingsRow, rows)
             return record_audit(connection, entries, now=now)
 
     def keep_reported(self, reported: Mapping[str, ReportedSettings]) -> None:
-        if reported:
+        shared = ("version", "applied", "values", "refused", "needs_restart", "fixed", "at")
+        rows = [
+            {"device": device, "heard_at": self._now(), **{name: getattr(each, name) for name in shared}}
+            for device, each in sorted(reported.items())
+        ]
+        if rows:
             with self._writing() as connection:
-                steering.keep_reported(connection, reported, now=self._now())
+                _replace(connection, ReportedSettingsRow, rows)
 
     def commands(
         self,
@@ -204,7 +217,9 @@ class SteeringLog:
         """Store the outcomes of commands, by their ids."""
         if ended:
             with self._writing() as connection:
-                end_commands(connection, ended, now=self._now())
+                for command, (outcome, sentence) in ended.items():
+                    values = {"outcome": outcome, "sentence": sentence, "ended_at": self._now()}
+                    connection.execute(update(CommandRow).where(CommandRow.id == command).values(values))
 
     def audit(
         self,
@@ -217,11 +232,16 @@ class SteeringLog:
         limit: int = 100,
     ) -> list[AuditView]:
         """Return actions of administrators, the latest first; raises `SteeringError` for an invalid time."""
-        after, before = self._time(since), self._time(until)
+        query = select(*(getattr(AuditRow, field.name) for field in fields(AuditView)))
+        if (after := self._time(since)) is not None:
+            query = query.where(AuditRow.at >= after)
+        if (before := self._time(until)) is not None:
+            query = query.where(AuditRow.at < before)
+        chosen = {"who": who, "subject": subject, "action": action}
+        query = query.filter_by(**{name: value for name, value in chosen.items() if value is not None})
         with self._reading() as connection:
-            return read_audit(
-                connection, since=after, until=before, who=who, subject=subject, action=action, limit=limit
-            )
+            rows = connection.execute(query.order_by(AuditRow.at.desc(), AuditRow.id).limit(limit)).mappings()
+            return [AuditView(**row) for row in rows]
 
     def record(self, entries: Sequence[AuditEntry]) -> list[str]:
         """Write audit entries; return their ids."""
@@ -232,15 +252,18 @@ class SteeringLog:
         """Complete audit entries, by their ids, with their outcomes."""
         if outcomes:
             with self._writing() as connection:
-                end_audit(connection, outcomes)
+                for entry, outcome in outcomes.items():
+                    values = {"outcome": audit_text(outcome)}
+                    connection.execute(update(AuditRow).where(AuditRow.id == entry).values(values))
 
-    def note(self, events: Sequence[SteeringEvent]) -> None:
+    def note(self, kind: EventKind, events: Sequence[tuple[str, str, str]], *, actor: Actor) -> None:
+        """Record what came of an administrator's settings or commands: device, code of `event_codes`, sentence."""
         now = self._now()
         records = [
             EventLogged.of_administrator(
-                kind=each.kind.value, code=each.code, sentence=each.sentence, at=now, device=each.device, who=each.who
+                kind=kind.value, code=code, sentence=sentence, at=now, device=device, who=actor.who
             )
-            for each in events
+            for device, code, sentence in events
         ]
         if records:
             with self._writing() as connection:
@@ -271,6 +294,13 @@ class SteeringLog:
             if self._writer is None:
                 self._writer = open_existing(self._url, read_only=False)
         return transaction(self._writer)
+
+
+def _replace(connection: Connection, kind: type[Base], rows: list[dict[str, Any]]) -> None:
+    if rows:
+        statement = insert_into(kind, connection.dialect.name)
+        columns = {name: statement.excluded[name] for name in rows[0] if name != "device"}
+        connection.execute(statement.on_conflict_do_update(index_elements=["device"], set_=columns), rows)
 
 
 def _checked(word: str) -> str:

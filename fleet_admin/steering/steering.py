@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 from fleet_admin.settings import AdminSettings
-from fleet_admin.steering.log import ASKED, SteeringEvent, SteeringLog
+from fleet_admin.steering.log import ASKED, SteeringLog
 from fleet_admin.steering.planning import (
     Actor,
     CommandResult,
@@ -43,7 +43,6 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.steering import SILENT
 from fleet_edge.store.views import AuditEntry, MachineState, device_state
 from schemas.control import CommandRequest, CommandResponse, DesiredSettings, Presence, SettingValue
 
@@ -108,6 +107,9 @@ COMMANDS: Final[Mapping[str, float]] = {
 _MOST_S: Final = 600.0
 _LATE_S: Final = 1.0
 """Extra wait for an answer, which takes time on the network."""
+
+SILENT: Final = "silent"
+"""Outcome of a command that was not answered in time."""
 
 _OFFLINE: Final = "offline"
 _ENDS: Final[Mapping[str, str]] = {"ok": "done", "failed": "failed", "refused": "refused", SILENT: "timed-out"}
@@ -266,12 +268,6 @@ class Steering:
             entries = self._want(planned, actor=actor)
         return self._results(planned, entries, actor=actor, wait_s=wait_s)
 
-    def unset(
-        self, names: Collection[str], selection: Selection, *, actor: Actor, wait_s: float = _WAIT_S
-    ) -> Iterator[SetResult]:
-        """Reset settings; see `set`."""
-        return self.set({}, selection, actor=actor, unset=names, wait_s=wait_s)
-
     def wanted_and_reported(self, devices: Collection[str] | None = None) -> list[DeviceSettingsView]:
         """Return wanted and reported settings, of all devices or of some."""
         self._keep_fresh()
@@ -354,18 +350,8 @@ class Steering:
         finally:
             self._keep_fresh()
             self.log.end_audit({entries[device]: f"{each.state}: {each.sentence}" for device, each in done.items()})
-            self.log.note(
-                [
-                    SteeringEvent(
-                        device=each.device,
-                        kind=EventKind.CONFIG,
-                        code=_CODES[each.state],
-                        sentence=each.sentence,
-                        who=actor.who,
-                    )
-                    for each in done.values()
-                ]
-            )
+            noted = [(each.device, _CODES[each.state], each.sentence) for each in done.values()]
+            self.log.note(EventKind.CONFIG, noted, actor=actor)
 
     def command(
         self,
@@ -465,24 +451,11 @@ class Steering:
         finally:
             for device, request in requests.items():
                 self._wire.end_command(device, request.id)
-            ended = {each.id: (each.outcome, each.sentence) for each in results.values() if each.id}
-            self.log.end_commands(ended)
-            self.log.end_audit(
-                {entries[each.device]: f"{each.outcome}: {each.sentence}" for each in results.values() if each.id}
-            )
-            self.log.note(
-                [
-                    SteeringEvent(
-                        device=each.device,
-                        kind=EventKind.COMMAND,
-                        code=_ENDS[each.outcome],
-                        sentence=f"{name}: {each.sentence}",
-                        who=actor.who,
-                    )
-                    for each in results.values()
-                    if each.id
-                ]
-            )
+            sent = [each for each in results.values() if each.id]
+            self.log.end_commands({each.id: (each.outcome, each.sentence) for each in sent})
+            self.log.end_audit({entries[each.device]: f"{each.outcome}: {each.sentence}" for each in sent})
+            noted = [(each.device, _ENDS[each.outcome], f"{name}: {each.sentence}") for each in sent]
+            self.log.note(EventKind.COMMAND, noted, actor=actor)
 
     def retire(self, device: str, *, undo: bool = False, actor: Actor) -> None:
         """Retire a device, or undo that; see `SteeringLog.retire`. Its wanted settings are deleted."""

@@ -92,7 +92,7 @@ def unset_command(
             _show_changes(planned, as_json=as_json, wide=wide)
             return
         results = _shown_as_they_come(
-            steering.unset(names, chosen, actor=actor_of(acting), wait_s=wait), len(planned), as_json=as_json
+            steering.set({}, chosen, actor=actor_of(acting), unset=names, wait_s=wait), len(planned), as_json=as_json
         )
     _end_set(results, as_json=as_json, wide=wide)
 
@@ -156,10 +156,7 @@ def command_command(
     results.sort(key=lambda each: each.device)
     if out is not None:
         _write_results(out, command, results)
-    if as_json:
-        print_json(results)
-    else:
-        _show_results(results, wide=wide, texts=out is None)
+    _show_results(results, as_json=as_json, wide=wide, texts=out is None)
     if not all(each.ok for each in results):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
@@ -175,10 +172,16 @@ def commands_command(
     """List commands and their results."""
     with steering_log(db) as log:
         found = log.commands(since=since, devices=device or (), limit=limit)
-    if as_json:
-        print_json(found)
-    else:
-        _show_commands(found, wide=wide)
+    columns: list[Column[CommandView]] = [
+        Column("at", lambda each: each.at, "moment", rank=0),
+        Column("who", lambda each: each.who, rank=2),
+        Column("command", lambda each: " ".join(filter(None, (each.command, _assignments(each.arguments)))), rank=0),
+        Column("device", lambda each: each.device, rank=0),
+        Column("outcome", lambda each: each.outcome, "state", rank=0),
+        Column("", lambda each: each.sentence, "sentence", rank=1),
+        Column("id", lambda each: each.id, "id", rank=3),
+    ]
+    print_table(f"Commands: {len(found)}", columns, found, as_json=as_json, wide=wide, empty="No command was given.")
 
 
 def _shown_as_they_come(results: "Iterable[R]", expected: int, *, as_json: bool) -> "list[R]":
@@ -196,26 +199,18 @@ def _shown_as_they_come(results: "Iterable[R]", expected: int, *, as_json: bool)
 
 def _end_set(results: "list[SetResult]", *, as_json: bool, wide: bool) -> None:
     results.sort(key=lambda each: each.device)
-    if as_json:
-        print_json(results)
-    else:
-        counted = Counter(each.state.value for each in results)
-        title = f"Devices: {len(results)}; " + ", ".join(f"{number} {state}" for state, number in counted.items())
-        columns: list[Column[SetResult]] = [
-            Column("device", lambda each: each.device, rank=0),
-            Column("version", lambda each: each.version, "count"),
-            Column("state", lambda each: each.state.value, "state", rank=0),
-            Column("", lambda each: each.sentence, "sentence", rank=0),
-        ]
-        print_table(title, columns, results, wide=wide)
+    columns: list[Column[SetResult]] = [
+        Column("device", lambda each: each.device, rank=0),
+        Column("version", lambda each: each.version, "count"),
+        Column("state", lambda each: each.state.value, "state", rank=0),
+        Column("", lambda each: each.sentence, "sentence", rank=0),
+    ]
+    print_table(_title(each.state.value for each in results), columns, results, as_json=as_json, wide=wide)
     if not all(each.state.value in _WELL for each in results):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
 def _show_changes(planned: "Sequence[SettingsChange]", *, as_json: bool, wide: bool) -> None:
-    if as_json:
-        print_json(planned)
-        return
     columns: list[Column[SettingsChange]] = [
         Column("device", lambda each: each.device, rank=0),
         Column("presence", lambda each: each.presence and each.presence.value, "state"),
@@ -224,7 +219,13 @@ def _show_changes(planned: "Sequence[SettingsChange]", *, as_json: bool, wide: b
         Column("wanted no more, as refused", lambda each: ", ".join(each.dropped) or None, rank=0),
         Column("needs a reload", lambda each: ", ".join(each.needs_restart) or None, rank=0),
     ]
-    print_table(f"Devices that it concerns: {len(planned)}. Nothing was changed.", columns, planned, wide=wide)
+    title = f"Devices that it concerns: {len(planned)}. Nothing was changed."
+    print_table(title, columns, planned, as_json=as_json, wide=wide)
+
+
+def _title(outcomes: "Iterable[str]") -> str:
+    counted = Counter(outcomes)
+    return f"Devices: {counted.total()}; " + ", ".join(f"{number} {word}" for word, number in counted.items())
 
 
 def _show_settings(found: "Sequence[DeviceSettingsView]", *, wide: bool, whole: bool) -> None:
@@ -261,17 +262,15 @@ def _remark(view: "DeviceSettingsView", name: str) -> str | None:
     return "fixed by the device" if name in view.fixed else None
 
 
-def _show_results(results: "Sequence[CommandResult]", *, wide: bool, texts: bool) -> None:
-    counted = Counter(each.outcome for each in results)
-    title = f"Devices: {len(results)}; " + ", ".join(f"{number} {outcome}" for outcome, number in counted.items())
+def _show_results(results: "Sequence[CommandResult]", *, as_json: bool, wide: bool, texts: bool) -> None:
     columns: list[Column[CommandResult]] = [
         Column("device", lambda each: each.device, rank=0),
         Column("outcome", lambda each: each.outcome, "state", rank=0),
         Column("after", lambda each: None if each.seconds is None else 1e3 * each.seconds, "ms"),
         Column("", lambda each: each.sentence, "sentence", rank=0),
     ]
-    print_table(title, columns, results, wide=wide)
-    for each in results if texts else ():
+    print_table(_title(each.outcome for each in results), columns, results, as_json=as_json, wide=wide)
+    for each in results if texts and not as_json else ():
         if each.result is not None:
             print(f"{cell(each.device)}:")
             for line in each.result.splitlines():
@@ -286,19 +285,6 @@ def _write_results(folder: Path, name: str, results: "Sequence[CommandResult]") 
                 (folder / f"{each.device}.{name}.txt").write_text(each.result + "\n", encoding="utf-8")
     except OSError as error:
         raise CommandError(f"What the devices answered cannot be written to {folder}: {error.strerror}.") from error
-
-
-def _show_commands(found: "Sequence[CommandView]", *, wide: bool) -> None:
-    columns: list[Column[CommandView]] = [
-        Column("at", lambda each: each.at, "moment", rank=0),
-        Column("who", lambda each: each.who, rank=2),
-        Column("command", lambda each: " ".join(filter(None, (each.command, _assignments(each.arguments)))), rank=0),
-        Column("device", lambda each: each.device, rank=0),
-        Column("outcome", lambda each: each.outcome, "state", rank=0),
-        Column("", lambda each: each.sentence, "sentence", rank=1),
-        Column("id", lambda each: each.id, "id", rank=3),
-    ]
-    print_table(f"Commands: {len(found)}", columns, found, wide=wide, empty="No command was given.")
 
 
 def _assignments(values: "Mapping[str, object]") -> str | None:

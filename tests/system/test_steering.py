@@ -95,7 +95,9 @@ def test_a_fleet_is_set_and_commanded_and_all_of_it_is_recorded(fleet: TlsFleet,
         assert ("alice", "command log-tail", "gw-3", "ok") in done
         assert steering.log.reported()["gw-2"].values["top_k"] == 7
         assert {each.outcome for each in steering.log.commands()} == {"ok"}
-        assert states(steering.unset(["top_k"], ALL, actor=ALICE)) == dict.fromkeys(names, SettingState.IN_FORCE)
+        assert states(steering.set({}, ALL, actor=ALICE, unset=["top_k"])) == dict.fromkeys(
+            names, SettingState.IN_FORCE
+        )
         assert [each.service.settings.top_k for each in gateways] == [50, 50, 50]
 
 
