@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.brokers import mosquitto, own_mosquitto, start_mosquitto
+from tests.support.command import fleet
 from tests.support.needs import note_markers
 
-__all__ = ["mosquitto", "own_mosquitto", "start_mosquitto"]
+__all__ = ["fleet", "mosquitto", "own_mosquitto", "start_mosquitto"]
 
 # The speed of drawing examples depends on the machine's load, not on the tested code.
 settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 
 from fleet_cli.commands import COMMANDS, program
-from fleet_cli.errors import ExitCode
-from fleet_cli.main import command_line, main
+from fleet_cli.main import command_line
+from tests.support.command import Run, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,16 +37,6 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     command_line.cache_clear()
 
 
-def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["fleet", *arguments])
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    assert leaving.value.code == ExitCode.USER_ERROR
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     (tmp_path / "smollm2-135m" / "target").mkdir(parents=True)
@@ -56,20 +46,20 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["edge", "demo"])
 def test_a_package_that_is_missing_when_a_command_is_loaded_or_runs_is_named_with_its_extra(
-    command: str, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, models: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run
 ) -> None:
     hide(monkeypatch, "sqlalchemy")
     arguments = {"edge": ["run"], "demo": ["--models-dir", str(models)]}[command]
-    sentence = failure(monkeypatch, capsys, command, *arguments)
+    sentence = refused(fleet(command, *arguments))
     assert "'sqlalchemy'" in sentence
     assert f"dssd-fleet[{COMMANDS[command].extra}]" in sentence
 
 
 def test_the_demo_without_torch_takes_the_target_for_llama_cpp(
-    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run
 ) -> None:
     monkeypatch.setattr("fleet_cli.demo.find_spec", lambda _name: None)
-    assert "--only target-Q8_0" in failure(monkeypatch, capsys, "demo", "--models-dir", str(models))
+    assert "--only target-Q8_0" in refused(fleet("demo", "--models-dir", models))
 
 
 def test_a_program_off_the_path_is_called_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,8 @@
-import io
 import json
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,60 +19,36 @@ from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 from schemas.errors import FleetError
 from schemas.vocabulary import Vocabulary
+from tests.support.command import Run, refused
 from tests.support.tiny_gguf import tiny_gguf
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "device", *arguments])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
+def device(fleet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.setenv("FLEET_DEVICE_MODELS_DIR", str(tmp_path))
-    return run
-
-
-def one_sentence(complaint: str) -> bool:
-    return complaint.startswith("fleet: ") and complaint.endswith(".\n") and complaint.count("\n") == 1
+    return partial(fleet, "device")
 
 
 def test_a_missing_model_is_one_sentence_and_exit_code_2(device: Run) -> None:
     for command in (["generate", "hello"], ["run"]):
-        code, out, err = device(*command, "--model", "nope:Q4_0")
-        assert (code, out) == (2, "")
-        assert one_sentence(err)
-        assert "fleet models prepare" in err
+        assert "fleet models prepare" in refused(device(*command, "--model", "nope:Q4_0"))
 
 
 def test_a_file_that_is_no_model_is_one_sentence_and_exit_code_2(device: Run, tmp_path: Path) -> None:
     file = tmp_path / "draft.gguf"
     file.write_text("not a model")
-    code, _, err = device("generate", "hello", "--model", str(file))
-    assert code == 2
-    assert one_sentence(err)
-    assert "GGUF" in err
+    assert "GGUF" in refused(device("generate", "hello", "--model", file))
 
 
 def test_a_setting_that_cannot_work_is_one_sentence_and_exit_code_2(device: Run, tmp_path: Path) -> None:
     config = tmp_path / "device.toml"
     config.write_text("api_prot = 1\n")
     for command in (["generate", "hello"], ["run"], ["selftest"], ["doctor"]):
-        code, _, err = device(*command, "--config", str(config))
-        assert code == 2
-        assert one_sentence(err)
-        assert "api_prot" in err
+        assert "api_prot" in refused(device(*command, "--config", config))
 
 
-def test_a_prompt_can_come_from_standard_input_but_not_be_empty(device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
-    code, _, err = device("generate", "-")
-    assert code == 2
-    assert err == "fleet: Standard input is empty; give a prompt.\n"
+def test_a_prompt_can_come_from_standard_input_but_not_be_empty(device: Run) -> None:
+    assert refused(device("generate", "-", given=b" \n")) == "fleet: Standard input is empty; give a prompt.\n"
     assert device("generate", "")[0] == 2
     assert device("generate", "hello", "--stop", "")[0] == 2
 

@@ -1,28 +1,18 @@
 import json
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fleet_cli.main import main
 from fleet_common.identity.certificates import IdentityRole
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport
+from tests.support.command import Run
 from tests.support.tls_fleet import enrol, new_authority
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def edge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "edge", *arguments])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
-    return run
+def edge(fleet: Run) -> Run:
+    return partial(fleet, "edge")
 
 
 @pytest.fixture

@@ -1,32 +1,22 @@
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet_cli.main import main
 from fleet_edge.step_time import read_curve, write_curve
 from tests.fleet_admin.planning.curves import AVX2, CHEAP_TOKENS
+from tests.support.command import Run, refused
 
-Run = Callable[..., tuple[int, str, str]]
 DRAFTS = ("--draft-ms", "10", "--acceptance", "0.7", "--rtt-ms", "20")
 
 
 @pytest.fixture
-def advise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def advise(fleet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "edge", "advise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
-    return run
+    return partial(fleet, "edge", "advise")
 
 
 @pytest.fixture
@@ -87,19 +77,13 @@ def test_where_tokens_are_cheap_it_says_how_to_draft_and_up_to_which_load(advise
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(advise: Run, arguments: tuple[str, ...], sentence: str) -> None:
-    code, out, err = advise(*arguments)
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert err.startswith("fleet: ")
-    assert sentence in err
+    assert sentence in refused(advise(*arguments))
 
 
 def test_a_pair_that_was_not_measured_is_one_sentence(advise: Run, tmp_path: Path) -> None:
     for content in ("{}", '{"measured": null}', '{"measured": {"residual": {"acceptance": 7}}}', "no JSON"):
         (tmp_path / "pair.json").write_text(content)
-        code, _, err = advise("--draft-ms", "10", "--pair", "pair.json")
-        assert code == 2
-        assert "measured" in err
+        assert "measured" in refused(advise("--draft-ms", "10", "--pair", "pair.json"))
 
 
 def rows(*changes: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +139,4 @@ def test_a_file_of_something_else_is_one_sentence(
     advise: Run, curve: Path, tmp_path: Path, content: str, sentence: str
 ) -> None:
     (tmp_path / "other.json").write_text(content)
-    code, out, err = advise("--against", "other.json", "--curve", curve)
-    assert (code, out) == (2, "")
-    assert sentence in err
-    assert len(err.splitlines()) == 1
+    assert sentence in refused(advise("--against", "other.json", "--curve", curve))

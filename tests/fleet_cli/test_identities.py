@@ -1,48 +1,24 @@
-import contextlib
 import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from fleet_cli import identities
-from fleet_cli.errors import ExitCode
-from fleet_cli.main import main
 from fleet_edge import SessionLog
 from fleet_edge.store.database import open_store
-from schemas.errors import FleetError
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.support.command import Run, as_json, refused
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    identities.register(app)
-    app.command("enroll")(identities.enroll_command)
+def run(fleet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FLEET_CA_PASSPHRASE", raising=False)
-
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        code, complaint = 0, ""
-        try:
-            app(arguments, standalone_mode=False)
-        except FleetError as error:
-            code, complaint = ExitCode.USER_ERROR, str(error)
-        said = capsys.readouterr()
-        return code, said.out, said.err + complaint
-
-    return run_command
+    return lambda *words: fleet("device" if words[0] == "enroll" else "broker", *words)
 
 
 def data(run: Run, *arguments: str) -> Any:
-    code, out, err = run(*arguments, "--json")
-    assert code == 0, err
-    return json.loads(out)
+    return as_json(run(*arguments, "--json"))
 
 
 @pytest.fixture
@@ -71,13 +47,10 @@ def test_a_device_comes_from_nothing_to_its_settings(run: Run, tmp_path: Path) -
 
 @pytest.mark.usefixtures("ca")
 def test_a_probe_s_files_are_for_the_self_test_and_not_for_the_edges_settings(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run: Run, fleet: Run, tmp_path: Path
 ) -> None:
     def edge(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["fleet", "edge", "enroll", "probe-north", "--folder", "probe", *arguments])
-        with contextlib.suppress(SystemExit):
-            main()
-        return capsys.readouterr().out
+        return fleet("edge", "enroll", "probe-north", "--folder", "probe", *arguments)[1]
 
     assert "fleet edge enroll probe-north --folder probe --certificate" in edge()
     assert run("sign", "probe-north", "probe/device.csr")[0] == 0
@@ -138,14 +111,11 @@ def test_the_authoritys_key_may_have_a_passphrase(run: Run, tmp_path: Path, monk
     assert run("ca", "--passphrase-file", "secret")[0] == 0
     assert b"ENCRYPTED" in (tmp_path / "ca" / "ca.key").read_bytes()
     assert run("issue", "edge-1", "--role", "edge", "--passphrase-file", "secret")[0] == 0
-    code, _, err = run("issue", "edge-2", "--role", "edge")
-    assert code == ExitCode.USER_ERROR
-    assert "FLEET_CA_PASSPHRASE" in err
+    assert "FLEET_CA_PASSPHRASE" in refused(run("issue", "edge-2", "--role", "edge"))
     monkeypatch.setenv("FLEET_CA_PASSPHRASE", "open sesame")
     assert run("issue", "edge-2", "--role", "edge")[0] == 0
     monkeypatch.setenv("FLEET_CA_PASSPHRASE", "guess")
-    code, out, err = run("issue", "edge-3", "--role", "edge")
-    assert (code, out) == (ExitCode.USER_ERROR, "")
+    err = refused(run("issue", "edge-3", "--role", "edge"))
     assert "wrong" in err
     assert "guess" not in err
     assert not (tmp_path / "ca" / "issued" / "edge-3.key").exists()
@@ -166,7 +136,7 @@ def test_the_log_names_who_acted_through_sudo(run: Run, tmp_path: Path, monkeypa
         (("ca", "--ca", "new", "--fleet", "a/b"), "'a/b' is not a valid name"),
         (("ca", "--ca", "new", "--edge", "monitor-1"), "reserved"),
         (("ca", "--ca", "new", "--unit", "mosquitto", "--pid-file", "p"), "not both"),
-        (("list", "--ca", "nowhere"), "There is no authority in nowhere"),
+        (("list", "--ca", "nowhere"), "in nowhere: make one with `fleet broker ca`, or correct --ca."),
         (("issue", "sensor-1", "--role", "device"), "A device's key never leaves it"),
         (("issue", "broker", "--role", "broker"), "Give --host for a broker"),
         (("issue", "edge-1", "--role", "edge", "--host", "a"), "and for no other role"),
@@ -196,29 +166,13 @@ def test_what_is_wrong_ends_in_one_sentence(
 ) -> None:
     run("enroll", "sensor-1", "--folder", "d")
     (tmp_path / "dev.csr").write_bytes((tmp_path / "d" / "device.csr").read_bytes())
-    code, out, err = run(*arguments)
-    assert (code, out) == (ExitCode.USER_ERROR, "")
-    assert sentence in err
-    assert "\n" not in err
-    assert "Traceback" not in err
+    assert sentence in refused(run(*arguments))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
-    code, _, err = run("ca", "--ca", "closed/ca")
-    assert code == ExitCode.USER_ERROR
-    assert "cannot be made" in err
-
-
-def test_the_commands_are_fleets_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["fleet", "broker", "list", "--ca", "/nowhere"])
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    assert leaving.value.code == ExitCode.USER_ERROR
-    assert capsys.readouterr().err.strip() == (
-        "fleet: There is no authority in /nowhere: make one with `fleet broker ca`, or correct --ca."
-    )
+    assert "cannot be made" in refused(run("ca", "--ca", "closed/ca"))
 
 
 @pytest.mark.usefixtures("ca")

@@ -36,8 +36,8 @@ from fleet_admin.models.prepare import (
 from fleet_cli import models as commands_module
 from fleet_cli import tables
 from fleet_cli.errors import CommandError
-from fleet_cli.main import main
 from fleet_cli.models import BarReporter, LineReporter, app
+from tests.support.command import Run, refused
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf
 
@@ -291,7 +291,7 @@ def test_a_terminal_gets_bars_and_a_pipe_gets_lines(folder: Path, source: Locate
 
 
 def test_a_missing_package_is_a_sentence_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run
 ) -> None:
     with pytest.raises(SourceMissing):
         locate(SMOLLM2, folder_of=lambda _: None)
@@ -302,11 +302,7 @@ def test_a_missing_package_is_a_sentence_with_the_remedy(
         raise SourceMissing("It is not installed.")
 
     monkeypatch.setattr(commands_module, "locate", missing)
-    monkeypatch.setattr(sys, "argv", ["fleet", "models", "prepare", "--models-dir", str(tmp_path)])
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    assert leaving.value.code == 2
-    assert capsys.readouterr().err == "fleet: It is not installed.\n"
+    assert refused(fleet("models", "prepare", "--models-dir", tmp_path)) == "fleet: It is not installed.\n"
 
 
 def test_what_is_not_asked_for_is_not_made_and_what_is_unknown_is_said(

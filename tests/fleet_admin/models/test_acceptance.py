@@ -1,6 +1,4 @@
-import json
 import random
-import sys
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
@@ -20,10 +18,10 @@ from fleet_admin.models.acceptance import (
 )
 from fleet_admin.models.files import ModelsError
 from fleet_admin.models.prompts import CATEGORIES, built_in, read_prompts_by_category, some
-from fleet_cli.main import main
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode
+from tests.support.command import Run, as_json
 from tests.support.memory_fleet import DRAFT, END, TARGET, Device, MemoryFleet, lossless_text, terms
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf
@@ -188,53 +186,38 @@ def test_prompts_are_read_by_line_or_by_category(tmp_path: Path) -> None:
         read_prompts_by_category(tmp_path / "none.toml")
 
 
-def check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fleet", "models", "check", *map(str, arguments)])
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    return int(leaving.value.code or 0)
-
-
-def test_a_model_that_drafts_for_itself_is_accepted_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_drafts_for_itself_is_accepted_whole(tmp_path: Path, fleet: Run) -> None:
     path = tiny_gguf(tmp_path / "tiny.gguf")
-    arguments = (path, path, "--measure", "--tokens", 12, "--temperature", 0)
+    arguments = ("models", "check", path, path, "--measure", "--tokens", 12, "--temperature", 0)
     prompts = tmp_path / "prompts.toml"
     prompts.write_text('code = ["the t"]\nchat = ["he", "the the"]\n')
-    assert check(monkeypatch, *arguments, "--prompts", prompts, "--json") == 0
-    found = json.loads(capsys.readouterr().out)["measured"]
+    found = as_json(fleet(*arguments, "--prompts", prompts, "--json"))["measured"]
     assert (found["texts"], list(found["categories"])) == (3, ["code", "chat"])
     assert found["residual"]["acceptance"] == found["coupled"]["acceptance"] == pytest.approx(1.0, abs=0.1)
     verdicts = found["residual"]["tokens_per_verdict"]
     assert list(verdicts) == [str(length) for length in range(1, LONGEST_DRAFT + 1)]
     assert verdicts["1"] > 1.5
-    assert check(monkeypatch, *arguments, "--prompts", prompts) == 0
-    output = capsys.readouterr().out
+    code, output, _ = fleet(*arguments, "--prompts", prompts)
+    assert code == 0
     assert "Acceptance on 3 texts" in output
     assert "Tokens per verdict" in output
 
 
-def test_prompts_that_have_no_room_are_told_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prompts_that_have_no_room_are_told_before_anything_is_written(tmp_path: Path, fleet: Run) -> None:
     path = tiny_gguf(tmp_path / "tiny.gguf")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("the " * 200)
-    assert check(monkeypatch, path, path, "--measure", "--prompts", prompts) == 2
-    complaint = capsys.readouterr().err
+    code, _, complaint = fleet("models", "check", path, path, "--measure", "--prompts", prompts)
+    assert code == 2
     assert "A prompt has" in complaint
     assert "256" in complaint
 
 
 @pytest.mark.models
 @pytest.mark.parametrize("target", ["target", "target-Q8_0.gguf"])
-def test_the_real_pair_is_measured(
-    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    draft = prepared("Q4_0.gguf")
-    assert check(monkeypatch, draft, prepared(target), "--measure", "--each", 1, "--tokens", 24, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+def test_the_real_pair_is_measured(target: str, fleet: Run) -> None:
+    pair = prepared("Q4_0.gguf"), prepared(target)
+    found = as_json(fleet("models", "check", *pair, "--measure", "--each", 1, "--tokens", 24, "--json"))
     assert found["fits"]
     assert 0.4 < found["measured"]["residual"]["acceptance"] < 0.95
     verdicts = found["measured"]["residual"]["tokens_per_verdict"]

@@ -1,7 +1,5 @@
-import json
-import sys
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +9,17 @@ from gguf import GGMLQuantizationType, TokenType
 from fleet_admin.models.facts import ModelFacts, gguf_facts
 from fleet_admin.models.gguf_files import ModelUnreadable, write_vocabulary
 from fleet_admin.models.pair import CheckedPair, Compatibility, check_pair, device_need, edge_needs, findings_of
-from fleet_cli.main import main
+from tests.support.command import Run, as_json, refused
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, weight_bytes
 from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, tiny_rows
 
 SMALL, LARGE = FAMILIES["Llama 3.2 1B"], FAMILIES["Llama 3.1 8B"]
 OTHER = CHAT_TEMPLATE.replace("<|im_start|>", "<|im_end|>")
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def fleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "models", "check", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
-    return run
+def check(fleet: Run) -> Run:
+    return partial(fleet, "models", "check")
 
 
 def pair(folder: Path, **given: Any) -> CheckedPair:
@@ -162,15 +152,13 @@ def test_a_model_that_takes_no_tokens_back_is_refused_at_either_end(tmp_path: Pa
         assert found.sentence.startswith(f"The {role} ")
 
 
-def test_two_models_in_the_wrong_order_are_told(fleet: Run, tmp_path: Path) -> None:
+def test_two_models_in_the_wrong_order_are_told(check: Run, tmp_path: Path) -> None:
     small, large = family_gguf(tmp_path / "s.gguf", SMALL), family_gguf(tmp_path / "l.gguf", LARGE)
-    code, output, _ = fleet(large, small)
+    code, output, _ = check(large, small)
     assert code == 1
     assert "The draft model is the larger one" in output
     folder = family_folder(tmp_path / "folder", LARGE)
-    code, _, complaint = fleet(folder, small)
-    assert code == 2
-    assert f"did you mean `fleet models check {small} {folder}`?" in complaint
+    assert f"did you mean `fleet models check {small} {folder}`?" in refused(check(folder, small))
 
 
 def test_memory_is_that_of_each_engine(tmp_path: Path) -> None:
@@ -186,44 +174,40 @@ def test_memory_is_that_of_each_engine(tmp_path: Path) -> None:
     }
 
 
-def test_the_command_says_whether_the_pair_fits(fleet: Run, tmp_path: Path) -> None:
+def test_the_command_says_whether_the_pair_fits(check: Run, tmp_path: Path) -> None:
     draft, target = family_gguf(tmp_path / "draft.gguf", SMALL), family_folder(tmp_path / "target", LARGE)
-    code, output, complaint = fleet(draft, target)
+    code, output, complaint = check(draft, target)
     assert (code, complaint) == (0, "")
     assert output.rstrip().endswith("The pair fits.")
     assert "32.8" in output, "MB of the draft model's keys and values for 1,000 tokens"
-    code, output, _ = fleet(draft, target, "--json")
-    found = json.loads(output)
-    assert (code, found["fits"], found["draft"]["layers"], found["target"]["form"]) == (0, True, 16, "folder")
+    found = as_json(check(draft, target, "--json"))
+    assert (found["fits"], found["draft"]["layers"], found["target"]["form"]) == (True, 16, "folder")
     assert found["memory"]["device"]["kv_bytes_per_1000_tokens"] == 1000 * SMALL.kv_bytes
     assert [need["weights"] for need in found["memory"]["edge"]] == ["bfloat16", "float32"]
     assert found["disk"]["device"] == draft.stat().st_size
     assert found["disk"]["edge"] == sum(path.stat().st_size for path in target.iterdir())
     assert {finding["outcome"] for finding in found["findings"]} == {"fits"}
     other = family_gguf(tmp_path / "other.gguf", SMALL, rows=rows(first=9000, common=0))
-    code, output, _ = fleet(other, target, "--json")
-    assert (code, json.loads(output)["fits"]) == (1, False)
+    assert as_json(check(other, target, "--json"), 1)["fits"] is False
 
 
 def test_a_machine_without_the_extras_is_told_which(
-    fleet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    check: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
 
     monkeypatch.setattr("fleet_admin.models.pair.check_pair", missing)
-    code, _, complaint = fleet(tmp_path / "draft.gguf", tmp_path / "target.gguf")
-    assert code == 2
-    assert complaint == (
+    assert refused(check(tmp_path / "draft.gguf", tmp_path / "target.gguf")) == (
         "fleet: The package 'gguf' is missing; install this one with the extra 'edge', and with 'device' too where the "
         "vocabularies differ.\n"
     )
 
 
-def test_what_a_file_says_cannot_steer_a_terminal(fleet: Run, tmp_path: Path) -> None:
+def test_what_a_file_says_cannot_steer_a_terminal(check: Run, tmp_path: Path) -> None:
     evil = [*tiny_rows()[:2], ("\x1b[2J", TokenType.CONTROL), *tiny_rows()[3:]]
     draft = family_gguf(tmp_path / "draft.gguf", SMALL, rows=evil)
-    code, output, _ = fleet(draft, family_gguf(tmp_path / "target.gguf", LARGE, rows=evil))
+    code, output, _ = check(draft, family_gguf(tmp_path / "target.gguf", LARGE, rows=evil))
     assert code == 0
     assert "\x1b" not in output
 
@@ -242,7 +226,7 @@ def test_what_a_file_says_cannot_steer_a_terminal(fleet: Run, tmp_path: Path) ->
     ],
 )
 def test_what_cannot_be_read_ends_in_one_sentence(
-    draft: str, target: str, part: str, fleet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    draft: str, target: str, part: str, check: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     family_gguf(Path("draft.gguf"), SMALL)
@@ -252,7 +236,4 @@ def test_what_cannot_be_read_ends_in_one_sentence(
         Path("half.gguf").write_bytes(file.read(1 << 16))
     Path("empty").mkdir()
     write_vocabulary(whole, Path("words.gguf"))
-    code, output, complaint = fleet(draft, target)
-    assert (code, output) == (2, "")
-    assert part in complaint
-    assert len(complaint.splitlines()) == 1
+    assert part in refused(check(draft, target))

@@ -1,12 +1,10 @@
-import io
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fleet_cli.main import main
 from fleet_edge.store.database import open_store
-from tests.support.admin_command import Run
+from tests.support.command import Run
 
 
 @pytest.fixture
@@ -17,14 +15,6 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def admin(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str, given: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
+def admin(url: str, fleet: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("FLEET_DB", url)
-    return run
+    return partial(fleet, "admin")

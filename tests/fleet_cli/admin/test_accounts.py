@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.admin_command import Run
+from tests.support.command import Run
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION, after
-from tests.support.admin_command import Run, as_json
+from tests.support.command import Run, as_json
 
 OTHER = "ff00000000000001"
 

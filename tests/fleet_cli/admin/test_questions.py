@@ -20,7 +20,7 @@ from fleet_edge.store.records import LeaveReason, segment_number
 from fleet_edge.store.steering import add_labels
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
-from tests.support.admin_command import Run
+from tests.support.command import Run
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "administration.md"
 NOW = datetime.now(UTC)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.support.admin_command import Run, as_json
+from tests.support.command import Run, as_json
 
 ROW = {
     "rollout": "20260101T120000-ab",

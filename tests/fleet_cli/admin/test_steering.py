@@ -9,8 +9,8 @@ from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.gateway import Gateway
 from fleet_edge.store.database import open_store
 from tests.fleet_edge.store import samples
-from tests.support.admin_command import Run, as_json
 from tests.support.brokers import StartBroker
+from tests.support.command import Run, as_json
 from tests.support.steered_devices import steered_devices
 from tests.support.waiting import until
 

@@ -1,12 +1,11 @@
 import signal
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from fleet_cli.demo import run_chat
-from fleet_cli.main import main
+from tests.support.command import Run, refused
 
 
 def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,11 +23,5 @@ def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("also", [["--json", "-"], ["--raw"]])
-def test_a_chat_makes_no_report_and_continues_no_prompt(
-    also: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["fleet", "demo", "--chat", *also])
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    assert leaving.value.code == 2
-    assert "--json" in capsys.readouterr().err
+def test_a_chat_makes_no_report_and_continues_no_prompt(also: list[str], fleet: Run) -> None:
+    assert "--json" in refused(fleet("demo", "--chat", *also))

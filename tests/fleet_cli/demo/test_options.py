@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +6,8 @@ from fleet_admin.models.files import ModelsError
 from fleet_admin.models.prompts import read_prompts
 from fleet_cli.demo import check_report_file, draft_model, target_model
 from fleet_cli.errors import CommandError
-from fleet_cli.main import main
 from schemas.errors import FleetError
+from tests.support.command import Run, refused
 
 
 @pytest.fixture
@@ -104,19 +103,10 @@ def test_prompts_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_each_wrong_option_is_told_of_before_anything_is_started(
-    arguments: list[str],
-    said: str,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], said: str, models: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr("fleet_cli.demo_processes.ChildProcess.spawn", lambda name, *_, **__: started.append(name))
     monkeypatch.setattr("fleet_cli.demo_processes.ThrowAwayBroker.__enter__", lambda _: pytest.fail("a broker"))
-    monkeypatch.setattr(sys, "argv", ["fleet", "demo", "--models-dir", str(models), *arguments])
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    assert (leaving.value.code, started) == (2, [])
-    complaint = capsys.readouterr().err
-    assert said in complaint.splitlines()[-1]
-    assert complaint.startswith("fleet: ")
+    assert said in refused(fleet("demo", "--models-dir", models, *arguments))
+    assert started == []
