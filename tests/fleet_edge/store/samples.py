@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from fleet_edge.store.records import (
@@ -59,34 +60,35 @@ def after(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def device_seen(**changes: Any) -> DeviceSeen:
-    seen = DeviceSeen(
+# Builders of records: each takes what differs.
+
+device_seen = partial(
+    replace,
+    DeviceSeen(
         device="sensor-1",
         presence=Presence.ONLINE,
         software="0.1.0",
         draft_model="SmolLM2-135M",
         quantization="Q4_0",
         at=START,
-    )
-    return replace(seen, **changes)
+    ),
+)
 
+edge_seen = partial(
+    replace,
+    EdgeSeen(edge="edge-1", presence=Presence.ONLINE, software="0.1.0", target="SmolLM2", vocabulary="49152", at=START),
+)
 
-def edge_seen(**changes: Any) -> EdgeSeen:
-    seen = EdgeSeen(
-        edge="edge-1", presence=Presence.ONLINE, software="0.1.0", target="SmolLM2", vocabulary="49152", at=START
-    )
-    return replace(seen, **changes)
-
-
-def device_told(**changes: Any) -> TelemetryReported:
-    told = TelemetryReported(
+device_told = partial(
+    replace,
+    TelemetryReported(
         device="sensor-1", at=START, plan="ahead", round_trip_ms=42.0, told_acceptance=0.7, draft_ms_per_token=13.0
-    )
-    return replace(told, **changes)
+    ),
+)
 
-
-def edge_load(**changes: Any) -> LoadReported:
-    load = LoadReported(
+edge_load = partial(
+    replace,
+    LoadReported(
         edge="edge-1",
         at=START,
         open_sessions=3,
@@ -97,13 +99,12 @@ def edge_load(**changes: Any) -> LoadReported:
         tokens_per_s=60.0,
         kv_usage=0.25,
         spooled_records=0,
-    )
-    return replace(load, **changes)
+    ),
+)
 
-
-def opened(**changes: Any) -> SessionOpened:
-    """Return an Open; `at` defaults to the segment's time."""
-    record = SessionOpened(
+opened = partial(
+    replace,
+    SessionOpened(
         session=SESSION,
         segment=SEGMENT,
         device="sensor-1",
@@ -121,12 +122,12 @@ def opened(**changes: Any) -> SessionOpened:
         resumed_tokens=0,
         open_bytes=150,
         at=START,
-    )
-    return replace(record, **changes)
+    ),
+)
 
-
-def progress(**changes: Any) -> SegmentProgress:
-    record = SegmentProgress(
+progress = partial(
+    replace,
+    SegmentProgress(
         session=SESSION,
         segment=SEGMENT,
         tokens=20,
@@ -141,12 +142,12 @@ def progress(**changes: Any) -> SegmentProgress:
         batch_sum=15,
         at=after(2),
         device="sensor-1",
-    )
-    return replace(record, **changes)
+    ),
+)
 
-
-def judged(**changes: Any) -> RoundJudged:
-    record = RoundJudged(
+judged = partial(
+    replace,
+    RoundJudged(
         session=SESSION,
         segment=SEGMENT,
         round=0,
@@ -163,12 +164,12 @@ def judged(**changes: Any) -> RoundJudged:
         prefill_ms=0.0,
         at=after(1),
         device="sensor-1",
-    )
-    return replace(record, **changes)
+    ),
+)
 
-
-def text_written(**changes: Any) -> TextWritten:
-    record = TextWritten(
+text_written = partial(
+    replace,
+    TextWritten(
         session=SESSION,
         segment=SEGMENT,
         device="sensor-1",
@@ -178,19 +179,17 @@ def text_written(**changes: Any) -> TextWritten:
         pieces=",".join(piece.encode().hex() for piece in ("The", " sky", " is", " blue")),
         hash=None,
         at=after(2),
-    )
-    return replace(record, **changes)
+    ),
+)
 
+left = partial(
+    replace,
+    SegmentLeft(session=SESSION, segment=SEGMENT, reason=LeaveReason.HANDED_OVER, at=after(3), device="sensor-1"),
+)
 
-def left(**changes: Any) -> SegmentLeft:
-    record = SegmentLeft(
-        session=SESSION, segment=SEGMENT, reason=LeaveReason.HANDED_OVER, at=after(3), device="sensor-1"
-    )
-    return replace(record, **changes)
-
-
-def closed(**changes: Any) -> SessionClosed:
-    record = SessionClosed(
+closed = partial(
+    replace,
+    SessionClosed(
         session=SESSION,
         segment=SEGMENT,
         reason=EndReason.STOP,
@@ -198,19 +197,17 @@ def closed(**changes: Any) -> SessionClosed:
         counters=COUNTERS,
         at=after(3),
         device="sensor-1",
-    )
-    return replace(record, **changes)
+    ),
+)
 
+reported = partial(
+    replace,
+    CloseReported(session=SESSION, device="sensor-1", reason=EndReason.STOP, tokens=20, counters=COUNTERS, at=after(9)),
+)
 
-def reported(**changes: Any) -> CloseReported:
-    record = CloseReported(
-        session=SESSION, device="sensor-1", reason=EndReason.STOP, tokens=20, counters=COUNTERS, at=after(9)
-    )
-    return replace(record, **changes)
-
-
-def event(**changes: Any) -> EventLogged:
-    record = EventLogged(
+event = partial(
+    replace,
+    EventLogged(
         id="event-1",
         edge="edge-1",
         device="sensor-1",
@@ -219,12 +216,12 @@ def event(**changes: Any) -> EventLogged:
         code="desync",
         sentence="The prefix differs.",
         at=after(1),
-    )
-    return replace(record, **changes)
+    ),
+)
 
-
-def fenced(**changes: Any) -> DeviceFenced:
-    record = DeviceFenced(
+fenced = partial(
+    replace,
+    DeviceFenced(
         device="sensor-1",
         by="edge-1",
         since_at=START,
@@ -232,8 +229,8 @@ def fenced(**changes: Any) -> DeviceFenced:
         reason="It sent 2,000 drafts.",
         strikes=40,
         level=2,
-    )
-    return replace(record, **changes)
+    ),
+)
 
 
 def fleet() -> list[Record]:

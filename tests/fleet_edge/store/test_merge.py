@@ -22,7 +22,7 @@ from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import Rows, all_rows, clear
-from tests.fleet_edge.store.samples import SEGMENT, SESSION, START, after
+from tests.fleet_edge.store.samples import START, after
 
 LATER = segment_number(after(100))
 
@@ -271,13 +271,3 @@ def test_a_device_ends_its_session_for_good_whatever_the_edges_clocks_say(
     [session] = all_rows(store)["sessions"]
     assert (session["reason"], session["tokens"], session["closed_at"]) == ("stop", 20, after(9))
     assert session["device_tokens"] == 40
-
-
-def test_a_record_applied_twice_is_one_row(store: Store) -> None:
-    once: list[Record] = [samples.opened(), samples.judged(), samples.event(), samples.device_seen()]
-    store.apply(once)
-    expected = all_rows(store)
-    store.apply(once)
-    assert all_rows(store) == expected
-    assert [row["session"] for row in expected["sessions"]] == [SESSION]
-    assert expected["rounds"][0]["segment"] == SEGMENT

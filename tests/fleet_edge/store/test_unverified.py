@@ -39,8 +39,3 @@ def test_a_text_that_lost_its_edge_is_the_session_that_it_was_in_any_order(store
     assert all(rows == seen[0] for rows in seen)
     (session,) = seen[0]
     assert (session["device_unverified"], session["opened_at"], session["target"]) == (25, START, "SmolLM2")
-
-
-def test_an_end_without_such_tokens_still_makes_no_session(store: Store) -> None:
-    store.apply([samples.reported(session=OTHER)])
-    assert all_rows(store)["sessions"] == []
