@@ -174,10 +174,6 @@ def guesses(attempts: Attempts, number: int, *, address: str = "10.0.{}.1", acco
     return sum(wait == 0.0 for wait in made)
 
 
-def test_many_attempts_at_once_are_as_few_as_one_after_the_other(services: Services) -> None:
-    assert guesses(services.attempts, 200) == 30
-
-
 @pytest.mark.parametrize(("address", "most"), [("10.0.0.1", 30), ("2001:db8::{}", 30), ("10.0.{}.1", 60)])
 def test_invented_names_neither_renew_the_bucket_of_a_real_one_nor_fill_the_memory(
     services: Services, clock: Clock, address: str, most: int

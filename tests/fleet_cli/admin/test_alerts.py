@@ -1,4 +1,3 @@
-import json
 import signal
 import subprocess
 import sys
@@ -6,15 +5,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fleet_cli.admin import app
 from fleet_edge.store.database import open_store
 from schemas.control import Presence
-from schemas.errors import FleetError
 from tests.fleet_edge.store import samples
-
-RUNNER = CliRunner()
+from tests.support.command import Run, as_json, refused
 
 
 @pytest.fixture
@@ -25,14 +20,6 @@ def url(tmp_path: Path) -> str:
             [samples.device_seen(presence=Presence.OFFLINE, at=at), samples.edge_seen(presence=Presence.OFFLINE, at=at)]
         )
     return url
-
-
-def run(*arguments: str) -> str:
-    done = RUNNER.invoke(app, arguments)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def watch(url: str, folder: Path) -> None:
@@ -49,21 +36,21 @@ def watch(url: str, folder: Path) -> None:
     assert sorted(line.split()[4].rstrip(":") for line in lines) == ["device-silent", "edge-offline"]
 
 
-def test_from_nothing_through_watching_to_acknowledged_and_cleared(url: str, tmp_path: Path) -> None:
-    assert run("alerts", "--db", url) == "No alert is open.\n"
-    assert run("alerts", "--all", "--db", url) == "There are no alerts.\n"
+def test_from_nothing_through_watching_to_acknowledged_and_cleared(admin: Run, url: str, tmp_path: Path) -> None:
+    assert admin("alerts") == (0, "No alert is open.\n", "")
+    assert admin("alerts", "--all")[1] == "There are no alerts.\n"
     watch(url, tmp_path)
-    found = json.loads(run("alerts", "--json", "--db", url))
+    found = as_json(admin("alerts", "--json"))
     assert {(each["rule"], each["subject"]) for each in found} == {
         ("device-silent", "sensor-1"),
         ("edge-offline", "edge-1"),
     }
-    assert "Alerts: 2" in run("alerts", "--db", url)
+    assert "Alerts: 2" in admin("alerts")[1]
     alert = found[0]["id"][:10]
-    assert "ada" in run("alerts", "--ack", alert, "--as", "ada", "--db", url)
-    assert "is cleared" in run("alerts", "--clear", alert, "--db", url)
-    assert len(json.loads(run("alerts", "--json", "--db", url))) == 1
-    assert len(json.loads(run("alerts", "--all", "--json", "--db", url))) == 2
+    assert "ada" in admin("alerts", "--ack", alert, "--as", "ada")[1]
+    assert "is cleared" in admin("alerts", "--clear", alert)[1]
+    assert len(as_json(admin("alerts", "--json"))) == 1
+    assert len(as_json(admin("alerts", "--all", "--json"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -75,17 +62,15 @@ def test_from_nothing_through_watching_to_acknowledged_and_cleared(url: str, tmp
         (("--watch", "--config", "/nowhere/alerts.toml"), "alerts.toml"),
     ],
 )
-def test_what_is_wrong_is_a_sentence(url: str, arguments: tuple[str, ...], sentence: str) -> None:
-    with pytest.raises(FleetError, match=sentence):
-        run("alerts", *arguments, "--db", url)
+def test_what_is_wrong_is_a_sentence(admin: Run, arguments: tuple[str, ...], sentence: str) -> None:
+    assert sentence in refused(admin("alerts", *arguments))
 
 
-def test_a_threshold_that_cannot_be_is_named_with_its_line(url: str, tmp_path: Path) -> None:
+def test_a_threshold_that_cannot_be_is_named_with_its_line(admin: Run, tmp_path: Path) -> None:
     config = tmp_path / "alerts.toml"
     config.write_text('kv_share = 2\nwebhook = "http://hooks.example/"\n')
-    with pytest.raises(FleetError) as caught:
-        run("alerts", "--watch", "--config", str(config), "--db", url)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 2
+    code, _, complaint = admin("alerts", "--watch", "--config", config)
+    lines = complaint.splitlines()
+    assert (code, len(lines)) == (2, 2)
     assert "'kv_share' = 2" in lines[0]
     assert "must begin with https://" in lines[1]

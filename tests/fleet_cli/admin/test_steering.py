@@ -10,7 +10,7 @@ from fleet_device.gateway import Gateway
 from fleet_edge.store.database import open_store
 from tests.fleet_edge.store import samples
 from tests.support.brokers import StartBroker
-from tests.support.command import Run, as_json
+from tests.support.command import Run, as_json, refused
 from tests.support.steered_devices import steered_devices
 from tests.support.waiting import until
 
@@ -77,16 +77,7 @@ def test_what_cannot_be_done_is_one_sentence(
     admin: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sentence: str
 ) -> None:
     monkeypatch.setattr("fleet_admin.steering.wire._CONNECT_S", 0.5)
-    code, output, complaint = admin(*arguments)
-    assert (code, output) == (2, "")
-    assert sentence in complaint
-    assert complaint.count("\n") == 1
-
-
-def test_a_database_that_is_not_there_is_one_sentence(admin: Run, tmp_path: Path) -> None:
-    for command in (("audit",), ("set", "top_k=5", "--all"), ("label", "a", "--add", "b")):
-        code, _, complaint = admin(*command, "--db", f"sqlite:///{tmp_path / 'none'}")
-        assert (code, complaint.count("\n")) == (2, 1)
+    assert sentence in refused(admin(*arguments))
 
 
 @pytest.mark.broker
@@ -102,8 +93,8 @@ def test_a_fleet_is_previewed_set_and_asked(admin: Run, devices: list[Gateway]) 
     found = as_json(admin("set", "top_k=7", "draft_length=3", "--all", "--json"))
     assert {each["state"] for each in found} == {"in force"}
     assert [each.service.settings.top_k for each in devices] == [7, 7]
-    [refused] = as_json(admin("set", "model=never:Q4_0", "--device", "afar-1", "--json"), code=1)
-    assert refused["state"] == "refused"
+    [found] = as_json(admin("set", "model=never:Q4_0", "--device", "afar-1", "--json"), code=1)
+    assert found["state"] == "refused"
     views = {each["device"]: each for each in as_json(admin("settings", "--json"))}
     assert (views["afar-2"]["state"], views["afar-2"]["wanted"]) == ("in force", {"top_k": 7, "draft_length": 3})
     table = admin("settings", "--device", "afar-1")[1]
@@ -112,11 +103,8 @@ def test_a_fleet_is_previewed_set_and_asked(admin: Run, devices: list[Gateway]) 
     found = as_json(admin("unset", "top_k", "--all", "--json"))
     assert {each["state"] for each in found} == {"in force"}
     assert [each.service.settings.top_k for each in devices] == [50, 50]
-    code, _, complaint = admin("set", "top_k=-1", "--all")
-    assert (code, complaint) == (2, "fleet: top_k: -1 cannot be used: it must be a whole number from 0 to 1000000.\n")
-    code, _, complaint = admin("set", "top_k=1", "--device", "afar-3")
-    assert code == 2
-    assert "afar-3" in complaint
+    assert "it must be a whole number from 0 to 1000000." in refused(admin("set", "top_k=-1", "--all"))
+    assert "afar-3" in refused(admin("set", "top_k=1", "--device", "afar-3"))
 
 
 @pytest.mark.broker
@@ -126,10 +114,9 @@ def test_a_fleet_is_commanded(admin: Run, devices: list[Gateway], tmp_path: Path
     assert {each.health()["status"] for each in devices} == {"draining"}
     assert admin("command", "resume", "--all")[0] == 0
     assert as_json(admin("command", "self-test", "--device", "afar-1", "--json"), code=1)[0]["outcome"] == "failed"
-    code, _, complaint = admin("command", "format", "--all")
-    assert (code, "format" in complaint) == (2, True)
-    refused = as_json(admin("command", "drain", "--all", "--argument", "rows=5", "--json"), code=1)
-    assert {each["outcome"] for each in refused} == {"refused"}
+    assert "format" in refused(admin("command", "format", "--all"))
+    found = as_json(admin("command", "drain", "--all", "--argument", "rows=5", "--json"), code=1)
+    assert {each["outcome"] for each in found} == {"refused"}
     assert admin("command", "support-bundle", "--device", "afar-1", "--out", str(tmp_path / "bundles"))[0] == 0
     bundle = json.loads((tmp_path / "bundles" / "afar-1.support-bundle.txt").read_text())
     assert bundle["settings"]["device"] == "afar-1"
