@@ -284,7 +284,8 @@ def _database_lags(facts: Facts, settings: AlertSettings) -> Iterator[RuleReadin
 
 
 def _certificate_ends(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
-    for machine in (*facts.edges, *facts.devices):
+    machines: list[DeviceView | EdgeView] = [*facts.edges, *facts.devices]
+    for machine in machines:
         device = machine.device if isinstance(machine, DeviceView) else None
         name = machine.edge if isinstance(machine, EdgeView) else machine.device
         until = machine.certificate_until
