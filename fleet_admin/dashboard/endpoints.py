@@ -216,81 +216,37 @@ def _commands(visit: Visit, asked: Limited) -> object:
     return visit.services.steering.log.commands(devices=[visit.path("device")], limit=asked.limit)
 
 
-_OPERATOR: Final = AccountRole.OPERATOR
 _WAIT_S: Final = 15.0
 
+_Read = ApiEndpoint
+_Act = partial(ApiEndpoint, method="POST", role=AccountRole.OPERATOR)
+
 ENDPOINTS: Final = (
-    ApiEndpoint("/devices", "All devices, by name.", _log(SessionLog.devices), list[DeviceView]),
-    ApiEndpoint("/devices/{device}", "One device.", _log(SessionLog.device), DeviceView),
-    ApiEndpoint(
-        "/devices/{device}/hours",
-        "A device's hours, the latest first.",
-        _log(SessionLog.hours),
-        list[HourView],
-        Limited,
-    ),
-    ApiEndpoint(
-        "/devices/{device}/fence",
-        "Fence a device.",
-        _log(SessionLog.fence, signed=True),
-        FenceView,
-        WhyFenced,
-        "POST",
-        _OPERATOR,
-    ),
-    ApiEndpoint(
-        "/devices/{device}/fence",
-        "Lift the fences of a device.",
-        _log(SessionLog.unfence, signed=True),
-        FenceView | None,
-        method="DELETE",
-        role=_OPERATOR,
-    ),
-    ApiEndpoint(
-        "/sessions", "Sessions, the latest opened first.", _log(SessionLog.sessions), list[SessionView], WhichSessions
-    ),
-    ApiEndpoint(
-        "/sessions/{session}",
-        "A session, by the beginning of its id.",
-        _log(SessionLog.session),
-        SessionView,
-        WhichOfDevice,
-    ),
-    ApiEndpoint(
-        "/sessions/{session}/segments",
-        "Its stays at edges.",
-        _log(SessionLog.segments),
-        list[SegmentView],
-        WhichOfDevice,
-    ),
-    ApiEndpoint(
-        "/sessions/{session}/rounds",
-        "Its verdicts, if it was traced.",
-        _log(SessionLog.rounds),
-        list[RoundView],
-        WhichOfDevice,
-    ),
-    ApiEndpoint("/events", "What happened, the latest first.", _log(SessionLog.events), list[EventView], WhichEvents),
-    ApiEndpoint("/edges", "All edges with their latest load.", _log(SessionLog.edges), list[EdgeView]),
-    ApiEndpoint("/stats", "What the edges counted, added up.", _log(SessionLog.stats), dict[str, Tally], WhichStats),
-    ApiEndpoint("/usage", "Totals that outlive the sessions.", _usage, list[UsageView], WhichUsage),
-    ApiEndpoint("/devices/{device}/settings", "Wanted and in force.", _settings, DeviceSettingsView),
-    ApiEndpoint("/devices/{device}/settings", "Give it settings.", _set, SetResult, WantedSettings, "POST", _OPERATOR),
-    ApiEndpoint("/devices/{device}/commands", "Its commands, the latest first.", _commands, list[CommandView], Limited),
-    ApiEndpoint("/devices/{device}/commands", "Command it.", _command, CommandResult, GivenCommand, "POST", _OPERATOR),
-    ApiEndpoint("/labels", "The labels of each device that has any.", _log(SessionLog.labels), dict[str, list[str]]),
-    ApiEndpoint("/alerts", "Alerts, the open ones first.", _alerts(Alerts.list), list[AlertView], WhichAlerts),
-    ApiEndpoint(
-        "/alerts/{alert}/acknowledge",
-        "Take note of it.",
-        _alerts(Alerts.acknowledge, signed=True),
-        AlertView,
-        method="POST",
-        role=_OPERATOR,
-    ),
-    ApiEndpoint(
-        "/alerts/{alert}/clear", "End it.", _alerts(Alerts.clear, signed=True), AlertView, method="POST", role=_OPERATOR
-    ),
-    ApiEndpoint("/audit", "What administrators did, the latest first.", _audit, list[AuditView], WhichAudit),
-    ApiEndpoint("/fences", "Devices that are fenced now.", _log(SessionLog.fences), list[FenceView]),
-)
+    _Read("/devices", "All devices, by name.", _log(SessionLog.devices), list[DeviceView]),
+    _Read("/devices/{device}", "One device.", _log(SessionLog.device), DeviceView),
+    _Read("/devices/{device}/hours", "Its hours, the latest first.", _log(SessionLog.hours), list[HourView], Limited),
+    _Act("/devices/{device}/fence", "Fence a device.", _log(SessionLog.fence, signed=True), FenceView, WhyFenced),
+    _Act("/devices/{device}/fence", "Lift its fences.", _log(SessionLog.unfence, signed=True), FenceView | None,
+         method="DELETE"),
+    _Read("/sessions", "Sessions, the latest first.", _log(SessionLog.sessions), list[SessionView], WhichSessions),
+    _Read("/sessions/{session}", "A session, by the beginning of its id.", _log(SessionLog.session), SessionView,
+          WhichOfDevice),
+    _Read("/sessions/{session}/segments", "Its stays at edges.", _log(SessionLog.segments), list[SegmentView],
+          WhichOfDevice),
+    _Read("/sessions/{session}/rounds", "Its verdicts, if it was traced.", _log(SessionLog.rounds), list[RoundView],
+          WhichOfDevice),
+    _Read("/events", "What happened, the latest first.", _log(SessionLog.events), list[EventView], WhichEvents),
+    _Read("/edges", "All edges with their latest load.", _log(SessionLog.edges), list[EdgeView]),
+    _Read("/stats", "What the edges counted, added up.", _log(SessionLog.stats), dict[str, Tally], WhichStats),
+    _Read("/usage", "Totals that outlive the sessions.", _usage, list[UsageView], WhichUsage),
+    _Read("/devices/{device}/settings", "Wanted and in force.", _settings, DeviceSettingsView),
+    _Act("/devices/{device}/settings", "Give it settings.", _set, SetResult, WantedSettings),
+    _Read("/devices/{device}/commands", "Its commands, the latest first.", _commands, list[CommandView], Limited),
+    _Act("/devices/{device}/commands", "Command it.", _command, CommandResult, GivenCommand),
+    _Read("/labels", "The labels of each device that has any.", _log(SessionLog.labels), dict[str, list[str]]),
+    _Read("/alerts", "Alerts, the open ones first.", _alerts(Alerts.list), list[AlertView], WhichAlerts),
+    _Act("/alerts/{alert}/acknowledge", "Take note of it.", _alerts(Alerts.acknowledge, signed=True), AlertView),
+    _Act("/alerts/{alert}/clear", "End it.", _alerts(Alerts.clear, signed=True), AlertView),
+    _Read("/audit", "What administrators did, the latest first.", _audit, list[AuditView], WhichAudit),
+    _Read("/fences", "Devices that are fenced now.", _log(SessionLog.fences), list[FenceView]),
+)  # fmt: skip

@@ -150,17 +150,17 @@ def record(
 
 
 def _read(text: bytes, *, now: datetime) -> "list[MachineRollout]":
-    from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+    from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
     from fleet_edge.store.rollouts import RolloutAction, RolloutOutcome
     from fleet_edge.store.views import MachineRollout
     from schemas.names import MAX_NAME_LENGTH
 
     word = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
-    release = Annotated[str, Field(max_length=128)] | None
+    release = Annotated[str | None, Field(max_length=128), AfterValidator(lambda text: text or None)]
 
     class Written(BaseModel):
-        model_config = ConfigDict(extra="forbid")
+        model_config = ConfigDict(extra="forbid", use_enum_values=True)
 
         rollout: word
         host: Annotated[str, Field(min_length=1, max_length=255)]
@@ -185,24 +185,13 @@ def _read(text: bytes, *, now: datetime) -> "list[MachineRollout]":
             f"Standard input is no JSON array of machines{f', at {cell(where)}' if where else ''}: "
             f"{cell(first['msg'])}; see fleet admin rollout record --help."
         ) from None
-    return [
-        MachineRollout(
-            rollout=each.rollout,
-            host=each.host,
-            kind=each.kind,
-            name=each.name or each.host,
-            action=each.action.value,
-            wanted=each.wanted or None,
-            found=each.found or None,
-            running=each.running or None,
-            started_at=each.started_at,
-            ended_at=each.ended_at if each.outcome is RolloutOutcome.WAITING else each.ended_at or now,
-            outcome=each.outcome.value,
-            sentence=" ".join(each.sentence.split())[:_LONGEST_SENTENCE],
-            who=each.who or "unknown",
-        )
-        for each in written
-    ]
+    for each in written:
+        each.name = each.name or each.host
+        each.sentence = " ".join(each.sentence.split())[:_LONGEST_SENTENCE]
+        each.who = each.who or "unknown"
+        if each.outcome != RolloutOutcome.WAITING:
+            each.ended_at = each.ended_at or now
+    return [MachineRollout(**dict(each)) for each in written]
 
 
 _MOST: Final = 1000

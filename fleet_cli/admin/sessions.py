@@ -81,54 +81,26 @@ _COMPARED: "Final[list[Column[tuple[str, str, str]]]]" = [
 ]
 
 
-def show_device(
-    found: "DeviceView",
-    *,
-    hours: "Sequence[HourView]",
-    sessions: "Sequence[SessionView]",
-    events: "Sequence[EventView]",
-    wide: bool = False,
-) -> None:
-    describe(
-        f"Device {cell(found.device)}",
-        [
-            ("state", found.state.value),
-            ("since (UTC)", found.state_since),
-            ("last sign (UTC)", found.last_sign_at),
-            ("labels", " ".join(found.labels) or None),
-            ("certificate until (UTC)", found.certificate_until),
-            ("plan (device)", found.plan),
-            ("round trip (device)", shown(found.round_trip_ms, "ms")),
-            ("acceptance since its start (device)", shown(found.told_acceptance, "percent")),
-            ("draft time per token (device)", shown(found.draft_ms_per_token, "ms")),
-            ("telemetry (UTC)", found.telemetry_at),
-            ("software", found.software),
-            ("draft model", model_name(found.draft_model, found.quantization)),
-            ("first seen (UTC)", found.first_seen_at),
-            ("sessions", f"{found.sessions:,}"),
-        ],
-    )
-    print_table("Latest hours", _HOURS, hours, wide=wide, empty="No hours: no edge has served it.\n")
-    print_table("Latest sessions", SESSIONS, sessions, wide=wide, empty="No sessions, or they were purged.\n")
-    show_events(events, wide=wide)
+def _device_facts(found: "DeviceView") -> list[tuple[str, object]]:
+    return [
+        ("state", found.state.value),
+        ("since (UTC)", found.state_since),
+        ("last sign (UTC)", found.last_sign_at),
+        ("labels", " ".join(found.labels) or None),
+        ("certificate until (UTC)", found.certificate_until),
+        ("plan (device)", found.plan),
+        ("round trip (device)", shown(found.round_trip_ms, "ms")),
+        ("acceptance since its start (device)", shown(found.told_acceptance, "percent")),
+        ("draft time per token (device)", shown(found.draft_ms_per_token, "ms")),
+        ("telemetry (UTC)", found.telemetry_at),
+        ("software", found.software),
+        ("draft model", model_name(found.draft_model, found.quantization)),
+        ("first seen (UTC)", found.first_seen_at),
+        ("sessions", f"{found.sessions:,}"),
+    ]
 
 
-def show_session(found: "SessionView", *, segments: "Sequence[SegmentView]", wide: bool = False) -> None:
-    describe(f"Session {found.session}", _facts(found))
-    print_table("Counted", _COMPARED, _comparison(found), wide=wide)
-    print_table("Segments", _SEGMENTS, segments, wide=wide, empty="No segments: the session was served by no edge.\n")
-
-
-def show_rounds(found: "Sequence[RoundView]", *, wide: bool = False) -> None:
-    empty = "No rounds: the session was not traced, or they were purged.\n"
-    print_table(f"Rounds: {len(found)}", _ROUNDS, found, wide=wide, empty=empty)
-
-
-def show_events(found: "Sequence[EventView]", *, wide: bool = False) -> None:
-    print_table("Latest events", EVENTS, found, wide=wide, empty="No events.\n")
-
-
-def _facts(found: "SessionView") -> list[tuple[str, object]]:
+def _session_facts(found: "SessionView") -> list[tuple[str, object]]:
     shaping = f"{found.temperature:g}, {found.top_k}, {found.top_p:g}" if found.temperature is not None else None
     counted = found.counted
     facts: list[tuple[str, object, Kind]] = [
@@ -261,8 +233,11 @@ def device(
         events = log.events(device=name, limit=_EVENTS)
     if as_json:
         print_json({"device": found, "hours": hours, "sessions": latest, "events": events})
-    else:
-        show_device(found, hours=hours, sessions=latest, events=events, wide=wide)
+        return
+    describe(f"Device {cell(found.device)}", _device_facts(found))
+    print_table("Latest hours", _HOURS, hours, wide=wide, empty="No hours: no edge has served it.\n")
+    print_table("Latest sessions", SESSIONS, latest, wide=wide, empty="No sessions, or they were purged.\n")
+    print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
 
 
 def sessions(
@@ -325,12 +300,15 @@ def session(
         asked = {**({"rounds": traced} if rounds else {}), **({"text": stored} if text else {})}
         print_json({"session": found, "segments": segments, "events": events, **asked})
         return
-    show_session(found, segments=segments, wide=wide)
+    describe(f"Session {found.session}", _session_facts(found))
+    print_table("Counted", _COMPARED, _comparison(found), wide=wide)
+    print_table("Segments", _SEGMENTS, segments, wide=wide, empty="No segments: the session was served by no edge.\n")
     if rounds:
-        show_rounds(traced, wide=wide)
+        empty = "No rounds: the session was not traced, or they were purged.\n"
+        print_table(f"Rounds: {len(traced)}", _ROUNDS, traced, wide=wide, empty=empty)
     if text:
         show_text(stored)
-    show_events(events, wide=wide)
+    print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
 
 
 def stats(
@@ -433,6 +411,7 @@ _LOOK_BACK: Final = timedelta(minutes=2)
 
 _COUNTED_BY: Final = ("kind", "code", "severity", "edge", "device", "day")
 _SEVERITIES: Final = ("info", "warning", "error")
+_NO_EVENT: Final = "No event is like that."
 
 
 def events(
@@ -464,21 +443,21 @@ def events(
             raise CommandError("--count goes with neither --follow nor --session nor --who.")
         with open_log(db) as log:
             counts = log.event_counts(by=_groups(count), since=after, until=before, limit=limit, **chosen)
-        if as_json:
-            print_json(counts)
-        else:
-            _show_counts(counts, by=_groups(count), wide=wide)
+        columns: list[Column[EventCount]] = [
+            *(Column(name, lambda row, name=name: getattr(row, name), rank=0) for name in _groups(count)),  # type: ignore[misc]
+            Column("times", lambda row: row.times, "count", rank=0),
+            Column("events", lambda row: row.events, "count", rank=1),
+            Column("last", lambda row: row.last_at, "moment", rank=1),
+        ]
+        print_table("Events, counted", columns, counts, as_json=as_json, sort="times", wide=wide, empty=_NO_EVENT)
         return
     chosen |= {"session": session, "who": who}
     with open_log(db) as log:
         if not following:
             found = log.events(since=after, until=before, limit=limit, **chosen)
-            if as_json:
-                print_json(found)
-            else:
-                more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
-                title = f"Events: {len(found)}{more}"
-                print_table(title, EVENTS, found, sort="at", wide=wide, empty="No event is like that.")
+            more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
+            title = f"Events: {len(found)}{more}"
+            print_table(title, EVENTS, found, as_json=as_json, sort="at", wide=wide, empty=_NO_EVENT)
             return
         if before is not None:
             raise CommandError("--until ends what --follow goes on with; leave one of them out.")
@@ -529,16 +508,6 @@ def _line(event: "EventView") -> str:
     times = "" if event.count == 1 else f" ({event.count} times)"
     what = f"{event.severity:7} {event.kind}/{event.code}"
     return f"{cell(event.at)} {cell(what)} [{cell(subject)}] {cell(event.sentence)}{times}"
-
-
-def _show_counts(found: "list[EventCount]", *, by: list[str], wide: bool) -> None:
-    columns: list[Column[EventCount]] = [
-        *(Column(name, lambda row, name=name: getattr(row, name), rank=0) for name in by),  # type: ignore[misc]
-        Column("times", lambda row: row.times, "count", rank=0),
-        Column("events", lambda row: row.events, "count", rank=1),
-        Column("last", lambda row: row.last_at, "moment", rank=1),
-    ]
-    print_table("Events, counted", columns, found, sort="times", wide=wide, empty="No event is like that.")
 
 
 def register(app: typer.Typer) -> None:

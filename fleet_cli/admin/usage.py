@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from fleet_admin.columns import ABSENT, Kind, shown, write_csv
+from fleet_admin.columns import ABSENT, Kind, in_order, shown, write_csv
 from fleet_admin.reports import Point, model_name, start_column, tally_columns, trend_columns
 from fleet_cli.errors import CommandError
 from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, open_log, time_of
@@ -307,6 +307,23 @@ class _Ranked:
     errors: int
 
 
+_NEEDED: Final = {Rank.SLOWEST: "tokens", Rank.ACCEPTANCE: "tested"}
+"""Of what a device needs enough to be ranked by how low a figure is."""
+
+_RANKED: Final[list[Column[_Ranked]]] = [
+    Column("device", lambda row: row.device, rank=0),
+    Column("tokens", lambda row: row.tokens, "count"),
+    Column("sessions", lambda row: row.sessions, "count"),
+    Column("tokens/s per session", lambda row: row.tokens_per_s, "figure", key="slowest"),
+    Column("acceptance", lambda row: row.acceptance, "percent"),
+    Column("bytes", lambda row: row.bytes, "bytes"),
+    Column("refusals", lambda row: row.refusals, "count"),
+    Column("errors", lambda row: row.errors, "count"),
+    Column("rounds", lambda row: row.rounds, "count", rank=2),
+    Column("resumes", lambda row: row.resumes, "count", rank=2),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Compared:
     """A figure of two periods; `kind` is its format, as in `fleet_admin.columns`."""
@@ -397,14 +414,13 @@ def _ranked(
     names = {*counted, *refusals, *errors}
     if label:
         names &= {name for name, words in log.labels().items() if set(words) & set(label)}
-    rows = [_row(name, counted.get(name), refusals=refusals.get(name, 0), errors=errors.get(name, 0)) for name in names]
-    return sorted((row for row in rows if _counts(row, by)), key=_order(by))
-
-
-def _counts(row: _Ranked, by: Rank) -> bool:
-    """Return whether a device has enough tokens to be ranked."""
-    number = {Rank.SLOWEST: row.tokens, Rank.ACCEPTANCE: row.tested}.get(by)
-    return number is None or number >= _LEAST
+    rows = [
+        _row(name, counted.get(name), refusals=refusals.get(name, 0), errors=errors.get(name, 0))
+        for name in sorted(names)
+    ]
+    needed = _NEEDED.get(by)
+    enough = [row for row in rows if needed is None or getattr(row, needed) >= _LEAST]
+    return in_order(enough, next(each for each in _RANKED if each.key == by.value), falling=needed is None)
 
 
 def _times(
@@ -430,37 +446,12 @@ def _row(name: str, counted: "Tally | None", *, refusals: int, errors: int) -> _
     )
 
 
-def _order(by: Rank) -> Callable[[_Ranked], tuple[float, str]]:
-    def least(value: float | None, device: str) -> tuple[float, str]:
-        return (float("inf") if value is None else value, device)
-
-    match by:
-        case Rank.SLOWEST:
-            return lambda row: least(row.tokens_per_s, row.device)
-        case Rank.ACCEPTANCE:
-            return lambda row: least(row.acceptance, row.device)
-        case _:
-            return lambda row: (-getattr(row, by.value), row.device)
-
-
 def _show_ranked(found: list[_Ranked], by: Rank, *, since: datetime, wide: bool) -> None:
-    columns: list[Column[_Ranked]] = [
-        Column("device", lambda row: row.device, rank=0),
-        Column("tokens", lambda row: row.tokens, "count"),
-        Column("sessions", lambda row: row.sessions, "count"),
-        Column("tokens/s per session", lambda row: row.tokens_per_s, "figure", key="slowest"),
-        Column("acceptance", lambda row: row.acceptance, "percent"),
-        Column("bytes", lambda row: row.bytes, "bytes"),
-        Column("refusals", lambda row: row.refusals, "count"),
-        Column("errors", lambda row: row.errors, "count"),
-        Column("rounds", lambda row: row.rounds, "count", rank=2),
-        Column("resumes", lambda row: row.resumes, "count", rank=2),
-    ]
     least = {Rank.SLOWEST: "tokens", Rank.ACCEPTANCE: "tested draft tokens"}.get(by)
     when = f"since {since:%Y-%m-%d %H:%M} UTC"
     title = f"Devices by {by.value} {when}" + (f", with at least {_LEAST} {least}" if least else "")
     empty = f"No device has {f'at least {_LEAST} {least}' if least else 'done anything'} {when}."
-    print_table(title, columns, found, sort=by.value, wide=wide, empty=empty)
+    print_table(title, _RANKED, found, sort=by.value, wide=wide, empty=empty)
 
 
 def _figures(log: "SessionLog", period: UsagePeriod, edge: str | None) -> "Mapping[str, tuple[float | None, Kind]]":
