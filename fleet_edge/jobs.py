@@ -18,6 +18,7 @@ from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.fences import Fences
 from fleet_edge.store.housekeeping import Pace, give_back_space
+from fleet_edge.store.models import CommandRow, EventRow, RoundRow, TextRow
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.records import RETENTION, Retention
 from fleet_edge.store.rolling import roll_up
@@ -176,8 +177,8 @@ class EdgeJobs:
         pace: Pace = {"chunk": settings.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
         # Rows that are not rolled up yet would be missing in the totals.
         roll_up(engine, now=now, enough=self._stopping.is_set)
-        rounds = housekeeping.purge_rounds(engine, before=now - timedelta(days=keep.rounds_days), **pace)
-        texts = housekeeping.purge_texts(engine, before=now - timedelta(days=keep.texts_days), **pace)
+        rounds = housekeeping.purge(engine, RoundRow, before=now - timedelta(days=keep.rounds_days), **pace)
+        texts = housekeeping.purge(engine, TextRow, before=now - timedelta(days=keep.texts_days), **pace)
         oldest = floor(Grain.DAY, now - timedelta(days=keep.sessions_days))
         whole = housekeeping.rolled_up_until(engine, oldest)
         sessions = housekeeping.purge_sessions(engine, before=whole, **pace)
@@ -187,8 +188,8 @@ class EdgeJobs:
             days_before=floor(Grain.MONTH, now - timedelta(days=keep.daily_days)),
             **pace,
         )
-        events = housekeeping.purge_events(engine, before=oldest, **pace)
-        housekeeping.purge_commands(engine, before=oldest, **pace)
+        events = housekeeping.purge(engine, EventRow, before=oldest, **pace)
+        housekeeping.purge(engine, CommandRow, before=oldest, **pace)
         housekeeping.purge_reported(engine, before=now - settings.keep_reported, most=settings.most_reported, **pace)
         housekeeping.purge_fences(engine, before=oldest, **pace)
         given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)

@@ -16,20 +16,16 @@ from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, f
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.models import (
     Base,
-    CommandRow,
     DeviceRollupRow,
     DeviceRow,
     DistributionRow,
-    EventRow,
     FenceLiftRow,
     FenceRow,
     FleetRollupRow,
     ReportedCloseRow,
     RollupRow,
-    RoundRow,
     SegmentRow,
     SessionRow,
-    TextRow,
 )
 from fleet_edge.store.periods import Grain, Mark, Marks, ceiling, floor, raise_mark
 from fleet_edge.store.records import SessionClosed
@@ -195,12 +191,9 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
     return len(found)
 
 
-def purge_rounds(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
-    return delete_rows(engine, RoundRow, RoundRow.at < before, **pace)
-
-
-def purge_texts(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
-    return delete_rows(engine, TextRow, TextRow.at < before, **pace)
+def purge(engine: Engine, row: type[Base], *, before: datetime, **pace: Unpack[Pace]) -> int:
+    """Delete the old rows of a table that nothing else refers to: of rounds, texts, events or commands."""
+    return delete_rows(engine, row, row.at < before, **pace)
 
 
 def rolled_up_until(engine: Engine, before: datetime) -> datetime:
@@ -218,15 +211,6 @@ def purge_sessions(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) ->
     with engine.begin() as connection:
         raise_mark(connection, Mark.SEGMENTS_FROM, ceiling(Grain.DAY, before))
     return delete_rows(engine, SessionRow, SessionRow.last_at < before, **pace)
-
-
-def purge_events(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
-    return delete_rows(engine, EventRow, EventRow.at < before, **pace)
-
-
-def purge_commands(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
-    """Delete old commands; the audit log keeps that they were given."""
-    return delete_rows(engine, CommandRow, CommandRow.at < before, **pace)
 
 
 def purge_rollups(

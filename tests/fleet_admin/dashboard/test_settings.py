@@ -10,7 +10,7 @@ from fleet_admin.dashboard.app import DashboardServer
 from fleet_admin.dashboard.errors import DashboardError
 from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.settings import DashboardSettings
-from tests.support.certificates import self_signed
+from tests.support.tls_fleet import of_server
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_what_is_safe_is_taken(given: dict[str, str]) -> None:
 
 
 def test_over_tls_the_cookie_never_leaves_it(make_services: Callable[..., Services], tmp_path: Path) -> None:
-    chain, key = self_signed(tmp_path)
-    services = make_services(listen="127.0.0.1:0", https_certificate=chain, https_key=key)
+    made = of_server(tmp_path)
+    services = make_services(listen="127.0.0.1:0", https_certificate=made.certificate, https_key=made.key)
     server = DashboardServer(services.settings, services=services)
     try:
         assert server.address.startswith("https://127.0.0.1:")
         port = int(server.address.rpartition(":")[2].strip("/"))
-        trusts = ssl.create_default_context(cafile=str(chain))
+        trusts = ssl.create_default_context(cafile=str(made.ca))
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusts)
         connection.request("GET", "/login")
         answer = connection.getresponse()

@@ -1,12 +1,9 @@
+import sys
 from pathlib import Path
 
 import pytest
 
-from fleet_admin.models.files import ModelsError
-from fleet_admin.models.prompts import read_prompts
-from fleet_cli.demo import check_report_file, draft_model, target_model
-from fleet_cli.errors import CommandError
-from schemas.errors import FleetError
+from fleet_cli.demo import draft_model, target_model
 from tests.support.command import Run, refused
 
 
@@ -40,62 +37,24 @@ def test_a_model_of_a_repository_is_fetched_before_the_devices_ask_for_it(
     assert located == ["owner/name:*.gguf"]
 
 
-@pytest.mark.parametrize("prepared", [True, False])
-@pytest.mark.parametrize("draft", ["nope", "Q9_X"])
-def test_a_draft_that_does_not_exist_is_named_wherever_one_is(draft: str, prepared: bool, models: Path) -> None:
-    with pytest.raises(CommandError, match=f"{draft}"):
-        draft_model(draft, models if prepared else models / "none")
-
-
-@pytest.mark.parametrize("draft", ["/no/such.gguf", "such.gguf", "no/such"])
-def test_a_file_that_is_not_there_is_named(draft: str, models: Path) -> None:
-    with pytest.raises(CommandError, match=f"{draft}"):
-        draft_model(draft, models)
-
-
-@pytest.mark.parametrize(("engine", "step"), [("torch", "target"), ("llama.cpp", "target-Q8_0")])
-def test_a_folder_without_models_is_named_with_the_command_that_makes_them(
-    engine: str, step: str, models: Path
-) -> None:
-    nowhere = models / "none"
-    with pytest.raises(CommandError, match=f"{step}"):
-        target_model(None, nowhere, engine=engine)
-
-
-def test_a_draft_that_is_known_but_not_prepared_is_named(models: Path) -> None:
-    with pytest.raises(FleetError, match="Q2_K"):
-        draft_model("Q2_K", models)
-    with pytest.raises(FleetError, match="prepared"):
-        draft_model("other:Q4_0", models)
-
-
-def test_a_report_that_cannot_be_written_is_told_before_anything_is_done(tmp_path: Path) -> None:
-    check_report_file(None)
-    check_report_file(Path("-"))
-    check_report_file(tmp_path / "demo.json")
-    with pytest.raises(CommandError, match="--json"):
-        check_report_file(tmp_path / "none" / "demo.json")
-    with pytest.raises(CommandError, match="--json"):
-        check_report_file(tmp_path)
-
-
-def test_prompts_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ModelsError, match="--prompts"):
-        read_prompts(Path("/no/file"))
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ModelsError, match="--prompts"):
-        read_prompts(tmp_path / "binary")
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--draft", "nope"], "--draft nope"),
-        (["--models-dir", "/nope"], "/nope"),
+        (["--draft", "Q9_X"], "--draft Q9_X"),
+        (["--draft", "/no/such.gguf"], "--draft /no/such.gguf"),
+        (["--draft", "such.gguf"], "--draft such.gguf"),
+        (["--draft", "no/such"], "--draft no/such"),
+        (["--draft", "Q2_K"], "Q2_K"),
+        (["--draft", "other:Q4_0"], "prepared"),
+        (["--models-dir", "/nope"], "--only target "),
+        (["--models-dir", "/nope", "--engine", "llama.cpp"], "--only target-Q8_0 "),
         (["--prompts", "/nope"], "--prompts /nope"),
+        (["--prompts", sys.executable], "--prompts"),
         (["--broker", "x:y"], "--broker x:y"),
         (["--broker", "nowhere"], "--broker nowhere"),
         (["--json", "/nope/demo.json"], "--json /nope/demo.json"),
+        (["--json", "/"], "--json /"),
         (["--top-p", "0"], "top_p"),
         (["--dtype", "float7"], "dtype"),
         (["--db", "nonsense"], "database URL"),

@@ -7,6 +7,7 @@ import pytest
 from fleet_edge.store import housekeeping, queries
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.housekeeping import give_back_space
+from fleet_edge.store.models import CommandRow, EventRow, RoundRow
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.steering import keep_commands, read_commands, retire
@@ -53,7 +54,7 @@ def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
         request = CommandRequest(id=f"{number:016x}", command="drain", deadline=after(at))
         with store.engine.begin() as connection:
             keep_commands(connection, {"sensor-1": request}, batch="b", now=after(at))
-    assert housekeeping.purge_commands(store.engine, before=after(50), chunk=1) == 1
+    assert housekeeping.purge(store.engine, CommandRow, before=after(50), chunk=1) == 1
     with store.engine.connect() as connection:
         assert [each.id for each in read_commands(connection)] == [f"{1:016x}"]
 
@@ -102,9 +103,9 @@ def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -
     for number in range(7):
         store.apply(_session(number, 1000 * number))
     store.apply([samples.event(id="old"), samples.event(id="new", at=after(9000))])
-    assert housekeeping.purge_rounds(store.engine, before=after(4001), chunk=2) == 4
+    assert housekeeping.purge(store.engine, RoundRow, before=after(4001), chunk=2) == 4
     assert housekeeping.purge_sessions(store.engine, before=after(2500), chunk=2) == 3
-    assert housekeeping.purge_events(store.engine, before=after(2500), chunk=2) == 1
+    assert housekeeping.purge(store.engine, EventRow, before=after(2500), chunk=2) == 1
     rows = all_rows(store)
     assert [row["session"] for row in rows["sessions"]] == [f"{number:016x}" for number in range(3, 7)]
     assert len(rows["segments"]) == 4

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 from fleet_edge.store import housekeeping, queries
 from fleet_edge.store.database import Store
+from fleet_edge.store.models import TextRow
 from fleet_edge.store.records import LeaveReason, Record, TokenKind, segment_number
 from fleet_edge.store.spool import MAX_LINE_BYTES, from_line, to_line
 from fleet_edge.store.texts import StoredText, read_text
@@ -106,7 +107,7 @@ def test_of_a_hash_the_kinds_are_known_and_the_latest_holds(store: Store) -> Non
 
 def test_a_text_goes_with_its_session_and_by_its_own_age(store: Store) -> None:
     read(store, samples.opened(), samples.text_written(), samples.text_written(start=4, at=after(500)))
-    assert housekeeping.purge_texts(store.engine, before=after(100), chunk=10) == 1
+    assert housekeeping.purge(store.engine, TextRow, before=after(100), chunk=10) == 1
     assert [row["start"] for row in all_rows(store)["texts"]] == [4]
     housekeeping.purge_sessions(store.engine, before=after(10_000), chunk=10)
     rows = all_rows(store)
