@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -36,6 +36,7 @@ from fleet_cli.demo_processes import (
 )
 from fleet_cli.errors import CommandError
 from fleet_cli.models import ModelsDir
+from fleet_cli.options import on_interrupt
 from fleet_cli.tables import Column, table_lines
 from fleet_common.logs import Event
 from fleet_common.settings import load_settings
@@ -155,14 +156,7 @@ class DemoReport:
     devices: Sequence[dict[str, Any]]  # rows of `device_row`
 
     def json(self) -> dict[str, Any]:
-        return {
-            "broker": self.broker,
-            "mode": self.mode,
-            "draft": self.draft,
-            "target": self.target,
-            "wall_s": round(self.wall_s, 3),
-            "devices": list(self.devices),
-        }
+        return asdict(self) | {"wall_s": round(self.wall_s, 3)}
 
     def lines(self, width: int | None) -> list[str]:
         tokens = sum(row["tokens"] for row in self.devices)
@@ -268,13 +262,10 @@ class DemoProgress:
 
 def run_chat(device: str, arguments: Sequence[str]) -> int:
     """Run `fleet device chat` and return its exit code. Only the chat handles Ctrl-C, which stops an answer there."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        # The demo's device serves no applications, so a used port does not matter.
-        command = ["device", "chat", "--device", device, "--api-port", "0", *arguments]
+    # The demo's device serves no applications, so a used port does not matter.
+    command = ["device", "chat", "--device", device, "--api-port", "0", *arguments]
+    with on_interrupt(signal.SIG_IGN):
         return subprocess.run([sys.executable, "-m", "fleet_cli.main", *command], check=False).returncode
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 app = typer.Typer(pretty_exceptions_enable=False)

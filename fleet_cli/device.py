@@ -4,18 +4,25 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from fleet_cli.device_chat import chat_command
+from fleet_cli.device_chat import EDGE_S, TELLS_WAITS, chat_command
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.identities import enroll_command
-from fleet_cli.options import end_checks, ends_with_reader, ignore_check, show_check, with_events, with_settings
+from fleet_cli.options import (
+    end_checks,
+    ends_with_reader,
+    ignore_check,
+    on_interrupt,
+    show_check,
+    with_events,
+    with_settings,
+)
 from fleet_cli.tables import Column, print_table
 from fleet_common.host import Systemd
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
@@ -130,10 +137,6 @@ def _tell_end(gateway: Gateway, unit: Systemd) -> None:
 
 Show = Callable[..., None]  # takes an event and its fields
 
-# Wait before reporting that no edge is online: its retained state comes with the connection.
-_EDGE_S = 1.0
-_TELLS_WAITS = "fleet_device.client.retry.waits"
-
 
 @app.command("generate")
 @with_events(outlives_reader=False)
@@ -181,11 +184,11 @@ def _write(
     with (
         Device(settings) as device,
         device.stream(asked, raw=raw, stop=stop, grammar=grammar) as stream,
-        _interrupt(stream.cancel),
+        on_interrupt(at_first(stream.cancel)),
     ):
         stream.on_wait = lambda reason: show(Event.WAITING, reason=reason)
-        logging.getLogger(_TELLS_WAITS).setLevel(logging.ERROR)  # `show` reports waits
-        if settings.offline is OfflinePolicy.WAIT and not device.wait_for_edge(_EDGE_S):
+        logging.getLogger(TELLS_WAITS).setLevel(logging.ERROR)  # `show` reports waits
+        if settings.offline is OfflinePolicy.WAIT and not device.wait_for_edge(EDGE_S):
             _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
         request = stream.request()
         show(Event.START, prompt_tokens=len(request.prompt), seed=request.policy.seed)
@@ -194,19 +197,14 @@ def _write(
         return stream.result(), device.drafter.vocabulary.size
 
 
-@contextmanager
-def _interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` at the first Ctrl-C; the second one has Python's default effect."""
+def at_first(action: Callable[[], None]) -> Callable[[int, object], None]:
+    """Return a handler of Ctrl-C that calls `action`; the second Ctrl-C has Python's default effect."""
 
     def handle(_signal: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         action()
 
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return handle
 
 
 def _read_prompt(prompt: str) -> str:

@@ -3,18 +3,16 @@
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Final, Protocol, TextIO
+from typing import Annotated, Final, Protocol, TextIO
 
 import typer
 
-from fleet_cli.options import ends_with_reader, with_settings
+from fleet_cli.options import ends_with_reader, on_interrupt, with_settings
 from fleet_device.checks.doctor import refuse_beside_running
 from fleet_device.device import Device
 from fleet_device.drafters.contract import Drafter
@@ -261,7 +259,8 @@ class Conversation:
 
     def _write(self, messages: Sequence[ChatMessage]) -> GeneratedText:
         shown = ""
-        with self._talker.stream(messages) as stream, _stopping(stream):
+        # Ctrl-C stops only the answer, however often it is pressed.
+        with self._talker.stream(messages) as stream, on_interrupt(lambda *_: stream.cancel()):
             stream.on_wait = lambda reason: self._terminal.note(f"[Waiting: {printable(reason)}]")
             try:
                 for piece in stream.pieces():
@@ -309,23 +308,9 @@ class Conversation:
         self._ended = True
 
 
-@contextmanager
-def _stopping(stream: TextStream) -> Iterator[None]:
-    """Let Ctrl-C stop only the answer, however often it is pressed."""
-
-    def handle(*_: Any) -> None:  # noqa: ANN401 - a signal handler's
-        stream.cancel()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 _PROMPT: Final = "> "
-_EDGE_S: Final = 1.0  # an edge's retained state comes with the connection
-_TELLS_WAITS: Final = "fleet_device.client.retry.waits"
+EDGE_S: Final = 1.0  # an edge's retained state comes with the connection
+TELLS_WAITS: Final = "fleet_device.client.retry.waits"
 
 
 class _WhenFull(StrEnum):
@@ -364,14 +349,14 @@ class StandardTerminal:
 def talk(device: Device, *, system: str, drop: bool) -> None:
     settings, terminal = device.settings, StandardTerminal()
     painter = Painter(colours=wants_colours(sys.stdout))
-    logging.getLogger(_TELLS_WAITS).setLevel(logging.ERROR)  # the conversation says so itself
+    logging.getLogger(TELLS_WAITS).setLevel(logging.ERROR)  # the conversation says so itself
     terminal.note(
         f"Device {settings.device} of fleet {settings.fleet}, draft model {printable(device.drafter.name)}. "
         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends."
     )
     if legend := painter.legend():
         terminal.note(legend)
-    if not device.wait_for_edge(_EDGE_S):
+    if not device.wait_for_edge(EDGE_S):
         terminal.note(f"[No edge of fleet {settings.fleet!r} is online; start one with `fleet edge run`.]")
     Conversation(device, terminal, painter, ChatHistory(system), answer_tokens=settings.max_new_tokens, drop=drop).run()
 

@@ -3,6 +3,7 @@
 import getpass
 import inspect
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -153,6 +154,16 @@ def ends_with_reader() -> Iterator[None]:
         # Python must not try to write the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(ExitCode.READER_GONE) from None
+
+
+@contextmanager
+def on_interrupt(handler: Callable[[int, Any], object] | signal.Handlers) -> Iterator[None]:
+    """Have Ctrl-C handled otherwise for a while."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":

@@ -9,6 +9,8 @@ from datetime import UTC
 from typing import Any, Final, Generic, TypeVar
 
 from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
 
 from fleet_admin.columns import ABSENT, Column, plain, shown
 from schemas.printable import printable_line
@@ -17,6 +19,7 @@ __all__ = ["Column", "cell", "describe", "plain", "print_json", "print_table", "
 
 T = TypeVar("T")
 
+_CONSOLE: Final = Console()
 _GAP: Final = "  "
 _ID_DIGITS: Final = 8  # of an id: enough to find its row again
 _FOLDED: Final = frozenset({"text", "sentence"})
@@ -184,22 +187,7 @@ def _padded(text: str, width: int, *, right: bool = False) -> str:
 
 def _folded(text: str, width: int) -> list[str]:
     """Break text between words, and words that are longer than a line anywhere."""
-    if cell_len(text) <= width:
-        return [text]
-    lines, line = [], ""
-    for word in text.split(" "):
-        if line and cell_len(line) + 1 + cell_len(word) <= width:
-            line = f"{line} {word}"
-            continue
-        if line:
-            lines.append(line)
-        line = ""
-        for character in word:
-            if cell_len(line) + cell_len(character) > width:
-                lines.append(line)
-                line = ""
-            line += character
-    return [*lines, line]
+    return [text] if cell_len(text) <= width else [line.plain for line in Text(text).wrap(_CONSOLE, width)]
 
 
 def _longest(texts: Iterable[str]) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fleet_cli import device as device_module
-from fleet_cli.device import _interrupt, _print
+from fleet_cli.device import _print, at_first
 from fleet_cli.main import _Formatter, main
+from fleet_cli.options import on_interrupt
 from fleet_common.logs import Event
 from fleet_common.settings import load_settings
 from fleet_device.api.app import listen
@@ -106,7 +107,7 @@ def test_a_self_test_beside_a_running_device_says_so(device: Run) -> None:
 def test_the_first_interrupt_asks_and_the_second_one_insists() -> None:
     before = signal.getsignal(signal.SIGINT)
     asked: list[bool] = []
-    with _interrupt(lambda: asked.append(True)):
+    with on_interrupt(at_first(lambda: asked.append(True))):
         signal.raise_signal(signal.SIGINT)
         assert asked == [True]
         with pytest.raises(KeyboardInterrupt):
