@@ -15,7 +15,7 @@ from fleet_admin.dashboard.accounts import AccountDatabase, Accounts, ApiKeys, A
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
-from fleet_admin.steering.planning import views_of_log
+from fleet_admin.steering.planning import settings_views
 from fleet_edge.session_log import SessionLog
 from schemas.errors import FleetError
 
@@ -174,7 +174,7 @@ class DashboardSteering:
         if steering is not None and steering.connected:
             found = steering.wanted_and_reported([device])
         else:
-            found = views_of_log(self.log.known(), self.log.wanted(), self.log.reported(), devices=[device])
+            found = settings_views(self.log.known(), self.log.wanted(), self.log.reported(), devices=[device])
         return found[0] if found else None
 
     def start(self) -> None:

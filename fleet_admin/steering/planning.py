@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import Effect, check_values, effect_of
@@ -164,7 +164,6 @@ class Selection:
     draft_model: str | None = None
     software: str | None = None
     silent: bool | None = None
-    _narrow: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
         """Raise `SteeringError` if it selects nothing, or a name is invalid."""
@@ -174,7 +173,6 @@ class Selection:
         except InvalidName as error:
             raise SteeringError(str(error)) from None
         narrow = any(each is not None for each in (self.edge, self.draft_model, self.software, self.silent))
-        object.__setattr__(self, "_narrow", narrow)
         if not (self.devices or self.labels or self.everything or narrow):
             raise SteeringError("Nobody is chosen: give --device, --label, --all, or what the devices have in common.")
         if self.everything and (self.devices or self.labels):
@@ -196,15 +194,6 @@ class Selection:
         if not chosen:
             raise SteeringError("No device is chosen by that; see their labels with `fleet admin labels`.")
         return sorted(chosen)
-
-    def __str__(self) -> str:
-        said = [*self.devices, *(f"label {label}" for label in self.labels), *(["all"] if self.everything else [])]
-        said += [f"{name} {value}" for name, value in self._filters() if value is not None]
-        return ", ".join(said)
-
-    def _filters(self) -> list[tuple[str, object]]:
-        silent = None if self.silent is None else "silent" if self.silent else "not silent"
-        return [("edge", self.edge), ("model", self.draft_model), ("release", self.software), ("that are", silent)]
 
     def _named(self, each: KnownDevice, *, by_name: bool) -> bool:
         if each.device in self.devices:
@@ -359,56 +348,50 @@ def outcome_of(
     return SetResult(device=change.device, version=change.version, state=state, sentence=sentence)
 
 
-def device_view(
-    device: str,
-    known: KnownDevice | None,
+def settings_views(
+    known: Mapping[str, KnownDevice],
+    kept: Mapping[str, WantedView],
+    heard: Mapping[str, ReportedView],
     *,
-    desired: DesiredSettings | None,
-    reported: ReportedSettings | None,
-    kept: WantedView | None,
-    heard: ReportedView | None,
+    desired: Mapping[str, DesiredSettings] | None = None,
+    reported: Mapping[str, ReportedSettings] | None = None,
+    devices: Collection[str] | None = None,
+) -> list[DeviceSettingsView]:
+    """Return devices' wanted and reported settings; what the broker retains goes before the log.
+
+    The broker retains `desired` and `reported`, the log has `kept` and `heard`.
+    """
+    wanted: dict[str, DesiredSettings | WantedView] = {**kept, **(desired or {})}
+    said: dict[str, _Reported] = {**heard, **(reported or {})}
+    names = known.keys() | wanted.keys() | said.keys()
+    return [
+        _view(device, known.get(device), wanted.get(device), said.get(device))
+        for device in sorted(names if devices is None else names & set(devices))
+    ]
+
+
+def _view(
+    device: str, known: KnownDevice | None, wanted: DesiredSettings | WantedView | None, said: _Reported | None
 ) -> DeviceSettingsView:
-    """Return a device's wanted and reported settings; what the broker retains goes before the log."""
-    wanted = desired if desired is not None else kept
-    said: _Reported | None = reported if reported is not None else heard
     presence = known.presence if known is not None else None
     version = wanted.version if wanted is not None else 0
     state, sentence = _judge(presence, version, said, latest=version)
     if not version:
         state, sentence = SettingState.NONE, "Nothing is wanted of it from afar."
+    more: dict[str, Any] = {}
+    if wanted is not None:
+        more = {"wanted": wanted.values, "wanted_by": wanted.who, "wanted_at": wanted.at}
+    if said is not None:
+        more |= {name: getattr(said, name) for name in ("applied", "values", "refused", "needs_restart", "fixed")}
     return DeviceSettingsView(
         device=device,
         presence=presence,
         state=state,
         sentence=sentence,
         wanted_version=version,
-        wanted=wanted.values if wanted is not None else {},
-        wanted_by=wanted.who if wanted is not None else "",
-        wanted_at=wanted.at if wanted is not None else None,
         reported_version=None if said is None else said.version,
-        applied=None if said is None else said.applied,
-        values=said.values if said is not None else {},
-        refused=said.refused if said is not None else {},
-        needs_restart=said.needs_restart if said is not None else (),
-        fixed=said.fixed if said is not None else (),
+        **more,
     )
-
-
-def views_of_log(
-    known: Mapping[str, KnownDevice],
-    kept: Mapping[str, WantedView],
-    heard: Mapping[str, ReportedView],
-    *,
-    devices: Collection[str] | None = None,
-) -> list[DeviceSettingsView]:
-    """Return the settings of devices in the log, without the broker."""
-    names = known.keys() | kept.keys() | heard.keys()
-    return [
-        device_view(
-            device, known.get(device), desired=None, reported=None, kept=kept.get(device), heard=heard.get(device)
-        )
-        for device in sorted(names & set(devices) if devices else names)
-    ]
 
 
 def _judge(presence: Presence | None, version: int, said: _Reported | None, *, latest: int) -> tuple[SettingState, str]:

@@ -34,9 +34,9 @@ from fleet_admin.steering.planning import (
     SettingState,
     SteeringError,
     check_change,
-    device_view,
     outcome_of,
     plan_changes,
+    settings_views,
 )
 from fleet_admin.steering.wire import SteeringWire
 from fleet_common.mqtt.link import Link
@@ -271,20 +271,14 @@ class Steering:
     def wanted_and_reported(self, devices: Collection[str] | None = None) -> list[DeviceSettingsView]:
         """Return wanted and reported settings, of all devices or of some."""
         self._keep_fresh()
-        known, desired, reported = self.known(), self._wire.desired(), self._wire.reported()
-        kept, heard = self.log.wanted(), self.log.reported()
-        names = known.keys() | desired.keys() | reported.keys() | kept.keys()
-        return [
-            device_view(
-                device,
-                known.get(device),
-                desired=desired.get(device),
-                reported=reported.get(device),
-                kept=kept.get(device),
-                heard=heard.get(device),
-            )
-            for device in sorted(names if devices is None else names & set(devices))
-        ]
+        return settings_views(
+            self.known(),
+            self.log.wanted(),
+            self.log.reported(),
+            desired=self._wire.desired(),
+            reported=self._wire.reported(),
+            devices=devices,
+        )
 
     def _want(self, planned: Sequence[SettingsChange], *, actor: Actor) -> dict[str, str]:
         """Record and publish wanted settings; return the ids of the audit entries."""

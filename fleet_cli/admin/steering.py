@@ -111,10 +111,10 @@ def settings_command(
 ) -> None:
     """Compare wanted settings with reported ones; for a named device, show all of them."""
     if log_only:
-        from fleet_admin.steering.planning import views_of_log
+        from fleet_admin.steering.planning import settings_views
 
         with steering_log(db) as log:
-            found = views_of_log(log.known(), log.wanted(), log.reported(), devices=device)
+            found = settings_views(log.known(), log.wanted(), log.reported(), devices=device)
     else:
         with open_steering(settings, db) as steering:
             found = steering.wanted_and_reported(device)
