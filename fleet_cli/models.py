@@ -1,12 +1,10 @@
 """Command group `fleet models`: the draft and target models of the demo and the tests."""
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import typer
@@ -27,7 +25,8 @@ from fleet_admin.models.prepare import (
 )
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
-from fleet_cli.tables import Column, print_table
+from fleet_cli.options import AsJson
+from fleet_cli.tables import Column, print_json, print_table
 
 if TYPE_CHECKING:
     from fleet_admin.models.acceptance import PairAcceptance
@@ -54,9 +53,7 @@ class LineReporter(AbstractContextManager["LineReporter"]):
         self._done = 0
         self._began = 0.0
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def begin(self, name: str, doing: str, total: int) -> None:  # noqa: ARG002 - a line shows no total
         self._name, self._done, self._began = name, 0, self._clock()
@@ -89,9 +86,7 @@ class BarReporter(AbstractContextManager["BarReporter"]):
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def begin(self, name: str, doing: str, total: int) -> None:
@@ -116,13 +111,10 @@ def reporter(console: Console, *, clock: Callable[[], float]) -> ProgressReporte
     return BarReporter(console) if console.is_terminal else LineReporter(console, clock)
 
 
-_MEGA = 1_000_000
-
 app = typer.Typer(name="models", help="The draft and target models of the demo and the tests.", no_args_is_help=True)
 
 _MODELS = Path("models")
 _VOCABULARY = Path("target.vocabulary.gguf")
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
 
 @app.command("prepare")
@@ -150,7 +142,7 @@ def prepare_command(
         done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
     seconds = time.monotonic() - began
     if as_json:
-        print(json.dumps(_as_json(done, seconds), indent=2))
+        print_json(_as_json(done, seconds))
     else:
         made = f"made {', '.join(done.made)}" if done.made else "all there, nothing to do"
         print(f"{done.folder.absolute()}: {made} ({seconds:.1f} s)")
@@ -168,11 +160,12 @@ def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> No
     """List the prepared models and their names in a configuration."""
     folder = models_dir
     try:
-        entries = [entry for path in sorted(folder.glob("*/")) for entry in _prepared_in(path)]
+        found = [(path, read_manifest(path)) for path in sorted(folder.glob("*/"))]
     except OSError as error:
         raise CommandError(f"The models folder {folder} cannot be read: {error.strerror or error}.") from error
+    entries = [entry for path, manifest in found if manifest is not None for entry in _entries(path, manifest)]
     if as_json:
-        print(json.dumps({"folder": str(folder.absolute()), "models": entries}, indent=2))
+        print_json({"folder": str(folder.absolute()), "models": entries})
         return
     if not entries:
         print(f"No models in {folder.absolute()}; make them with: {program()} models prepare")
@@ -192,7 +185,7 @@ def vocabulary_command(
     size = out.expanduser().stat().st_size
     if as_json:
         found = {"file": str(out.absolute()), "bytes": size, "tokens": vocabulary.size}
-        print(json.dumps({**found, "fingerprint": vocabulary.fingerprint.hex()}, indent=2))
+        print_json({**found, "fingerprint": vocabulary.fingerprint.hex()})
     else:
         print(
             f"{out}: {vocabulary}, {size / _MEGA:.1f} MB. Copy it to the devices, and name it there as "
@@ -240,7 +233,7 @@ def check_command(
     if measure and not pair.refused:
         acceptance = _measured(pair, chosen, tokens, temperature, target_vocabulary)
     if as_json:
-        print(json.dumps(to_json(pair, acceptance), indent=2))
+        print_json(to_json(pair, acceptance))
     elif acceptance is not None:
         show_acceptance(acceptance)
     if pair.refused:
@@ -264,11 +257,6 @@ def _measured(
             prompts=prompts, tokens=tokens, temperature=temperature, on_progress=lambda done: status.update(f"{done} …")
         )
         return measure(pair, how, target_vocabulary=target_vocabulary)
-
-
-def _prepared_in(folder: Path) -> list[dict[str, Any]]:
-    manifest = read_manifest(folder)
-    return [] if manifest is None else _entries(folder, manifest)
 
 
 def _entries(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:

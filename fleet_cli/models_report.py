@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fleet_admin.models.acceptance import LONGEST_DRAFT, PairAcceptance
 from fleet_admin.models.facts import ModelFacts
-from fleet_admin.models.pair import UNIT, CheckedPair, EngineMemory, PairFinding, device_need, edge_needs, file_bytes
+from fleet_admin.models.pair import UNIT, CheckedPair, EngineMemory, device_need, edge_needs, file_bytes
 from fleet_cli.tables import Column, print_table
 from schemas.printable import printable_line
 
@@ -70,7 +70,7 @@ def as_json(pair: CheckedPair, acceptance: PairAcceptance | None = None) -> dict
         "fits": not pair.refused,
         "draft": _model(pair.draft),
         "target": _model(pair.target),
-        "findings": [_finding(finding) for finding in pair.findings],
+        "findings": pair.findings,
         "memory": {"device": _need(device_need(pair.draft)), "edge": [_need(need) for need in edge_needs(pair.target)]},
         "disk": {"device": file_bytes(pair.draft), "edge": file_bytes(pair.target)},
         "measured": None if acceptance is None else _acceptance(acceptance),
@@ -102,10 +102,6 @@ def _mode(acceptance: PairAcceptance, *, coupled: bool) -> dict[str, Any]:
             for length in range(1, LONGEST_DRAFT + 1)
         },
     }
-
-
-def _finding(finding: PairFinding) -> dict[str, Any]:
-    return {"aspect": finding.aspect, "outcome": finding.outcome.value, "sentence": finding.sentence}
 
 
 def _model(model: ModelFacts) -> dict[str, Any]:
