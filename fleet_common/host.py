@@ -243,6 +243,15 @@ def write_cache(path: Path, content: BaseModel) -> None:
     write_atomically(path, content.model_dump_json(indent=2).encode() + b"\n")
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, keep_owner: bool = False) -> None:
     """Replace a file in an existing folder; raise OSError if it cannot be written.
 
@@ -263,10 +272,6 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, keep_owne
             file.flush()
             os.fsync(descriptor)
         draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleet_common.host import sync, write_atomically
 from schemas.errors import FleetError
 
 
@@ -70,14 +71,10 @@ def seal(path: Path) -> None:
         # Weights are written for the owner alone by safetensors; the edge may run as another user.
         if file.stat().st_uid == os.geteuid():
             file.chmod(0o644)
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(file)
     if path.is_dir():
         path.chmod(0o755)
-        sync_folder(path)
+        sync(path)
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -90,7 +87,7 @@ def publish(partial: Path, final: Path) -> None:
         remove(stale)
     else:
         partial.replace(final)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def remove(path: Path) -> None:
@@ -98,15 +95,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -174,10 +162,4 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    partial = folder / f".partial-{os.getpid()}-{MANIFEST}"
-    with partial.open("wb") as file:
-        file.write(manifest.model_dump_json(indent=2).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / MANIFEST)
-    sync_folder(folder)
+    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n", mode=0o644)

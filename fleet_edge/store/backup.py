@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from fleet_common.host import sync
 from fleet_edge.store.engine import parse_url, shown, sqlite_path
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.models import REVISION
@@ -178,12 +179,9 @@ def _made_whole(path: Path) -> Iterator[Path]:
         raise StoreRefused(f"The file {part} cannot be made: {error.strerror}.") from error
     try:
         yield part
-        for place, flags in ((part, os.O_RDWR), (path.parent, os.O_RDONLY)):
-            handle = os.open(place, flags)
-            os.fsync(handle)
-            os.close(handle)
-            if place == part:
-                part.rename(path)
+        sync(part)
+        part.rename(path)
+        sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 

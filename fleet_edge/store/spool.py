@@ -21,6 +21,7 @@ from zlib import crc32
 
 from pydantic import TypeAdapter, ValidationError
 
+from fleet_common.host import sync
 from fleet_edge.store.errors import SpoolFull, SpoolInUse, StoreError
 from fleet_edge.store.records import Record
 
@@ -163,7 +164,7 @@ class Spool:
             self._active = FileIO(self._active_path, "x")
             self._next_number += 1
             self._active_bytes = 0
-            _sync_folder(self.folder)
+            sync(self.folder)
         return self._active
 
     def _undo(self) -> None:
@@ -236,11 +237,3 @@ def _write(file: FileIO, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
