@@ -22,10 +22,11 @@ from fleet_admin.dashboard.pages import account, fleet, log, sessions
 from fleet_admin.dashboard.rendering import asset_route, render
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.serving import Live, Workers
-from fleet_admin.dashboard.settings import DashboardSettings, listen_address
+from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.steering import SteeringError
 from fleet_common.http_server import HttpServer
+from fleet_common.metrics import ListenAddress
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
 from schemas.errors import FleetError
 
@@ -131,10 +132,10 @@ class DashboardServer:
     def __init__(self, settings: DashboardSettings, *, services: Services | None = None) -> None:
         self._services = services or open_services(settings)
         app = create_app(self._services)
-        host, port = listen_address(settings.listen)
-        sock = _listen(host, port)
+        address = ListenAddress.read(settings.listen)
+        sock = _listen(address.host, address.port)
         scheme = "https" if settings.https_certificate else "http"
-        shown = f"[{host}]" if ":" in host else host
+        shown = f"[{address.host}]" if ":" in address.host else address.host
         self.address = f"{scheme}://{shown}:{sock.getsockname()[1]}/"
         try:
             self._server = HttpServer(

@@ -4,11 +4,12 @@ import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from pydantic import ValidationInfo, field_validator
 
 from fleet_admin.settings import AdminSettings
+from fleet_common.metrics import ListenAddress
 from fleet_common.settings import setting
 from schemas.names import Name
 
@@ -39,8 +40,6 @@ class Visitor:
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-_MOST_PORT: Final = 65_535
 
 
 class DashboardSettings(AdminSettings):
@@ -132,9 +131,8 @@ class DashboardSettings(AdminSettings):
     @classmethod
     def _protected(cls, listen: str, seen: ValidationInfo) -> str:
         """Refuse to send passwords unencrypted over a network."""
-        host, _ = listen_address(listen)
         known = seen.data
-        if _loopback(host):
+        if ListenAddress.read(listen).loopback:
             return listen
         if known.get("https_certificate") is None and not known.get("proxies"):
             raise ValueError(
@@ -155,20 +153,6 @@ class DashboardSettings(AdminSettings):
         return networks(self.proxies)
 
 
-def listen_address(text: str) -> tuple[str, int]:
-    """Parse `HOST:PORT`, with brackets around an IPv6 address; raises ValueError."""
-    host, colon, port = text.strip().rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _MOST_PORT:
-        raise ValueError("it must be an address and a port, such as 127.0.0.1:8400")
-    host = host.removeprefix("[").removesuffix("]")
-    if host != "localhost":
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            raise ValueError("its first part must be an address, not a name: 127.0.0.1:8400") from None
-    return host, int(port)
-
-
 def networks(text: str) -> tuple[Network, ...]:
     """Parse addresses and networks between commas; raises ValueError."""
     found = []
@@ -178,7 +162,3 @@ def networks(text: str) -> tuple[Network, ...]:
         except ValueError:
             raise ValueError(f"{each[:60]!r} is neither an address nor a network") from None
     return tuple(found)
-
-
-def _loopback(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback

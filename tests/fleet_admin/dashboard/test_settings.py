@@ -20,7 +20,7 @@ from tests.support.tls_fleet import of_server
         ({"listen": "[::]:8400"}, "clear"),
         ({"listen": "10.0.0.1:8400", "names": "fleet.example"}, "clear"),
         ({"listen": "10.0.0.1:8400", "https_certificate": "c.pem"}, "'names'"),
-        ({"listen": "fleet.example:8400"}, "not a name"),
+        ({"listen": "fleet.example:8400"}, "no IP address"),
         ({"listen": "127.0.0.1"}, "port"),
         ({"listen": "127.0.0.1:70000"}, "port"),
         ({"https_key": "k.pem"}, "'https_certificate'"),
