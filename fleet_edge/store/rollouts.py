@@ -5,6 +5,7 @@ rollout and machine, so that writing one again changes nothing.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -43,7 +44,6 @@ class RolloutOutcome(StrEnum):
 
 
 ENDED: Final = frozenset(RolloutOutcome) - {RolloutOutcome.WAITING}
-_RUNS_AS_WANTED: Final = frozenset({RolloutOutcome.PROVEN, RolloutOutcome.UNCHANGED})
 
 
 def record_rollouts(connection: Connection, machines: Sequence[MachineRollout], *, stopped: bool = False) -> None:
@@ -119,15 +119,11 @@ def _release(machine: MachineRollout, software: str | None) -> MachineRelease:
 
 
 def _machines(connection: Connection, query: Select[Any]) -> list[MachineRollout]:
-    columns = RolloutRow.__table__.columns
-    rows = connection.execute(query.with_only_columns(*columns).order_by(RolloutRow.kind, RolloutRow.name))
+    rows = connection.execute(query.order_by(RolloutRow.kind, RolloutRow.name))
     return [MachineRollout(**row) for row in rows.mappings()]
 
 
 def _whole(rollout: str, machines: Sequence[MachineRollout]) -> Rollout:
-    outcomes: dict[str, int] = {}
-    for machine in machines:
-        outcomes[machine.outcome] = outcomes.get(machine.outcome, 0) + 1
     ends = [machine.ended_at for machine in machines]
     wanted = {machine.wanted for machine in machines}
     return Rollout(
@@ -138,7 +134,7 @@ def _whole(rollout: str, machines: Sequence[MachineRollout]) -> Rollout:
         ended_at=None if None in ends else max(end for end in ends if end is not None),
         wanted=wanted.pop() if len(wanted) == 1 else None,
         machines=len(machines),
-        outcomes=outcomes,
+        outcomes=dict(Counter(machine.outcome for machine in machines)),
     )
 
 

@@ -1,6 +1,7 @@
 """Totals over a period: of a whole fleet, or by device, draft model, edge, application or time."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -45,12 +46,8 @@ class Distribution:
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
         """Count values (ms). Those not above zero are in the lowest bucket, too large ones in the last."""
-        counts: dict[int, int] = {}
-        for value in values:
-            place = _LEAST if value <= 0 else math.floor(math.log2(value) * _BUCKETS_PER_DOUBLING)
-            bucket = min(max(place, _LEAST), _MOST)
-            counts[bucket] = counts.get(bucket, 0) + 1
-        return cls(counts)
+        places = (_LEAST if each <= 0 else math.floor(math.log2(each) * _BUCKETS_PER_DOUBLING) for each in values)
+        return cls(Counter(min(max(place, _LEAST), _MOST) for place in places))
 
     @classmethod
     def read(cls, text: str) -> Self:
@@ -59,10 +56,9 @@ class Distribution:
 
     @classmethod
     def total(cls, parts: Iterable["Distribution"]) -> Self:
-        counts: dict[int, int] = {}
+        counts = Counter[int]()
         for part in parts:
-            for bucket, count in part.counts.items():
-                counts[bucket] = counts.get(bucket, 0) + count
+            counts.update(part.counts)
         return cls(counts)
 
     def __str__(self) -> str:
