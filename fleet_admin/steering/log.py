@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from sqlalchemy import Connection, Engine, delete, select, update
 
@@ -13,12 +13,11 @@ from fleet_admin.steering.planning import Actor, KnownDevice, SteeringError
 from fleet_common.validation import read_time
 from fleet_edge.store import queries, steering
 from fleet_edge.store.database import open_existing, transaction
-from fleet_edge.store.engine import insert_into
+from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.merge import merge_records
 from fleet_edge.store.models import (
     AuditRow,
-    Base,
     CommandRow,
     DeviceRow,
     LabelRow,
@@ -178,7 +177,8 @@ class SteeringLog:
             for device, each in sorted(wanted.items())
         ]
         with self._writing() as connection:
-            _replace(connection, WantedSettingsRow, rows)
+            if rows:
+                connection.execute(replacing(insert_into(WantedSettingsRow, connection.dialect.name)), rows)
             return record_audit(connection, entries, now=now)
 
     def keep_reported(self, reported: Mapping[str, ReportedSettings]) -> None:
@@ -189,7 +189,7 @@ class SteeringLog:
         ]
         if rows:
             with self._writing() as connection:
-                _replace(connection, ReportedSettingsRow, rows)
+                connection.execute(replacing(insert_into(ReportedSettingsRow, connection.dialect.name)), rows)
 
     def commands(
         self,
@@ -294,13 +294,6 @@ class SteeringLog:
             if self._writer is None:
                 self._writer = open_existing(self._url, read_only=False)
         return transaction(self._writer)
-
-
-def _replace(connection: Connection, kind: type[Base], rows: list[dict[str, Any]]) -> None:
-    if rows:
-        statement = insert_into(kind, connection.dialect.name)
-        columns = {name: statement.excluded[name] for name in rows[0] if name != "device"}
-        connection.execute(statement.on_conflict_do_update(index_elements=["device"], set_=columns), rows)
 
 
 def _checked(word: str) -> str:

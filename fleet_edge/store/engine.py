@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, ColumnElement, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
@@ -18,6 +18,7 @@ from fleet_edge.store.models import Base
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
 
+    Upsert = sqlite.Insert | postgresql.Insert
 
 _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
@@ -211,7 +212,7 @@ def _postgresql(url: URL, *, read_only: bool) -> Engine:
     return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)
 
 
-def insert_into(row: type[Base], dialect: str) -> "sqlite.Insert | postgresql.Insert":
+def insert_into(row: type[Base], dialect: str) -> "Upsert":
     """Return an insert that can do upserts, for `sqlite` or `postgresql`; loads the dialect only when called."""
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite  # noqa: PLC0415
@@ -220,3 +221,13 @@ def insert_into(row: type[Base], dialect: str) -> "sqlite.Insert | postgresql.In
     from sqlalchemy.dialects import postgresql  # noqa: PLC0415
 
     return postgresql.insert(row)
+
+
+def replacing(insert: "Upsert", *, where: ColumnElement[bool] | None = None) -> "Upsert":
+    """Return an insert that replaces the row of its key, where a condition holds."""
+    table, new = insert.table, insert.excluded
+    return insert.on_conflict_do_update(
+        index_elements=list(table.primary_key),
+        set_={column.key: new[column.key] for column in table.columns if not column.primary_key},
+        where=where,
+    )

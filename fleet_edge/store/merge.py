@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import Insert, Update
 
 from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.store.engine import insert_into
+from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.models import (
     Base,
     DeviceRow,
@@ -244,11 +244,7 @@ class _Inserts:
         later = new[at] > table.c[at]
         if tie is not None:
             later = or_(later, and_(new[at] == table.c[at], new[tie] > table.c[tie]))
-        return statement.on_conflict_do_update(
-            index_elements=list(table.primary_key),
-            set_={column.key: new[column.key] for column in table.c if not column.primary_key},
-            where=later,
-        )
+        return replacing(statement, where=later)
 
 
 _inserts = functools.cache(_Inserts)  # a database may be opened often

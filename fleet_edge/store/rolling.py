@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, literal, or_, select, update
 from sqlalchemy.orm import aliased
 
-from fleet_edge.store.engine import insert_into
+from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.models import (
     Base,
     DistributionRow,
@@ -40,7 +40,7 @@ from fleet_edge.store.totals import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy.dialects import postgresql, sqlite
+    from fleet_edge.store.engine import Upsert
 
 
 _log = logging.getLogger(__name__)
@@ -168,17 +168,8 @@ def _put(
 
 
 @cache
-def _replacement(row: type[Base], dialect: str) -> "sqlite.Insert | postgresql.Insert":
-    return _replacing(insert_into(row, dialect))
-
-
-def _replacing(insert: "sqlite.Insert | postgresql.Insert") -> "sqlite.Insert | postgresql.Insert":
-    table = insert.table
-    names = [column.name for column in table.columns if not column.primary_key]
-    return insert.on_conflict_do_update(
-        index_elements=[column.name for column in table.primary_key],
-        set_={name: insert.excluded[name] for name in names},
-    )
+def _replacement(row: type[Base], dialect: str) -> "Upsert":
+    return replacing(insert_into(row, dialect))
 
 
 def _spread(connection: Connection, start: datetime, end: datetime) -> list[dict[str, Any]]:
@@ -250,7 +241,7 @@ def _sum_finer(connection: Connection, grain: Grain, start: datetime, end: datet
         .group_by(*dimensions)
     )
     insert = insert_into(RollupRow, connection.dialect.name)
-    connection.execute(_replacing(insert.from_select([*KEY, *added], sums)))
+    connection.execute(replacing(insert.from_select([*KEY, *added], sums)))
 
 
 def _add_up(connection: Connection, grain: Grain, start: datetime) -> None:
@@ -267,4 +258,4 @@ def _add_up(connection: Connection, grain: Grain, start: datetime) -> None:
             .group_by(RollupRow.grain, RollupRow.start, *dimensions)
         )
         insert = insert_into(row, connection.dialect.name)
-        connection.execute(_replacing(insert.from_select(["grain", "start", *names, *added], sums)))
+        connection.execute(replacing(insert.from_select(["grain", "start", *names, *added], sums)))
