@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import http.client
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -40,13 +39,11 @@ class Webhook:
         *,
         secret: bytes | None = None,
         clock: Callable[[], float] = time.time,
-        context: ssl.SSLContext | None = None,
         longest_s: float = _LONGEST_S,
     ) -> None:
         self._parts = check_url(url)
         self._secret = secret
         self._clock = clock
-        self._context = context
         self._longest_s = longest_s
 
     @property
@@ -79,8 +76,7 @@ class Webhook:
         host, port = self._parts.hostname or "", self._parts.port
         if self._parts.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-        context = self._context or ssl.create_default_context()
-        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
+        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S)
 
     def _target(self) -> str:
         path = self._parts.path or "/"

@@ -277,11 +277,10 @@ class RunningAlerts:
         settings: AlertSettings,
         *,
         channels: Sequence[Channel] = (),
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._broker = None if settings.fleet is None else BrokerChannel(settings)
         self._courier = Courier([*channels, *_webhooks(settings), *([self._broker] if self._broker else [])])
-        self._evaluator = Evaluator(alerts, settings, tell=self._courier.tell, now=now)
+        self._evaluator = Evaluator(alerts, settings, tell=self._courier.tell)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._evaluator.run, args=(self._stop,), name="alert-rules", daemon=True)
 

@@ -136,15 +136,9 @@ _log = logging.getLogger(__name__)
 class DashboardSteering:
     """Connects to the broker in the background, and retries. `log` works without a broker."""
 
-    def __init__(
-        self,
-        settings: DashboardSettings,
-        *,
-        make: Callable[[DashboardSettings], Steering] = lambda settings: Steering.open(settings, settings.db),
-    ) -> None:
+    def __init__(self, settings: DashboardSettings) -> None:
         self.log = SteeringLog(settings.db)
         self._settings = settings
-        self._make = make
         self._steering: Steering | None = None
         self._why = (
             "The dashboard is not connected to the broker; it connects when it first can."
@@ -192,7 +186,7 @@ class DashboardSteering:
 
     def _connect(self) -> None:
         while not self._ended.is_set():
-            steering = self._make(self._settings)
+            steering = Steering.open(self._settings, self._settings.db)
             try:
                 steering.start(records=True)
             except FleetError as error:

@@ -72,12 +72,7 @@ def _module_folder(module: str) -> Path | None:
     return Path(folders[0]) if folders else None
 
 
-def locate(
-    recipe: Recipe,
-    *,
-    folder_of: Callable[[str], Path | None] = _module_folder,
-    version_of: Callable[[str], str] = metadata.version,
-) -> LocatedSource:
+def locate(recipe: Recipe, *, folder_of: Callable[[str], Path | None] = _module_folder) -> LocatedSource:
     """Find the recipe's GGUF without importing its package, whose dependencies are not needed.
 
     Raises:
@@ -89,7 +84,7 @@ def locate(
         raise SourceMissing(f"The model {recipe.name} is carried by the package {recipe.package}; {advice}")
     path = folder / recipe.file
     try:
-        version = version_of(recipe.package)
+        version = metadata.version(recipe.package)
         size = path.stat().st_size
     except (metadata.PackageNotFoundError, OSError):
         raise SourceMissing(

@@ -50,10 +50,9 @@ from schemas.control import CommandRequest, CommandResponse, DesiredSettings, Pr
 class CommandAnswers:
     """Answers received so far. Filled on the link's thread, taken while that is blocked."""
 
-    def __init__(self, requests: Mapping[str, CommandRequest], clock: Callable[[], float]) -> None:
+    def __init__(self, requests: Mapping[str, CommandRequest]) -> None:
         self._requests = requests
-        self._clock = clock
-        self._began = clock()
+        self._began = time.monotonic()
         self._parts: dict[str, dict[int, CommandResponse]] = {}
         self._whole: list[CommandResult] = []
         self._told: set[str] = set()
@@ -86,7 +85,7 @@ class CommandAnswers:
                 outcome=response.outcome.value,
                 sentence=response.sentence,
                 result=None if parts[0].result is None else "".join(texts),
-                seconds=self._clock() - self._began,
+                seconds=time.monotonic() - self._began,
             )
         )
         self._parts.pop(device)
@@ -146,18 +145,9 @@ _CODES: Final[Mapping[SettingState, str]] = {
 class Steering:
     """Steers devices over the broker. Thread-safe. `log` works without a broker."""
 
-    def __init__(
-        self,
-        log: SteeringLog,
-        wire: SteeringWire,
-        *,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, log: SteeringLog, wire: SteeringWire) -> None:
         self.log = log
         self._wire = wire
-        self._now = now
-        self._clock = clock
         self._setting = threading.Lock()
         self._ended = threading.Event()
         self._recorder: threading.Thread | None = None
@@ -282,7 +272,7 @@ class Steering:
 
     def _want(self, planned: Sequence[SettingsChange], *, actor: Actor) -> dict[str, str]:
         """Record and publish wanted settings; return the ids of the audit entries."""
-        now = self._now()
+        now = datetime.now(UTC)
         wanted = {
             each.device: DesiredSettings(version=each.version, values=dict(each.wanted), who=actor.who[:100], at=now)
             for each in planned
@@ -307,7 +297,7 @@ class Steering:
     def _results(
         self, planned: Sequence[SettingsChange], entries: Mapping[str, str], *, actor: Actor, wait_s: float
     ) -> Iterator[SetResult]:
-        deadline = self._clock() + wait_s
+        deadline = time.monotonic() + wait_s
         there = {each.device: each for each in planned if each.presence not in {None, Presence.OFFLINE}}
         done: dict[str, SetResult] = {}
 
@@ -334,7 +324,7 @@ class Steering:
                 if each.device not in there:
                     done[each.device] = outcome_of(each, None, latest=each.version)
                     yield done[each.device]
-            while len(done) < len(planned) and (left_s := deadline - self._clock()) > 0:
+            while len(done) < len(planned) and (left_s := deadline - time.monotonic()) > 0:
                 for result in self._wire.wait(answered, left_s):
                     done[result.device] = result
                     yield result
@@ -382,7 +372,7 @@ class Steering:
             StoreUnavailable: It cannot be recorded; nothing is sent.
         """
         there = [device for device, each in chosen.items() if each.presence not in {None, Presence.OFFLINE}]
-        deadline = self._now() + timedelta(seconds=limit_s)
+        deadline = datetime.now(UTC) + timedelta(seconds=limit_s)
         requests = {
             device: CommandRequest(
                 id=secrets.token_hex(8),
@@ -418,8 +408,8 @@ class Steering:
         actor: Actor,
         limit_s: float,
     ) -> Iterator[CommandResult]:
-        began = self._clock()
-        answers = CommandAnswers(requests, self._clock)
+        began = time.monotonic()
+        answers = CommandAnswers(requests)
         results: dict[str, CommandResult] = {}
         try:
             for device, request in requests.items():
@@ -430,7 +420,7 @@ class Steering:
                         device=device, id="", outcome=_OFFLINE, sentence="The device is offline; nothing was sent."
                     )
                     yield results[device]
-            while answers.missing and (left_s := began + limit_s + _LATE_S - self._clock()) > 0:
+            while answers.missing and (left_s := began + limit_s + _LATE_S - time.monotonic()) > 0:
                 for result in self._wire.wait(answers.take, left_s):
                     results[result.device] = result
                     yield result

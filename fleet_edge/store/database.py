@@ -177,10 +177,6 @@ def _rejected(error: BaseException) -> RecordRejected:
 _log = logging.getLogger(__name__)
 
 
-class Opener(Protocol):
-    def __call__(self, url: str, /, *, create: bool) -> Store: ...
-
-
 class ReopeningStore:
     """A store that is opened at the first write, and reopened after an outage.
 
@@ -188,9 +184,8 @@ class ReopeningStore:
     that has disappeared is waited for, not created again: it may come back, and an empty one would hide the loss.
     """
 
-    def __init__(self, url: str, *, opener: Opener = open_store) -> None:
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._opener = opener
         self._store: Store | None = None
         self._kept: Store | None = None  # with all that was compiled for it; each new one would be megabytes of garbage
         self._lock = threading.Lock()
@@ -207,7 +202,7 @@ class ReopeningStore:
         with self._lock:
             if self._store is not None:
                 return
-            opened = self._opener(self._url, create=self._kept is None)
+            opened = open_store(self._url, create=self._kept is None)
             if self._kept is None:
                 self._kept = opened
             else:

@@ -235,7 +235,7 @@ def response(part: int = 0, parts: int = 1, result: str | None = None) -> Comman
 
 def test_an_answer_is_put_together_of_its_parts_in_whatever_order_they_come_and_told_once() -> None:
     request = CommandRequest(id="0" * 16, command="log-tail", deadline=NOW)
-    answers = CommandAnswers({"a": request, "b": request}, lambda: 5.0)
+    answers = CommandAnswers({"a": request, "b": request})
     listen = answers.listener("a")
     listen(response(2, 3, "c"))
     listen(response(0, 3, "a"))
