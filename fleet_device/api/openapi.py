@@ -79,6 +79,7 @@ _RESPONSE: Final = _object(
 _MESSAGE: Final = _object(role={"const": "assistant"}, content=_maybe(_TEXT), refusal={"type": "null"})
 _TOKENS: Final = _object(count=_NUMBER, max_model_len=_NUMBER, tokens=_list(_NUMBER), token_strs=_maybe(_list(_TEXT)))
 _HEALTH: Final = _object(status=_TEXT, reason=_maybe(_TEXT))
+_EVENT: Final = _object(data=_TEXT)
 _ERROR: Final = _object(error=_object(message=_TEXT, type=_TEXT, param=_maybe(_TEXT), code=_maybe(_TEXT)))
 
 
@@ -146,7 +147,7 @@ def openapi() -> _Schema:
 def _operation(endpoint: DeviceEndpoint, components: _Schema) -> _Schema:
     content: _Schema = {_JSON: {"schema": endpoint.answer}}
     if endpoint.streams:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": _EVENT}
     error = {_JSON: {"schema": {"$ref": _REFERENCES.format(model="Error")}}}
     operation: _Schema = {
         "summary": endpoint.summary,

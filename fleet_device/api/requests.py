@@ -84,11 +84,12 @@ LABELS: Final = frozenset({"metadata", "prompt_cache_key", "prompt_cache_retenti
 
 
 def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
-    """Return the supported fields; raise ApiProblem for others that ask for something or are unknown."""
+    """Return the supported fields, without null; raise ApiProblem for others that are unknown or ask for something."""
     kept = {}
     for name, value in fields.items():
         if name in known:
-            kept[name] = value
+            if value is not None:
+                kept[name] = value
         elif name in NEUTRAL:
             if not _asks_nothing(name, value):
                 raise ApiProblem(
@@ -248,12 +249,12 @@ class RequestMessage(_Model):
 class IgnoredFields(_Model):
     """Fields of vLLM's and llama.cpp's clients that are ignored, because that does no harm."""
 
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    priority: int | None = None
-    request_id: str | None = None
-    cache_salt: str | None = None
-    cache_prompt: bool | None = None
+    ignore_eos: Any = None
+    min_tokens: Any = None
+    priority: Any = None
+    request_id: Any = None
+    cache_salt: Any = None
+    cache_prompt: Any = None
 
     @property
     def ignored(self) -> list[str]:

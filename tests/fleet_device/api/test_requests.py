@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fleet_device.api.problems import ApiProblem
-from fleet_device.api.requests import ChatRequest, CompletionRequest, read_request
+from fleet_device.api.requests import LABELS, NEUTRAL, ChatRequest, CompletionRequest, IgnoredFields, read_request
 from schemas.fields import MAX_TOKENS
 from schemas.policy import MAX_SEED
 from tests.support.memory_device import TalkingDrafter, settings
@@ -58,6 +58,18 @@ def test_what_asks_for_nothing_is_taken() -> None:
         n=1, logprobs=False, top_logprobs=None, tools=[], tool_choice="none", frequency_penalty=0, presence_penalty=0.0,
         response_format={"type": "text"}, user="me", metadata={"a": "b"}, store=False, logit_bias={},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [True, 3, -1, "x", {"a": 1}])
+def test_what_does_no_harm_is_taken_whatever_its_value(value: Any) -> None:
+    fields = dict.fromkeys(IgnoredFields.model_fields, value)
+    assert chat(**fields).ignored == completion(**fields).ignored == list(fields)
+    assert chat(**dict.fromkeys(LABELS, value)).ignored == []
+
+
+def test_null_is_no_value() -> None:
+    names = (ChatRequest.model_fields.keys() | NEUTRAL.keys()) - {"model", "messages"}
+    assert chat(**dict.fromkeys(names)) == chat()
 
 
 @pytest.mark.parametrize(
