@@ -207,10 +207,9 @@ class ResponseReply:
         said: dict[str, Any] = {"content": text.text}
         if self.tools is not None:
             said = self.tools.message(text.text, ended=text.reason is EndReason.STOP)
-        for call in said.get("tool_calls") or ():
-            item = self._call(call["id"], call["function"]["name"], call["function"]["arguments"])
-            return self._ended(text, item)
-        return self._ended(text, self._message(said["content"]))
+        calls = said.get("tool_calls")
+        item = self._call(calls[0]["id"], **calls[0]["function"]) if calls else self._message(said["content"])
+        return self._ended(text, item)
 
     def first(self) -> list[bytes]:
         begun = self._head("in_progress") | {"output": [], "usage": None}
