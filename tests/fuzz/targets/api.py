@@ -5,7 +5,6 @@ Behind it stands a text queue that writes at once. Every answer has a documented
 
 import asyncio
 import json
-import random
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from fleet_common.grammar.bounds import bounded_text
 from fleet_common.grammar.errors import GrammarError
 from fleet_device.api.app import create_app
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
 from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext, generate_text
 from fleet_device.requests.queue import Failed, Listener, Ticket
@@ -25,9 +24,9 @@ from schemas.policy import Grammar
 from schemas.reasons import RefusalCode
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
-from tests.fuzz.mutation import Bytes, cross_frames, mutate_frames, mutate_json
+from tests.fuzz.targets.framed import FramedTarget
 from tests.support.device_status import device_status
-from tests.support.memory_device import ScriptedAgent
+from tests.support.memory_device import ScriptedAgent, TalkingCodec
 from tests.support.memory_fleet import DRAFT, END, FLEET
 
 PATH, HEADER, BODY, QUERY, LEAVE = range(5)
@@ -53,7 +52,7 @@ _BODIES: Final[tuple[tuple[bytes, Any], ...]] = (
 )  # fmt: skip
 
 
-class _Codec(WordCodec):
+class _Codec(TalkingCodec):
     def __init__(self, *, template: bool) -> None:
         super().__init__(DRAFT.words, (END,))
         self._template = _TEMPLATE if template else None
@@ -66,9 +65,9 @@ class _Codec(WordCodec):
     def control_texts(self) -> tuple[str, ...]:
         return ("<|im_start|>", "<|im_end|>")
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
         text.encode()  # as a tokenizer does
-        return [self._ids.get(word, 1) for word in text.split()]
+        return super().encode(text, special=special)
 
 
 class _Backend:
@@ -125,8 +124,9 @@ class _Backend:
         return device_status()
 
 
-class ApiTarget:
+class ApiTarget(FramedTarget):
     most_bytes = 1 << 14
+    json = frozenset({BODY})
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -149,13 +149,9 @@ class ApiTarget:
     def close(self) -> None:
         self._loop.close()
 
-    def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
-        if not data or rng.random() < 0.1:
-            return bytes([rng.randrange(64)]) + data[1:]
-        return data[:1] + mutate_frames(data[1:], rng, lambda frame: _mutated(frame, rng, plain))
-
-    def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
-        return data[:1] + cross_frames(data[1:], other[1:], rng)
+    @staticmethod
+    def kind(op: int) -> int:
+        return op % 5
 
     def seeds(self) -> Iterator[bytes]:
         host, kind = Frame(HEADER, b"host\x00127.0.0.1:8321"), Frame(HEADER, b"content-type\x00application/json")
@@ -262,9 +258,3 @@ def _check_events(body: bytes) -> None:
 def _check_page(status: int, headers: dict[bytes, bytes]) -> None:
     if status != 200 or b"content-security-policy" not in headers:
         raise Finding(f"a page of status {status} with the headers {sorted(headers)}")
-
-
-def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
-    if frame.op % 5 == BODY:
-        return frame._replace(payload=mutate_json(frame.payload, rng, plain))
-    return frame._replace(payload=plain(frame.payload))

@@ -7,7 +7,7 @@ without end.
 
 import random
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import cbor2
 
@@ -27,12 +27,12 @@ from schemas.reasons import EndReason
 from schemas.topics import Topic, build, parse
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
-from tests.fuzz.mutation import Bytes, cross_frames, mutate_cbor, mutate_frames, mutate_json
 from tests.fuzz.targets.codecs import golden, payload_of
+from tests.fuzz.targets.framed import FramedTarget, loaded, on_any_topic, recorded
 from tests.fuzz.targets.stub_link import StubLink
 from tests.support import memory_fleet
 from tests.support.memory_broker import Faults
-from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, Clock, MemoryFleet, run, terms
+from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, Clock, MemoryFleet, terms
 
 DEVICE: Final = "device-1"
 VERDICT, REPLY, STATE, OTHER, HAPPENING = range(5)
@@ -43,8 +43,8 @@ _TOKENS: Final = 24
 _CLOSERS: Final = {Topic.OPEN: decode_open, Topic.DRAFT: decode_draft, Topic.CLOSE: decode_close}
 
 
-class DeviceTarget:
-    most_bytes = 1 << 13
+class DeviceTarget(FramedTarget):
+    cbor, json = frozenset({VERDICT, REPLY}), frozenset({STATE})
 
     def __call__(self, data: bytes) -> None:
         if not data:
@@ -65,17 +65,6 @@ class DeviceTarget:
             driver.session.cancel(EndReason.FAILED)
             driver.closing.send()
         self._check(driver, link)
-
-    def close(self) -> None:
-        """Hold nothing."""
-
-    def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
-        if not data or rng.random() < 0.05:
-            return bytes([rng.randrange(256)]) + data[1:]
-        return data[:1] + mutate_frames(data[1:], rng, lambda frame: _mutated(frame, rng, plain))
-
-    def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
-        return data[:1] + cross_frames(data[1:], other[1:], rng)
 
     def seeds(self) -> Iterator[bytes]:
         granted = b""
@@ -134,9 +123,7 @@ def _give(driver: SessionDriver, link: StubLink, clock: Clock, frame: Frame) -> 
         case 2:
             link.deliver(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), payload, retained=True)
         case 3:
-            length = payload[0] if payload else 0
-            topic = payload[1 : 1 + length].decode(errors="replace")
-            link.deliver(topic, payload[1 + length :])
+            link.deliver(*on_any_topic(payload))
         case _:
             _happen(driver, link, clock, payload[0] % 8 if payload else 0)
 
@@ -166,7 +153,7 @@ def _work(driver: SessionDriver) -> None:
 
 
 def _living_verdict(payload: bytes, session: DeviceSession, *, placed: bool) -> bytes:
-    fields = _loaded(payload, list)
+    fields = loaded(payload, list)
     if fields is None or len(fields) < 7:
         return payload
     if session.opened is not None:
@@ -180,7 +167,7 @@ def _living_verdict(payload: bytes, session: DeviceSession, *, placed: bool) -> 
 
 
 def _living_reply(payload: bytes, session: DeviceSession, *, placed: bool) -> bytes:
-    fields = _loaded(payload, dict)
+    fields = loaded(payload, dict)
     if fields is None:
         return payload
     if "session" in fields:
@@ -194,40 +181,12 @@ def _living_reply(payload: bytes, session: DeviceSession, *, placed: bool) -> by
     return cbor2.dumps(fields)
 
 
-def _loaded(payload: bytes, kind: type) -> Any:
-    try:
-        fields = cbor2.loads(payload)
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, the device is to say so
-        return None
-    return fields if isinstance(fields, kind) else None
-
-
-def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
-    match frame.op & KIND:
-        case 0 | 1:
-            return frame._replace(payload=mutate_cbor(frame.payload, rng, plain))
-        case 2:
-            return frame._replace(payload=mutate_json(frame.payload, rng, plain))
-        case _:
-            return frame._replace(payload=plain(frame.payload))
-
-
 def _recorded(number: int) -> Iterator[Frame]:
     rng = random.Random(number)
     fleet = MemoryFleet(rng=rng, faults=Faults(duplicate=0.1, reorder=0.1) if number > 5 else None)
-    frames: list[Frame] = []
-    accept = fleet.broker.accept
-
-    def record(message: Any) -> int:
-        topic = parse(message.topic).topic
-        if topic is Topic.VERDICT:
-            frames.append(Frame(VERDICT | LIVE | PLACED, message.payload))
-        elif topic is Topic.SESSION:
-            frames.append(Frame(REPLY | LIVE | PLACED, message.payload))
-        return accept(message)
-
-    fleet.broker.accept = record  # type: ignore[method-assign]
-    mode = Mode.COUPLED if number & 1 else Mode.RESIDUAL
-    asked = terms(number, mode=mode, max_new_tokens=_TOKENS)
-    run(fleet, [memory_fleet.Device(fleet, DEVICE, asked, length=3, ahead=bool(number & 2))], rng)
-    return iter(frames)
+    asked = terms(number, mode=Mode.COUPLED if number & 1 else Mode.RESIDUAL, max_new_tokens=_TOKENS)
+    device = memory_fleet.Device(fleet, DEVICE, asked, length=3, ahead=bool(number & 2))
+    kinds = {Topic.VERDICT: VERDICT, Topic.SESSION: REPLY}
+    for message in recorded(fleet, device, rng):
+        if (topic := parse(message.topic).topic) in kinds:
+            yield Frame(kinds[topic] | LIVE | PLACED, message.payload)

@@ -6,7 +6,7 @@ asked and can be read, the edge logs no error, and nothing is left of sessions w
 
 import random
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import cbor2
 
@@ -20,11 +20,11 @@ from schemas.policy import Mode
 from schemas.topics import Topic, build, parse
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
-from tests.fuzz.mutation import Bytes, cross_frames, mutate_cbor, mutate_frames, mutate_json
 from tests.fuzz.targets.codecs import golden, payload_of
+from tests.fuzz.targets.framed import FramedTarget, loaded, on_any_topic, recorded
 from tests.fuzz.targets.stub_link import StubLink
 from tests.support.memory_broker import Faults
-from tests.support.memory_fleet import EDGE, END, FLEET, TARGET, Clock, Device, MemoryFleet, Sink, run, terms
+from tests.support.memory_fleet import EDGE, END, FLEET, TARGET, Clock, Device, MemoryFleet, Sink, terms
 
 DEVICES: Final = ("device-1", "device-2")
 OPEN, DRAFT, CLOSE, STATE, OTHER, TIME = range(6)
@@ -35,8 +35,9 @@ _MOST_RECORDS: Final = 60
 _END_S: Final = 1e6
 
 
-class EdgeTarget:
-    most_bytes = 1 << 13
+class EdgeTarget(FramedTarget):
+    head = 0
+    cbor, json = frozenset({OPEN, DRAFT, CLOSE}), frozenset({STATE})
 
     def __init__(self) -> None:
         self._settings = EdgeSettings.model_validate(
@@ -62,15 +63,6 @@ class EdgeTarget:
         if len(edge.sessions) or verifier.capacity() != 300:
             raise Finding("an ended session leaves something behind")
 
-    def close(self) -> None:
-        """Hold nothing."""
-
-    def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
-        return mutate_frames(data, rng, lambda frame: _mutated(frame, rng, plain))
-
-    def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
-        return cross_frames(data, other, rng)
-
     def seeds(self) -> Iterator[bytes]:
         for number in range(6):
             yield pack(_recorded(number))
@@ -92,9 +84,8 @@ class EdgeTarget:
             link.deliver(topic, payload, retained=retained)
             return device
         if kind == OTHER:
-            length = frame.payload[0] if frame.payload else 0
-            topic = frame.payload[1 : 1 + length].decode(errors="replace")
-            link.deliver(topic, frame.payload[1 + length :], retained=retained)
+            topic, payload = on_any_topic(frame.payload)
+            link.deliver(topic, payload, retained=retained)
             try:
                 return parse(topic).device or ""
             except ValueError:
@@ -123,11 +114,8 @@ def _living(payload: bytes, edge: Orchestrator, device: str, *, placed: bool) ->
     for each in edge.sessions:
         if each.device == device:
             session = each
-    try:
-        fields = cbor2.loads(payload)
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, the edge is to say so
-        return payload
-    if session is None or not isinstance(fields, list) or len(fields) < 9:
+    fields = loaded(payload, list)
+    if session is None or fields is None or len(fields) < 9:
         return payload
     fields[0] = session.handle
     if placed:
@@ -135,32 +123,13 @@ def _living(payload: bytes, edge: Orchestrator, device: str, *, placed: bool) ->
     return cbor2.dumps(fields)
 
 
-def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
-    match frame.op & KIND:
-        case 0 | 1 | 2:
-            return frame._replace(payload=mutate_cbor(frame.payload, rng, plain))
-        case 3:
-            return frame._replace(payload=mutate_json(frame.payload, rng, plain))
-        case _:
-            return frame._replace(payload=plain(frame.payload))
-
-
 def _recorded(number: int) -> Iterator[Frame]:
     rng = random.Random(number)
     fleet = MemoryFleet(rng=rng, faults=Faults(duplicate=0.1, reorder=0.1) if number > 3 else None)
-    frames: list[Frame] = []
-    accept = fleet.broker.accept
-
-    def record(message: Any) -> int:
-        kinds = {topic: kind for kind, topic in _TOPICS.items()}
-        topic = parse(message.topic).topic
-        if topic in kinds:
-            live = LIVE | PLACED if number % 2 and kinds[topic] == DRAFT else 0
-            frames.append(Frame(kinds[topic] | live, message.payload))
-        return accept(message)
-
-    fleet.broker.accept = record  # type: ignore[method-assign]
     mode = Mode.COUPLED if number % 2 else Mode.RESIDUAL
     device = Device(fleet, DEVICES[0], terms(number, mode=mode, max_new_tokens=10), length=3, ahead=number > 1)
-    run(fleet, [device], rng)
-    return iter(frames)
+    kinds = {topic: kind for kind, topic in _TOPICS.items()}
+    for message in recorded(fleet, device, rng):
+        if (topic := parse(message.topic).topic) in kinds:
+            live = LIVE | PLACED if number % 2 and kinds[topic] == DRAFT else 0
+            yield Frame(kinds[topic] | live, message.payload)
