@@ -11,30 +11,22 @@ from broker_config.processes import MosquittoProcess
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.api.app import listen
 from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
+from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.edge_thread import NO_QUOTAS
+from tests.support.memory_device import TalkingCodec
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
 from tests.support.whole import FLEET, Whole
-
-
-class ReadingCodec(WordCodec):
-    @property
-    def chat_template(self) -> str | None:
-        return "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002
-        return [self._ids.get(word, 1) for word in text.split()]
 
 
 class ReadingDrafter(ScriptedDrafter):
     def __init__(self) -> None:
         draft = draft_language()
         super().__init__(draft, LANGUAGE.words, context=CONTEXT, name="scripted")
-        self.codec = ReadingCodec(LANGUAGE.words)
+        self.codec = TalkingCodec(LANGUAGE.words)
 
     def another(self) -> "ReadingDrafter":
         return ReadingDrafter()

@@ -1,24 +1,18 @@
 """Toy edge: an edge over the toy target, as a process; all of the real edge but the model and the database."""
 
 import argparse
-import secrets
 import signal
 import sys
 import threading
-import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from unittest.mock import patch
 
 from dssd.downlink import FormName
 from fleet_common.logs import Event, EventStream
-from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_edge.assembly import assemble
 from fleet_edge.batching.step_cost import StepCost
-from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
-from tests.support.edge_thread import NO_QUOTAS, NoLog
+from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.sabotage import Sabotage, at_the_edge
 from tests.support.toy_engines import ToyEngine, toy_verifier
 
@@ -41,7 +35,6 @@ def main() -> None:
         max_guess=max(1, arguments.guesses),
         quotas=NO_QUOTAS,
     )
-    link = PahoLink(settings.broker.link(settings.fleet, settings.edge, will=None))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -50,21 +43,9 @@ def main() -> None:
         at_the_edge(arguments.sabotage, stack)
         # Whether speculation pays depends on the machine's speed, and the proof must not.
         stack.enter_context(patch.object(StepCost, "guesses", lambda *_, **__: arguments.guesses))
-        orchestrator = assemble(
-            settings,
-            verifier=verifier,
-            link=link,
-            sink=NoLog(),
-            clock=time.monotonic,
-            now=lambda: datetime.now(UTC),
-            first_handle=secrets.randbelow(HANDLES),
-        )
-        link.start(timeout_s=10.0)
-        stack.callback(link.stop)
+        stack.enter_context(edge_thread(settings, verifier))
         EventStream(sys.stdout).write(Event.ONLINE, fleet=settings.fleet, edge=settings.edge)
-        while not stop.is_set():
-            orchestrator.step(wait_s=0.1)
-        orchestrator.rest()
+        stop.wait()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.drafters.contract import Drafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
@@ -35,14 +34,8 @@ class Whole:
     def edge(self) -> Iterator[EdgeService]:
         """Run the edge; afterwards its log is complete."""
         assert self.verifier is not None
-        settings = EdgeSettings(
-            fleet=FLEET,
-            edge="edge-1",
-            broker=BrokerSettings(port=self.port),
-            db=self.db,
-            spool=self.folder / "spool",
-            **self.options,
-        )
+        fields = {"fleet": FLEET, "edge": "edge-1", "broker": {"port": self.port}, "db": self.db}
+        settings = EdgeSettings.model_validate({**fields, "spool": self.folder / "spool", **self.options})
         service = EdgeService(settings, self.verifier)
         service.start()
         stop = threading.Event()
@@ -58,7 +51,8 @@ class Whole:
     @contextmanager
     def device(self, drafter: Drafter, name: str = "device-1", **options: Any) -> Iterator[DeviceService]:
         """Run a device. The drafter stays open."""
-        settings = DeviceSettings(fleet=FLEET, device=name, broker=BrokerSettings(port=self.port), **options)
+        fields = {"fleet": FLEET, "device": name, "broker": {"port": self.port}}
+        settings = DeviceSettings.model_validate({**fields, **options})
         service = DeviceService(settings, _Kept(drafter))
         service.start()
         try:

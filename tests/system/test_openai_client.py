@@ -83,39 +83,6 @@ def test_a_stream_is_the_same_text_in_pieces_with_its_usage(client: OpenAI) -> N
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
 
 
-def test_several_choices_have_the_seeds_that_follow(client: OpenAI) -> None:
-    reply = client.chat.completions.create(
-        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, n=3, extra_body=COUPLED
-    )
-    assert [choice.message.content for choice in reply.choices] == [expected(5), expected(6), expected(7)]
-    stream = client.chat.completions.create(
-        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, n=3, extra_body=COUPLED, stream=True
-    )
-    texts = ["", "", ""]
-    for chunk in stream:
-        for choice in chunk.choices:
-            texts[choice.index] += choice.delta.content or ""
-    assert texts == [expected(5), expected(6), expected(7)]
-
-
-def test_a_text_ends_before_a_stop_string_that_lies_across_tokens(client: OpenAI) -> None:
-    whole = expected(5)
-    words = whole.split()
-    stop = (
-        f"{words[9][-1]} {words[10]} {words[11][:1]}"  # the end of a token, a whole one, and the beginning of another
-    )
-    reply = client.chat.completions.create(
-        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, stop=[stop], extra_body=COUPLED
-    )
-    assert reply.choices[0].message.content == whole[: whole.index(stop)]
-    assert reply.choices[0].finish_reason == "stop"
-    stream = client.chat.completions.create(
-        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, stop=[stop], extra_body=COUPLED, stream=True
-    )
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-    assert text == whole[: whole.index(stop)]
-
-
 def test_a_completion_goes_on_from_a_prompt(client: OpenAI) -> None:
     reply = client.completions.create(
         model="fleet", prompt="user: t1 t2 t3", max_tokens=LENGTH, seed=5, extra_body=COUPLED
@@ -140,17 +107,6 @@ def test_what_is_not_served_is_an_error_that_names_it(client: OpenAI, fields: An
         client.chat.completions.create(model="fleet", messages=MESSAGES, **fields)
     assert caught.value.param == param
     assert param in str(caught.value)
-
-
-def test_a_full_queue_is_a_rate_limit_with_a_time(tmp_path: Path) -> None:
-    with served_device(tmp_path, device="device-2", texts_at_once=1, api_waiting=0) as served:
-        client = OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
-        with client.chat.completions.create(model="fleet", messages=MESSAGES, max_tokens=3000, stream=True) as stream:
-            next(iter(stream))
-            with pytest.raises(openai.RateLimitError) as caught:
-                client.chat.completions.create(model="fleet", messages=MESSAGES)
-    assert int(caught.value.response.headers["retry-after"]) >= 1
-    assert caught.value.code == "queue_full"
 
 
 def test_curl_gets_the_same(served: Served) -> None:

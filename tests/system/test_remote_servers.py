@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.without_model import ScriptedDrafter
-from fleet_device.errors import SessionRefused
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from schemas.policy import Mode, SamplingPolicy
@@ -183,53 +181,3 @@ def test_all_servers_are_away_for_long_and_devices_go_on_when_one_is_back(whole:
             assert all(each_done.resumes >= 1 for each_done in done)
         check_log(whole, done)
         assert events(whole) == ["target-away", "target-back"]
-
-
-def own_text(served: ServerProcess, api: str, tokens: Sequence[int], length: int) -> tuple[int, ...]:
-    """Have a server generate alone, greedily, one token per request."""
-    text = list(tokens)
-    with httpx.Client(base_url=served.url, timeout=PATIENCE_S) as client:
-        for _ in range(length):
-            if api == "vllm":
-                body = {"model": "served/model", "prompt": [text], "max_tokens": 1, "temperature": 0, "logprobs": 1,
-                        "return_tokens_as_token_ids": True}  # fmt: skip
-                answer = client.post("/v1/completions", json=body).json()
-                text.append(int(answer["choices"][0]["logprobs"]["tokens"][0].removeprefix("token_id:")))
-            else:
-                body = {"input_ids": text, "sampling_params": {"max_new_tokens": 1, "temperature": 0},
-                        "return_logprob": True, "logprob_start_len": len(text) - 1, "top_logprobs_num": 1}  # fmt: skip
-                answer = client.post("/generate", json=body).json()
-                text.append(int(answer["meta_info"]["output_top_logprobs"][0][0][1]))
-    return tuple(text[len(tokens) :])
-
-
-@pytest.mark.parametrize(
-    ("api", "mode"),
-    [
-        ("vllm", Mode.RESIDUAL),
-        ("sglang", Mode.COUPLED),
-        pytest.param("sglang", Mode.RESIDUAL, marks=EXHAUSTIVE),
-        pytest.param("vllm", Mode.COUPLED, marks=EXHAUSTIVE),
-    ],
-)
-def test_greedy_texts_are_the_servers_own(whole: Whole, api: str, mode: Mode) -> None:
-    greedy = SamplingPolicy(mode=mode, temperature=0.0, seed=1)
-    with servers(api) as served:
-        own = [own_text(served[0], api, prompt(number), 40) for number in range(DEVICES)]
-        with fleet(whole, served, api) as devices:
-            done = Texts(devices, lambda _number: greedy, 40).finish()
-    assert [each_done.tokens for each_done in done] == own
-    assert len(set(own)) > 1
-
-
-@pytest.mark.parametrize("api", ["vllm", pytest.param("sglang", marks=EXHAUSTIVE)])
-def test_a_policy_that_cannot_be_served_exactly_is_refused_when_the_text_is_opened(whole: Whole, api: str) -> None:
-    with servers(api, 1) as served, fleet(whole, served, api, top_logprobs=20) as devices:
-        for top_k in (0, 21):
-            policy = SamplingPolicy(top_k=top_k, seed=1)
-            with pytest.raises(SessionRefused, match="top_k"):
-                devices[0].agent.generate(GenerateRequest(prompt(0), policy=policy, max_new_tokens=5))
-        done = devices[0].agent.generate(
-            GenerateRequest(prompt(0), policy=SamplingPolicy(top_k=20, seed=1), max_new_tokens=5)
-        )
-        assert len(done.tokens) == 5

@@ -1,7 +1,6 @@
-import itertools
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,7 @@ from fleet_common.mqtt.settings import TlsSettings
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_device.service import DeviceService
-from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService
-from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
@@ -26,6 +23,8 @@ from tests.support.links import START_S, Inbox
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
 from tests.support.toy_pair import ToyPair
 from tests.support.waiting import until
+from tests.support.whole import Whole
+from tests.system.test_revocation import Chatter
 
 pytestmark = pytest.mark.broker
 
@@ -52,38 +51,15 @@ def policy(seed: int) -> SamplingPolicy:
     return SamplingPolicy(mode=Mode.COUPLED, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
 
 
-@contextmanager
-def edge(fleet: TlsFleet, tls: TlsSettings) -> Iterator[EdgeService]:
-    settings = EdgeSettings(
-        fleet=FLEET,
-        edge=EDGE,
-        broker=fleet.settings(tls),
-        db=f"sqlite:///{fleet.folder / 'log.sqlite3'}",
-        spool=fleet.folder / "spool",
-    )
-    service = EdgeService(settings, ScriptedVerifier(PAIR.target, PAIR.target.words, name="toy"))
-    service.start()
-    stop = threading.Event()
-    thread = threading.Thread(target=service.run, args=(stop,))
-    thread.start()
-    try:
-        yield service
-    finally:
-        stop.set()
-        thread.join()
-        service.stop()
+def whole_of(fleet: TlsFleet, tls: TlsSettings) -> Whole:
+    verifier = ScriptedVerifier(PAIR.target, PAIR.target.words, name="toy")
+    return Whole(fleet.broker.port, fleet.folder, verifier, {"broker": fleet.settings(tls)})
 
 
-@contextmanager
-def device(fleet: TlsFleet, name: str, tls: TlsSettings) -> Iterator[DeviceService]:
+def device(fleet: TlsFleet, name: str, tls: TlsSettings) -> AbstractContextManager[DeviceService]:
     # A busy machine must not look like a lost verdict.
-    settings = DeviceSettings(fleet=FLEET, device=name, broker=fleet.settings(tls), verdict_s=60.0)
-    service = DeviceService(settings, ScriptedDrafter(PAIR.draft, PAIR.draft.words))
-    service.start()
-    try:
-        yield service
-    finally:
-        service.stop()
+    drafter = ScriptedDrafter(PAIR.draft, PAIR.draft.words)
+    return whole_of(fleet, tls).device(drafter, name, broker=fleet.settings(tls), verdict_s=60.0)
 
 
 class Writer:
@@ -120,7 +96,9 @@ def test_every_certificate_is_renewed_under_load_and_no_session_fails(fleet: Tls
     identities = {name: fleet.enrol(name) for name in DEVICES}
     identities[EDGE] = fleet.enrol(EDGE, IdentityRole.EDGE)
     with ExitStack() as stack:
-        services: dict[str, EdgeService | DeviceService] = {EDGE: stack.enter_context(edge(fleet, identities[EDGE]))}
+        services: dict[str, EdgeService | DeviceService] = {
+            EDGE: stack.enter_context(whole_of(fleet, identities[EDGE]).edge())
+        }
         writers = []
         for number, name in enumerate(DEVICES):
             writer = Writer(stack.enter_context(device(fleet, name, identities[name])), seed=number)
@@ -154,26 +132,11 @@ def test_a_receiver_that_is_renewed_loses_nothing_and_looks_present_throughout(f
     # For a sender, an edge without a session at the broker is gone: reason 0x10.
     tls, sender_tls = fleet.enrol(EDGE, IdentityRole.EDGE), fleet.enrol("sensor-1")
     receiver, sender, inbox, told = fleet.link(tls, EDGE), fleet.link(sender_tls, "sensor-1"), Inbox(), list[bool]()
-    draft = build(Topic.DRAFT, fleet=FLEET, device="sensor-1", edge=EDGE)
     receiver.subscribe(wildcard(Topic.DRAFT, fleet=FLEET, edge=EDGE), inbox)
     receiver.on_connection(told.append)
     receiver.start(timeout_s=START_S)
     sender.start(timeout_s=START_S)
-    reasons, numbers = list[int](), itertools.count()
-    room, ended = threading.Semaphore(16), threading.Event()
-
-    def answered(reason: int) -> None:
-        reasons.append(reason)
-        room.release()
-
-    def send() -> None:
-        while not ended.is_set():
-            if room.acquire(timeout=0.1):
-                payload = b"%d" % next(numbers)
-                sender.publish(draft, payload, alias=True, on_outcome=lambda outcome: answered(outcome.reason))
-
-    thread = threading.Thread(target=send)
-    thread.start()
+    chatter = Chatter(sender, build(Topic.DRAFT, fleet=FLEET, device="sensor-1", edge=EDGE))
     try:
         until(lambda: len(inbox) > 50)
         for times in (1, 2, 3):
@@ -182,12 +145,10 @@ def test_a_receiver_that_is_renewed_loses_nothing_and_looks_present_throughout(f
             heard = len(inbox)
             until(lambda: len(inbox) > heard + 50)  # noqa: B023
     finally:
-        ended.set()
-        thread.join()
-    sent = next(numbers)
-    until(lambda: len(set(inbox.payloads)) == len(reasons) == sent)
-    assert set(reasons) == {0}
-    assert set(inbox.payloads) == {b"%d" % number for number in range(sent)}
+        chatter.end()
+    until(lambda: len(set(inbox.payloads)) == len(chatter.outcomes) == chatter.sent)
+    assert set(chatter.outcomes) == {0}
+    assert set(inbox.payloads) == {b"%d" % number for number in range(chatter.sent)}
     assert told == [True] * 4
     assert receiver.counters.losses == 0
     assert receiver.counters.renewals == 3

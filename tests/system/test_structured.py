@@ -26,7 +26,6 @@ from fleet_device.api.app import listen
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import ScriptedDrafter
-from fleet_device.errors import SessionRefused
 from fleet_device.gateway import Gateway
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
@@ -36,7 +35,7 @@ from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Grammar, Mode, SamplingPolicy
-from schemas.reasons import EndReason, RefusalCode
+from schemas.reasons import EndReason
 from tests.support.brokers import StartBroker
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.whole import FLEET, Whole
@@ -144,25 +143,6 @@ def test_regular_expressions_and_lark_are_kept_to(agents: Any) -> None:
     assert 1 <= text.count(",") <= 2
 
 
-def test_a_grammar_that_cannot_be_used_ends_in_one_sentence_and_the_device_writes_on(agents: Any) -> None:
-    agent = agents(FixedPacing(4))
-    with pytest.raises(SessionRefused, match="uniqueItems") as refused:
-        write(agent, Grammar.json_schema({"type": "array", "uniqueItems": True}))
-    assert refused.value.code is RefusalCode.GRAMMAR
-    assert write(agent, Grammar.regex("a{3}")).text == "aaa"
-
-
-def test_what_the_edge_cannot_use_it_refuses_too_whatever_the_device_thinks_of_it(
-    agents: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    agent = agents(FixedPacing(4))
-    monkeypatch.setattr(Agent, "_constraint", lambda _self, _policy: None)
-    with pytest.raises(SessionRefused, match="cannot be used") as refused:
-        write(agent, Grammar.regex("("))
-    assert refused.value.code is RefusalCode.GRAMMAR
-    assert write(agent, Grammar.regex("b{3}c?")).text in ("bbb", "bbbc")  # rejected drafts, and edge-only tokens
-
-
 @pytest.fixture
 def client(file: GgufModel, start_mosquitto: StartBroker, tmp_path: Path) -> Iterator[openai.OpenAI]:
     broker = start_mosquitto(Broker(fleet=FLEET))
@@ -219,15 +199,6 @@ def test_openais_client_is_called_back(client: openai.OpenAI) -> None:
         final = stream.get_final_completion()
     (streamed,) = final.choices[0].message.tool_calls or ()
     jsonschema.validate(json.loads(streamed.function.arguments), weather["function"]["parameters"])
-
-
-def test_openais_client_is_told_what_cannot_be(client: openai.OpenAI) -> None:
-    format_: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {"type": "string"}}}}
-    with pytest.raises(openai.BadRequestError, match="grammar") as caught:
-        client.chat.completions.create(**ASKED, response_format=format_)
-    assert caught.value.code == "grammar"
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        client.chat.completions.create(**ASKED, tool_choice="required")
 
 
 class Reading(BaseModel):

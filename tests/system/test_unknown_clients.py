@@ -50,20 +50,6 @@ def test_a_device_of_another_fleet_says_that_it_may_not_speak(mosquitto: Mosquit
         until(lambda: (missing := service.absence()) is not None and missing.code == LinkFault.NOT_AUTHORIZED)
 
 
-def test_two_clients_of_one_name_are_told(mosquitto: MosquittoProcess) -> None:
-    settings = BrokerSettings(port=mosquitto.port).link(FLEET, "twice", will=None)
-    first, second = PahoLink(settings), PahoLink(settings)
-    failures: list[ConnectFailed | None] = []
-    first.on_connection(lambda up: None if up else failures.append(first.failure))
-    first.start(timeout_s=PATIENCE_S)
-    second.start(timeout_s=PATIENCE_S)
-    until(lambda: bool(failures))
-    first.stop()
-    second.stop()
-    assert failures[0] is not None
-    assert failures[0].fault is LinkFault.NAME_TAKEN
-
-
 def test_equal_names_in_two_fleets_at_one_broker_do_not_meet(mosquitto: MosquittoProcess) -> None:
     place = BrokerSettings(port=mosquitto.port)
     links = [PahoLink(place.link(fleet, "gateway", will=None)) for fleet in (FLEET, OTHER)]

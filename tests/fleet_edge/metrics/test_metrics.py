@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fleet_common.mqtt.link import Message
-from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_edge.metrics.catalogue import CATALOGUE, PAGE, with_table
 from fleet_edge.observer import EdgeObserver
 from schemas.topics import Topic, build
@@ -55,12 +55,17 @@ def of(samples: Samples, name: str, **labels: str) -> float:
 
 def test_what_a_text_came_to_is_what_the_log_says(site: Site) -> None:
     with site.edge(**LISTEN) as edge, site.device(stream=False) as device:
-        before = scrape(edge)
-        done = device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
+        before, during = scrape(edge), list[Samples]()
+        done = device.agent.generate(
+            GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH),
+            RequestContext(on_tokens=lambda _tokens: during.append(scrape(edge))),
+        )
         until(lambda: site.rows("SELECT reason FROM sessions") == [{"reason": "length"}])
         after = scrape(edge)
     (row,) = site.rows("SELECT * FROM segments")
     assert of(before, "num_requests_running") == 0
+    assert max(of(each, "num_requests_running") for each in during) == 1
+    assert 0.0 < max(of(each, "kv_cache_usage_ratio") for each in during) <= 1.0
     assert of(after, "spec_decode_num_accepted_tokens_total") == row["accepted"] == done.counters.accepted > 0
     assert of(after, "spec_decode_num_tested_tokens_total") == row["tested"]
     drafts = of(after, "spec_decode_num_drafts_total")
