@@ -1,8 +1,8 @@
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import httpx
 import pytest
@@ -182,24 +182,36 @@ def test_a_text_cancelled_before_any_edge_answered_leaves_no_session_open() -> N
     assert len(fleet.edge.sessions) == 0
 
 
-def gateway(fleet: MemoryFleet, **given: Any) -> Gateway:
-    return Gateway(memory_service(fleet, drain_s=30.0, **given))
+@contextmanager
+def gateway(fleet: MemoryFleet, drafter: TalkingDrafter | None = None) -> Iterator[Gateway]:
+    """Serve with an edge that is there and verifies nothing; afterwards the gateway has been stopped."""
+    announce_edge(fleet)
+    with fleet.broker.running():
+        served = Gateway(memory_service(fleet, drafter, drain_s=30.0))
+        served.start()
+        served.serve(listen(0))
+        until(lambda: served.absence() is None)
+        yield served
+        served.stop()
+
+
+def begin(served: Gateway) -> list[object]:
+    """Begin a text, and return what is heard of it."""
+    events: list[object] = []
+    served.submit(lambda _codec: REQUEST, events.append)
+    until(lambda: bool(served.health()["sessions"]["writing"]))
+    return events
 
 
 def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
     fleet = MemoryFleet()
     fleet.broker.up = False
-    served = gateway(fleet)
+    served = Gateway(memory_service(fleet, drain_s=30.0))
     served.start()
-    failed = threading.Event()
     failures: list[object] = []
-
-    def listen(event: object) -> None:
-        failures.append(event)
-        failed.set()
-
-    served.submit(lambda _codec: replace(REQUEST, outages=Outages(policy=OfflinePolicy.FAIL, after_s=0.0)), listen)
-    assert failed.wait(10.0)
+    outages = Outages(policy=OfflinePolicy.FAIL, after_s=0.0)
+    served.submit(lambda _codec: replace(REQUEST, outages=outages), failures.append)
+    until(lambda: bool(failures))
     assert isinstance(getattr(failures[0], "error", None), EdgeUnavailable)
     assert served.health()["status"] == "waiting"
     served.ask(Asked.STOP)
@@ -210,22 +222,16 @@ def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
 def test_a_gateway_that_goes_on_alone_says_so_while_nobody_answers() -> None:
     fleet = MemoryFleet()
     fleet.broker.up = False
-    served = gateway(fleet, offline="local")
+    served = Gateway(memory_service(fleet, offline="local"))
     assert (served.health()["status"], bool(served.health()["reason"])) == ("local", True)
     served.stop()
 
 
 def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
     fleet = MemoryFleet()
-    announce_edge(fleet)
-    with fleet.broker.running():
-        served = gateway(fleet)
-        served.start()
-        until(lambda: served.absence() is None)
+    with gateway(fleet) as served:
         assert served.health()["status"] == "ok"
-        events: list[object] = []
-        served.submit(lambda _codec: REQUEST, events.append)
-        until(lambda: bool(served.health()["sessions"]["writing"]))
+        events = begin(served)
         served.ask(Asked.DRAIN)
         left: list[int] = []
         running = threading.Thread(target=served.run, kwargs={"on_drain": left.append})
@@ -236,7 +242,6 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
         with edge_at_work(fleet):
             running.join(10.0)
         assert not running.is_alive()
-        served.stop()
     assert type(events[-1]).__name__ == "GeneratedText"
     assert left == [1]
     assert presence(fleet) is Presence.OFFLINE
@@ -244,16 +249,9 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
 
 @pytest.mark.parametrize("asked", [(Asked.DRAIN, Asked.DRAIN), (Asked.DRAIN, Asked.STOP), (Asked.STOP,)])
 def test_a_gateway_asked_twice_ends_at_once_and_tells_of_its_end_once(asked: Sequence[Asked]) -> None:
-    fleet = MemoryFleet()
-    announce_edge(fleet)
-    told: list[str] = []
-    with fleet.broker.running():
-        served = gateway(fleet)
-        served.start()
-        until(lambda: served.absence() is None)
-        events: list[object] = []
-        served.submit(lambda _codec: REQUEST, events.append)  # nobody verifies it: it would take for ever
-        until(lambda: bool(served.health()["sessions"]["writing"]))
+    fleet, told = MemoryFleet(), list[str]()
+    with gateway(fleet) as served:
+        events = begin(served)
         running = threading.Thread(target=served.run, kwargs={"on_end": lambda: told.append("end")})
         running.start()
         for each in asked:
@@ -262,7 +260,6 @@ def test_a_gateway_asked_twice_ends_at_once_and_tells_of_its_end_once(asked: Seq
             until(lambda: told == ["end"])
         running.join(10.0)
         assert not running.is_alive()
-        served.stop()
     assert told == ["end"]
     assert isinstance(getattr(events[-1], "error", None), TextCancelled)
     fleet.settle()
@@ -271,15 +268,8 @@ def test_a_gateway_asked_twice_ends_at_once_and_tells_of_its_end_once(asked: Seq
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_gateway_that_is_stopped_answers_its_clients_before_it_goes(stream: bool) -> None:
-    fleet = MemoryFleet()
-    announce_edge(fleet)
     answers: list[httpx.Response] = []
-    with fleet.broker.running():
-        served = gateway(fleet)
-        served.start()
-        served.serve(listen(0))
-        until(lambda: served.absence() is None)
-        assert served.address is not None
+    with gateway(MemoryFleet()) as served:
         url, body = f"{served.address}/v1/completions", {"prompt": "t1", "stream": stream}
         # No edge verifies it, so it never ends; the others wait in the queue.
         clients = [
@@ -302,7 +292,6 @@ WAITING = {"writing": 1, "at_once": 1, "waiting": 2, "ended": 0, "tokens": 0}
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_draft_model_that_dies_is_told_to_its_application(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet, drafter = MemoryFleet(), TalkingDrafter()
-    announce_edge(fleet)
     drawn = iter(range(3))
 
     def dies(policy: SamplingPolicy) -> object:
@@ -311,14 +300,9 @@ def test_a_draft_model_that_dies_is_told_to_its_application(stream: bool, monkey
         return TalkingDrafter.next(drafter, policy)
 
     monkeypatch.setattr(drafter, "next", dies)
-    with fleet.broker.running(), edge_at_work(fleet):
-        served = Gateway(memory_service(fleet, drafter))
-        served.start()
-        served.serve(listen(0))
-        until(lambda: served.absence() is None)
+    with gateway(fleet, drafter) as served, edge_at_work(fleet):
         body = {"prompt": "t1", "max_tokens": 40, "stream": stream}
         answer = httpx.post(f"{served.address}/v1/completions", json=body, timeout=20.0)
-        served.stop()
     told = answer.text.rstrip().rpartition("\n\n")[2].removeprefix("data: ")
     assert json.loads(told)["error"]["message"] == "The draft model has crashed."
 
@@ -331,10 +315,6 @@ def test_a_gateway_whose_port_is_taken_says_so_and_can_still_be_stopped() -> Non
             served.start()
         served.stop()
     assert drafter.closed == 1
-
-
-def test_the_settings_hide_the_token() -> None:
-    assert "sesame" not in repr(settings(api_token="sesame"))
 
 
 def test_free_memory_is_given_back_with_the_connection_and_after_texts_but_not_after_each(

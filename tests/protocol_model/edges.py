@@ -12,10 +12,10 @@ from fleet_edge.service import migrate_sessions
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.fences import Fences
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from schemas.control import EdgeState, Presence, encode_json
+from schemas.control import Presence, encode_json
 from schemas.topics import Topic, build
 from tests.protocol_model.network import SteeredBroker, TappedLink
-from tests.support.memory_fleet import END, FLEET, START, TARGET, Clock, Sink
+from tests.support.memory_fleet import END, FLEET, TARGET, Clock, Sink, edge_state
 
 STEPS = 200  # of one edge in a row; more are a loop
 
@@ -140,10 +140,7 @@ class ModelEdge:
         return build(Topic.EDGE_STATE, fleet=FLEET, edge=self.name)
 
     def _state(self, presence: Presence) -> bytes:
-        state = EdgeState(
-            presence=presence, software="0", edge=self.name, target="toy", vocabulary="6 tokens", since=START
-        )
-        return encode_json(state)
+        return encode_json(edge_state(presence, edge=self.name))
 
     def _announce(self) -> None:
         self._publish(Presence.DRAINING if self.draining else Presence.ONLINE)

@@ -555,10 +555,9 @@ def _close(session: bytes, edge: str | None) -> Close:
     return Close(session=session, handle=0, edge=edge, reason=ended, tokens=0, digest=0, **counted, **times)
 
 
+@dataclass(slots=True)
 class WallClock(Clock):
-    def __init__(self) -> None:
-        super().__init__()
-        self.off_s = 0.0
+    off_s: float = 0.0
 
     def now(self) -> datetime:
-        return super().now() + timedelta(seconds=self.off_s)
+        return Clock.now(self) + timedelta(seconds=self.off_s)

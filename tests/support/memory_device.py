@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from fleet_device.drafters.contract import TextCodec
@@ -16,16 +15,15 @@ from fleet_device.service import DeviceService
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
 from fleet_device.settings import DeviceSettings, Outages
-from schemas.control import EdgeState, Presence, encode_json
+from schemas.control import Presence, encode_json
 from schemas.policy import Grammar
 from schemas.reasons import EndReason, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.device_status import device_status
-from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, MemoryFleet
+from tests.support.memory_fleet import DRAFT, END, FLEET, START, MemoryFleet, edge_state
 from tests.support.memory_link import MemoryLink
 
 SESSION = bytes(range(8))
-STARTED = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 class TalkingCodec(WordCodec):
@@ -49,17 +47,11 @@ class TalkingDrafter(ScriptedDrafter):
         self.closed += 1
 
 
-def edge_state(presence: Presence = Presence.ONLINE, software: str = "9.9") -> EdgeState:
-    return EdgeState(
-        presence=presence, software=software, edge=EDGE, target="toy-target", vocabulary="6 tokens", since=STARTED
-    )
-
-
-def announce_edge(fleet: MemoryFleet, presence: Presence = Presence.ONLINE, software: str = "9.9") -> None:
-    link = MemoryLink(fleet.broker, f"{EDGE}-announcer")
+def announce_edge(fleet: MemoryFleet, presence: Presence = Presence.ONLINE, **given: object) -> None:
+    link = MemoryLink(fleet.broker, "announcer")
     link.start(timeout_s=1.0)
-    state = encode_json(edge_state(presence, software))
-    link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), state, retain=True)
+    state = edge_state(presence, **given)
+    link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=state.edge), encode_json(state), retain=True)
     link.stop()
 
 
@@ -178,7 +170,7 @@ class ScriptedBackend:
         self.drafter = drafter
         self.missing: str | None = None
         self.unusable = False  # whatever grammar is asked for
-        self.since = STARTED
+        self.since = START
         self.cancelled: list[Ticket] = []
         self.queue = RequestQueue(self._write, waiting=waiting)
         self.queue.start()

@@ -32,10 +32,12 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
+from schemas.control import EdgeState, Presence
 from schemas.messages import Closed, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
+from schemas.vocabulary import Vocabulary
 from tests.support.markov import MarkovScript
 from tests.support.memory_broker import Faults, MemoryBroker
 from tests.support.memory_link import MemoryLink
@@ -51,15 +53,21 @@ R = TypeVar("R")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+@dataclass(slots=True)
 class Clock:
-    def __init__(self) -> None:
-        self.seconds = 100.0
+    seconds: float = 100.0
 
     def __call__(self) -> float:
         return self.seconds
 
     def now(self) -> datetime:
         return START + timedelta(seconds=self.seconds)
+
+
+def edge_state(presence: Presence = Presence.ONLINE, **given: object) -> EdgeState:
+    vocabulary = str(Vocabulary.of(DRAFT.words))
+    fields = {"software": "9.9", "edge": EDGE, "target": "toy-target", "vocabulary": vocabulary, "since": START}
+    return EdgeState.model_validate({"presence": presence, **fields, **given})
 
 
 class Sink(list[Record]):

@@ -9,15 +9,15 @@ from fleet_device.client.messaging import Event, Inbox
 from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_device.requests.generate import GenerateRequest, Generation
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
-from schemas.control import EdgeState, Presence, encode_json
+from schemas.control import Presence, encode_json
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
-from schemas.reasons import EndReason
+from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build, wildcard
 from tests.support.memory_broker import MemoryBroker
-from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, START, Clock, MemoryFleet
+from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, Clock, MemoryFleet, edge_state
 from tests.support.memory_link import MemoryLink
 
 Answer = Verdict | Opened | Refused | Fault | Closed | Presence
@@ -48,10 +48,35 @@ def opened(message: Open, **fields: object) -> Opened:
     return Opened.model_validate(sound | fields)
 
 
-def closed(message: Open, **fields: object) -> Closed:
+def closed(message: Open | Close, **fields: object) -> Closed:
     zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
-    sound = {"session": message.session, "attempt": message.attempt, "reason": EndReason.LOST}
+    sound = {"session": message.session, "attempt": getattr(message, "attempt", None), "reason": EndReason.LOST}
     return Closed.model_validate(zeros | sound | fields)
+
+
+def accepted(draft: Draft, **fields: object) -> Verdict:
+    """Return the verdict that accepts a draft whole, with a token behind it unless the device has drafted on."""
+    sound = {"handle": draft.handle, "round": draft.round, "accepted": len(draft.tokens)}
+    return Verdict.model_validate(sound | {"next": None if draft.more else 1} | fields)
+
+
+def refusal(
+    message: Open, code: RefusalCode = RefusalCode.FENCED, retry_s: float | None = None, sentence: str = "Not now."
+) -> Refused:
+    return Refused(session=message.session, code=code, sentence=sentence, retry_s=retry_s)
+
+
+def fault(
+    draft: Draft | None,
+    action: Action = Action.WAIT,
+    retry_s: float | None = None,
+    *,
+    code: FaultCode = FaultCode.QUOTA,
+    sentence: str = "Over it.",
+) -> Fault:
+    """Return a fault of a draft, or without one of the device's whole conduct."""
+    handle, number = (draft.handle, draft.round) if draft else (None, None)
+    return Fault(handle=handle, round=number, code=code, action=action, sentence=sentence, retry_s=retry_s)
 
 
 class ScriptedEdge:
@@ -91,8 +116,8 @@ class ScriptedEdge:
         self._link.unsubscribe(self._opens)
 
     def say(self, presence: Presence) -> None:
-        state = EdgeState(presence=presence, software="1", edge=self.name, target="toy", vocabulary="6", since=START)
-        self._link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=self.name), encode_json(state), retain=True)
+        state = encode_json(edge_state(presence, edge=self.name))
+        self._link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=self.name), state, retain=True)
 
     def send(self, answers: Answers) -> None:
         for answer in answers:
@@ -118,8 +143,7 @@ class ScriptedEdge:
     def _close(self, message: Message) -> None:
         self.closes.append(decode_close(message.payload))
         last = self.closes[-1]
-        zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
-        self.send([Closed.model_validate(zeros | {"session": last.session, "reason": last.reason})])
+        self.send([closed(last, reason=last.reason)])
 
 
 @dataclass(slots=True)
@@ -178,10 +202,20 @@ class LoneDevice:
         self.agent.attach()
         self.link.start(timeout_s=1.0)
 
-    def generate(self, *, mode: Mode = Mode.RESIDUAL, most: int = 8, seed: int = 6) -> Generation:
+    def generate(
+        self,
+        *,
+        mode: Mode = Mode.RESIDUAL,
+        most: int = 8,
+        seed: int = 6,
+        prompt: tuple[int, ...] = (1, 2),
+        context: RequestContext | None = None,
+        logprobs: int | None = None,
+    ) -> Generation:
         self.broker.pump()
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
-        return self.agent.generate(GenerateRequest((1, 2), policy=policy, max_new_tokens=most))
+        request = GenerateRequest(prompt, policy=policy, max_new_tokens=most, logprobs=logprobs)
+        return self.agent.generate(request, context or RequestContext())
 
     def _step(self) -> bool:
         if self.broker.step():

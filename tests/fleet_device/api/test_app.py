@@ -19,7 +19,8 @@ from schemas.names import VERSION
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error, exchange
-from tests.support.memory_device import SESSION, STARTED, ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.support.memory_device import SESSION, ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.support.memory_fleet import START
 from tests.support.waiting import until
 
 Make = Callable[..., tuple[Starlette, ScriptedBackend]]
@@ -323,7 +324,7 @@ def test_a_client_that_goes_before_its_body_has_come_is_no_fault_of_the_api(make
 
 def test_models_are_those_of_the_edges_that_are_there(make: Make) -> None:
     app, backend = make()
-    model = {"id": "toy-target", "object": "model", "created": int(STARTED.timestamp()), "owned_by": "fleet"}
+    model = {"id": "toy-target", "object": "model", "created": int(START.timestamp()), "owned_by": "fleet"}
     assert ask(app, "GET", "/v1/models").json() == {"object": "list", "data": [model]}
     assert ask(app, "GET", "/v1/models/toy-target").json() == model
     assert error(ask(app, "GET", "/v1/models/other"))["code"] == "model_not_found"

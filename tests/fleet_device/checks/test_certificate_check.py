@@ -9,7 +9,7 @@ from fleet_common.mqtt.tls import certificate_end
 from fleet_device.checks.doctor import Moment, check_certificate, check_clock, moments_of
 from fleet_device.checks.edge_check import NotApplicable
 from fleet_device.errors import ConfigurationError
-from schemas.control import EdgeState, Presence
+from tests.support.memory_fleet import edge_state
 from tests.support.tls_fleet import enrol, new_authority
 
 
@@ -58,8 +58,7 @@ def test_without_tls_or_without_a_certificate_there_is_nothing_to_check(broker: 
 
 def test_a_clock_is_held_against_the_latest_thing_that_has_happened(broker: BrokerSettings) -> None:
     since = datetime(2026, 1, 2, tzinfo=UTC)
-    edge = EdgeState(presence=Presence.ONLINE, software="1", edge="edge-1", target="toy", vocabulary="6", since=since)
-    moments = moments_of(broker, [edge])
+    moments = moments_of(broker, [edge_state(since=since)])
     assert [each.what for each in moments] == [
         "the certificate ca.pem became valid", "the certificate device-1.pem became valid", "edge edge-1 connected"
     ]  # fmt: skip

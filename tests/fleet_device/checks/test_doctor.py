@@ -11,21 +11,14 @@ from fleet_device.checks.doctor import CHECKS, Diagnosis, Doctor, RunningDevice,
 from fleet_device.checks.edge_check import Check
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import ConfigurationError
-from schemas.control import EdgeState, Presence, encode_json
-from schemas.topics import Topic, build
+from schemas.control import Presence
 from schemas.vocabulary import Vocabulary
-from tests.support.memory_device import STARTED, TalkingDrafter, at_work, settings
-from tests.support.memory_fleet import DRAFT, EDGE, FLEET, MemoryFleet
+from tests.support.memory_device import TalkingDrafter, announce_edge, settings
+from tests.support.memory_fleet import DRAFT, FLEET, MemoryFleet
 from tests.support.memory_link import MemoryLink
 from tests.support.tls_fleet import enrol, new_authority
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_device.checks.doctor._WAIT_S", 0.2)
-    monkeypatch.setattr("fleet_device.checks.doctor._STATES_S", 0.2)
 
 
 @pytest.fixture
@@ -33,27 +26,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "draft.gguf"
     path.write_bytes(b"GGUF" + bytes(3_000_000 - 4))
     return path
-
-
-def announce(
-    fleet: MemoryFleet,
-    *,
-    presence: Presence = Presence.ONLINE,
-    since: datetime = STARTED,
-    vocabulary: str | None = None,
-) -> None:
-    link = MemoryLink(fleet.broker, "announcer")
-    link.start(timeout_s=1.0)
-    state = EdgeState(
-        presence=presence,
-        software="9.9",
-        edge=EDGE,
-        target="toy-target",
-        vocabulary=vocabulary or str(Vocabulary.of(list(DRAFT.words))),
-        since=since,
-    )
-    link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), encode_json(state), retain=True)
-    link.stop()
 
 
 def doctor(fleet: MemoryFleet, model: Path, drafter: TalkingDrafter | None = None, **given: object) -> Doctor:
@@ -76,13 +48,14 @@ def sentence(diagnosis: Diagnosis, name: str) -> str:
     return next(check.sentence for check in diagnosis.checks if check.name == name)
 
 
-def test_of_a_device_that_is_fit_every_check_says_what_it_found_and_nothing_is_left_at_the_broker(model: Path) -> None:
-    fleet, drafter, seen = MemoryFleet(), TalkingDrafter(), list[Check]()
-    announce(fleet)
-    with at_work(fleet):
-        patient = doctor(fleet, model, drafter)
-        patient.on_check = seen.append
-        diagnosis = patient.run()
+def test_of_a_device_that_is_fit_every_check_says_what_it_found_and_nothing_is_left_at_the_broker(
+    fleet: MemoryFleet, model: Path
+) -> None:
+    drafter, seen = TalkingDrafter(), list[Check]()
+    announce_edge(fleet)
+    patient = doctor(fleet, model, drafter)
+    patient.on_check = seen.append
+    diagnosis = patient.run()
     assert status(diagnosis) == {"certificate": "skipped"}
     assert diagnosis.ok
     assert tuple(seen) == diagnosis.checks
@@ -91,7 +64,7 @@ def test_of_a_device_that_is_fit_every_check_says_what_it_found_and_nothing_is_l
     assert "drafts a token in" in sentence(diagnosis, "model")
     assert "Connected to 127.0.0.1:1883 as device-1 in" in sentence(diagnosis, "broker")
     assert "TLS is off" in sentence(diagnosis, "certificate")
-    assert sentence(diagnosis, "clock").endswith("edge edge-1 connected 150 days ago.")
+    assert sentence(diagnosis, "clock").endswith("edge edge-1 connected 151 days ago.")
     assert "edge-1 has generated a first token after" in sentence(diagnosis, "edge")
     assert sentence(diagnosis, "vocabulary") == f"{Vocabulary.of(list(DRAFT.words))}, at edge-1 too."
     assert fleet.broker.retained(f"dssd/v1/{FLEET}/device-1/state") is None
@@ -100,13 +73,12 @@ def test_of_a_device_that_is_fit_every_check_says_what_it_found_and_nothing_is_l
     assert (body["ok"], body["device"], body["checks"][4]["status"]) == (True, "device-1", "skipped")
 
 
-def test_a_model_that_does_not_fit_into_memory_is_not_loaded(model: Path) -> None:
-    fleet, drafter = MemoryFleet(), TalkingDrafter()
-    announce(fleet)
+def test_a_model_that_does_not_fit_into_memory_is_not_loaded(fleet: MemoryFleet, model: Path) -> None:
+    drafter = TalkingDrafter()
+    announce_edge(fleet)
     patient = doctor(fleet, model, drafter)
     patient.available = lambda: 50_000_000
-    with at_work(fleet):
-        diagnosis = patient.run()
+    diagnosis = patient.run()
     assert status(diagnosis) == {
         "memory": "failed", "model": "skipped", "certificate": "skipped", "vocabulary": "skipped"
     }  # fmt: skip
@@ -116,32 +88,29 @@ def test_a_model_that_does_not_fit_into_memory_is_not_loaded(model: Path) -> Non
     assert not diagnosis.ok
 
 
-def test_more_threads_than_cores_are_found(model: Path) -> None:
-    fleet = MemoryFleet()
-    announce(fleet)
-    with at_work(fleet):
-        diagnosis = doctor(fleet, model, threads=1024).run()
+def test_more_threads_than_cores_are_found(fleet: MemoryFleet, model: Path) -> None:
+    announce_edge(fleet)
+    diagnosis = doctor(fleet, model, threads=1024).run()
     assert status(diagnosis) == {"threads": "failed", "certificate": "skipped"}
     assert "the setting 'threads' is 1024" in sentence(diagnosis, "threads").lower()
 
 
-def test_of_a_model_that_does_not_load_its_own_words_are_told_and_the_rest_is_checked(model: Path) -> None:
+def test_of_a_model_that_does_not_load_its_own_words_are_told_and_the_rest_is_checked(
+    fleet: MemoryFleet, model: Path
+) -> None:
     def fail(_settings: object) -> TalkingDrafter:
         raise DrafterError("It is not a GGUF file.")
 
-    fleet = MemoryFleet()
-    announce(fleet)
+    announce_edge(fleet)
     patient = doctor(fleet, model)
     patient.load = fail
-    with at_work(fleet):
-        diagnosis = patient.run()
+    diagnosis = patient.run()
     assert status(diagnosis) == {"model": "failed", "certificate": "skipped", "vocabulary": "skipped"}
     assert sentence(diagnosis, "model") == "It is not a GGUF file."
     assert sentence(diagnosis, "edge").startswith("Online: edge-1 with toy-target")
 
 
-def test_a_broker_that_is_away_keeps_edge_and_vocabulary_from_being_tried(model: Path) -> None:
-    fleet = MemoryFleet()
+def test_a_broker_that_is_away_keeps_edge_and_vocabulary_from_being_tried(fleet: MemoryFleet, model: Path) -> None:
     fleet.broker.up = False
     diagnosis = doctor(fleet, model).run()
     assert status(diagnosis) == {
@@ -152,40 +121,37 @@ def test_a_broker_that_is_away_keeps_edge_and_vocabulary_from_being_tried(model:
 
 
 @pytest.mark.parametrize(("presence", "words"), [(None, "none has been heard of"), (Presence.OFFLINE, "is offline")])
-def test_an_edge_that_is_away_is_told(presence: Presence | None, words: str, model: Path) -> None:
-    fleet = MemoryFleet()
+def test_an_edge_that_is_away_is_told(fleet: MemoryFleet, presence: Presence | None, words: str, model: Path) -> None:
     if presence is not None:
-        announce(fleet, presence=presence)
-    with at_work(fleet):
-        diagnosis = doctor(fleet, model).run()
+        announce_edge(fleet, presence)
+    diagnosis = doctor(fleet, model).run()
     assert status(diagnosis)["edge"] == "failed"
     assert status(diagnosis)["vocabulary"] == "skipped"
     assert words in sentence(diagnosis, "edge")
     assert "fleet edge run" in sentence(diagnosis, "edge")
 
 
-def test_a_clock_that_is_behind_what_has_happened_is_told_by_how_much(model: Path) -> None:
-    fleet = MemoryFleet()
-    announce(fleet, since=NOW + timedelta(hours=3))
-    with at_work(fleet):
-        diagnosis = doctor(fleet, model).run()
+def test_a_clock_that_is_behind_what_has_happened_is_told_by_how_much(fleet: MemoryFleet, model: Path) -> None:
+    announce_edge(fleet, since=NOW + timedelta(hours=3))
+    diagnosis = doctor(fleet, model).run()
     assert status(diagnosis) == {"certificate": "skipped", "clock": "failed"}
     assert "behind by 3 hours at least; set it" in sentence(diagnosis, "clock")
 
 
-def test_an_unlike_vocabulary_is_told_by_the_edge_s_state_and_if_that_lies_by_its_refusal(model: Path) -> None:
+def test_an_unlike_vocabulary_is_told_by_the_edge_s_state_and_if_that_lies_by_its_refusal(
+    fleet: MemoryFleet, model: Path
+) -> None:
     other = [f"other{token}" for token in range(6)]
-    for told in (None, str(Vocabulary.of(other))):
-        fleet = MemoryFleet()
-        announce(fleet, vocabulary=told)
-        with at_work(fleet):
-            diagnosis = doctor(fleet, model, TalkingDrafter(words=other)).run()
+    for told in (DRAFT.words, other):
+        announce_edge(fleet, vocabulary=str(Vocabulary.of(told)))
+        diagnosis = doctor(fleet, model, TalkingDrafter(words=other)).run()
         assert status(diagnosis) == {"certificate": "skipped", "vocabulary": "failed"}
         assert "use a draft model of the" in sentence(diagnosis, "vocabulary")
 
 
-def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alone(model: Path) -> None:
-    fleet = MemoryFleet()
+def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alone(
+    fleet: MemoryFleet, model: Path
+) -> None:
     patient = doctor(fleet, model)
     health = {
         "device": "device-1",
@@ -207,15 +173,15 @@ def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alon
     assert sentence(diagnosis, "broker") == "The broker is away."
 
 
-def test_the_place_of_another_whose_certificate_it_has_is_not_taken(model: Path, tmp_path: Path) -> None:
+def test_the_place_of_another_whose_certificate_it_has_is_not_taken(
+    fleet: MemoryFleet, model: Path, tmp_path: Path
+) -> None:
     files = enrol(new_authority(tmp_path / "ca"), "device-7", tmp_path / "files")
-    fleet = MemoryFleet()
-    announce(fleet)
+    announce_edge(fleet)
     broker = {"ca": files.ca, "certificate": files.certificate, "key": files.key}
-    with at_work(fleet):
-        patient = doctor(fleet, model, broker=broker)
-        patient.now = lambda: datetime.now(UTC)
-        diagnosis = patient.run()
+    patient = doctor(fleet, model, broker=broker)
+    patient.now = lambda: datetime.now(UTC)
+    diagnosis = patient.run()
     assert status(diagnosis) == {
         "broker": "failed", "certificate": "failed", "edge": "skipped", "vocabulary": "skipped"
     }  # fmt: skip

@@ -9,16 +9,11 @@ from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.checks.edge_check import CHECKS, Check, CheckedEdge, EdgeCheck, EdgeReport
 from schemas.control import Presence
 from schemas.names import VERSION
-from tests.support.memory_device import announce_edge, at_work
+from tests.support.memory_device import announce_edge
 from tests.support.memory_fleet import EDGE, FLEET, TARGET, MemoryFleet
 from tests.support.memory_link import MemoryLink
 
 PROBE = "probe-edge-1"
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_device.checks.edge_check._WAIT_S", 0.2)
 
 
 def check(
@@ -40,11 +35,10 @@ def replace_judgement(monkeypatch: pytest.MonkeyPatch, judged: Callable[..., Jud
     monkeypatch.setattr("fleet_edge.batching.judging.judge", judged)
 
 
-def test_an_edge_that_verifies_passes_and_is_left_as_it_was() -> None:
-    fleet, seen = MemoryFleet(), list[Check]()
+def test_an_edge_that_verifies_passes_and_is_left_as_it_was(fleet: MemoryFleet) -> None:
+    seen = list[Check]()
     announce_edge(fleet, software=VERSION)
-    with at_work(fleet):
-        report = check(fleet, on_check=seen.append)
+    report = check(fleet, on_check=seen.append)
     assert report.ok, report
     assert tuple(check.name for check in report.checks) == CHECKS
     assert tuple(seen) == report.checks
@@ -55,20 +49,18 @@ def test_an_edge_that_verifies_passes_and_is_left_as_it_was() -> None:
     assert set(body["checks"][0]) == {"name", "ok", "ms", "sentence", "status"}
 
 
-def test_an_edge_that_accepts_nonsense_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edge_that_accepts_nonsense_is_found(fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     def credulous(at: Callable[[int], Dist], tokens: tuple[int, ...], *rest: Any, **given: Any) -> Judgement:
         return judge(lambda row: point_mass(tokens[row]) if row < len(tokens) else at(row), tokens, *rest, **given)
 
     replace_judgement(monkeypatch, credulous)
-    fleet = MemoryFleet()
     announce_edge(fleet, software=VERSION)
-    with at_work(fleet):
-        report = check(fleet)
+    report = check(fleet)
     assert "nonsense" in sentences(report)["rejection"]
     assert "Not tried" in sentences(report)["acceptance"]
 
 
-def test_an_edge_that_rejects_what_it_said_itself_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edge_that_rejects_what_it_said_itself_is_found(fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = list[int]()
 
     def fickle(at: Callable[[int], Dist], tokens: tuple[int, ...], *rest: Any, **given: Any) -> Judgement:
@@ -78,10 +70,8 @@ def test_an_edge_that_rejects_what_it_said_itself_is_found(monkeypatch: pytest.M
         return judge(lambda row: Dist((at(row).ids + turned) % TARGET.size, at(row).probs), tokens, *rest, **given)
 
     replace_judgement(monkeypatch, fickle)
-    fleet = MemoryFleet()
     announce_edge(fleet, software=VERSION)
-    with at_work(fleet):
-        report = check(fleet)
+    report = check(fleet)
     assert list(sentences(report)) == ["acceptance"]
     assert "greedy" in sentences(report)["acceptance"]
 
@@ -96,32 +86,29 @@ def test_an_edge_that_rejects_what_it_said_itself_is_found(monkeypatch: pytest.M
     ],
 )
 def test_an_edge_that_is_not_there_or_not_the_one_that_is_meant(
-    presence: Presence | None, software: str, words: str
+    fleet: MemoryFleet, presence: Presence | None, software: str, words: str
 ) -> None:
-    fleet = MemoryFleet()
     if presence is not None:
-        announce_edge(fleet, presence, software)
-    with at_work(fleet):
-        report = check(fleet)
+        announce_edge(fleet, presence, software=software)
+    report = check(fleet)
     assert words in sentences(report)["edge"]
     assert "Not tried" in sentences(report)["rejection"]
 
 
-def test_without_a_broker_the_rest_is_not_tried() -> None:
-    fleet = MemoryFleet()
+def test_without_a_broker_the_rest_is_not_tried(fleet: MemoryFleet) -> None:
     fleet.broker.up = False
     report = check(fleet)
     assert list(sentences(report)) == list(CHECKS)
     assert sentences(report)["edge"] == "Not tried, since broker failed."
 
 
-def test_sessions_that_another_edge_took_prove_nothing_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet = MemoryFleet()
+def test_sessions_that_another_edge_took_prove_nothing_of_this_one(
+    fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     announce_edge(fleet, software=VERSION)
     monkeypatch.setattr("fleet_device.checks.edge_check.EdgePresences.wait_online", lambda *_, **__: True)
     monkeypatch.setattr(
         "fleet_device.checks.edge_check.EdgeCheck._edge", lambda self: f"{self.question.edge} is taken on trust."
     )
-    with at_work(fleet):
-        report = check(fleet, edge="edge-2")
+    report = check(fleet, edge="edge-2")
     assert "took" in sentences(report)["rejection"]

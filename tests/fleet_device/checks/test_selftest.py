@@ -5,17 +5,12 @@ from fleet_device.checks.edge_check import Check
 from fleet_device.checks.selftest import SelfTest
 from fleet_device.drafters.contract import DrafterError
 from schemas.control import DeviceState, Presence, decode_json
-from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
+from tests.support.memory_device import TalkingDrafter, announce_edge, settings
 from tests.support.memory_fleet import FLEET, MemoryFleet
 from tests.support.memory_link import MemoryLink
 
 STATE = f"dssd/v1/{FLEET}/device-1/state"
 NAMES = ["configuration", "model", "broker", "edge", "generation"]
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_device.checks.selftest._WAIT_S", 0.2)
 
 
 def selftest(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: object) -> SelfTest:
@@ -30,14 +25,13 @@ def failed(checks: tuple[Check, ...]) -> list[str]:
     return [check.name for check in checks if not check.ok]
 
 
-def test_a_device_that_is_fit_passes_every_check_and_leaves_nothing_behind() -> None:
-    fleet, drafter = MemoryFleet(), TalkingDrafter()
+def test_a_device_that_is_fit_passes_every_check_and_leaves_nothing_behind(fleet: MemoryFleet) -> None:
+    drafter = TalkingDrafter()
     announce_edge(fleet)
     seen: list[Check] = []
-    with at_work(fleet):
-        test = selftest(fleet, drafter)
-        test.on_check = seen.append
-        report = test.run()
+    test = selftest(fleet, drafter)
+    test.on_check = seen.append
+    report = test.run()
     assert [check.name for check in report.checks] == NAMES
     assert report.ok, report.checks
     assert tuple(seen) == report.checks
@@ -54,11 +48,10 @@ def test_a_device_that_is_fit_passes_every_check_and_leaves_nothing_behind() -> 
     assert drafter.closed
 
 
-def test_a_model_that_does_not_load_is_told_in_its_own_words() -> None:
+def test_a_model_that_does_not_load_is_told_in_its_own_words(fleet: MemoryFleet) -> None:
     def fail(_settings: object) -> TalkingDrafter:
         raise DrafterError("It is not a GGUF file.")
 
-    fleet = MemoryFleet()
     test = selftest(fleet)
     test.load = fail
     report = test.run()
@@ -68,8 +61,8 @@ def test_a_model_that_does_not_load_is_told_in_its_own_words() -> None:
     assert not report.ok
 
 
-def test_without_a_broker_the_rest_is_not_tried() -> None:
-    fleet, drafter = MemoryFleet(), TalkingDrafter()
+def test_without_a_broker_the_rest_is_not_tried(fleet: MemoryFleet) -> None:
+    drafter = TalkingDrafter()
     fleet.broker.up = False
     report = selftest(fleet, drafter).run()
     assert failed(report.checks) == NAMES[2:]
@@ -79,27 +72,24 @@ def test_without_a_broker_the_rest_is_not_tried() -> None:
 
 
 @pytest.mark.parametrize(("presence", "words"), [(None, "none has been heard of"), (Presence.DRAINING, "is draining")])
-def test_without_an_edge_that_takes_sessions_nothing_is_written(presence: Presence | None, words: str) -> None:
-    fleet = MemoryFleet()
+def test_without_an_edge_that_takes_sessions_nothing_is_written(
+    fleet: MemoryFleet, presence: Presence | None, words: str
+) -> None:
     if presence is not None:
         announce_edge(fleet, presence)
-    with at_work(fleet):
-        report = selftest(fleet).run()
+    report = selftest(fleet).run()
     assert failed(report.checks) == NAMES[3:]
     assert words in report.checks[3].sentence
 
 
-def test_an_edge_that_refuses_fails_the_generation() -> None:
-    fleet = MemoryFleet()
+def test_an_edge_that_refuses_fails_the_generation(fleet: MemoryFleet) -> None:
     announce_edge(fleet)
-    with at_work(fleet):
-        report = selftest(fleet, TalkingDrafter(words=[f"other{token}" for token in range(6)])).run()
+    report = selftest(fleet, TalkingDrafter(words=[f"other{token}" for token in range(6)])).run()
     assert failed(report.checks) == ["generation"]
     assert "vocabulary" in report.checks[4].sentence
 
 
-def test_a_device_that_runs_already_is_not_thrown_off_the_broker() -> None:
-    fleet = MemoryFleet()
+def test_a_device_that_runs_already_is_not_thrown_off_the_broker(fleet: MemoryFleet) -> None:
     with listen(0) as taken:
         report = selftest(fleet, api_port=taken.getsockname()[1]).run()
     assert failed(report.checks) == ["configuration", "broker", "edge", "generation"]

@@ -26,18 +26,18 @@ from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
 from fleet_edge.store.records import CloseReported, EventLogged, Record, SessionClosed, SessionOpened
 from schemas.codec import encode_reply
-from schemas.control import EdgeState, Presence, encode_json
+from schemas.control import EdgeState, Presence
 from schemas.messages import Closed, Fault
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.memory_broker import Faults
+from tests.support.memory_device import announce_edge
 from tests.support.memory_fleet import (
     DRAFT,
     EDGE,
     END,
     FLEET,
-    START,
     TARGET,
     Device,
     MemoryFleet,
@@ -46,7 +46,7 @@ from tests.support.memory_fleet import (
     terms,
 )
 from tests.support.memory_link import MemoryLink
-from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
+from tests.support.newer_release import rewrite
 from tests.support.statistics import ALARM, p_value
 
 PROMPT = (1, 2)
@@ -122,16 +122,13 @@ class Scene:
         )
 
     def say(self, presence: Presence, *, edge: str = EDGE) -> None:
-        state = EdgeState(presence=presence, software="1", edge=edge, target="toy", vocabulary="6", since=START)
-        link = MemoryLink(self.fleet.broker, "edge-voice")
-        link.start(timeout_s=1.0)
-        link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=edge), encode_json(state), retain=True)
-        link.stop()
+        announce_edge(self.fleet, presence, edge=edge)
 
-    def tell(self, message: Fault | Closed) -> None:
+    def tell(self, message: Fault | Closed | bytes) -> None:
         link = MemoryLink(self.fleet.broker, "edge-voice")
         link.start(timeout_s=1.0)
-        link.publish(build(Topic.SESSION, fleet=FLEET, device="device-1"), encode_reply(message))
+        payload = message if isinstance(message, bytes) else encode_reply(message)
+        link.publish(build(Topic.SESSION, fleet=FLEET, device="device-1"), payload)
         link.stop()
 
     def when(self, number: int, act: Callable[[], None]) -> None:
@@ -548,24 +545,6 @@ def test_losses_of_every_kind_are_survived(seed: int) -> None:
 # An edge of the next minor release.
 
 
-@pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("speaks", [UP, DOWN, UP + DOWN], ids=["newer-device", "newer-edge", "both-newer"])
-def test_a_text_is_the_same_across_releases(mode: Mode, speaks: tuple[Topic, ...]) -> None:
-    texts = []
-    for newer in (NewerRelease(()), NewerRelease(speaks)):
-        scene = Scene(pacing=FixedPacing(2, ahead=True))
-        rewrite(scene.fleet.broker, newer)
-        scene.when(6, scene.fleet.restart_edge)
-        scene.say(Presence.ONLINE)
-        done = scene.generate(mode=mode)
-        assert (done.resumes, scene.inbox.malformed) == (1, 0)
-        assert done.closed is not None
-        texts.append(done.tokens)
-    assert texts[0] == texts[1]
-    assert newer.seen["open"] == newer.seen["resume"] == (Topic.OPEN in speaks)
-    assert newer.seen[Topic.EDGE_STATE.value] == (Topic.EDGE_STATE in speaks)
-
-
 def changed(scene: Scene, *, topic: Topic, kind: str | None = None, **fields: object) -> None:
     """Change fields of the edge's messages of one kind, also to values that we do not know."""
 
@@ -679,14 +658,7 @@ def test_in_coupled_mode_a_form_that_is_unknown_fails_the_session_too() -> None:
 
 def test_a_reply_of_an_unknown_kind_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
-
-    def notice() -> None:
-        link = MemoryLink(scene.fleet.broker, "edge-voice")
-        link.start(timeout_s=1.0)
-        link.publish(build(Topic.SESSION, fleet=FLEET, device="device-1"), cbor2.dumps({"kind": "notice", "load": 0.9}))
-        link.stop()
-
-    scene.when(3, notice)
+    scene.when(3, lambda: scene.tell(cbor2.dumps({"kind": "notice", "load": 0.9})))
     done = scene.generate()
     assert (done.tokens, done.resumes, scene.inbox.malformed) == (expected(), 0, 1)
     assert re.search("down/session is ignored", caplog.text)

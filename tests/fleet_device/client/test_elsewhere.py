@@ -4,26 +4,15 @@ import pytest
 
 from fleet_device.errors import DeviceError, SessionRefused
 from schemas.control import Presence
-from schemas.messages import Draft, Fault, Open, Refused, Verdict
-from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
-from tests.support.scripted_edge import PATIENCE, Answers, LoneDevice, ScriptedEdge, opened
+from schemas.messages import Open
+from schemas.reasons import Action, EndReason, RefusalCode
+from tests.support.scripted_edge import PATIENCE, Answers, LoneDevice, ScriptedEdge, accepted, fault, opened, refusal
 
 FOR_EVER = 1e9
 
 
-def accept(draft: Draft) -> Answers:
-    return [Verdict(handle=draft.handle, round=draft.round, accepted=len(draft.tokens), next=1)]
-
-
-def refuse(message: Open, code: RefusalCode = RefusalCode.FENCED, retry_s: float | None = FOR_EVER) -> Answers:
-    return [Refused(session=message.session, code=code, sentence="Not now.", retry_s=retry_s)]
-
-
-def fault(draft: Draft | None, action: Action, retry_s: float = FOR_EVER) -> Answers:
-    handle, number = (draft.handle, draft.round) if draft else (None, None)
-    return [
-        Fault(handle=handle, round=number, code=FaultCode.QUOTA, action=action, sentence="Not now.", retry_s=retry_s)
-    ]
+def refuse(message: Open, code: RefusalCode = RefusalCode.FENCED, retry_s: float = FOR_EVER) -> Answers:
+    return [refusal(message, code, retry_s)]
 
 
 def honest(device: LoneDevice, name: str = "edge-honest") -> ScriptedEdge:
@@ -32,7 +21,7 @@ def honest(device: LoneDevice, name: str = "edge-honest") -> ScriptedEdge:
         name=name,
         shared=True,
         on_open=lambda message: [opened(message, edge=name, handle=2)],
-        on_draft=lambda _message, draft: accept(draft),
+        on_draft=lambda _message, draft: [accepted(draft, next=1)],
     )
 
 
@@ -79,7 +68,7 @@ def test_a_text_that_an_edge_holds_up_goes_on_at_another(action: Action, named: 
     hostile(
         device,
         on_open=lambda message: [opened(message, edge="edge-hostile")],
-        on_draft=lambda _message, draft: fault(draft if named else None, action),
+        on_draft=lambda _message, draft: [fault(draft if named else None, action, FOR_EVER)],
     )
     honest(device)
     before = device.clock()
@@ -94,7 +83,7 @@ def test_an_edge_that_asks_for_short_waits_without_end_is_left() -> None:
     slow = hostile(
         device,
         on_open=lambda message: [opened(message, edge="edge-hostile")],
-        on_draft=lambda _message, draft: fault(draft, Action.WAIT, 1.0),
+        on_draft=lambda _message, draft: [fault(draft, retry_s=1.0)],
     )
     honest(device)
     before = device.clock()
@@ -167,7 +156,7 @@ def test_edges_that_hold_a_text_up_in_turn_end_it() -> None:
             name=name,
             shared=True,
             on_open=lambda message, name=name: [opened(message, edge=name)],  # type: ignore[misc]
-            on_draft=lambda _message, draft: fault(draft, Action.WAIT),
+            on_draft=lambda _message, draft: [fault(draft, retry_s=FOR_EVER)],
         )
     before = device.clock()
     with pytest.raises(DeviceError):

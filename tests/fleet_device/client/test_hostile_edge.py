@@ -10,11 +10,11 @@ from fleet_device.errors import DeviceError
 from fleet_device.pacing.contract import FixedPacing
 from schemas.control import Presence
 from schemas.downlink import Dense, Samples, Sparse
-from schemas.messages import Draft, Fault, Open, Refused, Verdict
+from schemas.messages import Draft, Open
 from schemas.policy import Mode
 from schemas.reasons import Action, FaultCode, Finish, RefusalCode
 from tests.support.memory_fleet import TARGET
-from tests.support.scripted_edge import Answers, LoneDevice, ScriptedEdge, closed, opened
+from tests.support.scripted_edge import Answers, LoneDevice, ScriptedEdge, accepted, closed, fault, opened, refusal
 
 MOST: Final = 8
 """Requested tokens."""
@@ -26,36 +26,23 @@ RARE = 1e-6
 """So unlikely that no sample passes."""
 
 
-def accept(draft: Draft, **fields: object) -> Verdict:
-    sound = {"handle": draft.handle, "round": draft.round, "accepted": len(draft.tokens)}
-    return Verdict.model_validate(sound | {"next": None if draft.more else 1} | fields)
-
-
-def fault(draft: Draft, code: FaultCode, action: Action, retry_s: float | None = None) -> Fault:
-    return Fault(
-        handle=draft.handle, round=draft.round, code=code, action=action, sentence="So it goes.", retry_s=retry_s
-    )
-
-
 def hopeless(_message: Open, draft: Draft) -> Answers:
     if not draft.tokens and draft.tried is None:
-        return [accept(draft)]
+        return [accepted(draft)]
     start = draft.tried or 0
-    return [accept(draft, accepted=0, next=Samples(start=start, ids=(draft.tokens or (1,))[:1], probs=(RARE,)))]
+    return [accepted(draft, accepted=0, next=Samples(start=start, ids=(draft.tokens or (1,))[:1], probs=(RARE,)))]
 
 
 def rejected_with(following: object) -> OnDraft:
-    return lambda _message, draft: [accept(draft, accepted=0, next=following)]
+    return lambda _message, draft: [accepted(draft, accepted=0, next=following)]
 
 
 def faulted(code: FaultCode, action: Action, retry_s: float | None = None) -> OnDraft:
-    return lambda _message, draft: [fault(draft, code, action, retry_s)]
+    return lambda _message, draft: [fault(draft, action, retry_s, code=code)]
 
 
-def refused(code: RefusalCode, retry_s: float | None = None) -> OnOpen:
-    return lambda message: [
-        Refused(session=message.session, code=code, sentence="Not now, thank you.", retry_s=retry_s)
-    ]
+def refusing(code: RefusalCode, retry_s: float | None = None) -> OnOpen:
+    return lambda message: [refusal(message, code, retry_s)]
 
 
 def one_token_and_again() -> OnDraft:
@@ -63,8 +50,8 @@ def one_token_and_again() -> OnDraft:
 
     def answer(_message: Open, draft: Draft) -> Answers:
         if next(turns):
-            return [fault(draft, FaultCode.DESYNC, Action.RESUME)]
-        return [accept(draft, accepted=0, next=_law()) if draft.tokens else accept(draft)]
+            return [fault(draft, Action.RESUME, code=FaultCode.DESYNC)]
+        return [accepted(draft, accepted=0, next=_law()) if draft.tokens else accepted(draft)]
 
     return answer
 
@@ -80,8 +67,8 @@ def flapping(message: Open) -> Answers:
 
 EDGES: Final[dict[str, tuple[OnOpen, OnDraft]]] = {
     "samples that never pass": (lambda m: [opened(m)], hopeless),
-    "a limit above the one asked for": (lambda m: [opened(m, max_new_tokens=1000)], lambda _m, d: [accept(d)]),
-    "a token behind the last": (lambda m: [opened(m)], lambda _m, d: [accept(d, next=1)]),
+    "a limit above the one asked for": (lambda m: [opened(m, max_new_tokens=1000)], lambda _m, d: [accepted(d)]),
+    "a token behind the last": (lambda m: [opened(m)], lambda _m, d: [accepted(d, next=1)]),
     "a text that is always another": (lambda m: [opened(m)], faulted(FaultCode.DESYNC, Action.RESUME)),
     "a session that is always unknown": (lambda m: [opened(m)], faulted(FaultCode.UNKNOWN_SESSION, Action.RESUME)),
     "a token, and the text is another": (lambda m: [opened(m)], one_token_and_again()),
@@ -90,9 +77,9 @@ EDGES: Final[dict[str, tuple[OnOpen, OnDraft]]] = {
     "a draft that always waits": (lambda m: [opened(m)], faulted(FaultCode.QUOTA, Action.WAIT, 0.0)),
     "a draft that waits without a time": (lambda m: [opened(m)], faulted(FaultCode.QUOTA, Action.WAIT)),
     "a draft that waits for ever": (lambda m: [opened(m)], faulted(FaultCode.QUOTA, Action.WAIT, 1e300)),
-    "an Open that always waits": (refused(RefusalCode.QUOTA, 0.0), lambda _m, _d: ()),
-    "an Open that waits for ever": (refused(RefusalCode.FENCED, 1e300), lambda _m, _d: ()),
-    "an edge that always ends": (refused(RefusalCode.DRAINING), lambda _m, _d: ()),
+    "an Open that always waits": (refusing(RefusalCode.QUOTA, 0.0), lambda _m, _d: ()),
+    "an Open that waits for ever": (refusing(RefusalCode.FENCED, 1e300), lambda _m, _d: ()),
+    "an edge that always ends": (refusing(RefusalCode.DRAINING), lambda _m, _d: ()),
     "an edge that comes and goes": (flapping, lambda _m, _d: ()),
     "an edge that comes and goes behind its grant": (
         lambda m: [opened(m), Presence.OFFLINE, Presence.ONLINE],
@@ -101,11 +88,11 @@ EDGES: Final[dict[str, tuple[OnOpen, OnDraft]]] = {
     "an edge that is silent": (lambda _m: (), lambda _m, _d: ()),
     "an edge that grants and is silent": (lambda m: [opened(m)], lambda _m, _d: ()),
     "another edge's name": (lambda m: [opened(m, edge="edge-9")], lambda _m, _d: ()),
-    "more accepted than drafted": (lambda m: [opened(m)], lambda _m, d: [accept(d, accepted=len(d.tokens) + 1)]),
-    "no token after a draft": (lambda m: [opened(m)], lambda _m, d: [accept(d, next=None)]),
+    "more accepted than drafted": (lambda m: [opened(m)], lambda _m, d: [accepted(d, accepted=len(d.tokens) + 1)]),
+    "no token after a draft": (lambda m: [opened(m)], lambda _m, d: [accepted(d, next=None)]),
     "no correction": (lambda m: [opened(m)], rejected_with(None)),
     "a correction that is a token": (lambda m: [opened(m)], rejected_with(1)),
-    "a token outside the vocabulary": (lambda m: [opened(m)], lambda _m, d: [accept(d, next=4000)]),
+    "a token outside the vocabulary": (lambda m: [opened(m)], lambda _m, d: [accepted(d, next=4000)]),
     "p outside the vocabulary": (lambda m: [opened(m)], rejected_with(Sparse(ids=(4000,), probs=(1.0,)))),
     "p over another vocabulary": (
         lambda m: [opened(m)],
@@ -113,13 +100,13 @@ EDGES: Final[dict[str, tuple[OnOpen, OnDraft]]] = {
     ),
     "p of the rejected token alone": (
         lambda m: [opened(m)],
-        lambda _m, d: [accept(d, accepted=0, next=Sparse(ids=(d.tokens or (1,))[:1], probs=(1.0,)))],
+        lambda _m, d: [accepted(d, accepted=0, next=Sparse(ids=(d.tokens or (1,))[:1], probs=(1.0,)))],
     ),
     "samples from elsewhere": (lambda m: [opened(m)], rejected_with(Samples(start=9, ids=(1,), probs=(1.0,)))),
     "a grant at another place": (lambda m: [opened(m, position=3)], lambda _m, _d: ()),
-    "a grant of no room": (lambda m: [opened(m, max_new_tokens=1, max_draft=0, window=1)], lambda _m, d: [accept(d)]),
-    "everything is an end": (lambda m: [opened(m, end_tokens=tuple(range(6)))], lambda _m, d: [accept(d)]),
-    "an end at once": (lambda m: [opened(m)], lambda _m, d: [accept(d, next=None, finish=Finish.STOP)]),
+    "a grant of no room": (lambda m: [opened(m, max_new_tokens=1, max_draft=0, window=1)], lambda _m, d: [accepted(d)]),
+    "everything is an end": (lambda m: [opened(m, end_tokens=tuple(range(6)))], lambda _m, d: [accepted(d)]),
+    "an end at once": (lambda m: [opened(m)], lambda _m, d: [accepted(d, next=None, finish=Finish.STOP)]),
 }
 
 
@@ -171,16 +158,16 @@ def test_no_more_drafts_are_under_way_than_the_device_allows_whatever_the_edge_g
 def mixed(mode: Mode) -> dict[str, OnDraft]:
     law = 1 if mode is Mode.COUPLED else _law()
     return {
-        "accept": lambda _m, d: [accept(d)],
+        "accept": lambda _m, d: [accepted(d)],
         "reject": rejected_with(law),
-        "samples": lambda _m, d: [accept(d, accepted=0, next=Samples(start=d.tried or 0, ids=(1,), probs=(RARE,)))],
+        "samples": lambda _m, d: [accepted(d, accepted=0, next=Samples(start=d.tried or 0, ids=(1,), probs=(RARE,)))],
         "desync": faulted(FaultCode.DESYNC, Action.RESUME),
         "unknown": faulted(FaultCode.UNKNOWN_SESSION, Action.RESUME),
         "wait": faulted(FaultCode.QUOTA, Action.WAIT, 0.1),
         "closed": lambda m, _d: [closed(m)],
         "back": lambda _m, _d: [Presence.DRAINING, Presence.ONLINE],
-        "length": lambda _m, d: [accept(d, next=None, finish=Finish.LENGTH)],
-        "violate": lambda _m, d: [accept(d, accepted=63)],
+        "length": lambda _m, d: [accepted(d, next=None, finish=Finish.LENGTH)],
+        "violate": lambda _m, d: [accepted(d, accepted=63)],
         "nothing": lambda _m, _d: (),
     }
 

@@ -6,22 +6,19 @@ import pytest
 from fleet_device.client.retry import REPORT_AFTER_S
 from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.requests.generate import GenerateRequest, RequestContext
+from fleet_device.requests.generate import RequestContext
 from schemas.control import Presence
-from schemas.messages import Draft, Fault, Open, Refused, Verdict
-from schemas.policy import Mode, SamplingPolicy
-from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
-from tests.support.scripted_edge import PATIENCE, Answers, LoneDevice, ScriptedEdge, opened
+from schemas.messages import Draft, Open
+from schemas.policy import Mode
+from schemas.reasons import EndReason, Finish, RefusalCode
+from tests.support.scripted_edge import PATIENCE, Answers, LoneDevice, ScriptedEdge, accepted, fault, opened, refusal
 
 PACINGS = (FixedPacing(3), FixedPacing(2, ahead=True))
 
 
 def accept(message: Open, draft: Draft) -> Answers:
-    accepted = len(draft.tokens)
-    full = draft.base + accepted == message.max_new_tokens
-    following = None if full or draft.more else 1
-    finish = Finish.LENGTH if full else Finish.NO
-    return [Verdict(handle=draft.handle, round=draft.round, accepted=accepted, next=following, finish=finish)]
+    full = draft.base + len(draft.tokens) == message.max_new_tokens
+    return [accepted(draft, **({"next": None, "finish": Finish.LENGTH} if full else {}))]
 
 
 class Pair:
@@ -117,10 +114,8 @@ def test_a_long_prompt_is_computed_in_peace() -> None:
     pair.hung.add("edge-1")
     pair.edges[0].on_open = lambda message: [opened(message, edge="edge-1")]
     device = pair.device
-    device.broker.pump()
-    policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=6)
     before = device.clock()
-    done = device.agent.generate(GenerateRequest((1, 2) * 2048, policy=policy, max_new_tokens=8))
+    done = device.generate(mode=Mode.COUPLED, prompt=(1, 2) * 2048)
     assert (done.edge, done.resumes) == ("edge-2", 1)
     assert 4 * PATIENCE.verdict_s <= device.clock() - before <= 4 * PATIENCE.verdict_s + PATIENCE.retry_s
 
@@ -142,15 +137,11 @@ def test_while_the_broker_is_away_no_edge_is_left() -> None:
 # Why no text comes.
 
 
-def told_by(device: LoneDevice, *, most: int = 8) -> list[tuple[float, str]]:
+def told_by(device: LoneDevice) -> list[tuple[float, str]]:
     told: list[tuple[float, str]] = []
-    policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=6)
-    device.broker.pump()
+    context = RequestContext(on_wait=lambda sentence: told.append((device.clock() - 100.0, sentence)))
     with contextlib.suppress(EdgeUnavailable, SessionRefused):
-        device.agent.generate(
-            GenerateRequest((1, 2), policy=policy, max_new_tokens=most),
-            RequestContext(on_wait=lambda sentence: told.append((device.clock() - 100.0, sentence))),
-        )
+        device.generate(mode=Mode.COUPLED, context=context)
     return told
 
 
@@ -182,8 +173,7 @@ def test_a_wait_that_an_edge_asks_for_is_told_in_its_words() -> None:
 
     def refuse(message: Open) -> Answers:
         late = device.clock() > 125.0
-        refused = Refused(session=message.session, code=RefusalCode.QUOTA, sentence="Over it for 30 s.", retry_s=30.0)
-        return [opened(message)] if late else [refused]
+        return [opened(message)] if late else [refusal(message, RefusalCode.QUOTA, 30.0, "Over it for 30 s.")]
 
     ScriptedEdge(device.broker, on_open=refuse, on_draft=accept)
     assert told_by(device) == [(REPORT_AFTER_S, "Over it for 30 s.")]
@@ -197,16 +187,7 @@ def test_each_wait_is_told_anew_and_short_ones_are_not() -> None:
     def answer(message: Open, draft: Draft) -> Answers:
         if draft.round not in asked and (wait_s := next(waits, None)) is not None:
             asked.add(draft.round)
-            return [
-                Fault(
-                    handle=draft.handle,
-                    round=draft.round,
-                    code=FaultCode.QUOTA,
-                    action=Action.WAIT,
-                    sentence=f"Wait {wait_s:.0f} s.",
-                    retry_s=wait_s,
-                )
-            ]
+            return [fault(draft, retry_s=wait_s, sentence=f"Wait {wait_s:.0f} s.")]
         return accept(message, draft)
 
     ScriptedEdge(device.broker, on_draft=answer)
@@ -215,7 +196,7 @@ def test_each_wait_is_told_anew_and_short_ones_are_not() -> None:
 
 def test_a_wait_with_all_that_is_sent_is_told_too() -> None:
     device = LoneDevice(pacing=FixedPacing(0), **PATIENT)
-    notice = Fault(code=FaultCode.QUOTA, action=Action.WAIT, sentence="Too many bytes.", retry_s=15.0)
+    notice = fault(None, retry_s=15.0, sentence="Too many bytes.")
 
     def answer(message: Open, draft: Draft) -> Answers:
         return [*accept(message, draft), *([notice] if draft.round == 1 else [])]

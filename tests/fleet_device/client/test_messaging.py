@@ -13,15 +13,13 @@ from fleet_device.client.messaging import (
     Wake,
 )
 from schemas.codec import encode_reply, encode_verdict
-from schemas.control import EdgeState, Presence, encode_json
+from schemas.control import Presence, encode_json
 from schemas.messages import Refused, Verdict
 from schemas.topics import Topic, build
 from tests.support.memory_broker import MemoryBroker
-from tests.support.memory_device import edge_state
-from tests.support.memory_fleet import START
+from tests.support.memory_fleet import edge_state
 from tests.support.memory_link import MemoryLink
 
-STATE = EdgeState(presence=Presence.ONLINE, software="1", edge="edge-1", target="toy", vocabulary="6", since=START)
 VERDICT = Verdict(handle=1, round=2, accepted=3, next=4)
 REFUSED = Refused(session=b"session1", code="busy", sentence="Later.")
 
@@ -48,7 +46,7 @@ def test_what_arrives_is_decoded_and_taken_in_order() -> None:
     payload = encode_verdict(VERDICT)
     scene.says(Topic.VERDICT, payload)
     scene.says(Topic.SESSION, encode_reply(REFUSED))
-    scene.says(Topic.EDGE_STATE, encode_json(STATE), device=None, edge="edge-1")
+    scene.says(Topic.EDGE_STATE, encode_json(edge_state()), device=None, edge="edge-1")
     assert scene.inbox.take() == ReceivedVerdict(VERDICT, len(payload))
     assert scene.inbox.take() == REFUSED
     assert scene.inbox.take() == EdgeStateChanged("edge-1", Presence.ONLINE)

@@ -12,12 +12,22 @@ from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.records import EventLogged
 from schemas.codec import encode_draft
-from schemas.messages import Draft, Fault, Open, Refused, Verdict
+from schemas.messages import Draft, Open
 from schemas.policy import Mode
-from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
+from schemas.reasons import EndReason, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.memory_fleet import EDGE, FLEET, Clock, MemoryFleet, lossless_text, terms
-from tests.support.scripted_edge import DEVICE, PATIENCE, Answers, LoneDevice, ScriptedEdge, opened
+from tests.support.scripted_edge import (
+    DEVICE,
+    PATIENCE,
+    Answers,
+    LoneDevice,
+    ScriptedEdge,
+    accepted,
+    fault,
+    opened,
+    refusal,
+)
 
 PACINGS = (FixedPacing(0), FixedPacing(3), FixedPacing(2, ahead=True))
 
@@ -36,8 +46,8 @@ def shut_out(fleet: MemoryFleet) -> list[str]:
     return [name for name, standing in guard._standings.items() if standing.strikes.level]
 
 
-def refuse(message: Open, code: RefusalCode, retry_s: float | None, sentence: str = "Not now.") -> Refused:
-    return Refused(session=message.session, code=code, sentence=sentence, retry_s=retry_s)
+def accept(_message: Open, draft: Draft) -> Answers:
+    return [accepted(draft, next=1)]
 
 
 # Drafts over a quota.
@@ -61,8 +71,8 @@ def test_a_draft_that_waits_is_sent_again_when_its_time_has_come_and_not_before(
     def answer(_message: Open, draft: Draft) -> Answers:
         times.append(device.clock())
         if len(times) == 1:
-            return [fault(draft, 2.5)]
-        return [Verdict(handle=draft.handle, round=draft.round, accepted=len(draft.tokens), next=1)]
+            return [fault(draft, retry_s=2.5)]
+        return accept(_message, draft)
 
     ScriptedEdge(device.broker, on_draft=answer)
     done = device.generate(most=4)
@@ -77,21 +87,11 @@ def test_a_request_says_how_long_it_waited_for_the_quota_of_the_last_one() -> No
 
     def answer(message: Open) -> Answers:
         opens.append(message)
-        return [refuse(message, RefusalCode.QUOTA, 2.0) if len(opens) == 1 else opened(message)]
-
-    def accept(_message: Open, draft: Draft) -> Answers:
-        return [Verdict(handle=draft.handle, round=draft.round, accepted=len(draft.tokens), next=1)]
+        return [refusal(message, RefusalCode.QUOTA, 2.0) if len(opens) == 1 else opened(message)]
 
     ScriptedEdge(device.broker, on_open=answer, on_draft=accept)
     assert device.generate(most=4).quota_wait_ms == 2000.0
     assert device.generate(most=4).quota_wait_ms == 0.0
-
-
-def fault(draft: Draft | None, retry_s: float | None, sentence: str = "Over it.") -> Fault:
-    handle, number = (draft.handle, draft.round) if draft else (None, None)
-    return Fault(
-        handle=handle, round=number, code=FaultCode.QUOTA, action=Action.WAIT, sentence=sentence, retry_s=retry_s
-    )
 
 
 def test_a_device_that_sends_too_much_of_everything_waits_with_everything() -> None:
@@ -101,8 +101,8 @@ def test_a_device_that_sends_too_much_of_everything_waits_with_everything() -> N
     def answer(_message: Open, draft: Draft) -> Answers:
         times.append(device.clock())
         if len(times) == 1:
-            return [fault(None, 0.2)]
-        return [Verdict(handle=draft.handle, round=draft.round, accepted=len(draft.tokens), next=1)]
+            return [fault(None, retry_s=0.2)]
+        return accept(_message, draft)
 
     ScriptedEdge(device.broker, on_draft=answer)
     device.generate(most=4)
@@ -111,7 +111,9 @@ def test_a_device_that_sends_too_much_of_everything_waits_with_everything() -> N
 
 def test_a_wait_that_is_longer_than_the_text_may_wait_ends_it_with_the_time() -> None:
     device = LoneDevice()
-    edge = ScriptedEdge(device.broker, on_draft=lambda _m, d: [fault(d, 3600.0, "Its tokens are used up.")])
+    edge = ScriptedEdge(
+        device.broker, on_draft=lambda _m, d: [fault(d, retry_s=3600.0, sentence="Its tokens are used up.")]
+    )
     before = device.clock()
     with pytest.raises(SessionRefused, match=r"^Its tokens are used up\. Ask again in 3600 s\.$") as refused:
         device.generate()
@@ -123,7 +125,7 @@ def test_a_wait_that_is_longer_than_the_text_may_wait_ends_it_with_the_time() ->
 
 def test_waits_without_end_are_endured_as_long_as_a_resume_may_take() -> None:
     device = LoneDevice()
-    edge = ScriptedEdge(device.broker, on_draft=lambda _m, d: [fault(d, 1.0, "Another 1 s.")])
+    edge = ScriptedEdge(device.broker, on_draft=lambda _m, d: [fault(d, retry_s=1.0, sentence="Another 1 s.")])
     before = device.clock()
     with pytest.raises(SessionRefused, match=r"^Another 1 s\.$"):
         device.generate()
@@ -141,13 +143,9 @@ def test_an_open_is_asked_again_when_its_time_has_come_if_that_is_soon(code: Ref
 
     def answer(message: Open) -> Answers:
         times.append(device.clock())
-        return [refuse(message, code, 3.0)] if len(times) == 1 else [opened(message)]
+        return [refusal(message, code, 3.0)] if len(times) == 1 else [opened(message)]
 
-    ScriptedEdge(
-        device.broker,
-        on_open=answer,
-        on_draft=lambda _m, d: [Verdict(handle=d.handle, round=d.round, accepted=len(d.tokens), next=1)],
-    )
+    ScriptedEdge(device.broker, on_open=answer, on_draft=accept)
     assert device.generate(most=4).resumes == 0
     assert times == [100.0, 103.0]
 
@@ -165,7 +163,7 @@ def test_an_open_is_asked_again_when_its_time_has_come_if_that_is_soon(code: Ref
 )
 def test_a_refusal_that_lasts_ends_the_text_at_once_and_names_the_time(sentence: str, told: str) -> None:
     device = LoneDevice()
-    edge = ScriptedEdge(device.broker, on_open=lambda m: [refuse(m, RefusalCode.FENCED, 900.0, sentence)])
+    edge = ScriptedEdge(device.broker, on_open=lambda m: [refusal(m, RefusalCode.FENCED, 900.0, sentence)])
     before = device.clock()
     with pytest.raises(SessionRefused, match=told) as refused:
         device.generate()
@@ -177,7 +175,7 @@ def test_a_refusal_that_lasts_ends_the_text_at_once_and_names_the_time(sentence:
 def test_a_refusal_without_a_time_does_not_pass() -> None:
     device = LoneDevice()
     edge = ScriptedEdge(
-        device.broker, on_open=lambda m: [refuse(m, RefusalCode.QUOTA, None, "Its top_k is too large.")]
+        device.broker, on_open=lambda m: [refusal(m, RefusalCode.QUOTA, None, "Its top_k is too large.")]
     )
     with pytest.raises(SessionRefused, match=r"^Its top_k is too large\.$"):
         device.generate()
@@ -186,7 +184,7 @@ def test_a_refusal_without_a_time_does_not_pass() -> None:
 
 def test_until_its_time_has_come_no_edge_hears_of_further_texts() -> None:
     device = LoneDevice()
-    edge = ScriptedEdge(device.broker, on_open=lambda m: [refuse(m, RefusalCode.QUOTA, 40.0)])
+    edge = ScriptedEdge(device.broker, on_open=lambda m: [refusal(m, RefusalCode.QUOTA, 40.0)])
     with pytest.raises(SessionRefused):
         device.generate()
     device.clock.seconds += 10.0

@@ -8,10 +8,8 @@ from fleet_device.client.messaging import EdgePresences
 from fleet_device.client.retry import LEAST_WAIT_S, EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.errors import SessionFailed
 from fleet_device.settings import Outages
-from schemas.control import EdgeState, Presence
-from tests.support.memory_fleet import START
+from tests.support.memory_fleet import edge_state
 
-EDGE_STATE = EdgeState(presence=Presence.ONLINE, software="1", edge="edge-1", target="toy", vocabulary="6", since=START)
 PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, retry_s=1.0)
 
 
@@ -139,7 +137,7 @@ class AloneRequest:
         self.state.note_local("The edge is gone.")
 
     def edge(self) -> None:
-        self.state.availability.edges.note("edge-1", EDGE_STATE)
+        self.state.availability.edges.note("edge-1", edge_state())
 
 
 @pytest.fixture

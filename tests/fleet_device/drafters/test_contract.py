@@ -1,73 +1,15 @@
 import random
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from dssd.distribution import Dist
-from fleet_device.drafters.contract import Drafter, DrafterError
-from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.drafters.model_file import load_drafter
-from fleet_device.drafters.suffix import SuffixDrafter
-from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
-from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
-from fleet_device.settings import DRAFTERS, NO_DRAFTER, DeviceSettings
-from schemas.policy import SamplingPolicy
-from schemas.vocabulary import Vocabulary
-from tests.support.tiny_gguf import tiny_gguf
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.settings import NO_DRAFTER
+from tests.fleet_device.drafters.conftest import CONTEXT, KINDS, POLICY, Make
 
-CONTEXT = 96
-WORDS = tuple(f"w{i}" for i in range(12))
-OTHER_WORDS = ("w3", "w7", "x", "w10", "y", "w0", "w4", "z", "w11", "w5", "v", "w1")
-POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)
-
-
-class Sums:
-    def logits(self, prefix: Sequence[int]) -> NDArray[np.float64]:
-        state = np.random.default_rng(list(prefix))
-        return state.normal(size=len(WORDS))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
-
-
-@pytest.fixture(
-    params=[
-        *DRAFTERS,
-        "llama.cpp in small batches",
-        "llama.cpp beside suffix",
-        "scripted",
-        "unlike",
-    ]
+pytestmark = pytest.mark.parametrize(
+    "make", [*KINDS, "llama.cpp in small batches", "llama.cpp beside suffix"], indirect=True
 )
-def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[[], Drafter]]:
-    made: list[Drafter] = []
-
-    def build() -> Drafter:
-        drafter: Drafter
-        match request.param:
-            case name if name in DRAFTERS:
-                drafter = load_drafter(DeviceSettings(drafter=name, model=str(tiny), context=CONTEXT))
-            case "llama.cpp beside suffix":
-                drafter = load_drafter(DeviceSettings(suffix=True, model=str(tiny), context=CONTEXT))
-                assert isinstance(drafter, SuffixDrafter)
-            case "llama.cpp in small batches":
-                drafter = LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, batch=16))
-            case "scripted":
-                drafter = ScriptedDrafter(Sums(), WORDS, context=CONTEXT, end_tokens=(0,))
-            case _:
-                inner = ScriptedDrafter(Sums(), OTHER_WORDS, context=CONTEXT, end_tokens=(5,))
-                drafter = UnlikeVocabularyDrafter(inner, Vocabulary.of(WORDS), WordCodec(WORDS, (0,)))
-        made.append(drafter)
-        return drafter
-
-    yield build
-    for drafter in made:
-        drafter.close()
 
 
 def equal(left: Dist | None, right: Dist | None) -> bool:
@@ -77,7 +19,7 @@ def equal(left: Dist | None, right: Dist | None) -> bool:
     return all(abs(left.probability(token) - right.probability(token)) < 1e-5 for token in (*left.ids, *right.ids))
 
 
-def test_any_history_gives_what_a_fresh_drafter_gives_over_the_same_tokens(make: Callable[[], Drafter]) -> None:
+def test_any_history_gives_what_a_fresh_drafter_gives_over_the_same_tokens(make: Make) -> None:
     used, fresh = make(), make()
     rng = random.Random(5)
 
@@ -108,14 +50,14 @@ def test_any_history_gives_what_a_fresh_drafter_gives_over_the_same_tokens(make:
     assert compared > 20
 
 
-def test_next_changes_nothing(make: Callable[[], Drafter]) -> None:
+def test_next_changes_nothing(make: Make) -> None:
     drafter = make()
     drafter.reset([3, 4, 5, 3, 4])
     first = drafter.next(POLICY)
     assert equal(first, drafter.next(POLICY))
 
 
-def test_another_end_of_the_same_length_is_looked_at_anew(make: Callable[[], Drafter]) -> None:
+def test_another_end_of_the_same_length_is_looked_at_anew(make: Make) -> None:
     drafter, fresh = make(), make()
     drafter.reset([3, 4, 5, 3, 4])
     drafter.next(POLICY)
@@ -125,7 +67,7 @@ def test_another_end_of_the_same_length_is_looked_at_anew(make: Callable[[], Dra
     assert equal(drafter.next(POLICY), fresh.next(POLICY))
 
 
-def test_a_distribution_is_whole_and_within_the_vocabulary(make: Callable[[], Drafter]) -> None:
+def test_a_distribution_is_whole_and_within_the_vocabulary(make: Make) -> None:
     drafter = make()
     drafter.reset([3, 4, 5, 3, 4])
     dist = drafter.next(POLICY)
@@ -137,7 +79,7 @@ def test_a_distribution_is_whole_and_within_the_vocabulary(make: Callable[[], Dr
     assert abs(dist.probs.sum() - 1.0) < 1e-5
 
 
-def test_a_full_context_is_said_and_truncation_helps(make: Callable[[], Drafter]) -> None:
+def test_a_full_context_is_said_and_truncation_helps(make: Make) -> None:
     drafter = make()
     assert drafter.context == CONTEXT
     drafter.reset([3] * CONTEXT)
@@ -149,7 +91,7 @@ def test_a_full_context_is_said_and_truncation_helps(make: Callable[[], Drafter]
     drafter.next(POLICY)
 
 
-def test_an_empty_sequence_is_refused(make: Callable[[], Drafter]) -> None:
+def test_an_empty_sequence_is_refused(make: Make) -> None:
     drafter = make()
     drafter.reset([3])
     drafter.truncate(0)
@@ -157,7 +99,7 @@ def test_an_empty_sequence_is_refused(make: Callable[[], Drafter]) -> None:
         drafter.next(POLICY)
 
 
-def test_a_token_outside_the_vocabulary_is_refused_and_changes_nothing(make: Callable[[], Drafter]) -> None:
+def test_a_token_outside_the_vocabulary_is_refused_and_changes_nothing(make: Make) -> None:
     drafter = make()
     drafter.reset([3, 4, 3])
     before = drafter.next(POLICY)
@@ -169,7 +111,7 @@ def test_a_token_outside_the_vocabulary_is_refused_and_changes_nothing(make: Cal
     assert equal(before, drafter.next(POLICY))
 
 
-def test_truncating_beyond_the_end_is_nothing(make: Callable[[], Drafter]) -> None:
+def test_truncating_beyond_the_end_is_nothing(make: Make) -> None:
     drafter = make()
     drafter.reset([3, 4, 3])
     before = drafter.next(POLICY)
@@ -177,7 +119,7 @@ def test_truncating_beyond_the_end_is_nothing(make: Callable[[], Drafter]) -> No
     assert equal(before, drafter.next(POLICY))
 
 
-def test_closing_twice_is_allowed_and_names_are_told(make: Callable[[], Drafter]) -> None:
+def test_closing_twice_is_allowed_and_names_are_told(make: Make) -> None:
     drafter = make()
     assert drafter.name
     assert drafter.quantization

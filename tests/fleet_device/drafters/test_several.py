@@ -1,6 +1,5 @@
 import random
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import llama_cpp
@@ -10,14 +9,9 @@ from dssd.distribution import Dist
 from fleet_device.drafters.contract import Drafter, DrafterError, known_tokens, sequences_of
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import load_drafter
-from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
-from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
-from fleet_device.settings import DRAFTERS, DeviceSettings
-from schemas.vocabulary import Vocabulary
-from tests.fleet_device.drafters.test_contract import CONTEXT, OTHER_WORDS, POLICY, WORDS, Sums
-from tests.support.tiny_gguf import tiny_gguf
-
-Make = Callable[[int], list[Drafter]]
+from fleet_device.drafters.without_model import ScriptedDrafter
+from fleet_device.settings import DeviceSettings
+from tests.fleet_device.drafters.conftest import CONTEXT, POLICY, Make
 
 
 def equal(left: Dist | None, right: Dist | None) -> bool:
@@ -26,36 +20,6 @@ def equal(left: Dist | None, right: Dist | None) -> bool:
         return left is right
     tokens = {*left.ids.tolist(), *right.ids.tolist()}
     return sum(abs(left.probability(token) - right.probability(token)) for token in tokens) / 2 < 0.01
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
-
-
-@pytest.fixture(params=[*DRAFTERS, "scripted", "unlike"])
-def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Make]:
-    made: list[Drafter] = []
-
-    def build(count: int) -> list[Drafter]:
-        drafter: Drafter
-        match request.param:
-            case name if name in DRAFTERS:
-                settings = DeviceSettings(
-                    drafter=name, model=str(tiny), context=CONTEXT, texts_at_once=count, stream=False
-                )
-                drafter = load_drafter(settings)
-            case "scripted":
-                drafter = ScriptedDrafter(Sums(), WORDS, context=CONTEXT, end_tokens=(0,))
-            case _:
-                inner = ScriptedDrafter(Sums(), OTHER_WORDS, context=CONTEXT, end_tokens=(5,))
-                drafter = UnlikeVocabularyDrafter(inner, Vocabulary.of(WORDS), WordCodec(WORDS, (0,)))
-        made.append(drafter)
-        return sequences_of(drafter, count)
-
-    yield build
-    for drafter in made:
-        drafter.close()
 
 
 def move(drafter: Drafter, tokens: list[int], rng: random.Random) -> list[int]:
@@ -76,7 +40,7 @@ def move(drafter: Drafter, tokens: list[int], rng: random.Random) -> list[int]:
 
 
 def test_each_sequence_gives_what_a_drafter_of_its_own_would(make: Make) -> None:
-    used, (fresh,) = make(3), make(1)
+    used, fresh = sequences_of(make(3), 3), make()
     assert len(used) == 3
     rng = random.Random(3)
     texts = [[1], [1], [1]]
@@ -92,7 +56,7 @@ def test_each_sequence_gives_what_a_drafter_of_its_own_would(make: Make) -> None
 
 
 def test_sequences_may_be_used_from_a_thread_each(make: Make) -> None:
-    used, (fresh,) = make(3), make(1)
+    used, fresh = sequences_of(make(3), 3), make()
     seen: list[list[tuple[list[int], Dist | None]]] = [[], [], []]
     failed: list[BaseException] = []
 

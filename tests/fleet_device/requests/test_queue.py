@@ -1,46 +1,19 @@
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
 
 import pytest
 
 from fleet_device.errors import EdgeUnavailable, RequestQueueFull, TextCancelled
-from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece, RequestContext, generate_text
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece, RequestContext
 from fleet_device.requests.queue import Failed, RequestQueue
 from schemas.policy import SamplingPolicy
-from tests.support.memory_device import ScriptedAgent, TalkingDrafter
+from tests.fleet_device.requests.conftest import Make, gated, open_gate
+from tests.support.memory_device import ScriptedAgent
+from tests.support.memory_fleet import Clock
 from tests.support.waiting import until
 
 REQUEST = GenerateRequest((1,), SamplingPolicy(seed=1), 4)
 Events = queue.SimpleQueue[Piece | GeneratedText | Failed]
-Make = Callable[..., RequestQueue]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[RequestQueue] = []
-
-    def start(agent: ScriptedAgent, **options: object) -> RequestQueue:
-        write = partial(generate_text, agent, TalkingDrafter())
-        texts = RequestQueue(write, **{"waiting": 1, **options})  # type: ignore[arg-type]
-        made.append(texts)
-        texts.start()
-        return texts
-
-    yield start
-    for texts in made:
-        texts.abandon()
-        texts.join()
-
-
-def gated() -> ScriptedAgent:
-    return ScriptedAgent(gate=threading.Semaphore(0))
-
-
-def open_gate(agent: ScriptedAgent) -> None:
-    assert agent.gate is not None
-    agent.gate.release(1000)
 
 
 def take(events: Events) -> Piece | GeneratedText | Failed:
@@ -77,7 +50,7 @@ def test_texts_are_written_one_at_a_time_in_order(make: Make) -> None:
 
 def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
     agent = gated()
-    texts = make(agent)
+    texts = make(agent, waiting=1)
     texts.submit(lambda: REQUEST, Events().put)
     assert agent.started.wait(10.0)
     texts.submit(lambda: REQUEST, Events().put)
@@ -87,31 +60,22 @@ def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
     open_gate(agent)
 
 
-class Watch:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def full(make: Make, *, lasted_s: list[float], elapsed_s: float, waiting: int = 3) -> int:
-    agent, clock = gated(), Watch()
+    agent, clock = gated(), Clock()
     texts = make(agent, waiting=waiting, clock=clock)
     for duration_s in lasted_s:
         agent.started.clear()
         events = Events()
         texts.submit(lambda: REQUEST, events.put)
         assert agent.started.wait(10.0)
-        clock.now_s += duration_s
-        assert agent.gate is not None
-        agent.gate.release(2)
+        clock.seconds += duration_s
+        open_gate(agent, 2)
         assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
         until(lambda: not texts.running)
     agent.started.clear()
     texts.submit(lambda: REQUEST, Events().put)
     assert agent.started.wait(10.0)
-    clock.now_s += elapsed_s
+    clock.seconds += elapsed_s
     for _ in range(waiting):
         texts.submit(lambda: REQUEST, Events().put)
     with pytest.raises(RequestQueueFull) as caught:
@@ -211,14 +175,14 @@ def test_an_abandoned_queue_gives_up_everything(make: Make) -> None:
 
 
 def test_a_ticket_says_how_long_it_waited_for_its_turn(make: Make) -> None:
-    agent, clock = gated(), Watch()
+    agent, clock = gated(), Clock()
     texts = make(agent, clock=clock)
     tickets = []
     for _ in range(2):
         events = Events()
         tickets.append(texts.submit(lambda: REQUEST, events.put))
     until(lambda: tickets[0].begun)
-    clock.now_s += 1.5
+    clock.seconds += 1.5
     open_gate(agent)
     until(lambda: tickets[1].begun)
     assert [ticket.waited_s for ticket in tickets] == [0.0, 1.5]

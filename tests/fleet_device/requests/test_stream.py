@@ -1,45 +1,18 @@
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
 
 import pytest
 
 from fleet_device.errors import EdgeUnavailable, TextCancelled
 from fleet_device.requests.chat import ChatError
-from fleet_device.requests.generate import GenerateRequest, Piece, generate_text
-from fleet_device.requests.queue import RequestQueue, TextStream
+from fleet_device.requests.generate import GenerateRequest, Piece
+from fleet_device.requests.queue import TextStream
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
-from tests.support.memory_device import ScriptedAgent, TalkingDrafter
+from tests.fleet_device.requests.conftest import Make, gated, open_gate
+from tests.support.memory_device import ScriptedAgent
 from tests.support.waiting import until
 
 REQUEST = GenerateRequest((1, 2), SamplingPolicy(seed=1), 4)
-Make = Callable[[ScriptedAgent], RequestQueue]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[RequestQueue] = []
-
-    def start(agent: ScriptedAgent) -> RequestQueue:
-        texts = RequestQueue(partial(generate_text, agent, TalkingDrafter()))
-        made.append(texts)
-        texts.start()
-        return texts
-
-    yield start
-    for texts in made:
-        texts.abandon()
-        texts.join()
-
-
-def gated() -> ScriptedAgent:
-    return ScriptedAgent(gate=threading.Semaphore(0))
-
-
-def let_write(agent: ScriptedAgent, batches: int = 1000) -> None:
-    assert agent.gate is not None
-    agent.gate.release(batches)
 
 
 def test_a_stream_gives_the_pieces_and_then_the_whole_text(make: Make) -> None:
@@ -64,25 +37,25 @@ def test_what_is_written_is_known_once_the_text_is_begun(make: Make) -> None:
     agent = gated()
     stream = TextStream(make(agent), lambda: REQUEST)
     assert stream.request() == REQUEST
-    let_write(agent)
+    open_gate(agent)
     assert "".join(stream) == "t1 t2 t3 "
 
 
 def test_leaving_the_loop_gives_the_text_up_and_the_next_one_is_written(make: Make) -> None:
     agent = gated()
     texts = make(agent)
-    let_write(agent, 1)
+    open_gate(agent, 1)
     for piece in TextStream(texts, lambda: REQUEST):
         assert piece == "t1 t2 "
         break
     until(lambda: agent.ended == [EndReason.CANCELLED])
-    let_write(agent)
+    open_gate(agent)
     assert TextStream(texts, lambda: REQUEST).result().text == "t1 t2 t3 "
 
 
 def test_a_stream_that_is_closed_gives_nothing_more(make: Make) -> None:
     agent = gated()
-    let_write(agent, 1)
+    open_gate(agent, 1)
     stream = TextStream(make(agent), lambda: REQUEST)
     assert next(stream) == "t1 t2 "
     stream.close()
@@ -100,7 +73,7 @@ def test_a_with_block_closes_the_stream(make: Make) -> None:
 
 def test_a_text_cancelled_by_another_thread_ends_where_it_is(make: Make) -> None:
     agent = gated()
-    let_write(agent, 1)
+    open_gate(agent, 1)
     stream = TextStream(make(agent), lambda: REQUEST)
     assert next(stream) == "t1 t2 "
     threading.Thread(target=stream.cancel).start()
@@ -119,14 +92,14 @@ def test_a_text_cancelled_while_it_waits_leaves_the_queue(make: Make) -> None:
     assert list(second) == []
     with pytest.raises(TextCancelled):
         second.result()
-    let_write(agent)
+    open_gate(agent)
     assert "".join(first) == "t1 t2 t3 "
 
 
 def test_a_text_that_others_give_up_is_a_failure(make: Make) -> None:
     agent = gated()
     texts = make(agent)
-    let_write(agent, 1)
+    open_gate(agent, 1)
     stream = TextStream(texts, lambda: REQUEST)
     assert next(stream) == "t1 t2 "
     texts.abandon()
@@ -169,6 +142,6 @@ def test_why_it_waits_is_told_to_who_reads_and_is_no_piece(make: Make) -> None:
     stream = TextStream(make(agent), lambda: REQUEST)
     told: list[str] = []
     stream.on_wait = told.append
-    let_write(agent)
+    open_gate(agent)
     assert "".join(stream) == "t1 t2 t3 "
     assert told == ["Edge 'edge-1' has not answered."]
