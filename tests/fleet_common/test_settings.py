@@ -40,11 +40,6 @@ def test_a_flag_comes_before_the_environment_the_file_and_the_default(
     assert (found.name, found.broker.host, found.broker.port) == ("flag", "file", 4)
 
 
-def test_a_flag_that_is_not_given_overrides_nothing(config: Path) -> None:
-    found = load_settings(Example, config=config, flags={"name": None, "broker": {"host": None, "port": None}})
-    assert (found.name, found.broker.host) == ("file", "file")
-
-
 def complaints(**sources: Any) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         load_settings(Example, **{"config": None, "flags": {}, "environment": {}} | sources)

@@ -46,11 +46,6 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
 
 
 @pytest.fixture
-def edge(harness: Harness) -> Link:
-    return harness.link(EDGE)
-
-
-@pytest.fixture
 def device(harness: Harness) -> Link:
     link = harness.link(DEVICE)
     link.start(timeout_s=START_S)
@@ -62,6 +57,26 @@ def started(harness: Harness, name: str, topic_filter: str) -> tuple[Link, Inbox
     link.subscribe(topic_filter, inbox)
     link.start(timeout_s=START_S)
     return link, inbox
+
+
+def isolate(harness: Harness, link: Link, name: str) -> None:
+    harness.isolate(name)
+    harness.until(lambda: not link.connected)
+
+
+def isolated(harness: Harness, name: str, *, queue_messages: int = 1000) -> Link:
+    """Return a link that has lost its connection."""
+    link = harness.link(name, queue_messages=queue_messages)
+    link.start(timeout_s=START_S)
+    isolate(harness, link, name)
+    return link
+
+
+def settle(harness: Harness, link: Link, name: str, payload: bytes = b"barrier", *, retain: bool = False) -> None:
+    """Publish, and return when the broker has answered: it has processed what was sent before."""
+    answered: list[PublishOutcome] = []
+    link.publish(name, payload, retain=retain, on_outcome=answered.append)
+    harness.until(lambda: bool(answered))
 
 
 def test_a_subscription_made_before_start_is_in_force_after_it(harness: Harness, device: Link) -> None:
@@ -78,9 +93,7 @@ def test_a_subscription_made_after_start_precedes_what_the_same_link_publishes_n
     device.subscribe(topic(Topic.VERDICT), inbox)
     edge = harness.link(EDGE)
     edge.start(timeout_s=START_S)
-    answered: list[PublishOutcome] = []
-    device.publish(topic(Topic.CLOSE), b"after the subscription", on_outcome=answered.append)
-    harness.until(lambda: bool(answered))
+    settle(harness, device, topic(Topic.CLOSE))
     edge.publish(topic(Topic.VERDICT), b"verdict")
     harness.until(lambda: inbox.payloads == [b"verdict"])
 
@@ -98,9 +111,7 @@ def test_wildcard_subscriptions_get_what_matches_and_nothing_else(harness: Harne
 
 
 def test_a_retained_message_reaches_who_comes_later_and_says_so(harness: Harness, device: Link) -> None:
-    stored: list[PublishOutcome] = []
-    device.publish(topic(Topic.STATE), b"online", retain=True, on_outcome=stored.append)
-    harness.until(lambda: bool(stored))
+    settle(harness, device, topic(Topic.STATE), b"online", retain=True)
     _, inbox = started(harness, EDGE, wildcard(Topic.STATE, fleet=FLEET))
     harness.until(lambda: inbox == [Message(topic(Topic.STATE), b"online", retained=True)])
     device.publish(topic(Topic.STATE), b"draining", retain=True)
@@ -149,8 +160,7 @@ def test_aliased_messages_arrive_under_their_full_topic_across_a_reconnect(harne
     for payload in (b"1", b"2"):
         device.publish(DRAFT, payload, alias=True)
     harness.until(lambda: inbox.payloads == [b"1", b"2"])
-    harness.isolate(DEVICE)
-    harness.until(lambda: not device.connected)
+    isolate(harness, device, DEVICE)
     for payload in (b"3", b"4"):
         device.publish(DRAFT, payload, alias=True)
     harness.reunite(DEVICE)
@@ -163,16 +173,13 @@ def test_aliased_messages_arrive_under_their_full_topic_across_a_reconnect(harne
 
 
 def test_what_is_retained_is_not_sent_to_a_subscriber_that_does_not_want_it(harness: Harness, device: Link) -> None:
-    stored: list[PublishOutcome] = []
-    device.publish(topic(Topic.CLOSE), b"left there", retain=True, on_outcome=stored.append)
-    device.publish(DRAFT, b"left there", retain=True, on_outcome=stored.append)
-    harness.until(lambda: len(stored) == 2)
+    settle(harness, device, topic(Topic.CLOSE), b"left there", retain=True)
+    settle(harness, device, DRAFT, b"left there", retain=True)
     edge, inbox = harness.link(EDGE), Inbox()
     edge.subscribe(wildcard(Topic.CLOSE, fleet=FLEET), inbox, retained=False)
     edge.start(timeout_s=START_S)
     edge.subscribe(DRAFTS, inbox, retained=False)
-    harness.isolate(EDGE)
-    harness.until(lambda: not edge.connected)
+    isolate(harness, edge, EDGE)
     harness.reunite(EDGE)
     harness.until(lambda: edge.connected)
     device.publish(topic(Topic.CLOSE), b"said now")
@@ -210,29 +217,23 @@ def test_a_screen_may_be_set_at_any_time_and_holds_across_reconnects(harness: Ha
     device.publish(topic(Topic.OPEN), b"before it")
     harness.until(lambda: inbox.payloads == [b"before it"])
     edge.screen(lambda name, *_: name != topic(Topic.OPEN).encode())
-    settled: list[PublishOutcome] = []
-    edge.publish(topic(Topic.SESSION), b"barrier", on_outcome=settled.append)
-    harness.until(lambda: bool(settled))
+    settle(harness, edge, topic(Topic.SESSION))
     device.publish(topic(Topic.OPEN), b"refused")
     harness.until(lambda: edge.counters.screened == 1)
-    harness.isolate(EDGE)
-    harness.until(lambda: not edge.connected)
+    isolate(harness, edge, EDGE)
     harness.reunite(EDGE)
     harness.until(lambda: edge.connected)
     device.publish(topic(Topic.OPEN), b"refused again")
     harness.until(lambda: edge.counters.screened == 2)
     edge.screen(lambda *_: True)
-    edge.publish(topic(Topic.SESSION), b"barrier", on_outcome=settled.append)
-    harness.until(lambda: len(settled) == 2)
+    settle(harness, edge, topic(Topic.SESSION))
     device.publish(topic(Topic.OPEN), b"let in")
     harness.until(lambda: len(inbox) == 2)
     assert inbox.payloads == [b"before it", b"let in"]
 
 
 def test_a_screen_sees_whether_a_message_is_the_brokers_kept_copy(harness: Harness, device: Link) -> None:
-    stored: list[PublishOutcome] = []
-    device.publish(topic(Topic.STATE), b"online", retain=True, on_outcome=stored.append)
-    harness.until(lambda: bool(stored))
+    settle(harness, device, topic(Topic.STATE), b"online", retain=True)
     edge, inbox = harness.link(EDGE), Inbox()
     edge.screen(lambda _topic, _bytes, retained: not retained)
     edge.subscribe(wildcard(Topic.STATE, fleet=FLEET), inbox)
@@ -243,7 +244,9 @@ def test_a_screen_sees_whether_a_message_is_the_brokers_kept_copy(harness: Harne
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(1)])
-def test_a_screen_that_raises_lets_messages_pass(harness: Harness, device: Link, error: BaseException) -> None:
+def test_a_screen_that_raises_lets_messages_pass(
+    harness: Harness, device: Link, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     edge, inbox = harness.link(EDGE), Inbox()
 
     def fail(_topic: bytes, _bytes: int, _retained: bool) -> bool:
@@ -256,6 +259,7 @@ def test_a_screen_that_raises_lets_messages_pass(harness: Harness, device: Link,
     device.publish(topic(Topic.OPEN), b"2")
     harness.until(lambda: inbox.payloads == [b"1", b"2"])
     assert edge.counters.handler_errors == 2
+    assert caplog.text.count("screen fails") == 1
     assert edge.counters.losses == 0
 
 
@@ -266,9 +270,7 @@ def test_after_unsubscribe_nothing_arrives(harness: Harness, device: Link) -> No
     edge.unsubscribe(OPENS)
     edge.unsubscribe("never/subscribed")
     # The edge's own publish follows its UNSUBSCRIBE; its answer shows that it is in force.
-    settled: list[PublishOutcome] = []
-    edge.publish(topic(Topic.SESSION), b"barrier", on_outcome=settled.append)
-    harness.until(lambda: bool(settled))
+    settle(harness, edge, topic(Topic.SESSION))
     device.publish(topic(Topic.OPEN), b"unheard")
     device.publish(topic(Topic.CLOSE), b"heard")
     harness.until(lambda: closes.payloads == [b"heard"])
@@ -292,10 +294,7 @@ def test_a_packet_over_the_brokers_limit_is_refused_before_it_is_sent(harness: H
 
 def test_a_full_queue_refuses_and_what_it_holds_arrives_later(harness: Harness) -> None:
     _, inbox = started(harness, EDGE, OPENS)
-    device = harness.link(DEVICE, queue_messages=3)
-    device.start(timeout_s=START_S)
-    harness.isolate(DEVICE)
-    harness.until(lambda: not device.connected)
+    device = isolated(harness, DEVICE, queue_messages=3)
     outcomes: list[PublishOutcome] = []
     for payload in (b"1", b"2", b"3"):
         device.publish(topic(Topic.OPEN), payload, on_outcome=outcomes.append)
@@ -312,10 +311,7 @@ def test_what_waits_for_one_client_costs_another_neither_its_place_nor_its_turn(
     devices = {}
     for name in (DEVICE, "device-2"):
         _, devices[name] = started(harness, name, topic(Topic.SESSION, name))
-    edge = harness.link(EDGE, queue_messages=5)
-    edge.start(timeout_s=START_S)
-    harness.isolate(EDGE)
-    harness.until(lambda: not edge.connected)
+    edge = isolated(harness, EDGE, queue_messages=5)
     for number in range(5):
         edge.publish(topic(Topic.SESSION), b"%d" % number)
     edge.publish(topic(Topic.SESSION, "device-2"), b"has a place")
@@ -328,10 +324,7 @@ def test_what_waits_for_one_client_costs_another_neither_its_place_nor_its_turn(
 
 def test_of_what_waits_priority_goes_first(harness: Harness) -> None:
     _, inbox = started(harness, DEVICE, f"dssd/v1/{FLEET}/{DEVICE}/down/+")
-    edge = harness.link(EDGE)
-    edge.start(timeout_s=START_S)
-    harness.isolate(EDGE)
-    harness.until(lambda: not edge.connected)
+    edge = isolated(harness, EDGE)
     for number in range(3):
         edge.publish(topic(Topic.SESSION), b"reply %d" % number)
     edge.publish(topic(Topic.VERDICT), b"verdict", priority=True)
@@ -342,10 +335,7 @@ def test_of_what_waits_priority_goes_first(harness: Harness) -> None:
 
 def test_what_waits_on_the_topics_of_one_client_stays_in_order(harness: Harness) -> None:
     _, inbox = started(harness, EDGE, f"dssd/v1/{FLEET}/+/up/#")
-    device = harness.link(DEVICE)
-    device.start(timeout_s=START_S)
-    harness.isolate(DEVICE)
-    harness.until(lambda: not device.connected)
+    device = isolated(harness, DEVICE)
     sent = []
     for number in range(5):
         for name, size in ((topic(Topic.OPEN), 2000), (DRAFT, 10), (topic(Topic.CLOSE), 0)):
@@ -358,10 +348,7 @@ def test_what_waits_on_the_topics_of_one_client_stays_in_order(harness: Harness)
 
 def test_expired_messages_make_room_and_are_never_sent(harness: Harness) -> None:
     _, inbox = started(harness, EDGE, OPENS)
-    device = harness.link(DEVICE, queue_messages=2)
-    device.start(timeout_s=START_S)
-    harness.isolate(DEVICE)
-    harness.until(lambda: not device.connected)
+    device = isolated(harness, DEVICE, queue_messages=2)
     device.publish(topic(Topic.OPEN), b"stale", expiry_s=30)
     device.publish(topic(Topic.OPEN), b"fresh", expiry_s=3600)
     harness.clock.advance(31.0)
@@ -377,8 +364,7 @@ def test_qos_0_is_dropped_while_disconnected(harness: Harness) -> None:
     device.start(timeout_s=START_S)
     device.publish(topic(Topic.TELEMETRY), b"connected", qos=0)
     harness.until(lambda: inbox.payloads == [b"connected"])
-    harness.isolate(DEVICE)
-    harness.until(lambda: not device.connected)
+    isolate(harness, device, DEVICE)
     device.publish(topic(Topic.TELEMETRY), b"lost", qos=0)
     device.publish(topic(Topic.OPEN), b"kept")
     harness.reunite(DEVICE)
@@ -434,7 +420,8 @@ def test_stop_is_idempotent_and_start_may_follow(harness: Harness, device: Link)
     harness.until(lambda: inbox.payloads == [b"again"])
 
 
-def test_a_link_that_never_started_can_be_stopped(edge: Link) -> None:
+def test_a_link_that_never_started_can_be_stopped(harness: Harness) -> None:
+    edge = harness.link(EDGE)
     edge.stop()
     assert not edge.connected
 

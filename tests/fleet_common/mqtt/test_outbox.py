@@ -16,21 +16,16 @@ from fleet_common.mqtt.link import PACKET_TOO_LARGE, CallbackGuard, LinkCounters
 from fleet_common.mqtt.outbox import BrokerLimits, Outbox, Outgoing, Sender
 from fleet_common.mqtt.packets import publish_packet, publish_packet_bytes
 from fleet_common.mqtt.settings import LinkSettings
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.memory_fleet import Clock
 
 
 def make(
     *, max_messages: int = 10, max_bytes: int = 1 << 20, clock: Clock | None = None
 ) -> tuple[Outbox, LinkCounters]:
     counters = LinkCounters()
-    return Outbox(max_messages=max_messages, max_bytes=max_bytes, clock=clock or Clock(), counters=counters), counters
+    return Outbox(
+        max_messages=max_messages, max_bytes=max_bytes, clock=clock or Clock(0.0), counters=counters
+    ), counters
 
 
 def take_all(outbox: Outbox) -> list[bytes]:
@@ -67,24 +62,24 @@ def test_bytes_are_bounded_too() -> None:
 
 
 def test_expired_messages_are_not_taken_and_make_room() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     outbox, counters = make(max_messages=2, clock=clock)
     outbox.put(Outgoing("a", b"1", deadline=5.0))
     outbox.put(Outgoing("a", b"2", deadline=50.0))
-    clock.now = 5.0
+    clock.seconds = 5.0
     outbox.put(Outgoing("a", b"3", deadline=6.0))
     assert counters.expired == 1
-    clock.now = 6.0
+    clock.seconds = 6.0
     assert take_all(outbox) == [b"2"]
     assert counters.expired == 2
 
 
 def test_expired_messages_give_their_bytes_back() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     outbox, _ = make(max_bytes=250, clock=clock)
     outbox.put(Outgoing("a", bytes(100), deadline=5.0))
     outbox.put(Outgoing("a", bytes(100)))
-    clock.now = 5.0
+    clock.seconds = 5.0
     outbox.put(Outgoing("a", bytes(100)))
     with pytest.raises(NotConnected):
         outbox.put(Outgoing("a", bytes(100)))
@@ -161,20 +156,6 @@ def test_room_in_bytes_is_made_by_the_flow_that_has_most_of_them() -> None:
     assert payloads == [b"0", b"1", b"2"]
 
 
-def test_what_the_broker_is_to_keep_is_never_dropped_and_always_finds_room() -> None:
-    outbox, counters = make(max_messages=3)
-    for number in range(2):
-        outbox.put(Outgoing("state", b"state %d" % number, retain=True))
-    outbox.put(Outgoing("reply", b"dropped"))
-    outbox.put(Outgoing("state", b"state 2", retain=True))
-    with pytest.raises(NotConnected):
-        outbox.put(Outgoing("verdict", b"refused", priority=True))
-    with pytest.raises(NotConnected):
-        outbox.put(Outgoing("state", b"refused", retain=True))
-    assert counters.displaced == 1
-    assert take_all(outbox) == [b"state 0", b"state 1", b"state 2"]
-
-
 def test_nothing_is_dropped_for_a_message_that_would_not_fit_anyway() -> None:
     outbox, counters = make(max_messages=10, max_bytes=1000)
     for _ in range(3):
@@ -187,18 +168,20 @@ def test_nothing_is_dropped_for_a_message_that_would_not_fit_anyway() -> None:
 def test_a_queue_that_stays_full_is_not_searched_for_expired_messages_at_every_put(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     outbox, counters = make(max_messages=2, clock=clock)
     searches: list[float] = []
     drop = Outbox._drop
-    monkeypatch.setattr(Outbox, "_drop", lambda self, unwanted: (searches.append(clock.now), drop(self, unwanted))[1])
+    monkeypatch.setattr(
+        Outbox, "_drop", lambda self, unwanted: (searches.append(clock.seconds), drop(self, unwanted))[1]
+    )
     outbox.put(Outgoing("a", b"1", deadline=9.0))
     outbox.put(Outgoing("a", b"2", deadline=5.0))
     for _ in range(100):
         with pytest.raises(NotConnected):
             outbox.put(Outgoing("a", b"3"))
     assert len(searches) == 1
-    clock.now = 5.0
+    clock.seconds = 5.0
     outbox.put(Outgoing("a", b"3"))
     assert counters.expired == 1
 
@@ -285,7 +268,7 @@ TestOutboxMachine = OutboxMachine.TestCase
 
 def test_a_queued_message_that_a_new_broker_finds_too_large_is_dropped_told_and_counted() -> None:
     guard, outcomes, sent = CallbackGuard(), list[PublishOutcome](), list[bytes]()
-    sender = Sender(LinkSettings(client_id="a"), guard=guard, clock=Clock())
+    sender = Sender(LinkSettings(client_id="a"), guard=guard, clock=Clock(0.0))
     sender.put(Outgoing("a", bytes(500), on_outcome=outcomes.append))
     sender.put(Outgoing("b", b"small", on_outcome=outcomes.append))
 

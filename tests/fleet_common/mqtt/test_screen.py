@@ -152,18 +152,6 @@ def test_a_broker_that_waits_for_no_acknowledgement_is_left() -> None:
         screen.feed(Publish(b"a", identifier=1).raw)
 
 
-def test_a_screen_that_fails_lets_the_message_pass_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    def fails(*_: object) -> bool:
-        raise SystemExit(1)
-
-    guard = CallbackGuard()
-    raw = Publish(b"a", identifier=3).raw
-    for _ in range(3):
-        assert Screen(max_packet_bytes=LIMIT, accepts=fails, guard=guard).feed(raw) == raw
-    assert guard.counters.handler_errors == 3
-    assert caplog.text.count("screen fails") == 1
-
-
 @given(
     packets=st.lists(publishes | st.sampled_from(OTHERS), max_size=12),
     refused=st.sets(st.sampled_from(TOPICS)),

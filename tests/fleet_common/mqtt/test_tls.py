@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import pytest
 from cryptography import x509
@@ -145,7 +145,10 @@ class Server:
                 except OSError:
                     continue
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
@@ -170,9 +173,8 @@ def serving(authority: Authority, folder: Path, role: IdentityRole, hosts: list[
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, authority: Authority, tmp_path: Path) -> Iterator[Server]:
-    made = Server(serving(authority, tmp_path / "server", *request.param))
-    yield made
-    made.close()
+    with Server(serving(authority, tmp_path / "server", *request.param)) as made:
+        yield made
 
 
 @pytest.mark.parametrize("server", [(IdentityRole.BROKER, ["elsewhere.example.org"])], indirect=True)
@@ -203,11 +205,8 @@ def test_a_broker_whose_certificate_is_not_valid_now(
     files: TlsSettings, tmp_path: Path, days: int, sentence: str
 ) -> None:
     ca = new_authority(tmp_path / "other", clock=lambda: datetime.now(UTC) + timedelta(days=days))
-    server = Server(serving(ca, tmp_path / "server", IdentityRole.BROKER, [HOST]))
-    try:
+    with Server(serving(ca, tmp_path / "server", IdentityRole.BROKER, [HOST])) as server:
         assert sentence in str(refusal(server.port, replace(files, ca=ca.folder.certificate)))
-    finally:
-        server.close()
 
 
 def test_tls_to_a_port_that_has_none(files: TlsSettings) -> None:
@@ -224,15 +223,12 @@ def test_a_server_that_speaks_only_tls_1_1_is_not_spoken_to(
     for end in (context, lax):
         end.set_ciphers("DEFAULT:@SECLEVEL=0")
         end.minimum_version = end.maximum_version = ssl.TLSVersion.TLSv1_1
-    server = Server(context)
-    try:
+    with Server(context) as server:
         with socket.create_connection((HOST, server.port)) as sock, lax.wrap_socket(sock, server_hostname=HOST):
             pass
         until(lambda: server.versions == ["TLSv1.1"])
         assert "it speaks no version of TLS that is still safe" in str(refusal(server.port, files))
         assert server.versions == ["TLSv1.1"]
-    finally:
-        server.close()
 
 
 def test_the_reason_is_read_even_if_the_broker_has_hung_up_before_we_wrote(
@@ -242,20 +238,16 @@ def test_the_reason_is_read_even_if_the_broker_has_hung_up_before_we_wrote(
     context = serving(authority, tmp_path / "server", IdentityRole.BROKER, [HOST])
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(new_authority(tmp_path / "other").folder.certificate)
-    server = Server(context)
     asks = tls_context(files)
-    try:
-        with socket.create_connection((HOST, server.port)) as sock:
-            link = TlsStream(sock, asks, HOST)
-            link.shake_hands(timeout_s=5.0)
-            poll = select.poll()
-            poll.register(link, select.POLLRDHUP)
-            assert poll.poll(5000), "the server has not hung up"
-            with pytest.raises(OSError):  # noqa: PT011, PT012 - whatever the system calls it
-                for _ in range(3):
-                    link.send(b"CONNECT")
-    finally:
-        server.close()
+    with Server(context) as server, socket.create_connection((HOST, server.port)) as sock:
+        link = TlsStream(sock, asks, HOST)
+        link.shake_hands(timeout_s=5.0)
+        poll = select.poll()
+        poll.register(link, select.POLLRDHUP)
+        assert poll.poll(5000), "the server has not hung up"
+        with pytest.raises(OSError):  # noqa: PT011, PT012 - whatever the system calls it
+            for _ in range(3):
+                link.send(b"CONNECT")
     assert asks.alert is not None
     assert str(asks.alert.reason).endswith("UNKNOWN_CA")
 
