@@ -21,10 +21,7 @@ from broker_config.processes import (
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from tests.support.brokers import require_mosquitto
-from tests.support.links import START_S, Inbox
 from tests.support.waiting import until
-
-TOPIC = "dssd/v1/home/a/down/verdict"
 
 
 @pytest.fixture(params=[pytest.param(MosquittoProcess, marks=pytest.mark.broker), EmbeddedBroker])
@@ -43,24 +40,6 @@ def link_to(broker: ThrowAwayBroker, name: str) -> PahoLink:
             client_id=name, username=name, host=broker.host, port=broker.port, min_backoff_s=0.02, max_backoff_s=0.1
         )
     )
-
-
-def test_a_restart_keeps_the_port_and_links_find_it_again(broker: ThrowAwayBroker) -> None:
-    port = broker.port
-    device, edge, inbox = link_to(broker, "a"), link_to(broker, "edge-1"), Inbox()
-    device.subscribe(TOPIC, inbox)
-    device.start(timeout_s=START_S)
-    edge.start(timeout_s=START_S)
-    edge.publish(TOPIC, b"before", alias=True)
-    until(lambda: inbox.payloads == [b"before"])
-    broker.restart()
-    assert broker.port == port
-    until(lambda: device.counters.connects == 2 and edge.counters.connects == 2)
-    until(lambda: device.connected and edge.connected)
-    edge.publish(TOPIC, b"after", alias=True)
-    until(lambda: inbox.payloads == [b"before", b"after"])
-    device.stop()
-    edge.stop()
 
 
 def test_stop_and_kill_end_it_and_start_may_follow(broker: ThrowAwayBroker) -> None:
@@ -99,16 +78,6 @@ def test_a_broker_that_does_not_start_shows_the_end_of_its_log(monkeypatch: pyte
     with pytest.raises(BrokerFailed, match="no_such_option"):
         process.start()
     process.close()
-
-
-@pytest.mark.broker
-def test_its_log_tells_who_connected() -> None:
-    require_mosquitto()
-    with MosquittoProcess(Broker()) as process:
-        link = link_to(process, "a")
-        link.start(timeout_s=START_S)
-        until(lambda: "u'a'" in process.log())
-        link.stop()
 
 
 def test_without_mosquitto_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,22 +96,6 @@ def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> 
     assert text == plain["choices"][0]["text"]
 
 
-def test_the_self_test_passes_on_a_fleet_that_works(whole: Whole) -> None:
-    with whole.edge() as edge:
-        done = subprocess.run(
-            command(whole, "tested", "selftest", "--json", "--api-port", "0"),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        report = json.loads(done.stdout)
-        assert report["ok"]
-        assert report["tokens_per_s"] > 0.0
-        until(lambda: len(edge.orchestrator.sessions) == 0)
-
-
 def test_an_interrupted_text_closes_its_session_and_exits_with_130(whole: Whole) -> None:
     with whole.edge() as edge:
         arguments = command(whole, "interrupted", "generate", "--events", "--max-new-tokens", "900", "--raw")

@@ -1,7 +1,10 @@
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import llama_cpp
 import numpy as np
@@ -21,11 +24,24 @@ def settings(path: Path, *, context: int = 128, batch: int = 16) -> LlamaCppSett
     return LlamaCppSettings(path, threads=1, context=context, batch=batch)
 
 
+class Make(Protocol):
+    def __call__(self, *, context: int = ..., trained: int = ...) -> LlamaCppDrafter: ...
+
+
 @pytest.fixture
-def drafter(tmp_path: Path) -> Iterator[LlamaCppDrafter]:
-    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf")))
-    yield drafter
-    drafter.close()
+def make(tmp_path: Path) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def make(*, context: int = 128, trained: int = 256) -> LlamaCppDrafter:
+            path = tiny_gguf(tmp_path / "tiny.gguf", context=trained)
+            return stack.enter_context(closing(LlamaCppDrafter(settings(path, context=context))))
+
+        yield make
+
+
+@pytest.fixture
+def drafter(make: Make) -> LlamaCppDrafter:
+    return make()
 
 
 def row(drafter: LlamaCppDrafter) -> np.ndarray:
@@ -68,10 +84,8 @@ def computed_for(drafter: LlamaCppDrafter, tokens: list[int]) -> int:
 
 
 @pytest.fixture
-def roomy(tmp_path: Path) -> Iterator[LlamaCppDrafter]:
-    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf", context=1024), context=1024))
-    yield drafter
-    drafter.close()
+def roomy(make: Make) -> LlamaCppDrafter:
+    return make(context=1024, trained=1024)
 
 
 def test_conversations_that_take_turns_at_a_device_each_compute_what_is_new(roomy: LlamaCppDrafter) -> None:
@@ -106,9 +120,8 @@ def test_a_conversation_that_goes_on_in_another_way_is_there_both_ways(roomy: Ll
     assert computed_for(roomy, [*talk, 4]) == 1
 
 
-def test_of_others_as_many_tokens_are_kept_as_the_context_has_and_those_unused_for_longest_go(tmp_path: Path) -> None:
-    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf", context=256), context=256))
-    fresh = LlamaCppDrafter(settings(tmp_path / "tiny.gguf", context=256))
+def test_of_others_as_many_tokens_are_kept_as_the_context_has_and_those_unused_for_longest_go(make: Make) -> None:
+    drafter, fresh = make(context=256), make(context=256)
     talks = [conversation(number, 100) for number in range(4)]
     for talk in talks:
         computed_for(drafter, talk)
@@ -120,8 +133,6 @@ def test_of_others_as_many_tokens_are_kept_as_the_context_has_and_those_unused_f
     observed = row(drafter)
     computed_for(fresh, longest)
     assert alike(observed, row(fresh))
-    for each in (drafter, fresh):
-        each.close()
 
 
 def test_nothing_is_kept_where_memory_is_short(roomy: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +173,9 @@ def test_of_many_short_texts_the_latest_are_kept(roomy: LlamaCppDrafter) -> None
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_is_kept_the_rows_are_those_of_a_fresh_drafter(seed: int, tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path / "tiny.gguf", context=256)
+def test_whatever_is_kept_the_rows_are_those_of_a_fresh_drafter(seed: int, make: Make) -> None:
     rng = random.Random(seed)
-    used = LlamaCppDrafter(settings(path, context=rng.choice((128, 256))))
-    fresh = LlamaCppDrafter(settings(path, context=256))
+    used, fresh = make(context=rng.choice((128, 256))), make(context=256)
     talks = [[rng.randrange(3, 200) for _ in range(rng.randrange(1, 60))] for _ in range(4)]
     for _ in range(60):
         number = rng.randrange(len(talks))
@@ -174,10 +183,8 @@ def test_whatever_is_kept_the_rows_are_those_of_a_fresh_drafter(seed: int, tmp_p
         if rng.random() < 0.3:
             other = rng.choice(talks)
             talk = [*other[: rng.randrange(1, len(other) + 1)]]
-        talk = [*talk[: max(1, len(talk) - rng.choice((0, 0, 3, 40)))], *(rng.randrange(3, 200) for _ in range(3))][
-            :120
-        ]
-        talks[number] = talk
+        talk = talk[: max(1, len(talk) - rng.choice((0, 0, 3, 40)))]
+        talk = talks[number] = [*talk, *(rng.randrange(3, 200) for _ in range(3))][:120]
         used.reset(talk)
         if rng.random() < 0.5:
             used.extend([5, 6])
@@ -189,8 +196,6 @@ def test_whatever_is_kept_the_rows_are_those_of_a_fresh_drafter(seed: int, tmp_p
         fresh.reset(talk)
         assert alike(observed, row(fresh))
     assert used.tokens_computed < fresh.tokens_computed
-    for each in (used, fresh):
-        each.close()
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
@@ -217,32 +222,28 @@ def test_a_cut_off_gguf_is_one_sentence_and_nothing_on_stderr(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DrafterError, match="nonsense"):
-        LlamaCppDrafter(settings(tiny_gguf(tmp_path / "odd.gguf", architecture="nonsense")))
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"architecture": "nonsense"}, "nonsense"),
+        ({"vocabulary": False}, "vocabulary"),
+        ({"context": 1 << 30}, "137,439"),
+    ],
+    ids=["unknown architecture", "no vocabulary", "context too large for memory"],
+)
+def test_a_model_that_cannot_be_used_is_refused(tmp_path: Path, model: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DrafterError, match=sentence):
+        LlamaCppDrafter(settings(tiny_gguf(tmp_path / "odd.gguf", **model), context=1 << 30))
 
 
-def test_a_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DrafterError, match="vocabulary"):
-        LlamaCppDrafter(settings(tiny_gguf(tmp_path / "mute.gguf", vocabulary=False)))
+def test_a_context_is_no_longer_than_the_model_was_trained_for(make: Make) -> None:
+    assert make(context=4096, trained=64).context == 64
 
 
-def test_a_context_too_large_for_memory_is_refused(tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path / "long.gguf", context=1 << 30)
-    with pytest.raises(DrafterError, match="137,439"):
-        LlamaCppDrafter(settings(path, context=1 << 30))
-
-
-def test_a_context_is_no_longer_than_the_model_was_trained_for(tmp_path: Path) -> None:
-    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "short.gguf", context=64), context=4096))
-    assert drafter.context == 64
-    drafter.close()
-
-
-def test_a_recurrent_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recurrent_model_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "llama_model_is_recurrent", lambda _: True)
     with pytest.raises(DrafterError, match="recurrent"):
-        LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf")))
+        make()
 
 
 @pytest.mark.parametrize(("context", "batch", "threads"), [(0, 1, 1), (1, 0, 1), (1, 1, -1)])
@@ -313,27 +314,21 @@ def test_extending_computes_nothing_until_next(drafter: LlamaCppDrafter, monkeyp
 
 
 def test_a_model_is_loaded_and_computed_with_in_one_thread_that_is_not_the_caller_s(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On its own thread: in the caller's an application may compute with torch, whose use of AMX registers stops
     # llama.cpp (SIGILL). With two calling threads llama.cpp has more workers than cores, which slows all of them down.
     idents = []
-    load, decode = llama_cpp.llama_model_load_from_file, llama_cpp.llama_decode
 
-    def loaded(*arguments: object) -> object:
+    def watch(call: Callable[..., object], *arguments: object) -> object:
         idents.append(threading.get_ident())
-        return load(*arguments)
+        return call(*arguments)
 
-    def decoded(*arguments: object) -> int:
-        idents.append(threading.get_ident())
-        return int(decode(*arguments))
-
-    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", loaded)
-    monkeypatch.setattr(llama_cpp, "llama_decode", decoded)
-    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf")))
+    for name in ("llama_model_load_from_file", "llama_decode"):
+        monkeypatch.setattr(llama_cpp, name, partial(watch, getattr(llama_cpp, name)))
+    drafter = make()
     drafter.reset([5, 6, 7])
     drafter.next(POLICY)
-    drafter.close()
     assert len(idents) == 2
     assert len(set(idents)) == 1
     assert threading.get_ident() not in idents

@@ -2,6 +2,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle, pairwise
 from typing import Any
 
 import pytest
@@ -60,21 +61,56 @@ def test_small_changes_of_the_measurements_do_not_change_the_plan() -> None:
         assert at(answer_s + 0.0005, last=at(answer_s)) == at(answer_s)
 
 
-def lesson(
-    plan: Plan, accepted: int, *, token_s: float = 0.013, answer_s: float = 0.05, opening: bool = False
-) -> DraftOutcome:
-    return DraftOutcome(
+def verified(plan: Plan, accepted: int, step_s: float, **more: Any) -> DraftOutcome:
+    """Return the outcome of a draft that an edge 25 ms away has verified in a step of `step_s`."""
+    outcome = DraftOutcome(
         tokens=plan.tokens,
         ahead=plan.ahead,
-        accepted=min(accepted, plan.tokens),
-        token_s=token_s,
-        answer_s=answer_s,
-        compute_s=min(STEP_S, answer_s / 2),
-        opening=opening,
+        accepted=accepted,
+        token_s=0.009,
+        answer_s=0.025 + step_s,
+        compute_s=step_s,
     )
+    return replace(outcome, **more)
 
 
-def drafted(pacing: AdaptivePacing, plan: Plan, chance: Callable[[], float]) -> tuple[Plan, tuple[float, ...]]:
+def lesson(plan: Plan, accepted: int, *, answer_s: float = 0.05, **more: Any) -> DraftOutcome:
+    given = {"token_s": 0.013, "answer_s": answer_s} | more
+    return verified(plan, min(accepted, plan.tokens), min(STEP_S, answer_s / 2), **given)
+
+
+def stood(plan: Plan, acceptance: float, rng: random.Random) -> int:
+    return next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
+
+
+def follow(
+    pacing: AdaptivePacing,
+    rounds: int,
+    learn: Callable[[Plan], DraftOutcome],
+    *,
+    token_s: float | None = None,
+    step_s: float = 0.0,
+    longest: int = LONGEST,
+) -> list[Plan]:
+    """Let it choose, and tell it what became of its drafts and how quickly the edge wrote; return the plans."""
+    plans = []
+    for _ in range(rounds):
+        plan = pacing.plan(longest=longest, window=WINDOW)
+        plans.append(plan)
+        if not plan.stream:
+            pacing.learn(learn(plan))
+        elif token_s is not None:
+            pacing.streamed(plan.tokens, token_s * plan.tokens, step_s=step_s)
+    return plans
+
+
+def drafts_of(plans: list[Plan]) -> list[Plan]:
+    return [plan for plan in plans if not plan.stream]
+
+
+def drafted(
+    pacing: AdaptivePacing | FixedPacing, plan: Plan, chance: Callable[[], float]
+) -> tuple[Plan, tuple[float, ...]]:
     """Draft as a session does, each token with a probability; return the resulting plan."""
     chances: list[float] = []
     while len(chances) < plan.tokens and not (plan.may_stop and chances and not pacing.goes_on(chances)):
@@ -95,8 +131,7 @@ def live(
     for _ in range(rounds):
         plan, _ = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), lambda: acceptance)
         plans.append(plan)
-        accepted = next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
-        pacing.learn(lesson(plan, accepted, answer_s=answers_s(plan) * rng.uniform(0.8, 1.2)))
+        pacing.learn(lesson(plan, stood(plan, acceptance, rng), answer_s=answers_s(plan) * rng.uniform(0.8, 1.2)))
     return plans
 
 
@@ -148,9 +183,7 @@ def test_a_device_that_has_stopped_drafting_finds_out_when_its_drafts_are_good_a
 
 def test_the_second_token_that_the_draft_model_reads_behind_a_bonus_is_not_taken_for_slowness() -> None:
     pacing = AdaptivePacing(ahead=False)
-    for _ in range(50):
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        pacing.learn(lesson(plan, plan.tokens, token_s=0.013 * (plan.tokens + 1) / max(1, plan.tokens)))
+    follow(pacing, 50, lambda plan: lesson(plan, LONGEST, token_s=0.013 * (plan.tokens + 1) / max(1, plan.tokens)))
     assert pacing.conditions(WINDOW).token_s == pytest.approx(0.013, rel=0.02)
 
 
@@ -206,20 +239,11 @@ def live_with_streaming(
                 pacing.streamed(1, took)
                 tokens, seconds = tokens + 1, seconds + took
         else:
-            accepted = next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
+            accepted = stood(plan, acceptance, rng)
             # Each token lengthens the edge's step by a fifth, as on a processor.
             step_s = streamed_s * (1.0 + 0.2 * plan.tokens)
             answer_s = (round_trip_s + step_s) * rng.uniform(0.9, 1.1)
-            pacing.learn(
-                DraftOutcome(
-                    tokens=plan.tokens,
-                    ahead=plan.ahead,
-                    accepted=accepted,
-                    token_s=token_s,
-                    answer_s=answer_s,
-                    compute_s=step_s,
-                )
-            )
+            pacing.learn(verified(plan, accepted, step_s, token_s=token_s, answer_s=answer_s))
             seconds += answer_s + (round_trip_s if streaming else 0.0) + plan.tokens * token_s
             tokens += accepted + 1
         streaming = plan.stream
@@ -241,95 +265,56 @@ def test_whoever_may_have_the_edge_write_is_hardly_slower_than_who_always_does(
     assert chosen >= 0.92 * max(always, never)
 
 
-def begun_on_a_busy_edge(*, step_s: float) -> AdaptivePacing:
-    """Return a pacing that has seen slow edge-only decoding and is about to draft."""
+def begun(token_s: float, step_s: float, load: ReportedLoad, *, longest: int = LONGEST) -> AdaptivePacing:
+    """Return a pacing that has seen edge-only decoding and is about to draft."""
     pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.plan(longest=LONGEST, window=WINDOW)
+    pacing.note_load(load)
+    pacing.plan(longest=longest, window=WINDOW)
     for _ in range(8):
-        pacing.streamed(1, 0.4, step_s=step_s)
+        pacing.streamed(1, token_s, step_s=step_s)
     return pacing
 
 
 @pytest.mark.parametrize("step_s", [0.35, 0.0])
 def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step_s: float) -> None:
     """It uses the edge's present steps; where the earlier ones are unknown, an empty draft's time."""
-    pacing = begun_on_a_busy_edge(step_s=step_s)
-    for _ in range(50):
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        if plan.stream:
-            return
-        pacing.learn(
-            DraftOutcome(tokens=plan.tokens, ahead=False, accepted=0, token_s=0.013, answer_s=0.12, compute_s=0.1)
-        )
-    pytest.fail("It still drafts, though nothing is accepted and the edge writes three times as quickly.")
-
-
-def verified(plan: Plan, accepted: int, step_s: float) -> DraftOutcome:
-    """Return the outcome of a draft that an edge 25 ms away has verified in a step of `step_s`."""
-    return DraftOutcome(
-        tokens=plan.tokens,
-        ahead=False,
-        accepted=accepted,
-        token_s=0.009,
-        answer_s=0.025 + step_s,
-        compute_s=step_s,
+    plans = follow(
+        begun(0.4, step_s, ReportedLoad()), 50, lambda plan: verified(plan, 0, 0.1, token_s=0.013, answer_s=0.12)
     )
+    assert any(plan.stream for plan in plans)
 
 
 @pytest.mark.parametrize("told_s", [None, 0.003])
 def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow(told_s: float | None) -> None:
     """Two cores: 15 ms for a token, 24 ms for four. Edge-only decoding was twice as fast, and was never tried again."""
-    pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.note_load(ReportedLoad(token_s=told_s))
-    pacing.plan(longest=3, window=WINDOW)
-    for _ in range(8):
-        pacing.streamed(1, 0.016, step_s=0.015)
-    plans = []
-    for _ in range(40):
-        plan = pacing.plan(longest=3, window=WINDOW)
-        plans.append(plan)
-        if not plan.stream:
-            step_s = 0.015 + 0.003 * plan.tokens
-            pacing.learn(verified(plan, plan.tokens, step_s))
+    pacing = begun(0.016, 0.015, ReportedLoad(token_s=told_s), longest=3)
+    plans = follow(pacing, 40, lambda plan: verified(plan, plan.tokens, 0.015 + 0.003 * plan.tokens), longest=3)
     assert sum(plan.stream for plan in plans[10:]) > 20
 
 
 @pytest.mark.parametrize(("told", "most"), [(False, 2), (True, 0)])
 def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told: bool, most: int) -> None:
     """Otherwise drafts would be compared with an idle edge's decoding, and given up where they pay."""
-    pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.note_load(ReportedLoad(acceptance=0.95))
-    pacing.plan(longest=LONGEST, window=WINDOW)
-    for _ in range(8):
-        pacing.streamed(1, 0.016, step_s=0.015)
-    streams = 0
-    for _ in range(50):  # before it is tried again in any case
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        streams += plan.stream
-        if plan.stream:
-            pacing.streamed(plan.tokens, 0.12 * plan.tokens, step_s=0.12)
-        else:
-            step_s = 0.12 + 0.004 * plan.tokens
-            if told:
-                pacing.note_load(ReportedLoad(texts=8, writing_s=0.12, step_s=0.02, text_s=0.0125, token_s=0.004))
-            pacing.learn(verified(plan, plan.tokens, step_s))
-    assert streams <= most
+    pacing = begun(0.016, 0.015, ReportedLoad(acceptance=0.95))
+
+    def learn(plan: Plan) -> DraftOutcome:
+        if told:
+            pacing.note_load(ReportedLoad(texts=8, writing_s=0.12, step_s=0.02, text_s=0.0125, token_s=0.004))
+        return verified(plan, plan.tokens, 0.12 + 0.004 * plan.tokens)
+
+    plans = follow(pacing, 50, learn, token_s=0.12, step_s=0.12)  # before it is tried again in any case
+    assert sum(plan.stream for plan in plans) <= most
 
 
 def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_take_twice_what_one_does() -> None:
     """One core: 12 ms for a row, 28 ms for two, 6 ms for each further one; edge-only decoding yields 75 tokens/s."""
-    pacing, rng, drafts = AdaptivePacing(stream=None), random.Random(1), 0
+    pacing, rng = AdaptivePacing(stream=None), random.Random(1)
     pacing.note_load(ReportedLoad(token_s=0.006, acceptance=0.9))
-    for _ in range(200):
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        if plan.stream:
-            pacing.streamed(plan.tokens, 0.0133 * plan.tokens, step_s=0.0125)
-        else:
-            drafts += 1
-            accepted = next((place for place in range(plan.tokens) if rng.random() >= 0.9), plan.tokens)
-            step_s = 0.0125 + (0.01 + 0.006 * plan.tokens if plan.tokens else 0.0)
-            pacing.learn(replace(verified(plan, accepted, step_s), ahead=plan.ahead))
-    assert drafts < 40
+
+    def learn(plan: Plan) -> DraftOutcome:
+        return verified(plan, stood(plan, 0.9, rng), 0.0125 + (0.01 + 0.006 * plan.tokens if plan.tokens else 0.0))
+
+    assert len(drafts_of(follow(pacing, 200, learn, token_s=0.0133, step_s=0.0125))) < 40
 
 
 SIXTEEN = ReportedLoad(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
@@ -341,32 +326,25 @@ def test_where_texts_share_steps_it_is_drafted_if_that_were_quicker_for_all(acce
     """It holds whatever the present steps are; a single device would gain with poor drafts too."""
     pacing, rng = AdaptivePacing(ahead=False, stream=None), random.Random(5)
     pacing.note_load(SIXTEEN)
-    plans = []
-    for _ in range(80):
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        plans.append(plan)
-        if plan.stream:
-            pacing.streamed(plan.tokens, 0.16 * plan.tokens, step_s=0.16)
-        else:
-            accepted = next((place for place in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
-            pacing.learn(verified(plan, accepted, 0.16 + 0.004 * plan.tokens))
-    assert (sum(not plan.stream for plan in plans[30:]) > 40) is drafts
+
+    def learn(plan: Plan) -> DraftOutcome:
+        return verified(plan, stood(plan, acceptance, rng), 0.16 + 0.004 * plan.tokens)
+
+    plans = follow(pacing, 80, learn, token_s=0.16, step_s=0.16)
+    assert (len(drafts_of(plans[30:])) > 40) is drafts
 
 
 def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
     """Sixteen devices with random estimates of the same acceptance."""
-    lengths = set()
-    for seed in range(16):
+
+    def device(seed: int) -> list[Plan]:
         pacing, rng = AdaptivePacing(ahead=False, stream=False), random.Random(seed)
         pacing.note_load(SIXTEEN)
-        for number in range(60):
-            plan = pacing.plan(longest=LONGEST, window=WINDOW)
-            if number >= 30:
-                lengths.add(plan.tokens)
-                assert not plan.may_stop
-            accepted = next((place for place in range(plan.tokens) if rng.random() >= 0.8), plan.tokens)
-            pacing.learn(verified(plan, accepted, 0.16))
-    assert lengths <= {0, 1, 2, 4}  # computes requests with equally many tokens at once
+        return follow(pacing, 60, lambda plan: verified(plan, stood(plan, 0.8, rng), 0.16))
+
+    chosen = {plan for seed in range(16) for plan in device(seed)[30:]}
+    assert not any(plan.may_stop for plan in chosen)
+    assert {plan.tokens for plan in chosen} <= {0, 1, 2, 4}  # computes requests with equally many tokens at once
 
 
 def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() -> None:
@@ -375,10 +353,7 @@ def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() 
     for load in (ReportedLoad(), SIXTEEN):
         pacing = AdaptivePacing(ahead=False)
         pacing.note_load(load)
-        for _ in range(40):
-            plan = pacing.plan(longest=LONGEST, window=WINDOW)
-            outcome = verified(plan, plan.tokens, 0.16)
-            pacing.learn(replace(outcome, queue_s=0.08, answer_s=outcome.answer_s + 0.08))
+        follow(pacing, 40, lambda plan: verified(plan, plan.tokens, 0.16, queue_s=0.08, answer_s=0.265))
         under[load.texts] = pacing.conditions(WINDOW)
     assert under[1].beside_s == pytest.approx(0.105)
     assert under[16].beside_s == pytest.approx(0.025)
@@ -390,70 +365,41 @@ def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> N
     """Three drafts of a token each are verified at once: 13 ms, and 7 ms for each of them."""
     pacing = AdaptivePacing(stream=None)
     pacing.note_load(ReportedLoad(token_s=0.007, acceptance=0.8))
-    for _ in range(20):
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        step_s = 0.013 + 0.007 * 3
-        if plan.stream:
-            pacing.streamed(4, 0.4, step_s=0.013)
-        else:
-            pacing.learn(replace(verified(Plan(1), 1, step_s), ahead=True, chained=2))
+    draft = verified(Plan(1, ahead=True), 1, 0.013 + 0.007 * 3, chained=2)
+    follow(pacing, 20, lambda _: draft, token_s=0.1, step_s=0.013)
     assert pacing.conditions(WINDOW, ahead=True).compute_s == pytest.approx(0.013)
 
 
 def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it() -> None:
     """Few of its first tokens were accepted, by chance; with edge-only decoding a device hardly notices that."""
-    drafts = {}
+    drafts, times = {}, {"token_s": 0.02, "answer_s": 0.13}
     for told in (None, 0.95):
-        pacing = AdaptivePacing(ahead=False, stream=None)
-        pacing.note_load(ReportedLoad(token_s=0.001, acceptance=told))
-        pacing.plan(longest=LONGEST, window=WINDOW)
-        for _ in range(8):
-            pacing.streamed(1, 0.1, step_s=0.1)
-        for number in range(60):
-            plan = pacing.plan(longest=LONGEST, window=WINDOW)
-            drafts[told] = drafts.get(told, 0) + (number >= 4 and not plan.stream)
-            if plan.stream:
-                pacing.streamed(plan.tokens, 0.1 * plan.tokens, step_s=0.1)
-            else:
-                accepted = plan.tokens if number >= 4 else 0
-                outcome = DraftOutcome(
-                    tokens=plan.tokens,
-                    ahead=False,
-                    accepted=accepted,
-                    token_s=0.02,
-                    answer_s=0.13,
-                    compute_s=0.1,
-                )
-                pacing.learn(outcome)
+        pacing = begun(0.1, 0.1, ReportedLoad(token_s=0.001, acceptance=told))
+        begin = follow(pacing, 4, lambda plan: verified(plan, 0, 0.1, **times), token_s=0.1, step_s=0.1)
+        assert drafts_of(begin)
+        plans = follow(pacing, 56, lambda plan: verified(plan, plan.tokens, 0.1, **times), token_s=0.1, step_s=0.1)
+        drafts[told] = len(drafts_of(plans))
     assert drafts[0.95] > 40
     assert drafts[0.95] > drafts[None]
 
 
 def test_trials_that_show_nothing_better_become_rarer() -> None:
     """Drafting is a little slower than edge-only decoding, and is tried again now and then."""
-    pacing, tried, before = AdaptivePacing(ahead=False, stream=None), [], False
-    for number in range(1600):
-        plan = pacing.plan(longest=4, window=1)
-        if plan.stream:
-            pacing.streamed(plan.tokens, 0.052 * plan.tokens, step_s=0.030)
-        else:
-            if not before:
-                tried.append(number)
-            stood = min(plan.tokens, (4, 1, 3, 2)[number % 4])
-            pacing.learn(
-                DraftOutcome(
-                    tokens=plan.tokens, ahead=False, accepted=stood, token_s=0.020, answer_s=0.1, compute_s=0.030
-                )
-            )
-        before = not plan.stream
-    assert 10 < len([number for number in tried if number >= 800]) < 60
+    pacing, accepted = AdaptivePacing(ahead=False, stream=None), cycle((4, 1, 3, 2))
+
+    def learn(plan: Plan) -> DraftOutcome:
+        return verified(plan, min(plan.tokens, next(accepted)), 0.03, token_s=0.02, answer_s=0.1)
+
+    plans = follow(pacing, 1600, learn, token_s=0.052, step_s=0.03, longest=4)
+    trials = [plan for before, plan in pairwise(plans[800:]) if before.stream and not plan.stream]
+    assert 10 < len(trials) < 60
 
 
 def test_a_trial_is_never_an_empty_draft() -> None:
     """An empty draft yields a token, as edge-only decoding does, and measures nothing."""
     costly = {"token_s": 0.05, "round_trip_s": 0.02, "streamed_s": 0.02}
     plans, _ = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 3000, acceptance=0.05, **costly)
-    trials = [plan for plan in plans[20:] if not plan.stream]
+    trials = drafts_of(plans[20:])
     assert 0 < len(trials) < 60
     assert all(plan.tokens for plan in trials)
 
@@ -474,7 +420,7 @@ def test_drafts_end_where_the_draft_model_is_unsure_and_go_on_where_it_is_sure()
     for _ in range(300):
         plan, chances = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), chance)
         accepted = next((n for n, each in enumerate(chances) if rng.random() >= each), plan.tokens)
-        pacing.learn(replace(lesson(plan, accepted), chances=chances))
+        pacing.learn(lesson(plan, accepted, chances=chances))
     pacing.plan(longest=LONGEST, window=WINDOW)
     assert pacing.goes_on((0.99,) * 4)
     assert not pacing.goes_on((0.99, 0.3, 0.3))
@@ -484,8 +430,7 @@ def test_what_a_draft_model_says_of_itself_is_believed_as_far_as_it_has_proven_t
     rng, pacing = random.Random(9), AdaptivePacing(ahead=False)
     for _ in range(200):
         plan, chances = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), lambda: 0.99)
-        accepted = next((n for n in range(plan.tokens) if rng.random() >= 0.5), plan.tokens)
-        pacing.learn(replace(lesson(plan, accepted), chances=chances))
+        pacing.learn(lesson(plan, stood(plan, 0.5, rng), chances=chances))
     pacing.plan(longest=LONGEST, window=WINDOW)
     assert not pacing.goes_on((0.99,) * 4)
 
@@ -493,23 +438,18 @@ def test_what_a_draft_model_says_of_itself_is_believed_as_far_as_it_has_proven_t
 def test_stopping_where_it_is_unsure_brings_more_than_any_fixed_length() -> None:
     """Tokens per second on 4,000 drafts of a well-calibrated model; deterministic by its seeds."""
 
-    def rate(pacing: AdaptivePacing | None, tokens: int = 0) -> float:
+    def rate(pacing: AdaptivePacing | FixedPacing) -> float:
         rng, committed, seconds = random.Random(10), 0, 0.0
         for _ in range(4000):
-            plan = pacing.plan(longest=LONGEST, window=WINDOW) if pacing else Plan(tokens)
-            chances: list[float] = []
-            while len(chances) < plan.tokens and (
-                pacing is None or not plan.may_stop or not chances or pacing.goes_on(chances)
-            ):
-                chances.append(0.98 if rng.random() < 0.75 else 0.35)
-            accepted = next((n for n, each in enumerate(chances) if rng.random() >= each), len(chances))
-            made = Plan(len(chances))
-            if pacing:
-                pacing.learn(replace(lesson(made, accepted, answer_s=0.06), chances=tuple(chances)))
-            committed, seconds = committed + accepted + 1, seconds + 0.06 + 0.013 * len(chances)
+            plan, chances = drafted(
+                pacing, pacing.plan(longest=LONGEST, window=WINDOW), lambda: 0.98 if rng.random() < 0.75 else 0.35
+            )
+            accepted = next((n for n, each in enumerate(chances) if rng.random() >= each), plan.tokens)
+            pacing.learn(lesson(plan, accepted, answer_s=0.06, chances=chances))
+            committed, seconds = committed + accepted + 1, seconds + 0.06 + 0.013 * plan.tokens
         return committed / seconds
 
-    best_fixed = max(rate(None, tokens) for tokens in range(1, 13))
+    best_fixed = max(rate(FixedPacing(tokens)) for tokens in range(1, 13))
     assert rate(AdaptivePacing(ahead=False)) > 1.03 * best_fixed
 
 
@@ -531,9 +471,7 @@ def test_the_choice_is_told_with_what_the_other_ways_promise() -> None:
 def test_what_is_told_of_shared_steps_is_what_the_choice_went_by() -> None:
     pacing = AdaptivePacing()
     pacing.note_load(SIXTEEN)
-    for _ in range(40):
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        pacing.learn(verified(plan, plan.tokens, 0.16))
+    follow(pacing, 40, lambda plan: verified(plan, plan.tokens, 0.16))
     told = pacing.choice().reason
     assert "16 requests at the edge" in told
     rates = {n: 0.75 * pacing.conditions(WINDOW, ahead=True).rate(Plan(n, ahead=True)) for n in (1, 2, 4, 8)}
@@ -578,8 +516,8 @@ def test_whatever_is_measured_or_an_edge_says_of_itself_a_plan_is_made(
         if plan.stream:
             pacing.streamed(tokens, answer_s, step_s=compute_s)
         else:
-            outcome = verified(Plan(tokens), int(share * tokens), compute_s)
-            pacing.learn(replace(outcome, ahead=ahead, answer_s=answer_s, queue_s=compute_s / 2, opening=opening))
+            more = {"answer_s": answer_s, "queue_s": compute_s / 2, "opening": opening}
+            pacing.learn(verified(Plan(tokens, ahead=ahead), int(share * tokens), compute_s, **more))
             pacing.goes_on((0.5, 1.0))
 
 
@@ -619,28 +557,25 @@ def test_where_texts_share_steps_it_is_shorter() -> None:
     assert dear.tokens < free.tokens
 
 
-def outcome(**more: object) -> DraftOutcome:
-    names: dict[str, object] = {
-        "tokens": 4, "ahead": False, "accepted": 4, "token_s": 0.01, "answer_s": 0.05, "compute_s": 0.02,
-    }  # fmt: skip
-    return DraftOutcome(**{**names, **more})  # type: ignore[arg-type]
+def measured() -> AdaptivePacing:
+    pacing = AdaptivePacing(ahead=False)
+    for _ in range(5):
+        pacing.learn(lesson(Plan(4), 4))
+    return pacing
 
 
 def test_a_device_that_chooses_takes_it_once_it_has_measured() -> None:
     pacing = AdaptivePacing(ahead=False)
     plan = pacing.plan(longest=16, window=1)
     assert pacing.weigh(plan, SURE, longest=16, window=1) == plan
-    for _ in range(5):
-        pacing.learn(outcome())
+    pacing = measured()
     plan = pacing.plan(longest=16, window=1)
     assert pacing.weigh(plan, SURE, longest=16, window=1).repeats
     assert not pacing.weigh(plan, UNSURE, longest=16, window=1).repeats
 
 
 def test_without_a_model_what_is_unsure_is_not_drafted_at_all() -> None:
-    pacing = AdaptivePacing(ahead=False)
-    for _ in range(5):
-        pacing.learn(outcome())
+    pacing = measured()
     plan = pacing.plan(longest=16, window=1)
     hardly = Prospect((0.02,), token_s=0.0001, catch_up_s=0.0, alone=True)
     assert pacing.weigh(plan, hardly, longest=16, window=1) == Plan(0)
@@ -648,12 +583,10 @@ def test_without_a_model_what_is_unsure_is_not_drafted_at_all() -> None:
 
 
 def test_what_becomes_of_it_says_nothing_of_the_model() -> None:
-    pacing = AdaptivePacing(ahead=False)
-    for _ in range(5):
-        pacing.learn(outcome())
+    pacing = measured()
     before = pacing.conditions(1)
     for _ in range(20):
-        pacing.learn(outcome(accepted=0, token_s=0.0001, repeats=True))
+        pacing.learn(lesson(Plan(4), 0, token_s=0.0001, repeats=True))
     after = pacing.conditions(1)
     assert (after.acceptance, after.token_s) == (before.acceptance, before.token_s)
 

@@ -4,7 +4,15 @@ from hypothesis import strategies as st
 
 from fleet_device.drafters.without_model import WordCodec
 from fleet_device.errors import PromptTooLong
-from fleet_device.requests.generate import GenerateRequest, Piece, RequestContext, StopStrings, TokenText, generate_text
+from fleet_device.requests.generate import (
+    GeneratedText,
+    GenerateRequest,
+    Piece,
+    RequestContext,
+    StopStrings,
+    TokenText,
+    generate_text,
+)
 from fleet_device.session.sequence import TokenOrigin
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
@@ -17,23 +25,24 @@ def request(prompt: int = 2, limit: int = 10, stop: tuple[str, ...] = ()) -> Gen
     return GenerateRequest((1,) * prompt, POLICY, limit, stop)
 
 
+def generated(
+    agent: ScriptedAgent, drafter: TalkingDrafter | None = None, stop: tuple[str, ...] = ()
+) -> tuple[GeneratedText, list[Piece]]:
+    pieces: list[Piece] = []
+    context = RequestContext(on_piece=pieces.append)
+    return generate_text(agent, drafter or TalkingDrafter(), request(stop=stop), context), pieces
+
+
 def test_pieces_and_their_tokens_add_up_to_the_text() -> None:
-    pieces: list[tuple[str, int]] = []
-    text = generate_text(
-        ScriptedAgent(),
-        TalkingDrafter(),
-        request(),
-        RequestContext(on_piece=lambda piece: pieces.append((piece.text, piece.tokens))),
-    )
-    assert pieces == [("t1 t2 ", 2), ("t3 ", 1)]
+    text, pieces = generated(ScriptedAgent())
+    assert [(piece.text, piece.tokens) for piece in pieces] == [("t1 t2 ", 2), ("t3 ", 1)]
     assert text.text == "t1 t2 t3 "
     assert text.reason is EndReason.STOP
     assert not text.stopped
 
 
 def test_each_token_of_a_piece_says_what_it_adds_and_where_it_comes_from() -> None:
-    pieces: list[Piece] = []
-    text = generate_text(ScriptedAgent(), TalkingDrafter(), request(), RequestContext(on_piece=pieces.append))
+    text, pieces = generated(ScriptedAgent())
     assert [piece.parts for piece in pieces] == [
         (TokenText(1, TokenOrigin.DRAFTED, "t1 "), TokenText(2, TokenOrigin.BONUS, "t2 ")),
         (TokenText(3, TokenOrigin.DRAFTED, "t3 "),),
@@ -42,9 +51,7 @@ def test_each_token_of_a_piece_says_what_it_adds_and_where_it_comes_from() -> No
 
 
 def test_what_a_token_adds_leaves_out_the_stop_string_and_what_may_become_one() -> None:
-    pieces: list[Piece] = []
-    agent = ScriptedAgent(batches=[(1, 2, 3), (4, 5)])
-    text = generate_text(agent, TalkingDrafter(), request(stop=("t2 x", "t4")), RequestContext(on_piece=pieces.append))
+    text, pieces = generated(ScriptedAgent(batches=[(1, 2, 3), (4, 5)]), stop=("t2 x", "t4"))
     assert [[part.text for part in piece.parts] for piece in pieces] == [["t1 ", "", "t2 t3 "], ["", ""]]
     assert all(piece.text == "".join(part.text for part in piece.parts) for piece in pieces)
     assert text.text == "t1 t2 t3 "
@@ -52,7 +59,7 @@ def test_what_a_token_adds_leaves_out_the_stop_string_and_what_may_become_one() 
 
 def test_a_stop_string_ends_the_session_and_is_not_in_the_text() -> None:
     agent = ScriptedAgent(batches=[(1, 2), (3, 4), (5,)], reason=EndReason.LENGTH)
-    text = generate_text(agent, TalkingDrafter(), request(stop=("t3",)))
+    text, _ = generated(agent, stop=("t3",))
     assert text.text == "t1 t2 "
     assert text.stopped
     assert text.reason is EndReason.STOP
@@ -60,14 +67,8 @@ def test_a_stop_string_ends_the_session_and_is_not_in_the_text() -> None:
 
 
 def test_what_waits_for_a_stop_string_that_never_comes_is_given_out_at_the_end() -> None:
-    pieces: list[str] = []
-    text = generate_text(
-        ScriptedAgent(),
-        TalkingDrafter(),
-        request(stop=("t3 x",)),
-        RequestContext(on_piece=lambda piece: pieces.append(piece.text)),
-    )
-    assert text.text == "".join(pieces) == "t1 t2 t3 "
+    text, pieces = generated(ScriptedAgent(), stop=("t3 x",))
+    assert text.text == "".join(piece.text for piece in pieces) == "t1 t2 t3 "
 
 
 def test_a_text_is_no_longer_than_the_draft_model_can_hold() -> None:
@@ -92,15 +93,9 @@ class HalfCharacters(WordCodec):
 
 def halves(*batches: tuple[int, ...], reason: EndReason, stop: tuple[str, ...] = ()) -> str:
     drafter = TalkingDrafter()
-    drafter.codec = HalfCharacters(("a", "b"))  # type: ignore[assignment]
-    pieces: list[str] = []
-    text = generate_text(
-        ScriptedAgent(batches=batches, reason=reason),
-        drafter,
-        request(stop=stop),
-        RequestContext(on_piece=lambda piece: pieces.append(piece.text)),
-    )
-    assert "".join(pieces) == text.text
+    drafter.codec = HalfCharacters(("a", "b"))
+    text, pieces = generated(ScriptedAgent(batches=batches, reason=reason), drafter, stop)
+    assert "".join(piece.text for piece in pieces) == text.text
     return text.text
 
 
@@ -113,27 +108,6 @@ def test_a_text_that_is_cut_inside_a_character_ends_before_it(reason: EndReason)
 def test_bytes_that_are_no_character_are_marked_where_they_stand() -> None:
     assert halves((4, 3, 4), (1, 4), reason=EndReason.LENGTH) == "x\ufffdx\ufffdx"
     assert halves((4, 3), reason=EndReason.LENGTH) == "x\ufffd"
-
-
-def test_the_text_ends_before_the_stop_string_even_if_pieces_cut_it() -> None:
-    stops = StopStrings(["END"])
-    assert [stops.feed(piece) for piece in ("one E", "N", "D two", "three")] == ["one ", "", "", ""]
-    assert stops.found
-    assert stops.finish() == ""
-
-
-def test_what_only_began_like_a_stop_string_is_given_out() -> None:
-    stops = StopStrings(["END"])
-    assert stops.feed("the EN") == "the "
-    assert stops.feed("VY") == "ENVY"
-    assert stops.feed(" E") == " "
-    assert stops.finish() == "E"
-    assert not stops.found
-
-
-def test_the_first_of_several_counts() -> None:
-    stops = StopStrings(["second", "first"])
-    assert stops.feed("a first, a second") == "a "
 
 
 def test_an_empty_stop_string_is_a_mistake() -> None:
