@@ -8,12 +8,6 @@ from tests.support.markov import MAX_TABLE, MarkovScript
 POLICY = SamplingPolicy(temperature=0.8, top_k=4, top_p=0.9, seed=1)
 
 
-def test_equal_arguments_make_equal_languages_and_another_seed_another() -> None:
-    one, same, other = (MarkovScript(size=6, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one.logits([3]), same.logits([3]))
-    assert not np.array_equal(one.logits([3]), other.logits([3]))
-
-
 def test_logits_depend_on_the_last_token_and_with_a_period_on_the_position() -> None:
     plain = MarkovScript(size=6, seed=1)
     np.testing.assert_array_equal(plain.logits([1, 2, 3]), plain.logits([3]))
@@ -21,13 +15,6 @@ def test_logits_depend_on_the_last_token_and_with_a_period_on_the_position() -> 
     timed = MarkovScript(size=6, seed=1, period=2)
     assert not np.array_equal(timed.logits([1, 3]), timed.logits([3]))
     np.testing.assert_array_equal(timed.logits([1, 2, 3]), timed.logits([3]))
-
-
-def test_rows_are_logits_many_at_a_time() -> None:
-    script = MarkovScript(size=6, seed=1, period=3)
-    prefixes = [[5], [1, 2], [0, 0, 4], [1, 1, 1, 1]]
-    rows = script.rows(np.array([p[-1] for p in prefixes]), np.array([len(p) for p in prefixes]))
-    np.testing.assert_array_equal(rows, np.stack([script.logits(prefix) for prefix in prefixes]))
 
 
 @pytest.mark.parametrize("period", [1, 2])
@@ -44,22 +31,12 @@ def test_the_joint_law_is_the_product_of_shaped_rows(period: int) -> None:
         assert law[path] == pytest.approx(product, abs=1e-12)
 
 
-def test_greedy_makes_one_path_certain() -> None:
-    law = MarkovScript(size=5, seed=4).joint([2], length=4, policy=SamplingPolicy(temperature=0.0, seed=1))
-    assert np.count_nonzero(law) == 1
-
-
 def test_a_perturbed_language_is_near_and_by_nothing_the_same() -> None:
     script = MarkovScript(size=50, seed=4)
     np.testing.assert_array_equal(script.perturbed(seed=9, amount=0.0).logits([1]), script.logits([1]))
     draft = script.perturbed(seed=9, amount=0.5)
     difference = draft.logits([1]) - script.logits([1])
     assert 0.3 < difference.std() < 0.7
-
-
-def test_sharpness_is_the_spread_of_the_logits() -> None:
-    assert MarkovScript(size=50, seed=4, sharpness=0.0).logits([1]).std() == 0.0
-    assert 2.5 < MarkovScript(size=50, seed=4, sharpness=3.0).logits([1]).std() < 3.5
 
 
 def test_a_reader_cannot_change_the_language() -> None:
