@@ -2,8 +2,8 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,14 +84,25 @@ WELL = Health({"loop": ""})
 ILL = Health({"loop": "", "broker": "The broker cannot be reached."})
 
 
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def one_metric() -> bytes:
+    return b"dssd_x 1\n"
+
+
 @contextmanager
-def serving(*, token: bytes | None = None, ready: Health = WELL, longest_s: float = 10.0) -> Iterator[int]:
-    pages = Pages(metrics=lambda: b"dssd_x 1\n", alive=lambda: WELL, ready=lambda: ready)
-    server = MetricsServer(ListenAddress("127.0.0.1", 0), pages, token=token, longest_s=longest_s)
+def serving(
+    metrics: Callable[[], bytes] = one_metric, *, ready: Health = WELL, token: bytes | None = None, **given: float
+) -> Iterator[int]:
+    """Serve at a free port until the end, and stop twice."""
+    pages = Pages(metrics=metrics, alive=lambda: WELL, ready=lambda: ready)
+    server = MetricsServer(ListenAddress("127.0.0.1", 0), pages, token=token, **given)
     server.start()
     try:
         yield int(server.url.rpartition(":")[2])
     finally:
+        server.stop()
         server.stop()
 
 
@@ -147,34 +158,21 @@ def test_a_page_in_a_browser_that_names_another_host_gets_nothing(host: str) -> 
     "first", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"], ids=["nothing", "half a head"]
 )
 def test_connections_that_say_nothing_keep_nobody_out(first: bytes) -> None:
-    with serving() as port:
-        silent: list[socket.socket] = []
+    with serving() as port, ExitStack() as silent:
         for _ in range(3):
             for _ in range(100):
-                silent.append(socket.create_connection(("127.0.0.1", port)))
-                silent[-1].sendall(first)
+                silent.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(first)
             assert ask(port, "/healthz")[0] == 200
-        for each in silent:
-            each.close()
 
 
 def test_answers_that_nobody_takes_keep_nobody_out() -> None:
     """Each answer is larger than the socket buffers."""
     much = b"x" * 10_000_000
-    pages = Pages(metrics=lambda: much, alive=lambda: WELL, ready=lambda: WELL)
-    server = MetricsServer(ListenAddress("127.0.0.1", 0), pages)
-    server.start()
-    port = int(server.url.rpartition(":")[2])
-    takers = []
-    try:
+    with serving(lambda: much) as port, ExitStack() as takers:
         for _ in range(80):
-            takers.append(socket.create_connection(("127.0.0.1", port)))
-            takers[-1].sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            taker = takers.enter_context(socket.create_connection(("127.0.0.1", port)))
+            taker.sendall(REQUEST)
         until(lambda: _asked(port))
-    finally:
-        for each in takers:
-            each.close()
-        server.stop()
 
 
 def _asked(port: int) -> bool:
@@ -198,14 +196,9 @@ def test_an_exception_ends_one_request_alone(caplog: pytest.LogCaptureFixture) -
     def fail() -> bytes:
         raise ValueError
 
-    server = MetricsServer(ListenAddress("127.0.0.1", 0), Pages(fail, lambda: WELL, lambda: WELL))
-    server.start()
-    try:
-        port = int(server.url.rpartition(":")[2])
+    with serving(fail) as port:
         assert ask(port, "/metrics")[0] == 500
         assert ask(port, "/healthz")[0] == 200
-    finally:
-        server.stop()
     assert "request to the metrics endpoint failed" in caplog.text
 
 
@@ -222,14 +215,12 @@ def test_the_server_ends_while_somebody_waits() -> None:
         go_on.wait(30)
         return b""
 
-    server = MetricsServer(ListenAddress("127.0.0.1", 0), Pages(wait, lambda: WELL, lambda: WELL))
-    server.start()
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
-        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert begun.wait(10)
-        server.stop()
-        server.stop()
-    go_on.set()
+    with ExitStack() as stack:
+        with serving(wait) as port:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            client.sendall(REQUEST)
+            assert begun.wait(10)
+        go_on.set()
 
 
 @pytest.mark.parametrize(
