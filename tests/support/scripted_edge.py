@@ -1,6 +1,6 @@
 """A scripted edge over the memory broker, and a device's agent that has to handle it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fleet_common.mqtt.link import Message
@@ -153,14 +153,16 @@ class PassingInbox(Inbox):
     step: Callable[[], bool] = lambda: False
     clock: Clock = field(default_factory=Clock)
     most: int = 50_000
-    on_take: Callable[[int], None] = lambda _number: None
+    on_wait: Callable[[int], None] = lambda _number: None
+    waits: int = 0
     taken: int = 0
 
     def take(self, *, timeout_s: float = 0.0) -> Event | None:
         event = Inbox.take(self)
         if event is not None or timeout_s <= 0.0:
             return self._count(event)
-        self.on_take(self.taken)
+        self.on_wait(self.waits)
+        self.waits += 1
         self._count(event, waited=True)
         while (event := Inbox.take(self)) is None:
             if not self.step():
@@ -182,19 +184,21 @@ class LoneDevice:
         fleet: MemoryFleet | None = None,
         *,
         pacing: Pacing | None = None,
+        context: int = 4096,
         most: int = 50_000,
         **given: object,
     ) -> None:
         self.clock = fleet.clock if fleet else Clock()
         self.broker = fleet.broker if fleet else MemoryBroker(clock=self.clock)
         self._fleet = fleet
+        self.edge_works = True
         self.inbox = PassingInbox(step=self._step, clock=self.clock, most=most)
         self.link = MemoryLink(self.broker, DEVICE)
         self.agent = Agent(
             self.link,
             FLEET,
             DEVICE,
-            ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)),
+            ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,), context=context),
             pacing or FixedPacing(3),
             self.clock,
             **({"retry_policy": PATIENCE, "inbox": self.inbox} | given),  # type: ignore[arg-type]
@@ -208,7 +212,7 @@ class LoneDevice:
         mode: Mode = Mode.RESIDUAL,
         most: int = 8,
         seed: int = 6,
-        prompt: tuple[int, ...] = (1, 2),
+        prompt: Sequence[int] = (1, 2),
         context: RequestContext | None = None,
         logprobs: int | None = None,
     ) -> Generation:
@@ -220,4 +224,4 @@ class LoneDevice:
     def _step(self) -> bool:
         if self.broker.step():
             return True
-        return self._fleet is not None and (self._fleet.step() or self.broker.step())
+        return self._fleet is not None and self.edge_works and (self._fleet.step() or self.broker.step())

@@ -113,7 +113,7 @@ def test_a_broker_that_answers_again_after_refusals_is_soon_found_again_when_it_
     assert backoff.next_delay_s() == 4.0
 
 
-def test_a_connection_takes_back_what_the_delays_have_grown_by_in_proportion_to_its_life() -> None:
+def test_a_connection_waits_back_what_the_delays_have_grown_by_in_proportion_to_its_life() -> None:
     backoff = steps_of()
     assert [backoff.next_delay_s() for _ in range(5)] == [0.5, 1.0, 2.0, 4.0, 4.0]
     backoff.held(1.0)

@@ -12,8 +12,7 @@ import pytest
 from benchmarks.exactness.cases import fold_ends
 from dssd.distribution import Dist
 from fleet_device.client.agent import Agent
-from fleet_device.client.messaging import ConnectionChanged, Event, Inbox
-from fleet_device.client.retry import RetryPolicy
+from fleet_device.client.messaging import ConnectionChanged
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
@@ -34,7 +33,6 @@ from schemas.topics import Topic, build
 from tests.support.memory_broker import Faults
 from tests.support.memory_device import announce_edge
 from tests.support.memory_fleet import (
-    DRAFT,
     EDGE,
     END,
     FLEET,
@@ -47,79 +45,31 @@ from tests.support.memory_fleet import (
 )
 from tests.support.memory_link import MemoryLink
 from tests.support.newer_release import rewrite
+from tests.support.scripted_edge import PATIENCE, LoneDevice
 from tests.support.statistics import ALARM, p_value
 
 PROMPT = (1, 2)
 SEED = 6  # its output has no end token
-PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
 
 
-@dataclass(slots=True)
-class SteppingInbox(Inbox):
-    """Waiting moves the fleet instead of sleeping; if nothing moves, it moves the clock."""
-
-    fleet: MemoryFleet | None = None
-    before_wait: Callable[[int], None] = lambda _number: None
-    each_second: Callable[[], None] | None = None
-    edge_works: bool = True
-    waits: int = 0
-
-    def take(self, *, timeout_s: float = 0.0) -> Event | None:
-        assert self.fleet is not None
-        # Named explicitly: a slotted dataclass is not the class that `super` looks for.
-        event = Inbox.take(self)
-        if event is not None or timeout_s <= 0.0:
-            return event
-        self.before_wait(self.waits)
-        self.waits += 1
-        until = self.fleet.clock() + timeout_s
-        while (event := Inbox.take(self)) is None:
-            if self.fleet.broker.step() or (self.edge_works and self._edge_moves()):
-                continue
-            if self.fleet.clock() >= until:
-                return None
-            self.fleet.clock.seconds = until if self.each_second is None else min(until, self.fleet.clock() + 1.0)
-            if self.each_second is not None:
-                self.each_second()
-        return event
-
-    def _edge_moves(self) -> bool:
-        assert self.fleet is not None
-        self.fleet.step()
-        return self.fleet.broker.step()
-
-
-@dataclass
-class Scene:
-    fleet: MemoryFleet = field(default_factory=MemoryFleet)
-    pacing: Pacing = field(default_factory=lambda: FixedPacing(3))
-    context: int = 4096
-
-    def __post_init__(self) -> None:
-        self.inbox = SteppingInbox(fleet=self.fleet)
-        self.link = MemoryLink(self.fleet.broker, "device-1")
-        drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,), context=self.context)
-        self.agent = Agent(self.link, FLEET, "device-1", drafter, self.pacing, self.fleet.clock, PATIENCE, self.inbox)
-        self.agent.attach()
-        self.link.start(timeout_s=1.0)
+class Scene(LoneDevice):
+    def __init__(self, fleet: MemoryFleet | None = None, pacing: Pacing | None = None, *, context: int = 4096) -> None:
+        self.fleet = fleet or MemoryFleet()
+        super().__init__(self.fleet, pacing=pacing, context=context)
         self.say(Presence.ONLINE)
         self.fleet.settle()
 
-    def generate(
+    def write(
         self,
         seed: int = SEED,
         *,
-        mode: Mode = Mode.COUPLED,
-        most: int = 40,
-        prompt: Sequence[int] = PROMPT,
         on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
         cancellation: Cancellation | None = None,
+        **given: Any,
     ) -> Generation:
-        policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
-        return self.agent.generate(
-            GenerateRequest(prompt, policy=policy, max_new_tokens=most),
-            RequestContext(on_tokens=on_tokens, cancellation=cancellation or Cancellation()),
-        )
+        context = RequestContext(on_tokens=on_tokens, cancellation=cancellation or Cancellation())
+        usual: dict[str, Any] = {"mode": Mode.COUPLED, "most": 40}
+        return self.generate(seed=seed, context=context, **(usual | given))
 
     def say(self, presence: Presence, *, edge: str = EDGE) -> None:
         announce_edge(self.fleet, presence, edge=edge)
@@ -133,7 +83,7 @@ class Scene:
 
     def when(self, number: int, act: Callable[[], None]) -> None:
         """Run `act` just before the agent waits for the n-th time."""
-        self.inbox.before_wait = lambda wait: act() if wait == number else None
+        self.inbox.on_wait = lambda wait: act() if wait == number else None
 
 
 @dataclass
@@ -159,7 +109,7 @@ def expected(seed: int = SEED, *, most: int = 40) -> tuple[int, ...]:
 def test_a_text_is_written_told_and_counted(pacing: Pacing) -> None:
     scene = Scene(pacing=pacing)
     told: list[int] = []
-    done = scene.generate(on_tokens=told.extend)
+    done = scene.write(on_tokens=told.extend)
     assert done.tokens == expected()
     assert tuple(told) == done.tokens
     assert done.reason is EndReason.LENGTH
@@ -177,20 +127,20 @@ def test_without_speculation_the_edge_generates_the_same_alone() -> None:
     done = scene.agent.generate(GenerateRequest(PROMPT, policy, max_new_tokens=40, speculation=False))
     assert done.tokens == expected()
     assert (done.counters.drafted, done.counters.streamed) == (0, len(done.tokens))
-    assert scene.generate().counters.drafted > 0  # requests after it draft again
+    assert scene.write().counters.drafted > 0  # requests after it draft again
 
 
 def test_behind_the_draft_models_context_the_target_writes_alone() -> None:
     scene = Scene(context=10)
-    done = scene.generate()
+    done = scene.write()
     assert done.tokens == expected()
-    assert 0 < done.counters.drafted < Scene().generate().counters.drafted / 2
+    assert 0 < done.counters.drafted < Scene().write().counters.drafted / 2
 
 
 def test_a_prompt_outside_the_draft_vocabulary_is_refused_before_any_open() -> None:
     scene = Scene()
     with pytest.raises(DrafterError, match="vocabulary"):
-        scene.generate(prompt=(99,))
+        scene.write(prompt=(99,))
     scene.fleet.settle()
     assert list(scene.fleet.sink) == []
 
@@ -207,16 +157,16 @@ def test_a_prompt_outside_the_draft_vocabulary_is_refused_before_any_open() -> N
 )
 def test_a_refusal_is_passed_on(fields: dict[str, object], code: RefusalCode) -> None:
     with pytest.raises(SessionRefused) as caught:
-        Scene().generate(**fields)  # type: ignore[arg-type]
+        Scene().write(**fields)  # type: ignore[arg-type]
     assert caught.value.code is code
 
 
 def test_without_an_edge_it_gives_up_and_says_what_to_do() -> None:
     scene = Scene()
-    scene.inbox.edge_works = False
+    scene.edge_works = False
     before = scene.fleet.clock()
     with pytest.raises(EdgeUnavailable, match="fleet edge run"):
-        scene.generate()
+        scene.write()
     assert 5.0 <= scene.fleet.clock() - before <= 7.0
 
 
@@ -225,14 +175,14 @@ def test_an_edge_that_is_gone_in_the_middle_is_waited_for_as_long_as_a_resume_ma
     scene = Scene()
 
     def end() -> None:
-        scene.inbox.edge_works = False
+        scene.edge_works = False
         if says:
             scene.say(Presence.OFFLINE)
 
     scene.when(3, end)
     before = scene.fleet.clock()
     with pytest.raises(EdgeUnavailable):
-        scene.generate()
+        scene.write()
     assert 30.0 <= scene.fleet.clock() - before <= 40.0
 
 
@@ -243,8 +193,8 @@ def test_an_unanswered_draft_is_repeated() -> None:
     def lose(wait: int) -> None:
         scene.fleet.broker.faults = lossy if wait == 2 else Faults()
 
-    scene.inbox.before_wait = lose
-    done = scene.generate()
+    scene.inbox.on_wait = lose
+    done = scene.write()
     assert done.tokens == expected()
     assert done.resumes == 0
     assert done.closed is not None
@@ -257,7 +207,7 @@ def test_an_edge_restart_is_survived(mode: Mode, ahead: bool) -> None:
     for wait in range(1, 12, 2):
         scene = Scene(pacing=FixedPacing(2, ahead=ahead))
         scene.when(wait, scene.fleet.restart_edge)
-        done = scene.generate(mode=mode)
+        done = scene.write(mode=mode)
         assert possible(terms(SEED, max_new_tokens=40), done.tokens)
         if mode is Mode.COUPLED:
             assert done.tokens == expected()
@@ -269,16 +219,16 @@ def test_an_edge_that_says_it_is_gone_is_resumed_when_it_is_back() -> None:
 
     def happen(wait: int) -> None:
         if wait == 3:
-            scene.inbox.edge_works = False
+            scene.edge_works = False
             scene.say(Presence.OFFLINE)
         elif wait == 8:
             scene.fleet.restart_edge()
-            scene.inbox.edge_works = True
+            scene.edge_works = True
             scene.say(Presence.ONLINE)
 
-    scene.inbox.before_wait = happen
+    scene.inbox.on_wait = happen
     before = scene.fleet.clock()
-    done = scene.generate()
+    done = scene.write()
     assert done.tokens == expected()
     assert done.resumes == 1
     assert scene.fleet.clock() - before < 3 * PATIENCE.verdict_s  # it asks at once, and again every second
@@ -291,7 +241,7 @@ def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> N
     asked = 2 * refusals - 1  # it waits for the answer, and then for a while
     scene.when(asked, lambda: setattr(scene.fleet.edge.handlers, "draining", False))  # as if another took it
     before = scene.fleet.clock()
-    done = scene.generate()
+    done = scene.write()
     assert (done.tokens, done.resumes) == (expected(), 0)
     scene.fleet.edge.handlers.recorder.flush()
     last = scene.fleet.sink.of(EventLogged)[-1]
@@ -304,7 +254,7 @@ def test_a_device_is_refused_by_edges_that_end_only_as_long_as_an_open_may_take(
     scene.fleet.edge.handlers.draining = True
     before = scene.fleet.clock()
     with pytest.raises(SessionRefused, match="shutting down") as caught:
-        scene.generate()
+        scene.write()
     assert caught.value.code is RefusalCode.DRAINING
     assert 5.0 <= scene.fleet.clock() - before <= 7.0
 
@@ -316,7 +266,7 @@ def test_a_busy_edge_is_told_of_at_once() -> None:
     scene.fleet.settle()
     before = scene.fleet.clock()
     with pytest.raises(SessionRefused) as caught:
-        scene.generate()
+        scene.write()
     assert caught.value.code is RefusalCode.BUSY
     assert scene.fleet.clock() == before
 
@@ -325,18 +275,18 @@ def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> No
     scene = Scene()
 
     def happen(wait: int) -> None:
-        if scene.inbox.edge_works is False:
-            scene.inbox.edge_works = True
+        if scene.edge_works is False:
+            scene.edge_works = True
             scene.fleet.settings = scene.fleet.settings.model_copy(update={"edge": "edge-2"})
             scene.fleet.restart_edge()
             scene.say(Presence.OFFLINE)
         elif wait == 3:
-            scene.inbox.edge_works = False
+            scene.edge_works = False
             cancellation.cancel()
 
     cancellation = Cancellation()
-    scene.inbox.before_wait = happen
-    done = scene.generate(cancellation=cancellation)
+    scene.inbox.on_wait = happen
+    done = scene.write(cancellation=cancellation)
     assert done.closed is not None
     (closed,) = scene.fleet.sink.of(CloseReported)
     assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, len(done.tokens))
@@ -354,7 +304,7 @@ def test_an_edge_that_dies_before_the_end_is_recorded_hears_of_it_when_it_is_bac
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scene.fleet.sink, "put", keep_openings)
-        done = scene.generate()
+        done = scene.write()
     assert done.tokens == expected()
     assert done.closed is None, "an edge must not confirm what a crash can undo"
     assert not scene.fleet.sink.of(SessionClosed)
@@ -382,8 +332,8 @@ def test_a_broker_restart_is_survived() -> None:
         elif wait == 5:
             scene.fleet.broker.come_up()
 
-    scene.inbox.before_wait = happen
-    assert scene.generate().tokens == expected()
+    scene.inbox.on_wait = happen
+    assert scene.write().tokens == expected()
 
 
 def test_a_lost_lease_is_resumed_and_the_resumed_segments_closed_counts() -> None:
@@ -396,9 +346,9 @@ def test_a_lost_lease_is_resumed_and_the_resumed_segments_closed_counts() -> Non
             scene.fleet.clock.seconds += 61.0
             scene.fleet.edge.handlers.expire()
 
-    scene.inbox.before_wait = expire
+    scene.inbox.on_wait = expire
     before = scene.fleet.clock()
-    done = scene.generate()
+    done = scene.write()
     assert scene.fleet.clock() - before < 61.0 + PATIENCE.verdict_s  # at once, not when a repeated draft finds nobody
     assert done.tokens == expected()
     assert done.resumes == 1
@@ -415,7 +365,7 @@ def test_a_late_end_of_a_segment_resumed_elsewhere_is_ignored() -> None:
         scene.tell(Closed(session=name, attempt=7, reason=EndReason.LOST, **zeros))
 
     scene.when(3, stale)
-    done = scene.generate()
+    done = scene.write()
     assert (done.tokens, done.resumes) == (expected(), 0)
 
 
@@ -426,7 +376,7 @@ def test_an_edge_that_never_gets_on_is_given_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(EdgeSession, "admit", again)
     scene = Scene()
     with pytest.raises(SessionFailed, match="20 times without progress: Again, please"):
-        scene.generate()
+        scene.write()
     scene.fleet.settle()
     assert len(scene.fleet.sink.of(SessionOpened)) == 21
 
@@ -439,7 +389,7 @@ def test_a_fault_that_cannot_be_resumed_ends_the_session(wait: int) -> None:
         lambda: scene.tell(Fault(handle=None, code=FaultCode.MALFORMED, action=Action.GIVE_UP, sentence="Nonsense.")),
     )
     with pytest.raises(SessionFailed, match="Nonsense"):
-        scene.generate()
+        scene.write()
     scene.fleet.settle()
     assert len(scene.fleet.edge.sessions) == 0
     assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
@@ -448,7 +398,7 @@ def test_a_fault_that_cannot_be_resumed_ends_the_session(wait: int) -> None:
 def test_a_fault_of_another_session_is_not_ours() -> None:
     scene = Scene()
     scene.when(3, lambda: scene.tell(Fault(handle=99, code=FaultCode.INTERNAL, action=Action.GIVE_UP, sentence="No.")))
-    assert scene.generate().tokens == expected()
+    assert scene.write().tokens == expected()
 
 
 @pytest.mark.parametrize("wait", [0, 1, 4])
@@ -457,7 +407,7 @@ def test_a_cancelled_text_ends_early_and_is_closed(wait: int) -> None:
     cancellation = Cancellation()
 
     scene.when(wait, cancellation.cancel)
-    done = scene.generate(cancellation=cancellation)
+    done = scene.write(cancellation=cancellation)
     assert done.reason is EndReason.CANCELLED
     assert done.tokens == expected()[: len(done.tokens)]
     assert len(done.tokens) < 40
@@ -470,12 +420,12 @@ def test_a_cancelled_text_does_not_wait_for_a_silent_edge() -> None:
     cancellation = Cancellation()
 
     def cancel() -> None:
-        scene.inbox.edge_works = False
+        scene.edge_works = False
         cancellation.cancel()
 
     scene.when(3, cancel)
     before = scene.fleet.clock()
-    assert scene.generate(cancellation=cancellation).reason is EndReason.CANCELLED
+    assert scene.write(cancellation=cancellation).reason is EndReason.CANCELLED
     assert scene.fleet.clock() - before <= PATIENCE.close_s
 
 
@@ -485,13 +435,13 @@ def test_a_text_cancelled_while_it_drafts_does_not_wait_either(monkeypatch: pyte
     drafter = scene.agent.drafter
 
     def cancel(policy: SamplingPolicy) -> Dist | None:
-        scene.inbox.edge_works = False
+        scene.edge_works = False
         cancellation.cancel()
         return ScriptedDrafter.next(drafter, policy)  # type: ignore[arg-type]
 
     monkeypatch.setattr(drafter, "next", cancel)
     before = scene.fleet.clock()
-    assert scene.generate(cancellation=cancellation).reason is EndReason.CANCELLED
+    assert scene.write(cancellation=cancellation).reason is EndReason.CANCELLED
     assert scene.fleet.clock() - before <= PATIENCE.close_s
 
 
@@ -504,7 +454,7 @@ def test_the_log_ends_a_text_where_its_device_does_whatever_is_verified_beyond(e
         seen.extend(tokens)
         return len(seen) >= enough
 
-    done = scene.generate(on_tokens=stop)
+    done = scene.write(on_tokens=stop)
     (closed,) = scene.fleet.sink.of(SessionClosed)
     assert (closed.reason, closed.tokens) == (done.reason, len(done.tokens)) == (EndReason.STOP, len(seen))
     assert len(seen) < 40
@@ -518,7 +468,7 @@ def test_an_interrupt_closes_the_session_as_cancelled() -> None:
 
     scene.when(3, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        scene.generate()
+        scene.write()
     scene.fleet.settle()
     assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.CANCELLED]
 
@@ -528,7 +478,7 @@ def test_what_arrived_for_an_earlier_text_is_thrown_away() -> None:
     scene.inbox.put(ConnectionChanged(up=True))
     scene.tell(Fault(handle=None, code=FaultCode.MALFORMED, action=Action.GIVE_UP, sentence="Old."))
     scene.fleet.broker.pump()
-    assert scene.generate().tokens == expected()
+    assert scene.write().tokens == expected()
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -539,7 +489,7 @@ def test_losses_of_every_kind_are_survived(seed: int) -> None:
     scene = Scene(fleet=fleet, pacing=AdaptivePacing() if seed % 4 == 0 else fixed)
     fleet.broker.faults = Faults(drop=0.1, duplicate=0.1, delay=0.2, reorder=0.1)
     scene.when(rng.randint(1, 10), fleet.restart_edge)
-    assert scene.generate().tokens == expected()
+    assert scene.write().tokens == expected()
 
 
 # An edge of the next minor release.
@@ -559,7 +509,7 @@ def test_a_refusal_for_an_unknown_reason_is_passed_on_in_its_own_words() -> None
     scene = Scene()
     changed(scene, topic=Topic.SESSION, kind="refused", code="too-dear", sentence="The budget is spent; ask for more.")
     with pytest.raises(SessionRefused, match=r"^The budget is spent; ask for more\.$") as caught:
-        scene.generate(most=0)
+        scene.write(most=0)
     assert caught.value.code is RefusalCode.OTHER
 
 
@@ -575,7 +525,7 @@ def test_a_refusal_for_an_unknown_reason_is_not_waited_out() -> None:
     changed(scene, topic=Topic.SESSION, kind="refused", code="moving", sentence="The edge is moving.")
     before = scene.fleet.clock()
     with pytest.raises(SessionRefused, match="The edge is moving"):
-        scene.generate()
+        scene.write()
     assert scene.fleet.clock() - before < PATIENCE.resume_s
 
 
@@ -583,7 +533,7 @@ def test_a_fault_of_an_unknown_kind_is_met_with_the_action_that_it_asks_for() ->
     scene = Scene()
     scene.when(3, scene.fleet.restart_edge)
     changed(scene, topic=Topic.SESSION, kind="fault", code="cache-lost")
-    done = scene.generate()
+    done = scene.write()
     assert (done.tokens, done.resumes) == (expected(), 1)
 
 
@@ -592,7 +542,7 @@ def test_an_action_that_is_unknown_is_giving_up_with_the_faults_own_sentence() -
     scene.when(3, scene.fleet.restart_edge)
     changed(scene, topic=Topic.SESSION, kind="fault", action="move", sentence="Go on at edge-2.")
     with pytest.raises(SessionFailed, match=r"^Go on at edge-2\.$"):
-        scene.generate()
+        scene.write()
     scene.fleet.settle()
     assert [record.reason for record in scene.fleet.sink.of(CloseReported)] == [EndReason.FAILED]
 
@@ -600,7 +550,7 @@ def test_an_action_that_is_unknown_is_giving_up_with_the_faults_own_sentence() -
 def test_an_end_that_is_unknown_is_an_end() -> None:
     scene = Scene()
     changed(scene, topic=Topic.SESSION, kind="closed", reason="quota")
-    done = scene.generate()
+    done = scene.write()
     assert done.tokens == expected()
     assert done.closed is not None
     assert done.closed.reason is EndReason.FAILED
@@ -615,7 +565,7 @@ def test_a_finish_that_is_unknown_ends_the_text_there(ahead: bool) -> None:
 
     rewrite(scene.fleet.broker, change)
     before = scene.fleet.clock()
-    done = scene.generate()
+    done = scene.write()
     assert done.reason is EndReason.LENGTH
     assert 0 < len(done.tokens) < 40
     assert done.tokens == expected()[: len(done.tokens)]
@@ -633,12 +583,12 @@ def test_a_form_of_p_that_is_unknown_fails_the_session_by_name_and_nothing_is_gu
             content[3] = [number, *content[3][1:]]
         return content
 
-    plain = Scene().generate(mode=Mode.RESIDUAL)
+    plain = Scene().write(mode=Mode.RESIDUAL)
     rewrite(scene.fleet.broker, change)
     told: list[int] = []
     before = scene.fleet.clock()
     with pytest.raises(ProtocolViolation, match=rf"in form {number}, which this device does not know; update"):
-        scene.generate(mode=Mode.RESIDUAL, on_tokens=told.extend)
+        scene.write(mode=Mode.RESIDUAL, on_tokens=told.extend)
     assert scene.fleet.clock() == before  # at once, not when all patience is spent
     assert tuple(told) == plain.tokens[: len(told)]
     scene.fleet.settle()
@@ -653,13 +603,13 @@ def test_in_coupled_mode_a_form_that_is_unknown_fails_the_session_too() -> None:
 
     rewrite(scene.fleet.broker, change)
     with pytest.raises(ProtocolViolation):
-        scene.generate()
+        scene.write()
 
 
 def test_a_reply_of_an_unknown_kind_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
     scene.when(3, lambda: scene.tell(cbor2.dumps({"kind": "notice", "load": 0.9})))
-    done = scene.generate()
+    done = scene.write()
     assert (done.tokens, done.resumes, scene.inbox.malformed) == (expected(), 0, 1)
     assert re.search("down/session is ignored", caplog.text)
 
@@ -678,7 +628,7 @@ def test_an_edge_whose_presence_is_unknown_keeps_its_session_and_is_asked_for_no
         return note(edge, state)
 
     monkeypatch.setattr(scene.inbox.edges, "note", remember)
-    done = scene.generate()
+    done = scene.write()
     assert (done.tokens, done.resumes) == (expected(), 0)
     assert [state.presence for state in states] == [Presence.DRAINING]
 
@@ -693,7 +643,7 @@ def test_a_device_that_asks_for_a_setting_that_the_edge_lacks_is_told_which() ->
     with pytest.raises(
         SessionFailed, match=r"policy\.min_p, which this release does not know: leave it out, or update"
     ):
-        scene.generate()
+        scene.write()
 
 
 @pytest.mark.slow
@@ -705,7 +655,7 @@ def test_texts_follow_the_target_while_the_pacing_finds_its_way(mode: Mode) -> N
     scene.agent.pacing, scene.agent.clock = pacing, lambda: next(ticks) * 1e-3  # so that everything takes its time
     counts = np.zeros((TARGET.size,) * length, dtype=np.int64)
     for seed in range(2000):
-        text = scene.generate(seed, mode=mode, most=length).tokens
+        text = scene.write(seed, mode=mode, most=length).tokens
         counts[text + (END,) * (length - len(text))] += 1
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=0)
     law = fold_ends(TARGET.joint(PROMPT, length=length, policy=policy), (END,))
@@ -719,8 +669,10 @@ def test_what_an_agent_has_written_it_drafts_again_and_the_text_is_the_same(leng
     scene = Scene(pacing=FixedPacing(length))
     history = History(memory_bytes=100_000)
     drafter = SuffixDrafter.before(scene.agent.drafter, history)
-    scene.agent = Agent(scene.link, FLEET, "device-1", drafter, scene.pacing, scene.fleet.clock, PATIENCE, scene.inbox)
-    written = [scene.generate() for _ in range(4)]
+    scene.agent = Agent(
+        scene.link, FLEET, "device-1", drafter, scene.agent.pacing, scene.fleet.clock, PATIENCE, scene.inbox
+    )
+    written = [scene.write() for _ in range(4)]
     assert len({text.tokens for text in written}) == 1
     assert history.tokens > 4 * len(written[0].tokens)
     first, last = written[0].counters, written[-1].counters

@@ -69,7 +69,7 @@ def test_the_session_of_a_lone_edge_waits_for_it_and_goes_on_where_it_was() -> N
             pair.hung.clear()
             pair.hangs_after = 1000
 
-    pair.device.inbox.on_take = wake
+    pair.device.inbox.on_wait = wake
     done = pair.device.generate(most=30)
     assert (done.edge, done.reason, done.resumes) == ("edge-1", EndReason.LENGTH, 0)
 
@@ -85,7 +85,7 @@ def test_an_edge_that_comes_while_another_hangs_is_gone_to_at_once() -> None:
             pair.edges[0].stop_opens()
             pair.edges.append(pair.make("edge-2"))
 
-    pair.device.inbox.on_take = come
+    pair.device.inbox.on_wait = come
     done = pair.device.generate(most=30)
     assert done.edge == "edge-2"
     assert pair.device.clock() == came[0]
@@ -128,7 +128,7 @@ def test_while_the_broker_is_away_no_edge_is_left() -> None:
         if pair.given == 3:
             pair.device.broker.go_down()
 
-    pair.device.inbox.on_take = cut
+    pair.device.inbox.on_wait = cut
     with pytest.raises(EdgeUnavailable, match="reachable"):
         pair.device.generate(most=30)
     assert sum(len(edge.opens) for edge in pair.edges) == 1
@@ -214,7 +214,7 @@ def test_an_edge_that_says_nothing_of_use_does_not_put_the_reason_off() -> None:
         device.clock.seconds += 0.5
         edge.say(Presence.ONLINE)
 
-    device.inbox.on_take = chatter
+    device.inbox.on_wait = chatter
     told = told_by(device)
     assert len(told) == 1
     assert REPORT_AFTER_S <= told[0][0] <= REPORT_AFTER_S + 0.5

@@ -46,16 +46,12 @@ def assert_exact(tokens: list[int], told: list[TokenLogprobs]) -> None:
 def test_whatever_is_drafted_or_written_and_however_often_the_edge_restarts(seed: int, mode: Mode) -> None:
     fleet = MemoryFleet()
     device = LoneDevice(fleet, pacing=ChangingPacing(random.Random(seed)))
-    restarts = iter((15, 40))
-    at = next(restarts)
 
-    def disturb(taken: int) -> None:
-        nonlocal at
-        if taken >= at:
-            at = next(restarts, 1 << 30)
+    def disturb(wait: int) -> None:
+        if wait in {4, 12}:
             fleet.restart_edge()
 
-    device.inbox.on_take = disturb
+    device.inbox.on_wait = disturb
     assert_exact(*written(device, mode=mode))
 
 

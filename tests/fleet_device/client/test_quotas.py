@@ -227,11 +227,11 @@ def test_a_device_that_is_shut_out_while_it_writes_ends_in_a_sentence_and_then_k
             for _ in range(1500):
                 device.link.publish(build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=EDGE), unknown, qos=0)
 
-    device.inbox.on_take = misbehave
+    device.inbox.on_wait = misbehave
     with pytest.raises(SessionRefused, match="30 s") as refused:
         device.generate(most=40)
     assert (refused.value.code, refused.value.retry_s) == (RefusalCode.FENCED, 30.0)
-    device.inbox.on_take = lambda _number: None
+    device.inbox.on_wait = lambda _number: None
     for _ in range(3):
         with pytest.raises(SessionRefused) as refused:
             device.generate()

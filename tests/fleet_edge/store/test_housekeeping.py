@@ -113,7 +113,7 @@ def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -
     assert [row["id"] for row in rows["events"]] == ["new"]
 
 
-def test_a_purged_session_takes_its_rounds_along_and_leaves_its_rollup(store: Store) -> None:
+def test_a_purged_session_waits_its_rounds_along_and_leaves_its_rollup(store: Store) -> None:
     store.apply(_session(1, 0))
     roll_up(store.engine, now=after(10))
     housekeeping.purge_sessions(store.engine, before=after(100), chunk=10)
