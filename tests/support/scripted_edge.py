@@ -218,7 +218,7 @@ class LoneDevice:
     ) -> Generation:
         self.broker.pump()
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
-        request = GenerateRequest(prompt, policy=policy, max_new_tokens=most, logprobs=logprobs)
+        request = GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=most, logprobs=logprobs)
         return self.agent.generate(request, context or RequestContext())
 
     def _step(self) -> bool:
