@@ -10,7 +10,7 @@ from typing import Final
 from broker_config.broker import Broker
 from schemas.errors import TopicError
 from schemas.names import check_name
-from schemas.topics import TREE, ClientRole, Topic, TopicAddress, TopicRule, build, parse
+from schemas.topics import ROOT, TREE, ClientRole, Topic, TopicAddress, TopicRule, build, parse
 
 SYS = "$SYS/"
 
@@ -135,12 +135,7 @@ def main() -> None:
 
 
 def _example(rule: TopicRule, broker: Broker) -> str:
-    return build(
-        rule.topic,
-        fleet=broker.fleet,
-        device=DEVICE if "{device}" in rule.template else None,
-        edge=EDGE if "{edge}" in rule.template else None,
-    )
+    return f"{ROOT}/{broker.fleet}/{rule.template.format(device=DEVICE, edge=EDGE)}"
 
 
 def _cell(broker: Broker, user: str, topic: str) -> str:

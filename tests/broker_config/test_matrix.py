@@ -2,7 +2,11 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.matrix import README, may_publish, may_receive, render_table, roles_of, with_table
-from schemas.topics import TREE, ClientRole, Topic, TopicRule, build
+from schemas.topics import ROOT, TREE, ClientRole, Topic, TopicRule, build
+
+
+def topic_of(rule: TopicRule) -> str:
+    return f"{ROOT}/home/{rule.template.format(device='d', edge='edge-1')}"
 
 
 def test_the_table_in_the_readme_is_current() -> None:
@@ -21,12 +25,7 @@ def test_a_text_without_the_marks_is_refused() -> None:
     ("user", "role"), [("d", ClientRole.DEVICE), ("edge-1", ClientRole.EDGE), ("monitor", ClientRole.MONITOR)]
 )
 def test_roles_may_on_their_own_topics_what_the_tree_says(rule: TopicRule, user: str, role: ClientRole) -> None:
-    topic = build(
-        rule.topic,
-        fleet="home",
-        device="d" if "{device}" in rule.template else None,
-        edge="edge-1" if "{edge}" in rule.template else None,
-    )
+    topic = topic_of(rule)
     assert may_publish(Broker(), user, topic) == (role in rule.writers)
     assert may_receive(Broker(), user, topic) == (role in rule.readers)
 
@@ -47,8 +46,7 @@ def test_the_janitor_reads_and_clears_what_nobody_is_to_keep_and_nothing_else() 
     broker = Broker(janitor="broom")
     left = {Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.TELEMETRY, Topic.COMMAND_RESPONSE}
     for rule in TREE:
-        device = "d" if "{device}" in rule.template else None
-        topic = build(rule.topic, fleet="home", device=device, edge="edge-1" if "{edge}" in rule.template else None)
+        topic = topic_of(rule)
         assert may_publish(broker, "broom", topic) == (rule.topic in left)
         assert may_receive(broker, "broom", topic) == (rule.topic in left or rule.topic is Topic.EDGE_STATE)
     assert not may_publish(broker.model_copy(update={"banned": ("broom",)}), "broom", "dssd/v1/home/d/up/open")

@@ -8,7 +8,7 @@ from broker_config.mosquitto import janitor_command
 from fleet_common.identity.certificates import IdentityRole
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.settings import TlsSettings
-from schemas.topics import TREE, ClientRole, Topic, build, wildcard
+from schemas.topics import ROOT, TREE, ClientRole, Topic, build, wildcard
 from tests.support.links import START_S, Inbox
 from tests.support.needs import missing
 from tests.support.raw_client import RawClient
@@ -25,7 +25,7 @@ LARGE = bytes(1 << 19)
 def topics(device: str, *, retained: bool) -> list[str]:
     """Return the topics that a device writes, with retained messages or the others."""
     return [
-        build(rule.topic, fleet=FLEET, device=device, edge=EDGE if "{edge}" in rule.template else None)
+        f"{ROOT}/{FLEET}/{rule.template.format(device=device, edge=EDGE)}"
         for rule in TREE
         if rule.writers == {ClientRole.DEVICE} and rule.retained == retained
     ]
