@@ -154,6 +154,7 @@ class PassingInbox(Inbox):
     clock: Clock = field(default_factory=Clock)
     most: int = 50_000
     on_wait: Callable[[int], None] = lambda _number: None
+    each_second: Callable[[], None] = lambda: None
     waits: int = 0
     taken: int = 0
 
@@ -164,10 +165,14 @@ class PassingInbox(Inbox):
         self.on_wait(self.waits)
         self.waits += 1
         self._count(event, waited=True)
+        until = self.clock.seconds + timeout_s
         while (event := Inbox.take(self)) is None:
-            if not self.step():
-                self.clock.seconds += timeout_s
+            if self.step():
+                continue
+            if self.clock.seconds >= until:
                 return None
+            self.clock.seconds = min(until, self.clock.seconds + 1.0)
+            self.each_second()
         return event
 
     def _count(self, event: Event | None, *, waited: bool = False) -> Event | None:

@@ -62,7 +62,7 @@ def write(scene: Scene, outages: Outages, text: Text | None = None, *, mode: Mod
 
 
 def end_edge(scene: Scene, *, says: bool = True) -> None:
-    scene.inbox.edge_works = False
+    scene.edge_works = False
     if says:
         scene.fleet._link.stop()
         scene.say(Presence.OFFLINE)
@@ -70,7 +70,7 @@ def end_edge(scene: Scene, *, says: bool = True) -> None:
 
 def bring_back(scene: Scene) -> None:
     scene.fleet.restart_edge()
-    scene.inbox.edge_works = True
+    scene.edge_works = True
     scene.say(Presence.ONLINE)
     scene.fleet.settle()
 
@@ -85,21 +85,36 @@ def alone(tokens: Sequence[int], *, mode: Mode = Mode.COUPLED) -> int:
     return propose(q, policy=policy, position=len(tokens)).token
 
 
-@pytest.mark.parametrize("way", ["says so", "hangs", "broker"])
-def test_a_text_fails_within_seconds(way: str) -> None:
+def hang(scene: Scene) -> None:
+    end_edge(scene, says=False)
+
+
+def wake(scene: Scene) -> None:
+    scene.edge_works = True
+
+
+def lose_broker(scene: Scene) -> None:
+    scene.fleet.broker.go_down()
+
+
+def bring_back_broker(scene: Scene) -> None:
+    scene.fleet.broker.come_up()
+    scene.say(Presence.ONLINE)
+
+
+each_way = pytest.mark.parametrize("interrupt", [end_edge, hang, lose_broker])
+
+
+@each_way
+def test_a_text_fails_within_seconds(interrupt: Callable[[Scene], None]) -> None:
     scene = Scene()
-    ends = {
-        "says so": lambda: end_edge(scene),
-        "hangs": lambda: end_edge(scene, says=False),
-        "broker": scene.fleet.broker.go_down,
-    }
-    scene.when(3, ends[way])
+    scene.when(3, lambda: interrupt(scene))
     before = scene.fleet.clock()
     with pytest.raises(EdgeUnavailable) as caught:
         write(scene, FAIL)
-    limit_s = ANSWER_S if way == "hangs" else AFTER_S
+    limit_s = ANSWER_S if interrupt is hang else AFTER_S
     assert limit_s <= scene.fleet.clock() - before <= limit_s + 1.0
-    assert ("broker has not been reachable" if way == "broker" else "answered") in str(caught.value)
+    assert ("broker has not been reachable" if interrupt is lose_broker else "answered") in str(caught.value)
 
 
 def test_nobody_there_from_the_beginning_is_told_within_seconds_and_the_next_time_at_once() -> None:
@@ -123,26 +138,9 @@ def test_an_outage_that_is_shorter_is_no_outage() -> None:
                 scene.fleet.clock.seconds += AFTER_S / 2
                 bring_back(scene)
 
-        scene.inbox.before_wait = happen
+        scene.inbox.on_wait = happen
         done = write(scene, outages)
         assert (done.tokens, done.unverified, done.resumes) == (expected(), 0, 1)
-
-
-def hang(scene: Scene) -> None:
-    end_edge(scene, says=False)
-
-
-def lose_broker(scene: Scene) -> None:
-    scene.fleet.broker.go_down()
-
-
-def wake(scene: Scene) -> None:
-    scene.inbox.edge_works = True
-
-
-def bring_back_broker(scene: Scene) -> None:
-    scene.fleet.broker.come_up()
-    scene.say(Presence.ONLINE)
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -154,35 +152,18 @@ def bring_back_broker(scene: Scene) -> None:
 def test_by_default_a_request_rides_out_an_interruption(
     interrupt: Callable[[Scene], None], end: Callable[[Scene], None], begun: bool
 ) -> None:
-    defaults = DeviceSettings()
-    scene = Scene()
-    scene.agent.retry_policy = retry_policy(defaults)
-    interrupted_at: list[float] = []
-
-    def begin() -> None:
-        interrupt(scene)
-        interrupted_at.append(scene.fleet.clock())
-
-    def each_second() -> None:
-        if len(interrupted_at) == 1 and scene.fleet.clock() >= interrupted_at[0] + 15.0:
-            end(scene)
-            interrupted_at.append(scene.fleet.clock())
-
-    scene.inbox.each_second = each_second
-    if begun:
-        scene.when(3, begin)
-    else:
-        begin()
-    done = write(scene, defaults.outages())
-    assert len(interrupted_at) == 2
-    assert (done.tokens, done.unverified) == (expected(), 0)
+    assert ridden_out(Scene(), [interrupt, end], begun=begun) == expected()
 
 
 def test_interruptions_one_after_the_other_do_not_add_up() -> None:
-    scene, defaults = Scene(), DeviceSettings()
+    """No token comes between the first and the last step: the edge hangs, and its broker restarts."""
+    assert ridden_out(Scene(), [hang, lose_broker, bring_back_broker, wake], begun=True) == expected()
+
+
+def ridden_out(scene: Scene, steps: Sequence[Callable[[Scene], None]], *, begun: bool) -> tuple[int, ...]:
+    """Return a text by default settings, with a step every 15 s, the first before or during the text."""
+    defaults = DeviceSettings()
     scene.agent.retry_policy = retry_policy(defaults)
-    # No token comes between the two events: the edge hangs, and its broker restarts.
-    steps = [hang, lose_broker, bring_back_broker, wake]
     at: list[float] = []
 
     def step() -> None:
@@ -194,9 +175,13 @@ def test_interruptions_one_after_the_other_do_not_add_up() -> None:
             step()
 
     scene.inbox.each_second = each_second
-    scene.when(3, step)
+    if begun:
+        scene.when(3, step)
+    else:
+        step()
     done = write(scene, defaults.outages())
-    assert (len(at), done.tokens) == (len(steps), expected())
+    assert (len(at), done.unverified) == (len(steps), 0)
+    return done.tokens
 
 
 def test_to_wait_is_what_is_done_without_a_policy() -> None:
@@ -208,7 +193,7 @@ def test_to_wait_is_what_is_done_without_a_policy() -> None:
         elif wait == 16:
             bring_back(scene)
 
-    scene.inbox.before_wait = happen
+    scene.inbox.on_wait = happen
     before = scene.fleet.clock()
     done = write(scene, replace(FAIL, policy=OfflinePolicy.WAIT))
     assert scene.fleet.clock() - before > ANSWER_S
@@ -216,18 +201,13 @@ def test_to_wait_is_what_is_done_without_a_policy() -> None:
 
 
 @pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("way", ["says so", "hangs", "broker"])
-def test_the_draft_model_goes_on_alone_and_says_so(way: str, mode: Mode) -> None:
+@each_way
+def test_the_draft_model_goes_on_alone_and_says_so(interrupt: Callable[[Scene], None], mode: Mode) -> None:
     scene, text = Scene(), Text()
-    ends = {
-        "says so": lambda: end_edge(scene),
-        "hangs": lambda: end_edge(scene, says=False),
-        "broker": scene.fleet.broker.go_down,
-    }
-    scene.when(5, ends[way])
+    scene.when(5, lambda: interrupt(scene))
     before = scene.fleet.clock()
     done = write(scene, LOCAL, text, mode=mode)
-    limit_s = ANSWER_S if way == "hangs" else AFTER_S
+    limit_s = ANSWER_S if interrupt is hang else AFTER_S
     assert limit_s <= scene.fleet.clock() - before <= limit_s + 1.0
     verified = len(done.tokens) - done.unverified
     assert 0 < verified < len(done.tokens)
@@ -257,7 +237,7 @@ def test_another_edge_that_is_there_goes_on_whatever_the_policy() -> None:
                 scene.say(Presence.OFFLINE)
                 scene.say(Presence.ONLINE, edge="edge-2")
 
-        scene.inbox.before_wait = happen
+        scene.inbox.on_wait = happen
         done = write(scene, outages)
         assert (done.tokens, done.unverified, done.edge) == (expected(), 0, "edge-2")
 
@@ -386,7 +366,7 @@ def test_whatever_happens_the_verified_head_follows_the_target(seed: int) -> Non
     rng = random.Random(seed)
     scene, text = Scene(pacing=ChangingPacing(random.Random(seed))), Text()
     weather = Weather(scene, rng)
-    scene.inbox.before_wait = lambda _wait: weather.may_change(0.25)
+    scene.inbox.on_wait = lambda _wait: weather.may_change(0.25)
     text.at = lambda _length: None if text.reads_verified else weather.pass_time()
     outages = replace(LOCAL, rejoin=rng.random() < 0.7, revisable=rng.random() < 0.5)
     done = write(scene, outages, text)
