@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 import psutil
@@ -194,6 +194,16 @@ class Edge:
     log: str
 
 
+ENGINES: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {"int8": {"engine": "torch", "dtype": "int8"}, "llama.cpp": {"engine": "llama.cpp"}, "torch": {"engine": "torch"}}
+)
+"""Settings of an edge by the names that suites give its engines."""
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=("int8", "llama.cpp"), default="int8", help="(default: %(default)s)")
+
+
 class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path, *, fleet: str) -> None:
         self.options = options
@@ -215,6 +225,11 @@ class Bench:
         """Return the GGUF of the target, or of one that costs several times as much."""
         return self.model("target-Q8_0.gguf" if cost == 1 else f"target-Q8_0-cost{cost}.gguf", cost=cost)
 
+    @property
+    def engine(self) -> Mapping[str, str]:
+        """The engine that the options name, as settings; llama.cpp in suites that have no such option."""
+        return ENGINES[getattr(self.options, "engine", "llama.cpp")]
+
     def new_folder(self) -> Path:
         self._folders += 1
         folder = self.folder / str(self._folders)
@@ -226,13 +241,14 @@ class Bench:
         return MosquittoProcess(Broker(fleet=self.fleet, edges=edges) if edges else Broker(fleet=self.fleet))
 
     @contextmanager
-    def edge(self, port: int, target: Path, *, engine: str = "llama.cpp", **settings: object) -> Iterator[Edge]:
+    def edge(self, port: int, target: Path, *, engine: str = "", **settings: object) -> Iterator[Edge]:
         """Run `fleet edge run` on the edge's cores, without quotas; on entry it is online."""
         folder = self.new_folder()
+        chosen = ENGINES.get(engine, {"engine": engine}) if engine else self.engine
         log = f"sqlite:///{folder}/log.sqlite3"
-        settings = {"threads": len(self.cores.edge), **settings}
+        settings = {**chosen, "threads": len(self.cores.edge), **settings}
         flags = [
-            "--fleet", self.fleet, "--port", str(port), "--target", str(target), "--engine", engine,
+            "--fleet", self.fleet, "--port", str(port), "--target", str(target),
             "--db", log, "--spool", f"{folder}/spool",
         ]  # fmt: skip
         for name, value in settings.items():

@@ -1,7 +1,7 @@
 """Pacing: plans that devices choose, next to every fixed one and to edge-only decoding (tokens a second, ratios).
 
 Every cell is one draft model, one distance (a relay delays), one load (devices that write at the same time) and one
-cost of the target (blocks that compute and change nothing). A real edge over llama.cpp, a real mosquitto, real devices
+cost of the target (blocks that compute and change nothing). A real edge, a real mosquitto, real devices
 but for their draft models: these are recorded on this machine and played again, each at its own pace, as on a
 processor of the device's own. In each round all plans write the same texts, one after another, each round beginning
 with another plan; few devices write several texts. A device's pace is counted from its first tokens to its last.
@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from benchmarks.fleet_load import FleetLoad, WrittenTexts, mean_pace
-from benchmarks.harness import Bench, Report, at_least, number_of, streaming, table
+from benchmarks.harness import Bench, Report, add_engine, at_least, number_of, streaming, table
 from benchmarks.recordings import Recording, record
 from fleet_admin.models.prompts import built_in
 from fleet_device.drafters.model_file import GgufModel
@@ -53,6 +53,7 @@ Outcome = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_engine(parser)
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--round-trips", nargs="+", type=int, default=[0, 20, 100], metavar="MS")
     parser.add_argument("--devices", nargs="+", type=int, default=[1, 4, 16], metavar="N")

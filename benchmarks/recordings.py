@@ -121,7 +121,7 @@ def record_laws(bench: Bench, draft: str, prompts: Sequence[Prompt], *, tokens: 
     file = cache_of(bench, f"laws-{draft}", draft, prompts, tokens)
     if not file.exists():
         say(f"recording what the target and {draft} say of {len(prompts)} texts, once")
-        _record(file, bench.target(), bench.model(f"{draft}.gguf"), prompts, tokens)
+        _record(file, bench.engine, bench.target(), bench.model(f"{draft}.gguf"), prompts, tokens)
     arrays, dists = load(file)
     laws = [
         RecordedLaw(tuple(map(int, prompt)), target, said)
@@ -133,20 +133,23 @@ def record_laws(bench: Bench, draft: str, prompts: Sequence[Prompt], *, tokens: 
 def cache_of(bench: Bench, kind: str, draft: str, prompts: Sequence[Prompt], tokens: int) -> Path:
     """Return the file of a recording, which depends on the models, the prompts and the lengths alone."""
     files = [(file, file.stat()) for file in (bench.target(), bench.model(f"{draft}.gguf"))]
-    facts: list[Any] = [_VERSION, tokens, [[prompt.category, prompt.text] for prompt in prompts]]
+    facts: list[Any] = [_VERSION, sorted(bench.engine.items()), tokens]
+    facts.append([[prompt.category, prompt.text] for prompt in prompts])
     facts += [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in files]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     folder: Path = bench.options.models / "recordings"
     return folder / f"{kind}-{key}.npz"
 
 
-def _record(file: Path, target: Path, draft: Path, prompts: Sequence[Prompt], tokens: int) -> None:
+def _record(
+    file: Path, engine: Mapping[str, str], target: Path, draft: Path, prompts: Sequence[Prompt], tokens: int
+) -> None:
     drafter = LlamaCppDrafter(LlamaCppSettings(path=draft, threads=1))
     with closing(drafter):
         encoded = [tuple(encode_chat(drafter.codec, [ChatMessage("user", prompt.text)])) for prompt in prompts]
         policies = [policy_of(number) for number in range(len(prompts))]
         cells = -(-(max(map(len, encoded)) + tokens + 1) // _CELLS) * _CELLS
-        settings = {"target": str(target), "engine": "llama.cpp", "context": cells - 1, "kv_bytes": _KV_BYTES}
+        settings = {"target": str(target), **engine, "context": cells - 1, "kv_bytes": _KV_BYTES}
         verifier = load_verifier(EdgeSettings.model_validate({**settings, "batch_invariant": True}))
         said, theirs = [], []
         for first in range(0, len(prompts), _TOGETHER):

@@ -37,7 +37,7 @@ def _engine(asked: dict[str, Any]) -> Engine:
 
         return RawEngine(target, slots=asked["devices"], cells=CELLS, threads=threads)
     return Together(
-        verifier_over(target, threads=threads, batch_invariant=False),
+        verifier_over(target, threads=threads, batch_invariant=False, engine=asked["engine"]),
         verifier_over(Path(asked["draft"]), threads=threads, batch_invariant=False),
         length=asked["length"],
     )

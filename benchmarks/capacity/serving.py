@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fleet_load import FleetLoad
-from benchmarks.harness import Bench, say
+from benchmarks.harness import ENGINES, Bench, say
 from benchmarks.raw_llama import CHUNK, STEP, Prompt, Written
 from benchmarks.recordings import Recording, cache_of, load, save
 from dssd.distribution import Dist
@@ -230,16 +230,20 @@ CELLS: Final = 256
 KV_BYTES: Final = 4 << 30
 
 
-def verifier_over(path: Path, *, threads: int, batch_invariant: bool) -> Verifier:
+def verifier_over(
+    path: Path, *, threads: int, batch_invariant: bool, engine: Mapping[str, str] = ENGINES["llama.cpp"]
+) -> Verifier:
     """Return the edge's own verifier over a GGUF."""
     return load_verifier(
-        EdgeSettings(
-            target=str(path),
-            engine="llama.cpp",
-            context=CELLS - 1,
-            kv_bytes=KV_BYTES,
-            threads=threads,
-            batch_invariant=batch_invariant,
+        EdgeSettings.model_validate(
+            {
+                "target": str(path),
+                "context": CELLS - 1,
+                "kv_bytes": KV_BYTES,
+                "threads": threads,
+                "batch_invariant": batch_invariant,
+                **engine,
+            }
         )
     )
 
@@ -421,10 +425,8 @@ def record_residual(
     if not file.exists():
         say(f"recording what the target and {coupled.draft} generate together in residual mode, once")
         draft = bench.model(f"{coupled.draft}.gguf")
-        target, drafting = (
-            verifier_over(path, threads=threads, batch_invariant=stable)
-            for path, stable in ((bench.target(), True), (draft, False))
-        )
+        target = verifier_over(bench.target(), threads=threads, batch_invariant=True, engine=bench.engine)
+        drafting = verifier_over(draft, threads=threads, batch_invariant=False)
         prompts = [Prompt(text.prompt, policy, tokens) for text, policy in zip(coupled.texts, residual, strict=True)]
         slots = write_all(Together(target, drafting, length=length), prompts)
         save(file, {"texts": [slot.text for slot in slots]}, {"draft": [said_along(slot) for slot in slots]})

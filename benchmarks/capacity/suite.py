@@ -31,7 +31,7 @@ from typing import Any, Final, Self
 import psutil
 
 from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, CellTiming, Devices, record_residual
-from benchmarks.harness import Bench, Report, cpu_s, table
+from benchmarks.harness import Bench, Report, add_engine, cpu_s, table
 from benchmarks.processes import BenchError, Cores, on_cores
 from benchmarks.recordings import Recording, record
 from benchmarks.systems import CO_LOCATED, COLOURS, DRAFT, SYSTEMS, System
@@ -164,6 +164,7 @@ class Row:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_engine(parser)
     parser.add_argument("--devices", nargs="+", type=int, default=[1, 4, 16, 64], metavar="N")
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
@@ -364,6 +365,7 @@ class Place(AbstractContextManager["Place"]):
         asked = {
             "target": str(self._target),
             "draft": None if row.system == RAW else str(self._bench.model(f"{row.draft}.gguf")),
+            "engine": dict(self._bench.engine),
             "length": DRAFT,
             "devices": row.devices,
             "threads": len(self._bench.cores.edge),
