@@ -26,6 +26,8 @@ from fleet_edge.verifiers.packed.kv import LayerShape, Slab
 from fleet_edge.verifiers.packed.layout import Part
 
 _NONE: Final = np.empty(0, np.float32)
+_MOST_KEPT: Final = 1 << 23
+"""Largest array that is kept: 32 MiB, logits of 170 rows of a vocabulary of 49,152."""
 
 
 class Geometry(BaseModel):
@@ -66,10 +68,27 @@ class Quantized:
         return cls(np.empty((rows, width), np.uint8), np.empty(rows, np.float32))
 
 
+class Workspace:
+    """Memory that steps use again: to get it from the system anew for each product takes as long as some products."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Floats] = {}
+
+    def floats(self, name: str, rows: int, width: int) -> Floats:
+        """Return `[rows, width]`, valid until `name` is asked for again."""
+        size = rows * width
+        kept = self._kept.get(name, _NONE)
+        if len(kept) < size:
+            kept = np.empty(size, np.float32)
+            if size <= _MOST_KEPT:
+                self._kept[name] = kept
+        return kept[:size].reshape(rows, width)
+
+
 class Product:
     """Product with an int8 weight `[out, in]` that has one scale a row."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], name: str, loops: Kernels) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], name: str, loops: Kernels, workspace: Workspace) -> None:
         """Pack `NAME.weight` and `NAME.scale`, with any `NAME.bias`."""
         weight = tensors[f"{name}.weight"].numpy()
         outputs, inputs = weight.shape
@@ -83,11 +102,12 @@ class Product:
         self._scale[:outputs] = tensors[f"{name}.scale"].numpy()
         if f"{name}.bias" in tensors:
             self._bias[:outputs] = tensors[f"{name}.bias"].numpy()
-        self._loops = loops
+        self._loops, self._workspace = loops, workspace
+        self._place = name.rpartition(".")[2]
 
     def __call__(self, x: Quantized) -> Floats:
-        """Return `[rows, out]`; the width is rounded up to whole tiles."""
-        out = np.empty((len(x.rows), len(self._scale)), np.float32)
+        """Return `[rows, out]`, valid until the next product of this kind; the width is rounded up to whole tiles."""
+        out = self._workspace.floats(self._place, len(x.rows), len(self._scale))
         self._loops.multiply(self._tiles, x.rows, self._offset, self._scale, x.scales, self._bias, out)
         return out
 
@@ -129,19 +149,20 @@ class LeanModel:
         if threads > 1:
             numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
         self._loops = loops = kernels(parallel=threads > 1)
+        self._workspace = workspace = Workspace()
         self._eps = np.float32(geometry.eps * geometry.hidden)
         self._head_eps = np.float32(geometry.eps * geometry.head_dim)
         self._embedding = tensors["embedding"].numpy()
         angles = np.arange(geometry.context)[:, None] * tensors["inv_freq"].double().numpy()
         cos, sin = ((turn(angles) * geometry.rope_scale).astype(np.float32) for turn in (np.cos, np.sin))
         no_turn = np.empty((0, 0), np.float32)
-        self._head = Product(tensors, "head", loops)
+        self._head = Product(tensors, "head", loops, workspace)
         self._layers = [
             _Layer(
-                qkv=Product(tensors, f"{layer}.qkv", loops),
-                o=Product(tensors, f"{layer}.o", loops),
-                gate_up=Product(tensors, f"{layer}.gate_up", loops),
-                down=Product(tensors, f"{layer}.down", loops),
+                qkv=Product(tensors, f"{layer}.qkv", loops, workspace),
+                o=Product(tensors, f"{layer}.o", loops, workspace),
+                gate_up=Product(tensors, f"{layer}.gate_up", loops, workspace),
+                down=Product(tensors, f"{layer}.down", loops, workspace),
                 q_norm=tensors[f"{layer}.q_norm"].numpy() if f"{layer}.q_norm" in tensors else _NONE,
                 k_norm=tensors[f"{layer}.k_norm"].numpy() if f"{layer}.k_norm" in tensors else _NONE,
                 cos=no_turn if layer in geometry.without_rope else cos,
@@ -164,7 +185,7 @@ class LeanModel:
         count = len(x)
         narrow, inner = Quantized.empty(count, its.hidden), Quantized.empty(count, its.inner)
         heads = Quantized.empty(count, its.heads * its.head_dim)
-        attended = np.empty(heads.rows.shape, np.float32)
+        attended = self._workspace.floats("attended", count, its.heads * its.head_dim)
         more = np.zeros_like(x)
         for number, layer in enumerate(self._layers):
             loops.normalize(x, more, self._eps, narrow.rows, narrow.scales)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from fleet_edge.verifiers.packed.kernels import ROWS_AT_ONCE, Kernels, kernels
-from fleet_edge.verifiers.packed.lean import Product, Quantized, hadamard
+from fleet_edge.verifiers.packed.lean import Product, Quantized, Workspace, hadamard
 
 ULP = 2.0**-23
+LOOPS = kernels(parallel=False)
 
 
 @pytest.fixture(params=[False, True], ids=["one thread", "threads"])
@@ -42,7 +43,7 @@ def test_products_are_exact_sums(rows: int, fours: int, outputs: int, extreme: b
         weight, inputs = np.sign(weight) * 127, np.where(inputs < 128, 1, 255)
     scale, bias = _floats(seed, outputs), _floats(seed + 1, outputs)
     tensors = {"w.weight": weight.astype(np.int8), "w.scale": scale, "w.bias": bias}
-    product = Product({name: torch.from_numpy(array) for name, array in tensors.items()}, "w", kernels(parallel=False))
+    product = Product({name: torch.from_numpy(array) for name, array in tensors.items()}, "w", LOOPS, Workspace())
     given_ = Quantized(inputs.astype(np.uint8), np.abs(_floats(seed + 2, rows)))
     wanted = (((inputs - 128) @ weight.T).astype(np.float32) * scale * given_.scales[:, None]) + bias
     assert np.array_equal(product(given_)[:, :outputs], wanted.astype(np.float32))
