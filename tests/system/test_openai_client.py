@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.broker]
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "t1 t2 t3"}]
 COUPLED: Any = {"mode": "coupled", "top_k": 20}
 LENGTH = 24
+ASKED: Any = {"model": "fleet", "messages": MESSAGES, "max_tokens": LENGTH, "seed": 5, "extra_body": COUPLED}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
+def client_of(served: Served, key: str = "unused") -> OpenAI:
+    return OpenAI(base_url=served.url, api_key=key, max_retries=0, timeout=60.0)
+
+
 @pytest.fixture
 def client(served: Served) -> OpenAI:
-    return OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
+    return client_of(served)
 
 
 def expected(seed: int, length: int = LENGTH) -> str:
@@ -42,9 +47,7 @@ def expected(seed: int, length: int = LENGTH) -> str:
 
 
 def test_a_chat_is_the_targets_own_text(client: OpenAI) -> None:
-    reply = client.chat.completions.create(
-        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, extra_body=COUPLED
-    )
+    reply = client.chat.completions.create(**ASKED)
     assert reply.choices[0].message.content == expected(5)
     assert reply.choices[0].finish_reason == "length"
     assert reply.model == "scripted-target"
@@ -59,23 +62,8 @@ def test_a_chat_is_the_targets_own_text(client: OpenAI) -> None:
     assert usage.completion_tokens_details.accepted_prediction_tokens == told["fleet"]["accepted"]
 
 
-def test_a_seed_gives_the_same_text_again_and_another_seed_another(client: OpenAI) -> None:
-    texts = [
-        client.chat.completions.create(
-            model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=seed, extra_body=COUPLED
-        ).choices[0].message.content
-        for seed in (7, 7, 8)
-    ]  # fmt: skip
-    assert texts == [expected(7), expected(7), expected(8)]
-    assert texts[0] != texts[2]
-
-
 def test_a_stream_is_the_same_text_in_pieces_with_its_usage(client: OpenAI) -> None:
-    stream = client.chat.completions.create(
-        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, extra_body=COUPLED, stream=True,
-        stream_options={"include_usage": True},
-    )  # fmt: skip
-    chunks = list(stream)
+    chunks = list(client.chat.completions.create(**ASKED, stream=True, stream_options={"include_usage": True}))
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(pieces) == expected(5)
     assert sum(bool(piece) for piece in pieces) > 1
@@ -136,39 +124,21 @@ def exact_logprobs(tokens: list[int]) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.parametrize("mode", ["residual", "coupled"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("plan", ["drafts", "ahead", "alone"])
-def test_logprobs_are_the_targets_before_shaping(tmp_path: Path, plan: str, mode: str, stream: bool) -> None:
-    """For accepted, corrected, sampled and edge-only tokens, and for the most likely ones."""
-    given: Any = {
-        "drafts": {"draft_length": 4},
-        "ahead": {"draft_length": 3, "ahead": True},
-        "alone": {"draft_length": 4, "stream": True},
-    }[plan]
-    with served_device(tmp_path, device=f"{plan}-{mode}-{stream}".lower(), **given) as served:
-        client = OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
-        asked: Any = {
-            "model": "fleet", "messages": MESSAGES, "max_tokens": 40, "seed": 5, "logprobs": True, "top_logprobs": 3,
-            "extra_body": {"mode": mode, "top_k": 20},
-        }  # fmt: skip
-        if stream:
-            choices = [chunk.choices[0] for chunk in client.chat.completions.create(stream=True, **asked)]
-            told = [each for choice in choices if choice.logprobs for each in choice.logprobs.content or ()]
-        else:
-            reply = client.chat.completions.create(**asked)
-            assert reply.choices[0].logprobs is not None
-            told = reply.choices[0].logprobs.content or []
-    assert len(told) == 40
+def test_logprobs_are_the_targets_before_shaping(client: OpenAI, stream: bool) -> None:
+    asked = ASKED | {"logprobs": True, "top_logprobs": 3, "stream": stream}
+    reply = client.chat.completions.create(**asked)
+    choices = [chunk.choices[0] for chunk in reply] if stream else reply.choices
+    told = [each for choice in choices if choice.logprobs for each in choice.logprobs.content or ()]
+    assert len(told) == LENGTH
     words = list(LANGUAGE.words)
     tokens = [words.index(each.token.strip()) for each in told]
     exact = exact_logprobs(tokens)
     for place, (each, token) in enumerate(zip(told, tokens, strict=True)):
         assert each.logprob == pytest.approx(exact[place, token], abs=1e-4)
         assert each.bytes == list(f"{words[token]} ".encode())
-        assert [top.logprob for top in each.top_logprobs] == pytest.approx(
-            sorted(exact[place], reverse=True)[:3], abs=1e-4
-        )
+        likeliest = sorted(exact[place], reverse=True)[:3]
+        assert [top.logprob for top in each.top_logprobs] == pytest.approx(likeliest, abs=1e-4)
 
 
 def test_a_completion_has_logprobs_in_its_own_shape(client: OpenAI) -> None:
@@ -189,13 +159,10 @@ def test_an_application_is_known_by_its_key_and_its_usage_is_in_the_log(tmp_path
     with file.changing() as applications:
         applications.append(Application(name="alarms", sha256=digest, tokens_per_min=LENGTH + 4))
     with served_device(tmp_path, applications=file.path) as served:
-        stranger = OpenAI(base_url=served.url, api_key="wrong", max_retries=0, timeout=60.0)
         with pytest.raises(openai.AuthenticationError, match="app"):
-            stranger.models.list()
-        client = OpenAI(base_url=served.url, api_key=key, max_retries=0, timeout=60.0)
-        reply = client.chat.completions.create(
-            model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, extra_body=COUPLED
-        )
+            client_of(served, "wrong").models.list()
+        client = client_of(served, key)
+        reply = client.chat.completions.create(**ASKED)
         assert reply.choices[0].message.content == expected(5)
         with pytest.raises(openai.RateLimitError, match="alarms"):
             client.chat.completions.create(model="fleet", messages=MESSAGES)
@@ -205,12 +172,8 @@ def test_an_application_is_known_by_its_key_and_its_usage_is_in_the_log(tmp_path
 
 
 def test_a_response_whole_and_streamed(client: OpenAI) -> None:
-    asked: Any = {
-        "model": "fleet",
-        "input": "t1 t2 t3",
-        "max_output_tokens": LENGTH,
-        "extra_body": {**COUPLED, "seed": 5},
-    }
+    body = {**COUPLED, "seed": 5}
+    asked: Any = {"model": "fleet", "input": "t1 t2 t3", "max_output_tokens": LENGTH, "extra_body": body}
     whole = client.responses.create(**asked)
     assert whole.output_text == expected(5)
     assert whole.usage is not None

@@ -22,22 +22,19 @@ from broker_config.broker import Broker
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.api.app import listen
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import ScriptedDrafter
-from fleet_device.gateway import Gateway
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
-from fleet_device.service import DeviceService
 from fleet_device.session.sequence import TokenOrigin
-from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.support.brokers import StartBroker
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
+from tests.support.served_device import device_at
 from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
@@ -147,17 +144,8 @@ def test_regular_expressions_and_lark_are_kept_to(agents: Any) -> None:
 def client(file: GgufModel, start_mosquitto: StartBroker, tmp_path: Path) -> Iterator[openai.OpenAI]:
     broker = start_mosquitto(Broker(fleet=FLEET))
     whole = Whole(broker.port, tmp_path, Target(file), {"quotas": NO_QUOTAS})
-    with whole.edge():
-        settings = DeviceSettings(fleet=FLEET, device="gateway", broker=BrokerSettings(port=broker.port), api_port=0)
-        service = DeviceService(settings, Draft(file))
-        gateway = Gateway(service)
-        gateway.serve(listen(0))
-        gateway.start()
-        try:
-            assert service.edges.wait_online(10.0)
-            yield openai.OpenAI(base_url=f"{gateway.address}/v1", api_key="unused", max_retries=0, timeout=60.0)
-        finally:
-            gateway.stop()
+    with whole.edge(), device_at(whole, Draft(file)) as served:
+        yield openai.OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
 
 
 WEATHER: Any = {
