@@ -124,12 +124,8 @@ def test_an_interrupt_stops_all_that_was_started(tmp_path: Path, models_dir: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--broker", "nowhere"], "not known"),
         (["--broker", "127.0.0.1:1"], "127.0.0.1:1"),
-        (["--draft", "Q9_X"], "Q9_X"),
         (["--target", "/nonexistent"], "/nonexistent"),
-        (["--prompts", "/nonexistent"], "/nonexistent"),
-        (["--db", "nosuchdb://x"], "nosuchdb"),
         (["--db", "sqlite:////proc/x.sqlite3"], "/proc"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -242,21 +242,27 @@ def test_another_edge_that_is_there_goes_on_whatever_the_policy() -> None:
         assert (done.tokens, done.unverified, done.edge) == (expected(), 0, "edge-2")
 
 
-@pytest.mark.parametrize("mode", Mode)
-def test_what_nobody_has_read_is_replaced_when_an_edge_is_back(mode: Mode) -> None:
-    scene, text = Scene(), Text()
-    scene.when(5, lambda: end_edge(scene))
-    written: list[bool] = []
+def met_again(scene: Scene, text: Text) -> list[int]:
+    """Let the edge go, and be back at the first unverified token, whose place is in the list then."""
+    met: list[int] = []
 
     def at(_length: int) -> None:
-        if text.verified[-1:] == [False] and not written:
-            written.append(True)
+        if text.verified[-1:] == [False] and not met:
+            met.append(text.verified.index(False))
             scene.fleet.clock.seconds += 1.5
             bring_back(scene)
 
+    scene.when(5, lambda: end_edge(scene))
     text.at = at
+    return met
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_nobody_has_read_is_replaced_when_an_edge_is_back(mode: Mode) -> None:
+    scene, text = Scene(), Text()
+    met = met_again(scene, text)
     done = write(scene, replace(REJOIN, revisable=True), text, mode=mode)
-    assert written
+    assert met
     assert len(text.voided) == 1
     assert (done.unverified, done.resumes) == (0, 2)
     assert possible(terms(SEED, max_new_tokens=MOST), done.tokens)
@@ -267,16 +273,7 @@ def test_what_nobody_has_read_is_replaced_when_an_edge_is_back(mode: Mode) -> No
 @pytest.mark.parametrize("mode", Mode)
 def test_what_was_read_stands_and_an_edge_goes_on_behind_it(mode: Mode) -> None:
     scene, text = Scene(), Text()
-    scene.when(5, lambda: end_edge(scene))
-    met: list[int] = []
-
-    def at(_length: int) -> None:
-        if text.verified[-1:] == [False] and not met:
-            met.append(text.verified.index(False))
-            scene.fleet.clock.seconds += 1.5
-            bring_back(scene)
-
-    text.at = at
+    met = met_again(scene, text)
     done = write(scene, REJOIN, text, mode=mode)
     assert done.edge is not None
     assert done.closed is not None

@@ -1,6 +1,7 @@
 """A device under an edge's quotas waits as asked, generates the same tokens, and is never quarantined."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.records import EventLogged
 from schemas.codec import encode_draft
-from schemas.messages import Draft, Open
+from schemas.messages import Draft, Fault, Open
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
 from schemas.topics import Topic, build
@@ -50,6 +51,18 @@ def accept(_message: Open, draft: Draft) -> Answers:
     return [accepted(draft, next=1)]
 
 
+def answered_first(device: LoneDevice, first: Callable[[Draft], Fault]) -> list[float]:
+    """Let an edge answer the first draft with a fault; return the times of all drafts, as they come."""
+    times: list[float] = []
+
+    def answer(message: Open, draft: Draft) -> Answers:
+        times.append(device.clock())
+        return [first(draft)] if len(times) == 1 else accept(message, draft)
+
+    ScriptedEdge(device.broker, on_draft=answer)
+    return times
+
+
 # Drafts over a quota.
 
 
@@ -65,16 +78,8 @@ def test_a_text_over_the_quota_of_new_tokens_takes_its_time_and_is_the_same(paci
 
 
 def test_a_draft_that_waits_is_sent_again_when_its_time_has_come_and_not_before() -> None:
-    times: list[float] = []
     device = LoneDevice()
-
-    def answer(_message: Open, draft: Draft) -> Answers:
-        times.append(device.clock())
-        if len(times) == 1:
-            return [fault(draft, retry_s=2.5)]
-        return accept(_message, draft)
-
-    ScriptedEdge(device.broker, on_draft=answer)
+    times = answered_first(device, lambda draft: fault(draft, retry_s=2.5))
     done = device.generate(most=4)
     assert (done.reason, done.resumes) == (EndReason.LENGTH, 0)
     assert [times[1] - times[0]] == [2.5]
@@ -95,16 +100,8 @@ def test_a_request_says_how_long_it_waited_for_the_quota_of_the_last_one() -> No
 
 
 def test_a_device_that_sends_too_much_of_everything_waits_with_everything() -> None:
-    times: list[float] = []
     device = LoneDevice()
-
-    def answer(_message: Open, draft: Draft) -> Answers:
-        times.append(device.clock())
-        if len(times) == 1:
-            return [fault(None, retry_s=0.2)]
-        return accept(_message, draft)
-
-    ScriptedEdge(device.broker, on_draft=answer)
+    times = answered_first(device, lambda _draft: fault(None, retry_s=0.2))
     device.generate(most=4)
     assert times[1] - times[0] == 1.0
 
