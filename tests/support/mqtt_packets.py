@@ -1,9 +1,10 @@
 """MQTT 5 packets, built once and sent many times, so that a flood costs its sender little."""
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from fleet_common.mqtt import packets
 
 
 class PacketType:
@@ -79,25 +80,13 @@ def connect_packet(
     return packet(PacketType.CONNECT << 4, head + payload)
 
 
-def publish_packet(
-    topic: str,
-    payload: bytes,
-    *,
-    qos: int = 1,
-    retain: bool = False,
-    alias: int | None = None,
-    expiry_s: int | None = None,
-) -> bytes:
+def publish_packet(topic: str, payload: bytes, *, qos: int = 1, **properties: Any) -> bytes:
     """Return a PUBLISH. An alias is set for its topic; without a topic the alias stands for it.
 
     At QoS 1 its packet identifier is always 1: the broker answers at once and remembers none, so that the same bytes
     can be sent repeatedly.
     """
-    identifier = b"\x00\x01" if qos else b""
-    properties = b"" if expiry_s is None else b"\x02" + expiry_s.to_bytes(4, "big")
-    properties += b"" if alias is None else b"\x23" + alias.to_bytes(2, "big")
-    body = _string(topic.encode()) + identifier + _varint(len(properties)) + properties + payload
-    return packet(PacketType.PUBLISH << 4 | qos << 1 | retain, body)
+    return packets.publish_packet(topic, payload, identifier=int(qos > 0), **properties)
 
 
 def subscribe_packet(filters: Sequence[str], *, identifier: int = 1, qos: int = 1) -> bytes:
@@ -164,10 +153,6 @@ class Publish:
 
     @property
     def raw(self) -> bytes:
-        identifier = b"" if self.identifier is None else struct.pack("!H", self.identifier)
-        kind = 0x30 | (0x02 if identifier else 0) | self.retain
-        return packet(kind, struct.pack("!H", len(self.topic)) + self.topic + identifier + b"\0" + self.payload)
-
-
-def acknowledgement(identifier: int) -> bytes:
-    return struct.pack("!BBH", 0x40, 2, identifier)
+        identifier = b"" if self.identifier is None else self.identifier.to_bytes(2, "big")
+        kind = PacketType.PUBLISH << 4 | (0x02 if identifier else 0) | self.retain
+        return packet(kind, _string(self.topic) + identifier + _NO_PROPERTIES + self.payload)

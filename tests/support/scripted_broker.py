@@ -1,21 +1,19 @@
 """A broker that sends what the test specifies, also what no real one would."""
 
 import contextlib
-import itertools
 import socket
 import struct
 import threading
 from collections.abc import Callable
 from typing import Self
 
-HOST = "127.0.0.1"
+from tests.support.mqtt_packets import IncomingPacket, PacketType, packet, split_packets
 
-CONNECT, PUBLISH, SUBSCRIBE = 0x10, 0x30, 0x82
+HOST = "127.0.0.1"
 
 
 def connack(reason: int = 0, properties: bytes = b"") -> bytes:
-    body = bytes([0, reason, len(properties)]) + properties
-    return bytes([0x20, len(body)]) + body
+    return packet(PacketType.CONNACK << 4, bytes([0, reason, len(properties)]) + properties)
 
 
 def receive_maximum(value: int) -> bytes:
@@ -33,8 +31,8 @@ def puback(identifier: int, reason: int = 0) -> bytes:
 class ScriptedBroker:
     """Accepts connections, answers each CONNECT with `answer` and keeps the packets it gets.
 
-    With `answer` None it never answers; with an empty one it hangs up; a function gets the CONNECT and returns the
-    answer. It reads a packet only while `reading` is set.
+    With `answer` None it never answers; with an empty one it hangs up; a function gets the CONNECT's body and returns
+    the answer. It reads only while `reading` is set.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class ScriptedBroker:
     ) -> None:
         self.answer = answer
         self._reading = reading
-        self.packets: list[bytes] = []
+        self.packets: list[IncomingPacket] = []
         self._peers: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server((HOST, 0))
@@ -62,20 +60,14 @@ class ScriptedBroker:
             thread.join()
         self._listener.close()
 
-    def publishes(self) -> list[bytes]:
-        return [packet for packet in self.packets if packet[0] & 0xF0 == PUBLISH]
+    def publishes(self) -> list[IncomingPacket]:
+        return [each for each in self.packets if each.kind == PacketType.PUBLISH]
 
     def identifiers(self) -> list[int]:
-        found = []
-        for packet in self.publishes():
-            if packet[0] & 0x06:
-                at = 2 + sum(1 for byte in itertools.takewhile(lambda byte: byte & 0x80, packet[1:]))
-                at += 2 + int.from_bytes(packet[at : at + 2], "big")
-                found.append(int.from_bytes(packet[at : at + 2], "big"))
-        return found
+        return [found for each in self.publishes() if (found := each.publish()[1]) is not None]
 
-    def send(self, packet: bytes) -> None:
-        self._peers[-1].sendall(packet)
+    def send(self, packets: bytes) -> None:
+        self._peers[-1].sendall(packets)
 
     def _accept(self) -> None:
         while True:
@@ -89,23 +81,19 @@ class ScriptedBroker:
             thread.start()
 
     def _serve(self, peer: socket.socket) -> None:
-        with peer, peer.makefile("rb") as stream, contextlib.suppress(OSError):
-            while head := stream.read(1):
-                if self._reading is not None:
-                    self._reading.wait()
-                length, shift, raw = 0, 0, b""
-                while True:
-                    byte = stream.read(1)
-                    if not byte or shift > 21:
-                        return  # gone, or not MQTT: a length has four bytes at most
-                    raw += byte
-                    length |= (byte[0] & 0x7F) << shift
-                    shift += 7
-                    if not byte[0] & 0x80:
-                        break
-                self.packets.append(head + raw + stream.read(length))
-                if head[0] == CONNECT and self.answer is not None:
-                    answer = self.answer(self.packets[-1]) if callable(self.answer) else self.answer
-                    if not answer:
-                        return
-                    peer.sendall(answer)
+        received = bytearray()
+        with peer, contextlib.suppress(OSError, ValueError):  # gone, or not MQTT
+            while data := self._read(peer):
+                received += data
+                for each in split_packets(received):
+                    self.packets.append(each)
+                    if each.kind == PacketType.CONNECT and self.answer is not None:
+                        answer = self.answer(each.body) if callable(self.answer) else self.answer
+                        if not answer:
+                            return
+                        peer.sendall(answer)
+
+    def _read(self, peer: socket.socket) -> bytes:
+        if self._reading is not None:
+            self._reading.wait()
+        return peer.recv(1 << 13)

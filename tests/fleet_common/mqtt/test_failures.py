@@ -121,8 +121,8 @@ def test_a_name_that_nobody_configured_is_left_out_where_the_broker_refuses_it(
 ) -> None:
     tried: list[bool] = []
 
-    def answer(packet: bytes) -> bytes:
-        tried.append(bool(packet[9] & USER_NAME))
+    def answer(connect: bytes) -> bytes:
+        tried.append(bool(connect[7] & USER_NAME))
         return connack(0x86 if tried[-1] else 0)
 
     settings = BrokerSettings(username=username, password=SecretStr(password) if password else None)

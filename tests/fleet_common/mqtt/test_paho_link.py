@@ -220,7 +220,7 @@ def test_the_brokers_receive_maximum_is_kept() -> None:
         broker.send(puback(first, 0x10))
         until(lambda: len(broker.publishes()) == 3)
         assert outcomes == [PublishOutcome("a", 0x10)]
-        assert [packet[-1:] for packet in broker.publishes()] == [b"0", b"1", b"2"]
+        assert [packet.body[-1:] for packet in broker.publishes()] == [b"0", b"1", b"2"]
         for number in range(1, 4):
             until(lambda number=number: len(broker.identifiers()) > number)  # type: ignore[misc]
             broker.send(puback(broker.identifiers()[number]))
@@ -233,7 +233,7 @@ def test_a_broker_that_answers_nothing_any_more_is_connected_to_anew(caplog: pyt
         for number in range(3):
             link.publish("a", b"%d" % number, on_outcome=outcomes.append)
         until(lambda: len(broker.publishes()) == 4)
-        assert [packet[-1:] for packet in broker.publishes()] == [b"0", b"1", b"0", b"1"]
+        assert [packet.body[-1:] for packet in broker.publishes()] == [b"0", b"1", b"0", b"1"]
         assert link.counters.stalls == 1
         assert "answered" in caplog.text
         for number in range(2, 5):
@@ -341,7 +341,7 @@ def test_aliases_stay_within_the_brokers_maximum(maximum: int, topics: list[byte
         for number, topic in enumerate(("aa", "bb", "aa", "cc", "bb"), start=1):
             link.publish(topic, b"", alias=True)  # one at a time: topics that wait take turns
             until(lambda number=number: len(broker.publishes()) == number)  # type: ignore[misc]
-        assert [packet[4 : 4 + packet[3]] for packet in broker.publishes()] == topics
+        assert [packet.publish()[0] for packet in broker.publishes()] == topics
 
 
 @pytest.mark.parametrize("no_delay", [True, False])

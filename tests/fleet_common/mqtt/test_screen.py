@@ -23,7 +23,7 @@ from fleet_common.mqtt.screen import (
     ScreenedSocket,
 )
 from fleet_common.mqtt.settings import LinkSettings
-from tests.support.mqtt_packets import Publish, acknowledgement, packet
+from tests.support.mqtt_packets import Publish, packet, puback_packet
 
 LIMIT = 1 << 20
 TOPICS = [b"", b"a", b"dssd/v1/home/device-1/up/draft/edge-1", "τόπος".encode(), b"t" * 200]
@@ -68,11 +68,11 @@ def test_however_the_stream_is_cut_the_reader_gets_what_is_accepted_and_the_brok
     # The library answers a message some time after it has come whole.
     ends = [len(b"".join(raw[: number + 1])) for number in range(len(raw))]
     unanswered = deque(
-        (end, acknowledgement(item.identifier))
+        (end, puback_packet(item.identifier))
         for end, item in zip(ends, accepted, strict=True)
         if isinstance(item, Publish) and item.identifier is not None
     )
-    owed = b"".join(acknowledgement(item.identifier) for item in sent if item.identifier is not None)
+    owed = b"".join(puback_packet(item.identifier) for item in sent if item.identifier is not None)
     got = b""
     for piece in pieces_of(b"".join(item.raw if isinstance(item, Publish) else item for item in packets), cuts):
         got += screen.feed(piece)
@@ -106,7 +106,7 @@ def test_a_refused_packet_is_not_kept_while_it_comes() -> None:
     screen = Screen(max_packet_bytes=LIMIT, accepts=lambda *_: False)
     raw = Publish(b"a", bytes(LIMIT - 100), identifier=7).raw
     assert screen.feed(raw[:10]) == b""
-    assert screen.owed == acknowledgement(7)
+    assert screen.owed == puback_packet(7)
     for at in range(10, len(raw), 4096):
         assert screen.feed(raw[at : at + 4096]) == b""
         assert screen._head == b""
@@ -182,7 +182,7 @@ def test_however_the_stream_is_cut_messages_are_told_or_handed_on_in_order_and_e
             item = raws.get(whole, whole)
             came.append(item)
             if isinstance(item, Publish) and item.identifier is not None:
-                screen.answered(acknowledgement(item.identifier))
+                screen.answered(puback_packet(item.identifier))
     assert not unread
     accepted = [item for item in packets if isinstance(item, Publish) and item.topic not in refused]
     seen = [(item.topic, item.payload, item.retain) for item in came if isinstance(item, Publish)]
@@ -192,7 +192,7 @@ def test_however_the_stream_is_cut_messages_are_told_or_handed_on_in_order_and_e
     ]
     assert answers == [(1, 0)] * packets.count(PUBACK)
     owed = [item.identifier for item in packets if isinstance(item, Publish) and item.identifier is not None]
-    assert screen.owed == b"".join(acknowledgement(identifier) for identifier in owed)
+    assert screen.owed == b"".join(puback_packet(identifier) for identifier in owed)
 
 
 def test_a_message_behind_one_that_the_library_reads_waits_for_it() -> None:
@@ -275,7 +275,7 @@ def test_the_reader_gets_what_is_accepted(ends: tuple[socket.socket, ScreenedSoc
     assert read(sock, size) == good * 2
     assert not sock.ready
     sock.flush()
-    assert far.recv(100) == acknowledgement(1)
+    assert far.recv(100) == puback_packet(1)
 
 
 def test_nothing_is_read_while_the_reader_has_something_left(ends: tuple[socket.socket, ScreenedSocket]) -> None:
@@ -327,7 +327,7 @@ def test_acknowledgements_wait_for_the_end_of_a_packet_that_is_half_written() ->
     assert sock.wants_write
     assert sock.send(outgoing[5:]) == len(outgoing) - 5
     sock.flush()
-    assert wire.written == outgoing + acknowledgement(9)
+    assert wire.written == outgoing + puback_packet(9)
     assert not sock.wants_write
 
 
@@ -342,7 +342,7 @@ def test_a_half_written_acknowledgement_goes_before_the_next_packet() -> None:
         sock.send(outgoing)
     wire.room = 100
     assert sock.send(outgoing) == len(outgoing)
-    assert wire.written == acknowledgement(9) + outgoing
+    assert wire.written == puback_packet(9) + outgoing
 
 
 def test_a_packet_that_would_block_is_tried_again_before_anything_else_is_written() -> None:
@@ -359,7 +359,7 @@ def test_a_packet_that_would_block_is_tried_again_before_anything_else_is_writte
     assert wire.written == b""
     assert sock.send(outgoing) == len(outgoing)
     sock.flush()
-    assert wire.written == outgoing + acknowledgement(9)
+    assert wire.written == outgoing + puback_packet(9)
 
 
 def test_the_readers_acknowledgements_are_written_together_and_before_what_it_sends_next(
@@ -367,13 +367,13 @@ def test_the_readers_acknowledgements_are_written_together_and_before_what_it_se
 ) -> None:
     far, sock = ends
     for identifier in (1, 2):
-        assert sock.send(acknowledgement(identifier)) == 4
+        assert sock.send(puback_packet(identifier)) == 4
     far.settimeout(0)
     with pytest.raises(BlockingIOError):
         far.recv(1)
     outgoing = Publish(b"up").raw
     assert sock.send(outgoing) == len(outgoing)
-    assert far.recv(100) == acknowledgement(1) + acknowledgement(2) + outgoing
+    assert far.recv(100) == puback_packet(1) + puback_packet(2) + outgoing
 
 
 def test_reading_rests_only_while_most_is_dropped_and_little_comes(
@@ -429,18 +429,18 @@ def test_few_acknowledgements_are_written_every_other_time_and_many_at_once(
         sock.fill()
         sock.settle()
         try:
-            return len(far.recv(1000)) // len(acknowledgement(7))
+            return len(far.recv(1000)) // len(puback_packet(7))
         except BlockingIOError:
             return 0
 
     assert [flood(3), flood(4), flood(5)] == [0, 7, 0]
     assert not sock.wants_write, "nobody has to wait for the socket"
     sock.flush()
-    assert len(far.recv(1000)) == 5 * len(acknowledgement(7))
+    assert len(far.recv(1000)) == 5 * len(puback_packet(7))
     assert [flood(CROWD), flood(3)] == [CROWD, 0]
     outgoing = Publish(b"up").raw
     sock.send(outgoing)
-    assert far.recv(1000) == acknowledgement(7) * 3 + outgoing
+    assert far.recv(1000) == puback_packet(7) * 3 + outgoing
 
 
 class _Narrow:
@@ -520,4 +520,4 @@ def test_paho_writes_an_acknowledgement_as_one_packet_of_four_bytes() -> None:
     packets: list[bytes] = []
     client._packet_queue = lambda _command, packet, *_: packets.append(bytes(packet))  # type: ignore[method-assign,assignment]
     client._send_puback(7)
-    assert packets == [acknowledgement(7)]
+    assert packets == [puback_packet(7)]

@@ -34,7 +34,7 @@ from fleet_common.mqtt.tls import (
     tls_context,
 )
 from tests.support.links import START_S
-from tests.support.mqtt_packets import Publish, acknowledgement
+from tests.support.mqtt_packets import Publish, puback_packet
 from tests.support.scripted_broker import ScriptedBroker
 from tests.support.tls_fleet import HOST, TlsFleet, enrol, new_authority, tls_fleet
 from tests.support.waiting import until
@@ -670,7 +670,7 @@ def test_a_screened_socket_over_tls_reads_all_and_acknowledges(connect: Connect)
     assert sock.wants_write
     while sock.wants_write:
         sock.flush()
-    assert peer.got == b"".join(acknowledgement(identifier) for identifier in range(1, 9))
+    assert peer.got == b"".join(puback_packet(identifier) for identifier in range(1, 9))
 
 
 def test_a_large_packet_goes_both_ways_over_a_real_connection(contexts: tuple[Path, ssl.SSLContext]) -> None:

@@ -14,7 +14,7 @@ from fleet_common.mqtt.link import CallbackGuard
 from fleet_common.mqtt.screen import PUBACK, BrokenStream, Screen, ScreenedSocket
 from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes
-from tests.support.mqtt_packets import Publish, acknowledgement, packet
+from tests.support.mqtt_packets import Publish, packet, puback_packet
 
 LIMIT: Final = 512
 OWN_PACKETS: Final = 0.1  # of the library, by turn
@@ -156,7 +156,7 @@ class _Library:
     def _dispatch(self) -> None:
         while end := _end(self.got, self._done):
             for identifier in _identifiers(self.got[self._done : end]):
-                self._sock.send(acknowledgement(int.from_bytes(identifier, "big")))
+                self._sock.send(puback_packet(int.from_bytes(identifier, "big")))
             self._done = end
 
 
