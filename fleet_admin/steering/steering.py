@@ -354,30 +354,14 @@ class Steering:
         """
         limit_s = limit_of(name, timeout_s)
         known = self.known(edges=selection.edge is not None)
-        chosen = {device: known[device] for device in selection.choose(known)}
-        return self._give(name, chosen, actor=actor, arguments=dict(arguments or {}), limit_s=limit_s)
-
-    def _give(
-        self,
-        name: str,
-        chosen: Mapping[str, KnownDevice],
-        *,
-        actor: Actor,
-        arguments: Mapping[str, SettingValue],
-        limit_s: float,
-    ) -> Iterator[CommandResult]:
-        """Send a command to the chosen devices that are not offline, and yield the answers.
-
-        Raises:
-            StoreUnavailable: It cannot be recorded; nothing is sent.
-        """
-        there = [device for device, each in chosen.items() if each.presence not in {None, Presence.OFFLINE}]
+        chosen = selection.choose(known)
+        there = [device for device in chosen if known[device].presence not in {None, Presence.OFFLINE}]
         deadline = datetime.now(UTC) + timedelta(seconds=limit_s)
         requests = {
             device: CommandRequest(
                 id=secrets.token_hex(8),
                 command=name,
-                arguments=dict(arguments),
+                arguments=dict(arguments or {}),
                 deadline=deadline,
                 who=actor.who[:100],
             )

@@ -158,6 +158,9 @@ T = TypeVar("T")
 _EVENTS: Final = 20
 _LATEST_HOURS: Final = 24
 _SHOWN: Final = 50
+_AtMost = Annotated[
+    int | None, typer.Option(min=1, help=f"At most this many; by default {_SHOWN} in a table and all in JSON.")
+]
 _NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
 _GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
 
@@ -189,9 +192,7 @@ def devices(
     version: Annotated[str | None, typer.Option(help="That run this release.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="With this label; may be given several times.")] = None,
     sort: Annotated[str, typer.Option(metavar="|".join(_DEVICE_ORDERS), help="By what.")] = "name",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help=f"At most this many; by default {_SHOWN} in a table and all in JSON.")
-    ] = None,
+    limit: _AtMost = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -317,9 +318,7 @@ def stats(
     by: Annotated[
         str | None, typer.Option(metavar="device|draft|edge|app|hour|day|month", help="Add up separately.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help=f"At most this many; by default {_SHOWN} in a table and all in JSON.")
-    ] = None,
+    limit: _AtMost = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,

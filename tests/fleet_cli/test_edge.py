@@ -6,7 +6,7 @@ import pytest
 
 from fleet_common.identity.certificates import IdentityRole
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport
-from tests.support.command import Run
+from tests.support.command import Run, refused
 from tests.support.tls_fleet import enrol, new_authority
 
 
@@ -92,23 +92,19 @@ def test_a_selftest_with_the_edges_own_certificate_is_refused(
     config.write_text(
         f'edge = "north"\n[broker]\nca = "{own.ca}"\ncertificate = "{own.certificate}"\nkey = "{own.key}"\n'
     )
-    code, out, err = edge("selftest", "--config", str(config))
-    assert (code, out, asked) == (2, "", [])
-    assert err.count("\n") == 1
+    err = refused(edge("selftest", "--config", config))
+    assert asked == []
     for said in (str(own.certificate), "fleet edge enroll probe-north", "--certificate", "--key"):
         assert said in err
     assert edge("selftest", "--config", str(config), "--probe", "north")[0] == 2
     probe = enrol(authority, "probe-north", tmp_path)
     files = ("--certificate", str(probe.certificate), "--key", str(probe.key))
     assert edge("selftest", "--config", str(config), *files)[0] == 0
-    code, _, err = edge("selftest", "--config", str(config), *files, "--probe", "another")
-    assert code == 2
-    assert "probe-north" in err
+    assert "probe-north" in refused(edge("selftest", "--config", config, *files, "--probe", "another"))
     assert [check.question.name for check in asked] == ["probe-north"]
 
 
 @pytest.mark.usefixtures("tokens")
 def test_a_selftest_under_the_edges_own_name_is_refused_without_tls_too(edge: Run, asked: list[EdgeCheck]) -> None:
-    code, _, err = edge("selftest", "--edge", "north", "--probe", "north")
-    assert (code, asked) == (2, [])
-    assert "--probe" in err
+    assert "--probe" in refused(edge("selftest", "--edge", "north", "--probe", "north"))
+    assert asked == []

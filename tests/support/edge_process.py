@@ -21,10 +21,10 @@ def quota_variables() -> dict[str, str]:
 
 
 @contextmanager
-def edge_process(arguments: Sequence[str], *, quotas: bool = False) -> Iterator["subprocess.Popen[str]"]:
+def edge_process(arguments: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
     """Run `fleet edge run` with the arguments; on entry it is online, on exit it has ended."""
     command = [sys.executable, "-m", "fleet_cli.main", "edge", "run", "--events", *arguments]
-    environment = os.environ | ({} if quotas else quota_variables())
+    environment = os.environ | quota_variables()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None

@@ -29,7 +29,6 @@ class MemoryLink:
         *,
         will: Will | None = None,
         queue_messages: int = 1000,
-        queue_bytes: int = 8 << 20,
     ) -> None:
         self._broker = broker
         self._client_id = client_id
@@ -38,7 +37,7 @@ class MemoryLink:
         self._routes = Routes(self._guard)
         self._outbox = Outbox(
             max_messages=queue_messages,
-            max_bytes=queue_bytes,
+            max_bytes=8 << 20,
             clock=broker.clock,
             counters=self.counters,
         )

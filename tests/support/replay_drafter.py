@@ -9,16 +9,15 @@ from schemas.vocabulary import Vocabulary
 
 
 class ReplayDrafter:
-    """Proposes the recorded token at each position, or a wrong one at every `spoilt`-th."""
+    """Proposes the recorded token at each position, or a wrong one at every fourth."""
 
-    def __init__(self, codec: TextCodec, vocabulary: Vocabulary, recorded: Sequence[int], *, spoilt: int = 4) -> None:
+    def __init__(self, codec: TextCodec, vocabulary: Vocabulary, recorded: Sequence[int]) -> None:
         self.name = "replay"
         self.quantization = "none"
         self.codec = codec
         self.vocabulary = vocabulary
         self.context = 1 << 20
         self._recorded = recorded
-        self._spoilt = spoilt
         self._length = 0
 
     def replay(self, recorded: Sequence[int]) -> None:
@@ -34,7 +33,7 @@ class ReplayDrafter:
         if self._length >= len(self._recorded):
             return None
         token = self._recorded[self._length]
-        if self._length % self._spoilt == 0:
+        if self._length % 4 == 0:
             token = (token + 1) % self.vocabulary.size
         return point_mass(token)
 

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -18,7 +20,7 @@ from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import days_left, device_columns, edge_columns
 from fleet_edge.counters import share
-from fleet_edge.store.views import DeviceView, EdgeView, HourView, MachineState, UsageView
+from fleet_edge.store.views import DeviceView, EdgeView, MachineState, UsageView
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -144,9 +146,9 @@ def show_device(visit: Visit) -> Response:
     log, name = visit.services.log, visit.path("device")
     device = log.device(name)
     fence = next((each for each in log.fences() if each.device == name), None)
-    hours = [
-        each for each in log.hours(name, limit=_DEVICE_HOURS) if each.hour >= visit.now - timedelta(hours=_DEVICE_HOURS)
-    ]
+    begin = visit.now - timedelta(hours=_DEVICE_HOURS)
+    hours = [each for each in log.hours(name, limit=_DEVICE_HOURS) if each.hour >= begin]
+    drawn = partial(series, hours, attrgetter("hour"), between=(begin, visit.now))
     steering = visit.services.steering
     wanted = next((each for each in log.releases() if each.kind == "device" and each.name == name), None)
     return visit.page(
@@ -162,27 +164,9 @@ def show_device(visit: Visit) -> Response:
         commands=steering.log.commands(devices=[name], limit=_COMMANDS),
         sessions=log.sessions(device=name, limit=_SESSIONS),
         events=log.events(device=name, limit=_EVENTS),
-        tokens=series(
-            hours,
-            _hour,
-            [("tokens", lambda each: float(each.counted.tokens))],
-            unit="an hour",
-            kind="count",
-            between=(visit.now - timedelta(hours=_DEVICE_HOURS), visit.now),
-        ),
-        acceptance=series(
-            hours,
-            _hour,
-            [("acceptance", lambda each: each.counted.acceptance)],
-            unit="%",
-            kind="percent",
-            between=(visit.now - timedelta(hours=_DEVICE_HOURS), visit.now),
-        ),
+        tokens=drawn([("tokens", lambda each: float(each.counted.tokens))], unit="an hour", kind="count"),
+        acceptance=drawn([("acceptance", lambda each: each.counted.acceptance)], unit="%", kind="percent"),
     )
-
-
-def _hour(each: HourView) -> datetime:
-    return each.hour
 
 
 _ALL: Final = "filter"

@@ -17,9 +17,9 @@ def _rounds(start: int, stop: int) -> list[Record]:
     return [samples.judged(round=number) for number in range(start, stop)]
 
 
-def _drain(spool: Spool, limit: int = 7) -> list[Record]:
+def _drain(spool: Spool) -> list[Record]:
     records: list[Record] = []
-    while batch := spool.peek(limit):
+    while batch := spool.peek(7):
         records += batch
         spool.confirm()
     return records

@@ -373,8 +373,8 @@ def _fill(path: Path) -> None:
             return
 
 
-def _filled(count: int, *, capacity: int = 100) -> Mailbox:
-    mailbox = Mailbox(capacity)
+def _filled(count: int) -> Mailbox:
+    mailbox = Mailbox(100)
     for record in _rounds(0, count):
         mailbox.put(record)
     return mailbox
