@@ -14,10 +14,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from fleet_common.closing import Closing
 from fleet_common.validation import read_duration, read_time
 from fleet_edge.store import export, fences, queries, rollouts, texts, totals
 from fleet_edge.store.database import open_existing, transaction
@@ -58,7 +59,7 @@ Time = str | datetime | timedelta
 E = TypeVar("E", bound=StrEnum)
 
 
-class SessionLog:
+class SessionLog(Closing):
     """A session log, opened for reading; nothing is created or migrated. Thread-safe.
 
     Only `fence`, `unfence`, `record_event` and `record_rollouts` write, each over a separate connection. Close the
@@ -501,12 +502,6 @@ class SessionLog:
     def close(self) -> None:
         """Close all connections to the database."""
         self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _time(self, name: str, value: Time | None) -> datetime | None:
         try:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import Final, Self, TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from fleet_common.closing import Closing
 from fleet_edge.store.database import open_existing, transaction
 from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.merge import merge_records
@@ -222,7 +223,7 @@ def _log(
     merge_records(connection, [event])
 
 
-class Alerts:
+class Alerts(Closing):
     """The alerts of a session log, as a context manager. Thread-safe.
 
     Every method raises `StoreUnavailable` if the database does not answer.
@@ -280,9 +281,3 @@ class Alerts:
             if self._engine is None:
                 self._engine = self._open()
             return self._engine
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

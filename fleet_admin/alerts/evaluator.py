@@ -21,6 +21,7 @@ from fleet_admin.alerts.alerts import Alerts, AlertSeverity, DeliveryFailed, not
 from fleet_admin.alerts.delivery import BrokerChannel, Webhook
 from fleet_admin.alerts.rules import Facts, read_facts, readings
 from fleet_admin.alerts.settings import AlertSettings
+from fleet_common.closing import Closing
 from fleet_common.metrics import read_token
 from fleet_edge.store.errors import StoreUnavailable
 from fleet_edge.store.views import AlertView
@@ -262,7 +263,7 @@ class Courier:
 _END_S: Final = 5.0
 
 
-class RunningAlerts:
+class RunningAlerts(Closing):
     """Evaluates and delivers alerts: by `step`, or on a thread between `start` and `close`.
 
     `channels` are notified in addition to those of the settings.
@@ -299,12 +300,6 @@ class RunningAlerts:
         self._courier.close(_END_S)
         if self._broker is not None:
             self._broker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _webhooks(settings: AlertSettings) -> list[Webhook]:

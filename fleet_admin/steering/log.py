@@ -5,11 +5,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import Final, Self
+from typing import Final
 
 from sqlalchemy import Connection, Engine, delete, select, update
 
 from fleet_admin.steering.planning import Actor, KnownDevice, SteeringError
+from fleet_common.closing import Closing
 from fleet_common.validation import read_time
 from fleet_edge.store import queries, steering
 from fleet_edge.store.database import open_existing, transaction
@@ -43,7 +44,7 @@ CommandEnd = tuple[str, str]
 """Outcome of a command, and a sentence about it."""
 
 
-class SteeringLog:
+class SteeringLog(Closing):
     """Part of the database that administrators write, created by an edge. Thread-safe.
 
     Raises:
@@ -273,12 +274,6 @@ class SteeringLog:
         self._reader.dispose()
         if self._writer is not None:
             self._writer.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _time(self, value: str | datetime | None) -> datetime | None:
         try:

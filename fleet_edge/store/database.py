@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol, Self
+from typing import Protocol
 
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from fleet_common.closing import Closing
 from fleet_edge.store.engine import check_file, connect_engine, parse_url, shown, sqlite_path, unavailable
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.fences import Fences, read_fences
@@ -31,7 +32,7 @@ class SessionStore(Protocol):
     def fences(self, *, now: datetime) -> Fences: ...
 
 
-class Store:
+class Store(Closing):
     """A database with this version's tables, open to write. `name` is its URL without secrets."""
 
     def __init__(self, engine: Engine, *, name: str) -> None:
@@ -89,12 +90,6 @@ class Store:
 
     def close(self) -> None:
         self.engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def open_store(url: str, *, create: bool = True) -> Store:
@@ -177,7 +172,7 @@ def _rejected(error: BaseException) -> RecordRejected:
 _log = logging.getLogger(__name__)
 
 
-class ReopeningStore:
+class ReopeningStore(Closing):
     """A store that is opened at the first write, and reopened after an outage.
 
     Only `open` and `apply` try to open it: other callers get `StoreUnavailable` at once during an outage. A SQLite file
@@ -235,12 +230,6 @@ class ReopeningStore:
             store, self._store = self._store, None
         if store is not None:
             store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _opened(self) -> Store:
         store = self._store

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from fleet_common.closing import Closing
 
 AXE = Path(__file__).parent.parent / "fleet_admin" / "dashboard" / "vendor" / "axe.min.js"
 PATIENCE_S = 60
@@ -23,7 +24,7 @@ def chromium_path() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-class Chromium:
+class Chromium(Closing):
     """A browser of its own profile; each `tab` begins with no cookies."""
 
     def __init__(self) -> None:
@@ -98,14 +99,6 @@ class Chromium:
         os.close(self._write)
         os.close(self._read)
         shutil.rmtree(self._profile, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _listen(self) -> None:
         kept = b""

@@ -3,9 +3,8 @@
 import socket
 import ssl
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
+from fleet_common.closing import Closing
 from fleet_common.mqtt.settings import TlsSettings
 from tests.support.mqtt_packets import (
     IncomingPacket,
@@ -45,7 +44,7 @@ def open_socket(
         raise
 
 
-class RawClient:
+class RawClient(Closing):
     """A client, connected on return; without TLS its name is the user name. Raises `ConnectionRefusedError`."""
 
     def __init__(
@@ -68,14 +67,6 @@ class RawClient:
         if reason := self.wait_for(PacketType.CONNACK).reason:
             self.close()
             raise ConnectionRefusedError(f"The broker refuses {name} with reason code {reason}.")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         with suppress(OSError):

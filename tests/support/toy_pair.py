@@ -66,6 +66,7 @@ class ToyPair:
     target: ToyLanguage
     draft: LogitsScript
     draft_words: tuple[str, ...]
+    draft_ends: tuple[int, ...] = END_TOKENS
     suffix: bool = False
 
     @classmethod
@@ -98,7 +99,7 @@ class ToyPair:
         return SuffixDrafter.before(model, History(memory_bytes=_HISTORY_BYTES))
 
     def _model(self) -> Drafter:
-        own = ScriptedDrafter(self.draft, self.draft_words, end_tokens=END_TOKENS)
+        own = ScriptedDrafter(self.draft, self.draft_words, end_tokens=self.draft_ends)
         if self.draft_words == self.target.words:
             return own
         words = self.target.words
