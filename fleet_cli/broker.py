@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -25,6 +26,7 @@ from broker_config.site import SETTINGS, make_local_broker, settings_file
 from fleet_cli import identities
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.options import with_options
 from fleet_cli.tables import cell, print_json
 from fleet_common.identity.certificates import probe_name
 from fleet_common.metrics import MetricsServer, MetricsSettings, require_library
@@ -40,12 +42,24 @@ _HOME: Final = Path("/etc/mosquitto/fleet")
 _START_S: Final = 15.0
 _POLL_S: Final = 0.5
 
-Host = Annotated[str, typer.Option(help="Broker's host.")]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Broker's port.")]
-MonitorName = Annotated[str, typer.Option(help="The monitor's name, and no other program's.")]
-Ca = Annotated[Path | None, typer.Option(help="Certificate of the authority that signed the broker's (PEM).")]
-Certificate = Annotated[Path | None, typer.Option(help="The monitor's certificate (PEM).")]
-Key = Annotated[Path | None, typer.Option(help="Its key (PEM).")]
+
+def _link(given: dict[str, Any]) -> AbstractContextManager[PahoLink]:
+    name = given.pop("name")
+    return nullcontext(PahoLink(broker_settings(**given).link("_broker", name, will=None)))
+
+
+_with_link = with_options(
+    "link",
+    {
+        "host": (Annotated[str, typer.Option(help="Broker's host.")], "127.0.0.1"),
+        "port": (Annotated[int, typer.Option(min=1, max=65535, help="Broker's port.")], 8883),
+        "name": (Annotated[str, typer.Option(help="The monitor's name, and no other program's.")], "monitor"),
+        "ca": (Annotated[Path | None, typer.Option(help="Certificate of the broker's authority (PEM).")], None),
+        "certificate": (Annotated[Path | None, typer.Option(help="The monitor's certificate (PEM).")], None),
+        "key": (Annotated[Path | None, typer.Option(help="Its key (PEM).")], None),
+    },
+    _link,
+)
 
 
 @app.command("render")
@@ -96,20 +110,14 @@ def _version() -> MosquittoVersion:
 
 
 @app.command("watch")
+@_with_link
 def watch_command(
-    host: Host = "127.0.0.1",
-    port: Port = 8883,
-    name: MonitorName = "monitor",
-    ca: Ca = None,
-    certificate: Certificate = None,
-    key: Key = None,
+    *,
+    link: PahoLink,
     seconds: Annotated[float | None, typer.Option(min=0, help="Duration; exit code 1 if a limit was reached.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Watch the broker as a monitor; print a line when a queue, packet or connection limit is reached."""
-    link = PahoLink(
-        broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key).link("_broker", name, will=None)
-    )
     seen: queue.SimpleQueue[LimitReached] = queue.SimpleQueue()
     watch(link, LimitWatch(), seen)
     link.start(timeout_s=_START_S)
@@ -152,13 +160,10 @@ def watch(link: Link, limits: LimitWatch, seen: queue.SimpleQueue[LimitReached])
 
 
 @app.command("metrics")
+@_with_link
 def metrics_command(
-    host: Host = "127.0.0.1",
-    port: Port = 8883,
-    name: MonitorName = "monitor",
-    ca: Ca = None,
-    certificate: Certificate = None,
-    key: Key = None,
+    *,
+    link: PahoLink,
     listen: Annotated[str, typer.Option(help="Address and port of /metrics.")] = "127.0.0.1:9465",
     token_file: Annotated[Path | None, typer.Option(help="File with the bearer token; needed beyond loopback.")] = None,
 ) -> None:
@@ -174,8 +179,6 @@ def metrics_command(
     if settings.address is None:
         raise CommandError("--listen: give an address and a port, such as 127.0.0.1:9465.")
     require_library()
-    chosen = broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key)
-    link = PahoLink(chosen.link("_broker", name, will=None))
     figures = BrokerFigures(link)
     figures.subscribe()
     server = MetricsServer(settings.address, figures.pages(), token=settings.token())

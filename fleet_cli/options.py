@@ -35,7 +35,7 @@ _COMMON: Final = "Settings"
 _RARE: Final = "Settings that are rarely needed"
 
 
-def _with_options(
+def with_options(
     name: str,
     options: Mapping[str, tuple[object, object]],
     value: Callable[[dict[str, Any]], AbstractContextManager[object]],
@@ -82,7 +82,7 @@ def with_settings(model: type[Settings], *, only: Collection[str] = ()) -> Calla
         flags = _nested({each.path: given[name] for name, each in fields.items()})
         return nullcontext(load_settings(model, config=given["config"], flags=flags))
 
-    return _with_options("settings", options, load)
+    return with_options("settings", options, load)
 
 
 def _option(field: SettingField) -> object:
@@ -124,7 +124,7 @@ def with_events(*, outlives_reader: bool) -> Callable[[Command], Command]:
         with events.reporting_errors():
             yield events
 
-    return _with_options("events", {"events": (Annotated[bool, flag], False)}, stream)
+    return with_options("events", {"events": (Annotated[bool, flag], False)}, stream)
 
 
 def show_check(check: "Check") -> None:
@@ -263,7 +263,7 @@ def with_selection(command: Command) -> Command:
         )
         return nullcontext(selection)
 
-    return _with_options("chosen", _SELECTION, choose)(command)
+    return with_options("chosen", _SELECTION, choose)(command)
 
 
 def operator() -> str:

@@ -1,11 +1,5 @@
-from pathlib import Path
-
-import pytest
-
-from fleet_cli.broker import watch_command
-from fleet_cli.errors import CommandError
+from tests.support.command import Run, refused
 
 
-def test_half_of_tls_is_one_sentence() -> None:
-    with pytest.raises(CommandError, match="--ca"):
-        watch_command(certificate=Path("monitor.pem"))
+def test_half_of_tls_is_one_sentence(fleet: Run) -> None:
+    assert "--ca" in refused(fleet("broker", "watch", "--certificate", "monitor.pem"))
