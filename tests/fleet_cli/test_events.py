@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,45 +43,40 @@ def test_an_error_is_an_event_before_it_is_exit_code_2(arguments: list[str], sai
     assert {event["event"] for event in events} <= {Event.LOADING, Event.ERROR}
 
 
-def test_a_device_tells_of_its_life_in_events(tmp_path: Path) -> None:
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a device's service, which has no broker."""
     model = tiny_gguf(tmp_path / "tiny.gguf")
     arguments = ["--model", str(model), "--drafter", "prompt-lookup", "--port", "1", "--api-port", "0"]
     process = subprocess.Popen(
         [*COMMAND, "device", "run", "--events", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    try:
-        assert process.stdout is not None
-        serving = wait_for_event(process.stdout, Event.SERVING)
-        assert serving is not None
-        assert (serving["device"], serving["api"]) == ("device-1", None)
-        process.send_signal(signal.SIGTERM)
-        rest = list(read_events(process.stdout))
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.communicate()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_device_tells_of_its_life_in_events(device: "subprocess.Popen[str]") -> None:
+    assert device.stdout is not None
+    serving = wait_for_event(device.stdout, Event.SERVING)
+    assert serving is not None
+    assert (serving["device"], serving["api"]) == ("device-1", None)
+    device.send_signal(signal.SIGTERM)
+    rest = list(read_events(device.stdout))
+    assert device.wait(30) == 0
     assert [event["event"] for event in rest] == [Event.DRAINING, Event.STOPPED]
     assert rest[0]["texts"] == 0
 
 
-def test_a_service_outlives_whoever_read_its_events(tmp_path: Path) -> None:
-    model = tiny_gguf(tmp_path / "tiny.gguf")
-    arguments = ["--model", str(model), "--drafter", "prompt-lookup", "--port", "1", "--api-port", "0"]
-    process = subprocess.Popen(
-        [*COMMAND, "device", "run", "--events", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert wait_for_event(process.stdout, Event.SERVING) is not None
-        process.stdout.close()
-        process.stdout = None
-        process.send_signal(signal.SIGTERM)
-        _, complaint = process.communicate(timeout=30)
-        assert "BrokenPipe" not in complaint
-        assert process.returncode == 0
-    finally:
-        process.kill()
-        process.communicate()
+def test_a_service_outlives_whoever_read_its_events(device: "subprocess.Popen[str]") -> None:
+    assert device.stdout is not None
+    assert wait_for_event(device.stdout, Event.SERVING) is not None
+    device.stdout.close()
+    device.stdout = None
+    device.send_signal(signal.SIGTERM)
+    _, complaint = device.communicate(timeout=30)
+    assert "BrokenPipe" not in complaint
+    assert device.returncode == 0
 
 
 def test_the_page_for_operators_lists_every_event_and_every_exit_code() -> None:
