@@ -11,7 +11,7 @@ from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.errors import StoreError, StoreRefused
 from fleet_edge.store.records import segment_number
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.rows import all_rows
+from tests.fleet_edge.store.rows import Rows, all_rows
 from tests.fleet_edge.store.samples import START, after
 
 
@@ -28,6 +28,16 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def url(path: Path) -> str:
     return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def copied(url: str, tmp_path: Path) -> tuple[Path, Rows]:
+    """Return a backup of a log of one session, and the log's rows."""
+    to = tmp_path / "copy.sqlite3"
+    with open_store(url) as store:
+        _session(store, 1)
+        backup.back_up(url, to)
+        return to, all_rows(store)
 
 
 def test_a_backup_is_of_one_instant_while_an_edge_writes(
@@ -54,12 +64,9 @@ def test_a_backup_is_of_one_instant_while_an_edge_writes(
         assert all_rows(copied) == before
 
 
-def test_a_restore_brings_back_what_was_and_puts_aside_what_is(url: str, path: Path, tmp_path: Path) -> None:
-    to = tmp_path / "copy.sqlite3"
+def test_a_restore_brings_back_what_was_and_puts_aside_what_is(url: str, path: Path, copied: tuple[Path, Rows]) -> None:
+    to, before = copied
     with open_store(url) as store:
-        _session(store, 1)
-        before = all_rows(store)
-        backup.back_up(url, to)
         _session(store, 2)
         then = all_rows(store)
     with pytest.raises(StoreRefused, match="--replace"):
@@ -72,12 +79,8 @@ def test_a_restore_brings_back_what_was_and_puts_aside_what_is(url: str, path: P
     assert to.exists()
 
 
-def test_a_log_that_is_damaged_is_put_aside_too(url: str, path: Path, tmp_path: Path) -> None:
-    to = tmp_path / "copy.sqlite3"
-    with open_store(url) as store:
-        _session(store, 1)
-        before = all_rows(store)
-        backup.back_up(url, to)
+def test_a_log_that_is_damaged_is_put_aside_too(url: str, path: Path, copied: tuple[Path, Rows]) -> None:
+    to, before = copied
     damaged = b"This is no database. " * 1000
     path.write_bytes(damaged)
     path.with_name("fleet.sqlite3-wal").write_bytes(b"old")
@@ -88,22 +91,17 @@ def test_a_log_that_is_damaged_is_put_aside_too(url: str, path: Path, tmp_path: 
         assert all_rows(opened) == before
 
 
-def test_a_restore_into_an_empty_place(url: str, path: Path, tmp_path: Path) -> None:
-    with open_store(url) as store:
-        _session(store, 1)
-        before = all_rows(store)
-    backup.back_up(url, tmp_path / "copy.sqlite3")
+def test_a_restore_into_an_empty_place(url: str, path: Path, copied: tuple[Path, Rows]) -> None:
+    to, before = copied
     path.unlink()
-    assert backup.restore(tmp_path / "copy.sqlite3", url, replace=False, now=START) is None
+    assert backup.restore(to, url, replace=False, now=START) is None
     with open_store(url) as store:
         assert all_rows(store) == before
 
 
-def test_a_log_that_is_open_is_not_replaced(url: str, tmp_path: Path) -> None:
-    to = tmp_path / "copy.sqlite3"
+def test_a_log_that_is_open_is_not_replaced(url: str, tmp_path: Path, copied: tuple[Path, Rows]) -> None:
+    to, _ = copied
     with open_store(url) as store:
-        _session(store, 1)
-        backup.back_up(url, to)
         with pytest.raises(StoreRefused, match="stop"):
             backup.restore(to, url, replace=True, now=START)
         _session(store, 2)
@@ -134,13 +132,9 @@ def _of_the_future(file: Path) -> None:
     ],
 )
 def test_what_is_no_whole_backup_is_not_restored(
-    url: str, tmp_path: Path, spoil: Callable[[Path], object], sentence: str
+    url: str, copied: tuple[Path, Rows], spoil: Callable[[Path], object], sentence: str
 ) -> None:
-    to = tmp_path / "copy.sqlite3"
-    with open_store(url) as store:
-        _session(store, 1)
-        before = all_rows(store)
-    backup.back_up(url, to)
+    to, before = copied
     spoil(to)
     with pytest.raises(StoreError, match=sentence) as refused:
         backup.restore(to, url, replace=True, now=START)
