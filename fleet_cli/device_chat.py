@@ -160,21 +160,6 @@ class Talker(Protocol):
     def stream(self, prompt: Sequence[ChatMessage]) -> TextStream: ...
 
 
-class Terminal(Protocol):
-    def read(self) -> str | None:
-        """Return the next line without its end; None at the end of input.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C was pressed.
-        """
-
-    def write(self, text: str) -> None:
-        """Show more of an answer, which is safe for a terminal."""
-
-    def note(self, sentence: str) -> None:
-        """Show a line that is no part of an answer."""
-
-
 class Conversation:
     """A chat. `answer_tokens` is the maximum of an answer; at least as many, or half of the context, are left for it.
 
@@ -184,7 +169,7 @@ class Conversation:
     def __init__(
         self,
         talker: Talker,
-        terminal: Terminal,
+        terminal: "StandardTerminal",
         painter: Painter,
         history: ChatHistory,
         *,
@@ -331,6 +316,7 @@ class StandardTerminal:
                 stream.reconfigure(errors="replace")
 
     def read(self) -> str | None:
+        """Return the next line; None at the end of input."""
         if not self._interactive:
             return sys.stdin.readline() or None
         try:

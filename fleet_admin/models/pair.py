@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from fleet_admin.models.facts import ModelFacts, ModelFormat, folder_facts, gguf_facts
 from fleet_admin.models.files import read_manifest
@@ -57,17 +57,9 @@ def _refused(aspect: str, sentence: str) -> PairFinding:
     return PairFinding(aspect, Compatibility.REFUSED, sentence)
 
 
-class Overlap(Protocol):
-    """Common part of two vocabularies, such as `CommonTokens`."""
-
-    @property
-    def overlap(self) -> float: ...
-
-    def describe(self) -> str:
-        """Return it as part of a sentence."""
-
-
-def findings_of(draft: ModelFacts, target: ModelFacts, *, overlap: Callable[[], Overlap | None]) -> list[PairFinding]:
+def findings_of(
+    draft: ModelFacts, target: ModelFacts, *, overlap: Callable[[], CommonTokens | None]
+) -> list[PairFinding]:
     """Judge a pair; `overlap` is called if the vocabularies differ and returns None where it is unknown."""
     return [
         _kind(draft, target),
@@ -101,7 +93,7 @@ def _sizes(draft: ModelFacts, target: ModelFacts) -> PairFinding:
     return _fits("size", f"{sizes}.")
 
 
-def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], Overlap | None]) -> PairFinding:
+def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], CommonTokens | None]) -> PairFinding:
     if draft.vocabulary == target.vocabulary:
         return _fits("vocabulary", f"Both have the same {draft.vocabulary.size:,} tokens.")
     apart = (
