@@ -240,7 +240,7 @@ def _packed(models: Path, threads: int) -> Iterator[MakeVerifier]:
     from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
 
     torch.set_num_threads(threads)
-    target = of_torch.load(models / "target", dtype="bfloat16", device="cpu")
+    target = of_torch.load(models / "target", dtype="int8", device="cpu")
 
     @contextmanager
     def make() -> Iterator[Verifier]:

@@ -145,10 +145,8 @@ class LeanModel:
     def __init__(self, geometry: Geometry, tensors: Mapping[str, torch.Tensor]) -> None:
         """Prepare the weights that `int8.quantize` returns, for as many threads as torch has."""
         self.geometry = geometry
-        threads = torch.get_num_threads()
-        if threads > 1:
-            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        self._loops = loops = kernels(parallel=threads > 1)
+        self._threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        self._loops = loops = kernels(parallel=self._threads > 1)
         self._workspace = workspace = Workspace()
         self._eps = np.float32(geometry.eps * geometry.hidden)
         self._head_eps = np.float32(geometry.eps * geometry.head_dim)
@@ -179,6 +177,8 @@ class LeanModel:
     def forward(self, parts: Sequence[Part], tokens: Sequence[Sequence[int]], rows: Sequence[int]) -> Floats:
         """Compute the tokens of each part; return the logits of its last `rows`, `[sum of rows, vocabulary]`."""
         its, loops = self.geometry, self._loops
+        if self._threads > 1:
+            numba.set_num_threads(self._threads)  # which holds for the calling thread alone
         order = sorted(range(len(parts)), key=lambda index: (id(parts[index].slot.slab), parts[index].slot.index))
         runs = _lay_out([parts[index] for index in order])
         x = self._embedding[[token for index in order for token in tokens[index]]].astype(np.float32)

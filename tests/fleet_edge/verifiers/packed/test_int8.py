@@ -4,9 +4,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numba
 import pytest
 import torch
 
@@ -135,6 +137,21 @@ def test_other_architectures_are_refused_by_name(name: str, tmp_path: Path) -> N
 def test_a_gpu_is_refused(folder: Path) -> None:
     with pytest.raises(VerifierError, match="int8 is for CPUs; set torch_device to cpu, or dtype to auto for cuda"):
         load_int8(folder, device="cuda")
+
+
+def test_the_thread_that_computes_uses_as_many_threads_as_the_settings_say(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    verifier = PackedVerifier(load_int8(folder), budget_bytes=BUDGET)
+
+    def threads() -> int:
+        numba.set_num_threads(1)
+        _alone(verifier, [1, 2])
+        return numba.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(threads).result() == 2
 
 
 OTHER_PROCESSOR = """
