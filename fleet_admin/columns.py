@@ -57,13 +57,9 @@ class Column(Generic[T]):
 
 def in_order(rows: Sequence[T], column: Column[T], *, falling: bool) -> list[T]:
     """Return rows sorted by a column; those without a value come last either way."""
-    having = [row for row in rows if column.value(row) is not None]
-    having.sort(key=lambda row: _order(column.value(row)), reverse=falling)
-    return having + [row for row in rows if column.value(row) is None]
-
-
-def _order(value: Any) -> Any:  # noqa: ANN401 - of all kinds
-    return value.casefold() if isinstance(value, str) else value
+    having = [(value, row) for row in rows if (value := column.value(row)) is not None]
+    having.sort(key=lambda pair: pair[0].casefold() if isinstance(pair[0], str) else pair[0], reverse=falling)
+    return [row for _, row in having] + [row for row in rows if column.value(row) is None]
 
 
 def shown(value: Any, kind: Kind = "text", *, now: datetime | None = None) -> str:  # noqa: ANN401 - of all kinds

@@ -64,7 +64,8 @@ def draft_model(draft: str, models: Path) -> str:
     if ":" in draft:
         locate_model(draft, folder=models)  # a repository's is fetched here, once for all devices
         return draft
-    known = {name.lower(): name for name in (*SMOLLM2.drafts, SMOLLM2.shipped, *_prepared(models))}
+    prepared = [path.stem for path in (models / SMOLLM2.name).glob("*.gguf")]
+    known = {name.lower(): name for name in (*SMOLLM2.drafts, SMOLLM2.shipped, *prepared)}
     if draft.lower() not in known:
         raise CommandError(
             f"--draft {draft} is no quantization of {SMOLLM2.name}; there are {', '.join(sorted(known.values()))}, or "
@@ -107,10 +108,6 @@ def check_settings(*, device: Mapping[str, object], edge: Mapping[str, object]) 
 
     load_settings(DeviceSettings, config=None, flags=device)
     parse_url(load_settings(EdgeSettings, config=None, flags=edge).db)
-
-
-def _prepared(models: Path) -> list[str]:
-    return [path.stem for path in (models / SMOLLM2.name).glob("*.gguf")]
 
 
 _FLOAT32 = 4

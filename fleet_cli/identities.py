@@ -48,11 +48,6 @@ def open_authority(folder: Path, passphrase_file: Path | None) -> Authority:
     )
 
 
-def new_passphrase(passphrase_file: Path | None, *, encrypt: bool) -> bytes | None:
-    """Return the passphrase of a new key; None for an unencrypted one."""
-    return _given(passphrase_file) or (_ask("New passphrase", confirm=True) if encrypt else None)
-
-
 def broker_access(known: BrokerAccess, **given: object) -> BrokerAccess:
     """Return the broker access with the given values in place of the known ones."""
     changed = {name: value for name, value in given.items() if value is not None}
@@ -159,7 +154,7 @@ def ca_command(
     """Create the fleet's certificate authority. It remembers how to reach the broker for revocations."""
     access = broker_access(BrokerAccess(), host=host, port=port, crl=crl, pid_file=pid_file, unit=unit)
     kept = [(name, IdentityRole.EDGE) for name in edge or []] + [(name, IdentityRole.MONITOR) for name in monitor or []]
-    passphrase = new_passphrase(passphrase_file, encrypt=encrypt)
+    passphrase = _given(passphrase_file) or (_ask("New passphrase", confirm=True) if encrypt else None)
     made = create_authority(ca, fleet=fleet, actor=operator(), kept=kept, passphrase=passphrase)
     access.save(made.folder.broker)
     fingerprint = made.certificate.fingerprint(hashes.SHA256()).hex()

@@ -42,10 +42,6 @@ _Key = tuple[str, str]
 """Rule and subject."""
 
 
-def default_holder() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 @dataclass(slots=True)
 class Evaluator:
     """Evaluates the rules. `tell` is called with each alert that was opened or cleared, and must not block."""
@@ -53,7 +49,7 @@ class Evaluator:
     alerts: Alerts
     settings: AlertSettings
     tell: Callable[[Alert], None] = lambda _alert: None
-    holder: str = field(default_factory=default_holder)
+    holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     read: Callable[..., Facts] = read_facts
     _wrong_since: dict[_Key, datetime] = field(default_factory=dict)

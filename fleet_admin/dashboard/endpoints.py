@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +12,7 @@ from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Visit
-from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult
+from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SteeringLog
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.views import (
     AlertView,
@@ -172,23 +173,19 @@ def _of(service: str, method: Callable[..., object], *, signed: bool = False) ->
 
     def answer(visit: Visit, asked: NoParameters) -> object:
         by = {"who": visit.actor.who, "source": visit.actor.source} if signed else {}
-        return method(
-            getattr(visit.services, service), *map(visit.path, visit.request.path_params), **dict(asked), **by
-        )
+        names = map(visit.path, visit.request.path_params)
+        return method(attrgetter(service)(visit.services), *names, **dict(asked), **by)
 
     return answer
 
 
 _log = partial(_of, "log")
 _alerts = partial(_of, "alerts")
+_steering = partial(_of, "steering.log")
 
 
 def _usage(visit: Visit, asked: WhichUsage) -> object:
     return visit.services.log.usage(**{**dict(asked), "by": asked.by.split(",") if asked.by else []})
-
-
-def _audit(visit: Visit, asked: WhichAudit) -> object:
-    return visit.services.steering.log.audit(**dict(asked))
 
 
 def _settings(visit: Visit, _asked: object) -> object:
@@ -247,6 +244,6 @@ ENDPOINTS: Final = (
     _Read("/alerts", "Alerts, the open ones first.", _alerts(Alerts.list), list[AlertView], WhichAlerts),
     _Act("/alerts/{alert}/acknowledge", "Take note of it.", _alerts(Alerts.acknowledge, signed=True), AlertView),
     _Act("/alerts/{alert}/clear", "End it.", _alerts(Alerts.clear, signed=True), AlertView),
-    _Read("/audit", "What administrators did, the latest first.", _audit, list[AuditView], WhichAudit),
+    _Read("/audit", "What administrators did.", _steering(SteeringLog.audit), list[AuditView], WhichAudit),
     _Read("/fences", "Devices that are fenced now.", _log(SessionLog.fences), list[FenceView]),
 )  # fmt: skip

@@ -322,12 +322,9 @@ def _by_layer(header: GgufHeader, key: str, count: int) -> Sequence[int]:
     """Return a number per layer, stated once or for each; empty if it is missing."""
     found = header.of(key)
     if isinstance(found, tuple):
-        return [int(number) for number in found[:count]] if len(found) >= count and _whole(found) else []
+        whole = len(found) >= count and all(isinstance(number, int) for number in found)
+        return [int(number) for number in found[:count]] if whole else []
     return [found] * count if isinstance(found, int) and count <= _MOST_LAYERS else []
-
-
-def _whole(numbers: Sequence[int | float]) -> bool:
-    return all(isinstance(number, int) for number in numbers)
 
 
 def _sliding(header: GgufHeader, count: int) -> Sequence[bool]:

@@ -247,16 +247,8 @@ def check_change(changes: Mapping[str, SettingValue], unset: Collection[str]) ->
         raise SteeringError("\n".join(f"{name}: {why}" for name, why in checked.refused.items()))
     for name in unset:
         if effect_of(name) is None:
-            raise SteeringError("\n".join(f"{each}: {why}" for each, why in _unknown(name).items()))
-
-
-def needs_reload(name: str) -> bool:
-    """Return whether a setting takes effect only when the device reloads its model."""
-    return effect_of(name) is Effect.RELOAD
-
-
-def _unknown(name: str) -> Mapping[str, str]:
-    return check_values({name: True}, DeviceSettings()).refused
+            unknown = check_values({name: True}, DeviceSettings()).refused
+            raise SteeringError("\n".join(f"{each}: {why}" for each, why in unknown.items()))
 
 
 def _value(text: str) -> SettingValue:
@@ -326,7 +318,7 @@ def _plan(
         after=dict(changes),
         wanted=wanted,
         dropped=dropped,
-        needs_restart=tuple(name for name in concerned if needs_reload(name)),
+        needs_restart=tuple(name for name in concerned if effect_of(name) is Effect.RELOAD),
     )
 
 
@@ -406,12 +398,8 @@ def _judge(presence: Presence | None, version: int, said: _Reported | None, *, l
             "revoke its identity."
         )
     if said.refused:
-        return SettingState.REFUSED, _reasons(said.refused)
+        return SettingState.REFUSED, " ".join(f"{name}: {why}" for name, why in said.refused.items())
     if said.needs_restart:
         names = ", ".join(said.needs_restart)
         return SettingState.NEEDS_RESTART, f"In force after `fleet admin command reload`: {names}."
     return SettingState.IN_FORCE, "In force."
-
-
-def _reasons(refused: Mapping[str, str]) -> str:
-    return " ".join(f"{name}: {why}" for name, why in refused.items())

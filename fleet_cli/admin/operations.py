@@ -419,14 +419,14 @@ def _opened(to: Path | None) -> Iterator[TextIO]:
 
 def _write_lines(out: TextIO, columns: Sequence[str], rows: Iterable[Row]) -> int:
     number = 0
-    encode = json.JSONEncoder(default=_spelled, ensure_ascii=False, separators=(",", ":")).encode
+    encode = json.JSONEncoder(
+        default=lambda value: value.isoformat() if isinstance(value, datetime) else str(value),
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode
     for number, row in enumerate(rows, start=1):  # noqa: B007 - the last number is wanted
         out.write(encode(dict(zip(columns, row, strict=True))) + "\n")
     return number
-
-
-def _spelled(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _write_parquet(to: Path, columns: Sequence[str], rows: Iterable[Row]) -> int:

@@ -15,10 +15,6 @@ from fleet_common.validation import read_duration
 _PATH: Final = "/account"
 
 
-def show_account(visit: Visit) -> Response:
-    return _page(visit)
-
-
 def change_password(visit: Visit) -> Response:
     """Change the password and log out every browser of the account."""
     visitor, form = visit.visitor, visit.admission.form
@@ -80,10 +76,6 @@ def _page(visit: Visit, *, problem: str = "", key: str = "", status: int = 200) 
 _MOST_NAME: Final = 63
 
 
-def show_login(visit: Visit) -> Response:
-    return _form(visit)
-
-
 def log_in(visit: Visit) -> Response:
     name, address = visit.form("account"), visit.admission.origin.address
     # Not stripped: a password may begin with a space.
@@ -129,11 +121,11 @@ def _form(visit: Visit, *, problem: str = "", status: int = 200) -> Response:
 
 
 PAGES: Final = (
-    Page(_PATH, "Account", show_account),
+    Page(_PATH, "Account", _page),
     action(f"{_PATH}/password", change_password, role=AccountRole.VIEWER),
     action(f"{_PATH}/keys/add", add_key),
     action(f"{_PATH}/keys/remove", remove_key),
-    Page("/login", "Log in", show_login),
+    Page("/login", "Log in", _form),
     action("/login", log_in, role=AccountRole.VIEWER),
     action("/logout", log_out, role=AccountRole.VIEWER),
 )

@@ -118,10 +118,6 @@ def show_devices(visit: Visit) -> Response:
     return visit.page("devices.html", title="Devices", view=view, acts=ACTS)
 
 
-def chosen_devices(visit: Visit, query: Values) -> list[str]:
-    return sorted(row.device for row in _device_grid(visit, query).found)
-
-
 def _device_grid(visit: Visit, query: Values) -> GridView[DeviceView]:
     log = visit.services.log
     wanted = {each.name: each.wanted for each in log.releases() if each.kind == "device"}
@@ -179,7 +175,8 @@ def preview(visit: Visit) -> Response:
         query = visit.admission.form.get("query", ("",))[-1]
         if not query.isascii():
             raise Problem(400, "The filter cannot be read; choose the devices again.")
-        devices = chosen_devices(visit, parse_values(query.encode("ascii"), what="query"))
+        grid = _device_grid(visit, parse_values(query.encode("ascii"), what="query"))
+        devices = sorted(row.device for row in grid.found)
     else:
         devices = _checked(visit.admission.form.get("device", ()))
     if not devices:

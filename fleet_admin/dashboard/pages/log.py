@@ -193,7 +193,8 @@ _AUDIT_GRID: Final = Grid[AuditView](AUDIT, sort="-at")
 def show_audit(visit: Visit) -> Response:
     name, length = range_of(visit.query("range", "30d"))
     as_csv = visit.query("format") == "csv"
-    rows = _audit(visit, length, limit=_MOST_CSV if as_csv else _MAX_ACTIONS + 1)
+    limit = _MOST_CSV if as_csv else _MAX_ACTIONS + 1
+    rows = visit.services.steering.log.audit(since=visit.now - length, limit=limit)
     view = _AUDIT_GRID.view(rows[:_MAX_ACTIONS] if not as_csv else rows, visit.admission.query)
     if as_csv:
         return csv_response("audit", view.headings, view.lines())
@@ -205,10 +206,6 @@ def show_audit(visit: Visit) -> Response:
         range=name,
         most=_MAX_ACTIONS if len(rows) > _MAX_ACTIONS else None,
     )
-
-
-def _audit(visit: Visit, length: timedelta, *, limit: int) -> list[AuditView]:
-    return visit.services.steering.log.audit(since=visit.now - length, limit=limit)
 
 
 PAGES: Final = (
