@@ -120,7 +120,8 @@ def _run_once(
         unit.ready(f"Device {settings.device} of fleet {settings.fleet}: {served}.")
         watched[:] = [gateway]
         gateway.run(
-            on_end=lambda: _tell_end(gateway, unit), on_drain=lambda texts: events.write(Event.DRAINING, texts=texts)
+            on_end=lambda: None if gateway.reloads else unit.stopping(),
+            on_drain=lambda texts: events.write(Event.DRAINING, texts=texts),
         )
     finally:
         gateway.stop()
@@ -128,11 +129,6 @@ def _run_once(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return gateway.reloads
-
-
-def _tell_end(gateway: Gateway, unit: Systemd) -> None:
-    if not gateway.reloads:
-        unit.stopping()
 
 
 Show = Callable[..., None]  # takes an event and its fields

@@ -18,7 +18,7 @@ from fleet_common.host import Systemd, use_one_heap
 from fleet_common.identity.certificates import probe_name
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
 from fleet_common.mqtt.tls import certificate_name
-from fleet_common.settings import Settings, load_settings
+from fleet_common.settings import load_settings
 from fleet_device.checks.edge_check import CheckedEdge, EdgeCheck
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
@@ -54,7 +54,8 @@ def edge_dashboard(settings: EdgeSettings) -> Iterator[Callable[[], str]]:
         ) from error
     # Everything but its address comes from its own settings: an edge's identity is not an administrator's.
     flags = {"listen": settings.dashboard, "db": settings.db}
-    served = load_settings(DashboardSettings, config=_file_of(DashboardSettings), flags=flags)
+    named = os.environ.get(DashboardSettings.variable_prefix + "CONFIG")
+    served = load_settings(DashboardSettings, config=Path(named) if named else None, flags=flags)
     running: list[DashboardServer] = []
 
     def start() -> str:
@@ -70,12 +71,6 @@ def edge_dashboard(settings: EdgeSettings) -> Iterator[Callable[[], str]]:
     finally:
         for each in running:
             each.stop()
-
-
-def _file_of(model: type[Settings]) -> Path | None:
-    """Return the TOML file that the environment names for a program's settings."""
-    named = os.environ.get(model.variable_prefix + "CONFIG")
-    return Path(named) if named else None
 
 
 @app.command("run")

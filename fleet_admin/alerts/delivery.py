@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlunsplit
 
 from fleet_admin.alerts.alerts import DeliveryFailed
 from fleet_admin.alerts.settings import AlertSettings, check_url
@@ -59,7 +60,8 @@ class Webhook:
         ending.daemon = True
         ending.start()
         try:
-            connection.request("POST", self._target(), body=body, headers=self._headers(body, alert))
+            target = urlunsplit(("", "", self._parts.path or "/", self._parts.query, ""))
+            connection.request("POST", target, body=body, headers=self._headers(body, alert))
             answer = connection.getresponse()
             answer.read(_MOST_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as error:
@@ -77,10 +79,6 @@ class Webhook:
         if self._parts.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
         return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S)
-
-    def _target(self) -> str:
-        path = self._parts.path or "/"
-        return f"{path}?{self._parts.query}" if self._parts.query else path
 
     def _headers(self, body: bytes, alert: Alert) -> dict[str, str]:
         at = str(int(self._clock()))

@@ -82,13 +82,10 @@ def _unset(services: Services, devices: Sequence[str], argument: str, actor: Act
         yield ActionOutcome(each.device, each.state.value, each.sentence)
 
 
-def _label(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
-    found = services.steering.log.label(devices, add=argument.split(), actor=actor)
-    return (ActionOutcome(device, "done", f"Labels: {' '.join(labels) or 'none'}.") for device, labels in found.items())
-
-
-def _unlabel(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
-    found = services.steering.log.label(devices, remove=argument.split(), actor=actor)
+def _label(
+    change: str, services: Services, devices: Sequence[str], argument: str, actor: Actor
+) -> Iterator[ActionOutcome]:
+    found = services.steering.log.label(devices, **{change: argument.split()}, actor=actor)
     return (ActionOutcome(device, "done", f"Labels: {' '.join(labels) or 'none'}.") for device, labels in found.items())
 
 
@@ -105,14 +102,9 @@ def _each(one: Callable[[Services, str, str, Actor], str]) -> Run:
     return run
 
 
-def _retire(services: Services, device: str, _argument: str, actor: Actor) -> str:
-    services.steering.log.retire(device, actor=actor)
-    return "It is out of service."
-
-
-def _restore(services: Services, device: str, _argument: str, actor: Actor) -> str:
-    services.steering.log.retire(device, undo=True, actor=actor)
-    return "It is in service."
+def _retire(services: Services, device: str, _argument: str, actor: Actor, *, undo: bool = False) -> str:
+    services.steering.log.retire(device, undo=undo, actor=actor)
+    return f"It is {'in' if undo else 'out of'} service."
 
 
 def _fence(services: Services, device: str, argument: str, actor: Actor) -> str:
@@ -137,12 +129,12 @@ ACTS: Final = (
     Act("reload", "Reload the model", partial(_command, "reload"), live=True),
     Act("self-test", "Self-test", partial(_command, "self-test"), live=True),
     Act("log-tail", "End of the log", partial(_command, "log-tail"), live=True),
-    Act("label", "Label", _label, "labels", "hall_a", required=True),
-    Act("unlabel", "Take labels off", _unlabel, "labels", "hall_a", required=True),
+    Act("label", "Label", partial(_label, "add"), "labels", "hall_a", required=True),
+    Act("unlabel", "Take labels off", partial(_label, "remove"), "labels", "hall_a", required=True),
     Act("fence", "Shut out", _each(_fence), "for how long", "2h", dangerous=True, check=_check_duration),
     Act("unfence", "Let in again", _each(_unfence)),
     Act("retire", "Retire", _each(_retire), dangerous=True),
-    Act("restore", "Put back into service", _each(_restore)),
+    Act("restore", "Put back into service", _each(partial(_retire, undo=True))),
 )
 
 

@@ -75,7 +75,7 @@ class Grid(Generic[T]):
             raise Problem(400, f"There is no column {sort[:40]!r} to sort by.")
         found = in_order(found, column, falling=sort.startswith("-"))
         pages = max(1, -(-len(found) // _PAGE))
-        page = min(_number(_last(query, "page") or "1"), pages)
+        page = min(number_from_one(_last(query, "page") or "1", "page"), pages)
         return GridView(
             columns=self._chosen(query.get("columns", ())),
             every=self.columns,
@@ -140,9 +140,10 @@ def _last(query: Mapping[str, tuple[str, ...]], name: str) -> str:
     return text
 
 
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < 1:  # noqa: PLR2004
-        raise Problem(400, "The page is a number from 1.")
+def number_from_one(text: str, what: str) -> int:
+    """Parse a number of an address; raises `Problem` if it is none."""
+    if not text.isascii() or not text.isdigit() or len(text) > 7 or int(text) < 1:  # noqa: PLR2004
+        raise Problem(400, f"The {what} is a number from 1.")
     return int(text)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 from starlette.responses import Response
 
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import MOST_SHOWN, Link
+from fleet_admin.dashboard.grid import MOST_SHOWN, Link, number_from_one
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.reports import RUNNING, SESSIONS
@@ -291,8 +291,8 @@ _LEAST_WIDTH: Final = 1.5
 def show_session(visit: Visit) -> Response:
     session = _find(visit)
     log, device = visit.services.log, session.device
-    segments = log.segments(session.session, device=device)
-    first = _number(visit.query("first", "1"))
+    segments, stored = log.segments(session.session, device=device), log.text(session.session, device=device)
+    first = number_from_one(visit.query("first", "1"), "first round")
     # One more on either side: the one before dates the first draft, the one after says whether there are more.
     skip = max(first - 2, 0)
     found = log.rounds(session.session, device=device, skip=skip, limit=_ROUNDS + 2)
@@ -316,7 +316,7 @@ def show_session(visit: Visit) -> Response:
         width=_WIDTH,
         length_ms=length_ms,
         stretches=[(kind, words) for kind, words in STRETCHES if any(bar.length_of(kind) for bar in laid)],
-        text=_text(visit, session),
+        text=None if stored is None else written_text(stored, readable=visit.may_act),
         first=first,
         earlier=max(first - _ROUNDS, 1) if first > 1 else None,
         later=first + _ROUNDS if len(shown) > _ROUNDS else None,
@@ -333,12 +333,6 @@ def _find(visit: Visit) -> SessionView:
         raise Problem(400, str(error)) from error
 
 
-def _text(visit: Visit, session: SessionView) -> SessionText | None:
-    """Return the stored output; its content is for operators."""
-    stored = visit.services.log.text(session.session, device=session.device)
-    return None if stored is None else written_text(stored, readable=visit.may_act)
-
-
 def _begin(before: list[RoundView], segments: list[SegmentView], session: SessionView) -> datetime:
     """Return the earliest possible begin of the first round shown."""
     if before:
@@ -352,12 +346,6 @@ def _place(begin_ms: float, whole_ms: float) -> str:
 
 def _width(length_ms: float, whole_ms: float) -> str:
     return f"{max(_WIDTH * length_ms / whole_ms, _LEAST_WIDTH):.2f}"
-
-
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 7 or int(text) < 1:  # noqa: PLR2004
-        raise Problem(400, "The number of a round is 1 or more.")
-    return int(text)
 
 
 PAGES: Final = (
