@@ -14,6 +14,9 @@ from typing import Final, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+NVIDIA_DRIVER: Final = Path("/dev/nvidiactl")
+"""Exists wherever the driver of an NVIDIA GPU is loaded, unless systemd hides the devices."""
+
 _KIBI: Final = 1024
 
 

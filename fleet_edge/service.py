@@ -122,6 +122,14 @@ class EdgeService:
         except BaseException:
             self._store.close()
             raise
+        target = self.verifier.info
+        if not target.batch_invariant:
+            _log.warning(
+                "Seeded requests may differ from run to run, because the rows of %s (%s) depend on the batch; engines "
+                "whose rows do not are in docs/engines.md.",
+                target.name,
+                target.runs_on,
+            )
         will = Will(self._state_topic, encode_json(self._state(Presence.OFFLINE)))
         self._link = self.make_link(settings.broker.link(settings.fleet, settings.edge, will=will))
         self.orchestrator = assemble(

@@ -134,13 +134,13 @@ class EdgeSettings(Settings):
     )
     engine: EngineName = setting(
         AUTO,
-        "Engine of the large model; `auto` measures torch and llama.cpp once and takes the faster one "
-        "(docs/engines.md).",
+        "Engine of the large model; `auto` measures torch, on a CPU in int8, and llama.cpp once and takes the faster "
+        "one (docs/engines.md).",
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = setting(
         "auto",
-        "Number format of the large model; `auto` is bfloat16 if fast, else float32; `int8` is for CPUs and models of "
-        "the llama family (docs/engines.md).",
+        "Number format of the large model in torch. `int8` is for CPUs and models of the llama family. `auto` is int8 "
+        "for them with `engine = auto`, else bfloat16 if fast, else float32 (docs/engines.md).",
     )
     torch_device: str = setting(
         "auto",

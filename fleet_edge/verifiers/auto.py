@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -35,8 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from fleet_common.host import cache_folder, read_cache, write_cache
-from fleet_edge.settings import EdgeSettings
+from fleet_common.host import NVIDIA_DRIVER, cache_folder, read_cache, write_cache
+from fleet_edge.settings import AUTO, EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, Logits, UnsupportedModel, Verifier, VerifierError
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.source import check_gguf, check_source, is_gguf
@@ -44,6 +44,7 @@ from schemas.errors import FleetError
 
 TORCH: Final = "torch"
 LLAMA_CPP: Final = "llama.cpp"
+INT8: Final = "int8"
 
 _PACKAGES: Final = {TORCH: ("torch", "transformers"), LLAMA_CPP: ("llama_cpp",)}
 
@@ -54,6 +55,10 @@ _QUANTIZATION: Final = re.compile(r"[-.](?:[IT]?Q\d\w*|B?F16|F32|MXFP4)(?=[-.]|$
 class Candidate:
     engine: str
     target: str
+    dtype: str = AUTO
+
+    def __str__(self) -> str:
+        return f"{self.engine} in {self.dtype}" if self.engine == TORCH and self.dtype != AUTO else self.engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +76,10 @@ def is_installed(package: str) -> bool:
 def find_candidates(settings: EdgeSettings, *, installed: Callable[[str], bool] = is_installed) -> Candidates:
     """Return the engines that could serve the target, judged by files and packages.
 
-    torch takes folders, repositories and, dequantized, GGUFs; llama.cpp takes GGUFs. For a folder `NAME`, `NAME.gguf`
-    and `NAME-<quantization>.gguf` next to it count as the same model; the largest is the closest to it. Raises
-    `VerifierError` if there is no such target, or no installed engine could serve it.
+    torch takes folders, repositories and, dequantized, GGUFs, on a CPU in int8 if no `dtype` is set; llama.cpp takes
+    GGUFs. For a folder `NAME`, `NAME.gguf` and `NAME-<quantization>.gguf` next to it count as the same model; the
+    largest is the closest to it. Raises `VerifierError` if there is no such target, or no installed engine could serve
+    it.
     """
     there = {engine: all(map(installed, packages)) for engine, packages in _PACKAGES.items()}
     if not any(there.values()):
@@ -87,7 +93,8 @@ def find_candidates(settings: EdgeSettings, *, installed: Callable[[str], bool] 
     gguf = path if is_gguf(path) else gguf_beside(path)
     found, reasons = [], []
     if there[TORCH]:
-        found.append(Candidate(TORCH, settings.target))
+        int8 = settings.dtype == AUTO and _on_cpu(settings) and installed("numba")
+        found.append(Candidate(TORCH, settings.target, INT8 if int8 else settings.dtype))
     else:
         reasons.append("torch is not installed")
     only_torch = _only_torch(settings)
@@ -98,7 +105,7 @@ def find_candidates(settings: EdgeSettings, *, installed: Callable[[str], bool] 
     elif only_torch and found:
         reasons.append(f"{only_torch} is a setting of torch")
     else:
-        found.append(Candidate(LLAMA_CPP, str(gguf)))
+        found.append(Candidate(LLAMA_CPP, str(gguf), settings.dtype))
     if not found:
         raise VerifierError(
             f"Of the engines llama.cpp alone is installed, which takes a GGUF, and {settings.target} is none; name a "
@@ -125,9 +132,13 @@ def _is_gguf(path: Path) -> bool:
     return True
 
 
+def _on_cpu(settings: EdgeSettings) -> bool:
+    return settings.torch_device == "cpu" or (settings.torch_device == AUTO and not NVIDIA_DRIVER.exists())
+
+
 def _only_torch(settings: EdgeSettings) -> str:
     given = {"dtype": settings.dtype, "torch_device": settings.torch_device}
-    return next((f"{name} = {value}" for name, value in given.items() if value != "auto"), "")
+    return next((f"{name} = {value}" for name, value in given.items() if value != AUTO), "")
 
 
 MEASURED_BY: Final = frozenset(
@@ -135,10 +146,14 @@ MEASURED_BY: Final = frozenset(
 )
 """Settings that affect the speed of an engine."""
 
-SHAPES: Final = ((1, 1), (4, 5), (16, 1))
-"""Sequences and new tokens of each: one and many in edge-only decoding, and some that are verified."""
+SHAPES: Final = ((1, 1), (1, 5), (4, 5), (16, 1), (16, 5))
+"""Sequences and new tokens of each, `_CONTEXT` tokens into them: edge-only decoding and verified drafts."""
+
+LONG: Final = (1, 5)
+"""Shape that is also measured `_LONG_CONTEXT` tokens into a sequence, where the context allows it."""
 
 _CONTEXT: Final = 256
+_LONG_CONTEXT: Final = 1024
 _SPARE: Final = 8
 _CHUNK: Final = 128
 _ROWS: Final = 8
@@ -155,8 +170,8 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class EngineMeasurement(BaseModel):
     """Result of a measurement.
 
-    `step_ms` has milliseconds of a step by shape (`4x5`), as far as memory allows. `likely` has the most likely ids
-    with probabilities at some positions of a fixed sequence.
+    `step_ms` has milliseconds of a step by shape (`4x5`, `1x5@1024`), as far as memory allows. `likely` has the most
+    likely ids with probabilities at some positions of a fixed sequence.
     """
 
     step_ms: dict[str, Milliseconds]
@@ -177,16 +192,29 @@ def measure(verifier: Verifier, clock: Callable[[], float]) -> EngineMeasurement
     """Measure a verifier without open sequences, and leave it so."""
     info = verifier.info
     context = max(1, min(_CONTEXT, info.context - _SPARE))
-    text = random.Random(_SEED).choices(range(info.vocabulary.size), k=context)  # noqa: S311 - no secret
+    text = random.Random(_SEED).choices(range(info.vocabulary.size), k=_LONG_CONTEXT)  # noqa: S311 - no secret
     sequences = range(-1, -1 - max(count for count, _ in SHAPES), -1)  # no session has these
     step_ms = {}
+
+    def note(name: str, count: int, tokens: int) -> None:
+        length = verifier.computed(sequences[0])
+        items = [Item(sequence, text[:tokens], tokens) for sequence in sequences[:count]]
+        if length + tokens <= info.context and verifier.fits(items):
+            step_ms[name] = 1e3 * _seconds(verifier, items, length, clock)
+
     try:
-        likely = _likely(_prefill(verifier, sequences[0], text))
+        verifier.open(sequences[0])
+        likely = _likely(_prefill(verifier, sequences[0], text[:context]))
         there = 1 + _fork(verifier, sequences, context)
         for count, tokens in SHAPES:
-            items = [Item(sequence, text[-tokens:], tokens) for sequence in sequences[:count]]
-            if count <= there and context + tokens <= info.context and verifier.fits(items):
-                step_ms[f"{count}x{tokens}"] = 1e3 * _seconds(verifier, items, context, clock)
+            if count <= there:
+                note(f"{count}x{tokens}", count, tokens)
+        for sequence in sequences[1:]:
+            verifier.close(sequence)
+        rest = text[context:]
+        if info.context >= _LONG_CONTEXT + _SPARE and verifier.fits([Item(sequences[0], rest, 0)]):
+            _prefill(verifier, sequences[0], rest)
+            note(f"{LONG[0]}x{LONG[1]}@{_LONG_CONTEXT}", *LONG)
     finally:
         for sequence in sequences:
             verifier.close(sequence)
@@ -212,7 +240,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _prefill(verifier: Verifier, sequence: int, text: Sequence[int]) -> NDArray[np.float32]:
-    verifier.open(sequence)
     rows = min(_ROWS, len(text))
     head, tail = text[:-rows], text[-rows:]
     for begin in range(0, len(head), _CHUNK):
@@ -269,7 +296,7 @@ if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))
 
 
-_CHOICE_PACKAGES: Final = ("dssd-fleet", "torch", "transformers", "llama-cpp-python")
+_CHOICE_PACKAGES: Final = ("dssd-fleet", "torch", "transformers", "numba", "llama-cpp-python")
 _CPU_KEYS: Final = ("model name", "flags", "Features", "CPU part")
 
 
@@ -286,7 +313,7 @@ def circumstances(
         },
         "versions": {name: _version(name) for name in _CHOICE_PACKAGES},
         "settings": settings.model_dump(mode="json", include=set(depends_on)),
-        "candidates": [[candidate.engine, candidate.target] for candidate in candidates],
+        "candidates": [[candidate.engine, candidate.target, candidate.dtype] for candidate in candidates],
         "files": [file for candidate in candidates for file in _files(Path(candidate.target).expanduser())],
     }
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
@@ -333,7 +360,7 @@ def _files(target: Path) -> list[list[Any]]:
 _PROGRAM: Final = "fleet_edge.verifiers.auto"
 
 _LONGEST_S: Final = 300.0
-"""Limit to load and measure; a service has fifteen minutes to start, and there are two engines."""
+"""Limit to load and measure; a service has fifteen minutes to start, and there are up to three to measure."""
 
 
 def measure_apart(
@@ -341,7 +368,7 @@ def measure_apart(
 ) -> EngineReport:
     """Measure a candidate in a separate process, for at most `longest_s` seconds."""
     given = settings.model_dump(mode="json", include=set(MEASURED_BY))
-    given |= {"engine": candidate.engine, "target": candidate.target}
+    given |= asdict(candidate)
     # The same modules as in this process, and none of the working directory.
     places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     late = threading.Event()
@@ -398,12 +425,21 @@ _ALIKE: Final = 0.5
 Measure = Callable[[Candidate, EdgeSettings], EngineReport]
 
 
+StepTimes = dict[str, dict[str, Milliseconds]]
+"""Milliseconds of a step by candidate and shape; of all candidates the same shapes."""
+
+
 class _Kept(BaseModel):
     circumstances: str
     engine: str
     target: str
-    step_ms: dict[str, Milliseconds]
+    dtype: str
+    step_ms: StepTimes
     at: str
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.engine, self.target, self.dtype)
 
 
 class _Choices(BaseModel):
@@ -420,14 +456,14 @@ def choose_engine(
     folder: Path | None = None,
     installed: Callable[[str], bool] = is_installed,
 ) -> EdgeSettings:
-    """Return the settings with an engine and the target that it serves; log the reason.
+    """Return the settings with an engine, its number format and the target that it serves; log the reason.
 
     Raises `VerifierError` if no installed engine can serve the target.
     """
     candidates = find_candidates(settings, installed=installed)
     if len(candidates.found) == 1:
         (only,) = candidates.found
-        _log.info("Engine %s serves %s: %s.", only.engine, only.target, "; ".join(candidates.reasons))
+        _log.info("Engine %s serves %s: %s.", only, only.target, "; ".join(candidates.reasons))
         return _with(settings, only)
     folder = folder or cache_folder()
     file = None if folder is None else folder / _FILE
@@ -436,75 +472,73 @@ def choose_engine(
     now = circumstances(settings, candidates.found, depends_on=sorted(MEASURED_BY))
     before = known.choices.get(name)
     if before is not None and before.circumstances == now:
-        chosen = Candidate(before.engine, before.target)
-        if chosen in candidates.found:
-            _log.info("%s Measured %s, kept in %s.", _said(chosen, before.step_ms), before.at, file)
-            return _with(settings, chosen)
+        plain = [replace(each, dtype=settings.dtype) for each in candidates.found]
+        if before.candidate in (*candidates.found, *plain):
+            _log.info("%s Measured %s, kept in %s.", _said(before.candidate, before.step_ms), before.at, file)
+            return _with(settings, before.candidate)
     _log.warning(
         "Engine auto: measuring once whether %s is faster on this machine; this may take some minutes.",
-        " or ".join(candidate.engine for candidate in candidates.found),
+        " or ".join(map(str, candidates.found)),
     )
     usual = before.engine if before is not None else LLAMA_CPP if is_gguf(Path(settings.target)) else TORCH
-    reports = {each: measure(each, settings) for each in candidates.found}
-    chosen, step_ms, remark, lasting = _measured(reports, usual=usual)
-    _log.warning("%s%s%s", _said(chosen, step_ms), remark, _busy(file))
-    if before is not None and (before.engine, before.target) != (chosen.engine, chosen.target):
+    chosen, step_ms, remarks, lasting = _compared(_reports(candidates.found, settings, measure), usual=usual)
+    _log.warning("%s%s", " ".join([_said(chosen, step_ms), *remarks]), _busy(file))
+    if before is not None and before.candidate != chosen:
         _log.warning(
             "Until now it was %s on %s: generations in coupled mode may differ from earlier ones. To keep an "
             "engine, set it.",
-            before.engine,
+            before.candidate,
             before.target,
         )
     if lasting:
-        kept = _Kept(
-            circumstances=now,
-            engine=chosen.engine,
-            target=chosen.target,
-            step_ms=step_ms,
-            at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
-        _keep(file, known, name, kept)
+        at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        _keep(file, known, name, _Kept(circumstances=now, **asdict(chosen), step_ms=step_ms, at=at))
     return _with(settings, chosen)
 
 
-def _measured(
-    reports: Mapping[Candidate, EngineReport], *, usual: str
-) -> tuple[Candidate, dict[str, float], str, bool]:
-    """Return the choice, milliseconds by engine, a remark, and whether to keep the choice.
+def _reports(
+    candidates: Sequence[Candidate], settings: EdgeSettings, measure: Measure
+) -> dict[Candidate, EngineReport]:
+    """Measure candidates, and torch as the settings have it if it cannot serve the target in int8."""
+    reports = {}
+    for each in candidates:
+        reports[each] = measure(each, settings)
+        if reports[each].measurement is None and each.dtype != settings.dtype:
+            plain = replace(each, dtype=settings.dtype)
+            reports[plain] = measure(plain, settings)
+    return reports
+
+
+def _compared(reports: Mapping[Candidate, EngineReport], *, usual: str) -> tuple[Candidate, StepTimes, list[str], bool]:
+    """Return the choice, times of what was measured, remarks, and whether to keep the choice.
 
     Raises `VerifierError` if no candidate can serve the target.
     """
     failed = {each: report for each, report in reports.items() if report.measurement is None}
     found = {each: report.measurement for each, report in reports.items() if report.measurement is not None}
     if not found:
-        said = " ".join(f"{each.engine}: {report.sentence}" for each, report in failed.items())
+        said = " ".join(f"{each}: {report.sentence}" for each, report in failed.items())
         raise VerifierError(f"No engine can serve the target model. {said}")
-    if failed:
-        ((only, measurement),) = found.items()
-        ((other, report),) = failed.items()
-        lasting = report.lasting
-        step_ms = {only.engine: _mean(measurement, measurement.step_ms)}
-        return only, step_ms, f" {other.engine} cannot serve {other.target}: {report.sentence}", lasting
+    remarks = [f"{each} cannot serve {each.target}: {report.sentence}" for each, report in failed.items()]
     first, *others = found
-    alike = min((_overlap(found[first], found[other]) for other in others), default=1.0)
-    if alike < _ALIKE or len({measurement.vocabulary for measurement in found.values()}) > 1:
-        return first, {first.engine: _mean(found[first], found[first].step_ms)}, _unlike(first, others, alike), True
-    shapes = set.intersection(*(set(measurement.step_ms) for measurement in found.values()))
-    step_ms = {each.engine: _mean(measurement, shapes) for each, measurement in found.items()}
-    chosen = min(found, key=lambda each: step_ms[each.engine])
-    for each in found:
-        if each.engine == usual and step_ms[each.engine] < _WORTH_A_CHANGE * step_ms[chosen.engine]:
+    for other in others:
+        alike = _overlap(found[first], found[other])
+        if alike < _ALIKE or found[other].vocabulary != found[first].vocabulary:
+            del found[other]
+            remarks.append(
+                f"{other.target} is another model despite its name: its distributions overlap with those of "
+                f"{first.target} by {alike:.2f}."
+            )
+        elif other.target != first.target:
+            remarks.append(f"Overlap of their distributions: {alike:.3f}.")
+    shapes = [shape for shape in found[first].step_ms if all(shape in each.step_ms for each in found.values())]
+    step_ms = {str(each): {shape: its.step_ms[shape] for shape in shapes} for each, its in found.items()}
+    means = {each: _mean(step_ms[str(each)]) for each in found}
+    chosen = min(means, key=lambda each: means[each])
+    for each, mean in means.items():
+        if each.engine == usual and mean < _WORTH_A_CHANGE * means[chosen]:
             chosen = each
-    remark = f" Overlap of their distributions: {alike:.3f}." if len({each.target for each in found}) > 1 else ""
-    return chosen, step_ms, remark, True
-
-
-def _unlike(first: Candidate, others: Sequence[Candidate], alike: float) -> str:
-    named = ", ".join(other.target for other in others)
-    return (
-        f" {named} is another model despite its name: its distributions overlap with those of {first.target} by "
-        f"{alike:.2f}."
-    )
+    return chosen, step_ms, remarks, all(report.lasting for report in failed.values())
 
 
 def _overlap(one: EngineMeasurement, other: EngineMeasurement) -> float:
@@ -516,8 +550,8 @@ def _overlap(one: EngineMeasurement, other: EngineMeasurement) -> float:
     return sum(shared) / max(1, len(shared))
 
 
-def _mean(measurement: EngineMeasurement, shapes: set[str] | Mapping[str, float]) -> float:
-    return math.exp(sum(math.log(measurement.step_ms[shape]) for shape in shapes) / max(1, len(shapes)))
+def _mean(step_ms: Mapping[str, float]) -> float:
+    return math.exp(sum(map(math.log, step_ms.values())) / max(1, len(step_ms)))
 
 
 def _busy(file: Path | None) -> str:
@@ -530,11 +564,14 @@ def _busy(file: Path | None) -> str:
     )
 
 
-def _said(chosen: Candidate, step_ms: Mapping[str, float]) -> str:
-    others = "".join(f", and {ms:.1f} ms in {name}" for name, ms in step_ms.items() if name != chosen.engine)
+def _said(chosen: Candidate, step_ms: Mapping[str, Mapping[str, float]]) -> str:
+    others = "".join(f", and {_mean(its):.1f} ms in {name}" for name, its in step_ms.items() if name != str(chosen))
+    shapes = ", ".join(
+        f"{shape} {' and '.join(f'{its[shape]:.1f}' for its in step_ms.values())}" for shape in step_ms[str(chosen)]
+    )
     return (
-        f"Engine {chosen.engine} serves {chosen.target}: a step takes {step_ms[chosen.engine]:.1f} ms in it{others} "
-        "(geometric mean of 1, 4 and 16 texts with 1, 5 and 1 new tokens)."
+        f"Engine {chosen} serves {chosen.target}: a step takes {_mean(step_ms[str(chosen)]):.1f} ms in it{others} "
+        f"(geometric mean; by sequences x new tokens, in {' and '.join(step_ms)}: {shapes})."
     )
 
 
@@ -554,4 +591,4 @@ def _keep(file: Path | None, known: _Choices, name: str, kept: _Kept) -> None:
 
 
 def _with(settings: EdgeSettings, chosen: Candidate) -> EdgeSettings:
-    return settings.model_copy(update={"engine": chosen.engine, "target": chosen.target})
+    return settings.model_copy(update=asdict(chosen))

@@ -277,6 +277,8 @@ class PrefixCache:
         self._held: dict[int, HeldSequence] = {}  # by the key below: open and retained ones
         self._retained = RetainedSequences(share)
         self._keys = count(_FIRST_OF_OURS)
+        info = verifier.info
+        self._all_stable = info.batch_invariant and info.least_tokens == 1
 
     @property
     def info(self) -> TargetInfo:
@@ -311,7 +313,7 @@ class PrefixCache:
         for item, own in zip(items, below, strict=True):
             held = self._held[own.sequence]
             held.tokens.extend(item.tokens)
-            held.stable &= item.stable
+            held.stable &= item.stable or self._all_stable
         return logits
 
     def truncate(self, sequence: int, length: int) -> None:
@@ -351,7 +353,7 @@ class PrefixCache:
     def expect(self, sequence: int, tokens: Sequence[int], *, owner: str = "", stable: bool = True) -> None:
         """Announce the tokens that an open sequence will compute first, and whether as `Item.stable`."""
         held = self._of(sequence)
-        held.owner, held.stable = owner, stable
+        held.owner, held.stable = owner, stable or self._all_stable
         if self._sharing is not PrefixSharing.OFF:
             held.expected = pack(tokens)
             held.public = next(self._public.matches(held.expected), (0, 0))[0]

@@ -5,6 +5,7 @@ A new verifier is a module with a `load` function, and a line in `VERIFIERS` of 
 imported only when it is used, so an edge needs only the libraries of its engine.
 """
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,6 +13,8 @@ from pkgutil import resolve_name
 from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings
 from fleet_edge.verifiers.contract import Verifier, VerifierError
 from fleet_edge.verifiers.source import check_source, is_gguf
+
+_log = logging.getLogger(__name__)
 
 
 def check_verifier(settings: EdgeSettings) -> None:
@@ -31,10 +34,21 @@ def load_verifier(settings: EdgeSettings) -> Verifier:
 
     Raises `VerifierError` if it cannot be loaded.
     """
-    if settings.engine == AUTO:
-        from fleet_edge.verifiers.auto import choose_engine  # noqa: PLC0415 - only for `auto`
+    if settings.engine != AUTO:
+        return _load(settings)
+    from fleet_edge.verifiers.auto import choose_engine  # noqa: PLC0415 - only for `auto`
 
-        settings = choose_engine(settings)
+    chosen = choose_engine(settings)
+    try:
+        return _load(chosen)
+    except VerifierError as error:
+        if chosen.dtype == settings.dtype:
+            raise
+        _log.warning("The engine %s serves %s without %s: %s", chosen.engine, chosen.target, chosen.dtype, error)
+    return _load(chosen.model_copy(update={"dtype": settings.dtype}))
+
+
+def _load(settings: EdgeSettings) -> Verifier:
     verifier: Verifier = resolve_name(VERIFIERS[settings.engine])(settings)
     return verifier
 

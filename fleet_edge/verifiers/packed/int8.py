@@ -23,12 +23,14 @@ from safetensors.torch import save_file
 from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
 
 from fleet_common.host import available_memory, cache_folder
+from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.lean import Geometry, LeanModel, hadamard
 from fleet_edge.verifiers.packed.target import (
     AUTO,
     Target,
     check_memory,
+    gguf_architecture,
     load_target,
     loading_bytes,
     target_name,
@@ -51,6 +53,7 @@ _FILES: Final = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", 
 _SEED: Final = 0
 _CHECKED: Final = 40  # tokens
 _TOLERANCE: Final = 1e-4
+_INSTEAD: Final = "torch serves it in float32 and bfloat16 (dtype)"
 _INNER_STEP: Final = 32
 """Feed-forward layers are widened to a multiple of this, for blocks of a Hadamard matrix."""
 _LARGEST_HADAMARD: Final = 1 << 12
@@ -58,19 +61,21 @@ _LARGEST_HADAMARD: Final = 1 << 12
 
 def check_kind(config: Any) -> None:  # noqa: ANN401 - transformers has no type information
     """Check that the lean forward serves an architecture; raises `UnsupportedModel`."""
-    reason = ""
-    if config.model_type not in KINDS:
-        reason = f"it serves {', '.join(KINDS)}"
-    elif config.hidden_act != "silu":
+    kind, reason = config.model_type, ""
+    if kind in KINDS and config.hidden_act != "silu":
         reason = f"the model uses {config.hidden_act} where it computes silu"
     elif "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
-        config.model_type == "mistral" and config.sliding_window is not None
+        kind == "mistral" and config.sliding_window is not None
     ):
         reason = "the model has layers with a sliding window"
+    _require(kind, reason)
+
+
+def _require(kind: str, reason: str = "") -> None:
+    if kind not in KINDS:
+        reason = f"it serves {', '.join(KINDS)}"
     if reason:
-        raise UnsupportedModel(
-            f"The number format int8 cannot serve this {config.model_type} model, because {reason}; set dtype to auto."
-        )
+        raise UnsupportedModel(f"The number format int8 cannot serve this {kind} model, because {reason}; {_INSTEAD}.")
 
 
 def rotate(model: Any, *, context: int, end_tokens: tuple[int, ...]) -> tuple[Geometry, dict[str, torch.Tensor]]:  # noqa: ANN401
@@ -211,7 +216,7 @@ def check_rotation(own: torch.Tensor, geometry: Geometry, tensors: Mapping[str, 
     if not distance <= _TOLERANCE:  # also if it is not a number
         raise UnsupportedModel(
             f"The number format int8 cannot serve this {geometry.kind} model, because its logits changed by "
-            f"{distance:.1e} of their spread when its weights were rotated; set dtype to auto."
+            f"{distance:.1e} of their spread when its weights were rotated; {_INSTEAD}."
         )
 
 
@@ -281,8 +286,12 @@ Quantized = tuple[Geometry, dict[str, torch.Tensor]]
 
 def _make(source: str | Path) -> Quantized:
     path = Path(source).expanduser()
-    if path.is_dir():
-        check_kind(text_config(str(source)))  # before its weights are loaded
+    # Before its weights are loaded:
+    if is_gguf(path):
+        _require(gguf_architecture(path) or KINDS[0])
+    else:
+        with hub_access():
+            check_kind(text_config(str(source)))
     floats = loading_bytes(path, torch.float32)
     check_memory(
         name=str(source),

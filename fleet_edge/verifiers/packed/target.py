@@ -8,19 +8,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import gguf
 import torch
 import transformers
-from gguf import GGUFReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fleet_common.host import available_memory
+from fleet_common.host import NVIDIA_DRIVER, available_memory
 from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
-from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
+from fleet_edge.verifiers.packed.tokens import FastGguf, gguf_tokens, repository_tokens
 from fleet_edge.verifiers.source import check_folder, check_gguf, check_repository, is_gguf
 from schemas.vocabulary import Vocabulary, token_strings
 
@@ -33,11 +34,8 @@ DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 # Instructions that multiply bfloat16 matrices. Without them it is emulated and slower than float32.
 _FAST_BFLOAT16: Final = ("amx_bf16", "avx512_bf16")
 
-# Exists wherever the driver of an NVIDIA GPU is loaded, unless systemd hides the devices.
-_NVIDIA_DRIVER: Final = Path("/dev/nvidiactl")
 
-
-def resolve_device(name: str, *, driver: Path = _NVIDIA_DRIVER) -> str:
+def resolve_device(name: str, *, driver: Path = NVIDIA_DRIVER) -> str:
     """Return the torch device; `auto` is a CUDA device if torch can use one, else the CPU.
 
     `driver` exists if the machine has an NVIDIA GPU, even if torch cannot use it. Raises `VerifierError` if there is no
@@ -112,10 +110,18 @@ def folder_numbers(folder: Path) -> int | None:
         return None  # loading them reports the damage
 
 
+def gguf_architecture(path: Path) -> str | None:
+    """Return the architecture that a GGUF names; None if it cannot be read."""
+    try:
+        return str(FastGguf(path).fields[gguf.Keys.General.ARCHITECTURE].contents())
+    except (ValueError, IndexError, KeyError, OSError):
+        return None  # loading it reports the damage
+
+
 def gguf_numbers(path: Path) -> int | None:
     """Return the number of weights in a GGUF; None if it is damaged."""
     try:
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+        return sum(int(tensor.n_elements) for tensor in FastGguf(path).tensors)
     except (ValueError, IndexError, KeyError, OSError):
         return None
 
@@ -266,7 +272,13 @@ def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     check_gguf(path)
     tokens = gguf_tokens(path)
-    return _weights(str(path.parent), dtype, gguf_file=path.name), tokens
+    # transformers reads the file twice, and makes its table of names once for each module of the model.
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = FastGguf, cache(gguf.get_tensor_name_map)
+    try:
+        return _weights(str(path.parent), dtype, gguf_file=path.name), tokens
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = before
 
 
 def _from_repository(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:

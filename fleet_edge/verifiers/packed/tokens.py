@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import GGUFReader
 
 from fleet_common.grammar.errors import GrammarUnavailable
@@ -18,13 +19,20 @@ from schemas.fields import MAX_VOCABULARY
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
 
+class FastGguf(GGUFReader):  # type: ignore[misc]
+    """GGUF that is parsed from a plain array: slices of `np.memmap` take seconds for a vocabulary."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+
 def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
     """Read the strings of a GGUF, padding among them.
 
     Raises `UnsupportedModel` if it is damaged, has no strings, or, unless `vocabulary_only`, no weights.
     """
     try:
-        reader = GGUFReader(path)
+        reader = FastGguf(path)
         if not reader.tensors and not vocabulary_only:
             raise UnsupportedModel(f"The GGUF {path} has no weights; choose a file of a whole model.")
         field = reader.get_field(_TOKENS_KEY)

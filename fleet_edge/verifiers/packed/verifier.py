@@ -58,10 +58,6 @@ class PackedVerifier:
             run_trial(self, self._model)
         else:
             self._info = replace(self._info, batch_invariant=rows_repeat(self))
-            if not self._info.batch_invariant:
-                _log.warning(
-                    "On this processor the rows of the engine depend on the batch, so seeded requests may differ."
-                )
 
     @property
     def info(self) -> TargetInfo:
@@ -211,6 +207,11 @@ def check(settings: EdgeSettings) -> None:
         raise VerifierError(
             "The engine torch needs the extra `edge`; install it: pip install 'dssd-fleet[edge]'; or set engine to "
             "another one."
+        )
+    if settings.dtype == "int8" and find_spec("numba") is None:
+        raise VerifierError(
+            "The number format int8 needs numba, which the extra `edge` has; install it: pip install "
+            "'dssd-fleet[edge]'; or set dtype to auto."
         )
     check_source(settings.target)
 

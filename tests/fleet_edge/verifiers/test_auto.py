@@ -12,6 +12,7 @@ import pytest
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.auto import (
+    LONG,
     SHAPES,
     Candidate,
     EngineMeasurement,
@@ -28,9 +29,16 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
 from tests.support.markov import MarkovScript
 
-BOTH = {"torch", "transformers", "llama_cpp"}
 LLAMA = {"llama_cpp"}
 TORCH = {"torch", "transformers"}
+BOTH = LLAMA | TORCH
+
+
+@pytest.fixture(autouse=True)
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file that an NVIDIA driver would make here."""
+    monkeypatch.setattr("fleet_edge.verifiers.auto.NVIDIA_DRIVER", tmp_path / "nvidiactl")
+    return tmp_path / "nvidiactl"
 
 
 def folder(path: Path) -> Path:
@@ -74,6 +82,27 @@ def test_a_folder_alone_is_torch_s(tmp_path: Path) -> None:
     (only,), reason = found(target, BOTH)
     assert only == Candidate("torch", str(target))
     assert reason == f"llama.cpp takes a GGUF, and there is none next to {target}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({}, "int8"),
+        ({"torch_device": "cpu"}, "int8"),
+        ({"torch_device": "cuda"}, "auto"),
+        ({"dtype": "float32"}, "float32"),
+        ({"dtype": "int8"}, "int8"),
+    ],
+)
+def test_on_a_cpu_torch_s_number_format_is_int8_unless_another_is_set(
+    tmp_path: Path, settings: dict[str, str], dtype: str, driver: Path
+) -> None:
+    target = folder(tmp_path / "target")
+    assert found(target, {*TORCH, "numba"}, **settings)[0] == [Candidate("torch", str(target), dtype)]
+    assert found(target, TORCH, **settings)[0][0].dtype == settings.get("dtype", "auto"), "it needs numba"
+    driver.touch()
+    in_int8 = settings in ({"torch_device": "cpu"}, {"dtype": "int8"})
+    assert (found(target, {*TORCH, "numba"}, **settings)[0][0].dtype == "int8") is in_int8
 
 
 @pytest.mark.parametrize("settings", [{"dtype": "float32"}, {"torch_device": "cpu"}])
@@ -121,34 +150,42 @@ def test_a_target_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
         check_verifier(EdgeSettings(target=str(damaged)))
 
 
-def scripted(*, budget: int) -> ScriptedVerifier:
+SHORT = [f"{count}x{tokens}" for count, tokens in SHAPES]
+
+
+def scripted(*, budget: int, context: int = CONTEXT) -> ScriptedVerifier:
     script = MarkovScript(size=VOCABULARY, seed=3, period=5)
-    return ScriptedVerifier(script, WORDS, context=CONTEXT, budget_tokens=budget)
+    return ScriptedVerifier(script, WORDS, context=context, budget_tokens=budget)
 
 
-def test_all_shapes_are_measured_and_nothing_is_left() -> None:
-    verifier = scripted(budget=1 << 20)
+@pytest.mark.parametrize(("context", "long"), [(CONTEXT, []), (1100, [f"{LONG[0]}x{LONG[1]}@1024"])])
+def test_all_shapes_are_measured_and_nothing_is_left(context: int, long: list[str]) -> None:
+    verifier = scripted(budget=1 << 20, context=context)
     before = verifier.capacity()
     found = measure(verifier, itertools.count().__next__)
-    assert set(found.step_ms) == {f"{count}x{tokens}" for count, tokens in SHAPES}
+    assert list(found.step_ms) == [*SHORT, *long]
     assert all(len(row) == VOCABULARY and abs(sum(row.values()) - 1) < 1e-6 for row in found.likely)
     assert verifier.capacity() == before
 
 
 def test_shapes_that_there_is_no_memory_for_are_left_out() -> None:
     verifier = scripted(budget=CONTEXT)
-    assert set(measure(verifier, itertools.count().__next__).step_ms) == {"1x1"}
+    assert set(measure(verifier, itertools.count().__next__).step_ms) == {"1x1", "1x5"}
     assert verifier.capacity() == CONTEXT
 
 
 @pytest.mark.slow
 def test_real_engines_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     folder, file = tiny_folder(tmp_path / "tiny"), tiny_target_gguf(tmp_path / "tiny.gguf")
-    settings = EdgeSettings(target=str(folder), dtype="float32", threads=1, kv_bytes=1 << 24)
-    for candidate in (Candidate("torch", str(folder)), Candidate("llama.cpp", str(file))):
+    settings = EdgeSettings(target=str(folder), threads=1, kv_bytes=1 << 24)
+    for candidate in (
+        Candidate("torch", str(folder), "int8"),
+        Candidate("torch", str(folder), "float32"),
+        Candidate("llama.cpp", str(file)),
+    ):
         report = measure_apart(candidate, settings)
         assert report.measurement is not None, report.sentence
-        assert set(report.measurement.step_ms) == {"1x1", "4x5", "16x1"}
+        assert list(report.measurement.step_ms) == SHORT
         assert report.measurement.vocabulary.startswith(f"{VOCABULARY} tokens")
 
 
@@ -202,7 +239,7 @@ FILE = "engines.json"
 
 
 def measured(ms: float, *, likely: Mapping[int, float] | None = None, **more: float) -> EngineReport:
-    steps = {"1x1": ms, "4x5": ms, "16x1": ms} | more
+    steps = dict.fromkeys(SHORT, ms) | more
     same = dict(likely or {5: 0.6, 7: 0.3})
     return EngineReport(measurement=EngineMeasurement(step_ms=steps, runs_on="x", vocabulary="9 tokens", likely=[same]))
 
@@ -216,17 +253,20 @@ class Machine:
         self.gguf.write_bytes(b"GGUF")
         self.reports = {"torch": measured(20.0), "llama.cpp": measured(10.0)}
         self.asked: list[Candidate] = []
-        self.installed = {"torch", "transformers", "llama_cpp"}
+        self.installed = BOTH
+        self.dtype = ""  # the last choice's
 
     def choose(self, **settings: Any) -> tuple[str, str]:
         given = EdgeSettings.model_validate({"target": str(self.target), **settings})
         chosen = choose_engine(given, measure=self._measure, folder=self.cache, installed=self.installed.__contains__)
-        assert chosen.model_copy(update={"engine": "auto", "target": given.target}) == given
+        update = {"engine": "auto", "target": given.target, "dtype": given.dtype}
+        assert chosen.model_copy(update=update) == given
+        self.dtype = chosen.dtype
         return chosen.engine, chosen.target
 
     def _measure(self, candidate: Candidate, _settings: EdgeSettings) -> EngineReport:
         self.asked.append(candidate)
-        return self.reports[candidate.engine]
+        return self.reports[str(candidate)]
 
 
 @pytest.fixture
@@ -240,9 +280,35 @@ def test_the_faster_one_is_taken_with_its_form_of_the_target(
 ) -> None:
     assert machine.choose() == ("llama.cpp", str(machine.gguf))
     assert f"Engine llama.cpp serves {machine.gguf}: a step takes 10.0 ms in it, and 20.0 ms in torch" in caplog.text
+    assert "1x5 20.0 and 10.0" in caplog.text
     assert "Overlap of their distributions: 1.000." in caplog.text
     machine.reports["torch"] = measured(5.0)
     assert machine.choose(threads=3) == ("torch", str(machine.target))
+
+
+def test_the_number_format_is_chosen_named_and_kept(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    machine.installed = {*BOTH, "numba"}
+    machine.reports = {"torch in int8": measured(5.0), "llama.cpp": measured(10.0)}
+    for _ in range(2):
+        assert machine.choose() == ("torch", str(machine.target))
+        assert machine.dtype == "int8"
+        assert "Engine torch in int8 serves" in caplog.text
+        caplog.clear()
+    assert [str(each) for each in machine.asked] == ["torch in int8", "llama.cpp"]
+
+
+@pytest.mark.parametrize(("lasting", "asked"), [(True, 3), (False, 6)])
+def test_where_int8_cannot_serve_the_target_torch_is_measured_without_it(
+    machine: Machine, caplog: pytest.LogCaptureFixture, *, lasting: bool, asked: int
+) -> None:
+    machine.installed = {*BOTH, "numba"}
+    machine.reports["torch in int8"] = EngineReport(sentence="It is of another kind.", lasting=lasting)
+    machine.reports["torch"] = measured(5.0)
+    for _ in range(2):
+        assert machine.choose() == ("torch", str(machine.target))
+        assert machine.dtype == "auto"
+    assert "torch in int8 cannot serve" in caplog.text
+    assert len(machine.asked) == asked
 
 
 def test_it_is_measured_once_and_said_again(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:

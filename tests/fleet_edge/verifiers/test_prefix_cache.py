@@ -1,5 +1,6 @@
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -303,6 +304,16 @@ def test_a_text_that_is_to_repeat_takes_nothing_over_of_one_that_need_not() -> N
     assert compute(cache, 4, [*SYSTEM, 5, 6], stable=False) == 1
     cache.close(4)
     assert compute(cache, 5, [*SYSTEM, 5, 6, 7]) > 1
+
+
+@pytest.mark.parametrize(("least_tokens", "computed"), [(1, 1), (2, 101)])
+def test_a_text_that_is_to_repeat_takes_over_any_where_all_rows_repeat(least_tokens: int, computed: int) -> None:
+    verifier = scripted()
+    verifier._info = replace(verifier.info, batch_invariant=True, least_tokens=least_tokens)
+    cache = PrefixCache(verifier)
+    compute(cache, 0, SYSTEM, stable=False)
+    cache.close(0)
+    assert compute(cache, 1, [*SYSTEM, 3]) == computed
 
 
 def test_an_evicted_sequence_is_gone_and_may_take_over_again() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from fleet_edge.verifiers.llama_cpp import slab as llama_target
 from fleet_edge.verifiers.llama_cpp import verifier as llama_loader
 from fleet_edge.verifiers.packed import verifier as packed_loader
@@ -31,6 +31,36 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(
     for attempt in (check_verifier, load_verifier):
         with pytest.raises(VerifierError, match=rf"dssd-fleet\[{extra}\]"):
             attempt(settings(gguf, engine=engine))
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        ({"engine": "llama.cpp"}, "llama.cpp"),
+        ({"engine": "torch", "torch_device": "cuda"}, "torch_device"),
+        ({"engine": "auto", "torch_device": "cuda"}, "torch_device"),
+    ],
+)
+def test_int8_is_refused_where_it_does_not_exist(gguf: Path, refused: dict[str, str], said: str) -> None:
+    with pytest.raises(VerifierError, match=said):
+        load_verifier(settings(gguf, dtype="int8", **refused))
+
+
+def test_int8_without_numba_says_how_to_get_it(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_loader, "find_spec", lambda name: name != "numba" or None)
+    with pytest.raises(VerifierError, match="numba"):
+        check_verifier(settings(gguf, engine="torch", dtype="int8"))
+
+
+def test_auto_serves_what_int8_cannot_in_another_number_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = settings(tiny_folder(tmp_path / "gpt2", "gpt2"), engine="auto")
+    monkeypatch.setattr("fleet_edge.verifiers.auto.NVIDIA_DRIVER", tmp_path / "none")
+    assert "int8" not in load_verifier(target).info.runs_on
+    assert "int8" in caplog.text
+    with pytest.raises(UnsupportedModel, match="int8"):
+        load_verifier(target.model_copy(update={"dtype": "int8"}))
 
 
 def test_layers_on_a_gpu_that_is_not_there_are_refused_and_all_layers_are_not(gguf: Path) -> None:
