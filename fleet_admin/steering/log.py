@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Engine, delete, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from fleet_admin.steering.planning import Actor, KnownDevice, SteeringError
 from fleet_common.closing import Closing
@@ -28,7 +28,7 @@ from fleet_edge.store.models import (
     select_fields,
 )
 from fleet_edge.store.records import EventLogged, segment_number
-from fleet_edge.store.steering import audit_text, keep_commands, read_commands, record_audit
+from fleet_edge.store.steering import audit_text, record_audit
 from fleet_edge.store.views import AuditEntry, AuditView, CommandView, ReportedView, WantedView
 from schemas.control import CommandRequest, DesiredSettings, Presence, ReportedSettings
 from schemas.errors import InvalidName
@@ -193,25 +193,38 @@ class SteeringLog(Closing):
                 connection.execute(replacing(insert_into(ReportedSettingsRow, connection.dialect.name)), rows)
 
     def commands(
-        self,
-        *,
-        since: str | datetime | None = None,
-        devices: Sequence[str] = (),
-        batch: str | None = None,
-        limit: int = 100,
+        self, *, since: str | datetime | None = None, devices: Sequence[str] = (), limit: int = 100
     ) -> list[CommandView]:
         """Return commands, the latest first; arguments left out admit all."""
-        after = self._time(since)
+        query = select(CommandRow).order_by(CommandRow.at.desc(), CommandRow.device, CommandRow.id).limit(limit)
+        if (after := self._time(since)) is not None:
+            query = query.where(CommandRow.at >= after)
+        if devices:
+            query = query.where(CommandRow.device.in_(devices))
         with self._reading() as connection:
-            return read_commands(connection, since=after, devices=devices, batch=batch, limit=limit)
+            return [CommandView(**row) for row in connection.execute(query).mappings()]
 
     def keep_commands(
         self, requests: Mapping[str, CommandRequest], entries: Sequence[AuditEntry], *, batch: str
     ) -> list[str]:
         """Store commands before they are sent, with audit entries; return the entries' ids."""
         now = self._now()
+        rows = [
+            {
+                "id": each.id,
+                "batch": batch,
+                "device": device,
+                "command": each.command,
+                "arguments": each.arguments,
+                "who": each.who,
+                "at": now,
+                "deadline_at": each.deadline,
+            }
+            for device, each in requests.items()
+        ]
         with self._writing() as connection:
-            keep_commands(connection, requests, batch=batch, now=now)
+            if rows:
+                connection.execute(insert(CommandRow), rows)
             return record_audit(connection, entries, now=now)
 
     def end_commands(self, ended: Mapping[str, CommandEnd]) -> None:

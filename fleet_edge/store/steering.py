@@ -1,24 +1,16 @@
-"""What an administrator has decided: labels, wanted settings, commands, and the audit log of all changes."""
+"""What an administrator has decided: labels, retired devices, and the audit log of all changes."""
 
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sqlalchemy import Connection, insert, select, update
 
-from fleet_edge.store.models import (
-    AuditRow,
-    CommandRow,
-    DeviceRow,
-    LabelRow,
-)
-from fleet_edge.store.views import AuditEntry, CommandView
+from fleet_edge.store.models import AuditRow, DeviceRow, LabelRow
+from fleet_edge.store.views import AuditEntry
 from schemas.printable import printable_line
-
-if TYPE_CHECKING:
-    from schemas.control import CommandRequest
 
 
 def read_labels(connection: Connection, *, devices: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
@@ -53,47 +45,6 @@ def retire(connection: Connection, device: str, at: datetime | None) -> bool:
     """Take a device out of service, or with None put it back; return whether the log knows it."""
     known = connection.execute(update(DeviceRow).where(DeviceRow.device == device).values(retired_at=at))
     return known.rowcount > 0
-
-
-def keep_commands(
-    connection: Connection, requests: "Mapping[str, CommandRequest]", *, batch: str, now: datetime
-) -> None:
-    """Store commands that are about to be sent, by device."""
-    rows = [
-        {
-            "id": each.id,
-            "batch": batch,
-            "device": device,
-            "command": each.command,
-            "arguments": each.arguments,
-            "who": each.who,
-            "at": now,
-            "deadline_at": each.deadline,
-        }
-        for device, each in requests.items()
-    ]
-    if rows:
-        connection.execute(insert(CommandRow), rows)
-
-
-def read_commands(
-    connection: Connection,
-    *,
-    since: datetime | None = None,
-    devices: Sequence[str] = (),
-    batch: str | None = None,
-    limit: int = 100,
-) -> list[CommandView]:
-    """Return commands, the latest first; conditions left out admit all."""
-    query = select(CommandRow)
-    if since is not None:
-        query = query.where(CommandRow.at >= since)
-    if devices:
-        query = query.where(CommandRow.device.in_(devices))
-    if batch is not None:
-        query = query.where(CommandRow.batch == batch)
-    rows = connection.execute(query.order_by(CommandRow.at.desc(), CommandRow.device, CommandRow.id).limit(limit))
-    return [CommandView(**row) for row in rows.mappings()]
 
 
 _LONGEST: Final = 2000  # characters of each text: an entry is a line, not an archive

@@ -96,7 +96,7 @@ def test_commands_are_kept_with_what_came_of_them(log: SteeringLog) -> None:
     }
     log.keep_commands(requests, [], batch="b")
     log.end_commands({f"{1:016x}": ("ok", "5 lines.")})
-    found = {each.device: (each.outcome, each.sentence, each.arguments) for each in log.commands(batch="b")}
+    found = {each.device: (each.outcome, each.sentence, each.arguments) for each in log.commands()}
     assert found == {"gw-1": ("ok", "5 lines.", {"lines": 5}), "gw-2": (None, None, {"lines": 5})}
     assert [each.device for each in log.commands(devices=["gw-2"])] == ["gw-2"]
     assert log.commands(since=NOW + timedelta(seconds=1)) == []

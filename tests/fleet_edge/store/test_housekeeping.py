@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from fleet_edge.store import housekeeping, queries
 from fleet_edge.store.database import Store, open_store
@@ -10,8 +11,8 @@ from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.models import CommandRow, EventRow, RoundRow
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.rolling import roll_up
-from fleet_edge.store.steering import keep_commands, read_commands, retire
-from schemas.control import CommandRequest, Presence
+from fleet_edge.store.steering import retire
+from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import START, after
@@ -50,13 +51,12 @@ def test_only_online_devices_without_any_sign_are_marked_silent(store: Store) ->
 
 
 def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
-    for number, at in enumerate((0, 100)):
-        request = CommandRequest(id=f"{number:016x}", command="drain", deadline=after(at))
-        with store.engine.begin() as connection:
-            keep_commands(connection, {"sensor-1": request}, batch="b", now=after(at))
+    given = {"batch": "b", "device": "sensor-1", "command": "drain", "arguments": {}, "who": "ada"}
+    with store.engine.begin() as connection:
+        for name, at in (("old", after(0)), ("new", after(100))):
+            connection.execute(insert(CommandRow).values(id=name, at=at, deadline_at=at, **given))
     assert housekeeping.purge(store.engine, CommandRow, before=after(50), chunk=1) == 1
-    with store.engine.connect() as connection:
-        assert [each.id for each in read_commands(connection)] == [f"{1:016x}"]
+    assert [row["id"] for row in all_rows(store)["commands"]] == ["new"]
 
 
 def test_a_device_that_is_heard_again_is_not_silent(store: Store) -> None:
