@@ -39,7 +39,8 @@ from schemas.names import check_name
 class AccountDatabase:
     """The session log's database, open to write accounts. Thread-safe. Raises `StoreError` if it cannot be opened."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.now = now
         self._engine = open_existing(url, read_only=False)
         weakref.finalize(self, self._engine.dispose)
 
@@ -47,15 +48,11 @@ class AccountDatabase:
         """Begin a transaction; raises `StoreUnavailable` if the database does not answer or is read-only."""
         return transaction(self._engine)
 
-    def close(self) -> None:
-        self._engine.dispose()
-
-
-def _audit(
-    connection: Connection, action: str, subject: str, *, actor: Actor, after: str | None = None, now: datetime
-) -> None:
-    entry = AuditEntry(who=actor.who, action=action, subject=subject, after=after, source=actor.source)
-    record_audit(connection, [entry], now=now)
+    def audit(
+        self, connection: Connection, action: str, subject: str, *, actor: Actor, after: str | None = None
+    ) -> None:
+        entry = AuditEntry(who=actor.who, action=action, subject=subject, after=after, source=actor.source)
+        record_audit(connection, [entry], now=self.now())
 
 
 LEAST_PASSWORD: Final = 12
@@ -136,16 +133,9 @@ class Account:
 
 
 class Accounts:
-    def __init__(
-        self,
-        database: AccountDatabase,
-        *,
-        passwords: Passwords | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, database: AccountDatabase, *, passwords: Passwords | None = None) -> None:
         self._database = database
         self._passwords = passwords or Passwords()
-        self._now = now
 
     def list(self) -> list[Account]:
         with self._database.begin() as connection:
@@ -167,7 +157,7 @@ class Accounts:
         except InvalidName as error:
             raise AccountError(str(error)) from None
         hashed = None if password is None else self._passwords.hash(password, account=name)
-        now = self._now()
+        now = self._database.now()
         row = {"account": name, "role": role, "password": hashed, "created_at": now, "changed_at": now}
         with self._database.begin() as connection:
             try:
@@ -176,7 +166,7 @@ class Accounts:
                 raise AccountError(
                     f"There is an account {name} already; `fleet admin user password {name}` gives it another password."
                 ) from None
-            _audit(connection, "account add", name, actor=actor, after=str(role), now=self._now())
+            self._database.audit(connection, "account add", name, actor=actor, after=str(role))
 
     def remove(self, name: str, *, actor: Actor) -> None:
         """Remove an account with its keys and logins; raises `AccountError` if there is none."""
@@ -185,7 +175,7 @@ class Accounts:
             if removed:
                 connection.execute(delete(ApiKeyRow).where(ApiKeyRow.account == name))
                 connection.execute(delete(LoginRow).where(LoginRow.account == name))
-                _audit(connection, "account remove", name, actor=actor, now=self._now())
+                self._database.audit(connection, "account remove", name, actor=actor)
         if not removed:
             raise AccountError(_unknown(name))
 
@@ -194,13 +184,13 @@ class Accounts:
         hashed = self._passwords.hash(password, account=name)
         with self._database.begin() as connection:
             self._change(connection, name, password=hashed)
-            _audit(connection, "account password", name, actor=actor, now=self._now())
+            self._database.audit(connection, "account password", name, actor=actor)
 
     def set_role(self, name: str, role: AccountRole, *, actor: Actor) -> None:
         """Change a role and end all logins; raises `AccountError` for an unknown account."""
         with self._database.begin() as connection:
             self._change(connection, name, role=str(role))
-            _audit(connection, "account role", name, actor=actor, after=str(role), now=self._now())
+            self._database.audit(connection, "account role", name, actor=actor, after=str(role))
 
     def check(self, name: str, password: str) -> bool:
         """Check an account's password; takes the same time if there is no such account."""
@@ -224,7 +214,7 @@ class Accounts:
 
     def _change(self, connection: Connection, name: str, **values: str) -> None:
         changed = connection.execute(
-            update(AccountRow).where(AccountRow.account == name).values(changed_at=self._now(), **values)
+            update(AccountRow).where(AccountRow.account == name).values(changed_at=self._database.now(), **values)
         ).rowcount
         if not changed:
             raise AccountError(_unknown(name))
@@ -252,22 +242,14 @@ class Login:
 
 
 class Logins:
-    def __init__(
-        self,
-        database: AccountDatabase,
-        *,
-        idle: timedelta = timedelta(hours=8),
-        longest: timedelta = timedelta(days=7),
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, database: AccountDatabase, *, idle: timedelta, longest: timedelta) -> None:
         self._database = database
         self._idle = idle
         self._longest = longest
-        self._now = now
 
     def begin(self, account: str, *, address: str) -> str:
         """Log a browser in; return a new cookie, never a reused one."""
-        token, now = new_token(), self._now()
+        token, now = new_token(), self._database.now()
         row = {
             "fingerprint": fingerprint(token),
             "account": account,
@@ -291,7 +273,7 @@ class Logins:
 
     def find(self, token: str) -> Login | None:
         """Return the login of a cookie; None if it is unknown, ended or expired."""
-        now = self._now()
+        now = self._database.now()
         query = (
             select(LoginRow.account, LoginRow.seen_at, LoginRow.expires_at, AccountRow.role)
             .join(AccountRow, AccountRow.account == LoginRow.account)
@@ -331,9 +313,8 @@ class AccountKey:
 
 
 class ApiKeys:
-    def __init__(self, database: AccountDatabase, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, database: AccountDatabase) -> None:
         self._database = database
-        self._now = now
 
     def list(self, *, account: str | None = None) -> list[AccountKey]:
         """Return the keys of one account or all, by account and name."""
@@ -361,7 +342,7 @@ class ApiKeys:
             check_name(name)
         except InvalidName as error:
             raise AccountError(str(error)) from None
-        key, now = new_key(), self._now()
+        key, now = new_key(), self._database.now()
         row = {
             "fingerprint": fingerprint(key),
             "name": name,
@@ -379,7 +360,7 @@ class ApiKeys:
                 raise AccountError(f"The account {account} has {_MAX_KEYS} keys; remove some that are no longer used.")
             connection.execute(insert(ApiKeyRow).values(row))
             shown = f"{role} {fingerprint(key)[:_SHOWN]}"
-            _audit(connection, "key add", f"{account}/{name}", actor=actor, after=shown, now=self._now())
+            self._database.audit(connection, "key add", f"{account}/{name}", actor=actor, after=shown)
         return key
 
     def remove(self, key_id: str, *, actor: Actor, account: str | None = None) -> AccountKey:
@@ -394,14 +375,14 @@ class ApiKeys:
                     ApiKeyRow.account == found[0].account,
                 )
             )
-            _audit(connection, "key remove", f"{found[0].account}/{found[0].name}", actor=actor, now=self._now())
+            self._database.audit(connection, "key remove", f"{found[0].account}/{found[0].name}", actor=actor)
         return found[0]
 
     def find(self, key: str, *, address: str) -> Visitor | None:
         """Return the visitor of a key; None if it is unknown, removed or expired."""
         if not key.startswith(KEY_PREFIX):
             return None
-        now = self._now()
+        now = self._database.now()
         own = ApiKeyRow.fingerprint == fingerprint(key)
         query = (
             select(ApiKeyRow.account, ApiKeyRow.role, ApiKeyRow.expires_at, ApiKeyRow.used_at, AccountRow.role)

@@ -223,15 +223,13 @@ def open_services(
     passwords: Passwords | None = None,
 ) -> Services:
     """Open the database and the services; raises `StoreError` if it cannot be opened."""
-    database = AccountDatabase(settings.db)
+    database = AccountDatabase(settings.db, now=now)
     return Services(
         settings=settings,
         log=SessionLog(settings.db, now=now),
-        accounts=Accounts(database, passwords=passwords, now=now),
-        logins=Logins(
-            database, idle=timedelta(hours=settings.idle_h), longest=timedelta(hours=settings.login_h), now=now
-        ),
-        keys=ApiKeys(database, now=now),
+        accounts=Accounts(database, passwords=passwords),
+        logins=Logins(database, idle=timedelta(hours=settings.idle_h), longest=timedelta(hours=settings.login_h)),
+        keys=ApiKeys(database),
         attempts=Attempts(clock),
         said=Said(),
         steering=DashboardSteering(settings),
