@@ -323,19 +323,6 @@ def test_an_edge_that_dies_before_the_end_is_recorded_hears_of_it_when_it_is_bac
     assert len(scene.fleet.sink.of(CloseReported)) == 1, "what is confirmed is not said again"
 
 
-def test_a_broker_restart_is_survived() -> None:
-    scene = Scene()
-
-    def happen(wait: int) -> None:
-        if wait == 3:
-            scene.fleet.broker.go_down()
-        elif wait == 5:
-            scene.fleet.broker.come_up()
-
-    scene.inbox.on_wait = happen
-    assert scene.write().tokens == expected()
-
-
 def test_a_lost_lease_is_resumed_and_the_resumed_segments_closed_counts() -> None:
     scene = Scene()
     deaf = Faults(drop=1.0, only=build(Topic.DRAFT, fleet=FLEET, device="device-1", edge=EDGE))

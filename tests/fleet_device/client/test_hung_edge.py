@@ -1,5 +1,5 @@
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -148,24 +148,20 @@ def told_by(device: LoneDevice) -> list[tuple[float, str]]:
 PATIENT = {"retry_policy": type(PATIENCE)(open_s=40.0, resume_s=60.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)}
 
 
-def test_a_wait_for_an_edge_that_hangs_is_told_once_and_in_time() -> None:
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        (lambda device: ScriptedEdge(device.broker), "Edge 'edge-1' has the session and has not answered for 10 s;"),
+        (lambda _device: None, "No edge of fleet 'memory' answer"),
+        (lambda device: device.broker.go_down(), "The broker has not been reachable for 10 s"),
+    ],
+    ids=["hung edge", "no edge", "no broker"],
+)
+def test_what_is_waited_for_is_told_once_and_in_time(prepare: Callable[[LoneDevice], object], sentence: str) -> None:
     device = LoneDevice(**PATIENT)
-    ScriptedEdge(device.broker)
-    ((at, sentence),) = told_by(device)
-    assert at == REPORT_AFTER_S
-    assert sentence.startswith("Edge 'edge-1' has the session and has not answered for 10 s;")
-
-
-def test_a_wait_for_any_edge_is_told_too() -> None:
-    ((at, sentence),) = told_by(LoneDevice(**PATIENT))
-    assert (at, sentence[:32]) == (REPORT_AFTER_S, "No edge of fleet 'memory' answer")
-
-
-def test_a_wait_for_the_broker_is_told_too() -> None:
-    device = LoneDevice(**PATIENT)
-    device.broker.go_down()
-    ((at, sentence),) = told_by(device)
-    assert (at, sentence[:42]) == (REPORT_AFTER_S, "The broker has not been reachable for 10 s")
+    prepare(device)
+    ((at, told),) = told_by(device)
+    assert (at, told[: len(sentence)]) == (REPORT_AFTER_S, sentence)
 
 
 def test_a_wait_that_an_edge_asks_for_is_told_in_its_words() -> None:
