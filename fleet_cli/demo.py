@@ -10,9 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, NamedTuple, Self
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -42,7 +41,7 @@ from fleet_common.logs import Event
 from fleet_common.settings import load_settings
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.settings import DeviceSettings
-from fleet_edge.settings import EdgeSettings
+from fleet_edge.settings import AUTO, EdgeSettings
 from schemas.policy import Mode, random_seed
 from schemas.printable import json_text, printable
 
@@ -76,11 +75,11 @@ def draft_model(draft: str, models: Path) -> str:
     return model
 
 
-def target_model(target: str | None, models: Path, *, engine: str) -> str:
+def target_model(target: str | None, models: Path) -> str:
     """Return the edge's setting `target`; raises `CommandError` if it is the demo's own and is missing."""
     if target is not None:
         return target
-    path = models / SMOLLM2.name / ("target-Q8_0.gguf" if engine == "llama.cpp" else "target")
+    path = models / SMOLLM2.name / "target-Q8_0.gguf"  # every engine takes it, and making it takes two seconds
     if not path.exists():
         elsewhere = "" if models == Path("models") else f" --models-dir {models}"
         raise CommandError(
@@ -88,6 +87,20 @@ def target_model(target: str | None, models: Path, *, engine: str) -> str:
             f"--only {SMOLLM2.drafts[0]} --only {path.stem}{elsewhere}`, or name their folder with --models-dir."
         )
     return str(path)
+
+
+def engine_flags(engine: str | None, dtype: str, target: str, *, measured: bool) -> list[str]:
+    """Return the edge's flags for engine and number format.
+
+    Unless it is `measured` which engine is the fastest, which takes longer than the demo, an engine that is left out
+    is the first that could serve the target: torch, on a CPU in int8, or llama.cpp.
+    """
+    if engine is None and not measured:
+        from fleet_edge.verifiers.auto import find_candidates
+
+        first = find_candidates(EdgeSettings.model_validate({"target": target, "dtype": dtype})).found[0]
+        engine, dtype = first.engine, first.dtype
+    return ["--engine", engine or AUTO, "--dtype", dtype]
 
 
 def check_report_file(path: Path | None) -> None:
@@ -151,18 +164,35 @@ class DemoReport:
     target: str
     wall_s: float  # from the devices' start to the last one's end
     devices: Sequence[dict[str, Any]]  # rows of `device_row`
+    # of one device alone, with the first prompt; None where that did not finish
+    drafting_tokens_per_s: float | None = None
+    edge_only_tokens_per_s: float | None = None
 
     def json(self) -> dict[str, Any]:
         return asdict(self) | {"wall_s": round(self.wall_s, 3)}
 
     def lines(self, width: int | None) -> list[str]:
         tokens = sum(row["tokens"] for row in self.devices)
+        drafting, edge_only = self.drafting_tokens_per_s, self.edge_only_tokens_per_s
         return [
             f"{self.mode} mode, draft {self.draft}, target {self.target}, over {self.broker}",
             *table_lines(_COLUMNS, self.devices, width=width),
             f"{tokens} tokens in {self.wall_s:.1f} s. Bytes are payload.",
             "* computed: what shipping the draft model's full distributions up would have cost.",
+            *([_gain(drafting, edge_only)] if drafting and edge_only else []),
         ]
+
+
+def _gain(drafting: float, edge_only: float) -> str:
+    rates = f"{drafting:.1f} tokens/s with drafts, {edge_only:.1f} without"
+    if drafting > edge_only:
+        return (
+            f"Drafting made the text {drafting / edge_only:.2f} times as fast as the edge alone: {rates} (one device)."
+        )
+    return (
+        f"On this machine the edge alone is faster for one device: {rates}; drafting pays with a larger target or more "
+        "devices."
+    )
 
 
 _COLUMNS: Final[list[Column[dict[str, Any]]]] = [
@@ -302,9 +332,10 @@ def demo_command(
     tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS, with an identity for each device.")] = False,
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
     engine: Annotated[
-        str | None, typer.Option(help="Of the target model: auto, llama.cpp or torch; left out, torch if it is there.")
+        str | None,
+        typer.Option(help="Of the target model: auto, llama.cpp or torch; left out, torch if there, else llama.cpp."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the target model: auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the target model: auto, int8, float32 or bfloat16.")] = "auto",
     show_text: Annotated[bool, typer.Option("--show-text", help="Stream the outputs.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Chat with the large model as device-1 instead.")] = False,
     dashboard: Annotated[
@@ -322,24 +353,24 @@ def demo_command(
         raise CommandError(
             "With --chat there is neither a report nor a prompt to continue; leave --json and --raw out."
         )
-    # Measuring which engine is faster takes longer than the demo.
-    engine = engine or (("torch" if find_spec("torch") else "llama.cpp") if target is None else "auto")
-    target = target_model(target, models_dir, engine=engine)
+    measured = target is not None
+    target = target_model(target, models_dir)
     model = draft_model(draft, models_dir)
     check_settings(
         device={"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens},
-        edge={"engine": engine, "dtype": dtype, "db": db},
+        edge={"engine": engine or AUTO, "dtype": dtype, "db": db},
     )
+    engine_and_dtype = engine_flags(engine, dtype, target, measured=measured)
     first_seed = random_seed() if seed is None else seed
     with ExitStack() as stack:
         names = [f"device-{number + 1}" for number in range(devices)]
         place = stack.enter_context(demo_broker(broker, tls=tls, fleet=FLEET, edge=EDGE, devices=names))
         console.print(f"Broker: {place.name}", markup=False, highlight=False)
-        spool = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-"))
         console.print(f"Loading the target model {target} …", markup=False, highlight=False)
         serve = [
             "--fleet", FLEET, "--edge", EDGE, *place.arguments(EDGE),
-            "--target", target, "--engine", engine, "--dtype", dtype, "--db", db, "--spool", spool,
+            "--target", target, *engine_and_dtype, "--db", db,
+            "--spool", stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-")),
         ]  # fmt: skip
         edge = stack.enter_context(edge_process(serve))
         shared = [
@@ -353,18 +384,27 @@ def demo_command(
             if code := run_chat(names[0], [*shared, *place.arguments(names[0])]):
                 raise typer.Exit(code)
             return
+
+        def generate(prompts: Mapping[str, str], *flags: str, show_text: bool = False) -> _Generated:
+            """Run a device with each prompt; with further flags of `fleet device generate`."""
+            events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
+            children = {}
+            with DemoProgress(console, max_new_tokens, show_text) as watch:
+                for number, (name, prompt) in enumerate(prompts.items()):
+                    watch.add(name, prompt)
+                    more = ["--seed", str(first_seed + number), *(["--raw"] if raw else []), *flags]
+                    arguments = [*shared, *place.arguments(name), *more, "--", prompt]
+                    children[name] = stack.enter_context(device_process(name, arguments, events))
+                return _Generated(children, _follow(children, events, watch, edge=edge.child, place=place))
+
+        asked = {name: texts[number % len(texts)] for number, name in enumerate(names)}
         started = time.monotonic()
-        events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
-        raw_flag = ["--raw"] if raw else []
-        children = {}
-        with DemoProgress(console, max_new_tokens, show_text) as watch:
-            for number, name in enumerate(names):
-                prompt, seed_flag = texts[number % len(texts)], ["--seed", str(first_seed + number)]
-                watch.add(name, prompt)
-                arguments = [*shared, *raw_flag, *place.arguments(name), *seed_flag, "--", prompt]
-                children[name] = stack.enter_context(device_process(name, arguments, events))
-            results = _follow(children, events, watch, edge=edge.child, place=place)
+        children, results = generate(asked, show_text=show_text)
         wall_s = time.monotonic() - started
+        rates: list[float | None] = []
+        if draft_length != "0" and len(results) == devices:
+            console.print("Comparing drafts with the edge alone: the first prompt once more with each …")
+            rates = [generate({names[0]: texts[0]}, flag).tokens_per_s for flag in ("--no-stream", "--stream")]
         report = DemoReport(
             place.name,
             mode.value,
@@ -372,13 +412,12 @@ def demo_command(
             edge.online["target"],
             wall_s,
             [device_row(result) for result in results.values()],
+            *rates,
         )
         _show(report, console, json_file, results if show_text else {})
         again = f"{program()} demo --chat" + ("" if models_dir == Path("models") else f" --models-dir {models_dir}")
-        console.print(
-            f"See the sessions: {program()} admin sessions --db {db}", markup=False, highlight=False, soft_wrap=True
-        )
-        console.print(f"Talk with the large model: {again}", markup=False, highlight=False, soft_wrap=True)
+        for line in (f"See the sessions: {program()} admin sessions --db {db}", f"Talk with the large model: {again}"):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         failed = [f"{name}: {child.cause}" for name, child in children.items() if name not in results]
         if failed:
             raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")
@@ -394,6 +433,15 @@ def demo_command(
                 prompts=texts,
                 edge=edge.child,
             )
+
+
+class _Generated(NamedTuple):
+    children: dict[str, ChildProcess]
+    results: dict[str, dict[str, Any]]  # of those that finished
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return next((result["tokens_per_s"] for result in self.results.values()), None)
 
 
 def _follow(

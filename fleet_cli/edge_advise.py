@@ -1,7 +1,7 @@
 """Command `fleet edge advise`: what this edge holds, whether drafting pays here, and what a fleet needs."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -185,7 +185,7 @@ def _advice_json(
 ) -> dict[str, Any]:
     return {
         "curve": curve_json(curve),
-        "drafts": plain(drafts),
+        "drafts": plain(drafts) | {"sources": dict(drafts.sources)},  # type: ignore[operator]
         "one_device": {
             "pays": found.pays,
             "streaming_tokens_per_s": found.streamed,
@@ -208,7 +208,7 @@ def _advice_json(
         "says": load_sentence(found),
         "holds": {"chosen": _capacity(found.holds), "streaming": _capacity(found.holds_streaming)},
         "traffic_of_a_device": plain(traffic),
-        "fleets": plain(needs),
+        "fleets": plain(list(needs)),
         "sources": dict(sources),
     }
 
@@ -326,7 +326,7 @@ def advise_command(
         prompt_tokens=prompt_tokens,
         guess_rate=guess_rate,
         message_s=message_ms / 1e3,
-        limits=EdgeLimits(**{each.name: getattr(settings, each.name) for each in fields(EdgeLimits)}),
+        limits=_limits(settings),
         seed=seed,
     )
     if drafts is None:
@@ -361,6 +361,18 @@ def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode:
             mode=mode, limit_s=limit_s, on_progress=lambda said: status.update(f"Measuring {said} …")
         )
         return measurement.measure(verifier, engine=settings.engine)
+
+
+def _limits(settings: EdgeSettings) -> EdgeLimits:
+    return EdgeLimits(
+        step_tokens=settings.step_tokens,
+        prefill_chunk=settings.prefill_chunk,
+        gather_share=settings.gather_share,
+        piece_s=settings.piece_s,
+        max_draft=settings.max_draft,
+        max_guess=settings.max_guess,
+        window=settings.window,
+    )
 
 
 def _hold_against(

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+import yaml
 from typer.testing import CliRunner
 
 from fleet_cli.asyncapi import app, render_yaml
@@ -12,6 +14,14 @@ def test_the_document_in_docs_is_current() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == render_yaml(document()), (
         "run: python -m fleet_cli.asyncapi --out docs/asyncapi.yaml"
     )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": {"b": [1, {"c": None}, [], {}, "x: y #"]}, "d-e_f": True, "$ref": "#/a", "é": "ü\n", "g": 0.5}, document()],
+)
+def test_the_yaml_is_read_as_what_was_written(value: dict[str, object]) -> None:
+    assert yaml.safe_load(render_yaml(value)) == value
 
 
 def test_the_command_writes_it(tmp_path: Path) -> None:

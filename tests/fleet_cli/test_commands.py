@@ -39,8 +39,9 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    (tmp_path / "smollm2-135m" / "target").mkdir(parents=True)
-    (tmp_path / "smollm2-135m" / "Q4_0.gguf").touch()
+    (tmp_path / "smollm2-135m").mkdir(parents=True)
+    for name in ("Q4_0", "target-Q8_0"):
+        (tmp_path / "smollm2-135m" / f"{name}.gguf").write_bytes(b"GGUF")
     return tmp_path
 
 
@@ -53,13 +54,6 @@ def test_a_package_that_is_missing_when_a_command_is_loaded_or_runs_is_named_wit
     sentence = refused(fleet(command, *arguments))
     assert "'sqlalchemy'" in sentence
     assert f"dssd-fleet[{COMMANDS[command].extra}]" in sentence
-
-
-def test_the_demo_without_torch_takes_the_target_for_llama_cpp(
-    models: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run
-) -> None:
-    monkeypatch.setattr("fleet_cli.demo.find_spec", lambda _name: None)
-    assert "--only target-Q8_0" in refused(fleet("demo", "--models-dir", models))
 
 
 def test_a_program_off_the_path_is_called_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fleet_cli.commands import _OURS
 from fleet_cli.errors import ExitCode
 from fleet_common.logs import Event, read_events, wait_for_event
-from tests.support.command import Run
 from tests.support.tiny_gguf import tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "fleet_cli.main")
+
+
+def events_of(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Run a command; return exit code, events and standard error. Every line must be an event."""
+    done = subprocess.run([*COMMAND, *arguments, "--events"], capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -28,10 +34,9 @@ COMMAND = (sys.executable, "-m", "fleet_cli.main")
     ],
     ids=lambda words: " ".join(words[:4]) if isinstance(words, list) else None,
 )
-def test_an_error_is_an_event_before_it_is_exit_code_2(arguments: list[str], said: str, fleet: Run) -> None:
-    code, output, complaint = fleet(*arguments, "--events")
+def test_an_error_is_an_event_before_it_is_exit_code_2(arguments: list[str], said: str) -> None:
+    code, events, complaint = events_of(*arguments)
     assert code == ExitCode.USER_ERROR
-    events = [json.loads(line) for line in output.splitlines()]
     sentences = [event["sentence"] for event in events if event["event"] == Event.ERROR]
     assert said in sentences[0]
     assert complaint.splitlines() == [f"fleet: {sentence}" for sentence in sentences]

@@ -433,11 +433,6 @@ def check(settings: EdgeSettings) -> None:
             "The engine llama.cpp needs the extra `edge-llama`; install it: pip install 'dssd-fleet[edge-llama]'; or "
             "set engine to another one."
         )
-    if settings.dtype == "int8":
-        raise VerifierError(
-            "The number format int8 is the engine torch's; set engine to torch, or leave dtype out: llama.cpp computes "
-            "in that of its GGUF."
-        )
     check_source(settings.target)
     if not is_gguf(Path(settings.target).expanduser()):
         raise UnsupportedModel(
@@ -448,6 +443,11 @@ def check(settings: EdgeSettings) -> None:
 
 def load(settings: EdgeSettings) -> Verifier:
     check(settings)
+    if settings.dtype == "int8":
+        raise VerifierError(
+            "The number format int8 is the engine torch's; set engine to torch, or leave dtype out: llama.cpp computes "
+            "in that of its GGUF."
+        )
     from fleet_edge.verifiers.llama_cpp.slab import open_target  # noqa: PLC0415 - only where a model is loaded
     from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
 
