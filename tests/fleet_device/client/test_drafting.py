@@ -17,14 +17,16 @@ from fleet_device.pacing.contract import Choice, DraftOutcome, Plan, ReportedLoa
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from schemas import fields
-from schemas.messages import Draft, Opened, Verdict
+from schemas.messages import Draft, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, Finish
 from tests.support.memory_fleet import DRAFT, terms
+from tests.support.scripted_edge import opened
 from tests.support.toy_grammar import GRAMMAR
 from tests.support.toy_pair import ToyPair, policy
 
 PROMPT = (1, 2)
+HANDLE = 7
 
 
 @dataclass
@@ -44,13 +46,7 @@ class Scene:
         asked = terms(6, mode=Mode.COUPLED, prompt=PROMPT)
         self.model = Model(DRAFT, DRAFT.words, context=self.context)
         self.session = DeviceSession(asked)
-        self.session.open()
-        self.session.on_opened(
-            Opened(
-                session=asked.session, handle=7, edge="edge-1", target="toy", position=0, max_new_tokens=12,
-                max_draft=4, window=1, lease_s=60.0, end_tokens=(),
-            )
-        )  # fmt: skip
+        self.session.on_opened(opened(self.session.open(), handle=HANDLE, max_draft=4, window=1, end_tokens=()))
         self.drafting = DraftSequence(self.session, self.model, lambda: self.times[0])
         self.drafting.rewind()
 
@@ -60,7 +56,9 @@ class Scene:
         return self.session.send().tokens
 
     def judge(self, accepted: int, token: int, finish: Finish = Finish.NO) -> None:
-        for effect in self.session.on_verdict(Verdict(handle=7, round=0, accepted=accepted, next=token, finish=finish)):
+        for effect in self.session.on_verdict(
+            Verdict(handle=HANDLE, round=0, accepted=accepted, next=token, finish=finish)
+        ):
             self.drafting.follow(effect)
 
     @property
@@ -165,9 +163,6 @@ def test_tokens_that_had_to_come_say_so_wherever_they_come_from() -> None:
     assert rest.origins == (TokenOrigin.FORCED,) * 2
 
 
-HANDLE = 7
-
-
 @dataclass
 class Pupil:
     asked: list[tuple[int, int]] = field(default_factory=list)
@@ -212,14 +207,7 @@ class PacingScene:
         self.open()
 
     def open(self, **told: float) -> None:
-        attempt = self.session.open().attempt
-        self.session.on_opened(
-            Opened(
-                session=self.session.request.session, attempt=attempt, handle=HANDLE, edge="edge-1", target="toy",
-                position=len(self.session.committed), max_new_tokens=40, max_draft=9, window=4, lease_s=60.0,
-                end_tokens=(), **told,
-            )
-        )  # fmt: skip
+        self.session.on_opened(opened(self.session.open(), handle=HANDLE, max_draft=9, end_tokens=(), **told))
         self.drafter.reset((*self.session.request.prompt, *self.session.committed))
         self.pacing.begin()
 
