@@ -6,10 +6,10 @@ import pytest
 from fleet_edge.store.records import DeviceFenced, EventLogged, SessionOpened
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, encode_json
-from schemas.messages import Close, Draft, Fault
+from schemas.messages import Draft, Fault
 from schemas.policy import Mode
-from schemas.reasons import EndReason
 from schemas.topics import Topic, build
+from tests.support.drafts import close
 from tests.support.memory_fleet import EDGE, FLEET, START, Device, MemoryFleet, lossless_text, terms
 from tests.support.memory_link import MemoryLink
 
@@ -20,14 +20,6 @@ Flood = Callable[[random.Random], tuple[Topic, bytes]]
 def draft(rng: random.Random, **fields: object) -> bytes:
     whole = {"handle": 999, "round": rng.getrandbits(31), "epoch": 0, "base": 0, "digest": 0, "tokens": (1,)}
     return encode_draft(Draft.model_validate(whole | {"counts": (9,)} | fields))
-
-
-def close(rng: random.Random) -> bytes:
-    counted = dict.fromkeys(("drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
-    times = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
-    return encode_close(
-        Close(session=rng.randbytes(8), handle=None, reason=EndReason.FAILED, tokens=0, digest=0, **counted, **times)  # type: ignore[arg-type]
-    )
 
 
 def state(rng: random.Random) -> bytes:
@@ -42,7 +34,7 @@ FLOODS: dict[str, Flood] = {
     "drafts of an unknown session": lambda rng: (Topic.DRAFT, draft(rng)),
     "opens": lambda rng: (Topic.OPEN, encode_open(terms(rng.getrandbits(60)))),
     "opens that are none": lambda rng: (Topic.OPEN, rng.randbytes(2000)),
-    "closes": lambda rng: (Topic.CLOSE, close(rng)),
+    "closes": lambda rng: (Topic.CLOSE, encode_close(close(session=rng.randbytes(8), handle=None))),
     "states": lambda rng: (Topic.STATE, state(rng)),
     "large opens": lambda rng: (Topic.OPEN, rng.randbytes(1 << 19)),
 }

@@ -21,7 +21,7 @@ from fleet_edge.store.fences import Fences
 from fleet_edge.store.records import SessionClosed
 from fleet_edge.store.views import FenceView
 from schemas.codec import encode_close, encode_draft, encode_open
-from schemas.messages import Close, Draft
+from schemas.messages import Draft
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
 from schemas.topics import Topic, build, parse
@@ -29,6 +29,7 @@ from tests.protocol_model.devices import ModelDevice, Text
 from tests.protocol_model.edges import Life, ModelEdge
 from tests.protocol_model.ledger import Ledger
 from tests.protocol_model.network import SteeredBroker, TappedLink
+from tests.support.drafts import close
 from tests.support.memory_fleet import FLEET, ChangingPacing, Clock, terms
 
 EDGES, DEVICES, HOSTILE = ("edge-1", "edge-2"), ("device-1", "device-2"), "hostile"
@@ -311,7 +312,8 @@ class ProtocolModel(RuleBasedStateMachine):
         if what == "bytes" or text is None:
             self._forge(Topic.DRAFT, b"\x80", edge=EDGES[which])
         elif what == "close":
-            self._forge(Topic.CLOSE, encode_close(_close(text.session.request.session, edge)))
+            name = text.session.request.session
+            self._forge(Topic.CLOSE, encode_close(close(session=name, handle=0, edge=edge, reason=EndReason.FAILED)))
         else:
             committed = tuple(text.session.committed)
             again = {"attempt": 3, "resume": committed} if what == "resume" else {"resume": committed or None}
@@ -546,13 +548,6 @@ class ProtocolModel(RuleBasedStateMachine):
 
     def _idle(self) -> list[ModelDevice]:
         return [device for device in self.devices if device.text is None or device.text.over]
-
-
-def _close(session: bytes, edge: str | None) -> Close:
-    counted = dict.fromkeys(("drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
-    times = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
-    ended = EndReason.FAILED
-    return Close(session=session, handle=0, edge=edge, reason=ended, tokens=0, digest=0, **counted, **times)
 
 
 @dataclass(slots=True)

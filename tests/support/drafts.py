@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
-from schemas.messages import Draft, Open
+from schemas.messages import Close, Draft, Open
 from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
@@ -64,6 +65,14 @@ def draft(
         "digest": extend_digest(EMPTY_DIGEST, text),
     }
     return Draft.model_validate(fields | other)
+
+
+def close(**given: object) -> Close:
+    """Return the Close of a session that has done nothing but what is given."""
+    counts = dict.fromkeys(("digest", "drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
+    times = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
+    fields = {"session": b"session1", "handle": 7, "reason": EndReason.STOP, "tokens": 0, **counts, **times}
+    return Close.model_validate(fields | given)
 
 
 def arrived(message: Draft, *, at: float = 0.0) -> ReceivedDraft:

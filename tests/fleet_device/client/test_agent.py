@@ -30,6 +30,7 @@ from schemas.messages import Closed, Fault
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
+from tests.support.drafts import close
 from tests.support.memory_broker import Faults
 from tests.support.memory_device import announce_edge
 from tests.support.memory_fleet import (
@@ -45,7 +46,7 @@ from tests.support.memory_fleet import (
 )
 from tests.support.memory_link import MemoryLink
 from tests.support.newer_release import rewrite
-from tests.support.scripted_edge import PATIENCE, LoneDevice
+from tests.support.scripted_edge import PATIENCE, LoneDevice, closed
 from tests.support.statistics import ALARM, p_value
 
 PROMPT = (1, 2)
@@ -345,11 +346,10 @@ def test_a_lost_lease_is_resumed_and_the_resumed_segments_closed_counts() -> Non
 
 def test_a_late_end_of_a_segment_resumed_elsewhere_is_ignored() -> None:
     scene = Scene()
-    zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
 
     def stale() -> None:
         name = bytes.fromhex(scene.fleet.sink.of(SessionOpened)[-1].session)
-        scene.tell(Closed(session=name, attempt=7, reason=EndReason.LOST, **zeros))
+        scene.tell(closed(close(session=name), attempt=7))
 
     scene.when(3, stale)
     done = scene.write()

@@ -4,14 +4,8 @@ from fleet_device.client.driver import with_cause
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.requests.generate import Cancellation
 from schemas.codec import decode_close, encode_close
-from schemas.messages import Close
 from schemas.reasons import EndReason, RefusalCode
-from tests.fleet_edge.store.samples import COUNTERS
-
-
-def _close(reason: EndReason = EndReason.FAILED) -> Close:
-    counted = {name: getattr(COUNTERS, name) for name in COUNTERS.__slots__}
-    return Close.model_validate({"session": b"12345678", "handle": 1, "digest": 0, "reason": reason, **counted})
+from tests.support.drafts import close
 
 
 @pytest.mark.parametrize(
@@ -25,13 +19,13 @@ def _close(reason: EndReason = EndReason.FAILED) -> Close:
     ],
 )
 def test_a_text_that_failed_says_why(error: Exception, code: str, sentence: str) -> None:
-    close = decode_close(encode_close(with_cause(_close(), error)))
-    assert (close.code, close.sentence) == (code, sentence)
+    told = decode_close(encode_close(with_cause(close(reason=EndReason.FAILED), error)))
+    assert (told.code, told.sentence) == (code, sentence)
 
 
 def test_other_ends_say_nothing_more() -> None:
-    assert with_cause(_close(EndReason.CANCELLED), KeyboardInterrupt()).code is None
-    assert with_cause(_close(), None).sentence is None
+    assert with_cause(close(reason=EndReason.CANCELLED), KeyboardInterrupt()).code is None
+    assert with_cause(close(reason=EndReason.FAILED), None).sentence is None
 
 
 def test_whoever_waits_is_woken_when_the_text_is_cancelled() -> None:

@@ -10,6 +10,8 @@ from fleet_device.client.reports import UnconfirmedCloses, UnverifiedReports
 from schemas.control import Presence
 from schemas.messages import Close, Closed
 from schemas.reasons import EndReason
+from tests.support.drafts import close
+from tests.support.scripted_edge import closed
 from tests.support.waiting import until
 
 BACK = EdgeStateChanged("edge-1", Presence.ONLINE)
@@ -57,8 +59,8 @@ def told(site: Site) -> list[int]:
     return list(dict.fromkeys(each.tokens for each in site.edge.said))
 
 
-def unverified(number: int, **changes: object) -> Close:
-    return close(number).model_copy(update={"unverified": number, **changes})
+def unverified(number: int, **given: object) -> Close:
+    return numbered(number, unverified=number, **given)
 
 
 def test_what_was_written_without_an_edge_is_told_once_when_one_is_back(site: Site) -> None:
@@ -117,7 +119,7 @@ def test_a_text_under_way_is_not_told_and_one_whose_end_was_verified_is_forgotte
     reports = site.reports()
     reports.keep(unverified(1), under_way=True)
     reports.on_event(BACK)
-    reports.forget(close(1).session)
+    reports.forget(numbered(1).session)
     reports.keep(unverified(2))
     until(lambda: len(reports) == 0)
     assert told(site) == [2]
@@ -161,7 +163,7 @@ def test_a_spoiled_report_does_not_hold_up_the_others(site: Site) -> None:
     reports.keep(unverified(2))
     reports.stop()
     with sqlite3.connect(site.path) as database:
-        database.execute("UPDATE reports SET close = x'00' WHERE session = ?", (close(1).session,))
+        database.execute("UPDATE reports SET close = x'00' WHERE session = ?", (numbered(1).session,))
     after = site.reports()
     site.edge.there = True
     after.on_event(BACK)
@@ -169,43 +171,19 @@ def test_a_spoiled_report_does_not_hold_up_the_others(site: Site) -> None:
     assert told(site) == [2]
 
 
-def close(number: int) -> Close:
-    return Close(
-        session=number.to_bytes(8, "big"),
-        handle=7,
-        edge="edge-1",
-        reason=EndReason.STOP,
-        tokens=number,
-        rounds=0,
-        drafted=0,
-        tested=0,
-        accepted=0,
-        digest=0,
-        uplink_bytes=0,
-        downlink_bytes=0,
-        draft_ms=0.0,
-        wait_ms=0.0,
-        wall_ms=0.0,
-    )
+def numbered(number: int, **given: object) -> Close:
+    return close(session=number.to_bytes(8, "big"), edge="edge-1", tokens=number, **given)
 
 
 def confirmed(number: int) -> Closed:
-    return Closed(
-        session=close(number).session,
-        reason=EndReason.STOP,
-        tokens=number,
-        rounds=0,
-        mean_batch=0.0,
-        queue_ms=0.0,
-        compute_ms=0.0,
-    )
+    return closed(numbered(number), reason=EndReason.STOP, tokens=number)
 
 
 def test_what_is_not_confirmed_is_said_to_whichever_edge_is_there_next() -> None:
     said: list[Close] = []
     closes = UnconfirmedCloses(said.append)
     for number in (1, 2):
-        closes.keep(close(number))
+        closes.keep(numbered(number))
     closes.on_event(confirmed(1))
     closes.on_event(EdgeStateChanged("edge-1", Presence.OFFLINE))
     assert said == []
@@ -220,7 +198,7 @@ def test_neither_are_they_many_nor_said_without_end() -> None:
     said: list[Close] = []
     closes = UnconfirmedCloses(said.append)
     for number in range(1, 30):
-        closes.keep(close(number))
+        closes.keep(numbered(number))
     assert len(closes) == 8
     for _ in range(100):
         closes.on_event(BACK)

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -9,11 +7,11 @@ from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import DraftResult, ReceivedDraft
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
-from schemas.messages import Close, Draft
+from schemas.messages import Draft
 from schemas.policy import Mode, SamplingPolicy
-from schemas.reasons import Action, EndReason, FaultCode, Finish
+from schemas.reasons import Action, FaultCode, Finish
 from schemas.vocabulary import EMPTY_DIGEST, extend_digest
-from tests.support.drafts import arrived, draft, edge_session
+from tests.support.drafts import arrived, close, draft, edge_session
 
 P = Dist(np.array([6, 4]), np.array([0.75, 0.25]))
 REJECTED = Judgement(1, rejected=True, p=P)
@@ -228,17 +226,9 @@ def test_samples_may_be_asked_for_until_the_correction() -> None:
     assert fault_of(session, request.model_copy(update={"round": 3})).code is FaultCode.DESYNC
 
 
-def close(**fields: Any) -> Close:
-    counts = dict.fromkeys(("digest", "drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
-    times = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
-    return Close.model_validate(
-        {"session": b"session1", "handle": 7, "reason": EndReason.LENGTH, "tokens": 2, **counts, **times, **fields}
-    )
-
-
 def test_a_close_may_bring_the_last_correction() -> None:
     session = after_rejection()
-    session.close(close(fix=6))
+    session.close(close(fix=6, tokens=2))
     assert session.tokens[3:] == [4, 6]
     assert session.finished
 
@@ -246,7 +236,7 @@ def test_a_close_may_bring_the_last_correction() -> None:
 @pytest.mark.parametrize("fields", [{"fix": 9}, {"fix": 2_000_000}, {"fix": 6, "tokens": 3}, {}])
 def test_a_close_brings_no_token_that_the_target_rules_out(fields: dict[str, int]) -> None:
     session = after_rejection()
-    session.close(close(**fields))
+    session.close(close(**{"tokens": 2, **fields}))
     assert session.tokens[3:] == [4]
 
 
@@ -303,7 +293,7 @@ def test_a_draft_that_arrives_after_the_end_is_passed_over() -> None:
 def test_nothing_is_verified_once_a_session_is_closed() -> None:
     session = edge_session()
     admitted(session, draft())
-    session.close(close())
+    session.close(close(tokens=2))
     assert session.ready is None
     assert session.chain(100) == ()
 
