@@ -29,16 +29,15 @@ from benchmarks.exactness.cases import LENGTH, law
 from benchmarks.processes import BenchError, Cores
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
-from dssd.distribution import Dist, shape
+from dssd.distribution import Dist
 from dssd.downlink import FormName
-from dssd.sampling import coupled_token
 from fleet_admin.planning.service_level import Client, TimeWindow
 from fleet_common.logs import Event, wait_for_event
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.recorded_drafter import RecordedText
 from tests.support.statistics import p_value
-from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
+from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, own_text, policy
 from tests.support.toy_transformer import ToyTransformer
 
 
@@ -319,15 +318,6 @@ def together(length: int) -> Together:
     pair = ToyPair.standard()
     target = ScriptedVerifier(pair.target, pair.target.words, context=512, end_tokens=END_TOKENS)
     return Together(target, ScriptedVerifier(pair.draft, pair.draft_words, context=512), length=length)
-
-
-def own_text(seed: int, tokens: int) -> list[int]:
-    text: list[int] = []
-    script = ToyPair.standard().target
-    while len(text) < tokens and not (text and text[-1] in END_TOKENS):
-        row = script.logits((*PROMPT, *text))
-        text.append(coupled_token(shape(row, policy(Mode.COUPLED, seed)), seed, len(text)))
-    return text
 
 
 @pytest.mark.parametrize("length", [1, 4])

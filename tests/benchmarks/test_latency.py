@@ -2,20 +2,9 @@ import pytest
 
 from benchmarks.latency import Row, Timed, write_alone, write_together
 from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, SYSTEMS
-from dssd.distribution import shape
-from dssd.sampling import coupled_token
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode
-from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
-
-
-def own_text(seed: int, tokens: int) -> list[int]:
-    text: list[int] = []
-    script = ToyPair.standard().target
-    while len(text) < tokens and not (text and text[-1] in END_TOKENS):
-        row = script.logits((*PROMPT, *text))
-        text.append(coupled_token(shape(row, policy(Mode.COUPLED, seed)), seed, len(text)))
-    return text
+from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, own_text, policy
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Float, Ids, shape
+from dssd.sampling import coupled_token
+from fleet_device.drafters.without_model import LogitsScript
 from schemas.policy import SamplingPolicy
 
 MAX_TABLE: Final = 1 << 26
@@ -18,6 +20,16 @@ MAX_TABLE: Final = 1 << 26
 
 MAX_JOINT: Final = 1 << 24
 """Most outcomes of a joint law: 128 MiB."""
+
+
+def coupled_text(
+    language: LogitsScript, prompt: Sequence[int], policy: SamplingPolicy, most: int, *, ends: Sequence[int] = ()
+) -> list[int]:
+    """Return the output that the seed and the target alone determine in coupled mode."""
+    text: list[int] = []
+    while len(text) < most and (not text or text[-1] not in ends):
+        text.append(coupled_token(shape(language.logits((*prompt, *text)), policy), policy.seed, len(text)))
+    return text
 
 
 class MarkovScript:

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from dssd.distribution import shape
 from dssd.downlink import FormName
-from dssd.sampling import coupled_token
 from fleet_device.client.drafting import Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.messaging import ConnectionChanged, Event, Inbox, Outbound, ReceivedVerdict
@@ -38,7 +37,7 @@ from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
-from tests.support.markov import MarkovScript
+from tests.support.markov import MarkovScript, coupled_text
 from tests.support.memory_broker import Faults, MemoryBroker
 from tests.support.memory_link import MemoryLink
 
@@ -387,11 +386,7 @@ def run(
 
 def lossless_text(asked: Open) -> list[int]:
     """Return the target's own output in coupled mode, without the rest of the system."""
-    text: list[int] = []
-    while len(text) < asked.max_new_tokens and (not text or text[-1] != END):
-        p = shape(TARGET.logits((*asked.prompt, *text)), asked.policy)
-        text.append(coupled_token(p, asked.policy.seed, len(text)))
-    return text
+    return coupled_text(TARGET, asked.prompt, asked.policy, asked.max_new_tokens, ends=(END,))
 
 
 def possible(asked: Open, text: Sequence[int]) -> bool:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from dssd.distribution import shape
-from dssd.sampling import coupled_token
 from schemas.policy import SamplingPolicy
-from tests.support.markov import MarkovScript
+from tests.support.markov import MarkovScript, coupled_text
 
 CONTEXT: Final = 4096
 """Most tokens in one sequence."""
@@ -21,11 +20,8 @@ def draft_language() -> MarkovScript:
 
 
 def reference_text(prompt: Sequence[int], policy: SamplingPolicy, length: int) -> list[int]:
-    """Return the output that the seed and the target alone determine in coupled mode."""
-    text = list(prompt)
-    for position in range(length):
-        text.append(coupled_token(shape(LANGUAGE.logits(text), policy), policy.seed, position))
-    return text[len(prompt) :]
+    """Return the target's own output in coupled mode."""
+    return coupled_text(LANGUAGE, prompt, policy, length)
 
 
 def is_possible(prompt: Sequence[int], policy: SamplingPolicy, tokens: Sequence[int]) -> bool:

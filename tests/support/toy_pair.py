@@ -14,7 +14,7 @@ from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_device.drafters.without_model import LogitsScript, ScriptedDrafter, WordCodec
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
-from tests.support.markov import MarkovScript
+from tests.support.markov import MarkovScript, coupled_text
 from tests.support.toy_transformer import ToyTransformer
 
 PROMPT: Final = (1,)
@@ -114,3 +114,8 @@ def policy(mode: Mode, seed: int, *, greedy: bool = False, grammar: Grammar | No
     temperature = 0.0 if greedy else TEMPERATURE
     top_k, top_p = (TOP_K, 0.93) if grammar is None else (2, 0.85)
     return SamplingPolicy(mode=mode, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, grammar=grammar)
+
+
+def own_text(seed: int, tokens: int) -> list[int]:
+    """Return the target's own output in coupled mode."""
+    return coupled_text(ToyPair.standard().target, PROMPT, policy(Mode.COUPLED, seed), tokens, ends=END_TOKENS)
