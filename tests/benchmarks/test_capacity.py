@@ -26,6 +26,7 @@ from benchmarks.capacity.serving import (
 )
 from benchmarks.capacity.suite import THROUGH_BROKER, Row, add_options, cells, in_process
 from benchmarks.exactness.cases import LENGTH, law
+from benchmarks.harness import ENGINES
 from benchmarks.processes import BenchError, Cores
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
@@ -79,6 +80,7 @@ def asked(path: Path, *, draft: bool) -> dict[str, object]:
         "length": 2,
         "devices": 3,
         "threads": 1,
+        "engine": dict(ENGINES["llama.cpp"]),
         "arrivals": "at-once",
         "pause_s": 0.0,
         "seed": 0,
