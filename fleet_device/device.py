@@ -179,6 +179,7 @@ class Device:
         offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
         rejoin: bool | None = None,
         grammar: Grammar | None = None,
+        speculation: bool = True,
     ) -> GeneratedText:
         """Generate a text, and return it when it is complete.
 
@@ -203,6 +204,7 @@ class Device:
             offline: What the device does when no edge answers.
             rejoin: Whether an edge that is back verifies the rest of a generation that went on without one.
             grammar: Constraint on the text; none if left out.
+            speculation: Draft on this device; otherwise the edge decodes alone.
 
         Raises:
             InvalidRequest: The prompt or an option cannot be used.
@@ -230,6 +232,7 @@ class Device:
             offline=offline,
             rejoin=rejoin,
             grammar=grammar,
+            speculation=speculation,
         )
         with self._begin(prompt, options, revisable=True) as stream:
             return stream.result()
@@ -251,6 +254,7 @@ class Device:
         offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
         rejoin: bool | None = None,
         grammar: Grammar | None = None,
+        speculation: bool = True,
     ) -> TextStream:
         """Begin to generate a text, and return an iterator over its pieces as they are verified.
 
@@ -277,6 +281,7 @@ class Device:
             offline=offline,
             rejoin=rejoin,
             grammar=grammar,
+            speculation=speculation,
         )
         return self._begin(prompt, options, revisable=False)
 
