@@ -1,4 +1,4 @@
-"""Bounds of grammars: a cheap check and simplification before native code reads a grammar.
+"""Bounds of grammars: a cheap check and rewriting before native code reads a grammar.
 
 The bounds reject by name what would take seconds or overflow a stack. They guarantee nothing: a grammar that passes is
 compiled in a process that may crash.
@@ -7,12 +7,11 @@ compiled in a process that may crash.
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations
-from typing import Any, Final
-from urllib.parse import unquote
+from collections.abc import Iterable
+from typing import Final
 
 from fleet_common.grammar.errors import GrammarError, unusable
+from fleet_common.grammar.rewriting import Rewriter, Schema, direct, mapping, subschemas, target_of
 from schemas.policy import Grammar, GrammarKind
 
 _MOST_LEVELS: Final = 100
@@ -29,24 +28,6 @@ _MOST_PROPERTIES: Final = 2000
 _MOST_LITERAL_BYTES: Final = 1 << 15
 """All constants together, as JSON."""
 
-_MOST_PAIRS: Final = 4000
-"""Pairs of alternatives of `oneOf` that are compared."""
-
-FORMATS: Final = frozenset(
-    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
-)
-"""Values of `format` that llguidance enforces. In JSON Schema all others are annotations, so they are removed."""
-
-_MAPPINGS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_SINGLES: Final = (
-    "items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
-    "unevaluatedItems", "unevaluatedProperties",
-)  # fmt: skip
-"""Keywords of JSON Schema that contain schemas: by name, in a list, or one."""
-
-_TYPES: Final = frozenset(("null", "boolean", "number", "string", "array", "object"))
-
 _TOKEN: Final = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|(?://|\#)[^\n]*|%json\s*')
 """Parts of a Lark grammar with arbitrary content: strings, regular expressions, comments, and JSON schemas."""
 
@@ -54,13 +35,11 @@ _DEFINITION: Final = re.compile(r"^[ \t]*[?!]?([A-Za-z_]\w*)[^:\n|]*:", re.MULTI
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 _DECODER: Final = json.JSONDecoder()
 
-Schema = dict[str, Any]
-
 
 def bounded_text(grammar: Grammar) -> str:
     """Return the text of a grammar for the worker; raise GrammarError if it is invalid or too large.
 
-    Unknown formats are removed, and `oneOf` becomes `anyOf` where possible.
+    Keywords that llguidance does not support are rewritten where possible.
     """
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
@@ -82,10 +61,12 @@ def _schema_text(schema: object) -> str:
         raise unusable("a JSON schema is an object")
     _check_levels(schema)
     if isinstance(schema, dict):
-        subschemas = list(_subschemas(schema))
-        _check_numbers(subschemas)
+        found = list(subschemas(schema))
+        _check_numbers(found)
         _check_hops(schema)
-        _simplify(schema, subschemas)
+        rewriter = Rewriter(schema)
+        for each in reversed(found):
+            rewriter.rewrite(each)
     return _json(schema)
 
 
@@ -119,11 +100,11 @@ def _check_levels(schema: object) -> None:
     raise _too_many("levels of nesting", _MOST_LEVELS)
 
 
-def _check_numbers(subschemas: Iterable[Schema]) -> None:
+def _check_numbers(schemas: Iterable[Schema]) -> None:
     properties = definitions = literals = 0
-    for schema in subschemas:
-        properties += len(_mapping(schema, "properties")) + len(_mapping(schema, "patternProperties"))
-        definitions += len(_mapping(schema, "$defs")) + len(_mapping(schema, "definitions"))
+    for schema in schemas:
+        properties += len(mapping(schema, "properties")) + len(mapping(schema, "patternProperties"))
+        definitions += len(mapping(schema, "$defs")) + len(mapping(schema, "definitions"))
         literals += sum(
             len(_json(schema[word]).encode("utf-8", "replace")) for word in ("const", "enum") if word in schema
         )
@@ -143,12 +124,12 @@ def _check_hops(root: Schema) -> None:
     while waiting:
         schema, hops = waiting.pop()
         reference = schema.get("$ref")
-        inner = [(each, hops) for each in _direct(schema, definitions=False)]
+        inner = [(each, hops) for each in direct(schema, definitions=False)]
         if isinstance(reference, str) and reference not in seen:
             seen.add(reference)
             if hops == _MOST_HOPS:
                 raise _too_many("references in a row", _MOST_HOPS)
-            if isinstance(target := _target(root, reference), dict):
+            if isinstance(target := target_of(root, reference), dict):
                 inner.append((target, hops + 1))
         waiting.extend(reversed(inner))
 
@@ -174,130 +155,8 @@ def _check_rules(bare: str) -> None:
         waiting.extend((used, hops + 1) for used in reversed(uses[name]))
 
 
-def _simplify(root: Schema, subschemas: Iterable[Schema]) -> None:
-    """Remove unknown formats, and replace `oneOf` by `anyOf` where no value can match two alternatives."""
-    pairs = 0
-    for schema in subschemas:
-        if isinstance(form := schema.get("format"), str) and form not in FORMATS:
-            del schema["format"]
-        alternatives = schema.get("oneOf")
-        if isinstance(alternatives, list) and "anyOf" not in schema:
-            pairs += len(alternatives) ** 2 // 2
-            if pairs <= _MOST_PAIRS and all(_disjoint(*pair, root) for pair in combinations(alternatives, 2)):
-                schema["anyOf"] = schema.pop("oneOf")
-
-
-def _disjoint(one: object, other: object, root: Schema, levels: int = 4) -> bool:
-    """Whether it is certain that no value matches both schemas.
-
-    Some of their requirements are enough to know: a value that matches a schema matches each part of it.
-    """
-    one, other = _resolved(one, root), _resolved(other, root)
-    if one is False or other is False:
-        return True
-    if not isinstance(one, dict) or not isinstance(other, dict) or levels == 0:
-        return False
-    if not _types(one) & _types(other):
-        return True
-    values, others = _scalars(one), _scalars(other)
-    if values is not None and others is not None and not values & others:
-        return True
-    if _types(one) | _types(other) != {"object"}:
-        return False
-    properties, others_properties = _mapping(one, "properties"), _mapping(other, "properties")
-    # One of them requires the property, so a value that matches both has it.
-    return any(
-        _disjoint(properties[key], others_properties[key], root, levels - 1)
-        for key in {*_names(one.get("required")), *_names(other.get("required"))}
-        if key in properties and key in others_properties
-    )
-
-
-def _resolved(schema: object, root: Schema) -> object:
-    """Follow up to four references within a schema."""
-    for _ in range(4):
-        if not isinstance(schema, dict) or not isinstance(reference := schema.get("$ref"), str):
-            return schema
-        schema = _target(root, reference)
-    return schema
-
-
-def _types(schema: Schema) -> frozenset[str]:
-    """Return the types that a schema allows; an integer is a number."""
-    named = schema.get("type")
-    names = {named} if isinstance(named, str) else set(_names(named))
-    types = frozenset("number" if name == "integer" else name for name in names) & _TYPES or _TYPES
-    values = _scalars(schema)
-    return types if values is None else types & {kind for kind, _ in values}
-
-
-def _scalars(schema: Schema) -> frozenset[tuple[str, object]] | None:
-    """Return the values of a schema that only allows some scalars, with their types; None for other schemas."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if not isinstance(values, list) or any(isinstance(value, dict | list) for value in values):
-        return None
-    return frozenset((_type(value), value) for value in values)
-
-
-def _type(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case str():
-            return "string"
-        case _:
-            return "number"
-
-
-def _subschemas(root: Schema) -> Iterator[Schema]:
-    waiting = [root]
-    while waiting:
-        schema = waiting.pop()
-        yield schema
-        waiting.extend(_direct(schema))
-
-
-def _direct(schema: Schema, *, definitions: bool = True) -> Iterator[Schema]:
-    for word, value in schema.items():
-        found: Iterable[object] = ()
-        if word in _MAPPINGS and isinstance(value, dict):
-            found = value.values() if definitions or word not in ("$defs", "definitions") else ()
-        elif word in _LISTS and isinstance(value, list):
-            found = value
-        elif word in _SINGLES:
-            found = (value,)
-        yield from (each for each in found if isinstance(each, dict))
-
-
-def _target(root: Schema, reference: str) -> object:
-    """Return the target of a reference within a schema; None if there is none."""
-    if not reference.startswith("#"):
-        return None
-    found: object = root
-    for part in unquote(reference[1:]).split("/")[1:]:
-        name = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-            found = found[int(name)]
-        elif isinstance(found, dict):
-            found = found.get(name)
-        else:
-            return None
-    return found
-
-
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _mapping(schema: Schema, word: str) -> Mapping[str, object]:
-    found = schema.get(word)
-    return found if isinstance(found, dict) else {}
-
-
-def _names(value: object) -> list[str]:
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def _too_many(what: str, most: int) -> GrammarError:

@@ -1,5 +1,6 @@
 """Exceptions of grammars."""
 
+import re
 from typing import Final
 
 from schemas.errors import FleetError
@@ -9,11 +10,13 @@ from schemas.printable import printable_line
 _MOST: Final = MAX_SENTENCE - 100
 
 _REASONS: Final = {
-    "coerce_one_of": "the alternatives of the keyword 'oneOf' must exclude each other, by their types or by a property "
-    "that they require with different constants; use 'anyOf' if they need not",
+    "coerce_one_of": "the alternatives of the keyword 'oneOf' must exclude each other, by their types, by constants or "
+    "by required properties; use 'anyOf' if they need not",
     "NoExtension": "it allows no text",
 }
 """Replacements for unhelpful reasons of llguidance, by a part of their text."""
+
+_KEYWORDS: Final = re.compile(r"Unimplemented keys: \[(.*?)\]")
 
 
 class GrammarError(FleetError):
@@ -56,4 +59,6 @@ def unusable(reason: str) -> GrammarError:
     """Return the error of a grammar; llguidance's reason may have many lines."""
     plain = printable_line(" ".join(reason.replace("<non-verbose/>", "").split()))
     sentence = next((sentence for sign, sentence in _REASONS.items() if sign in plain), plain)
+    if found := _KEYWORDS.search(plain):
+        sentence = f"the following keywords of its schema are not supported: {found[1].replace(chr(34), chr(39))}"
     return GrammarError(f"The grammar cannot be used: {sentence[:_MOST].rstrip('. ')}.")

@@ -2,14 +2,16 @@ import itertools
 import json
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_common.grammar.bounds import FORMATS, bounded_text
+from fleet_common.grammar.bounds import bounded_text
 from fleet_common.grammar.compiler import GrammarCompiler
-from fleet_common.grammar.errors import GrammarError
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.errors import GrammarError, OutsideGrammar
+from fleet_common.grammar.process import GrammarMatcher, GrammarTokenizer
+from fleet_common.grammar.rewriting import FORMATS
 from schemas.policy import Grammar, GrammarKind
 
 LETTERS = [chr(code) for code in range(32, 127)]
@@ -94,7 +96,7 @@ def test_an_unknown_format_is_an_annotation_wherever_a_schema_is_and_nowhere_els
         "default": {"format": "kept"},
         "enum": [{"format": "kept"}],
         "items": [{"format": "password"}],
-        "allOf": [{"not": {"format": "byte"}}],
+        "allOf": [{"contains": {"format": "byte"}}],
     }
     assert simplified(schema) == {
         "type": "object",
@@ -102,7 +104,7 @@ def test_an_unknown_format_is_an_annotation_wherever_a_schema_is_and_nowhere_els
         "default": {"format": "kept"},
         "enum": [{"format": "kept"}],
         "items": [{}],
-        "allOf": [{"not": {}}],
+        "allOf": [{"contains": {}}],
     }
     assert bounded_text(Grammar.lark('start: %json {"format": "frob"}\n')) == "start: %json {}\n"
 
@@ -112,49 +114,7 @@ def test_every_format_is_taken(form: str) -> None:
     COMPILER.matcher(Grammar.json_schema({"type": "string", "format": form}))
 
 
-EXCLUSIVE: list[dict[str, Any]] = [
-    {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "$defs": {"a": tagged("a"), "b": tagged("b")}},
-    {"oneOf": [{"$ref": "#/$defs/a"}, tagged("b")], "$defs": {"a": {"$ref": "#/$defs/x"}, "x": tagged("a")}},
-    {"oneOf": [{"type": "string"}, {"type": ["integer", "null"]}, {"enum": [True]}]},
-    {"oneOf": [{"const": 1}, {"const": True}, {"const": "1"}]},
-    {"oneOf": [tagged("a", inner=tagged("x")), tagged("b")]},
-    {"items": {"oneOf": [{"type": "object", "properties": {"x": tagged("a")}, "required": ["x"]},
-                         {"type": "object", "properties": {"x": tagged("b")}}]}},
-]  # fmt: skip
-
-OVERLAPPING: list[dict[str, Any]] = [
-    {"oneOf": [{"type": "integer"}, {"type": "number"}]},
-    {"oneOf": [{"type": "string"}, {"enum": ["a", 1]}]},
-    {"oneOf": [{"const": 1}, {"const": 1.0}]},
-    {"oneOf": [{"const": [1]}, {"const": [1.0]}]},
-    {"oneOf": [{"properties": {"kind": {"const": "a"}}, "required": ["kind"]}, tagged("b")]} | {"type": "array"},
-    {"oneOf": [{"type": "object", "properties": {"kind": {"const": "a"}}}, {"type": "object"}]},
-    {"oneOf": [{"$ref": "#/$defs/none"}, {"$ref": "https://example.org/"}]},
-    {"oneOf": [{"$ref": "#/$defs/r"}, {"type": "string"}], "$defs": {"r": {"$ref": "#/$defs/r"}}},
-    {"oneOf": [{}, {"type": "string"}]},
-]
-
-
-@pytest.mark.parametrize("schema", EXCLUSIVE)
-def test_one_of_alternatives_that_exclude_each_other_is_any_of_them(schema: dict[str, Any]) -> None:
-    assert "oneOf" not in json.dumps(simplified(schema))
-    COMPILER.matcher(Grammar.json_schema(schema))
-
-
-@pytest.mark.parametrize("schema", OVERLAPPING)
-def test_one_of_alternatives_that_may_overlap_is_not_approximated(schema: dict[str, Any]) -> None:
-    assert simplified(schema) == schema
-
-
-@pytest.mark.parametrize("more", [{}, {"x-guidance": {"coerce_one_of": True}}])
-def test_a_refusal_of_one_of_names_the_keyword_and_no_option_of_a_library(more: dict[str, Any]) -> None:
-    with pytest.raises(GrammarError) as found:
-        COMPILER.matcher(Grammar.json_schema({"oneOf": [{"type": "string"}, {"type": "string"}]} | more))
-    assert "oneOf" in str(found.value)
-    assert "coerce" not in str(found.value)
-
-
-SCALARS = st.sampled_from([None, True, False, 0, 1, 1.5, "a", "b"])
+SCALARS = st.sampled_from([None, True, False, 0, 1, 1.5, "", "a", "b", "ab", "\\", "]"])
 LEAVES = st.one_of(
     st.builds(lambda value: {"const": value}, SCALARS),
     st.builds(lambda values: {"enum": values}, st.lists(SCALARS, min_size=1, max_size=3)),
@@ -163,23 +123,119 @@ LEAVES = st.one_of(
     ),
     st.builds(lambda kind: {"type": [kind, "null"]}, st.sampled_from(["boolean", "integer", "string"])),
 )
-OBJECTS = st.builds(
-    lambda properties, required: {"type": "object", "properties": properties, "required": sorted(required)},
-    st.dictionaries(st.sampled_from("xy"), LEAVES, max_size=2),
-    st.sets(st.sampled_from("xy")),
+OBJECTS = st.fixed_dictionaries(
+    {"required": st.lists(st.sampled_from("xy"), max_size=2, unique=True)},
+    optional={
+        "properties": st.dictionaries(st.sampled_from("xy"), st.one_of(LEAVES, st.booleans()), max_size=2),
+        "type": st.just("object"),
+        "additionalProperties": st.booleans(),
+        "minProperties": st.sampled_from([0, 1, 2]),
+    },
 )
-VALUES: list[Any] = [None, True, False, 0, 1, 1.5, 2, "a", "b", "c"]
+PARTS = st.one_of(LEAVES, OBJECTS, st.builds(lambda leaf: {"$ref": "#/$defs/r", "$defs": {"r": leaf}}, OBJECTS))
+REWRITTEN = st.fixed_dictionaries(
+    {},
+    optional={
+        "oneOf": st.lists(PARTS, min_size=1, max_size=3),
+        "anyOf": st.lists(PARTS, min_size=1, max_size=2),
+        "not": PARTS,
+        "if": PARTS,
+        "then": PARTS,
+        "else": PARTS,
+        "dependencies": st.dictionaries(st.sampled_from("xy"), st.one_of(st.just(["y"]), OBJECTS), max_size=2),
+        "minProperties": st.sampled_from([0, 1, 2]),
+        "required": st.lists(st.sampled_from("xy"), max_size=1),
+        "properties": st.dictionaries(st.sampled_from("xy"), LEAVES, max_size=2),
+        "type": st.sampled_from(["object", "string", ["object", "integer"]]),
+    },
+)
+VALUES: list[Any] = [None, True, False, 0, 1, 1.5, 2, "", "a", "b", "ab", "abc", "\\", "]", []]
 VALUES += [
-    {key: value for key, value in zip("xy", pair, strict=True) if value != "absent"}
-    for pair in itertools.product([*VALUES, "absent"], repeat=2)
+    {key: value for key, value in zip("xyz", triple, strict=True) if value != "absent"}
+    for triple in itertools.product([*VALUES, "absent"], [None, 1, "a", "b", "absent"], [1, "absent"])
 ]
 
 
-@given(st.lists(st.one_of(LEAVES, OBJECTS), min_size=2, max_size=3))
-def test_no_value_matches_two_alternatives_of_what_has_become_any_of(alternatives: list[dict[str, Any]]) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    if "anyOf" not in simplified({"oneOf": alternatives}):
-        return
-    validators = [jsonschema.Draft202012Validator(each) for each in alternatives]
-    for value in VALUES:
-        assert sum(validator.is_valid(value) for validator in validators) <= 1
+@given(REWRITTEN)
+def test_a_rewritten_schema_allows_the_same_values(schema: dict[str, Any]) -> None:
+    schema = {**schema, "$defs": {"r": {"type": "object", "required": ["x"]}}}
+    before, after = jsonschema.Draft7Validator(schema), jsonschema.Draft7Validator(simplified(schema))
+    assert [value for value in VALUES if before.is_valid(value) != after.is_valid(value)] == []
+
+
+def either(*alternatives: object) -> dict[str, Any]:
+    return {"oneOf": [*alternatives]}
+
+
+KINDS = {"type": "object", "properties": {"kind": {"type": "string"}, "n": {"type": "integer"}}, "required": ["kind"]}
+SUPPORTED: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "references": (
+        either({"$ref": "#/$defs/a"}, tagged("b")) | {"$defs": {"a": {"$ref": "#/$defs/x"}, "x": tagged("a")}},
+        ['{"kind": "a"}', '{"kind": "b"}'],
+        ['{"kind": "c"}'],
+    ),
+    "types": (either({"type": "string"}, {"type": ["integer", "null"]}, {"enum": [True]}), ["1", "null"], ["false"]),
+    "overlap": (either({"type": "string"}, {"enum": ["a", 1]}), ["1", '"b"'], ['"a"']),
+    "one property or the other": (
+        KINDS | either({"required": ["kind"]}, {"required": ["n"]}),
+        ['{"kind": "a"}'],
+        ['{"kind": "a", "n": 1}'],
+    ),
+    "properties without a type": (
+        either(*({"properties": {"k": {"const": name}}, "required": ["k"]} for name in "ab")),
+        ['{"k": "a"}', '{"k": "b"}'],
+        ["1", '{"k": "c"}'],
+    ),
+    "not": (KINDS | {"not": {"required": ["n"]}}, ['{"kind": "a"}'], ['{"kind": "a", "n": 1}']),
+    "not a string": ({"type": "string", "not": {"enum": ["a]", "b"]}}, ['"a"', '"a]]"', '"c"'], ['"a]"', '"b"']),
+    "if": (
+        KINDS | {"if": {"properties": {"kind": {"const": "a"}}}, "then": {"required": ["n"]}},
+        ['{"kind": "a", "n": 1}', '{"kind": "b"}', '{"kind": "aa"}'],
+        ['{"kind": "a"}'],
+    ),
+    "dependencies": (
+        {"type": "object", "properties": {"a": {}, "b": {}}, "dependencies": {"a": ["b"]}},
+        ['{"a": 1, "b": 1}', '{"b": 1}'],
+        ['{"a": 1}'],
+    ),
+    "minProperties": (KINDS | {"required": [], "minProperties": 1}, ['{"n": 1}', '{"z": 1}'], ["{}"]),
+    "uniqueItems": ({"type": "array", "uniqueItems": True, "maxItems": 1}, ["[1]"], ["[1, 1]"]),
+}
+
+
+@pytest.mark.parametrize(("schema", "allowed", "forbidden"), SUPPORTED.values(), ids=SUPPORTED)
+def test_llguidance_follows_a_rewritten_schema(
+    schema: dict[str, Any], allowed: list[str], forbidden: list[str]
+) -> None:
+    compiled = COMPILER.compiled(Grammar.json_schema(schema))
+    end = len(LETTERS)
+
+    def takes(text: str) -> bool:
+        matcher = GrammarMatcher(compiled)
+        try:
+            return end in matcher.allowed([LETTERS.index(letter) for letter in text])
+        except OutsideGrammar:
+            return False
+
+    assert [text for text in allowed if not takes(text)] == []
+    assert [text for text in forbidden if takes(text)] == []
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "oneOf": either({"type": "integer"}, {"type": "number"}),
+    "oneOf again": either({"const": [1]}, {"const": [1.0]}),
+    "oneOf that is recursive": either({"$ref": "#/$defs/r"}, {}) | {"$defs": {"r": {"$ref": "#/$defs/r"}}},
+    "oneOf with an option of a library": either({"minLength": 1}, {"minLength": 2})
+    | {"x-guidance": {"coerce_one_of": True}},
+    "uniqueItems": {"type": "array", "uniqueItems": True},
+    "not": {"not": {"pattern": "a"}},
+    "if": {"if": {"minItems": 2}, "then": {"maxItems": 5}},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_names_the_keyword_and_no_option_of_a_library(name: str) -> None:
+    with pytest.raises(GrammarError) as found:
+        COMPILER.matcher(Grammar.json_schema(REFUSED[name]))
+    assert f"'{name.split(maxsplit=1)[0]}'" in str(found.value)
+    assert "coerce" not in str(found.value)

@@ -104,7 +104,7 @@ def test_json_is_written_in_one_way_so_that_what_stands_around_values_is_forced(
     ("kind", "text", "says"),
     [
         (GrammarKind.JSON_SCHEMA, '{"type": "strin"}', "strin"),
-        (GrammarKind.JSON_SCHEMA, '{"not": {"type": "string"}}', "not"),
+        (GrammarKind.JSON_SCHEMA, '{"not": {"pattern": "a"}}', "not"),
         (GrammarKind.JSON_SCHEMA, '{"type": "string", "pattern": "(?=a)b"}', "look-around"),
         (GrammarKind.JSON_SCHEMA, '{"type": "array", "uniqueItems": true}', "uniqueItems"),
         (GrammarKind.JSON_SCHEMA, "[1", "JSON"),
