@@ -9,6 +9,7 @@
 """
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -269,6 +270,14 @@ class SessionLog(Closing):
         with self._reading() as connection:
             return queries.event_counts(connection, chosen, by=grouping, limit=limit)
 
+    def failures(
+        self, grain: str, *, since: Time | None = None, device: str | None = None, edge: str | None = None
+    ) -> dict[datetime, Counter[str]]:
+        """Return the number of failures, refusals and faults by time and code; arguments as for `usage`, `events`."""
+        chosen = EventFilter(since=self._time("since", since), devices=_several(device), edge=edge)
+        with self._reading() as connection:
+            return queries.failures(connection, chosen, grain=_known(Grain, grain))
+
     def record_event(
         self,
         *,
@@ -346,7 +355,8 @@ class SessionLog(Closing):
             since: As `stats`.
             until: As `stats`.
             by: Of `device`, `edge`, `app`, `draft_model`, `quantization`.
-            grain: Also by `hour`, `day` or `month`; where only coarser rollups are left, by these.
+            grain: Also by `minute`, `5-minutes`, `hour`, `day` or `month`; where only coarser rollups are left, by
+                these. Minutes are read from segments, which takes long for a long time.
             device: Of this device, or of one of these.
             edge: Of segments at this edge.
             app: Of this application, on any device.
@@ -384,17 +394,35 @@ class SessionLog(Closing):
 
         Times as for `stats`.
         """
+        found = self._latencies(since, until, edge, None).get(None, {})
+        return {measure.value: found.get(measure, Distribution({})) for measure in totals.Measure}
+
+    def latencies_over_time(
+        self, grain: str, *, since: Time | None = None, until: Time | None = None, edge: str | None = None
+    ) -> dict[datetime, dict[str, Distribution]]:
+        """Return what `latencies` does by time, and by the measures that there are; `grain` as for `usage`."""
+        found = self._latencies(since, until, edge, _known(Grain, grain))
+        return {
+            start: {measure.value: own for measure, own in measured.items()}
+            for start, measured in found.items()
+            if start is not None
+        }
+
+    def _latencies(
+        self, since: Time | None, until: Time | None, edge: str | None, grain: Grain | None
+    ) -> dict[datetime | None, dict[totals.Measure, Distribution]]:
         period = totals.UsageFilter(
             since=self._time("since", since),
             until=self._time("until", until),
             chosen=None if edge is None else {totals.Dimension.EDGE: (edge,)},
         )
         with self._reading() as connection:
-            found = totals.latencies(connection, period=period)
-        return {
-            measure.value: Distribution.total(own for (_, name), own in found.items() if name is measure)
-            for measure in totals.Measure
-        }
+            return totals.latencies(connection, period=period, grain=grain)
+
+    def beginning(self) -> datetime | None:
+        """Return when the first session was opened, of purged ones roughly; None without any. Cheap."""
+        with self._reading() as connection:
+            return totals.beginning(connection)
 
     def export_columns(self, what: str) -> tuple[str, ...]:
         """Return the names of the columns of `export_rows`."""

@@ -4,6 +4,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -58,6 +59,22 @@ def create_app(services: Services) -> Starlette:
     async def healthy(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
+    def refuse(request: Request, error: Exception) -> Response:
+        """Return the response to a failed request: a page with the menu for who is logged in, or JSON for programs."""
+        status, sentence, headers = _explain(error)
+        if request.url.path.startswith(API):
+            return JSONResponse({"error": {"status": status, "sentence": sentence}}, status, headers)
+        title, admission = f"Error {status}", getattr(request.state, "admission", None)
+        if admission is None or admission.visitor is None:
+            page: Response = HTMLResponse(
+                render("problem.html", {"title": title, "status": status, "sentence": sentence}), status
+            )
+        else:
+            visit = Visit(request, replace(admission, query={}), services, services.now(), menu)
+            page = visit.page("problem.html", title=title, status=status, sentence=sentence)
+        page.headers.update(headers)
+        return page
+
     return Starlette(
         routes=[
             *(_route(page, services=services, workers=workers, menu=menu) for page in PAGES),
@@ -73,10 +90,10 @@ def create_app(services: Services) -> Starlette:
                 accounts=services.accounts,
                 logins=services.logins,
                 keys=services.keys,
-                refuse=_refuse,
+                refuse=refuse,
             )
         ],
-        exception_handlers={FleetError: _refuse, HTTPException: _refuse, Exception: _refuse},
+        exception_handlers={FleetError: refuse, HTTPException: refuse, Exception: refuse},
     )
 
 
@@ -92,14 +109,6 @@ def _route(page: Page, *, services: Services, workers: Workers, menu: tuple[tupl
         return await workers.run(work, account=account)
 
     return Route(page.path, answer, methods=[page.method])
-
-
-def _refuse(request: Request, error: Exception) -> Response:
-    """Return the response to a failed request: a page, or JSON for programs."""
-    status, sentence, headers = _explain(error)
-    if request.url.path.startswith(API):
-        return JSONResponse({"error": {"status": status, "sentence": sentence}}, status, headers)
-    return HTMLResponse(render("problem.html", {"status": status, "sentence": sentence}), status, headers)
 
 
 def _explain(error: Exception) -> tuple[int, str, dict[str, str]]:

@@ -1,24 +1,41 @@
-"""Parts of pages: tables to filter, sort and save as CSV, time ranges, and charts.
+"""Tables of pages, to filter, sort and save as CSV.
 
 A table's view is in its address, so that it can be bookmarked and shared:
 `?f_draft=Q4&sort=-tokens&columns=device,tokens`.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any, Final, Generic, TypeVar
+from datetime import datetime
+from typing import Final, Generic, TypeVar
+from urllib.parse import quote
 
-from fleet_admin.columns import Column, Kind, in_order, moment, shown
+from fleet_admin.columns import Column, in_order
 from fleet_admin.dashboard.errors import Problem
+from fleet_edge.store.views import AlertView
 
 T = TypeVar("T")
 
 Link = Callable[[T], str]
 """Returns the address that a cell of a row leads to."""
 
+
+def address(kind: str, name: str) -> str:
+    """Return the address of the page of a device, an edge or a rollout; `kind` is the first part of its path."""
+    return f"/{kind}/{quote(name, safe='')}"
+
+
+def about(alert: AlertView) -> str:
+    """Return the address of the device or the edge that an alert is about; empty if neither."""
+    if alert.device is not None:
+        return address("devices", alert.device)
+    # An edge, or an edge and a code.
+    return "" if alert.subject == "database" else address("edges", alert.subject.partition(" ")[0])
+
+
 _PAGE: Final = 100
+_FIELDS: Final = 5
 _NONE: Final = "-"
 MOST_SHOWN: Final = 2
 """Highest rank of the columns shown by default."""
@@ -48,6 +65,12 @@ class GridView(Generic[T]):
     links: Mapping[str, Link[T]]
 
     @property
+    def fields(self) -> list[Column[T]]:
+        """Return the columns with a field to filter by: a few, and those that are filtered by."""
+        few = [column for column in self.every if column.rank <= 1][:_FIELDS]
+        return [column for column in self.every if column in few or column.key in self.filters]
+
+    @property
     def headings(self) -> list[str]:
         return [column.key for column in self.columns]
 
@@ -68,12 +91,11 @@ class Grid(Generic[T]):
     def view(self, rows: Sequence[T], query: Mapping[str, tuple[str, ...]]) -> GridView[T]:
         """Filter, sort and page rows by a query; raises `Problem` if it is invalid."""
         filters = {column.key: text for column in self.columns if (text := _last(query, f"f_{column.key}"))}
+        if (other := _last(query, "column")) and (text := _last(query, "value")):
+            filters[self._column(other).key] = text
         found = [row for row in rows if all(matches(self._by_key[key], row, text) for key, text in filters.items())]
         sort = _last(query, "sort") or self._sort
-        column = self._by_key.get(sort.removeprefix("-"))
-        if column is None:
-            raise Problem(400, f"There is no column {sort[:40]!r} to sort by.")
-        found = in_order(found, column, falling=sort.startswith("-"))
+        found = in_order(found, self._column(sort.removeprefix("-")), falling=sort.startswith("-"))
         pages = max(1, -(-len(found) // _PAGE))
         page = min(number_from_one(_last(query, "page") or "1", "page"), pages)
         return GridView(
@@ -89,10 +111,15 @@ class Grid(Generic[T]):
             links=self._links,
         )
 
+    def _column(self, key: str) -> Column[T]:
+        if key not in self._by_key:
+            raise Problem(400, f"There is no column {key[:40]!r}; there are {', '.join(self._by_key)}.")
+        return self._by_key[key]
+
     def _chosen(self, asked: Sequence[str]) -> tuple[Column[T], ...]:
         keys = {key for text in asked for key in text.split(",") if key}
-        if unknown := sorted(keys - self._by_key.keys()):
-            raise Problem(400, f"There is no column {unknown[0][:40]!r}; there are {', '.join(self._by_key)}.")
+        for key in keys:
+            self._column(key)
         first = self.columns[0].key
         keys = keys or {each.key for each in self.columns if each.rank <= MOST_SHOWN}
         return tuple(each for each in self.columns if each.key in {first, *keys})
@@ -145,70 +172,3 @@ def number_from_one(text: str, what: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 7 or int(text) < 1:  # noqa: PLR2004
         raise Problem(400, f"The {what} is a number from 1.")
     return int(text)
-
-
-RANGES: Final[tuple[tuple[str, str], ...]] = (
-    ("1h", "1 hour"),
-    ("6h", "6 hours"),
-    ("24h", "24 hours"),
-    ("7d", "7 days"),
-    ("30d", "30 days"),
-    ("365d", "1 year"),
-)
-"""Name in addresses, and label."""
-
-DEFAULT_RANGE: Final = "24h"
-
-_LENGTHS: Final = {
-    "1h": timedelta(hours=1),
-    "6h": timedelta(hours=6),
-    "24h": timedelta(hours=24),
-    "7d": timedelta(days=7),
-    "30d": timedelta(days=30),
-    "365d": timedelta(days=365),
-}
-
-
-def range_of(text: str) -> tuple[str, timedelta]:
-    """Return a time range's name and length; raises `Problem` if there is none of that name."""
-    name = text or DEFAULT_RANGE
-    length = _LENGTHS.get(name)
-    if length is None:
-        raise Problem(400, f"There is no range {name[:20]!r}; there are {', '.join(_LENGTHS)}.")
-    return name, length
-
-
-Line = tuple[str, Callable[[T], float | None]]
-"""A line's name, and its value at a point."""
-
-
-def series(
-    points: Iterable[T],
-    at: Callable[[T], datetime],
-    lines: "Sequence[Line[T]]",
-    *,
-    unit: str = "",
-    kind: Kind = "figure",
-    between: tuple[datetime, datetime] | None = None,
-) -> dict[str, Any]:
-    """Return the data of a template's chart.
-
-    `at` is a point's time, `kind` is as in `columns.shown`; shares are drawn in percent. `between` is drawn as a whole,
-    also where there are no points.
-    """
-    ordered = sorted(points, key=at)
-    factor = 100.0 if kind == "percent" else 1.0
-    values = [[value(point) for point in ordered] for _, value in lines]
-    return {
-        "times": [int(at(point).timestamp()) for point in ordered],
-        "lines": [
-            {"name": name, "values": [None if each is None else round(each * factor, 3) for each in own]}
-            for (name, _), own in zip(lines, values, strict=True)
-        ],
-        "unit": unit,
-        "between": None if between is None else [int(each.timestamp()) for each in between],
-        "table": [
-            [moment(at(point))[:16], *(shown(own[number], kind) for own in values)]
-            for number, point in reversed(list(enumerate(ordered)))
-        ],
-    }

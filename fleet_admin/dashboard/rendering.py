@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from fleet_admin.columns import moment, shown, write_csv
 from fleet_admin.dashboard.errors import Problem
+from fleet_admin.dashboard.grid import address
 from schemas.printable import printable
 
 _PACKAGE: Final = "fleet_admin.dashboard"
@@ -93,7 +94,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown, "moment": moment}
-    environment.globals["asset"] = asset_url
+    environment.globals |= {"asset": asset_url, "address": address}
     return environment
 
 

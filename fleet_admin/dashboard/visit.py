@@ -82,6 +82,7 @@ class Visit:
                 "csrf_field": CSRF_FIELD,
                 "here": self.here(),
                 "said": self.services.said.take(name, said) if said else None,
+                **({"status": status} if status != 200 else {}),  # noqa: PLR2004 - HTTP's own number
                 **values,
             },
         )

@@ -20,6 +20,7 @@ from fleet_common.validation import read_time
 
 if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog
+    from fleet_edge.store.totals import Distribution
     from fleet_edge.store.views import Tally, UsageView
 
 _DAY: Final = timedelta(days=1)
@@ -98,9 +99,6 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV rather than tables
 
 _DIMENSIONS: Final = ("app", "device", "edge", "model", "label")
 _GRAINS: Final = ("hour", "day", "month")
-_MOST_TIMES: Final = 400
-"""Most points with latencies, because each needs its own queries."""
-
 _NOTHING: Final = "No edge has served such a session in that time."
 
 
@@ -176,7 +174,9 @@ def trend(
     with open_log(db) as log:
         chosen = _labelled(log, device, label)
         views = [] if chosen == [] else log.usage(since=after, until=before, grain=grain, device=chosen, edge=edge)
-        points = _points(log, views, until=before, edge=edge, latencies=chosen is None)
+        # Latencies are not known by device.
+        known = {} if chosen is not None else log.latencies_over_time(grain, since=after, until=before, edge=edge)
+    points = [_point(view.start, view.counted, known.get(view.start, {})) for view in views if view.start is not None]
     if as_json:
         print_json(points)
     elif as_csv:
@@ -250,28 +250,15 @@ def _sum(one: "Tally", other: "Tally") -> "Tally":
     return replace(one, **{each.name: getattr(one, each.name) + getattr(other, each.name) for each in fields(one)})
 
 
-def _points(
-    log: "SessionLog", views: "Sequence[UsageView]", *, until: datetime | None, edge: str | None, latencies: bool
-) -> list[Point]:
-    starts = [view.start for view in views if view.start is not None]
-    points = []
-    for view, end in zip(views, [*starts[1:], until], strict=False):
-        if view.start is None:
-            continue
-        latency = (
-            log.latencies(since=view.start, until=end, edge=edge) if latencies and len(views) <= _MOST_TIMES else {}
-        )
-        first, gap = latency.get("first_token"), latency.get("gap")
-        points.append(
-            Point(
-                start=view.start,
-                counted=view.counted,
-                first_token_p50_ms=None if first is None else first.quantile(0.5),
-                first_token_p95_ms=None if first is None else first.quantile(0.95),
-                gap_p95_ms=None if gap is None else gap.quantile(0.95),
-            )
-        )
-    return points
+def _point(start: datetime, counted: "Tally", latencies: "Mapping[str, Distribution]") -> Point:
+    first, gap = latencies.get("first_token"), latencies.get("gap")
+    return Point(
+        start=start,
+        counted=counted,
+        first_token_p50_ms=None if first is None else first.quantile(0.5),
+        first_token_p95_ms=None if first is None else first.quantile(0.95),
+        gap_p95_ms=None if gap is None else gap.quantile(0.95),
+    )
 
 
 _WATCH_S: Final = 5.0

@@ -22,24 +22,28 @@ DAY = timedelta(days=1)
 
 
 class Grain(StrEnum):
+    MINUTE = "minute"
+    FIVE_MINUTES = "5-minutes"
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
 
 
+MINUTES: Mapping[Grain, timedelta] = {Grain.MINUTE: timedelta(minutes=1), Grain.FIVE_MINUTES: timedelta(minutes=5)}
+"""Grains that are not rolled up: they are read from segments."""
+
+_LENGTHS: Mapping[Grain, timedelta] = {**MINUTES, Grain.HOUR: HOUR, Grain.DAY: DAY}
+
+
 def floor(grain: Grain, at: datetime) -> datetime:
-    begun = at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    if grain is Grain.HOUR:
-        return begun
-    return begun.replace(hour=0) if grain is Grain.DAY else begun.replace(hour=0, day=1)
+    begun = at.astimezone(UTC)
+    if grain is Grain.MONTH:
+        return begun.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return begun - (begun - BEGINNING) % _LENGTHS[grain]
 
 
 def following(grain: Grain, start: datetime) -> datetime:
-    if grain is Grain.HOUR:
-        return start + HOUR
-    if grain is Grain.DAY:
-        return start + DAY
-    return (start + timedelta(days=32)).replace(day=1)
+    return (start + timedelta(days=32)).replace(day=1) if grain is Grain.MONTH else start + _LENGTHS[grain]
 
 
 def ceiling(grain: Grain, at: datetime) -> datetime:
@@ -118,6 +122,10 @@ def cover(
     start = since or BEGINNING
     if until is not None and until <= start:
         return []
+    if finest in MINUTES:
+        kept = max(start, marks.at[Mark.SEGMENTS_FROM])
+        older = cover(marks, since=since, until=kept if until is None else min(kept, until), finest=Grain.HOUR)
+        return [*older, PeriodPiece(None, kept, until)] if until is None or kept < until else older
     return list(_pieces(marks, _told_apart(marks, start, floor), until and _told_apart(marks, until, ceiling), finest))
 
 

@@ -5,9 +5,10 @@ adds up is in `totals`.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import islice
 from operator import attrgetter, itemgetter
@@ -20,19 +21,21 @@ from sqlalchemy import (
     RowMapping,
     Select,
     Text,
+    and_,
     cast,
     func,
     literal_column,
+    or_,
     select,
     text,
 )
 
 from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
-from fleet_edge.store.event_codes import Severity
+from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.fences import read_fences
 from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.periods import DAY, HOUR, Grain, Mark, Marks, floor
+from fleet_edge.store.periods import DAY, HOUR, MINUTES, Grain, Mark, Marks, floor
 from fleet_edge.store.records import segment_time
 from fleet_edge.store.steering import read_labels
 from fleet_edge.store.totals import SUMMED, Dimension, by_row, tally
@@ -327,6 +330,8 @@ class EventFilter:
 _GRAVEST: Final = tuple(Severity)
 _LONGEST: Final = timedelta(minutes=1)
 _DAY_LENGTH: Final = 10  # of a date in ISO 8601
+_HOUR_LENGTH: Final = 13
+_MINUTE_LENGTH: Final = 16
 
 
 def events(connection: Connection, chosen: EventFilter, *, limit: int) -> list[EventView]:
@@ -358,11 +363,30 @@ def event_counts(
 def _group_column(group: EventGrouping, *, dialect: str) -> Label[Any]:
     if group is not EventGrouping.DAY:
         return getattr(EventRow, group.value).label(group.value)  # type: ignore[no-any-return]
+    return _begin_of_time(_DAY_LENGTH, dialect=dialect).label("day")
+
+
+def _begin_of_time(length: int, *, dialect: str) -> ColumnElement[str]:
+    """Return the first characters of an event's time in ISO 8601, UTC."""
     at: ColumnElement[Any] = EventRow.__table__.c.at
     if dialect == "postgresql":
         at = func.timezone(literal_column("'UTC'"), at)
-    text = cast(at, Text)
-    return func.substr(text, literal_column("1"), literal_column(str(_DAY_LENGTH))).label("day")
+    return func.substr(cast(at, Text), literal_column("1"), literal_column(str(length)))
+
+
+def failures(connection: Connection, chosen: EventFilter, *, grain: Grain) -> dict[datetime, Counter[str]]:
+    """Return how often sessions failed or were lost, and devices were refused or at fault, by time and code."""
+    length = _MINUTE_LENGTH if grain in MINUTES else _HOUR_LENGTH
+    time = _begin_of_time(length, dialect=connection.dialect.name)
+    names: list[Any] = [time, EventRow.kind, EventRow.code]
+    query = select(*names, func.sum(EventRow.count)).where(*_event_conditions(chosen)).group_by(*names)
+    of_sessions = and_(EventRow.kind == EventKind.SESSION, EventRow.code.in_(("failed", "lost", "abandoned")))
+    query = query.where(or_(EventRow.kind.in_((EventKind.REFUSED, EventKind.FAULT)), of_sessions))
+    found: dict[datetime, Counter[str]] = {}
+    for at, kind, code, times in connection.execute(query):
+        start = floor(grain, datetime.fromisoformat(at).replace(tzinfo=UTC))
+        found.setdefault(start, Counter())[f"{kind} {code}"] += int(times)
+    return found
 
 
 def _event_conditions(chosen: EventFilter) -> list[ColumnElement[bool]]:

@@ -24,7 +24,18 @@ from fleet_edge.store.models import (
     StaleHourRow,
     UtcDateTime,
 )
-from fleet_edge.store.periods import BEGINNING, HOUR, Grain, Mark, Marks, floor, following, mark_stale, raise_mark
+from fleet_edge.store.periods import (
+    BEGINNING,
+    HOUR,
+    Grain,
+    Mark,
+    Marks,
+    PeriodPiece,
+    floor,
+    following,
+    mark_stale,
+    raise_mark,
+)
 from fleet_edge.store.records import segment_number, segment_time
 from fleet_edge.store.totals import (
     COARSER,
@@ -33,8 +44,7 @@ from fleet_edge.store.totals import (
     SUMMED,
     Dimension,
     by_row,
-    of_rollups,
-    of_segments,
+    distributions,
     opened_in,
     segment_sums,
 )
@@ -155,7 +165,7 @@ def _as_seen(hour: datetime, seen: _Seen) -> ColumnElement[bool]:
 
 
 def _rows(connection: Connection, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    query = segment_sums(start, end, by=tuple(Dimension), timed=False)
+    query = segment_sums(start, end, by=tuple(Dimension))
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
@@ -172,9 +182,11 @@ def _replacement(row: type[Base], dialect: str) -> "Upsert":
     return replacing(insert_into(row, dialect))
 
 
-def _spread(connection: Connection, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    found = of_segments(connection, start, end)
-    return [{"edge": edge, "measure": measure, "counts": str(own)} for (edge, measure), own in found.items()]
+def _spread(
+    connection: Connection, start: datetime, end: datetime, *, finer: Grain | None = None
+) -> list[dict[str, Any]]:
+    found = distributions(connection, [PeriodPiece(finer, start, end)])
+    return [{"edge": edge, "measure": measure, "counts": str(own)} for (_, edge, measure), own in found.items()]
 
 
 def _mark_later(connection: Connection, hour: datetime) -> None:
@@ -216,8 +228,7 @@ def _make(connection: Connection, grain: Grain, start: datetime) -> None:
     if start >= at[Mark.HOURS_FROM if grain is Grain.DAY else Mark.DAYS_FROM]:
         _sum_finer(connection, grain, start, end)
         _add_up(connection, grain, start)
-        finer = of_rollups(connection, _FINER[grain], start, end)
-        spread = [{"edge": edge, "measure": measure, "counts": str(own)} for (edge, measure), own in finer.items()]
+        spread = _spread(connection, start, end, finer=_FINER[grain])
         _put(connection, DistributionRow, spread, grain=grain, start=start)
     elif grain is Grain.DAY and start >= at[Mark.SEGMENTS_FROM]:
         _put(connection, RollupRow, _rows(connection, start, end), grain=grain, start=start)

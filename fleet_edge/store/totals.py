@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Self
 
@@ -25,8 +25,8 @@ from sqlalchemy.orm import aliased
 
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.models import DeviceRollupRow, DistributionRow, FleetRollupRow, RollupRow, SegmentRow
-from fleet_edge.store.periods import Grain, Marks, PeriodPiece, cover, floor
-from fleet_edge.store.records import segment_number
+from fleet_edge.store.periods import BEGINNING, HOUR, MINUTES, Grain, Marks, PeriodPiece, cover, floor
+from fleet_edge.store.records import segment_number, segment_time
 from fleet_edge.store.views import Tally, UsageView
 
 _BUCKETS_PER_DOUBLING: Final = 8
@@ -84,8 +84,6 @@ SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
 COUNTED: Final = ("sessions", "visits", "segments")
 """Counts in addition to these sums."""
 
-# Written out rather than bound: PostgreSQL would take two parameters for different expressions.
-_HOUR: Final = literal_column("segments.segment / 3600000000", BigInteger)
 _UNKNOWN: Final[ColumnElement[str]] = literal_column("''")
 
 
@@ -113,22 +111,21 @@ def sums(
     piece: PeriodPiece,
     *,
     by: Sequence[Dimension],
-    timed: bool,
+    grain: Grain | None,
     chosen: Sequence[tuple[Dimension, Sequence[str]]] = (),
     columns: Sequence[str] = SUMMED,
 ) -> Select[Any]:
     """Return a query for the sums of a piece of a period, a row for each combination of `by`.
 
-    With `timed`, also for each hour, day or month: `start` is its beginning, or its number (`time_of_hour`) if the
-    piece is of segments. `chosen` restricts dimensions to values; `columns` of `SUMMED` are summed in addition to
-    `COUNTED`.
+    With a grain, also for each time; `_start_of` returns its start. `chosen` restricts dimensions to values; `columns`
+    of `SUMMED` are summed in addition to `COUNTED`.
     """
     if piece.grain is None:
-        return segment_sums(piece.start, piece.end, by=by, timed=timed, chosen=chosen, columns=columns)
+        return segment_sums(piece.start, piece.end, by=by, grain=grain, chosen=chosen, columns=columns)
     needed = {*by, *(name for name, _ in chosen)}
     row = next((row for row, kept in COARSER.items() if needed <= {*kept}), RollupRow)
     own = [getattr(row, name) for name in by]
-    start = [row.start] if timed else []
+    start = [] if grain is None else [row.start]
     added = (func.sum(getattr(row, name)).label(name) for name in (*COUNTED, *columns))
     columns_read: list[Any] = [*start, *own, *added]
     query = select(*columns_read).where(row.grain == piece.grain, row.start >= piece.start)
@@ -143,22 +140,22 @@ def segment_sums(
     end: datetime | None,
     *,
     by: Sequence[Dimension],
-    timed: bool,
+    grain: Grain | None = None,
     chosen: Sequence[tuple[Dimension, Sequence[str]]] = (),
     columns: Sequence[str] = SUMMED,
 ) -> Select[Any]:
     """Return a query for the sums of the segments opened within a time; otherwise as `sums`."""
     own: dict[str, Any] = {name: _known(name) for name in by}
-    hour = [_HOUR.label("start")] if timed else []
+    number = [] if grain is None else [_number(grain).label("start")]
     counted = {"sessions": func.sum(_first()), "visits": func.sum(_visited()), "segments": func.count()}
     columns_read: list[Any] = [
-        *hour,
+        *number,
         *(column.label(name) for name, column in (own | counted).items()),
         *(func.sum(getattr(SegmentRow, name)).label(name) for name in columns),
     ]
     query = select(*columns_read).where(*opened_in(start, end))
     query = query.where(*(_known(name).in_(values) for name, values in chosen))
-    return query.group_by(*hour, *own.values())
+    return query.group_by(*number, *own.values())
 
 
 def opened_in(start: datetime, end: datetime | None) -> list[ColumnElement[bool]]:
@@ -172,9 +169,10 @@ def by_row(column: Any) -> ColumnElement[str]:  # noqa: ANN401 - of a mapped cla
     return func.coalesce(column, _UNKNOWN)
 
 
-def time_of_hour(number: int) -> datetime:
-    """Return the start of the hour with a number of `segment_sums`."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=int(number))
+def _number(grain: Grain) -> ColumnElement[int]:
+    """Return the number of the segment's hour, or of its minutes if the grain is finer."""
+    # Written out rather than bound: PostgreSQL would take two parameters for different expressions.
+    return literal_column(f"segments.segment / {MINUTES.get(grain, HOUR) // timedelta(microseconds=1)}", BigInteger)
 
 
 def _visited() -> ColumnElement[int]:
@@ -220,49 +218,45 @@ def _measured() -> dict[Measure, tuple[ColumnElement[float], ColumnElement[int]]
 
 
 _MEASURED: Final = _measured()
-_Key = tuple[str, Measure]  # edge, measure
+_Key = tuple[datetime | None, str, Measure]
+"""Start if there is a grain, edge, measure."""
 
 
-def of_segments(connection: Connection, start: datetime, end: datetime | None) -> dict[_Key, Distribution]:
-    found: dict[_Key, Distribution] = {}
-    for measure, (total, number) in _MEASURED.items():
-        query = select(SegmentRow.edge, total, number).where(*opened_in(start, end), total.is_not(None), number > 0)
-        values: dict[str, list[float]] = {}
-        for edge, summed, counted in connection.execute(query):
-            values.setdefault(edge or "", []).append(summed / counted)
-        found |= {(edge, measure): Distribution.of(own) for edge, own in values.items()}
-    return found
+def distributions(
+    connection: Connection, pieces: Iterable[PeriodPiece], *, grain: Grain | None = None
+) -> dict[_Key, Distribution]:
+    """Return the distributions of pieces of a period, with a grain separately for each time."""
+    counts: dict[_Key, Counter[int]] = {}
+    for piece in pieces:
+        start_of = _start_of(piece, grain)
+        for start, edge, measure, own in _counted(connection, piece, grain):
+            key = (None if grain is None else start_of(start), edge, measure)
+            counts.setdefault(key, Counter()).update(own.counts)
+    return {key: Distribution(own) for key, own in counts.items()}
 
 
-def of_rollups(connection: Connection, grain: Grain, start: datetime, end: datetime | None) -> dict[_Key, Distribution]:
-    row = DistributionRow
-    query = select(row.edge, row.measure, row.counts).where(row.grain == grain, row.start >= start)
-    if end is not None:
-        query = query.where(row.start < end)
-    known = set(Measure)
-    return added_up(
-        ((edge, Measure(measure)), Distribution.read(counts))
-        for edge, measure, counts in connection.execute(query)
-        if measure in known
-    )
-
-
-def distributions(connection: Connection, pieces: Iterable[PeriodPiece]) -> Mapping[_Key, Distribution]:
-    def of_pieces() -> Iterator[tuple[_Key, Distribution]]:
-        for piece in pieces:
-            if piece.grain is None:
-                yield from of_segments(connection, piece.start, piece.end).items()
-            else:
-                yield from of_rollups(connection, piece.grain, piece.start, piece.end).items()
-
-    return added_up(of_pieces())
-
-
-def added_up(parts: Iterable[tuple[_Key, Distribution]]) -> dict[_Key, Distribution]:
-    grouped: dict[_Key, list[Distribution]] = {}
-    for key, part in parts:
-        grouped.setdefault(key, []).append(part)
-    return {key: Distribution.total(own) for key, own in grouped.items()}
+def _counted(
+    connection: Connection, piece: PeriodPiece, grain: Grain | None
+) -> Iterator[tuple[Any, str, Measure, Distribution]]:
+    if piece.grain is None:
+        place = literal_column("0") if grain is None else _number(grain)
+        for measure, (total, number) in _MEASURED.items():
+            of_measure = select(place, SegmentRow.edge, total, number).where(total.is_not(None), number > 0)
+            values: dict[tuple[int, str], list[float]] = {}
+            for start, edge, summed, counted in connection.execute(
+                of_measure.where(*opened_in(piece.start, piece.end))
+            ):
+                values.setdefault((start, edge or ""), []).append(summed / counted)
+            yield from ((*key, measure, Distribution.of(own)) for key, own in values.items())
+        return
+    row, known = DistributionRow, set(Measure)
+    query = select(row.start, row.edge, row.measure, row.counts)
+    query = query.where(row.grain == piece.grain, row.start >= piece.start)
+    if piece.end is not None:
+        query = query.where(row.start < piece.end)
+    for start, edge, measure, text in connection.execute(query):
+        if measure in known:
+            yield start, edge, Measure(measure), Distribution.read(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,11 +333,10 @@ def usage(
     names = (*COUNTED, *columns)
     added: dict[tuple[Any, ...], list[Any]] = {}
     for piece in pieces:
-        timed = grain is not None
         start_of = _start_of(piece, grain)
-        for row in connection.execute(sums(piece, by=by, timed=timed, chosen=chosen, columns=columns)):
+        for row in connection.execute(sums(piece, by=by, grain=grain, chosen=chosen, columns=columns)):
             place = len(row) - len(names)
-            key = (start_of(row[0]), *row[1:place]) if timed else tuple(row[:place])
+            key = tuple(row[:place]) if grain is None else (start_of(row[0]), *row[1:place])
             known = added.get(key)
             # A sum over no rows is NULL.
             values = [value or 0 for value in row[place:]]
@@ -358,7 +351,8 @@ def _start_of(piece: PeriodPiece, grain: Grain | None) -> Callable[[Any], dateti
     if grain is None or piece.grain is grain:
         return lambda start: start
     if piece.grain is None:
-        return lambda number: floor(grain, time_of_hour(number))
+        length = MINUTES.get(grain, HOUR)
+        return lambda number: floor(grain, BEGINNING + int(number) * length)
     return lambda start: floor(grain, start)
 
 
@@ -371,13 +365,32 @@ def _view(key: Sequence[Any], by: Sequence[Dimension], row: dict[str, Any], *, a
     return UsageView(start=key[0] if timed else None, **values, counted=counted)
 
 
-def latencies(connection: Connection, *, period: UsageFilter | None = None) -> dict[tuple[str, Measure], Distribution]:
-    """Return the distributions of a period, by edge and measure; only edges can be chosen."""
+def latencies(
+    connection: Connection, *, period: UsageFilter | None = None, grain: Grain | None = None
+) -> dict[datetime | None, dict[Measure, Distribution]]:
+    """Return the distributions of a period, with a grain by time; only edges can be chosen."""
     period = period or UsageFilter()
-    pieces = cover(Marks.read(connection), since=period.since, until=period.until)
-    found = distributions(connection, pieces)
+    pieces = cover(Marks.read(connection), since=period.since, until=period.until, finest=grain or Grain.MONTH)
     edges = (period.chosen or {}).get(Dimension.EDGE)
-    return {key: own for key, own in found.items() if edges is None or key[0] in edges}
+    parts: dict[datetime | None, dict[Measure, list[Distribution]]] = {}
+    for (start, edge, measure), own in distributions(connection, pieces, grain=grain).items():
+        if edges is None or edge in edges:
+            parts.setdefault(start, {}).setdefault(measure, []).append(own)
+    return {
+        start: {measure: Distribution.total(own) for measure, own in measured.items()}
+        for start, measured in parts.items()
+    }
+
+
+def beginning(connection: Connection) -> datetime | None:
+    """Return when the first segment was opened; of a purged one, the start of its hour, day or month."""
+    number = connection.scalar(select(func.min(SegmentRow.segment)))
+    first = None if number is None else segment_time(number)
+    row = FleetRollupRow
+    starts = {grain: connection.scalar(select(func.min(row.start)).where(row.grain == grain)) for grain in Grain}
+    # The rollups of the first segment begin before it.
+    earlier = [start for grain, start in starts.items() if start and (first is None or start < floor(grain, first))]
+    return min(earlier, default=first)
 
 
 def tally(row: Mapping[str, Any] | RowMapping, *, sessions: int, segments: int) -> Tally:

@@ -1,89 +1,131 @@
-"""Pages of the fleet now: overview, devices, actions on them, edges."""
+"""Pages of the fleet: overview, devices, actions on them, edges."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
-from operator import attrgetter
 from typing import Any, Final
-from urllib.parse import quote, urlencode
 
 from starlette.responses import Response
 
-from fleet_admin.columns import Column, Kind
+from fleet_admin.columns import Column
 from fleet_admin.dashboard.acts import ACTS, MOST_DEVICES, act_of
+from fleet_admin.dashboard.charts import RANGES, Timeline, sparkline
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.gate import Values, parse_values
-from fleet_admin.dashboard.grid import RANGES, Grid, GridView, range_of, series
+from fleet_admin.dashboard.grid import Grid, GridView, about, address
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
-from fleet_admin.reports import days_left, device_columns, edge_columns
-from fleet_edge.counters import share
+from fleet_admin.reports import days_left, device_columns, edge_columns, model_name
 from fleet_edge.store.views import DeviceView, EdgeView, MachineState, UsageView
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
-_HOURLY: Final = timedelta(days=3)
-"""Longest range that is drawn by hour."""
-
-_MONTHS: Final = timedelta(days=100)
-_SECONDS: Final[Mapping[str, float]] = {"hour": 3_600.0, "day": 86_400.0, "month": 30.4 * 86_400.0}
 _ALERTS: Final = 8
-_LEAST: Final = timedelta(hours=6)
-"""Shortest range that is drawn: a single hour is a point."""
+_CODES: Final = 4
+"""Most lines of failures; the rarest codes share the last."""
+
+_MODELS: Final = 4
+"""Most draft models whose acceptance is drawn."""
+
+_FAILED: Final = ("failed", "lost")
 
 
 def show_overview(visit: Visit) -> Response:
-    name, length = range_of(visit.query("range"))
-    log = visit.services.log
-    total = log.stats(since=length)["all"]
-    latencies = log.latencies(since=length)
-    edges = log.edges()
-    alerts = visit.services.alerts.open(limit=200)
-    drawn = max(length, _LEAST)
-    grain = "hour" if length <= _HOURLY else "day" if length <= _MONTHS else "month"
+    log, line = visit.services.log, Timeline.of(visit)
+    total = log.stats(since=line.begin)["all"]
+    edges, alerts = log.edges(), visit.services.alerts.open(limit=200)
+    charts, failures = _charts(visit, line), _failures(visit, line)
+    ends = log.ends(since=line.begin)
     return visit.page(
         "overview.html",
         title="Overview",
         ranges=RANGES,
-        range=name,
+        range=line.range,
         states=Counter(each.state.value for each in log.devices(counted=False)),
         edges=Counter(each.state.value for each in edges),
         now=_load(each for each in edges if each.state in (MachineState.ONLINE, MachineState.DRAINING)),
         total=total,
-        tokens_per_s=total.tokens / length.total_seconds(),
-        latencies=latencies,
-        alerts=alerts[:_ALERTS],
+        tokens_per_s=total.tokens / line.seconds,
+        first_token=log.latencies(since=line.begin)["first_token"],
+        failed=sum(ends.get(reason, 0) for reason in _FAILED),
+        alerts=[(each, about(each)) for each in alerts[:_ALERTS]],
         alerts_open=len(alerts),
         critical=sum(each.severity == "critical" for each in alerts),
-        by_draft=list(log.stats(since=length, by="draft").items())[:10],
-        by_edge=list(log.stats(since=length, by="edge").items())[:10],
-        charts=_charts(log.usage(since=drawn, grain=grain), between=(visit.now - drawn, visit.now), grain=grain),
+        by_draft=list(log.stats(since=line.begin, by="draft").items())[:10],
+        by_edge=list(log.stats(since=line.begin, by="edge").items())[:10],
+        charts={
+            "Tokens": charts["Tokens"],
+            "Acceptance": _acceptance(visit, line),
+            "First token": charts["First token"],
+            "Failures and refusals": failures,
+            "Gap p95 of sessions": charts["Gap p95 of sessions"],
+            "Waits of a round": charts["Waits of a round"],
+        },
+        sparks={name: sparkline(each) for name, each in charts.items()},
     )
 
 
-def _charts(
-    points: Sequence[UsageView], *, between: tuple[datetime, datetime], grain: str
-) -> list[tuple[str, dict[str, Any]]]:
-    def drawn(lines: Mapping[str, Callable[[UsageView], float | None]], unit: str, kind: Kind) -> dict[str, Any]:
-        return series(points, _start, list(lines.items()), unit=f"{unit}, by the {grain}", kind=kind, between=between)
-
-    def tokens_per_s(each: UsageView) -> float | None:
-        # The first and the last period are not complete.
-        lasted = min(_SECONDS[grain], (between[1] - max(_start(each), between[0])).total_seconds())
-        return share(each.counted.tokens, lasted)
-
-    waits: dict[str, Callable[[UsageView], float | None]] = {
-        "queue": lambda each: each.counted.queue_ms_per_round,
-        "step": lambda each: each.counted.compute_ms_per_round,
+def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: str | None = None) -> dict[str, Any]:
+    """Return the charts of the fleet, of a device or of an edge, by name."""
+    log = visit.services.log
+    rows = {each.start: each for each in log.usage(since=line.begin, grain=line.grain, device=device, edge=edge)}
+    drawn = partial(line.chart, rows)
+    charts = {
+        "Tokens": drawn(
+            {"tokens": lambda each: line.per_second(each.start, each.counted.tokens)}, unit="per second", sums=True
+        ),
+        "Acceptance": drawn({"acceptance": lambda each: each.counted.acceptance}, unit="%", kind="percent"),
     }
-    return [
-        ("Tokens", drawn({"tokens": tokens_per_s}, "a second", "figure")),
-        ("Acceptance", drawn({"acceptance": lambda each: each.counted.acceptance}, "%", "percent")),
-        ("Waits", drawn(waits, "ms, the mean of a round", "figure")),
-        ("Batch", drawn({"sessions": lambda each: each.counted.mean_batch}, "sessions a step", "figure")),
-    ]
+    if device is None:
+        latencies = log.latencies_over_time(line.grain, since=line.begin, edge=edge)
+        for name, measure in (("First token", "first_token"), ("Gap p95 of sessions", "gap")):
+            charts[name] = line.chart(
+                dict(latencies),
+                {
+                    words: lambda each, measure=measure, share=share: (
+                        each[measure].quantile(share) if measure in each else None
+                    )
+                    for words, share in (("p95", 0.95), ("p50", 0.5))
+                },
+                unit="ms",
+            )
+    waits: dict[str, Callable[[UsageView], float | None]] = {
+        "step": lambda each: each.counted.compute_ms_per_round,
+        "queue": lambda each: each.counted.queue_ms_per_round,
+    }
+    return charts | {
+        "Waits of a round": drawn(waits, unit="ms"),
+        "Batch": drawn({"sessions": lambda each: each.counted.mean_batch}, unit="sessions per step"),
+    }
+
+
+def _acceptance(visit: Visit, line: Timeline) -> dict[str, Any]:
+    """Return the chart of the acceptance of the draft models with the most tokens."""
+    rows: dict[datetime | None, dict[str, float | None]] = {}
+    tokens = Counter[str]()
+    for each in visit.services.log.usage(since=line.begin, grain=line.grain, by=("draft_model", "quantization")):
+        name = model_name(each.draft_model, each.quantization) or "unknown"
+        rows.setdefault(each.start, {})[name] = each.counted.acceptance
+        tokens[name] += each.counted.tokens
+    shown = [name for name, _ in tokens.most_common(_MODELS)]
+    return line.chart(rows, {name: lambda row, name=name: row.get(name) for name in shown}, unit="%", kind="percent")
+
+
+def _failures(visit: Visit, line: Timeline, *, device: str | None = None, edge: str | None = None) -> dict[str, Any]:
+    """Return the chart of failures, refusals and faults by code."""
+    rows = visit.services.log.failures(line.grain, since=line.begin, device=device, edge=edge)
+    total = Counter[str]()
+    for counts in rows.values():
+        total.update(counts)
+    codes = [code for code, _ in total.most_common(_CODES)]
+    lines: dict[str, Callable[[Mapping[str, int]], float]] = {
+        code: lambda row, code=code: row.get(code, 0) for code in codes
+    }
+    if len(total) > len(codes):
+        lines["others"] = lambda row: sum(number for code, number in row.items() if code not in codes)
+    return line.chart(dict(rows), lines, kind="count", sums=True)
 
 
 def _load(edges: Iterable[EdgeView]) -> dict[str, float | None]:
@@ -106,16 +148,17 @@ def _load(edges: Iterable[EdgeView]) -> dict[str, float | None]:
     }
 
 
-def _start(each: UsageView) -> datetime:
-    assert each.start is not None  # a grain was asked for
-    return each.start
-
-
 def show_devices(visit: Visit) -> Response:
     view = _device_grid(visit, visit.admission.query)
     if visit.query("format") == "csv":
         return csv_response("devices", view.headings, view.lines())
-    return visit.page("devices.html", title="Devices", view=view, acts=ACTS)
+    return visit.page("devices.html", title="Devices", view=view, **_acts(visit))
+
+
+def _acts(visit: Visit) -> dict[str, Any]:
+    """Return the acts that are possible now, and why the others are not."""
+    absence = visit.services.steering.absence
+    return {"acts": [each for each in ACTS if not (each.live and absence)], "absence": absence}
 
 
 def _device_grid(visit: Visit, query: Values) -> GridView[DeviceView]:
@@ -124,15 +167,14 @@ def _device_grid(visit: Visit, query: Values) -> GridView[DeviceView]:
     rolled_out: Column[DeviceView] = Column(
         "wanted", lambda row: wanted.get(row.device), rank=2, meaning="The release that was last rolled out to it."
     )
-    grid = Grid([*device_columns(visit.now), rolled_out], sort="device", links={"device": _address})
+    links = {
+        "device": lambda row: address("devices", row.device),
+        "edge": lambda row: address("edges", row.last_edge),
+    }
+    grid = Grid([*device_columns(visit.now), rolled_out], sort="device", links=links)
     return grid.view(log.devices(), query)
 
 
-def _address(row: DeviceView) -> str:
-    return f"/devices/{quote(row.device, safe='')}"
-
-
-_DEVICE_HOURS: Final = 72
 _SESSIONS: Final = 20
 _EVENTS: Final = 30
 _COMMANDS: Final = 15
@@ -142,26 +184,24 @@ def show_device(visit: Visit) -> Response:
     log, name = visit.services.log, visit.path("device")
     device = log.device(name)
     fence = next((each for each in log.fences() if each.device == name), None)
-    begin = visit.now - timedelta(hours=_DEVICE_HOURS)
-    hours = [each for each in log.hours(name, limit=_DEVICE_HOURS) if each.hour >= begin]
-    drawn = partial(series, hours, attrgetter("hour"), between=(begin, visit.now))
+    line = Timeline.of(visit)
     steering = visit.services.steering
     wanted = next((each for each in log.releases() if each.kind == "device" and each.name == name), None)
     return visit.page(
         "device.html",
         title=name,
         device=device,
-        acts=ACTS,
+        **_acts(visit),
         fence=fence,
         certificate_days=days_left(device.certificate_until, visit.now),
         wanted=wanted,
         settings=steering.settings_of(name),
-        absence=steering.absence,
         commands=steering.log.commands(devices=[name], limit=_COMMANDS),
         sessions=log.sessions(device=name, limit=_SESSIONS),
         events=log.events(device=name, limit=_EVENTS),
-        tokens=drawn([("tokens", lambda each: float(each.counted.tokens))], unit="an hour", kind="count"),
-        acceptance=drawn([("acceptance", lambda each: each.counted.acceptance)], unit="%", kind="percent"),
+        ranges=RANGES,
+        range=line.range,
+        charts=_charts(visit, line, device=name) | {"Failures and refusals": _failures(visit, line, device=name)},
     )
 
 
@@ -233,7 +273,9 @@ def show_edges(visit: Visit) -> Response:
         "release wanted", lambda row: wanted.get(row.edge), key="wanted", rank=2, meaning="By the latest rollout."
     )
     rows = log.edges()
-    grid = Grid([*edge_columns(visit.now), rolled_out], sort="edge", links={"edge": _sessions})
+    grid = Grid(
+        [*edge_columns(visit.now), rolled_out], sort="edge", links={"edge": lambda row: address("edges", row.edge)}
+    )
     view = grid.view(rows, visit.admission.query)
     if visit.query("format") == "csv":
         return csv_response("edges", view.headings, view.lines())
@@ -250,8 +292,22 @@ def show_edges(visit: Visit) -> Response:
     )
 
 
-def _sessions(row: EdgeView) -> str:
-    return f"/sessions?{urlencode({'edge': row.edge})}"
+def show_edge(visit: Visit) -> Response:
+    log, name, line = visit.services.log, visit.path("edge"), Timeline.of(visit)
+    edge = next((each for each in log.edges() if each.edge == name), None)
+    if edge is None:
+        raise Problem(404, f"There is no edge {name[:63]!r} in the session log.")
+    return visit.page(
+        "edge.html",
+        title=name,
+        edge=edge,
+        columns=edge_columns(visit.now)[1:],
+        ranges=RANGES,
+        range=line.range,
+        charts=_charts(visit, line, edge=name) | {"Failures and refusals": _failures(visit, line, edge=name)},
+        sessions=log.sessions(edge=name, limit=_SESSIONS),
+        events=log.events(edge=name, limit=_EVENTS),
+    )
 
 
 PAGES: Final = (
@@ -262,4 +318,5 @@ PAGES: Final = (
     action("/devices/act/do", act),
     Page("/acts/{job}", "Act", show_act, role=AccountRole.OPERATOR),
     Page("/edges", "Edges", show_edges, menu=True),
+    Page("/edges/{edge}", "Edge", show_edge),
 )

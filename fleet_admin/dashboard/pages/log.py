@@ -1,16 +1,16 @@
 """Pages of what the session log holds: usage, rollouts, alerts, the audit log."""
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from functools import partial
 from typing import Final
-from urllib.parse import quote
 
 from starlette.responses import Response
 
 from fleet_admin.alerts.alerts import AlertError, AlertSeverity
 from fleet_admin.columns import Column
+from fleet_admin.dashboard.charts import RANGES, Timeline, range_of
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import RANGES, Grid, range_of, series
+from fleet_admin.dashboard.grid import Grid, Link, about, address
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import (
@@ -40,17 +40,19 @@ _NAMES: Final[Mapping[str, Callable[[UsageView], str]]] = {
     "model": lambda row: model_name(row.draft_model, row.quantization) or "",
     "edge": lambda row: row.edge or "",
 }
-_DAILY: Final = timedelta(days=31)
-"""Longest period that is divided into days, or up to two days into hours; longer ones into months."""
-
-_HOURLY: Final = timedelta(days=2)
+_LINKS: Final[Mapping[str, dict[str, Link[UsageView]]]] = {
+    "device": {"name": lambda row: address("devices", row.device or "")},
+    "edge": {"name": lambda row: address("edges", row.edge or "")},
+}
 
 
 def _columns(by: str, words: str) -> list[Column[UsageView]]:
     return [Column(words, _NAMES[by], key="name", rank=0), *tally_columns(lambda row: row.counted)]
 
 
-_GRIDS: Final = {by: Grid[UsageView](_columns(by, words), sort="-tokens") for by, (words, _) in _BY.items()}
+_GRIDS: Final = {
+    by: Grid[UsageView](_columns(by, words), sort="-tokens", links=_LINKS.get(by)) for by, (words, _) in _BY.items()
+}
 _BY_TIME: Final = {
     by: Grid[UsageView](
         (Column("time", lambda row: row.start, "moment", key="start", rank=0), *_columns(by, words)), sort="-start"
@@ -61,18 +63,17 @@ _BY_TIME: Final = {
 
 def show_usage(visit: Visit) -> Response:
     """Show usage by a dimension with a chart over time, or return it as CSV."""
-    name, length = range_of(visit.query("range", "30d"))
+    line = Timeline.of(visit, "30d")
     by = visit.query("by", "app")
     if by not in _BY:
         raise Problem(400, f"Usage is grouped by {', '.join(_BY)}.")
-    grain = "hour" if length <= _HOURLY else "day" if length <= _DAILY else "month"
-    log, since, dimensions = visit.services.log, visit.now - length, _BY[by][1]
+    log, since, dimensions = visit.services.log, line.begin, _BY[by][1]
     if visit.query("format") == "csv":
         by_time = visit.query("over") == "time"
-        rows = log.usage(since=since, by=dimensions, grain=grain if by_time else None)
+        rows = log.usage(since=since, by=dimensions, grain=line.grain if by_time else None)
         found = (_BY_TIME if by_time else _GRIDS)[by].view(rows, visit.admission.query)
         return csv_response("usage", found.headings, found.lines())
-    totals = log.usage(since=since, grain=grain)
+    drawn = partial(line.chart, {each.start: each for each in log.usage(since=since, grain=line.grain)}, sums=True)
     total = log.usage(since=since)
     return visit.page(
         "usage.html",
@@ -80,32 +81,40 @@ def show_usage(visit: Visit) -> Response:
         view=_GRIDS[by].view(log.usage(since=since, by=dimensions), visit.admission.query),
         kinds=[(key, words) for key, (words, _) in _BY.items()],
         by=by,
-        grain=grain,
+        grain=line.grain,
         ranges=RANGES,
-        range=name,
+        range=line.range,
         total=total[0].counted if total else None,
         edge_s=edge_seconds(total[0].counted) if total else None,
-        tokens=_chart(totals, lambda row: row.counted.tokens, unit="tokens"),
-        bytes=_chart(totals, lambda row: (row.counted.uplink_bytes + row.counted.downlink_bytes) / 1e6, unit="MB"),
+        charts={
+            "Tokens": drawn({"tokens": lambda each: each.counted.tokens}),
+            "Traffic": drawn(
+                {
+                    "MB up": lambda each: each.counted.uplink_bytes / 1e6,
+                    "MB down": lambda each: each.counted.downlink_bytes / 1e6,
+                }
+            ),
+        },
     )
-
-
-def _chart(rows: list[UsageView], value: Callable[[UsageView], float], *, unit: str) -> dict[str, object]:
-    dated = [(row.start, row) for row in rows if row.start is not None]
-    return series(dated, lambda each: each[0], [(unit, lambda each: value(each[1]))], unit=unit)
 
 
 _ROLLOUTS_PATH: Final = "/rollouts"
 _MAX_ROLLOUTS: Final = 500
 
 
-def _address(rollout: str) -> str:
-    return f"{_ROLLOUTS_PATH}/{quote(rollout, safe='')}"
+_ROLLOUTS_GRID: Final = Grid[Rollout](
+    ROLLOUTS, sort="-started", links={"rollout": lambda row: address("rollouts", row.rollout)}
+)
 
 
-_ROLLOUTS_GRID: Final = Grid[Rollout](ROLLOUTS, sort="-started", links={"rollout": lambda row: _address(row.rollout)})
-_MACHINES: Final = Grid[MachineRollout](MACHINES, sort="name")
-_RELEASES: Final = Grid[MachineRelease](RELEASES, sort="name", links={"rollout": lambda row: _address(row.rollout)})
+def _machine(row: MachineRollout | MachineRelease) -> str:
+    return address(f"{row.kind}s", row.name)
+
+
+_MACHINES: Final = Grid[MachineRollout](MACHINES, sort="name", links={"name": _machine})
+_RELEASES: Final = Grid[MachineRelease](
+    RELEASES, sort="name", links={"name": _machine, "rollout": lambda row: address("rollouts", row.rollout)}
+)
 
 
 def show_rollouts(visit: Visit) -> Response:
@@ -136,11 +145,7 @@ _MAX_ALERTS: Final = 1_000
 _MOST_AT_ONCE: Final = 100
 
 
-def _about(alert: AlertView) -> str:
-    return f"/devices/{quote(alert.device, safe='')}" if alert.device is not None else ""
-
-
-_ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since")
+_ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since", links={"subject": about})
 
 
 def show_alerts(visit: Visit) -> Response:
@@ -152,7 +157,7 @@ def show_alerts(visit: Visit) -> Response:
     return visit.page(
         "alerts.html",
         title="Alerts",
-        alerts=[(each, alert_state(each), _about(each)) for each in is_open[:_MOST_AT_ONCE]],
+        alerts=[(each, alert_state(each), about(each)) for each in is_open[:_MOST_AT_ONCE]],
         number=len(is_open),
         critical=sum(each.severity == AlertSeverity.CRITICAL for each in is_open),
         waiting=sum(each.acknowledged_at is None for each in is_open),
@@ -191,7 +196,7 @@ _AUDIT_GRID: Final = Grid[AuditView](AUDIT, sort="-at")
 
 
 def show_audit(visit: Visit) -> Response:
-    name, length = range_of(visit.query("range", "30d"))
+    name, length = range_of(visit, "30d")
     as_csv = visit.query("format") == "csv"
     limit = _MOST_CSV if as_csv else _MAX_ACTIONS + 1
     rows = visit.services.steering.log.audit(since=visit.now - length, limit=limit)

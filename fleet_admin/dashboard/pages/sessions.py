@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from starlette.responses import Response
 
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import MOST_SHOWN, Link, number_from_one
+from fleet_admin.dashboard.grid import MOST_SHOWN, Link, address, number_from_one
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.reports import RUNNING, SESSIONS
@@ -43,11 +43,11 @@ def address_of(session: SessionView) -> str:
     return f"{_PATH}/{session.session}?{urlencode({'device': session.device})}"
 
 
-def _device(session: SessionView) -> str:
-    return f"/devices/{quote(session.device, safe='')}"
-
-
-_LINKS: Final[dict[str, Link[SessionView]]] = {"session": address_of, "device": _device}
+_LINKS: Final[dict[str, Link[SessionView]]] = {
+    "session": address_of,
+    "device": lambda row: address("devices", row.device),
+    "edge": lambda row: address("edges", row.edge or ""),
+}
 _SHOWN: Final = [column for column in SESSIONS if column.rank <= MOST_SHOWN]
 
 

@@ -1,5 +1,6 @@
 import itertools
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -123,6 +124,37 @@ def test_totals_are_what_was_written_at_any_time(store: Store, seed: int) -> Non
     for grouping, age in ((Grouping.HOUR, 9 * DAY), (Grouping.DAY, 50 * DAY)):
         period = UsageFilter(since=max(floor(Grain.DAY, now - age), floor(Grain.MONTH, BEGIN)))
         assert _found(store, period, grouping) == _expected(stays, period, grouping)
+    _check_minutes(store, [stay for stay in stays if stay.at >= now - 9 * DAY], since=now - 9 * DAY)
+
+
+def _check_minutes(store: Store, stays: list[Stay], *, since: datetime) -> None:
+    for grain in (Grain.MINUTE, Grain.FIVE_MINUTES):
+        with store.engine.connect() as connection:
+            views = totals.usage(connection, period=UsageFilter(since=since), grain=grain)
+        expected = Counter[datetime | None]()
+        for stay in stays:
+            expected[floor(grain, stay.at)] += stay.tokens
+        assert {view.start: view.counted.tokens for view in views} == expected
+
+
+def test_minutes_become_hours_where_segments_are_purged(store: Store) -> None:
+    for number, hours in enumerate((0.1, 0.2, 30.1)):
+        _write(store, Stay(number, _at(hours), "a", "north", None, "small", 10))
+    assert _beginning(store) == _at(0.1)
+    roll_up(store.engine, now=_at(80))
+    assert _beginning(store) == _at(0.1)
+    housekeeping.purge_sessions(store.engine, before=floor(Grain.DAY, _at(30)), chunk=10)
+    with store.engine.connect() as connection:
+        found = totals.usage(connection, grain=Grain.MINUTE)
+        latencies = totals.latencies(connection, grain=Grain.MINUTE)
+    assert {view.start: view.counted.tokens for view in found} == {_at(0): 20, _at(30.1): 10}
+    assert {start: own[totals.Measure.QUEUE].count for start, own in latencies.items()} == {_at(0): 2, _at(30.1): 1}
+    assert _beginning(store) == floor(Grain.DAY, _at(0))
+
+
+def _beginning(store: Store) -> datetime | None:
+    with store.engine.connect() as connection:
+        return totals.beginning(connection)
 
 
 def _at(hours: float) -> datetime:
@@ -243,7 +275,7 @@ def test_latencies_are_those_of_the_rounds_rolled_up_or_not(store: Store) -> Non
         if number == 72:
             roll_up(store.engine, now=_at(72))
     with store.engine.connect() as connection:
-        found = totals.latencies(connection)["edge-1", totals.Measure.QUEUE]
+        found = totals.latencies(connection)[None][totals.Measure.QUEUE]
     assert found.count == 100
     assert found.quantile(0.5) == pytest.approx(2 * 49, rel=0.05)
     assert found.quantile(0.95) == pytest.approx(2 * 94, rel=0.05)
