@@ -71,16 +71,17 @@ class Timeline:
 
     def chart(
         self,
-        rows: Mapping[datetime | None, T],
+        rows: Mapping[Any, T],
         lines: Mapping[str, Callable[[T], float | None]],
         *,
         unit: str = "",
         kind: Kind = "figure",
         sums: bool = False,
     ) -> dict[str, Any]:
-        """Return the data of a template's chart; `kind` is as in `columns.shown`, and shares are drawn in percent.
+        """Return the data of a template's chart of `rows` by their start.
 
-        Where a time has no row, sums are zero, and other lines have a gap.
+        `kind` is as in `columns.shown`; shares are drawn in percent. Where a time has no row, sums are zero, and other
+        lines have a gap.
         """
         starts = [self.begin]
         while (start := following(self.grain, starts[-1])) < self.end:

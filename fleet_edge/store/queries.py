@@ -378,10 +378,11 @@ def failures(connection: Connection, chosen: EventFilter, *, grain: Grain) -> di
     """Return how often sessions failed or were lost, and devices were refused or at fault, by time and code."""
     length = _MINUTE_LENGTH if grain in MINUTES else _HOUR_LENGTH
     time = _begin_of_time(length, dialect=connection.dialect.name)
-    names: list[Any] = [time, EventRow.kind, EventRow.code]
-    query = select(*names, func.sum(EventRow.count)).where(*_event_conditions(chosen)).group_by(*names)
-    of_sessions = and_(EventRow.kind == EventKind.SESSION, EventRow.code.in_(("failed", "lost", "abandoned")))
-    query = query.where(or_(EventRow.kind.in_((EventKind.REFUSED, EventKind.FAULT)), of_sessions))
+    row: Any = EventRow
+    of_sessions = and_(row.kind == EventKind.SESSION, row.code.in_(("failed", "lost", "abandoned")))
+    query = select(time, row.kind, row.code, func.sum(row.count)).where(*_event_conditions(chosen))
+    query = query.where(or_(row.kind.in_((EventKind.REFUSED, EventKind.FAULT)), of_sessions))
+    query = query.group_by(time, row.kind, row.code)
     found: dict[datetime, Counter[str]] = {}
     for at, kind, code, times in connection.execute(query):
         start = floor(grain, datetime.fromisoformat(at).replace(tzinfo=UTC))

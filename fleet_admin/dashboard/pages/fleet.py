@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from operator import itemgetter, methodcaller
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -18,6 +19,7 @@ from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import days_left, device_columns, edge_columns, model_name
+from fleet_edge.store.totals import Distribution
 from fleet_edge.store.views import DeviceView, EdgeView, MachineState, UsageView
 from schemas.errors import InvalidName
 from schemas.names import check_name
@@ -81,16 +83,8 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
     if device is None:
         latencies = log.latencies_over_time(line.grain, since=line.begin, edge=edge)
         for name, measure in (("First token", "first_token"), ("Gap p95 of sessions", "gap")):
-            charts[name] = line.chart(
-                dict(latencies),
-                {
-                    words: lambda each, measure=measure, share=share: (
-                        each[measure].quantile(share) if measure in each else None
-                    )
-                    for words, share in (("p95", 0.95), ("p50", 0.5))
-                },
-                unit="ms",
-            )
+            lines = {words: _quantile(measure, share) for words, share in (("p95", 0.95), ("p50", 0.5))}
+            charts[name] = line.chart(latencies, lines, unit="ms")
     waits: dict[str, Callable[[UsageView], float | None]] = {
         "step": lambda each: each.counted.compute_ms_per_round,
         "queue": lambda each: each.counted.queue_ms_per_round,
@@ -99,6 +93,10 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
         "Waits of a round": drawn(waits, unit="ms"),
         "Batch": drawn({"sessions": lambda each: each.counted.mean_batch}, unit="sessions per step"),
     }
+
+
+def _quantile(measure: str, share: float) -> Callable[[Mapping[str, Distribution]], float | None]:
+    return lambda each: each[measure].quantile(share) if measure in each else None
 
 
 def _acceptance(visit: Visit, line: Timeline) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def _acceptance(visit: Visit, line: Timeline) -> dict[str, Any]:
         rows.setdefault(each.start, {})[name] = each.counted.acceptance
         tokens[name] += each.counted.tokens
     shown = [name for name, _ in tokens.most_common(_MODELS)]
-    return line.chart(rows, {name: lambda row, name=name: row.get(name) for name in shown}, unit="%", kind="percent")
+    return line.chart(rows, {name: methodcaller("get", name) for name in shown}, unit="%", kind="percent")
 
 
 def _failures(visit: Visit, line: Timeline, *, device: str | None = None, edge: str | None = None) -> dict[str, Any]:
@@ -120,12 +118,10 @@ def _failures(visit: Visit, line: Timeline, *, device: str | None = None, edge: 
     for counts in rows.values():
         total.update(counts)
     codes = [code for code, _ in total.most_common(_CODES)]
-    lines: dict[str, Callable[[Mapping[str, int]], float]] = {
-        code: lambda row, code=code: row.get(code, 0) for code in codes
-    }
+    lines: dict[str, Callable[[Counter[str]], float]] = {code: itemgetter(code) for code in codes}
     if len(total) > len(codes):
         lines["others"] = lambda row: sum(number for code, number in row.items() if code not in codes)
-    return line.chart(dict(rows), lines, kind="count", sums=True)
+    return line.chart(rows, lines, kind="count", sums=True)
 
 
 def _load(edges: Iterable[EdgeView]) -> dict[str, float | None]:

@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from fleet_admin.dashboard.acts import ACTS
 from fleet_admin.dashboard.services import Services
 from tests.fleet_admin.dashboard.conftest import BASE, Browser
 
@@ -96,6 +97,14 @@ def test_labels_and_retirement_need_no_broker_and_are_in_the_audit_log(operator:
         ("olga", "label", "gateway-2"),
         ("olga", "retire", "gateway-3"),
     ]
+
+
+def test_without_steering_only_what_needs_no_broker_is_offered(operator: Browser) -> None:
+    for path in ("/devices", "/devices/gateway-1"):
+        page = operator.get(path).text
+        offered = set(re.findall(r'<option value="([a-z-]+)"', page)) & {act.key for act in ACTS}
+        assert offered == {"label", "unlabel", "fence", "unfence", "retire", "restore"}
+        assert "without --steer" in page
 
 
 def test_what_needs_the_broker_says_that_there_is_none(operator: Browser) -> None:

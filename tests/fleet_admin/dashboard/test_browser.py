@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
 NAMED = [
     "/devices/gateway-1",
     "/devices/evil",
+    "/edges/edge-1",
     f"/sessions/{999:016x}?device=gateway-1",
     f"/sessions/{EVIL}",
     f"/rollouts/{ROLLOUT}",
@@ -40,7 +41,7 @@ def keep(tab: Tab, path: str, name: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_a_page_is_as_it_should_be(log_in_tab: Callable[..., Tab], served: str, path: str) -> None:
     tab = log_in_tab()
-    for name, width, height in (("wide", 1280, 800), ("phone", 390, 800)):
+    for name, width, height in (("wide", 1280, 800), ("phone", 390, 844)):
         tab.size(width, height)
         tab.goto(served + path)
         tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")
@@ -59,6 +60,39 @@ def test_a_page_can_be_read_in_the_dark(log_in_tab: Callable[..., Tab], served: 
     keep(tab, path, "dark")
     assert tab.axe() == []
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 29)"
+
+
+def test_charts_come_soon(log_in_tab: Callable[..., Tab], served: str) -> None:
+    """On a desk above the fold, on a phone within the first screen and a half."""
+    tab = log_in_tab()
+    for width, height, within in ((1280, 800, 800), (390, 844, 1.5 * 844)):
+        tab.size(width, height)
+        tab.goto(served)
+        assert tab.evaluate("document.querySelector('.chart').getBoundingClientRect().bottom") <= within
+    tab.goto(f"{served}/sessions/{1:016x}?device=gateway-1")
+    of_card = "document.querySelector('svg.rounds').{0}.clientWidth"
+    assert (
+        tab.evaluate(of_card.format("parentElement"))
+        - tab.evaluate("document.querySelector('svg.rounds').getBoundingClientRect().width")
+        < 32
+    )
+
+
+def test_the_name_of_a_row_stays_in_sight(log_in_tab: Callable[..., Tab], served: str) -> None:
+    tab = log_in_tab(width=390, height=844)
+    for path, name in (("/devices", "tbody td:nth-child(2)"), ("/sessions", "tbody td")):
+        tab.goto(served + path)
+        tab.evaluate("document.querySelector('.scroll').scrollLeft = 600")
+        assert tab.evaluate("document.querySelector('.scroll').scrollLeft") > 0
+        assert 0 <= tab.evaluate(f"document.querySelector('#live {name}').getBoundingClientRect().left") < 80
+
+
+def test_a_page_that_is_not_there_has_the_menu(log_in_tab: Callable[..., Tab], served: str) -> None:
+    tab = log_in_tab()
+    tab.goto(f"{served}/edges/nowhere")
+    assert "There is no edge" in tab.evaluate("document.querySelector('main').innerText")
+    assert tab.evaluate("document.querySelectorAll('nav a').length") == 8
+    assert tab.axe() == []
 
 
 def test_the_login_is_for_everybody(chromium: Chromium, served: str) -> None:
@@ -132,14 +166,15 @@ def test_devices_are_ticked_and_acted_on(log_in_tab: Callable[..., Tab], served:
 def test_a_chart_is_drawn_and_kept_when_the_page_follows_the_log(log_in_tab: Callable[..., Tab], served: str) -> None:
     tab = log_in_tab()
     tab.goto(f"{served}/devices/gateway-1")
-    tab.until("document.querySelectorAll('.chart canvas').length == 2")
+    tab.until("document.querySelectorAll('.chart canvas').length > 2")
+    number = tab.evaluate("document.querySelectorAll('.chart canvas').length")
     tab.evaluate("document.querySelector('.chart canvas').kept = true")
     tab.evaluate(
         "window.swapped = 0; document.addEventListener('htmx:after:swap', () => window.swapped++);"
         "document.body.dispatchEvent(new CustomEvent('fleet:change'))"
     )
     tab.until("window.swapped > 0")
-    assert tab.evaluate("document.querySelectorAll('.chart canvas').length") == 2
+    assert tab.evaluate("document.querySelectorAll('.chart canvas').length") == number
     assert tab.evaluate("document.querySelector('.chart canvas').kept")
 
 

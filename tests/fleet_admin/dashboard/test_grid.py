@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -76,8 +76,23 @@ def test_columns_are_chosen_and_the_first_is_always_there() -> None:
     assert [column.key for column in GRID.view(ROWS, {"columns": ("tokens",)}).columns] == ["name", "tokens"]
 
 
+def test_a_few_columns_have_a_field_and_any_other_is_chosen_by_name() -> None:
+    grid: Grid[Row] = Grid((NAME, *(replace(SHARE, key=f"share{number}") for number in range(9)), TOKENS), sort="name")
+    assert [column.key for column in grid.view(ROWS, {}).fields] == ["name", "share0", "share1", "share2", "share3"]
+    view = grid.view(ROWS, {"column": ("tokens",), "value": (">2",)})
+    assert [row.name for row in view.found] == ["Alpha", "beta"]
+    assert view.fields[-1] is TOKENS
+
+
 @pytest.mark.parametrize(
-    "query", [{"sort": ("secret",)}, {"columns": ("a; drop table devices",)}, {"page": ("0",)}, {"page": ("x",)}]
+    "query",
+    [
+        {"column": ("secret",), "value": ("1",)},
+        {"sort": ("secret",)},
+        {"columns": ("a; drop table devices",)},
+        {"page": ("0",)},
+        {"page": ("x",)},
+    ],
 )
 def test_what_a_grid_does_not_have_is_refused(query: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(Problem):

@@ -1,17 +1,24 @@
 import csv
+import html
 import io
+import json
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
+from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.pages.sessions import bars, scale
-from fleet_admin.dashboard.services import Services
+from fleet_admin.dashboard.services import Services, open_services
+from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.views import RoundView, SessionView
 from schemas.control import Presence
-from tests.fleet_admin.dashboard.conftest import NOW, Browser
+from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, NOW, PASSWORD, Browser, Clock
 from tests.fleet_admin.dashboard.fleet_log import EVIL, HOSTILE, ROLLOUT
 from tests.fleet_edge.store import samples
 
@@ -45,6 +52,88 @@ def test_an_edge_that_takes_no_sessions_has_no_headroom(
     write(url, [samples.edge_seen(presence=presence, at=NOW)])
     found = {line["edge"]: line for line in lines(viewer, "/edges?format=csv")}
     assert (found["edge-1"]["state"], found["edge-1"]["free"]) == (presence.value, free)
+
+
+def test_the_name_of_an_edge_leads_to_its_page(viewer: Browser) -> None:
+    for path in (
+        "/",
+        "/edges",
+        "/sessions",
+        "/devices",
+        "/usage?by=edge",
+        "/alerts",
+        f"/sessions/{1:016x}",
+        "/devices/gateway-1",
+    ):
+        assert 'href="/edges/edge-2"' in viewer.get(path).text, path
+    page = viewer.get("/edges/edge-2").text
+    assert "state silent" in page
+    assert 'href="/devices/gateway-1"' in page
+    assert viewer.get("/edges/nowhere").status_code == 404
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, clock: Clock) -> Browser:
+    """Return the browser of a viewer of a log that is empty."""
+    url = f"sqlite:///{tmp_path / 'new.sqlite3'}"
+    open_store(url).close()
+    services = open_services(DashboardSettings(db=url), now=lambda: clock.now, clock=lambda: clock.monotonic)
+    services.accounts.add("victor", role=AccountRole.VIEWER, password=PASSWORD, actor=ACTOR)
+    browser = Browser(TestClient(create_app(services), base_url=BASE, follow_redirects=False))
+    browser.log_in("victor")
+    return browser
+
+
+@pytest.mark.parametrize(
+    ("path", "how"),
+    [
+        ("/", "fleet edge run --db URL"),
+        ("/edges", "fleet edge run --db URL"),
+        ("/devices", "when it first connects"),
+        ("/sessions", "when an application asks"),
+        ("/usage", "when applications generate"),
+        ("/rollouts", "the playbooks record here"),
+        ("/alerts", "when one of the rules"),
+        ("/audit", "what operators do"),
+        ("/account", "a program needs one"),
+    ],
+)
+def test_an_empty_page_says_how_its_content_comes_to_be(newcomer: Browser, path: str, how: str) -> None:
+    assert how in newcomer.get(path).text
+
+
+def drawn(page: str) -> list[dict[str, Any]]:
+    return [json.loads(html.unescape(each)) for each in re.findall(r'data-chart="([^"]*)"', page)]
+
+
+def test_a_young_fleet_is_drawn_by_the_minute_for_any_range(newcomer: Browser, tmp_path: Path) -> None:
+    at = NOW - timedelta(minutes=30)
+    own = {"session": "aa" * 8, "segment": segment_number(at), "device": "first"}
+    progress = samples.progress(**own, at=at, tokens=120)
+    write(f"sqlite:///{tmp_path / 'new.sqlite3'}", [samples.opened(**own, at=at), progress])
+    for path in ("/", "/?range=30d", "/usage?range=365d", "/devices/first", "/edges/edge-1"):
+        page = newcomer.get(path).text
+        assert "by minute" in page
+        for chart in drawn(page):
+            assert chart["between"] == [at.timestamp(), NOW.timestamp()]
+            assert len(chart["times"]) == 30
+    assert drawn(newcomer.get("/").text)[0]["lines"][0]["values"] == [2.0] + 29 * [0]
+
+
+def test_failures_are_drawn_by_code(viewer: Browser, url: str) -> None:
+    at = NOW - timedelta(hours=2)
+    write(
+        url,
+        [
+            samples.event(id=f"busy-{number}", kind="refused", code="busy", count=3, at=at + timedelta(minutes=number))
+            for number in range(2)
+        ],
+    )
+    for path in ("/", "/edges/edge-1", "/?range=1h", "/?range=6h"):
+        lines = {line["name"]: line["values"] for chart in drawn(viewer.get(path).text) for line in chart["lines"]}
+        assert ("refused busy" in lines) == ("1h" not in path)
+        if "refused busy" in lines:
+            assert sum(lines["refused busy"]) == 6
 
 
 def test_sessions_are_chosen_by_device_edge_and_end(viewer: Browser) -> None:

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Draws docs/pictures/dashboard-overview.png: the dashboard over a generated log of a day; needs Chromium."""
+
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from benchmarks.administration.log import Scale, fill
+from fleet_admin.dashboard.app import DashboardServer
+from fleet_admin.dashboard.services import open_services
+from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
+from fleet_admin.steering import Actor
+from fleet_edge.store.database import open_store
+from tests.fleet_edge.store import samples
+from tests.support.chromium import Chromium
+
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "dashboard-overview.png"
+PASSWORD = "only for a picture"  # noqa: S105 - of an account that ends with this program
+NOW = datetime(2026, 3, 5, 12, 0, tzinfo=UTC)
+SCALE = Scale(sessions=20_000, devices=120, days=2, edges=3)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, Chromium() as browser:
+        url = f"sqlite:///{folder}/fleet.sqlite3"
+        with open_store(url) as store:
+            fill(store.engine, SCALE, now=NOW, progress=lambda *_: None)
+            at = NOW - timedelta(seconds=5)
+            store.apply([samples.edge_load(edge=f"edge-{number}", at=at, tokens_per_s=6.0) for number in range(3)])
+        settings = DashboardSettings(db=url, listen="127.0.0.1:0")
+        services = open_services(settings, now=lambda: NOW)
+        services.accounts.add("anna", role=AccountRole.OPERATOR, password=PASSWORD, actor=Actor("picture"))
+        server = DashboardServer(settings, services=services)
+        tab = browser.tab(width=1100, height=760)
+        tab.goto(f"{server.address}login")
+        fields = "document.querySelector('[name={0}]').value = '{1}';"
+        tab.evaluate(fields.format("account", "anna") + fields.format("password", PASSWORD))
+        tab.after_load(lambda: tab.evaluate("document.querySelector('form').requestSubmit()"))
+        tab.until("document.querySelectorAll('.chart canvas').length > 4")
+        tab.screenshot(PICTURE)
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()
