@@ -77,7 +77,7 @@ def create_app(services: Services) -> Starlette:
 
     return Starlette(
         routes=[
-            *(_route(page, services=services, workers=workers, menu=menu) for page in PAGES),
+            *(_route(page, services=services, workers=workers, menu=menu, refuse=refuse) for page in PAGES),
             *api_routes(services, workers, now=services.now),
             Route("/live", watch),
             Route("/healthz", healthy),
@@ -97,7 +97,14 @@ def create_app(services: Services) -> Starlette:
     )
 
 
-def _route(page: Page, *, services: Services, workers: Workers, menu: tuple[tuple[str, str], ...]) -> Route:
+def _route(
+    page: Page,
+    *,
+    services: Services,
+    workers: Workers,
+    menu: tuple[tuple[str, str], ...],
+    refuse: Callable[[Request, Exception], Response],
+) -> Route:
     async def answer(request: Request) -> Response:
         visit = Visit(request, request.state.admission, services, services.now(), menu)
         visitor = visit.admission.visitor
@@ -106,7 +113,10 @@ def _route(page: Page, *, services: Services, workers: Workers, menu: tuple[tupl
         # Rate-limit anonymous requests by address, because password hashing is expensive.
         account = visitor.name if visitor is not None else f" {visit.admission.origin.address}"
         work: Callable[[], Response] = partial(page.answer, visit)
-        return await workers.run(work, account=account)
+        try:
+            return await workers.run(work, account=account)
+        except Exception as error:  # noqa: BLE001 - here, so that the page gets the gate's security headers
+            return refuse(request, error)
 
     return Route(page.path, answer, methods=[page.method])
 

@@ -110,7 +110,7 @@ class Timeline:
 
 def sparkline(chart: Mapping[str, Any]) -> list[str]:
     """Return the points of SVG polylines, 100 wide and 24 high: one for each run of the first line's values."""
-    values: Sequence[float | None] = chart["lines"][0]["values"]
+    values: Sequence[float | None] = chart["lines"][0]["values"] if chart["times"] else []
     most = max((each for each in values if each is not None), default=0.0) or 1.0
     step = 100 / max(len(values) - 1, 1)
     runs = groupby(enumerate(values), key=lambda pair: pair[1] is None)

@@ -1,7 +1,7 @@
 """Pages of the fleet: overview, devices, actions on them, edges."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from operator import itemgetter, methodcaller
@@ -32,6 +32,7 @@ _MODELS: Final = 4
 """Most draft models whose acceptance is drawn."""
 
 _FAILED: Final = ("failed", "lost")
+_SERVING: Final = (MachineState.ONLINE, MachineState.DRAINING)
 
 
 def show_overview(visit: Visit) -> Response:
@@ -47,7 +48,7 @@ def show_overview(visit: Visit) -> Response:
         range=line.range,
         states=Counter(each.state.value for each in log.devices(counted=False)),
         edges=Counter(each.state.value for each in edges),
-        now=_load(each for each in edges if each.state in (MachineState.ONLINE, MachineState.DRAINING)),
+        now_per_s=sum(each.tokens_per_s or 0.0 for each in edges if each.state in _SERVING),
         total=total,
         tokens_per_s=total.tokens / line.seconds,
         first_token=log.latencies(since=line.begin)["first_token"],
@@ -122,26 +123,6 @@ def _failures(visit: Visit, line: Timeline, *, device: str | None = None, edge: 
     if len(total) > len(codes):
         lines["others"] = lambda row: sum(number for code, number in row.items() if code not in codes)
     return line.chart(rows, lines, kind="count", sums=True)
-
-
-def _load(edges: Iterable[EdgeView]) -> dict[str, float | None]:
-    """Return the current load of edges: sums, and the worst of what cannot be added up."""
-    found = list(edges)
-
-    def most(values: Iterable[float | None]) -> float | None:
-        return max((each for each in values if each is not None), default=None)
-
-    def summed(values: Iterable[float | None]) -> float | None:
-        known = [each for each in values if each is not None]
-        return sum(known) if known else None
-
-    return {
-        "tokens_per_s": summed(each.tokens_per_s for each in found),
-        "open_sessions": summed(each.open_sessions for each in found),
-        "queue_ms": most(each.queue_ms for each in found),
-        "batch": most(each.batch_sessions for each in found),
-        "kv_usage": most(each.kv_usage for each in found),
-    }
 
 
 def show_devices(visit: Visit) -> Response:
@@ -275,7 +256,7 @@ def show_edges(visit: Visit) -> Response:
     view = grid.view(rows, visit.admission.query)
     if visit.query("format") == "csv":
         return csv_response("edges", view.headings, view.lines())
-    serving = [row for row in rows if row.state in (MachineState.ONLINE, MachineState.DRAINING)]
+    serving = [row for row in rows if row.state in _SERVING]
     return visit.page(
         "edges.html",
         title="Edges",

@@ -90,9 +90,10 @@ def show_usage(visit: Visit) -> Response:
             "Tokens": drawn({"tokens": lambda each: each.counted.tokens}),
             "Traffic": drawn(
                 {
-                    "MB up": lambda each: each.counted.uplink_bytes / 1e6,
-                    "MB down": lambda each: each.counted.downlink_bytes / 1e6,
-                }
+                    "up": lambda each: each.counted.uplink_bytes / 1e6,
+                    "down": lambda each: each.counted.downlink_bytes / 1e6,
+                },
+                unit="MB",
             ),
         },
     )

@@ -4,9 +4,34 @@ import pytest
 from starlette.testclient import TestClient
 
 from fleet_admin.dashboard.app import create_app
+from fleet_admin.dashboard.gate import CONTENT_SECURITY_POLICY
 from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.settings import AccountRole
 from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, Browser
+
+
+def test_a_page_that_fails_has_the_menu_and_the_security_headers(
+    operator: Browser, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(type(services.log), "edges", fail)
+    answer = operator.get("/edges")
+    assert answer.status_code == 500
+    assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert 'aria-label="Pages"' in answer.text
+    assert "a defect" not in answer.text
+
+
+def test_an_error_page_has_the_menu_for_who_is_logged_in(operator: Browser, stranger: Browser) -> None:
+    for path in ("/nothing", "/devices/nobody", "/edges?sort=nothing"):
+        page = operator.get(path)
+        assert page.status_code in {400, 404}
+        assert 'aria-label="Pages"' in page.text
+    refused = stranger.get("/nothing", host="elsewhere.example")
+    assert refused.status_code == 421
+    assert 'aria-label="Pages"' not in refused.text
 
 
 def test_every_answer_forbids_what_is_not_ours(operator: Browser) -> None:
