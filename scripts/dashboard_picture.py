@@ -31,13 +31,14 @@ def main() -> None:
         services = open_services(settings, now=lambda: NOW)
         services.accounts.add("anna", role=AccountRole.OPERATOR, password=PASSWORD, actor=Actor("picture"))
         server = DashboardServer(settings, services=services)
-        tab = browser.tab(width=1100, height=760)
+        tab = browser.tab(width=1280, height=800)
         tab.goto(f"{server.address}login")
         fields = "document.querySelector('[name={0}]').value = '{1}';"
         tab.evaluate(fields.format("account", "anna") + fields.format("password", PASSWORD))
         tab.after_load(lambda: tab.evaluate("document.querySelector('form').requestSubmit()"))
         tab.until("document.querySelectorAll('.chart canvas').length > 4")
         tab.screenshot(PICTURE)
+        tab.goto("about:blank")  # ends the stream of events
         server.stop()
 
 

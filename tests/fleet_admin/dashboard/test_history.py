@@ -94,7 +94,6 @@ def newcomer(tmp_path: Path, clock: Clock) -> Browser:
         ("/usage", "when applications generate"),
         ("/rollouts", "the playbooks record here"),
         ("/alerts", "when one of the rules"),
-        ("/audit", "what operators do"),
         ("/account", "a program needs one"),
     ],
 )
