@@ -29,7 +29,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import psutil
 
-from benchmarks.processes import BenchError, Cores, on_cores
+from benchmarks.processes import BenchError, Cores, Program, on_cores
 from broker_config.broker import Broker, BrokerError
 from broker_config.mosquitto import installed_version
 from broker_config.processes import LocalBroker, MosquittoProcess, find_mosquitto
@@ -247,17 +247,32 @@ class Bench:
         chosen = ENGINES.get(engine, {"engine": engine}) if engine else self.engine
         log = f"sqlite:///{folder}/log.sqlite3"
         settings = {**chosen, "threads": len(self.cores.edge), **settings}
-        flags = [
-            "--fleet", self.fleet, "--port", str(port), "--target", str(target),
-            "--db", log, "--spool", f"{folder}/spool",
-        ]  # fmt: skip
-        for name, value in settings.items():
-            flag = name.replace("_", "-")
-            flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        given = {"fleet": self.fleet, "port": port, "target": target, "db": log, "spool": f"{folder}/spool"}
         with contextlib.ExitStack() as stack:
             with on_cores(self.cores.edge):
-                process = stack.enter_context(edge_process(flags))
+                process = stack.enter_context(edge_process(_flags(given | settings)))
             yield Edge(process.pid, log)
+
+    @contextmanager
+    def device(self, port: int, number: int = 0, **settings: object) -> Iterator[str]:
+        """Run `fleet device run` on the other cores; return the URL of its API once an edge is online."""
+        address = free_address()
+        given = {"fleet": self.fleet, "device": f"device-{number}", "port": port, "model": self.model("Q4_0.gguf")}
+        words = ["device", "run", "--events", *_flags(given | {"api_port": address.rpartition(":")[2]} | settings)]
+        program = Program("fleet_cli.main", words, cores=self.cores.others, log=self.new_folder() / f"device-{number}")
+        try:
+            program.wait_for('"online"', timeout_s=_START_S)
+            yield f"http://{address}/v1"
+        finally:
+            program.end()
+
+
+def _flags(settings: Mapping[str, object]) -> list[str]:
+    flags: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return flags
 
 
 def _prepare_models(cost: int) -> None:
