@@ -10,24 +10,19 @@ import http.client
 import json
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from benchmarks.applications.conversation import QUESTIONS
 from benchmarks.harness import Bench, Report, at_most, number_of, table
-from benchmarks.processes import BenchError
-from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.api.app import HOST, listen
 from fleet_device.drafters.contract import TextCodec
-from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.gateway import Asked, Gateway
-from fleet_device.service import DeviceService
-from fleet_device.settings import DeviceSettings
+from fleet_device.drafters.model_file import GgufModel
 
 _MOST_UNEQUAL: Final = 1.5
 _CONTEXT: Final = 1024
-_ONLINE_S: Final = 60.0
 _BUSY: Final = 429
 _AGAIN_S: Final = 0.5  # after a failed request
 
@@ -61,21 +56,21 @@ def run(bench: Bench) -> Report:
 
 def _measure(bench: Bench, count: int) -> dict[str, Any]:
     options = bench.options
-    with bench.broker() as broker, bench.edge(broker.port, bench.target(), context=_CONTEXT, threads=1):
-        settings = DeviceSettings(
-            fleet=bench.fleet,
-            broker=BrokerSettings(port=broker.port),
+    draft = bench.model(f"{options.draft}.gguf")
+    with (
+        bench.broker() as broker,
+        bench.edge(broker.port, bench.target(), context=_CONTEXT, threads=1),
+        bench.device(
+            broker.port,
+            model=draft,
             context=_CONTEXT,
             texts_at_once=options.at_once,
-            api_port=0,  # the benchmark serves a port of its own
             api_waiting=count,
             max_new_tokens=options.tokens,
-        )
-        draft = bench.model(f"{options.draft}.gguf")
-        drafter = LlamaCppDrafter(
-            LlamaCppSettings(draft, threads=1, context=_CONTEXT, sequences=settings.draft_sequences)
-        )
-        clients, took_s = _write(settings, drafter, count, seconds=options.seconds)
+        ) as url,
+        closing(GgufModel(draft, vocabulary_only=True)) as codec,
+    ):
+        clients, took_s = _write(urlsplit(url).netloc, codec, count, seconds=options.seconds)
     tokens = [client.tokens for client in clients]
     firsts = [each for client in clients for each in client.first_ms]
     return {
@@ -92,35 +87,21 @@ def _measure(bench: Bench, count: int) -> dict[str, Any]:
     }
 
 
-def _write(
-    settings: DeviceSettings, drafter: LlamaCppDrafter, count: int, *, seconds: float
-) -> tuple[list[_Client], float]:
-    service = DeviceService(settings, drafter)
-    gateway, sock = Gateway(service), listen(0)
-    gateway.serve(sock)
-    gateway.start()
-    try:
-        if not service.edges.wait_online(_ONLINE_S):
-            raise BenchError("No edge was there within a minute.")
-        clients, over = [_Client() for _ in range(count)], threading.Event()
-        for number, client in enumerate(clients):
-            arguments = (client, sock.getsockname()[1], number, over, drafter.codec)
-            threading.Thread(target=_ask, args=arguments, daemon=True).start()
-        began = time.monotonic()
-        over.wait(seconds)
-        over.set()
-        took_s = time.monotonic() - began
-        counted = [_Client(c.tokens, c.texts, list(c.first_ms), c.turned_away, c.failed) for c in clients]
-        gateway.ask(Asked.STOP)
-    finally:
-        gateway.stop()
-    return counted, took_s
+def _write(address: str, codec: TextCodec, count: int, *, seconds: float) -> tuple[list[_Client], float]:
+    clients, over = [_Client() for _ in range(count)], threading.Event()
+    for number, client in enumerate(clients):
+        threading.Thread(target=_ask, args=(client, address, number, over, codec), daemon=True).start()
+    began = time.monotonic()
+    over.wait(seconds)
+    over.set()
+    took_s = time.monotonic() - began
+    return [_Client(c.tokens, c.texts, list(c.first_ms), c.turned_away, c.failed) for c in clients], took_s
 
 
-def _ask(client: _Client, port: int, number: int, over: threading.Event, codec: TextCodec) -> None:
+def _ask(client: _Client, address: str, number: int, over: threading.Event, codec: TextCodec) -> None:
     turn = number
     while not over.is_set():
-        connection = http.client.HTTPConnection(HOST, port, timeout=600.0)
+        connection = http.client.HTTPConnection(address, timeout=600.0)
         question = {"role": "user", "content": QUESTIONS[turn % len(QUESTIONS)]}
         body = {"model": "fleet", "messages": [question], "stream": True, "seed": turn}
         turn += 1

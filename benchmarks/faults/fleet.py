@@ -158,6 +158,7 @@ class Load:
     token_s: float = 0.02
     pause_s: float = 0.1
     kv_tokens: int = 1 << 20
+    structured: bool = False
 
 
 @dataclass(slots=True)
@@ -211,9 +212,8 @@ class DisturbedFleet:
         config = self.folder / "edge.toml"
         content = edge_settings(self._identity(EDGE), fleet=FLEET, folder=self.disk.folder, threads=1)
         config.write_text(content, encoding="utf-8")
-        self.edge = self._program(
-            "tests.support.scripted_edge_process", [str(config), "--kv-tokens", str(self.load.kv_tokens)], log="edge"
-        )
+        words = [str(config), "--kv-tokens", str(self.load.kv_tokens), *["--letters"] * self.load.structured]
+        self.edge = self._program("tests.support.scripted_edge_process", words, log="edge")
         self.edge.wait_for('"online"', timeout_s=_ONLINE_S)
 
     def kill_edge(self) -> None:
@@ -244,6 +244,7 @@ class DisturbedFleet:
                 longest=self.load.longest,
                 token_s=self.load.token_s,
                 pause_s=self.load.pause_s,
+                structured=self.load.structured,
             )
             device = self._program("benchmarks.faults.writer", [], log=name, on_line=partial(self.tally.take, name))
             device.tell(task.to_json())

@@ -3,7 +3,8 @@
 A fleet as the suite `faults moments` has it, with more devices that write more slowly. Faults of all kinds come at
 random moments; those that end the edge come in the first quarter of the warm-up alone, because memory is measured over
 one life of a process. Resident memory is sampled; its slope after the warm-up is that of Theil and Sen, with its 95 %
-interval. A warm-up is long enough when the edge has lived for about ten minutes. Takes half an hour.
+interval. A warm-up is long enough when the edge has lived for about ten minutes. Takes half an hour. With
+`--structured` devices ask for short answers that follow JSON schemas, each is validated, and no memory is measured.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ import psutil
 
 from benchmarks.faults.fleet import EDGE, DisturbedFleet, Load, disagreements
 from benchmarks.faults.moments import FAULTS, Fault
-from benchmarks.harness import Bench, Report, at_most, number_of, table
+from benchmarks.harness import Bench, Report, at_least, at_most, number_of, table
 from benchmarks.memory import slope_of
 from benchmarks.processes import BenchError
 
@@ -66,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-up", type=float, metavar="MINUTES", help="default: half of it, at most 15")
     parser.add_argument("--devices", type=number_of(int, 1), default=50, help="at most 200 (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=1.0, metavar="MB", help="an hour, of the edge (%(default)s)")
+    parser.add_argument("--structured", type=number_of(int, 1), metavar="N", help="end after N answers of JSON schemas")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep logs and databases there; must be empty or not there")
 
@@ -78,13 +80,21 @@ def run(bench: Bench) -> Report:
     # Room for two of their longest sequences each: the edge retains ended ones up to that, and is full soon.
     kv_tokens = 2 * _LONGEST * options.devices
     load = Load(devices=options.devices, shortest=16, longest=96, token_s=0.1, pause_s=3.0, kv_tokens=kv_tokens)
+    if options.structured:
+        load = replace(load, pause_s=1.5, structured=True)
     with DisturbedFleet.run((options.folder or bench.folder).resolve(), load, seed=options.seed) as fleet:
         soak = _Soak(fleet, random.Random(f"soak-{options.seed}"), warm_up * 60.0, options.minutes * 60.0)
+        soak.texts = options.structured
         soak.run()
         fleet.stop()
         wrong = [*fleet.tally.broken_off, *disagreements(fleet.database, fleet.tally)]
     wrong += [f"{number} texts are {what}" for what, number in fleet.tally.wrong.items()]
     wrong += [f"{number} devices did not go on after {name}" for name, number in soak.stuck.items()]
+    if options.structured:
+        soak.report()
+        rows = [{"answers": len(fleet.tally.texts), "faults": sum(soak.struck.values())}]
+        goals = [at_least("structured answers", len(fleet.tally.texts), options.structured)]
+        return Report(rows, goals, more={"faults": soak.struck, "failed": fleet.tally.refused}, wrong=wrong)
     rows = soak.slopes()
     soak.report()
     table(rows, {"process": "", "mb_per_hour": ".2f", "low": ".2f", "high": ".2f", "samples": "d", "now_mb": ".1f"})
@@ -111,6 +121,7 @@ class _Soak:
     struck: dict[str, int] = field(default_factory=dict)
     moments: list[tuple[str, float]] = field(default_factory=list)
     stuck: dict[str, int] = field(default_factory=dict)
+    texts: int | None = None
     began: float = field(default_factory=time.monotonic)
     _sampled: float = 0.0
     _reported: float = 0.0
@@ -119,7 +130,7 @@ class _Soak:
         self._wait_for_all("the start", since=0.0)
         self.began = time.monotonic()
         kinds = self._kinds()
-        while self._passed < self.seconds:
+        while self._passed < self.seconds if self.texts is None else len(self.fleet.tally.texts) < self.texts:
             self._watch(self.rng.uniform(1.0, 6.0))
             fault = next(kinds)
             self.fleet.tally.forget_moments()
@@ -139,7 +150,7 @@ class _Soak:
             kinds = list(FAULTS.values())
             self.rng.shuffle(kinds)
             for fault in kinds:
-                if self._passed < _END_IT_WITHIN * self.warm_up_s or fault.name not in _END_THE_EDGE:
+                if self.texts or self._passed < _END_IT_WITHIN * self.warm_up_s or fault.name not in _END_THE_EDGE:
                     yield fault
 
     def _wait_for_all(self, what: str, *, since: float) -> None:

@@ -2,7 +2,8 @@
 
 Texts alternate between the two modes and are drafted ahead, or, at some devices, written by the edge alone. In coupled
 mode a text is compared token by token with what the seed and the target determine; in residual mode each token must be
-one that the target may write there. In both, what the application received piece by piece must be the text.
+one that the target may write there. In both, what the application received piece by piece must be the text. If the
+task asks for structured output, each text must end by itself and be valid by its JSON schema instead.
 """
 
 import json
@@ -13,18 +14,28 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import jsonschema
+
 from benchmarks.processes import Ending, Identity, tell
 from dssd.distribution import Dist
 from fleet_device.drafters.without_model import ScriptedDrafter
-from fleet_device.requests.generate import GenerateRequest, RequestContext
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from schemas.errors import FleetError
-from schemas.policy import Mode, SamplingPolicy
+from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.support.markov import MarkovScript
 from tests.support.offset_clock import OffsetClock
-from tests.support.scripted_language import LANGUAGE, draft_language, is_possible, reference_text
+from tests.support.scripted_language import (
+    LANGUAGE,
+    LETTER_END,
+    LETTER_WORDS,
+    LetterDrafter,
+    draft_language,
+    is_possible,
+    reference_text,
+)
 
 _DRAFT: Final = 4
 _STREAMS: Final = 0.25  # of the devices use edge-only decoding
@@ -42,6 +53,7 @@ class Task:
     longest: int
     token_s: float
     pause_s: float
+    structured: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> "Task":
@@ -50,6 +62,21 @@ class Task:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
+
+
+_STATUS: Final = {"enum": ["normal", "warning", "critical"]}
+_VALUE: Final = {"type": "integer", "minimum": -40, "maximum": 200}
+_CODE: Final = {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$"}
+SCHEMAS: Final[tuple[dict[str, Any], ...]] = (
+    {"type": "object", "properties": {"status": _STATUS, "value": _VALUE}, "required": ["status", "value"],
+     "additionalProperties": False},
+    {"oneOf": [{"type": "array", "items": _STATUS, "minItems": 1, "maxItems": 3}, _CODE]},
+    {"type": "object", "properties": {"text": {"type": "string", "maxLength": 12}, "code": _CODE},
+     "required": ["code"], "additionalProperties": False},
+)  # fmt: skip
+"""Of structured output; each bounds the length of a text."""
+
+_LONGEST: Final = 200
 
 
 class _PacedDrafter(ScriptedDrafter):
@@ -75,6 +102,20 @@ def verdict(
     return None if is_possible(prompt, policy, tokens) else "altered"
 
 
+def _invalid(schema: dict[str, Any], done: Generation, received: Sequence[int]) -> str | None:
+    """Return what is wrong with a structured output, in a word; None if nothing is or if it was cancelled."""
+    if list(received) != list(done.tokens):
+        return "torn"
+    if done.reason is not EndReason.STOP:
+        return None if done.reason is EndReason.CANCELLED else "cut off"
+    text = "".join(LETTER_WORDS[token] for token in done.tokens if token not in LETTER_END)
+    try:
+        jsonschema.validate(json.loads(text), schema)
+    except (ValueError, jsonschema.ValidationError):
+        return "invalid"
+    return None
+
+
 def main() -> None:
     """Generate until SIGTERM; the task comes as a line of JSON on standard input."""
     task = Task.from_json(sys.stdin.readline())
@@ -90,7 +131,7 @@ def main() -> None:
         }
     )
     rng = random.Random(task.seed)
-    drafter = _PacedDrafter(draft_language(), task.token_s)
+    drafter = LetterDrafter() if task.structured else _PacedDrafter(draft_language(), task.token_s)
     service = DeviceService(settings, drafter, now=OffsetClock.from_environment())
     service.start_patiently()
     try:
@@ -112,9 +153,12 @@ def _write(
     mode: Mode,
     ending: Ending,
 ) -> None:
-    prompt = [rng.randrange(LANGUAGE.size) for _ in range(rng.randint(*_PROMPT))]
-    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63))
-    length = rng.randint(task.shortest, task.longest)
+    words = len(LETTER_WORDS) if task.structured else LANGUAGE.size
+    prompt = [rng.randrange(words) for _ in range(rng.randint(*_PROMPT))]
+    schema = rng.choice(SCHEMAS) if task.structured else None
+    grammar = None if schema is None else Grammar.json_schema(schema)
+    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63), grammar=grammar)
+    length = _LONGEST if task.structured else rng.randint(task.shortest, task.longest)
     received: list[int] = []
 
     def take(tokens: Sequence[int]) -> None:
@@ -127,12 +171,12 @@ def _write(
             RequestContext(on_tokens=take, cancellation=ending.cancellation),
         )
     except FleetError as error:
-        wrong = verdict(prompt, policy, received, received)
+        wrong = None if schema else verdict(prompt, policy, received, received)
         tell("failed", sentence=str(error), written=len(received), mode=mode.value, wrong=wrong)
         ending.event.wait(_AGAIN_S)
         return
-    wrong = verdict(prompt, policy, done.tokens, received)
-    if wrong is None and done.reason is EndReason.LENGTH and len(done.tokens) != length:
+    wrong = verdict(prompt, policy, done.tokens, received) if schema is None else _invalid(schema, done, received)
+    if schema is None and wrong is None and done.reason is EndReason.LENGTH and len(done.tokens) != length:
         wrong = "short"
     tell(
         "text",

@@ -6,13 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.faults.fleet import Disk, EndedText, FaultTally, disagreements
 from benchmarks.faults.moments import percentiles
 from benchmarks.faults.soak import Memory
 from benchmarks.faults.writer import Task, verdict
 from benchmarks.processes import Identity
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.brokers import require_mosquitto
 from tests.support.scripted_language import LANGUAGE, reference_text
+
+
+@pytest.mark.broker
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+def test_structured_output_is_valid_whatever_fails() -> None:
+    require_mosquitto()
+    assert main(["faults", "soak", "--structured", "2000", "--devices", "16"]) == 0
+
 
 WHOLE = ("one", "device-1", "length", 40, 40)
 

@@ -8,12 +8,18 @@ import logging
 import sys
 from pathlib import Path
 
+from fleet_common.grammar.process import GrammarTokenizer
 from fleet_common.host import use_one_heap
 from fleet_common.logs import Event, EventStream
 from fleet_edge.edge import Edge
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.offset_clock import OffsetClock
-from tests.support.scripted_language import CONTEXT, LANGUAGE
+from tests.support.scripted_language import CONTEXT, LANGUAGE, LETTER_END, LETTER_WORDS, LETTERS
+
+
+class _LetterVerifier(ScriptedVerifier):
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        return GrammarTokenizer.of_words(self._words, end_tokens=LETTER_END)
 
 
 def main() -> None:
@@ -21,12 +27,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, help="TOML file with the edge's settings")
     parser.add_argument("--kv-tokens", type=int, default=1 << 20, help="tokens that are kept, ended texts' too")
+    parser.add_argument("--letters", action="store_true", help="serve the language of letters")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     use_one_heap()
-    verifier = ScriptedVerifier(
-        LANGUAGE, LANGUAGE.words, context=CONTEXT, budget_tokens=arguments.kv_tokens, name="scripted"
-    )
+    size = {"context": CONTEXT, "budget_tokens": arguments.kv_tokens}
+    if arguments.letters:
+        verifier: ScriptedVerifier = _LetterVerifier(LETTERS, LETTER_WORDS, end_tokens=LETTER_END, **size)
+    else:
+        verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, **size)
     edge = Edge.from_config(arguments.config).settings
     events = EventStream(sys.stdout, outlives_reader=True)
 

@@ -1,5 +1,6 @@
 """The device's API as other projects' conformance tests judge it, with the real models."""
 
+import importlib.resources
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from benchmarks.schemas import ask_all
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
@@ -57,3 +59,14 @@ def test_compatcanary(served: Served) -> None:
     report = json.loads(done.stdout)
     print(json.dumps(report["results"], indent=1))
     assert report["score"] == 100
+
+
+def test_schemas_of_check_jsonschema(served: Served) -> None:
+    pytest.importorskip("check_jsonschema")
+    folder = importlib.resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    texts = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith(".json")}
+    schemas = {name: json.loads(text) for name, text in texts.items() if len(text) < 1 << 18}
+    answers = ask_all(served.url, schemas, clients=8, tokens=200)
+    print("\n".join(map(str, answers)))
+    assert {answer.outcome for answer in answers} <= {"valid", "truncated", "refused"}
+    assert len([answer for answer in answers if answer.outcome != "refused"]) >= 7
