@@ -23,6 +23,7 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "latency": ("latency", "Tokens per second of one device, over any line, by this system and others."),
     "capacity": ("capacity.suite", "Clients at a service level, and tokens per second of all, by system."),
     "schemas": ("schemas", "A collection of JSON schemas, asked of a device: valid, refused or wrong answers."),
+    "clients": ("clients", "Client libraries of others, feature by feature."),
     "serving": ("serving", "Speed of a fleet and of llama.cpp's server, as the load generator guidellm sees it."),
     "pacing": ("pacing", "Tokens per second under plans that devices choose, and under fixed ones."),
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),

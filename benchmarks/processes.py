@@ -44,6 +44,25 @@ class Cores:
         return not self.edge & self.others
 
 
+def call(*words: object) -> str:
+    """Run a program, and return its output; raise BenchError if it fails."""
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"{words[0]} failed: {' '.join((done.stderr or done.stdout).split())[-600:]}")
+    return done.stdout
+
+
+def venv(folder: Path, *packages: str) -> Path:
+    """Return the folder of programs of a virtual environment; it is made with the packages if it is missing."""
+    programs = folder / "bin"
+    if not (programs / "complete").exists():
+        print(f"Installing {', '.join(packages)} in {folder} …", file=sys.stderr, flush=True)
+        call(sys.executable, "-m", "venv", folder)
+        call(programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *packages)
+        (programs / "complete").touch()
+    return programs
+
+
 @contextlib.contextmanager
 def on_cores(cores: Collection[int]) -> Iterator[None]:
     """Run this thread, and processes that it starts meanwhile, on these cores: a child has its parent's cores."""

@@ -13,7 +13,6 @@ import itertools
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import MODELS, Bench, Report, add_engine, at_least, free_address, number_of, say, table
-from benchmarks.processes import BenchError, on_cores
+from benchmarks.processes import BenchError, call, on_cores, venv
 from tests.support.relay import Relay
 
 _SOURCE: Final = "llama-cpp-python"
@@ -60,12 +59,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(bench: Bench) -> Report:
     options = bench.options
+    tools = options.tools.resolve()
+    server = tools / f"llama-server-{version(_SOURCE)}"
     with on_cores(bench.cores.edge | bench.cores.others):
-        tools = _Tools(options.tools.resolve())
+        programs = venv(tools / "guidellm", *_TOOLS)
+        if not server.exists():
+            _built(programs, server)
     rows: list[dict[str, Any]] = []
     for clients in options.clients:
-        with _llama_server(bench, tools.server, clients) as url:
-            rows.append(_load(bench, tools, "llama-server", url, clients))
+        with _llama_server(bench, server, clients) as url:
+            rows.append(_load(bench, programs, "llama-server", url, clients))
     target = bench.model("target") if options.engine == "int8" else bench.target()
     several = f"{options.devices} devices"
     with bench.broker() as broker, bench.edge(broker.port, target), contextlib.ExitStack() as stack:
@@ -76,7 +79,7 @@ def run(bench: Bench) -> Report:
         ]
         relay = stack.enter_context(_Turns(devices))
         for system, url in (("1 device", devices[0]), (several, f"http://127.0.0.1:{relay.port}/v1")):
-            rows += [_load(bench, tools, system, url, clients) for clients in options.clients]
+            rows += [_load(bench, programs, system, url, clients) for clients in options.clients]
     goals = []
     for row in rows:
         rival = next(each for each in rows if each["clients"] == row["clients"])
@@ -101,44 +104,21 @@ class _Turns(Relay):
         return super()._connected()
 
 
-class _Tools:
-    """guidellm and llama-server, which are installed and built once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.guidellm = folder / "bin" / "guidellm"
-        self.server = folder / f"llama-server-{version(_SOURCE)}"
-        if not self.guidellm.exists():
-            say(f"Installing guidellm in {folder}")
-            _call(sys.executable, "-m", "venv", folder)
-            self._pip("install", *_TOOLS)
-        if not self.server.exists():
-            say(f"Building llama-server as {self.server}, once: some minutes")
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                self._build(Path(work))
-
-    def _pip(self, *words: object) -> None:
-        _call(self._folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--quiet", *words)
-
-    def _build(self, work: Path) -> None:
-        wanted = f"{_SOURCE}=={version(_SOURCE)}"
-        self._pip("download", "--no-deps", "--no-binary", _SOURCE, "--dest", work, wanted)
+def _built(programs: Path, server: Path) -> None:
+    """Build llama-server from the source distribution of llama-cpp-python."""
+    say(f"Building {server}, once: five minutes of a core")
+    with tempfile.TemporaryDirectory(dir=server.parent) as folder:
+        work = Path(folder)
+        pip = [programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        call(*pip, "download", "--no-deps", "--no-binary", _SOURCE, "--dest", work, f"{_SOURCE}=={version(_SOURCE)}")
         with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
             archive.extractall(work, filter="data")
-        source = next(work.glob("*/vendor/llama.cpp"))
         flags = [f"-DLLAMA_{name}=OFF" for name in _LEFT_OUT]
-        ninja = f"-DCMAKE_MAKE_PROGRAM={self._folder}/bin/ninja"
-        cmake = self._folder / "bin" / "cmake"
-        _call(cmake, "-S", source, "-B", work / "build", "-G", "Ninja", ninja, "-DBUILD_SHARED_LIBS=OFF",
-              "-DCMAKE_BUILD_TYPE=Release", *flags)  # fmt: skip
-        _call(cmake, "--build", work / "build", "--target", "llama-server")
-        shutil.move(work / "build" / "bin" / "llama-server", self.server)
-
-
-def _call(*words: object) -> None:
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchError(f"{words[0]} failed: {' '.join((done.stderr or done.stdout).split())[-600:]}")
+        flags += ["-DBUILD_SHARED_LIBS=OFF", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_MAKE_PROGRAM={programs}/ninja"]
+        source = next(work.glob("*/vendor/llama.cpp"))
+        call(programs / "cmake", "-S", source, "-B", work / "build", "-G", "Ninja", *flags)
+        call(programs / "cmake", "--build", work / "build", "--target", "llama-server")
+        shutil.move(work / "build" / "bin" / "llama-server", server)
 
 
 @contextlib.contextmanager
@@ -170,7 +150,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _load(bench: Bench, tools: _Tools, system: str, url: str, clients: int) -> dict[str, Any]:
+def _load(bench: Bench, programs: Path, system: str, url: str, clients: int) -> dict[str, Any]:
     """Let guidellm load an API; return its figures."""
     options = bench.options
     say(f"{system}, {clients} clients: {options.seconds} s")
@@ -194,7 +174,7 @@ def _load(bench: Bench, tools: _Tools, system: str, url: str, clients: int) -> d
     outputs = [{"kind": "json", "path": str(report)}, {"kind": "html", "path": str(report.with_suffix(".html"))}]
     flags = [word for name, value in words.items() for word in (f"--{name}", json.dumps(value))]
     flags += [word for value in outputs for word in ("--output", json.dumps(value))]
-    _call(tools.guidellm, "run", "--disable-console", *flags)
+    call(programs / "guidellm", "run", "--disable-console", *flags)
     metrics = json.loads(report.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
     found: dict[str, Any] = {"system": system, "clients": clients, "requests": metrics["request_totals"]["successful"]}
     if metrics["request_totals"]["errored"] or not found["requests"]:

@@ -92,9 +92,9 @@ def run(bench: Bench) -> Report:
     wrong += [f"{number} devices did not go on after {name}" for name, number in soak.stuck.items()]
     if options.structured:
         soak.report()
-        rows = [{"answers": len(fleet.tally.texts), "faults": sum(soak.struck.values())}]
+        found = {"answers": len(fleet.tally.texts), "faults": sum(soak.struck.values())}
         goals = [at_least("structured answers", len(fleet.tally.texts), options.structured)]
-        return Report(rows, goals, more={"faults": soak.struck, "failed": fleet.tally.refused}, wrong=wrong)
+        return Report([found], goals, more={"faults": soak.struck, "failed": fleet.tally.refused}, wrong=wrong)
     rows = soak.slopes()
     soak.report()
     table(rows, {"process": "", "mb_per_hour": ".2f", "low": ".2f", "high": ".2f", "samples": "d", "now_mb": ".1f"})
