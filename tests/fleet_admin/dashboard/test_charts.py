@@ -40,8 +40,8 @@ _SHAPES: dict[str, Callable[[random.Random, int], float | None]] = {
 }
 
 
-def timeline(grain: Grain, steps: int) -> Timeline:
-    return Timeline("24h", floor(grain, END - steps * _LENGTHS[grain]), END, grain)
+def timeline(grain: Grain, steps: int, *, end: datetime = END) -> Timeline:
+    return Timeline("24h", floor(grain, end - steps * _LENGTHS[grain]), end, grain)
 
 
 def chart(line: Timeline, values: dict[datetime | None, float | None], **options: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def generated() -> Iterator[dict[str, Any]]:
     chance = random.Random(26)
     for (grain, spans), shape in product(_SPANS.items(), _SHAPES.values()):
         for steps, exponent in product(spans, (-3, -1, 0, 2, 5, 7, 9, None)):
-            line = timeline(grain, steps)
+            line = timeline(grain, steps, end=END - timedelta(seconds=chance.randrange(86_400)))
             size = 1.0 if exponent is None else 10.0**exponent * chance.choice((1, 1, 2.5, 9.99))
             starts = [datetime.fromtimestamp(at, UTC) for at in chart(line, {None: 0.0})["times"]]
             values = [shape(chance, number) for number in range(len(starts))]

@@ -1,4 +1,5 @@
-from datetime import timedelta
+from collections import Counter
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import Connection, text
@@ -7,6 +8,7 @@ from fleet_edge.store import queries
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.event_codes import Severity
+from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.queries import EventFilter, EventGrouping, SessionFilter, event_counts, events
 from fleet_edge.store.records import segment_number
 from schemas.policy import Mode
@@ -203,3 +205,12 @@ def test_events_are_counted_by_what_is_asked_for(event_log: Connection) -> None:
     assert _counted(event_log, EventGrouping.EDGE, kind="fault") == [("edge-1", 1, 3), ("edge-2", 1, 1)]
     assert _counted(event_log) == [(4, 6)]
     assert _counted(event_log, kind="nothing") == []
+
+
+@pytest.mark.parametrize("grain", [Grain.MINUTE, Grain.FIVE_MINUTES, Grain.HOUR, Grain.DAY])
+def test_failures_are_counted_by_time_and_code(event_log: Connection, grain: Grain) -> None:
+    expected: dict[datetime, Counter[str]] = {}
+    for seconds, code, times in ((0, "fault desync", 3), (100, "fault internal", 1), (200, "refused busy", 1)):
+        expected.setdefault(floor(grain, after(seconds)), Counter())[code] += times
+    assert queries.failures(event_log, EventFilter(), grain=grain) == expected
+    assert queries.failures(event_log, EventFilter(edge="edge-2"), grain=grain).keys() == {floor(grain, after(100))}
