@@ -93,6 +93,14 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
     return charts | {
         "Waits of a round": drawn(waits, unit="ms"),
         "Batch": drawn({"sessions": lambda each: each.counted.mean_batch}, unit="sessions per step"),
+        "Traffic": drawn(
+            {
+                "up": lambda each: line.per_second(each.start, each.counted.uplink_bytes),
+                "down": lambda each: line.per_second(each.start, each.counted.downlink_bytes),
+            },
+            unit="bytes per second",
+            sums=True,
+        ),
     }
 
 
