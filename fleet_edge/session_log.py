@@ -419,6 +419,11 @@ class SessionLog(Closing):
         with self._reading() as connection:
             return totals.latencies(connection, period=period, grain=grain)
 
+    def active_devices(self, grain: str, *, since: datetime) -> dict[datetime, int]:
+        """Return how many devices opened sessions at edges, or resumed them, by time; `grain` as for `usage`."""
+        with self._reading() as connection:
+            return totals.active(connection, since=since, grain=_known(Grain, grain))
+
     def beginning(self) -> datetime | None:
         """Return when the first session was opened, of purged ones roughly; None without any. Cheap."""
         with self._reading() as connection:

@@ -382,6 +382,16 @@ def latencies(
     }
 
 
+def active(connection: Connection, *, since: datetime, grain: Grain) -> dict[datetime, int]:
+    """Return how many devices opened segments, by time."""
+    devices: dict[datetime, set[str]] = {}
+    for piece in cover(Marks.read(connection), since=since, until=None, finest=grain):
+        start_of = _start_of(piece, grain)
+        for row in connection.execute(sums(piece, by=(Dimension.DEVICE,), grain=grain, columns=())):
+            devices.setdefault(start_of(row[0]), set()).add(row[1])
+    return {start: len(names) for start, names in devices.items()}
+
+
 def beginning(connection: Connection) -> datetime | None:
     """Return when the first segment was opened; of a purged one, the start of its hour, day or month."""
     number = connection.scalar(select(func.min(SegmentRow.segment)))

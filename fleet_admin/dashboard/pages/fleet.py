@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from operator import itemgetter, methodcaller
@@ -19,6 +20,7 @@ from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import days_left, device_columns, edge_columns, model_name
+from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.totals import Distribution
 from fleet_edge.store.views import DeviceView, EdgeView, MachineState, UsageView
 from schemas.errors import InvalidName
@@ -31,6 +33,7 @@ _CODES: Final = 4
 _MODELS: Final = 4
 """Most draft models whose acceptance is drawn."""
 
+_HOURLY_S: Final = 2 * 86_400.0
 _FAILED: Final = ("failed", "lost")
 _SERVING: Final = (MachineState.ONLINE, MachineState.DRAINING)
 
@@ -64,7 +67,7 @@ def show_overview(visit: Visit) -> Response:
             "First token": charts["First token"],
             "Failures and refusals": failures,
             "Gap p95 of sessions": charts["Gap p95 of sessions"],
-            "Waits of a round": charts["Waits of a round"],
+            "Active devices": _active(visit, line),
         },
         sparks={name: sparkline(each) for name, each in charts.items()},
     )
@@ -102,6 +105,14 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
             sums=True,
         ),
     }
+
+
+def _active(visit: Visit, line: Timeline) -> dict[str, Any]:
+    """Return the chart of the devices that generated: by day rather than by hour for a week, which has a row of each."""
+    if line.grain is Grain.HOUR and line.seconds > _HOURLY_S:
+        line = replace(line, grain=Grain.DAY, begin=floor(Grain.DAY, line.begin))
+    rows = visit.services.log.active_devices(line.grain, since=line.begin)
+    return line.chart(rows, {"devices": float}, kind="count", sums=True)
 
 
 def _quantile(measure: str, share: float) -> Callable[[Mapping[str, Distribution]], float | None]:

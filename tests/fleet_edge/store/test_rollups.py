@@ -135,6 +135,13 @@ def _check_minutes(store: Store, stays: list[Stay], *, since: datetime) -> None:
         for stay in stays:
             expected[floor(grain, stay.at)] += stay.tokens
         assert {view.start: view.counted.tokens for view in views} == expected
+    for grain in (Grain.MINUTE, Grain.HOUR, Grain.DAY):
+        with store.engine.connect() as connection:
+            found = totals.active(connection, since=since, grain=grain)
+        devices: dict[datetime, set[str]] = {}
+        for stay in stays:
+            devices.setdefault(floor(grain, stay.at), set()).add(stay.device)
+        assert found == {start: len(names) for start, names in devices.items()}
 
 
 def test_minutes_become_hours_where_segments_are_purged(store: Store) -> None:
