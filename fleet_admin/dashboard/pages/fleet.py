@@ -108,7 +108,7 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
 
 
 def _active(visit: Visit, line: Timeline) -> dict[str, Any]:
-    """Return the chart of the devices that generated: by day rather than by hour for a week, which has a row of each."""
+    """Return the chart of the devices that generated; of a week by day, since each device has a row for each time."""
     if line.grain is Grain.HOUR and line.seconds > _HOURLY_S:
         line = replace(line, grain=Grain.DAY, begin=floor(Grain.DAY, line.begin))
     rows = visit.services.log.active_devices(line.grain, since=line.begin)
