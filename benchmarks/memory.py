@@ -57,8 +57,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=number_of(int, 1), help="tokens of prompts (24; of a device at most 256)")
     parser.add_argument("--tokens", type=number_of(int, 1), help="of a text (4; of a device 8)")
     parser.add_argument("--context", type=number_of(int, 1), help="1024 of an edge, 2048 of a device")
-    parser.add_argument("--engine", default="llama.cpp", choices=("llama.cpp", "torch"), help="of the edge")
-    parser.add_argument("--dtype", default="bfloat16", choices=sorted(_TORCH_BYTES), help="of torch")
+    parser.add_argument("--engine", default="torch", choices=("llama.cpp", "torch"), help="of the edge")
+    parser.add_argument("--dtype", default="int8", choices=("int8", *_TORCH_BYTES), help="of torch")
     parser.add_argument("--kv-bytes", type=int, default=256 << 20, help="the edge's budget (default: %(default)s)")
     parser.add_argument("--draft", default="Q4_0", help="of the device (default: %(default)s)")
     parser.add_argument("--suffix", action="store_true", help="let the device draft from earlier text too")
@@ -102,6 +102,8 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float, float
 
 def weight_bytes(target: Path, dtype: str) -> int:
     """Return the size of a target's weights: of a GGUF its file, of a folder its tensors in a number format."""
+    if dtype == "int8":
+        return target.with_name(f"{target.name}.int8.safetensors").stat().st_size  # which the edge has made
     if target.is_file():
         return target.stat().st_size
     total = 0
