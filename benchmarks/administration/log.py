@@ -279,11 +279,13 @@ Question = Callable[[SessionLog], object]
 PAGES: Final = (
     "/",
     "/?range=1h",
+    "/?range=6h",
     "/?range=30d",
     "/?range=365d",
     "/devices",
     "/devices/{device}",
     "/edges",
+    "/edges/edge-1",
     "/sessions",
     "/sessions?device={device}",
     "/sessions?edge=edge-rare",
