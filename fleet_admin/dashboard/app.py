@@ -77,7 +77,7 @@ def create_app(services: Services) -> Starlette:
 
     return Starlette(
         routes=[
-            *(_route(page, services=services, workers=workers, menu=menu, refuse=refuse) for page in PAGES),
+            *(_route(page, services=services, workers=workers, menu=menu) for page in PAGES),
             *api_routes(services, workers, now=services.now),
             Route("/live", watch),
             Route("/healthz", healthy),
@@ -93,18 +93,11 @@ def create_app(services: Services) -> Starlette:
                 refuse=refuse,
             )
         ],
-        exception_handlers={FleetError: refuse, HTTPException: refuse, Exception: refuse},
+        exception_handlers={FleetError: refuse, HTTPException: refuse},  # others: the gate
     )
 
 
-def _route(
-    page: Page,
-    *,
-    services: Services,
-    workers: Workers,
-    menu: tuple[tuple[str, str], ...],
-    refuse: Callable[[Request, Exception], Response],
-) -> Route:
+def _route(page: Page, *, services: Services, workers: Workers, menu: tuple[tuple[str, str], ...]) -> Route:
     async def answer(request: Request) -> Response:
         visit = Visit(request, request.state.admission, services, services.now(), menu)
         visitor = visit.admission.visitor
@@ -113,10 +106,7 @@ def _route(
         # Rate-limit anonymous requests by address, because password hashing is expensive.
         account = visitor.name if visitor is not None else f" {visit.admission.origin.address}"
         work: Callable[[], Response] = partial(page.answer, visit)
-        try:
-            return await workers.run(work, account=account)
-        except Exception as error:  # noqa: BLE001 - here, so that the page gets the gate's security headers
-            return refuse(request, error)
+        return await workers.run(work, account=account)
 
     return Route(page.path, answer, methods=[page.method])
 

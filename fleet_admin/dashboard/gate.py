@@ -213,9 +213,12 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"  # neither lifespan nor WebSocket is switched on
         origin = origin_of(scope, trusted=self._trusted)
+        started = False
 
         async def send_safely(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [*message["headers"], *security_headers(secure=origin.secure)]
                 headers = MutableHeaders(scope=message)
                 if "cache-control" not in headers:
@@ -228,7 +231,12 @@ class Gate:
             await self._turn_away(scope, problem, origin)(scope, receive, send_safely)
             return
         scope.setdefault("state", {})["admission"] = admission
-        await self._app(scope, receive, send_safely)
+        try:
+            await self._app(scope, receive, send_safely)
+        except Exception as error:
+            if started:
+                raise
+            await self._refuse(Request(scope), error)(scope, receive, send_safely)
 
     async def _admit(self, scope: Scope, receive: Receive, origin: Origin) -> Admission:
         if not origin.named(self._names):

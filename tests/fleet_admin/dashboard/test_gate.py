@@ -16,12 +16,15 @@ def test_a_page_that_fails_has_the_menu_and_the_security_headers(
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(type(services.log), "edges", fail)
+    monkeypatch.setattr(type(services.log), "_reading", fail)
     answer = operator.get("/edges")
     assert answer.status_code == 500
     assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
     assert 'aria-label="Pages"' in answer.text
-    assert "a defect" not in answer.text
+    program = operator.get("/api/v1/edges")
+    assert program.json()["error"]["status"] == program.status_code == 500
+    assert program.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert "a defect" not in answer.text + program.text
 
 
 def test_an_error_page_has_the_menu_for_who_is_logged_in(operator: Browser, stranger: Browser) -> None:
