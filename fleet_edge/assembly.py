@@ -49,7 +49,7 @@ def assemble(
         settings.lease_s, settings.max_sessions, settings.max_sessions_per_device, first_handle=first_handle
     )
     budget = Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
-    guard = DeviceGuard(settings.quotas, settings.fence, clock=clock)
+    guard = DeviceGuard(settings.quotas, settings.quarantine, clock=clock)
     scheduler = Scheduler(
         verifier,
         budget,

@@ -18,8 +18,8 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.limits import FenceSettings, KeptStanding, QuotaSettings, Standing, Strikes
-from fleet_edge.store.fences import Fences
+from fleet_edge.limits import KeptStanding, QuarantineSettings, QuotaSettings, Standing, Strikes
+from fleet_edge.store.quarantines import Quarantines
 from schemas.errors import TopicError
 from schemas.messages import Open
 from schemas.reasons import Action, FaultCode, RefusalCode
@@ -77,9 +77,9 @@ class _Channel:
 
 
 class DeviceGuard:
-    def __init__(self, quotas: QuotaSettings, fence: FenceSettings, *, clock: Callable[[], float]) -> None:
+    def __init__(self, quotas: QuotaSettings, quarantine: QuarantineSettings, *, clock: Callable[[], float]) -> None:
         self._quotas = quotas
-        self._fence = fence
+        self._quarantine = quarantine
         self._clock = clock
         self._lock = threading.Lock()  # both threads create standings and count strikes
         self._standings: dict[str, Standing] = {}
@@ -106,7 +106,7 @@ class DeviceGuard:
             return True
         standing.dropped += 1
         self._strike(standing, _WEIGHTS[FaultCode.QUOTA], now)
-        if channel.topic in _ANSWERED and now - standing.notified >= _NOTIFY_EVERY_S and not standing.fenced(now):
+        if channel.topic in _ANSWERED and now - standing.notified >= _NOTIFY_EVERY_S and not standing.quarantined(now):
             standing.notified = now
             self._notices.append(OverQuota(standing.device, channel.topic, wait_s))
         return False
@@ -116,7 +116,7 @@ class DeviceGuard:
     def admit_open(self, device: str, message: Open) -> None:
         """Charge an Open to its device's quotas; raises `OpenRefused` if one is exceeded."""
         standing, now = self._standing(device), self._clock()
-        if standing.fenced(now):
+        if standing.quarantined(now):
             raise self.shut_out(device)
         quotas = standing.quotas
         if message.policy.top_k > quotas.top_k:
@@ -187,7 +187,7 @@ class DeviceGuard:
         now, new = self._clock(), set[str]()
         for device, seconds in left_s.items():
             standing = self._standing(device)
-            if not standing.fenced(now):
+            if not standing.quarantined(now):
                 new.add(device)
             standing.others_until = now + seconds
         with self._lock:
@@ -204,22 +204,22 @@ class DeviceGuard:
         with self._lock:
             standing.own_until = 0.0
             standing.quarantined_until = standing.others_until
-            standing.strikes = Strikes(self._fence, self._clock())
+            standing.strikes = Strikes(self._quarantine, self._clock())
 
     def shut_out(self, device: str) -> OpenRefused:
         left_s = min(1e9, max(0.0, self._standing(device).quarantined_until - self._clock()))
         return OpenRefused(
-            RefusalCode.FENCED,
-            f"The device is quarantined for another {left_s:.0f} s; 'fleet admin fenced' shows its administrator the "
-            "reason.",
+            RefusalCode.QUARANTINED,
+            f"The device is quarantined for another {left_s:.0f} s; 'fleet admin quarantined' shows its "
+            "administrator the reason.",
             retry_s=left_s,
         )
 
-    def fenced(self) -> frozenset[str]:
+    def quarantined(self) -> frozenset[str]:
         """Return the devices in quarantine. Thread-safe."""
         now = self._clock()
         with self._lock:
-            return frozenset(name for name, each in self._standings.items() if each.fenced(now))
+            return frozenset(name for name, each in self._standings.items() if each.quarantined(now))
 
     def take_notices(self) -> list[Notice]:
         notices = []
@@ -267,14 +267,14 @@ class DeviceGuard:
 
     def _strike(self, standing: Standing, weight: float, now: float) -> None:
         with self._lock:
-            if standing.fenced(now):
+            if standing.quarantined(now):
                 return
             for_s = standing.strikes.add(weight, now)
             if for_s == 0.0:
                 return
             standing.own_until = now + for_s
             standing.quarantined_until = max(standing.own_until, standing.others_until)
-        self._notices.append(QuarantineBegun(standing.device, for_s, self._fence.strikes, standing.strikes.level))
+        self._notices.append(QuarantineBegun(standing.device, for_s, self._quarantine.strikes, standing.strikes.level))
 
     def _channel(self, topic: bytes) -> _Channel | None:
         """Return the entry of a new topic; None if it is not a device's."""
@@ -296,7 +296,7 @@ class DeviceGuard:
                 if len(self._standings) >= _MOST_STANDINGS:
                     self._forget_idle()
                 standing = self._standings.setdefault(
-                    device, Standing(device, self._quotas.of(device), self._fence, self._clock())
+                    device, Standing(device, self._quotas.of(device), self._quarantine, self._clock())
                 )
         return standing
 
@@ -304,10 +304,10 @@ class DeviceGuard:
         """Forget idle devices: anyone can use new names where names cost no certificate."""
         now = self._clock()
         self._standings = {
-            name: each for name, each in self._standings.items() if each.fenced(now) or now - each.heard < _IDLE_S
+            name: each for name, each in self._standings.items() if each.quarantined(now) or now - each.heard < _IDLE_S
         }
         if len(self._standings) >= _MOST_STANDINGS:
-            self._standings = {name: each for name, each in self._standings.items() if each.fenced(now)}
+            self._standings = {name: each for name, each in self._standings.items() if each.quarantined(now)}
         self._channels = {}
 
 
@@ -324,23 +324,23 @@ class SharedQuarantines:
     now: Callable[[], datetime]
     _own: dict[str, datetime] = field(default_factory=dict)  # beginning, by device
 
-    def begun(self, fence: QuarantineBegun) -> datetime:
+    def begun(self, quarantine: QuarantineBegun) -> datetime:
         """Record a quarantine of our own; return its beginning (UTC)."""
-        at = self._own[fence.device] = self.now()
+        at = self._own[quarantine.device] = self.now()
         return at
 
-    def apply(self, fences: Fences) -> list[str]:
+    def apply(self, quarantines: Quarantines) -> list[str]:
         """Quarantine and release devices as the session log says; return those newly quarantined."""
         now = self.now()
         for device, since in list(self._own.items()):
-            lifted = fences.lifted.get(device)
+            lifted = quarantines.lifted.get(device)
             if lifted is not None and lifted >= since:
                 self.guard.lift(device)
                 del self._own[device]
         others = {
-            device: float("inf") if fence.until_at is None else (fence.until_at - now).total_seconds()
-            for device, fence in fences.active.items()
-            if fence.by != self.edge or device not in self._own  # ours may date from before a restart
+            device: float("inf") if quarantine.until_at is None else (quarantine.until_at - now).total_seconds()
+            for device, quarantine in quarantines.active.items()
+            if quarantine.by != self.edge or device not in self._own  # ours may date from before a restart
         }
         return sorted(self.guard.quarantined_by_others(others))
 

@@ -18,7 +18,7 @@ from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.fences import Fences
+from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import LeaveReason
 from fleet_edge.watch import CertificateWatch, ClockWatch
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
@@ -45,7 +45,7 @@ class MessageHandlers:
     answers: Responder
     recorder: Recorder
     guard: DeviceGuard
-    fences: SharedQuarantines
+    quarantines: SharedQuarantines
     expiry: CertificateWatch
     clock: Callable[[], float]
     offer: SessionOffer = field(default_factory=SessionOffer)
@@ -108,10 +108,10 @@ class MessageHandlers:
                 case QuarantineBegun():
                     self._quarantined(notice)
 
-    def apply_quarantines(self, fences: Fences) -> None:
-        for device in self.fences.apply(fences):
-            _log.warning("%s is quarantined: %s", device, fences.active[device].reason, extra={"device": device})
-            self._end_sessions(device, fences.active[device].reason)
+    def apply_quarantines(self, quarantines: Quarantines) -> None:
+        for device in self.quarantines.apply(quarantines):
+            _log.warning("%s is quarantined: %s", device, quarantines.active[device].reason, extra={"device": device})
+            self._end_sessions(device, quarantines.active[device].reason)
 
     def grammar_killed(self, device: str, session: bytes, digest: str) -> None:
         """Strike a device whose grammar has killed the grammar's process, and log it."""
@@ -296,29 +296,35 @@ class MessageHandlers:
         fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=notice.retry_s)
         self.answers.notify(notice.device, fault)
 
-    def _quarantined(self, fence: QuarantineBegun) -> None:
-        at = self.fences.begun(fence)
+    def _quarantined(self, quarantine: QuarantineBegun) -> None:
+        at = self.quarantines.begun(quarantine)
         reason = "It has sent too many malformed, unknown or excessive messages."
         _log.warning(
-            "%s is quarantined for %.0f s: %s", fence.device, fence.for_s, reason, extra={"device": fence.device}
+            "%s is quarantined for %.0f s: %s",
+            quarantine.device,
+            quarantine.for_s,
+            reason,
+            extra={"device": quarantine.device},
         )
-        self.recorder.fenced(
-            fence.device,
+        self.recorder.quarantined(
+            quarantine.device,
             at=at,
-            until=at + timedelta(seconds=fence.for_s),
+            until=at + timedelta(seconds=quarantine.for_s),
             reason=reason,
-            strikes=fence.strikes,
-            level=fence.level,
+            strikes=quarantine.strikes,
+            level=quarantine.level,
         )
-        self._end_sessions(fence.device, reason)
-        sentence = f"The device is quarantined for {fence.for_s:.0f} s. {reason}"
-        self.recorder.events.note(kind=EventKind.FENCE, code="fenced", sentence=sentence, device=fence.device)
-        self.answers.notify(fence.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=fence.for_s))
+        self._end_sessions(quarantine.device, reason)
+        sentence = f"The device is quarantined for {quarantine.for_s:.0f} s. {reason}"
+        self.recorder.events.note(kind=EventKind.QUARANTINE, code="begun", sentence=sentence, device=quarantine.device)
+        self.answers.notify(
+            quarantine.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=quarantine.for_s)
+        )
 
     def _end_sessions(self, device: str, reason: str) -> None:
         for session in self.sessions:
             if session.device == device:
-                cause = EndCause("fenced", f"The device was quarantined: {reason}")
+                cause = EndCause("quarantined", f"The device was quarantined: {reason}")
                 self.answers.ended(session, EndReason.FAILED, cause=cause)
                 self._forget(session)
 

@@ -16,10 +16,10 @@ from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.fences import Fences
 from fleet_edge.store.housekeeping import Pace, give_back_space
 from fleet_edge.store.models import CommandRow, EventRow, RoundRow, TextRow
 from fleet_edge.store.periods import Grain, floor
+from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import RETENTION, Retention
 from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.views import SILENT_AFTER
@@ -45,7 +45,7 @@ class JobSettings:
     lease_every_s: float = 2.0
     progress_every_s: float = 5.0
     log_every_s: float = 10.0
-    fences_every_s: float = 2.0
+    quarantines_every_s: float = 2.0
     certificates_every_s: float = 600.0
     silent_every_s: float = 60.0
     abandoned_every_s: float = 300.0
@@ -75,7 +75,7 @@ class EdgeJobs:
         flush_progress: Callable[[], object],
         flush_log: Callable[[], object],
         warn_certificates: Callable[[], object],
-        apply_quarantines: Callable[[Fences], object],
+        apply_quarantines: Callable[[Quarantines], object],
         back_up: Callable[[], object] | None = None,
         tell: Callable[..., object] = lambda **_event: None,
         settings: JobSettings | None = None,
@@ -92,7 +92,10 @@ class EdgeJobs:
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
             "flush-log": (self._settings.log_every_s, flush_log),
-            "read-fences": (self._settings.fences_every_s, lambda: apply_quarantines(store.fences(now=now()))),
+            "read-quarantines": (
+                self._settings.quarantines_every_s,
+                lambda: apply_quarantines(store.quarantines(now=now())),
+            ),
             "warn-certificates": (self._settings.certificates_every_s, warn_certificates),
             "mark-silent": (self._settings.silent_every_s, self._mark_silent),
             "close-abandoned": (self._settings.abandoned_every_s, self._close_abandoned),
@@ -191,7 +194,7 @@ class EdgeJobs:
         events = housekeeping.purge(engine, EventRow, before=oldest, **pace)
         housekeeping.purge(engine, CommandRow, before=oldest, **pace)
         housekeeping.purge_reported(engine, before=now - settings.keep_reported, most=settings.most_reported, **pace)
-        housekeeping.purge_fences(engine, before=oldest, **pace)
+        housekeeping.purge_quarantines(engine, before=oldest, **pace)
         given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)
         if given:
             _log.info("The file of the session log is %.0f MB smaller.", given / _MB)

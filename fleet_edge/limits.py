@@ -93,8 +93,8 @@ FORGIVEN: Final = 3.0
 """Multiple of the last quarantine without offence after which the next one is as short as the first."""
 
 
-class FenceSettings(BaseModel):
-    """The section `[fence]`."""
+class QuarantineSettings(BaseModel):
+    """The section `[quarantine]`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -124,7 +124,7 @@ class Strikes:
     limit on, each message of the device weighs as much as several.
     """
 
-    settings: FenceSettings
+    settings: QuarantineSettings
     now: float
     level: int = 0
     _left: TokenBucket = field(init=False)
@@ -220,7 +220,7 @@ class Standing:
 
     device: str
     quotas: Quotas
-    fence: FenceSettings
+    quarantine: QuarantineSettings
     now: float
     own_until: float = 0.0
     others_until: float = 0.0
@@ -257,7 +257,7 @@ class Standing:
         self.grammars = TokenBucket(quotas.grammar_s_per_min / 60.0, quotas.grammar_s_per_min, now=now)
         self.repeats = TokenBucket(quotas.repeat_bytes_per_s, _UPLINK_BURST_S * quotas.repeat_bytes_per_s, now=now)
         self.answers = TokenBucket(_ANSWERS_PER_S, _ANSWERS, now=now)
-        self.strikes = Strikes(self.fence, now)
+        self.strikes = Strikes(self.quarantine, now)
 
     def kept(self, now: float) -> "KeptStanding | None":
         """Return what must survive a restart; None if there is nothing."""
@@ -278,7 +278,7 @@ class Standing:
         for name, bucket in self._buckets().items():
             bucket.spend(max(0.0, kept.used.get(name, 0.0) - ago_s * bucket.rate), now)
         self.strikes.restore(
-            max(0.0, kept.strikes - ago_s * self.fence.forgiven_per_s),
+            max(0.0, kept.strikes - ago_s * self.quarantine.forgiven_per_s),
             level=kept.level,
             last_s=kept.last_s,
             since_s=kept.since_s + ago_s,
@@ -294,7 +294,7 @@ class Standing:
             "grammars": self.grammars,
         }
 
-    def fenced(self, now: float) -> bool:
+    def quarantined(self, now: float) -> bool:
         return now < self.quarantined_until
 
 

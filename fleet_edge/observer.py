@@ -145,7 +145,7 @@ class EdgeObserver:
         yield named.FAULTS.by(dict(figures.faults))
         yield named.UPLINK_BYTES.of(figures.uplink_bytes)
         yield named.DOWNLINK_BYTES.by(dict(figures.downlink_bytes))
-        states = figures.device_states(self.orchestrator.handlers.guard.fenced())
+        states = figures.device_states(self.orchestrator.handlers.guard.quarantined())
         # Only the session log knows about retirement and about devices without a presence.
         known = (each for each in MachineState if each not in (MachineState.RETIRED, MachineState.UNKNOWN))
         yield named.DEVICES.by({each.value: states[each] for each in known})

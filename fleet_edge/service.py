@@ -150,8 +150,8 @@ class EdgeService:
             flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.flush),
             flush_log=self._flush_log,
             warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.warn_certificates),
-            apply_quarantines=lambda fences: self.orchestrator.inbox.put(
-                lambda: self.orchestrator.handlers.apply_quarantines(fences)
+            apply_quarantines=lambda quarantines: self.orchestrator.inbox.put(
+                lambda: self.orchestrator.handlers.apply_quarantines(quarantines)
             ),
             tell=self.orchestrator.handlers.recorder.events.note,
             settings=JobSettings(

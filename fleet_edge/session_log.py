@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from fleet_common.closing import Closing
 from fleet_common.validation import read_duration, read_time
-from fleet_edge.store import export, fences, queries, rollouts, texts, totals
+from fleet_edge.store import export, quarantines, queries, rollouts, texts, totals
 from fleet_edge.store.database import open_existing, transaction
 from fleet_edge.store.errors import InvalidQuery, NotFound
 from fleet_edge.store.event_codes import Severity
@@ -37,10 +37,10 @@ from fleet_edge.store.views import (
     EdgeView,
     EventCount,
     EventView,
-    FenceView,
     HourView,
     MachineRelease,
     MachineRollout,
+    QuarantineView,
     Rollout,
     RoundView,
     SegmentView,
@@ -63,8 +63,8 @@ E = TypeVar("E", bound=StrEnum)
 class SessionLog(Closing):
     """A session log, opened for reading; nothing is created or migrated. Thread-safe.
 
-    Only `fence`, `unfence`, `record_event` and `record_rollouts` write, each over a separate connection. Close the
-    log, use it as a context manager, or drop it. Times are aware; ages count back from `now`.
+    Only `quarantine`, `unquarantine`, `record_event` and `record_rollouts` write, each over a separate connection.
+    Close the log, use it as a context manager, or drop it. Times are aware; ages count back from `now`.
 
     Every method raises `StoreUnavailable` if the database does not answer, `InvalidQuery` for an argument that cannot
     be understood, and every one that writes `StoreError` if the database may not be written.
@@ -452,12 +452,12 @@ class SessionLog(Closing):
         with self._reading() as connection:
             return queries.latest(connection)
 
-    def fences(self) -> list[FenceView]:
+    def quarantines(self) -> list[QuarantineView]:
         """Return the quarantined devices, by name."""
         with self._reading() as connection:
-            return list(fences.read_fences(connection, now=self._now()).active.values())
+            return list(quarantines.read_quarantines(connection, now=self._now()).active.values())
 
-    def fence(
+    def quarantine(
         self,
         device: str,
         *,
@@ -465,7 +465,7 @@ class SessionLog(Closing):
         reason: str = "",
         who: str = ADMINISTRATOR,
         source: str = "",
-    ) -> FenceView:
+    ) -> QuarantineView:
         """Quarantine a device: within seconds all edges that write to this database drop its messages.
 
         Args:
@@ -484,22 +484,22 @@ class SessionLog(Closing):
         except (ValueError, OverflowError) as error:
             sentence = error if isinstance(error, ValueError) else "It is longer than the calendar."
             raise InvalidQuery(f"duration: {sentence}") from None
-        said = reason.strip() or "The administrator has fenced the device."
+        said = reason.strip() or "The administrator has quarantined the device."
         with self._writing() as connection:
-            held = fences.fence_device(connection, _name(device), until=until, reason=said, now=now)
+            held = quarantines.quarantine_device(connection, _name(device), until=until, reason=said, now=now)
             ends = "until it is lifted" if until is None else f"until {until:%Y-%m-%d %H:%M:%S} UTC"
-            entry = AuditEntry(who=who, action="fence", subject=device, after=f"{ends}: {said}", source=source)
+            entry = AuditEntry(who=who, action="quarantine", subject=device, after=f"{ends}: {said}", source=source)
             record_audit(connection, [entry], now=now)
         assert held is not None  # it ends after `now`
         return held
 
-    def unfence(self, device: str, *, who: str = ADMINISTRATOR, source: str = "") -> FenceView | None:
-        """Lift all fences of a device, including those not yet written; return the one that was in force."""
+    def unquarantine(self, device: str, *, who: str = ADMINISTRATOR, source: str = "") -> QuarantineView | None:
+        """Lift all quarantines of a device, including those not yet written; return the one that was in force."""
         now = self._now()
         with self._writing() as connection:
-            held = fences.lift_fences(connection, _name(device), now=now)
-            before = None if held is None else f"fenced by {held.by}: {held.reason}"
-            entry = AuditEntry(who=who, action="unfence", subject=device, before=before, source=source)
+            held = quarantines.lift_quarantines(connection, _name(device), now=now)
+            before = None if held is None else f"quarantined by {held.by}: {held.reason}"
+            entry = AuditEntry(who=who, action="unquarantine", subject=device, before=before, source=source)
             record_audit(connection, [entry], now=now)
         return held
 

@@ -12,7 +12,7 @@ from dssd.downlink import FormName
 from fleet_common.metrics import MetricsSettings
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
-from fleet_edge.limits import FenceSettings, QuotaSettings
+from fleet_edge.limits import QuarantineSettings, QuotaSettings
 from fleet_edge.store.records import RETENTION, StoreText
 from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
@@ -312,7 +312,7 @@ class EdgeSettings(Settings):
     )
     remote: InferenceServerSettings = Field(default_factory=InferenceServerSettings)
     quotas: QuotaSettings = Field(default_factory=QuotaSettings)
-    fence: FenceSettings = Field(default_factory=FenceSettings)
+    quarantine: QuarantineSettings = Field(default_factory=QuarantineSettings)
     dashboard: str = setting(
         "",
         "Address and port of a dashboard within the edge, such as 127.0.0.1:8400; empty for none. Other settings: "

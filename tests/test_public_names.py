@@ -17,7 +17,7 @@ DEVICE = [
     "TextOptions", "TextStream", "TokenOrigin",
 ]  # fmt: skip
 EDGE = [
-    "ConnectFailed", "DeviceView", "Edge", "EdgeError", "EdgeSettings", "EventView", "FenceView", "FleetError",
+    "ConnectFailed", "DeviceView", "Edge", "EdgeError", "EdgeSettings", "EventView", "QuarantineView", "FleetError",
     "HourView", "InvalidQuery", "NotFound", "RoundView", "SegmentView", "SessionLog", "SessionView", "SettingsError",
     "StoreError", "StoreUnavailable", "Tally", "UsageView", "VerifierError",
 ]  # fmt: skip
@@ -57,8 +57,9 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
             "fleet_edge.SessionLog",
             (
                 "active_devices beginning close device devices edges ends event_counts events export_columns "
-                "export_rows failures fence fences hours labels latencies latencies_over_time latest record_event "
-                "record_rollouts releases rollout rollouts rounds segments session sessions stats text unfence usage"
+                "export_rows failures hours labels latencies latencies_over_time latest quarantine quarantines "
+                "record_event record_rollouts releases rollout rollouts rounds segments session sessions stats "
+                "text unquarantine usage"
             ),
         ),
     ],

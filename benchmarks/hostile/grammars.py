@@ -307,7 +307,7 @@ class _Requests:
             case Refused():
                 for request in [each for each in self._open if each.session == reply.session]:
                     self._open.remove(request)
-                    if reply.code in (RefusalCode.QUOTA, RefusalCode.BUSY, RefusalCode.FENCED):
+                    if reply.code in (RefusalCode.QUOTA, RefusalCode.BUSY, RefusalCode.QUARANTINED):
                         self._again.append(request.policy)
                         self._not_before = self.attacker.clock() + _AGAIN_S
             case Fault() if reply.handle is not None and reply.action is not Action.WAIT:

@@ -33,7 +33,7 @@ EDGE, READER, DEVICE = "edge-1", "edge-reader", "device-1"
 TURN_S: Final = 0.005
 ONLINE_S: Final = 60.0
 SETTLE_S: Final = 3.0  # the device is shut out, and the edge has said so
-FENCE_S: Final = 3600.0
+QUARANTINE_S: Final = 3600.0
 BOUND: Final = 0.01  # of one core
 DRAFT: Final = encode_draft(
     Draft(handle=7, round=1, epoch=0, base=9, fix=1, tokens=(1, 2, 3, 4, 5), counts=(30_000,) * 5, digest=1)
@@ -100,8 +100,8 @@ def _share(pid: int, seconds: float) -> float:
 
 def _edge(identity: Identity, folder: Path, cores: Cores) -> Program:
     config = folder / "edge.toml"
-    fence = ("[fence]", "strikes = 50", f"first_s = {FENCE_S}")
-    config.write_text(edge_settings(identity, fleet=FLEET, folder=folder, lines=fence), encoding="utf-8")
+    quarantine = ("[quarantine]", "strikes = 50", f"first_s = {QUARANTINE_S}")
+    config.write_text(edge_settings(identity, fleet=FLEET, folder=folder, lines=quarantine), encoding="utf-8")
     return Program("tests.support.scripted_edge_process", [str(config)], cores=cores.edge, log=folder / "edge.log")
 
 

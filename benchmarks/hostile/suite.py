@@ -33,7 +33,7 @@ _FIRST_NEWCOMER_S: Final = 2.0
 _EVERY_NEWCOMER_S: Final = 5.0
 _BACK_S: Final = 2.0  # from the end of an attack by requests to what honest devices get after it
 _CODES_SLOWED: Final = ("over-quota", "busy")
-_CODE_FENCED: Final = "fenced"
+_CODE_QUARANTINED: Final = "fenced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class AttackResult:
     edge_died: bool = False
     broker_died: bool = False
     slowed: bool = False
-    fenced: bool = False
+    quarantined: bool = False
     kicked: dict[str, int] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
     attacker: dict[str, Any] = field(default_factory=dict)
@@ -190,7 +190,7 @@ class Experiment:
         result.log_lines = _lines(running.edge) - lines
         answers = account.get("answers", {})
         result.slowed = any(code in answers for code in _CODES_SLOWED)
-        result.fenced = _CODE_FENCED in answers
+        result.quarantined = _CODE_QUARANTINED in answers
         result.kicked = account.get("kicked", {})
         result.cpu |= {
             "attacker": account.get("cpu", 0.0),
@@ -379,7 +379,7 @@ def wrong_with(result: AttackResult) -> Iterator[str]:
 
 
 def _notes(result: AttackResult) -> Iterator[str]:
-    yield from ["slowed"] * result.slowed + ["fenced"] * result.fenced
+    yield from ["slowed"] * result.slowed + ["quarantined"] * result.quarantined
     if result.kicked:
         yield "kicked " + " ".join(f"{count}x{why}" for why, count in result.kicked.items())
     if result.failed_texts:

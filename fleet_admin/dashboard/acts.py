@@ -107,17 +107,19 @@ def _retire(services: Services, device: str, _argument: str, actor: Actor, *, un
     return f"It is {'in' if undo else 'out of'} service."
 
 
-def _fence(services: Services, device: str, argument: str, actor: Actor) -> str:
-    held = services.log.fence(
+def _quarantine(services: Services, device: str, argument: str, actor: Actor) -> str:
+    held = services.log.quarantine(
         device, duration=argument or None, reason=f"By {actor.who}.", who=actor.who, source=actor.source
     )
     until = "until it is lifted" if held.until_at is None else f"until {held.until_at:%Y-%m-%d %H:%M} UTC"
-    return f"It is fenced {until}."
+    return f"It is quarantined {until}."
 
 
-def _unfence(services: Services, device: str, _argument: str, actor: Actor) -> str:
-    held = services.log.unfence(device, who=actor.who, source=actor.source)
-    return "It was not fenced." if held is None else f"The fence is lifted; {held.by} had set it: {held.reason}"
+def _unquarantine(services: Services, device: str, _argument: str, actor: Actor) -> str:
+    held = services.log.unquarantine(device, who=actor.who, source=actor.source)
+    return (
+        "It was not quarantined." if held is None else f"The quarantine is lifted; {held.by} had set it: {held.reason}"
+    )
 
 
 ACTS: Final = (
@@ -131,8 +133,8 @@ ACTS: Final = (
     Act("log-tail", "End of the log", partial(_command, "log-tail"), live=True),
     Act("label", "Label", partial(_label, "add"), "labels", "hall_a", required=True),
     Act("unlabel", "Take labels off", partial(_label, "remove"), "labels", "hall_a", required=True),
-    Act("fence", "Shut out", _each(_fence), "for how long", "2h", dangerous=True, check=_check_duration),
-    Act("unfence", "Let in again", _each(_unfence)),
+    Act("quarantine", "Quarantine", _each(_quarantine), "for how long", "2h", dangerous=True, check=_check_duration),
+    Act("unquarantine", "End quarantine", _each(_unquarantine)),
     Act("retire", "Retire", _each(_retire), dangerous=True),
     Act("restore", "Put back into service", _each(partial(_retire, undo=True))),
 )

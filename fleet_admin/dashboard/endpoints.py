@@ -21,8 +21,8 @@ from fleet_edge.store.views import (
     DeviceView,
     EdgeView,
     EventView,
-    FenceView,
     HourView,
+    QuarantineView,
     RoundView,
     SegmentView,
     SessionView,
@@ -142,8 +142,8 @@ class GivenCommand(NoParameters):
     arguments: Annotated[dict[str, bool | int | float | str], Field(max_length=20)] = Field(default_factory=dict)
 
 
-class WhyFenced(NoParameters):
-    """Duration and reason of a fence."""
+class WhyQuarantined(NoParameters):
+    """Duration and reason of a quarantine."""
 
     duration: Annotated[
         str | None, Field(max_length=20, description="`90s`, `30m`, `2h`, `7d`; until lifted if left out.")
@@ -222,9 +222,10 @@ ENDPOINTS: Final = (
     _Read("/devices", "All devices, by name.", _log(SessionLog.devices), list[DeviceView]),
     _Read("/devices/{device}", "One device.", _log(SessionLog.device), DeviceView),
     _Read("/devices/{device}/hours", "Its hours, the latest first.", _log(SessionLog.hours), list[HourView], Limited),
-    _Act("/devices/{device}/fence", "Fence a device.", _log(SessionLog.fence, signed=True), FenceView, WhyFenced),
-    _Act("/devices/{device}/fence", "Lift its fences.", _log(SessionLog.unfence, signed=True), FenceView | None,
-         method="DELETE"),
+    _Act("/devices/{device}/quarantine", "Quarantine a device.", _log(SessionLog.quarantine, signed=True),
+         QuarantineView, WhyQuarantined),
+    _Act("/devices/{device}/quarantine", "Lift its quarantines.", _log(SessionLog.unquarantine, signed=True),
+         QuarantineView | None, method="DELETE"),
     _Read("/sessions", "Sessions, the latest first.", _log(SessionLog.sessions), list[SessionView], WhichSessions),
     _Read("/sessions/{session}", "A session, by the beginning of its id.", _log(SessionLog.session), SessionView,
           WhichOfDevice),
@@ -245,5 +246,5 @@ ENDPOINTS: Final = (
     _Act("/alerts/{alert}/acknowledge", "Take note of it.", _alerts(Alerts.acknowledge, signed=True), AlertView),
     _Act("/alerts/{alert}/clear", "End it.", _alerts(Alerts.clear, signed=True), AlertView),
     _Read("/audit", "What administrators did.", _steering(SteeringLog.audit), list[AuditView], WhichAudit),
-    _Read("/fences", "Devices that are fenced now.", _log(SessionLog.fences), list[FenceView]),
+    _Read("/quarantines", "Devices that are quarantined now.", _log(SessionLog.quarantines), list[QuarantineView]),
 )  # fmt: skip

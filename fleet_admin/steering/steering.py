@@ -207,7 +207,7 @@ class Steering:
                 state=device_state(
                     state.presence,
                     since_last_sign=timedelta(),
-                    fenced=of_log.state is MachineState.FENCED,
+                    quarantined=of_log.state is MachineState.QUARANTINED,
                     retired=of_log.retired_at is not None,
                 ),
             )

@@ -39,7 +39,7 @@ from fleet_cli.tables import Column, cell, print_json, print_table
 
 if TYPE_CHECKING:
     from fleet_admin.alerts.alerts import Alerts
-    from fleet_admin.ghosts import Ghost
+    from fleet_admin.unmatched import UnmatchedMachine
     from fleet_edge.store.views import AlertView, MachineRollout
 
 
@@ -266,7 +266,7 @@ def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
             stop.wait(settings.every_s)
 
 
-def ghosts(
+def unmatched(
     identities: Annotated[
         Path, typer.Option("--identities", "--ca", envvar="FLEET_CA", help="The authority's folder.")
     ],
@@ -275,13 +275,13 @@ def ghosts(
     wide: Wide = False,
 ) -> None:
     """List machines that only the fleet's authority or only the session log knows."""
-    from fleet_admin.ghosts import find_ghosts, sighted_in
+    from fleet_admin.unmatched import find_unmatched, sighted_in
     from fleet_cli.identities import open_authority
 
     entries = open_authority(identities, None).entries()
     with open_log(db) as log:
-        found = find_ghosts(entries, sighted_in(log), now=datetime.now(UTC))
-    columns: list[Column[Ghost]] = [
+        found = find_unmatched(entries, sighted_in(log), now=datetime.now(UTC))
+    columns: list[Column[UnmatchedMachine]] = [
         Column("name", lambda row: row.name, rank=0),
         Column("role", lambda row: row.role.value, rank=1),
         Column("kind", lambda row: row.kind.value, "state", rank=0),
@@ -290,7 +290,9 @@ def ghosts(
         Column("what", lambda row: row.sentence, "sentence", rank=0),
     ]
     empty = "There are none: every machine that is enrolled was seen, and every one that was seen is enrolled."
-    print_table(f"Ghosts: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty)
+    print_table(
+        f"Machines that only one side knows: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty
+    )
 
 
 _MB: Final = 1e6
@@ -499,6 +501,6 @@ def serve(settings: DashboardSettings) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (edges, versions, backup, restore, compact, rollouts, releases, alerts, ghosts, export, serve):
+    for command in (edges, versions, backup, restore, compact, rollouts, releases, alerts, unmatched, export, serve):
         app.command()(command)
     app.add_typer(_writing)

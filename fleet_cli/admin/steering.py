@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SettingsChange
-    from fleet_edge.store.views import CommandView, FenceView
+    from fleet_edge.store.views import CommandView, QuarantineView
 
 R = TypeVar("R")
 
@@ -368,7 +368,7 @@ def audit(
     until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
     who: Annotated[str | None, typer.Option(help="By this user or account.")] = None,
     subject: Annotated[str | None, typer.Option(help="Concerning this device.")] = None,
-    action: Annotated[str | None, typer.Option(help="This action: set, fence, label, command reload.")] = None,
+    action: Annotated[str | None, typer.Option(help="This action: set, quarantine, label, command reload.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
@@ -382,7 +382,7 @@ def audit(
     )
 
 
-def fence(
+def quarantine(
     name: Annotated[str, typer.Argument(metavar="DEVICE")],
     duration: Annotated[
         str | None, typer.Option("--for", help="Duration: 90s, 30m, 2h, 7d; by default until it is lifted.")
@@ -396,33 +396,33 @@ def fence(
     with open_log(db) as log:
         from fleet_edge.store.errors import NotFound
 
-        held = log.fence(name, duration=duration, reason=reason, who=actor.who, source=actor.source)
+        held = log.quarantine(name, duration=duration, reason=reason, who=actor.who, source=actor.source)
         try:
             log.device(name)
         except NotFound:
             typer.echo(f"fleet: No device {name} has been seen yet; it is quarantined nevertheless.", err=True)
     until = "until it is lifted" if held.until_at is None else f"until {cell(held.until_at)} UTC"
-    typer.echo(f"{name} is quarantined {until}; fleet admin unfence {name} ends that.")
+    typer.echo(f"{name} is quarantined {until}; fleet admin unquarantine {name} ends that.")
 
 
-def unfence(
+def unquarantine(
     name: Annotated[str, typer.Argument(metavar="DEVICE")], acting: Acting = None, db: Database = DEFAULT_DB
 ) -> None:
     """End the quarantine of a device."""
     actor = actor_of(acting)
     with open_log(db) as log:
-        held = log.unfence(name, who=actor.who, source=actor.source)
+        held = log.unquarantine(name, who=actor.who, source=actor.source)
     if held is None:
         typer.echo(f"{name} was not quarantined according to the log; any quarantine until now is lifted.")
     else:
         typer.echo(f"The quarantine of {name} by {cell(held.by)} is lifted: {cell(held.reason)}")
 
 
-def fenced(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
+def quarantined(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
     """List the quarantined devices."""
     with open_log(db) as log:
-        found = log.fences()
-    columns: list[Column[FenceView]] = [
+        found = log.quarantines()
+    columns: list[Column[QuarantineView]] = [
         Column("device", lambda row: row.device, rank=0),
         Column("since", lambda row: row.since_at, "moment", rank=1),
         Column("until", lambda row: row.until_at or "lifted", rank=0),
@@ -442,7 +442,7 @@ def fenced(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = Fals
 
 
 def register(app: typer.Typer) -> None:
-    for command in (label, labels, audit, fence, unfence, fenced):
+    for command in (label, labels, audit, quarantine, unquarantine, quarantined):
         app.command()(command)
     app.command("set")(set_command)
     app.command("unset")(unset_command)

@@ -32,7 +32,7 @@ _THE_APPLICATIONS: Final[Mapping[RefusalCode, str]] = {
     RefusalCode.GRAMMAR: "grammar",
 }
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
-_OF_THE_DEVICE: Final = frozenset({RefusalCode.QUOTA, RefusalCode.FENCED})
+_OF_THE_DEVICE: Final = frozenset({RefusalCode.QUOTA, RefusalCode.QUARANTINED})
 _LONGEST_RETRY_S: Final = 86_400
 
 

@@ -60,7 +60,7 @@ _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
 _PASSING_AT_FIRST: Final = frozenset({RefusalCode.DRAINING})
 
 # Refusals of the device as such, which pass at a time that the edge names.
-_TIMED: Final = frozenset({RefusalCode.QUOTA, RefusalCode.FENCED})
+_TIMED: Final = frozenset({RefusalCode.QUOTA, RefusalCode.QUARANTINED})
 
 # Refusals that another edge may not share.
 _ELSEWHERE: Final = _TIMED | {RefusalCode.BUSY}
@@ -133,7 +133,7 @@ class EdgeAvailability:
     def check_refusal(self, patience_s: float) -> None:
         """Raise SessionRefused if no edge may be asked within a time."""
         if (left_s := self.refused_s) > patience_s:
-            why = "quarantined by the edge" if self._code is RefusalCode.FENCED else "over its quota at the edge"
+            why = "quarantined by the edge" if self._code is RefusalCode.QUARANTINED else "over its quota at the edge"
             raise SessionRefused(self._code, f"The device is {why}; ask again in {left_s:.0f} s.", retry_s=left_s)
 
     def _online(self) -> frozenset[str]:
@@ -364,7 +364,7 @@ class RetryState:
             raise SessionFailed(fault.sentence)
         if self.ask_another(fault.retry_s):
             return
-        shut_out = SessionRefused(RefusalCode.FENCED, fault.sentence, retry_s=self._shortest(fault.retry_s))
+        shut_out = SessionRefused(RefusalCode.QUARANTINED, fault.sentence, retry_s=self._shortest(fault.retry_s))
         self.availability.note_refusal(shut_out)
         raise shut_out
 

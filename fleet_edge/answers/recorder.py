@@ -19,7 +19,7 @@ from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records import (
     CloseReported,
     DeviceCounters,
-    DeviceFenced,
+    DeviceQuarantined,
     LeaveReason,
     Record,
     RoundJudged,
@@ -295,9 +295,11 @@ class Recorder:
             then=then,
         )
 
-    def fenced(self, device: str, *, at: datetime, until: datetime, reason: str, strikes: float, level: int) -> None:
+    def quarantined(
+        self, device: str, *, at: datetime, until: datetime, reason: str, strikes: float, level: int
+    ) -> None:
         self.sink.put(
-            DeviceFenced(
+            DeviceQuarantined(
                 device=device,
                 by=self.edge,
                 since_at=at,

@@ -176,11 +176,13 @@ class Figures:
         if device in self.presence:
             self.last_sign[device] = self.clock()
 
-    def device_states(self, fenced: Collection[str]) -> Counter[MachineState]:
+    def device_states(self, quarantined: Collection[str]) -> Counter[MachineState]:
         """Count the devices that have published their presence, by state. From any thread."""
         now, signs = self.clock(), dict(self.last_sign)
         return Counter(
-            device_state(presence, since_last_sign=timedelta(seconds=now - signs[name]), fenced=name in fenced)
+            device_state(
+                presence, since_last_sign=timedelta(seconds=now - signs[name]), quarantined=name in quarantined
+            )
             for name, presence in dict(self.presence).items()
             if name in signs  # not yet, where it comes from another thread just now
         )

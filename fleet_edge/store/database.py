@@ -15,8 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from fleet_common.closing import Closing
 from fleet_edge.store.engine import check_file, connect_engine, parse_url, shown, sqlite_path, unavailable
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
-from fleet_edge.store.fences import Fences, read_fences
 from fleet_edge.store.models import REVISION
+from fleet_edge.store.quarantines import Quarantines, read_quarantines
 from fleet_edge.store.records import Record
 
 
@@ -29,7 +29,7 @@ class SessionStore(Protocol):
 
     def apply(self, records: Sequence[Record]) -> None: ...
 
-    def fences(self, *, now: datetime) -> Fences: ...
+    def quarantines(self, *, now: datetime) -> Quarantines: ...
 
 
 class Store(Closing):
@@ -80,11 +80,11 @@ class Store(Closing):
                 "bring this edge to the version of the one that changed it."
             )
 
-    def fences(self, *, now: datetime) -> Fences:
+    def quarantines(self, *, now: datetime) -> Quarantines:
         """Return the devices in quarantine at `now` (aware); cheap enough to call every few seconds."""
         try:
             with self.engine.connect() as connection:
-                return read_fences(connection, now=now)
+                return read_quarantines(connection, now=now)
         except SQLAlchemyError as error:
             raise unavailable(error, name=self.name) from error
 
@@ -221,8 +221,8 @@ class ReopeningStore(Closing):
             # At the start this ends the edge; a running one keeps its records.
             raise StoreRefused(str(error)) from error
 
-    def fences(self, *, now: datetime) -> Fences:
-        return self._opened().fences(now=now)
+    def quarantines(self, *, now: datetime) -> Quarantines:
+        return self._opened().quarantines(now=now)
 
     def close(self) -> None:
         """Close all connections; the next write opens it again. Idempotent."""

@@ -24,7 +24,7 @@ class EventKind(StrEnum):
     CLOSE = "close"
     ACCEPTANCE = "acceptance"
     GRAMMAR = "grammar"
-    FENCE = "fence"
+    QUARANTINE = "quarantine"
     SESSION = "session"
     DEVICE = "device"
     EDGE = "edge"
@@ -65,7 +65,7 @@ _REFUSALS: Final = {
     ),
     RefusalCode.QUOTA: (_WARNING, "The device is over one of its quotas."),
     RefusalCode.LOGPROBS: (_WARNING, "The edge cannot return the requested log-probabilities."),
-    RefusalCode.FENCED: (_WARNING, "The device is quarantined."),
+    RefusalCode.QUARANTINED: (_WARNING, "The device is quarantined."),
     RefusalCode.GRAMMAR: (_WARNING, "The grammar cannot be read, takes too long, or is not served here."),
     RefusalCode.OTHER: (_WARNING, "Another reason; see the sentence."),
 }
@@ -92,8 +92,8 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(EventKind.CLOSE, "unknown-session", _WARNING, "The device closes more sessions than it can have opened."),
     EventCode(EventKind.ACCEPTANCE, "acceptance-collapsed", _WARNING, "Almost no draft of a session is accepted."),
     EventCode(EventKind.GRAMMAR, "killed", _WARNING, "A grammar ended its worker process."),
-    EventCode(EventKind.FENCE, "fenced", _WARNING, "A device was quarantined by an edge or by the administrator."),
-    EventCode(EventKind.FENCE, "lifted", _INFO, "The quarantine of a device was lifted."),
+    EventCode(EventKind.QUARANTINE, "begun", _WARNING, "A device was quarantined by an edge or by the administrator."),
+    EventCode(EventKind.QUARANTINE, "lifted", _INFO, "The quarantine of a device was lifted."),
     EventCode(_SESSION, "resumed", _INFO, "The device opened its session again at the same edge."),
     EventCode(_SESSION, "taken-over", _INFO, "The edge took over a session of another edge, or of an earlier run."),
     EventCode(_SESSION, "handed-over", _INFO, "Sessions of the edge were migrated."),

@@ -19,9 +19,9 @@ from fleet_edge.store.models import (
     DeviceRollupRow,
     DeviceRow,
     DistributionRow,
-    FenceLiftRow,
-    FenceRow,
     FleetRollupRow,
+    QuarantineLiftRow,
+    QuarantineRow,
     ReportedCloseRow,
     RollupRow,
     SegmentRow,
@@ -252,14 +252,16 @@ def purge_reported(engine: Engine, *, before: datetime, most: int, **pace: Unpac
     return deleted
 
 
-def purge_fences(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
-    """Delete fences that ended or were lifted before a time, then lifts that nothing needs; return the number.
+def purge_quarantines(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+    """Delete quarantines that ended or were lifted before a time, then lifts that nothing needs; return the number.
 
-    A lift stays as long as a fence that it lifted.
+    A lift stays as long as a quarantine that it lifted.
     """
-    lift = select(FenceLiftRow.device).where(FenceLiftRow.device == FenceRow.device)
-    lifted = lift.where(FenceLiftRow.lifted_at >= FenceRow.since_at, FenceLiftRow.lifted_at < before).exists()
-    fences = delete_rows(engine, FenceRow, or_(FenceRow.until_at < before, lifted), **pace)
-    needed = select(FenceRow.device).where(FenceRow.device == FenceLiftRow.device).exists()
-    unneeded = and_(FenceLiftRow.lifted_at < before, ~needed)
-    return fences + delete_rows(engine, FenceLiftRow, unneeded, **pace)
+    lift = select(QuarantineLiftRow.device).where(QuarantineLiftRow.device == QuarantineRow.device)
+    lifted = lift.where(
+        QuarantineLiftRow.lifted_at >= QuarantineRow.since_at, QuarantineLiftRow.lifted_at < before
+    ).exists()
+    quarantines = delete_rows(engine, QuarantineRow, or_(QuarantineRow.until_at < before, lifted), **pace)
+    needed = select(QuarantineRow.device).where(QuarantineRow.device == QuarantineLiftRow.device).exists()
+    unneeded = and_(QuarantineLiftRow.lifted_at < before, ~needed)
+    return quarantines + delete_rows(engine, QuarantineLiftRow, unneeded, **pace)

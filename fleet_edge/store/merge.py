@@ -1,7 +1,7 @@
 """Merges records into rows, independently of order and repetition.
 
 Each record first makes sure that its rows exist, widening their times (least, greatest), and then adds what it knows: a
-counter becomes the greater of two, a state, an end or a fence yields only to a later one, a description only to an
+counter becomes the greater of two, a state, an end or a quarantine yields only to a later one, a description only to an
 earlier segment's, a round is never rewritten. All of these commute and are idempotent, so a batch may be grouped by
 kind and replayed at will.
 
@@ -41,8 +41,8 @@ from fleet_edge.store.models import (
     DeviceRow,
     EdgeRow,
     EventRow,
-    FenceLiftRow,
-    FenceRow,
+    QuarantineLiftRow,
+    QuarantineRow,
     ReportedCloseRow,
     RoundRow,
     SegmentRow,
@@ -53,12 +53,12 @@ from fleet_edge.store.periods import Grain, floor, mark_stale
 from fleet_edge.store.records import (
     CloseReported,
     DeviceCounters,
-    DeviceFenced,
+    DeviceQuarantined,
     DeviceSeen,
     EdgeSeen,
     EventLogged,
-    FenceLifted,
     LoadReported,
+    QuarantineLifted,
     Record,
     RoundJudged,
     SegmentLeft,
@@ -202,9 +202,9 @@ class _Inserts:
         self.text = self._upsert(TextRow)
         self.event = self._upsert(EventRow, greatest=("count", "last_at"))
         self.reported = self._latest(ReportedCloseRow, "closed_at")
-        self.fence = self._latest(FenceRow, "since_at")
+        self.quarantine = self._latest(QuarantineRow, "since_at")
         # Of two lifts at one instant the greater name counts.
-        self.lift = self._latest(FenceLiftRow, "lifted_at", "lifted_by")
+        self.lift = self._latest(QuarantineLiftRow, "lifted_at", "lifted_by")
 
     def _upsert(self, row: type[Base], *, least: Sequence[str] = (), greatest: Sequence[str] = ()) -> Insert:
         """Return an insert that, where the row exists, takes the lesser or greater value of some columns."""
@@ -299,9 +299,9 @@ def merge_records(connection: Connection, records: Sequence[Record], *, writer: 
     events = _only(records, EventLogged)
     _insert(connection, inserts.event, [_row(each, EventRow) | {"last_at": each.last_at or each.at} for each in events])
     # Sorted for the same reason as in `_make_rows`.
-    fences = sorted(_only(records, DeviceFenced), key=attrgetter("device", "by", "since_at"))
-    _insert(connection, inserts.fence, [_row(each, FenceRow) for each in fences])
-    lifts = sorted(_only(records, FenceLifted), key=attrgetter("device", "at"))
+    quarantines = sorted(_only(records, DeviceQuarantined), key=attrgetter("device", "by", "since_at"))
+    _insert(connection, inserts.quarantine, [_row(each, QuarantineRow) for each in quarantines])
+    lifts = sorted(_only(records, QuarantineLifted), key=attrgetter("device", "at"))
     _insert(
         connection,
         inserts.lift,

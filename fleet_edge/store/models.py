@@ -46,8 +46,8 @@ from fleet_edge.store.views import (
     DeviceColumns,
     EdgeColumns,
     EventView,
-    FenceView,
     MachineRollout,
+    QuarantineView,
     ReportedView,
     RoundView,
     SegmentColumns,
@@ -312,20 +312,20 @@ class EventRow(Base):
     )
 
 
-class FenceRow(Base):
+class QuarantineRow(Base):
     """The latest quarantine of a device by one edge or the administrator. No foreign keys: either may be unknown."""
 
     __table__ = _table(
-        "fences",
-        _columns(FenceView, key=("device", "by"), by={"name": "fenced_by", "key": "by"}),
+        "quarantines",
+        _columns(QuarantineView, key=("device", "by"), by={"name": "quarantined_by", "key": "by"}),
         more=[Index(None, "until_at")],
     )
 
 
-class FenceLiftRow(Base):
+class QuarantineLiftRow(Base):
     """When quarantines of a device were last lifted; a separate table, since one may be replayed after its lift."""
 
-    __table__ = _table("fence_lifts", _key("device"), [_column("lifted_at", datetime), _column("lifted_by", str)])
+    __table__ = _table("quarantine_lifts", _key("device"), [_column("lifted_at", datetime), _column("lifted_by", str)])
 
 
 # Rollups

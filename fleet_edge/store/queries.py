@@ -33,9 +33,9 @@ from sqlalchemy import (
 from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.event_codes import EventKind, Severity
-from fleet_edge.store.fences import read_fences
 from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.periods import DAY, HOUR, MINUTES, Grain, Mark, Marks, floor
+from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import segment_time
 from fleet_edge.store.steering import read_labels
 from fleet_edge.store.totals import SUMMED, Dimension, by_row, tally
@@ -219,7 +219,7 @@ def _device_views(
 
     ever, today = counted(None), counted(floor(Grain.DAY, now), "tokens")
     hour, day = (counted(now - age, "tested", "accepted") for age in (HOUR, DAY))
-    fences, labels = read_fences(connection, now=now).active, read_labels(connection)
+    quarantines, labels = read_quarantines(connection, now=now).active, read_labels(connection)
     views = []
     for row in connection.execute(query).mappings():
         name = row["device"]
@@ -227,11 +227,11 @@ def _device_views(
         state = device_state(
             row["presence"],
             since_last_sign=now - last_sign,
-            fenced=name in fences,
+            quarantined=name in quarantines,
             retired=row["retired_at"] is not None,
         )
         since = {
-            MachineState.FENCED: fences[name].since_at if name in fences else None,
+            MachineState.QUARANTINED: quarantines[name].since_at if name in quarantines else None,
             MachineState.RETIRED: row["retired_at"],
             MachineState.LATE: last_sign,
             MachineState.SILENT: last_sign,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.store.event_codes import Severity, severity_of
-from fleet_edge.store.views import FenceView, RoundView
+from fleet_edge.store.views import QuarantineView, RoundView
 from schemas.control import Presence
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -360,12 +360,12 @@ class EventLogged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFenced(FenceView):
+class DeviceQuarantined(QuarantineView):
     """A device was quarantined. The latest by one `by` counts; of several `by`, the one that ends last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FenceLifted:
+class QuarantineLifted:
     """All quarantines of a device, by any edge, that begin at `at` or before are over."""
 
     device: str
@@ -386,6 +386,6 @@ Record = (
     | SessionClosed
     | CloseReported
     | EventLogged
-    | DeviceFenced
-    | FenceLifted
+    | DeviceQuarantined
+    | QuarantineLifted
 )

@@ -31,18 +31,18 @@ class MachineState(StrEnum):
     LATE = "late"
     DRAINING = "draining"
     SILENT = "silent"
-    FENCED = "fenced"
+    QUARANTINED = "quarantined"
     OFFLINE = "offline"
     RETIRED = "retired"
     UNKNOWN = "unknown"
 
 
 def device_state(
-    presence: str | None, *, since_last_sign: timedelta, fenced: bool = False, retired: bool = False
+    presence: str | None, *, since_last_sign: timedelta, quarantined: bool = False, retired: bool = False
 ) -> MachineState:
     """Return a device's state; `since_last_sign` is the time since its last presence, telemetry or draft."""
-    if fenced:
-        return MachineState.FENCED
+    if quarantined:
+        return MachineState.QUARANTINED
     if retired:
         return MachineState.RETIRED
     if gone := _gone(presence):
@@ -339,8 +339,8 @@ class EdgeView(EdgeColumns):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FenceView:
-    """A fence: edges drop what the device sends.
+class QuarantineView:
+    """A quarantine: edges drop what the device sends.
 
     Attributes:
         until_at: End (UTC, aware); None: until it is lifted.
@@ -468,7 +468,7 @@ class AuditEntry:
 
     Attributes:
         who: User of the operating system, or account of the dashboard.
-        action: `fence`, `set`, `command self-test`…
+        action: `quarantine`, `set`, `command self-test`…
         source: The command line's machine, or the address of the dashboard's reader.
     """
 

@@ -262,15 +262,15 @@ def test_rows_of_honest_work_are_left_out_and_those_of_nobody_are_not(tmp_path: 
             """
             CREATE TABLE sessions (session TEXT PRIMARY KEY, device TEXT);
             CREATE TABLE rounds (session TEXT, round INTEGER);
-            CREATE TABLE fences (device TEXT);
+            CREATE TABLE quarantines (device TEXT);
             CREATE TABLE others (what TEXT);
             INSERT INTO sessions VALUES ('1', 'honest'), ('2', 'hostile'), ('3', NULL);
             INSERT INTO rounds VALUES ('1', 1), ('1', 2), ('2', 1), ('of no session', 1);
-            INSERT INTO fences VALUES ('hostile'), ('honest');
+            INSERT INTO quarantines VALUES ('hostile'), ('honest');
             INSERT INTO others VALUES ('x');
             """
         )
-    # Sessions 2 and 3, their round and that of no session, one fence, and what concerns no device.
+    # Sessions 2 and 3, their round and that of no session, one quarantine, and what concerns no device.
     assert rows_beside(database, ["honest"]) == 6
 
 

@@ -79,7 +79,7 @@ def test_two_in_a_row_shut_their_device_out(scene: Scene, monkeypatch: pytest.Mo
     monkeypatch.setattr(compiler, "bounded_text", lambda grammar: grammar.text)
     scene.refusal(DEADLY)
     scene.refusal(DEADLY.model_copy(update={"text": DEADLY.text + " "}))
-    assert scene.refusal(GRAMMAR).code is RefusalCode.FENCED
+    assert scene.refusal(GRAMMAR).code is RefusalCode.QUARANTINED
     scene.others_are_untouched()
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard, KeptStandings, OverQuota, QuarantineBegun
-from fleet_edge.limits import FenceSettings, QuotaSettings
+from fleet_edge.limits import QuarantineSettings, QuotaSettings
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, FaultCode, RefusalCode
 from schemas.topics import Topic, build
@@ -21,9 +21,11 @@ def topic(kind: Topic, *, device: str = "device-1") -> bytes:
 
 
 class Scene:
-    def __init__(self, quotas: Mapping[str, object] | None = None, **fence: float) -> None:
+    def __init__(self, quotas: Mapping[str, object] | None = None, **quarantine: float) -> None:
         self.clock = Clock()
-        self.guard = DeviceGuard(QuotaSettings.model_validate(quotas or {}), FenceSettings(**fence), clock=self.clock)
+        self.guard = DeviceGuard(
+            QuotaSettings.model_validate(quotas or {}), QuarantineSettings(**quarantine), clock=self.clock
+        )
 
     def send(self, kind: Topic, number: int = 1, *, device: str = "device-1", size: int = 60) -> int:
         name = topic(kind, device=device)
@@ -88,7 +90,7 @@ def test_who_is_shut_out_is_told_so_on_an_open_now_and_then() -> None:
     assert scene.send(Topic.OPEN, 3000) == 1
     with pytest.raises(OpenRefused) as refused:
         scene.guard.admit_open("device-1", open_message())
-    assert refused.value.code is RefusalCode.FENCED
+    assert refused.value.code is RefusalCode.QUARANTINED
     assert refused.value.retry_s == pytest.approx(990)
     scene.clock.seconds += 10
     assert scene.send(Topic.OPEN, 3000) == 1
@@ -184,7 +186,7 @@ def test_answers_and_repeats_of_one_device_are_bounded() -> None:
     assert sum(scene.guard.may_answer("device-1") for _ in range(1000)) == 2
 
 
-def test_others_fences_hold_beside_our_own_until_both_are_over() -> None:
+def test_others_quarantines_hold_beside_our_own_until_both_are_over() -> None:
     scene = Scene(first_s=10)
     scene.shut_out()
     assert scene.guard.quarantined_by_others({"device-1": 5.0, "device-2": float("inf")}) == {"device-2"}
@@ -255,7 +257,7 @@ class Edge:
         self.runs += 1
         self.clock = Clock()
         self.clock.seconds = 1000.0 * self.runs
-        self.guard = DeviceGuard(QuotaSettings(), FenceSettings(), clock=self.clock)
+        self.guard = DeviceGuard(QuotaSettings(), QuarantineSettings(), clock=self.clock)
         self.kept = KeptStandings(self.guard, self.path, lambda: self.wall)
         self.kept.read()
 
@@ -288,7 +290,7 @@ def test_quotas_are_as_used_as_they_were_and_fill_meanwhile(edge: Edge) -> None:
     assert edge.opens() == whole
 
 
-def test_strikes_count_on_and_the_next_fence_is_as_long_as_without_a_restart(edge: Edge) -> None:
+def test_strikes_count_on_and_the_next_quarantine_is_as_long_as_without_a_restart(edge: Edge) -> None:
     lengths = []
     for _ in range(3):
         edge.guard.strike_grammar("device-1")

@@ -33,7 +33,7 @@ def _nothing() -> None:
 def _jobs(store: SessionStore, **changes: object) -> EdgeJobs:
     given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_log": _nothing}
     given["warn_certificates"] = _nothing
-    arguments = {**given, "apply_quarantines": lambda _fences: None, "now": lambda: after(0), **changes}
+    arguments = {**given, "apply_quarantines": lambda _quarantines: None, "now": lambda: after(0), **changes}
     return EdgeJobs(store, **arguments)  # type: ignore[arg-type]
 
 
@@ -43,7 +43,7 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
         "expire-leases",
         "flush-progress",
         "flush-log",
-        "read-fences",
+        "read-quarantines",
         "warn-certificates",
         "mark-silent",
         "close-abandoned",
@@ -170,14 +170,14 @@ def test_a_database_that_stays_away_is_told_once_and_then_again_when_it_was_back
     store = ReopeningStore(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}")
     jobs = _jobs(store)
     for _ in range(5):
-        assert not jobs.run("read-fences")
+        assert not jobs.run("read-quarantines")
         assert jobs.run("flush-log")
     assert len(caplog.records) == 1
     (tmp_path / "mounted").mkdir()
     store.open()
     assert all(jobs.run(name) for name in jobs.names)
     store.close()
-    assert not jobs.run("read-fences")
+    assert not jobs.run("read-quarantines")
     assert len(caplog.records) == 2
 
 

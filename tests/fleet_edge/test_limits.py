@@ -1,8 +1,8 @@
 import pytest
 
-from fleet_edge.limits import FenceSettings, QuotaSettings, Strikes
+from fleet_edge.limits import QuarantineSettings, QuotaSettings, Strikes
 
-SETTINGS = FenceSettings(strikes=100, forgiven_per_s=10, first_s=8, most_s=30)
+SETTINGS = QuarantineSettings(strikes=100, forgiven_per_s=10, first_s=8, most_s=30)
 
 
 def shut_out_for(strikes: Strikes, now: float) -> float:

@@ -130,20 +130,20 @@ def test_reading_needs_no_torch(url: str) -> None:
     assert done.stdout.strip() == "2 set()"
 
 
-def test_devices_are_fenced_and_let_in_again(log: SessionLog) -> None:
-    assert log.fences() == []
-    held = log.fence("sensor-1", duration=timedelta(hours=2), reason="It floods.")
-    assert log.fences() == [held]
+def test_devices_are_quarantined_and_let_in_again(log: SessionLog) -> None:
+    assert log.quarantines() == []
+    held = log.quarantine("sensor-1", duration=timedelta(hours=2), reason="It floods.")
+    assert log.quarantines() == [held]
     assert (held.until_at, held.reason, held.by) == (START + timedelta(hours=3, minutes=1), "It floods.", ADMINISTRATOR)
-    assert log.fence("sensor-1").until_at is None
-    lifted = log.unfence("sensor-1")
+    assert log.quarantine("sensor-1").until_at is None
+    lifted = log.unquarantine("sensor-1")
     assert lifted is not None
-    assert log.fences() == []
-    assert log.unfence("sensor-1") is None
+    assert log.quarantines() == []
+    assert log.unquarantine("sensor-1") is None
     with pytest.raises(InvalidQuery, match="duration"):
-        log.fence("sensor-1", duration="for a while")
+        log.quarantine("sensor-1", duration="for a while")
     with pytest.raises(InvalidQuery):
-        log.fence("up/#")
+        log.quarantine("up/#")
 
 
 def test_two_devices_that_named_a_session_alike_are_told_apart(log: SessionLog, url: str) -> None:

@@ -45,7 +45,7 @@ class Text:
     Attributes:
         replay: The expected output.
         error: How it failed.
-        fenced: Whether the device was quarantined meanwhile.
+        quarantined: Whether the device was quarantined meanwhile.
         harmed: Whether more happened to it than repeated or reordered messages.
         kept: Whether its Close was kept, to be repeated until it is confirmed.
     """
@@ -55,7 +55,7 @@ class Text:
     replay: Replay
     written: list[int]
     error: DeviceError | None = None
-    fenced: bool = False
+    quarantined: bool = False
     harmed: bool = False
     kept: bool = False
 

@@ -10,7 +10,7 @@ from fleet_edge.intake import leave_opens
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.service import migrate_sessions
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.fences import Fences
+from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.control import Presence, encode_json
 from schemas.topics import Topic, build
@@ -116,10 +116,10 @@ class ModelEdge:
     def computing(self) -> bool:
         return self.life is not None and self.life.orchestrator._running is not None
 
-    def look_after(self, fences: Fences) -> None:
+    def look_after(self, quarantines: Quarantines) -> None:
         if self.life is not None:
             handlers = self.life.orchestrator.handlers
-            handlers.apply_quarantines(fences)
+            handlers.apply_quarantines(quarantines)
             handlers.expire()
             handlers.flush()
             handlers.recorder.flush()

@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dssd.downlink import FormName
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.store.fences import Fences
+from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import SessionClosed
-from fleet_edge.store.views import FenceView
+from fleet_edge.store.views import QuarantineView
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.messages import Draft
 from schemas.policy import Mode
@@ -89,7 +89,7 @@ class ProtocolModel(RuleBasedStateMachine):
         super().__init__()
         self.clock = WallClock()
         self.ledger = Ledger()
-        self.fences: dict[str, FenceView] = {}
+        self.quarantines: dict[str, QuarantineView] = {}
         self.lifted: dict[str, datetime] = {}
         self.number = self.crashes = 0
         self.harsh = True  # or nothing worse happens than that messages are repeated, and come late
@@ -135,7 +135,7 @@ class ProtocolModel(RuleBasedStateMachine):
             "prefill_chunk": 2,
             "lease_s": LEASE_S,
             "max_sessions_per_device": sessions,
-            "fence": {"strikes": 100},
+            "quarantine": {"strikes": 100},
             "quotas": {"new_tokens_per_min": new_tokens},
         }
         self.scarce = new_tokens < 100.0
@@ -274,7 +274,7 @@ class ProtocolModel(RuleBasedStateMachine):
         self.broker.pump()
 
     @precondition(lambda self: self.harsh)
-    @rule(moves=moves, what=st.sampled_from(("restart", "fence", "lift")), which=st.integers(0, 1))
+    @rule(moves=moves, what=st.sampled_from(("restart", "quarantine", "lift")), which=st.integers(0, 1))
     def shake_device(self, moves: int, what: str, which: int) -> None:
         self._go_on(moves)
         self._harm()
@@ -284,8 +284,8 @@ class ProtocolModel(RuleBasedStateMachine):
             device.start()
             self.ledger.sessions.pop(device.name, None)
             self.crashes += 1
-        elif what == "fence":
-            self._fence(device)
+        elif what == "quarantine":
+            self._quarantine(device)
         elif what == "lift":
             self._lift(device.name)
 
@@ -382,7 +382,7 @@ class ProtocolModel(RuleBasedStateMachine):
             self._check_agreement(life, edge.name, session)
         for device in self.devices:
             standing = orchestrator.handlers.guard._standings.get(device.name)
-            assert standing is None or standing.own_until == 0.0, f"{edge.name} has fenced an honest device"
+            assert standing is None or standing.own_until == 0.0, f"{edge.name} has quarantined an honest device"
 
     def _check_agreement(self, life: Life, edge: str, session: object) -> None:
         """Check that both ends of a session have the same tokens, as far as both go."""
@@ -407,7 +407,7 @@ class ProtocolModel(RuleBasedStateMachine):
             return
         self.seen[f"error {type(error).__name__} {getattr(error, 'code', '')}"] += 1
         assert not isinstance(error, ProtocolViolation | EdgeUnavailable), repr(error)
-        if text.fenced:
+        if text.quarantined:
             return
         if isinstance(error, SessionRefused):
             allowed = {RefusalCode.BUSY: self.crowded or self.crashes >= SESSIONS - 1}
@@ -490,7 +490,7 @@ class ProtocolModel(RuleBasedStateMachine):
         device.write(request, pacing=pacing, note=self.ledger.sessions)
         self.seen["texts"] += 1
         assert device.text is not None
-        device.text.harmed, device.text.fenced = not sound, device.name in self.fences
+        device.text.harmed, device.text.quarantined = not sound, device.name in self.quarantines
 
     def _count(self) -> None:
         self.seen["messages"] += self.ledger.messages
@@ -506,7 +506,7 @@ class ProtocolModel(RuleBasedStateMachine):
         """Return whether everything is up and no older message is in flight."""
         on_their_way = (*self.broker.waiting, *self.broker.held)
         return (
-            not self.fences
+            not self.quarantines
             and all(edge.life is not None and not edge.draining for edge in self.edges)
             and all(self.broker.connected(name) for name in (*EDGES, *DEVICES))
             and not any(parse(parcel.topic).topic is Topic.EDGE_STATE for parcel in on_their_way)
@@ -517,23 +517,23 @@ class ProtocolModel(RuleBasedStateMachine):
             each.work()
 
     def _look_after(self) -> None:
-        fences = Fences(dict(self.fences), dict(self.lifted))
+        quarantines = Quarantines(dict(self.quarantines), dict(self.lifted))
         for edge in self.edges:
-            edge.look_after(fences)
+            edge.look_after(quarantines)
         for device in self.devices:
             device.wait()
 
     def _lift(self, device: str) -> None:
-        if self.fences.pop(device, None) is not None:
+        if self.quarantines.pop(device, None) is not None:
             self.lifted[device] = self.clock.now()
         self._look_after()
 
-    def _fence(self, device: ModelDevice) -> None:
-        self.fences[device.name] = FenceView(
+    def _quarantine(self, device: ModelDevice) -> None:
+        self.quarantines[device.name] = QuarantineView(
             device=device.name, since_at=self.clock.now(), until_at=None, by="admin", reason="-", strikes=0, level=0
         )
         if device.text is not None:
-            device.text.fenced = True
+            device.text.quarantined = True
         self._look_after()
 
     def _forge(self, topic: Topic, payload: bytes, *, edge: str | None = None, times: int = 1) -> None:

@@ -61,7 +61,7 @@ def accepted(draft: Draft, **fields: object) -> Verdict:
 
 
 def refusal(
-    message: Open, code: RefusalCode = RefusalCode.FENCED, retry_s: float | None = None, sentence: str = "Not now."
+    message: Open, code: RefusalCode = RefusalCode.QUARANTINED, retry_s: float | None = None, sentence: str = "Not now."
 ) -> Refused:
     return Refused(session=message.session, code=code, sentence=sentence, retry_s=retry_s)
 

@@ -179,7 +179,7 @@ _COMMANDS: Final = 15
 def show_device(visit: Visit) -> Response:
     log, name = visit.services.log, visit.path("device")
     device = log.device(name)
-    fence = next((each for each in log.fences() if each.device == name), None)
+    quarantine = next((each for each in log.quarantines() if each.device == name), None)
     line = Timeline.of(visit)
     steering = visit.services.steering
     wanted = next((each for each in log.releases() if each.kind == "device" and each.name == name), None)
@@ -188,7 +188,7 @@ def show_device(visit: Visit) -> Response:
         title=name,
         device=device,
         **_acts(visit),
-        fence=fence,
+        quarantine=quarantine,
         certificate_days=days_left(device.certificate_until, visit.now),
         wanted=wanted,
         settings=steering.settings_of(name),

@@ -7,8 +7,8 @@ from fleet_admin.dashboard.services import Services
 from tests.fleet_admin.dashboard.conftest import BASE, Browser
 
 
-def fenced(services: Services) -> list[str]:
-    return [each.device for each in services.log.fences()]
+def quarantined(services: Services) -> list[str]:
+    return [each.device for each in services.log.quarantines()]
 
 
 def act(operator: Browser, services: Services, **fields: str) -> str:
@@ -21,31 +21,38 @@ def act(operator: Browser, services: Services, **fields: str) -> str:
 
 def test_an_act_on_a_filter_is_previewed_and_meets_exactly_those(operator: Browser, services: Services) -> None:
     shown = operator.post(
-        "/devices/act", of="/devices", whom="filter", query="f_device=gateway&f_release=0.1", act="fence", argument="2h"
+        "/devices/act",
+        of="/devices",
+        whom="filter",
+        query="f_device=gateway&f_release=0.1",
+        act="quarantine",
+        argument="2h",
     )
     assert shown.status_code == 200
     assert "this meets 1 device." in shown.text
-    assert fenced(services) == []
+    assert quarantined(services) == []
     devices = re.search(r'name="devices" value="([^"]*)"', shown.text)
     assert devices
-    done = act(operator, services, act="fence", argument="2h", devices=devices[1])
+    done = act(operator, services, act="quarantine", argument="2h", devices=devices[1])
     assert "1 done" in done
-    assert fenced(services) == ["gateway-2"]
+    assert quarantined(services) == ["gateway-2"]
 
 
 def test_an_act_on_ticked_devices(operator: Browser, services: Services) -> None:
-    shown = operator.post("/devices/act", of="/devices", whom="ticked", device=["gateway-1", "gateway-3"], act="fence")
+    shown = operator.post(
+        "/devices/act", of="/devices", whom="ticked", device=["gateway-1", "gateway-3"], act="quarantine"
+    )
     assert "this meets 2 devices" in shown.text
-    act(operator, services, act="fence", devices="gateway-1,gateway-3")
-    assert fenced(services) == ["gateway-1", "gateway-3"]
-    act(operator, services, act="unfence", devices="gateway-1")
-    assert fenced(services) == ["gateway-3"]
+    act(operator, services, act="quarantine", devices="gateway-1,gateway-3")
+    assert quarantined(services) == ["gateway-1", "gateway-3"]
+    act(operator, services, act="unquarantine", devices="gateway-1")
+    assert quarantined(services) == ["gateway-3"]
 
 
 def test_the_state_of_a_device_that_is_shut_out_is_shown(operator: Browser, services: Services) -> None:
-    act(operator, services, act="fence", devices="gateway-1")
-    assert "state fenced" in operator.get("/devices/gateway-1").text
-    assert "1 of 5" in operator.get("/devices?f_state=fenced").text
+    act(operator, services, act="quarantine", devices="gateway-1")
+    assert "state quarantined" in operator.get("/devices/gateway-1").text
+    assert "1 of 5" in operator.get("/devices?f_state=quarantined").text
 
 
 def test_a_viewer_is_neither_shown_nor_allowed_to_act(viewer: Browser, services: Services) -> None:
@@ -53,9 +60,9 @@ def test_a_viewer_is_neither_shown_nor_allowed_to_act(viewer: Browser, services:
     assert "/devices/act" not in page
     assert 'name="device"' not in page
     for path in ("/devices/act", "/devices/act/do"):
-        data = {"csrf": viewer.csrf("/account"), "act": "fence", "device": "gateway-1", "devices": "gateway-1"}
+        data = {"csrf": viewer.csrf("/account"), "act": "quarantine", "device": "gateway-1", "devices": "gateway-1"}
         assert viewer.client.post(path, data=data, headers={"origin": BASE}).status_code == 403
-    assert fenced(services) == []
+    assert quarantined(services) == []
 
 
 @pytest.mark.parametrize(
@@ -66,11 +73,11 @@ def test_a_viewer_is_neither_shown_nor_allowed_to_act(viewer: Browser, services:
         ({"act": "drain", "device": "gateway-1", "argument": "now"}, "leave that field empty"),
         ({"act": "set", "device": "gateway-1", "argument": "draft_length=99"}, "draft_length"),
         ({"act": "set", "device": "gateway-1", "argument": "api_token=x"}, "api_token"),
-        ({"act": "fence", "device": "gateway-1", "argument": "soon"}, "soon"),
-        ({"act": "fence"}, "No device is chosen"),
-        ({"act": "fence", "device": "../x"}, "not a valid name"),
-        ({"act": "fence", "whom": "filter", "query": "f_sessions=many"}, "chosen by a number"),
-        ({"act": "fence", "device": [f"d{number}" for number in range(2_001)]}, "At most 2,000"),
+        ({"act": "quarantine", "device": "gateway-1", "argument": "soon"}, "soon"),
+        ({"act": "quarantine"}, "No device is chosen"),
+        ({"act": "quarantine", "device": "../x"}, "not a valid name"),
+        ({"act": "quarantine", "whom": "filter", "query": "f_sessions=many"}, "chosen by a number"),
+        ({"act": "quarantine", "device": [f"d{number}" for number in range(2_001)]}, "At most 2,000"),
     ],
 )
 def test_what_cannot_be_done_is_said(operator: Browser, fields: dict[str, str | list[str]], said: str) -> None:
@@ -80,8 +87,8 @@ def test_what_cannot_be_done_is_said(operator: Browser, fields: dict[str, str | 
 
 
 def test_a_duration_that_is_none_is_told_for_each_device(operator: Browser, services: Services) -> None:
-    assert "state failed" in act(operator, services, act="fence", argument="soon", devices="gateway-1")
-    assert fenced(services) == []
+    assert "state failed" in act(operator, services, act="quarantine", argument="soon", devices="gateway-1")
+    assert quarantined(services) == []
 
 
 def test_labels_and_retirement_need_no_broker_and_are_in_the_audit_log(operator: Browser, services: Services) -> None:
@@ -103,7 +110,7 @@ def test_without_steering_only_what_needs_no_broker_is_offered(operator: Browser
     for path in ("/devices", "/devices/gateway-1"):
         page = operator.get(path).text
         offered = set(re.findall(r'<option value="([a-z-]+)"', page)) & {act.key for act in ACTS}
-        assert offered == {"label", "unlabel", "fence", "unfence", "retire", "restore"}
+        assert offered == {"label", "unlabel", "quarantine", "unquarantine", "retire", "restore"}
         assert "without --steer" in page
 
 

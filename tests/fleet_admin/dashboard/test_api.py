@@ -75,28 +75,28 @@ def test_a_viewer_changes_nothing(
     path = PREFIX + endpoint.path.format(**NAMES)
     for headers in (bearer(AccountRole.VIEWER), bearer(AccountRole.OPERATOR, "victor")):
         assert client.request(endpoint.method, path, headers=headers, json={}).status_code == 403
-    assert services.log.fences() == []
+    assert services.log.quarantines() == []
 
 
 def test_an_operator_shuts_a_device_out_and_lets_it_in(
     client: TestClient, bearer: Callable[..., dict[str, str]], services: Services
 ) -> None:
     headers = bearer(AccountRole.OPERATOR)
-    path = f"{PREFIX}/devices/gateway-1/fence"
+    path = f"{PREFIX}/devices/gateway-1/quarantine"
     answer = client.post(path, headers=headers, json={"duration": "2h", "reason": "It floods."})
     assert answer.status_code == 200
-    assert [each.reason for each in services.log.fences()] == ["It floods."]
+    assert [each.reason for each in services.log.quarantines()] == ["It floods."]
     assert client.delete(path, headers=headers).status_code == 200
-    assert services.log.fences() == []
+    assert services.log.quarantines() == []
 
 
 def test_a_cookie_changes_nothing_by_way_of_the_api(operator: Browser, services: Services) -> None:
     """Another site's page can make a browser submit a form, but not send a header with a key."""
-    path = f"{PREFIX}/devices/gateway-1/fence"
+    path = f"{PREFIX}/devices/gateway-1/quarantine"
     assert operator.post(path).status_code == 415
     assert operator.client.post(path, json={}, headers={"origin": BASE}).status_code == 415
     assert operator.client.delete(path, headers={"origin": BASE}).status_code == 415
-    assert services.log.fences() == []
+    assert services.log.quarantines() == []
     assert operator.get(f"{PREFIX}/devices").status_code == 200
 
 
@@ -150,6 +150,6 @@ def test_no_text_becomes_a_statement(
     assert client.get(f"{PREFIX}/events", params={"kind": text}, headers=headers).json() == []
     assert client.get(f"{PREFIX}/devices/{text}", headers=headers).status_code in {404, 400}
     assert client.get(f"{PREFIX}/sessions/{text}", headers=headers).status_code in {404, 400}
-    answer = client.post(f"{PREFIX}/devices/gateway-1/fence", headers=headers, json={"reason": text})
+    answer = client.post(f"{PREFIX}/devices/gateway-1/quarantine", headers=headers, json={"reason": text})
     assert answer.json()["reason"] == text
     assert len(services.log.devices()) == known

@@ -152,7 +152,9 @@ def test_a_page_follows_the_log(log_in_tab: Callable[..., Tab], served: str, url
 def test_devices_are_ticked_and_acted_on(log_in_tab: Callable[..., Tab], served: str) -> None:
     tab = log_in_tab()
     tab.goto(f"{served}/devices?f_device=gateway")
-    tab.evaluate("document.querySelector('[data-all]').click(); document.querySelector('[name=act]').value = 'unfence'")
+    tab.evaluate(
+        "document.querySelector('[data-all]').click(); document.querySelector('[name=act]').value = 'unquarantine'"
+    )
     tab.after_load(lambda: tab.evaluate("document.getElementById('act').requestSubmit()"))
     assert "this meets 4 devices" in tab.evaluate("document.body.innerText")
     keep(tab, "/acting", "wide")

@@ -106,13 +106,13 @@ def test_the_audit_log_is_searched_by_who_what_whom_and_when(log: SteeringLog) -
     ids = log.record(
         [
             AuditEntry(who="alice", action="set", subject="gw-1", before="a", after="b", outcome="asked"),
-            AuditEntry(who="bob", action="fence", subject="gw-2"),
+            AuditEntry(who="bob", action="quarantine", subject="gw-2"),
         ]
     )
     log.end_audit({ids[0]: "in force"})
     assert [each.outcome for each in log.audit(who="alice")] == ["in force"]
     assert [each.who for each in log.audit(subject="gw-2")] == ["bob"]
-    assert [each.who for each in log.audit(action="fence")] == ["bob"]
+    assert [each.who for each in log.audit(action="quarantine")] == ["bob"]
     assert log.audit(until=NOW) == []
     assert len(log.audit(since="1s")) == 2
     assert len(log.audit(limit=1)) == 1
@@ -127,14 +127,19 @@ def test_an_entry_is_one_printable_line_of_bounded_length(log: SteeringLog) -> N
     assert len(found.after or "") == 2001
 
 
-def test_fences_are_in_the_audit_log(log: SteeringLog, url: str) -> None:
+def test_quarantines_are_in_the_audit_log(log: SteeringLog, url: str) -> None:
     with SessionLog(url) as sessions:
-        sessions.fence("gw-1", duration="2h", reason="It floods.", who="bob", source="desk")
-        sessions.unfence("gw-1", who="bob")
-        sessions.unfence("gw-1")
-    last, lifted, fenced = log.audit()
-    assert (fenced.who, fenced.action, fenced.subject, fenced.source) == ("bob", "fence", "gw-1", "desk")
-    assert "It floods." in (fenced.after or "")
+        sessions.quarantine("gw-1", duration="2h", reason="It floods.", who="bob", source="desk")
+        sessions.unquarantine("gw-1", who="bob")
+        sessions.unquarantine("gw-1")
+    last, lifted, quarantined = log.audit()
+    assert (quarantined.who, quarantined.action, quarantined.subject, quarantined.source) == (
+        "bob",
+        "quarantine",
+        "gw-1",
+        "desk",
+    )
+    assert "It floods." in (quarantined.after or "")
     assert "It floods." in (lifted.before or "")
     assert (last.who, last.before) == ("the administrator", None)
 

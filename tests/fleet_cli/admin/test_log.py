@@ -198,7 +198,7 @@ def test_what_cannot_be_shown_is_one_sentence_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "command",
-    ["devices", "device x", "sessions", "session ab", "stats", "fence x", "unfence x", "fenced", "audit",
+    ["devices", "device x", "sessions", "session ab", "stats", "quarantine x", "unquarantine x", "quarantined", "audit",
      "label a --add b", "set top_k=5 --all"],
 )  # fmt: skip
 def test_only_an_edge_creates_a_database(admin: Run, tmp_path: Path, command: str) -> None:
@@ -218,48 +218,48 @@ def test_a_table_that_vanished_is_one_sentence(admin: Run, url: str) -> None:
     assert "database" in refused(admin("session", SESSION, "--rounds"))
 
 
-def test_a_device_is_fenced_listed_and_let_in_again(admin: Run) -> None:
-    code, output, complaint = admin("fence", "sensor-1", "--for", "1h", "--reason", "It \x1b[2J floods.")
+def test_a_device_is_quarantined_listed_and_let_in_again(admin: Run) -> None:
+    code, output, complaint = admin("quarantine", "sensor-1", "--for", "1h", "--reason", "It \x1b[2J floods.")
     assert (code, complaint) == (0, "")
     assert "sensor-1 is quarantined until 20" in output
-    [fence] = as_json(admin("fenced", "--json"))
-    assert (fence["device"], fence["by"], fence["strikes"]) == ("sensor-1", "the administrator", 0)
-    _, output, _ = admin("fenced")
+    [quarantine] = as_json(admin("quarantined", "--json"))
+    assert (quarantine["device"], quarantine["by"], quarantine["strikes"]) == ("sensor-1", "the administrator", 0)
+    _, output, _ = admin("quarantined")
     assert "It \ufffd[2J floods." in output
-    code, output, complaint = admin("unfence", "sensor-1")
+    code, output, complaint = admin("unquarantine", "sensor-1")
     assert (code, complaint) == (0, "")
     assert "by the administrator is lifted: It \ufffd[2J floods." in output
-    assert as_json(admin("fenced", "--json")) == []
-    _, output, _ = admin("unfence", "sensor-1")
+    assert as_json(admin("quarantined", "--json")) == []
+    _, output, _ = admin("unquarantine", "sensor-1")
     assert "sensor-1 was not quarantined" in output
     assert [event["code"] for event in as_json(admin("device", "sensor-1", "--json"))["events"]][:2] == ["lifted"] * 2
 
 
-def test_a_fence_without_an_end_lasts_until_it_is_lifted(admin: Run) -> None:
-    _, output, _ = admin("fence", "sensor-1")
+def test_a_quarantine_without_an_end_lasts_until_it_is_lifted(admin: Run) -> None:
+    _, output, _ = admin("quarantine", "sensor-1")
     assert "is quarantined until it is lifted" in output
-    assert as_json(admin("fenced", "--json"))[0]["until_at"] is None
+    assert as_json(admin("quarantined", "--json"))[0]["until_at"] is None
 
 
-def test_a_device_that_was_never_seen_is_fenced_with_a_warning(admin: Run) -> None:
-    code, output, complaint = admin("fence", "newcomer")
+def test_a_device_that_was_never_seen_is_quarantined_with_a_warning(admin: Run) -> None:
+    code, output, complaint = admin("quarantine", "newcomer")
     assert code == 0
     assert "newcomer is quarantined" in output
     assert complaint == "fleet: No device newcomer has been seen yet; it is quarantined nevertheless.\n"
-    assert [fence["device"] for fence in as_json(admin("fenced", "--json"))] == ["newcomer"]
+    assert [quarantine["device"] for quarantine in as_json(admin("quarantined", "--json"))] == ["newcomer"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("fence", "sensor-1", "--for", "soon"), "duration: 'soon' is no duration such as 90s"),
-        (("fence", "sensor-1", "--for", "999999999d"), "duration: It is longer than the calendar"),
-        (("fence", "a/b"), "'a/b' is not a valid name"),
-        (("unfence", "+"), "'+' is not a valid name"),
-        (("fence", "x", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),
+        (("quarantine", "sensor-1", "--for", "soon"), "duration: 'soon' is no duration such as 90s"),
+        (("quarantine", "sensor-1", "--for", "999999999d"), "duration: It is longer than the calendar"),
+        (("quarantine", "a/b"), "'a/b' is not a valid name"),
+        (("unquarantine", "+"), "'+' is not a valid name"),
+        (("quarantine", "x", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),
     ],
 )
-def test_what_cannot_be_fenced_is_one_sentence(admin: Run, arguments: tuple[str, ...], sentence: str) -> None:
+def test_what_cannot_be_quarantined_is_one_sentence(admin: Run, arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in refused(admin(*arguments))
 
 

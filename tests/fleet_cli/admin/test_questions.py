@@ -27,7 +27,7 @@ NOW = datetime.now(UTC)
 FAILED, MOVED, WHOLE = "aa00000000000001", "bb00000000000002", "cc00000000000003"
 
 # They need a broker or an authority, or do not end; other tests cover them.
-ELSEWHERE = {"command", "ghosts", "settings"}
+ELSEWHERE = {"command", "unmatched", "settings"}
 
 
 def _session(name: str, at: datetime, *, device: str, **opened: Any) -> list[Any]:

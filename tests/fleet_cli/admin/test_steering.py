@@ -47,12 +47,12 @@ def test_labels_are_given_listed_and_taken_off(admin: Run) -> None:
 def test_who_has_done_it_is_the_user_or_who_the_user_says_to_be(admin: Run) -> None:
     admin("label", "gw-1", "--add", "hall_a")
     admin("label", "gw-1", "--add", "roof", "--as", "grace")
-    admin("fence", "gw-1", "--as", "grace")
+    admin("quarantine", "gw-1", "--as", "grace")
     found = as_json(admin("audit", "--json"))
     assert sorted((each["who"], each["action"]) for each in found) == [
         ("ada", "label"),
-        ("grace (ada)", "fence"),
         ("grace (ada)", "label"),
+        ("grace (ada)", "quarantine"),
     ]
     assert [each["after"] for each in as_json(admin("audit", "--json", "--who", "ada"))] == ["hall_a"]
     assert "grace (ada)" in admin("audit", "--subject", "gw-1", "--since", "1h")[1]

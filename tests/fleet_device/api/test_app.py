@@ -199,7 +199,7 @@ def test_a_failure_before_any_text_has_a_status_and_a_sentence(
         assert ("retry-after" in response.headers) == (status == 503)
 
 
-@pytest.mark.parametrize("code", [RefusalCode.QUOTA, RefusalCode.FENCED])
+@pytest.mark.parametrize("code", [RefusalCode.QUOTA, RefusalCode.QUARANTINED])
 @pytest.mark.parametrize(("retry_s", "header"), [(0.0, "1"), (41.2, "42"), (1e300, "86400")])
 def test_a_device_that_has_to_wait_answers_429_with_the_time(
     make: Make, code: RefusalCode, retry_s: float, header: str

@@ -11,7 +11,7 @@ from tests.support.scripted_edge import PATIENCE, Answers, LoneDevice, ScriptedE
 FOR_EVER = 1e9
 
 
-def refuse(message: Open, code: RefusalCode = RefusalCode.FENCED, retry_s: float = FOR_EVER) -> Answers:
+def refuse(message: Open, code: RefusalCode = RefusalCode.QUARANTINED, retry_s: float = FOR_EVER) -> Answers:
     return [refusal(message, code, retry_s)]
 
 
@@ -30,7 +30,7 @@ def hostile(device: LoneDevice, **given: Callable[..., Answers]) -> ScriptedEdge
 
 
 @pytest.mark.parametrize("first", ["hostile", "honest"])
-@pytest.mark.parametrize("code", [RefusalCode.FENCED, RefusalCode.QUOTA, RefusalCode.BUSY])
+@pytest.mark.parametrize("code", [RefusalCode.QUARANTINED, RefusalCode.QUOTA, RefusalCode.BUSY])
 def test_what_one_edge_refuses_another_takes(first: str, code: RefusalCode) -> None:
     device = LoneDevice()
 

@@ -78,7 +78,7 @@ EDGES: Final[dict[str, tuple[OnOpen, OnDraft]]] = {
     "a draft that waits without a time": (lambda m: [opened(m)], faulted(FaultCode.QUOTA, Action.WAIT)),
     "a draft that waits for ever": (lambda m: [opened(m)], faulted(FaultCode.QUOTA, Action.WAIT, 1e300)),
     "an Open that always waits": (refusing(RefusalCode.QUOTA, 0.0), lambda _m, _d: ()),
-    "an Open that waits for ever": (refusing(RefusalCode.FENCED, 1e300), lambda _m, _d: ()),
+    "an Open that waits for ever": (refusing(RefusalCode.QUARANTINED, 1e300), lambda _m, _d: ()),
     "an edge that always ends": (refusing(RefusalCode.DRAINING), lambda _m, _d: ()),
     "an edge that comes and goes": (flapping, lambda _m, _d: ()),
     "an edge that comes and goes behind its grant": (

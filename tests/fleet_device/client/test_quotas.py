@@ -37,8 +37,8 @@ def expected(most: int, seed: int = 6) -> tuple[int, ...]:
     return tuple(lossless_text(terms(seed, mode=Mode.COUPLED, max_new_tokens=most)))
 
 
-def fleet_with(quotas: dict[str, object], **fence: float) -> MemoryFleet:
-    return MemoryFleet(settings={"quotas": quotas, "fence": fence})
+def fleet_with(quotas: dict[str, object], **quarantine: float) -> MemoryFleet:
+    return MemoryFleet(settings={"quotas": quotas, "quarantine": quarantine})
 
 
 def shut_out(fleet: MemoryFleet) -> list[str]:
@@ -133,7 +133,7 @@ def test_waits_without_end_are_endured_as_long_as_a_resume_may_take() -> None:
 # Opens over a quota, or of a device that is shut out.
 
 
-@pytest.mark.parametrize("code", [RefusalCode.QUOTA, RefusalCode.FENCED])
+@pytest.mark.parametrize("code", [RefusalCode.QUOTA, RefusalCode.QUARANTINED])
 def test_an_open_is_asked_again_when_its_time_has_come_if_that_is_soon(code: RefusalCode) -> None:
     times: list[float] = []
     device = LoneDevice()
@@ -160,11 +160,11 @@ def test_an_open_is_asked_again_when_its_time_has_come_if_that_is_soon(code: Ref
 )
 def test_a_refusal_that_lasts_ends_the_text_at_once_and_names_the_time(sentence: str, told: str) -> None:
     device = LoneDevice()
-    edge = ScriptedEdge(device.broker, on_open=lambda m: [refusal(m, RefusalCode.FENCED, 900.0, sentence)])
+    edge = ScriptedEdge(device.broker, on_open=lambda m: [refusal(m, RefusalCode.QUARANTINED, 900.0, sentence)])
     before = device.clock()
     with pytest.raises(SessionRefused, match=told) as refused:
         device.generate()
-    assert (refused.value.code, refused.value.retry_s) == (RefusalCode.FENCED, 900.0)
+    assert (refused.value.code, refused.value.retry_s) == (RefusalCode.QUARANTINED, 900.0)
     assert device.clock() == before
     assert (len(edge.opens), edge.closes) == (1, [])
 
@@ -197,10 +197,10 @@ def test_until_its_time_has_come_no_edge_hears_of_further_texts() -> None:
     assert device.clock() == 140.0
 
 
-def test_a_long_fence_is_asked_about_once_a_minute_so_that_lifting_it_is_noticed() -> None:
+def test_a_long_quarantine_is_asked_about_once_a_minute_so_that_lifting_it_is_noticed() -> None:
     clock = Clock()
     availability = EdgeAvailability(clock, EdgePresences())
-    availability.note_refusal(SessionRefused(RefusalCode.FENCED, "Shut out.", retry_s=math.inf))
+    availability.note_refusal(SessionRefused(RefusalCode.QUARANTINED, "Shut out.", retry_s=math.inf))
     with pytest.raises(SessionRefused, match="60 s"):
         availability.check_refusal(5.0)
     clock.seconds += 60.0
@@ -227,12 +227,12 @@ def test_a_device_that_is_shut_out_while_it_writes_ends_in_a_sentence_and_then_k
     device.inbox.on_wait = misbehave
     with pytest.raises(SessionRefused, match="30 s") as refused:
         device.generate(most=40)
-    assert (refused.value.code, refused.value.retry_s) == (RefusalCode.FENCED, 30.0)
+    assert (refused.value.code, refused.value.retry_s) == (RefusalCode.QUARANTINED, 30.0)
     device.inbox.on_wait = lambda _number: None
     for _ in range(3):
         with pytest.raises(SessionRefused) as refused:
             device.generate()
-    assert refused.value.code is RefusalCode.FENCED
+    assert refused.value.code is RefusalCode.QUARANTINED
     device.clock.seconds += 31.0
     assert device.generate(mode=Mode.COUPLED, most=8).tokens == expected(8)
 
@@ -270,4 +270,4 @@ def test_a_device_that_obeys_is_never_shut_out(pacing: FixedPacing, quotas: dict
         assert done.tokens == expected(20, number)
     assert not shut_out(fleet)
     fleet.edge.handlers.recorder.flush()
-    assert not [event for event in fleet.sink.of(EventLogged) if event.kind == "fence"]
+    assert not [event for event in fleet.sink.of(EventLogged) if event.kind == "quarantine"]

@@ -11,7 +11,7 @@ from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard
-from fleet_edge.limits import FenceSettings, QuotaSettings
+from fleet_edge.limits import QuarantineSettings, QuotaSettings
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.statistics import AcceptanceByModel
@@ -142,7 +142,7 @@ class Exchange:
             publisher=Publisher(link, FLEET, figures),
             recorder=Recorder(self.sink, EDGE, self.clock.now),
             clock=self.clock,
-            guard=DeviceGuard(QuotaSettings(), FenceSettings(), clock=self.clock),
+            guard=DeviceGuard(QuotaSettings(), QuarantineSettings(), clock=self.clock),
             figures=figures,
             form=form,
         )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fleet_edge.store.records import (
     CloseReported,
     DeviceCounters,
-    DeviceFenced,
+    DeviceQuarantined,
     DeviceSeen,
     EdgeSeen,
     EventLogged,
@@ -219,9 +219,9 @@ event = partial(
     ),
 )
 
-fenced = partial(
+quarantined = partial(
     replace,
-    DeviceFenced(
+    DeviceQuarantined(
         device="sensor-1",
         by="edge-1",
         since_at=START,

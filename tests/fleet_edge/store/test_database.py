@@ -251,11 +251,11 @@ def test_a_database_that_is_away_is_told_at_once_to_whoever_only_reads(away: Log
     with pytest.raises(StoreUnavailable):
         away.store.open()
     (tmp_path / "mounted").mkdir()
-    for ask in (lambda: away.store.engine, lambda: away.store.fences(now=after(0))):
+    for ask in (lambda: away.store.engine, lambda: away.store.quarantines(now=after(0))):
         with pytest.raises(StoreUnavailable, match="opened"):
             ask()
     away.store.open()
-    assert away.store.fences(now=after(0)).active == {}
+    assert away.store.quarantines(now=after(0)).active == {}
 
 
 def test_a_database_of_a_newer_version_found_late_stops_the_writing_and_keeps_the_records(

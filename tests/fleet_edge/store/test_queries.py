@@ -148,7 +148,9 @@ def event_log(store: Store) -> Connection:
             samples.event(id="a", count=3, last_at=after(50), severity=Severity.WARNING),
             samples.event(id="b", **kept, at=after(100), code="internal", severity=Severity.ERROR, edge="edge-2"),
             samples.event(id="c", **kept, at=after(200), device="sensor-2", kind="refused", code="busy"),
-            samples.event(id="d", **kept, at=after(300) + DAY, device=None, kind="fence", code="lifted", who="ada"),
+            samples.event(
+                id="d", **kept, at=after(300) + DAY, device=None, kind="quarantine", code="lifted", who="ada"
+            ),
         ]
     )
     with store.engine.connect() as connection:
@@ -198,7 +200,7 @@ def test_events_are_counted_by_what_is_asked_for(event_log: Connection) -> None:
     assert _counted(event_log, EventGrouping.CODE)[0] == ("desync", 1, 3)
     assert sorted(_counted(event_log, EventGrouping.KIND, EventGrouping.DEVICE), key=str) == [
         ("fault", "sensor-1", 2, 4),
-        ("fence", None, 1, 1),
+        ("quarantine", None, 1, 1),
         ("refused", "sensor-2", 1, 1),
     ]
     assert _counted(event_log, EventGrouping.DAY) == [("2026-03-05", 1, 1), ("2026-03-04", 3, 5)]

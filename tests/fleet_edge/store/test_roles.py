@@ -37,7 +37,7 @@ def test_an_edge_writes_and_a_reader_reads_with_the_roles_of_the_page(postgres: 
         assert len(log.sessions()) == 3
         assert log.stats()["all"].tokens == 47
         with pytest.raises(StoreError, match="permission denied"):
-            log.fence("sensor-1")
+            log.quarantine("sensor-1")
     with (
         psycopg.connect(f"host={socket} user=fleet_reader dbname=fleet") as connection,
         pytest.raises(psycopg.errors.InsufficientPrivilege),

@@ -6,7 +6,7 @@ from zlib import crc32
 import pytest
 
 from fleet_edge.store.errors import SpoolFull, StoreError
-from fleet_edge.store.records import FenceLifted, Record
+from fleet_edge.store.records import QuarantineLifted, Record
 from fleet_edge.store.spool import Spool, from_line, to_line
 from tests.fleet_edge.store import samples
 
@@ -149,8 +149,8 @@ RECORDS: list[Record] = [
     samples.closed(counters=None),
     samples.reported(),
     samples.event(device=None, session=None, count=54_495, last_at=samples.after(9)),
-    samples.fenced(until_at=None),
-    FenceLifted(device="sensor-1", by="edge-1", at=samples.after(9)),
+    samples.quarantined(until_at=None),
+    QuarantineLifted(device="sensor-1", by="edge-1", at=samples.after(9)),
 ]
 
 

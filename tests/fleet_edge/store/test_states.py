@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 
 from fleet_edge.metrics.figures import Figures
-from fleet_edge.store import fences, housekeeping, queries
+from fleet_edge.store import housekeeping, quarantines, queries
 from fleet_edge.store.steering import add_labels, retire
 from fleet_edge.store.views import LATE_AFTER, SILENT_AFTER, MachineState, device_state, edge_state
 from schemas.control import Presence
@@ -36,7 +36,7 @@ def test_a_devices_state_follows_from_its_presence_and_its_last_sign(
 ) -> None:
     assert device_state(presence, since_last_sign=age) is expected
     assert device_state(presence, since_last_sign=age, retired=True) is MachineState.RETIRED
-    assert device_state(presence, since_last_sign=age, retired=True, fenced=True) is MachineState.FENCED
+    assert device_state(presence, since_last_sign=age, retired=True, quarantined=True) is MachineState.QUARANTINED
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_metrics_count_devices_by_the_same_states() -> None:
     figures.heard("on")
     figures.heard("unknown")
     found = figures.device_states({"shut-out", "nobody"})
-    assert found == dict.fromkeys(("online", "offline", "silent", "fenced"), 1)
+    assert found == dict.fromkeys(("online", "offline", "silent", "quarantined"), 1)
 
 
 def test_a_view_has_the_state_and_since_when(store: Store) -> None:
@@ -96,11 +96,11 @@ def test_a_view_has_the_state_and_since_when(store: Store) -> None:
         [samples.device_seen(), samples.device_seen(device="shut-out"), samples.edge_seen(), samples.edge_load()]
     )
     with store.engine.begin() as connection:
-        fences.fence_device(connection, "shut-out", until=None, reason="It floods.", now=after(30))
+        quarantines.quarantine_device(connection, "shut-out", until=None, reason="It floods.", now=after(30))
         add_labels(connection, {"sensor-1": ["hall_a"]}, who="ada", now=START)
         late = {view.device: view for view in queries.devices(connection, now=after(301))}
         [edge] = queries.edges(connection, now=after(301))
     assert (late["sensor-1"].state, late["sensor-1"].state_since) == (MachineState.LATE, START)
     assert late["sensor-1"].labels == ("hall_a",)
-    assert (late["shut-out"].state, late["shut-out"].state_since) == (MachineState.FENCED, after(30))
+    assert (late["shut-out"].state, late["shut-out"].state_since) == (MachineState.QUARANTINED, after(30))
     assert edge.state is MachineState.SILENT

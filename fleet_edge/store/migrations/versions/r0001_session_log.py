@@ -1,4 +1,4 @@
-"""Session log: devices, sessions, rollups, events, fences, settings, alerts, accounts.
+"""Session log: devices, sessions, rollups, events, quarantines, settings, alerts, accounts.
 
 Until the first release this revision makes the tables that `models` describes. A release writes them out here, since a
 released migration stays as it is when the models change.

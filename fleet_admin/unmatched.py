@@ -11,7 +11,7 @@ from fleet_common.identity.index import CertificateState, CertificateStatus, Ent
 from fleet_edge.session_log import SessionLog
 
 
-class GhostKind(StrEnum):
+class UnmatchedKind(StrEnum):
     """What is odd about a machine.
 
     Attributes:
@@ -31,12 +31,12 @@ class Sighted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ghost:
+class UnmatchedMachine:
     """A machine that only the log or only the authority knows. `sentence` says what to do."""
 
     name: str
     role: IdentityRole
-    kind: GhostKind
+    kind: UnmatchedKind
     sentence: str
     enrolled_at: datetime | None = None
     seen_at: datetime | None = None
@@ -51,8 +51,8 @@ def sighted_in(log: SessionLog) -> list[Sighted]:
     return devices + [Sighted(each.edge, IdentityRole.EDGE, each.seen_at) for each in log.edges()]
 
 
-def find_ghosts(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now: datetime) -> list[Ghost]:
-    """Find ghosts, those never seen first, each kind by name. `entries` are certificates, oldest first."""
+def find_unmatched(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now: datetime) -> list[UnmatchedMachine]:
+    """Find unmatched, those never seen first, each kind by name. `entries` are certificates, oldest first."""
     known = {
         (status.name, status.role): status
         for status in certificate_statuses(entries, now=now)
@@ -60,11 +60,11 @@ def find_ghosts(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now: da
     }
     begun = {entry.serial: entry.not_before for entry in entries}
     seen = {(each.name, each.role): each for each in sighted}
-    ghosts = [
-        Ghost(
+    unmatched = [
+        UnmatchedMachine(
             name=name,
             role=role,
-            kind=GhostKind.NEVER_SEEN,
+            kind=UnmatchedKind.NEVER_SEEN,
             sentence=f"The {role} {name} has a certificate until {status.not_after:%Y-%m-%d} and was never seen: put "
             f"it into service, or revoke it (`fleet broker revoke {name}`).",
             enrolled_at=begun[status.serial],
@@ -75,17 +75,17 @@ def find_ghosts(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now: da
     for (name, role), each in sorted(seen.items()):
         status_or_none = known.get((name, role))
         if status_or_none is None or status_or_none.state not in _IN_FORCE:
-            ghosts.append(
-                Ghost(
+            unmatched.append(
+                UnmatchedMachine(
                     name=name,
                     role=role,
-                    kind=GhostKind.NOT_ENROLLED,
+                    kind=UnmatchedKind.NOT_ENROLLED,
                     sentence=f"The {role} {name} was seen last on {each.seen_at:%Y-%m-%d %H:%M} UTC, and "
                     f"{_standing(status_or_none)}.",
                     seen_at=each.seen_at,
                 )
             )
-    return ghosts
+    return unmatched
 
 
 def _standing(status: CertificateStatus | None) -> str:

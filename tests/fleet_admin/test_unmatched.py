@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_admin.ghosts import GhostKind, Sighted, find_ghosts
+from fleet_admin.unmatched import Sighted, UnmatchedKind, find_unmatched
 from fleet_common.identity.authority import create_authority, issue
 from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.index import Entry
@@ -35,9 +35,9 @@ def seen(name: str, role: IdentityRole = DEVICE) -> Sighted:
     return Sighted(name, role, NOW - timedelta(hours=1))
 
 
-def test_who_is_enrolled_and_was_seen_is_no_ghost() -> None:
+def test_who_is_enrolled_and_was_seen_is_not_unmatched() -> None:
     entries = [entry("a"), entry("edge-1", role=EDGE), entry("due", days=3)]
-    assert find_ghosts(entries, [seen("a"), seen("edge-1", EDGE), seen("due")], now=NOW) == []
+    assert find_unmatched(entries, [seen("a"), seen("edge-1", EDGE), seen("due")], now=NOW) == []
 
 
 def test_who_is_enrolled_and_was_never_seen() -> None:
@@ -48,8 +48,8 @@ def test_who_is_enrolled_and_was_never_seen() -> None:
         entry("monitor", role=IdentityRole.MONITOR),
         entry("broker", role=IdentityRole.BROKER),
     ]
-    (ghost,) = find_ghosts(entries, [], now=NOW)
-    assert (ghost.name, ghost.kind, ghost.enrolled_at) == ("a", GhostKind.NEVER_SEEN, NOW - timedelta(days=10))
+    (found,) = find_unmatched(entries, [], now=NOW)
+    assert (found.name, found.kind, found.enrolled_at) == ("a", UnmatchedKind.NEVER_SEEN, NOW - timedelta(days=10))
 
 
 @pytest.mark.parametrize(
@@ -63,18 +63,18 @@ def test_who_is_enrolled_and_was_never_seen() -> None:
     ],
 )
 def test_who_was_seen_and_is_not_enrolled(entries: list[Entry], why: str) -> None:
-    ghosts = [each for each in find_ghosts(entries, [seen("a")], now=NOW) if each.role is DEVICE]
-    (ghost,) = ghosts
-    assert (ghost.name, ghost.kind, ghost.seen_at) == ("a", GhostKind.NOT_ENROLLED, NOW - timedelta(hours=1))
-    assert why in ghost.sentence
+    unmatched = [each for each in find_unmatched(entries, [seen("a")], now=NOW) if each.role is DEVICE]
+    (found,) = unmatched
+    assert (found.name, found.kind, found.seen_at) == ("a", UnmatchedKind.NOT_ENROLLED, NOW - timedelta(hours=1))
+    assert why in found.sentence
 
 
 def test_a_renewed_certificate_counts() -> None:
-    assert find_ghosts([entry("a", days=-1), entry("a", serial="2")], [seen("a")], now=NOW) == []
+    assert find_unmatched([entry("a", days=-1), entry("a", serial="2")], [seen("a")], now=NOW) == []
 
 
 def test_the_command_over_a_real_authority_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fleet_cli.admin.operations import ghosts  # noqa: PLC0415 - as the command line imports it
+    from fleet_cli.admin.operations import unmatched  # noqa: PLC0415 - as the command line imports it
 
     authority = create_authority(tmp_path / "ca", fleet="north", actor="test", kept=[("edge-1", EDGE)])
     for name in ("sensor-1", "sensor-2"):
@@ -82,11 +82,11 @@ def test_the_command_over_a_real_authority_and_log(tmp_path: Path, capsys: pytes
     url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
     with open_store(url) as store:
         store.apply([samples.device_seen(), samples.device_seen(device="stranger")])
-    ghosts(tmp_path / "ca", db=url, as_json=True)
+    unmatched(tmp_path / "ca", db=url, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [(each["name"], each["kind"]) for each in found] == [
         ("sensor-2", "never-seen"),
         ("stranger", "not-enrolled"),
     ]
-    ghosts(tmp_path / "ca", db=url)
-    assert "Ghosts: 2" in capsys.readouterr().out
+    unmatched(tmp_path / "ca", db=url)
+    assert "Machines that only one side knows: 2" in capsys.readouterr().out

@@ -1,0 +1,94 @@
+"""Quarantines: quarantined devices, whose messages all edges of a fleet drop.
+
+An edge writes its quarantines as records, through its writer, and polls `read_quarantines`; an administrator's are
+written here, at once. Both merge alike: lifting ends all quarantines that began before, even one that is
+replayed later.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection, or_, select
+
+from fleet_edge.store.event_codes import Severity
+from fleet_edge.store.models import QuarantineLiftRow, QuarantineRow, select_fields
+from fleet_edge.store.records import ADMINISTRATOR, DeviceQuarantined, EventLogged, QuarantineLifted
+from fleet_edge.store.views import QuarantineView
+
+_INSTANT: Final = timedelta(microseconds=1)
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantines:
+    """The quarantines at one moment.
+
+    `active` has, by device, the quarantine that ends last. `lifted` has the time of the last lift: an edge's own
+    quarantine that is not active may only be unwritten, and is over if it began at this time or before.
+    """
+
+    active: Mapping[str, QuarantineView]
+    lifted: Mapping[str, datetime]
+
+
+def read_quarantines(connection: Connection, *, now: datetime) -> Quarantines:
+    """Return the quarantines in force at `now` (aware), by device, and when quarantines were lifted."""
+    lifts = connection.execute(select(QuarantineLiftRow.device, QuarantineLiftRow.lifted_at))
+    lifted = {row.device: row.lifted_at for row in lifts}
+    in_force = select_fields(QuarantineRow).where(or_(QuarantineRow.until_at.is_(None), QuarantineRow.until_at > now))
+    active: dict[str, QuarantineView] = {}
+    for row in connection.execute(in_force.order_by(QuarantineRow.device)).mappings():
+        quarantine = QuarantineView(**row)
+        if quarantine.device in lifted and lifted[quarantine.device] >= quarantine.since_at:
+            continue
+        rival = active.get(quarantine.device)
+        if rival is None or (rival.until_at or _NEVER) < (quarantine.until_at or _NEVER):
+            active[quarantine.device] = quarantine
+    return Quarantines(active, lifted)
+
+
+def quarantine_device(
+    connection: Connection, device: str, *, until: datetime | None, reason: str, now: datetime
+) -> QuarantineView | None:
+    """Quarantine a device as the administrator, in the transaction of `connection`; `until` None: until it is lifted.
+
+    Returns the quarantine in force: this one, or one by an edge that ends later; None if `until` has passed.
+    """
+    # A clock that lags behind that of the stored quarantine must not make this the earlier one.
+    own = select(QuarantineRow.since_at).where(QuarantineRow.device == device, QuarantineRow.by == ADMINISTRATOR)
+    lifted = select(QuarantineLiftRow.lifted_at).where(QuarantineLiftRow.device == device)
+    earlier = [at for at in (connection.scalar(own), connection.scalar(lifted)) if at is not None]
+    at = max([now, *(each + _INSTANT for each in earlier)])
+    quarantine = DeviceQuarantined(
+        device=device, by=ADMINISTRATOR, since_at=at, until_at=until, reason=reason, strikes=0, level=0
+    )
+    _apply(connection, quarantine, _event(device, code="begun", sentence=reason, at=now))
+    return read_quarantines(connection, now=now).active.get(device)
+
+
+def lift_quarantines(connection: Connection, device: str, *, now: datetime) -> QuarantineView | None:
+    """Lift all quarantines of a device as the administrator, in the transaction of `connection`.
+
+    Also if none is known: an edge may have quarantined the device, and the record not have arrived. Returns the
+    quarantine that was in force, if one was.
+    """
+    quarantine = read_quarantines(connection, now=now).active.get(device)
+    known = connection.scalars(select(QuarantineRow.since_at).where(QuarantineRow.device == device)).all()
+    lift = QuarantineLifted(device=device, by=ADMINISTRATOR, at=max([now, *known]))
+    sentence = "The quarantine was lifted." if quarantine else "Quarantines were lifted; none was in force."
+    _apply(connection, lift, _event(device, code="lifted", sentence=sentence, at=now))
+    return quarantine
+
+
+def _apply(connection: Connection, *records: DeviceQuarantined | QuarantineLifted | EventLogged) -> None:
+    from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
+
+    merge_records(connection, records)
+
+
+def _event(device: str, *, code: str, sentence: str, at: datetime) -> EventLogged:
+    return EventLogged.of_administrator(
+        kind="quarantine", code=code, sentence=sentence, at=at, device=device, severity=Severity.INFO
+    )

@@ -1,0 +1,147 @@
+import random
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fleet_edge.store import housekeeping, quarantines
+from fleet_edge.store.database import Store
+from fleet_edge.store.errors import StoreUnavailable
+from fleet_edge.store.records import ADMINISTRATOR, DeviceQuarantined, QuarantineLifted
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.rows import all_rows, clear
+from tests.fleet_edge.store.samples import after
+
+
+def _active(store: Store, at: float) -> dict[str, tuple[str, datetime | None]]:
+    found = store.quarantines(now=after(at)).active
+    return {device: (quarantine.by, quarantine.until_at) for device, quarantine in found.items()}
+
+
+def test_a_quarantine_is_in_force_until_it_ends(store: Store) -> None:
+    store.apply([samples.quarantined(until_at=after(60)), samples.quarantined(device="sensor-2", until_at=None)])
+    assert _active(store, 59) == {"sensor-1": ("edge-1", after(60)), "sensor-2": ("edge-1", None)}
+    assert _active(store, 60) == {"sensor-2": ("edge-1", None)}
+    quarantine = store.quarantines(now=after(1)).active["sensor-1"]
+    assert (quarantine.strikes, quarantine.level, quarantine.reason, quarantine.since_at) == (
+        40,
+        2,
+        "It sent 2,000 drafts.",
+        after(0),
+    )
+
+
+def test_a_lifted_quarantine_stays_lifted_when_it_is_replayed(store: Store) -> None:
+    lift = QuarantineLifted(device="sensor-1", by=ADMINISTRATOR, at=after(10))
+    store.apply([lift])
+    store.apply([samples.quarantined(until_at=None)])  # spooled by an edge that the database was away from
+    assert _active(store, 11) == {}
+    assert store.quarantines(now=after(11)).lifted == {"sensor-1": after(10)}
+    store.apply([samples.quarantined(since_at=after(20), until_at=None)])
+    assert _active(store, 21) == {"sensor-1": ("edge-1", None)}
+
+
+def test_an_edges_short_quarantine_does_not_end_the_administrators(store: Store) -> None:
+    store.apply(
+        [
+            samples.quarantined(by=ADMINISTRATOR, until_at=None),
+            samples.quarantined(since_at=after(5), until_at=after(60)),
+        ]
+    )
+    assert _active(store, 6) == _active(store, 600) == {"sensor-1": (ADMINISTRATOR, None)}
+
+
+def test_the_administrator_wins_over_a_clock_that_runs_ahead(store: Store) -> None:
+    store.apply([samples.quarantined(since_at=after(3600), until_at=None)])
+    with store.engine.begin() as connection:
+        lifted = quarantines.lift_quarantines(connection, "sensor-1", now=after(10))
+    assert lifted is not None
+    assert _active(store, 4000) == {}
+    with store.engine.begin() as connection:
+        held = quarantines.quarantine_device(connection, "sensor-1", until=after(9000), reason="Again.", now=after(20))
+    assert held is not None
+    assert _active(store, 4000) == {"sensor-1": (ADMINISTRATOR, after(9000))}
+
+
+def test_what_the_administrator_does_is_an_event(store: Store) -> None:
+    with store.engine.begin() as connection:
+        quarantines.quarantine_device(connection, "sensor-1", until=None, reason="It floods.", now=after(0))
+        quarantines.lift_quarantines(connection, "sensor-1", now=after(1))
+    events = sorted(all_rows(store)["events"], key=lambda row: row["at"])
+    assert [(row["edge"], row["kind"], row["code"]) for row in events] == [
+        (ADMINISTRATOR, "quarantine", "begun"),
+        (ADMINISTRATOR, "quarantine", "lifted"),
+    ]
+
+
+@st.composite
+def _streams(draw: st.DrawFn) -> list[DeviceQuarantined | QuarantineLifted]:
+    ticks = draw(st.permutations(range(8)))
+    records: list[DeviceQuarantined | QuarantineLifted] = []
+    for tick in ticks[: draw(st.integers(1, 8))]:
+        device = draw(st.sampled_from(["a", "b"]))
+        by = draw(st.sampled_from(["edge-1", "edge-2", ADMINISTRATOR]))
+        if draw(st.booleans()):
+            until = draw(st.sampled_from([None, after(9), after(30)]))
+            records.append(samples.quarantined(device=device, by=by, since_at=after(tick), until_at=until, level=tick))
+        else:
+            records.append(QuarantineLifted(device=device, by=by, at=after(tick // 2)))  # two may be at one instant
+    return records
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stream=_streams(), seed=st.integers(0, 2**32), cuts=st.integers(1, 4))
+def test_any_order_repetition_and_batching_gives_the_same_quarantines(
+    store: Store, stream: list[DeviceQuarantined | QuarantineLifted], seed: int, cuts: int
+) -> None:
+    clear(store)
+    store.apply(stream)
+    expected = all_rows(store)
+    clear(store)
+    chance = random.Random(seed)
+    shuffled = stream + chance.sample(stream, len(stream) // 2)
+    chance.shuffle(shuffled)
+    size = max(len(shuffled) // cuts, 1)
+    for start in range(0, len(shuffled), size):
+        store.apply(shuffled[start : start + size])
+    assert all_rows(store) == expected
+    # A device is quarantined if the latest lift left one of its authors' last quarantines.
+    for device in ("a", "b"):
+        of_device = [record for record in stream if record.device == device]
+        lifted = max((r.at for r in of_device if isinstance(r, QuarantineLifted)), default=after(-1))
+        quarantines = [record for record in of_device if isinstance(record, DeviceQuarantined)]
+        last = {
+            quarantine.by: quarantine for quarantine in sorted(quarantines, key=lambda quarantine: quarantine.since_at)
+        }
+        held = [
+            quarantine
+            for quarantine in last.values()
+            if quarantine.since_at > lifted and (quarantine.until_at is None or quarantine.until_at > after(10))
+        ]
+        assert (device in _active(store, 10)) == bool(held)
+
+
+def test_old_quarantines_are_purged_and_a_lift_only_when_nothing_needs_it(store: Store) -> None:
+    store.apply(
+        [
+            samples.quarantined(device="ended", until_at=after(10)),
+            samples.quarantined(device="lasting", until_at=None),
+            samples.quarantined(device="lifted", until_at=None),
+            QuarantineLifted(device="lifted", by="edge-1", at=after(10)),
+            samples.quarantined(device="lifted-late", until_at=None),
+            QuarantineLifted(device="lifted-late", by="edge-1", at=after(900)),
+            QuarantineLifted(device="never-quarantined", by="edge-1", at=after(10)),
+        ]
+    )
+    assert housekeeping.purge_quarantines(store.engine, before=after(100), chunk=1) == 4
+    rows = all_rows(store)
+    assert [row["device"] for row in rows["quarantines"]] == ["lasting", "lifted-late"]
+    assert [row["device"] for row in rows["quarantine_lifts"]] == ["lifted-late"]
+
+
+def test_a_database_that_does_not_answer_is_one_sentence(sqlite_store: Store) -> None:
+    with sqlite_store.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE quarantines")
+    with pytest.raises(StoreUnavailable, match=r"cannot be used: .*\.$"):
+        sqlite_store.quarantines(now=after(0) + timedelta(0))
