@@ -150,7 +150,8 @@ class LeanModel:
         self._workspace = workspace = Workspace()
         self._eps = np.float32(geometry.eps * geometry.hidden)
         self._head_eps = np.float32(geometry.eps * geometry.head_dim)
-        self._embedding = tensors["embedding"].numpy()
+        # A copy, so that the file that the weights were packed from is no longer mapped.
+        self._embedding = tensors["embedding"].clone().numpy()
         angles = np.arange(geometry.context)[:, None] * tensors["inv_freq"].double().numpy()
         cos, sin = ((turn(angles) * geometry.rope_scale).astype(np.float32) for turn in (np.cos, np.sin))
         no_turn = np.empty((0, 0), np.float32)
@@ -161,8 +162,8 @@ class LeanModel:
                 o=Product(tensors, f"{layer}.o", loops, workspace),
                 gate_up=Product(tensors, f"{layer}.gate_up", loops, workspace),
                 down=Product(tensors, f"{layer}.down", loops, workspace),
-                q_norm=tensors[f"{layer}.q_norm"].numpy() if f"{layer}.q_norm" in tensors else _NONE,
-                k_norm=tensors[f"{layer}.k_norm"].numpy() if f"{layer}.k_norm" in tensors else _NONE,
+                q_norm=tensors[f"{layer}.q_norm"].clone().numpy() if f"{layer}.q_norm" in tensors else _NONE,
+                k_norm=tensors[f"{layer}.k_norm"].clone().numpy() if f"{layer}.k_norm" in tensors else _NONE,
                 cos=no_turn if layer in geometry.without_rope else cos,
                 sin=no_turn if layer in geometry.without_rope else sin,
             )
