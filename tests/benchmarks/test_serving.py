@@ -12,7 +12,7 @@ from benchmarks.processes import BenchError
 GUIDELLM = """#!/usr/bin/env python3
 import json, sys
 outputs = [json.loads(word) for word in sys.argv if word.startswith("{")]
-metric = {"successful": {"mean": 40.0, "percentiles": {"p50": 5.0, "p95": 9.0}}}
+metric = {"successful": {"mean": 30.0, "percentiles": {"p50": 5.0, "p95": 9.0}}, "total": {"mean": 40.0}}
 names = ["output_tokens_per_second", "time_to_first_token_ms", "inter_token_latency_ms"]
 totals = {"request_totals": {"successful": 7, "errored": ERRORED}}
 report = {"benchmarks": [{"metrics": dict.fromkeys(names, metric) | totals}]}
