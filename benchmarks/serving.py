@@ -74,7 +74,7 @@ def run(bench: Bench) -> Report:
     with bench.broker() as broker, bench.edge(broker.port, target), contextlib.ExitStack() as stack:
         most = max(options.clients)
         devices = [
-            stack.enter_context(bench.device(broker.port, number, context=_CONTEXT, texts_at_once=most))
+            stack.enter_context(bench.device(broker.port, number, context=_CONTEXT, api_waiting=most))
             for number in range(options.devices)
         ]
         relay = stack.enter_context(_Turns(devices))
