@@ -255,13 +255,13 @@ class DemoProgress:
         before = seen.state
         match fields:
             case {"event": Event.START}:
-                seen.started, seen.state = time.monotonic(), "writing"
+                seen.started, seen.state = time.monotonic(), "generating"
             case {"event": Event.TOKENS, "number": number, "text": text}:
                 seen.tokens += number
                 seen.text += text
             case {"event": Event.END, "finish": finish}:
                 seen.state = finish
-            case None if seen.state in ("starting", "writing"):
+            case None if seen.state in ("starting", "generating"):
                 seen.state = "failed"
         if self._live is not None:
             self._live.update(self._draw())
@@ -461,11 +461,11 @@ def _follow(
         except queue.Empty:
             if not place.lives():
                 raise CommandError(
-                    f"The broker {place.name} ended while devices were writing; run the demo again."
+                    f"The broker {place.name} ended while devices were generating; run the demo again."
                 ) from None
             if edge.process.poll() is not None:
                 edge.end()  # all that it said is read
-                raise CommandError(f"The edge ended while devices were writing: {edge.cause}") from None
+                raise CommandError(f"The edge ended while devices were generating: {edge.cause}") from None
             continue
         watch.event(event.device, event.fields)
         if event.fields is None:

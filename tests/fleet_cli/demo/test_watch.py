@@ -20,5 +20,5 @@ def test_however_narrow_the_terminal_the_figures_are_there_and_the_prompt_gives_
     console.print(watch._draw())
     heading, row = screen.getvalue().rstrip().splitlines()[-2:]
     assert ("device" in heading, "tokens/s" in heading, "prompt" in heading) == (True, True, True)
-    assert ("device-1" in row, " 48 " in row, "writing" in row, "Write" in row) == (True, True, True, True)
+    assert ("device-1" in row, " 48 " in row, "generating" in row, "Write" in row) == (True, True, True, True)
     assert max(len(heading), len(row)) <= width
