@@ -47,7 +47,7 @@ _FIGURES: Final = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=number_of(int, 1), nargs="+", default=[1, 4, 8, 16], metavar="N")
     parser.add_argument("--devices", type=number_of(int, 1), default=4, help="several devices (default: %(default)s)")
-    parser.add_argument("--seconds", type=number_of(int, 5), default=15, help="of a measurement (default: %(default)s)")
+    parser.add_argument("--seconds", type=number_of(int, 5), default=20, help="of a measurement (default: %(default)s)")
     parser.add_argument(
         "--prompt", type=number_of(int, 8), default=64, help="tokens of a prompt (default: %(default)s)"
     )
@@ -179,8 +179,10 @@ def _load(bench: Bench, programs: Path, system: str, url: str, clients: int) -> 
     call(programs / "guidellm", "run", "--disable-console", *flags)
     metrics = json.loads(report.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
     found: dict[str, Any] = {"system": system, "clients": clients, "requests": metrics["request_totals"]["successful"]}
-    if metrics["request_totals"]["errored"] or not found["requests"]:
+    if metrics["request_totals"]["errored"]:
         raise BenchError(f"{system}: requests of guidellm failed; see {report}.")
+    if not found["requests"]:
+        raise BenchError(f"{system}: no request was complete within {options.seconds} s; give more --seconds.")
     # Cut-off answers count: with many clients and slow answers they are a large part.
     found["tokens_per_s"] = metrics["output_tokens_per_second"]["total"]["mean"]
     for name, (metric, figure) in _FIGURES.items():
