@@ -108,7 +108,7 @@ def test_an_interrupt_stops_all_that_was_started(tmp_path: Path, models_dir: Pat
     assert demo.stdout is not None
     children: list[int] = []
     for line in demo.stdout:
-        if ": writing" in line:
+        if ": generating" in line:
             children = [int(pid) for pid in Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()]
             break
     assert len(children) >= 3  # broker, edge, device
