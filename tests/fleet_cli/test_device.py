@@ -81,6 +81,7 @@ def test_a_self_test_that_fails_has_exit_code_1_and_says_what_failed(device: Run
     assert "Not tried, since model failed." in out
 
 
+@pytest.mark.slow
 def test_a_doctor_that_finds_something_wrong_has_exit_code_1_and_goes_on(device: Run) -> None:
     arguments = ["doctor", "--model", "nope:Q4_0", "--api-port", "0", "--port", "1"]
     code, out, err = device(*arguments)

@@ -198,6 +198,7 @@ def test_others_quarantines_hold_beside_our_own_until_both_are_over() -> None:
     assert scene.send(Topic.DRAFT) == 1
 
 
+@pytest.mark.slow
 def test_names_without_end_do_not_fill_the_memory() -> None:
     scene = Scene()
     scene.shut_out("hostile")

@@ -14,6 +14,7 @@ def _policy_after(statement: str, name: str = "OMP_WAIT_POLICY", **variables: st
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["fleet_edge.verifiers.registry", "fleet_edge.verifiers.packed.verifier", "fleet_edge.batching.judging"],

@@ -60,6 +60,7 @@ def test_a_library_that_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch
         Tracing.start(fleet="north", edge="edge-1", target="scripted")
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_keeps_no_edge_from_ending(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with site.edge(metrics={"traces": True}), site.device() as device:

@@ -88,6 +88,7 @@ def _found(store: Store, period: UsageFilter, by: Grouping | None) -> dict[str, 
     return {name: (tally.sessions, tally.segments, tally.tokens) for name, tally in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_totals_are_what_was_written_at_any_time(store: Store, seed: int) -> None:
     chance = random.Random(seed)

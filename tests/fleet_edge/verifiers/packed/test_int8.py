@@ -102,6 +102,7 @@ def test_a_mistake_in_the_rotation_is_found(part: str) -> None:
         check_rotation(own, geometry, tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SERVED)
 def test_rows_are_the_same_to_the_bit_alone_and_among_others(name: str, tmp_path: Path) -> None:
     verifier = PackedVerifier(load_int8(tiny_folder(tmp_path / name, name)), budget_bytes=BUDGET)
@@ -144,6 +145,7 @@ def test_a_gpu_is_refused(folder: Path) -> None:
         load_int8(folder, device="cuda")
 
 
+@pytest.mark.slow
 def test_the_thread_that_computes_uses_as_many_threads_as_the_settings_say(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +177,7 @@ def some_rows(verifier: PackedVerifier) -> torch.Tensor:
     return _among_others(verifier, _tokens(random.Random(7), 150), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_another_processor_computes_the_same_bits(
     folder: Path, verifier: PackedVerifier, tmp_path: Path, threads: int
