@@ -69,7 +69,7 @@ class Quantized:
 
 
 class Workspace:
-    """Memory that steps use again: to get it from the system anew for each product takes as long as some products."""
+    """Buffers that steps reuse: to allocate them for each product would take as long as some products."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Floats] = {}
