@@ -213,7 +213,7 @@ _WAYS = (
     (Mode.RESIDUAL, FormName.DENSE),
     (Mode.COUPLED, FormName.AUTO),
 )
-_ENGINES = (ToyEngine.LLAMA_CPP, ToyEngine.VLLM, ToyEngine.SGLANG)
+_ENGINES = (ToyEngine.LLAMA_CPP, ToyEngine.INT8, ToyEngine.VLLM, ToyEngine.SGLANG)
 _SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
 
 CASES = (

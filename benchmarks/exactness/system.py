@@ -3,9 +3,9 @@
 A toy target and draft have a joint distribution over three tokens that is known: of a Markov language in closed form,
 of a transformer of one layer computed apart in float64. Many short sessions run through the real device, link, broker
 and edge; what comes out is compared with that distribution, for each mode, each downlink form, drafting ahead, draft
-lengths that devices choose, a draft model of another vocabulary, grammars, and with the transformer in llama.cpp and
-at inference servers that answer as vLLM and SGLang do. Then the same test must catch planted faults that published
-code really has. Takes 20 minutes and more.
+lengths that devices choose, a draft model of another vocabulary, grammars, and with the transformer in llama.cpp, in
+int8 (whose rows are then computed alone), and at inference servers that answer as vLLM and SGLang do. Then the same
+test must catch planted faults that published code really has. Takes 20 minutes and more.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from fleet_device.drafters.unlike import CommonTokens
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
 from fleet_edge.sessions.grammars import Constraint
-from fleet_edge.verifiers.contract import Item
+from fleet_edge.verifiers.contract import Item, Verifier
 from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy
 from tests.support.toy_pair import TEMPERATURE, ToyPair
@@ -215,19 +215,17 @@ def _change_answers(change: Callable[[Any, Any], tuple[Any, Any]], stack: ExitSt
     stack.enter_context(patch.object(RemoteEndpoint, "compute", changed))
 
 
-def _shift_llama(stack: ExitStack) -> None:
-    from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415 - likewise
+def _shift_rows(engine: type[Verifier], stack: ExitStack) -> None:
+    score = engine.score
 
-    score = LlamaCppVerifier.score
-
-    def changed(self: LlamaCppVerifier, items: Sequence[Item]) -> Any:
+    def changed(self: Verifier, items: Sequence[Item]) -> Any:
         logits, rows, start = score(self, items), [], 0
         for item in items:
             rows += [start + row for row in _rows_before(item.rows)]
             start += item.rows
         return logits[rows]
 
-    stack.enter_context(patch.object(LlamaCppVerifier, "score", changed))
+    stack.enter_context(patch.object(engine, "score", changed))
 
 
 def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
@@ -242,7 +240,11 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
     elif kind in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE, Sabotage.MASK_NOT_RENORMALISED):
         _mask_wrongly(kind, stack)
     elif kind is Sabotage.SHIFTED:
-        _shift_llama(stack)
+        from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415 - likewise
+        from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415 - likewise
+
+        _shift_rows(LlamaCppVerifier, stack)
+        _shift_rows(PackedVerifier, stack)
         _change_answers(_shift, stack)
     elif kind is Sabotage.TEMPERED_TWICE:
         _change_answers(_temper_again, stack)

@@ -1,16 +1,21 @@
-"""Engines of the toy edge: the toy target in llama.cpp, or behind stand-ins of inference servers."""
+"""Engines of the toy edge: the toy target in llama.cpp or in int8, or behind stand-ins of inference servers."""
 
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from fleet_edge.verifiers.contract import Verifier
+import numpy as np
+
+from dssd.distribution import Float
+from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.toy_pair import END_TOKENS, TOP_K, ToyPair
+from tests.support.toy_transformer import ToyTransformer
 
 _KV_BYTES: Final = 1 << 24
 _SERVERS: Final = 2
@@ -21,6 +26,7 @@ _CONTEXT: Final = 256
 class ToyEngine(StrEnum):
     SCRIPTED = "scripted"
     LLAMA_CPP = "llama.cpp"
+    INT8 = "int8"
     VLLM = "vllm"
     SGLANG = "sglang"
 
@@ -29,7 +35,10 @@ def pair_of(engine: ToyEngine, *, unlike: bool = False) -> ToyPair:
     """Return the languages for an engine's proof: a transformer for engines that keep keys and values."""
     if unlike:
         return ToyPair.unlike()
-    return ToyPair.standard() if engine is ToyEngine.SCRIPTED else ToyPair.transformer()
+    if engine is ToyEngine.SCRIPTED:
+        return ToyPair.standard()
+    pair = ToyPair.transformer()
+    return replace(pair, target=_quantized()) if engine is ToyEngine.INT8 else pair
 
 
 def toy_verifier(engine: ToyEngine) -> AbstractContextManager[Verifier]:
@@ -46,13 +55,51 @@ def _scripted() -> Iterator[Verifier]:
 def _llama_cpp() -> Iterator[Verifier]:
     from fleet_edge.verifiers.llama_cpp.slab import open_target  # noqa: PLC0415 - only where it is installed
     from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
-    from tests.support.toy_transformer import ToyTransformer  # noqa: PLC0415
 
     target = pair_of(ToyEngine.LLAMA_CPP).target
     assert isinstance(target, ToyTransformer)
     with tempfile.TemporaryDirectory(prefix="toy-") as folder:
         path = target.write_gguf(Path(folder) / "toy.gguf", end_token=END_TOKENS[0])
         yield LlamaCppVerifier(open_target(path, gpu_layers=0), budget_bytes=_KV_BYTES, context=_CONTEXT, threads=1)
+
+
+@contextmanager
+def _int8() -> Iterator[Verifier]:
+    from fleet_edge.verifiers.packed.int8 import load_int8  # noqa: PLC0415 - only where it is installed
+    from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
+
+    target = ToyPair.transformer().target
+    assert isinstance(target, ToyTransformer)
+    with tempfile.TemporaryDirectory(prefix="toy-") as folder:
+        path = target.write_gguf(Path(folder) / "toy.gguf", end_token=END_TOKENS[0])
+        yield PackedVerifier(load_int8(path), budget_bytes=_KV_BYTES)
+
+
+class QuantizedTransformer(ToyTransformer):
+    """The toy transformer in int8: each row computed alone and from its first token, without drafts or rollback."""
+
+    def __init__(self, of: ToyTransformer, verifier: Verifier) -> None:
+        self._words = of.words
+        self._verifier = verifier
+        self._rows = {}
+
+    @property
+    def size(self) -> int:
+        return len(self._words)
+
+    def _compute(self, tokens: tuple[int, ...]) -> Float:
+        self._verifier.open(0)
+        row: np.ndarray[Any, Any] = np.asarray(self._verifier.score([Item(0, tokens, 1)]))[0]
+        self._verifier.close(0)
+        return row.astype(np.float64)
+
+
+@cache
+def _quantized() -> QuantizedTransformer:
+    target = ToyPair.transformer().target
+    assert isinstance(target, ToyTransformer)
+    with _int8() as verifier:
+        return QuantizedTransformer(target, verifier)
 
 
 @contextmanager
@@ -87,6 +134,7 @@ def _remote(engine: ToyEngine) -> Iterator[Verifier]:
 _VERIFIERS: Final[dict[ToyEngine, Callable[[], AbstractContextManager[Verifier]]]] = {
     ToyEngine.SCRIPTED: _scripted,
     ToyEngine.LLAMA_CPP: _llama_cpp,
+    ToyEngine.INT8: _int8,
     ToyEngine.VLLM: partial(_remote, ToyEngine.VLLM),
     ToyEngine.SGLANG: partial(_remote, ToyEngine.SGLANG),
 }
