@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import bytes as suite
 from benchmarks.__main__ import main
-from benchmarks.bytes import TCP_IP_HEAD, SavingPacing, Traffic, goals, pieces_of, variants
+from benchmarks.bytes import TCP_IP_HEAD, Traffic, goals, pieces_of
 from benchmarks.recordings import RecordedLaw, RecordedLaws, load, save
 from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, SYSTEMS
 from dssd.distribution import Dist, shape
@@ -66,17 +66,6 @@ def test_pieces_are_the_targets_own_text(length: int) -> None:
         coupled_token(p, 9, place) for place, p in enumerate(law.target[:20])
     ]
     assert 1 < max(map(len, pieces)) <= length + 1
-
-
-def test_all_systems_are_among_the_variants() -> None:
-    assert {variant.system for variant in variants()} == {DEVICE_ALONE, CO_LOCATED, *SYSTEMS}
-
-
-def test_a_draft_that_saves_bytes_ends_where_it_would_hardly_stand() -> None:
-    pacing = SavingPacing(16)
-    assert pacing.plan(longest=64, window=1).may_stop
-    assert pacing.goes_on([0.9, 0.8])
-    assert not pacing.goes_on([0.9, 0.8, 0.2])
 
 
 def test_long_packets_are_cut_into_segments_as_on_ethernet() -> None:

@@ -1,4 +1,3 @@
-import argparse
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from benchmarks.capacity.serving import (
     Arrivals,
     CellTiming,
     Devices,
-    Follower,
     Measured,
     Prompt,
     Together,
@@ -24,10 +22,10 @@ from benchmarks.capacity.serving import (
     serve,
     write_all,
 )
-from benchmarks.capacity.suite import THROUGH_BROKER, Row, add_options, cells, in_process
+from benchmarks.capacity.suite import THROUGH_BROKER, Row, in_process
 from benchmarks.exactness.cases import LENGTH, law
 from benchmarks.harness import ENGINES
-from benchmarks.processes import BenchError, Cores
+from benchmarks.processes import Cores
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
@@ -47,27 +45,11 @@ def pauses(client: int, how: Arrivals, number: int = 2000, seed: int = 0) -> lis
     return [arrival.pause_s for arrival in islice(asked, number)]
 
 
-def test_all_at_once_nobody_pauses() -> None:
-    assert set(pauses(3, Arrivals.AT_ONCE)) == {0.0}
-
-
 def test_poisson_arrivals_are_exponentially_distributed() -> None:
     found = np.array(pauses(0, Arrivals.POISSON))
     # Of 2,000 with mean 2 the mean has a standard error of 0.045, the share above the mean one of 0.011: 4 of each.
     assert abs(found.mean() - 2.0) < 0.18
     assert abs((found > 2.0).mean() - np.exp(-1.0)) < 0.044
-
-
-def test_a_seed_repeats_its_arrivals_and_clients_differ() -> None:
-    assert pauses(1, Arrivals.POISSON) == pauses(1, Arrivals.POISSON)
-    assert pauses(1, Arrivals.POISSON) != pauses(2, Arrivals.POISSON)
-    assert pauses(1, Arrivals.POISSON) != pauses(1, Arrivals.POISSON, seed=1)
-
-
-def test_each_client_begins_with_another_text_and_goes_through_all() -> None:
-    asked = [Arrival.of(client, "abc", Arrivals.AT_ONCE, pause_s=0.0, seed=0) for client in range(4)]
-    texts = ["".join(arrival.text for arrival in islice(each, 4)) for each in asked]
-    assert texts == ["abca", "bcab", "cabc", "abca"]
 
 
 POLICY = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=1.0, seed=3)
@@ -107,13 +89,6 @@ def test_what_needs_no_network_runs_in_a_process_on_the_edges_cores(tmp_path: Pa
     assert len(clients) == 3
     assert all(client.tokens(window) > 0 for client in clients)
     assert all(1 <= text.tokens <= 5 for client in clients for text in client.texts if text.ended_at)
-
-
-@pytest.mark.slow
-def test_a_process_that_fails_is_told_in_a_sentence(tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp")
-    with pytest.raises(BenchError, match="has failed"):
-        in_process(asked(tmp_path / "missing.gguf", draft=True), cores())
 
 
 FLEET = "capacity"
@@ -168,14 +143,6 @@ def test_other_drafts_in_residual_mode_do_not_come_out_as_recorded(port: int) ->
     even = Dist(np.arange(6), np.full(6, 1 / 6))
     texts = [replace(text, dists=(even,) * len(text.dists)) for text in recorded(Mode.RESIDUAL, 4)]
     assert not all(measure(port, "dssd-dense", texts).as_recorded)
-
-
-@pytest.mark.broker
-def test_a_text_is_followed_to_where_it_takes_another_turn() -> None:
-    follower = Follower((1, 2, 3, 4, 5))
-    assert [follower.take(new) for new in ((1,), (2, 3), (4, 6))] == [True, True, False]
-    assert not Follower((1,)).take((1, 2))
-    assert Follower(()).take((9, 9))
 
 
 @pytest.mark.broker
@@ -238,20 +205,6 @@ def test_clients_ask_for_text_after_text_and_are_counted_from_when_all_have_had_
     assert clients[0].tokens(window) == 30
 
 
-def test_devices_that_learn_are_counted_later() -> None:
-    clock = Clock()
-    asked = [iter([Arrival(0.0, Prompt((1,), GREEDY, 5))] * 99) for _ in range(2)]
-    _, window = serve(Steady(clock), asked, CellTiming(1.0, 0.0, 60.0, tokens=12), clock=clock, sleep=clock.sleep)
-    assert window.begin == pytest.approx(101.2, abs=0.11)
-
-
-def test_whoever_gets_no_token_is_not_waited_for_without_end() -> None:
-    clock = Clock()
-    asked = [iter([Arrival(0.0, Prompt((1,), GREEDY, 500))]), iter([Arrival(1e6, Prompt((1,), GREEDY, 5))])]
-    _, window = serve(Steady(clock), asked, CellTiming(1.0, 0.5, 4.0), clock=clock, sleep=clock.sleep)
-    assert window.begin == pytest.approx(104.0 + 2 * 0.3, abs=0.11)
-
-
 def test_raw_llama_cpp_writes_the_models_own_texts_in_all_slots_at_once(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from benchmarks.raw_llama import RawEngine  # noqa: PLC0415 - needs llama.cpp
@@ -277,35 +230,6 @@ def greedy(toy: ToyTransformer, prompt: tuple[int, ...]) -> list[int]:
     while len(text) < 8 and not (text and text[-1] in END_TOKENS):
         text.append(int(toy.logits((*prompt, *text)).argmax()))
     return text
-
-
-def read(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return parser.parse_args(words)
-
-
-def test_the_systems_have_the_names_that_results_are_compared_by() -> None:
-    assert set(THROUGH_BROKER) == {
-        "edge-streaming", "edge-streaming-residual", "dssd-dense", "ours-residual", "ours-coupled", "ours-ahead",
-        "ours-auto",
-    }  # fmt: skip
-
-
-def test_what_needs_no_draft_model_is_measured_once_for_all() -> None:
-    grid = list(cells(read("--arrivals", "at-once", "--devices", "1", "16", "--costs", "1")))
-    assert len(grid) == 2 * (3 + 2 * 3)
-    assert [cell.draft for cell in grid if cell.system == "raw-engine"] == ["", ""]
-    assert len(set(grid)) == len(grid)
-
-
-def test_poisson_arrivals_are_measured_at_one_load_unless_all_of_it_is_asked_for() -> None:
-    few = [cell for cell in cells(read()) if cell.arrivals is Arrivals.POISSON]
-    assert {(cell.cost, cell.devices, cell.draft) for cell in few} == {(1, 16, ""), (1, 16, "Q4_0")}
-    whole = [cell for cell in cells(read("--whole")) if cell.arrivals is Arrivals.POISSON]
-    alone = [cell for cell in cells(read("--arrivals", "poisson")) if cell.arrivals is Arrivals.POISSON]
-    assert whole == alone
-    assert {cell.devices for cell in whole} == {1, 4, 16, 64}
 
 
 _TEXTS = 1000

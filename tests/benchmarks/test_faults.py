@@ -8,10 +8,8 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.faults.fleet import Disk, EndedText, FaultTally, disagreements
-from benchmarks.faults.moments import percentiles
 from benchmarks.faults.soak import Memory
-from benchmarks.faults.writer import Task, verdict
-from benchmarks.processes import Identity
+from benchmarks.faults.writer import verdict
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import require_mosquitto
 from tests.support.scripted_language import LANGUAGE, reference_text
@@ -137,22 +135,6 @@ def test_a_full_disk_has_no_room_until_it_is_freed(user: str, tmp_path: Path, mo
     assert disk.how
 
 
-def test_memory_is_looked_at_over_the_longest_life_of_a_process_after_the_warm_up() -> None:
-    memory = Memory(
-        {
-            "edge-1": [
-                *((1, float(second), 500.0) for second in range(50)),  # the warm-up
-                *((1, float(second), 100.0) for second in range(50, 60)),
-                *((2, float(second), 200.0 + second / 3600) for second in range(60, 100)),
-            ]
-        }
-    )
-    points = memory.points("edge-1", since=50.0)
-    assert len(points) == 40
-    assert points[0] == (60.0 / 3600, 200.0 + 60.0 / 3600)
-    assert memory.points("nobody", since=0.0) == []
-
-
 def test_many_samples_are_thinned_to_medians() -> None:
     memory = Memory({"edge-1": [(1, float(second), 100.0 + (second % 3 == 0) * 50.0) for second in range(3000)]})
     points = memory.points("edge-1", since=0.0)
@@ -188,21 +170,6 @@ def test_texts_tokens_and_what_is_wrong_are_counted() -> None:
     assert (tally.refused, tally.broken_off, tally.failed) == (["No edge."], ["Too often."], {"device-2": 2})
 
 
-def test_a_device_has_gone_on_with_its_first_token_after_the_moment() -> None:
-    tally = FaultTally()
-    for device, at in (("device-1", 1.0), ("device-1", 4.0), ("device-1", 5.0), ("device-2", 2.0)):
-        tally.take(device, {"event": "tokens", "at": at, "number": 1})
-    assert tally.wait_for_all(2, since=3.0, timeout_s=0.0) == {"device-1": 1.0}
-    tally.forget_moments()
-    assert tally.wait_for_all(1, since=0.0, timeout_s=0.0) == {}
-
-
-def test_percentiles_are_of_what_was_measured() -> None:
-    assert percentiles([]) == (0.0, 0.0, 0.0)
-    assert percentiles([3.0]) == (3.0, 3.0, 3.0)
-    assert percentiles([float(each) for each in range(101)]) == (50.0, 95.0, 100.0)
-
-
 PROMPT = (5, 6)
 LENGTH = 30
 
@@ -222,8 +189,3 @@ def test_a_text_that_is_lost_in_part_duplicated_or_altered_is_found(mode: Mode) 
         [*text[:9], (text[9] + 1) % LANGUAGE.size, *text[10:]],  # altered
     ):
         assert verdict(PROMPT, policy(mode), wrong, wrong) == "altered"
-
-
-def test_a_task_comes_out_of_its_line_as_it_went_in() -> None:
-    task = Task("home", Identity("device-1", "127.0.0.1", 8883, "ca", "cert", "key"), "1", 4, 9, 0.1, 0.0)
-    assert Task.from_json(task.to_json()) == task

@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import shutil
@@ -11,9 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import Bench, Report, at_least, at_most, conditions, run_suite, table, together
-from benchmarks.processes import BenchError
-from schemas.names import VERSION
+from benchmarks.harness import Bench, Report, at_least, at_most, run_suite, together
 
 
 def suite(run: Any) -> Any:
@@ -35,14 +32,6 @@ def test_a_report_is_printed_and_kept_and_a_missed_goal_is_an_exit_code(
     assert run_suite("one", suite(lambda _bench: Report([], wrong=["It is."])), []) == 1
 
 
-def test_what_cannot_be_run_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(_bench: Bench) -> Report:
-        raise BenchError("There is no broker.")
-
-    assert run_suite("one", suite(fail), []) == 2
-    assert capsys.readouterr().err == "There is no broker.\n"
-
-
 def test_sigterm_ends_a_suite_with_its_clean_up() -> None:
     cleaned = []
 
@@ -62,28 +51,10 @@ def test_sigterm_ends_a_suite_with_its_clean_up() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_model_that_is_not_in_a_folder_of_the_user_is_named(tmp_path: Path) -> None:
-    bench = Bench(argparse.Namespace(models=tmp_path), tmp_path, fleet="one")
-    with pytest.raises(BenchError, match=r"target-Q8_0-cost8\.gguf"):
-        bench.target(8)
-
-
-def test_a_table_aligns_numbers_and_shows_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    table([{"name": "one", "per_s": 12.345}, {"name": "another"}], {"name": "", "per_s": ".1f"}, title="here")
-    assert capsys.readouterr().out.splitlines() == ["here", "name     per s", "one       12.3", "another      -"]
-
-
 def test_calls_run_at_the_same_time_and_the_first_error_is_raised() -> None:
     assert together([lambda n=n: n * n for n in range(4)]) == [0, 1, 4, 9]  # type: ignore[misc]
     with pytest.raises(ZeroDivisionError):
         together([lambda: 1, lambda: 1 // 0])
-
-
-def test_conditions_are_json_and_name_what_is_installed() -> None:
-    found = json.loads(json.dumps(conditions()))
-    assert found["versions"]["dssd-fleet"] == VERSION
-    assert found["machine"]["usable_cores"] == len(os.sched_getaffinity(0))
-    assert found["machine"]["cpu"]
 
 
 def git(folder: Path, *arguments: str) -> None:

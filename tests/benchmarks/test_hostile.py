@@ -16,23 +16,13 @@ from benchmarks.hostile.client import ClientCounters, Place, _code_of
 from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
     HostileSessions,
-    close_of,
-    huge_open,
-    open_of,
-    random_bytes,
-    random_draft,
-    state_of,
-    unique,
 )
-from benchmarks.hostile.meters import Throughput, rows_beside
+from benchmarks.hostile.meters import rows_beside
 from benchmarks.hostile.suite import AttackResult, wrong_with
-from benchmarks.processes import Cores, Identity
+from benchmarks.processes import Identity
 from fleet_common.mqtt.link import Message
-from fleet_edge.store.database import open_store
 from fleet_edge.store.records import EventLogged
-from schemas.codec import MAX_OPEN_BYTES, decode_close, decode_draft, decode_open, encode_reply, encode_verdict
-from schemas.control import DeviceState, decode_json
-from schemas.errors import CodecError
+from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
 from schemas.messages import Draft, Fault, Refused, Verdict
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, FaultCode, RefusalCode
@@ -41,7 +31,7 @@ from schemas.vocabulary import Vocabulary
 from tests.support.brokers import require_mosquitto
 from tests.support.memory_fleet import EDGE, FLEET, MemoryFleet
 from tests.support.memory_link import MemoryLink
-from tests.support.mqtt_packets import IncomingPacket, PacketType, split_packets
+from tests.support.mqtt_packets import IncomingPacket, split_packets
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(64)])
 
@@ -145,27 +135,6 @@ def test_in_a_control_the_edge_gets_nothing(attack: Callable[..., Attacker]) -> 
         assert all(topic.endswith((b"/up/draft/edge-sink", b"/config/reported")) for topic in topics), name
 
 
-def test_ten_thousand_filters_are_asked_for_in_parts(attack: Callable[..., Attacker]) -> None:
-    (client,) = attack("filters", seconds=2.0).clients
-    assert isinstance(client, SilentClient)
-    assert len(set(client.filters)) == 10_000
-
-
-def test_every_device_of_a_swarm_takes_part(attack: Callable[..., Attacker]) -> None:
-    attacker = attack("swarm", seconds=5.0)
-    assert len(attacker.clients) == 50
-    assert all(packet.kind == PacketType.PUBLISH for packet in packets_of(attacker))
-    assert len({packet.publish()[0].split(b"/")[3] for packet in packets_of(attacker)}) == 50
-
-
-def test_random_bytes_are_no_messages(attack: Callable[..., Attacker]) -> None:
-    payloads = [packet.publish()[2] for packet in packets_of(attack("random-bytes"))]
-    assert len(payloads) > 500
-    for payload in payloads[:50]:
-        with pytest.raises(CodecError):
-            decode_draft(payload)
-
-
 @pytest.mark.parametrize("code", list(FaultCode))
 def test_the_code_of_a_fault_is_found_without_decoding(code: FaultCode) -> None:
     fault = Fault(handle=1, round=2, code=code, action=Action.RESUME, sentence="The code is not here.")
@@ -178,10 +147,6 @@ def test_the_code_of_a_refusal_is_found_and_a_verdict_is_known_by_its_topic() ->
     assert _code_of(b"d/down/verdict", encode_verdict(Verdict(handle=1, round=1, accepted=0))) == "verdict"
     assert _code_of(b"d/down/session", b"code") == "other"
     assert _code_of(b"d/down/session", b"") == "other"
-
-
-def test_a_place_survives_its_way_to_the_attacker() -> None:
-    assert Place.from_json(place(devices=2).to_json()) == place(devices=2)
 
 
 def good() -> AttackResult:
@@ -207,19 +172,6 @@ def test_a_fleet_that_held_out_is_told_from_one_that_did_not() -> None:
         assert list(wrong_with(result)), name
 
 
-def test_what_the_attackers_own_processor_time_takes_is_not_the_edges_fault() -> None:
-    result = good()
-    result.honest_during, result.honest_during_of_control = 0.7, 0.95
-    assert not list(wrong_with(result))
-
-
-def test_the_edge_has_half_of_the_cores_for_itself_if_there_are_two() -> None:
-    assert Cores.choose([0, 1], apart=True) == Cores(frozenset({1}), frozenset({0}))
-    assert Cores.choose([0, 1, 2], apart=True) == Cores(frozenset({1, 2}), frozenset({0}))
-    assert Cores.choose([0, 1], apart=False).edge == {0, 1}
-    assert not Cores.choose([4], apart=True).apart
-
-
 @pytest.mark.broker
 @pytest.mark.slow
 def test_an_attack_on_a_real_broker_and_a_scripted_edge_is_measured(tmp_path: Path) -> None:
@@ -239,22 +191,6 @@ def test_an_attack_on_a_real_broker_and_a_scripted_edge_is_measured(tmp_path: Pa
     assert {"honest_during", "honest_after", "edge_rss_mb", "rows", "fresh_device_s"} <= attack.keys()
 
 
-def test_a_rate_counts_what_was_committed_between_two_moments() -> None:
-    honest = Throughput()
-    for at, number in ((1.0, 5), (2.0, 7), (3.0, 100)):
-        honest.take({"event": "tokens", "at": at, "number": number})
-    assert honest.rate(1.0, 3.0) == 6.0
-    assert honest.count(2.0) == 107
-
-
-def test_texts_that_failed_or_came_out_otherwise_are_told() -> None:
-    honest = Throughput()
-    honest.take({"event": "text", "resumes": 2, "same": True, "tokens": []})
-    honest.take({"event": "text", "resumes": 0, "same": False, "tokens": []})
-    honest.take({"event": "failed", "sentence": "No edge."})
-    assert (honest.texts, honest.resumes, honest.differing, honest.failed) == (2, 2, 1, ["No edge."])
-
-
 def test_rows_of_honest_work_are_left_out_and_those_of_nobody_are_not(tmp_path: Path) -> None:
     database = tmp_path / "log.sqlite3"
     with sqlite3.connect(database) as connection:
@@ -272,45 +208,6 @@ def test_rows_of_honest_work_are_left_out_and_those_of_nobody_are_not(tmp_path: 
         )
     # Sessions 2 and 3, their round and that of no session, one quarantine, and what concerns no device.
     assert rows_beside(database, ["honest"]) == 6
-
-
-def test_the_session_log_of_this_release_can_be_counted(tmp_path: Path) -> None:
-    database = tmp_path / "log.sqlite3"
-    open_store(f"sqlite:///{database}").close()
-    assert rows_beside(database, []) >= 0
-
-
-def test_each_open_is_well_formed_and_of_another_session() -> None:
-    payloads = unique(open_of(VOCABULARY))
-    opens = [decode_open(next(payloads)) for _ in range(3)]
-    assert len({each.session for each in opens}) == 3
-    assert all(each.vocabulary == VOCABULARY for each in opens)
-
-
-def test_each_close_is_well_formed_and_of_another_session() -> None:
-    payloads = unique(close_of())
-    assert len({decode_close(next(payloads)).session for _ in range(3)}) == 3
-
-
-@pytest.mark.slow
-def test_the_largest_open_is_well_formed_and_nearly_a_megabyte() -> None:
-    payload = next(unique(huge_open(VOCABULARY)))
-    assert MAX_OPEN_BYTES - 2048 < len(payload) <= MAX_OPEN_BYTES
-    decode_open(payload)
-
-
-def test_a_random_draft_is_well_formed() -> None:
-    draft = decode_draft(random_draft(random.Random(1), vocabulary=64, handle=3, epoch=9))
-    assert (draft.handle, draft.epoch, len(draft.tokens)) == (3, 9, 5)
-
-
-def test_a_state_is_well_formed() -> None:
-    decode_json(DeviceState, state_of(random.Random(1)))
-
-
-def test_random_bytes_are_of_all_lengths_up_to_the_bound() -> None:
-    rng = random.Random(1)
-    assert {len(random_bytes(rng, most=4)) for _ in range(100)} == {1, 2, 3, 4}
 
 
 NAME = "hostile-1"
@@ -372,25 +269,3 @@ def test_one_that_asks_for_samples_stops_at_its_first_rejection() -> None:
     assert session.rejected
     asked = session.more_samples(64)
     assert (asked.tried, asked.base, asked.epoch) == (64, session.committed, session.epoch)
-
-
-def test_a_draft_that_was_not_answered_is_sent_again() -> None:
-    hostile = Hostile(DEFAULT_POLICY, number=1)
-    hostile.group.fill()
-    hostile.fleet.step()
-    while not hostile.drafts:
-        hostile.fleet.broker.pump()
-        hostile.fleet.step()
-    hostile.group.fill()
-    assert len(hostile.drafts) >= 2
-    assert hostile.drafts[-1] == hostile.drafts[-2]
-
-
-def test_an_unanswered_open_is_sent_again_under_its_own_name() -> None:
-    hostile = Hostile(DEFAULT_POLICY, number=1)
-    sent: list[bytes] = []
-    hostile.group.send_open = sent.append
-    hostile.group.fill()
-    hostile.group.fill()
-    assert len(sent) == 2
-    assert sent[0] == sent[1]

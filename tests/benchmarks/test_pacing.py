@@ -27,9 +27,3 @@ def test_a_devices_pace_leaves_its_prompt_out_and_the_fleets_counts_it() -> None
     assert texts.tokens == 12
     assert mean_pace([texts]) == pytest.approx((7 + 2) / (2.5 + 2.0))
     assert texts.tokens_per_s == pytest.approx(2.0)
-
-
-def test_a_text_that_came_at_one_stroke_is_not_taken_for_a_quick_one() -> None:
-    steady = Written(0.0, [(1.0, 1), (11.0, 100)])
-    late = Written(0.0, [(9.0, 40), (9.0001, 8)])  # the line had held it up
-    assert mean_pace([WrittenTexts((steady, late), seconds=11.0)]) == pytest.approx(10.8, abs=0.01)

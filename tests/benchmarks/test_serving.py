@@ -1,5 +1,4 @@
 import json
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,16 +44,3 @@ def test_the_figures_are_those_of_guidellms_report_and_no_request_may_have_faile
         "ttft_ms_p95": 9.0, "itl_ms_p50": 5.0, "itl_ms_p95": 9.0,
     }  # fmt: skip
     assert json.loads((tmp_path / "reports" / "1-device-4.json").read_text())["benchmarks"]
-
-
-def test_connections_go_to_the_devices_in_turn() -> None:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    urls = [f"http://127.0.0.1:{listener.getsockname()[1]}/v1" for listener in listeners]
-    with serving._Turns(urls) as relay:
-        clients = [socket.create_connection(("127.0.0.1", relay.port)) for _ in range(4)]
-        for listener in listeners:
-            listener.settimeout(5.0)
-            for accepted in (listener.accept()[0], listener.accept()[0]):
-                accepted.close()
-        for each in (*clients, *listeners):
-            each.close()

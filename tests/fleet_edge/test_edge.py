@@ -9,7 +9,6 @@ import pytest
 
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_common.settings import SettingsError
 from fleet_edge import Edge, EdgeError, EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.control import EdgeState, Presence, decode_json
@@ -126,12 +125,6 @@ def test_without_a_broker_it_does_not_begin(place: Place) -> None:
         place.edge().run()
 
 
-def test_before_it_runs_it_has_no_target_unless_it_was_given_one(place: Place) -> None:
-    with pytest.raises(EdgeError):
-        _ = Edge(EdgeSettings()).target
-    assert place.edge().target.name == "scripted"
-
-
 def test_it_is_configured_by_a_file_the_environment_and_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,13 +137,6 @@ def test_it_is_configured_by_a_file_the_environment_and_arguments(
     assert (settings.broker.host, settings.broker.port) == ("10.0.0.1", 2000)
     monkeypatch.setenv("FLEET_EDGE_CONFIG", str(config))
     assert Edge.from_config().settings.edge == "north"
-
-
-def test_a_mistyped_setting_is_an_error_of_settings(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="max_drafts"):
-        Edge.from_config(max_drafts=3)
-    with pytest.raises(SettingsError, match="cannot be read"):
-        Edge.from_config(tmp_path / "none.toml")
 
 
 def test_configuring_an_edge_loads_neither_torch_nor_sqlalchemy() -> None:

@@ -7,7 +7,7 @@ import pytest
 from fleet_common.mqtt.link import Message, PublishOutcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_edge.intake import Intake, IntakeQueue, Malformed, ReceivedMessage
+from fleet_edge.intake import Intake, IntakeQueue, ReceivedMessage
 from schemas.codec import encode_draft, encode_open
 from schemas.messages import Draft
 from schemas.topics import Topic, build
@@ -38,21 +38,9 @@ def arrivals(inbox: IntakeQueue) -> list[ReceivedMessage]:
     return [entry for entry in inbox.take(timeout_s=0.0) if isinstance(entry, ReceivedMessage)]
 
 
-def test_a_draft_arrives_with_its_device_size_and_moment(intake: Intake, inbox: IntakeQueue) -> None:
-    payload = encode_draft(draft())
-    intake.on_message(Message(topic(Topic.DRAFT, edge="edge-1"), payload))
-    assert arrivals(inbox) == [ReceivedMessage("device-1", draft(), len(payload), 12.5)]
-
-
 def test_whose_message_it_is_comes_from_the_topic_alone(intake: Intake, inbox: IntakeQueue) -> None:
     intake.on_message(Message(topic(Topic.OPEN, device="device-2"), encode_open(open_message(draft_model="device-1"))))
     assert [arrival.device for arrival in arrivals(inbox)] == ["device-2"]
-
-
-def test_what_is_no_message_arrives_as_such(intake: Intake, inbox: IntakeQueue) -> None:
-    for kind in (Topic.OPEN, Topic.CLOSE, Topic.STATE):
-        intake.on_message(Message(topic(kind), b"\xff"))
-    assert [type(arrival.message) for arrival in arrivals(inbox)] == [Malformed] * 3
 
 
 def test_an_empty_message_is_nobodys(intake: Intake, inbox: IntakeQueue) -> None:
@@ -122,14 +110,6 @@ def test_whoever_waits_for_something_else_too_is_woken(inbox: IntakeQueue) -> No
     thread.start()
     assert inbox.take(timeout_s=1e6) == []
     thread.join()
-
-
-def test_entries_are_taken_in_order(inbox: IntakeQueue) -> None:
-    calls = [lambda: None for _ in range(5)]
-    for call in calls:
-        inbox.put(call)
-    assert inbox.take(timeout_s=0.0) == calls
-    assert inbox.take(timeout_s=0.0) == []
 
 
 @pytest.mark.broker

@@ -1,14 +1,12 @@
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from fleet_edge.jobs import EdgeJobs, JobSettings
-from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import ReopeningStore, SessionStore, Store, open_store
 from fleet_edge.store.records import Retention, segment_number
 from fleet_edge.store.rolling import roll_up
@@ -52,14 +50,6 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
         "give-back-memory",
     }
     assert all(jobs.run(name) for name in jobs.names)
-
-
-def test_leases_and_progress_call_what_they_were_given(store: Store) -> None:
-    called: list[str] = []
-    jobs = _jobs(store, expire_leases=lambda: called.append("expire"), flush_progress=lambda: called.append("flush"))
-    jobs.run("expire-leases")
-    jobs.run("flush-progress")
-    assert called == ["expire", "flush"]
 
 
 def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> None:
@@ -181,14 +171,6 @@ def test_a_database_that_stays_away_is_told_once_and_then_again_when_it_was_back
     assert len(caplog.records) == 2
 
 
-def test_a_backup_is_looked_for_where_one_is_wanted(store: Store) -> None:
-    looked: list[int] = []
-    jobs = _jobs(store, back_up=lambda: looked.append(1))
-    assert jobs.run("back-up")
-    assert looked == [1]
-    assert "back-up" not in _jobs(store).names
-
-
 def test_devices_that_fall_silent_and_are_heard_again_are_told_once(store: Store) -> None:
     told: list[tuple[str, str, str | None]] = []
 
@@ -221,10 +203,3 @@ def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:
     assert told == ["abandoned", "purged", "job-failed"]
     ends = {row["end_code"] for row in all_rows(store)["sessions"]}
     assert ends == {"abandoned"}
-
-
-def test_an_edge_and_its_jobs_keep_everything_equally_long_by_default() -> None:
-    settings, keep = EdgeSettings(), JobSettings().keep
-    assert {f"keep_{name}": days for name, days in asdict(keep).items()} == {
-        name: value for name, value in settings.model_dump().items() if name.startswith("keep_")
-    }

@@ -40,13 +40,6 @@ def test_drafts_of_many_devices_are_verified_in_one_step() -> None:
     assert not fleet.step()
 
 
-def test_how_sessions_are_batched_does_not_change_their_texts() -> None:
-    fleet = MemoryFleet()
-    devices = [opened(fleet, number) for number in range(4)]
-    run(fleet, devices, random.Random(0))
-    assert [device.session.committed for device in devices] == [lossless_text(device.terms) for device in devices]
-
-
 def test_the_log_agrees_with_what_the_device_counted() -> None:
     fleet = MemoryFleet()
     device = opened(fleet, 1, mode=Mode.RESIDUAL)
@@ -72,13 +65,6 @@ def test_p_goes_down_in_the_form_that_was_set(form: FormName, kind: str) -> None
     devices = [opened(fleet, number, mode=Mode.RESIDUAL) for number in range(8)]
     run(fleet, devices, random.Random(0))
     assert {each.form for each in fleet.sink.of(RoundJudged)} - {"token", None} == {kind}
-
-
-def test_a_packet_limit_is_kept_to() -> None:
-    fleet = MemoryFleet(form=FormName.DENSE, max_packet_bytes=520)
-    devices = [opened(fleet, number, mode=Mode.RESIDUAL) for number in range(8)]
-    run(fleet, devices, random.Random(0))
-    assert {each.form for each in fleet.sink.of(RoundJudged)} - {"token", None} == {"samples"}
 
 
 def test_a_session_whose_logits_are_no_numbers_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:

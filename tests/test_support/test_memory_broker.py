@@ -1,13 +1,11 @@
 import random
-import threading
 
 import pytest
 
-from fleet_common.mqtt.link import Handler, Message, PublishOutcome
+from fleet_common.mqtt.link import Handler
 from tests.support.links import Clock, Inbox
 from tests.support.memory_broker import Faults, MemoryBroker
 from tests.support.memory_link import MemoryLink
-from tests.support.waiting import until
 
 SENT = [b"%d" % number for number in range(200)]
 
@@ -80,55 +78,3 @@ def test_a_message_that_expires_on_its_way_is_not_delivered() -> None:
     link.publish("t", b"fresh", expiry_s=10)
     broker.pump()
     assert inbox.payloads == [b"fresh"]
-
-
-def test_nothing_moves_before_it_is_pumped() -> None:
-    broker, inbox, outcomes = MemoryBroker(), Inbox(), list[PublishOutcome]()
-    link = joined(broker, "a", inbox)
-    link.publish("t", b"1", on_outcome=outcomes.append)
-    assert inbox == []
-    assert outcomes == []
-    broker.pump()
-    assert inbox == [Message("t", b"1")]
-    assert outcomes == [PublishOutcome("t", 0)]
-    assert not broker.step()
-
-
-def test_an_empty_retained_message_clears() -> None:
-    broker = MemoryBroker()
-    link = joined(broker, "a")
-    link.publish("t", b"1", retain=True)
-    assert broker.retained("t") == b"1"
-    link.publish("t", b"", retain=True)
-    assert broker.retained("t") is None
-
-
-def test_a_second_client_of_the_same_name_throws_the_first_out() -> None:
-    broker, changes = MemoryBroker(), list[bool]()
-    first, second = MemoryLink(broker, "a"), MemoryLink(broker, "a")
-    first.on_connection(changes.append)
-    first.start(timeout_s=0)
-    second.start(timeout_s=0)
-    broker.pump()
-    assert changes == [True, False]
-    assert second.connected
-    assert not first.connected
-
-
-def test_a_thread_may_do_the_pumping() -> None:
-    broker, threads = MemoryBroker(), list[str]()
-    link = joined(broker, "a", lambda _: threads.append(threading.current_thread().name))
-    with broker.running():
-        link.publish("t", b"1")
-        until(lambda: threads == ["memory-broker"])
-    link.publish("t", b"2")
-    assert len(threads) == 1
-
-
-def test_handlers_that_answer_each_other_for_ever_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.support.memory_broker.MAX_STEPS", 1000)
-    broker = MemoryBroker()
-    link = joined(broker, "a", lambda message: link.publish("t", message.payload))
-    link.publish("t", b"1")
-    with pytest.raises(RuntimeError, match="for ever"):
-        broker.pump()

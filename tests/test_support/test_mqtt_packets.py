@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 
 from fleet_common.mqtt.packets import publish_packet_bytes
@@ -11,12 +9,7 @@ from tests.support.mqtt_packets import (
     puback_packet,
     publish_packet,
     split_packets,
-    subscribe_packet,
 )
-
-
-def one(packet: bytes) -> Iterator[object]:
-    return split_packets(bytearray(packet))
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 16_383, 16_384, 1 << 20])
@@ -29,11 +22,6 @@ def test_a_publish_is_as_large_as_our_own_link_makes_it_and_reads_back(size: int
     assert read.publish() == (b"dssd/v1/home/d/up/open", 1 if qos else None, bytes(size))
 
 
-def test_a_retained_publish_says_so() -> None:
-    (read,) = split_packets(bytearray(publish_packet("t", b"x", retain=True)))
-    assert read.flags & 1
-
-
 def test_packets_are_taken_off_the_front_and_a_part_of_one_stays() -> None:
     received = bytearray(PING + puback_packet(7) + publish_packet("topic", b"payload")[:-3])
     assert [packet.kind for packet in split_packets(received)] == [PacketType.PINGREQ, PacketType.PUBACK]
@@ -42,19 +30,6 @@ def test_packets_are_taken_off_the_front_and_a_part_of_one_stays() -> None:
     (last,) = split_packets(received)
     assert last.publish()[2] == b"payload"
     assert received == b""
-
-
-@pytest.mark.parametrize("length", [1, 2, 3])
-def test_a_length_that_is_not_whole_waits(length: int) -> None:
-    packet = publish_packet("t", bytes(1 << 20))
-    received = bytearray(packet[:length])
-    assert list(split_packets(received)) == []
-    assert received == packet[:length]
-
-
-def test_a_length_of_five_bytes_is_no_mqtt() -> None:
-    with pytest.raises(ValueError, match="four bytes"):
-        list(split_packets(bytearray(b"\x30\xff\xff\xff\xff\x01")))
 
 
 def test_the_reason_of_an_answer_is_read() -> None:
@@ -69,8 +44,3 @@ def test_a_will_lies_between_client_id_and_end_of_the_connect() -> None:
     plain, packet = connect_packet("d"), connect_packet("d", will=WillMessage("t", b"gone", retain=True))
     assert packet.endswith(plain[-3:] + b"\x00\x00\x01t\x00\x04gone")
     assert packet[9] == 0x02 | 0x04 | 0x08 | 0x20
-
-
-def test_a_subscribe_has_all_filters_in_one_packet() -> None:
-    (packet,) = split_packets(bytearray(subscribe_packet(["a", "bc"], identifier=5)))
-    assert packet.body == b"\x00\x05\x00\x00\x01a\x01\x00\x02bc\x01"

@@ -38,15 +38,3 @@ def test_a_token_takes_its_time_and_one_that_came_from_the_edge_is_read_too() ->
     played.extend((6,))  # after an accepted draft: the edge's own token
     played.next(POLICY)
     assert slept[2:] == [1.0]
-
-
-def test_after_a_rejection_only_the_corrected_token_is_read() -> None:
-    slept: list[float] = []
-    played = drafter(slept)
-    for token in (4, 5, 9):
-        played.next(POLICY)
-        played.extend((token,))
-    played.truncate(len(TEXT.prompt) + 2)
-    played.extend((6,))
-    played.next(POLICY)
-    assert slept[3:] == [0.5]

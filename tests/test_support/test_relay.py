@@ -101,17 +101,6 @@ def test_a_lossy_line_brings_everything_in_order_and_later() -> None:
         assert received(server, 20) == b"lost once, then more"
 
 
-def test_a_slow_line_brings_pieces_one_behind_the_other_and_no_faster_than_it_is() -> None:
-    """2,000 bytes at 10,000 bytes per second; any further delay is the machine's."""
-    pieces = [bytes([number]) * 500 for number in range(4)]
-    with line(bytes_per_s=10_000.0) as (_, client, server):
-        started = time.monotonic()
-        for piece in pieces:
-            client.sendall(piece)
-        assert received(server, 2000) == b"".join(pieces)
-        assert time.monotonic() - started >= 0.2
-
-
 def test_a_narrow_line_acknowledges_what_it_has_had_time_for() -> None:
     """The sender of a large message sees its progress, and does not take the broker for silent."""
     with line(bytes_per_s=20_000.0) as (_, client, server):

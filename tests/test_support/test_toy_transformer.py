@@ -52,25 +52,3 @@ def test_llama_cpp_computes_the_same_rows_of_a_long_text(toy: ToyTransformer, en
     engine.open(1)
     rows = engine.score([Item(1, text, 60)])
     np.testing.assert_allclose(rows, [toy.logits(text[: end + 1]) for end in range(60)], atol=ROUNDING)
-
-
-def test_a_row_depends_on_the_whole_text(toy: ToyTransformer) -> None:
-    rows = [toy.logits((first, 2, 3)) for first in range(toy.size)]
-    assert min(float(np.abs(one - other).max()) for one, other in itertools.combinations(rows, 2)) > 0.1
-
-
-def test_the_joint_law_is_the_product_of_its_rows(toy: ToyTransformer) -> None:
-    law = toy.joint(PROMPT, length=LENGTH, policy=POLICY)
-    assert law.sum() == pytest.approx(1.0, abs=1e-6)
-    for text in ((1, 2, 3), (5, 0, 4), (3, 3, 3)):
-        wanted = 1.0
-        for position, token in enumerate(text):
-            wanted *= shape(toy.logits((*PROMPT, *text[:position])), POLICY).probability(token)
-        assert law[text] == pytest.approx(wanted, rel=1e-6)
-
-
-def test_a_law_too_large_to_hold_and_an_empty_text_are_refused(toy: ToyTransformer) -> None:
-    with pytest.raises(ValueError, match="exceeds"):
-        toy.joint(PROMPT, length=30, policy=POLICY)
-    with pytest.raises(ValueError, match="empty text"):
-        toy.logits(())

@@ -4,7 +4,7 @@ from dssd.distribution import shape
 from dssd.downlink import FormName
 from dssd.verification import Judgement
 from fleet_common.mqtt.link import Message
-from fleet_edge.answers.answers import ReportedLoads, Responder, closed_reply, fault_reply, opened_reply, refused_reply
+from fleet_edge.answers.answers import ReportedLoads, Responder, fault_reply, opened_reply, refused_reply
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.timing import DraftTiming
@@ -27,7 +27,7 @@ from fleet_edge.store.records import (
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
 from schemas.fields import EdgeLoad
-from schemas.messages import Closed, Fault, Opened, Refused, SessionReply, Verdict
+from schemas.messages import Closed, Fault, Opened, SessionReply, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
@@ -53,22 +53,6 @@ def test_sentences_are_cut_to_what_a_message_holds() -> None:
     assert len(refused_reply(open_message(), OpenRefused(RefusalCode.BUSY, "x" * 5000)).sentence) == 500
     error = DraftFault(FaultCode.DESYNC, Action.RESUME, "x" * 5000)
     assert len(fault_reply(draft(), error).sentence) == 500
-
-
-def test_a_fault_names_its_draft_where_there_is_one() -> None:
-    error = DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, "Nonsense.")
-    told = fault_reply(draft(round_=5), error)
-    assert (told.handle, told.round, told.code, told.action) == (7, 5, FaultCode.MALFORMED, Action.GIVE_UP)
-    told = fault_reply(None, error)
-    assert (told.handle, told.round, told.sentence) == (None, None, "Nonsense.")
-
-
-def test_the_last_word_tells_what_the_edge_has_counted() -> None:
-    session = edge_session(attempt=1, resume=(4, 5))
-    session.counters = SegmentCounters(rounds=2, batch_sum=5, queue_ms=7.0)
-    last = closed_reply(session, EndReason.LOST)
-    assert (last.attempt, last.reason, last.tokens) == (1, EndReason.LOST, 2)
-    assert (last.rounds, last.mean_batch, last.queue_ms) == (2, 2.5, 7.0)
 
 
 LOAD = EdgeLoad(texts=8, writing_ms=60.0, step_ms=30.0, text_ms=5.0, token_ms=2.0, free=1)
@@ -184,14 +168,6 @@ def test_an_open_is_granted_each_time_and_logged_once(exchange: Exchange) -> Non
     assert [record.open_bytes for record in exchange.sink.of(SessionOpened)] == [150]
 
 
-def test_a_refusal_is_told_and_logged(exchange: Exchange) -> None:
-    exchange.answers.refused("device-1", open_message(), OpenRefused(RefusalCode.BUSY, "Full."))
-    told = exchange.listen()[-1]
-    assert isinstance(told, Refused)
-    (event,) = exchange.sink.of(EventLogged)
-    assert (event.kind, event.code, event.sentence, event.device) == ("refused", "busy", "Full.", "device-1")
-
-
 def test_a_fault_is_told_and_logged_with_its_session(exchange: Exchange) -> None:
     error = DraftFault(FaultCode.DESYNC, Action.RESUME, "Another text.")
     exchange.answers.fault("device-1", error, session=exchange.session, draft=draft(round_=4))
@@ -246,17 +222,6 @@ def test_p_goes_down_in_the_form_that_was_set_and_more_of_it_when_it_failed() ->
     assert [(record.batch, record.form) for record in exchange.sink.of(RoundJudged)] == [(3, "samples"), (0, "samples")]
 
 
-def test_a_verdict_given_again_is_the_same_bytes_and_no_round(exchange: Exchange) -> None:
-    exchange.judge(Judgement(2, rejected=False, token=7))
-    receipt = exchange.session.admit(arrived(draft()))
-    assert receipt.repeat is not None
-    exchange.answers.verdict_again(exchange.session, draft(), receipt.repeat)
-    first, second = exchange.listen()[-2:]
-    assert first == second
-    assert (exchange.session.counters.rounds, exchange.session.counters.downlink_bytes) == (1, 2 * exchange.sizes[0])
-    assert len(exchange.sink.of(RoundJudged)) == 1
-
-
 def test_the_end_is_told_and_logged_with_all_that_was_counted(exchange: Exchange) -> None:
     exchange.judge(Judgement(2, rejected=False, token=7))
     exchange.answers.closed(exchange.session, EndReason.LOST)
@@ -283,14 +248,3 @@ def test_a_resumed_session_counts_what_it_writes_here() -> None:
     (progress,) = exchange.sink.of(SegmentProgress)
     assert (progress.tokens, exchange.session.committed) == (3, 5)
     assert len(exchange.sink.of(SegmentLeft)) == 1
-
-
-def test_recording_changes_nothing_of_a_session(exchange: Exchange) -> None:
-    session, recorder = exchange.session, exchange.answers.recorder
-    session.admit(arrived(draft()))
-    (result,) = session.settle(session.chain(100), Judgement(2, rejected=False, token=7))
-    before = (session.counters, list(session.tokens), session.finished)
-    recorder.judged(session, result, TIMING, form="token", downlink_bytes=20)
-    recorder.ended(session, EndReason.STOP, None)
-    assert (session.counters, session.tokens, session.finished) == before
-    assert [type(record) for record in exchange.sink] == [SessionOpened, RoundJudged, SegmentProgress, SessionClosed]

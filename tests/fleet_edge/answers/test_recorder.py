@@ -6,8 +6,7 @@ import pytest
 from fleet_edge.answers.recorder import DeviceRates, Recorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.sessions.drafts import DraftResult
-from fleet_edge.store.records import CloseReported, DeviceSeen, EventLogged, RoundJudged
-from schemas.control import DeviceState, Presence
+from fleet_edge.store.records import CloseReported, EventLogged, RoundJudged
 from schemas.messages import Close
 from schemas.reasons import EndReason, Finish
 from tests.fleet_edge.store.samples import COUNTERS, START, after
@@ -75,14 +74,6 @@ def test_texts_written_without_an_edge_are_all_kept_those_over_the_rate_later(sc
     assert (len(reported), len({record.session for record in reported}), minutes) == (100, 100, 4)
     assert {record.counters.unverified for record in reported} == {5}
     assert all(record.at <= scene.at - timedelta(hours=1) for record in reported)
-
-
-def test_a_flood_of_states_is_two_records(scene: Scene) -> None:
-    for number in range(300):
-        fields = {"software": f"{number}", "draft_model": "toy", "quantization": "none", "since": START}
-        scene.recorder.sightings.device("sensor-1", DeviceState(presence=Presence.ONLINE, **fields))
-    scene.recorder.flush()
-    assert [record.software for record in scene.sink.of(DeviceSeen)] == ["0", "299"]
 
 
 def test_a_flood_of_requests_for_samples_is_not_a_row_each_and_hides_no_round(scene: Scene) -> None:

@@ -146,10 +146,6 @@ def test_rows_behind_a_rejection_may_be_anything() -> None:
     assert (judgement.accepted, judgement.rejected) == (0, True)
 
 
-def test_an_empty_batch_gives_no_judgements() -> None:
-    assert judge_batch(np.zeros((0, VOCABULARY), dtype=np.float32), []) == []
-
-
 @every
 def test_judgements_outlive_the_memory_that_the_logits_lay_in(judge_all: JudgeBatch) -> None:
     """A verifier may reuse the memory for its next step."""

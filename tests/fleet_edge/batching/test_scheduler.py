@@ -20,10 +20,6 @@ from tests.support.drafts import LIMITS, arrived, draft
 from tests.support.scheduled_edge import SCRIPT, Edge, computed
 
 
-def test_without_work_the_plan_is_empty() -> None:
-    assert not Edge().next_batch()
-
-
 def test_prompt_and_draft_are_computed_in_one_step_where_both_fit() -> None:
     edge = Edge()
     session = edge.drafting(prompt=5, tokens=2)
@@ -300,15 +296,6 @@ def test_the_session_unused_for_longest_is_evicted() -> None:
     edge.drafting(prompt=8)
     edge.compute(edge.next_batch())
     assert (edge.verifier.computed(new.handle), edge.verifier.computed(old.handle)) == (0, 9)
-
-
-def test_an_evicted_session_is_computed_anew() -> None:
-    edge = Edge()
-    session = edge.session(prompt=8)
-    edge.compute(edge.next_batch())
-    edge.scheduler.evict(session)
-    edge.again(session, at=0.0, round_=0)
-    assert computed(edge.next_batch()) == {0: 9}
 
 
 def test_sessions_that_do_not_all_fit_do_not_evict_each_other_while_none_drafts() -> None:

@@ -83,16 +83,6 @@ def test_zeros_of_both_signs_are_equal(top_k: TopK) -> None:
 
 
 @both
-def test_what_is_no_number_comes_first(top_k: TopK) -> None:
-    logits = np.random.default_rng(1).standard_normal((3, 8 * DEPTH), dtype=np.float32)
-    logits[0, 100] = np.nan
-    logits[1] = np.nan
-    logits[2, [3, 70, 140, 210, 280]] = np.nan
-    check(top_k, logits, 1)
-    check(top_k, logits, 4)
-
-
-@both
 def test_the_largest_may_lie_behind_the_last_whole_line_of_columns(top_k: TopK) -> None:
     logits = np.random.default_rng(3).standard_normal((2, 5 * DEPTH + 3), dtype=np.float32)
     logits[:, -2:] = 100.0
@@ -188,14 +178,6 @@ def test_a_row_of_nothing_but_what_is_no_number_is_refused(
     logits = np.full((2, VOCABULARY), wrong, dtype=np.float32)
     logits[1] = 1.0
     shaping_check(shape_rows, logits, [SamplingPolicy(temperature=temperature, top_k=support, seed=1)] * 2, support)
-
-
-@shaping_both
-def test_of_equals_the_lower_ids_are_kept(shape_rows: ShapeRows) -> None:
-    logits = np.zeros((1, VOCABULARY), dtype=np.float32)
-    logits[0, [4, 20]] = 1.0
-    shaping_check(shape_rows, logits, [SamplingPolicy(top_k=4, seed=1)], 4)
-    shaping_check(shape_rows, logits, [SamplingPolicy(temperature=0, seed=1)], 1)
 
 
 @shaping_both

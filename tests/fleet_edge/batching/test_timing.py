@@ -83,12 +83,6 @@ def test_a_step_is_held_for_several_late_devices() -> None:
     assert delay.hold_s(ready=5, now=10.0) > 0.03
 
 
-def test_nobody_ready_means_no_hold() -> None:
-    delay = learned(quick=0.004)
-    delay.answered(1, at=10.0)
-    assert delay.hold_s(ready=0, now=10.0) == 0.0
-
-
 def test_a_device_that_is_overdue_or_gone_is_not_waited_for() -> None:
     delay = learned(a=0.004, b=0.004)
     delay.answered(1, at=10.0)
@@ -97,13 +91,6 @@ def test_a_device_that_is_overdue_or_gone_is_not_waited_for() -> None:
     delay.forget(1)
     delay.forget(2)
     assert delay.hold_s(ready=1, now=10.0) == 0.0
-
-
-def test_the_batching_delay_can_be_turned_off() -> None:
-    delay = learned(quick=0.004)
-    delay.share = 0.0
-    delay.answered(1, at=10.0)
-    assert delay.hold_s(ready=4, now=10.0) == 0.0
 
 
 def test_how_soon_a_device_comes_back_is_smoothed() -> None:

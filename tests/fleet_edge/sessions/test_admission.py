@@ -8,27 +8,8 @@ from fleet_edge.sessions.admission import SessionOffer, grant
 from fleet_edge.verifiers.contract import TargetInfo
 from schemas.messages import Draft
 from schemas.policy import Mode
-from schemas.reasons import Action, FaultCode, Finish, RefusalCode
-from schemas.vocabulary import Vocabulary
+from schemas.reasons import FaultCode, Finish, RefusalCode
 from tests.support.drafts import LIMITS, VOCABULARY, draft, open_message
-
-
-@pytest.mark.parametrize(
-    ("message", "code"),
-    [
-        (draft((4,) * 5), FaultCode.TOO_LONG),
-        (draft((4, 5), base=19), FaultCode.TOO_LONG),
-        (draft((4, 10)), FaultCode.TOKEN),
-        (draft((4,), fix=10, text=(10,)), FaultCode.TOKEN),
-        (draft((0, 4)), FaultCode.TOKEN),
-        (draft((4, 5), counted=False), FaultCode.COUNTS),
-    ],
-    ids=["long", "beyond the text", "token", "fix", "behind the end", "no counts"],
-)
-def test_a_draft_that_no_text_could_take_is_refused_for_good(message: Draft, code: FaultCode) -> None:
-    with pytest.raises(DraftFault) as caught:
-        LIMITS.check(message, mode=Mode.RESIDUAL)
-    assert (caught.value.code, caught.value.action) == (code, Action.GIVE_UP)
 
 
 def test_counts_are_refused_in_coupled_mode() -> None:
@@ -75,39 +56,6 @@ def test_the_terms_are_granted() -> None:
 def test_the_text_is_as_long_as_asked_for_and_as_context_and_edge_allow(prompt: int, asked: int, granted: int) -> None:
     message = open_message(prompt=(1,) * prompt, max_new_tokens=asked)
     assert grant(message, target=TARGET, offer=TERMS).max_new_tokens == granted
-
-
-@pytest.mark.parametrize(
-    ("fields", "code"),
-    [
-        ({"protocol": 2}, RefusalCode.PROTOCOL),
-        ({"vocabulary": Vocabulary.of(["a", "b"])}, RefusalCode.VOCABULARY),
-        ({"vocabulary": VOCABULARY.model_copy(update={"fingerprint": bytes(32)})}, RefusalCode.VOCABULARY),
-        ({"prompt": ()}, RefusalCode.PROMPT_EMPTY),
-        ({"prompt": (1, 10)}, RefusalCode.TOKEN),
-        ({"resume": (10,)}, RefusalCode.TOKEN),
-        ({"max_new_tokens": 0}, RefusalCode.MAX_NEW_TOKENS),
-        ({"prompt": (1,) * 32}, RefusalCode.PROMPT_TOO_LONG),
-        ({"prompt": (1,) * 1000}, RefusalCode.PROMPT_TOO_LONG),
-        ({"resume": (1,) * 16}, RefusalCode.MAX_NEW_TOKENS),
-        ({"resume": (1,) * 8, "max_new_tokens": 8}, RefusalCode.MAX_NEW_TOKENS),
-    ],
-    ids=repr,
-)
-def test_what_cannot_be_served_is_refused_in_one_sentence(fields: dict[str, Any], code: RefusalCode) -> None:
-    with pytest.raises(OpenRefused) as caught:
-        grant(open_message(**fields), target=TARGET, offer=TERMS)
-    assert caught.value.code is code
-    sentence = str(caught.value)
-    assert 20 < len(sentence) < 400
-    assert sentence.endswith(".")
-
-
-def test_no_tokens_at_all_is_told_from_none_left() -> None:
-    with pytest.raises(OpenRefused, match="least"):
-        grant(open_message(max_new_tokens=0), target=TARGET, offer=TERMS)
-    with pytest.raises(OpenRefused, match="granted"):
-        grant(open_message(resume=(1,) * 8, max_new_tokens=8), target=TARGET, offer=TERMS)
 
 
 def test_a_resumed_text_with_room_left_is_granted() -> None:

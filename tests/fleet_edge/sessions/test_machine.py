@@ -63,16 +63,6 @@ def test_a_rejection_waits_for_its_correction() -> None:
     assert session.rejected is None
 
 
-def test_in_coupled_mode_the_edge_corrects() -> None:
-    session = edge_session(mode=Mode.COUPLED)
-    admitted(session, draft((4, 5), counted=False))
-    (settled,) = judged(session, Judgement(1, rejected=True, token=8))
-    assert (settled.token, settled.p) == (8, None)
-    assert session.tokens == [1, 2, 3, 4, 8]
-    admitted(session, draft((7,), text=(4, 8), counted=False, round_=1, epoch=1))
-    assert session.ready is not None
-
-
 def test_a_repeat_is_answered_with_the_same_bytes() -> None:
     session = edge_session()
     admitted(session, draft((4, 5)))
@@ -147,13 +137,6 @@ def test_an_end_token_ends_the_text_without_a_bonus_token() -> None:
     assert (settled.finish, settled.token) == (Finish.STOP, None)
     assert session.finished
     assert session.tokens[3:] == [4, 0]
-
-
-def test_a_bonus_token_may_end_the_text() -> None:
-    session = edge_session()
-    admitted(session, draft((4, 5)))
-    (settled,) = judged(session, Judgement(2, rejected=False, token=0))
-    assert settled.finish is Finish.STOP
 
 
 def test_the_last_token_ends_the_text() -> None:
@@ -296,11 +279,6 @@ def test_nothing_is_verified_once_a_session_is_closed() -> None:
     session.close(close(tokens=2))
     assert session.ready is None
     assert session.chain(100) == ()
-
-
-def test_the_digest_follows_the_text() -> None:
-    session = after_rejection()
-    assert session._digest == extend_digest(EMPTY_DIGEST, [4])
 
 
 END = 0

@@ -83,12 +83,3 @@ def test_one_in_twenty_is_slower_than_the_percentile_within_a_twentieth() -> Non
     exact = sorted(gaps)[int(0.95 * len(gaps))]
     assert times.gap_p95_ms == pytest.approx(exact, rel=0.05)
     assert len(times._gaps) < 100
-
-
-def test_tokens_at_one_instant_are_no_trouble() -> None:
-    times = TokenTimes()
-    times.begin(committed=0, at=0.0)
-    for number in range(1, 4):
-        times.grew(committed=number, at=0.0)
-    assert times.first_token_ms == 0.0
-    assert times.gap_p95_ms == pytest.approx(0.01, rel=0.05)

@@ -16,7 +16,6 @@ from fleet_edge.store.records import (
     LoadReported,
     Record,
     segment_number,
-    segment_time,
 )
 from schemas.control import Presence
 from schemas.reasons import EndReason
@@ -46,20 +45,6 @@ def test_times_come_back_aware_and_in_utc(store: Store) -> None:
     [device] = all_rows(store)["devices"]
     assert device["seen_at"] == START
     assert device["seen_at"].utcoffset() == timedelta(0)
-
-
-def test_a_close_before_its_open_is_completed_by_it(store: Store) -> None:
-    store.apply([samples.closed()])
-    store.apply([samples.opened()])
-    [session] = all_rows(store)["sessions"]
-    assert (session["reason"], session["device"], session["opened_at"]) == ("stop", "sensor-1", START)
-
-
-def test_progress_never_falls_back(store: Store) -> None:
-    store.apply([samples.progress(tokens=30, queue_ms=20.0, at=after(9))])
-    store.apply([samples.progress(tokens=20, queue_ms=10.0, at=after(5))])
-    [segment] = all_rows(store)["segments"]
-    assert (segment["tokens"], segment["queue_ms"], segment["duration_ms"]) == (30, 20.0, 9000.0)
 
 
 def test_a_resumed_session_is_open_again_and_keeps_its_first_description(store: Store) -> None:
@@ -98,16 +83,6 @@ def test_a_segment_that_was_left_ends_and_its_session_does_not(store: Store) -> 
     assert [(row["edge"], row["reason"]) for row in rows["segments"]] == [("edge-1", "handed-over"), ("edge-2", "stop")]
 
 
-def test_an_old_state_changes_nothing_but_the_first_sight(store: Store) -> None:
-    store.apply([samples.device_seen(), samples.edge_seen()])
-    store.apply([samples.device_seen(presence=Presence.OFFLINE, at=after(-9))])
-    store.apply([samples.edge_seen(target="old", at=after(-9))])
-    rows = all_rows(store)
-    [device], [edge] = rows["devices"], rows["edges"]
-    assert (device["presence"], device["first_seen_at"], device["seen_at"]) == ("online", after(-9), START)
-    assert edge["target"] == "SmolLM2"
-
-
 def test_a_label_that_a_database_could_not_store_is_cleaned(store: Store) -> None:
     store.apply([samples.device_seen(draft_model="a\0b\ud800", software="' OR 1=1; --")])
     [device] = all_rows(store)["devices"]
@@ -119,12 +94,6 @@ def test_a_batch_with_an_impossible_record_is_refused_as_a_whole(store: Store, s
     with pytest.raises(RecordRejected):
         store.apply([samples.opened(), samples.judged(**spoilt)])
     assert not any(all_rows(store).values())
-
-
-def test_segment_numbers_are_microseconds() -> None:
-    at = START + timedelta(microseconds=7)
-    assert segment_time(segment_number(at)) == at
-    assert segment_number(at) % 1_000_000 == 7
 
 
 @st.composite
@@ -235,12 +204,6 @@ def test_a_close_of_a_session_that_never_was_makes_no_session(store: Store) -> N
     store.apply([samples.reported(session=f"{number:016x}") for number in range(50)])
     rows = all_rows(store)
     assert (rows["sessions"], rows["segments"], rows["devices"]) == ([], [], [])
-
-
-def test_another_devices_close_ends_nothing(store: Store) -> None:
-    store.apply([samples.opened(), samples.reported(device="forger", reason=EndReason.FAILED)])
-    [session] = all_rows(store)["sessions"]
-    assert (session["reason"], session["device"], session["device_tokens"]) == (None, "sensor-1", None)
 
 
 @pytest.mark.parametrize("close_first", [True, False])

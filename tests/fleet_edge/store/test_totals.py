@@ -65,10 +65,3 @@ def test_a_session_resumed_at_one_edge_counts_there_once(store: Store) -> None:
             assert (tally.sessions, tally.segments) == (1, 2)
         later = totals.stats(connection, period=UsageFilter(since=after(10)))["all"]
         assert (later.sessions, later.segments) == (0, 1), "a session belongs to the time in which it was opened"
-
-
-def test_stats_of_nothing_are_zero_and_have_no_rates(store: Store) -> None:
-    with store.engine.connect() as connection:
-        tally = totals.stats(connection)["all"]
-        assert totals.stats(connection, by=Grouping.DEVICE) == {}
-    assert (tally.sessions, tally.tokens, tally.acceptance, tally.tokens_per_s) == (0, 0, None, None)
