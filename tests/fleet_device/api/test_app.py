@@ -1,20 +1,15 @@
 import asyncio
 import socket
-import statistics
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
-from fleet_device.api.app import MAX_BODY_BYTES, ApiServer, create_app, listen
+from fleet_device.api.app import MAX_BODY_BYTES, create_app, listen
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionFailed, SessionRefused
+from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from schemas.names import VERSION
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
@@ -481,43 +476,6 @@ def test_a_text_is_tokenized_as_by_vllm(make: Make, fields: dict[str, Any], toke
 def test_what_cannot_be_tokenized_is_named(make: Make, fields: dict[str, Any], param: str) -> None:
     answer = ask(make()[0], "POST", "/tokenize", body=fields)
     assert (answer.status_code, error(answer)["param"]) == (400, param)
-
-
-def test_it_serves_on_loopback_until_stopped() -> None:
-    async def hello(_request: object) -> PlainTextResponse:
-        return PlainTextResponse("hello")
-
-    server = ApiServer(Starlette(routes=[Route("/", hello)]), listen(0))
-    server.start()
-    assert server.address.startswith("http://127.0.0.1:")
-    assert httpx.get(server.address).text == "hello"
-    server.stop()
-    server.stop()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(server.address)
-
-
-def test_a_port_in_use_is_said_in_a_sentence() -> None:
-    with listen(0) as taken, pytest.raises(ConfigurationError, match=r"is in use: stop what listens there"):
-        listen(taken.getsockname()[1])
-
-
-def test_answers_leave_at_once_on_a_connection_that_is_kept() -> None:
-    # Without TCP_NODELAY the body, a second packet, waits 40 ms for the client's delayed acknowledgement.
-    async def hello(_request: object) -> PlainTextResponse:
-        return PlainTextResponse("hello")
-
-    server = ApiServer(Starlette(routes=[Route("/", hello)]), listen(0))
-    server.start()
-    took_s: list[float] = []
-    with httpx.Client(base_url=server.address) as client:
-        for _ in range(15):
-            started = time.perf_counter()
-            assert client.get("/").text == "hello"
-            took_s.append(time.perf_counter() - started)
-    server.stop()
-    print(f"median of a request on a kept connection: {statistics.median(took_s) * 1e3:.1f} ms")
-    assert statistics.median(took_s) < 0.035
 
 
 def test_connections_inherit_the_option_that_keeps_answers_from_waiting() -> None:

@@ -1,6 +1,6 @@
 import base64
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,6 @@ def test_no_answer_lets_a_page_of_another_origin_read_it(app: Starlette) -> None
     for method in ("GET", "OPTIONS"):
         response = ask(app, method, "/healthz", headers={"Origin": "https://evil.example"})
         assert not [name for name in response.headers if name.startswith("access-control-")]
-
-
-Make = Callable[..., tuple[Starlette, ScriptedBackend]]
 
 
 class Place:
@@ -205,12 +202,6 @@ def test_a_text_that_fails_or_is_refused_gives_its_place_back(place: Place) -> N
     assert [chat(app, key, n=99).status_code for _ in range(2)] == [400] * 2
     agent.error = None
     assert chat(app, key).status_code == 200
-
-
-def test_without_the_file_nothing_is_asked_for(place: Place) -> None:
-    backend = ScriptedBackend(ScriptedAgent(), TalkingDrafter(context=64))
-    place.backends.append(backend)
-    assert chat(create_app(backend, settings()), None).status_code == 200
 
 
 def test_embeddings_are_refused_by_name(place: Place) -> None:

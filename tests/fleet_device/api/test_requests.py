@@ -181,14 +181,6 @@ def test_of_very_many_faults_one_is_found(field: str, value: list[object]) -> No
     assert cause.error_count() <= 3  # a message lacks two fields, and then there is no message
 
 
-def test_texts_that_leave_the_seed_open_get_seeds_of_their_own() -> None:
-    codec, defaults = TalkingDrafter().codec, settings(seed=None)
-    assert (
-        completion().generate_request(codec, defaults).policy.seed
-        != completion().generate_request(codec, defaults).policy.seed
-    )
-
-
 NAMES = st.sampled_from(["messages", "prompt", "stop", "n", "seed", "role", "content"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.integers(),

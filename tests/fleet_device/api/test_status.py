@@ -101,39 +101,6 @@ def test_the_page_says_how_the_device_is(app: Starlette) -> None:
     assert "Last texts" not in said
 
 
-def test_before_the_first_text_and_without_an_edge_the_page_says_so() -> None:
-    said = words(
-        render_status(
-            device_status(
-                status="waiting",
-                reason="No edge is online now.",
-                edges=[],
-                acceptance=None,
-                round_trip_ms=None,
-                mean_draft=None,
-                draft_ms_per_token=None,
-                plan=None,
-                plan_reason=None,
-                last_texts=[],
-            )
-        )
-    )
-    for part in (
-        "waiting No edge is online now.", "Edge none has been heard of", "Round trip not measured yet",
-        "Plan none yet", "Last texts None yet.",
-    ):  # fmt: skip
-        assert part in said, part
-
-
-def test_texts_are_shown_only_where_the_operator_allows_it() -> None:
-    text = {
-        "ended": "2026-01-03T10:00:00+00:00", "session": "00ff", "tokens": 12, "tokens_per_s": 8.25,
-        "finish": "stop", "unverified": 0, "text": "The sky is blue.",
-    }  # fmt: skip
-    said = words(render_status(device_status(last_texts=[text])))
-    assert "2026-01-03 10:00 · 12 tokens, 8.2 tokens/s, stop · session 00ff The sky is blue." in said
-
-
 def test_unverified_tokens_are_shown_as_such() -> None:
     text = {
         "ended": "2026-01-03T10:00:00+00:00", "session": "00ff", "tokens": 12, "tokens_per_s": 8.25,

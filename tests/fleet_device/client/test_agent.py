@@ -38,7 +38,6 @@ from tests.support.memory_fleet import (
     END,
     FLEET,
     TARGET,
-    Device,
     MemoryFleet,
     lossless_text,
     possible,
@@ -258,18 +257,6 @@ def test_a_device_is_refused_by_edges_that_end_only_as_long_as_an_open_may_take(
         scene.write()
     assert caught.value.code is RefusalCode.DRAINING
     assert 5.0 <= scene.fleet.clock() - before <= 7.0
-
-
-def test_a_busy_edge_is_told_of_at_once() -> None:
-    scene = Scene(fleet=MemoryFleet(settings={"max_sessions": 1}))
-    other = Device(scene.fleet, "other", terms(1), length=2, ahead=False)
-    other.open()
-    scene.fleet.settle()
-    before = scene.fleet.clock()
-    with pytest.raises(SessionRefused) as caught:
-        scene.write()
-    assert caught.value.code is RefusalCode.BUSY
-    assert scene.fleet.clock() == before
 
 
 def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> None:
@@ -492,14 +479,6 @@ def changed(scene: Scene, *, topic: Topic, kind: str | None = None, **fields: ob
     rewrite(scene.fleet.broker, change)
 
 
-def test_a_refusal_for_an_unknown_reason_is_passed_on_in_its_own_words() -> None:
-    scene = Scene()
-    changed(scene, topic=Topic.SESSION, kind="refused", code="too-dear", sentence="The budget is spent; ask for more.")
-    with pytest.raises(SessionRefused, match=r"^The budget is spent; ask for more\.$") as caught:
-        scene.write(most=0)
-    assert caught.value.code is RefusalCode.OTHER
-
-
 def test_a_refusal_for_an_unknown_reason_is_not_waited_out() -> None:
     """A resuming device tries again only for reasons that are known to pass."""
     scene = Scene()
@@ -516,14 +495,6 @@ def test_a_refusal_for_an_unknown_reason_is_not_waited_out() -> None:
     assert scene.fleet.clock() - before < PATIENCE.resume_s
 
 
-def test_a_fault_of_an_unknown_kind_is_met_with_the_action_that_it_asks_for() -> None:
-    scene = Scene()
-    scene.when(3, scene.fleet.restart_edge)
-    changed(scene, topic=Topic.SESSION, kind="fault", code="cache-lost")
-    done = scene.write()
-    assert (done.tokens, done.resumes) == (expected(), 1)
-
-
 def test_an_action_that_is_unknown_is_giving_up_with_the_faults_own_sentence() -> None:
     scene = Scene()
     scene.when(3, scene.fleet.restart_edge)
@@ -532,15 +503,6 @@ def test_an_action_that_is_unknown_is_giving_up_with_the_faults_own_sentence() -
         scene.write()
     scene.fleet.settle()
     assert [record.reason for record in scene.fleet.sink.of(CloseReported)] == [EndReason.FAILED]
-
-
-def test_an_end_that_is_unknown_is_an_end() -> None:
-    scene = Scene()
-    changed(scene, topic=Topic.SESSION, kind="closed", reason="quota")
-    done = scene.write()
-    assert done.tokens == expected()
-    assert done.closed is not None
-    assert done.closed.reason is EndReason.FAILED
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -66,14 +66,6 @@ class Scene:
         return tuple(self.model._tokens)
 
 
-def test_the_draft_model_goes_ahead_as_far_as_the_draft_may() -> None:
-    scene = Scene()
-    drafted = scene.draft(3)
-    assert len(drafted) == 3
-    assert scene.sequence == (*PROMPT, *drafted)
-    assert scene.session.counters.draft_ms == 750.0
-
-
 @pytest.mark.parametrize(("accepted", "token"), [(3, 5), (1, 5), (0, 4)])
 def test_it_follows_the_text(accepted: int, token: int) -> None:
     scene = Scene()
@@ -338,15 +330,6 @@ def test_the_pacing_is_told_of_other_drafts_that_the_step_has_verified() -> None
     verdict = Verdict(handle=HANDLE, round=sent.round, accepted=2, chained=3)
     scene.pacing.learn(scene.session.on_verdict(verdict))
     assert [outcome.chained for outcome in scene.pupil.outcomes] == [3]
-
-
-def test_a_draft_without_tokens_has_no_time_for_one() -> None:
-    scene = PacingScene()
-    scene.pacing.plan()
-    draft = scene.send(more=False)
-    scene.judge(draft, 0)
-    (outcome,) = scene.pupil.outcomes
-    assert (outcome.tokens, outcome.tested, outcome.token_s) == (0, 0, 0.0)
 
 
 def test_pieces_are_timed_but_for_the_first_that_has_come_all_the_way() -> None:

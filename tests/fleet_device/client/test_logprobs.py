@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from fleet_device.errors import ProtocolViolation, SessionRefused
-from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import RequestContext
 from fleet_device.session.sequence import CommittedTokens
 from schemas.fields import TokenLogprobs
@@ -53,11 +52,6 @@ def test_whatever_is_drafted_or_written_and_however_often_the_edge_restarts(seed
 
     device.inbox.on_wait = disturb
     assert_exact(*written(device, mode=mode))
-
-
-def test_none_are_told_where_none_are_asked_for() -> None:
-    tokens, told = written(LoneDevice(MemoryFleet(), pacing=FixedPacing(3)), logprobs=None)
-    assert (bool(tokens), told) == (True, [])
 
 
 def test_an_edge_that_does_not_know_the_question_is_named() -> None:

@@ -6,22 +6,20 @@ from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, PublishOutcome
 from fleet_device.client.messaging import (
     ConnectionChanged,
     EdgePresences,
-    EdgeStateChanged,
     Inbox,
     ReceivedVerdict,
     Undelivered,
     Wake,
 )
-from schemas.codec import encode_reply, encode_verdict
-from schemas.control import Presence, encode_json
-from schemas.messages import Refused, Verdict
+from schemas.codec import encode_verdict
+from schemas.control import Presence
+from schemas.messages import Verdict
 from schemas.topics import Topic, build
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import edge_state
 from tests.support.memory_link import MemoryLink
 
 VERDICT = Verdict(handle=1, round=2, accepted=3, next=4)
-REFUSED = Refused(session=b"session1", code="busy", sentence="Later.")
 
 
 class Scene:
@@ -39,18 +37,6 @@ class Scene:
     def says(self, topic: Topic, payload: bytes, *, device: str | None = "device-1", edge: str | None = None) -> None:
         self.edge.publish(build(topic, fleet="fleet", device=device, edge=edge), payload)
         self.broker.pump()
-
-
-def test_what_arrives_is_decoded_and_taken_in_order() -> None:
-    scene = Scene()
-    payload = encode_verdict(VERDICT)
-    scene.says(Topic.VERDICT, payload)
-    scene.says(Topic.SESSION, encode_reply(REFUSED))
-    scene.says(Topic.EDGE_STATE, encode_json(edge_state()), device=None, edge="edge-1")
-    assert scene.inbox.take() == ReceivedVerdict(VERDICT, len(payload))
-    assert scene.inbox.take() == REFUSED
-    assert scene.inbox.take() == EdgeStateChanged("edge-1", Presence.ONLINE)
-    assert scene.inbox.take() is None
 
 
 def test_another_devices_messages_do_not_arrive() -> None:
@@ -75,25 +61,11 @@ def test_what_is_no_message_is_counted_logged_and_dropped(
     assert scene.link.counters.handler_errors == 0
 
 
-def test_a_lost_connection_is_told() -> None:
-    scene = Scene()
-    scene.broker.kill("device-1")
-    scene.broker.pump()
-    assert scene.inbox.take() == ConnectionChanged(up=False)
-
-
 @pytest.mark.parametrize(("reason", "told"), [(NO_MATCHING_SUBSCRIBERS, True), (0, False), (0x87, False)])
 def test_a_message_that_nobody_listens_for_is_told(reason: int, told: bool) -> None:
     inbox = Inbox()
     inbox.on_undelivered(Topic.OPEN)(PublishOutcome("topic", reason))
     assert inbox.take() == (Undelivered(Topic.OPEN) if told else None)
-
-
-def test_waiting_ends_with_the_next_event_or_in_time() -> None:
-    inbox = Inbox()
-    assert inbox.take(timeout_s=0.001) is None
-    inbox.put(Wake())
-    assert inbox.take(timeout_s=60.0) == Wake()
 
 
 def test_an_edge_that_sends_without_end_between_two_texts_fills_no_memory() -> None:

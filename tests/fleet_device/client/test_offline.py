@@ -184,22 +184,6 @@ def ridden_out(scene: Scene, steps: Sequence[Callable[[Scene], None]], *, begun:
     return done.tokens
 
 
-def test_to_wait_is_what_is_done_without_a_policy() -> None:
-    scene = Scene()
-
-    def happen(wait: int) -> None:
-        if wait == 3:
-            end_edge(scene)
-        elif wait == 16:
-            bring_back(scene)
-
-    scene.inbox.on_wait = happen
-    before = scene.fleet.clock()
-    done = write(scene, replace(FAIL, policy=OfflinePolicy.WAIT))
-    assert scene.fleet.clock() - before > ANSWER_S
-    assert (done.tokens, done.unverified) == (expected(), 0)
-
-
 @pytest.mark.parametrize("mode", Mode)
 @each_way
 def test_the_draft_model_goes_on_alone_and_says_so(interrupt: Callable[[Scene], None], mode: Mode) -> None:

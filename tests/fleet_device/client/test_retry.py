@@ -37,18 +37,6 @@ def test_a_draft_is_asked_for_again_later_than_an_open() -> None:
     assert not seen(watch, opened=False).may_repeat()
 
 
-def test_a_late_answer_is_waited_for_at_least_a_moment() -> None:
-    watch, pass_s = watch_at([0.0])
-    pass_s(50.0)
-    assert seen(watch, opened=True).repeat_in_s() == 0.01
-
-
-def test_no_wait_is_longer_than_the_patience_that_is_left() -> None:
-    watch, pass_s = watch_at([0.0])
-    pass_s(4.5)
-    assert seen(watch, opened=False).repeat_in_s() == 0.5
-
-
 def test_each_token_pays_for_one_new_beginning_and_none_is_saved_up() -> None:
     watch, _ = watch_at([0.0])
     watch.note_answer(tokens=1000)
@@ -143,15 +131,6 @@ class AloneRequest:
 @pytest.fixture
 def alone() -> AloneRequest:
     return AloneRequest()
-
-
-def test_an_edge_is_asked_for_after_five_seconds(alone: AloneRequest) -> None:
-    alone.pass_s(4.9)
-    assert not alone.state.rejoin_due
-    assert alone.state.rejoin_in_s == pytest.approx(0.1)
-    alone.pass_s(0.2)
-    assert alone.state.rejoin_due
-    assert alone.state.rejoin_in_s == 0.0
 
 
 def test_an_edge_that_is_back_is_asked_sooner_but_not_at_once(alone: AloneRequest) -> None:

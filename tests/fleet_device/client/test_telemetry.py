@@ -23,14 +23,6 @@ def test_totals_add_up_over_texts() -> None:
     assert told.draft_ms_per_token == 10.0
 
 
-def test_before_the_first_verdict_there_is_no_round_trip() -> None:
-    assert DeviceTotals().add(text(RoundTrips())).round_trip_ms is None
-
-
-def test_a_device_that_drafts_ahead_hardly_waits_and_its_round_trip_is_told_all_the_same() -> None:
-    assert DeviceTotals().add(text(RoundTrips(count=4, total_ms=480.0), wait_ms=3.0)).round_trip_ms == 120.0
-
-
 def test_the_round_trip_is_smoothed_over_drafts_and_not_over_texts() -> None:
     totals = DeviceTotals()
     totals.add(text(RoundTrips(count=64, total_ms=64 * 100.0)))

@@ -51,22 +51,6 @@ def row(drafter: LlamaCppDrafter) -> np.ndarray:
     return dense
 
 
-def test_the_next_turn_of_a_conversation_computes_what_is_new(drafter: LlamaCppDrafter) -> None:
-    text = [index % 5 + 1 for index in range(40)]
-    drafter.reset(text)
-    row(drafter)
-    assert drafter.tokens_computed == 40
-    for _ in range(3):
-        drafter.extend([2, 3])  # a draft
-        row(drafter)
-        drafter.truncate(len(text) + 1)  # of which one token was accepted
-        text = [*text, 2, 4, 1, 5]
-        before = drafter.tokens_computed
-        drafter.reset(text)
-        row(drafter)
-        assert drafter.tokens_computed - before == 3
-
-
 def conversation(number: int, length: int) -> list[int]:
     return [*range(20, 40), *((7 + number + place * (number + 3)) % 200 + 3 for place in range(length - 20))]
 
@@ -196,11 +180,6 @@ def test_whatever_is_kept_the_rows_are_those_of_a_fresh_drafter(seed: int, make:
         fresh.reset(talk)
         assert alike(observed, row(fresh))
     assert used.tokens_computed < fresh.tokens_computed
-
-
-def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DrafterError, match="model"):
-        LlamaCppDrafter(settings(tmp_path / "none.gguf"))
 
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04 a zip file"])

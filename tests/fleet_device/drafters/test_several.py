@@ -9,7 +9,6 @@ from dssd.distribution import Dist
 from fleet_device.drafters.contract import Drafter, DrafterError, known_tokens, sequences_of
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import load_drafter
-from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.settings import DeviceSettings
 from tests.fleet_device.drafters.conftest import CONTEXT, POLICY, Make
 
@@ -80,14 +79,6 @@ def test_sequences_may_be_used_from_a_thread_each(make: Make) -> None:
         fresh.reset([11])
         fresh.reset(tokens)
         assert equal(dist, fresh.next(POLICY)), tokens
-
-
-def test_a_drafter_that_has_one_sequence_is_the_only_one() -> None:
-    class One(ScriptedDrafter):
-        another = None  # type: ignore[assignment]
-
-    plain = object.__new__(One)
-    assert sequences_of(plain, 1) == [plain]
 
 
 def test_there_are_no_more_sequences_than_the_settings_say(tiny: Path) -> None:

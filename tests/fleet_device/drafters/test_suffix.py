@@ -6,10 +6,9 @@ import pytest
 from dssd.distribution import Dist, point_mass
 from fleet_device.drafters.suffix import Guess, SuffixDrafter, Trust, make_guess
 from fleet_device.drafters.suffix_index import History, Match
-from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
+from fleet_device.drafters.without_model import WordCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
-from tests.support.markov import MarkovScript
 
 WORDS = tuple(f"w{number}" for number in range(60))
 POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)
@@ -205,14 +204,6 @@ def test_what_the_model_reads_late_is_no_part_of_its_time_for_a_token() -> None:
     prospect = drafter.prospect(POLICY)
     assert prospect is not None
     assert prospect.catch_up_s == pytest.approx(0.004, abs=0.0005)
-
-
-def test_its_name_and_quantization_are_the_models() -> None:
-    script = MarkovScript(size=60, seed=1, sharpness=1.0, period=1)
-    model = ScriptedDrafter(script, WORDS)
-    drafter = SuffixDrafter.before(model, None)
-    assert (drafter.name, drafter.quantization, drafter.context) == (model.name, model.quantization, model.context)
-    assert alone().name == "suffix"
 
 
 def test_of_what_followed_only_what_is_allowed_is_drafted() -> None:

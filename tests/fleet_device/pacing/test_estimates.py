@@ -237,18 +237,6 @@ def test_the_rate_is_the_one_that_is_seen(plan: Plan, answer_s: float, acceptanc
     assert under.rate(plan) == pytest.approx(seen, rel=0.15 if plan.ahead else 0.03)
 
 
-def test_a_draft_that_is_never_accepted_costs_its_time() -> None:
-    under = conditions(0.0, 0.1)
-    assert under.rate(Plan(0)) == pytest.approx(10.0)
-    assert under.rate(Plan(1)) == pytest.approx(1 / (0.015 + 0.102))
-
-
-def test_a_wider_window_raises_throughput_only_when_drafting_ahead() -> None:
-    narrow, wide = (Conditions(acceptance=0.9, token_s=0.01, beside_s=0.3, window=window) for window in (2, 8))
-    assert narrow.rate(Plan(4)) == wide.rate(Plan(4))
-    assert wide.rate(Plan(4, ahead=True)) > 1.2 * narrow.rate(Plan(4, ahead=True))
-
-
 SIXTEEN = SharedSteps(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
 
 

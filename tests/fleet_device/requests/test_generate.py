@@ -33,14 +33,6 @@ def generated(
     return generate_text(agent, drafter or TalkingDrafter(), request(stop=stop), context), pieces
 
 
-def test_pieces_and_their_tokens_add_up_to_the_text() -> None:
-    text, pieces = generated(ScriptedAgent())
-    assert [(piece.text, piece.tokens) for piece in pieces] == [("t1 t2 ", 2), ("t3 ", 1)]
-    assert text.text == "t1 t2 t3 "
-    assert text.reason is EndReason.STOP
-    assert not text.stopped
-
-
 def test_each_token_of_a_piece_says_what_it_adds_and_where_it_comes_from() -> None:
     text, pieces = generated(ScriptedAgent())
     assert [piece.parts for piece in pieces] == [

@@ -36,10 +36,6 @@ def test_a_prompt_is_a_text_or_a_chat(prompt: Prompt, raw: bool, meant: str) -> 
     assert list(prepare(prompt, raw=raw).prompt) == CODEC.encode(meant)
 
 
-def test_a_prompt_may_be_tokens() -> None:
-    assert prepare([3, 1, 2]).prompt == prepare((3, 1, 2)).prompt == (3, 1, 2)
-
-
 def test_options_that_are_left_out_are_the_device_s_settings() -> None:
     request = prepare(temperature=None)
     policy = request.policy

@@ -26,15 +26,6 @@ def failure(events: Events) -> Exception:
     return event.error
 
 
-def test_a_text_comes_in_pieces_and_then_whole(make: Make) -> None:
-    events = Events()
-    make(ScriptedAgent()).submit(lambda: REQUEST, events.put)
-    assert [take(events), take(events)] == [Piece("t1 t2 ", 2), Piece("t3 ", 1)]
-    text = take(events)
-    assert isinstance(text, GeneratedText)
-    assert text.text == "t1 t2 t3 "
-
-
 def test_texts_are_written_one_at_a_time_in_order(make: Make) -> None:
     agent, first, second = gated(), Events(), Events()
     texts = make(agent)

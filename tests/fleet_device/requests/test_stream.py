@@ -23,10 +23,6 @@ def test_a_stream_gives_the_pieces_and_then_the_whole_text(make: Make) -> None:
     assert stream.request() is REQUEST
 
 
-def test_the_whole_text_can_be_had_without_the_pieces(make: Make) -> None:
-    assert TextStream(make(ScriptedAgent()), lambda: REQUEST).result().text == "t1 t2 t3 "
-
-
 def test_pieces_tell_their_tokens_also_where_they_complete_no_text(make: Make) -> None:
     agent = ScriptedAgent(batches=[(1,), (), (2, 3)])
     stream = TextStream(make(agent), lambda: REQUEST)

@@ -131,12 +131,6 @@ def test_a_draft_carries_what_the_edge_needs() -> None:
     assert (draft.tokens, draft.counts, draft.more, draft.digest) == ((4, 5), (65536, 65536), False, EMPTY_DIGEST)
 
 
-def test_a_coupled_draft_has_no_counts() -> None:
-    session = session_of(mode=Mode.COUPLED)
-    session.propose(point_mass(4))
-    assert session.send().counts is None
-
-
 def test_a_draft_has_room_for_what_was_agreed_and_for_what_the_text_still_takes() -> None:
     session = session_of()
     assert (session.room(9), session.room(3), session.room(0)) == (4, 3, 0)
@@ -194,13 +188,6 @@ def test_a_rejection_is_corrected_by_the_device_and_told_with_the_next_draft() -
     draft = session.send()
     assert (draft.fix, draft.base, draft.epoch, draft.digest) == (6, 2, 1, extend_digest(EMPTY_DIGEST, [4, 6]))
     assert session.on_verdict(verdict(draft.round, 0, 7))
-    assert session.send().fix is None
-
-
-def test_in_coupled_mode_the_edge_corrects() -> None:
-    session = session_of(mode=Mode.COUPLED)
-    (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 1, 6))
-    assert step == VerdictEffect((4, 6), valid=1, correction=6)
     assert session.send().fix is None
 
 
@@ -320,12 +307,6 @@ def test_the_devices_own_correction_may_be_the_last_token() -> None:
     assert (session.ended, session.committed, session.close(wall_ms=0.0).fix) == (EndReason.LENGTH, [6], 6)
 
 
-def test_the_last_token_ends_the_text() -> None:
-    session = session_of(max_new_tokens=3)
-    session.on_verdict(verdict(drafted(session, 4, 5), 2, 6, finish=Finish.LENGTH))
-    assert session.ended is EndReason.LENGTH
-
-
 def test_the_first_reason_to_end_stands() -> None:
     session = session_of()
     session.cancel(EndReason.CANCELLED)
@@ -343,14 +324,6 @@ def test_a_close_without_an_edge_says_so() -> None:
     session.cancel(EndReason.CANCELLED)
     close = session.close(wall_ms=0.0)
     assert (close.handle, close.edge) == (None, None)
-
-
-@pytest.mark.parametrize(("attempt", "answer"), [(None, True), (0, True), (5, False)])
-def test_a_closed_of_a_segment_resumed_elsewhere_is_ignored(attempt: int | None, answer: bool) -> None:
-    zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
-    closed = Closed(session=NAME, attempt=attempt, reason=EndReason.LOST, **zeros)
-    assert session_of().concerns(closed) is answer
-    assert not session_of().concerns(closed.model_copy(update={"session": b"another1"}))
 
 
 def test_an_edge_that_judged_nothing_cannot_end_what_another_judges() -> None:

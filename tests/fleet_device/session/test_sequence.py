@@ -32,18 +32,9 @@ def answer(accepted: int, following: Any = None, *, more: bool = False, finish: 
     return DecidedDraft(verdict, SentDraft(draft, PROPOSALS))
 
 
-@pytest.mark.parametrize(("accepted", "head"), [(0, ()), (1, (4,)), (2, (4, 5))])
-def test_the_accepted_head_ends_where_the_verdict_says(accepted: int, head: tuple[int, ...]) -> None:
-    assert answer(accepted).head() == head
-
-
 def test_no_more_can_be_accepted_than_was_drafted() -> None:
     with pytest.raises(ProtocolViolation, match="accepted 3 of 2"):
         answer(3).head()
-
-
-def test_the_rejected_token_follows_the_accepted_head() -> None:
-    assert [answer(accepted).rejected() for accepted in range(3)] == [*PROPOSALS, None]
 
 
 def test_an_accepted_draft_is_followed_by_one_token_unless_more_were_promised() -> None:
@@ -69,15 +60,6 @@ def put(window: DraftsInFlight, round_: int, *tokens: int, more: bool = False) -
     return draft
 
 
-def heard(window: DraftsInFlight, *rounds: int) -> None:
-    for round_ in rounds:
-        window.heard(Verdict(handle=7, round=round_, accepted=0))
-
-
-def rounds(window: DraftsInFlight) -> list[int]:
-    return [answer.draft.round for answer in iter(window.next_decided, None)]
-
-
 def test_behind_the_text_come_drafts_under_way_and_then_the_one_being_built() -> None:
     window = DraftsInFlight()
     assert (window.length, window.last_token, window.tokens, window.drafts) == (0, None, (), ())
@@ -85,47 +67,6 @@ def test_behind_the_text_come_drafts_under_way_and_then_the_one_being_built() ->
     assert (window.length, window.last_token, window.tokens, window.drafts) == (2, 5, (4, 5), drafts)
     window.building.append(Proposal(6))
     assert (window.length, window.last_token, window.tokens) == (3, 6, (4, 5))
-
-
-def test_an_answer_has_the_proposals_that_the_draft_was_made_of() -> None:
-    window = DraftsInFlight()
-    put(window, 0, 4, 5)
-    heard(window, 0)
-    answer = window.next_decided()
-    assert answer is not None
-    assert [proposal.token for proposal in answer.sent.proposals] == [4, 5]
-    assert window.length == 0
-
-
-def test_verdicts_that_overtook_each_other_are_taken_in_the_order_of_the_drafts() -> None:
-    window = DraftsInFlight()
-    for round_ in range(3):
-        put(window, round_, 4, more=True)
-    heard(window, 1)
-    assert rounds(window) == []
-    heard(window, 0)
-    assert rounds(window) == [0, 1]
-    heard(window, 2)
-    assert rounds(window) == [2]
-
-
-def test_a_verdict_on_no_draft_under_way_is_not_kept() -> None:
-    window = DraftsInFlight()
-    heard(window, 0, 1)
-    put(window, 0, 4)
-    assert rounds(window) == []
-
-
-def test_a_window_that_was_voided_is_empty() -> None:
-    window = DraftsInFlight()
-    put(window, 0, 4, more=True)
-    put(window, 1, 5, more=True)
-    heard(window, 1)
-    window.building.append(Proposal(6))
-    window.void()
-    assert (window.length, window.drafts) == (0, ())
-    put(window, 1, 7)
-    assert rounds(window) == []
 
 
 DRAFTED, CORRECTED, BONUS = TokenOrigin.DRAFTED, TokenOrigin.CORRECTED, TokenOrigin.BONUS
@@ -180,10 +121,6 @@ def test_accepted_tokens_were_drafted_and_what_follows_them_is_a_bonus_or_a_corr
     assert decided(session_of(mode), (4, 5), accepted, following).origins == origins
 
 
-def test_behind_an_empty_draft_stands_what_the_edge_draws() -> None:
-    assert decided(session_of(), (), 0, 6).origins == (BONUS,)
-
-
 def test_a_correction_that_took_more_samples_is_one_all_the_same() -> None:
     session = session_of()
     assert decided(session, (4,), 0, Samples(start=0, ids=(4,) * 16, probs=(0.5,) * 16)) == CommittedTokens((), ())
@@ -219,18 +156,6 @@ def rejection(mode: Mode = Mode.RESIDUAL) -> Rejection:
 def samples(start: int, *ids: int) -> Samples:
     """A sample of 4 never passes where the draft was certain of it; any other always passes."""
     return Samples(start=start, ids=ids, probs=(0.5,) * len(ids))
-
-
-def test_in_residual_mode_the_device_draws_from_what_the_edge_sent() -> None:
-    rejected = rejection()
-    assert rejected.device_draws
-    assert rejected.correction(P, policy=policy()) == 6
-
-
-def test_in_coupled_mode_the_edge_has_drawn() -> None:
-    rejected = rejection(Mode.COUPLED)
-    assert not rejected.device_draws
-    assert rejected.correction(8, policy=policy(Mode.COUPLED)) == 8
 
 
 def test_samples_are_tried_in_their_order_until_one_passes() -> None:
@@ -286,17 +211,3 @@ def test_what_no_open_can_carry_is_refused_at_once(fields: dict[str, Any], code:
 def test_long_names_of_models_are_cut() -> None:
     asked = DeviceSession(terms(draft_model="m" * 5000, quantization="q" * 5000)).open()
     assert (len(asked.draft_model), len(asked.quantization)) == (200, 200)
-
-
-@pytest.mark.parametrize(
-    ("attempt", "text", "resume"), [(0, [], None), (0, [4], (4,)), (1, [], ()), (1, [4, 5], (4, 5))]
-)
-def test_every_open_but_the_first_of_an_empty_text_tells_the_text(
-    attempt: int, text: list[int], resume: tuple[int, ...] | None
-) -> None:
-    session = DeviceSession(terms())
-    for _ in range(attempt):
-        session.open()
-    session.sequence.commit(text)
-    asked = session.open()
-    assert (asked.attempt, asked.resume, asked.prompt, asked.max_new_tokens) == (attempt, resume, (1, 2), 20)

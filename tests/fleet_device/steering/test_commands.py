@@ -278,11 +278,6 @@ def device(tmp_path: Path) -> Iterator[Steered]:
         yield it
 
 
-def test_a_device_reports_its_settings_when_it_connects(device: Steered) -> None:
-    said = device.applied(0)
-    assert (said.applied, said.values["top_k"], said.refused) == (0, 50, {})
-
-
 def test_settings_are_used_by_the_next_text_without_a_restart(device: Steered) -> None:
     before = device.service.agent._lanes._all[0].pacing
     device.monitor.want(1, draft_length=2, window=3, padding=16, open_s=7.5)
