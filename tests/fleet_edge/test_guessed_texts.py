@@ -77,16 +77,6 @@ def test_a_text_that_repeats_itself_takes_fewer_steps() -> None:
     assert steps[8] < steps[0] / 2
 
 
-def test_guesses_count_neither_as_drafts_nor_against_the_device() -> None:
-    asked = asked_of(3, Mode.RESIDUAL, 0.0)
-    _, fleet = streamed(asked, max_guess=8)
-    (session,) = fleet.known.values()
-    counters = session.counters
-    assert (counters.drafted, counters.tested, counters.accepted) == (0, 0, 0)
-    assert counters.tokens == counters.streamed == LENGTH
-    assert counters.guessed_right > LENGTH // 2
-
-
 def test_each_request_to_write_is_one_round_in_the_log() -> None:
     asked = asked_of(3, Mode.RESIDUAL, 0.0)
     _, fleet = streamed(asked, max_guess=8)

@@ -75,7 +75,13 @@ class Attack:
                 device = self.honest()
 
 
-@pytest.mark.parametrize("name", FLOODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in {"random bytes", "opens", "states"} else pytest.mark.slow)
+        for name in FLOODS
+    ],
+)
 def test_a_flood_costs_others_nothing_and_the_log_little(name: str) -> None:
     attack = Attack(FLOODS[name], a_step=2 if name == "large opens" else 20)
     texts = list(attack.texts())

@@ -15,7 +15,7 @@ from tests.support.memory_fleet import FLEET, START, Device, MemoryFleet, lossle
 from tests.support.memory_link import MemoryLink
 from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
 
-SEEDS = range(5)
+SEEDS = range(3)
 MIDDLE = 5  # of the requests that have one
 MOST_MOVES = 200
 FORMS = {FormName.SPARSE: "form 1", FormName.SAMPLES: "form 2", FormName.DENSE: "form 3"}

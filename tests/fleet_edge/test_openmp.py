@@ -36,10 +36,12 @@ def test_what_only_reads_the_log_sets_nothing(module: str) -> None:
     assert _policy_after(f"import {module}") == "None"
 
 
+@pytest.mark.slow
 def test_a_policy_that_is_set_stays() -> None:
     assert _policy_after("import fleet_edge.verifiers.registry", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
 
 
+@pytest.mark.slow
 def test_they_wait_awake_for_a_moment_unless_a_policy_is_set() -> None:
     assert _policy_after("import fleet_edge.verifiers.registry", "GOMP_SPINCOUNT") == "10000"
     assert _policy_after("import fleet_edge.verifiers.registry", "GOMP_SPINCOUNT", OMP_WAIT_POLICY="ACTIVE") == "None"

@@ -57,16 +57,6 @@ def test_the_log_agrees_with_what_the_device_counted() -> None:
     assert {each.form for each in rounds} <= {"token", "sparse", "dense", None}
 
 
-@pytest.mark.parametrize(
-    ("form", "kind"), [(FormName.SAMPLES, "samples"), (FormName.DENSE, "dense"), (FormName.SPARSE, "sparse")]
-)
-def test_p_goes_down_in_the_form_that_was_set(form: FormName, kind: str) -> None:
-    fleet = MemoryFleet(form=form)
-    devices = [opened(fleet, number, mode=Mode.RESIDUAL) for number in range(8)]
-    run(fleet, devices, random.Random(0))
-    assert {each.form for each in fleet.sink.of(RoundJudged)} - {"token", None} == {kind}
-
-
 def test_a_session_whose_logits_are_no_numbers_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = MemoryFleet()
     devices = waiting(fleet, 3)

@@ -93,7 +93,9 @@ def check_text(device: Device, seed: int) -> None:
     assert device.session.ended is (EndReason.STOP if text[-1] == END else EndReason.LENGTH), seed
 
 
-@pytest.mark.parametrize("start", range(0, RUNS, 100))
+@pytest.mark.parametrize(
+    "start", [0, *(pytest.param(start, marks=pytest.mark.slow) for start in range(100, RUNS, 100))]
+)
 def test_without_losses_both_ends_agree_on_the_text_and_on_every_count(start: int) -> None:
     for seed in range(start, start + 100):
         here = scene(seed, faults=False)
@@ -115,7 +117,9 @@ def test_without_losses_both_ends_agree_on_the_text_and_on_every_count(start: in
         assert len(here.fleet.edge.sessions) == 0, seed
 
 
-@pytest.mark.parametrize("start", range(0, 2 * RUNS, 100))
+@pytest.mark.parametrize(
+    "start", [0, 100, *(pytest.param(start, marks=pytest.mark.slow) for start in range(200, 2 * RUNS, 100))]
+)
 def test_whatever_is_lost_repeated_or_restarted_the_text_is_right(start: int) -> None:
     for seed in range(start, start + 100):
         here = scene(seed, faults=True)
@@ -178,7 +182,7 @@ def test_on_a_line_slower_than_the_repetition_the_first_answer_to_an_open_counts
 @pytest.mark.parametrize("length", [0, 1, 3, 8])
 @pytest.mark.parametrize("ahead", [False, True])
 def test_coupled_text_does_not_depend_on_how_it_was_drafted(length: int, ahead: bool) -> None:
-    for seed in range(20):
+    for seed in range(8):
         fleet = MemoryFleet()
         device = Device(
             fleet, "device-1", terms(seed, mode=Mode.COUPLED, max_new_tokens=20), length=length, ahead=ahead

@@ -22,12 +22,11 @@ from fleet_edge.store.records import (
     SegmentLeft,
     SegmentProgress,
     SessionClosed,
-    SessionOpened,
 )
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
 from schemas.fields import EdgeLoad
-from schemas.messages import Closed, Fault, Opened, SessionReply, Verdict
+from schemas.messages import Closed, Fault, SessionReply, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
@@ -157,15 +156,6 @@ class Exchange:
 @pytest.fixture
 def exchange() -> Exchange:
     return Exchange()
-
-
-def test_an_open_is_granted_each_time_and_logged_once(exchange: Exchange) -> None:
-    exchange.answers.opened_again(exchange.session)
-    first, second = exchange.listen()
-    assert isinstance(first, Opened)
-    assert first == second
-    assert (first.edge, first.target, first.lease_s) == (EDGE, "toy-target", 60.0)
-    assert [record.open_bytes for record in exchange.sink.of(SessionOpened)] == [150]
 
 
 def test_a_fault_is_told_and_logged_with_its_session(exchange: Exchange) -> None:

@@ -114,7 +114,7 @@ def test_of_a_hash_no_token_can_be_read() -> None:
     assert record.hash == hashlib.sha256(said).hexdigest()
 
 
-@pytest.mark.parametrize("size", [0, 40, 3_000, 100_000])
+@pytest.mark.parametrize("size", [0, 40, 30_000])
 def test_a_piece_fits_a_line_of_the_spool_whatever_tokens_read(size: int) -> None:
     store, written = texts(StoreText.FULL, lambda _token: b"x" * size)
     session = committed(300)

@@ -38,7 +38,7 @@ def check(top_k: TopK, logits: NDArray[np.float32], k: int) -> None:
 
 
 @both
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     rows=st.integers(0, 4),
     size=st.integers(1, 6 * DEPTH + 3),
@@ -60,8 +60,8 @@ def test_equals_a_stable_sort_with_ties_infinities_and_what_is_no_number(
 
 
 @both
-@pytest.mark.parametrize("size", [49_152, 50_257, 151_665])
-@pytest.mark.parametrize("k", [1, 50, 300, 1000])
+@pytest.mark.parametrize("size", [49_152, 151_665])
+@pytest.mark.parametrize("k", [1, 50, 1000])
 def test_equals_a_stable_sort_at_the_size_of_real_vocabularies(top_k: TopK, size: int, k: int) -> None:
     logits = 4 * np.random.default_rng(size + k).standard_normal((3, size), dtype=np.float32)
     check(top_k, logits, k)
@@ -136,7 +136,7 @@ def shaping_check(shape_rows: ShapeRows, logits: Rows, policies: Sequence[Sampli
 
 
 @shaping_both
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     support=st.integers(1, VOCABULARY - 1),

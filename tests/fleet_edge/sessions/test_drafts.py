@@ -3,11 +3,10 @@ import pytest
 
 from dssd.distribution import Dist
 from dssd.verification import Judgement
-from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.drafts import DraftResult, Rounds, WaitingDrafts, split_judgement
 from schemas.messages import Draft
-from schemas.reasons import FaultCode, Finish
-from schemas.vocabulary import EMPTY_DIGEST, extend_digest
+from schemas.reasons import Finish
+from schemas.vocabulary import EMPTY_DIGEST
 from tests.support.drafts import LIMITS, arrived, draft
 
 
@@ -25,11 +24,6 @@ def rounds(drafts: WaitingDrafts, most: int = 100) -> list[int]:
 FIRST, SECOND = draft((4, 5), more=True), draft((6,), text=(4, 5), round_=1)
 
 
-@pytest.mark.parametrize("messages", [(FIRST, SECOND), (SECOND, FIRST)], ids=["in order", "overtaken"])
-def test_consecutive_drafts_form_a_chain(messages: tuple[Draft, Draft]) -> None:
-    assert rounds(waiting(*messages)) == [0, 1]
-
-
 @pytest.mark.parametrize(("most", "taken"), [(3, [0, 1]), (2, [0]), (0, [0])])
 def test_a_chain_takes_its_first_draft_whole_and_stops_at_the_allowance(most: int, taken: list[int]) -> None:
     assert rounds(waiting(FIRST, SECOND), most) == taken
@@ -37,20 +31,6 @@ def test_a_chain_takes_its_first_draft_whole_and_stops_at_the_allowance(most: in
 
 def test_a_chain_goes_on_only_where_it_was_promised() -> None:
     assert rounds(waiting(draft((4, 5)), SECOND)) == [0]
-
-
-def test_a_chain_ends_before_a_draft_on_another_text() -> None:
-    drafts = waiting(FIRST, draft((6,), text=(4, 9), round_=1))
-    assert rounds(drafts) == [0]
-    assert len(drafts) == 2
-
-
-def test_a_first_draft_on_another_text_is_dropped() -> None:
-    drafts = waiting(draft((6,), text=(4, 9), round_=1))
-    with pytest.raises(DraftFault) as caught:
-        drafts.chain(base=2, digest=extend_digest(EMPTY_DIGEST, (4, 5)), most=100)
-    assert caught.value.code is FaultCode.DESYNC
-    assert len(drafts) == 0
 
 
 def test_the_first_draft_at_a_position_is_kept() -> None:
@@ -75,31 +55,12 @@ def test_a_round_has_passed_once_it_or_a_later_one_is_answered() -> None:
     assert [rounds.passed(round_) for round_ in range(5)] == [True, True, True, True, False]
 
 
-def test_a_round_is_seen_for_the_first_time_once_in_whatever_order_it_comes() -> None:
-    rounds = Rounds(window=2)
-    assert [rounds.first_seen(round_) for round_ in (1, 0, 1, 0, 2)] == [True, True, False, False, True]
-
-
-def test_what_came_so_long_ago_that_it_is_forgotten_is_not_taken_for_new() -> None:
-    rounds = Rounds(window=2)
-    assert all(rounds.first_seen(round_) for round_ in range(6))
-    assert not any(rounds.first_seen(round_) for round_ in range(6))
-
-
 P = Dist(np.array([6, 4]), np.array([0.75, 0.25]))
 CHAIN = (arrived(draft((4, 5), more=True)), arrived(draft((6,), text=(4, 5), round_=1)))
 
 
 def settled(judgement: Judgement, *, committed: int = 0) -> list[DraftResult]:
     return split_judgement(CHAIN, judgement, limits=LIMITS, committed=committed)
-
-
-def test_a_token_drawn_behind_the_chain_belongs_to_its_last_draft() -> None:
-    first, second = settled(Judgement(3, rejected=False, token=7))
-    assert (first.accepted, first.tested, first.token, first.tokens) == (2, 2, None, (4, 5))
-    assert (second.accepted, second.tested, second.token, second.tokens) == (1, 1, 7, (6, 7))
-    assert not first.rejected
-    assert not second.rejected
 
 
 @pytest.mark.parametrize(("accepted", "tested", "place"), [(0, 1, 0), (1, 2, 0), (2, 1, 1)])

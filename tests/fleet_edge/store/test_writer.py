@@ -14,7 +14,7 @@ from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.errors import RecordRejected, StoreUnavailable
 from fleet_edge.store.records import Record
 from fleet_edge.store.spool import Spool, to_line
-from fleet_edge.store.writer import LogWriter, Mailbox, WriterSettings
+from fleet_edge.store.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 
@@ -371,49 +371,3 @@ def _fill(path: Path) -> None:
                 file.write(b"\0" * 4096)
         except OSError:
             return
-
-
-def _filled(count: int) -> Mailbox:
-    mailbox = Mailbox(100)
-    for record in _rounds(0, count):
-        mailbox.put(record)
-    return mailbox
-
-
-def test_records_are_taken_in_order_and_can_be_put_back() -> None:
-    mailbox = _filled(5)
-    taken = mailbox.take(3)
-    assert taken == _rounds(0, 3)
-    mailbox.put_back(taken)
-    assert mailbox.take(10) == _rounds(0, 5)
-
-
-def test_a_closed_mailbox_takes_nothing_and_keeps_what_it_has() -> None:
-    mailbox = _filled(2)
-    mailbox.close()
-    mailbox.put(samples.judged())
-    assert (len(mailbox), mailbox.dropped) == (2, 1)
-    mailbox.drop_all()
-    assert (len(mailbox), mailbox.dropped) == (0, 3)
-
-
-def test_waiting_ends_with_the_count_the_time_or_the_end() -> None:
-    mailbox = _filled(3)
-    assert mailbox.wait(3, timeout_s=0.0)
-    assert not mailbox.wait(4, timeout_s=0.0)
-    waiter = threading.Thread(target=mailbox.wait, args=(4,), kwargs={"timeout_s": 30.0})
-    waiter.start()
-    mailbox.put(samples.judged())
-    waiter.join(10)
-    assert not waiter.is_alive()
-    mailbox.close()
-    assert not mailbox.wait(100, timeout_s=30.0)
-
-
-def test_an_urgent_record_wakes_those_who_wait_for_one_until_it_is_taken() -> None:
-    mailbox = _filled(2)
-    assert mailbox.put(samples.judged(), urgent=True)
-    assert not mailbox.wait(100, timeout_s=30.0, or_urgent=True), "it returns at once, and says that there are not 100"
-    assert not mailbox.wait(4, timeout_s=0.0)
-    mailbox.take(10)
-    assert not mailbox.wait(1, timeout_s=0.0, or_urgent=True)

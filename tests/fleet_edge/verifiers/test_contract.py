@@ -175,7 +175,7 @@ def test_a_closed_sequence_gives_its_room_back_and_may_be_opened_again(verifier:
     assert verifier.computed(1) == 0
 
 
-@pytest.mark.parametrize("length", [1, 30, 64, 65, 100])
+@pytest.mark.parametrize("length", [1, 64, 65])
 def test_a_fork_goes_on_as_if_it_had_computed_its_beginning_itself(verifier: Verifier, length: int) -> None:
     shared = [index * 11 % VOCABULARY for index in range(100)]
     verifier.open(1)
@@ -285,7 +285,7 @@ def test_a_step_for_which_there_is_no_room_computes_nothing(verifier: Verifier) 
     assert _score(verifier, step).shape == (2, VOCABULARY)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_room_named_is_there_whichever_sequences_use_it(verifier: Verifier, seed: int) -> None:
     rng = random.Random(seed)
     for key in range(rng.randrange(1, 6)):
@@ -318,28 +318,26 @@ def test_one_sequence_grows_to_the_context_where_all_others_are_closed(verifier:
     assert verifier.computed(1) == CONTEXT
 
 
-@pytest.mark.parametrize(
-    ("items", "message"),
-    [
-        ([Item(9, [1], 1)], "not open"),
-        ([Item(1, [], 0)], "no tokens"),
-        ([Item(1, [1], 2)], "2 rows of 1"),
-        ([Item(1, [1], -1)], "-1 rows"),
-        ([Item(1, [VOCABULARY], 1)], "outside 0..60"),
-        ([Item(1, [-1], 1)], "outside 0..60"),
-        ([Item(1, [1] * (CONTEXT + 1), 1)], "context holds 320"),
-        ([Item(1, [1], 1), Item(1, [2], 1)], "twice"),
-        ([Item(2, [1], 1), Item(1, [VOCABULARY], 1)], "outside"),
-    ],
-)
-def test_an_item_that_cannot_be_computed_is_refused_and_changes_nothing(
-    verifier: Verifier, items: list[Item], message: str
-) -> None:
+IMPOSSIBLE = [
+    ([Item(9, [1], 1)], "not open"),
+    ([Item(1, [], 0)], "no tokens"),
+    ([Item(1, [1], 2)], "2 rows of 1"),
+    ([Item(1, [1], -1)], "-1 rows"),
+    ([Item(1, [VOCABULARY], 1)], "outside 0..60"),
+    ([Item(1, [-1], 1)], "outside 0..60"),
+    ([Item(1, [1] * (CONTEXT + 1), 1)], "context holds 320"),
+    ([Item(1, [1], 1), Item(1, [2], 1)], "twice"),
+    ([Item(2, [1], 1), Item(1, [VOCABULARY], 1)], "outside"),
+]
+
+
+def test_an_item_that_cannot_be_computed_is_refused_and_changes_nothing(verifier: Verifier) -> None:
     verifier.open(1)
     verifier.open(2)
-    with pytest.raises(VerifierError, match=message):
-        _score(verifier, items)
-    assert verifier.computed(1) == verifier.computed(2) == 0
+    for items, message in IMPOSSIBLE:
+        with pytest.raises(VerifierError, match=message):
+            _score(verifier, items)
+        assert verifier.computed(1) == verifier.computed(2) == 0
 
 
 def test_misuse_is_told_in_a_sentence(verifier: Verifier) -> None:

@@ -12,61 +12,61 @@ def cost(calls: list[Call], call_tokens: float) -> float:
     return sum(call_tokens + sum(share.count + share.filling for share in call) for call in calls)
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_every_token_is_computed_once_in_order_and_what_fills_up_has_room(seed: int) -> None:
-    rng = random.Random(seed)
-    streams = rng.randrange(1, 17)
-    cells = rng.choice((20, 200))
-    # As in the verifier, a sequence leaves one of a stream's cells free.
-    lengths = {stream: rng.choice((0, 0, 3, cells - rng.randrange(2, 20), cells - 1)) for stream in range(streams)}
-    room = {stream: cells - length for stream, length in lengths.items()}
-    parts = []
-    for stream in rng.sample(range(streams), rng.randrange(1, streams + 1)):
-        if room[stream] < 2:
-            continue
-        count = rng.randrange(1, min(room[stream] - 1, rng.choice((2, 7, 200))) + 1)
-        parts.append(StreamPart(stream, count, rng.randrange(count + 1)))
-    limits = CallLimits(
-        tokens=rng.choice((2 * streams, 512)),
-        rows=rng.choice((streams, 128)),
-        height=rng.choice((4, 63, 512)),
-        least=rng.choice((1, 2)),
-    )
-    calls = lay_out(parts, room=room, call_tokens=rng.choice((1.0, 5.0, 64.0)), limits=limits)
-    done = dict.fromkeys(lengths, 0)
-    wanted = {part.stream: part for part in parts}
-    rows = dict.fromkeys(wanted, 0)
-    for call in calls:
-        assert [share.stream for share in call] == list(range(call[0].stream, call[0].stream + len(call)))
-        heights = {share.count + share.filling for share in call}
-        assert len(heights) == 1
-        assert 0 < sum(share.count + share.filling for share in call) <= limits.tokens
-        assert limits.least <= heights.pop() <= limits.height
-        in_call = 0
-        for share in call:
-            # Tokens follow those of the stream; padding is gone when the next call begins.
-            assert share.first == done[share.stream]
-            assert share.first + share.count + share.filling <= room[share.stream]
-            done[share.stream] += share.count
-            part = wanted.get(share.stream, StreamPart(share.stream, 0, 0))
-            in_call += share.wanted(part.count, part.rows)
-            if part.count:
-                rows[share.stream] += share.wanted(part.count, part.rows)
-        assert in_call <= limits.rows
-    assert {stream: count for stream, count in done.items() if count} == {part.stream: part.count for part in parts}
-    assert rows == {part.stream: part.rows for part in parts}
+def test_every_token_is_computed_once_in_order_and_what_fills_up_has_room() -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        streams = rng.randrange(1, 17)
+        cells = rng.choice((20, 200))
+        # As in the verifier, a sequence leaves one of a stream's cells free.
+        lengths = {stream: rng.choice((0, 0, 3, cells - rng.randrange(2, 20), cells - 1)) for stream in range(streams)}
+        room = {stream: cells - length for stream, length in lengths.items()}
+        parts = []
+        for stream in rng.sample(range(streams), rng.randrange(1, streams + 1)):
+            if room[stream] < 2:
+                continue
+            count = rng.randrange(1, min(room[stream] - 1, rng.choice((2, 7, 200))) + 1)
+            parts.append(StreamPart(stream, count, rng.randrange(count + 1)))
+        limits = CallLimits(
+            tokens=rng.choice((2 * streams, 512)),
+            rows=rng.choice((streams, 128)),
+            height=rng.choice((4, 63, 512)),
+            least=rng.choice((1, 2)),
+        )
+        calls = lay_out(parts, room=room, call_tokens=rng.choice((1.0, 5.0, 64.0)), limits=limits)
+        done = dict.fromkeys(lengths, 0)
+        wanted = {part.stream: part for part in parts}
+        rows = dict.fromkeys(wanted, 0)
+        for call in calls:
+            assert [share.stream for share in call] == list(range(call[0].stream, call[0].stream + len(call)))
+            heights = {share.count + share.filling for share in call}
+            assert len(heights) == 1
+            assert 0 < sum(share.count + share.filling for share in call) <= limits.tokens
+            assert limits.least <= heights.pop() <= limits.height
+            in_call = 0
+            for share in call:
+                # Tokens follow those of the stream; padding is gone when the next call begins.
+                assert share.first == done[share.stream]
+                assert share.first + share.count + share.filling <= room[share.stream]
+                done[share.stream] += share.count
+                part = wanted.get(share.stream, StreamPart(share.stream, 0, 0))
+                in_call += share.wanted(part.count, part.rows)
+                if part.count:
+                    rows[share.stream] += share.wanted(part.count, part.rows)
+            assert in_call <= limits.rows
+        assert {stream: count for stream, count in done.items() if count} == {part.stream: part.count for part in parts}
+        assert rows == {part.stream: part.rows for part in parts}
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_no_step_costs_more_than_each_sequence_alone_or_all_filled_up(seed: int) -> None:
-    rng = random.Random(seed)
-    parts = [StreamPart(stream, rng.randrange(1, 10), 1) for stream in rng.sample(range(16), rng.randrange(1, 17))]
-    call_tokens = rng.choice((1.0, 3.0, 10.0, 64.0))
-    calls = lay_out(parts, room=ROOM, call_tokens=call_tokens, limits=LIMITS)
-    alone = sum(call_tokens + part.count for part in parts)
-    numbers = [part.stream for part in parts]
-    whole = call_tokens + (max(numbers) - min(numbers) + 1) * max(part.count for part in parts)
-    assert cost(calls, call_tokens) <= min(alone, whole)
+def test_no_step_costs_more_than_each_sequence_alone_or_all_filled_up() -> None:
+    for seed in range(50):
+        rng = random.Random(seed)
+        parts = [StreamPart(stream, rng.randrange(1, 10), 1) for stream in rng.sample(range(16), rng.randrange(1, 17))]
+        call_tokens = rng.choice((1.0, 3.0, 10.0, 64.0))
+        calls = lay_out(parts, room=ROOM, call_tokens=call_tokens, limits=LIMITS)
+        alone = sum(call_tokens + part.count for part in parts)
+        numbers = [part.stream for part in parts]
+        whole = call_tokens + (max(numbers) - min(numbers) + 1) * max(part.count for part in parts)
+        assert cost(calls, call_tokens) <= min(alone, whole)
 
 
 def test_neighbours_with_equally_many_tokens_are_one_call() -> None:

@@ -114,6 +114,7 @@ def test_rows_are_the_same_to_the_bit_alone_and_among_others(name: str, tmp_path
         assert torch.equal(_among_others(verifier, tokens, seed), alone)
 
 
+@pytest.mark.slow
 def test_sequences_that_read_each_others_keys_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out = lean._lay_out
 

@@ -61,27 +61,3 @@ def test_a_prefill_is_a_call_of_its_own_and_slabs_do_not_mix() -> None:
     layout = _lay_out(parts)
     assert sorted(group.width for group in layout.groups) == [2, 2, FEW_ROWS + 1]
     assert len(layout.writes) == 2
-
-
-def test_new_keys_go_behind_the_computed_ones() -> None:
-    slab = _slab()
-    layout = _lay_out([Part(Slot(slab, 1), 10, 2), Part(Slot(slab, 0), 3, 1)])
-    (write,) = layout.writes
-    assert write.slots.tensor.tolist() == [0, 1, 1]
-    assert write.places.tensor.tolist() == [3, 10, 11]
-
-
-@pytest.mark.parametrize("window", [None, 1, 3, 100])
-def test_a_row_sees_itself_and_what_is_before_it_within_the_window(window: int | None) -> None:
-    slab = _slab()
-    layout = _lay_out([Part(Slot(slab, 0), 7, 1), Part(Slot(slab, 1), 3, 3)])
-    (group,) = layout.groups
-    first, mask = group.mask(window, heads=2, dtype=torch.float32)
-    assert mask.shape == (2, 1, 2 * 3, 8 - first)
-    for sequence, row, position in [(0, 0, 7), (1, 0, 3), (1, 1, 4), (1, 2, 5)]:
-        for head in range(2):
-            seen = (mask[sequence, 0, head * 3 + row] == 0).nonzero().flatten() + first
-            expected = [key for key in range(position + 1) if window is None or key > position - window]
-            assert seen.tolist() == expected
-    assert (mask == 0).any(dim=-1).all()  # no row sees nothing: its softmax would not be a number
-    assert group.mask(window, heads=2, dtype=torch.float32)[1] is mask

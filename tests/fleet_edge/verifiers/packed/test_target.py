@@ -258,10 +258,6 @@ def test_auto_says_so_where_torch_cannot_use_the_gpu(
     assert len(caplog.records) == 1
 
 
-def test_a_target_says_what_it_runs_on(whole: Path) -> None:
-    assert load_target(whole, dtype="float32").info.runs_on == f"cpu, float32, {torch.get_num_threads()} threads"
-
-
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
     [

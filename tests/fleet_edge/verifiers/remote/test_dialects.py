@@ -43,13 +43,6 @@ def read(api: str, answer: object, question: LogprobsQuery = QUESTION) -> TopRow
     return DIALECTS[api]().read(answer, question, vocabulary=SIZE)
 
 
-@each
-def test_the_most_likely_tokens_of_each_row_are_read_in_order(api: str) -> None:
-    rows = read(api, ANSWERS[api]([top(0), top(1)]))
-    assert rows.ids.tolist() == [[1, 2, 3], [0, 1, 2]]  # of equals the lower id
-    np.testing.assert_allclose(np.exp(rows.logprobs), [[0.4, 0.2, 0.15], [0.5, 0.2, 0.1]], rtol=1e-6)
-
-
 def test_vllm_is_asked_for_every_prefix_that_ends_at_a_row() -> None:
     call = DIALECTS["vllm"]().ask(QUESTION, model="m")
     assert call.path == "/v1/completions"
@@ -153,13 +146,6 @@ def test_two_choices_of_one_index_are_refused() -> None:
     answer["choices"][1]["index"] = 0
     with pytest.raises(BadAnswer, match="index"):
         read("vllm", answer)
-
-
-@each
-def test_a_prefill_has_no_rows(api: str) -> None:
-    question = LogprobsQuery([5, 4], rows=0, top=3)
-    answer = {"choices": [{"index": 0, "text": "?", "logprobs": None}], "text": "", "meta_info": {}}
-    assert read(api, answer, question).ids.shape == (0, 3)
 
 
 ODD = st.sampled_from([None, True, 10**400, -(10**400), math.nan, math.inf, -math.inf, 1e300, -1, 0, "", [], {}])

@@ -11,7 +11,7 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, VerifierError
 from fleet_edge.verifiers.registry import check_verifier
 from fleet_edge.verifiers.remote.loading import endpoint_urls
-from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
+from tests.fleet_edge.verifiers.remote.serving import SCRIPT, SIZE, TOP, asking, server
 from tests.support.inference_server import Fault
 from tests.support.markov import MarkovScript
 from tests.support.memory_broker import MemoryBroker
@@ -23,16 +23,6 @@ def key_file(folder: Path, key: str = "right", mode: int = 0o600) -> Path:
     path.write_text(f"{key}\n", encoding="ascii")
     path.chmod(mode)
     return path
-
-
-@pytest.mark.parametrize("api", APIS)
-def test_a_server_that_serves_the_target_is_taken(api: str) -> None:
-    with server(api) as one, asking([one], api=api) as verifier:
-        assert verifier.info.most_top_k == TOP
-        assert verifier.info.vocabulary.size == SIZE
-        assert verifier.info.context in (199, 192)
-        assert verifier.away() == ""
-        assert "1 server" in verifier.info.runs_on
 
 
 def test_a_server_that_names_all_tokens_serves_every_policy() -> None:
