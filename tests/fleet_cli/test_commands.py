@@ -98,9 +98,9 @@ def packages_of(extra: str) -> set[str]:
     ("extra", "module"),
     [
         ("device", "fleet_cli.device"),
-        ("device", "fleet_device.device"),
+        pytest.param("device", "fleet_device.device", marks=pytest.mark.slow),
         ("edge-llama", "fleet_cli.edge"),
-        ("edge-llama", "fleet_cli.demo"),
+        pytest.param("edge-llama", "fleet_cli.demo", marks=pytest.mark.slow),
         ("edge-remote", "fleet_cli.edge"),
         ("admin", "fleet_cli.admin"),
     ],

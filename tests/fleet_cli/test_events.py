@@ -28,8 +28,6 @@ def events_of(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     [
         (["edge", "run", "--target", "nowhere"], "nowhere"),
         (["device", "run", "--model", "/nowhere.gguf"], "/nowhere.gguf"),
-        (["device", "generate", "hello", "--model", "/nowhere.gguf"], "/nowhere.gguf"),
-        (["edge", "run", "--config", "/nowhere.toml"], "/nowhere.toml"),
         (["device", "generate", "hello", "--config", "/nowhere.toml"], "/nowhere.toml"),
     ],
     ids=lambda words: " ".join(words[:4]) if isinstance(words, list) else None,

@@ -20,10 +20,8 @@ def fleet(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["device", "generate", "--model", "owner/small-GGUF:small.gguf", "Why?"],
         ["device", "generate", "--model", "owner/small-GGUF:*.gguf", "Why?"],
         ["edge", "run", "--target", "owner/large"],
-        ["edge", "selftest", "--target", "owner/large"],
     ],
     ids=lambda words: " ".join(words[:4]),
 )

@@ -103,7 +103,7 @@ def test_a_lossy_line_brings_everything_in_order_and_later() -> None:
 
 def test_a_narrow_line_acknowledges_what_it_has_had_time_for() -> None:
     """The sender of a large message sees its progress, and does not take the broker for silent."""
-    with line(bytes_per_s=20_000.0) as (_, client, server):
+    with line(bytes_per_s=60_000.0) as (_, client, server):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         client.sendall(bytes(60_000))
         time.sleep(0.3)

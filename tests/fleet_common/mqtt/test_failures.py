@@ -48,7 +48,7 @@ def test_a_port_where_nobody_listens() -> None:
 
 
 def test_an_unknown_host() -> None:
-    error = failure(settings_for(1883, "no.such.host.invalid"), timeout_s=3.0)
+    error = failure(settings_for(1883, "no.such.host.invalid"), timeout_s=1.0)
     assert "no.such.host.invalid" in str(error)
 
 
