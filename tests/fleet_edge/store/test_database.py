@@ -141,7 +141,7 @@ def test_a_path_with_signs_that_mean_something_elsewhere_is_only_a_path(tmp_path
         ("sqlite://fleet.sqlite3", "three slashes"),
         ("sqlite:////nowhere/at/all/fleet.sqlite3", "create"),
         ("postgresql://fleet:hunter2@127.0.0.1:1/fleet", "connection"),
-        ("postgresql:/fleet:hunter2@host", ""),
+        ("postgresql:/fleet:hunter2@host", "The database"),
     ],
 )
 def test_a_wrong_url_is_refused_in_one_sentence_without_its_password(url: str, sentence: str) -> None:
