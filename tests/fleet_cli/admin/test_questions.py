@@ -149,9 +149,7 @@ def _numbers(output: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [command for _, command in _questions()])
-def test_a_narrow_terminal_cuts_no_number(
-    admin: Run, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_narrow_terminal_cuts_no_number(admin: Run, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = command.split(maxsplit=1)[0]
     if name in {*ELSEWHERE, "export"} or any(flag in command for flag in ("--follow", "--csv", "--wide")):
         return
