@@ -170,7 +170,7 @@ class DeviceSettings(Settings):
     )
     texts_at_once: int = setting(
         SESSIONS_PER_DEVICE,
-        "Maximum number of running requests; beyond the edge's `max_sessions_per_device`, they are refused. The draft "
+        "Maximum number of running requests; beyond the edge's `max_sessions_per_device`, they wait. The draft "
         "model serves 2; others are edge-only and take no memory. With `stream = false` each has its own context.",
         unit="requests",
         ge=1,

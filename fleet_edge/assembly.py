@@ -103,7 +103,9 @@ def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callab
     if verifier.info.most_top_k is not None or not isinstance(verifier, ProvidesTokenizer):
         return Grammars()
     banned = BannedGrammars(settings.spool / "banned-grammars")
-    return Grammars(GrammarCompiler(verifier.grammar_tokenizer, banned), call)
+    return Grammars(
+        GrammarCompiler(verifier.grammar_tokenizer, banned), call, most_per_device=settings.max_sessions_per_device
+    )
 
 
 def _shared_prefixes(verifier: Verifier, texts: Sequence[str]) -> list[Sequence[int]]:

@@ -349,6 +349,7 @@ class EdgeService:
             vocabulary=str(self.verifier.info.vocabulary),
             since=self._since,
             certificate_until=certificate_end(self.settings.broker.certificate),
+            sessions_per_device=self.settings.max_sessions_per_device,
         )
 
     def _take_no_opens(self) -> None:

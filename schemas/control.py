@@ -80,6 +80,7 @@ class EdgeState(ControlMessage):
         vocabulary: Its size and the start of its fingerprint, for people.
         since: When the process connected (UTC).
         certificate_until: End of validity of its client certificate, if it has one.
+        sessions_per_device: Most open sessions of a device here; a device with more requests lets them wait.
     """
 
     presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
@@ -89,6 +90,7 @@ class EdgeState(ControlMessage):
     vocabulary: _Label
     since: Instant
     certificate_until: Instant | None = None
+    sessions_per_device: Annotated[int, Field(ge=1, le=1 << 16, strict=True)] | None = None
 
 
 class Telemetry(ControlMessage):

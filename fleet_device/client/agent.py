@@ -46,7 +46,13 @@ class Lane:
 
 
 class Lanes:
+    """The places of a device for running requests.
+
+    No more than `most` are taken, the number of sessions that the edges allow; None if it is not known.
+    """
+
     def __init__(self, lanes: Sequence[Lane]) -> None:
+        self.most: int | None = None
         self._all = tuple(lanes)
         self._free = list(lanes)  # the one unused for longest first
         self._waiting: deque[object] = deque()  # requests that need the draft model, in order
@@ -89,14 +95,24 @@ class Lanes:
                     self._changed.notify_all()
             # A cancelled request that finds a lane takes it, and reports its end like any other.
             if not usable:
-                raise TextCancelled("The request was cancelled while it waited for the draft model.")
+                raise TextCancelled("The request was cancelled while it waited for its turn.")
             lane = max(usable, key=lambda lane: (lane.edge_only is edge_only, known_tokens(lane.drafter, prompt)))
             self._free.remove(lane)
             return lane
 
     def _usable(self, request: object, *, drafts: bool) -> list[Lane]:
         reserved = bool(self._waiting) and self._waiting[0] is not request
+        if self.most is not None:
+            left = self.most - (len(self._all) - len(self._free))
+            if left <= 0 or (left == 1 and reserved and not all(lane.edge_only for lane in self._free)):
+                return []
         return [lane for lane in self._free if (not drafts if lane.edge_only else not reserved)]
+
+    def limit(self, most: int | None) -> None:
+        """Set the number of lanes that are taken at a time; running requests keep theirs."""
+        with self._changed:
+            self.most = most
+            self._changed.notify_all()
 
     def _wake(self) -> None:
         with self._changed:
@@ -306,6 +322,9 @@ class Agent:
             there = any(state.presence is not Presence.OFFLINE for state in self.inbox.edges.known())
             up = event.up if isinstance(event, ConnectionChanged) else self._outbound.connected
             self._availability.note_presence(absent=not up or not there)
+            allowed = [edge.sessions_per_device for edge in self.inbox.edges.online()]
+            known = [most for most in allowed if most is not None]
+            self._lanes.limit(sum(known) if allowed and len(known) == len(allowed) else None)
         self._unconfirmed.on_event(event)
         if self.reports is not None:
             self.reports.on_event(event)

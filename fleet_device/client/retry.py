@@ -54,10 +54,8 @@ _MOMENT_S: Final = 0.01
 # A longer prompt gives the edge proportionally more time for the first verdict.
 _PROMPT_TOKENS: Final = 1024
 
-# Refusals that pass, so that a resuming device retries. Before the first token it retries only while an edge drains,
-# since another takes its place; that the edge is busy is the application's to handle.
+# Refusals that pass, so that the device retries.
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
-_PASSING_AT_FIRST: Final = frozenset({RefusalCode.DRAINING})
 
 # Refusals of the device as such, which pass at a time that the edge names.
 _TIMED: Final = frozenset({RefusalCode.QUOTA, RefusalCode.QUARANTINED})
@@ -338,7 +336,7 @@ class RetryState:
         self.availability.note_refusal(error)
         if refused.code in _TIMED:
             self._wait_out(error, retry_s)
-        elif refused.code not in (_PASSING if self.resumes else _PASSING_AT_FIRST):
+        elif refused.code not in _PASSING or (_sheds_load(refused) and not self.resumes):
             raise error
         self.refusal = error
 
@@ -543,3 +541,8 @@ class RetryState:
         if not self.owed or self.holding:
             return math.inf
         return self._longest_silence_s - (self.clock() - self._silent_since)
+
+
+def _sheds_load(refused: Refused) -> bool:
+    """Whether an edge is too slow for a new session, which the application handles, rather than short of a place."""
+    return refused.code is RefusalCode.BUSY and refused.retry_s is not None

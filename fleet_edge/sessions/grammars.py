@@ -23,6 +23,7 @@ from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarKilled
 from fleet_common.grammar.process import CompiledGrammar, GrammarMatcher
 from fleet_edge.errors import OpenRefused
+from schemas.fields import SESSIONS_PER_DEVICE
 from schemas.messages import Open
 from schemas.policy import SamplingPolicy
 from schemas.reasons import RefusalCode
@@ -122,13 +123,10 @@ SWITCHED_OFF: Final = (
 )
 
 _MOST: Final = 64
-_MOST_OF_A_DEVICE: Final = 4
-"""Opens that may wait for their grammars: in all, and of one device."""
+"""Opens that may wait for their grammars."""
 
 _AT_ONCE: Final = 2
 """Grammars compiled at the same time, of different devices, so that a small one need not wait for a large one."""
-
-_BUSY_S: Final = 5.0
 
 _REMEMBERED: Final = 0.9
 _FORGOTTEN_S: Final = 1e-3
@@ -164,11 +162,15 @@ class _Waiting:
 
 @dataclass(slots=True)
 class Grammars:
-    """Prepares constraints for Opens; `call` calls a function on the main thread."""
+    """Prepares constraints for Opens, at most `most_per_device` of a device at a time.
+
+    `call` calls a function on the main thread.
+    """
 
     compiler: GrammarCompiler | None = None
     call: Callable[[Callable[[], None]], object] = lambda function: function()
     refusal: str = NOT_SERVED
+    most_per_device: int = SESSIONS_PER_DEVICE
     clock: Callable[[], float] = time.monotonic
     _attempts: dict[tuple[str, bytes], int] = field(default_factory=dict)  # waiting, by session
     _queues: dict[str, deque[_Waiting]] = field(default_factory=dict)  # by device
@@ -201,7 +203,7 @@ class Grammars:
         self._compiler()
         waiting = _Waiting(device, message, then)
         of_device = sum(owner == device for owner, _ in self._attempts)
-        if len(self._attempts) >= _MOST or of_device >= _MOST_OF_A_DEVICE:
+        if len(self._attempts) >= _MOST or of_device >= self.most_per_device:
             raise OpenRefused(RefusalCode.BUSY, "The edge has too many grammars to prepare; try again shortly.")
         self._attempts[waiting.key] = message.attempt
         with self._lock:
@@ -251,7 +253,7 @@ class Grammars:
             found: Constraint | OpenRefused = Constraint.begin(compiled, message.resume or ())
             return PreparedGrammar(found, 0.0 if known else compiled.compile_s)
         except GrammarBusy as error:
-            found = OpenRefused(RefusalCode.BUSY, str(error), retry_s=_BUSY_S)
+            found = OpenRefused(RefusalCode.BUSY, str(error))
         except GrammarError as error:
             found = OpenRefused(RefusalCode.GRAMMAR, str(error))
             killed = error.digest if isinstance(error, GrammarKilled) else ""

@@ -11,11 +11,12 @@ from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import TextCancelled
 from fleet_device.requests.generate import Cancellation
 from fleet_device.settings import DeviceSettings
+from fleet_edge.store.records import EventLogged
 from schemas.codec import decode_open
-from schemas.policy import Mode
+from schemas.policy import Grammar, Mode
 from schemas.topics import Topic, wildcard
 from tests.fleet_device.test_device import COUPLED, LONG, at_home, made
-from tests.support.memory_device import TalkingDrafter, announce_edge, edge_at_work
+from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, edge_at_work
 from tests.support.memory_fleet import FLEET, MemoryFleet, lossless_text, terms
 from tests.support.memory_link import MemoryLink
 from tests.support.scripted_edge import LoneDevice
@@ -57,6 +58,29 @@ def test_texts_that_are_written_at_once_are_each_the_target_s_own(at_once: int) 
         stop.set()
         watcher.join()
     assert most[0] == at_once
+
+
+def test_requests_beyond_the_edges_limit_wait_for_one_of_the_device_to_end() -> None:
+    fleet = MemoryFleet(settings={"max_sessions_per_device": 2})
+    announce_edge(fleet, sessions_per_device=2)
+    with at_work(fleet), made(fleet, texts_at_once=6) as device, ThreadPoolExecutor(6) as pool:
+        seeds = range(6)
+        texts = pool.map(
+            lambda seed: device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=seed, **COUPLED), seeds
+        )
+        assert [text.tokens for text in texts] == [expected(seed) for seed in seeds]
+    assert not [event for event in fleet.sink.of(EventLogged) if event.code == "busy"]
+
+
+def test_new_grammars_of_all_running_requests_wait_to_be_compiled() -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    with at_work(fleet), made(fleet, texts_at_once=DEFAULT) as device, ThreadPoolExecutor(DEFAULT) as pool:
+        grammars = [Grammar.regex(f"t1 (t{number % 4 + 2} ){{{number + 1}}}") for number in range(DEFAULT)]
+        texts = pool.map(
+            lambda grammar: device.generate("t1 t2", raw=True, max_new_tokens=LONG, grammar=grammar), grammars
+        )
+        assert [text.text.count(f"t{number % 4 + 2}") for number, text in enumerate(texts)] == [*range(1, DEFAULT + 1)]
 
 
 def test_a_text_that_waits_for_ever_does_not_keep_the_other_from_being_written() -> None:
@@ -199,6 +223,24 @@ def test_a_request_prefers_the_draft_model_and_one_that_needs_it_waits_and_comes
     end_waiting.set()
     until(lambda: last == [turns.model])
     end_last.set()
+    turns.pool.shutdown()
+
+
+def test_the_last_place_at_the_edges_is_for_a_request_that_needs_the_draft_model() -> None:
+    turns = Turns()
+    turns.lanes.limit(1)
+    first, end_first = turns.begin(drafts=False, edge_only=True)
+    until(lambda: first == [turns.edge_only])
+    waiting, end_waiting = turns.begin(drafts=True)
+    until(lambda: turns.lanes.waiting == 1)
+    other, end_other = turns.begin(drafts=False)
+    end_first.set()
+    until(lambda: waiting == [turns.model])
+    assert not other
+    turns.lanes.limit(None)
+    until(lambda: other == [turns.edge_only])
+    end_waiting.set()
+    end_other.set()
     turns.pool.shutdown()
 
 

@@ -259,6 +259,34 @@ def test_a_device_is_refused_by_edges_that_end_only_as_long_as_an_open_may_take(
     assert 5.0 <= scene.fleet.clock() - before <= 7.0
 
 
+def test_a_full_edge_is_waited_for_as_long_as_an_open_may_take() -> None:
+    scene = Scene(fleet=MemoryFleet(settings={"max_sessions": 1}))
+    other = Device(scene.fleet, "other", terms(1), length=2, ahead=False)
+    other.open()
+    scene.fleet.settle()
+    session, before = next(iter(scene.fleet.edge.sessions)), scene.fleet.clock()
+    with pytest.raises(SessionRefused) as caught:
+        scene.write()
+    assert caught.value.code is RefusalCode.BUSY
+    assert PATIENCE.open_s <= scene.fleet.clock() - before <= PATIENCE.open_s + PATIENCE.retry_s
+    before = scene.fleet.clock()
+    scene.inbox.on_wait = lambda _wait: (
+        scene.fleet.edge.sessions.remove(session) if scene.fleet.clock() >= before + 2.0 else None
+    )
+    assert scene.write().tokens == expected()
+    assert scene.fleet.clock() >= before + 2.0
+
+
+def test_an_edge_that_sheds_load_is_reported_at_once() -> None:
+    scene = Scene()
+    scene.fleet.edge.handlers.scheduler.busy_s = lambda **_: 3.0  # type: ignore[method-assign]
+    before = scene.fleet.clock()
+    with pytest.raises(SessionRefused) as caught:
+        scene.write()
+    assert (caught.value.code, caught.value.retry_s) == (RefusalCode.BUSY, 3.0)
+    assert scene.fleet.clock() == before
+
+
 def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> None:
     scene = Scene()
 

@@ -41,7 +41,7 @@ class Edge:
         self.calls: list[Callable[[], None]] = []
         self.told: list[PreparedGrammar] = []
         found = compiler or GrammarCompiler(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0]))
-        self.grammars = Grammars(found, self.calls.append)
+        self.grammars = Grammars(found, self.calls.append, most_per_device=4)
 
     def prepare(self, asked: Open, device: str = "a") -> None:
         self.grammars.prepare(device, asked, self.told.append)

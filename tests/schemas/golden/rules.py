@@ -496,6 +496,7 @@ _STATES: Final[Mapping[str, Mapping[str, Check]]] = {
         "vocabulary": _LABEL,
         "since": _instant,
         "certificate_until": _maybe(_instant),
+        "sessions_per_device": _maybe(_whole(1, (1 << 16) + 1)),
     },
     "Telemetry": {
         "sessions": _whole(0, 1 << 63),
@@ -556,7 +557,7 @@ _STATES: Final[Mapping[str, Mapping[str, Check]]] = {
 _STATE_MAY_LACK: Final = {"certificate_until": None}
 _MAY_LACK: Final[Mapping[str, Mapping[str, Any]]] = {
     "DeviceState": _STATE_MAY_LACK,
-    "EdgeState": _STATE_MAY_LACK,
+    "EdgeState": {**_STATE_MAY_LACK, "sessions_per_device": None},
     "Telemetry": dict.fromkeys(
         ("acceptance", "mean_draft", "draft_ms_per_token", "round_trip_ms", "streamed", "plan", "unverified")
     ),
