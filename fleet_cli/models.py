@@ -1,10 +1,16 @@
-"""Command group `fleet models`: the draft and target models of the demo and the tests."""
+"""Command group `fleet models`: make the models of the demo, check and try pairs of models."""
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import typer
@@ -27,9 +33,11 @@ from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import AsJson
 from fleet_cli.tables import Column, print_json, print_table
+from fleet_common.host import available_memory
+from schemas.policy import Mode
 
 if TYPE_CHECKING:
-    from fleet_admin.models.acceptance import PairAcceptance
+    from fleet_admin.models.acceptance import MeasuredPair
     from fleet_admin.models.pair import CheckedPair
     from fleet_admin.models.prompts import Prompt
 
@@ -111,7 +119,7 @@ def reporter(console: Console, *, clock: Callable[[], float]) -> ProgressReporte
     return BarReporter(console) if console.is_terminal else LineReporter(console, clock)
 
 
-app = typer.Typer(name="models", help="The draft and target models of the demo and the tests.", no_args_is_help=True)
+app = typer.Typer(name="models", help="The models of the demo, and pairs of other models.", no_args_is_help=True)
 
 _MODELS = Path("models")
 _VOCABULARY = Path("target.vocabulary.gguf")
@@ -193,15 +201,26 @@ def vocabulary_command(
         )
 
 
+_Draft = Annotated[
+    str, typer.Argument(help="As a device's setting `model`: a GGUF, owner/name:file.gguf, or a prepared model.")
+]
+_Target = Annotated[
+    str,
+    typer.Argument(help="The large model: a GGUF, a folder, owner/name, owner/name:file.gguf, or a prepared model."),
+]
+_TargetVocabulary = Annotated[
+    Path | None,
+    typer.Option(help="A GGUF of the target, where it is a folder whose vocabulary is not the draft model's."),
+]
+_Dtype = Annotated[str, typer.Option(help="Of the target: auto, int8, float32 or bfloat16.")]
+
+
 @app.command("check")
 def check_command(
-    draft: Annotated[str, typer.Argument(help="As a device's setting `model`: a GGUF, or a prepared model.")],
-    target: Annotated[str, typer.Argument(help="The large model: a GGUF, a folder, or a prepared model.")],
+    draft: _Draft,
+    target: _Target,
     models_dir: ModelsDir = _MODELS,
-    target_vocabulary: Annotated[
-        Path | None,
-        typer.Option(help="A GGUF of the target, where it is a folder whose vocabulary is not the draft model's."),
-    ] = None,
+    target_vocabulary: _TargetVocabulary = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Load both and measure how much of the draft is accepted.")
     ] = False,
@@ -212,32 +231,117 @@ def check_command(
     each: Annotated[int, typer.Option(min=1, help="Built-in prompts of each of the six categories, at most 10.")] = 2,
     tokens: Annotated[int, typer.Option(min=2, max=4096, help="Of each text that is measured on, at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Of the texts; 0 is greedy.")] = 0.7,
+    engine: Annotated[
+        str | None, typer.Option(help="Of the target: torch, llama.cpp or auto; by default llama.cpp for a GGUF.")
+    ] = None,
+    dtype: _Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Check whether a draft model and a target fit, and how much memory they need. Only --measure loads weights."""
-    from fleet_admin.models.pair import check_pair
     from fleet_cli.models_report import as_json as to_json
-    from fleet_cli.models_report import show, show_acceptance
+    from fleet_cli.models_report import measured_json, show, show_measured
 
     chosen = _prompts(prompts, each)
+    pair = _checked(draft, target, models_dir, target_vocabulary)
+    if not as_json:
+        show(pair)
+    measured = None
+    if measure and not pair.refused:
+        measured = _measured(pair, chosen, tokens, temperature, target_vocabulary, engine, dtype)
+    if as_json:
+        print_json(to_json(pair, measured))
+    elif measured is not None:
+        show_measured(measured_json(measured))
+    if pair.refused:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+@app.command("try")
+def try_command(
+    draft: _Draft,
+    target: _Target,
+    models_dir: ModelsDir = _MODELS,
+    target_vocabulary: _TargetVocabulary = None,
+    each: Annotated[int, typer.Option(min=1, help="Prompts of each of the six categories, at most 10.")] = 2,
+    tokens: Annotated[int, typer.Option(min=2, max=4096, help="Of each text, at most.")] = 64,
+    mode: Annotated[Mode, typer.Option(help="How drafts are verified.")] = Mode.RESIDUAL,
+    engine: Annotated[str, typer.Option(help="Of the target: auto, torch or llama.cpp.")] = "auto",
+    dtype: _Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a pair of models, check it, and measure on this machine what the README claims.
+
+    Acceptance by category of prompts, times of a step, and tokens/s and bytes per token of a device, an edge and a
+    broker on this machine. Both models are loaded several times: it takes minutes.
+    """
+    from fleet_cli.models_report import show, show_claims, show_measured
+
+    pair = _checked(draft, target, models_dir, target_vocabulary)
+    if not as_json:
+        show(pair)
+    if pair.refused:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+    _require_memory(pair)
+    draft, target = pair.draft.source, pair.target.source
+    how = ["--engine", engine, "--dtype", dtype, "--json"]
+    words = ["--target-vocabulary", str(target_vocabulary)] if target_vocabulary is not None else []
+    check = ["models", "check", draft, target, *words, "--measure", "--each", str(each), "--tokens", str(tokens)]
+    found = {"measured": _report_of(*check, *how)["measured"]}
+    if not as_json:
+        show_measured(found["measured"])
+    environment = {}
+    if pair.draft.vocabulary != pair.target.vocabulary:
+        environment["FLEET_DEVICE_TARGET_VOCABULARY"] = str((target_vocabulary or Path(target)).absolute())
+    chats = pair.draft if pair.draft.vocabulary == pair.target.vocabulary else pair.target
+    raw = [] if chats.chat_template else ["--raw"]
+    with tempfile.TemporaryDirectory(prefix="fleet-try-") as folder:
+        # The demo takes a file without a folder for the name of a quantization.
+        models = ["--draft", str(Path(draft).absolute()), "--target", target, "--mode", mode.value, *raw]
+        demo = ["demo", "--devices", "1", *models, "--db", f"sqlite:///{folder}/fleet.sqlite3"]
+        found["demo"] = _report_of(*demo, *how, "-", environment=environment)
+    if as_json:
+        print_json(found)
+    else:
+        show_claims(found)
+
+
+def _report_of(*words: str, environment: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Run a command of this program in its own process, so that its memory is free afterwards; return its JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fleet_cli.main", *words],
+        stdout=subprocess.PIPE,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    if done.returncode:
+        raise CommandError(f"`{program()} {words[0]}` did not finish, for the reason above.")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _require_memory(pair: "CheckedPair") -> None:
+    from fleet_admin.models.pair import device_need, edge_needs
+
+    free = available_memory()
+    edge = min(edge_needs(pair.target), key=lambda need: need.weight_bytes)
+    needed = sum(need.weight_bytes + need.kv_bytes for need in (device_need(pair.draft), edge))
+    if free is not None and needed > free:
+        raise CommandError(
+            f"The pair takes {needed / _MEGA:,.0f} MB of memory ({edge.engine}, {edge.number_format}), and "
+            f"{free / _MEGA:,.0f} MB are free; take a smaller quantization of the target, or a larger machine."
+        )
+
+
+def _checked(draft: str, target: str, models_dir: Path, target_vocabulary: Path | None) -> "CheckedPair":
+    from fleet_admin.models.pair import check_pair
+
     try:
-        pair = check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
+        return check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
     except ModuleNotFoundError as error:
         raise CommandError(
             f"The package {error.name!r} is missing; install this one with the extra 'edge', and with 'device' too "
             "where the vocabularies differ."
         ) from error
-    if not as_json:
-        show(pair)
-    acceptance = None
-    if measure and not pair.refused:
-        acceptance = _measured(pair, chosen, tokens, temperature, target_vocabulary)
-    if as_json:
-        print_json(to_json(pair, acceptance))
-    elif acceptance is not None:
-        show_acceptance(acceptance)
-    if pair.refused:
-        raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
 def _prompts(file: Path | None, each: int) -> "Sequence[Prompt]":
@@ -247,14 +351,25 @@ def _prompts(file: Path | None, each: int) -> "Sequence[Prompt]":
 
 
 def _measured(
-    pair: "CheckedPair", prompts: "Sequence[Prompt]", tokens: int, temperature: float, target_vocabulary: Path | None
-) -> "PairAcceptance":
+    pair: "CheckedPair",
+    prompts: "Sequence[Prompt]",
+    tokens: int,
+    temperature: float,
+    target_vocabulary: Path | None,
+    engine: str | None,
+    dtype: str,
+) -> "MeasuredPair":
     from fleet_admin.models.acceptance import AcceptanceMeasurement, measure
 
     console = Console(stderr=True)
     with console.status("Loading the target …") as status:
         how = AcceptanceMeasurement(
-            prompts=prompts, tokens=tokens, temperature=temperature, on_progress=lambda done: status.update(f"{done} …")
+            prompts=prompts,
+            tokens=tokens,
+            temperature=temperature,
+            engine=engine,
+            dtype=dtype,
+            on_progress=lambda done: status.update(f"{done} …"),
         )
         return measure(pair, how, target_vocabulary=target_vocabulary)
 

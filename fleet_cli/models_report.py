@@ -1,9 +1,9 @@
 """Report on a pair of models: sentences and a table for people, JSON for programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from fleet_admin.models.acceptance import LONGEST_DRAFT, PairAcceptance
+from fleet_admin.models.acceptance import LONGEST_DRAFT, MeasuredPair, PairAcceptance
 from fleet_admin.models.facts import ModelFacts
 from fleet_admin.models.pair import UNIT, CheckedPair, EngineMemory, device_need, edge_needs, file_bytes
 from fleet_cli.tables import Column, print_table
@@ -19,29 +19,31 @@ _NEEDS: Final[list[Column[tuple[str, EngineMemory]]]] = [
     Column(f"keys and values for {UNIT:,} tokens", lambda row: row[1].kv_bytes, "bytes", rank=0),
 ]
 
+Measured = Mapping[str, Any]
+"""What was measured of a pair, as in JSON."""
+
 _MODES: Final = (("residual", False), ("coupled", True))
 
 
-def _share(*, coupled: bool) -> Callable[[tuple[str, PairAcceptance]], str]:
-    def show_share(row: tuple[str, PairAcceptance]) -> str:
-        error = row[1].error(coupled=coupled)
-        mean = f"{row[1].mean(coupled=coupled):.3f}"
-        return mean if error is None else f"{mean} ± {error:.3f}"
+def _share(mode: str) -> Callable[[tuple[str, Measured]], str]:
+    def show_share(row: tuple[str, Measured]) -> str:
+        mean, error = row[1][mode]["acceptance"], row[1][mode]["standard_error"]
+        return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
 
     return show_share
 
 
-_ACCEPTANCE: Final[list[Column[tuple[str, PairAcceptance]]]] = [
+_ACCEPTANCE: Final[list[Column[tuple[str, Measured]]]] = [
     Column("prompts", lambda row: row[0], rank=0),
-    Column("texts", lambda row: len(row[1].texts), "count"),
-    Column("tokens", lambda row: row[1].tokens, "count"),
-    *(Column(f"{mode} ± standard error", _share(coupled=coupled), "number", rank=0) for mode, coupled in _MODES),
+    Column("texts", lambda row: row[1]["texts"], "count"),
+    Column("tokens", lambda row: row[1]["tokens"], "count"),
+    *(Column(f"{mode} ± standard error", _share(mode), "number", rank=0) for mode, _ in _MODES),
 ]
 
-_VERDICTS: Final[list[Column[tuple[int, PairAcceptance]]]] = [
-    Column("draft tokens", lambda row: row[0], "count", rank=0),
-    Column("residual", lambda row: row[1].tokens_per_verdict(row[0], coupled=False), "ratio", rank=0),
-    Column("coupled", lambda row: row[1].tokens_per_verdict(row[0], coupled=True), "ratio", rank=0),
+_VERDICTS: Final[list[Column[tuple[str, Measured]]]] = [
+    Column("draft tokens", lambda row: row[0], "number", rank=0),
+    Column("residual", lambda row: row[1]["residual"]["tokens_per_verdict"][row[0]], "ratio", rank=0),
+    Column("coupled", lambda row: row[1]["coupled"]["tokens_per_verdict"][row[0]], "ratio", rank=0),
 ]
 
 
@@ -57,15 +59,53 @@ def show(pair: CheckedPair) -> None:
     print("The pair does not fit." if pair.refused else "The pair fits.", flush=True)
 
 
-def show_acceptance(acceptance: PairAcceptance) -> None:
-    parts = acceptance.by_category()
-    rows = [*(parts.items() if len(parts) > 1 else ()), ("all", acceptance)]
-    print_table(f"Acceptance on {len(acceptance.texts)} texts of the target", _ACCEPTANCE, rows)
-    lengths = [(length, acceptance) for length in range(1, LONGEST_DRAFT + 1)]
-    print_table("Tokens per verdict", _VERDICTS, lengths)
+def show_measured(found: Measured) -> None:
+    parts = found["categories"]
+    rows = [*(parts.items() if len(parts) > 1 else ()), ("all", found)]
+    print_table(f"Acceptance on {found['texts']} texts of the target", _ACCEPTANCE, rows)
+    print_table(
+        "Tokens per verdict", _VERDICTS, [(length, found) for length in found["residual"]["tokens_per_verdict"]]
+    )
+    steps = found["steps"]
+    print(
+        f"A step with one new token takes {steps['1x1_ms']:.1f} ms, with five {steps['1x5_ms']:.1f} ms "
+        f"({steps['runs_on']}).",
+        flush=True,
+    )
 
 
-def as_json(pair: CheckedPair, acceptance: PairAcceptance | None = None) -> dict[str, Any]:
+_CLAIMS: Final[list[Column[tuple[str, str]]]] = [
+    Column("on this machine", lambda row: row[0], rank=0),
+    Column("figure", lambda row: row[1], "number", rank=0),
+]
+
+
+def show_claims(found: Measured) -> None:
+    """Print the README's claims with the figures of this machine, from `as_json` and the report of a demo."""
+    measured, demo = found["measured"], found["demo"]
+    steps, row = measured["steps"], demo["devices"][0]
+    up, down = row["uplink_bytes_per_token"], row["downlink_bytes_per_token"]
+    drafting, edge_only = demo["drafting_tokens_per_s"], demo["edge_only_tokens_per_s"]
+    claims = [
+        ("acceptance, residual / coupled", " / ".join(f"{measured[mode]['acceptance']:.2f}" for mode, _ in _MODES)),
+        ("tokens per verdict, drafts of 4", f"{measured[demo['mode']]['tokens_per_verdict']['4']:.2f}"),
+        ("step of one / five new tokens", f"{steps['1x1_ms']:.1f} / {steps['1x5_ms']:.1f} ms"),
+        (f"bytes per token in {demo['mode']} mode, up / down", f"{up:.1f} / {down:.1f}"),
+        ("up: full distributions ÷ this", f"{row['dsd_uplink_bytes_per_token'] / up:,.0f}" if up else "—"),
+        ("tokens/s of one device, edge-only / drafting", f"{_rate(edge_only)} / {_rate(drafting)}"),
+    ]
+    print_table(f"{demo['draft']} for {demo['target']}", _CLAIMS, claims, wide=True)
+    if drafting and edge_only:
+        print(
+            f"Drafting is {drafting / edge_only:.2f} times as fast as the edge alone, for one device on this machine."
+        )
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "—" if tokens_per_s is None else f"{tokens_per_s:.1f}"
+
+
+def as_json(pair: CheckedPair, measured: MeasuredPair | None = None) -> dict[str, Any]:
     return {
         "fits": not pair.refused,
         "draft": _model(pair.draft),
@@ -73,7 +113,20 @@ def as_json(pair: CheckedPair, acceptance: PairAcceptance | None = None) -> dict
         "findings": pair.findings,
         "memory": {"device": _need(device_need(pair.draft)), "edge": [_need(need) for need in edge_needs(pair.target)]},
         "disk": {"device": file_bytes(pair.draft), "edge": file_bytes(pair.target)},
-        "measured": None if acceptance is None else _acceptance(acceptance),
+        "measured": None if measured is None else measured_json(measured),
+    }
+
+
+def measured_json(measured: MeasuredPair) -> dict[str, Any]:
+    categories = measured.acceptance.by_category()
+    return {
+        **_acceptance(measured.acceptance),
+        "categories": {name: _acceptance(part) for name, part in categories.items()},
+        "steps": {
+            "runs_on": measured.steps.runs_on,
+            "machine": measured.steps.machine,
+            **{f"1x{tokens}_ms": ms for _, tokens, ms in measured.steps.steps()},
+        },
     }
 
 
@@ -82,14 +135,6 @@ def _acceptance(acceptance: PairAcceptance) -> dict[str, Any]:
         "texts": len(acceptance.texts),
         "tokens": acceptance.tokens,
         **{mode: _mode(acceptance, coupled=coupled) for mode, coupled in _MODES},
-        "categories": {
-            name: {
-                "texts": len(part.texts),
-                "tokens": part.tokens,
-                **{mode: part.mean(coupled=coupled) for mode, coupled in _MODES},
-            }
-            for name, part in acceptance.by_category().items()
-        },
     }
 
 

@@ -1,4 +1,4 @@
-"""Acceptance of a draft model's tokens by a target, measured on the target's own outputs."""
+"""Acceptance of a draft model's tokens by a target on the target's own outputs, and the target's step times."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,8 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.unlike import wrap
 from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.settings import DeviceSettings
-from fleet_edge.settings import EdgeSettings
+from fleet_edge.settings import AUTO, EdgeSettings
+from fleet_edge.step_time import CurveMeasurement, StepCurve
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
 from schemas.policy import Mode, SamplingPolicy
@@ -189,6 +190,8 @@ class AcceptanceMeasurement:
     top_p: float = 0.95
     seed: int = 0  # of the first output; the next ones follow
     threads: int = 2  # of the draft model; the target uses all cores
+    engine: str | None = None  # of the target; by default llama.cpp for a GGUF, else torch
+    dtype: str = AUTO  # of the target
     on_progress: Callable[[str], None] = field(default=lambda _done: None)
 
     def policy(self, number: int) -> SamplingPolicy:
@@ -197,7 +200,13 @@ class AcceptanceMeasurement:
         )
 
 
-def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary: Path | None = None) -> PairAcceptance:
+@dataclass(frozen=True, slots=True)
+class MeasuredPair:
+    acceptance: PairAcceptance
+    steps: StepCurve  # of one sequence with one and with five new tokens
+
+
+def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary: Path | None = None) -> MeasuredPair:
     """Measure a pair that fits; raises `FleetError` if a model cannot be loaded or fails, or a prompt is too long."""
     drafter = _drafter(pair, how, target_vocabulary)
     with closing(drafter):
@@ -207,13 +216,14 @@ def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary:
                 f"A prompt has {longest} tokens, and the draft model holds {drafter.context} with the text; leave it "
                 "out, or ask for fewer --tokens."
             )
-        verifier = _load(pair, longest + how.tokens)
+        verifier = _load(pair, how, longest + how.tokens)
         texts = []
         for first in range(0, len(prompts), _TOGETHER):
             chosen = prompts[first : first + _TOGETHER]
             policies = [how.policy(first + number) for number in range(len(chosen))]
             texts += write_texts(verifier, chosen, policies=policies, tokens=how.tokens)
             how.on_progress(f"the target has written {len(texts)} of {len(prompts)} texts")
+        steps = CurveMeasurement(sessions=(1,), tokens=(1, 5), prefill=()).measure(verifier)
         measured = list[MeasuredText]()
 
         def read() -> None:
@@ -225,7 +235,7 @@ def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary:
         # On a thread without torch: torch and llama.cpp disturb each other's state of the AMX registers.
         with ThreadPoolExecutor(1, "draft") as thread:
             thread.submit(read).result()
-    return PairAcceptance(tuple(measured))
+    return MeasuredPair(PairAcceptance(tuple(measured)), steps)
 
 
 def _drafter(pair: CheckedPair, how: AcceptanceMeasurement, target_vocabulary: Path | None) -> Drafter:
@@ -237,14 +247,14 @@ def _drafter(pair: CheckedPair, how: AcceptanceMeasurement, target_vocabulary: P
     return wrap(drafter, DeviceSettings(target_vocabulary=words))
 
 
-def _load(pair: CheckedPair, context: int) -> Verifier:
+def _load(pair: CheckedPair, how: AcceptanceMeasurement, context: int) -> Verifier:
     cells = -(-(context + 1) // _CELLS) * _CELLS
     kv_bytes = _TOGETHER * pair.target.kv_bytes(tokens=2 * cells, number_bytes=4)
-    engine = "llama.cpp" if pair.target.form is ModelFormat.GGUF else "torch"
-    settings = EdgeSettings(
-        target=pair.target.source, engine=engine, context=cells - 1, kv_bytes=max(_LEAST_KV, kv_bytes)
-    )
-    return load_verifier(settings)
+    engine = how.engine or ("llama.cpp" if pair.target.form is ModelFormat.GGUF else "torch")
+    # `auto` chooses once for an edge with these settings, and sizes would count as others.
+    sizes = {} if engine == AUTO else {"context": cells - 1, "kv_bytes": max(_LEAST_KV, kv_bytes)}
+    settings = {"target": pair.target.source, "engine": engine, "dtype": how.dtype, **sizes}
+    return load_verifier(EdgeSettings.model_validate(settings))
 
 
 def _encode(codec: TextCodec, text: str) -> list[int]:

@@ -11,8 +11,8 @@ from typing import Final
 from fleet_admin.models.facts import ModelFacts, ModelFormat, folder_facts, gguf_facts
 from fleet_admin.models.files import read_manifest
 from fleet_admin.models.gguf_files import ModelUnreadable
-from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.model_file import GgufModel, locate_model
+from fleet_device.drafters.contract import DrafterError, ModelNotFound
+from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_model
 from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
 from fleet_device.requests.chat import ChatError, ChatMessage, ChatTemplate
 
@@ -213,7 +213,8 @@ class CheckedPair:
 def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: Path | None = None) -> CheckedPair:
     """Check a pair; raises `FleetError` if a model cannot be found or read.
 
-    `draft` is as in the device's setting `model`; `target` is a GGUF, a folder, or a prepared model in `models_dir`. If
+    `draft` is as in the device's setting `model`; `target` is a GGUF, a folder, a repository (`owner/name`), one of its
+    GGUFs (`owner/name:file.gguf`), or a prepared model in `models_dir`. If
     it is a folder, `target_vocabulary` is a GGUF of the target, or its vocabulary's file.
     """
     if Path(draft).expanduser().is_dir():
@@ -235,7 +236,7 @@ def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: 
 
 
 def locate_target(target: str, models_dir: Path) -> Path:
-    """Find a target's file or folder; raises `ModelUnreadable` if there is none."""
+    """Find a target's file or folder, or fetch `owner/name:file.gguf` or `owner/name`; raises `ModelUnreadable`."""
     path = Path(target).expanduser()
     if path.exists():
         return path
@@ -246,8 +247,12 @@ def locate_target(target: str, models_dir: Path) -> Path:
             if found.exists():
                 return found
         raise ModelUnreadable(f"The prepared model {family} has no {step or 'target'}; see `fleet models list`.")
-    hint = "; of a repository, fetch the files first" if target.count("/") == 1 else ""
-    raise ModelUnreadable(f"There is no file or folder {target}, and no model of that name is prepared{hint}.")
+    if target.count("/") == 1:
+        try:
+            return locate_model(target, folder=models_dir).path if ":" in target else hugging_face().folder(target)
+        except ModelNotFound as error:
+            raise ModelUnreadable(f"There is no file or folder {target}. {error}") from error
+    raise ModelUnreadable(f"There is no file or folder {target}, and no model of that name is prepared.")
 
 
 def _common(draft: Path, target: Path, verifying: ModelFacts) -> CommonTokens:

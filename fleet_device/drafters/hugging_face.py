@@ -5,6 +5,7 @@ Needs huggingface_hub, which a device may not have: import this module only wher
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import (
@@ -19,6 +20,9 @@ from huggingface_hub.errors import (
 
 from fleet_common.hub import hub_access, hub_name
 from fleet_device.drafters.contract import ModelNotFound
+
+_MODEL: Final = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_OTHER_FORM: Final = ["original/*", "consolidated*"]  # the same weights once more
 
 
 class HuggingFace:
@@ -38,6 +42,14 @@ class HuggingFace:
                 return Path(hf_hub_download(repository, file))
         except Exception as error:
             raise _sentence(repository, file, error) from error
+
+    def folder(self, repository: str) -> Path:
+        """Return the folder with a repository's weights, configuration and tokenizer, fetched as far as necessary."""
+        try:
+            with hub_access():
+                return Path(snapshot_download(repository, allow_patterns=_MODEL, ignore_patterns=_OTHER_FORM))
+        except Exception as error:
+            raise _sentence(repository, None, error) from error
 
 
 def _cached_files(repository: str) -> list[str]:

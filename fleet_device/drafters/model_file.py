@@ -18,12 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from fleet_common.host import available_memory
 from fleet_common.llama import GgufFile
 from fleet_device.drafters.contract import Drafter, DrafterError, ModelNotFound
 from fleet_device.settings import DRAFTERS, DeviceSettings
+
+if TYPE_CHECKING:
+    from fleet_device.drafters.hugging_face import HuggingFace
 
 
 class GgufModel(GgufFile):
@@ -103,7 +106,7 @@ def locate_model(model: str, *, folder: Path, hub: Callable[[], Hub] | None = No
     if path.is_file():
         return LocatedModel(path, path.stem)
     if match := _REPOSITORY.fullmatch(text):
-        return _from_hub(match["repository"], match["pattern"], (hub or _hugging_face)())
+        return _from_hub(match["repository"], match["pattern"], (hub or hugging_face)())
     if os.sep in text or text.lower().endswith(".gguf"):
         what = "is a folder, not a GGUF file" if path.is_dir() else "does not exist"
         raise ModelNotFound(f"The draft model {path} {what}; check the configuration key 'model'.")
@@ -156,7 +159,8 @@ def _from_hub(repository: str, pattern: str, hub: Hub) -> LocatedModel:
     )
 
 
-def _hugging_face() -> Hub:
+def hugging_face() -> "HuggingFace":
+    """Return the client of the Hugging Face hub; raise ModelNotFound where it is not installed."""
     try:
         from fleet_device.drafters.hugging_face import HuggingFace  # noqa: PLC0415 - an optional package
     except ImportError:

@@ -18,10 +18,11 @@ from fleet_admin.models.acceptance import (
 )
 from fleet_admin.models.files import ModelsError
 from fleet_admin.models.prompts import CATEGORIES, built_in, read_prompts_by_category, some
+from fleet_cli import models
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode
-from tests.support.command import Run, as_json
+from tests.support.command import Run, as_json, refused
 from tests.support.memory_fleet import DRAFT, END, TARGET, Device, MemoryFleet, lossless_text, terms
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf
@@ -197,10 +198,39 @@ def test_a_model_that_drafts_for_itself_is_accepted_whole(tmp_path: Path, fleet:
     verdicts = found["residual"]["tokens_per_verdict"]
     assert list(verdicts) == [str(length) for length in range(1, LONGEST_DRAFT + 1)]
     assert verdicts["1"] > 1.5
+    assert found["categories"]["code"]["residual"]["standard_error"] is None
+    assert min(found["steps"]["1x1_ms"], found["steps"]["1x5_ms"]) > 0
     code, output, _ = fleet(*arguments, "--prompts", prompts)
     assert code == 0
     assert "Acceptance on 3 texts" in output
     assert "Tokens per verdict" in output
+
+
+def test_a_pair_that_takes_more_memory_than_is_free_is_not_tried(
+    tmp_path: Path, fleet: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(models, "available_memory", lambda: 1000)
+    code, output, complaint = fleet("models", "try", path, path)
+    assert code == 2
+    assert "The pair fits." in output
+    assert "smaller quantization" in complaint
+
+
+def test_a_measurement_that_fails_ends_the_trial(tmp_path: Path, fleet: Run) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    trial = fleet("models", "try", path, path, "--each", 1, "--tokens", 4096, "--json")
+    assert "models` did not finish" in refused(trial)
+
+
+@pytest.mark.models
+@pytest.mark.broker
+def test_a_real_pair_is_tried_whole(fleet: Run) -> None:
+    pair = prepared("Q4_0.gguf"), prepared("target-Q8_0.gguf")
+    code, output, complaint = fleet("models", "try", *pair, "--each", 1, "--tokens", 8, "--engine", "llama.cpp")
+    assert code == 0, complaint
+    for claim in ("The pair fits.", "Acceptance on 6 texts", "five new tokens", "bytes per token in residual mode"):
+        assert claim in output
 
 
 def test_prompts_that_have_no_room_are_told_before_anything_is_written(tmp_path: Path, fleet: Run) -> None:

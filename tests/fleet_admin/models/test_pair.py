@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType, TokenType
+from huggingface_hub import constants
 
 from fleet_admin.models.facts import ModelFacts, gguf_facts
 from fleet_admin.models.gguf_files import ModelUnreadable, write_vocabulary
@@ -217,7 +218,8 @@ def test_what_a_file_says_cannot_steer_a_terminal(check: Run, tmp_path: Path) ->
     [
         ("none.gguf", "target.gguf", "none.gguf does not exist"),
         ("draft.gguf", "none", "There is no file or folder none, and no model of that name is prepared."),
-        ("draft.gguf", "owner/model", "of a repository, fetch the files first."),
+        ("draft.gguf", "owner/model", "no file or folder owner/model. The model owner/model is not in the local cache"),
+        ("draft.gguf", "owner/model:x.gguf", "The model owner/model is not in the local cache"),
         ("noise.gguf", "target.gguf", "is no GGUF"),
         ("draft.gguf", "noise.gguf", "is no GGUF"),
         ("draft.gguf", "half.gguf", "is cut off"),
@@ -229,6 +231,8 @@ def test_what_cannot_be_read_ends_in_one_sentence(
     draft: str, target: str, part: str, check: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     family_gguf(Path("draft.gguf"), SMALL)
     whole = family_gguf(Path("target.gguf"), LARGE)
     Path("noise.gguf").write_bytes(b"noise" * 100)

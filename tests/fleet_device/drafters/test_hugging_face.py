@@ -27,13 +27,15 @@ def hub(kind: type[Exception], text: str) -> Exception:
 def test_failures_of_a_repository_are_one_sentence_each(
     monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
 ) -> None:
-    def fail(*_: str) -> None:
+    def fail(*_: str, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("fleet_common.hub.is_reachable", lambda: True)
     monkeypatch.setattr(hugging_face, "hf_hub_download", fail)
     monkeypatch.setattr(hugging_face, "list_repo_files", fail)
-    for call in (lambda: HuggingFace().fetch("owner/name", "x.gguf"), lambda: HuggingFace().files("owner/name")):
+    monkeypatch.setattr(hugging_face, "snapshot_download", fail)
+    client, name = HuggingFace(), "owner/name"
+    for call in (lambda: client.fetch(name, "x.gguf"), lambda: client.files(name), lambda: client.folder(name)):
         with pytest.raises(ModelNotFound) as caught:
             call()
         assert sentence in str(caught.value)
@@ -60,6 +62,7 @@ def test_offline_the_cache_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     model.write_text("a model")
     assert HuggingFace().files("owner/name") == ["gguf/x.gguf"]
     assert HuggingFace().fetch("owner/name", "gguf/x.gguf") == model
+    assert HuggingFace().folder("owner/name") == model.parent.parent
 
 
 def test_an_unknown_model_name_is_one_sentence() -> None:
