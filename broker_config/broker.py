@@ -143,6 +143,8 @@ class Broker(BaseModel):
         edges: Names of the edges. Any other user is a device, or a monitor.
         monitors: User names of administrators.
         janitor: User name of the client that clears unwanted retained messages; None for none.
+        home_assistant: User name of a Home Assistant, which may read what monitors show it below `homeassistant/`, and
+            publish its status there; None for none.
         devices: Names of the devices. None accepts every name that the certificate authority has signed, so that
             enrolling a device changes nothing here. With names, nobody else has any rights.
         banned: Names without any rights, whatever their certificate.
@@ -187,6 +189,7 @@ class Broker(BaseModel):
     edges: tuple[Name, ...] = ("edge-1",)
     monitors: tuple[Name, ...] = ("monitor",)
     janitor: Name | None = None
+    home_assistant: Name | None = None
     devices: tuple[Name, ...] | None = None
     banned: tuple[Name, ...] = ()
     tls: Tls | None = None
@@ -231,7 +234,7 @@ class Broker(BaseModel):
 
     @model_validator(mode="after")
     def _one_role_a_name(self) -> Self:
-        names = [*self.edges, *self.monitors, *(self.devices or ()), *((self.janitor,) if self.janitor else ())]
+        names = [*self.edges, *self.monitors, *(self.devices or ()), *filter(None, (self.janitor, self.home_assistant))]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"{', '.join(repeated)}: each name is one edge, one monitor or one device")

@@ -10,7 +10,7 @@ from typing import Final
 from broker_config.broker import Broker
 from schemas.errors import TopicError
 from schemas.names import check_name
-from schemas.topics import ROOT, TREE, ClientRole, Topic, TopicAddress, TopicRule, build, parse
+from schemas.topics import HOME_ASSISTANT, ROOT, TREE, ClientRole, Topic, TopicAddress, TopicRule, build, parse
 
 SYS = "$SYS/"
 
@@ -30,6 +30,8 @@ def roles_of(broker: Broker, user: str) -> frozenset[ClientRole]:
 
 def may_publish(broker: Broker, user: str, topic: str) -> bool:
     """Whether the broker accepts a message of `user` to `topic`."""
+    if topic.partition("/")[0] == HOME_ASSISTANT:
+        return topic in _shown_to_home_assistant(broker, user, topic)
     address = _address(broker, topic)
     if address is None:
         return False
@@ -42,6 +44,8 @@ def may_publish(broker: Broker, user: str, topic: str) -> bool:
 
 def may_receive(broker: Broker, user: str, topic: str) -> bool:
     """Whether the broker delivers messages to `topic` to `user`, whatever the subscription."""
+    if topic.partition("/")[0] == HOME_ASSISTANT:
+        return user == broker.home_assistant and user not in broker.banned
     roles = roles_of(broker, user)
     if topic.startswith(SYS):
         return ClientRole.MONITOR in roles
@@ -52,6 +56,18 @@ def may_receive(broker: Broker, user: str, topic: str) -> bool:
         return address.topic is not Topic.DRAFT or address.edge in broker.edges
     # Everybody may learn which edges are up.
     return any(address.topic is Topic.EDGE_STATE or _own(role, user, address) for role in roles & address.rule.readers)
+
+
+def _shown_to_home_assistant(broker: Broker, user: str, topic: str) -> frozenset[str]:
+    """Return the topics that a user may write to with the middle level of this one."""
+    if broker.home_assistant is None or user in broker.banned:
+        return frozenset()
+    if user == broker.home_assistant:
+        return frozenset({f"{HOME_ASSISTANT}/status"})
+    levels = topic.split("/")
+    if user not in broker.monitors or len(levels) != len(("homeassistant", "device", "id", "config")):
+        return frozenset()
+    return frozenset(f"{HOME_ASSISTANT}/device/{levels[2]}/{level}" for level in ("config", "state"))
 
 
 def _may_clear(broker: Broker, user: str, address: TopicAddress) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, REPORTED, Broker, BrokerFailed, HeadOffice, Tls
-from schemas.topics import ROOT, TREE, Access, ClientRole, Topic, TopicRule, build, rules_for, wildcard
+from schemas.topics import HOME_ASSISTANT, ROOT, TREE, Access, ClientRole, Topic, TopicRule, build, rules_for, wildcard
 
 _BANNER = re.compile(r"mosquitto version (\d+)\.(\d+)")
 TIMEOUT_S = 10.0
@@ -150,15 +150,8 @@ def _access_lines(broker: Broker) -> Iterator[str]:
             if name in broker.monitors:
                 yield f"topic deny {SYS}"
     everyone = () if broker.devices is not None else _of_device(broker, USERNAME)
-    for edge in broker.edges:
-        yield from _section(edge, rules_for(ClientRole.EDGE, fleet=broker.fleet, edge=edge), everyone)
-    for monitor in broker.monitors:
-        rights = (*rules_for(ClientRole.MONITOR, fleet=broker.fleet), Access(SYS, write=False))
-        yield from _section(monitor, rights, everyone)
-    if broker.janitor is not None:
-        yield from _section(broker.janitor, janitor_rights(broker), everyone)
-    for device in broker.devices or ():
-        yield from _section(device, _of_device(broker, device), everyone)
+    for name, rights in _of_names(broker):
+        yield from _section(name, rights, everyone)
     if everyone:
         yield ""
         yield "# Names with a slash that would become an edge's topic in the patterns below."
@@ -169,6 +162,27 @@ def _access_lines(broker: Broker) -> Iterator[str]:
         # Patterns apply to every user, those above included: an edge may also act as a device with its name.
         yield "# Devices: every user, under its own name."
         yield from _rules("pattern", everyone)
+
+
+def _of_names(broker: Broker) -> Iterator[tuple[str, tuple[Access, ...]]]:
+    for edge in broker.edges:
+        yield edge, rules_for(ClientRole.EDGE, fleet=broker.fleet, edge=edge)
+    shows = home_assistant_rights(reads=False) if broker.home_assistant is not None else ()
+    for monitor in broker.monitors:
+        yield monitor, (*rules_for(ClientRole.MONITOR, fleet=broker.fleet), Access(SYS, write=False), *shows)
+    if broker.janitor is not None:
+        yield broker.janitor, janitor_rights(broker)
+    if broker.home_assistant is not None:
+        yield broker.home_assistant, home_assistant_rights(reads=True)
+    for device in broker.devices or ():
+        yield device, _of_device(broker, device)
+
+
+def home_assistant_rights(*, reads: bool) -> tuple[Access, ...]:
+    """Return the rights of Home Assistant, or of a monitor, which shows it the devices."""
+    if reads:
+        return Access(f"{HOME_ASSISTANT}/#", write=False), Access(f"{HOME_ASSISTANT}/status", write=True)
+    return tuple(Access(f"{HOME_ASSISTANT}/device/+/{level}", write=True) for level in ("config", "state"))
 
 
 def _of_device(broker: Broker, name: str) -> tuple[Access, ...]:

@@ -15,6 +15,9 @@ from schemas.names import check_name
 
 ROOT: Final = "dssd/v1"
 
+HOME_ASSISTANT: Final = "homeassistant"
+"""Root of Home Assistant's discovery, which is no topic of a fleet: a monitor presents the devices there."""
+
 
 class ClientRole(StrEnum):
     """Role of a client on a topic."""

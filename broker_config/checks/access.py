@@ -10,7 +10,7 @@ from broker_config.broker import Broker
 from broker_config.matrix import may_publish, may_receive
 from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import Link, Message, publish_confirmed
-from schemas.topics import ROOT, TREE, TopicRule, build
+from schemas.topics import HOME_ASSISTANT, ROOT, TREE, TopicRule, build
 
 PATIENCE_S: Final = 10.0
 SYS_TOPIC: Final = "$SYS/broker/version"
@@ -51,7 +51,9 @@ def topics_to_try(broker: Broker, users: Iterable[str]) -> tuple[str, ...]:
     for topic in (topic for rule in TREE for topic in _instances(rule, broker, users[:1])):
         head = topic.rpartition("/")[0]
         neighbours += [f"{head}/{STRAY}", f"{topic}/{STRAY}", topic.replace(f"/{broker.fleet}/", f"/{STRAY}/")]
-    return tuple(dict.fromkeys([*topics, *neighbours, ROOT, STRAY]))
+    shown = [f"{HOME_ASSISTANT}/device/{users[0]}/{level}" for level in ("config", "state", STRAY)]
+    home = [HOME_ASSISTANT, f"{HOME_ASSISTANT}/status", f"{HOME_ASSISTANT}/{STRAY}/{users[0]}/config", *shown]
+    return tuple(dict.fromkeys([*topics, *neighbours, *home, ROOT, STRAY]))
 
 
 def _instances(rule: TopicRule, broker: Broker, users: Sequence[str]) -> Iterable[str]:

@@ -186,7 +186,7 @@ def _modes(directory: Path) -> BrokerFinding:
 
 def _on_trial(trial: BrokerTrial, broker: Broker) -> Iterator[BrokerFinding]:
     users = (*DEVICES, *broker.edges, *broker.monitors, *(broker.devices or ()), *broker.banned)
-    users = (*users, broker.janitor) if broker.janitor is not None else users
+    users = (*users, *filter(None, (broker.janitor, broker.home_assistant)))
     links, inspector = connect_all(trial, users)
     yield _access(Prober(broker, links, inspector, topics_to_try(broker, users)))
     if trial.authority is not None:

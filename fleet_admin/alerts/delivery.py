@@ -104,7 +104,7 @@ _CONFIRM_S: Final = 10.0
 
 
 class BrokerChannel:
-    """Publishes alerts as a monitor; connects with the first alert."""
+    """Publishes as a monitor; connects with the first message."""
 
     def __init__(self, settings: AlertSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
         assert settings.fleet is not None
@@ -118,15 +118,27 @@ class BrokerChannel:
         """Publish an alert and wait for the broker's acknowledgement; otherwise raises `DeliveryFailed`."""
         with self._using:
             try:
-                if not self._started:
-                    self._link.start(timeout_s=_CONNECT_S)
-                    self._started = True
+                self._start()
                 publish_confirmed(
                     self._link, self._topic, encode_json(alert), timeout_s=_CONFIRM_S, content_type="application/json"
                 )
             except LinkError as error:
                 raise DeliveryFailed(str(error)) from error
 
+    def retain(self, topic: str, payload: bytes) -> None:
+        """Publish a retained message, without waiting for the acknowledgement; raises `LinkError`."""
+        with self._using:
+            self._start()
+            self._link.publish(topic, payload, retain=True, content_type="application/json")
+
+    def on_connection(self, listener: Callable[[bool], None]) -> None:
+        self._link.on_connection(listener)
+
     def close(self) -> None:
         with self._using:
             self._link.stop()
+
+    def _start(self) -> None:
+        if not self._started:
+            self._link.start(timeout_s=_CONNECT_S)
+            self._started = True

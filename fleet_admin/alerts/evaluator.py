@@ -19,12 +19,14 @@ from sqlalchemy import Connection
 from fleet_admin.alerts import alerts as book
 from fleet_admin.alerts.alerts import Alerts, AlertSeverity, DeliveryFailed, notice_of
 from fleet_admin.alerts.delivery import BrokerChannel, Webhook
+from fleet_admin.alerts.home_assistant import HomeAssistant
 from fleet_admin.alerts.rules import Facts, read_facts, readings
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_common.closing import Closing
 from fleet_common.metrics import read_token
+from fleet_edge.store import queries
 from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.views import AlertView
+from fleet_edge.store.views import AlertView, DeviceView
 from schemas.control import Alert, AlertState
 from schemas.errors import FleetError
 
@@ -44,11 +46,15 @@ _Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Evaluator:
-    """Evaluates the rules. `tell` is called with each alert that was opened or cleared, and must not block."""
+    """Evaluates the rules.
+
+    `tell` is called with each alert that was opened or cleared, and must not block; `show` with all devices, if set.
+    """
 
     alerts: Alerts
     settings: AlertSettings
     tell: Callable[[Alert], None] = lambda _alert: None
+    show: Callable[[Sequence[DeviceView]], None] | None = None
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     read: Callable[..., Facts] = read_facts
@@ -80,6 +86,7 @@ class Evaluator:
                     return None
             with self.alerts.connection() as connection:
                 facts = self.read(connection, self.settings, now=now)
+                devices = queries.devices(connection, now=now) if self.show is not None else []
             with self.alerts.connection() as connection:
                 changed = self._apply(connection, facts)
         except StoreUnavailable as error:
@@ -90,6 +97,8 @@ class Evaluator:
             level = logging.WARNING if alert.open else logging.INFO
             _log.log(level, "Alert %s (%s): %s", "opened" if alert.open else "over", alert.rule, alert.sentence)
             self.tell(notice_of(alert, fleet=self.settings.fleet or "", at=now))
+        if self.show is not None:
+            self.show(devices)
         return changed
 
     def _apply(self, connection: Connection, facts: Facts) -> list[AlertView]:
@@ -278,6 +287,10 @@ class RunningAlerts(Closing):
         self._broker = None if settings.fleet is None else BrokerChannel(settings)
         self._courier = Courier([*channels, *_webhooks(settings), *([self._broker] if self._broker else [])])
         self._evaluator = Evaluator(alerts, settings, tell=self._courier.tell)
+        if settings.home_assistant and settings.fleet is not None and self._broker is not None:
+            shown = HomeAssistant(settings.fleet, self._broker.retain)
+            self._broker.on_connection(lambda _up: shown.forget())
+            self._evaluator.show = shown.show
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._evaluator.run, args=(self._stop,), name="alert-rules", daemon=True)
 

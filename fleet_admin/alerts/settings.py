@@ -2,10 +2,10 @@
 
 import ipaddress
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
@@ -132,8 +132,19 @@ class AlertSettings(Settings):
     fleet: Name | None = setting(
         None, "Fleet on whose broker alerts are also published, as `name` in the role monitor; none by default."
     )
+    home_assistant: bool = setting(
+        False,  # noqa: FBT003 - a default
+        "Whether Home Assistant is shown the devices of `fleet` by MQTT discovery.",
+        rare=True,
+    )
     name: Name = setting("monitor", "Name to publish alerts under.", rare=True)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
+
+    @model_validator(mode="after")
+    def _require_fleet(self) -> Self:
+        if self.home_assistant and self.fleet is None:
+            raise ValueError("home_assistant needs `fleet`, on whose broker the devices are shown")
+        return self
 
     @field_validator("webhook")
     @classmethod
