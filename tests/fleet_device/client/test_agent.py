@@ -38,6 +38,8 @@ from tests.support.memory_fleet import (
     END,
     FLEET,
     TARGET,
+    Device,
+    Device,
     MemoryFleet,
     lossless_text,
     possible,
