@@ -39,7 +39,6 @@ from tests.support.memory_fleet import (
     FLEET,
     TARGET,
     Device,
-    Device,
     MemoryFleet,
     lossless_text,
     possible,
