@@ -1,10 +1,12 @@
-"""Serving: a fleet and llama.cpp's own server under the load generator guidellm (tokens/s; ms to a token, and between).
+"""Serving: a fleet and llama.cpp's own server under load generators of others (tokens/s; ms to a token, and between).
 
 Both run the same target on one and the same core: an edge in int8, llama-server in Q8_0. Broker, devices and load
-generator have the other core. guidellm runs 1, 4, 8 and 16 clients against one device's API, against several devices
-behind a relay that takes turns, and against llama-server. Both get the same prompts and sampling parameters; ours may
-end an answer early, since it ignores `ignore_eos`. The first run builds llama-server from the source distribution of
-llama-cpp-python (five minutes) and installs guidellm, both in the folder `--tools`. A later one takes 5 minutes.
+generator have the other core. guidellm and AIPerf each run 1, 4, 8 and 16 clients against several devices behind a
+relay that takes turns, and against llama-server; guidellm also against one device. Both systems get the same prompts
+and sampling parameters; ours may end an answer early, since it ignores `ignore_eos`. Last, AIPerf loads a device that
+always drafts: the acceptance that it prints must be the session log's. The first run builds llama-server from the
+source distribution of llama-cpp-python (five minutes) and installs each load generator in an environment of its own,
+all in the folder `--tools`. A later one takes 9 minutes.
 """
 
 import argparse
@@ -19,41 +21,51 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import MODELS, Bench, Report, add_engine, at_least, free_address, number_of, say, table
+from benchmarks.harness import MODELS, Bench, Goal, Report, add_engine, at_least, free_address, number_of, say, table
 from benchmarks.processes import BenchError, call, on_cores, venv
+from fleet_edge.session_log import SessionLog
+from fleet_edge.store.views import Tally
 from tests.support.relay import Relay
 
 _SOURCE: Final = "llama-cpp-python"
-_TOOLS: Final = ("guidellm==0.8.1", "cmake", "ninja")
+_BUILD: Final = ("cmake", "ninja")
+_LOADS: Final = {"guidellm": "guidellm==0.8.1", "aiperf": "aiperf==0.13.0"}
+_DRAFTING: Final = "1 device, drafting"
 _GOALS: Final = {1: 0.95, 4: 1.5, 8: 2.0, 16: 2.0}
 _LEFT_OUT: Final = ("BUILD_UI", "USE_PREBUILT_UI", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES")
 _SAMPLING: Final = {"temperature": 0.7, "top_k": 50, "top_p": 0.95}
 _CONTEXT: Final = 1024
+_LENGTH: Final = 4  # tokens of a draft, where a device always drafts
+_PAIR: Final = 2  # clients of that device
 _READY_S: Final = 60.0
+_GRACE_S: Final = 30  # for answers that are not complete after `--seconds`
 _FIGURES: Final = {
-    "ttft_ms_p50": ("time_to_first_token_ms", "p50"),
-    "ttft_ms_p95": ("time_to_first_token_ms", "p95"),
-    "itl_ms_p50": ("inter_token_latency_ms", "p50"),
-    "itl_ms_p95": ("inter_token_latency_ms", "p95"),
+    "ttft_ms_p50": ("time_to_first_token", "p50"),
+    "ttft_ms_p95": ("time_to_first_token", "p95"),
+    "itl_ms_p50": ("inter_token_latency", "p50"),
+    "itl_ms_p95": ("inter_token_latency", "p95"),
 }
-"""Our columns, and where guidellm's report has them."""
+"""Our columns, and where the reports have them."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=number_of(int, 1), nargs="+", default=[1, 4, 8, 16], metavar="N")
     parser.add_argument("--devices", type=number_of(int, 1), default=4, help="several devices (default: %(default)s)")
-    parser.add_argument("--seconds", type=number_of(int, 5), default=20, help="of a measurement (default: %(default)s)")
+    parser.add_argument("--seconds", type=number_of(int, 5), default=12, help="of a measurement (default: %(default)s)")
     parser.add_argument(
         "--prompt", type=number_of(int, 8), default=64, help="tokens of a prompt (default: %(default)s)"
     )
     parser.add_argument("--tokens", type=number_of(int, 8), default=64, help="of an answer (default: %(default)s)")
+    parser.add_argument("--loads", choices=_LOADS, nargs="+", default=list(_LOADS), help="load generators")
     parser.add_argument("--tools", type=Path, default=MODELS.parent / "tools", help="(default: %(default)s)")
-    parser.add_argument("--reports", type=Path, metavar="FOLDER", help="keep guidellm's reports, JSON and HTML, there")
+    parser.add_argument("--reports", type=Path, metavar="FOLDER", help="keep the reports, JSON and HTML, there")
     add_engine(parser)
 
 
@@ -62,34 +74,59 @@ def run(bench: Bench) -> Report:
     tools = options.tools.resolve()
     server = tools / f"llama-server-{version(_SOURCE)}"
     with on_cores(bench.cores.edge | bench.cores.others):
-        programs = venv(tools / "guidellm", *_TOOLS)
+        loads = {load: venv(tools / load, _LOADS[load]) for load in options.loads}
         if not server.exists():
-            _built(programs, server)
+            _built(venv(tools / "build", *_BUILD), server)
     rows: list[dict[str, Any]] = []
+
+    def measure(system: str, url: str, counts: Sequence[int], chosen: Sequence[str] = options.loads) -> None:
+        for load, clients in itertools.product(chosen, counts):
+            rows.append(_load(bench, load, loads[load], system, url, clients))
+
     for clients in options.clients:
         with _llama_server(bench, server, clients) as url:
-            rows.append(_load(bench, programs, "llama-server", url, clients))
+            measure("llama-server", url, [clients])
     target = bench.model("target") if options.engine == "int8" else bench.target()
     several = f"{options.devices} devices"
-    with bench.broker() as broker, bench.edge(broker.port, target), contextlib.ExitStack() as stack:
+    with bench.broker() as broker, bench.edge(broker.port, target) as edge, contextlib.ExitStack() as stack:
         most = max(options.clients)
         devices = [
             stack.enter_context(bench.device(broker.port, number, context=_CONTEXT, api_waiting=most))
             for number in range(options.devices)
         ]
         relay = stack.enter_context(_Turns(devices))
-        for system, url in (("1 device", devices[0]), (several, f"http://127.0.0.1:{relay.port}/v1")):
-            rows += [_load(bench, programs, system, url, clients) for clients in options.clients]
+        measure("1 device", devices[0], options.clients, options.loads[:1])
+        measure(several, f"http://127.0.0.1:{relay.port}/v1", options.clients)
+        began = datetime.now(UTC)
+        if "aiperf" in loads:
+            drafts = {"stream": False, "draft_length": _LENGTH, "texts_at_once": _PAIR}
+            with bench.device(broker.port, options.devices, context=_CONTEXT, **drafts) as url:
+                rows.append(_load(bench, "aiperf", loads["aiperf"], _DRAFTING, url, _PAIR))
+    wrong = [_unlike(rows[-1], SessionLog(edge.log).stats(since=began)["all"])] if "aiperf" in loads else []
+    goals = _compared(rows, several)
+    columns = {"load": "", "system": "", "clients": "d", "requests": "d", "tokens_per_s": ".1f", "ratio": ".2f"}
+    table(rows, columns | dict.fromkeys(_FIGURES, ".0f") | {"acceptance": ".3f"})
+    return Report(rows, goals, wrong=list(filter(None, wrong)))
+
+
+def _compared(rows: Sequence[dict[str, Any]], several: str) -> list[Goal]:
+    """Add to each row its ratio to llama-server under the same load; return the goals."""
     goals = []
-    for row in rows:
-        rival = next(each for each in rows if each["clients"] == row["clients"])
-        row["ratio"] = row["tokens_per_s"] / rival["tokens_per_s"]
-        if row["system"] == several and row["clients"] in _GOALS:
-            ratio = max(each["ratio"] for each in rows if each["clients"] == row["clients"])
-            goals.append(at_least(f"ours over llama-server, {row['clients']} clients", ratio, _GOALS[row["clients"]]))
-    columns = {"system": "", "clients": "d", "requests": "d", "tokens_per_s": ".1f", "ratio": ".2f"}
-    table(rows, columns | dict.fromkeys(_FIGURES, ".0f"))
-    return Report(rows, goals)
+    cells = {(row["load"], row["clients"], row["system"]): row for row in rows if row["system"] != _DRAFTING}
+    for (load, clients, system), row in cells.items():
+        row["ratio"] = row["tokens_per_s"] / cells[load, clients, "llama-server"]["tokens_per_s"]
+        if system == several and clients in _GOALS:
+            ratio = max(row["ratio"], cells.get((load, clients, "1 device"), row)["ratio"])
+            goals.append(at_least(f"ours over llama-server, {clients} clients, {load}", ratio, _GOALS[clients]))
+    return goals
+
+
+def _unlike(row: Mapping[str, Any], logged: Tally) -> str:
+    """Return a sentence if the draft tokens that AIPerf has counted are not those of the session log."""
+    counted, known = (row["tested"], row["accepted"]), (logged.tested, logged.accepted)
+    if counted == known and known[0]:
+        return ""
+    return "AIPerf counts {1} accepted of {0} draft tokens, the session log {3} of {2}.".format(*counted, *known)
 
 
 class _Turns(Relay):
@@ -150,41 +187,83 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _load(bench: Bench, programs: Path, system: str, url: str, clients: int) -> dict[str, Any]:
-    """Let guidellm load an API; return its figures."""
+def _load(bench: Bench, load: str, programs: Path, system: str, url: str, clients: int) -> dict[str, Any]:
+    """Let a load generator load an API; return its figures."""
     options = bench.options
-    say(f"{system}, {clients} clients: {options.seconds} s")
+    say(f"{system}, {clients} clients, {load}: {options.seconds} s")
     folder = (options.reports or bench.new_folder()).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    report = folder / f"{system.replace(' ', '-')}-{clients}.json"
-    data = {"kind": "synthetic_text", "prompt_tokens": options.prompt, "output_tokens": options.tokens}
-    backend = {
-        "kind": "openai_http",
-        "target": url.removesuffix("/v1"),
-        "model": "fleet",
-        "extras": {"body": _SAMPLING},
-    }
+    report = folder / f"{load}-{system.replace(' ', '-').replace(',', '')}-{clients}.json"
+    # Prompts of its own, because the edge does not compute a known prefix again.
+    seed = zlib.crc32(report.stem.encode())
+    cell = Cell(url.removesuffix("/v1"), clients, str(bench.model("target").resolve()), seed, report)
+    found = (_guidellm if load == "guidellm" else _aiperf)(programs, options, cell)
+    if found.pop("failed"):
+        raise BenchError(f"{system}: requests of {load} failed; see {report}.")
+    if not found["requests"]:
+        raise BenchError(f"{system}: no request was complete within {options.seconds} s; give more --seconds.")
+    return {"load": load, "system": system, "clients": clients, **found}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A measurement: the server, the clients, a tokenizer, a seed, and the file of the report."""
+
+    url: str
+    clients: int
+    tokenizer: str
+    seed: int
+    report: Path
+
+
+def _guidellm(programs: Path, options: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     words = {
-        "backend": backend,
-        "profile": {"kind": "concurrent", "streams": [clients]},
+        "backend": {"kind": "openai_http", "target": cell.url, "model": "fleet", "extras": {"body": _SAMPLING}},
+        "profile": {"kind": "concurrent", "streams": [cell.clients]},
         "constraint": {"kind": "max_duration", "seconds": options.seconds},
-        "tokenizer": {"kind": "hf_auto", "model": str(bench.model("target").resolve())},
-        "data": data,
-        # Prompts of its own, because the edge does not compute a known prefix again.
-        "seed": {"kind": "static", "value": zlib.crc32(report.stem.encode())},
+        "tokenizer": {"kind": "hf_auto", "model": cell.tokenizer},
+        "data": {"kind": "synthetic_text", "prompt_tokens": options.prompt, "output_tokens": options.tokens},
+        "seed": {"kind": "static", "value": cell.seed},
     }
-    outputs = [{"kind": "json", "path": str(report)}, {"kind": "html", "path": str(report.with_suffix(".html"))}]
+    outputs = [{"kind": "json", "path": str(cell.report)}]
+    outputs += [{"kind": "html", "path": str(cell.report.with_suffix(".html"))}]
     flags = [word for name, value in words.items() for word in (f"--{name}", json.dumps(value))]
     flags += [word for value in outputs for word in ("--output", json.dumps(value))]
     call(programs / "guidellm", "run", "--disable-console", *flags)
-    metrics = json.loads(report.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
-    found: dict[str, Any] = {"system": system, "clients": clients, "requests": metrics["request_totals"]["successful"]}
-    if metrics["request_totals"]["errored"]:
-        raise BenchError(f"{system}: requests of guidellm failed; see {report}.")
-    if not found["requests"]:
-        raise BenchError(f"{system}: no request was complete within {options.seconds} s; give more --seconds.")
-    # Cut-off answers count: with many clients and slow answers they are a large part.
-    found["tokens_per_s"] = metrics["output_tokens_per_second"]["total"]["mean"]
-    for name, (metric, figure) in _FIGURES.items():
-        found[name] = metrics[metric]["successful"]["percentiles"][figure]
-    return found
+    metrics = json.loads(cell.report.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
+    totals = metrics["request_totals"]
+    return {
+        "requests": totals["successful"],
+        "failed": totals["errored"],
+        # Cut-off answers count: with many clients and slow answers they are a large part.
+        "tokens_per_s": metrics["output_tokens_per_second"]["total"]["mean"],
+        **{name: metrics[f"{key}_ms"]["successful"]["percentiles"][at] for name, (key, at) in _FIGURES.items()},
+    }
+
+
+def _aiperf(programs: Path, options: argparse.Namespace, cell: Cell) -> dict[str, Any]:
+    flags = {
+        "model": "fleet", "url": cell.url, "endpoint-type": "chat", "tokenizer": cell.tokenizer,
+        "concurrency": cell.clients, "benchmark-duration": options.seconds, "benchmark-grace-period": _GRACE_S,
+        "prompt-input-tokens-mean": options.prompt, "prompt-output-tokens-mean": options.tokens,
+        "extra-inputs": json.dumps(_SAMPLING | {"ignore_eos": True}), "random-seed": cell.seed,
+        "output-artifact-dir": cell.report.parent, "profile-export-prefix": cell.report.stem, "ui": "none",
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    call(programs / "aiperf", "profile", "--streaming", "--use-server-token-count", *words)
+    found = json.loads(cell.report.read_text(encoding="utf-8"))
+    tested, accepted = (_sum(found, f"total_{name}") for name in ("draft_tokens", "accepted_draft_tokens"))
+    return {
+        "requests": _sum(found, "request_count"),
+        "failed": _sum(found, "error_request_count"),
+        "tokens_per_s": found["output_token_throughput"]["avg"],
+        **{name: found[key][at] for name, (key, at) in _FIGURES.items()},
+        "tested": tested,
+        "accepted": accepted,
+        "acceptance": accepted / tested if tested else None,
+    }
+
+
+def _sum(found: Mapping[str, Any], name: str) -> int:
+    value: float = found.get(name, {"avg": 0.0})["avg"]
+    return round(value)
