@@ -414,10 +414,9 @@ def demo_command(
             [device_row(result) for result in results.values()],
             *rates,
         )
-        _show(report, console, json_file, results if show_text else {})
         again = f"{program()} demo --chat" + ("" if models_dir == Path("models") else f" --models-dir {models_dir}")
-        for line in (f"See the sessions: {program()} admin sessions --db {db}", f"Talk with the large model: {again}"):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        hints = (f"See the sessions: {program()} admin sessions --db {db}", f"Talk with the large model: {again}")
+        _show(report, console, json_file, results if show_text else {}, hints)
         failed = [f"{name}: {child.cause}" for name, child in children.items() if name not in results]
         if failed:
             raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")
@@ -475,17 +474,25 @@ def _follow(
     return results
 
 
-def _show(report: DemoReport, console: Console, json_file: Path | None, results: dict[str, dict[str, Any]]) -> None:
+def _show(
+    report: DemoReport,
+    console: Console,
+    json_file: Path | None,
+    results: dict[str, dict[str, Any]],
+    hints: Sequence[str],
+) -> None:
     for name, result in results.items():
         console.rule(name, align="left")
         console.print(printable(result["text"]), markup=False, highlight=False)
     lines = report.lines(console.width if console.is_terminal else None)
     console.print("\n".join(["", *lines, ""]), markup=False, highlight=False, soft_wrap=True)
-    if json_file is None:
-        return
     content = json_text(report.json(), indent=2)
     if str(json_file) == "-":
         print(content)
+        return
+    for line in hints:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json_file is None:
         return
     try:
         json_file.write_text(content + "\n", encoding="utf-8")
