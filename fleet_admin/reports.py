@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fleet_admin.columns import Column
-from fleet_edge.counters import share
 
 if TYPE_CHECKING:
+    from fleet_admin.settings import PriceList
     from fleet_edge.store.views import (
         AlertView,
         AuditView,
@@ -69,7 +69,7 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
 
     def loaded(name: str) -> "Callable[[EdgeView], float | None]":
         # The last load of a silent or offline edge is outdated.
-        return lambda row: getattr(row, name) if row.state.value in ("online", "draining") else None
+        return lambda row: getattr(row, name) if row.state in SERVING else None
 
     def free(row: "EdgeView") -> int | None:
         return 0 if row.state.value == "draining" else row.free_sessions if row.state.value == "online" else None
@@ -160,14 +160,15 @@ EVENTS: "Final[list[Column[EventView]]]" = [
 
 
 def edge_seconds(counted: "Tally") -> float | None:
-    """Return the edge's compute time: each step is shared equally by its sessions."""
-    return share(counted.compute_ms / 1e3, counted.mean_batch or 0.0)
+    """Return the edge's compute time; None without a step."""
+    return counted.own_compute_ms / 1e3 or None
 
 
-def tally_columns(take: "Callable[[T], Tally]") -> list[Column[T]]:
-    """Return the columns of a `Tally`, which `take` returns of a row."""
+def tally_columns(take: "Callable[[T], Tally]", prices: "PriceList | None" = None) -> list[Column[T]]:
+    """Return the columns of a `Tally`, which `take` returns of a row; with prices also the cost."""
     return [
         Column("tokens", lambda row: take(row).tokens, "count", rank=0),
+        *([cost_column(take, prices)] if prices else ()),
         Column("sessions", lambda row: take(row).sessions, "count", rank=1),
         Column("tokens/s per session", lambda row: take(row).tokens_per_s, "figure", key="speed", rank=1),
         Column("acceptance", lambda row: take(row).acceptance, "percent", rank=1),
@@ -194,6 +195,11 @@ def tally_columns(take: "Callable[[T], Tally]") -> list[Column[T]]:
         Column("down per token", lambda row: take(row).downlink_bytes_per_token, "bytes", rank=3),
         Column("prompt wait per round", lambda row: take(row).prefill_ms_per_round, "ms", key="prefill", rank=3),
     ]  # fmt: skip
+
+
+def cost_column(take: "Callable[[T], Tally]", prices: "PriceList") -> Column[T]:
+    return Column(f"cost ({prices.currency})", lambda row: prices.cost(take(row)), "money", key="cost", rank=0,
+                  meaning="By the prices of the settings.")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

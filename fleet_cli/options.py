@@ -68,8 +68,13 @@ def with_options(
     return decorate
 
 
-def with_settings(model: type[Settings], *, only: Collection[str] = ()) -> Callable[[Command], Command]:
-    """Give a command its `settings`, with a flag for each setting, or for those named by `only`."""
+def with_settings(
+    model: type[Settings], *, only: Collection[str] = (), file: Callable[[], Path | None] = lambda: None
+) -> Callable[[Command], Command]:
+    """Give a command its `settings`, with a flag for each setting, or for those named by `only`.
+
+    `file` names the TOML file where `--config` does not.
+    """
     known = {each.name: each for each in fields_of(model) if each.flag is not None}
     fields = {"_".join(each.path): each for each in (map(known.__getitem__, only) if only else known.values())}
     config = typer.Option(metavar="PATH", help="TOML file with settings.", envvar=model.variable_prefix + "CONFIG")
@@ -80,7 +85,7 @@ def with_settings(model: type[Settings], *, only: Collection[str] = ()) -> Calla
 
     def load(given: dict[str, Any]) -> AbstractContextManager[object]:
         flags = _nested({each.path: given[name] for name, each in fields.items()})
-        return nullcontext(load_settings(model, config=given["config"], flags=flags))
+        return nullcontext(load_settings(model, config=given["config"] or file(), flags=flags))
 
     return with_options("settings", options, load)
 
@@ -182,13 +187,46 @@ def load_alert_settings(config: Path | None) -> "AlertSettings":
     return load_settings(AlertSettings, config=config, flags={})
 
 
+_PROFILE: Final = "FLEET_ADMIN_CONFIG"
+
+
+def profile_file() -> Path | None:
+    """Return the operator's file of admin settings; None if there is none."""
+    if named := os.environ.get(_PROFILE):
+        return Path(named)
+    return usual if (usual := usual_profile()).is_file() else None
+
+
+def usual_profile() -> Path:
+    return Path(typer.get_app_dir("fleet")) / "admin.toml"
+
+
+def load_profile(config: Path | None = None) -> "AdminSettings":
+    from fleet_admin.settings import AdminSettings
+
+    return load_settings(AdminSettings, config=config or profile_file(), flags={})
+
+
+def _database(context: typer.Context, given: str) -> str:
+    # Options that are given, such as --config, are read before those that are not.
+    own = [context.params.get(each.name or "") for each in context.command.params if each.envvar == _PROFILE]
+    return given or load_profile(*(Path(each) for each in own if each)).db
+
+
 Database = Annotated[
-    str, typer.Option("--db", envvar="FLEET_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
+    str,
+    typer.Option(
+        "--db",
+        envvar="FLEET_DB",
+        callback=_database,
+        help="sqlite:///PATH or postgresql://USER@HOST/NAME.",
+        show_default="the profile's",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")]
 Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal is.")]
 Since = Annotated[str | None, typer.Option(help="Opened since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")]
-DEFAULT_DB = "sqlite:///fleet.sqlite3"
+DEFAULT_DB = ""
 
 
 @contextmanager
@@ -239,8 +277,11 @@ _SELECTION: Final[Mapping[str, tuple[object, object]]] = {
     ),
     "of_model": (Annotated[str | None, typer.Option("--of-model", help="Of those, with this draft model.")], None),
     "of_release": (Annotated[str | None, typer.Option("--of-release", help="Of those, of this release.")], None),
-    "silent": (
-        Annotated[bool | None, typer.Option("--silent/--not-silent", help="Of those, the silent or offline devices.")],
+    "reachable": (
+        Annotated[
+            bool | None,
+            typer.Option("--reachable/--unreachable", help="Of those, the devices that are neither silent nor offline."),
+        ],
         None,
     ),
 }
@@ -259,7 +300,7 @@ def with_selection(command: Command) -> Command:
             edge=given["of_edge"],
             draft_model=given["of_model"],
             software=given["of_release"],
-            silent=given["silent"],
+            reachable=given["reachable"],
         )
         return nullcontext(selection)
 

@@ -6,20 +6,21 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any, Final, Generic, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
 
 from fleet_admin.columns import ABSENT, Column, plain, shown
 from schemas.printable import printable_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Column", "cell", "describe", "plain", "print_json", "print_table", "table_lines"]
 
 T = TypeVar("T")
 
-_CONSOLE: Final = Console()
 _GAP: Final = "  "
 _ID_DIGITS: Final = 8  # of an id: enough to find its row again
 _FOLDED: Final = frozenset({"text", "sentence"})
@@ -187,7 +188,20 @@ def _padded(text: str, width: int, *, right: bool = False) -> str:
 
 def _folded(text: str, width: int) -> list[str]:
     """Break text between words, and words that are longer than a line anywhere."""
-    return [text] if cell_len(text) <= width else [line.plain for line in Text(text).wrap(_CONSOLE, width)]
+    return [text] if cell_len(text) <= width else _wrapped(text, width)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    from rich.text import Text
+
+    return [line.plain for line in Text(text).wrap(_console(), width)]
+
+
+@cache
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
 
 
 def _longest(texts: Iterable[str]) -> int:

@@ -76,6 +76,11 @@ class SegmentCounters:
         return share(self.batch_sum, self.verified)
 
     @property
+    def own_compute_ms(self) -> float:
+        """Time of steps, each shared equally by its sessions."""
+        return share(self.compute_ms, self.mean_batch or 0.0) or 0.0
+
+    @property
     def uplink_bytes_per_token(self) -> float | None:
         return share(self.uplink_bytes, self.tokens)
 

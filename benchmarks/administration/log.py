@@ -34,11 +34,14 @@ from fleet_edge.session_log import SessionLog
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.engine import parse_url, sqlite_path
+from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.models import Base, DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.periods import Grain, floor, following, mark_stale
 from fleet_edge.store.records import SegmentProgress, SessionOpened, segment_number
 from fleet_edge.store.rolling import roll_up
+from fleet_edge.store.steering import add_labels, record_audit
+from fleet_edge.store.views import AuditEntry
 from schemas.policy import Mode
 
 _BATCH: Final = 10_000
@@ -48,7 +51,15 @@ _MS: Final = timedelta(milliseconds=1)
 _TABLES: Final[Sequence[type[Base]]] = (SessionRow, SegmentRow, RoundRow, EventRow)
 _REASONS: Final = {"stop": 60, "length": 30, "failed": 4, "lost": 3, "cancelled": 3}
 
+_ENDS: Final = {
+    "failed": ("drafter-error", "The draft model could not compute the next tokens: its file has changed."),
+    "lost": ("lease", "The device was silent for a whole lease of 60 s."),
+}
+
 _RARE: Final = "edge-rare"
+_LOGGED: Final = [
+    each for each in EVENT_CODES if each.kind.value in {"refused", "fault", "session", "device", "config", "command"}
+]
 
 Row = dict[str, Any]
 Progress = Callable[[str, float], None]
@@ -79,12 +90,11 @@ def fill(engine: Engine, scale: Scale, *, now: datetime, progress: Progress, see
             connection.exec_driver_sql("PRAGMA synchronous = OFF")
             connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KB}")
     with engine.begin() as connection:
-        seen = {"first_seen_at": begin, "seen_at": now, "presence": "online", "software": "0.2.0", "state_at": now}
-        models = {"draft_model": "SmolLM2-135M", "quantization": "Q4_0"}
-        devices = [{"device": name_of(number), **models, **seen} for number in range(scale.devices)]
-        connection.execute(insert(DeviceRow), devices)
-        edges = [{"edge": name, "target": "SmolLM2", **seen} for name in (*_edges(scale), _RARE)]
-        connection.execute(insert(EdgeRow), edges)
+        connection.execute(insert(DeviceRow), [_device(chance, number, begin, now) for number in range(scale.devices)])
+        connection.execute(insert(EdgeRow), [_edge(chance, name, begin, now) for name in (*_edges(scale), _RARE)])
+        halls = {name_of(number): (f"hall_{'ab'[number % 2]}",) for number in range(scale.devices)}
+        add_labels(connection, halls, who="ada", now=begin)
+        record_audit(connection, [AuditEntry(who="ada", action="label", subject=name) for name in halls], now=begin)
     indexes = [index for row in _TABLES if isinstance(row.__table__, Table) for index in row.__table__.indexes]
     with engine.begin() as connection:  # sorted once, they take a fraction of the time
         for index in indexes:
@@ -142,6 +152,50 @@ def _write(engine: Engine, rows: Mapping[type[Base], list[Row]]) -> None:
             own.clear()
 
 
+def _device(chance: random.Random, number: int, begin: datetime, now: datetime) -> Row:
+    presence = chance.choices(("online", "draining", "offline"), (95, 1, 4))[0]
+    age = timedelta(seconds=chance.choices((60, 600, 3600), (9, 1, 1))[0] * chance.random())
+    return {
+        "device": name_of(number),
+        "presence": presence,
+        "presence_since": max(begin, now - age - timedelta(days=chance.randrange(20))),
+        "software": chance.choice(("0.2.0", "0.2.0", "0.1.9")),
+        "draft_model": "SmolLM2-135M",
+        "quantization": "Q4_0",
+        "first_seen_at": begin,
+        "seen_at": now - age,
+        "state_at": now - age,
+        "telemetry_at": now - age,
+        "plan": chance.choice(("stream", "4", "4 ahead")),
+        "round_trip_ms": chance.lognormvariate(4, 0.5),
+        "told_acceptance": chance.uniform(0.5, 0.9),
+        "draft_ms_per_token": chance.uniform(5, 40),
+        "certificate_until": now + timedelta(days=chance.randrange(3, 90)),
+    }
+
+
+def _edge(chance: random.Random, name: str, begin: datetime, now: datetime) -> Row:
+    return {
+        "edge": name,
+        "target": "SmolLM2",
+        "presence": "online",
+        "presence_since": begin,
+        "software": "0.2.0",
+        "first_seen_at": begin,
+        "seen_at": now,
+        "state_at": now,
+        "load_at": now,
+        "open_sessions": chance.randrange(16),
+        "most_sessions": 64,
+        "batch_sessions": chance.uniform(1, 16),
+        "step_ms": chance.lognormvariate(3.5, 0.3),
+        "queue_ms": chance.lognormvariate(1, 0.5),
+        "tokens_per_s": chance.uniform(10, 300),
+        "kv_usage": chance.random(),
+        "spooled_records": 0,
+    }
+
+
 def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -> Iterator[tuple[type[Base], Row]]:
     session, device = f"{chance.getrandbits(64):016x}", name_of(chance.randrange(scale.devices))
     app = chance.choice((None, "alarms", "reports"))
@@ -182,6 +236,8 @@ def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -
             "max_new_tokens": 256,
             "reason": reason,
             "closed_at": ended,
+            "end_code": _ENDS[reason][0] if reason in _ENDS else None,
+            "end_sentence": _ENDS[reason][1] if reason in _ENDS else None,
             "tokens": None if open_still else tokens,
             "device_counted_at": ended,
             "device_tokens": tokens,
@@ -257,18 +313,17 @@ def _rounds(chance: random.Random, segment: Row, at: datetime) -> Iterator[tuple
 
 
 def _event(chance: random.Random, session: str, device: str, edge: str, at: datetime) -> Row:
-    kind, code, severity = chance.choice(
-        (("refused", "busy", "warning"), ("fault", "desync", "warning"), ("session", "resumed", "info"))
-    )
+    logged = chance.choice(_LOGGED)
     return {
         "id": f"{chance.getrandbits(128):032x}",
         "edge": edge,
         "device": device,
         "session": session,
-        "kind": kind,
-        "code": code,
-        "severity": severity,
-        "sentence": "Something has happened, and this says what it was.",
+        "kind": logged.kind,
+        "code": logged.code,
+        "severity": logged.severity,
+        "sentence": logged.meaning,
+        "who": "ada" if logged.kind.value in {"config", "command"} else None,
         "at": at,
         "last_at": at,
     }

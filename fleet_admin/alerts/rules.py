@@ -20,7 +20,7 @@ from fleet_edge.store import queries, totals
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.models import EventRow, RoundRow, SegmentRow
 from fleet_edge.store.totals import Dimension
-from fleet_edge.store.views import DeviceView, EdgeView, MachineState
+from fleet_edge.store.views import SERVING, DeviceView, EdgeView, MachineState
 
 _MOST_ROUNDS: Final = 2000
 """Of an edge: enough for a 95th percentile, and few enough to be read every few seconds."""
@@ -254,7 +254,7 @@ def _percentile(values: Sequence[float]) -> float | None:
 
 def _kv_full(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for edge in facts.edges:
-        if settings.kv_share and edge.kv_usage is not None and _online(edge):
+        if settings.kv_share and edge.kv_usage is not None and edge.state in SERVING:
             sentence = (
                 f"Sessions hold {edge.kv_usage:.0%} of the memory for keys and values of {edge.edge}: raise "
                 "`kv_bytes`, or add an edge."
@@ -274,9 +274,9 @@ def _spool_grows(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]
 
 def _database_lags(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for edge in facts.edges:
-        if settings.lag_s and edge.load_at is not None and _online(edge) and _belongs(edge, facts.now, settings):
+        if settings.lag_s and edge.load_at is not None and edge.state is not MachineState.OFFLINE and _belongs(edge, facts.now, settings):
             sentence = (
-                f"{edge.edge} is online, and the database has nothing of it since {_when(edge.load_at)}: what it "
+                f"{edge.edge} is connected, and the database has nothing of it since {_when(edge.load_at)}: what it "
                 "writes waits in its spool; look at the way from it to the database."
             )
             lag_s = (facts.now - edge.load_at).total_seconds()
@@ -333,10 +333,6 @@ def _belongs(machine: DeviceView | EdgeView, now: datetime, settings: AlertSetti
     """Return whether a machine still counts as part of the fleet."""
     last = machine.last_sign_at if isinstance(machine, DeviceView) else machine.seen_at
     return now - last <= timedelta(days=settings.gone_days)
-
-
-def _online(edge: EdgeView) -> bool:
-    return edge.state is not MachineState.OFFLINE
 
 
 def _when(at: datetime) -> str:

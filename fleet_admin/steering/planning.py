@@ -143,8 +143,8 @@ class KnownDevice:
     edges: tuple[str, ...] = ()
 
     @property
-    def silent(self) -> bool:
-        return self.state in (MachineState.SILENT, MachineState.OFFLINE)
+    def reachable(self) -> bool:
+        return self.state not in (MachineState.SILENT, MachineState.OFFLINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ class Selection:
     Attributes:
         everything: All devices that are not retired.
         edge: Served by this edge within a day.
-        silent: Silent or offline, or with False the others.
+        reachable: Neither silent nor offline, or with False the others.
     """
 
     devices: tuple[str, ...] = ()
@@ -163,7 +163,7 @@ class Selection:
     edge: str | None = None
     draft_model: str | None = None
     software: str | None = None
-    silent: bool | None = None
+    reachable: bool | None = None
 
     def __post_init__(self) -> None:
         """Raise `SteeringError` if it selects nothing, or a name is invalid."""
@@ -172,7 +172,7 @@ class Selection:
                 check_name(name)
         except InvalidName as error:
             raise SteeringError(str(error)) from None
-        narrow = any(each is not None for each in (self.edge, self.draft_model, self.software, self.silent))
+        narrow = any(each is not None for each in (self.edge, self.draft_model, self.software, self.reachable))
         if not (self.devices or self.labels or self.everything or narrow):
             raise SteeringError("Nobody is chosen: give --device, --label, --all, or what the devices have in common.")
         if self.everything and (self.devices or self.labels):
@@ -207,7 +207,7 @@ class Selection:
             (self.edge is None or self.edge in each.edges)
             and (self.draft_model is None or self.draft_model == each.draft_model)
             and (self.software is None or self.software == each.software)
-            and (self.silent is None or self.silent == each.silent)
+            and (self.reachable is None or self.reachable == each.reachable)
         )
 
 

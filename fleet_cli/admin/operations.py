@@ -30,6 +30,7 @@ from fleet_cli.options import (
     actor_of,
     alerts_of,
     load_alert_settings,
+    load_profile,
     needs_extra,
     open_log,
     time_of,
@@ -39,6 +40,7 @@ from fleet_cli.tables import Column, cell, print_json, print_table
 
 if TYPE_CHECKING:
     from fleet_admin.alerts.alerts import Alerts
+    from fleet_admin.settings import PriceList
     from fleet_admin.unmatched import UnmatchedMachine
     from fleet_edge.store.views import AlertView, MachineRollout
 
@@ -376,7 +378,7 @@ def export(
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:
         if what is ExportKind.USAGE:
-            columns, rows = _usage(log.usage(since=after, until=before, by=_USAGE, grain="day"))
+            columns, rows = _usage(log.usage(since=after, until=before, by=_USAGE, grain="day"), load_profile().prices)
         else:
             columns = log.export_columns(what.value)
             rows = log.export_rows(what.value, since=after, until=before)
@@ -385,15 +387,20 @@ def export(
         typer.echo(f"{number} rows of {what.value} are in {to}.", err=True)
 
 
-def _usage(found: Iterable[Any]) -> tuple[tuple[str, ...], Iterator[Row]]:
+def _usage(found: Iterable[Any], prices: "PriceList") -> tuple[tuple[str, ...], Iterator[Row]]:
     from fleet_edge.counters import SEGMENT_COUNTERS
 
     counted = ("sessions", "segments", "duration_ms", *SEGMENT_COUNTERS)
     rows = (
-        (view.start, *(getattr(view, name) for name in _USAGE), *(getattr(view.counted, name) for name in counted))
+        (
+            view.start,
+            *(getattr(view, name) for name in _USAGE),
+            *((prices.cost(view.counted),) if prices else ()),
+            *(getattr(view.counted, name) for name in counted),
+        )
         for view in found
     )
-    return ("day", *_USAGE, *counted), rows
+    return ("day", *_USAGE, *(("cost",) if prices else ()), *counted), rows
 
 
 def _write(form: ExportFormat, to: Path | None, columns: Sequence[str], rows: Iterable[Row]) -> int:
@@ -458,7 +465,7 @@ _TEXTS: Final = frozenset(
         *("end_sentence", "seed", "form", "id", "kind", "code", "sentence", "who", "severity"),
     }
 )
-_REALS: Final = frozenset({"temperature", "top_p"})
+_REALS: Final = frozenset({"temperature", "top_p", "cost"})
 
 
 def _arrow_type(pa: Any, name: str) -> Any:  # noqa: ANN401 - pyarrow is not there for the type checker

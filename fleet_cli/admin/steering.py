@@ -21,6 +21,7 @@ from fleet_cli.options import (
     actor_of,
     open_log,
     open_steering,
+    profile_file,
     steering_log,
     with_selection,
     with_settings,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+_with_profile: Final = with_settings(AdminSettings, file=profile_file)
+
 _WAIT_S: Final = 10.0
 _WELL: Final = frozenset({"in force", "needs restart", "waiting"})
 
@@ -42,7 +45,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the devices and th
 Wait = Annotated[float, typer.Option(min=0.1, max=600.0, help="Longest wait for the devices' answers (seconds).")]
 
 
-@with_settings(AdminSettings)
+@_with_profile
 @with_selection
 def set_command(
     assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="Settings, as in device.toml.")],
@@ -71,7 +74,7 @@ def set_command(
     _end_set(results, as_json=as_json, wide=wide)
 
 
-@with_settings(AdminSettings)
+@_with_profile
 @with_selection
 def unset_command(
     names: Annotated[list[str], typer.Argument(metavar="KEY…", help="Settings that were set remotely.")],
@@ -97,7 +100,7 @@ def unset_command(
     _end_set(results, as_json=as_json, wide=wide)
 
 
-@with_settings(AdminSettings)
+@_with_profile
 def settings_command(
     *,
     settings: AdminSettings,
@@ -126,7 +129,7 @@ def settings_command(
         _show_settings(found, wide=wide, whole=bool(device))
 
 
-@with_settings(AdminSettings)
+@_with_profile
 @with_selection
 def command_command(
     command: Annotated[
@@ -337,7 +340,7 @@ def labels(
     print_table(f"Labels: {len(rows)}", columns, rows, wide=wide, empty=empty)
 
 
-@with_settings(AdminSettings)
+@_with_profile
 def retire_command(
     device: Annotated[str, typer.Argument(metavar="DEVICE")],
     *,

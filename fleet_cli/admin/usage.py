@@ -14,11 +14,12 @@ import typer
 from fleet_admin.columns import ABSENT, Kind, in_order, shown, write_csv
 from fleet_admin.reports import Point, model_name, start_column, tally_columns, trend_columns
 from fleet_cli.errors import CommandError
-from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, open_log, time_of
+from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, load_profile, open_log, time_of
 from fleet_cli.tables import Column, cell, print_json, print_table
 from fleet_common.validation import read_time
 
 if TYPE_CHECKING:
+    from fleet_admin.settings import PriceList
     from fleet_edge.session_log import SessionLog
     from fleet_edge.store.totals import Distribution
     from fleet_edge.store.views import Tally, UsageView
@@ -127,7 +128,7 @@ def usage(
 ) -> None:
     """Add up tokens, bytes and time by application, device, edge, model or label, also over time."""
     names, grain = _groups(by)
-    after, before = time_of("--since", since), time_of("--until", until)
+    after, before, prices = time_of("--since", since), time_of("--until", until), load_profile().prices
     with open_log(db) as log:
         chosen = _labelled(log, device, label)
         found = [] if chosen == [] else _usage(log, names, grain, since=after, until=before, device=chosen, edge=edge)
@@ -135,10 +136,10 @@ def usage(
     columns: list[Column[_Usage]] = [
         *([start_column(grain, lambda row: row.start)] if grain else ()),
         *(Column(name, lambda row, place=place: row.names[place], rank=0) for place, name in enumerate(names)),  # type: ignore[misc]
-        *tally_columns(lambda row: row.counted),
+        *tally_columns(lambda row: row.counted, prices),
     ]
     if as_json:
-        print_json([_as_json(row, names, grain) for row in found])
+        print_json([_as_json(row, names, grain, prices) for row in found])
     elif as_csv:
         _write_csv(columns, found)
     else:
@@ -146,8 +147,13 @@ def usage(
         print_table(f"Usage{more}", columns, found, sort="tokens", wide=wide, empty=_NOTHING)
 
 
-def _as_json(row: _Usage, names: Sequence[str], grain: str | None) -> dict[str, object]:
-    return {**({grain: row.start} if grain else {}), **dict(zip(names, row.names, strict=True)), "counted": row.counted}
+def _as_json(row: _Usage, names: Sequence[str], grain: str | None, prices: "PriceList") -> dict[str, object]:
+    return {
+        **({grain: row.start} if grain else {}),
+        **dict(zip(names, row.names, strict=True)),
+        **({"cost": prices.cost(row.counted)} if prices else {}),
+        "counted": row.counted,
+    }
 
 
 def _write_csv(columns: Sequence[Column[T]], rows: Iterable[T]) -> None:

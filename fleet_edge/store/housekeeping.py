@@ -28,6 +28,7 @@ from fleet_edge.store.models import (
     SessionRow,
 )
 from fleet_edge.store.periods import Grain, Mark, Marks, ceiling, floor, raise_mark
+from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import SessionClosed
 from fleet_edge.store.rolling import Enough
 from fleet_edge.store.views import SILENT_AFTER
@@ -151,7 +152,8 @@ def mark_silent(engine: Engine, *, now: datetime) -> list[str]:
         .returning(DeviceRow.device)
     )
     with engine.begin() as connection:
-        return sorted(connection.scalars(mark))
+        quarantined = read_quarantines(connection, now=now).active
+        return sorted(connection.scalars(mark.where(DeviceRow.device.not_in(quarantined))))
 
 
 def silent_devices(engine: Engine) -> frozenset[str]:

@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, literal, or_, select, update
-from sqlalchemy.orm import aliased
 
 from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.models import (
@@ -191,7 +190,7 @@ def _spread(
 
 def _mark_later(connection: Connection, hour: datetime) -> None:
     """Mark later hours of this hour's sessions: their segments there are no longer the sessions' first."""
-    later = aliased(SegmentRow)
+    later = SegmentRow.__table__.alias().c
     goes_on = and_(later.session == SegmentRow.session, by_row(later.device) == SegmentRow.device)
     query = select(later.segment).join(SegmentRow, goes_on)
     query = query.where(*opened_in(hour, hour + HOUR), later.segment >= segment_number(hour + HOUR))

@@ -21,7 +21,6 @@ from sqlalchemy import (
     select,
     type_coerce,
 )
-from sqlalchemy.orm import aliased
 
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.models import DeviceRollupRow, DistributionRow, FleetRollupRow, RollupRow, SegmentRow
@@ -176,16 +175,16 @@ def _number(grain: Grain) -> ColumnElement[int]:
 
 
 def _visited() -> ColumnElement[int]:
-    earlier = aliased(SegmentRow)
+    earlier = SegmentRow.__table__.alias().c
     return _none_before(earlier, by_row(earlier.edge) == SegmentRow.edge)
 
 
 def _first() -> ColumnElement[int]:
-    earlier = aliased(SegmentRow)
+    earlier = SegmentRow.__table__.alias().c
     return _none_before(earlier, earlier.edge.is_not(None))
 
 
-def _none_before(earlier: Any, condition: ColumnElement[bool]) -> ColumnElement[int]:  # noqa: ANN401 - an alias
+def _none_before(earlier: Any, condition: ColumnElement[bool]) -> ColumnElement[int]:  # noqa: ANN401 - columns
     same = (earlier.session == SegmentRow.session, by_row(earlier.device) == SegmentRow.device)
     found = select(earlier.session).where(*same, earlier.segment < SegmentRow.segment, condition)
     return case((found.exists(), literal_column("0")), else_=literal_column("1"))

@@ -13,7 +13,7 @@ from fleet_edge.counters import SegmentCounters, share
 from schemas.control import Presence
 
 SettingValue = bool | int | float | str
-"""The same as in `schemas.steering`, which would load numpy in every program that reads the log."""
+"""The same as in `schemas.control`."""
 
 LATE_AFTER: Final = timedelta(minutes=5)
 SILENT_AFTER: Final = timedelta(minutes=15)
@@ -35,6 +35,10 @@ class MachineState(StrEnum):
     OFFLINE = "offline"
     RETIRED = "retired"
     UNKNOWN = "unknown"
+
+
+SERVING: Final = (MachineState.ONLINE, MachineState.DRAINING)
+"""States of an edge whose load is current."""
 
 
 def device_state(

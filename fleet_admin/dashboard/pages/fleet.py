@@ -22,7 +22,7 @@ from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import days_left, device_columns, edge_columns, model_name
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.totals import Distribution
-from fleet_edge.store.views import DeviceView, EdgeView, MachineState, UsageView
+from fleet_edge.store.views import SERVING, DeviceView, EdgeView, MachineState, UsageView
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -35,7 +35,6 @@ _MODELS: Final = 4
 
 _HOURLY_S: Final = 2 * 86_400.0
 _FAILED: Final = ("failed", "lost")
-_SERVING: Final = (MachineState.ONLINE, MachineState.DRAINING)
 
 
 def show_overview(visit: Visit) -> Response:
@@ -51,7 +50,7 @@ def show_overview(visit: Visit) -> Response:
         range=line.range,
         states=Counter(each.state.value for each in log.devices(counted=False)),
         edges=Counter(each.state.value for each in edges),
-        now_per_s=sum(each.tokens_per_s or 0.0 for each in edges if each.state in _SERVING),
+        now_per_s=sum(each.tokens_per_s or 0.0 for each in edges if each.state in SERVING),
         total=total,
         tokens_per_s=total.tokens / line.seconds,
         first_token=log.latencies(since=line.begin)["first_token"],
@@ -275,7 +274,7 @@ def show_edges(visit: Visit) -> Response:
     view = grid.view(rows, visit.admission.query)
     if visit.query("format") == "csv":
         return csv_response("edges", view.headings, view.lines())
-    serving = [row for row in rows if row.state in _SERVING]
+    serving = [row for row in rows if row.state in SERVING]
     return visit.page(
         "edges.html",
         title="Edges",

@@ -24,6 +24,7 @@ from fleet_admin.reports import (
     model_name,
     tally_columns,
 )
+from fleet_admin.settings import PriceList
 from fleet_edge.store.views import AlertView, AuditView, MachineRelease, MachineRollout, Rollout, UsageView
 
 _BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -46,19 +47,17 @@ _LINKS: Final[Mapping[str, dict[str, Link[UsageView]]]] = {
 }
 
 
-def _columns(by: str, words: str) -> list[Column[UsageView]]:
-    return [Column(words, _NAMES[by], key="name", rank=0), *tally_columns(lambda row: row.counted)]
+_TIME: Final[Column[UsageView]] = Column("time", lambda row: row.start, "moment", key="start", rank=0)
 
 
-_GRIDS: Final = {
-    by: Grid[UsageView](_columns(by, words), sort="-tokens", links=_LINKS.get(by)) for by, (words, _) in _BY.items()
-}
-_BY_TIME: Final = {
-    by: Grid[UsageView](
-        (Column("time", lambda row: row.start, "moment", key="start", rank=0), *_columns(by, words)), sort="-start"
-    )
-    for by, (words, _) in _BY.items()
-}
+def _usage_grid(by: str, prices: PriceList, *, by_time: bool = False) -> Grid[UsageView]:
+    columns: list[Column[UsageView]] = [
+        Column(_BY[by][0], _NAMES[by], key="name", rank=0),
+        *tally_columns(lambda row: row.counted, prices),
+    ]
+    if by_time:
+        return Grid((_TIME, *columns), sort="-start")
+    return Grid(columns, sort="-tokens", links=_LINKS.get(by))
 
 
 def show_usage(visit: Visit) -> Response:
@@ -68,23 +67,26 @@ def show_usage(visit: Visit) -> Response:
     if by not in _BY:
         raise Problem(400, f"Usage is grouped by {', '.join(_BY)}.")
     log, since, dimensions = visit.services.log, line.begin, _BY[by][1]
+    prices = visit.services.settings.prices
     if visit.query("format") == "csv":
         by_time = visit.query("over") == "time"
         rows = log.usage(since=since, by=dimensions, grain=line.grain if by_time else None)
-        found = (_BY_TIME if by_time else _GRIDS)[by].view(rows, visit.admission.query)
+        found = _usage_grid(by, prices, by_time=by_time).view(rows, visit.admission.query)
         return csv_response("usage", found.headings, found.lines())
     drawn = partial(line.chart, {each.start: each for each in log.usage(since=since, grain=line.grain)}, sums=True)
     total = log.usage(since=since)
     return visit.page(
         "usage.html",
         title="Usage",
-        view=_GRIDS[by].view(log.usage(since=since, by=dimensions), visit.admission.query),
+        view=_usage_grid(by, prices).view(log.usage(since=since, by=dimensions), visit.admission.query),
         kinds=[(key, words) for key, (words, _) in _BY.items()],
         by=by,
         grain=line.grain,
         ranges=RANGES,
         range=line.range,
         total=total[0].counted if total else None,
+        cost=prices.cost(total[0].counted) if total and prices else None,
+        currency=prices.currency,
         edge_s=edge_seconds(total[0].counted) if total else None,
         charts={
             "Tokens": drawn({"tokens": lambda each: each.counted.tokens}),

@@ -50,8 +50,8 @@ KNOWN = {
         ({"draft_model": "small"}, ["a", "c"]),
         ({"edge": "e1"}, ["a"]),
         ({"software": "0.2"}, ["b"]),
-        ({"silent": True}, ["c"]),
-        ({"silent": False, "labels": ("hall",), "draft_model": "large"}, ["b"]),
+        ({"reachable": False}, ["c"]),
+        ({"reachable": True, "labels": ("hall",), "draft_model": "large"}, ["b"]),
     ],
 )
 def test_whom_a_selection_means(given: dict[str, object], chosen: list[str]) -> None:
@@ -66,7 +66,7 @@ def test_whom_a_selection_means(given: dict[str, object], chosen: list[str]) -> 
         ({"devices": ("a b",)}, "not a valid name"),
         ({"devices": ("nobody",)}, "nobody"),
         ({"labels": ("never",)}, "chosen"),
-        ({"devices": ("a",), "silent": True}, "chosen"),
+        ({"devices": ("a",), "reachable": False}, "chosen"),
     ],
 )
 def test_a_selection_of_nobody_is_told(given: dict[str, object], why: str) -> None:

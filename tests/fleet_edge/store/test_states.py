@@ -60,7 +60,7 @@ def test_the_job_marks_those_devices_as_silent_that_the_log_shows_as_silent(stor
     now = after(3600)
     ages = (None, 60, 1200)
     devices = []
-    for number, (presence, told, drafted) in enumerate(product(Presence, ages, ages)):
+    for number, (presence, told, drafted) in enumerate(product(Presence, ages, reversed(ages))):
         for state_age in (60, 1200):
             device = f"d-{number}-{state_age}"
             devices.append(device)
@@ -73,6 +73,7 @@ def test_the_job_marks_those_devices_as_silent_that_the_log_shows_as_silent(stor
             store.apply(records)
     with store.engine.begin() as connection:
         assert retire(connection, devices[0], START)
+        quarantines.quarantine_device(connection, devices[-1], until=None, reason="It floods.", now=START)
         found = queries.devices(connection, now=now, counted=False)
     silent = [view.device for view in found if view.state is MachineState.SILENT]
     assert 0 < len(silent) < len(devices)

@@ -1,0 +1,94 @@
+import csv
+import io
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from fleet_edge.store.database import open_store
+from tests.fleet_edge.store import samples
+from tests.support.command import Run, as_json, refused
+
+PRICES = "[prices]\nmillion_tokens = 3.0\nmegabyte = 0.5\nwatt_hour = 0.01\nedge_w = 360.0\n"
+
+
+@pytest.fixture
+def admin(fleet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    return partial(fleet, "admin")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "fleet" / "admin.toml"
+
+
+def test_what_a_profile_saves_holds_for_later_commands_in_any_folder(
+    admin: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(f"sqlite:///{tmp_path / 'north.sqlite3'}").close()
+    assert "There is no database" in refused(admin("devices"))
+    flags = ("--fleet", "north", "--host", "broker.example", "--ca", "ca.pem")
+    assert admin("profile", *flags, "--db", "sqlite:///north.sqlite3", "--save")[0] == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert as_json(admin("devices", "--json")) == []
+    found = as_json(admin("profile", "--json", "--port", "8884"))
+    assert (found["fleet"], found["broker.host"], found["broker.port"]) == ("north", "broker.example", 8884)
+    assert found["broker.ca"] == str(tmp_path / "ca.pem")
+    assert as_json(admin("profile", "--json"))["broker.port"] == 8883, "nothing is saved without --save"
+
+
+def test_a_flag_and_a_variable_override_the_profile(
+    admin: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text('db = "sqlite:////nowhere/at/all.sqlite3"\n')
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    open_store(url).close()
+    assert "/nowhere/at" in refused(admin("devices"))
+    assert as_json(admin("devices", "--json", "--db", url)) == []
+    monkeypatch.setenv("FLEET_DB", url)
+    assert as_json(admin("devices", "--json")) == []
+    monkeypatch.delenv("FLEET_DB")
+    other = tmp_path / "other.toml"
+    other.write_text(f'db = "{url}"\n')
+    assert as_json(admin("settings", "--log-only", "--json", "--config", other)) == []
+    monkeypatch.setenv("FLEET_ADMIN_CONFIG", str(other))
+    assert as_json(admin("devices", "--json")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "command", "sentence"),
+    [
+        ("fleet = ", "devices", "is not valid TOML"),
+        ('host = "north"', "devices", "no setting of that name, maybe 'broker.host' is meant"),
+        ("[broker]\nport = 0", "set draft_length=4 --all", "'broker.port' = 0"),
+        ("[prices]\nmegabyte = -1.0", "usage", "'prices.megabyte' = -1.0"),
+        ("", "profile --db mysql://north --save", "The database 'mysql' is not supported"),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_one_sentence(
+    admin: Run, file: Path, content: str, command: str, sentence: str
+) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    assert sentence in refused(admin(*command.split()))
+    assert file.read_text() == content
+
+
+def test_usage_costs_what_the_prices_say(admin: Run, file: Path, tmp_path: Path) -> None:
+    counted = {"tokens": 1_000_000, "uplink_bytes": 1_500_000, "downlink_bytes": 500_000}
+    steps = {"rounds": 1000, "compute_ms": 80_000.0, "batch_sum": 8000}  # 10 s of an edge for this session
+    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as store:
+        store.apply([samples.opened(app="chat"), samples.progress(**counted, **steps)])
+    assert "cost" not in admin("usage")[1], "nothing costs anything without a price"
+    file.parent.mkdir(parents=True)
+    file.write_text(PRICES)
+    assert [each["cost"] for each in as_json(admin("usage", "--json"))] == [pytest.approx(3.0 + 1.0 + 0.01)]
+    assert "cost (EUR)" in admin("usage")[1]
+    for command in ("usage --csv", "export usage"):
+        rows = list(csv.DictReader(io.StringIO(admin(*command.split())[1])))
+        assert [float(row["cost"]) for row in rows] == [pytest.approx(4.01)], command
