@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fleet_admin.columns import Column
+from fleet_edge.store.views import SERVING
 
 if TYPE_CHECKING:
     from fleet_admin.settings import PriceList

@@ -280,7 +280,7 @@ _SELECTION: Final[Mapping[str, tuple[object, object]]] = {
     "reachable": (
         Annotated[
             bool | None,
-            typer.Option("--reachable/--unreachable", help="Of those, the devices that are neither silent nor offline."),
+            typer.Option("--reachable/--unreachable", help="Of those, the devices neither silent nor offline."),
         ],
         None,
     ),

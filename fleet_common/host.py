@@ -67,6 +67,15 @@ def _of_group(group: Path) -> int | None:
     return max(0, limit - used + kept.get("active_file", 0) + kept.get("inactive_file", 0))
 
 
+def resident_memory() -> int | None:
+    """Return the bytes of this process in memory; None if the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 _M_ARENA_MAX: Final = -8  # mallopt(3)
 _ARENAS_VARIABLE: Final = "MALLOC_ARENA_MAX"  # the administrator's choice
 

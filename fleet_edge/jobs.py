@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _ABANDONED_CHUNK: Final = 1000
 _MINUTE: Final = timedelta(minutes=1)
+_MINUTES_KEPT: Final = timedelta(days=2)  # each minute's load; pages show half a day by minutes
 _MB: Final = 1e6
 
 
@@ -191,6 +192,7 @@ class EdgeJobs:
             days_before=floor(Grain.MONTH, now - timedelta(days=keep.daily_days)),
             **pace,
         )
+        housekeeping.purge_loads(engine, thin_before=now - _MINUTES_KEPT, before=oldest, **pace)
         events = housekeeping.purge(engine, EventRow, before=oldest, **pace)
         housekeeping.purge(engine, CommandRow, before=oldest, **pace)
         housekeeping.purge_reported(engine, before=now - settings.keep_reported, most=settings.most_reported, **pace)

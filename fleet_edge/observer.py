@@ -4,11 +4,13 @@ State of the orchestrator's thread is read on that thread. A loop that does not 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Final
 
+from fleet_common.host import resident_memory
 from fleet_common.metrics import Family, Health, Histogram, Pages, exposition
 from fleet_common.mqtt.link import Link
 from fleet_edge.answers.recorder import Recorder
@@ -18,7 +20,7 @@ from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records import LoadReported
-from fleet_edge.store.views import MachineState
+from fleet_edge.store.views import CONNECTED, MachineState
 from fleet_edge.store.writer import LogWriter
 from schemas.names import VERSION
 
@@ -125,6 +127,9 @@ class EdgeObserver:
         yield named.BROKER_UP.of(self.link.connected)
         yield named.LINK_EVENTS.by(asdict(self.link.counters))
 
+    def device_states(self) -> Counter[MachineState]:
+        return self.figures.device_states(self.orchestrator.handlers.guard.quarantined())
+
     @property
     def _hangs(self) -> str:
         return f"The edge's loop has not answered within {self.answer_s:g} s."
@@ -145,7 +150,7 @@ class EdgeObserver:
         yield named.FAULTS.by(dict(figures.faults))
         yield named.UPLINK_BYTES.of(figures.uplink_bytes)
         yield named.DOWNLINK_BYTES.by(dict(figures.downlink_bytes))
-        states = figures.device_states(self.orchestrator.handlers.guard.quarantined())
+        states = self.device_states()
         # Only the session log knows about retirement and about devices without a presence.
         known = (each for each in MachineState if each not in (MachineState.RETIRED, MachineState.UNKNOWN))
         yield named.DEVICES.by({each.value: states[each] for each in known})
@@ -236,6 +241,7 @@ class SelfWatch:
         before, now = self._before, _Sums.of(self.observer.figures, at=self.clock())
         self._before = now
         store, memory = self.observer.writer.counters, self.observer.memory
+        devices = self.observer.device_states()
         queue_s, step_s = _mean(before.queue, now.queue), _mean(before.step, now.step)
         self.recorder.sink.put(
             LoadReported(
@@ -249,6 +255,9 @@ class SelfWatch:
                 tokens_per_s=(now.tokens - before.tokens) / max(1e-3, now.at - before.at),
                 kv_usage=memory.computed / memory.whole if memory.whole else None,
                 spooled_records=max(0, store.spooled - store.replayed),
+                memory_bytes=resident_memory(),
+                devices_online=devices[MachineState.ONLINE],
+                devices_connected=sum(devices[state] for state in CONNECTED),
             )
         )
 

@@ -38,6 +38,7 @@ from fleet_edge.store.views import (
     EventCount,
     EventView,
     HourView,
+    LoadView,
     MachineRelease,
     MachineRollout,
     QuarantineView,
@@ -423,6 +424,13 @@ class SessionLog(Closing):
         """Return how many devices opened sessions at edges, or resumed them, by time; `grain` as for `usage`."""
         with self._reading() as connection:
             return totals.active(connection, since=since, grain=_known(Grain, grain))
+
+    def edge_loads(
+        self, grain: str, *, since: datetime, edge: str | None = None
+    ) -> dict[datetime, dict[str, LoadView]]:
+        """Return the mean loads of edges by time and edge; `grain` as for `usage`."""
+        with self._reading() as connection:
+            return queries.loads(connection, since=since, grain=_known(Grain, grain), edge=edge)
 
     def beginning(self) -> datetime | None:
         """Return when the first session was opened, of purged ones roughly; None without any. Cheap."""

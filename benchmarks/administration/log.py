@@ -36,8 +36,8 @@ from fleet_edge.store.database import open_store
 from fleet_edge.store.engine import parse_url, sqlite_path
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.housekeeping import give_back_space
-from fleet_edge.store.models import Base, DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.periods import Grain, floor, following, mark_stale
+from fleet_edge.store.models import Base, DeviceRow, EdgeLoadRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.periods import BEGINNING, Grain, floor, following, mark_stale, minute_of
 from fleet_edge.store.records import SegmentProgress, SessionOpened, segment_number
 from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.steering import add_labels, record_audit
@@ -93,6 +93,7 @@ def fill(engine: Engine, scale: Scale, *, now: datetime, progress: Progress, see
         connection.execute(insert(DeviceRow), [_device(chance, number, begin, now) for number in range(scale.devices)])
         connection.execute(insert(EdgeRow), [_edge(chance, name, begin, now) for name in (*_edges(scale), _RARE)])
         halls = {name_of(number): (f"hall_{'ab'[number % 2]}",) for number in range(scale.devices)}
+        connection.execute(insert(EdgeLoadRow), list(_loads(chance, scale, begin, now)))
         add_labels(connection, halls, who="ada", now=begin)
         record_audit(connection, [AuditEntry(who="ada", action="label", subject=name) for name in halls], now=begin)
     indexes = [index for row in _TABLES if isinstance(row.__table__, Table) for index in row.__table__.indexes]
@@ -194,6 +195,25 @@ def _edge(chance: random.Random, name: str, begin: datetime, now: datetime) -> R
         "kv_usage": chance.random(),
         "spooled_records": 0,
     }
+
+
+def _loads(chance: random.Random, scale: Scale, begin: datetime, now: datetime) -> Iterator[Row]:
+    for minute in range(minute_of(begin), minute_of(now)):
+        if minute % 10 and minute < minute_of(now) - 2880:
+            continue
+        busy = 1.0 - 0.6 * math.cos(2 * math.pi * (minute / 60 - 2) / 24)
+        connected = scale.devices * chance.uniform(0.94, 0.96)
+        for edge in _edges(scale):
+            yield {
+                "minute": minute,
+                "edge": edge,
+                "at": BEGINNING + minute * timedelta(minutes=1),
+                "open_sessions": int(20 * busy * chance.random()),
+                "kv_usage": min(1.0, 0.5 * busy * chance.uniform(0.8, 1.2)),
+                "memory_bytes": int(2e9 * chance.uniform(0.99, 1.01)),
+                "devices_online": int(connected * busy / 1.7),
+                "devices_connected": int(connected),
+            }
 
 
 def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -> Iterator[tuple[type[Base], Row]]:

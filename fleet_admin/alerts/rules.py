@@ -274,7 +274,8 @@ def _spool_grows(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]
 
 def _database_lags(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for edge in facts.edges:
-        if settings.lag_s and edge.load_at is not None and edge.state is not MachineState.OFFLINE and _belongs(edge, facts.now, settings):
+        connected = edge.state is not MachineState.OFFLINE and _belongs(edge, facts.now, settings)
+        if settings.lag_s and edge.load_at is not None and connected:
             sentence = (
                 f"{edge.edge} is connected, and the database has nothing of it since {_when(edge.load_at)}: what it "
                 "writes waits in its spool; look at the way from it to the database."

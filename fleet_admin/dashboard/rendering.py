@@ -18,6 +18,7 @@ from starlette.routing import Route
 from fleet_admin.columns import moment, shown, write_csv
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.grid import address
+from fleet_edge.store.records import ADMINISTRATOR
 from schemas.printable import printable
 
 _PACKAGE: Final = "fleet_admin.dashboard"
@@ -94,7 +95,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown, "moment": moment}
-    environment.globals |= {"asset": asset_url, "address": address}
+    environment.globals |= {"asset": asset_url, "address": address, "administrator": ADMINISTRATOR}
     return environment
 
 

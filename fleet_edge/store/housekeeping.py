@@ -19,6 +19,7 @@ from fleet_edge.store.models import (
     DeviceRollupRow,
     DeviceRow,
     DistributionRow,
+    EdgeLoadRow,
     FleetRollupRow,
     QuarantineLiftRow,
     QuarantineRow,
@@ -27,7 +28,7 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
-from fleet_edge.store.periods import Grain, Mark, Marks, ceiling, floor, raise_mark
+from fleet_edge.store.periods import Grain, Mark, Marks, ceiling, floor, minute_of, raise_mark
 from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import SessionClosed
 from fleet_edge.store.rolling import Enough
@@ -43,6 +44,7 @@ _STEP_S: Final = (
 )
 _LEAST_REST_S: Final = 0.03  # SQLite's waiting writer looks again every 25 ms at first
 _LEAST_CHUNK: Final = 20
+_KEPT_MINUTE: Final = 10  # each tenth minute's load of an edge is kept
 _STEP_PAGES: Final = 250
 _KEPT_SHARE: Final = 0.02  # of the file, free for what is written next
 
@@ -196,6 +198,13 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
 def purge(engine: Engine, row: type[Base], *, before: datetime, **pace: Unpack[Pace]) -> int:
     """Delete the old rows of a table that nothing else refers to: of rounds, texts, events or commands."""
     return delete_rows(engine, row, row.at < before, **pace)
+
+
+def purge_loads(engine: Engine, *, thin_before: datetime, before: datetime, **pace: Unpack[Pace]) -> int:
+    """Delete old loads of edges, and of those before `thin_before` all but every tenth minute; return the number."""
+    minute = EdgeLoadRow.minute
+    thin = and_(minute < minute_of(thin_before), minute % _KEPT_MINUTE != 0)
+    return delete_rows(engine, EdgeLoadRow, or_(minute < minute_of(before), thin), **pace)
 
 
 def rolled_up_until(engine: Engine, before: datetime) -> datetime:

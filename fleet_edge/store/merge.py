@@ -39,6 +39,7 @@ from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.models import (
     Base,
     DeviceRow,
+    EdgeLoadRow,
     EdgeRow,
     EventRow,
     QuarantineLiftRow,
@@ -49,7 +50,7 @@ from fleet_edge.store.models import (
     SessionRow,
     TextRow,
 )
-from fleet_edge.store.periods import Grain, floor, mark_stale
+from fleet_edge.store.periods import Grain, floor, mark_stale, minute_of
 from fleet_edge.store.records import (
     CloseReported,
     DeviceCounters,
@@ -194,6 +195,7 @@ class _Inserts:
         self._least = func.min if dialect == "sqlite" else func.least
         self.device = self._upsert(DeviceRow, least=("first_seen_at",), greatest=("seen_at",))
         self.edge = self._upsert(EdgeRow, least=("first_seen_at",), greatest=("seen_at",))
+        self.load = self._latest(EdgeLoadRow, "at")
         self.session = self._upsert(SessionRow, least=("opened_at",), greatest=("last_at", "last_segment"))
         self.local_session = self._upsert(SessionRow)
         self.segment = self._upsert(SegmentRow, greatest=("duration_ms",))
@@ -281,7 +283,10 @@ def merge_records(connection: Connection, records: Sequence[Record], *, writer: 
     _update(connection, _DEVICE_PRESENCE_SINCE, [each for each in seen if each.presence_since is not None])
     _update(connection, _DEVICE_TELEMETRY, _only(records, TelemetryReported))
     _update(connection, _EDGE_STATE, _only(records, EdgeSeen))
-    _update(connection, _EDGE_LOAD, _only(records, LoadReported))
+    loads = _only(records, LoadReported)
+    _update(connection, _EDGE_LOAD, loads)
+    by_minute = sorted(loads, key=attrgetter("at", "edge"))
+    _insert(connection, inserts.load, [_row(each, EdgeLoadRow) | {"minute": minute_of(each.at)} for each in by_minute])
     opened = _only(records, SessionOpened)
     _update(connection, _DESCRIBE_SESSION, opened)
     _update(connection, _SERVE_SESSION, opened)

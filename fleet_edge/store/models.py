@@ -38,7 +38,7 @@ from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from fleet_edge.counters import SegmentCounters
-from fleet_edge.store.records import DeviceCounters, TextWritten
+from fleet_edge.store.records import DeviceCounters, LoadReported, TextWritten
 from fleet_edge.store.views import (
     AlertView,
     AuditView,
@@ -133,13 +133,13 @@ class _RowType(type):
 
     __table__: Table
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - for type checkers: a column
-        if name.startswith("__") or (column := self.__table__.c.get(name)) is None:
-            raise AttributeError(f"{self.__name__} has no column {name!r}.")
+    def __getattr__(cls, name: str) -> Any:  # noqa: ANN401 - for type checkers: a column
+        if name.startswith("__") or (column := cls.__table__.c.get(name)) is None:
+            raise AttributeError(f"{cls.__name__} has no column {name!r}.")
         return column
 
-    def __clause_element__(self) -> Table:
-        return self.__table__
+    def __clause_element__(cls) -> Table:
+        return cls.__table__
 
 
 class Base(metaclass=_RowType):
@@ -230,6 +230,21 @@ class EdgeRow(Base):
     __table__ = _table(
         "edges", _columns(EdgeColumns, key=("edge",)), [_column("state_at", datetime, nullable=True)]
     )  # fmt: skip
+
+
+class EdgeLoadRow(Base):
+    """An edge's last load of a minute since the epoch; later only every tenth minute is kept."""
+
+    __table__ = _table(
+        "edge_loads",
+        _key(minute=int),
+        _columns(
+            LoadReported,
+            key=("edge",),
+            without=("most_sessions", "batch_sessions", "step_ms", "queue_ms", "tokens_per_s", "spooled_records"),
+        ),
+        sqlite_with_rowid=False,
+    )
 
 
 class SessionRow(Base):
@@ -471,6 +486,7 @@ class RolloutRow(Base):
 
 
 # Alerts and the dashboard's accounts
+
 
 class AlertRow(Base):
     __table__ = _table(

@@ -33,8 +33,17 @@ from sqlalchemy import (
 from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.event_codes import EventKind, Severity
-from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.periods import DAY, HOUR, MINUTES, Grain, Mark, Marks, floor
+from fleet_edge.store.models import (
+    DeviceRow,
+    EdgeLoadRow,
+    EdgeRow,
+    EventRow,
+    RollupRow,
+    RoundRow,
+    SegmentRow,
+    SessionRow,
+)
+from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, Mark, Marks, floor, minute_of
 from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import segment_time
 from fleet_edge.store.steering import read_labels
@@ -47,6 +56,7 @@ from fleet_edge.store.views import (
     EventCount,
     EventView,
     HourView,
+    LoadView,
     MachineState,
     RoundView,
     SegmentColumns,
@@ -301,6 +311,33 @@ def edges(connection: Connection, *, now: datetime) -> list[EdgeView]:
 def _edge_view(row: RowMapping, now: datetime) -> EdgeView:
     since_load = None if row["load_at"] is None else now - row["load_at"]
     return EdgeView(state=edge_state(row["presence"], since_load=since_load), **row)
+
+
+def loads(
+    connection: Connection, *, since: datetime, grain: Grain, edge: str | None = None
+) -> dict[datetime, dict[str, LoadView]]:
+    """Return the mean loads of edges, by time and edge."""
+    length = MINUTES.get(grain, HOUR if grain is Grain.HOUR else DAY)
+    number = literal_column(f"edge_loads.minute / {length // timedelta(minutes=1)}")
+    names = [field.name for field in fields(LoadView)]
+    means = (func.avg(getattr(EdgeLoadRow, name)) for name in names)
+    query = select(number, EdgeLoadRow.edge, *means).where(EdgeLoadRow.minute >= minute_of(since))
+    if edge is not None:
+        query = query.where(EdgeLoadRow.edge == edge)
+    found: dict[datetime, dict[str, list[Sequence[Any]]]] = {}
+    for place, name, *values in connection.execute(query.group_by(number, EdgeLoadRow.edge)):
+        # Months differ in length: they are means of their days.
+        found.setdefault(floor(grain, BEGINNING + place * length), {}).setdefault(name, []).append(values)
+    return {
+        start: {name: LoadView(*map(_mean, zip(*rows, strict=True))) for name, rows in own.items()}
+        for start, own in found.items()
+    }
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    # PostgreSQL's means of integers are decimals.
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 class EventGrouping(StrEnum):

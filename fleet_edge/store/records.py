@@ -293,7 +293,10 @@ class TelemetryReported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReported:
-    """An edge's load over the last seconds; `views.EdgeColumns` describes the values. None: nothing was measured."""
+    """An edge's load over the last seconds; `views.EdgeColumns` describes the values. None: nothing was measured.
+
+    `memory_bytes` is resident in the edge's process. Connected devices may be late or silent.
+    """
 
     edge: str
     at: datetime
@@ -305,6 +308,9 @@ class LoadReported:
     tokens_per_s: float
     kv_usage: float | None
     spooled_records: int
+    memory_bytes: int | None = None
+    devices_online: int | None = None
+    devices_connected: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,8 +192,8 @@ def _mark_later(connection: Connection, hour: datetime) -> None:
     """Mark later hours of this hour's sessions: their segments there are no longer the sessions' first."""
     later = SegmentRow.__table__.alias().c
     goes_on = and_(later.session == SegmentRow.session, by_row(later.device) == SegmentRow.device)
-    query = select(later.segment).join(SegmentRow, goes_on)
-    query = query.where(*opened_in(hour, hour + HOUR), later.segment >= segment_number(hour + HOUR))
+    query = select(later.segment).where(goes_on, *opened_in(hour, hour + HOUR))
+    query = query.where(later.segment >= segment_number(hour + HOUR))
     hours = {floor(Grain.HOUR, segment_time(segment)) for segment in connection.scalars(query)}
     mark_stale(connection, hours, writer=_WRITER)
 

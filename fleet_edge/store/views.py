@@ -41,6 +41,10 @@ SERVING: Final = (MachineState.ONLINE, MachineState.DRAINING)
 """States of an edge whose load is current."""
 
 
+CONNECTED: Final = (*SERVING, MachineState.LATE, MachineState.SILENT)
+"""States of a device that has not left the broker."""
+
+
 def device_state(
     presence: str | None, *, since_last_sign: timedelta, quarantined: bool = False, retired: bool = False
 ) -> MachineState:
@@ -340,6 +344,17 @@ class EdgeView(EdgeColumns):
         if self.most_sessions is None or self.open_sessions is None:
             return None
         return max(0, self.most_sessions - self.open_sessions)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadView:
+    """Means of an edge's loads over some time; None where the edge has not measured it."""
+
+    open_sessions: float | None
+    kv_usage: float | None
+    memory_bytes: float | None
+    devices_online: float | None
+    devices_connected: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

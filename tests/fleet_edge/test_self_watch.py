@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -8,6 +9,8 @@ from fleet_edge.metrics.figures import Figures
 from fleet_edge.observer import Look, SelfWatch
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.records import EventLogged, LoadReported
+from fleet_edge.store.views import SILENT_AFTER, MachineState
+from schemas.control import Presence
 from tests.support.memory_fleet import Clock, Sink
 
 
@@ -30,6 +33,9 @@ class _Observer:
 
     def look(self) -> Look | None:
         return self.answer
+
+    def device_states(self) -> Counter[MachineState]:
+        return self.figures.device_states(())
 
 
 class Scene:
@@ -69,6 +75,18 @@ def test_load_is_that_of_the_last_seconds(scene: Scene) -> None:
     scene.look()
     idle = scene.sink.of(LoadReported)[-1]
     assert (idle.step_ms, idle.batch_sessions, idle.queue_ms, idle.tokens_per_s) == (None, None, None, 0.0)
+
+
+def test_load_counts_devices_at_the_broker_and_those_heard_of_them(scene: Scene) -> None:
+    for device, presence in {"idle": Presence.ONLINE, "gone": Presence.OFFLINE, "busy": Presence.ONLINE}.items():
+        scene.observer.figures.heard(device, presence)
+    scene.clock.seconds += SILENT_AFTER.total_seconds()
+    scene.observer.figures.heard("busy")
+    scene.look()
+    load = scene.sink.of(LoadReported)[-1]
+    assert (load.devices_online, load.devices_connected) == (1, 2)
+    assert load.memory_bytes is not None
+    assert load.memory_bytes > 10_000_000
 
 
 def test_a_loop_that_hangs_is_told_once_and_again_when_it_answers(scene: Scene) -> None:

@@ -22,7 +22,7 @@ from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import days_left, device_columns, edge_columns, model_name
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.totals import Distribution
-from fleet_edge.store.views import SERVING, DeviceView, EdgeView, MachineState, UsageView
+from fleet_edge.store.views import SERVING, DeviceView, EdgeView, LoadView, MachineState, UsageView
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -33,6 +33,7 @@ _CODES: Final = 4
 _MODELS: Final = 4
 """Most draft models whose acceptance is drawn."""
 
+_MB: Final = 1e6
 _HOURLY_S: Final = 2 * 86_400.0
 _FAILED: Final = ("failed", "lost")
 
@@ -66,6 +67,7 @@ def show_overview(visit: Visit) -> Response:
             "First token": charts["First token"],
             "Failures and refusals": failures,
             "Gap p95 of sessions": charts["Gap p95 of sessions"],
+            "Devices": _connected(visit, line),
             "Active devices": _active(visit, line),
         },
         sparks={name: sparkline(each) for name, each in charts.items()},
@@ -112,6 +114,31 @@ def _active(visit: Visit, line: Timeline) -> dict[str, Any]:
         line = replace(line, grain=Grain.DAY, begin=floor(Grain.DAY, line.begin))
     rows = visit.services.log.active_devices(line.grain, since=line.begin)
     return line.chart(rows, {"devices": float}, kind="count", sums=True)
+
+
+def _connected(visit: Visit, line: Timeline) -> dict[str, Any]:
+    """Return the chart of the devices at the broker, as the edge that knows most of them counts them."""
+    rows = visit.services.log.edge_loads(line.grain, since=line.begin)
+    lines: dict[str, Callable[[Mapping[str, LoadView]], float | None]] = {
+        "online": lambda edges: max((each.devices_online or 0.0 for each in edges.values()), default=None),
+        "connected": lambda edges: max((each.devices_connected or 0.0 for each in edges.values()), default=None),
+    }
+    return line.chart(rows, lines, kind="count")
+
+
+def _load(visit: Visit, line: Timeline, edge: str) -> dict[str, Any]:
+    """Return the charts of an edge's sessions and memory, as it measured them."""
+    rows = {
+        start: edges[edge]
+        for start, edges in visit.services.log.edge_loads(line.grain, since=line.begin, edge=edge).items()
+    }
+    return {
+        "Open sessions": line.chart(rows, {"sessions": lambda each: each.open_sessions}),
+        "Use of KV memory": line.chart(rows, {"use": lambda each: each.kv_usage}, unit="%", kind="percent"),
+        "Memory of the process": line.chart(
+            rows, {"memory": lambda each: each.memory_bytes and each.memory_bytes / _MB}, unit="MB"
+        ),
+    }
 
 
 def _quantile(measure: str, share: float) -> Callable[[Mapping[str, Distribution]], float | None]:
@@ -299,7 +326,9 @@ def show_edge(visit: Visit) -> Response:
         columns=edge_columns(visit.now)[1:],
         ranges=RANGES,
         range=line.range,
-        charts=_charts(visit, line, edge=name) | {"Failures and refusals": _failures(visit, line, edge=name)},
+        charts=_charts(visit, line, edge=name)
+        | _load(visit, line, name)
+        | {"Failures and refusals": _failures(visit, line, edge=name)},
         sessions=log.sessions(edge=name, limit=_SESSIONS),
         events=log.events(edge=name, limit=_EVENTS),
     )

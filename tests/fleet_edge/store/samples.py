@@ -99,6 +99,9 @@ edge_load = partial(
         tokens_per_s=60.0,
         kv_usage=0.25,
         spooled_records=0,
+        memory_bytes=500_000_000,
+        devices_online=2,
+        devices_connected=3,
     ),
 )
 

@@ -9,9 +9,11 @@ from fleet_edge.store import housekeeping, queries
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.models import CommandRow, EventRow, RoundRow
+from fleet_edge.store.periods import Grain
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.steering import retire
+from fleet_edge.store.views import LoadView
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
@@ -57,6 +59,30 @@ def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
             connection.execute(insert(CommandRow).values(id=name, at=at, deadline_at=at, **given))
     assert housekeeping.purge(store.engine, CommandRow, before=after(50), chunk=1) == 1
     assert [row["id"] for row in all_rows(store)["commands"]] == ["new"]
+
+
+def test_loads_of_edges_are_kept_by_minute_for_days_then_by_ten_minutes(store: Store) -> None:
+    hours = {"old": 0, "older than days": 20, "new": 90}
+    loads = [
+        samples.edge_load(edge=edge, at=after(3600 * hour + 60 * minute + second), open_sessions=minute)
+        for hour in hours.values()
+        for minute in range(20)
+        for second in (10, 50, 30)
+        for edge in ("edge-1", "edge-2")
+    ]
+    store.apply(loads)
+    for _ in range(2):
+        housekeeping.purge_loads(store.engine, thin_before=after(3600 * 80), before=after(3600 * 10), chunk=7)
+    with store.engine.connect() as connection:
+        found = queries.loads(connection, since=START, grain=Grain.MINUTE)
+        by_day = queries.loads(connection, since=START, grain=Grain.DAY, edge="edge-2")
+        by_month = queries.loads(connection, since=START, grain=Grain.MONTH, edge="edge-2")
+    kept = [*(after(3600 * 20 + 60 * minute) for minute in (0, 10)), *(after(3600 * 90 + 60 * m) for m in range(20))]
+    assert sorted(found) == kept
+    assert [row["at"].second for row in all_rows(store)["edge_loads"]] == [50] * 44
+    assert found[kept[-1]]["edge-1"] == found[kept[-1]]["edge-2"] == LoadView(19, 0.25, 5e8, 2, 3)
+    assert [day["edge-2"].open_sessions for day in by_day.values()] == [5, 9.5]
+    assert [month["edge-2"].open_sessions for month in by_month.values()] == [7.25]
 
 
 def test_a_device_that_is_heard_again_is_not_silent(store: Store) -> None:
