@@ -380,9 +380,8 @@ def audit(
     """List what administrators have changed."""
     with steering_log(db) as log:
         found = log.audit(since=since, until=until, who=who, subject=subject, action=action, limit=limit)
-    print_table(
-        f"Actions: {len(found)}", AUDIT, found, as_json=as_json, sort="at", wide=wide, empty="No action is like that."
-    )
+    title = f"Actions: {len(found)}" + (f" (perhaps more: --limit {limit})" if len(found) == limit else "")
+    print_table(title, AUDIT, found, as_json=as_json, sort="at", wide=wide, empty="No action is like that.")
 
 
 def quarantine(

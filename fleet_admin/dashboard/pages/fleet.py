@@ -69,6 +69,8 @@ def show_overview(visit: Visit) -> Response:
             "Gap p95 of sessions": charts["Gap p95 of sessions"],
             "Devices": _connected(visit, line),
             "Active devices": _active(visit, line),
+            "Traffic": charts["Traffic"],
+            "Waits of a round": charts["Waits of a round"],
         },
         sparks={name: sparkline(each) for name, each in charts.items()},
     )
