@@ -24,17 +24,30 @@ class PostgresServer:
         self._user = _unprivileged()
         self._data = self._folder / "data"
         self._count = 0
+        self._included = False
         if self._user:
             os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
         self._run("initdb", "-D", self._data, "-U", "fleet", "--auth=trust", "--no-sync", "--encoding=UTF8")
         self.start()
 
     def start(self) -> None:
-        options = f"-k {self._folder} -c listen_addresses= -c fsync=off"
+        listen = "" if self._included else "-c listen_addresses="
+        options = f"-k {self._folder} -c fsync=off {listen}"
         self._run("pg_ctl", "-D", self._data, "-l", self._folder / "log", "-o", options, "-w", "start")
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+
+    def restart_with(self, settings: Path) -> None:
+        """Start again with a file of settings, whose folder then belongs to the server's user."""
+        self.stop()
+        if self._user:
+            for path in (settings.parent, *settings.parent.iterdir()):
+                os.chown(path, pwd.getpwnam(self._user).pw_uid, -1)
+        with (self._data / "postgresql.conf").open("a", encoding="utf-8") as own:
+            own.write(f"include '{settings}'\n")
+        self._included = True
+        self.start()
 
     def database(self) -> str:
         self._count += 1
