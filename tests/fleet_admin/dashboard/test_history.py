@@ -3,6 +3,7 @@ import html
 import io
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.pages.sessions import bars, scale
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
+from fleet_admin.settings import PriceList
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records import Record, segment_number
+from fleet_edge.store.records import ADMINISTRATOR, Record, segment_number
 from fleet_edge.store.views import RoundView, SessionView
 from schemas.control import Presence
 from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, NOW, PASSWORD, Browser, Clock
@@ -223,6 +225,34 @@ def test_usage_adds_up_by_what_is_asked_for(viewer: Browser) -> None:
     assert "edge-2" in viewer.get("/usage?by=edge&range=365d").text
     for query in ("by=secret", "range=9d", "by=device&sort=nothing"):
         assert viewer.get(f"/usage?{query}").status_code == 400
+
+
+def test_usage_has_a_cost_where_there_are_prices(make_services: Callable[..., Services]) -> None:
+    app = create_app(make_services(prices=PriceList(currency="CHF", million_tokens=1e6)))
+    browser = Browser(TestClient(app, base_url=BASE, follow_redirects=False))
+    assert browser.log_in("victor").status_code == 303
+    found = lines(browser, "/usage?by=device&format=csv")
+    assert [float(line["cost"]) for line in found] == [pytest.approx(float(line["tokens"])) for line in found]
+    assert "cost (CHF)" in browser.get("/usage").text
+
+
+def test_loads_are_drawn_over_time(viewer: Browser, url: str) -> None:
+    at = NOW - timedelta(minutes=3)
+    write(url, [samples.edge_load(edge="edge-1", at=at, devices_online=4711, memory_bytes=4_711_000_000)])
+    assert "4,711" in viewer.get("/?range=1h").text
+    page = viewer.get("/edges/edge-1?range=1h").text
+    assert "Memory of the process" in page
+    assert "4,711.0" in page
+    assert "4,711" not in viewer.get("/edges/edge-2?range=1h").text
+
+
+def test_events_of_an_edge_lead_to_its_page_and_those_of_an_administrator_nowhere(viewer: Browser, url: str) -> None:
+    event = {"session": None, "device": "gateway-1", "at": NOW, "last_at": NOW}
+    write(url, [samples.event(**event, id="7", edge="edge-9"), samples.event(**event, id="8", edge=ADMINISTRATOR)])
+    page = viewer.get("/devices/gateway-1").text
+    assert 'href="/edges/edge-9"' in page
+    assert f">{ADMINISTRATOR}<" in page
+    assert "/edges/the" not in page
 
 
 def test_the_audit_log_says_who_did_what(operator: Browser, viewer: Browser, services: Services) -> None:
