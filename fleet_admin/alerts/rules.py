@@ -20,7 +20,7 @@ from fleet_edge.store import queries, totals
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.models import EventRow, RoundRow, SegmentRow
 from fleet_edge.store.totals import Dimension
-from fleet_edge.store.views import SERVING, DeviceView, EdgeView, MachineState
+from fleet_edge.store.views import DeviceView, EdgeView, MachineState
 
 _MOST_ROUNDS: Final = 2000
 """Of an edge: enough for a 95th percentile, and few enough to be read every few seconds."""
@@ -252,9 +252,13 @@ def _percentile(values: Sequence[float]) -> float | None:
     return sorted(values)[math.ceil(0.95 * len(values)) - 1] if len(values) >= _FEWEST_ROUNDS else None
 
 
+_NO_LOAD: Final = (MachineState.OFFLINE, MachineState.SILENT)
+"""States in which an edge's last load is outdated."""
+
+
 def _kv_full(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for edge in facts.edges:
-        if settings.kv_share and edge.kv_usage is not None and edge.state in SERVING:
+        if settings.kv_share and edge.kv_usage is not None and edge.state not in _NO_LOAD:
             sentence = (
                 f"Sessions hold {edge.kv_usage:.0%} of the memory for keys and values of {edge.edge}: raise "
                 "`kv_bytes`, or add an edge."

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 from fleet_admin.columns import ABSENT, Column, Kind, shown
 from fleet_cli.tables import print_table, table_lines
 
-NUMBERS: tuple[Kind, ...] = ("count", "figure", "ratio", "percent", "ms", "bytes", "days", "moment", "day", "ago")
+NUMBERS: tuple[Kind, ...] = (
+    "count",
+    "figure",
+    "ratio",
+    "money",
+    "percent",
+    "ms",
+    "bytes",
+    "days",
+    "moment",
+    "day",
+    "ago",
+)
 WIDTHS = (80, 60)
 
 # Without digits, so that every word with a digit is a number.
