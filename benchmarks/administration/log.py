@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from sqlalchemy import Engine, Table, func, insert, select, text
+from sqlalchemy import Engine, func, insert, select, text
 
 from benchmarks.administration.observability import Viewer
 from benchmarks.harness import Bench, Report, at_most, number_of
@@ -96,7 +96,7 @@ def fill(engine: Engine, scale: Scale, *, now: datetime, progress: Progress, see
         connection.execute(insert(EdgeLoadRow), list(_loads(chance, scale, begin, now)))
         add_labels(connection, halls, who="ada", now=begin)
         record_audit(connection, [AuditEntry(who="ada", action="label", subject=name) for name in halls], now=begin)
-    indexes = [index for row in _TABLES if isinstance(row.__table__, Table) for index in row.__table__.indexes]
+    indexes = [index for row in _TABLES for index in row.__table__.indexes]
     with engine.begin() as connection:  # sorted once, they take a fraction of the time
         for index in indexes:
             index.drop(connection)

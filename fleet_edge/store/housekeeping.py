@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Required, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, or_, select, tuple_, update
 
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.models import (
@@ -77,7 +77,6 @@ def delete_rows(
 ) -> int:
     """Delete the rows of a table that meet a condition, as `Pace` says; return their number."""
     table = row.__table__
-    assert isinstance(table, Table)
     key = list(table.primary_key)
     total, size = 0, chunk if pause is rest_not else min(chunk, 5 * _LEAST_CHUNK)
     while True:

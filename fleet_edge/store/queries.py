@@ -318,7 +318,7 @@ def loads(
 ) -> dict[datetime, dict[str, LoadView]]:
     """Return the mean loads of edges, by time and edge."""
     length = MINUTES.get(grain, HOUR if grain is Grain.HOUR else DAY)
-    number = literal_column(f"edge_loads.minute / {length // timedelta(minutes=1)}")
+    number: ColumnElement[int] = literal_column(f"edge_loads.minute / {length // timedelta(minutes=1)}")
     names = [field.name for field in fields(LoadView)]
     means = (func.avg(getattr(EdgeLoadRow, name)) for name in names)
     query = select(number, EdgeLoadRow.edge, *means).where(EdgeLoadRow.minute >= minute_of(since))
