@@ -2,7 +2,7 @@
 """Draws docs/pictures/dashboard-overview.png: the dashboard over a generated log of a day; needs Chromium."""
 
 import tempfile
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.administration.log import Scale, fill
@@ -11,7 +11,6 @@ from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_admin.steering import Actor
 from fleet_edge.store.database import open_store
-from tests.fleet_edge.store import samples
 from tests.support.chromium import Chromium
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "dashboard-overview.png"
@@ -25,8 +24,6 @@ def main() -> None:
         url = f"sqlite:///{folder}/fleet.sqlite3"
         with open_store(url) as store:
             fill(store.engine, SCALE, now=NOW, progress=lambda *_: None)
-            at = NOW - timedelta(seconds=5)
-            store.apply([samples.edge_load(edge=f"edge-{number}", at=at, tokens_per_s=6.0) for number in range(3)])
         settings = DashboardSettings(db=url, listen="127.0.0.1:0")
         services = open_services(settings, now=lambda: NOW)
         services.accounts.add("anna", role=AccountRole.OPERATOR, password=PASSWORD, actor=Actor("picture"))

@@ -191,7 +191,7 @@ def _edge(chance: random.Random, name: str, begin: datetime, now: datetime) -> R
         "batch_sessions": chance.uniform(1, 16),
         "step_ms": chance.lognormvariate(3.5, 0.3),
         "queue_ms": chance.lognormvariate(1, 0.5),
-        "tokens_per_s": chance.uniform(10, 300),
+        "tokens_per_s": chance.uniform(1, 4),
         "kv_usage": chance.random(),
         "spooled_records": 0,
     }
