@@ -69,11 +69,15 @@ def with_options(
 
 
 def with_settings(
-    model: type[Settings], *, only: Collection[str] = (), file: Callable[[], Path | None] = lambda: None
+    model: type[Settings],
+    *,
+    only: Collection[str] = (),
+    file: Callable[[], Path | None] = lambda: None,
+    creates: bool = False,
 ) -> Callable[[Command], Command]:
     """Give a command its `settings`, with a flag for each setting, or for those named by `only`.
 
-    `file` names the TOML file where `--config` does not.
+    `file` names the TOML file where `--config` does not; it may be missing where the command `creates` it.
     """
     known = {each.name: each for each in fields_of(model) if each.flag is not None}
     fields = {"_".join(each.path): each for each in (map(known.__getitem__, only) if only else known.values())}
@@ -85,7 +89,10 @@ def with_settings(
 
     def load(given: dict[str, Any]) -> AbstractContextManager[object]:
         flags = _nested({each.path: given[name] for name, each in fields.items()})
-        return nullcontext(load_settings(model, config=given["config"] or file(), flags=flags))
+        config = given["config"] or file()
+        if creates and config is not None and not config.exists():
+            config = None
+        return nullcontext(load_settings(model, config=config, flags=flags))
 
     return with_options("settings", options, load)
 

@@ -18,8 +18,9 @@ from fleet_common.settings import SettingField, fields_of
 _FIELDS: Final = fields_of(AdminSettings)
 
 
-@with_settings(AdminSettings, file=profile_file)
+@with_settings(AdminSettings, file=profile_file, creates=True)
 def profile(
+    context: typer.Context,
     *,
     settings: AdminSettings,
     db: Annotated[str | None, typer.Option("--db", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")] = None,
@@ -39,7 +40,7 @@ def profile(
     url = parse_url(settings.db)
     if origins["db"] != "the default" and (path := sqlite_path(url)):
         settings.db = f"sqlite:///{path}"
-    file = profile_file() or usual_profile()
+    file = Path(context.params["config"] or profile_file() or usual_profile())
     if save:
         _save(file, settings)
     values = {field.name: _value(settings, field) for field in _FIELDS} | {"db": shown(url)}

@@ -58,6 +58,12 @@ def test_a_flag_and_a_variable_override_the_profile(
     assert as_json(admin("settings", "--log-only", "--json", "--config", other)) == []
     monkeypatch.setenv("FLEET_ADMIN_CONFIG", str(other))
     assert as_json(admin("devices", "--json")) == []
+    new = tmp_path / "new" / "south.toml"
+    monkeypatch.setenv("FLEET_ADMIN_CONFIG", str(new))
+    assert "cannot be read" in refused(admin("devices"))
+    assert admin("profile", "--fleet", "south", "--db", url, "--save")[0] == 0
+    assert as_json(admin("devices", "--json")) == []
+    assert as_json(admin("profile", "--json", "--config", other))["fleet"] == "fleet"
 
 
 @pytest.mark.parametrize(
