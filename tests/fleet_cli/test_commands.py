@@ -101,7 +101,7 @@ def packages_of(extra: str) -> set[str]:
         pytest.param("device", "fleet_device.device", marks=pytest.mark.slow),
         ("edge-llama", "fleet_cli.edge"),
         pytest.param("edge-llama", "fleet_cli.demo", marks=pytest.mark.slow),
-        ("edge-remote", "fleet_cli.edge"),
+        pytest.param("edge-remote", "fleet_cli.edge", marks=pytest.mark.slow),
         ("admin", "fleet_cli.admin"),
     ],
 )

@@ -26,7 +26,7 @@ def events_of(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["edge", "run", "--target", "nowhere"], "nowhere"),
+        pytest.param(["edge", "run", "--target", "nowhere"], "nowhere", marks=pytest.mark.slow),
         (["device", "run", "--model", "/nowhere.gguf"], "/nowhere.gguf"),
         (["device", "generate", "hello", "--config", "/nowhere.toml"], "/nowhere.toml"),
     ],

@@ -21,7 +21,7 @@ def fleet(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     "arguments",
     [
         ["device", "generate", "--model", "owner/small-GGUF:*.gguf", "Why?"],
-        ["edge", "run", "--target", "owner/large"],
+        pytest.param(["edge", "run", "--target", "owner/large"], marks=pytest.mark.slow),
     ],
     ids=lambda words: " ".join(words[:4]),
 )

@@ -76,7 +76,7 @@ def numbers_of(table: Table, place: int) -> list[str]:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @given(table=tables())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_no_number_is_cut(width: int, table: Table) -> None:
     lines = table_lines(table.columns, table.rows, width=width, sort=table.sort)
     hidden = int(lines[-1].split()[0]) if "hidden" in lines[-1] else 0

@@ -5,7 +5,7 @@ import pytest
 
 from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.alerts.evaluator import Evaluator
-from fleet_admin.alerts.rules import AcceptanceWindow, Facts, read_facts, readings
+from fleet_admin.alerts.rules import AcceptanceWindow, Facts, read_facts
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.store.database import Store
 from fleet_edge.store.records import DeviceSeen, EventLogged, Record, segment_number
@@ -56,12 +56,6 @@ def event(kind: str, code: str, count: int, *, at: datetime = NOW - MINUTE, devi
         at=at,
         count=count,
     )
-
-
-def test_an_empty_database_has_no_facts_and_no_alerts(store: Store) -> None:
-    found = facts(store)
-    assert not any((found.devices, found.edges, found.acceptance, found.refusals, found.faults, found.skews))
-    assert list(readings(found, SETTINGS)) == []
 
 
 def test_devices_and_edges_with_their_certificates_and_load(store: Store) -> None:

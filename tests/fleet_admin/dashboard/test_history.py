@@ -86,21 +86,20 @@ def newcomer(tmp_path: Path, clock: Clock) -> Browser:
     return browser
 
 
-@pytest.mark.parametrize(
-    ("path", "how"),
-    [
-        ("/", "fleet edge run --db URL"),
-        ("/edges", "fleet edge run --db URL"),
-        ("/devices", "when it first connects"),
-        ("/sessions", "when an application asks"),
-        ("/usage", "when applications generate"),
-        ("/rollouts", "the playbooks record here"),
-        ("/alerts", "when one of the rules"),
-        ("/account", "a program needs one"),
-    ],
-)
-def test_an_empty_page_says_how_its_content_comes_to_be(newcomer: Browser, path: str, how: str) -> None:
-    assert how in newcomer.get(path).text
+EMPTY_PAGES = {
+    "/": "fleet edge run --db URL",
+    "/edges": "fleet edge run --db URL",
+    "/devices": "when it first connects",
+    "/sessions": "when an application asks",
+    "/usage": "when applications generate",
+    "/rollouts": "the playbooks record here",
+    "/alerts": "when one of the rules",
+    "/account": "a program needs one",
+}
+
+
+def test_an_empty_page_says_how_its_content_comes_to_be(newcomer: Browser) -> None:
+    assert [path for path, how in EMPTY_PAGES.items() if how not in newcomer.get(path).text] == []
 
 
 def drawn(page: str) -> list[dict[str, Any]]:

@@ -112,11 +112,6 @@ def test_a_login_ends_with_silence_and_in_any_case(viewer: Browser, clock: Clock
     assert viewer.get("/account").status_code == 303
 
 
-def test_a_login_ends_with_eight_hours_of_silence(viewer: Browser, clock: Clock) -> None:
-    clock.now += timedelta(hours=8)
-    assert viewer.get("/account").status_code == 303
-
-
 def test_guesses_at_an_account_do_not_keep_a_browser_out_that_knows_it(
     browsers: Callable[[], Browser], clock: Clock
 ) -> None:

@@ -248,7 +248,7 @@ def test_a_device_that_chooses_streams_where_tokens_are_dear_and_drafts_where_th
     assert cheap.mean_draft > 3
 
 
-@pytest.mark.parametrize("devices", [4, 16])
+@pytest.mark.parametrize("devices", [4, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("acceptance", [0.6, 0.95])
 @pytest.mark.parametrize("round_trip_s", [0.02, 0.1])
 def test_devices_that_choose_come_to_what_is_best_for_all(acceptance: float, round_trip_s: float, devices: int) -> None:

@@ -29,8 +29,3 @@ def test_the_role_itself_may_use_its_word(name: str, role: str) -> None:
 def test_what_is_no_name_at_all_is_refused(name: str) -> None:
     with pytest.raises(InvalidName):
         check_identity_name(name, IdentityRole.DEVICE)
-
-
-def test_one_role_cannot_have_anothers_word() -> None:
-    with pytest.raises(NameRefused, match="belongs"):
-        check_identity_name("monitor-1", IdentityRole.EDGE)

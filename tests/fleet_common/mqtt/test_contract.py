@@ -502,21 +502,13 @@ def test_without_a_broker_start_says_so(harness: Harness) -> None:
     assert link.connected
 
 
-@pytest.mark.parametrize("bad", ["", "+", "a/+/b", "a/#", "nul\0", "\ud800", "a" * 65_536], ids=ascii)
-def test_a_bad_topic_is_refused(device: Link, bad: str) -> None:
-    with pytest.raises(ValueError, match="topic"):
-        device.publish(bad, b"")
-
-
-@pytest.mark.parametrize(
-    "bad", ["", "a#", "a/b+", "#/a", "$share//a", "$share/g", "$share/+/a", "$share/#/a", "a\0", "\ud800"], ids=ascii
-)
-def test_a_bad_filter_is_refused(device: Link, bad: str) -> None:
-    with pytest.raises(ValueError, match="filter"):
-        device.subscribe(bad, Inbox())
-
-
-def test_qos_2_is_refused(device: Link) -> None:
+def test_a_bad_topic_a_bad_filter_and_qos_2_are_refused(device: Link) -> None:
+    for bad in ("", "+", "a/+/b", "a/#", "nul\0", "\ud800", "a" * 65_536):
+        with pytest.raises(ValueError, match="topic"):
+            device.publish(bad, b"")
+    for bad in ("", "a#", "a/b+", "#/a", "$share//a", "$share/g", "$share/+/a", "$share/#/a", "a\0", "\ud800"):
+        with pytest.raises(ValueError, match="filter"):
+            device.subscribe(bad, Inbox())
     with pytest.raises(ValueError, match="QoS 2"):
         device.publish("a", b"", qos=2)
     with pytest.raises(ValueError, match="QoS 2"):

@@ -125,7 +125,7 @@ def test_a_connection_waits_back_what_the_delays_have_grown_by_in_proportion_to_
 
 
 @pytest.mark.parametrize("silent", [False, True])
-@pytest.mark.parametrize("outage_s", [0.5, 5.0, 60.0, 3600.0])
+@pytest.mark.parametrize("outage_s", [0.5, 60.0, 3600.0])
 def test_a_broker_that_is_back_is_found_within_two_seconds_at_the_median(outage_s: float, silent: bool) -> None:
     recovery = simulate(devices=400, outage_s=outage_s, rng=random.Random(7), silent=silent)
     # Theirs are at most 1.2 s and 3.6 s. Among 400 devices the standard error of the median is 0.08 s, of the

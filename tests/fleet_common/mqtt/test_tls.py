@@ -154,9 +154,15 @@ class Server:
         self._listener.close()
 
 
-def refusal(port: int, tls: TlsSettings, host: str = HOST) -> ConnectFailed:
+def refusal(port: int, tls: TlsSettings, host: str = HOST, *, handshake_s: float = 2.0) -> ConnectFailed:
     settings = LinkSettings(
-        client_id=NAME, host=host, port=port, tls=tls, min_backoff_s=0.01, connect_timeout_s=2.0, handshake_s=2.0
+        client_id=NAME,
+        host=host,
+        port=port,
+        tls=tls,
+        min_backoff_s=0.01,
+        connect_timeout_s=2.0,
+        handshake_s=handshake_s,
     )
     with pytest.raises(ConnectFailed) as caught:
         PahoLink(settings).start(timeout_s=3.0)
@@ -211,7 +217,7 @@ def test_a_broker_whose_certificate_is_not_valid_now(
 
 def test_tls_to_a_port_that_has_none(files: TlsSettings) -> None:
     with ScriptedBroker(None) as broker:
-        assert "is it a TLS port" in str(refusal(broker.port, files))
+        assert "is it a TLS port" in str(refusal(broker.port, files, handshake_s=0.5))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the old versions, which is the point

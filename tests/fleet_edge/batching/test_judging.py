@@ -106,7 +106,7 @@ def same(twin: Judgement | None, law: Judgement | None) -> None:
 
 @every
 @given(batch=batches())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_batched_twin_decides_as_the_law_does(judge_all: JudgeBatch, batch: tuple[Rows, list[Case]]) -> None:
     logits, cases = batch
     twins = judge_all(logits, cases)

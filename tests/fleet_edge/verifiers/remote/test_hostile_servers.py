@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import Response
 
 from fleet_edge.verifiers.contract import Item, TargetAway, VerifierError
-from tests.fleet_edge.verifiers.remote.serving import APIS, asking, server
+from tests.fleet_edge.verifiers.remote.serving import asking, server
 from tests.support.inference_server import Fault
 from tests.support.waiting import until
 
@@ -129,7 +129,7 @@ def number(word: str) -> Callable[[str], str]:
     return change
 
 
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("api", ["vllm", pytest.param("sglang", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
