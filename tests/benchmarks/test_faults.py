@@ -66,9 +66,7 @@ def test_a_text_that_is_not_in_the_log_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["killed", "failed"])
-def test_a_text_that_was_not_brought_to_its_end_may_be_in_the_log_as_such_and_only_once(
-    tmp_path: Path, left: str
-) -> None:
+def test_an_unfinished_request_may_be_logged_once(tmp_path: Path, left: str) -> None:
     lost = ("two", "device-1", "lost", 7, None)
     database = log(tmp_path, WHOLE, lost)
     assert disagreements(database, tally(**{left: ["device-1"]})) == []

@@ -17,9 +17,7 @@ def suite(run: Any) -> Any:
     return SimpleNamespace(__doc__="A suite.", add_options=lambda parser: parser.add_argument("--more"), run=run)
 
 
-def test_a_report_is_printed_and_kept_and_a_missed_goal_is_an_exit_code(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_is_kept_and_a_missed_goal_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "report.json"
     goals = [at_most("milliseconds", 3.0, 5.0), at_least("tokens", 4.0, 5.0)]
     found = suite(lambda _bench: Report([{"a": 1}], goals, more={"extra": 2}))

@@ -54,9 +54,7 @@ def test_the_page_for_applications_tells_of_every_option_and_every_error() -> No
 
 @pytest.mark.broker
 @pytest.mark.models
-def test_an_edge_serves_a_text_and_a_chat_and_the_log_tells_of_both(
-    own_mosquitto: MosquittoProcess, tmp_path: Path
-) -> None:
+def test_an_edge_serves_a_text_and_a_chat_and_logs_both(own_mosquitto: MosquittoProcess, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
     edge, device = tmp_path / "edge.toml", tmp_path / "device.toml"
     common = [f"broker.port = {own_mosquitto.port}", 'fleet = "home"']

@@ -314,9 +314,7 @@ def test_its_texts_follow_the_target(mode: Mode, form: FormName, tmp_path: Path,
 
 
 @pytest.mark.broker
-def test_in_coupled_mode_it_writes_what_our_device_writes_also_when_its_edge_dies(
-    tmp_path: Path, start_mosquitto: StartBroker
-) -> None:
+def test_coupled_text_equals_ours_even_if_the_edge_dies(tmp_path: Path, start_mosquitto: StartBroker) -> None:
     broker = start_mosquitto(Broker(fleet=FLEET))
     with client_across_two_edges(broker, tmp_path) as (texts, cut):
         ours = our_texts(broker, seeds=range(7, 7 + len(texts)), tokens=40)

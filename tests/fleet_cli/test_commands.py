@@ -46,9 +46,7 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["edge", "demo"])
-def test_a_package_that_is_missing_when_a_command_is_loaded_or_runs_is_named_with_its_extra(
-    command: str, models: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run
-) -> None:
+def test_a_missing_extra_is_named(command: str, models: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run) -> None:
     hide(monkeypatch, "sqlalchemy")
     arguments = {"edge": ["run"], "demo": ["--models-dir", str(models)]}[command]
     sentence = refused(fleet(command, *arguments))

@@ -54,9 +54,7 @@ def test_a_prompt_can_come_from_standard_input_but_not_be_empty(device: Run) -> 
     assert device("generate", "hello", "--stop", "")[0] == 2
 
 
-def test_a_chat_gives_its_one_text_all_the_memory_and_does_not_take_a_running_device_s_place(
-    device: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chat_beside_a_running_device_uses_all_the_memory(device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
     def refuse(port: int, _name: str) -> None:
@@ -140,9 +138,7 @@ def test_a_log_line_is_one_record_s_and_cannot_steer_the_terminal() -> None:
     assert shown == "WARNING An edge says \ufffd[2J\n    ERROR forged"
 
 
-def test_an_error_cannot_steer_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object) -> None:
         raise FleetError("An edge says \x1b[2Jthis.")
 

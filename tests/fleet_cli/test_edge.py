@@ -34,18 +34,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EdgeCheck]:
 
 
 @pytest.mark.parametrize("command", ["run", "selftest"])
-def test_a_target_that_is_not_there_is_one_sentence_and_exit_code_2(
-    edge: Run, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_target_is_reported(edge: Run, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = edge(command, "--target", "nowhere")
     assert (code, out) == (2, "")
     assert "nowhere" in err.splitlines()[0]
 
 
-def test_what_cannot_work_is_told_at_once_before_the_model_loads(
-    edge: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_reported_before_loading(edge: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     target = tmp_path / "target"
     target.mkdir()
@@ -83,9 +79,7 @@ def test_a_selftest_asks_as_the_edges_probe(edge: Run, asked: list[EdgeCheck]) -
 
 
 @pytest.mark.usefixtures("tokens")
-def test_a_selftest_with_the_edges_own_certificate_is_refused(
-    edge: Run, asked: list[EdgeCheck], tmp_path: Path
-) -> None:
+def test_a_selftest_as_the_edge_itself_is_refused(edge: Run, asked: list[EdgeCheck], tmp_path: Path) -> None:
     authority = new_authority(tmp_path / "ca")
     own = enrol(authority, "north", tmp_path, IdentityRole.EDGE)
     config = tmp_path / "edge.toml"

@@ -135,8 +135,6 @@ def test_a_curve_is_held_against_systems_of_its_mode(advise: Run, tmp_path: Path
         (json.dumps(rows({"system": "raw-engine"})), "no row of a system that is simulated"),
     ],
 )
-def test_a_file_of_something_else_is_one_sentence(
-    advise: Run, curve: Path, tmp_path: Path, content: str, sentence: str
-) -> None:
+def test_an_unrelated_file_is_refused(advise: Run, curve: Path, tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "other.json").write_text(content)
     assert sentence in refused(advise("--against", "other.json", "--curve", curve))

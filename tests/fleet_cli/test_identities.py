@@ -46,9 +46,7 @@ def test_a_device_comes_from_nothing_to_its_settings(run: Run, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("ca")
-def test_a_probe_s_files_are_for_the_self_test_and_not_for_the_edges_settings(
-    run: Run, fleet: Run, tmp_path: Path
-) -> None:
+def test_a_probes_files_serve_the_selftest_only(run: Run, fleet: Run, tmp_path: Path) -> None:
     def edge(*arguments: str) -> str:
         return fleet("edge", "enroll", "probe-north", "--folder", "probe", *arguments)[1]
 
@@ -161,9 +159,7 @@ def test_the_log_names_who_acted_through_sudo(run: Run, tmp_path: Path, monkeypa
     ],
 )
 @pytest.mark.usefixtures("ca")
-def test_what_is_wrong_ends_in_one_sentence(
-    run: Run, tmp_path: Path, arguments: tuple[str, ...], sentence: str
-) -> None:
+def test_mistakes_are_one_sentence(run: Run, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
     run("enroll", "sensor-1", "--folder", "d")
     (tmp_path / "dev.csr").write_bytes((tmp_path / "d" / "device.csr").read_bytes())
     assert sentence in refused(run(*arguments))

@@ -188,9 +188,7 @@ def test_two_at_once_make_everything_once(folder: Path, source: LocatedSource) -
     assert "preparation" in said[0]
 
 
-def test_a_full_disk_is_said_before_anything_is_made(
-    folder: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_noticed_first(folder: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
     steps = two()
     with pytest.raises(NotEnoughSpace):
@@ -205,9 +203,7 @@ def test_a_folder_that_cannot_be_one_is_said(source: LocatedSource) -> None:
         run(Path("/proc/models"), source, two())
 
 
-def test_the_shipped_file_is_linked_or_copied(
-    folder: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shipped_file_is_reused(folder: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch) -> None:
     step = link_step("Q4_1", source)
     prepare(folder, source, [step], report=quiet())
     assert (folder / "Q4_1.gguf").samefile(source.path)
@@ -222,9 +218,7 @@ def test_the_shipped_file_is_linked_or_copied(
     assert (folder / "Q4_1.gguf").read_bytes() == source.path.read_bytes()
 
 
-def test_a_real_quantization_is_made_in_silence(
-    tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_quantization_is_silent(tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tiny_gguf(tmp_path / "tiny.gguf")
     source = LocatedSource(path, "some-package", "1.0", path.stat().st_size)
     done = prepare(folder, source, [quantize_step("Q8_0", source)], report=quiet())
@@ -241,9 +235,7 @@ def test_a_converter_s_last_words_are_the_sentence(folder: Path, source: Located
     assert names(folder) == set()
 
 
-def test_an_interrupt_ends_the_converter_and_sweeps(
-    folder: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_cleans_up(folder: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
     class Sleeper(subprocess.Popen[bytes]):
@@ -290,9 +282,7 @@ def test_a_terminal_gets_bars_and_a_pipe_gets_lines(folder: Path, source: Locate
         assert expected in (tmp_path / "out").read_text()
 
 
-def test_a_missing_package_is_a_sentence_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run
-) -> None:
+def test_a_missing_package_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run) -> None:
     with pytest.raises(SourceMissing):
         locate(SMOLLM2, folder_of=lambda _: None)
     with pytest.raises(SourceMissing):
@@ -305,9 +295,7 @@ def test_a_missing_package_is_a_sentence_with_the_remedy(
     assert refused(fleet("models", "prepare", "--models-dir", tmp_path)) == "fleet: It is not installed.\n"
 
 
-def test_what_is_not_asked_for_is_not_made_and_what_is_unknown_is_said(
-    tmp_path: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_is_asked_for_is_made(tmp_path: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands_module, "locate", lambda _recipe: source)
     asked = ["prepare", "--models-dir", str(tmp_path), "--json", "--only"]
     made = runner.invoke(app, [*asked, "Q4_1"])

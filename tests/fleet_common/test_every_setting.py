@@ -93,9 +93,7 @@ def test_a_value_of_a_wrong_kind_is_one_plain_sentence(model: type[Settings], fi
         max_leaves=5,
     ),
 )
-def test_any_value_at_all_is_taken_or_answered_with_one_plain_sentence(
-    which: tuple[type[Settings], SettingField], value: object
-) -> None:
+def test_any_value_is_taken_or_refused_in_a_sentence(which: tuple[type[Settings], SettingField], value: object) -> None:
     check(*which, value)
 
 

@@ -65,9 +65,7 @@ def test_a_proxy_is_what_must_be_reached(monkeypatch: pytest.MonkeyPatch, listen
     assert is_reachable()
 
 
-def test_without_the_hub_the_client_is_offline_and_silent_and_afterwards_as_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_the_hub_the_client_is_offline_and_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     logger = logging.getLogger("huggingface_hub.utils._http")
     level = logger.getEffectiveLevel()

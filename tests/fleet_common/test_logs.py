@@ -82,9 +82,7 @@ def root() -> Iterator[logging.StreamHandler[object]]:
     logger.setLevel(before)
 
 
-def test_as_json_what_is_below_a_warning_is_told_too(
-    root: logging.StreamHandler[object], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_has_all_levels(root: logging.StreamHandler[object], capsys: pytest.CaptureFixture[str]) -> None:
     root.setStream(sys.stderr)
     write_log_as("plain", device="gateway-1")
     logging.getLogger("x").info("Unheard.")

@@ -26,9 +26,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_flag_comes_before_the_environment_the_file_and_the_default(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flag_precedes_environment_file_and_default(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings(Example, config=None, flags={}) == Example()
     found = load_settings(Example, config=config, flags={})
     assert (found.name, found.number, found.broker.host, found.broker.port) == ("file", 2, "file", 2)

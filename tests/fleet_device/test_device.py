@@ -165,9 +165,7 @@ def test_an_option_that_cannot_be_used_is_told_at_once() -> None:
         device.stream("t1", temperature=9)
 
 
-def test_it_is_configured_by_a_file_the_environment_and_arguments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_come_from_file_environment_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "device.toml"
     config.write_text('fleet = "home"\ndevice = "hall"\ntop_k = 3\n[broker]\nport = 2000\n')
     monkeypatch.setenv("FLEET_DEVICE_TOP_K", "5")

@@ -296,9 +296,7 @@ def test_a_gateway_whose_port_is_taken_says_so_and_can_still_be_stopped() -> Non
     assert drafter.closed == 1
 
 
-def test_free_memory_is_given_back_with_the_connection_and_after_texts_but_not_after_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_free_memory_is_given_back_after_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
     fleet, clock = MemoryFleet(), Clock()
     announce_edge(fleet)

@@ -140,9 +140,7 @@ def test_eight_requests_begin_at_once_with_two_sequences_of_the_draft_model() ->
     ("given", "sequences"),
     [({}, 2), ({"stream": True}, 2), ({"stream": False}, 5), ({"texts_at_once": 1}, 1)],
 )
-def test_further_requests_need_a_draft_sequence_only_where_the_edge_may_not_decode_alone(
-    given: dict[str, Any], sequences: int
-) -> None:
+def test_more_requests_need_a_draft_sequence_without_edge_decoding(given: dict[str, Any], sequences: int) -> None:
     fleet, drafter = MemoryFleet(), CountedDrafter()
     with fleet.broker.running(), made(fleet, drafter, **{"texts_at_once": 5, **given}):
         assert drafter.sequences == sequences

@@ -61,9 +61,7 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def test_one_that_cannot_be_compiled_is_refused_logged_with_its_hash_and_refused_after_a_restart(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deadly_grammar_is_refused_logged_and_remembered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "bounded_text", lambda grammar: grammar.text)
     assert scene.refusal(DEADLY).code is RefusalCode.GRAMMAR
     (event,) = scene.events()

@@ -125,9 +125,7 @@ def test_without_a_broker_it_does_not_begin(place: Place) -> None:
         place.edge().run()
 
 
-def test_it_is_configured_by_a_file_the_environment_and_arguments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_come_from_file_environment_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "edge.toml"
     config.write_text('fleet = "home"\nedge = "north"\nmax_draft = 3\n[broker]\nport = 2000\n')
     monkeypatch.setenv("FLEET_EDGE_MAX_DRAFT", "5")

@@ -68,9 +68,7 @@ def received(device: str, number: int = 0) -> ReceivedMessage:
     return ReceivedMessage(device, draft(round=number), 40, 12.5)
 
 
-def test_a_full_inbox_drops_of_the_device_that_fills_it_counts_and_never_blocks(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_full_inbox_drops_from_the_device_that_fills_it(caplog: pytest.LogCaptureFixture) -> None:
     inbox = IntakeQueue(bound=3)
     with caplog.at_level(logging.WARNING):
         assert [inbox.put(received("hostile", number)) for number in range(5)] == [True, True, True, False, False]
@@ -113,9 +111,7 @@ def test_whoever_waits_for_something_else_too_is_woken(inbox: IntakeQueue) -> No
 
 
 @pytest.mark.broker
-def test_what_a_device_leaves_at_the_broker_is_not_sent_to_an_edge_that_connects(
-    own_mosquitto: "MosquittoProcess", intake: Intake
-) -> None:
+def test_retained_messages_of_devices_are_not_delivered(own_mosquitto: "MosquittoProcess", intake: Intake) -> None:
     port = own_mosquitto.port
     device, edge = (PahoLink(LinkSettings(client_id=name, username=name, port=port)) for name in ("device-1", "edge-1"))
     sent: list[bytes] = []

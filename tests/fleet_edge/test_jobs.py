@@ -90,9 +90,7 @@ def test_a_chore_that_fails_is_logged_and_leaves_the_others_be(store: Store, cap
     assert "Traceback" in caplog.text
 
 
-def test_a_database_that_is_away_costs_one_sentence_and_no_traceback(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_absent_database_costs_one_sentence(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     with store.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE rollups")
         connection.exec_driver_sql("DROP TABLE rounds")
@@ -154,9 +152,7 @@ def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:
     assert all_rows(store)["sessions"] == []
 
 
-def test_a_database_that_stays_away_is_told_once_and_then_again_when_it_was_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_absent_database_is_reported_once_per_outage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = ReopeningStore(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}")
     jobs = _jobs(store)
     for _ in range(5):

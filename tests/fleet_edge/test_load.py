@@ -136,9 +136,7 @@ def test_where_all_cannot_be_in_a_step_they_are_written_alike(monkeypatch: pytes
     assert sum(session.committed for session in fleet.known.values()) > 100
 
 
-def test_an_edge_that_cannot_keep_its_goal_refuses_new_texts_with_a_time_to_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_edge_over_its_goal_refuses_with_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     goal_ms = (STEP_S + 4 * TOKEN_S) * 1e3
     fleet, devices = loaded(
         monkeypatch, 10, lambda: FixedPacing(16, stream=True), verdict_ms=goal_ms, max_guess=0, lease_s=1e6

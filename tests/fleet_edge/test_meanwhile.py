@@ -137,9 +137,7 @@ def test_an_open_is_answered_while_a_step_is_computed(scene: Scene) -> None:
     assert scene.fleet.verifier.computed(session.handle) == len(other.terms.prompt) - 1
 
 
-def test_what_a_step_has_decided_is_told_while_the_next_is_computed(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verdicts_are_sent_during_the_next_step(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     edge, link = scene.fleet.edge, scene.fleet._link
     computing: list[bool] = []
     publish = link.publish
@@ -278,9 +276,7 @@ def test_a_draft_that_comes_again_in_its_step_is_answered_once(scene: Scene) -> 
     assert [verdict.round for verdict in scene.verdicts] == [0]
 
 
-def test_of_a_step_that_fails_only_those_are_told_who_still_wait(
-    scene: Scene, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_step_reports_to_those_who_wait(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     other = scene.join("other", 7)
     other.act()
     scene.ask(0, base=0, tokens=scene.text[:2])

@@ -90,9 +90,7 @@ def test_coupled_text_is_the_same(speaks: tuple[Topic, ...], ahead: bool) -> Non
 @each_direction
 @ahead_or_not
 @pytest.mark.parametrize("form", FORMS)
-def test_residual_text_is_the_same_whatever_form_p_comes_in(
-    speaks: tuple[Topic, ...], ahead: bool, form: FormName
-) -> None:
+def test_residual_text_is_the_same_in_any_form(speaks: tuple[Topic, ...], ahead: bool, form: FormName) -> None:
     newer = NewerRelease(speaks)
     for seed in SEEDS:
         same(newer, seed=seed, mode=Mode.RESIDUAL, ahead=ahead, form=form)

@@ -111,9 +111,7 @@ def test_a_step_that_fails_tells_those_who_wait_and_the_edge_goes_on(
     assert later.session.committed == lossless_text(later.terms)
 
 
-def test_a_step_that_fails_leaves_nothing_computed(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_step_computes_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     fleet = MemoryFleet()
     waiting(fleet, 2)
     room = fleet.verifier.capacity()

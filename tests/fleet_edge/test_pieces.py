@@ -62,9 +62,7 @@ class Scene:
         return session
 
 
-def test_the_first_token_is_sent_at_once_and_then_as_many_as_come_in_a_piece_s_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_first_token_is_sent_at_once_and_others_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch)
     scene.ask(0, base=0, write=LENGTH)
     for _ in range(10):
@@ -73,9 +71,7 @@ def test_the_first_token_is_sent_at_once_and_then_as_many_as_come_in_a_piece_s_t
 
 
 @pytest.mark.parametrize(("step_s", "piece_s"), [(0.03, 0.0), (0.0, 0.0), (0.06, 0.1)])
-def test_where_tokens_come_slowly_or_are_not_to_wait_each_is_sent_alone(
-    monkeypatch: pytest.MonkeyPatch, step_s: float, piece_s: float
-) -> None:
+def test_slow_tokens_are_sent_one_by_one(monkeypatch: pytest.MonkeyPatch, step_s: float, piece_s: float) -> None:
     scene = Scene(monkeypatch, step_s=step_s, piece_s=piece_s)
     scene.ask(0, base=0, write=LENGTH)
     for _ in range(6):
@@ -157,9 +153,7 @@ def test_every_token_counts_against_the_quota_of_its_device(monkeypatch: pytest.
     assert len(spent) == len(scene.pieces()) < 10
 
 
-def test_a_text_whose_session_has_failed_is_not_sent(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_session_sends_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene(monkeypatch)
     scene.ask(0, base=0, write=LENGTH)
     scene.fleet.step()

@@ -67,9 +67,7 @@ def test_what_is_well_passes_and_leaves_nothing_open(place: Place) -> None:
         ("spool", "/dev/null/spool", "The spool folder /dev/null/spool cannot be used"),
     ],
 )
-def test_a_setting_that_cannot_work_is_one_sentence_with_its_source(
-    place: Place, name: str, value: str, said: str
-) -> None:
+def test_an_impossible_setting_is_named_with_its_source(place: Place, name: str, value: str, said: str) -> None:
     (line,) = place.problems(**{name: value})
     assert line.startswith(said)
     assert line.endswith(f" (setting '{name}', flag --{name}).")

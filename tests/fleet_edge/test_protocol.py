@@ -139,9 +139,7 @@ def test_whatever_is_lost_repeated_or_restarted_the_text_is_right(start: int) ->
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_a_window_of_drafts_is_verified_in_one_go_and_flushed_by_a_rejection(
-    mode: Mode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drafts_ahead_share_a_step_and_a_rejection_voids_them(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafting ahead really happens: several drafts of one session share a step, and some are void."""
     fleet = MemoryFleet(settings={"window": 4})
     device = Device(fleet, "device-1", terms(4, mode=mode, max_new_tokens=60, prompt=(1,)), length=2, ahead=True)

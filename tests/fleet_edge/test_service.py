@@ -181,9 +181,7 @@ def test_a_reconnect_while_draining_still_announces_draining(site: Site) -> None
     assert site.state("edge-1") is Presence.OFFLINE
 
 
-def test_chores_that_hang_keep_neither_the_devices_waiting_nor_the_log_open(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_jobs_delay_neither_devices_nor_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = threading.Event()
     with site.edge() as edge:
         hold(site, edge)

@@ -101,9 +101,7 @@ def test_totals_whole_or_by_name(log: SessionLog) -> None:
         lambda log: log.event_counts(by=["country"]),
     ],
 )
-def test_a_question_that_makes_no_sense_is_answered_in_a_sentence(
-    log: SessionLog, ask: Callable[[SessionLog], object]
-) -> None:
+def test_a_senseless_question_is_refused(log: SessionLog, ask: Callable[[SessionLog], object]) -> None:
     with pytest.raises(InvalidQuery) as caught:
         ask(log)
     assert isinstance(caught.value, ValueError)

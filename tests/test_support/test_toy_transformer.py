@@ -32,9 +32,7 @@ def engine(toy: ToyTransformer, tmp_path: Path) -> LlamaCppVerifier:
     return LlamaCppVerifier(open_target(path, gpu_layers=0), budget_bytes=1 << 22, threads=1)
 
 
-def test_llama_cpp_computes_the_same_rows_of_every_text_of_the_proof(
-    toy: ToyTransformer, engine: LlamaCppVerifier
-) -> None:
+def test_llama_cpp_computes_the_same_rows(toy: ToyTransformer, engine: LlamaCppVerifier) -> None:
     assert engine.info.vocabulary == Vocabulary.of(toy.words)
     assert engine.info.end_tokens == END_TOKENS
     for length in range(LENGTH):

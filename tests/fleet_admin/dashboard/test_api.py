@@ -48,9 +48,7 @@ def test_without_a_key_there_is_no_data(client: TestClient, endpoint: Any) -> No
 
 
 @pytest.mark.parametrize("endpoint", READ, ids=lambda each: each.path)
-def test_what_is_answered_is_what_the_document_says(
-    client: TestClient, bearer: Callable[..., dict[str, str]], endpoint: Any
-) -> None:
+def test_answers_match_the_document(client: TestClient, bearer: Callable[..., dict[str, str]], endpoint: Any) -> None:
     headers = bearer(AccountRole.VIEWER)
     document = client.get(f"{PREFIX}/openapi.json", headers=headers).json()
     answer = client.get(PREFIX + endpoint.path.format(**NAMES), headers=headers)
@@ -59,9 +57,7 @@ def test_what_is_answered_is_what_the_document_says(
     jsonschema.validate(answer.json(), {**said, "components": document["components"]})
 
 
-def test_rates_that_are_worked_out_are_told_and_documented(
-    client: TestClient, bearer: Callable[..., dict[str, str]]
-) -> None:
+def test_derived_rates_are_documented(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
     headers = bearer(AccountRole.VIEWER)
     assert client.get(f"{PREFIX}/stats", headers=headers).json()["all"]["acceptance"] > 0
     document = client.get(f"{PREFIX}/openapi.json", headers=headers).json()

@@ -180,9 +180,7 @@ def test_a_chart_is_drawn_and_kept_when_the_page_follows_the_log(log_in_tab: Cal
     assert tab.evaluate("document.querySelector('.chart canvas').kept")
 
 
-def test_a_ticked_alert_stays_ticked_when_the_log_goes_on(
-    log_in_tab: Callable[..., Tab], served: str, url: str
-) -> None:
+def test_a_ticked_alert_stays_ticked_on_reload(log_in_tab: Callable[..., Tab], served: str, url: str) -> None:
     tab = log_in_tab()
     tab.goto(f"{served}/alerts")
     tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")

@@ -10,9 +10,7 @@ from fleet_admin.dashboard.settings import AccountRole
 from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, Browser
 
 
-def test_a_page_that_fails_has_the_menu_and_the_security_headers(
-    operator: Browser, services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_have_menu_and_headers(operator: Browser, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
@@ -64,9 +62,7 @@ def test_a_form_of_another_page_changes_nothing(operator: Browser, services: Ser
     assert services.keys.list() == []
 
 
-def test_a_token_of_another_browser_changes_nothing(
-    operator: Browser, browsers: Callable[[], Browser], services: Services
-) -> None:
+def test_a_foreign_token_does_nothing(operator: Browser, browsers: Callable[[], Browser], services: Services) -> None:
     other = browsers()
     other.log_in("victor")
     data = {"name": "k", "csrf": other.csrf("/account")}

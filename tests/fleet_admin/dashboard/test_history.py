@@ -48,9 +48,7 @@ def test_an_edge_whose_load_is_old_does_not_count_as_free(viewer: Browser) -> No
 
 
 @pytest.mark.parametrize(("presence", "free"), [(Presence.OFFLINE, ""), (Presence.DRAINING, "0")])
-def test_an_edge_that_takes_no_sessions_has_no_headroom(
-    viewer: Browser, url: str, presence: Presence, free: str
-) -> None:
+def test_a_closed_edge_has_no_headroom(viewer: Browser, url: str, presence: Presence, free: str) -> None:
     write(url, [samples.edge_seen(presence=presence, at=NOW)])
     found = {line["edge"]: line for line in lines(viewer, "/edges?format=csv")}
     assert (found["edge-1"]["state"], found["edge-1"]["free"]) == (presence.value, free)

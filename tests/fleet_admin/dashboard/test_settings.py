@@ -69,9 +69,7 @@ def test_over_tls_the_cookie_never_leaves_it(make_services: Callable[..., Servic
         server.stop()
 
 
-def test_a_port_that_is_in_use_and_a_certificate_that_is_none_are_told(
-    served: str, services: Services, tmp_path: Path
-) -> None:
+def test_a_used_port_and_a_bad_certificate_are_reported(served: str, services: Services, tmp_path: Path) -> None:
     taken = services.settings.model_copy(update={"listen": served.removeprefix("http://")})
     with pytest.raises(DashboardError):
         DashboardServer(taken, services=services)

@@ -192,9 +192,7 @@ def test_the_command_says_whether_the_pair_fits(check: Run, tmp_path: Path) -> N
     assert as_json(check(other, target, "--json"), 1)["fits"] is False
 
 
-def test_a_machine_without_the_extras_is_told_which(
-    check: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_extras_are_named(check: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
 

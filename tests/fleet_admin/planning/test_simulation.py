@@ -158,9 +158,7 @@ def test_devices_that_write_together_share_each_step() -> None:
 
 @pytest.mark.parametrize("round_trip_s", [0.02, 0.1])
 @pytest.mark.parametrize("plan", [DraftPlan(0), DraftPlan(2), DraftPlan(4), DraftPlan(4, ahead=True)], ids=repr)
-def test_sixteen_devices_write_as_fast_as_each_reckons_if_all_do_as_it_does(
-    plan: DraftPlan, round_trip_s: float
-) -> None:
+def test_sixteen_devices_reach_the_pace_they_estimate(plan: DraftPlan, round_trip_s: float) -> None:
     """An edge whose steps take 40 ms, 5 ms more per request, and 4 ms per further token of one."""
     curve = StepCurve(
         rows={texts: tuple((tokens, 40.0 + texts * (1.0 + 4.0 * tokens)) for tokens in (1, 17)) for texts in (1, 64)},

@@ -191,9 +191,7 @@ def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
         ({}, ("nothing",), "nothing"),
     ],
 )
-def test_what_no_device_would_take_is_told_at_once(
-    changes: dict[str, object], unset: tuple[str, ...], why: str
-) -> None:
+def test_impossible_settings_are_refused_at_once(changes: dict[str, object], unset: tuple[str, ...], why: str) -> None:
     with pytest.raises(SteeringError, match=why):
         check_change(changes, unset)  # type: ignore[arg-type]
 

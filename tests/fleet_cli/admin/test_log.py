@@ -117,9 +117,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda words: " ".join(words[:2]),
 )
-def test_a_terminal_of_80_columns_shows_whole_words(
-    admin: Run, arguments: tuple[str, ...], together: tuple[str, ...]
-) -> None:
+def test_80_columns_show_whole_words(admin: Run, arguments: tuple[str, ...], together: tuple[str, ...]) -> None:
     _, output, _ = admin(*arguments)
     assert max(map(len, output.splitlines())) <= 80
     assert [line for line in output.splitlines() if all(word in line for word in together)], output
@@ -190,9 +188,7 @@ def test_stats_add_up(admin: Run) -> None:
         (("stats", "--db", "nonsense"), "The database URL cannot be read"),
     ],
 )
-def test_what_cannot_be_shown_is_one_sentence_and_exit_code_2(
-    admin: Run, arguments: tuple[str, ...], sentence: str
-) -> None:
+def test_what_cannot_be_shown_is_exit_code_2(admin: Run, arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in refused(admin(*arguments))
 
 

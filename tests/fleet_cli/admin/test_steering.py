@@ -127,9 +127,7 @@ def test_a_fleet_is_commanded(admin: Run, devices: list[Gateway], tmp_path: Path
 
 
 @pytest.mark.broker
-def test_nothing_is_wanted_any_more_of_a_device_that_is_retired(
-    admin: Run, devices: list[Gateway], tmp_path: Path
-) -> None:
+def test_a_retired_device_has_no_wanted_settings(admin: Run, devices: list[Gateway], tmp_path: Path) -> None:
     del devices
     with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as store:
         store.apply([samples.device_seen(device="afar-1")])

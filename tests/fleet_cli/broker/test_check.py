@@ -129,9 +129,7 @@ def _foreign_list(folder: Path) -> None:
         (_foreign_list, "refuse every client"),
     ],
 )
-def test_files_that_do_not_go_together_are_one_sentence(
-    authority: TrialAuthority, spoil: Callable[[Path], object], sentence: str
-) -> None:
+def test_unmatched_files_are_refused(authority: TrialAuthority, spoil: Callable[[Path], object], sentence: str) -> None:
     spoil(authority.folder)
     finding = certificates(authority)
     assert finding.result is CheckResult.FAILED
@@ -139,9 +137,7 @@ def test_files_that_do_not_go_together_are_one_sentence(
 
 
 @pytest.mark.parametrize(("now", "sentence"), [(NOW + 2 * DAY, "ran out"), (NOW - 2 * DAY, "set this machine's clock")])
-def test_certificates_outside_their_time_are_one_sentence(
-    authority: TrialAuthority, now: datetime, sentence: str
-) -> None:
+def test_expired_certificates_are_refused(authority: TrialAuthority, now: datetime, sentence: str) -> None:
     finding = certificates(authority, now)
     assert finding.result is CheckResult.FAILED
     assert sentence in finding.sentence

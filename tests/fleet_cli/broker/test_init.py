@@ -96,9 +96,7 @@ def test_every_edge_device_and_probe_has_settings_that_can_be_read(made: Path, t
             assert settings.broker.port == (port + 1 if name in edges else port)
 
 
-def test_a_broker_for_this_terminal_takes_no_more_connections_than_it_has_descriptors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_local_broker_stays_within_its_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Otherwise devices could take the last one, and an edge could not connect even at its own port.
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1 << 20))
     broker = make_local_broker(tmp_path / "broker", fleet="home", edges=["edge-1"], devices=[], port=18_889)

@@ -130,9 +130,7 @@ def test_turns_that_the_context_cannot_hold_are_dropped_with_a_note(talk: Talk, 
     ]
 
 
-def test_or_the_message_is_refused_if_so_asked_and_may_be_sent_after_a_reset(
-    talk: Talk, talkers: list[ScriptedTalker]
-) -> None:
+def test_or_the_message_is_refused_until_a_reset(talk: Talk, talkers: list[ScriptedTalker]) -> None:
     script = talk("t1", "t2", "t3", "/reset", "t3", context=20, drop=False)
     assert len(talkers[0].asked) == 3
     assert "begin a new one" in script.notes[0]
@@ -192,9 +190,7 @@ class Interrupting(Script):
         super().write(text)
 
 
-def test_an_interrupt_stops_the_answer_however_often_and_what_there_is_stays_in_the_conversation(
-    talkers: list[ScriptedTalker],
-) -> None:
+def test_an_interrupt_stops_the_answer_and_keeps_what_there_is(talkers: list[ScriptedTalker]) -> None:
     agent = ScriptedAgent(batches=[(1, 2), (3,)], gate=threading.Semaphore(1))
 
     def let_go() -> str:

@@ -105,9 +105,7 @@ def test_a_chat_streams_coloured_answers_stops_one_with_ctrl_c_and_ends_with_ctr
         assert screen.process.wait(WAIT_S) == 0
 
 
-def test_in_a_pipe_each_line_is_a_message_and_there_is_the_text_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_in_a_pipe_there_is_only_the_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"t1 t2\nt\xff\n/quit\n"), encoding="utf-8"))
     over_fleet()
     said = capsys.readouterr()

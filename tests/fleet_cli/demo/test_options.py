@@ -60,9 +60,7 @@ def test_the_report_says_what_drafting_gained(drafting: float | None, edge_only:
     assert report.json()["drafting_tokens_per_s"] == drafting
 
 
-def test_a_model_of_a_repository_is_fetched_before_the_devices_ask_for_it(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_fetched_before_devices_ask_for_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     located: list[str] = []
     monkeypatch.setattr("fleet_cli.demo.locate_model", lambda model, **_: located.append(model))
     assert draft_model("owner/name:*.gguf", models) == "owner/name:*.gguf"

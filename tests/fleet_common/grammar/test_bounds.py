@@ -204,9 +204,7 @@ SUPPORTED: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("schema", "allowed", "forbidden"), SUPPORTED.values(), ids=SUPPORTED)
-def test_llguidance_follows_a_rewritten_schema(
-    schema: dict[str, Any], allowed: list[str], forbidden: list[str]
-) -> None:
+def test_llguidance_takes_rewritten_schemas(schema: dict[str, Any], allowed: list[str], forbidden: list[str]) -> None:
     compiled = COMPILER.compiled(Grammar.json_schema(schema))
     end = len(LETTERS)
 

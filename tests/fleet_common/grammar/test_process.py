@@ -51,9 +51,7 @@ def ignore(_grammar: Grammar) -> None:
 
 
 @pytest.mark.parametrize("grammar", DEADLY.values(), ids=DEADLY)
-def test_a_grammar_that_overflows_the_stack_ends_its_own_process_alone(
-    process: GrammarProcess, grammar: Grammar
-) -> None:
+def test_a_stack_overflow_ends_only_the_grammars_process(process: GrammarProcess, grammar: Grammar) -> None:
     other = process.compile(SMALL, SMALL.text, ignore)
     killed: list[Grammar] = []
     with pytest.raises(GrammarKilled) as found:

@@ -231,9 +231,7 @@ def test_the_list_forgets_what_has_long_ended(authority: Authority, clock: Froze
     assert old.serial not in listed(authority)
 
 
-def test_every_list_is_later_than_the_last_and_never_ends_before_the_authority(
-    authority: Authority, clock: FrozenClock
-) -> None:
+def test_lists_follow_each_other_and_outlive_no_authority(authority: Authority, clock: FrozenClock) -> None:
     sign(authority, "sensor-1")
     times, numbers = [], []
     for _ in range(3):
@@ -326,9 +324,7 @@ def test_a_folder_without_an_authority(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("days", [-2, 3651])
-def test_a_clock_that_is_off_is_noticed_before_anything_is_signed(
-    authority: Authority, clock: FrozenClock, days: int
-) -> None:
+def test_a_wrong_clock_is_noticed_before_signing(authority: Authority, clock: FrozenClock, days: int) -> None:
     clock.forward(days=days)
     with pytest.raises(AuthorityError, match="set the clock"):
         Authority.open(authority.folder.path, actor="tester", clock=clock)

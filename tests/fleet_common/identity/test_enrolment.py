@@ -51,9 +51,7 @@ def test_a_renewal_needs_the_certificate_alone(enrolment: Enrolment, authority: 
     assert enrolment.certificate.read_text() == (tmp_path / "renewed.pem").read_text()
 
 
-def test_a_new_key_comes_into_use_with_its_certificate(
-    enrolment: Enrolment, authority: Authority, tmp_path: Path
-) -> None:
+def test_a_new_key_waits_for_its_certificate(enrolment: Enrolment, authority: Authority, tmp_path: Path) -> None:
     enrolment.take(answer(authority, enrolment.ask(), tmp_path / "signed.pem"), authority.folder.certificate)
     old = enrolment.key.read_bytes()
     request = enrolment.ask(fresh=True)
@@ -66,9 +64,7 @@ def test_a_new_key_comes_into_use_with_its_certificate(
     assert same_key(load_key(enrolment.key).public_key(), shown.public_key())
 
 
-def test_the_certificate_of_another_device_is_refused(
-    enrolment: Enrolment, authority: Authority, tmp_path: Path
-) -> None:
+def test_another_devices_certificate_is_refused(enrolment: Enrolment, authority: Authority, tmp_path: Path) -> None:
     enrolment.ask()
     other = authority.sign(request_for("sensor-2"), name="sensor-2", role=IdentityRole.DEVICE)
     (tmp_path / "signed.pem").write_text(other.pem)
@@ -77,9 +73,7 @@ def test_the_certificate_of_another_device_is_refused(
     assert not enrolment.certificate.exists()
 
 
-def test_a_certificate_for_another_name_over_our_key_is_refused(
-    authority: Authority, tmp_path: Path, clock: FrozenClock
-) -> None:
+def test_a_certificate_for_another_name_is_refused(authority: Authority, tmp_path: Path, clock: FrozenClock) -> None:
     other = Enrolment(tmp_path / "credentials", "sensor-2", clock)
     signed = answer(authority, other.ask(), tmp_path / "signed.pem", "sensor-2")
     with pytest.raises(CertificateRefused, match="for the device 'sensor-2' and not for the device 'sensor-1'"):

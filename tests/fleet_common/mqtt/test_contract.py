@@ -86,9 +86,7 @@ def test_a_subscription_made_before_start_is_in_force_after_it(harness: Harness,
     assert inbox == [Message(topic(Topic.OPEN), b"hello")]
 
 
-def test_a_subscription_made_after_start_precedes_what_the_same_link_publishes_next(
-    harness: Harness, device: Link
-) -> None:
+def test_a_subscription_after_start_precedes_later_publishes(harness: Harness, device: Link) -> None:
     inbox = Inbox()
     device.subscribe(topic(Topic.VERDICT), inbox)
     edge = harness.link(EDGE)
@@ -373,9 +371,7 @@ def test_qos_0_is_dropped_while_disconnected(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(1)])
-def test_a_handler_that_raises_is_counted_and_harms_nobody(
-    harness: Harness, device: Link, error: BaseException
-) -> None:
+def test_a_failing_handler_is_counted_and_isolated(harness: Harness, device: Link, error: BaseException) -> None:
     edge, inbox = harness.link(EDGE), Inbox()
 
     def fail(_: Message) -> None:
@@ -392,9 +388,7 @@ def test_a_handler_that_raises_is_counted_and_harms_nobody(
     assert edge.connected
 
 
-def test_the_outcome_says_whether_anybody_listens(
-    request: pytest.FixtureRequest, harness: Harness, device: Link
-) -> None:
+def test_the_outcome_tells_of_listeners(request: pytest.FixtureRequest, harness: Harness, device: Link) -> None:
     if "rumqttd" in request.node.callspec.id:
         pytest.skip("rumqttd does not say whether anybody listens: there, a deadline has to tell")
     outcomes: list[PublishOutcome] = []

@@ -116,9 +116,7 @@ def test_a_broker_that_offers_all_is_taken() -> None:
 
 
 @pytest.mark.parametrize(("username", "password"), [(None, None), ("a", None), (None, "hunter2")])
-def test_a_name_that_nobody_configured_is_left_out_where_the_broker_refuses_it(
-    username: str | None, password: str | None
-) -> None:
+def test_a_name_that_is_a_default_is_dropped_if_refused(username: str | None, password: str | None) -> None:
     tried: list[bool] = []
 
     def answer(connect: bytes) -> bytes:

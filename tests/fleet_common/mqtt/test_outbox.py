@@ -165,9 +165,7 @@ def test_nothing_is_dropped_for_a_message_that_would_not_fit_anyway() -> None:
     assert (counters.displaced, len(outbox)) == (0, 3)
 
 
-def test_a_queue_that_stays_full_is_not_searched_for_expired_messages_at_every_put(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_full_queue_is_not_searched_for_expired_messages_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(0.0)
     outbox, counters = make(max_messages=2, clock=clock)
     searches: list[float] = []

@@ -70,9 +70,7 @@ def scripted(
 
 
 @pytest.mark.broker
-def test_unanswered_aliased_messages_are_sent_again_in_full_and_in_order(
-    own_mosquitto: "MosquittoProcess", links: list[Link]
-) -> None:
+def test_unanswered_aliased_messages_are_resent_in_order(own_mosquitto: "MosquittoProcess", links: list[Link]) -> None:
     # The trap: a client library that repeats them as they were sends an alias that the new connection does not
     # know, which is a protocol error, and is thrown out for it for ever.
     inbox = Inbox()
@@ -107,9 +105,7 @@ def lose_all(relay: Relay) -> None:
 
 @pytest.mark.broker
 @pytest.mark.parametrize("publishing", [False, True])
-def test_a_connection_whose_other_end_has_vanished_is_given_up(
-    own_mosquitto: "MosquittoProcess", links: list[Link], publishing: bool
-) -> None:
+def test_a_vanished_peer_is_given_up(own_mosquitto: "MosquittoProcess", links: list[Link], publishing: bool) -> None:
     # The library has a clock of its own: it would notice after two minutes.
     clock, changes = Clock(), list[bool]()
     with Relay(own_mosquitto.port) as relay:

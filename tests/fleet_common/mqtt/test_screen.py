@@ -157,9 +157,7 @@ def test_a_broker_that_waits_for_no_acknowledgement_is_left() -> None:
     refused=st.sets(st.sampled_from(TOPICS)),
     cuts=st.lists(st.integers(0, 10_000), max_size=20),
 )
-def test_however_the_stream_is_cut_messages_are_told_or_handed_on_in_order_and_each_is_acknowledged(
-    packets: list[Publish | bytes], refused: set[bytes], cuts: list[int]
-) -> None:
+def test_any_cut_keeps_order_and_answers(packets: list[Publish | bytes], refused: set[bytes], cuts: list[int]) -> None:
     came: list[Publish | bytes] = []  # what is told, and what the library has read, in the order in which that is seen
     answers: list[tuple[int, int]] = []
     by_content = {(item.topic, item.payload, item.retain): item for item in packets if isinstance(item, Publish)}
@@ -290,9 +288,7 @@ def test_nothing_is_read_while_the_reader_has_something_left(ends: tuple[socket.
     assert read(sock) == second
 
 
-def test_the_end_and_a_broken_connection_are_told_behind_what_came_before(
-    ends: tuple[socket.socket, ScreenedSocket],
-) -> None:
+def test_the_end_is_reported_behind_what_came_before(ends: tuple[socket.socket, ScreenedSocket]) -> None:
     far, sock = ends
     good = Publish(GOOD).raw
     far.sendall(good)
@@ -362,9 +358,7 @@ def test_a_packet_that_would_block_is_tried_again_before_anything_else_is_writte
     assert wire.written == outgoing + puback_packet(9)
 
 
-def test_the_readers_acknowledgements_are_written_together_and_before_what_it_sends_next(
-    ends: tuple[socket.socket, ScreenedSocket],
-) -> None:
+def test_acknowledgements_are_written_before_what_is_sent_next(ends: tuple[socket.socket, ScreenedSocket]) -> None:
     far, sock = ends
     for identifier in (1, 2):
         assert sock.send(puback_packet(identifier)) == 4
@@ -376,9 +370,7 @@ def test_the_readers_acknowledgements_are_written_together_and_before_what_it_se
     assert far.recv(100) == puback_packet(1) + puback_packet(2) + outgoing
 
 
-def test_reading_rests_only_while_most_is_dropped_and_little_comes(
-    ends: tuple[socket.socket, ScreenedSocket],
-) -> None:
+def test_reading_rests_while_most_is_dropped(ends: tuple[socket.socket, ScreenedSocket]) -> None:
     far, sock = ends
     good, bad = Publish(GOOD).raw, Publish(BAD).raw
     assert sock.fill() == 0.0
@@ -418,9 +410,7 @@ def test_a_broker_that_has_more_under_way_is_read_less_often(ends: tuple[socket.
     assert flood(MOST_CROWD) < LONGEST_PAUSE_S, "however many there may be"
 
 
-def test_few_acknowledgements_are_written_every_other_time_and_many_at_once(
-    ends: tuple[socket.socket, ScreenedSocket],
-) -> None:
+def test_few_acknowledgements_are_collected_and_many_are_not(ends: tuple[socket.socket, ScreenedSocket]) -> None:
     far, sock = ends
     far.settimeout(0)
 
@@ -474,9 +464,7 @@ class _Recorder:
         return getattr(self._sock, name)
 
 
-def test_paho_makes_its_socket_where_we_wrap_it_and_uses_no_more_of_it_than_we_have(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_paho_uses_only_the_socket_methods_that_we_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a release of paho that reads, writes or makes its socket in another way we must hear here."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         recorders: list[_Recorder] = []

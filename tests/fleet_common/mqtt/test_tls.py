@@ -90,9 +90,7 @@ def test_a_file_that_is_not_there_is_named(files: TlsSettings, tmp_path: Path, m
 
 @pytest.mark.parametrize("which", ["ca", "certificate", "key"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x00\xff" * 50])
-def test_a_file_that_is_not_what_it_should_be_is_named(
-    files: TlsSettings, tmp_path: Path, which: str, content: bytes
-) -> None:
+def test_a_file_of_the_wrong_kind_is_named(files: TlsSettings, tmp_path: Path, which: str, content: bytes) -> None:
     (tmp_path / "wrong.pem").write_bytes(content)
     said = complaint(replace(files, **{which: tmp_path / "wrong.pem"}))
     assert "wrong.pem: it holds no" in said
@@ -207,9 +205,7 @@ def test_a_broker_of_another_authority(server: Server, files: TlsSettings, tmp_p
     ("days", "sentence"),
     [(-100, "it has ended; have it renewed"), (100, "it is not valid yet by this machine's clock")],
 )
-def test_a_broker_whose_certificate_is_not_valid_now(
-    files: TlsSettings, tmp_path: Path, days: int, sentence: str
-) -> None:
+def test_a_brokers_expired_certificate_is_refused(files: TlsSettings, tmp_path: Path, days: int, sentence: str) -> None:
     ca = new_authority(tmp_path / "other", clock=lambda: datetime.now(UTC) + timedelta(days=days))
     with Server(serving(ca, tmp_path / "server", IdentityRole.BROKER, [HOST])) as server:
         assert sentence in str(refusal(server.port, replace(files, ca=ca.folder.certificate)))
@@ -221,9 +217,7 @@ def test_tls_to_a_port_that_has_none(files: TlsSettings) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the old versions, which is the point
-def test_a_server_that_speaks_only_tls_1_1_is_not_spoken_to(
-    files: TlsSettings, authority: Authority, tmp_path: Path
-) -> None:
+def test_tls_1_1_is_refused(files: TlsSettings, authority: Authority, tmp_path: Path) -> None:
     context = serving(authority, tmp_path / "server", IdentityRole.BROKER, [HOST])
     lax = ssl.create_default_context(cafile=str(files.ca))
     for end in (context, lax):
@@ -237,9 +231,7 @@ def test_a_server_that_speaks_only_tls_1_1_is_not_spoken_to(
         assert server.versions == ["TLSv1.1"]
 
 
-def test_the_reason_is_read_even_if_the_broker_has_hung_up_before_we_wrote(
-    files: TlsSettings, authority: Authority, tmp_path: Path
-) -> None:
+def test_the_reason_is_read_after_a_hang_up(files: TlsSettings, authority: Authority, tmp_path: Path) -> None:
     # Under TLS 1.3 a client is through before the server has judged it; the write then fails, not the read.
     context = serving(authority, tmp_path / "server", IdentityRole.BROKER, [HOST])
     context.verify_mode = ssl.CERT_REQUIRED
@@ -284,9 +276,7 @@ def test_files_that_stay_are_no_renewal(watched: Credentials) -> None:
     assert watched.take() is watched.take()
 
 
-def test_a_replaced_certificate_is_a_renewal_until_it_is_used(
-    watched: Credentials, authority: Authority, files: TlsSettings
-) -> None:
+def test_a_replaced_certificate_is_a_renewal(watched: Credentials, authority: Authority, files: TlsSettings) -> None:
     before = watched.take()
     renew(authority, files)
     assert watched.renewed()
@@ -528,9 +518,7 @@ def numbered(sizes: list[int]) -> list[bytes]:
 
 @settings(deadline=None)
 @given(sizes=MESSAGES, gives=SIZES, wanted=st.sampled_from([1_000, RECORD, 1 << 16]))
-def test_what_was_sent_is_read_however_the_network_cuts_it(
-    connect: Connect, sizes: list[int], gives: list[int], wanted: int
-) -> None:
+def test_any_cut_of_the_network_is_read(connect: Connect, sizes: list[int], gives: list[int], wanted: int) -> None:
     peer, stream, _ = connect()
     messages = numbered(sizes)
     for message in messages:
@@ -543,9 +531,7 @@ def test_what_was_sent_is_read_however_the_network_cuts_it(
 
 @settings(deadline=None)
 @given(sizes=MESSAGES, takes=st.lists(st.sampled_from([0, 1, 3, 500, 20_000]), max_size=80))
-def test_what_is_written_arrives_however_little_room_there_is(
-    connect: Connect, sizes: list[int], takes: list[int]
-) -> None:
+def test_what_is_written_arrives_in_any_room(connect: Connect, sizes: list[int], takes: list[int]) -> None:
     peer, stream, _ = connect()
     peer.takes = iter(takes)
     sent = b""

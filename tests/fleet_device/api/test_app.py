@@ -182,9 +182,7 @@ def test_parameters_reach_the_agent_and_the_settings_fill_in_the_rest(make: Make
         (DrafterError("Broken."), 502, "draft_model_failed"),
     ],
 )
-def test_a_failure_before_any_text_has_a_status_and_a_sentence(
-    make: Make, failure: Exception, status: int, code: str
-) -> None:
+def test_an_early_failure_has_a_status(make: Make, failure: Exception, status: int, code: str) -> None:
     app, _ = make(ScriptedAgent(batches=[], error=failure))
     for stream in (False, True):
         response = complete(app, stream=stream)
@@ -196,9 +194,7 @@ def test_a_failure_before_any_text_has_a_status_and_a_sentence(
 
 @pytest.mark.parametrize("code", [RefusalCode.QUOTA, RefusalCode.QUARANTINED])
 @pytest.mark.parametrize(("retry_s", "header"), [(0.0, "1"), (41.2, "42"), (1e300, "86400")])
-def test_a_device_that_has_to_wait_answers_429_with_the_time(
-    make: Make, code: RefusalCode, retry_s: float, header: str
-) -> None:
+def test_a_device_that_waits_answers_429(make: Make, code: RefusalCode, retry_s: float, header: str) -> None:
     app, _ = make(ScriptedAgent(batches=[], error=SessionRefused(code, "Not now.", retry_s=retry_s)))
     for stream in (False, True):
         response = complete(app, stream=stream)
@@ -339,9 +335,7 @@ def test_models_are_those_of_the_edges_that_are_there(make: Make) -> None:
         ({"Content-Type": "application/json"}, b"\xff\xfe", 400),
     ],
 )
-def test_a_body_that_is_no_bearable_json_is_refused(
-    make: Make, headers: dict[str, str], content: bytes, status: int
-) -> None:
+def test_a_body_that_is_no_json_is_refused(make: Make, headers: dict[str, str], content: bytes, status: int) -> None:
     app, _ = make()
     response = ask(app, "POST", "/v1/completions", content=content, headers=headers)
     assert response.status_code == status
@@ -368,9 +362,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"not": {}
         ({"grammar": {"kind": "regex", "text": "("}}, "grammar"),
     ],
 )
-def test_a_grammar_that_cannot_be_used_is_refused_before_it_waits_for_anything(
-    make: Make, asked: dict[str, Any], param: str
-) -> None:
+def test_an_unusable_grammar_is_refused_at_once(make: Make, asked: dict[str, Any], param: str) -> None:
     """The refusal does not depend on the queue or on an edge."""
     agent = ScriptedAgent(gate=threading.Semaphore(0))
     app, backend = make(agent, waiting=0)

@@ -108,9 +108,7 @@ def test_a_stream_that_fails_says_so(make: Callable[..., Starlette]) -> None:
         ({"max_tokens": 5}, "max_tokens"),
     ],
 )
-def test_what_is_not_served_is_refused_by_name(
-    make: Callable[..., Starlette], fields: dict[str, Any], param: str
-) -> None:
+def test_what_is_not_served_is_refused(make: Callable[..., Starlette], fields: dict[str, Any], param: str) -> None:
     response = respond(make(), **fields)
     assert (response.status_code, error(response)["param"]) == (400, param)
 

@@ -80,9 +80,7 @@ def last_error(response: httpx.Response) -> str:
 
 
 @pytest.mark.parametrize("ask_for", [chat, complete])
-def test_a_stream_that_waits_sends_comments_and_then_the_text(
-    make: Make, ask_for: Callable[..., httpx.Response]
-) -> None:
+def test_a_waiting_stream_sends_comments_first(make: Make, ask_for: Callable[..., httpx.Response]) -> None:
     plain, _ = make(ScriptedAgent())
     agent = gated()
     beats = Beats(4, lambda: open_gate(agent), agent=agent)
@@ -127,9 +125,7 @@ def test_a_stream_whose_turn_has_not_come_says_so_after_ten_seconds(make: Make) 
 
 
 @pytest.mark.parametrize(("beats", "status"), [(0, 503), (1, 200)])
-def test_a_failure_is_a_status_as_long_as_nothing_was_sent_and_an_event_afterwards(
-    make: Make, beats: int, status: int
-) -> None:
+def test_a_failure_is_a_status_or_later_an_event(make: Make, beats: int, status: int) -> None:
     agent = gated(batches=[()], error=EdgeUnavailable("No edge."))  # a batch without tokens is a place to wait at
     app, _ = make(agent, pause=Beats(beats, lambda: open_gate(agent)))
     response = complete(app, stream=True)

@@ -78,9 +78,7 @@ def test_a_response_format_is_a_grammar() -> None:
         (NAMED, CALL, False),
     ],
 )
-def test_an_answer_with_tools_is_a_call_of_one_or_where_it_may_be_plain_words(
-    choice: Any, text: str, *, taken: bool
-) -> None:
+def test_an_answer_with_tools_is_a_call_or_plain_words(choice: Any, text: str, *, taken: bool) -> None:
     assert takes(chat(tools=TOOLS, tool_choice=choice).text_grammar(), text) is taken
 
 

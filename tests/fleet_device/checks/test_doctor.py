@@ -48,9 +48,7 @@ def sentence(diagnosis: Diagnosis, name: str) -> str:
     return next(check.sentence for check in diagnosis.checks if check.name == name)
 
 
-def test_of_a_device_that_is_fit_every_check_says_what_it_found_and_nothing_is_left_at_the_broker(
-    fleet: MemoryFleet, model: Path
-) -> None:
+def test_a_fit_device_passes_every_check_and_leaves_nothing(fleet: MemoryFleet, model: Path) -> None:
     drafter, seen = TalkingDrafter(), list[Check]()
     announce_edge(fleet)
     patient = doctor(fleet, model, drafter)
@@ -95,9 +93,7 @@ def test_more_threads_than_cores_are_found(fleet: MemoryFleet, model: Path) -> N
     assert "the setting 'threads' is 1024" in sentence(diagnosis, "threads").lower()
 
 
-def test_of_a_model_that_does_not_load_its_own_words_are_told_and_the_rest_is_checked(
-    fleet: MemoryFleet, model: Path
-) -> None:
+def test_a_broken_model_is_quoted_and_the_rest_is_checked(fleet: MemoryFleet, model: Path) -> None:
     def fail(_settings: object) -> TalkingDrafter:
         raise DrafterError("It is not a GGUF file.")
 
@@ -138,9 +134,7 @@ def test_a_clock_that_is_behind_what_has_happened_is_told_by_how_much(fleet: Mem
     assert "behind by 3 hours at least; set it" in sentence(diagnosis, "clock")
 
 
-def test_an_unlike_vocabulary_is_told_by_the_edge_s_state_and_if_that_lies_by_its_refusal(
-    fleet: MemoryFleet, model: Path
-) -> None:
+def test_an_unlike_vocabulary_is_found_by_state_or_refusal(fleet: MemoryFleet, model: Path) -> None:
     other = [f"other{token}" for token in range(6)]
     for told in (DRAFT.words, other):
         announce_edge(fleet, vocabulary=str(Vocabulary.of(told)))
@@ -149,9 +143,7 @@ def test_an_unlike_vocabulary_is_told_by_the_edge_s_state_and_if_that_lies_by_it
         assert "use a draft model of the" in sentence(diagnosis, "vocabulary")
 
 
-def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alone(
-    fleet: MemoryFleet, model: Path
-) -> None:
+def test_a_running_device_is_asked_instead_of_the_broker(fleet: MemoryFleet, model: Path) -> None:
     patient = doctor(fleet, model)
     health = {
         "device": "device-1",
@@ -173,9 +165,7 @@ def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alon
     assert sentence(diagnosis, "broker") == "The broker is away."
 
 
-def test_the_place_of_another_whose_certificate_it_has_is_not_taken(
-    fleet: MemoryFleet, model: Path, tmp_path: Path
-) -> None:
+def test_a_running_device_keeps_its_connection(fleet: MemoryFleet, model: Path, tmp_path: Path) -> None:
     files = enrol(new_authority(tmp_path / "ca"), "device-7", tmp_path / "files")
     announce_edge(fleet)
     broker = {"ca": files.ca, "certificate": files.certificate, "key": files.key}

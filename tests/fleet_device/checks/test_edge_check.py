@@ -85,9 +85,7 @@ def test_an_edge_that_rejects_what_it_said_itself_is_found(fleet: MemoryFleet, m
         (Presence.ONLINE, "0.0.9", "runs software 0.0.9"),
     ],
 )
-def test_an_edge_that_is_not_there_or_not_the_one_that_is_meant(
-    fleet: MemoryFleet, presence: Presence | None, software: str, words: str
-) -> None:
+def test_a_missing_or_wrong_edge(fleet: MemoryFleet, presence: Presence | None, software: str, words: str) -> None:
     if presence is not None:
         announce_edge(fleet, presence, software=software)
     report = check(fleet)
@@ -102,9 +100,7 @@ def test_without_a_broker_the_rest_is_not_tried(fleet: MemoryFleet) -> None:
     assert sentences(report)["edge"] == "Not tried, since broker failed."
 
 
-def test_sessions_that_another_edge_took_prove_nothing_of_this_one(
-    fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sessions_at_another_edge_prove_nothing(fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     announce_edge(fleet, software=VERSION)
     monkeypatch.setattr("fleet_device.checks.edge_check.EdgePresences.wait_online", lambda *_, **__: True)
     monkeypatch.setattr(

@@ -72,9 +72,7 @@ def test_without_a_broker_the_rest_is_not_tried(fleet: MemoryFleet) -> None:
 
 
 @pytest.mark.parametrize(("presence", "words"), [(None, "none has been heard of"), (Presence.DRAINING, "is draining")])
-def test_without_an_edge_that_takes_sessions_nothing_is_written(
-    fleet: MemoryFleet, presence: Presence | None, words: str
-) -> None:
+def test_without_a_free_edge_nothing_is_written(fleet: MemoryFleet, presence: Presence | None, words: str) -> None:
     if presence is not None:
         announce_edge(fleet, presence)
     report = selftest(fleet).run()

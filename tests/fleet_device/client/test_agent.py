@@ -592,9 +592,7 @@ def test_a_reply_of_an_unknown_kind_is_passed_over(caplog: pytest.LogCaptureFixt
     assert re.search("down/session is ignored", caplog.text)
 
 
-def test_an_edge_whose_presence_is_unknown_keeps_its_session_and_is_asked_for_no_new_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_edge_of_unknown_presence_keeps_its_session_and_gets_no_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene()
     changed(scene, topic=Topic.EDGE_STATE, presence="warming-up")
     scene.when(3, lambda: scene.say(Presence.ONLINE))

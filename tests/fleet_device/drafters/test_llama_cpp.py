@@ -137,9 +137,7 @@ def test_nothing_is_kept_that_a_window_has_passed(roomy: LlamaCppDrafter) -> Non
     assert computed_for(roomy, [*talks[0], 5]) == 101
 
 
-def test_a_copy_that_cannot_be_read_back_is_computed_anew(
-    roomy: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_copy_is_computed_again(roomy: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch) -> None:
     talks = [conversation(number, 100) for number in range(2)]
     expected = [(computed_for(roomy, talk), row(roomy))[1] for talk in talks]
     monkeypatch.setattr(llama_cpp, "llama_state_seq_set_data", lambda *_: 0)
@@ -191,9 +189,7 @@ def test_a_file_that_is_no_gguf_is_one_sentence(tmp_path: Path, content: bytes) 
 
 
 @pytest.mark.parametrize("kept", [4, 100, 10_000, 200_000])
-def test_a_cut_off_gguf_is_one_sentence_and_nothing_on_stderr(
-    tmp_path: Path, kept: int, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cut_off_gguf_is_one_sentence(tmp_path: Path, kept: int, capfd: pytest.CaptureFixture[str]) -> None:
     path = tiny_gguf(tmp_path / "cut.gguf")
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DrafterError, match=r"llama\.cpp"):
@@ -237,9 +233,7 @@ def test_padding_rows_are_never_drafted(drafter: LlamaCppDrafter) -> None:
     assert len(drafter.next(POLICY)) == drafter.vocabulary.size
 
 
-def test_a_memory_that_cannot_be_cut_is_computed_anew(
-    drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_cannot_be_cut(drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch) -> None:
     drafter.reset([5, 6, 7])
     expected = row(drafter)
     drafter.extend([8, 9])
@@ -292,9 +286,7 @@ def test_extending_computes_nothing_until_next(drafter: LlamaCppDrafter, monkeyp
     assert computed[3:] == []  # the row is still there
 
 
-def test_a_model_is_loaded_and_computed_with_in_one_thread_that_is_not_the_caller_s(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_loaded_and_computed_on_one_own_thread(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # On its own thread: in the caller's an application may compute with torch, whose use of AMX registers stops
     # llama.cpp (SIGILL). With two calling threads llama.cpp has more workers than cores, which slows all of them down.
     idents = []

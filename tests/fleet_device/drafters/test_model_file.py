@@ -168,9 +168,7 @@ def test_a_device_of_which_nobody_says_more_takes_half_of_what_is_free_beside_th
 
 
 @pytest.mark.parametrize("budget", [110_000, 150_000, 200_000, 1_000_000])
-def test_a_small_budget_makes_a_small_context_that_works_to_its_end(
-    tmp_path: Path, budget: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_small_budget_makes_a_small_context(tmp_path: Path, budget: int, caplog: pytest.LogCaptureFixture) -> None:
     path = tiny_gguf(tmp_path / "tiny.gguf", context=4096)
     drafter = LlamaCppDrafter(LlamaCppSettings(path, threads=1, context=2048, memory_bytes=budget, sequences=2))
     other = drafter.another()

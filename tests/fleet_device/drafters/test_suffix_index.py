@@ -136,9 +136,7 @@ def test_a_text_longer_than_all_there_is_room_for_is_kept_as_far_as_there_is_roo
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "longer", "alien", "emptied", "outside"])
-def test_a_damaged_file_costs_what_is_damaged_and_a_sentence(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_file_loses_what_is_damaged(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     history = open_history(tmp_path)
     history.remember([], TEXT)
     history.remember([], [*range(200, 240)])
@@ -172,9 +170,7 @@ def test_a_damaged_file_costs_what_is_damaged_and_a_sentence(
     assert not caplog.messages
 
 
-def test_a_file_from_when_more_was_allowed_is_deleted_with_a_sentence(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_over_the_present_bound_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     history = open_history(tmp_path)
     for _ in range(20):
         history.remember([], TEXT)

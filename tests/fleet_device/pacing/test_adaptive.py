@@ -39,9 +39,7 @@ times = st.floats(1e-4, 2.0)
 
 
 @given(acceptances, times, times, st.integers(0, 16))
-def test_the_plan_is_the_shortest_that_is_nearly_the_best(
-    acceptance: float, token_s: float, answer_s: float, longest: int
-) -> None:
+def test_the_shortest_good_plan_is_chosen(acceptance: float, token_s: float, answer_s: float, longest: int) -> None:
     under = conditions(acceptance, answer_s, token_s=token_s)
     every = [Plan(n) for n in range(longest + 1)] + [Plan(n, ahead=True) for n in range(1, longest + 1)]
     highest, chosen = max(map(under.rate, every)), best(under, longest=longest)
@@ -254,9 +252,7 @@ def live_with_streaming(
 @pytest.mark.parametrize("round_trip_s", [0.0, 0.02, 0.1])
 @pytest.mark.parametrize("streamed_s", [0.013, 0.1])
 @pytest.mark.parametrize("acceptance", [0.1, 0.7, 0.97])
-def test_whoever_may_have_the_edge_write_is_hardly_slower_than_who_always_does(
-    round_trip_s: float, streamed_s: float, acceptance: float
-) -> None:
+def test_choosing_is_hardly_slower_than_edge_only(round_trip_s: float, streamed_s: float, acceptance: float) -> None:
     place = {"acceptance": acceptance, "token_s": 0.013, "round_trip_s": round_trip_s, "streamed_s": streamed_s}
     _, chosen = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 400, **place)
     _, always = live_with_streaming(AdaptivePacing(stream=True), 400, **place)
@@ -500,9 +496,7 @@ OUTCOMES = st.tuples(st.integers(0, 64), st.floats(0.0, 1.0), st.booleans(), ANY
     st.sampled_from([None, False]),
     st.sampled_from([None, False, True]),
 )
-def test_whatever_is_measured_or_an_edge_says_of_itself_a_plan_is_made(
-    events: list[Any], stream: bool | None, drafts_ahead: bool | None
-) -> None:
+def test_any_measurement_gives_a_plan(events: list[Any], stream: bool | None, drafts_ahead: bool | None) -> None:
     pacing = AdaptivePacing(ahead=drafts_ahead, stream=stream)
     prospect = Prospect(chances=(0.9, 0.8, 0.7), token_s=0.0001, catch_up_s=0.001)
     for load, (tokens, share, ahead, answer_s, compute_s, opening) in events:

@@ -79,9 +79,7 @@ def test_a_longer_draft_is_never_thought_to_be_answered_sooner() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 1.0), st.integers(0, 9)), min_size=1, max_size=20), st.floats(0.0, 2.0))
-def test_whatever_a_step_is_said_to_take_without_a_draft_no_time_is_negative(
-    measured: list[tuple[float, int]], said: float
-) -> None:
+def test_no_time_without_a_draft_is_negative(measured: list[tuple[float, int]], said: float) -> None:
     trend = Trend()
     for seconds, tokens in measured:
         trend.add(seconds, tokens=tokens)

@@ -35,9 +35,7 @@ def test_messages_become_a_prompt_up_to_the_assistant_s_turn() -> None:
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, "{{ messages[0].content }}", "always the same"])
-def test_a_prefix_is_what_all_chats_with_a_system_prompt_begin_with(
-    monkeypatch: pytest.MonkeyPatch, template: str
-) -> None:
+def test_a_prefix_is_what_all_chats_share(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
     codec = WordCodec(("a",))
     monkeypatch.setattr(WordCodec, "chat_template", template)
     prefix = chat_prefix(codec, "Be brief.")
@@ -395,9 +393,7 @@ def test_the_next_turn_begins_with_the_tokens_that_were_written() -> None:
         ("ab ", [2, 8], None),  # the last token is "b ": it is ambiguous
     ],
 )
-def test_white_space_at_the_end_that_the_next_turn_leaves_out_costs_nothing(
-    text: str, written: list[int], kept: list[int] | None
-) -> None:
+def test_white_space_that_the_template_strips_is_free(text: str, written: list[int], kept: list[int] | None) -> None:
     codec_ = codec()
     codec_.remember(codec_.encode("<turn>a<turn>", special=True), text, written)
     then = codec_.encode(f"<turn>a<turn>{text.rstrip()}<end><turn>b", special=True)
@@ -432,9 +428,7 @@ def test_conversations_may_take_turns() -> None:
         ("ab", [2, 3, 6, 6], "<turn>a<turn>ab<end>", "a stop string is not part of the text"),
     ],
 )
-def test_where_it_is_not_certain_that_they_say_the_same_all_is_encoded_anew(
-    text: str, tokens: list[int], then: str, why: str
-) -> None:
+def test_what_may_differ_is_encoded_again(text: str, tokens: list[int], then: str, why: str) -> None:
     codec_ = codec()
     codec_.remember(codec_.encode("<turn>a<turn>", special=True), text, tokens)
     assert codec_.encode(then, special=True) == PairsFirst().encode(then, special=True), why

@@ -108,9 +108,7 @@ def test_an_empty_stop_string_is_a_mistake() -> None:
 
 
 @given(st.lists(st.text("ab", max_size=4), max_size=8), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
-def test_however_a_text_is_cut_what_comes_out_is_all_of_it_up_to_the_first_stop(
-    pieces: list[str], stops: list[str]
-) -> None:
+def test_any_cut_yields_the_text_up_to_the_first_stop(pieces: list[str], stops: list[str]) -> None:
     text = "".join(pieces)
     watch = StopStrings(stops)
     out = "".join([watch.feed(piece) for piece in pieces]) + watch.finish()

@@ -104,9 +104,7 @@ def test_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"rows": 5}, "takes no argument 'rows'; it takes lines."),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_a_reason(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], sentence: str
-) -> None:
+def test_a_refusal_has_its_reason(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], sentence: str) -> None:
     bench = Bench(monkeypatch, run=well)
     bench.take(**given)
     assert bench.threads == []
@@ -114,9 +112,7 @@ def test_what_cannot_be_done_is_refused_with_a_reason(
     assert sentence in bench.sent[0].sentence
 
 
-def test_a_command_that_takes_too_long_is_answered_and_blocks_others_until_it_has_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_slow_command_is_answered_and_blocks_others_until_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, run=well)
     bench.take(1, left_s=4.0)
     [(seconds, late)] = bench.timers
@@ -346,9 +342,7 @@ def test_of_a_flood_of_wanted_settings_the_latest_hold(device: Steered) -> None:
     assert device.applied(200).values["top_k"] == 7
 
 
-def test_a_flood_of_commands_is_dropped_beyond_a_bound_and_told_once(
-    device: Steered, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_flood_of_commands_is_dropped_and_reported_once(device: Steered, caplog: pytest.LogCaptureFixture) -> None:
     with device.remote._changing:
         device.monitor.want(1, top_k=7)
         until(lambda: device.gateway._steering._wanted is None)  # type: ignore[union-attr]

@@ -77,9 +77,7 @@ def test_what_is_wanted_no_more_is_the_devices_own_again(tmp_path: Path) -> None
     assert it.settings == own(tmp_path, temperature=0.4)
 
 
-def test_older_versions_are_passed_over_and_of_two_with_one_version_the_later_holds(
-    tmp_path: Path,
-) -> None:
+def test_older_versions_are_ignored_and_of_equal_ones_the_later_holds(tmp_path: Path) -> None:
     it = remote(own(tmp_path))
     assert it.consider(wanted(5, top_k=5))
     assert not it.consider(wanted(4, top_k=4))

@@ -121,9 +121,7 @@ def test_the_batched_twin_decides_as_the_law_does(judge_all: JudgeBatch, batch: 
     ids=repr,
 )
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_logits_that_are_no_numbers_spoil_their_own_case_alone(
-    judge_all: JudgeBatch, policy: SamplingPolicy, wrong: float
-) -> None:
+def test_logits_that_are_nan_spoil_only_their_case(judge_all: JudgeBatch, policy: SamplingPolicy, wrong: float) -> None:
     random = np.random.default_rng(1)
     logits = random.normal(size=(3, VOCABULARY)).astype(np.float32)
     logits[1, 4] = wrong

@@ -172,9 +172,7 @@ def test_rows_are_shaped_as_the_law_shapes_each(
 @shaping_both
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("temperature", "support"), [(0.0, 1), (1.0, 1), (1.0, 5)])
-def test_a_row_of_nothing_but_what_is_no_number_is_refused(
-    shape_rows: ShapeRows, wrong: float, temperature: float, support: int
-) -> None:
+def test_a_row_of_no_numbers_is_refused(shape_rows: ShapeRows, wrong: float, temperature: float, support: int) -> None:
     logits = np.full((2, VOCABULARY), wrong, dtype=np.float32)
     logits[1] = 1.0
     shaping_check(shape_rows, logits, [SamplingPolicy(temperature=temperature, top_k=support, seed=1)] * 2, support)

@@ -36,9 +36,7 @@ def test_what_keeps_to_the_limits_passes(message: Draft, mode: Mode) -> None:
     ("tokens", "committed", "finish"),
     [((), 0, Finish.NO), ((0, 4), 19, Finish.NO), ((4,), 20, Finish.LENGTH), ((4, 0), 20, Finish.STOP)],
 )
-def test_a_text_ends_with_an_end_token_or_at_its_length(
-    tokens: tuple[int, ...], committed: int, finish: Finish
-) -> None:
+def test_a_text_ends_by_token_or_length(tokens: tuple[int, ...], committed: int, finish: Finish) -> None:
     assert LIMITS.finish(tokens, committed=committed) is finish
 
 

@@ -64,9 +64,7 @@ def settled(judgement: Judgement, *, committed: int = 0) -> list[DraftResult]:
 
 
 @pytest.mark.parametrize(("accepted", "tested", "place"), [(0, 1, 0), (1, 2, 0), (2, 1, 1)])
-def test_a_rejection_belongs_to_the_draft_that_it_fell_in_and_those_behind_are_void(
-    accepted: int, tested: int, place: int
-) -> None:
+def test_a_rejection_belongs_to_its_draft_and_voids_the_rest(accepted: int, tested: int, place: int) -> None:
     parts = settled(Judgement(accepted, rejected=True, p=P))
     assert len(parts) == place + 1
     assert (parts[-1].tested, parts[-1].p, parts[-1].token, parts[-1].rejected) == (tested, P, None, True)

@@ -40,9 +40,7 @@ def copied(url: str, tmp_path: Path) -> tuple[Path, Rows]:
         return to, all_rows(store)
 
 
-def test_a_backup_is_of_one_instant_while_an_edge_writes(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backup_is_of_one_instant(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backup, "_STEP_PAGES", 2)
     to, steps = tmp_path / "copy.sqlite3", []
     with open_store(url) as store:

@@ -55,9 +55,7 @@ def test_the_migrations_make_the_tables_that_the_models_describe(database_url: s
 
 
 @pytest.mark.slow
-def test_processes_that_open_a_new_database_at_once_all_succeed(
-    empty_databases: Callable[[], str],
-) -> None:
+def test_processes_may_open_a_new_database_at_once(empty_databases: Callable[[], str]) -> None:
     openers = [
         subprocess.Popen(
             [sys.executable, "-c", OPENER],
@@ -82,9 +80,7 @@ def test_processes_that_open_a_new_database_at_once_all_succeed(
     open_existing(urls[-1], read_only=True).dispose()
 
 
-def test_a_migration_that_fails_halfway_leaves_nothing_behind(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_migration_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade = command.upgrade
 
     def fail_at_the_end(config: Config, revision: str) -> None:
@@ -220,9 +216,7 @@ def away(tmp_path: Path) -> Iterator[Log]:
     log.store.close()
 
 
-def test_what_is_logged_before_the_database_is_there_is_written_when_it_is(
-    away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_records_before_the_database_are_kept(away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "fleet_edge.store")
     for number in range(3):
         away.write(number)
@@ -246,9 +240,7 @@ def test_a_database_that_is_away_is_told_at_once_to_whoever_only_reads(away: Log
     assert away.store.quarantines(now=after(0)).active == {}
 
 
-def test_a_database_of_a_newer_version_found_late_stops_the_writing_and_keeps_the_records(
-    away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_newer_database_found_late_is_left_alone(away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     away.write(0)
     (tmp_path / "mounted").mkdir()
     _stamp(away.url, "9999")
@@ -262,9 +254,7 @@ def test_a_database_of_a_newer_version_found_late_stops_the_writing_and_keeps_th
     assert away.writer.counters.rejected == 0
 
 
-def test_a_database_that_another_edge_brings_to_a_newer_version_meanwhile_loses_no_record(
-    away: Log, tmp_path: Path
-) -> None:
+def test_a_database_that_another_edge_upgrades_loses_no_record(away: Log, tmp_path: Path) -> None:
     (tmp_path / "mounted").mkdir()
     away.write(0)
     with sqlite3.connect(tmp_path / "mounted" / "fleet.sqlite3") as other:

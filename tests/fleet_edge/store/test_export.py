@@ -44,9 +44,7 @@ def test_other_kinds_have_all_columns_of_theirs(store: Store) -> None:
 
 @pytest.mark.parametrize("what", Exported)
 @pytest.mark.parametrize("page_rows", [1, 3, 5])
-def test_pages_leave_nothing_out_and_repeat_nothing_where_all_is_of_one_instant(
-    store: Store, what: Exported, page_rows: int
-) -> None:
+def test_pages_of_one_instant_are_complete(store: Store, what: Exported, page_rows: int) -> None:
     for number in range(11):
         key = {"session": f"{number:016x}", "device": f"sensor-{number % 2}"}
         store.apply([samples.opened(**key), samples.judged(**key), samples.event(id=f"event-{number}")])

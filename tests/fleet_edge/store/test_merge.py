@@ -145,9 +145,7 @@ def _streams(draw: st.DrawFn) -> list[Record]:
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stream=_streams(), seed=st.integers(0, 2**32), cuts=st.integers(1, 5))
-def test_any_order_repetition_and_batching_gives_the_same_rows(
-    store: Store, stream: list[Record], seed: int, cuts: int
-) -> None:
+def test_order_and_repetition_do_not_matter(store: Store, stream: list[Record], seed: int, cuts: int) -> None:
     clear(store)
     for record in stream:
         store.apply([record])
@@ -169,9 +167,7 @@ def _honest(rows: Rows) -> Rows:
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stream=_streams(), forged=_streams(), seed=st.integers(0, 2**32))
-def test_whatever_another_device_does_under_a_sessions_id_changes_nothing_of_it(
-    store: Store, stream: list[Record], forged: list[Record], seed: int
-) -> None:
+def test_another_device_changes_nothing(store: Store, stream: list[Record], forged: list[Record], seed: int) -> None:
     clear(store)
     store.apply(stream)
     expected = _honest(all_rows(store))

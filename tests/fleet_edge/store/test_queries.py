@@ -78,9 +78,7 @@ def test_an_unknown_session_is_not_found(connection: Connection, prefix: str) ->
         ({"devices": ("nobody",)}, []),
     ],
 )
-def test_filters_choose_sessions_the_latest_first(
-    connection: Connection, chosen: dict[str, object], expected: list[str]
-) -> None:
+def test_filters_choose_latest_first(connection: Connection, chosen: dict[str, object], expected: list[str]) -> None:
     assert _found(connection, **chosen) == expected
 
 
@@ -180,9 +178,7 @@ def _found_events(connection: Connection, **chosen: object) -> str:
         ({"until": after(0)}, ""),
     ],
 )
-def test_events_are_chosen_by_what_is_asked_for(
-    event_log: Connection, chosen: dict[str, object], expected: str
-) -> None:
+def test_filters_choose_events(event_log: Connection, chosen: dict[str, object], expected: str) -> None:
     assert _found_events(event_log, **chosen) == expected
 
 

@@ -212,9 +212,7 @@ def test_an_hour_that_is_written_while_it_is_made_is_made_anew(store: Store, mon
         assert Marks.read(connection).stale == []
 
 
-def test_an_hour_that_is_always_written_is_left_for_later_and_counted_all_the_same(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_hour_that_is_always_written_is_left_for_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(store, _stay(0))
     rows, sessions = rolling._rows, itertools.count(2)
 
@@ -239,9 +237,7 @@ def test_what_comes_after_its_day_was_made_is_in_the_day_and_the_month(store: St
     assert _rolled(store, Grain.DAY) == _rolled(store, Grain.MONTH) == {"a": 12}
 
 
-def test_what_comes_after_its_hours_were_purged_is_in_its_day_and_after_its_segments_in_nothing(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_late_records_count_in_what_is_still_kept(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     now = _at(24 * 60)
     _write(store, _stay(0))
     roll_up(store.engine, now=now)

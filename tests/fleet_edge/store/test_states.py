@@ -31,9 +31,7 @@ ONLINE, DRAINING, OFFLINE = Presence
         (None, SILENT_AFTER + SECOND, MachineState.UNKNOWN),
     ],
 )
-def test_a_devices_state_follows_from_its_presence_and_its_last_sign(
-    presence: Presence | None, age: timedelta, expected: MachineState
-) -> None:
+def test_states_follow_presence_and_signs(presence: Presence | None, age: timedelta, expected: MachineState) -> None:
     assert device_state(presence, since_last_sign=age) is expected
     assert device_state(presence, since_last_sign=age, retired=True) is MachineState.RETIRED
     assert device_state(presence, since_last_sign=age, retired=True, quarantined=True) is MachineState.QUARANTINED
@@ -49,9 +47,7 @@ def test_a_devices_state_follows_from_its_presence_and_its_last_sign(
         (None, None, MachineState.UNKNOWN),
     ],
 )
-def test_an_edges_state_follows_from_its_presence_and_its_load(
-    presence: Presence | None, age: timedelta | None, expected: MachineState
-) -> None:
+def test_states_of_edges_follow_load(presence: Presence | None, age: timedelta | None, expected: MachineState) -> None:
     assert edge_state(presence, since_load=age) is expected
 
 

@@ -98,9 +98,7 @@ def test_what_is_put_is_written_without_being_asked(sink: FakeSink, spool: Spool
     assert writer.close(PATIENCE_S)
 
 
-def test_whoever_waits_for_a_record_is_told_when_it_is_written_and_it_is_written_at_once(
-    sink: FakeSink, spool: Spool
-) -> None:
+def test_a_record_is_confirmed_once_written_and_written_at_once(sink: FakeSink, spool: Spool) -> None:
     writer = LogWriter(sink, spool, settings=WriterSettings(flush_interval_s=3600.0)).start()
     sink.gate.clear()
     told = threading.Event()
@@ -288,9 +286,7 @@ def test_a_writer_and_a_store_bring_a_session_into_both_databases(store: Store, 
 
 
 @pytest.mark.root
-def test_a_full_disk_for_database_and_spool_loses_only_what_memory_cannot_hold(
-    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_disk_loses_only_the_surplus(tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     _mount(disk, kibibytes=16 << 10)

@@ -94,9 +94,7 @@ def test_a_folder_alone_is_torch_s(tmp_path: Path) -> None:
         ({"dtype": "int8"}, "int8"),
     ],
 )
-def test_on_a_cpu_torch_s_number_format_is_int8_unless_another_is_set(
-    tmp_path: Path, settings: dict[str, str], dtype: str, driver: Path
-) -> None:
+def test_torch_is_int8_on_a_cpu_by_default(tmp_path: Path, settings: dict[str, str], dtype: str, driver: Path) -> None:
     target = folder(tmp_path / "target")
     assert found(target, {*TORCH, "numba"}, **settings)[0] == [Candidate("torch", str(target), dtype)]
     assert found(target, TORCH, **settings)[0][0].dtype == settings.get("dtype", "auto"), "it needs numba"
@@ -207,9 +205,7 @@ def test_what_an_engine_says_of_its_refusal_comes_back(tmp_path: Path) -> None:
         ("import time; time.sleep(600)", "took longer than 1 s"),
     ],
 )
-def test_a_process_that_does_not_answer_is_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str
-) -> None:
+def test_a_silent_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str) -> None:
     (tmp_path / "goes_wrong.py").write_text(program)
     monkeypatch.syspath_prepend(str(tmp_path))
     longest_s = 1.0 if "sleep" in program else 60.0
@@ -275,9 +271,7 @@ def machine(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Machine:
     return Machine(tmp_path)
 
 
-def test_the_faster_one_is_taken_with_its_form_of_the_target(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_faster_engine_is_taken(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     assert machine.choose() == ("llama.cpp", str(machine.gguf))
     assert f"Engine llama.cpp serves {machine.gguf}: a step takes 10.0 ms in it, and 20.0 ms in torch" in caplog.text
     assert "1x5 20.0 and 10.0" in caplog.text
@@ -322,9 +316,7 @@ def test_it_is_measured_once_and_said_again(machine: Machine, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("change", ["file", "settings", "version", "damage", "gone"])
-def test_it_is_measured_again_when_circumstances_have_changed(
-    machine: Machine, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changes_are_measured_again(machine: Machine, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.choose()
     settings = {}
     if change == "file":
@@ -351,9 +343,7 @@ def test_settings_that_cost_no_time_change_nothing(machine: Machine) -> None:
     assert len(machine.asked) == 2
 
 
-def test_a_change_is_not_made_for_a_few_per_cent_and_never_in_silence(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_small_gains_change_nothing_and_changes_are_said(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine.choose()
     machine.reports["torch"] = measured(9.5)
     assert machine.choose(threads=1)[0] == "llama.cpp"
@@ -364,9 +354,7 @@ def test_a_change_is_not_made_for_a_few_per_cent_and_never_in_silence(
 
 
 @pytest.mark.parametrize(("named", "usual"), [("target", "torch"), ("gguf", "llama.cpp")])
-def test_at_first_the_form_that_the_setting_names_stays_if_the_other_is_hardly_faster(
-    machine: Machine, named: str, usual: str
-) -> None:
+def test_the_form_that_is_named_stays_unless_clearly_slower(machine: Machine, named: str, usual: str) -> None:
     other = {"torch": "llama.cpp", "llama.cpp": "torch"}[usual]
     machine.reports = {usual: measured(10.0), other: measured(9.5)}
     assert machine.choose(target=str(getattr(machine, named)))[0] == usual
@@ -396,9 +384,7 @@ def test_shapes_that_one_of_them_lacks_memory_for_do_not_count(machine: Machine)
     assert machine.choose()[0] == "torch"
 
 
-def test_where_there_is_no_choice_nothing_is_measured_and_the_reason_is_told(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_single_engine_is_not_measured(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine.installed = {"llama_cpp"}
     assert machine.choose() == ("llama.cpp", str(machine.gguf))
     assert "torch is not installed" in caplog.text
@@ -407,9 +393,7 @@ def test_where_there_is_no_choice_nothing_is_measured_and_the_reason_is_told(
 
 
 @pytest.mark.parametrize("lasting", [True, False])
-def test_one_that_cannot_serve_the_target_is_out_for_as_long_as_that_holds(
-    machine: Machine, caplog: pytest.LogCaptureFixture, *, lasting: bool
-) -> None:
+def test_an_unfit_engine_stays_out(machine: Machine, caplog: pytest.LogCaptureFixture, *, lasting: bool) -> None:
     machine.reports["llama.cpp"] = EngineReport(sentence="It is of the recurrent kind.", lasting=lasting)
     for _ in range(2):
         assert machine.choose() == ("torch", str(machine.target))
@@ -423,17 +407,13 @@ def test_if_none_can_serve_it_the_reasons_of_both_are_told(machine: Machine) -> 
         machine.choose()
 
 
-def test_another_model_of_a_like_name_is_not_taken_for_the_target(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_of_a_like_name_is_not_the_target(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine.reports["llama.cpp"] = measured(1.0, likely={5: 0.1, 8: 0.8})
     assert machine.choose() == ("torch", str(machine.target))
     assert "is another model" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_is_told_and_stops_nobody(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine.cache.write_text("a file where the folder should be")
     assert machine.choose()[0] == "llama.cpp"
     assert "cannot be saved and is measured again at the next start" in caplog.text

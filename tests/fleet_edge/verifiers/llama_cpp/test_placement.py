@@ -95,9 +95,7 @@ def test_an_edge_that_has_served_computes_a_step_in_as_many_passes_as_a_fresh_on
     assert sizes == expected
 
 
-def test_a_sequence_that_llama_cpp_could_not_move_fails_alone_and_only_when_it_is_asked_for(
-    load: Callable[[], LlamaCppVerifier], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_move_fails_it_alone(load: Callable[[], LlamaCppVerifier], monkeypatch: pytest.MonkeyPatch) -> None:
     inner = load()
     for key in range(4):
         inner.open(key)

@@ -258,9 +258,7 @@ def test_a_single_token_has_company_only_where_its_row_is_to_be_stable(
         ("llama_model_has_encoder", "encoder"),
     ],
 )
-def test_a_model_with_a_running_state_is_refused(
-    path: Path, monkeypatch: pytest.MonkeyPatch, question: str, kind: str
-) -> None:
+def test_recurrent_models_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch, question: str, kind: str) -> None:
     monkeypatch.setattr(llama_cpp, question, lambda _: True)
     with pytest.raises(UnsupportedModel, match=f"{kind}"):
         load(path)
@@ -272,9 +270,7 @@ def test_a_model_that_takes_no_tokens_back_is_refused(path: Path, monkeypatch: p
         load(path)
 
 
-def test_a_rollback_that_is_none_is_noticed_before_anybody_is_served(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_rollback_is_noticed_at_the_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slab.LlamaSlab, "cut", lambda *_: None)
     with pytest.raises(VerifierError):
         load(path)

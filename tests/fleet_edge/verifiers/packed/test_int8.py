@@ -147,9 +147,7 @@ def test_a_gpu_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_thread_that_computes_uses_as_many_threads_as_the_settings_say(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_computing_thread_uses_the_set_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     verifier = PackedVerifier(load_int8(folder), budget_bytes=BUDGET)
 
@@ -180,9 +178,7 @@ def some_rows(verifier: PackedVerifier) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
-def test_another_processor_computes_the_same_bits(
-    folder: Path, verifier: PackedVerifier, tmp_path: Path, threads: int
-) -> None:
+def test_processors_compute_equal_bits(folder: Path, verifier: PackedVerifier, tmp_path: Path, threads: int) -> None:
     """LLVM's name `generic` stands for the oldest processor of this kind: no VNNI, no AVX, not even FMA."""
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     rows = tmp_path / "rows.pt"

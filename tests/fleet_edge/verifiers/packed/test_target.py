@@ -42,9 +42,7 @@ def _gguf(path: Path, words: list[str] | None, *, weights: bool = True) -> Path:
     return path
 
 
-def test_a_folder_is_loaded_without_padding_rows_and_without_a_word(
-    whole: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_is_loaded_without_padding_or_output(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     target = load_target(whole, dtype="float32")
     assert target.info.name == "tiny"
     assert target.info.vocabulary == Vocabulary.of(WORDS)

@@ -38,9 +38,7 @@ def test_what_cannot_be_read_is_not_known(tmp_path: Path, damage: bytes) -> None
 
 
 @pytest.mark.parametrize("number", ["float32", "bfloat16"])
-def test_too_little_memory_is_one_sentence_with_both_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
-) -> None:
+def test_too_little_memory_is_named_in_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
     folder = tiny_folder(tmp_path / "tiny")
     needed = parameters() * getattr(torch, number).itemsize
     monkeypatch.setattr(packed_target, "available_memory", lambda: needed - 1)

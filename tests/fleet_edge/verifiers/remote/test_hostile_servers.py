@@ -88,9 +88,7 @@ NOTHING_FITS = "check the address, the port and the setting 'remote.api'"
         *("endless", "headers", "half", "ssh", "tls", "silent"),
     ],
 )
-def test_what_is_no_inference_server_is_told_in_a_sentence(
-    answer: bytes, options: dict[str, Any], sentence: str
-) -> None:
+def test_what_is_no_inference_server_is_named(answer: bytes, options: dict[str, Any], sentence: str) -> None:
     with (
         saying(answer, **options) as url,
         pytest.raises(VerifierError, match=sentence) as caught,
@@ -145,9 +143,7 @@ def number(word: str) -> Callable[[str], str]:
     ],
     ids=["nan", "infinity", "digits", "overflow", "true", "null", "half", "nothing", "long"],
 )
-def test_an_answer_that_is_none_is_not_taken_and_told_in_a_sentence(
-    api: str, change: Callable[[str], str], sentence: str
-) -> None:
+def test_a_wrong_answer_is_not_taken(api: str, change: Callable[[str], str], sentence: str) -> None:
     with server(api) as one, asking([one], api=api, step_s=0.15) as verifier:
         verifier.open(1)
         verifier.score([Item(1, [1, 2, 3], 2)])

@@ -44,9 +44,7 @@ def test_a_server_that_names_all_tokens_serves_every_policy() -> None:
         ({}, {"known_tokens": 100}, "remote.known_tokens"),
     ],
 )
-def test_a_server_that_cannot_serve_the_target_is_told_of(
-    options: dict[str, Any], settings: dict[str, Any], sentence: str
-) -> None:
+def test_an_unfit_server_is_refused(options: dict[str, Any], settings: dict[str, Any], sentence: str) -> None:
     one = server(**{name: value for name, value in options.items() if name != "words"})
     one.words = options.get("words", one.words)
     with one, pytest.raises(VerifierError, match=sentence) as caught, asking([one], **settings):
