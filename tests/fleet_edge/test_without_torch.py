@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
@@ -39,6 +41,7 @@ print("verified")
 """
 
 
+@pytest.mark.slow
 def test_an_edge_verifies_without_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],

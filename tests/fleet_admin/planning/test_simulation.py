@@ -122,6 +122,7 @@ def test_one_device_writes_as_fast_as_its_pacing_reckons(curve: StepCurve, token
     assert rate(simulate(given)) == pytest.approx(formula, rel=0.15 if ahead else 0.05)
 
 
+@pytest.mark.slow
 def test_a_queue_of_single_tokens_waits_as_an_m_d_1_queue_does() -> None:
     service_s, load = 0.01, 0.5
     outcome = simulate(

@@ -4,7 +4,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_common.grammar.bounds import bounded_text
@@ -156,6 +156,7 @@ VALUES += [
 ]
 
 
+@settings(max_examples=40)
 @given(REWRITTEN)
 def test_a_rewritten_schema_allows_the_same_values(schema: dict[str, Any]) -> None:
     schema = {**schema, "$defs": {"r": {"type": "object", "required": ["x"]}}}

@@ -346,6 +346,7 @@ def _sign_many(folder: Path, worker: int) -> None:
         authority.revoke([f"sensor-{worker}-{number}"])
 
 
+@pytest.mark.slow
 def test_commands_at_once_come_one_after_the_other(tmp_path: Path) -> None:
     create_authority(tmp_path / "ca", fleet="home", actor="tester")
     context = multiprocessing.get_context("spawn")

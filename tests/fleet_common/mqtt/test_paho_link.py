@@ -247,6 +247,7 @@ def test_what_does_not_fit_into_one_write_is_sent_as_soon_as_there_is_room(monke
         until(lambda: len(broker.publishes()) == 200)
 
 
+@pytest.mark.slow
 def test_a_message_is_not_late_while_it_is_still_on_its_way() -> None:
     """A slow line is no silent broker: what has not arrived there cannot be answered."""
     reading = threading.Event()
@@ -262,6 +263,7 @@ def test_a_message_is_not_late_while_it_is_still_on_its_way() -> None:
         reading.set()
 
 
+@pytest.mark.slow
 def test_a_broker_is_not_silent_while_a_large_message_of_it_is_on_its_way() -> None:
     """Its answers are behind that; once the message is here and they are not, they are late all the same."""
     message = publish_packet("a", bytes(60_000), qos=0)

@@ -131,7 +131,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> LiveBytes:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("typical", [3, 100, 2000])
+@pytest.mark.parametrize("typical", [3, 2000])
 def test_any_mix_of_sequences_keeps_to_the_budget_and_uses_it(name: str, typical: int, live: LiveBytes) -> None:
     rng = random.Random(f"{name} {typical}")
     sessions = Sessions(MODELS[name], live)

@@ -174,7 +174,7 @@ def nearly_answers(draw: st.DrawFn, api: str) -> object:
 
 
 @each
-@settings(max_examples=300)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_whatever_comes_is_an_answer_or_is_refused(api: str, data: st.DataObject) -> None:
     answer = data.draw(nearly_answers(api))
