@@ -117,8 +117,6 @@ def test_a_full_disk_has_no_room_until_it_is_freed(user: str, tmp_path: Path, mo
         assert writer.stdout is not None
 
         def write() -> str:
-            assert writer.stdin is not None
-            assert writer.stdout is not None
             writer.stdin.write(f"{disk.folder / 'file'}\n")
             writer.stdin.flush()
             return writer.stdout.readline().strip()

@@ -58,7 +58,6 @@ def test_stop_and_kill_end_it_and_start_may_follow(broker: ThrowAwayBroker) -> N
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_it(broker: ThrowAwayBroker) -> None:
-    assert broker._process is not None
     assert os.getpgid(broker._process.pid) != os.getpgid(0)
 
 
@@ -107,7 +106,6 @@ def test_the_embedded_broker_ends_when_its_parent_is_killed(tmp_path: Path) -> N
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     ) as parent:
-        assert parent.stdout is not None
         port = int(parent.stdout.readline())
         assert _listens(port)
         parent.send_signal(signal.SIGKILL)

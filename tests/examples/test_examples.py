@@ -66,7 +66,6 @@ def test_an_edge_serves_a_text_and_a_chat_and_logs_both(own_mosquitto: Mosquitto
         [sys.executable, EXAMPLES / "run_an_edge.py", edge], stdout=subprocess.PIPE, text=True, env=environment()
     )
     try:
-        assert serving.stdout is not None
         assert "verifies with" in serving.stdout.readline()
         written = run("write_a_text.py", "Why is the sky blue?", device)
         assert written.returncode == 0, written.stderr

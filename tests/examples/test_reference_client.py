@@ -326,7 +326,6 @@ def test_coupled_text_equals_ours_even_if_the_edge_dies(tmp_path: Path, start_mo
 def client_across_two_edges(broker: MosquittoProcess, folder: Path) -> Iterator[tuple[list[list[int]], int]]:
     """Kill the edge under the client once it has written some texts; yield all, with another edge still there."""
     with toy_edge(broker) as first, client(broker, folder, Mode.COUPLED, texts=80, tokens=40, seed=7) as process:
-        assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(20)]
         first.kill()
         with toy_edge(broker):

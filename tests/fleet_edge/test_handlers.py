@@ -39,7 +39,6 @@ class Scene:
         for device in (self.good, self.bad):
             assert device.driver.step()
         assert self.good.session.opened is not None
-        assert self.bad.session.opened is not None
         self.handle = self.bad.session.opened.handle
         self.replies = self.bad.messages
 
@@ -70,7 +69,6 @@ def scene() -> Scene:
 
 def test_another_devices_session_is_unknown(scene: Scene) -> None:
     theirs = scene.good.session.opened
-    assert theirs is not None
     scene.send(encode_draft(scene.draft(handle=theirs.handle)))
     (fault,) = scene.faults()
     assert (fault.code, fault.action, fault.handle) == (FaultCode.UNKNOWN_SESSION, Action.RESUME, theirs.handle)
@@ -230,7 +228,6 @@ def test_a_repeated_draft_gets_the_same_bytes_and_is_verified_once(scene: Scene)
     assert len(received) == 3
     assert len(set(received)) == 1
     session = scene.fleet.edge.sessions.named("bad", scene.bad.terms.session)
-    assert session is not None
     assert (session.counters.rounds, session.counters.drafted) == (1, 1)
     assert session.counters.downlink_bytes == 3 * len(received[0])
     assert decode_verdict(received[0]).round == 0
@@ -241,7 +238,6 @@ def test_a_repeated_request_for_samples_gets_the_same_bytes_and_is_counted_once(
     topic = build(Topic.VERDICT, fleet=FLEET, device="bad")
     scene.bad.link.subscribe(topic, lambda message: received.append(message.payload))
     session = scene.fleet.edge.sessions.named("bad", scene.bad.terms.session)
-    assert session is not None
     session._reject(shape(TARGET.logits((1, 2)), session.policy))
     request = scene.draft(round=5, epoch=1, tokens=(), counts=None, tried=16)
     for _ in range(3):

@@ -82,7 +82,6 @@ class Scene:
 
     def ask(self, round_: int, *, base: int, write: int | None = None, tokens: Sequence[int] = ()) -> None:
         opened = self.device.session.opened
-        assert opened is not None
         digest = extend_digest(EMPTY_DIGEST, self.text[:base])
         message = Draft(
             handle=opened.handle, round=round_, epoch=0, base=base, digest=digest, tokens=tuple(tokens), write=write
@@ -93,7 +92,6 @@ class Scene:
     @property
     def written(self) -> list[int]:
         session = self.fleet.edge.sessions.named(self.device.name, self.device.terms.session)
-        assert session is not None
         return session.tokens[session.prompt_length :]
 
     @property
@@ -132,7 +130,6 @@ def test_an_open_is_answered_while_a_step_is_computed(scene: Scene) -> None:
     assert [type(message) for message in answered] == [Opened]
     assert scene.written == scene.text[:3]
     session = scene.fleet.edge.sessions.named(other.name, other.terms.session)
-    assert session is not None
     scene.fleet.settle()
     assert scene.fleet.verifier.computed(session.handle) == len(other.terms.prompt) - 1
 

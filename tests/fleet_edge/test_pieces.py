@@ -40,7 +40,6 @@ class Scene:
 
     def ask(self, round_: int, *, base: int, write: int) -> None:
         opened = self.device.session.opened
-        assert opened is not None
         digest = extend_digest(EMPTY_DIGEST, self.text[:base])
         draft = Draft(handle=opened.handle, round=round_, epoch=0, base=base, digest=digest, write=write)
         self.device.publish(Topic.DRAFT, encode_draft(draft), edge=EDGE)
@@ -139,7 +138,6 @@ def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(mon
     scene.fleet.step()
     assert sum(scene.lengths()) >= 1
     session = scene.session()
-    assert session.stream is not None
     assert session.stream.sent == session.committed
 
 

@@ -111,7 +111,6 @@ def test_without_losses_both_ends_agree_on_the_text_and_on_every_count(start: in
                     assert ours >= theirs, seed
                 else:
                     assert ours == theirs, (seed, count)
-            assert device.closed is not None
             assert (device.closed.tokens, device.closed.rounds) == (edge.committed, edge.counters.rounds), seed
             assert (device.faults, device.resumes) == ([], 0), seed
         assert len(here.fleet.edge.sessions) == 0, seed
@@ -133,7 +132,6 @@ def test_whatever_is_lost_repeated_or_restarted_the_text_is_right(start: int) ->
             for edge in ours:
                 assert edge.counters.accepted <= edge.counters.tested <= edge.counters.drafted, (seed, edge.counters)
             last = max(ours, key=lambda edge: edge.attempt)
-            assert device.closed is not None
             if device.closed.attempt is not None:  # else the edge has restarted and knows only what the device reports
                 assert last.tokens == [*device.terms.prompt, *device.session.committed], seed
 

@@ -107,7 +107,6 @@ def test_from_the_log_to_an_alert_and_back(store: Store, database_url: str) -> N
     with Alerts(database_url, now=lambda: NOW) as alerts:
         evaluator = Evaluator(alerts, SETTINGS, now=lambda: NOW)
         opened = evaluator.step()
-        assert opened is not None
         assert [(each.rule, each.subject) for each in opened] == [("kv-full", "edge-1")]
         assert evaluator.step() == []
         noted = alerts.acknowledge(opened[0].id, who="ada")

@@ -67,7 +67,6 @@ def test_what_cannot_be_is_one_sentence(
 def test_the_dashboard_is_served_until_it_is_told_to_stop(url: str) -> None:
     command = [sys.executable, "-m", "fleet_cli.main", "admin", "serve", "--db", url, "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
         address = process.stderr.readline().rpartition(" ")[2].strip()
         assert "add" in process.stderr.readline()
         with urllib.request.urlopen(f"{address}login", timeout=30) as page:

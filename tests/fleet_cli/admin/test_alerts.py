@@ -28,7 +28,6 @@ def watch(url: str, folder: Path) -> None:
     with subprocess.Popen(
         [*program, "--config", str(folder / "alerts.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)

@@ -37,7 +37,6 @@ def test_shared_subscriptions_are_told_of_when_there_are_too_many_and_when_they_
 )
 def test_a_line_of_the_log_names_the_client(line: bytes, limit: str, who: str) -> None:
     event = LimitWatch().take(NOTICES, line)
-    assert event is not None
     assert (event.limit, event.who) == (limit, who)
     assert who in event.sentence
 
@@ -48,5 +47,4 @@ def test_other_lines_tell_nothing() -> None:
 
 def test_what_could_move_a_terminals_cursor_is_replaced() -> None:
     event = LimitWatch().take(NOTICES, b"Outgoing messages are being dropped for client d\x1b[2J.")
-    assert event is not None
     assert event.who == "d\ufffd[2J"

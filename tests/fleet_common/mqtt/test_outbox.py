@@ -44,7 +44,6 @@ def test_an_answer_settles_what_was_sent_before_it() -> None:
         assert message is not None
         outbox.await_answer(identifier, message)
     answered = outbox.pop_answered(2)
-    assert answered is not None
     assert answered.payload == b"2"
     assert (counters.unanswered, outbox.pop_answered(1)) == (1, None)
     outbox.connection_lost()

@@ -209,7 +209,6 @@ HEALTH = (
 def test_a_device_is_known_to_run_by_its_name_and_none_takes_its_place() -> None:
     with answering(HEALTH) as port:
         found = running_device(port, "device-1")
-        assert found is not None
         assert (found.reason, found.online) == ("No edge.", ())
         assert running_device(port, "device-2") is None
         refuse_beside_running(port, "device-2")

@@ -114,11 +114,9 @@ def test_a_text_is_written_told_and_counted(pacing: Pacing) -> None:
     assert done.tokens == expected()
     assert tuple(told) == done.tokens
     assert done.reason is EndReason.LENGTH
-    assert done.closed is not None
     assert (done.closed.tokens, done.closed.rounds, done.resumes) == (40, done.counters.rounds, 0)
     assert done.wall_ms >= (done.first_ms or 0.0)
     (closed,) = scene.fleet.sink.of(SessionClosed)
-    assert closed.counters is not None
     assert (closed.counters.drafted, closed.counters.accepted) == (done.counters.drafted, done.counters.accepted)
 
 
@@ -198,7 +196,6 @@ def test_an_unanswered_draft_is_repeated() -> None:
     done = scene.write()
     assert done.tokens == expected()
     assert done.resumes == 0
-    assert done.closed is not None
     assert done.closed.rounds == done.counters.rounds
 
 
@@ -356,7 +353,6 @@ def test_a_lost_lease_is_resumed_and_the_resumed_segments_closed_counts() -> Non
     assert scene.fleet.clock() - before < 61.0 + PATIENCE.verdict_s  # at once, not when a repeated draft finds nobody
     assert done.tokens == expected()
     assert done.resumes == 1
-    assert done.closed is not None
     assert (done.closed.reason, done.closed.tokens) == (EndReason.LENGTH, 40)
 
 

@@ -118,13 +118,11 @@ def constraint() -> DraftConstraint:
 def test_what_a_drafter_says_is_cut_to_what_is_allowed() -> None:
     dist = Dist(np.array([3, 1, 2, 4]), np.array([0.4, 0.3, 0.2, 0.1]))
     found = restrict(dist, np.array([1, 4, 5]))
-    assert found is not None
     assert found.ids.tolist() == [1, 4]
     assert found.probs.tolist() == pytest.approx([0.75, 0.25])
     assert restrict(dist, np.array([0, 5])) is None
     drafter: Any = Whole(dist)
     cut = constraint().next(drafter, POLICY, text=(1,))  # behind which 2, 3 or 5 may stand
-    assert cut is not None
     assert cut.ids.tolist() == [3, 2]
     nothing: Any = Whole(None)
     assert constraint().next(nothing, POLICY, text=(1,)) is None
@@ -134,7 +132,6 @@ def test_a_drafter_that_can_shapes_only_what_is_allowed() -> None:
     drafter = ScriptedDrafter(PAIR.draft, PAIR.draft_words, end_tokens=(0,))
     drafter.reset((1, 1))
     found = constraint().next(drafter, POLICY, text=(1,))
-    assert found is not None
     assert set(found.ids.tolist()) <= {2, 3, 5}
     assert found.probs.sum() == pytest.approx(1.0)
 

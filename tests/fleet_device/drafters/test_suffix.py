@@ -123,7 +123,6 @@ def test_a_draft_from_earlier_text_ends_where_it_would_hardly_stand() -> None:
     drafter = before(Model(), history_of(REPORT, REPORT, REPORT))
     drafter.reset([1, *REPORT[:8]])
     prospect = drafter.prospect(POLICY)
-    assert prospect is not None
     assert list(prospect.chances) == sorted(prospect.chances, reverse=True)
     drafter.take(repeats=True, least=prospect.chances[2])
     drafted = []
@@ -141,7 +140,6 @@ def test_there_is_no_prospect_where_nothing_is_alike_and_it_says_whether_there_i
     for each, without_model in ((drafter, False), (alone(history_of(REPORT)), True)):
         each.reset([1, *REPORT[:8]])
         prospect = each.prospect(POLICY)
-        assert prospect is not None
         assert prospect.alone == without_model
 
 
@@ -202,7 +200,6 @@ def test_what_the_model_reads_late_is_no_part_of_its_time_for_a_token() -> None:
     assert drafter.caught_up_s() == pytest.approx(9 * 0.004, abs=0.004)
     assert drafter.caught_up_s() == 0.0
     prospect = drafter.prospect(POLICY)
-    assert prospect is not None
     assert prospect.catch_up_s == pytest.approx(0.004, abs=0.0005)
 
 
@@ -210,7 +207,6 @@ def test_of_what_followed_only_what_is_allowed_is_drafted() -> None:
     drafter = alone(history_of([5, 6, 7, 8], [5, 6, 9, 8], [5, 6, 7, 8]))
     drafter.reset([1, 5, 6])
     dist = drafter.next_allowed(POLICY, np.array([8, 9]))
-    assert dist is not None
     assert (dist.ids.tolist(), dist.probs.tolist()) == ([9], [1.0])
     assert drafter.next_allowed(POLICY, np.array([8])) is None
 

@@ -56,11 +56,9 @@ def test_how_much_is_alike_is_told_up_to_the_longest() -> None:
     index = SuffixIndex()
     index.append([*range(40), 7, *range(5, 40)])
     match = index.find(list(range(5, 38)))
-    assert match is not None
     assert match.followers == [38, 38]
     assert match.alike == [LONGEST, LONGEST]
     match = index.find([99, 98, 10, 11])
-    assert match is not None
     assert match.alike == [2, 2]
 
 
@@ -76,7 +74,6 @@ def test_a_text_of_one_token_is_searched_in_bounded_steps() -> None:
     index = SuffixIndex()
     index.append(np.full(20_000, 5))
     match = index.find([5] * LONGEST)
-    assert match is not None
     assert len(match.followers) <= 16
 
 
@@ -97,7 +94,6 @@ def test_what_was_written_is_found_also_by_the_next_run(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     open_history(folder).remember([1, 2, 3], TEXT)
     match = open_history(folder).find([2, 3, 100, 101])
-    assert match is not None
     assert match.followers == [102]
 
 
@@ -123,7 +119,6 @@ def test_memory_and_disk_are_bounded_and_the_latest_texts_are_kept(tmp_path: Pat
         assert history.tokens <= 300
         assert only(tmp_path).stat().st_size <= 2000
         match = history.find(text[:10])
-        assert match is not None
         assert match.followers[0] == text[10]
     again = open_history(tmp_path, memory_bytes=memory_bytes, most_bytes=2000)
     assert again.find(text[:10]) is not None

@@ -44,7 +44,6 @@ def test_what_is_drafted_are_common_tokens_under_the_targets_ids() -> None:
     drafter = make(Fixed(np.log([0.1, 0.2, 0.3, 0.4]).tolist()))
     drafter.reset([3])
     dist = drafter.next(POLICY)
-    assert dist is not None
     assert dist.ids.tolist() == [1, 3, 2]
     assert dist.probs == pytest.approx([0.5, 1 / 3, 1 / 6], abs=1e-6)
     assert drafter.vocabulary == Vocabulary.of(TARGET)
@@ -244,7 +243,6 @@ def test_what_begins_a_turn_is_read_off_the_template() -> None:
 def test_a_restricted_distribution_is_whole_ordered_and_over_the_targets_ids() -> None:
     found = common(PLAIN, Codec([b"the", b" the", b"\xe2", b"a", b"\xe2\x82"]))  # 0 -> 3, 2 -> 1, 3 -> 4
     dist = found.restrict(Dist(np.array([1, 3, 0, 2]), np.array([0.5, 0.25, 0.125, 0.125])))
-    assert dist is not None
     assert dist.ids.tolist() == [4, 1, 3]
     assert dist.probs.tolist() == [0.5, 0.25, 0.25]
     assert found.restrict(Dist(np.array([1]), np.ones(1))) is None

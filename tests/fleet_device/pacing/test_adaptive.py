@@ -526,7 +526,6 @@ def choose(prospect: Prospect, conditions: Conditions = NEAR, *, rate: float) ->
 
 def test_what_is_sure_is_drafted_from_earlier_text_and_at_length() -> None:
     plan = choose(SURE, rate=NEAR.rate(Plan(4)))
-    assert plan is not None
     assert plan.repeats
     assert plan.tokens >= 8
     assert 0.0 < plan.least <= SURE.chances[plan.tokens - 1]
@@ -546,8 +545,6 @@ def test_where_texts_share_steps_it_is_shorter() -> None:
     shared = SharedSteps(texts=16, writing_s=0.1, step_s=0.03, text_s=0.005, token_s=0.006)
     rate = NEAR.rate(Plan(4))
     free, dear = choose(SURE, rate=rate / 8), choose(SURE, replace(NEAR, shared=shared), rate=rate / 8)
-    assert free is not None
-    assert dear is not None
     assert dear.tokens < free.tokens
 
 

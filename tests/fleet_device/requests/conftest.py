@@ -32,5 +32,4 @@ def gated() -> ScriptedAgent:
 
 
 def open_gate(agent: ScriptedAgent, batches: int = 1000) -> None:
-    assert agent.gate is not None
     agent.gate.release(batches)

@@ -239,13 +239,11 @@ def test_where_all_samples_fail_more_are_asked_for() -> None:
     session = session_of()
     (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 0, failing(0)))
     assert step.tokens == ()
-    assert step.request is not None
     assert (step.request.tried, step.request.base, step.request.epoch, step.request.tokens) == (16, 0, 1, ())
     assert not session.may_send
     assert session.room(9) == 0
     assert session.unanswered() == (step.request,)
     (step,) = session.on_verdict(verdict(step.request.round, 0, failing(16, 64)))
-    assert step.request is not None
     assert step.request.tried == 80
     (step,) = session.on_verdict(verdict(step.request.round, 0, P))
     assert step == VerdictEffect((6,), valid=0, correction=6)

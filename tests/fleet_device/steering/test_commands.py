@@ -281,11 +281,9 @@ def test_settings_are_used_by_the_next_text_without_a_restart(device: Steered) -
     agent = device.service.agent
     pacing = agent._lanes._all[0].pacing
     assert pacing is not before
-    assert pacing is not None
     assert pacing.plan(longest=8, window=8).tokens == 2
     assert (agent.window, agent.padding, agent.retry_policy.open_s) == (3, 16, 7.5)
     text = device.service.generate(REQUEST)
-    assert text.generation.choice is not None
     assert text.generation.choice.reason == "The settings say so."
 
 

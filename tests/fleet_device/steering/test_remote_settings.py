@@ -133,7 +133,6 @@ def test_versions_never_fall_and_what_holds_was_valid(
 
 def test_a_damaged_or_foreign_file_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = kept_file(own(tmp_path))
-    assert file is not None
     file.parent.mkdir()
     for content in (
         '{"taken": {"version": -1}}',
@@ -227,14 +226,11 @@ def test_quotas_of_applications_hold_at_once(tmp_path: Path) -> None:
         found.append(Application(name="chat", sha256=digest, tokens_per_min=100))
     it = remote(own(tmp_path, applications=tmp_path / "apps.json"))
     it.consider(DesiredSettings(version=1, values={"quota.chat.tokens_per_min": 7, "quota.chat.texts_at_once": 1}))
-    assert it.applications is not None
     application = it.applications.find(key.encode())
-    assert application is not None
     assert (application.tokens_per_min, application.texts_at_once, application.tokens_per_day) == (7, 1, None)
     assert it.report().values["quota.chat.tokens_per_min"] == 7
     it.consider(DesiredSettings(version=2, values={}))
     application = it.applications.find(key.encode())
-    assert application is not None
     assert application.tokens_per_min == 100
     for version, value in (("quota.other.tokens_per_min", 7), ("quota.chat.tokens_per_min", 0)):
         it.consider(DesiredSettings(version=it.report().version + 1, values={version: value}))
@@ -263,7 +259,6 @@ def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
     it = remote(own(tmp_path))
     it.consider(wanted(1, top_k=5))
     file = kept_file(own(tmp_path))
-    assert file is not None
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert json.loads(file.read_text())["taken"] == {"version": 1, "values": {"top_k": 5}, "at": None}
 

@@ -29,7 +29,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def ask(edge: RunningEdge, path: str) -> tuple[int, str]:
-    assert edge.service.metrics is not None
     connection = http.client.HTTPConnection(edge.service.metrics.url.removeprefix("http://"), timeout=10)
     try:
         connection.request("GET", path)

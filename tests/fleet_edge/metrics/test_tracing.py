@@ -29,7 +29,6 @@ def test_a_session_and_its_steps_are_spans(site: Site) -> None:
     found = spans.get_finished_spans()
     (session,) = [span for span in found if span.name == "session"]
     steps = [span for span in found if span.name == "step"]
-    assert session.attributes is not None
     assert session.attributes["gen_ai.usage.output_tokens"] == LENGTH
     assert session.attributes["gen_ai.usage.input_tokens"] == len(PROMPT)
     assert session.attributes["gen_ai.response.finish_reasons"] == "length"

@@ -64,8 +64,6 @@ def test_a_grammar_is_prepared_once_and_there_at_once_from_then_on() -> None:
     assert edge.told[0].seconds > 0.0
     assert not edge.grammars.waits("a", message())
     first, second = edge.grammars.at_once(message()), edge.grammars.at_once(message())
-    assert first is not None
-    assert second is not None
     assert first.matcher is not second.matcher
 
 
@@ -78,7 +76,6 @@ def test_a_known_grammar_begins_a_session_without_its_process() -> None:
     compiled = edge.told[0].found.matcher._compiled
     with compiled._lock:  # its process is asked for nothing
         found = edge.grammars.at_once(message())
-        assert found is not None
         assert found.matcher.allowed(()).tolist() == compiled.first_allowed.tolist()
         assert found.guess((), 8) == compiled.first_forced
     assert edge.grammars.at_once(message(resume=(1,))) is None

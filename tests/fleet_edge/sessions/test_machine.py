@@ -316,7 +316,6 @@ def write(session: EdgeSession, token: int) -> Finish:
 
 def taken(session: EdgeSession) -> tuple[int, tuple[int, ...]]:
     stream = session.stream
-    assert stream is not None
     return stream.sent, session.take_unsent(stream, at=0.0)
 
 
@@ -356,7 +355,6 @@ def test_a_request_that_comes_late_means_nothing() -> None:
     write(session, 4)
     taken(session)
     assert ask(session, 4, base=0, write=20) == DraftReceipt()
-    assert session.stream is not None
     assert session.stream.until == 3
 
 

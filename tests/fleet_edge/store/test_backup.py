@@ -83,7 +83,6 @@ def test_a_log_that_is_damaged_is_put_aside_too(url: str, path: Path, copied: tu
     path.write_bytes(damaged)
     path.with_name("fleet.sqlite3-wal").write_bytes(b"old")
     aside = backup.restore(to, url, replace=True, now=START)
-    assert aside is not None
     assert aside.read_bytes() == damaged
     with open_store(url) as opened:
         assert all_rows(opened) == before

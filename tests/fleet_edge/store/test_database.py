@@ -69,11 +69,9 @@ def test_processes_may_open_a_new_database_at_once(empty_databases: Callable[[],
     urls = [empty_databases() for _ in range(30)]
     for url in urls:
         for opener in openers:
-            assert opener.stdin is not None
             opener.stdin.write(f"{url}\n")
             opener.stdin.flush()
         for opener in openers:
-            assert opener.stdout is not None
             assert opener.stdout.readline() == "opened\n", opener.communicate(timeout=60)[1]
     for opener in openers:
         assert opener.communicate(timeout=60) == ("", "")

@@ -27,13 +27,11 @@ def read(store: Store, *records: Record) -> StoredText | None:
 
 
 def kinds(stored: StoredText | None) -> str:
-    assert stored is not None
     return "".join(token.kind for token in stored.tokens)
 
 
 def test_a_text_is_read_back_token_by_token(store: Store) -> None:
     stored = read(store, samples.opened(), samples.text_written(), samples.text_written(), samples.closed(tokens=4))
-    assert stored is not None
     assert stored.text == "The sky is blue"
     assert [(token.kind, token.id, token.text) for token in stored.tokens][2:] == [
         (TokenKind.CORRECTED, 13, " is"),
@@ -56,7 +54,6 @@ def test_what_the_device_did_not_have_when_it_resumed_is_not_part_of_the_text(st
         samples.closed(segment=LATER["segment"], at=after(62), tokens=5),
     )
     assert kinds(stored) == "ddcss"
-    assert stored is not None
     assert stored.text == "The sky is grey."
 
 
@@ -79,7 +76,6 @@ def test_what_an_edge_has_not_stored_is_a_gap(store: Store) -> None:
         samples.text_written(**LATER, start=3, kinds="s", ids="21", pieces=hexed("x")),
     )
     assert kinds(stored) == "???s"
-    assert stored is not None
     assert stored.text is None
 
 
@@ -92,7 +88,6 @@ def test_what_the_device_has_cut_off_or_written_alone_is_not_the_edges(store: St
 def test_a_character_of_several_tokens_belongs_to_the_last_of_them(store: Store) -> None:
     pieces = hexed(b"\xf0\x9f", b"\x8e\x89", b"\xff", "!")
     stored = read(store, samples.opened(), samples.text_written(pieces=pieces))
-    assert stored is not None
     assert [token.text for token in stored.tokens] == ["", "\N{PARTY POPPER}", "\ufffd", "!"]
 
 
@@ -101,7 +96,6 @@ def test_of_a_hash_the_kinds_are_known_and_the_latest_holds(store: Store) -> Non
     late = samples.text_written(**LATER, start=4, kinds="s", ids=None, pieces=None, hash="bb")
     resumed = samples.opened(segment=LATER["segment"], at=after(60), resumed_tokens=4)
     stored = read(store, samples.opened(), early, resumed, late)
-    assert stored is not None
     assert (kinds(stored), stored.hash, stored.text) == ("ddcbs", "bb", None)
 
 

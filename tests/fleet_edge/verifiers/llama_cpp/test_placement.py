@@ -140,7 +140,6 @@ def test_moves_make_neighbours_of_the_active_ones() -> None:
         lengths = {stream: rng.randrange(1, 500) for stream in range(16) if rng.random() < 0.8}
         active = sorted(rng.sample(sorted(lengths), rng.randrange(1, len(lengths) + 1)))
         moves = plan_moves(active, lengths=lengths, begins=range(17 - len(active)))
-        assert moves is not None
         now = set(active)
         for first, second in moves.pairs:
             assert first not in now
@@ -152,7 +151,6 @@ def test_moves_make_neighbours_of_the_active_ones() -> None:
 def test_few_and_short_sequences_are_moved_rather_than_many_and_long_ones() -> None:
     lengths = {0: 4000, 1: 10, 2: 10, 3: 10, 7: 10}
     moves = plan_moves([1, 2, 3, 7], lengths=lengths, begins=range(5))
-    assert moves is not None
     assert moves.pairs == ((4, 7),)
     assert plan_moves([1, 2], lengths=lengths, begins=()) is None
 

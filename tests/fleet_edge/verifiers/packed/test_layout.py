@@ -37,7 +37,6 @@ def test_ragged_neighbours_are_padded_to_the_widest() -> None:
     slab = _slab()
     layout = _lay_out([Part(Slot(slab, 0), 7, 1), Part(Slot(slab, 1), 3, 3)])
     (group,) = layout.groups
-    assert group.scatter is not None
     assert group.scatter.tensor.tolist() == [0, 3, 4, 5]
     assert group.positions.tensor.tolist() == [7, 7, 7, 3, 4, 5]
     assert (group.lowest, group.longest) == (3, 8)
