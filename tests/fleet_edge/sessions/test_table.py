@@ -97,6 +97,15 @@ def test_a_device_has_no_more_sessions_than_its_share() -> None:
     added(table, session=name(2))
 
 
+def test_a_full_table_refuses() -> None:
+    table = SessionTable(60.0, most=2)
+    added(table, session=name(0))
+    added(table, session=name(1), device="device-2")
+    with pytest.raises(OpenRefused) as caught:
+        added(table, session=name(2), device="device-3")
+    assert caught.value.code is RefusalCode.BUSY
+
+
 def test_handles_rise_and_skip_those_in_use_when_they_come_round() -> None:
     table = SessionTable(60.0)
     first = added(table)
