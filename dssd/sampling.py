@@ -14,7 +14,8 @@ Random numbers are a hash of (seed, position, purpose, index), without state. A 
 another batch shape finds the same number for the same decision. The hash chains the finaliser of SplitMix64 (Steele,
 Lea, Flood, OOPSLA 2014) over the four words; each step is a bijection of 64 bits. The purpose separates the domains, so
 that two decisions never share a number. Using a position's numbers again after a rejection is sound: whether position t
-is drafted again depends on the numbers of earlier positions only.
+is drafted again depends on the numbers of earlier positions only. That is not so in block verification: see
+`dssd.block`.
 """
 
 from dataclasses import dataclass
@@ -111,10 +112,13 @@ def residual(p: Dist, quantized: QuantizedDist) -> Dist:
 
 def draw(dist: Dist, uniform: float) -> int:
     """Draw a token by inversion of a number in [0, 1); the sum of `dist` may differ from 1."""
-    mass = np.cumsum(dist.probs)
-    where = int(np.searchsorted(mass, uniform * mass[-1], side="right"))
+    return int(dist.ids[inverse(np.cumsum(dist.probs), uniform)])
+
+
+def inverse(mass: Float, uniform: float) -> int:
+    """Return the place in a distribution, given as running sums, that a number in [0, 1) falls on."""
     # The product may round up to the total itself.
-    return int(dist.ids[min(where, len(dist) - 1)])
+    return min(int(np.searchsorted(mass, uniform * mass[-1], side="right")), len(mass) - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,10 +139,11 @@ class Proposal:
     forced: bool = False
 
 
-def propose(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+def propose(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
+    """Draw a draft token; in block verification `position` is the block's start and `index` the token's place in it."""
     if policy.mode is Mode.COUPLED:
         token = coupled_token(q, policy.seed, position)
         return Proposal(token, chance=q.probability(token))
     quantized = quantize(q)
-    token, count = draw_draft(quantized, random_uniform(policy.seed, position, Purpose.DRAFT))
+    token, count = draw_draft(quantized, random_uniform(policy.seed, position, Purpose.DRAFT, index))
     return Proposal(token, count, quantized, q.probability(token))

@@ -87,7 +87,9 @@ def assemble(
         SharedQuarantines(guard, settings.edge, now),
         CertificateWatch(now),
         clock,
-        offer=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
+        offer=SessionOffer(
+            settings.max_draft, settings.window, settings.max_new_tokens, blocks=settings.verifies_blocks
+        ),
         grace_s=settings.grace_s,
         grammars=_grammars(settings, verifier, inbox.put),
     )

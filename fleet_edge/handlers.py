@@ -231,6 +231,7 @@ class MessageHandlers:
         except DraftFault as error:
             self.answers.fault(device, error, session=session, draft=draft)
             return
+        self._chosen(session, receipt.accepted)
         self.scheduler.arrived(session, at=arrival.at)
         if receipt.written:
             self.answers.send_missing(session)
@@ -238,6 +239,12 @@ class MessageHandlers:
             self.answers.verdict_again(session, draft, receipt.repeat)
         elif receipt.request:
             self.answers.more_samples(session, arrived)
+
+    def _chosen(self, session: EdgeSession, accepted: int | None) -> None:
+        """Count a rejected block once its device has said how many of its tokens are accepted."""
+        if accepted is not None:
+            session.count_block(accepted)
+            self.scheduler.chosen(session, accepted)
 
     def _close(self, device: str, message: Close) -> None:
         session = self.sessions.named(device, message.session)
@@ -255,7 +262,7 @@ class MessageHandlers:
         if session is None:
             self.answers.closed_elsewhere(device, message)  # a repeat, or an edge that has restarted
             return
-        session.close(message)
+        self._chosen(session, session.close(message))
         self.answers.closed(session, message.reason, message=message)
         self._forget(session)
 
@@ -338,4 +345,4 @@ class MessageHandlers:
 def _is_behind(session: EdgeSession, message: Close) -> bool:
     """Whether the device has more verified tokens than this edge has sent."""
     verified = message.tokens - (message.unverified or 0)
-    return verified > session.committed + (message.fix is not None)
+    return verified > (session.committed if message.fix is None else session.longest_committed)

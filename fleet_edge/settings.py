@@ -172,6 +172,11 @@ class EdgeSettings(Settings):
     )
     spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is unavailable.")
     form: FormName = setting(FormName.AUTO, "Form in which the target distribution is sent after a rejection.")
+    blocks: bool = setting(
+        False,  # noqa: FBT003 - a default
+        "Verify drafts as blocks if `form` is `auto` or `samples`: more of long ones is accepted, for larger verdicts.",
+        rare=True,
+    )
     padding: int = setting(
         0,
         "Pad verdicts to a multiple of this size, so that sizes reveal less; 0 is off.",
@@ -319,3 +324,7 @@ class EdgeSettings(Settings):
         "`FLEET_DASHBOARD_…`.",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+
+    @property
+    def verifies_blocks(self) -> bool:
+        return self.blocks and self.form in (FormName.AUTO, FormName.SAMPLES)

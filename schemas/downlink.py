@@ -21,6 +21,9 @@ MAX_SAMPLES = 1024
 Probability = Annotated[float, Field(gt=0.0, le=1.0 + 1e-6, allow_inf_nan=False, strict=True)]
 
 
+Bound = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6, allow_inf_nan=False, strict=True)]
+
+
 class _Form(BaseModel):
     """Base of all forms.
 
@@ -116,6 +119,33 @@ class Dense(_Form):
         return self
 
 
+class Tries(_Form):
+    """Tries of block verification; the device takes the first with a draft probability below its bound.
+
+    Attributes:
+        start: Number of tries that the device has tested without success.
+        heads: Number of draft tokens that each try accepts.
+        ids: The correction after them.
+        bounds: Bound on the draft probability of the correction there.
+    """
+
+    number = 4
+    wire = MappingProxyType({"start": int, "heads": bytes, "ids": pack_ids, "bounds": pack_probabilities})
+    described = "[4, start, bytes of accepted tokens, ids, bounds]"
+
+    kind: Literal["tries"] = "tries"
+    start: Annotated[int, Field(ge=0, lt=1 << 20, strict=True)] = 0
+    heads: Annotated[bytes, Field(min_length=1, max_length=MAX_SAMPLES, strict=True)]
+    ids: Annotated[tuple[TokenId, ...], Field(max_length=MAX_SAMPLES, fail_fast=True)]
+    bounds: Annotated[tuple[Bound, ...], Field(fail_fast=True)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not len(self.heads) == len(self.ids) == len(self.bounds):
+            raise ValueError("accepted tokens, ids and bounds differ in number")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class UnknownForm:
     """A form of a newer release. It cannot be used here, so the session fails and says why."""
@@ -128,7 +158,7 @@ class UnknownForm:
         return core_schema.is_instance_schema(cls)
 
 
-DownlinkForm = Annotated[Sparse | Samples | Dense, Field(discriminator="kind")]
+DownlinkForm = Annotated[Sparse | Samples | Dense | Tries, Field(discriminator="kind")]
 
 FORMS: Final[tuple[type[_Form], ...]] = get_args(get_args(DownlinkForm)[0])
 """All forms, in order of preference at equal size."""

@@ -71,6 +71,7 @@ class Open(_Message):
         logprobs: Requests the target's log-probabilities of all tokens, and of this number of most likely tokens at
             each position.
         app: Application of the device that the request is for, for the log.
+        blocks: Requests block verification.
     """
 
     kind: Literal["open"] = "open"
@@ -86,6 +87,7 @@ class Open(_Message):
     resume: Tokens | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     app: AppName | None = None
+    blocks: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Opened(_Message):
@@ -105,6 +107,7 @@ class Opened(_Message):
         end_tokens: Ids that end the generation.
         logprobs: As requested; None if the edge sends no log-probabilities.
         load: Load of the edge, and durations of its steps.
+        blocks: Whether drafts are verified as blocks; None is false.
     """
 
     kind: Literal["opened"] = "opened"
@@ -121,6 +124,7 @@ class Opened(_Message):
     end_tokens: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     load: EdgeLoad | None = None
+    blocks: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Refused(_Message):
@@ -186,9 +190,9 @@ class Verdict(_Message):
     Attributes:
         handle: From the draft.
         round: From the draft; no round is used twice, so the epoch is not repeated.
-        accepted: Number of accepted tokens.
+        accepted: Number of accepted tokens; 0 if `next` has tries, which then say it.
         next: The token after them (bonus token, or the target's own token in coupled mode); or p at the rejected
-            position, from which the device draws; or None if neither is needed.
+            position, from which the device draws; or the tries of a rejected block; or None if nothing is needed.
         finish: Whether the generation ends here.
         queue_ms: From arrival to the step that verified it, or to the answer if there was nothing to verify; without
             the time for computing the session's own prompt or recomputing its tokens.

@@ -400,7 +400,7 @@ class Together:
         if judged.token is not None:
             return judged.token
         quantized = slot.drafted[judged.accepted].quantized
-        assert judged.p is not None
+        assert isinstance(judged.p, Dist)
         assert quantized is not None
         token = correct(
             dense(judged.p, self._target.info.vocabulary.size),

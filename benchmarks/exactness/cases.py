@@ -142,6 +142,7 @@ class Case:
         stops: Whether a draft ends after a token of which the draft model was unsure.
         suffix: Whether suffix drafts alternate with those of the draft model.
         constrained: Whether requests have a grammar.
+        blocks: Whether the edge verifies drafts as blocks.
         sabotage: The planted fault.
     """
 
@@ -157,6 +158,7 @@ class Case:
     engine: ToyEngine = ToyEngine.SCRIPTED
     greedy: bool = False
     constrained: bool = False
+    blocks: bool = False
     sabotage: Sabotage = Sabotage.NONE
 
     @property
@@ -168,6 +170,7 @@ class Case:
         ahead = f"{ahead} guessed" if self.guessed else ahead
         ahead = f" stopped{ahead}" if self.stops else ahead
         ahead = f" suffix{ahead}" if self.suffix else ahead
+        form = f"{form} blocks" if self.blocks else form
         unlike = " unlike" if self.unlike else ""
         greedy = " greedy" if self.greedy else ""
         greedy = f"{greedy} grammar" if self.constrained else greedy
@@ -215,6 +218,7 @@ _WAYS = (
 )
 _ENGINES = (ToyEngine.LLAMA_CPP, ToyEngine.INT8, ToyEngine.VLLM, ToyEngine.SGLANG)
 _SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
+_BLOCKS = Case(Mode.RESIDUAL, FormName.AUTO, 3, blocks=True)
 
 CASES = (
     *(Case(mode, form, 2) for mode, form in _WAYS),
@@ -241,9 +245,20 @@ CASES = (
     *(Case(mode, FormName.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
     Case(Mode.RESIDUAL, FormName.AUTO, None, constrained=True),
     Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, constrained=True),
+    *(replace(_BLOCKS, draft_length=length) for length in (3, None)),
+    replace(_BLOCKS, draft_length=2, ahead=True),
+    replace(_BLOCKS, draft_length=None, stream=True),
+    replace(_BLOCKS, stops=True),
+    replace(_BLOCKS, suffix=True),
+    replace(_BLOCKS, unlike=True),
+    replace(_BLOCKS, engine=ToyEngine.LLAMA_CPP),
 )
 
 FAULTS = (
+    *(
+        replace(_BLOCKS, sabotage=sabotage)
+        for sabotage in (Sabotage.UNCAPPED, Sabotage.EVERY_TRY, Sabotage.NUMBERS_REUSED)
+    ),
     *(
         Case(Mode.RESIDUAL, form, 2, sabotage=sabotage)
         for form in (FormName.SPARSE, FormName.SAMPLES)

@@ -66,6 +66,7 @@ class CaseResult:
             "engine": self.case.engine.value,
             "greedy": self.case.greedy,
             "constrained": self.case.constrained,
+            "blocks": self.case.blocks,
             "fault": self.case.sabotage.value,
             "sessions": self.sessions,
             "p_value": self.p,
@@ -120,7 +121,7 @@ def _edge(case: Case, port: int) -> Iterator[None]:
     command = [
         sys.executable, "-m", "tests.support.toy_edge", "--port", str(port), "--fleet", FLEET,
         "--form", case.form.value, "--engine", case.engine.value, "--sabotage", case.sabotage.value,
-        "--guesses", str(LENGTH - 1 if case.guessed else 0),
+        "--guesses", str(LENGTH - 1 if case.guessed else 0), *(["--blocks"] if case.blocks else []),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

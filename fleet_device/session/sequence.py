@@ -6,14 +6,16 @@ overtook another waits for its turn; then it is checked against what a correct e
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, overload
 
+from dssd.block import choose_try
+from dssd.distribution import QuantizedDist
 from dssd.downlink import correct
 from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation, SessionFailed, SessionRefused
-from schemas.downlink import DownlinkForm, Samples, UnknownForm
+from schemas.downlink import DownlinkForm, Samples, Tries, UnknownForm
 from schemas.fields import MAX_LABEL, MAX_TOKENS, TokenLogprobs
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import SamplingPolicy
@@ -52,6 +54,7 @@ def session_request(
         max_new_tokens=max_new_tokens,
         logprobs=logprobs,
         app=app,
+        blocks=True if policy.gains_from_blocks and logprobs is None else None,
     )
 
 
@@ -206,6 +209,10 @@ class DecidedDraft:
         accepted = self.verdict.accepted
         return self.sent.proposals[accepted] if accepted < len(self.draft.tokens) else None
 
+    def with_accepted(self, accepted: int) -> "DecidedDraft":
+        """Return the draft of a rejected block, once it is known how many of its tokens are accepted."""
+        return replace(self, verdict=self.verdict.model_copy(update={"accepted": accepted}))
+
     def logprobs(self) -> tuple[TokenLogprobs, ...]:
         return () if self.verdict.logprobs is None else self.verdict.logprobs.tokens()
 
@@ -319,17 +326,24 @@ almost never gets a third."""
 
 @dataclass(slots=True)
 class Rejection:
-    """A rejected position whose correction is not drawn yet; `tried` samples have failed so far."""
+    """A rejection whose correction is not drawn yet; `tried` samples or tries have failed so far.
 
-    proposal: Proposal
+    Attributes:
+        proposals: The rejected one; in block verification those of the whole block.
+        position: Of the first of them.
+        block: The block's draft and verdict; None where tokens are verified one by one.
+    """
+
+    proposals: tuple[Proposal, ...]
     position: int
+    block: DecidedDraft | None = None
     tried: int = 0
     _requests: int = 0
 
     @property
     def device_draws(self) -> bool:
         """Whether the device draws the correction, so that the edge has to be informed of it."""
-        return self.proposal.quantized is not None
+        return self.proposals[0].quantized is not None
 
     def ask_again(self) -> None:
         """Count a request for more samples; raise SessionFailed after too many.
@@ -343,12 +357,14 @@ class Rejection:
                 "ask again with another seed, or have the edge send another downlink form."
             )
 
-    def correction(self, following: int | DownlinkForm | UnknownForm | None, *, policy: SamplingPolicy) -> int | None:
-        """Return the token that replaces the rejected one; None if more samples are needed.
+    def correction(
+        self, following: int | DownlinkForm | UnknownForm | None, *, policy: SamplingPolicy
+    ) -> tuple[int, int] | None:
+        """Return the number of proposals that are accepted after all, and the token behind them; None for more samples.
 
         The token may be outside the vocabulary. Raise ProtocolViolation if nothing can be drawn from `following`.
         """
-        quantized = self.proposal.quantized
+        quantized = self.proposals[0].quantized
         if following is None:
             raise ProtocolViolation("The edge rejected a token and sent nothing to correct it with.")
         if isinstance(following, UnknownForm):
@@ -359,19 +375,31 @@ class Rejection:
         if quantized is None:
             if not isinstance(following, int):
                 raise ProtocolViolation("In coupled mode a correction is a token.")
-            return following
+            return 0, following
         if isinstance(following, int):
             raise ProtocolViolation("In residual mode a correction is drawn by the device.")
-        if isinstance(following, Samples) and following.start != self.tried:
+        if isinstance(following, Samples | Tries) and following.start != self.tried:
             # Each index is one draw: to use some again, or to skip some, would change the distribution.
             raise ProtocolViolation(
                 f"The edge sent samples from {following.start} on, the device has tried {self.tried}."
             )
-        token = correct(following, quantized, policy=policy, position=self.position)
-        if token is None:
-            assert isinstance(following, Samples)
+        found = self._found(following, quantized, policy)
+        if found is None:
+            assert isinstance(following, Samples | Tries)
             self.tried += len(following.ids)
-        return token
+        return found
+
+    def _found(
+        self, following: DownlinkForm, quantized: QuantizedDist, policy: SamplingPolicy
+    ) -> tuple[int, int] | None:
+        if isinstance(following, Tries) is (self.block is None):
+            raise ProtocolViolation("The edge verifies in another way than it has granted.")
+        if not isinstance(following, Tries):
+            token = correct(following, quantized, policy=policy, position=self.position)
+            return None if token is None else (0, token)
+        if max(following.heads) >= len(self.proposals):
+            raise ProtocolViolation("The edge accepts more tokens than were drafted.")
+        return choose_try(following, [each.quantized for each in self.proposals if each.quantized is not None])
 
 
 _MOST_EARLY: Final = 64

@@ -7,10 +7,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from dssd.block import RejectedBlock
 from dssd.distribution import Dist
-from dssd.downlink import FormName, choose_form
+from dssd.downlink import FormName, choose_form, wanted_tries
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.timing import DraftTiming
@@ -71,6 +73,7 @@ _VERDICT_BYTES: Final = 256
 _ID_BYTES: Final = 4
 
 _TOKEN: Final = "token"  # noqa: S105 - how the log calls a verdict's `next` that is no form of p
+_TRIES: Final = "tries"
 _WRITTEN: Final = "written"
 _AGAIN: Final = "again"
 _NOTHING: Final = "none"
@@ -140,10 +143,10 @@ class Responder:
     def verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
         form = None if result.p is None else self._choose_form(session, result.p)
         payload = self._answer(session, result, form, timing)
-        self.guard.spend(session.device, len(result.tokens))
-        session.times.grew(committed=session.committed, at=self.clock())
-        self.figures.judged(session, result, timing)
-        self.acceptance.count(session.draft_model, session.device, tested=result.tested, accepted=result.accepted)
+        if result.undecided:
+            session.count_block = partial(self._count_block, session, result, timing, len(payload))
+        else:
+            self._count(session, result, timing)
         self.publisher.verdict(session.device, payload, form=_kind(result, form) or _NOTHING)
         if session.recent.collapsed:
             sentence = (
@@ -157,6 +160,19 @@ class Responder:
                 device=session.device,
                 session=session.session,
             )
+
+    def _count_block(
+        self, session: EdgeSession, undecided: DraftResult, timing: DraftTiming, size: int, accepted: int
+    ) -> None:
+        result = undecided.decided(accepted)
+        self._count(session, result, timing)
+        self.recorder.judged(session, result, timing, form=_TRIES, downlink_bytes=size)
+
+    def _count(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
+        self.guard.spend(session.device, len(result.tokens))
+        session.times.grew(committed=session.committed, at=self.clock())
+        self.figures.judged(session, result, timing)
+        self.acceptance.count(session.draft_model, session.device, tested=result.tested, accepted=result.accepted)
 
     def written(self, session: EdgeSession, results: Sequence[DraftResult], timing: DraftTiming) -> None:
         """Send new tokens of edge-only decoding, with others that were not sent yet."""
@@ -302,7 +318,8 @@ class Responder:
         )
         session.remember(draft.round, payload)
         session.counters += timing.counters + SegmentCounters(rounds=1, downlink_bytes=len(payload))
-        self.recorder.judged(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
+        if not result.undecided or draft.tried is not None:
+            self.recorder.judged(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
 
     def _load_news(self, session: EdgeSession) -> EdgeLoad | None:
@@ -364,13 +381,17 @@ class Responder:
         fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=1.0)
         self.fault(session.device, fault, session=session, draft=draft)
 
-    def _choose_form(self, session: EdgeSession, p: Dist, *, tried: int = 0) -> DownlinkForm:
+    def _choose_form(self, session: EdgeSession, p: Dist | RejectedBlock, *, tried: int = 0) -> DownlinkForm:
+        max_bytes = self.publisher.max_form_bytes - (session.limits.max_draft + 1) * session.logprobs_bytes
+        size = session.limits.vocabulary
+        if isinstance(p, RejectedBlock):
+            return p.tries(wanted_tries(tried, vocabulary_size=size, max_bytes=max_bytes))
         return choose_form(
             p,
             policy=session.policy,
             position=session.committed,
-            vocabulary_size=session.limits.vocabulary,
-            max_bytes=self.publisher.max_form_bytes - (session.limits.max_draft + 1) * session.logprobs_bytes,
+            vocabulary_size=size,
+            max_bytes=max_bytes,
             form=self.form,
             tried=tried,
         )
@@ -420,6 +441,7 @@ def opened_reply(
         end_tokens=tuple(sorted(session.limits.end_tokens)),
         logprobs=session.logprobs,
         load=load,
+        blocks=session.limits.blocks or None,
     )
 
 

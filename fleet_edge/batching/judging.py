@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, shape
-from dssd.verification import Judgement, decode, judge, logprobs_of_rejection, logprobs_of_token
+from dssd.verification import (
+    Judgement,
+    decode,
+    judge,
+    judge_blocks,
+    logprobs_of_rejection,
+    logprobs_of_token,
+)
 from fleet_edge.batching.shaping import RowGroup, ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Logits
@@ -45,7 +52,7 @@ def add_logprobs(
     if judgement.token is not None:
         tokens = (*tokens, judgement.token)
     found = [logprobs_of_token(row_at(start + place), token, most=most) for place, token in enumerate(tokens)]
-    if judgement.p is not None:
+    if isinstance(judgement.p, Dist):
         row = row_at(start + judgement.accepted)
         found.append(logprobs_of_rejection(row, judgement.p, policy=case.policy, most=most))
     return replace(judgement, logprobs=tuple(found))
@@ -60,7 +67,8 @@ class Case:
     """One session's drafts to decide on: the parameters of `dssd.verification.judge`, or of `decode`.
 
     `tokens` is the draft after position `base`, or speculated tokens in edge-only decoding (`written`). `counts` are
-    draft probabilities in 1/65,536; None in coupled mode. `logprobs` top log-probabilities are reported at each
+    draft probabilities in 1/65,536; None in coupled mode. In block verification, `blocks` are the drafts' lengths.
+    `logprobs` top log-probabilities are reported at each
     position. `text`, the tokens before the draft, is only needed with a grammar.
     """
 
@@ -73,6 +81,7 @@ class Case:
     logprobs: int | None = None
     constraint: Constraint | None = None
     text: tuple[int, ...] = ()
+    blocks: tuple[int, ...] | None = None
 
     @property
     def rows(self) -> int:
@@ -178,6 +187,16 @@ def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
     try:
         if case.written:
             judged = decode(at, case.tokens, policy=case.policy, base=case.base)
+        elif case.blocks is not None and case.counts is not None:
+            judged = judge_blocks(
+                at,
+                case.tokens,
+                case.counts,
+                lengths=case.blocks,
+                policy=case.policy,
+                base=case.base,
+                bonus=case.bonus,
+            )
         else:
             judged = judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
     except ValueError:

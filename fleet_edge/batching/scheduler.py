@@ -256,6 +256,11 @@ class Scheduler:
         computed = work.item.rows - work.guessed
         self._background.judged(work.session.device, computed=computed, committed=committed)
 
+    def chosen(self, session: EdgeSession, accepted: int) -> None:
+        """Record what a rejected block has committed after all."""
+        self._cost.committed(accepted)
+        self._background.judged(session.device, computed=0, committed=accepted)
+
     def timing(self, work: WorkItem, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
         chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)
         timing = self._prefill_log.timing(arrived, step)

@@ -14,7 +14,8 @@ from schemas.reasons import Action, FaultCode, Finish, RefusalCode
 class SessionLimits:
     """Limits granted to a session.
 
-    `window` counts drafts in flight; `sample_requests` bounds requests for further samples after one rejection.
+    `window` counts drafts in flight; `sample_requests` bounds requests for further samples after one rejection;
+    `blocks` is block verification.
     """
 
     max_new_tokens: int
@@ -23,6 +24,7 @@ class SessionLimits:
     vocabulary: int
     end_tokens: frozenset[int]
     sample_requests: int = 32
+    blocks: bool = False
 
     def ends(self, tokens: Sequence[int]) -> bool:
         return bool(tokens) and tokens[-1] in self.end_tokens
@@ -66,11 +68,12 @@ class SessionLimits:
 
 @dataclass(frozen=True, slots=True)
 class SessionOffer:
-    """Limits that this edge offers to every session: tokens in a draft, drafts in flight, tokens to generate."""
+    """What this edge offers to every session: tokens in a draft, drafts in flight, tokens, and block verification."""
 
     max_draft: int = 16
     window: int = 4
     max_new_tokens: int = 4096
+    blocks: bool = False
 
 
 def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionLimits:
@@ -125,4 +128,5 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
         window=offer.window,
         vocabulary=target.vocabulary.size,
         end_tokens=frozenset(target.end_tokens),
+        blocks=bool(offer.blocks and message.blocks and message.policy.gains_from_blocks and message.logprobs is None),
     )

@@ -2,9 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from dssd.block import RejectedBlock
 from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.errors import desync
@@ -129,14 +130,15 @@ class DraftResult:
     """One draft's part of a judgement.
 
     `tested` tokens were decided on; after the accepted ones comes `token`, drawn by the edge, or at a rejection the
-    target distribution `p`. `logprobs` are those of `tokens` and of the rejection, if requested.
+    target distribution `p`. Of a rejected block nothing is decided yet. `logprobs` are those of `tokens` and of the
+    rejection, if requested.
     """
 
     arrived: ReceivedDraft
     accepted: int
     tested: int
     token: int | None
-    p: Dist | None
+    p: Dist | RejectedBlock | None
     finish: Finish
     logprobs: tuple[TokenLogprobs, ...] = ()
 
@@ -147,7 +149,16 @@ class DraftResult:
 
     @property
     def rejected(self) -> bool:
-        return self.tested > self.accepted
+        return self.p is not None or self.tested > self.accepted
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the device has to say how many tokens are accepted."""
+        return isinstance(self.p, RejectedBlock)
+
+    def decided(self, accepted: int) -> "DraftResult":
+        """Return the result for counters, once the device has said how many tokens of the block are accepted."""
+        return replace(self, accepted=accepted, tested=accepted + 1)
 
 
 def split_judgement(
@@ -173,15 +184,15 @@ def split_judgement(
         finish = limits.finish(new, committed=committed)
         rows = judgement.logprobs[used : used + len(new) + (p is not None)]
         used += len(rows)
-        settled.append(DraftResult(arrived, len(head), len(head) + rejected, token, p, finish, rows))
+        tested = len(head) + (rejected and not isinstance(p, RejectedBlock))
+        settled.append(DraftResult(arrived, len(head), tested, token, p, finish, rows))
         if rejected or finish is not Finish.NO:
             break
     return settled
 
 
 CORRECTED: Final = TokenKind.CORRECTED.value.encode("ascii")
-
-_DRAFTED: Final = TokenKind.DRAFTED.value.encode("ascii")
+DRAFTED: Final = TokenKind.DRAFTED.value.encode("ascii")
 _BONUS: Final = TokenKind.BONUS.value.encode("ascii")
 _FORCED: Final = TokenKind.FORCED.value.encode("ascii")[0]
 _STREAMED: Final = TokenKind.STREAMED.value.encode("ascii")
@@ -193,7 +204,7 @@ def kinds_of(part: DraftResult, *, place: int, forced: Collection[int]) -> bytes
     `place` is the index of its first token in the judgement, `forced` has the indices of tokens forced by the grammar.
     """
     bonus = part.token is not None and not part.rejected
-    kinds = _with_forced(_DRAFTED * part.accepted + _BONUS * bonus, place=place, forced=forced)
+    kinds = _with_forced(DRAFTED * part.accepted + _BONUS * bonus, place=place, forced=forced)
     return kinds if part.token is None or bonus else kinds + CORRECTED
 
 

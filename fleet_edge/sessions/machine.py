@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from dssd.block import RejectedBlock
 from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.counters import SegmentCounters
@@ -16,6 +17,7 @@ from fleet_edge.errors import DraftFault, desync
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import (
     CORRECTED,
+    DRAFTED,
     DraftResult,
     ReceivedDraft,
     Rounds,
@@ -91,12 +93,13 @@ class DraftReceipt:
     """What to send at once when a draft arrives: nothing if it waits for verification or is void.
 
     `repeat` is the verdict already given; `request` asks for samples of the last rejection, answered from memory;
-    `written` asks for edge-only decoding that is already done.
+    `written` asks for edge-only decoding that is already done. `accepted` is what the device says of a rejected block.
     """
 
     repeat: bytes | None = None
     request: bool = False
     written: bool = False
+    accepted: int | None = None
 
 
 @dataclass(slots=True)
@@ -107,6 +110,7 @@ class EdgeSession:
         kinds: Origin of each token committed here, one character each.
         logprobs: Number of top log-probabilities that the device requests; None for no log-probabilities.
         sent: Position up to which the device was sent tokens.
+        count_block: Counts the rejected block; to be called with its number of accepted tokens once that is known.
     """
 
     handle: int
@@ -128,9 +132,11 @@ class EdgeSession:
     sent: int = 0
     draft_model: str = ""
     reported_load: EdgeLoad | None = None
+    count_block: Callable[[int], None] = lambda _accepted: None
     _epoch: int = 0
     _digest: int = EMPTY_DIGEST
-    _rejected: Dist | None = None
+    _rejected: Dist | RejectedBlock | None = None
+    _block: tuple[int, ...] = ()  # the tokens of a rejected block
     _rejected_logprobs: tuple[TokenLogprobs, ...] = ()
     _requests: int = 0  # for samples, since the rejection
     _failure: DraftFault | None = None
@@ -167,6 +173,11 @@ class EdgeSession:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def longest_committed(self) -> int:
+        """Most tokens that the device may have: it may have corrected a rejection without saying so yet."""
+        return self.committed + (self._rejected is not None) * (1 + len(self._block))
+
+    @property
     def logprobs_bytes(self) -> int:
         return 0 if self.logprobs is None else _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * self.logprobs
 
@@ -175,8 +186,8 @@ class EdgeSession:
         return tuple(self.tokens[self.prompt_length :])
 
     @property
-    def rejected(self) -> Dist | None:
-        """Target distribution at the last rejection while its correction is awaited."""
+    def rejected(self) -> Dist | RejectedBlock | None:
+        """Target distribution at the last rejection, or the rejected block, while the correction is awaited."""
         return self._rejected
 
     @property
@@ -206,12 +217,10 @@ class EdgeSession:
         if draft.tried is not None:
             return self._admit_request(draft)
         self._check_place(draft)
-        if draft.fix is not None:
-            self._commit((draft.fix,))
-            self._rejected = None
+        accepted = self._correct(draft.fix, draft.base)
         self._stream = None
         self._waiting.add(arrived)
-        return DraftReceipt()
+        return DraftReceipt(accepted=accepted)
 
     def remember(self, round_: int, payload: bytes) -> None:
         """Keep a verdict's bytes for repeats."""
@@ -275,6 +284,7 @@ class EdgeSession:
             self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
                 self._reject(part.p)
+                self._block = part.arrived.draft.tokens if part.undecided else ()
                 self._rejected_logprobs = part.logprobs[len(part.tokens) :]
             if part.finish is not Finish.NO:
                 self._finish()
@@ -350,12 +360,13 @@ class EdgeSession:
         first = len(self.token_logprobs) - (self.committed - position)
         return tuple(self.token_logprobs[first : first + number])
 
-    def close(self, message: Close) -> None:
-        """Commit the device's last correction if no draft carried it, and end."""
-        fix, p = message.fix, self._rejected
-        if fix is not None and p is not None and message.tokens == self.committed + 1 and p.probability(fix) > 0.0:
-            self._commit((fix,))
+    def close(self, message: Close) -> int | None:
+        """Commit the device's last correction if no draft carried it, and end; return as `_correct` does."""
+        new = self._corrected(message.fix, message.tokens)
+        may = self._may_follow(new) and message.tokens == self.committed + len(new)
+        accepted = self._correct(message.fix, message.tokens) if may else None
         self._finish()
+        return accepted
 
     @property
     def failure(self) -> DraftFault | None:
@@ -387,19 +398,53 @@ class EdgeSession:
 
     def _check_prefix(self, draft: Draft) -> None:
         """Compare position and digest, including a correction."""
-        fixes = () if draft.fix is None else (draft.fix,)
-        if fixes and self._rejected is None:
+        new = self._corrected(draft.fix, draft.base)
+        if new and self._rejected is None:
             raise desync("The draft corrects a position that was not rejected.")
-        if draft.base != self.committed + len(fixes) or draft.digest != extend_digest(self._digest, fixes):
+        if draft.base != self.committed + len(new) or draft.digest != extend_digest(self._digest, new):
             raise desync("The draft starts from other tokens than the edge has.")
-        if self._rejected is not None and not fixes:
+        if self._rejected is not None and not new:
             raise desync("The draft lacks the correction of the rejected position.")
-        if fixes and self._rejected is not None and self._rejected.probability(fixes[0]) == 0.0:
-            raise desync("The correction is a token that the target model rules out.")
+        if new and not self._may_follow(new):
+            raise desync("The correction is a token that the edge has not offered.")
+
+    def _corrected(self, fix: int | None, length: int) -> tuple[int, ...]:
+        """Return what a device of `length` tokens has committed since the rejection: the correction ends it."""
+        if fix is None:
+            return ()
+        return (*self._block[: max(0, length - self.committed - 1)], fix)
+
+    def _may_follow(self, new: Sequence[int]) -> bool:
+        match self._rejected:
+            case RejectedBlock() as block:
+                return bool(new) and (len(new) - 1, new[-1]) in block.offered
+            case Dist() as p:
+                return bool(new) and p.probability(new[-1]) > 0.0
+            case None:
+                return False
+
+    def _correct(self, fix: int | None, length: int) -> int | None:
+        """Commit what a device has committed since the rejection; return the number of tokens it took of a block."""
+        new = self._corrected(fix, length)
+        if not new:
+            return None
+        accepted = len(new) - 1
+        self._extend(new, DRAFTED * accepted + CORRECTED)
+        # The device's own correction: it already has these log-probabilities.
+        self.token_logprobs.extend(self._rejected_logprobs)
+        self.counters += SegmentCounters(tokens=len(new))
+        block, self._rejected = isinstance(self._rejected, RejectedBlock), None
+        if not block:
+            return None
+        self.counters += SegmentCounters(accepted=accepted, tested=len(new))
+        self.recent.count(tested=len(new), accepted=accepted)
+        return accepted
 
     def _admit_request(self, draft: Draft) -> DraftReceipt:
         if self._rejected is None or draft.base != self.committed:
             raise desync("Samples are requested, but nothing was rejected.")
+        if isinstance(self._rejected, RejectedBlock) and draft.tried != len(self._rejected.offered):
+            raise desync("Tries are requested, but not those after the last ones.")
         self._requests += 1
         if self._requests > self.limits.sample_requests:
             raise DraftFault(
@@ -418,10 +463,10 @@ class EdgeSession:
             return DraftReceipt()
         if draft.epoch > self._epoch:
             raise desync("The request's epoch is ahead of the edge's.")
+        accepted = None
         if self._rejected is not None:
             self._check_prefix(draft)
-            self._commit(() if draft.fix is None else (draft.fix,))
-            self._rejected = None
+            accepted = self._correct(draft.fix, draft.base)
         elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
             raise desync("The request for edge-only decoding starts from other tokens than the edge has.")
         self._waiting.void()
@@ -432,7 +477,7 @@ class EdgeSession:
             draft, until=until, sent=draft.base, due_at=arrived.at, sent_at=sent_at, size=arrived.size
         )
         # Otherwise missing tokens are sent with the next ones.
-        return DraftReceipt(written=self.finished or self.committed >= until)
+        return DraftReceipt(written=self.finished or self.committed >= until, accepted=accepted)
 
     def _next_of_stream(self) -> ReceivedDraft | None:
         stream = self._stream
@@ -445,12 +490,6 @@ class EdgeSession:
             return self._digest
         return extend_digest(EMPTY_DIGEST, self.tokens[self.prompt_length : self.prompt_length + position])
 
-    def _commit(self, tokens: Sequence[int]) -> None:
-        self._extend(tokens, CORRECTED * len(tokens))
-        # The device's own correction: it already has these log-probabilities.
-        self.token_logprobs.extend(self._rejected_logprobs[: len(tokens)])
-        self.counters += SegmentCounters(tokens=len(tokens))
-
     def _extend(self, tokens: Sequence[int], kinds: bytes) -> None:
         self.tokens.extend(tokens)
         self.kinds.extend(kinds)
@@ -460,7 +499,7 @@ class EdgeSession:
         self.finished = True
         self._waiting.void()
 
-    def _reject(self, p: Dist | None) -> None:
+    def _reject(self, p: Dist | RejectedBlock | None) -> None:
         self._epoch += 1
         self._waiting.void()
         self._rejected = p

@@ -30,11 +30,14 @@ ACTS = 400  # of one device in a row; more are a loop
 
 @dataclass(slots=True)
 class RecordedSession(DeviceSession):
-    effects: list[VerdictEffect] = field(default_factory=list)
+    """A session whose effects are kept, each with whether drafts are verified as blocks."""
+
+    effects: list[tuple[VerdictEffect, bool]] = field(default_factory=list)
 
     def on_verdict(self, verdict: Verdict) -> list[VerdictEffect]:
+        blocks = self._blocks
         effects = DeviceSession.on_verdict(self, verdict)
-        self.effects.extend(effects)
+        self.effects.extend((effect, blocks) for effect in effects)
         return effects
 
 
@@ -142,7 +145,7 @@ class ModelDevice:
         if text is None:
             return
         session = text.session
-        for effect in session.effects:
+        for effect, text.replay.blocks in session.effects:
             text.replay.take(effect)
         session.effects.clear()
         assert session.committed == text.replay.text, "tokens were committed that no verdict has given"

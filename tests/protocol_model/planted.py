@@ -7,14 +7,17 @@ from enum import StrEnum
 from typing import Any, Final
 from unittest.mock import patch
 
+from dssd.distribution import QuantizedDist
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import DraftsInFlight, Streaming
+from fleet_device.session.sequence import DraftsInFlight, Rejection, Streaming
 from fleet_edge.answers.answers import Responder
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.sessions.drafts import ReceivedDraft, Rounds
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
+from schemas.downlink import Tries
 from schemas.messages import Draft, Open, Verdict
+from schemas.policy import SamplingPolicy
 from schemas.reasons import FaultCode
 
 
@@ -32,6 +35,7 @@ class Planted(StrEnum):
         STALE: The device accepts verdicts of any handle: of other sessions and of edges that it has left.
         RESUME: The device omits the last token when it resumes.
         FIX: The device draws a correction and does not send it to the edge.
+        LAST: Of the tries of a rejected block that pass, the device takes the last.
         OWNER: The edge finds a session by its name alone, whichever device asks.
         GAP: The device appends edge-only tokens without checking their position.
         REPEATS_STRUCK: The edge counts a repeated draft against its device.
@@ -47,6 +51,7 @@ class Planted(StrEnum):
     STALE = "stale"
     RESUME = "resume"
     FIX = "fix"
+    LAST = "last"
     OWNER = "owner"
     GAP = "gap"
     REPEATS_STRUCK = "repeats-struck"
@@ -94,6 +99,13 @@ def _send_without_fix(self: DeviceSession, **options: Any) -> Draft:
     return _send(self, **options)
 
 
+def _found_last(self: Rejection, following: Any, quantized: QuantizedDist, policy: SamplingPolicy) -> Any:
+    if isinstance(following, Tries):
+        backwards = {name: getattr(following, name)[::-1] for name in ("heads", "ids", "bounds")}
+        following = following.model_copy(update=backwards)
+    return _found(self, following, quantized, policy)
+
+
 def _named_by_anybody(self: SessionTable, device: str, session: bytes) -> EdgeSession | None:
     del device
     return next((each for each in self if each.session == session), None)
@@ -115,6 +127,7 @@ def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
 
 _MALFORMED: Final = FaultCode.MALFORMED
 _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, DeviceSession.open
+_found = Rejection._found
 _send, _again = DeviceSession.send, Responder.verdict_again
 _take_streamed = DeviceSession._take_streamed
 
@@ -133,6 +146,7 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
     Planted.STALE: ((DeviceSession, "on_verdict", _on_any_verdict),),
     Planted.RESUME: ((DeviceSession, "open", _resume_short),),
     Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
+    Planted.LAST: ((Rejection, "_found", _found_last),),
     Planted.OWNER: ((SessionTable, "named", _named_by_anybody),),
     Planted.GAP: ((DeviceSession, "_take_streamed", _take_anywhere),),
     Planted.REPEATS_STRUCK: ((Responder, "verdict_again", _verdict_again),),

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from dssd.block import RejectedBlock, choose_try
 from dssd.distribution import Dist, QuantizedDist, quantize, shape
 from dssd.downlink import FormName, choose_form, correct
 from dssd.sampling import propose
-from dssd.verification import judge
+from dssd.verification import judge, judge_blocks
 from fleet_device.session.sequence import DecidedDraft, VerdictEffect
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Draft, Open, Verdict
@@ -18,10 +20,11 @@ from tests.support.memory_fleet import DRAFT, END, TARGET, lossless_text
 
 @dataclass(slots=True)
 class Replay:
-    """Replays verdicts through `dssd`; fails at the first difference."""
+    """Replays verdicts through `dssd`; fails at the first difference. `blocks`: the edge verifies blocks."""
 
     request: Open
     text: list[int] = field(default_factory=list)
+    blocks: bool = False
     _lossless: list[int] = field(default_factory=list)
     _rejected: tuple[Dist, QuantizedDist] | None = None
     _handle: int = -1  # of the session at the edge that has rejected
@@ -35,6 +38,9 @@ class Replay:
         if effect.streamed:
             self._written(effect.tokens)
             return
+        if self.blocks and effect.request is not None:
+            assert decided is None
+            return  # the tries so far come again below
         assert decided is not None
         draft = decided.draft
         assert draft.base == len(self.text), "a draft was decided on that stands on another text"
@@ -75,7 +81,7 @@ class Replay:
         self._rejected = None
         end = draft.base + len(draft.tokens)
         ended = draft.tokens[-1:] == (END,)
-        judgement = judge(
+        judgement = (partial(judge_blocks, lengths=(len(draft.tokens),)) if self.blocks else judge)(
             lambda offset: self._row((*self.text, *draft.tokens[:offset])),
             draft.tokens,
             draft.counts,
@@ -83,8 +89,14 @@ class Replay:
             base=draft.base,
             bonus=not draft.more and end < self.request.max_new_tokens and not ended,
         )
-        assert verdict.accepted == judgement.accepted, (verdict, judgement)
         head = draft.tokens[: judgement.accepted]
+        if isinstance(judgement.p, RejectedBlock):
+            found, drafted = None, self._drafted(draft)
+            while found is None:
+                found = choose_try(judgement.p.tries(1), drafted)
+            assert verdict.accepted == found[0], (verdict, found)
+            return (*draft.tokens[: found[0]], found[1])
+        assert verdict.accepted == judgement.accepted, (verdict, judgement)
         if judgement.p is not None:
             position = draft.base + judgement.accepted
             prefix = (*self.request.prompt, *self.text, *head)
@@ -100,9 +112,18 @@ class Replay:
         policy = self.request.policy
         for offset, token in enumerate(draft.tokens):
             prefix = (*self.request.prompt, *self.text, *draft.tokens[:offset])
-            proposal = propose(shape(DRAFT.logits(prefix), policy), policy=policy, position=draft.base + offset)
+            q = shape(DRAFT.logits(prefix), policy)
+            place = {"position": draft.base, "index": offset} if self.blocks else {"position": draft.base + offset}
+            proposal = propose(q, policy=policy, **place)
             assert proposal.token == token
             assert draft.counts is None or draft.counts[offset] == proposal.count
+
+    def _drafted(self, draft: Draft) -> list[QuantizedDist]:
+        prefix = (*self.request.prompt, *self.text)
+        return [
+            quantize(shape(DRAFT.logits((*prefix, *draft.tokens[:offset])), self.request.policy))
+            for offset in range(len(draft.tokens))
+        ]
 
     def _corrected(self, verdict: Verdict, *, position: int | None = None) -> tuple[int, ...]:
         """Draw the correction of the last rejection, and check the edge's message against it."""

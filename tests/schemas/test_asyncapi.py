@@ -106,6 +106,7 @@ def test_no_binary_message_has_a_plain_array_of_numbers() -> None:
         "Verdict",
         "Sparse",
         "Samples",
+        "Tries",
         "Dense",
         "Logprobs",
         "EdgeLoad",

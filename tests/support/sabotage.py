@@ -1,5 +1,7 @@
 """Planted faults that a proof of exactness must find: each is a mistake of published code."""
 
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,9 +12,10 @@ from unittest.mock import patch
 
 import numpy as np
 
+from dssd.block import RejectedBlock, reach
 from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
 from dssd.downlink import correct
-from dssd.sampling import Proposal, propose
+from dssd.sampling import Proposal, Purpose, propose, random_uniform
 from dssd.verification import Judgement, decode
 from fleet_device.client.drafting import DraftSequence
 from fleet_device.drafters.unlike import CommonTokens
@@ -20,7 +23,7 @@ from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Item, Verifier
-from schemas.downlink import DownlinkForm
+from schemas.downlink import DownlinkForm, Tries
 from schemas.policy import SamplingPolicy
 from tests.support.toy_pair import TEMPERATURE, ToyPair
 
@@ -30,6 +33,7 @@ class Sabotage(StrEnum):
     CUT_SHORT = "cut-short"
     GUESS_KEPT = "guess-kept"
     GUESS_SHIFTED = "guess-shifted"
+    EVERY_TRY = "every-try"
     INVERTED = "inverted"
     LIKELIEST = "likeliest"
     MASKED_HALF = "masked-half"
@@ -38,8 +42,10 @@ class Sabotage(StrEnum):
     MISREPORTED = "misreported"
     NO_RESIDUAL = "no-residual"
     NOT_RENORMALISED = "not-renormalised"
+    NUMBERS_REUSED = "numbers-reused"
     SHIFTED = "shifted"
     TEMPERED_TWICE = "tempered-twice"
+    UNCAPPED = "uncapped"
     UNMAPPED = "unmapped"
     UNSHAPED = "unshaped"
     WITHHELD = "withheld"
@@ -61,12 +67,38 @@ def _correct_without_residual(
     return correct(form, nothing, policy=policy, position=position)
 
 
-def _propose_misreported(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
-    proposal = propose(q, policy=policy, position=position)
+def _propose_misreported(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
+    proposal = propose(q, policy=policy, position=position, index=index)
     if proposal.quantized is None:
         return proposal
     flat = quantize(Dist(q.ids, np.full(len(q), 1.0 / len(q))))
     return Proposal(proposal.token, flat.count(proposal.token), flat)
+
+
+def _propose_by_position(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
+    return propose(q, policy=policy, position=position + index)
+
+
+def _uniform_for_all_blocks(seed: int, _start: int, purpose: Purpose, index: int = 0) -> float:
+    return random_uniform(seed, 0, purpose, index)
+
+
+def _reach_uncapped(
+    row: Callable[[int], Dist], tokens: Sequence[int], counts: Sequence[int]
+) -> tuple[list[Dist], list[float]]:
+    rows, _ = reach(row, tokens, counts)
+    ratios = [p.probability(token) * TOTAL / count for p, token, count in zip(rows, tokens, counts, strict=False)]
+    return rows, [min(1.0, product) for product in itertools.accumulate([1.0, *ratios], operator.mul)]
+
+
+def _tries_against_p(self: RejectedBlock, number: int) -> Tries:
+    rows = list(self.rows)
+    tries = _tries(self, number)
+    bounds = tuple(rows[head].probability(token) for head, token in zip(tries.heads, tries.ids, strict=True))
+    return tries.model_copy(update={"bounds": bounds})
+
+
+_tries: Final = RejectedBlock.tries
 
 
 def _restrict_without_renormalising(common: CommonTokens, dist: Dist) -> Dist | None:
@@ -75,8 +107,8 @@ def _restrict_without_renormalising(common: CommonTokens, dist: Dist) -> Dist | 
     return Dist(ids[kept], dist.probs[kept]) if kept.any() else None
 
 
-def _propose_not_renormalised(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
-    proposal = propose(q, policy=policy, position=position)  # draws as from what is whole
+def _propose_not_renormalised(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
+    proposal = propose(q, policy=policy, position=position, index=index)  # draws as from what is whole
     if proposal.quantized is None:
         return proposal
     scaled = np.maximum(1, (proposal.quantized.counts * q.probs.sum()).astype(np.int64))
@@ -84,8 +116,8 @@ def _propose_not_renormalised(q: Dist, *, policy: SamplingPolicy, position: int)
     return Proposal(proposal.token, reported.count(proposal.token), reported)
 
 
-def _propose_unmapped(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
-    proposal = propose(q, policy=policy, position=position)
+def _propose_unmapped(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
+    proposal = propose(q, policy=policy, position=position, index=index)
     if proposal.quantized is None:
         return proposal
     own = {word: token for token, word in enumerate(ToyPair.unlike().draft_words)}
@@ -228,15 +260,20 @@ def _shift_rows(engine: type[Verifier], stack: ExitStack) -> None:
     stack.enter_context(patch.object(engine, "score", changed))
 
 
+_AT_THE_EDGE: Final[dict[Sabotage, tuple[str, Callable[..., Any]]]] = {
+    Sabotage.INVERTED: ("dssd.verification.accepts", _accept_inverted),
+    Sabotage.UNCAPPED: ("dssd.block.reach", _reach_uncapped),
+    Sabotage.EVERY_TRY: ("dssd.block.RejectedBlock.tries", _tries_against_p),
+    Sabotage.NUMBERS_REUSED: ("dssd.block.random_uniform", _uniform_for_all_blocks),
+    Sabotage.UNSHAPED: ("fleet_edge.orchestrator._case", _case_unshaped),
+    Sabotage.GUESS_KEPT: ("fleet_edge.batching.judging.decode", _write_keeping),
+    Sabotage.GUESS_SHIFTED: ("fleet_edge.batching.judging.decode", _write_shifted),
+}
+
+
 def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
-    if kind is Sabotage.INVERTED:
-        stack.enter_context(patch("dssd.verification.accepts", _accept_inverted))
-    elif kind is Sabotage.UNSHAPED:
-        stack.enter_context(patch("fleet_edge.orchestrator._case", _case_unshaped))
-    elif kind is Sabotage.GUESS_KEPT:
-        stack.enter_context(patch("fleet_edge.batching.judging.decode", _write_keeping))
-    elif kind is Sabotage.GUESS_SHIFTED:
-        stack.enter_context(patch("fleet_edge.batching.judging.decode", _write_shifted))
+    if kind in _AT_THE_EDGE:
+        stack.enter_context(patch(*_AT_THE_EDGE[kind]))
     elif kind in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE, Sabotage.MASK_NOT_RENORMALISED):
         _mask_wrongly(kind, stack)
     elif kind is Sabotage.SHIFTED:
@@ -255,6 +292,8 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
 def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
     if kind is Sabotage.MISREPORTED:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_misreported))
+    elif kind is Sabotage.NUMBERS_REUSED:
+        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_by_position))
     elif kind is Sabotage.NOT_RENORMALISED:
         stack.enter_context(patch.object(CommonTokens, "restrict", _restrict_without_renormalising))
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_not_renormalised))

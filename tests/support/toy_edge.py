@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fleet", required=True)
     parser.add_argument("--form", type=FormName, default=FormName.AUTO)
+    parser.add_argument("--blocks", action="store_true", help="verify drafts as blocks")
     parser.add_argument("--engine", type=ToyEngine, default=ToyEngine.SCRIPTED)
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
     parser.add_argument("--guesses", type=int, default=0, help="tokens behind each text it writes, whatever they cost")
@@ -32,6 +33,7 @@ def main() -> None:
         edge="edge-1",
         broker=BrokerSettings(port=arguments.port),
         form=arguments.form,
+        blocks=arguments.blocks,
         max_guess=max(1, arguments.guesses),
         quotas=NO_QUOTAS,
     )

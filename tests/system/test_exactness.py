@@ -14,7 +14,7 @@ from tests.support.toy_engines import ToyEngine
 SESSIONS = 1500
 EXHAUSTIVE_SESSIONS = 500
 FAULT_SESSIONS = 1000
-SUFFIX_FAULT_SESSIONS = 3000  # drafts depend on a device's earlier outputs: at 1000, p is 1e-4 to 1e-20
+SUBTLE_FAULT_SESSIONS = 3000  # at 1000, p is 1e-3 to 1e-20
 DEVICES = 8
 
 pytestmark = pytest.mark.broker
@@ -44,6 +44,11 @@ IN_SMALL = {
     "residual auto int8 fault:shifted",
     "residual auto vllm fault:tempered-twice",
     "residual auto sglang fault:cut-short",
+    "residual auto blocks",
+    "residual auto blocks ahead",
+    "residual auto blocks fault:uncapped",
+    "residual auto blocks fault:every-try",
+    "residual auto blocks fault:numbers-reused",
     "residual sparse grammar",
     "residual drafted and streamed in turns grammar",
     "residual auto grammar fault:masked-half",
@@ -72,6 +77,6 @@ def test_texts_follow_the_target(case: Case, start_mosquitto: StartBroker) -> No
 def test_the_proof_catches_faults(case: Case, start_mosquitto: StartBroker) -> None:
     assert case.sabotage is not Sabotage.NONE
     broker = start_mosquitto(Broker(fleet=FLEET))
-    sessions = SUFFIX_FAULT_SESSIONS if case.suffix else FAULT_SESSIONS
+    sessions = SUBTLE_FAULT_SESSIONS if case.suffix or case.blocks else FAULT_SESSIONS
     result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)
     assert result.passed, result

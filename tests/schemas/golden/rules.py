@@ -236,6 +236,11 @@ def _app(value: Any) -> str:
     return str(_LABEL(value))
 
 
+def _flag(value: Any) -> bool:
+    _need(type(value) is bool, "neither true nor false")
+    return bool(value)
+
+
 def _code(value: Any) -> Any:
     _need(type(value) is str and _WORD.fullmatch(value) is not None, "no code")
     return value
@@ -257,8 +262,9 @@ _MAPS: Final[Mapping[str, tuple[Mapping[str, Check], Mapping[str, Any]]]] = {
             "resume": _ids(1 << 17),
             "logprobs": _LOGPROBS,
             "app": _app,
+            "blocks": _flag,
         },
-        {"protocol": 1, "attempt": 0, "resume": None, "logprobs": None, "app": None},
+        {"protocol": 1, "attempt": 0, "resume": None, "logprobs": None, "app": None, "blocks": None},
     ),
     "opened": (
         {
@@ -275,8 +281,9 @@ _MAPS: Final[Mapping[str, tuple[Mapping[str, Check], Mapping[str, Any]]]] = {
             "end_tokens": _ids(1 << 18),
             "logprobs": _LOGPROBS,
             "load": _load,
+            "blocks": _flag,
         },
-        {"attempt": 0, "logprobs": None, "load": None},
+        {"attempt": 0, "logprobs": None, "load": None, "blocks": None},
     ),
     "refused": ({"session": _SESSION, "code": _REFUSAL, "sentence": _SENTENCE, "retry_s": _RETRY_S}, {"retry_s": None}),
     "fault": (
@@ -348,6 +355,8 @@ def _form(value: Any) -> Any:
         return _maybe(_token)(value)
     _need(type(value) is list and len(value) > 1 and type(value[0]) is int, "neither a token nor a form")
     number, *parts = value
+    if number == 4:
+        return _tries(parts)
     _need(number in (1, 2, 3), "a form of which this release can draw nothing")
     if number == 3:
         _need(type(parts[0]) is bytes and len(parts[0]) >= 8 and len(parts[0]) % 4 == 0, "not dense")
@@ -362,6 +371,14 @@ def _form(value: Any) -> Any:
         return {"kind": "samples", "start": _whole(0, 1 << 20)(parts[0]), "ids": ids, "probs": probs}
     _need(len(set(ids)) == len(ids) and abs(math.fsum(probs) - 1.0) <= 1e-3, "not a distribution")
     return {"kind": "sparse", "ids": ids, "probs": probs}
+
+
+def _tries(parts: list[Any]) -> Any:
+    _need(len(parts) >= 4 and type(parts[1]) is bytes, "tries that are cut short")
+    heads, ids, bounds = parts[1], _ids(1 << 18)(parts[2]), _floats(parts[3])
+    _need(0 < len(heads) == len(ids) == len(bounds) <= 1024, "not as many of each, or too many")
+    _need(all(0.0 <= each <= 1.0 + 1e-6 for each in bounds), "no probability")
+    return {"kind": "tries", "start": _whole(0, 1 << 20)(parts[0]), "heads": heads.hex(), "ids": ids, "bounds": bounds}
 
 
 def _finish(value: Any) -> int:
