@@ -196,7 +196,7 @@ def _load(bench: Bench, load: str, programs: Path, system: str, url: str, client
     report = folder / f"{load}-{system.replace(' ', '-').replace(',', '')}-{clients}.json"
     # Prompts of its own, because the edge does not compute a known prefix again.
     seed = zlib.crc32(report.stem.encode())
-    cell = Cell(url.removesuffix("/v1"), clients, str(bench.model("target").resolve()), seed, report)
+    cell = LoadCell(url.removesuffix("/v1"), clients, str(bench.model("target").resolve()), seed, report)
     found = (_guidellm if load == "guidellm" else _aiperf)(programs, options, cell)
     if found.pop("failed"):
         raise BenchError(f"{system}: requests of {load} failed; see {report}.")
@@ -206,7 +206,7 @@ def _load(bench: Bench, load: str, programs: Path, system: str, url: str, client
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class LoadCell:
     """A measurement: the server, the clients, a tokenizer, a seed, and the file of the report."""
 
     url: str
@@ -216,7 +216,7 @@ class Cell:
     report: Path
 
 
-def _guidellm(programs: Path, options: argparse.Namespace, cell: Cell) -> dict[str, Any]:
+def _guidellm(programs: Path, options: argparse.Namespace, cell: LoadCell) -> dict[str, Any]:
     words = {
         "backend": {"kind": "openai_http", "target": cell.url, "model": "fleet", "extras": {"body": _SAMPLING}},
         "profile": {"kind": "concurrent", "streams": [cell.clients]},
@@ -241,7 +241,7 @@ def _guidellm(programs: Path, options: argparse.Namespace, cell: Cell) -> dict[s
     }
 
 
-def _aiperf(programs: Path, options: argparse.Namespace, cell: Cell) -> dict[str, Any]:
+def _aiperf(programs: Path, options: argparse.Namespace, cell: LoadCell) -> dict[str, Any]:
     flags = {
         "model": "fleet", "url": cell.url, "endpoint-type": "chat", "tokenizer": cell.tokenizer,
         "concurrency": cell.clients, "benchmark-duration": options.seconds, "benchmark-grace-period": _GRACE_S,
