@@ -28,6 +28,7 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "pacing": ("pacing", "Tokens per second under plans that devices choose, and under fixed ones."),
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),
     "engines aging": ("engines.aging", "Tokens per second of an edge that has served, over a fresh one's."),
+    "engines blocks": ("engines.blocks", "Tokens of a round with drafts verified as blocks, and token by token."),
     "engines batching": ("engines.batching", "Committed tokens for a second of edge compute, eight devices and one."),
     "overhead verdicts": ("overhead.verdicts", "Time of a verdict, verdicts per second, where processor time goes."),
     "overhead connections": ("overhead.connections", "A QoS 1 round: without TCP_NODELAY, and over mutual TLS."),

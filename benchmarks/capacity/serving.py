@@ -335,11 +335,16 @@ class Together:
             cases.append(Case(tokens, counts, slot.prompt.policy, len(slot.text), bonus=True))
         if prompts := self._prompts(CHUNK if items else STEP):
             self._draft.score(prompts)
-        judged = judge_batch(self._target.score([*items, *prompts]), cases)
+        judged = self._judge(self._target.score([*items, *prompts]), cases, list(writing.values()))
         return {
             number: self._take(number, slot, judgement)
             for (number, slot), judgement in zip(writing.items(), judged, strict=True)
         }
+
+    def _judge(self, logits: Logits, cases: Sequence[Case], slots: Sequence[EngineSlot]) -> list[Judgement | None]:
+        """Decide on the draft of each of the slots."""
+        del slots
+        return judge_batch(logits, cases)
 
     def _ready(self, number: int, slot: EngineSlot) -> bool:
         """Return whether all of a request but its last token is computed, so that it can be drafted for."""
