@@ -4,8 +4,6 @@ import json
 import math
 import queue
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +24,7 @@ from broker_config.site import SETTINGS, make_local_broker, settings_file
 from fleet_cli import identities
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
-from fleet_cli.options import with_options
+from fleet_cli.options import Interruption, with_options
 from fleet_cli.tables import cell, print_json
 from fleet_common.identity.certificates import probe_name
 from fleet_common.metrics import MetricsServer, MetricsSettings, require_library
@@ -182,14 +180,12 @@ def metrics_command(
     figures = BrokerFigures(link)
     figures.subscribe()
     server = MetricsServer(settings.address, figures.pages(), token=settings.token())
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    interruption = Interruption()
     link.start(timeout_s=_START_S)
     server.start()
     typer.echo(f"The broker's figures are at {server.url}/metrics.", err=True)
     try:
-        while not stop.wait(_POLL_S):
+        while not interruption.wait(_POLL_S):
             pass
     finally:
         server.stop()

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -176,6 +177,26 @@ def on_interrupt(handler: Callable[[int, Any], object] | signal.Handlers) -> Ite
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Interruption:
+    """SIGINT or SIGTERM, which a command that runs until then waits for.
+
+    A handler must not set a `threading.Event`: if it interrupts `wait`, it may wait for that event's lock forever.
+    """
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[int] = SimpleQueue()  # its `put` is reentrant
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _frame: self._asked.put(number))
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether one has come within this time."""
+        try:
+            self._asked.get(timeout=seconds)
+        except Empty:
+            return False
+        return True
 
 
 def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":

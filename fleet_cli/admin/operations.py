@@ -3,7 +3,6 @@
 import json
 import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from fleet_cli.options import (
     Acting,
     AsJson,
     Database,
+    Interruption,
     Since,
     Wide,
     actor_of,
@@ -247,9 +247,7 @@ def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
     from fleet_admin.alerts.evaluator import RunningAlerts
 
     settings = load_alert_settings(config)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    interruption = Interruption()
 
     def show(alert: "AlertView") -> None:
         if as_json:
@@ -262,10 +260,11 @@ def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
         for alert in book.open():
             show(alert)
         typer.echo(f"Looking every {settings.every_s:g} s until interrupted.", err=True)
-        while not stop.is_set():
+        while True:
             for alert in running.step():
                 show(alert)
-            stop.wait(settings.every_s)
+            if interruption.wait(settings.every_s):
+                break
 
 
 def unmatched(
