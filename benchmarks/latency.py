@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Report, link_to, table
+from benchmarks.harness import Bench, Report, add_engine, link_to, table
 from benchmarks.recordings import policy_of
 from benchmarks.systems import CO_LOCATED, COLOURS, DEVICE_ALONE, DRAFT, HALF, SYSTEMS, FillingLink
 from dssd.distribution import shape
@@ -81,6 +81,7 @@ class Row:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_engine(parser)
     parser.add_argument("--drafts", nargs="+", default=["Q4_0"], help="quantizations (default: %(default)s)")
     parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--round-trips", nargs="+", type=float, default=[0, 20, 50, 100, 200], metavar="MS")
