@@ -68,8 +68,8 @@ class Case:
 
     `tokens` is the draft after position `base`, or speculated tokens in edge-only decoding (`written`). `counts` are
     draft probabilities in 1/65,536; None in coupled mode. In block verification, `blocks` are the drafts' lengths.
-    `logprobs` top log-probabilities are reported at each
-    position. `text`, the tokens before the draft, is only needed with a grammar.
+    `logprobs` top log-probabilities are reported at each position. `text`, the tokens before the draft, is only needed
+    with a grammar.
     """
 
     tokens: tuple[int, ...]

@@ -56,13 +56,13 @@ def test_the_job_marks_those_devices_as_silent_that_the_log_shows_as_silent(stor
     now = after(3600)
     ages = (None, 60, 1200)
     devices = []
-    for number, (presence, told, drafted) in enumerate(product(Presence, ages, reversed(ages))):
+    for number, (presence, reported, drafted) in enumerate(product(Presence, ages, reversed(ages))):
         for state_age in (60, 1200):
             device = f"d-{number}-{state_age}"
             devices.append(device)
             records = [samples.device_seen(device=device, presence=presence, at=after(3600 - state_age))]
-            if told is not None:
-                records.append(samples.device_told(device=device, at=after(3600 - told)))
+            if reported is not None:
+                records.append(samples.device_told(device=device, at=after(3600 - reported)))
             if drafted is not None:
                 key = {"session": f"{len(devices):016x}", "device": device}
                 records += [samples.opened(**key), samples.progress(**key, at=after(3600 - drafted))]
