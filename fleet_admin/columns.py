@@ -31,17 +31,14 @@ _DAY_S: Final = 86_400
 class Column(Generic[T]):
     """A column of a report.
 
-    Attributes:
-        heading: Without the unit, which is in the cell.
-        key: Name in addresses, in `--sort` and in CSV; by default the heading with `_` for spaces.
-        rank: 0 is always shown. A narrow terminal hides columns of higher ranks first, and of one rank the rightmost;
-            the dashboard shows rank 3 only on request.
+    Rank 0 is always shown. A narrow terminal hides columns of higher ranks first, and of one rank the rightmost; the
+    dashboard shows rank 3 only on request.
     """
 
-    heading: str
+    heading: str  # without the unit, which is in the cell
     value: Callable[[T], Any]
     kind: Kind = "text"
-    key: str = ""
+    key: str = ""  # in addresses, in `--sort` and in CSV; by default the heading with `_` for spaces
     rank: int = 1
     meaning: str = ""
 

@@ -12,15 +12,8 @@ from fleet_edge.session_log import SessionLog
 
 
 class UnmatchedKind(StrEnum):
-    """What is odd about a machine.
-
-    Attributes:
-        NEVER_SEEN: It has a certificate, and no edge has ever seen it.
-        NOT_ENROLLED: It was seen, and has no valid certificate of this authority.
-    """
-
-    NEVER_SEEN = "never-seen"
-    NOT_ENROLLED = "not-enrolled"
+    NEVER_SEEN = "never-seen"  # it has a certificate, and no edge has ever seen it
+    NOT_ENROLLED = "not-enrolled"  # it was seen, and has no valid certificate of this authority
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,11 +37,7 @@ _OURS: Final = frozenset(
 
 
 def add_groups(app: typer.Typer, wanted: str | None) -> None:
-    """Add all groups, only one with its contents, so that a command imports nothing of the others.
-
-    Raises:
-        ModuleNotFoundError: A package that this group imports is not installed.
-    """
+    """Add all groups, only one with its contents, so that a command imports nothing of the others."""
     for name, command in COMMANDS.items():
         group = importlib.import_module(command.module).app if name == wanted else _placeholder()
         app.add_typer(group, name=name, help=command.summary)

@@ -47,12 +47,7 @@ from schemas.printable import json_text, printable
 
 
 def draft_model(draft: str, models: Path) -> str:
-    """Return the devices' setting `model` for a quantization or another model, fetched where needed.
-
-    Raises:
-        CommandError: There is no such draft model.
-        ModelNotFound: There is no such prepared model.
-    """
+    """Return the devices' setting `model` for a quantization or another model, fetched where needed."""
     repository = os.sep in draft and ":" in draft and not Path(draft).exists()
     if not repository and (os.sep in draft or draft.endswith(".gguf")):
         if not Path(draft).expanduser().is_file():

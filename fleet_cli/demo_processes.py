@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from rich.console import Console
 
@@ -31,12 +31,9 @@ from fleet_common.logs import Event, read_events
 _STOP_S: Final = 6
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceEvent:
-    """An event of a device process; `fields` is None when it has ended."""
-
+class DeviceEvent(NamedTuple):
     device: str
-    fields: dict[str, Any] | None  # from `fleet device generate --events`
+    fields: dict[str, Any] | None  # from `fleet device generate --events`; None when the process has ended
 
 
 @dataclass(slots=True)
@@ -137,8 +134,7 @@ class ChildProcess:
                 on_event(event)
 
 
-@dataclass(frozen=True, slots=True)
-class StartedProcess:
+class StartedProcess(NamedTuple):
     child: ChildProcess
     online: dict[str, Any]  # the event with which it was ready
 
@@ -187,23 +183,13 @@ class DemoBroker:
     ports: Mapping[str, int] = field(default_factory=dict)  # of participants with another port, by name
 
     def arguments(self, participant: str) -> list[str]:
-        return [
-            "--host",
-            self.host,
-            "--port",
-            str(self.ports.get(participant, self.port)),
-            *self.credentials(participant),
-        ]
+        port = self.ports.get(participant, self.port)
+        return ["--host", self.host, "--port", str(port), *self.credentials(participant)]
 
 
 @contextmanager
 def demo_broker(wanted: str, *, tls: bool, fleet: str, edge: str, devices: Sequence[str]) -> Iterator[DemoBroker]:
-    """Start the requested broker, if it is not running.
-
-    Raises:
-        CommandError: There is no such broker, or not with TLS.
-        BrokerError: It does not start.
-    """
+    """Start the requested broker, if it is not running."""
     host, colon, port = wanted.rpartition(":")
     if tls:
         if wanted not in ("auto", "mosquitto"):
@@ -275,11 +261,7 @@ def run_dashboard(
     prompts: Sequence[str],
     edge: ChildProcess,
 ) -> None:
-    """Serve the dashboard over the demo's fleet until Ctrl-C; devices generate from `prompts` in turn.
-
-    Raises:
-        CommandError: The dashboard cannot be served, or the edge or the broker has ended.
-    """
+    """Serve the dashboard over the demo's fleet until Ctrl-C; devices generate from `prompts` in turn."""
     with needs_extra("dashboard"):
         from fleet_admin.dashboard.app import DashboardServer
         from fleet_admin.dashboard.services import Services, open_services

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final, Protocol, TextIO
 
@@ -50,11 +50,11 @@ def wants_colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -
     return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Painter:
     """Makes output safe for a terminal, and colours its tokens."""
 
-    def __init__(self, *, colours: bool) -> None:
-        self.colours = colours
+    colours: bool
 
     def paint(self, piece: Piece) -> str:
         """Return a piece without control characters; its colours end with it."""
@@ -148,8 +148,6 @@ HELP: Final = (
     "Ctrl-C         stop the answer that is being written; what there is of it stays in the conversation",
 )
 
-_REMOVE: Final = "-"
-
 
 class Talker(Protocol):
     @property
@@ -160,37 +158,22 @@ class Talker(Protocol):
     def stream(self, prompt: Sequence[ChatMessage]) -> TextStream: ...
 
 
+@dataclass(slots=True)
 class Conversation:
     """A chat. `answer_tokens` is the maximum of an answer; at least as many, or half of the context, are left for it.
 
     `drop` removes the oldest turns when the conversation becomes too long; otherwise it is refused.
     """
 
-    def __init__(
-        self,
-        talker: Talker,
-        terminal: "StandardTerminal",
-        painter: Painter,
-        history: ChatHistory,
-        *,
-        answer_tokens: int,
-        drop: bool,
-    ) -> None:
-        self._talker = talker
-        self._terminal = terminal
-        self._painter = painter
-        self._history = history
-        self._answer_tokens = answer_tokens
-        self._drop = drop
-        self._figures = ChatFigures()
-        self._ended = False
-        self._commands: dict[str, Callable[[str], None]] = {
-            "/stats": self._stats,
-            "/reset": self._reset,
-            "/system": self._system,
-            "/help": self._help,
-            "/quit": self._quit,
-        }
+    _talker: Talker
+    _terminal: "StandardTerminal"
+    _painter: Painter
+    _history: ChatHistory
+    _: KW_ONLY
+    answer_tokens: int
+    drop: bool
+    _figures: ChatFigures = field(default_factory=ChatFigures)
+    _ended: bool = False
 
     def run(self) -> None:
         """Run until the end. An error is shown and does not end the conversation."""
@@ -208,28 +191,38 @@ class Conversation:
     def _take(self, line: str) -> None:
         if not line:
             return
-        if line.startswith("/") and not line.startswith("//"):
-            word, _, rest = line.partition(" ")
-            command = self._commands.get(word)
-            if command is None:
-                self._terminal.note(f"[There is no command {printable(word)}; /help lists them.]")
-            else:
-                command(rest.strip())
+        if not line.startswith("/") or line.startswith("//"):
+            self._answer(line.removeprefix("/"))
             return
-        self._answer(line.removeprefix("/") if line.startswith("//") else line)
+        word, _, rest = line.partition(" ")
+        match word:
+            case "/stats":
+                self._stats()
+            case "/reset":
+                self._history.reset()
+                self._terminal.note("[The conversation is empty.]")
+            case "/system":
+                self._system(rest.strip())
+            case "/help":
+                for text in filter(None, (*HELP, self._painter.legend())):
+                    self._terminal.note(text)
+            case "/quit":
+                self._ended = True
+            case _:
+                self._terminal.note(f"[There is no command {printable(word)}; /help lists them.]")
 
     def _answer(self, question: str) -> None:
         context = self._talker.drafter.context
-        room = context - max(1, min(self._answer_tokens, context // 2))
+        room = context - max(1, min(self.answer_tokens, context // 2))
         while True:
-            messages, dropped = self._history.ask(question, count=self._talker.count_tokens, room=room, drop=self._drop)
+            messages, dropped = self._history.ask(question, count=self._talker.count_tokens, room=room, drop=self.drop)
             self._tell_dropped(dropped)
             try:
                 text = self._write(messages)
             except (PromptTooLong, SessionRefused) as error:
                 # The large model's context may be shorter than the draft model's.
                 too_long = isinstance(error, PromptTooLong) or error.code is RefusalCode.PROMPT_TOO_LONG
-                if not (too_long and self._drop and self._history.drop_oldest()):
+                if not (too_long and self.drop and self._history.drop_oldest()):
                     raise
                 self._tell_dropped(1)
             else:
@@ -266,31 +259,19 @@ class Conversation:
             what = "The oldest turn is" if dropped == 1 else f"The {dropped} oldest turns are"
             self._terminal.note(f"[{what} no longer part of the conversation, which is longer than the context.]")
 
-    def _stats(self, _rest: str) -> None:
+    def _stats(self) -> None:
         for line in self._figures.lines(
             turns=self._history.turns, prompt_tokens=self._history.prompt_tokens, context=self._talker.drafter.context
         ):
             self._terminal.note(line)
 
-    def _reset(self, _rest: str) -> None:
-        self._history.reset()
-        self._terminal.note("[The conversation is empty.]")
-
-    def _system(self, rest: str) -> None:
-        if rest:
-            self._history.system = "" if rest == _REMOVE else rest
+    def _system(self, text: str) -> None:
+        if text:
+            self._history.system = "" if text == "-" else text
         now = self._history.system
         self._terminal.note(
             f"[The system's message is: {printable(now)}]" if now else "[There is no system's message.]"
         )
-
-    def _help(self, _rest: str) -> None:
-        for line in (*HELP, self._painter.legend()):
-            if line:
-                self._terminal.note(line)
-
-    def _quit(self, _rest: str) -> None:
-        self._ended = True
 
 
 _PROMPT: Final = "> "

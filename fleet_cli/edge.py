@@ -37,10 +37,6 @@ def edge_dashboard(settings: EdgeSettings) -> Iterator[Callable[[], str]]:
 
     Call the function once the edge has made its database; it returns the address, empty without a dashboard. If the
     dashboard cannot start, the edge runs without it.
-
-    Raises:
-        CommandError: A package is not installed.
-        SettingsError: The dashboard's settings are invalid.
     """
     if not settings.dashboard:
         yield lambda: ""

@@ -226,11 +226,7 @@ def _log(
 class Alerts(Closing):
     """The alerts of a session log, as a context manager. Thread-safe.
 
-    Every method raises `StoreUnavailable` if the database does not answer.
-
-    Raises:
-        StoreUnavailable: The database does not exist or cannot be opened.
-        StoreError: The URL is wrong, the driver is missing, or the tables are missing or of another version.
+    Raises `StoreError` if URL, driver or tables are wrong, and as its methods `StoreUnavailable` without the database.
     """
 
     def __init__(

@@ -180,36 +180,24 @@ class Channel(Protocol):
     def name(self) -> str: ...
 
     def send(self, alert: Alert) -> None:
-        """Deliver. May block for seconds.
-
-        Raises:
-            DeliveryFailed: It was not accepted; another attempt may succeed.
-        """
-
-
-@dataclass(slots=True)
-class _Waiting:
-    alert: Alert
-    attempts: int = 0
+        """Deliver; may block for seconds. Raises `DeliveryFailed` if another attempt may succeed."""
 
 
 class _Round:
     def __init__(self, channel: Channel, pause: Callable[[float], bool]) -> None:
         self.channel = channel
         self._pause = pause
-        self._waiting: deque[_Waiting] = deque(maxlen=_MOST_WAITING)
+        self._waiting: deque[Alert] = deque(maxlen=_MOST_WAITING)
         self._changed = threading.Condition()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
-
-    def start(self) -> None:
         self._thread.start()
 
     def put(self, alert: Alert) -> None:
         with self._changed:
             if len(self._waiting) == _MOST_WAITING:
                 _log.error("Alerts for %s are dropped: it has not taken any for long.", self.channel.name)
-            self._waiting.append(_Waiting(alert))
+            self._waiting.append(alert)
             self._changed.notify()
 
     def end(self, timeout_s: float) -> None:
@@ -224,25 +212,25 @@ class _Round:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
                 if not self._waiting:
                     return
-                waiting = self._waiting.popleft()
+                alert = self._waiting.popleft()
             try:
-                self.channel.send(waiting.alert)
-            except DeliveryFailed as error:
-                self._again(waiting, error)
+                self._send(alert)
             except Exception:  # noqa: BLE001 - logged with its traceback
                 _log.exception("An alert could not be delivered to %s.", self.channel.name)
 
-    def _again(self, waiting: _Waiting, error: DeliveryFailed) -> None:
-        waiting.attempts += 1
-        if waiting.attempts >= _ATTEMPTS or self._ended:
-            _log.error("The alert %s is given up: %s", waiting.alert.id, error)
-            return
-        if waiting.attempts == 1:
-            _log.warning("The alert %s will be sent again: %s", waiting.alert.id, error)
-        with self._changed:
-            if len(self._waiting) < _MOST_WAITING:
-                self._waiting.appendleft(waiting)
-        self._pause(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (waiting.attempts - 1)))
+    def _send(self, alert: Alert) -> None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self.channel.send(alert)
+            except DeliveryFailed as error:
+                if attempt == _ATTEMPTS or self._ended:
+                    _log.error("The alert %s is given up: %s", alert.id, error)
+                    return
+                if attempt == 1:
+                    _log.warning("The alert %s will be sent again: %s", alert.id, error)
+                self._pause(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
+            else:
+                return
 
 
 class Courier:
@@ -251,8 +239,6 @@ class Courier:
     def __init__(self, channels: Iterable[Channel], *, pause: Callable[[float], bool] | None = None) -> None:
         self._ending = threading.Event()
         self._rounds = [_Round(channel, pause or self._ending.wait) for channel in channels]
-        for each in self._rounds:
-            each.start()
 
     def tell(self, alert: Alert) -> None:
         """Queue an alert. Never blocks. Thread-safe."""
@@ -271,19 +257,11 @@ _END_S: Final = 5.0
 class RunningAlerts(Closing):
     """Evaluates and delivers alerts: by `step`, or on a thread between `start` and `close`.
 
-    `channels` are notified in addition to those of the settings.
-
-    Raises:
-        MetricsError: The secret's file cannot be used.
+    `channels` are notified in addition to those of the settings. Raises `MetricsError` if the secret's file cannot be
+    used.
     """
 
-    def __init__(
-        self,
-        alerts: Alerts,
-        settings: AlertSettings,
-        *,
-        channels: Sequence[Channel] = (),
-    ) -> None:
+    def __init__(self, alerts: Alerts, settings: AlertSettings, *, channels: Sequence[Channel] = ()) -> None:
         self._broker = None if settings.fleet is None else BrokerChannel(settings)
         self._courier = Courier([*channels, *_webhooks(settings), *([self._broker] if self._broker else [])])
         self._evaluator = Evaluator(alerts, settings, tell=self._courier.tell)

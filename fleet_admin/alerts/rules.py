@@ -315,23 +315,19 @@ def _certificate_ends(facts: Facts, settings: AlertSettings) -> Iterator[RuleRea
 def _refusals(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for (edge, code), count in facts.refusals.items() if settings.refusals else ():
         what = f"{edge} has refused {count} sessions as {code!r}"
-        yield _above(
-            f"{edge} {code}", count, settings.refusals, _within(what, edge, code, settings), settings, counts=True
-        )
+        yield _too_many(edge, code, count, settings.refusals, what, settings)
 
 
 def _faults(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for (edge, code), count in facts.faults.items() if settings.faults else ():
         what = f"{edge} could not serve {count} messages, with the code {code!r},"
-        yield _above(
-            f"{edge} {code}", count, settings.faults, _within(what, edge, code, settings), settings, counts=True
-        )
+        yield _too_many(edge, code, count, settings.faults, what, settings)
 
 
-def _within(what: str, edge: str, code: str, settings: AlertSettings) -> str:
-    return (
-        f"{what} within {settings.window_min:g} minutes: `fleet admin events --edge {edge} --code {code}` says whose."
-    )
+def _too_many(edge: str, code: str, count: int, most: int, what: str, settings: AlertSettings) -> RuleReading:
+    command = f"fleet admin events --edge {edge} --code {code}"
+    sentence = f"{what} within {settings.window_min:g} minutes: `{command}` says whose."
+    return _above(f"{edge} {code}", count, most, sentence, settings, counts=True)
 
 
 def _belongs(machine: DeviceView | EdgeView, now: datetime, settings: AlertSettings) -> bool:

@@ -35,25 +35,13 @@ class AlertSettings(Settings):
     )
     window_min: float = setting(15.0, "Time window for refusals and faults.", unit="minutes", rare=True, ge=1, le=1440)
     offline_min: float = setting(
-        15.0,
-        "Time offline after which a device is an alert.",
-        unit="minutes",
-        ge=0,
-        le=100_000,
+        15.0, "Time offline after which a device is an alert.", unit="minutes", ge=0, le=100_000
     )
     silent_h: float = setting(
-        24.0,
-        "Silence after which a device is an alert; an idle device is silent too.",
-        unit="hours",
-        ge=0,
-        le=100_000,
+        24.0, "Silence after which a device is an alert; an idle device is silent too.", unit="hours", ge=0, le=100_000
     )
     gone_days: float = setting(
-        14.0,
-        "Silence after which a device or an edge is no longer an alert.",
-        unit="days",
-        ge=0,
-        le=36_500,
+        14.0, "Silence after which a device or an edge is no longer an alert.", unit="days", ge=0, le=36_500
     )
     edge_away_s: float = setting(60.0, "Time offline after which an edge is an alert.", unit="seconds", ge=0, le=_MOST)
     acceptance_share: float = setting(
@@ -84,25 +72,12 @@ class AlertSettings(Settings):
         ge=0,
         le=_MOST,
     )
-    kv_share: float = setting(
-        0.9,
-        "Alert if an edge uses more of its memory for keys and values.",
-        ge=0,
-        le=1,
-    )
+    kv_share: float = setting(0.9, "Alert if an edge uses more of its memory for keys and values.", ge=0, le=1)
     spool_records: int = setting(
-        1000,
-        "Alert if this number of records is in an edge's spool.",
-        unit="records",
-        ge=0,
-        le=1 << 40,
+        1000, "Alert if this number of records is in an edge's spool.", unit="records", ge=0, le=1 << 40
     )
     lag_s: float = setting(
-        120.0,
-        "Alert if an online edge writes nothing to the database for this time.",
-        unit="seconds",
-        ge=0,
-        le=_MOST,
+        120.0, "Alert if an online edge writes nothing to the database for this time.", unit="seconds", ge=0, le=_MOST
     )
     certificate_days: float = setting(30.0, "Alert this time before a certificate expires.", unit="days", ge=0, le=3650)
     certificate_critical_days: float = setting(

@@ -69,15 +69,11 @@ class PairAcceptance:
         return sqrt(apart * count / (count - 1)) / self.tokens
 
     def tokens_per_verdict(self, length: int, *, coupled: bool) -> float:
-        verdicts = 0.0
-        for text in self.texts:
-            accepted = (
-                [float(position.agrees) for position in text.positions]
-                if coupled
-                else [position.accepted for position in text.positions]
-            )
-            verdicts += _verdicts(accepted, length)
-        return self.tokens / verdicts
+        verdicts = (
+            _verdicts([float(each.agrees) if coupled else each.accepted for each in text.positions], length)
+            for text in self.texts
+        )
+        return self.tokens / sum(verdicts)
 
     def by_category(self) -> dict[str, "PairAcceptance"]:
         categories = dict.fromkeys(text.category for text in self.texts)
@@ -113,12 +109,7 @@ class WrittenText:
 def write_texts(
     verifier: Verifier, prompts: Sequence[Sequence[int]], *, policies: Sequence[SamplingPolicy], tokens: int
 ) -> list[WrittenText]:
-    """Have the target generate after each prompt, in one batch, in coupled mode.
-
-    Raises:
-        ModelsError: A prompt is too long for the target.
-        VerifierError: The target has failed.
-    """
+    """Have the target generate after each prompt, in one batch, in coupled mode."""
     info = verifier.info
     if (longest := max(map(len, prompts))) + tokens > info.context:
         raise ModelsError(

@@ -243,11 +243,7 @@ _EVERY: Final = "attention.sliding_window_pattern"
 
 
 def gguf_facts(path: Path) -> ModelFacts:
-    """Read a GGUF.
-
-    Raises:
-        ModelUnreadable: It is no GGUF, is truncated, has no vocabulary, or is of an unknown architecture.
-    """
+    """Read a GGUF; raises `ModelUnreadable` if it does not hold a whole model."""
     header = read_header(path)
     if not header.tensors:
         raise ModelUnreadable(f"The GGUF {path} has no weights; give a file of the whole model.")

@@ -70,11 +70,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read a GGUF's header, and those of the model's other files.
-
-    Raises:
-        ModelUnreadable: A file is missing, truncated or no GGUF.
-    """
+    """Read a GGUF's header, and those of the model's other files."""
     metadata, tensors, weights = _read(path)
     for other in _other_files(path, metadata):
         _, more, bytes_ = _read(other)
@@ -230,11 +226,8 @@ class VocabularyUnusable(ModelsError):  # noqa: N818 - reads as what it says
 def write_vocabulary(target: Path, out: Path) -> Vocabulary:
     """Write the vocabulary of a target's GGUF to its own file, and return it.
 
-    Takes about ten seconds per 250,000 tokens, because the library reads them one by one.
-
-    Raises:
-        VocabularyUnusable: The target is no GGUF, is damaged, or has no vocabulary.
-        ModelsError: The file cannot be written, or is the target.
+    Takes about ten seconds per 250,000 tokens, because the library reads them one by one. Raises `VocabularyUnusable`,
+    or another `ModelsError` if the file cannot be written.
     """
     reader = _reader(target)
     if out.exists() and out.samefile(target):

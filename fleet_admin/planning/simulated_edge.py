@@ -173,8 +173,6 @@ class SimulatedEdge:
         self._messages = 0  # since the last step began
         self._steps = 0
         self.busy_s = 0.0
-        self.verified = 0
-        self.steps = 0
         env.process(self._run())
 
     def take(self, message: ToEdge) -> None:
@@ -290,7 +288,7 @@ class SimulatedEdge:
         """Commit what was computed; return the verdicts by session."""
         now = self._env.now
         outcomes = []
-        verified = committed = 0
+        verified, committed = False, 0
         self._last_step_s = now - began
         self._present.stepped((work.session.key for work in works), step_s=now - began, at=now)
         load = self._load()
@@ -301,7 +299,7 @@ class SimulatedEdge:
             if not work.verified:
                 session.computed += work.prompt
                 continue
-            verified += 1
+            verified = True
             session.computed += work.prompt
             if not self._awaited(session, work.chain):
                 continue
@@ -321,8 +319,6 @@ class SimulatedEdge:
                 verifies = any(work.chain for work in works)
                 self._cost.stepped(now - began, texts=len(works), further=further, verifies=verifies)
                 self._cost.committed(committed)
-            self.verified += verified
-            self.steps += 1
         return outcomes
 
     @staticmethod

@@ -271,7 +271,6 @@ class SimulationResult:
     window: TimeWindow
     counts: Counts  # from the beginning
     busy: float  # share of the time in which the edge computed
-    batch: float  # mean number of sessions in a step
     pacings: Sequence[Pacing]  # of the devices; another run may go on with them
 
     @property
@@ -356,7 +355,6 @@ def simulate(scenario: Scenario, *, pacings: Sequence[Pacing] = ()) -> Simulatio
         window=window,
         counts=counts,
         busy=edge.busy_s / env.now if env.now else 0.0,
-        batch=edge.verified / max(1, edge.steps),
         pacings=known,
     )
 

@@ -40,16 +40,10 @@ ASKED: Final = "asked"
 _EDGE_DAY: Final = timedelta(days=1)
 
 
-CommandEnd = tuple[str, str]
-"""Outcome of a command, and a sentence about it."""
-
-
 class SteeringLog(Closing):
     """Part of the database that administrators write, created by an edge. Thread-safe.
 
-    Raises:
-        StoreUnavailable: The database does not exist or cannot be opened.
-        StoreError: The URL is wrong, the driver is missing, or the tables are of another version.
+    Raises `StoreUnavailable` if the database cannot be opened, `StoreError` if URL, driver or tables are wrong.
     """
 
     def __init__(self, url: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -66,11 +60,7 @@ class SteeringLog(Closing):
     def label(
         self, devices: Sequence[str], *, add: Collection[str] = (), remove: Collection[str] = (), actor: Actor
     ) -> dict[str, tuple[str, ...]]:
-        """Add and remove labels; return the devices' labels. Devices need not have been seen yet.
-
-        Raises:
-            SteeringError: A name is invalid, or nothing is to be done.
-        """
+        """Add and remove labels; return the devices' labels. Devices need not have been seen yet."""
         for word in (*devices, *add, *remove):
             _checked(word)
         if not devices or not (add or remove):
@@ -82,26 +72,15 @@ class SteeringLog(Closing):
             steering.add_labels(connection, dict.fromkeys(devices, add), who=actor.who, now=now)
             after = steering.read_labels(connection, devices=devices)
             entries = [
-                AuditEntry(
-                    who=actor.who,
-                    action="label",
-                    subject=device,
-                    before=" ".join(before.get(device, ())),
-                    after=" ".join(after.get(device, ())),
-                    source=actor.source,
-                )
+                actor.entry("label", device, before=" ".join(old), after=" ".join(new))
                 for device in devices
-                if before.get(device, ()) != after.get(device, ())
+                if (old := before.get(device, ())) != (new := after.get(device, ()))
             ]
             record_audit(connection, entries, now=now)
         return {device: after.get(device, ()) for device in devices}
 
     def retire(self, device: str, *, undo: bool = False, actor: Actor) -> None:
-        """Retire a device, or undo that: it is selected only by name, and never silent.
-
-        Raises:
-            SteeringError: The log does not know it.
-        """
+        """Retire a device that the log knows, or undo that: it is selected only by name, and never silent."""
         now = self._now()
         with self._writing() as connection:
             before = connection.scalar(select(DeviceRow.retired_at).where(DeviceRow.device == _checked(device)))
@@ -110,13 +89,11 @@ class SteeringLog(Closing):
             if not undo:
                 for row in (WantedSettingsRow, ReportedSettingsRow):
                     connection.execute(delete(row).where(row.device == device))
-            entry = AuditEntry(
-                who=actor.who,
-                action="restore" if undo else "retire",
-                subject=device,
+            entry = actor.entry(
+                "restore" if undo else "retire",
+                device,
                 before="in service" if before is None else "retired",
                 after="in service" if undo else "retired",
-                source=actor.source,
             )
             record_audit(connection, [entry], now=now)
 
@@ -227,8 +204,8 @@ class SteeringLog(Closing):
                 connection.execute(insert(CommandRow), rows)
             return record_audit(connection, entries, now=now)
 
-    def end_commands(self, ended: Mapping[str, CommandEnd]) -> None:
-        """Store the outcomes of commands, by their ids."""
+    def end_commands(self, ended: Mapping[str, tuple[str, str]]) -> None:
+        """Store outcome and sentence of commands, by their ids."""
         if ended:
             with self._writing() as connection:
                 for command, (outcome, sentence) in ended.items():

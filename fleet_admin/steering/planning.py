@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import Effect, check_values, effect_of
-from fleet_edge.store.views import MachineState, ReportedView, WantedView
+from fleet_edge.store.views import DONE, AuditEntry, MachineState, ReportedView, WantedView
 from schemas.control import (
     MAX_SETTING_VALUE,
     MAX_SETTINGS,
@@ -34,27 +34,26 @@ class Actor:
     who: str
     source: str = ""
 
+    def entry(
+        self, action: str, subject: str, *, before: str | None = None, after: str | None = None, outcome: str = DONE
+    ) -> AuditEntry:
+        return AuditEntry(
+            who=self.who, action=action, subject=subject, before=before, after=after, outcome=outcome, source=self.source
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsChange:
-    """What a change would do to one device.
-
-    Attributes:
-        presence: Its latest; None if it has never published one.
-        after: Values that would be wanted; a setting that is reset is missing.
-        wanted: All that would be wanted.
-        dropped: Settings that it has refused, and that are therefore no longer wanted.
-        needs_restart: Settings of the change that take effect when it reloads its model.
-    """
+    """What a change would do to one device."""
 
     device: str
-    presence: Presence | None
+    presence: Presence | None  # its latest; None if it has never published one
     version: int
     before: Mapping[str, SettingValue]
-    after: Mapping[str, SettingValue]
-    wanted: Mapping[str, SettingValue]
-    dropped: tuple[str, ...] = ()
-    needs_restart: tuple[str, ...] = ()
+    after: Mapping[str, SettingValue]  # a setting that is reset is missing
+    wanted: Mapping[str, SettingValue]  # all settings, with those of the change
+    dropped: tuple[str, ...] = ()  # settings that it has refused, and that are therefore no longer wanted
+    needs_restart: tuple[str, ...] = ()  # settings of the change that take effect when it reloads its model
 
 
 class SettingState(StrEnum):
@@ -79,50 +78,34 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSettingsView:
-    """A device's wanted and reported settings.
-
-    Attributes:
-        presence: Its latest; None if it has never published one.
-        wanted_version: 0 if nothing is wanted.
-        reported_version: The latest that it has considered; None if it has never reported.
-        refused: Why the latest were refused, by name.
-        needs_restart: Accepted, in force once it reloads its model.
-        fixed: Not to be set remotely, by its own configuration.
-    """
+    """A device's wanted and reported settings."""
 
     device: str
-    presence: Presence | None
+    presence: Presence | None  # its latest; None if it has never published one
     state: SettingState
     sentence: str
-    wanted_version: int = 0
+    wanted_version: int = 0  # 0 if nothing is wanted
     wanted: Mapping[str, SettingValue] = field(default_factory=dict)
     wanted_by: str = ""
     wanted_at: datetime | None = None
-    reported_version: int | None = None
+    reported_version: int | None = None  # the latest that it has considered; None if it has never reported
     applied: int | None = None
     values: Mapping[str, SettingValue] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    needs_restart: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)  # why the latest were refused, by name
+    needs_restart: tuple[str, ...] = ()  # accepted, in force once it reloads its model
+    fixed: tuple[str, ...] = ()  # not to be set remotely, by its own configuration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """What has become of a command at one device.
-
-    Attributes:
-        id: Of the command; empty if it was not sent.
-        outcome: `ok`, `failed`, `refused`, `silent` or `offline`.
-        result: Its answer, if there is more than that: text, or JSON.
-        seconds: Until its answer.
-    """
+    """What has become of a command at one device."""
 
     device: str
-    id: str
-    outcome: str
+    id: str  # of the command; empty if it was not sent
+    outcome: str  # `ok`, `failed`, `refused`, `silent` or `offline`
     sentence: str
-    result: str | None = None
-    seconds: float | None = None
+    result: str | None = None  # its answer, if there is more than that: text, or JSON
+    seconds: float | None = None  # until its answer
 
     @property
     def ok(self) -> bool:
@@ -131,16 +114,16 @@ class CommandResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownDevice:
-    """What a device is selected by. `presence` None: never published; `edges`: those that served it lately."""
+    """What a device is selected by."""
 
     device: str
-    presence: Presence | None = None
+    presence: Presence | None = None  # its latest; None if it has never published one
     software: str | None = None
     draft_model: str | None = None
     state: MachineState = MachineState.UNKNOWN
     retired_at: datetime | None = None
     labels: tuple[str, ...] = ()
-    edges: tuple[str, ...] = ()
+    edges: tuple[str, ...] = ()  # that have served it lately
 
     @property
     def reachable(self) -> bool:
@@ -149,21 +132,15 @@ class KnownDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """A set of devices. Names and labels add up; everything else narrows down.
-
-    Attributes:
-        everything: All devices that are not retired.
-        edge: Served by this edge within a day.
-        reachable: Neither silent nor offline, or with False the others.
-    """
+    """A set of devices. Names and labels add up; everything else narrows down."""
 
     devices: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    everything: bool = False
-    edge: str | None = None
+    everything: bool = False  # all devices that are not retired
+    edge: str | None = None  # served by this edge within a day
     draft_model: str | None = None
     software: str | None = None
-    reachable: bool | None = None
+    reachable: bool | None = None  # neither silent nor offline, or with False the others
 
     def __post_init__(self) -> None:
         """Raise `SteeringError` if it selects nothing, or a name is invalid."""
@@ -179,11 +156,7 @@ class Selection:
             raise SteeringError("--all is given together with names or labels; leave out --all, or the others.")
 
     def choose(self, known: Mapping[str, KnownDevice]) -> list[str]:
-        """Return the sorted names of the chosen devices.
-
-        Raises:
-            SteeringError: A name is of no known device, or no device is left.
-        """
+        """Return the sorted names of the chosen devices; raises `SteeringError` for an unknown name or no device."""
         if unknown := sorted(set(self.devices) - known.keys()):
             raise SteeringError(
                 f"No device {unknown[0]!r} is known to the broker or the session log; check the name, or see them with "
@@ -215,11 +188,7 @@ _LONGEST: Final = 60
 
 
 def read_assignments(texts: Iterable[str]) -> dict[str, SettingValue]:
-    """Parse `KEY=VALUE`: true, false and numbers by their form, everything else as a string.
-
-    Raises:
-        SteeringError: One is no assignment, or a key comes twice.
-    """
+    """Parse `KEY=VALUE`: true, false and numbers by their form, everything else as a string."""
     found: dict[str, SettingValue] = {}
     for text in texts:
         name, sign, value = text.partition("=")
@@ -233,11 +202,7 @@ def read_assignments(texts: Iterable[str]) -> dict[str, SettingValue]:
 
 
 def check_change(changes: Mapping[str, SettingValue], unset: Collection[str]) -> None:
-    """Refuse what no device would accept; a device may still refuse what it cannot do.
-
-    Raises:
-        SteeringError: A setting is unknown or only local, or its value is invalid; or nothing is to be changed.
-    """
+    """Refuse what no device would accept; a device may still refuse what it cannot do."""
     if not changes and not unset:
         raise SteeringError("Nothing is to be set; give KEY=VALUE.")
     if both := sorted(set(changes) & set(unset)):
@@ -273,53 +238,35 @@ def plan_changes(
     """Return the settings that devices would be wanted to have.
 
     What the broker retains (`desired`) goes before the log (`kept`). What devices have `reported` does not count for
-    versions, since a device can report any.
-
-    Raises:
-        SteeringError: The settings of a device exceed a message.
+    versions, since a device can report any. Raises `SteeringError` if the settings of a device exceed a message.
     """
-    return [
-        _plan(
-            device,
-            changes,
-            unset=unset,
-            before=desired.get(device.device) or kept.get(device.device),
-            versions=[each[device.device].version for each in (desired, kept) if device.device in each],
-            said=reported.get(device.device),
-        )
-        for device in devices
-    ]
-
-
-def _plan(
-    device: KnownDevice,
-    changes: Mapping[str, SettingValue],
-    *,
-    unset: Collection[str],
-    before: DesiredSettings | WantedView | None,
-    versions: Collection[int],
-    said: ReportedSettings | None,
-) -> SettingsChange:
-    latest = max(versions, default=0)
-    old = before.values if before is not None else {}
-    refused = said.refused if said is not None and said.version == latest else {}
-    # Settings that it has refused are dropped unless set again: it would refuse all others with them.
-    dropped = tuple(name for name in refused if name in old and name not in changes)
-    gone = {*unset, *dropped}
-    wanted = {name: value for name, value in {**old, **changes}.items() if name not in gone}
-    if len(wanted) > MAX_SETTINGS:
-        raise SteeringError(f"{len(wanted)} settings would be wanted of {device.device}; {MAX_SETTINGS} can be.")
     concerned = (*changes, *unset)
-    return SettingsChange(
-        device=device.device,
-        presence=device.presence,
-        version=latest % MAX_VERSION + 1,  # a device accepts a lower version of a later time
-        before={name: old[name] for name in concerned if name in old},
-        after=dict(changes),
-        wanted=wanted,
-        dropped=dropped,
-        needs_restart=tuple(name for name in concerned if effect_of(name) is Effect.RELOAD),
-    )
+    needs_restart = tuple(name for name in concerned if effect_of(name) is Effect.RELOAD)
+    planned = []
+    for device in devices:
+        name, said = device.device, reported.get(device.device)
+        before = desired.get(name) or kept.get(name)
+        old = before.values if before is not None else {}
+        latest = max((each[name].version for each in (desired, kept) if name in each), default=0)
+        refused = said.refused if said is not None and said.version == latest else {}
+        # Settings that it has refused are dropped unless set again: it would refuse all others with them.
+        dropped = tuple(key for key in refused if key in old and key not in changes)
+        wanted = {key: value for key, value in {**old, **changes}.items() if key not in {*unset, *dropped}}
+        if len(wanted) > MAX_SETTINGS:
+            raise SteeringError(f"{len(wanted)} settings would be wanted of {name}; {MAX_SETTINGS} can be.")
+        planned.append(
+            SettingsChange(
+                device=name,
+                presence=device.presence,
+                version=latest % MAX_VERSION + 1,  # a device accepts a lower version of a later time
+                before={key: old[key] for key in concerned if key in old},
+                after=dict(changes),
+                wanted=wanted,
+                dropped=dropped,
+                needs_restart=needs_restart,
+            )
+        )
+    return planned
 
 
 _Reported = ReportedSettings | ReportedView

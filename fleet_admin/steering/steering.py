@@ -43,7 +43,7 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.views import AuditEntry, MachineState, device_state
+from fleet_edge.store.views import MachineState, device_state
 from schemas.control import CommandRequest, CommandResponse, DesiredSettings, Presence, SettingValue
 
 
@@ -115,11 +115,7 @@ _ENDS: Final[Mapping[str, str]] = {"ok": "done", "failed": "failed", "refused": 
 
 
 def limit_of(command: str, asked_s: float | None) -> float:
-    """Return a command's time limit, in seconds.
-
-    Raises:
-        SteeringError: There is no such command, or the limit is invalid.
-    """
+    """Return a command's time limit, in seconds."""
     if command not in COMMANDS:
         raise SteeringError(f"There is no command {command[:40]!r}; there are {', '.join(COMMANDS)}.")
     limit_s = COMMANDS[command] if asked_s is None else asked_s
@@ -159,13 +155,9 @@ class Steering:
         return cls(SteeringLog(db), SteeringWire(link, fleet=settings.fleet, name=settings.name))
 
     def start(self, *, records: bool = False) -> None:
-        """Connect, and receive what the broker retains.
+        """Connect, and receive what the broker retains; raises as `SteeringWire.start`.
 
         With `records`, store what devices report until stopped, as a dashboard does.
-
-        Raises:
-            ConnectFailed: The broker cannot be reached.
-            SteeringError: It does not let this monitor publish.
         """
         try:
             self._wire.start()
@@ -223,11 +215,7 @@ class Steering:
     def preview(
         self, changes: Mapping[str, SettingValue], selection: Selection, *, unset: Collection[str] = ()
     ) -> list[SettingsChange]:
-        """Return a change's effect on each device, without applying it.
-
-        Raises:
-            SteeringError: No device is chosen, or a setting is invalid.
-        """
+        """Return a change's effect on each device, without applying it."""
         check_change(changes, unset)
         known = self.known(edges=selection.edge is not None)
         return plan_changes(
@@ -250,11 +238,8 @@ class Steering:
     ) -> Iterator[SetResult]:
         """Change settings of devices, reset those in `unset`, and yield each device's result as it answers.
 
-        It waits at most `wait_s` for the devices that are online.
-
-        Raises:
-            SteeringError: No device is chosen, or a setting is invalid; nothing is changed.
-            StoreUnavailable: It cannot be recorded; nothing is changed.
+        It waits at most `wait_s` for the devices that are online. Nothing is changed if it raises `SteeringError` (no
+        device is chosen, or a setting is invalid) or `StoreUnavailable` (the change cannot be recorded).
         """
         with self._setting:  # two changes at once would be of one version
             planned = self.preview(changes, selection, unset=unset)
@@ -281,14 +266,12 @@ class Steering:
             for each in planned
         }
         entries = [
-            AuditEntry(
-                who=actor.who,
-                action="set" if each.after else "unset",
-                subject=each.device,
+            actor.entry(
+                "set" if each.after else "unset",
+                each.device,
                 before=_as_json(each.before),
                 after=_as_json(each.after),
                 outcome=ASKED,
-                source=actor.source,
             )
             for each in planned
         ]
@@ -351,9 +334,8 @@ class Steering:
     ) -> Iterator[CommandResult]:
         """Send devices a command, and yield their answers.
 
-        Raises:
-            SteeringError: There is no such command, no device is chosen, or the limit is invalid; nothing is sent.
-            StoreUnavailable: It cannot be recorded; nothing is sent.
+        Nothing is sent if it raises `SteeringError` (no such command, no device, or an invalid limit) or
+        `StoreUnavailable` (the command cannot be recorded).
         """
         limit_s = limit_of(name, timeout_s)
         known = self.known(edges=selection.edge is not None)
@@ -370,15 +352,10 @@ class Steering:
             )
             for device in there
         }
-        said = json.dumps(dict(arguments)) if arguments else None
+        said = _as_json(arguments or {})
         entries = [
-            AuditEntry(
-                who=actor.who,
-                action=f"command {name}",
-                subject=device,
-                after=said,
-                outcome=ASKED if device in requests else "offline: not sent",
-                source=actor.source,
+            actor.entry(
+                f"command {name}", device, after=said, outcome=ASKED if device in requests else "offline: not sent"
             )
             for device in chosen
         ]
@@ -443,4 +420,4 @@ class Steering:
 
 
 def _as_json(values: Mapping[str, SettingValue]) -> str | None:
-    return json.dumps(values) if values else None
+    return json.dumps(dict(values)) if values else None

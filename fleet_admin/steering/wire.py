@@ -60,9 +60,7 @@ class SteeringWire:
     def start(self) -> None:
         """Connect, and return when all that the broker retains has arrived.
 
-        Raises:
-            ConnectFailed: The broker cannot be reached.
-            SteeringError: It does not let this monitor publish, or does not answer.
+        Raises `ConnectFailed` if the broker cannot be reached, `SteeringError` if this monitor may not publish there.
         """
         self._link.start(timeout_s=_CONNECT_S)
         # A message to itself arrives after all retained ones.
@@ -128,11 +126,7 @@ class SteeringWire:
         return build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device) in self._rejected
 
     def command(self, device: str, request: CommandRequest, answer: Callable[[CommandResponse], None]) -> None:
-        """Send a command; `answer` is called on the link's thread with each part of the answer.
-
-        Raises:
-            SteeringError: The link takes no more.
-        """
+        """Send a command; `answer` is called on the link's thread with each part of the answer."""
         with self._changed:
             self._answers[f"{device}/{request.id}"] = answer
         topic = build(Topic.COMMAND_REQUEST, fleet=self._fleet, device=device)

@@ -398,18 +398,32 @@ def compare(
 def _ranked(
     log: "SessionLog", by: Rank, *, since: datetime | None, edge: str | None, label: list[str] | None
 ) -> list[_Ranked]:
-    counted: dict[str, Tally] = {}
-    for view in log.usage(since=since, by=("device",), edge=edge):
-        if view.device is not None:
-            counted[view.device] = view.counted
+    from fleet_edge.store.views import Tally
+
+    found = log.usage(since=since, by=("device",), edge=edge)
+    counted = {view.device: view.counted for view in found if view.device is not None}
     refusals = _times(log, since=since, edge=edge, kind="refused")
     errors = _times(log, since=since, edge=edge, severity="error")
     names = {*counted, *refusals, *errors}
     if label:
         names &= {name for name, words in log.labels().items() if set(words) & set(label)}
+    nothing = Tally(sessions=0, segments=0, duration_ms=0.0)
     rows = [
-        _row(name, counted.get(name), refusals=refusals.get(name, 0), errors=errors.get(name, 0))
+        _Ranked(
+            device=name,
+            sessions=sums.sessions,
+            tokens=sums.tokens,
+            rounds=sums.rounds,
+            bytes=sums.uplink_bytes + sums.downlink_bytes,
+            tokens_per_s=sums.tokens_per_s,
+            tested=sums.tested,
+            acceptance=sums.acceptance,
+            resumes=sums.segments - sums.sessions,
+            refusals=refusals.get(name, 0),
+            errors=errors.get(name, 0),
+        )
         for name in sorted(names)
+        for sums in (counted.get(name, nothing),)
     ]
     needed = _NEEDED.get(by)
     enough = [row for row in rows if needed is None or getattr(row, needed) >= _LEAST]
@@ -421,22 +435,6 @@ def _times(
 ) -> dict[str, int]:
     found = log.event_counts(by=("device",), since=since, edge=edge, kind=kind, severity=severity, limit=100_000)
     return {count.device: count.times for count in found if count.device is not None}
-
-
-def _row(name: str, counted: "Tally | None", *, refusals: int, errors: int) -> _Ranked:
-    return _Ranked(
-        device=name,
-        sessions=counted.sessions if counted else 0,
-        tokens=counted.tokens if counted else 0,
-        rounds=counted.rounds if counted else 0,
-        bytes=counted.uplink_bytes + counted.downlink_bytes if counted else 0,
-        tokens_per_s=counted.tokens_per_s if counted else None,
-        tested=counted.tested if counted else 0,
-        acceptance=counted.acceptance if counted else None,
-        resumes=counted.segments - counted.sessions if counted else 0,
-        refusals=refusals,
-        errors=errors,
-    )
 
 
 def _show_ranked(found: list[_Ranked], by: Rank, *, since: datetime, wide: bool) -> None:

@@ -154,7 +154,6 @@ def test_a_queue_of_single_tokens_waits_as_an_m_d_1_queue_does() -> None:
 def test_devices_that_write_together_share_each_step() -> None:
     outcome = simulate(scenario(devices=16, plan=streaming, limits=AT_ONCE, text_tokens=2000, round_trip_s=0.0))
     assert outcome.pace == pytest.approx(1000.0 / 68.0, rel=0.02)
-    assert outcome.batch == pytest.approx(16, rel=0.02)
 
 
 @pytest.mark.parametrize("round_trip_s", [0.02, 0.1])
