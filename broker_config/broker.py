@@ -8,6 +8,7 @@ import ipaddress
 import json
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -273,14 +274,20 @@ _SECTIONS: Final[dict[str, type[BaseModel]]] = {"tls": Tls, "head_office": HeadO
 
 def render_description(broker: Broker) -> str:
     values = broker.model_dump(mode="json", exclude_none=True)
-    lines = ["# The description of the broker that the other files here were rendered from. Generated."]
     if broker.host is None:
-        lines.append('host = ""')  # TOML has no null
-    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if key not in tables]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
+        values["host"] = ""  # TOML has no null
+    title = "# The description of the broker that the other files here were rendered from. Generated."
+    return "\n".join([title, *toml_lines(values)]) + "\n"
+
+
+def toml_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield TOML of JSON values; mappings become sections."""
+    sections = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    for name, value in values.items():
+        if name not in sections:
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"  # TOML's basic strings escape as JSON's do
+    for name, section in sections.items():
+        yield from ("", f"[{name}]", *toml_lines(section))
 
 
 def read_description(path: Path, *, production: bool = True) -> Broker:

@@ -10,7 +10,7 @@ from typing import Final
 from broker_config.broker import Broker
 from schemas.errors import TopicError
 from schemas.names import check_name
-from schemas.topics import HOME_ASSISTANT, ROOT, TREE, ClientRole, Topic, TopicAddress, TopicRule, build, parse
+from schemas.topics import HOME_ASSISTANT, ROOT, TREE, ClientRole, Topic, TopicAddress, build, parse
 
 SYS = "$SYS/"
 
@@ -125,7 +125,7 @@ def render_table() -> str:
     broker = Broker(edges=(EDGE, "edge-2"), banned=("nobody",), janitor="monitor-janitor")
     rows = [["topic below `dssd/v1/<fleet>/`", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
     for rule in TREE:
-        topic = _example(rule, broker)
+        topic = f"{ROOT}/{broker.fleet}/{rule.template.format(device=DEVICE, edge=EDGE)}"
         shown = rule.template.replace("{device}", "<device>").replace("{edge}", "<edge>")
         rows.append([f"`{shown}`", *(_cell(broker, user, topic) for user in COLUMNS.values())])
         if rule.topic is Topic.DRAFT:
@@ -148,10 +148,6 @@ def with_table(text: str) -> str:
 
 def main() -> None:
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def _example(rule: TopicRule, broker: Broker) -> str:
-    return f"{ROOT}/{broker.fleet}/{rule.template.format(device=DEVICE, edge=EDGE)}"
 
 
 def _cell(broker: Broker, user: str, topic: str) -> str:

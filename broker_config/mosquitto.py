@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, REPORTED, Broker, BrokerFailed, HeadOffice, Tls
-from schemas.topics import HOME_ASSISTANT, ROOT, TREE, Access, ClientRole, Topic, TopicRule, build, rules_for, wildcard
+from schemas.topics import HOME_ASSISTANT, ROOT, TREE, Access, ClientRole, Topic, build, rules_for, wildcard
 
 _BANNER = re.compile(r"mosquitto version (\d+)\.(\d+)")
 TIMEOUT_S = 10.0
@@ -58,7 +58,12 @@ _EVERY: Final = "10min"
 
 def janitor_rights(broker: Broker) -> tuple[Access, ...]:
     """Return the rights of the janitor: read and clear what devices write and nothing should retain."""
-    filters = [topic_filter for rule in TREE if _unkept(rule) for topic_filter in _janitor_filters(rule, broker)]
+    filters = [
+        wildcard(rule.topic, fleet=broker.fleet, edge=edge)
+        for rule in TREE
+        if rule.writers == {ClientRole.DEVICE} and not rule.retained
+        for edge in (broker.edges if "{edge}" in rule.template else ("",))
+    ]
     return tuple(Access(each, write=write) for each in filters for write in (True, False))
 
 
@@ -111,15 +116,6 @@ WantedBy=timers.target
 """
 
 
-def _unkept(rule: TopicRule) -> bool:
-    return rule.writers == {ClientRole.DEVICE} and not rule.retained
-
-
-def _janitor_filters(rule: TopicRule, broker: Broker) -> Iterator[str]:
-    edges = broker.edges if "{edge}" in rule.template else ("",)
-    yield from (wildcard(rule.topic, fleet=broker.fleet, edge=edge) for edge in edges)
-
-
 USERNAME = "%u"  # mosquitto inserts the client's name
 SYS = "$SYS/#"
 
@@ -151,7 +147,10 @@ def _access_lines(broker: Broker) -> Iterator[str]:
                 yield f"topic deny {SYS}"
     everyone = () if broker.devices is not None else _of_device(broker, USERNAME)
     for name, rights in _of_names(broker):
-        yield from _section(name, rights, everyone)
+        yield ""
+        yield f"user {name}"
+        # Without the rights that everyone has.
+        yield from _rules("topic", tuple(right for right in rights if right not in everyone))
     if everyone:
         yield ""
         yield "# Names with a slash that would become an edge's topic in the patterns below."
@@ -193,13 +192,6 @@ def _of_device(broker: Broker, name: str) -> tuple[Access, ...]:
 def _denial(name: str) -> Iterator[str]:
     yield f"user {name}"
     yield "topic deny #"
-
-
-def _section(name: str, rights: tuple[Access, ...], everyone: tuple[Access, ...]) -> Iterator[str]:
-    yield ""
-    yield f"user {name}"
-    # Without the rights that everyone has.
-    yield from _rules("topic", tuple(right for right in rights if right not in everyone))
 
 
 def _rules(keyword: str, rights: tuple[Access, ...]) -> Iterator[str]:

@@ -19,8 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Final, Self
+from typing import Final, Self
 
 from broker_config.broker import Broker, BrokerFailed, BrokerFilesError, BrokerMissing, Tls, read_description
 from broker_config.files import DESCRIPTION_FILE, Profile, render_files, write_files
@@ -106,9 +105,7 @@ class ThrowAwayBroker(ABC):
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -158,7 +155,9 @@ class ThrowAwayBroker(ABC):
             self._directory = Path(tempfile.mkdtemp(prefix="fleet-broker-"))
         command = self._prepare(self._directory)
         with self._log_file(self._directory).open("ab") as log:
-            self._process = self._spawn(command, log)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
         self._await_ready(self._process)
 
     def stop(self) -> None:
@@ -215,11 +214,6 @@ class ThrowAwayBroker(ABC):
     @abstractmethod
     def _prepare(self, directory: Path) -> list[str]:
         """Write the configuration and return the command."""
-
-    def _spawn(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_S
@@ -406,7 +400,7 @@ class TrialBroker(ThrowAwayBroker):
             lines.append(f"user {user}")
         (directory / CONF_FILE).write_text("\n".join(lines) + "\n")
         access = directory / ACCESS_FILE
-        access.write_text(_inspected(self._files.access))
+        access.write_text(f"{self._files.access}\nuser {INSPECTOR}\ntopic readwrite #\ntopic readwrite $SYS/#\n")
         access.chmod(0o640)
         if self._files.certificates is not None:
             # Copies: the user that root's mosquitto changes to may not be able to read the originals.
@@ -434,10 +428,6 @@ def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> 
             yield line
     yield "log_dest stderr"
     yield from (f"log_type {kind}" for kind in ("error", "warning", "notice", "information"))
-
-
-def _inspected(access: str) -> str:
-    return f"{access}\nuser {INSPECTOR}\ntopic readwrite #\ntopic readwrite $SYS/#\n"
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """Site on this machine: a folder with authority, certificates, broker configuration and settings."""
 
 import getpass
-import json
 import os
 import resource
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 
-from broker_config.broker import Broker, BrokerError, describe
+from broker_config.broker import Broker, BrokerError, describe, toml_lines
 from broker_config.files import (
     DROP_IN_FILE,
     RULES_FILE,
@@ -136,22 +135,17 @@ def _issue(authority: Authority, name: str, role: IdentityRole, certificate: Pat
 def _write_settings(directory: Path, broker: Broker, name: str, role: IdentityRole) -> None:
     assert broker.tls is not None
     files = identity_files(directory, broker.tls, name)
-    broker_table = {
+    connection = {
         "host": HOSTS[0],
         "port": broker.port_of(name),
         "ca": str(files.ca),
         "certificate": str(files.certificate),
         "key": str(files.key),
     }
-    lines = [*_toml({"fleet": broker.fleet, SETTINGS_KEY[role]: name}), "", "[broker]", *_toml(broker_table)]
+    lines = toml_lines({"fleet": broker.fleet, SETTINGS_KEY[role]: name, "broker": connection})
     path = settings_file(directory, name)
     make_folder(path.parent)
     write_atomically(path, ("\n".join(lines) + "\n").encode(), mode=PUBLIC)
-
-
-def _toml(values: Mapping[str, object]) -> Iterator[str]:
-    # TOML's basic strings escape as JSON's do.
-    return (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
 
 
 def settings_file(directory: Path, name: str) -> Path:

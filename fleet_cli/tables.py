@@ -188,10 +188,8 @@ def _padded(text: str, width: int, *, right: bool = False) -> str:
 
 def _folded(text: str, width: int) -> list[str]:
     """Break text between words, and words that are longer than a line anywhere."""
-    return [text] if cell_len(text) <= width else _wrapped(text, width)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
+    if cell_len(text) <= width:
+        return [text]
     from rich.text import Text
 
     return [line.plain for line in Text(text).wrap(_console(), width)]

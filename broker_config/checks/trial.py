@@ -151,9 +151,17 @@ class BrokerTrial:
     def connect(self, name: str, *, client_id: str | None = None, packet_bytes: int = 1 << 20) -> PahoLink:
         """Return a link with a certificate for `name`, or with that user name without TLS."""
         files = None if self.authority is None else self.identity(name)
-        username = name if files is None else None
-        port = self.broker.broker.port_of(name)
-        link = PahoLink(self._settings(username, _tls(files), client_id or name, port=port, packet_bytes=packet_bytes))
+        settings = LinkSettings(
+            client_id=client_id or name,
+            username=name if files is None else None,
+            host=self.broker.host,
+            port=self.broker.broker.port_of(name),
+            tls=_tls(files),
+            packet_bytes=packet_bytes,
+            min_backoff_s=0.05,
+            max_backoff_s=0.1,
+        )
+        link = PahoLink(settings)
         link.start(timeout_s=PATIENCE_S)
         self.stack.callback(link.stop)
         return link
@@ -190,20 +198,6 @@ class BrokerTrial:
             "revoked": revoked,
             "that is missing": None,
         }
-
-    def _settings(
-        self, username: str | None, tls: TlsSettings | None, client_id: str, *, port: int, packet_bytes: int
-    ) -> LinkSettings:
-        return LinkSettings(
-            client_id=client_id,
-            username=username,
-            host=self.broker.host,
-            port=port,
-            tls=tls,
-            packet_bytes=packet_bytes,
-            min_backoff_s=0.05,
-            max_backoff_s=0.1,
-        )
 
 
 def _tls(files: IdentityFiles | None) -> TlsSettings | None:

@@ -214,8 +214,8 @@ def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: 
     """Check a pair; raises `FleetError` if a model cannot be found or read.
 
     `draft` is as in the device's setting `model`; `target` is a GGUF, a folder, a repository (`owner/name`), one of its
-    GGUFs (`owner/name:file.gguf`), or a prepared model in `models_dir`. If
-    it is a folder, `target_vocabulary` is a GGUF of the target, or its vocabulary's file.
+    GGUFs (`owner/name:file.gguf`), or a prepared model in `models_dir`. For a folder, `target_vocabulary` is a GGUF of
+    the target, or its vocabulary's file.
     """
     if Path(draft).expanduser().is_dir():
         raise ModelUnreadable(
@@ -261,18 +261,14 @@ def _common(draft: Path, target: Path, verifying: ModelFacts) -> CommonTokens:
             closing(GgufModel(draft, vocabulary_only=True)) as own,
             closing(GgufModel(target, vocabulary_only=True)) as other,
         ):
-            return _in_common(own, other, verifying)
+            if other.vocabulary != verifying.vocabulary:
+                raise ModelUnreadable(
+                    f"The file {other.path} has another vocabulary than the target {verifying.source}; name a GGUF of "
+                    "the same model with --target-vocabulary."
+                )
+            return CommonTokens(own, own.vocabulary.size, other, other.vocabulary.size)
     except DrafterError as error:
         raise ModelUnreadable(str(error)) from error
-
-
-def _in_common(own: GgufModel, other: GgufModel, verifying: ModelFacts) -> CommonTokens:
-    if other.vocabulary != verifying.vocabulary:
-        raise ModelUnreadable(
-            f"The file {other.path} has another vocabulary than the target {verifying.source}; name a GGUF of the same "
-            "model with --target-vocabulary."
-        )
-    return CommonTokens(own, own.vocabulary.size, other, other.vocabulary.size)
 
 
 UNIT: Final = 1000

@@ -37,9 +37,8 @@ class Actor:
     def entry(
         self, action: str, subject: str, *, before: str | None = None, after: str | None = None, outcome: str = DONE
     ) -> AuditEntry:
-        return AuditEntry(
-            who=self.who, action=action, subject=subject, before=before, after=after, outcome=outcome, source=self.source
-        )
+        changed = {"before": before, "after": after}
+        return AuditEntry(who=self.who, source=self.source, action=action, subject=subject, outcome=outcome, **changed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,12 @@
 """`fleet admin profile`: the settings that an operator's commands begin with."""
 
-import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from pydantic import SecretStr
 
+from broker_config.broker import toml_lines
 from fleet_admin.settings import AdminSettings
 from fleet_cli.errors import CommandError
 from fleet_cli.options import AsJson, profile_file, usual_profile, with_settings
@@ -66,26 +65,18 @@ def _save(file: Path, settings: AdminSettings) -> None:
     """Write what differs from the defaults, with paths that hold in any folder."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, "\n".join([*_toml(settings.model_dump(exclude_defaults=True)), ""]).encode())
+        values = _plain(settings.model_dump(exclude_defaults=True))
+        write_atomically(file, "\n".join([*toml_lines(values), ""]).encode())
     except OSError as error:
         raise CommandError(f"The profile {file} cannot be written: {error.strerror}.") from error
 
 
-def _toml(values: Mapping[str, Any]) -> Iterator[str]:
-    sections = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    for name, value in values.items():
-        if name not in sections:
-            yield f"{name} = {_literal(value)}"
-    for name, section in sections.items():
-        yield f"[{name}]"
-        yield from _toml(section)
-
-
-def _literal(value: object) -> str:
+def _plain(value: Any) -> Any:  # noqa: ANN401 - of any setting
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, SecretStr):
-        value = value.get_secret_value()
-    # A string of JSON is one of TOML too.
-    return json.dumps(str(value.absolute()) if isinstance(value, Path) else value)
+        return value.get_secret_value()
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def register(app: typer.Typer) -> None:
