@@ -18,7 +18,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 @app.callback(invoke_without_command=True)
 def asyncapi_command(
-    out: Annotated[Path | None, typer.Option(help="File to write; standard output if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
 ) -> None:
     """Write the AsyncAPI 3 document of all topics and messages, as YAML."""
     text = render_yaml(document())

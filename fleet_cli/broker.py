@@ -51,7 +51,7 @@ _with_link = with_options(
     {
         "host": (Annotated[str, typer.Option(help="Broker's host.")], "127.0.0.1"),
         "port": (Annotated[int, typer.Option(min=1, max=65535, help="Broker's port.")], 8883),
-        "name": (Annotated[str, typer.Option(help="The monitor's name, and no other program's.")], "monitor"),
+        "name": (Annotated[str, typer.Option(help="Name of this monitor; no other program may use it.")], "monitor"),
         "ca": (Annotated[Path | None, typer.Option(help="Certificate of the broker's authority (PEM).")], None),
         "certificate": (Annotated[Path | None, typer.Option(help="The monitor's certificate (PEM).")], None),
         "key": (Annotated[Path | None, typer.Option(help="Its key (PEM).")], None),
@@ -62,17 +62,19 @@ _with_link = with_options(
 
 @app.command("render")
 def render_command(
-    out: Annotated[Path, typer.Option(help="Folder to write to; made if it is not there.", file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write to; created if missing.", file_okay=False)],
     profile: Annotated[Profile, typer.Option(help="Where the broker runs.")] = Profile.PRODUCTION,
-    config: Annotated[Path | None, typer.Option(help="Description (TOML); what it lacks has a default.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Description of the broker (TOML); every value has a default.")
+    ] = None,
     fleet: Annotated[str | None, typer.Option(help="Fleet's name.")] = None,
-    edge: Annotated[list[str] | None, typer.Option(help="Name of an edge; may be repeated.")] = None,
-    monitor: Annotated[list[str] | None, typer.Option(help="Name of a monitor; may be repeated.")] = None,
+    edge: Annotated[list[str] | None, typer.Option(help="Name of an edge; repeatable.")] = None,
+    monitor: Annotated[list[str] | None, typer.Option(help="Name of a monitor; repeatable.")] = None,
     home: Annotated[
-        Path | None, typer.Option(help=f"Where the files will lie on the broker's machine; {_HOME} if left out.")
+        Path | None, typer.Option(help=f"Folder of the files on the broker's machine; by default {_HOME}.")
     ] = None,
     mosquitto: Annotated[
-        MosquittoVersion | None, typer.Option(help="Version there; that of this machine's if left out, else 2.0.")
+        MosquittoVersion | None, typer.Option(help="Mosquitto version there; by default this machine's, or else 2.0.")
     ] = None,
 ) -> None:
     """Write mosquitto's configuration, access rules, firewall and systemd units."""
@@ -113,7 +115,7 @@ def watch_command(
     *,
     link: PahoLink,
     seconds: Annotated[float | None, typer.Option(min=0, help="Duration; exit code 1 if a limit was reached.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Watch the broker as a monitor; print a line when a queue, packet or connection limit is reached."""
     seen: queue.SimpleQueue[LimitReached] = queue.SimpleQueue()
@@ -194,16 +196,16 @@ def metrics_command(
 
 @app.command("init")
 def init_command(
-    directory: Annotated[Path, typer.Argument(help="Folder to make; must be empty or not there.", file_okay=False)],
+    directory: Annotated[Path, typer.Argument(help="Folder to create; must be missing or empty.", file_okay=False)],
     fleet: Annotated[str, typer.Option(help="Fleet's name.")] = "home",
-    edge: Annotated[list[str] | None, typer.Option(help="Name of an edge; may be repeated.")] = None,
+    edge: Annotated[list[str] | None, typer.Option(help="Name of an edge; repeatable.")] = None,
     devices: Annotated[int, typer.Option(min=0, max=1000, help="Number of devices: device-1, device-2, …")] = 3,
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8883,
     edge_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="TCP port for the edges alone; the next one if left out.")
+        int | None, typer.Option(min=1, max=65535, help="Separate TCP port for edges; by default the next port.")
     ] = None,
 ) -> None:
-    """Make a working broker with certificates on this machine, and print how to run it.
+    """Create a broker configuration with certificates, and print how to run it.
 
     It makes the keys of all identities. That is fine for a trial; real devices make their own keys with
     `fleet device enroll`.
@@ -227,7 +229,7 @@ def init_command(
 
 @app.command("check")
 def check_command(
-    directory: Annotated[Path, typer.Argument(help="What `fleet broker render` or `init` has written.")],
+    directory: Annotated[Path, typer.Argument(help="Folder written by `fleet broker render` or `init`.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Start a broker on the files, with certificates of its own, and verify them; exit code 1 if a check failed."""

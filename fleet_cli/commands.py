@@ -21,7 +21,7 @@ class CommandGroup:
 
 
 COMMANDS: Final = {
-    "admin": CommandGroup("fleet_cli.admin", "admin", "See what a fleet does, and steer it."),
+    "admin": CommandGroup("fleet_cli.admin", "admin", "Monitor and steer a fleet."),
     "asyncapi": CommandGroup("fleet_cli.asyncapi", "dev", "Write the AsyncAPI document of all topics and messages."),
     "broker": CommandGroup("fleet_cli.broker", "demo", "Set up the broker and the fleet's identities."),
     "demo": CommandGroup("fleet_cli.demo", "demo", "Run a whole fleet on this machine."),

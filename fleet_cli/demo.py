@@ -317,24 +317,30 @@ def demo_command(
     draft_length: Annotated[str, typer.Option(callback=_check_draft_length, help="Tokens in a draft, or auto.")] = "4",
     ahead: Annotated[bool | None, typer.Option(help="Always or never draft ahead of the verdict.")] = None,
     stream: Annotated[bool | None, typer.Option(help="Always or never use edge-only decoding.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the first device; the next have the next ones.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.7,
-    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 50,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="1 keeps all.")] = 0.95,
-    prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the first device; each next device adds one.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.7,
+    top_k: Annotated[int, typer.Option(min=0, help="Keep this number of tokens; 0 keeps all.")] = 50,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep this probability mass; 1 keeps all.")] = 0.95,
+    prompts: Annotated[Path | None, typer.Option(help="File with one prompt per line.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompts as they are.")] = False,
-    broker: Annotated[str, typer.Option(help="auto, embedded, mosquitto, or HOST:PORT.")] = "auto",
+    broker: Annotated[str, typer.Option(help="Broker: auto, embedded, mosquitto, or HOST:PORT.")] = "auto",
     tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS, with an identity for each device.")] = False,
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
     engine: Annotated[
         str | None,
-        typer.Option(help="Of the target model: auto, llama.cpp or torch; left out, torch if there, else llama.cpp."),
+        typer.Option(
+            help="Engine of the target model: auto, llama.cpp or torch; by default torch if installed, else llama.cpp."
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the target model: auto, int8, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the target model: auto, int8, float32 or bfloat16.")
+    ] = "auto",
     show_text: Annotated[bool, typer.Option("--show-text", help="Stream the outputs.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Chat with the large model as device-1 instead.")] = False,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Serve the dashboard after the table; the devices go on.")
+        bool, typer.Option("--dashboard", help="Serve the dashboard after the table; the devices continue.")
     ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report as JSON; - for standard output.")

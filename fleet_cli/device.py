@@ -141,13 +141,13 @@ def generate_command(
     prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads standard input.")],
     settings: DeviceSettings,
     *,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; repeatable.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print statistics and the plan to standard error.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
-    json_schema: Annotated[Path | None, typer.Option(help="Write JSON of this schema: a file.")] = None,
-    regex: Annotated[str | None, typer.Option(help="Write what this regular expression matches as a whole.")] = None,
-    lark: Annotated[Path | None, typer.Option(help="Write what this Lark grammar allows: a file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    json_schema: Annotated[Path | None, typer.Option(help="File with a JSON schema for the output.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Regular expression that the whole output matches.")] = None,
+    lark: Annotated[Path | None, typer.Option(help="File with a Lark grammar for the output.")] = None,
     events: EventStream,
 ) -> None:
     """Generate one output. Ctrl-C ends it early."""
@@ -346,7 +346,7 @@ def prefix_command(
 def doctor_command(
     settings: DeviceSettings,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Check memory, threads, model, broker, certificate, clock, edge and vocabulary, and say what to do.
 
@@ -362,7 +362,7 @@ def doctor_command(
 def selftest_command(
     settings: DeviceSettings,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Check configuration, model, broker, edge and a real request.
 
@@ -389,9 +389,11 @@ def forget_command(settings: DeviceSettings) -> None:
     print(f"The history in {folder} is deleted." if number else f"Nothing was kept in {folder}.")
 
 
-_Name = Annotated[str, typer.Argument(help="Of the application, in the session log and in errors.")]
-_Tokens = Annotated[int | None, typer.Option(help="Maximum tokens of prompts and outputs; no limit by default.", min=1)]
-_Texts = Annotated[int | None, typer.Option(help="Maximum requests that run or wait; no limit by default.", min=1)]
+_Name = Annotated[str, typer.Argument(help="Name of the application in the session log and in errors.")]
+_Tokens = Annotated[int | None, typer.Option(help="Maximum tokens of prompts and outputs; by default no limit.", min=1)]
+_Texts = Annotated[
+    int | None, typer.Option(help="Maximum number of requests that run or wait; by default no limit.", min=1)
+]
 
 
 @applications.command("add")

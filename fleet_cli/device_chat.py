@@ -332,12 +332,10 @@ def talk(device: Device, *, system: str, drop: bool) -> None:
 def chat_command(
     settings: DeviceSettings,
     *,
-    system: Annotated[str, typer.Option(help="The system's message: who the large model is to be.")] = "",
+    system: Annotated[str, typer.Option(help="System message for the large model.")] = "",
     when_full: Annotated[
         _WhenFull,
-        typer.Option(
-            help="Drop the oldest turns where the conversation is longer than the context, or refuse to go on."
-        ),
+        typer.Option(help="Drop the oldest turns when the conversation exceeds the context, or refuse to continue."),
     ] = _WhenFull.DROP,
 ) -> None:
     """Chat with the large model: streamed, with history, tokens coloured by their origin.

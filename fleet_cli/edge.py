@@ -141,8 +141,8 @@ _FLAGS: Final = (
 def selftest_command(
     settings: EdgeSettings,
     *,
-    probe: Annotated[str | None, typer.Option(help="Device as which to ask; probe-<edge> by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    probe: Annotated[str | None, typer.Option(help="Device name to use; by default probe-<edge>.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Have the running edge verify drafts with a known verdict, through the broker as a device would.
 

@@ -247,31 +247,34 @@ def advise_command(
     settings: EdgeSettings,
     *,
     curve: Annotated[
-        Path | None, typer.Option(help="Step-time curve to read, of this or another machine; else it is measured.")
+        Path | None,
+        typer.Option(help="File with a step-time curve of this or another machine; by default it is measured."),
     ] = None,
-    save_curve: Annotated[Path | None, typer.Option(help="Write the curve here.")] = None,
+    save_curve: Annotated[Path | None, typer.Option(help="File to write the curve to.")] = None,
     curve_s: Annotated[
-        float, typer.Option(min=1.0, max=36_000.0, help="Longest that measuring the curve takes (seconds).")
+        float, typer.Option(min=1.0, max=36_000.0, help="Time limit for measuring the curve (seconds).")
     ] = 120.0,
     draft_ms: Annotated[
-        float | None, typer.Option(help="Time of a draft token on a device (ms); else from the session log.")
+        float | None, typer.Option(help="Time of a draft token on a device (ms); by default from the session log.")
     ] = None,
     acceptance: Annotated[
-        float | None, typer.Option(help="Share of draft tokens that is accepted; else from the session log.")
+        float | None,
+        typer.Option(help="Acceptance: share of draft tokens that are accepted; by default from the session log."),
     ] = None,
     rtt_ms: Annotated[
-        float | None, typer.Option(help="Round trip between device and edge (ms); else from the session log.")
+        float | None, typer.Option(help="Round trip between device and edge (ms); by default from the session log.")
     ] = None,
     pair: Annotated[
-        Path | None, typer.Option(help="Acceptance from what fleet models check --measure --json has written.")
+        Path | None, typer.Option(help="JSON file of fleet models check --measure, for the acceptance.")
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="Of verification.")] = Mode.RESIDUAL,
+    mode: Annotated[Mode, typer.Option(help="Verification mode.")] = Mode.RESIDUAL,
     level_tokens: Annotated[float, typer.Option(min=0.01, max=1e6, help="Service level: tokens/s of each device.")] = 8,
     level_gap_ms: Annotated[
-        float, typer.Option(min=1.0, max=1e6, help="Service level: most ms between tokens, at the 95th percentile.")
+        float, typer.Option(min=1.0, max=1e6, help="Service level: 95th percentile of the time between tokens (ms).")
     ] = 250,
     level_share: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of the devices that writes that must get it.")
+        float,
+        typer.Option(min=0.01, max=1.0, help="Share of the generating devices that must reach the service level."),
     ] = 0.95,
     guess_rate: Annotated[
         float,
@@ -279,30 +282,30 @@ def advise_command(
     ] = 0.0,
     text_tokens: Annotated[
         int | None,
-        typer.Option(min=1, max=1 << 16, help="Tokens of a text (default 128; with --against those of the file)."),
+        typer.Option(min=1, max=1 << 16, help="Tokens of an output (default 128; with --against those of the file)."),
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of a prompt.")] = 64,
     message_ms: Annotated[
-        float, typer.Option(min=0.0, max=1e3, help="The edge's own time for each message (ms).")
+        float, typer.Option(min=0.0, max=1e3, help="Processing time of the edge for each message (ms).")
     ] = 0.6,
     writing_share: Annotated[
-        float, typer.Option(min=1e-6, max=1.0, help="Share of a fleet's devices that writes at once; assumed.")
+        float, typer.Option(min=1e-6, max=1.0, help="Share of the devices that generate at the same time (assumed).")
     ] = 0.02,
-    headroom: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of what an edge holds that is planned for.")
-    ] = 0.8,
+    headroom: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of an edge's capacity to plan for.")] = 0.8,
     broker_messages: Annotated[
-        float, typer.Option(min=1.0, max=1e9, help="Messages that a broker passes on in a second; assumed.")
+        float, typer.Option(min=1.0, max=1e9, help="Messages per second that a broker forwards (assumed).")
     ] = 10_000,
     broker_connections: Annotated[
-        int, typer.Option(min=1, max=10_000_000, help="Connections that a broker holds; assumed.")
+        int, typer.Option(min=1, max=10_000_000, help="Connections that a broker holds (assumed).")
     ] = 20_000,
     against: Annotated[
-        Path | None, typer.Option(help="Instead: compare the simulation with a JSON file of the benchmark `capacity`.")
+        Path | None, typer.Option(help="Compare the simulation with a JSON file of the benchmark `capacity` instead.")
     ] = None,
-    cost: Annotated[int, typer.Option(min=1, max=1024, help="With --against: the rows of targets of this cost.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the simulation.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    cost: Annotated[
+        int, typer.Option(min=1, max=1024, help="With --against: use the rows of targets of this cost.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulation.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Say whether drafting pays at this edge, how many devices it holds, and what a fleet needs.
 

@@ -32,11 +32,11 @@ PassphraseFile = Annotated[
     typer.Option(help=f"File with the passphrase of the authority's key; or {PASSPHRASE_VARIABLE}, or you are asked."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Host = Annotated[str | None, typer.Option(help="Where clients reach the broker, to end sessions there.")]
+Host = Annotated[str | None, typer.Option(help="Address of the broker, to end sessions there.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65_535, help="The broker's TLS port.")]
-Crl = Annotated[Path | None, typer.Option(help="Where the broker reads its list of revoked certificates.")]
+Crl = Annotated[Path | None, typer.Option(help="File from which the broker reads revoked certificates.")]
 PidFile = Annotated[Path | None, typer.Option(help="The broker's pid file, to reload it.")]
-Unit = Annotated[str | None, typer.Option(help="Or the broker's systemd unit, to reload it.")]
+Unit = Annotated[str | None, typer.Option(help="The broker's systemd unit, to reload it.")]
 
 
 def open_authority(folder: Path, passphrase_file: Path | None) -> Authority:
@@ -122,9 +122,9 @@ DEFAULT_CA = Path("ca")
 Name = Annotated[str, typer.Argument(help="The identity's name.")]
 Names = Annotated[list[str] | None, typer.Argument(help="The identities' names.")]
 Role = Annotated[IdentityRole, typer.Option(help="What the identity is for.")]
-Hosts = Annotated[list[str] | None, typer.Option("--host", help="For a broker: a host name or address of it.")]
+Hosts = Annotated[list[str] | None, typer.Option("--host", help="For a broker: its host name or address.")]
 Request = Annotated[Path, typer.Argument(help="The signing request (PEM).")]
-Out = Annotated[Path | None, typer.Option(help="Folder for what is made; by default in the authority's folder.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the created files; by default in the authority's folder.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -140,8 +140,8 @@ def ca_command(
     *,
     ca: CaFolder = DEFAULT_CA,
     fleet: Annotated[str, typer.Option(help="The fleet's name.")] = "home",
-    edge: Annotated[list[str] | None, typer.Option(help="A name to keep for an edge.")] = None,
-    monitor: Annotated[list[str] | None, typer.Option(help="A name to keep for a monitor.")] = None,
+    edge: Annotated[list[str] | None, typer.Option(help="Name to reserve for an edge.")] = None,
+    monitor: Annotated[list[str] | None, typer.Option(help="Name to reserve for a monitor.")] = None,
     encrypt: Annotated[bool, typer.Option(help="Protect the authority's key with a passphrase.")] = False,
     passphrase_file: PassphraseFile = None,
     host: Host = None,
@@ -216,9 +216,9 @@ def sign_command(
 def renew_command(
     names: Names = None,
     *,
-    due: Annotated[bool, typer.Option(help="All that end within 30 days.")] = False,
-    early: Annotated[bool, typer.Option(help="Also with more than 30 days left.")] = False,
-    request: Annotated[Path | None, typer.Option(help="A request with a new key, for one name.")] = None,
+    due: Annotated[bool, typer.Option(help="All certificates that expire within 30 days.")] = False,
+    early: Annotated[bool, typer.Option(help="Renew even with more than 30 days left.")] = False,
+    request: Annotated[Path | None, typer.Option(help="Request with a new key; for one name only.")] = None,
     out: Out = None,
     ca: CaFolder = DEFAULT_CA,
     passphrase_file: PassphraseFile = None,
@@ -298,7 +298,7 @@ def _tell_log(db: str, names: list[str]) -> None:
 def list_command(
     *,
     ca: CaFolder = DEFAULT_CA,
-    history: Annotated[bool, typer.Option("--all", help="Also what was replaced by a newer one.")] = False,
+    history: Annotated[bool, typer.Option("--all", help="Include certificates that were replaced.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the identities with status and remaining days."""
@@ -314,10 +314,10 @@ def enroll_command(
     context: typer.Context,
     device: Annotated[str, typer.Argument(help="This device's name.")],
     *,
-    folder: Annotated[Path, typer.Option(help="Where key and certificate lie.")] = DEFAULT_FOLDER,
-    certificate: Annotated[Path | None, typer.Option(help="What the operator sent: the signed certificate.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="And the authority's, the first time.")] = None,
-    new_key: Annotated[bool, typer.Option("--new-key", help="Ask for a certificate over a new key.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder of key and certificate.")] = DEFAULT_FOLDER,
+    certificate: Annotated[Path | None, typer.Option(help="The signed certificate from the operator.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="The authority's certificate; needed the first time.")] = None,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Request a certificate for a new key.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Enroll in a fleet: first without options, then with the --certificate and --ca that came back."""

@@ -47,7 +47,7 @@ def global_options(
 def command_line(group: str | None) -> Any:  # noqa: ANN401 - a class that Typer keeps to itself
     app = typer.Typer(
         name="fleet",
-        help="Fleets of small devices that write with the quality of a large language model.",
+        help="Fleets of small devices that generate with the quality of a large language model.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -119,7 +119,7 @@ def reporter(console: Console, *, clock: Callable[[], float]) -> ProgressReporte
     return BarReporter(console) if console.is_terminal else LineReporter(console, clock)
 
 
-app = typer.Typer(name="models", help="The models of the demo, and pairs of other models.", no_args_is_help=True)
+app = typer.Typer(name="models", help="Create the demo's models; check and try pairs of models.", no_args_is_help=True)
 
 _MODELS = Path("models")
 _VOCABULARY = Path("target.vocabulary.gguf")
@@ -128,17 +128,21 @@ _VOCABULARY = Path("target.vocabulary.gguf")
 @app.command("prepare")
 def prepare_command(
     models_dir: ModelsDir = _MODELS,
-    check: Annotated[bool, typer.Option("--check", help="Hash every file again; remake damaged ones.")] = False,
-    only: Annotated[list[str] | None, typer.Option(help="Make only this one, such as Q4_0; may be repeated.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Verify the hash of every file; create damaged ones again.")
+    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Create only this model, such as Q4_0; repeatable.")] = None,
     cost: Annotated[
         int,
         typer.Option(
-            min=1, max=64, help="Also make targets with the same output at this multiple of the cost, for measurements."
+            min=1,
+            max=64,
+            help="Also create targets with the same output at this multiple of the cost, for measurements.",
         ),
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Make the models that are missing."""
+    """Create the missing models."""
     console = Console(stderr=True)
     began = time.monotonic()
     source = locate(SMOLLM2)
@@ -201,18 +205,18 @@ def vocabulary_command(
         )
 
 
-_Draft = Annotated[
-    str, typer.Argument(help="As a device's setting `model`: a GGUF, owner/name:file.gguf, or a prepared model.")
-]
+_Draft = Annotated[str, typer.Argument(help="The draft model: a GGUF, owner/name:file.gguf, or a prepared model.")]
 _Target = Annotated[
     str,
     typer.Argument(help="The large model: a GGUF, a folder, owner/name, owner/name:file.gguf, or a prepared model."),
 ]
 _TargetVocabulary = Annotated[
     Path | None,
-    typer.Option(help="A GGUF of the target, where it is a folder whose vocabulary is not the draft model's."),
+    typer.Option(
+        help="A GGUF of the target, if the target is a folder and its vocabulary differs from the draft model's."
+    ),
 ]
-_Dtype = Annotated[str, typer.Option(help="Of the target: auto, int8, float32 or bfloat16.")]
+_Dtype = Annotated[str, typer.Option(help="Precision of the target: auto, int8, float32 or bfloat16.")]
 
 
 @app.command("check")
@@ -221,18 +225,19 @@ def check_command(
     target: _Target,
     models_dir: ModelsDir = _MODELS,
     target_vocabulary: _TargetVocabulary = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Load both and measure how much of the draft is accepted.")
-    ] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Load both models and measure the acceptance.")] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Prompts to measure on: one a line, or a .toml file with a list for each category."),
+        typer.Option(help="Prompts to measure with: one per line, or a .toml file with a list for each category."),
     ] = None,
-    each: Annotated[int, typer.Option(min=1, help="Built-in prompts of each of the six categories, at most 10.")] = 2,
-    tokens: Annotated[int, typer.Option(min=2, max=4096, help="Of each text that is measured on, at most.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Of the texts; 0 is greedy.")] = 0.7,
+    each: Annotated[
+        int, typer.Option(min=1, help="Number of built-in prompts of each of the six categories, at most 10.")
+    ] = 2,
+    tokens: Annotated[int, typer.Option(min=2, max=4096, help="Maximum tokens of each output.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Sampling temperature; 0 is greedy.")] = 0.7,
     engine: Annotated[
-        str | None, typer.Option(help="Of the target: torch, llama.cpp or auto; by default llama.cpp for a GGUF.")
+        str | None,
+        typer.Option(help="Engine of the target: torch, llama.cpp or auto; by default llama.cpp for a GGUF."),
     ] = None,
     dtype: _Dtype = "auto",
     as_json: AsJson = False,
@@ -262,10 +267,10 @@ def try_command(
     target: _Target,
     models_dir: ModelsDir = _MODELS,
     target_vocabulary: _TargetVocabulary = None,
-    each: Annotated[int, typer.Option(min=1, help="Prompts of each of the six categories, at most 10.")] = 2,
-    tokens: Annotated[int, typer.Option(min=2, max=4096, help="Of each text, at most.")] = 64,
+    each: Annotated[int, typer.Option(min=1, help="Number of prompts of each of the six categories, at most 10.")] = 2,
+    tokens: Annotated[int, typer.Option(min=2, max=4096, help="Maximum tokens of each output.")] = 64,
     mode: Annotated[Mode, typer.Option(help="How drafts are verified.")] = Mode.RESIDUAL,
-    engine: Annotated[str, typer.Option(help="Of the target: auto, torch or llama.cpp.")] = "auto",
+    engine: Annotated[str, typer.Option(help="Engine of the target: auto, torch or llama.cpp.")] = "auto",
     dtype: _Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:

@@ -251,9 +251,11 @@ Database = Annotated[
         show_default="the profile's",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")]
-Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal is.")]
-Since = Annotated[str | None, typer.Option(help="Opened since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Show all columns, whatever the terminal's width.")]
+Since = Annotated[
+    str | None, typer.Option(help="Sessions opened since: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")
+]
 DEFAULT_DB = ""
 
 
@@ -288,27 +290,36 @@ def open_log(url: str) -> "SessionLog":
 Acting = Annotated[
     str | None, typer.Option("--as", metavar="NAME", help="Name for the audit log; by default your user.")
 ]
-Devices = Annotated[list[str] | None, typer.Option("--device", help="This device; may be given several times.")]
+Devices = Annotated[list[str] | None, typer.Option("--device", help="Select this device; repeatable.")]
 
 _SELECTION: Final[Mapping[str, tuple[object, object]]] = {
     "device": (Devices, None),
     "label": (
+        Annotated[list[str] | None, typer.Option("--label", help="Select devices with this label; repeatable.")],
+        None,
+    ),
+    "everything": (Annotated[bool, typer.Option("--all", help="Select all devices that are not retired.")], False),
+    "of_edge": (
         Annotated[
-            list[str] | None, typer.Option("--label", help="Devices with this label; may be given several times.")
+            str | None,
+            typer.Option("--of-edge", help="Of the selected, only devices that this edge served within a day."),
         ],
         None,
     ),
-    "everything": (Annotated[bool, typer.Option("--all", help="All devices that are not retired.")], False),
-    "of_edge": (
-        Annotated[str | None, typer.Option("--of-edge", help="Of those, that this edge has served within a day.")],
+    "of_model": (
+        Annotated[str | None, typer.Option("--of-model", help="Of the selected, only devices with this draft model.")],
         None,
     ),
-    "of_model": (Annotated[str | None, typer.Option("--of-model", help="Of those, with this draft model.")], None),
-    "of_release": (Annotated[str | None, typer.Option("--of-release", help="Of those, of this release.")], None),
+    "of_release": (
+        Annotated[str | None, typer.Option("--of-release", help="Of the selected, only devices with this release.")],
+        None,
+    ),
     "reachable": (
         Annotated[
             bool | None,
-            typer.Option("--reachable/--unreachable", help="Of those, the devices neither silent nor offline."),
+            typer.Option(
+                "--reachable/--unreachable", help="Of the selected, only devices that are neither silent nor offline."
+            ),
         ],
         None,
     ),

@@ -104,39 +104,39 @@ def _each(one: Callable[[Services, str, str, Actor], str]) -> Run:
 
 def _retire(services: Services, device: str, _argument: str, actor: Actor, *, undo: bool = False) -> str:
     services.steering.log.retire(device, undo=undo, actor=actor)
-    return f"It is {'in' if undo else 'out of'} service."
+    return f"The device is {'in' if undo else 'out of'} service."
 
 
 def _quarantine(services: Services, device: str, argument: str, actor: Actor) -> str:
     held = services.log.quarantine(
         device, duration=argument or None, reason=f"By {actor.who}.", who=actor.who, source=actor.source
     )
-    until = "until it is lifted" if held.until_at is None else f"until {held.until_at:%Y-%m-%d %H:%M} UTC"
-    return f"It is quarantined {until}."
+    until = "until lifted" if held.until_at is None else f"until {held.until_at:%Y-%m-%d %H:%M} UTC"
+    return f"The device is quarantined {until}."
 
 
 def _unquarantine(services: Services, device: str, _argument: str, actor: Actor) -> str:
     held = services.log.unquarantine(device, who=actor.who, source=actor.source)
-    return (
-        "It was not quarantined." if held is None else f"The quarantine is lifted; {held.by} had set it: {held.reason}"
-    )
+    if held is None:
+        return "The device was not quarantined."
+    return f"The quarantine is lifted; {held.by} had set it: {held.reason}"
 
 
 ACTS: Final = (
     Act("set", "Set", _set, "KEY=VALUE …", "draft_length=4", required=True, live=True, check=_check_set),
-    Act("unset", "Take settings back", _unset, "KEY …", "draft_length", required=True, live=True, check=_check_unset),
+    Act("unset", "Unset", _unset, "KEY …", "draft_length", required=True, live=True, check=_check_unset),
     Act("drain", "Drain", partial(_command, "drain"), live=True),
     Act("pause", "Pause", partial(_command, "pause"), live=True),
     Act("resume", "Resume", partial(_command, "resume"), live=True),
     Act("reload", "Reload the model", partial(_command, "reload"), live=True),
     Act("self-test", "Self-test", partial(_command, "self-test"), live=True),
-    Act("log-tail", "End of the log", partial(_command, "log-tail"), live=True),
-    Act("label", "Label", partial(_label, "add"), "labels", "hall_a", required=True),
-    Act("unlabel", "Take labels off", partial(_label, "remove"), "labels", "hall_a", required=True),
-    Act("quarantine", "Quarantine", _each(_quarantine), "for how long", "2h", dangerous=True, check=_check_duration),
+    Act("log-tail", "Show log tail", partial(_command, "log-tail"), live=True),
+    Act("label", "Add labels", partial(_label, "add"), "labels", "hall_a", required=True),
+    Act("unlabel", "Remove labels", partial(_label, "remove"), "labels", "hall_a", required=True),
+    Act("quarantine", "Quarantine", _each(_quarantine), "duration", "2h", dangerous=True, check=_check_duration),
     Act("unquarantine", "End quarantine", _each(_unquarantine)),
     Act("retire", "Retire", _each(_retire), dangerous=True),
-    Act("restore", "Put back into service", _each(partial(_retire, undo=True))),
+    Act("restore", "Restore", _each(partial(_retire, undo=True))),
 )
 
 
@@ -144,5 +144,5 @@ def act_of(key: str) -> Act:
     """Return an action by its key; raises `Problem` if there is none."""
     found = next((each for each in ACTS if each.key == key), None)
     if found is None:
-        raise Problem(400, f"There is nothing called {key[:40]!r} to do.")
+        raise Problem(400, f"There is no action {key[:40]!r}.")
     return found

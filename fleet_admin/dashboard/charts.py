@@ -90,9 +90,10 @@ class Timeline:
         found = {
             name: [value(rows[start]) if start in rows else idle for start in starts] for name, value in lines.items()
         }
+        known = bool(rows) and any(each is not None for values in found.values() for each in values)
         factor = 100.0 if kind == "percent" else 1.0
         return {
-            "times": [int(start.timestamp()) for start in starts] if rows else [],
+            "times": [int(start.timestamp()) for start in starts] if known else [],
             "lines": [
                 {"name": name, "values": [None if each is None else float(f"{each * factor:.6g}") for each in values]}
                 for name, values in found.items()

@@ -97,7 +97,7 @@ class ActionJobs:
         with self._lock:
             found = self._jobs.get(name)
         if found is None:
-            raise Problem(404, "This act is no longer kept here; the audit log says what came of it.")
+            raise Problem(404, "This action is no longer kept here; the audit log has its results.")
         return found
 
 
@@ -143,7 +143,7 @@ class DashboardSteering:
         self._why = (
             "The dashboard is not connected to the broker; it connects when it first can."
             if settings.steer
-            else "This dashboard gives devices no settings and commands: it is started without --steer."
+            else "Settings and commands need a broker: start the dashboard with --steer."
         )
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None

@@ -203,7 +203,7 @@ def read_assignments(texts: Iterable[str]) -> dict[str, SettingValue]:
 def check_change(changes: Mapping[str, SettingValue], unset: Collection[str]) -> None:
     """Refuse what no device would accept; a device may still refuse what it cannot do."""
     if not changes and not unset:
-        raise SteeringError("Nothing is to be set; give KEY=VALUE.")
+        raise SteeringError("No setting given; give KEY=VALUE.")
     if both := sorted(set(changes) & set(unset)):
         raise SteeringError(f"The setting {both[0]!r} is to be set and taken back at once.")
     checked = check_values(changes, DeviceSettings())
@@ -315,7 +315,7 @@ def _view(
     version = wanted.version if wanted is not None else 0
     state, sentence = _judge(presence, version, said, latest=version)
     if not version:
-        state, sentence = SettingState.NONE, "Nothing is wanted of it from afar."
+        state, sentence = SettingState.NONE, "No remote settings are requested."
     more: dict[str, Any] = {}
     if wanted is not None:
         more = {"wanted": wanted.values, "wanted_by": wanted.who, "wanted_at": wanted.at}

@@ -4,6 +4,18 @@ import typer
 
 from fleet_cli.admin import accounts, operations, profile, sessions, steering, usage
 
-app = typer.Typer(name="admin", help="See what a fleet does, and steer it.", no_args_is_help=True)
-for part in (sessions, usage, steering, operations, profile, accounts):
-    part.register(app)
+app = typer.Typer(name="admin", help="Monitor and steer a fleet.", no_args_is_help=True)
+for _title, _part in {
+    "Devices and sessions": sessions,
+    "Usage": usage,
+    "Steering": steering,
+    "Operations": operations,
+    "This command line": profile,
+    "Dashboard accounts": accounts,
+}.items():
+    _commands, _groups = len(app.registered_commands), len(app.registered_groups)
+    _part.register(app)
+    for _command in app.registered_commands[_commands:]:
+        _command.rich_help_panel = _title
+    for _group in app.registered_groups[_groups:]:
+        _group.rich_help_panel = _title

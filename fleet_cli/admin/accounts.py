@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fleet_admin.dashboard.accounts import Account, AccountKey, Accounts, ApiKeys
 
 _PasswordFile = Annotated[
-    Path | None, typer.Option(help="File whose first line is the password; asked for on the terminal if left out.")
+    Path | None, typer.Option(help="File whose first line is the password; by default it is asked for on the terminal.")
 ]
 _Name = Annotated[str, typer.Argument(metavar="NAME")]
 
@@ -32,10 +32,10 @@ def register(app: typer.Typer) -> None:
 @_users.command("add")
 def add_user(
     name: _Name,
-    role: Annotated[AccountRole, typer.Option(help="Look, or also act.")] = AccountRole.VIEWER,
+    role: Annotated[AccountRole, typer.Option(help="viewer can read, operator can also act.")] = AccountRole.VIEWER,
     password_file: _PasswordFile = None,
     no_password: Annotated[
-        bool, typer.Option("--no-password", help="Known by a proxy's header or by API keys alone.")
+        bool, typer.Option("--no-password", help="Create no password: the account uses a proxy's header or API keys.")
     ] = False,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
@@ -89,15 +89,15 @@ def change_role(
 @_keys.command("add")
 def add_key(
     name: _Name,
-    account: Annotated[str, typer.Option(help="Whose it is.")],
+    account: Annotated[str, typer.Option(help="Account of the key.")],
     role: Annotated[
-        AccountRole, typer.Option(help="What it may do; never more than its account.")
+        AccountRole, typer.Option(help="Role of the key; at most the account's role.")
     ] = AccountRole.VIEWER,
-    lasts: Annotated[str | None, typer.Option(help="Lifetime: 30d, 365d; by default until it is removed.")] = None,
+    lasts: Annotated[str | None, typer.Option(help="Lifetime: 30d, 365d; by default no limit.")] = None,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
 ) -> None:
-    """Make an API key and print it, once."""
+    """Create an API key and print it; it is shown only once."""
     try:
         duration = None if lasts is None else read_duration(lasts)
     except (ValueError, OverflowError) as error:

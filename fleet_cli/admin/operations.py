@@ -90,12 +90,12 @@ _MOST_MACHINES: Final = 10_000
 _LONGEST_SENTENCE: Final = 1000
 _NO_ROLLOUTS: Final = "Nothing was rolled out: the playbooks in ansible/ record what they do."
 
-_writing = typer.Typer(name="rollout", help="Write down what a rollout does; the playbooks do.", no_args_is_help=True)
+_writing = typer.Typer(name="rollout", help="Record what a rollout does; used by the playbooks.", no_args_is_help=True)
 
 
 def rollouts(
     rollout: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Show what this one did to each machine.")
+        str | None, typer.Argument(metavar="[ID]", help="Show the result of this rollout for each machine.")
     ] = None,
     since: Since = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number, latest first.")] = 20,
@@ -118,7 +118,7 @@ def rollouts(
 
 
 def releases(
-    drift: Annotated[bool, typer.Option("--drift", help="Only machines that run something else.")] = False,
+    drift: Annotated[bool, typer.Option("--drift", help="Only machines that run another release.")] = False,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -133,7 +133,7 @@ def releases(
 @_writing.command()
 def record(
     stopped: Annotated[
-        bool, typer.Option("--stopped", help="The rollout is over: machines that still wait were not touched.")
+        bool, typer.Option("--stopped", help="The rollout has ended: mark waiting machines as untouched.")
     ] = False,
     db: Database = DEFAULT_DB,
 ) -> None:
@@ -200,10 +200,10 @@ _MOST: Final = 1000
 
 
 def alerts(
-    everything: Annotated[bool, typer.Option("--all", help="Those too that are over, the latest first.")] = False,
-    ack: Annotated[str | None, typer.Option(metavar="ID", help="Acknowledge this one.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Include cleared alerts, latest first.")] = False,
+    ack: Annotated[str | None, typer.Option(metavar="ID", help="Acknowledge this alert.")] = None,
     clear: Annotated[
-        str | None, typer.Option(metavar="ID", help="Close this one; if its cause persists, a new one opens.")
+        str | None, typer.Option(metavar="ID", help="Clear this alert; if its cause persists, a new one opens.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Evaluate and deliver alerts until interrupted.")] = False,
     config: Annotated[
@@ -300,7 +300,7 @@ _MB: Final = 1e6
 
 
 def backup(
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="A file that is not there yet.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="File to write; must not exist.")],
     db: Database = DEFAULT_DB,
 ) -> None:
     """Copy a SQLite session log into one file while edges write to it. For PostgreSQL, names the tool."""
@@ -317,8 +317,8 @@ def backup(
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'fleet admin backup' has made.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Put the database that is there aside.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Backup made by 'fleet admin backup'.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Move an existing database aside.")] = False,
     db: Database = DEFAULT_DB,
 ) -> None:
     """Replace the session log by a backup. No edge and no dashboard may have it open."""
@@ -361,14 +361,15 @@ class ExportFormat(StrEnum):
 
 def export(
     what: Annotated[
-        ExportKind, typer.Argument(help="usage: what segments came to, by day, device, edge, app and model.")
+        ExportKind,
+        typer.Argument(help="What to export; usage is the sum of segments by day, device, edge, app and model."),
     ],
     form: Annotated[
         ExportFormat, typer.Option("--format", help="Parquet needs --to and the extra 'export'.")
     ] = ExportFormat.CSV,
     to: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
-    since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
-    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
+    since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
     db: Database = DEFAULT_DB,
 ) -> None:
     """Write all rows of a kind within a period, earliest first."""

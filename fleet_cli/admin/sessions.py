@@ -85,7 +85,7 @@ def _device_facts(found: "DeviceView") -> list[tuple[str, object]]:
     return [
         ("state", found.state.value),
         ("since (UTC)", found.state_since),
-        ("last sign (UTC)", found.last_sign_at),
+        ("last seen (UTC)", found.last_sign_at),
         ("labels", " ".join(found.labels) or None),
         ("certificate until (UTC)", found.certificate_until),
         ("plan (device)", found.plan),
@@ -159,7 +159,7 @@ _EVENTS: Final = 20
 _LATEST_HOURS: Final = 24
 _SHOWN: Final = 50
 _AtMost = Annotated[
-    int | None, typer.Option(min=1, help=f"At most this many; by default {_SHOWN} in a table and all in JSON.")
+    int | None, typer.Option(min=1, help=f"Maximum number of rows; by default {_SHOWN} in a table and all in JSON.")
 ]
 _NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
 _GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
@@ -186,17 +186,22 @@ _SESSION_ORDERS: Final = {
 
 
 def devices(
-    since: Annotated[str | None, typer.Option(help="Seen since: 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
-    silent: Annotated[bool, typer.Option("--silent", help="Those that should be online and are silent.")] = False,
-    model: Annotated[str | None, typer.Option(help="That draft with this model.")] = None,
-    version: Annotated[str | None, typer.Option(help="That run this release.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="With this label; may be given several times.")] = None,
-    sort: Annotated[str, typer.Option(metavar="|".join(_DEVICE_ORDERS), help="By what.")] = "name",
+    since: Annotated[
+        str | None, typer.Option(help="Devices seen since: 2h or 7d ago, or an ISO 8601 time (UTC).")
+    ] = None,
+    silent: Annotated[
+        bool, typer.Option("--silent", help="Only silent devices: online at the broker, but without messages.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Only devices with this draft model.")] = None,
+    version: Annotated[str | None, typer.Option(help="Only devices with this release.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only devices with this label; repeatable.")] = None,
+    sort: Annotated[str, typer.Option(metavar="|".join(_DEVICE_ORDERS), help="Sort by this column.")] = "name",
     limit: _AtMost = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
+    """List the devices with state, draft model, acceptance and tokens."""
     order = _order("--sort", sort, _DEVICE_ORDERS)
     after = time_of("--since", since)
     with open_log(db) as log:
@@ -242,23 +247,27 @@ def device(
 
 
 def sessions(
-    device: Annotated[list[str] | None, typer.Option(help="Of this device; may be given several times.")] = None,
-    edge: Annotated[str | None, typer.Option(help="Served by this edge.")] = None,
-    reason: Annotated[EndReason | None, typer.Option(help="Ended so.")] = None,
-    mode: Annotated[Mode | None, typer.Option(help="Verified so.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Only this device; repeatable.")] = None,
+    edge: Annotated[str | None, typer.Option(help="Only sessions at this edge.")] = None,
+    reason: Annotated[EndReason | None, typer.Option(help="Only sessions with this end reason.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="Only sessions with this verification mode.")] = None,
     since: Since = None,
-    until: Annotated[str | None, typer.Option(help="Opened before: as --since.")] = None,
-    model: Annotated[str | None, typer.Option(help="Drafted with this model.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
+    until: Annotated[str | None, typer.Option(help="Sessions opened before, in the same format as --since.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only sessions with this draft model.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only devices with this label.")] = None,
     sort: Annotated[
-        str, typer.Option(metavar="|".join(_SESSION_ORDERS), help="By what, of those that are found.")
+        str,
+        typer.Option(
+            metavar="|".join(_SESSION_ORDERS), help="Sort by this column; applies to the rows within the limit."
+        ),
     ] = "opened",
-    only_open: Annotated[bool, typer.Option("--open", help="Those that have not ended.")] = False,
+    only_open: Annotated[bool, typer.Option("--open", help="Only running sessions.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
+    """List sessions, latest first, with their tokens, speed and end."""
     order = _order("--sort", sort, _SESSION_ORDERS)
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:
@@ -282,10 +291,10 @@ def sessions(
 
 
 def session(
-    prefix: Annotated[str, typer.Argument(metavar="ID", help="The session's id, or enough of its beginning.")],
-    rounds: Annotated[bool, typer.Option("--rounds", help="Also every round, if the session was traced.")] = False,
-    text: Annotated[bool, typer.Option("--text", help="Also what it has written, if an edge has stored that.")] = False,
-    device: Annotated[str | None, typer.Option(help="Whose it is, if two devices have named one alike.")] = None,
+    prefix: Annotated[str, typer.Argument(metavar="ID", help="Session id, or a unique prefix of it.")],
+    rounds: Annotated[bool, typer.Option("--rounds", help="Show every round, if the session was traced.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Show the output, if an edge has stored it.")] = False,
+    device: Annotated[str | None, typer.Option(help="Device of the session, if two devices used the same id.")] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -314,9 +323,9 @@ def session(
 
 def stats(
     since: Since = None,
-    until: Annotated[str | None, typer.Option(help="Opened before: as --since.")] = None,
+    until: Annotated[str | None, typer.Option(help="Sessions opened before, in the same format as --since.")] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="device|draft|edge|app|hour|day|month", help="Add up separately.")
+        str | None, typer.Option(metavar="device|draft|edge|app|hour|day|month", help="Group by this.")
     ] = None,
     limit: _AtMost = None,
     db: Database = DEFAULT_DB,
@@ -414,19 +423,22 @@ _NO_EVENT: Final = "No event is like that."
 
 
 def events(
-    since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
-    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Of this device; may be given several times.")] = None,
-    edge: Annotated[str | None, typer.Option(help="Logged by this edge.")] = None,
-    session: Annotated[str | None, typer.Option(help="Of this session, by the beginning of its id.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Of this kind; docs/events.md lists them.")] = None,
-    code: Annotated[str | None, typer.Option(help="Of this code; likewise.")] = None,
+    since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Only this device; repeatable.")] = None,
+    edge: Annotated[str | None, typer.Option(help="Only events logged by this edge.")] = None,
+    session: Annotated[str | None, typer.Option(help="Only this session; a prefix of its id is enough.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only events of this kind; docs/events.md lists the kinds.")] = None,
+    code: Annotated[
+        str | None, typer.Option(help="Only events with this code; docs/events.md lists the codes.")
+    ] = None,
     severity: Annotated[str | None, typer.Option(metavar="info|warning|error", help="Minimum severity.")] = None,
-    who: Annotated[str | None, typer.Option(help="Done by this person.")] = None,
+    who: Annotated[str | None, typer.Option(help="Only events caused by this user.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
-    following: Annotated[bool, typer.Option("--follow", "-f", help="Print new ones until Ctrl-C.")] = False,
+    following: Annotated[bool, typer.Option("--follow", "-f", help="Print new events until Ctrl-C.")] = False,
     count: Annotated[
-        str | None, typer.Option(metavar="kind,code,…", help="How often, by kind, code, severity, edge, device, day.")
+        str | None,
+        typer.Option(metavar="kind,code,…", help="Count events by kind, code, severity, edge, device or day."),
     ] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,

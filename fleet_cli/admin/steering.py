@@ -77,7 +77,7 @@ def set_command(
 @_with_profile
 @with_selection
 def unset_command(
-    names: Annotated[list[str], typer.Argument(metavar="KEY…", help="Settings that were set remotely.")],
+    names: Annotated[list[str], typer.Argument(metavar="KEY…", help="Names of the settings.")],
     *,
     settings: AdminSettings,
     chosen: "Selection",
@@ -112,7 +112,7 @@ def settings_command(
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """Compare wanted settings with reported ones; for a named device, show all of them."""
+    """Compare requested settings with reported ones; for a named device, show all settings."""
     if log_only:
         from fleet_admin.steering.planning import settings_views
 
@@ -139,7 +139,8 @@ def command_command(
     settings: AdminSettings,
     chosen: "Selection",
     argument: Annotated[
-        list[str] | None, typer.Option("--argument", metavar="KEY=VALUE", help="For the command: lines=200.")
+        list[str] | None,
+        typer.Option("--argument", metavar="KEY=VALUE", help="Argument of the command, such as lines=200."),
     ] = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, max=600.0, help="Time limit in seconds.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for long answers, one file per device.")] = None,
@@ -239,7 +240,7 @@ def _show_settings(found: "Sequence[DeviceSettingsView]", *, wide: bool, whole: 
         Column("reported", lambda each: each.reported_version, "count", rank=2),
         Column("in force", lambda each: each.applied, "count", rank=1),
         Column("state", lambda each: each.state.value, "state", rank=0),
-        Column("settings from afar", lambda each: _assignments(each.wanted), rank=1),
+        Column("remote settings", lambda each: _assignments(each.wanted), rank=1),
         Column("by", lambda each: each.wanted_by or None, rank=2),
         Column("since", lambda each: each.wanted_at, "moment", rank=2),
         Column("", lambda each: each.sentence, "sentence", rank=0),
@@ -300,8 +301,8 @@ def _value(value: object) -> str:
 
 def label(
     devices: Annotated[list[str], typer.Argument(metavar="DEVICE…")],
-    add: Annotated[list[str] | None, typer.Option("--add", help="Label to give; may be given several times.")] = None,
-    remove: Annotated[list[str] | None, typer.Option("--remove", help="Label to take off; likewise.")] = None,
+    add: Annotated[list[str] | None, typer.Option("--add", help="Label to add; repeatable.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="Label to remove; repeatable.")] = None,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
 ) -> None:
@@ -316,7 +317,7 @@ def label(
 
 
 def labels(
-    only: Annotated[list[str] | None, typer.Option("--label", help="Devices with this label alone.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--label", help="Only devices with this label.")] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -345,9 +346,9 @@ def retire_command(
     device: Annotated[str, typer.Argument(metavar="DEVICE")],
     *,
     settings: AdminSettings,
-    undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Return the device to service.")] = False,
     log_only: Annotated[
-        bool, typer.Option("--log-only", help="Leave the wanted settings of the device at the broker.")
+        bool, typer.Option("--log-only", help="Keep the device's remote settings at the broker.")
     ] = False,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
@@ -367,11 +368,13 @@ def retire_command(
 
 
 def audit(
-    since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
-    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
-    who: Annotated[str | None, typer.Option(help="By this user or account.")] = None,
-    subject: Annotated[str | None, typer.Option(help="Concerning this device.")] = None,
-    action: Annotated[str | None, typer.Option(help="This action: set, quarantine, label, command reload.")] = None,
+    since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
+    who: Annotated[str | None, typer.Option(help="Only actions of this user or account.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Only actions on this device.")] = None,
+    action: Annotated[
+        str | None, typer.Option(help="Only this action, such as set, quarantine, label or command reload.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
@@ -387,7 +390,7 @@ def audit(
 def quarantine(
     name: Annotated[str, typer.Argument(metavar="DEVICE")],
     duration: Annotated[
-        str | None, typer.Option("--for", help="Duration: 90s, 30m, 2h, 7d; by default until it is lifted.")
+        str | None, typer.Option("--for", help="Duration: 90s, 30m, 2h, 7d; by default until lifted.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Reason, shown to other administrators.")] = "",
     acting: Acting = None,

@@ -96,7 +96,7 @@ def _limits(text: str, now: datetime) -> tuple[datetime, datetime]:
         raise CommandError(f"{cell(text)!r} is no period: take {_HELP}.") from None
 
 
-AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV rather than tables.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables.")]
 
 _DIMENSIONS: Final = ("app", "device", "edge", "model", "label")
 _GRAINS: Final = ("hour", "day", "month")
@@ -115,11 +115,11 @@ T = TypeVar("T")
 
 def usage(
     by: Annotated[str, typer.Option(metavar="app,device,edge,model,label,hour|day|month")] = "app",
-    since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
-    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Of this device; may be given several times.")] = None,
-    edge: Annotated[str | None, typer.Option(help="At this edge.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
+    since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Only this device; repeatable.")] = None,
+    edge: Annotated[str | None, typer.Option(help="Only this edge.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only devices with this label.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum number of rows.")] = 1000,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
@@ -162,12 +162,14 @@ def _write_csv(columns: Sequence[Column[T]], rows: Iterable[T]) -> None:
 
 
 def trend(
-    grain: Annotated[str, typer.Option(metavar="hour|day|month", help="How long each row is.")] = "hour",
-    since: Annotated[str, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = "24h",
-    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Of this device; may be given several times.")] = None,
-    edge: Annotated[str | None, typer.Option(help="At this edge.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
+    grain: Annotated[
+        str, typer.Option(metavar="hour|day|month", help="Length of the time that a row covers.")
+    ] = "hour",
+    since: Annotated[str, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = "24h",
+    until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Only this device; repeatable.")] = None,
+    edge: Annotated[str | None, typer.Option(help="Only this edge.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only devices with this label.")] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -337,12 +339,12 @@ def top(
     by: Annotated[
         Rank,
         typer.Option(
-            help=f"What is most; slowest and acceptance: the lowest, of devices with at least {_LEAST} tokens."
+            help=f"Figure to rank by; slowest and acceptance list the lowest, of devices with at least {_LEAST} tokens."
         ),
     ] = Rank.TOKENS,
-    since: Annotated[str, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = "1h",
-    edge: Annotated[str | None, typer.Option(help="At this edge.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
+    since: Annotated[str, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = "1h",
+    edge: Annotated[str | None, typer.Option(help="Only this edge.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only devices with this label.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number.")] = 20,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     db: Database = DEFAULT_DB,
@@ -368,7 +370,7 @@ def top(
 def compare(
     first: Annotated[str, typer.Argument(metavar="PERIOD")],
     second: Annotated[str, typer.Argument(metavar="PERIOD")],
-    edge: Annotated[str | None, typer.Option(help="At this edge.")] = None,
+    edge: Annotated[str | None, typer.Option(help="Only this edge.")] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,

@@ -22,7 +22,7 @@ def change_password(visit: Visit) -> Response:
     services = visit.services
     attempt = Attempt(visitor.address, visitor.name, browser=f"of {visitor.name}")  # it is logged in
     if (wait_s := services.attempts.take(attempt)) > 0:
-        return _page(visit, problem=f"There were too many attempts; try again in {math.ceil(wait_s)} s.", status=429)
+        return _page(visit, problem=f"Too many attempts; try again in {math.ceil(wait_s)} s.", status=429)
     if not services.accounts.check(visitor.name, old):
         return _page(visit, problem="That is not the password up to now.", status=403)
     services.attempts.succeeded(attempt)
@@ -58,7 +58,7 @@ def remove_key(visit: Visit) -> Response:
         removed = visit.services.keys.remove(visit.form("id"), account=visit.visitor.name, actor=visit.actor)
     except AccountError as error:
         return _page(visit, problem=str(error), status=404)
-    return visit.redirect(_PATH, said=f"The key {removed.name} is no longer taken.")
+    return visit.redirect(_PATH, said=f"The key {removed.name} is removed.")
 
 
 def _page(visit: Visit, *, problem: str = "", key: str = "", status: int = 200) -> Response:
@@ -87,11 +87,11 @@ def log_in(visit: Visit) -> Response:
     if wait_s > 0:
         raise Problem(
             429,
-            f"There were too many attempts; try again in {math.ceil(wait_s)} s.",
+            f"Too many attempts; try again in {math.ceil(wait_s)} s.",
             retry_after_s=math.ceil(wait_s),
         )
     if not services.accounts.check(name, password):
-        return _form(visit, problem="This name and this password do not belong together.", status=403)
+        return _form(visit, problem="The name or the password is wrong.", status=403)
     services.attempts.succeeded(attempt)
     response = visit.redirect(own_path(visit.form("next")))
     visit.give_cookie(response, services.logins.begin(name, address=address))

@@ -66,11 +66,11 @@ def show_overview(visit: Visit) -> Response:
             "Acceptance": _acceptance(visit, line),
             "First token": charts["First token"],
             "Failures and refusals": failures,
-            "Gap p95 of sessions": charts["Gap p95 of sessions"],
+            "Inter-token latency": charts["Inter-token latency"],
             "Devices": _connected(visit, line),
             "Active devices": _active(visit, line),
             "Traffic": charts["Traffic"],
-            "Waits of a round": charts["Waits of a round"],
+            "Round time": charts["Round time"],
         },
         sparks={name: sparkline(each) for name, each in charts.items()},
     )
@@ -89,7 +89,7 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
     }
     if device is None:
         latencies = log.latencies_over_time(line.grain, since=line.begin, edge=edge)
-        for name, measure in (("First token", "first_token"), ("Gap p95 of sessions", "gap")):
+        for name, measure in (("First token", "first_token"), ("Inter-token latency", "gap")):
             lines = {words: _quantile(measure, share) for words, share in (("p95", 0.95), ("p50", 0.5))}
             charts[name] = line.chart(latencies, lines, unit="ms")
     waits: dict[str, Callable[[UsageView], float | None]] = {
@@ -97,7 +97,7 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
         "queue": lambda each: each.counted.queue_ms_per_round,
     }
     return charts | {
-        "Waits of a round": drawn(waits, unit="ms"),
+        "Round time": drawn(waits, unit="ms"),
         "Batch": drawn({"sessions": lambda each: each.counted.mean_batch}, unit="sessions per step"),
         "Traffic": drawn(
             {
@@ -136,8 +136,8 @@ def _load(visit: Visit, line: Timeline, edge: str) -> dict[str, Any]:
     }
     return {
         "Open sessions": line.chart(rows, {"sessions": lambda each: each.open_sessions}),
-        "Use of KV memory": line.chart(rows, {"use": lambda each: each.kv_usage}, unit="%", kind="percent"),
-        "Memory of the process": line.chart(
+        "KV memory use": line.chart(rows, {"use": lambda each: each.kv_usage}, unit="%", kind="percent"),
+        "Process memory": line.chart(
             rows, {"memory": lambda each: each.memory_bytes and each.memory_bytes / _MB}, unit="MB"
         ),
     }
@@ -244,10 +244,10 @@ def preview(visit: Visit) -> Response:
     else:
         devices = _checked(visit.admission.form.get("device", ()))
     if not devices:
-        raise Problem(400, "No device is chosen; tick some, or choose all that match the filter.")
+        raise Problem(400, "No device is chosen; select some, or choose all that match the filter.")
     argument = " ".join(visit.form("argument").split())
     if act.required and not argument:
-        raise Problem(400, f"{act.words}: say with what ({act.argument}), such as {act.example}.")
+        raise Problem(400, f"{act.words} needs a value ({act.argument}), such as {act.example}.")
     if not act.argument and argument:
         raise Problem(400, f"{act.words} takes no value; leave that field empty.")
     act.check(argument)
@@ -283,7 +283,7 @@ def _checked(names: Sequence[str]) -> list[str]:
     """Return the device names of a form; raises `Problem` if one is invalid or there are too many."""
     found = sorted({name for name in names if name})
     if len(found) > MOST_DEVICES:
-        raise Problem(400, f"At most {MOST_DEVICES:,} devices are acted on at once; choose fewer.")
+        raise Problem(400, f"At most {MOST_DEVICES:,} devices can be chosen at once; choose fewer.")
     try:
         return [check_name(name) for name in found]
     except InvalidName as error:
@@ -294,7 +294,7 @@ def show_edges(visit: Visit) -> Response:
     log = visit.services.log
     wanted = {each.name: each.wanted for each in log.releases() if each.kind == "edge"}
     rolled_out: Column[EdgeView] = Column(
-        "release wanted", lambda row: wanted.get(row.edge), key="wanted", rank=2, meaning="By the latest rollout."
+        "requested release", lambda row: wanted.get(row.edge), key="wanted", rank=2, meaning="By the latest rollout."
     )
     rows = log.edges()
     grid = Grid(

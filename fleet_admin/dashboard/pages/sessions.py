@@ -225,7 +225,7 @@ _WORDS: Final = {
     TokenKind.CORRECTED: "corrected",
     TokenKind.BONUS: "bonus",
     TokenKind.FORCED: "forced by the grammar",
-    TokenKind.STREAMED: "written by the edge",
+    TokenKind.STREAMED: "edge-only",
     TokenKind.UNVERIFIED: "unverified",
     TokenKind.UNKNOWN: "not stored",
 }

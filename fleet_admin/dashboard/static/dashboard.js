@@ -1,4 +1,4 @@
-// Pages of the dashboard work without this; with it they are kept up to date and have charts and keys.
+// Pages of the dashboard work without this; with it they update live and have charts and keys.
 "use strict";
 
 // One stream of events for each page: it says that something has changed, and what is live reloads itself.
@@ -6,8 +6,8 @@ const pulse = document.getElementById("pulse");
 function watch() {
   if (!pulse || !window.EventSource) return;
   const source = new EventSource(pulse.dataset.watch);
-  source.addEventListener("open", () => { pulse.textContent = "Kept up to date."; });
-  source.addEventListener("error", () => { pulse.textContent = "Not kept up to date: the dashboard does not answer."; });
+  source.addEventListener("open", () => { pulse.textContent = "Live."; });
+  source.addEventListener("error", () => { pulse.textContent = "Not live: the dashboard does not answer."; });
   source.addEventListener("change", () => {
     if (!document.hidden) document.body.dispatchEvent(new CustomEvent("fleet:change"));
   });
@@ -76,8 +76,11 @@ function draw(element) {
   const left = Math.ceil(widest(y.labels)) + 18;
   const x = scaleX(data.between, left, width - left - RIGHT);
   const grid = { stroke: colour("--line"), width: 1 }, axis = { stroke: colour("--quiet"), font: FONT, grid, ticks: grid };
+  const latest = data.times.findLastIndex((_time, at) => data.lines.some((line) => line.values[at] != null));
   const plot = new uPlot({
     width, height: HEIGHT, padding: [8, RIGHT, 0, 0],
+    // The legend has the values under the pointer; without a pointer the latest ones.
+    hooks: { setLegend: [(each) => { if (each.cursor.idx == null) each.setLegend({ idx: latest }, false); }] },
     cursor: { y: false, drag: { x: false, y: false }, sync: { key: "page" } },
     scales: { x: { range: () => data.between }, y: { range: () => [0, y.top] } },
     axes: [
@@ -93,6 +96,7 @@ function draw(element) {
       };
     })],
   }, [data.times, ...data.lines.map((line) => line.values)], element);
+  plot.setLegend({ idx: latest }, false);
   drawn.set(element, { text, width, plot });
 }
 

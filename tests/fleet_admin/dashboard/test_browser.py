@@ -44,7 +44,7 @@ def test_a_page_is_as_it_should_be(log_in_tab: Callable[..., Tab], served: str, 
     for name, width, height in (("wide", 1280, 800), ("phone", 390, 844)):
         tab.size(width, height)
         tab.goto(served + path)
-        tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")
+        tab.until("document.getElementById('pulse').textContent.startsWith('Live')")
         keep(tab, path, name)
         assert tab.axe() == []
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -140,7 +140,7 @@ def test_a_script_within_a_page_would_not_run(log_in_tab: Callable[..., Tab], se
 def test_a_page_follows_the_log(log_in_tab: Callable[..., Tab], served: str, url: str) -> None:
     tab = log_in_tab()
     tab.goto(f"{served}/devices")
-    tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")
+    tab.until("document.getElementById('pulse').textContent.startsWith('Live')")
     tab.evaluate("document.querySelector('.filters details').open = true; window.here = true")
     with open_store(url) as store:
         store.apply([samples.device_seen(device="newcomer", at=NOW)])
@@ -156,7 +156,7 @@ def test_devices_are_ticked_and_acted_on(log_in_tab: Callable[..., Tab], served:
         "document.querySelector('[data-all]').click(); document.querySelector('[name=act]').value = 'unquarantine'"
     )
     tab.after_load(lambda: tab.evaluate("document.getElementById('act').requestSubmit()"))
-    assert "this meets 4 devices" in tab.evaluate("document.body.innerText")
+    assert "applies to 4 devices" in tab.evaluate("document.body.innerText")
     keep(tab, "/acting", "wide")
     assert tab.axe() == []
     tab.after_load(lambda: tab.evaluate("document.querySelector('main form').requestSubmit()"))
@@ -183,7 +183,7 @@ def test_a_chart_is_drawn_and_kept_when_the_page_follows_the_log(log_in_tab: Cal
 def test_a_ticked_alert_stays_ticked_on_reload(log_in_tab: Callable[..., Tab], served: str, url: str) -> None:
     tab = log_in_tab()
     tab.goto(f"{served}/alerts")
-    tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")
+    tab.until("document.getElementById('pulse').textContent.startsWith('Live')")
     tab.evaluate("document.querySelector('#live [name=alert]').click(); window.here = true")
     with Alerts(url) as alerts, alerts.connection() as connection:
         reading = replace(ALERTS["edge-away"], subject="edge-9")

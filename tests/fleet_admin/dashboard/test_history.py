@@ -91,7 +91,7 @@ EMPTY_PAGES = {
     "/sessions": "when an application asks",
     "/usage": "when applications generate",
     "/rollouts": "the playbooks record here",
-    "/alerts": "when one of the rules",
+    "/alerts": "when a rule of",
     "/account": "a program needs one",
 }
 
@@ -238,7 +238,7 @@ def test_loads_are_drawn_over_time(viewer: Browser, url: str) -> None:
     write(url, [samples.edge_load(edge="edge-1", at=at, devices_online=4711, memory_bytes=4_711_000_000)])
     assert "4,711" in viewer.get("/?range=1h").text
     page = viewer.get("/edges/edge-1?range=1h").text
-    assert "Memory of the process" in page
+    assert "Process memory" in page
     assert "4,711.0" in page
     assert "4,711" not in viewer.get("/edges/edge-2?range=1h").text
 

@@ -71,8 +71,8 @@ def test_a_login_leads_nowhere_else(stranger: Browser, text: str) -> None:
 def test_a_wrong_password_and_an_unknown_name_are_told_alike(stranger: Browser) -> None:
     wrong, unknown = stranger.log_in("victor", "not this one, no"), stranger.log_in("nobody", PASSWORD)
     assert wrong.status_code == unknown.status_code == 403
-    assert "do not belong together" in wrong.text
-    assert "do not belong together" in unknown.text
+    assert "or the password is wrong" in wrong.text
+    assert "or the password is wrong" in unknown.text
     assert stranger.get("/").status_code == 303
 
 

@@ -44,7 +44,7 @@ def test_devices_are_listed(admin: Run) -> None:
     code, output, _ = admin("devices")
     assert code == 0
     assert "sensor-1" in output
-    assert "last sign (UTC)" in output
+    assert "last seen (UTC)" in output
     assert [device["device"] for device in as_json(admin("devices", "--json"))] == ["sensor-1", "sensor-2"]
 
 
