@@ -92,13 +92,8 @@ class MessageHandlers:
         for session in self.sessions:
             self.recorder.progress(session)
         for device, number in self.guard.take_dropped().items():
-            self.recorder.events.note(
-                kind=EventKind.DROPPED,
-                code=FaultCode.QUOTA.value,
-                sentence="Messages were dropped unread: the device was over its quotas, or quarantined.",
-                device=device,
-                times=number,
-            )
+            sentence = "Messages were dropped unread: the device was over its quotas, or quarantined."
+            self.recorder.events.note(EventKind.DROPPED, FaultCode.QUOTA, sentence, device, times=number)
 
     def report_guard(self) -> None:
         for notice in self.guard.take_notices():
@@ -121,9 +116,7 @@ class MessageHandlers:
         )
         _log.warning("%s: %s", device, sentence, extra={"device": device, "session": session.hex()})
         self.guard.strike_grammar(device)
-        self.recorder.events.note(
-            kind=EventKind.GRAMMAR, code="killed", sentence=sentence, device=device, session=session
-        )
+        self.recorder.events.note(EventKind.GRAMMAR, "killed", sentence, device, session=session)
 
     # By kind
 
@@ -187,13 +180,8 @@ class MessageHandlers:
 
     def _resumed(self, session: EdgeSession, *, here: bool) -> None:
         code, where = ("resumed", "again here") if here else ("taken-over", "here, having begun elsewhere or earlier")
-        self.recorder.events.note(
-            kind=EventKind.SESSION,
-            code=code,
-            sentence=f"The session goes on {where}, at {session.committed} tokens.",
-            device=session.device,
-            session=session.session,
-        )
+        sentence = f"The session goes on {where}, at {session.committed} tokens."
+        self.recorder.events.note(EventKind.SESSION, code, sentence, session.device, session=session.session)
 
     def _loss(self, device: str) -> EndCause:
         if self.recorder.sightings.presence(device) is Presence.OFFLINE:
@@ -271,7 +259,7 @@ class MessageHandlers:
         self.answers.figures.heard(device, state.presence)
         self.expiry.note(device, state.certificate_until)
         if wrong := self.clocks.note(device, state, now=self.recorder.now()):
-            self.recorder.events.note(kind=EventKind.DEVICE, code="clock-wrong", sentence=wrong, device=device)
+            self.recorder.events.note(EventKind.DEVICE, "clock-wrong", wrong, device)
         if state.presence is Presence.OFFLINE:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)
 
@@ -280,13 +268,7 @@ class MessageHandlers:
             _log.warning("%s", ending.sentence)
             device = None if ending.name == self.edge else ending.name
             code = "ended" if ending.days < 0 else "ends-soon"
-            self.recorder.events.note(
-                kind=EventKind.CERTIFICATE,
-                code=code,
-                sentence=ending.sentence,
-                device=device,
-                shared=device is not None,
-            )
+            self.recorder.events.note(EventKind.CERTIFICATE, code, ending.sentence, device, shared=device is not None)
 
     def _malformed(self, device: str, malformed: Malformed) -> None:
         if malformed.topic in (Topic.DRAFT, Topic.OPEN, Topic.CLOSE):
@@ -294,9 +276,7 @@ class MessageHandlers:
             self.answers.fault(device, error)
         else:
             self.guard.strike(device, FaultCode.MALFORMED)
-            self.recorder.events.note(
-                kind=EventKind.FAULT, code="malformed", sentence=malformed.sentence, device=device
-            )
+            self.recorder.events.note(EventKind.FAULT, "malformed", malformed.sentence, device)
 
     def _over_quota(self, notice: OverQuota) -> None:
         sentence = f"The device exceeds its quota on {notice.topic.value}; it waits {notice.retry_s:.1f} s."
@@ -323,7 +303,7 @@ class MessageHandlers:
         )
         self._end_sessions(quarantine.device, reason)
         sentence = f"The device is quarantined for {quarantine.for_s:.0f} s. {reason}"
-        self.recorder.events.note(kind=EventKind.QUARANTINE, code="begun", sentence=sentence, device=quarantine.device)
+        self.recorder.events.note(EventKind.QUARANTINE, "begun", sentence, quarantine.device)
         self.answers.notify(
             quarantine.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=quarantine.for_s)
         )

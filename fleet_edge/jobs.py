@@ -78,7 +78,7 @@ class EdgeJobs:
         warn_certificates: Callable[[], object],
         apply_quarantines: Callable[[Quarantines], object],
         back_up: Callable[[], object] | None = None,
-        tell: Callable[..., object] = lambda **_event: None,
+        tell: Callable[..., object] = lambda *_event, **_more: None,
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -144,7 +144,7 @@ class EdgeJobs:
             sentence = (
                 f"The job {name} failed and will be tried again ({type(error).__name__}); the edge's log says more."
             )
-            self._tell(kind=EventKind.EDGE, code="job-failed", sentence=sentence, device=None)
+            self._tell(EventKind.EDGE, "job-failed", sentence)
             return False
         self._waiting.discard(name)
         return True
@@ -156,11 +156,11 @@ class EdgeJobs:
             _log.warning("%d online devices have fallen silent.", len(marked))
         sentence = f"Nothing has come from the device for {SILENT_AFTER / _MINUTE:g} minutes, and it is not offline."
         for device in marked:
-            self._tell(kind=EventKind.DEVICE, code="silent", sentence=sentence, device=device, shared=True)
+            self._tell(EventKind.DEVICE, "silent", sentence, device, shared=True)
         before, self._silent = self._silent, housekeeping.silent_devices(engine)
         for device in sorted((before or frozenset()) - self._silent):
             sentence = "The device, which was silent, has been heard again."
-            self._tell(kind=EventKind.DEVICE, code="heard-again", sentence=sentence, device=device, shared=True)
+            self._tell(EventKind.DEVICE, "heard-again", sentence, device, shared=True)
 
     def _close_abandoned(self) -> None:
         closed = housekeeping.close_abandoned(
@@ -169,7 +169,7 @@ class EdgeJobs:
         if closed:
             _log.info("%d sessions that no edge serves any more were closed as lost.", closed)
             sentence = "Sessions that no edge serves any more were closed as lost."
-            self._tell(kind=EventKind.SESSION, code="abandoned", sentence=sentence, device=None, times=closed)
+            self._tell(EventKind.SESSION, "abandoned", sentence, times=closed)
 
     def _roll_up(self) -> None:
         roll_up(self._store.engine, now=self._now(), enough=self._stopping.is_set)
@@ -211,7 +211,7 @@ class EdgeJobs:
             sentence = (
                 f"Deleted by age: {rounds} rounds, {texts} pieces of texts, {sessions} sessions, {events} events."
             )
-            self._tell(kind=EventKind.DATABASE, code="purged", sentence=sentence, device=None)
+            self._tell(EventKind.DATABASE, "purged", sentence)
 
 
 def _first_line(error: Exception) -> str:

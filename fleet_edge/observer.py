@@ -276,7 +276,7 @@ class SelfWatch:
         self._silent, self._silent_since = 0, None
 
     def _event(self, code: str, sentence: str, *, times: int = 1) -> None:
-        self.recorder.events.note(kind=EventKind.EDGE, code=code, sentence=sentence, device=None, times=times)
+        self.recorder.events.note(EventKind.EDGE, code, sentence, times=times)
 
 
 def _sum(histogram: Histogram) -> tuple[float, int]:

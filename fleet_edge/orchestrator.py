@@ -221,7 +221,7 @@ class Orchestrator:
         """Evict the sessions of a step that has failed, and fail those that wait for it."""
         sentence = f"A step of {len(batch.items)} sessions failed: {error}"
         _log.error("%s", sentence)
-        self.handlers.recorder.events.note(kind=EventKind.TARGET, code="step-failed", sentence=sentence, device=None)
+        self.handlers.recorder.events.note(EventKind.TARGET, "step-failed", sentence)
         for work in batch.works:
             if work.session in self.sessions:
                 self.scheduler.evict(work.session)

@@ -279,12 +279,11 @@ class EdgeService:
                 orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler
             )
             _log.error("The target model is away; handing over %d open sessions: %s", left, reason)
-            recorder.events.note(kind=EventKind.TARGET, code="target-away", sentence=reason, device=None)
+            recorder.events.note(EventKind.TARGET, "target-away", reason)
             self._announce(Presence.OFFLINE)
         else:
             _log.warning("The target model is back.")
-            sentence = "The target model is back."
-            recorder.events.note(kind=EventKind.TARGET, code="target-back", sentence=sentence, device=None)
+            recorder.events.note(EventKind.TARGET, "target-back", "The target model is back.")
             Intake(orchestrator.inbox, self.clock).take_opens(self._link, fleet=self.settings.fleet)
             self._announce(Presence.ONLINE)
 

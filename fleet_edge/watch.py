@@ -189,4 +189,4 @@ class LifeEvents:
         self._event(EventKind.EDGE, code, sentence)
 
     def _event(self, kind: EventKind, code: str, sentence: str) -> None:
-        self.recorder.events.note(kind=kind, code=code, sentence=sentence, device=None)
+        self.recorder.events.note(kind, code, sentence)

@@ -115,28 +115,32 @@ class Responder:
     def opened_again(self, session: EdgeSession) -> None:
         """Repeat the grant for an Open that was delivered twice."""
         session.reported_load = self.loads.of(session, self.load(), self.acceptance)
-        granted = opened_reply(
-            session,
+        granted = Opened(
+            session=session.session,
+            attempt=session.attempt,
+            handle=session.handle,
             edge=self.edge,
-            target=self.target,
+            target=self.target[:MAX_LABEL],
+            position=session.committed,
+            max_new_tokens=session.limits.max_new_tokens,
+            max_draft=session.limits.max_draft,
+            window=session.limits.window,
             lease_s=self.lease_s,
+            end_tokens=tuple(sorted(session.limits.end_tokens)),
+            logprobs=session.logprobs,
             load=session.reported_load,
+            blocks=session.limits.blocks or None,
         )
         self.publisher.reply(session.device, granted)
 
     def refused(self, device: str, message: Open, error: OpenRefused) -> None:
         """Refuse an Open, and record it. Replies to a device are rate-limited."""
-        reply = refused_reply(message, error)
+        sentence = str(error)[:MAX_SENTENCE]
+        reply = Refused(session=message.session, code=error.code, sentence=sentence, retry_s=error.retry_s)
         self.figures.refusals[reply.code.value] += 1
         if self.guard.may_answer(device):
             self.publisher.reply(device, reply, qos=0)
-        self.recorder.events.note(
-            kind=EventKind.REFUSED,
-            code=reply.code.value,
-            sentence=reply.sentence,
-            device=device,
-            session=message.session,
-        )
+        self.recorder.events.note(EventKind.REFUSED, reply.code, sentence, device, session=message.session)
 
     # Drafts
 
@@ -154,11 +158,7 @@ class Responder:
                 "does not fit the text. Long drafts wait for those of others."
             )
             self.recorder.events.note(
-                kind=EventKind.ACCEPTANCE,
-                code="acceptance-collapsed",
-                sentence=sentence,
-                device=session.device,
-                session=session.session,
+                EventKind.ACCEPTANCE, "acceptance-collapsed", sentence, session.device, session=session.session
             )
 
     def _count_block(
@@ -221,20 +221,15 @@ class Responder:
         self.guard.strike(device, error.code)
         if self.guard.may_answer(device):
             self.publisher.reply(device, reply, qos=0)
-        self.recorder.events.note(
-            kind=EventKind.FAULT,
-            code=reply.code.value,
-            sentence=reply.sentence,
-            device=device,
-            session=session.session if session else None,
-        )
+        name = session.session if session else None
+        self.recorder.events.note(EventKind.FAULT, reply.code, reply.sentence, device, session=name)
 
     def notify(self, device: str, fault: DraftFault) -> None:
         """Send a decision of the guard to a device, and record it."""
         reply = fault_reply(None, fault)
         self.figures.faults[reply.code.value] += 1
         self.publisher.reply(device, reply, qos=0)
-        self.recorder.events.note(kind=EventKind.QUOTA, code=reply.code.value, sentence=reply.sentence, device=device)
+        self.recorder.events.note(EventKind.QUOTA, reply.code, reply.sentence, device)
 
     # Ends
 
@@ -245,7 +240,18 @@ class Responder:
 
         A device without a confirmation repeats its Close, so the log ends as the device does.
         """
-        reply = closed_reply(session, reason)
+        counters = session.counters
+        reply = Closed(
+            session=session.session,
+            attempt=session.attempt,
+            reason=reason,
+            tokens=session.committed,
+            rounds=counters.rounds,
+            mean_batch=counters.mean_batch or 0.0,
+            queue_ms=counters.queue_ms,
+            compute_ms=counters.compute_ms,
+            reused=counters.reused_tokens,
+        )
         self._over(session, reason)
         cause = cause or _cause(session, reason, message)
         self.recorder.ended(
@@ -258,7 +264,15 @@ class Responder:
             self.guard.strike(device, FaultCode.UNKNOWN_SESSION)
             if not self.guard.may_answer(device):
                 return
-        reply = closed_elsewhere_reply(message)
+        reply = Closed(
+            session=message.session,
+            reason=message.reason,
+            tokens=message.tokens,
+            rounds=0,
+            mean_batch=0.0,
+            queue_ms=0.0,
+            compute_ms=0.0,
+        )
         self.recorder.ended_elsewhere(device, message, then=lambda: self.publisher.reply(device, reply))
 
     def ended(self, session: EdgeSession, reason: EndReason, *, cause: EndCause | None = None) -> None:
@@ -419,36 +433,6 @@ def _cause(session: EdgeSession, reason: EndReason, message: Close | None) -> En
     return None if message is None else EndCause("device", "The device gave up without a reason.")
 
 
-def opened_reply(
-    session: EdgeSession,
-    *,
-    edge: str,
-    target: str,
-    lease_s: float,
-    load: EdgeLoad,
-) -> Opened:
-    return Opened(
-        session=session.session,
-        attempt=session.attempt,
-        handle=session.handle,
-        edge=edge,
-        target=target[:MAX_LABEL],
-        position=session.committed,
-        max_new_tokens=session.limits.max_new_tokens,
-        max_draft=session.limits.max_draft,
-        window=session.limits.window,
-        lease_s=lease_s,
-        end_tokens=tuple(sorted(session.limits.end_tokens)),
-        logprobs=session.logprobs,
-        load=load,
-        blocks=session.limits.blocks or None,
-    )
-
-
-def refused_reply(message: Open, error: OpenRefused) -> Refused:
-    return Refused(session=message.session, code=error.code, sentence=str(error)[:MAX_SENTENCE], retry_s=error.retry_s)
-
-
 def fault_reply(draft: Draft | None, error: DraftFault) -> Fault:
     return Fault(
         handle=draft.handle if draft else None,
@@ -457,31 +441,4 @@ def fault_reply(draft: Draft | None, error: DraftFault) -> Fault:
         action=error.action,
         sentence=str(error)[:MAX_SENTENCE],
         retry_s=error.retry_s,
-    )
-
-
-def closed_reply(session: EdgeSession, reason: EndReason) -> Closed:
-    counters = session.counters
-    return Closed(
-        session=session.session,
-        attempt=session.attempt,
-        reason=reason,
-        tokens=session.committed,
-        rounds=counters.rounds,
-        mean_batch=counters.mean_batch or 0.0,
-        queue_ms=counters.queue_ms,
-        compute_ms=counters.compute_ms,
-        reused=counters.reused_tokens,
-    )
-
-
-def closed_elsewhere_reply(message: Close) -> Closed:
-    return Closed(
-        session=message.session,
-        reason=message.reason,
-        tokens=message.tokens,
-        rounds=0,
-        mean_batch=0.0,
-        queue_ms=0.0,
-        compute_ms=0.0,
     )

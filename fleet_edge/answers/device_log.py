@@ -60,11 +60,11 @@ class EventCounts:
 
     def note(
         self,
-        *,
         kind: str,
         code: str,
         sentence: str,
-        device: str | None,
+        device: str | None = None,
+        *,
         session: bytes | None = None,
         times: int = 1,
         severity: Severity | None = None,
@@ -86,7 +86,9 @@ class EventCounts:
             key, sentence, session = self._place(device, kind, code, sentence, session)
             counted = self._counts.get(key)
             if counted is None:
-                made = _shared_id(key, minute) if shared and key[1] != _OTHER else self.new_id()
+                made = self.new_id()
+                if shared and key[1] != _OTHER:
+                    made = hashlib.blake2b(repr((*key, minute)).encode(), digest_size=16).hexdigest()
                 grave = severity or severity_of(key[1], key[2])
                 counted = self._counts[key] = _Count(made, sentence, session, grave, at, at)
                 self._codes[key[0]] += 1
@@ -136,10 +138,6 @@ class EventCounts:
                 severity=counted.severity,
             )
         )
-
-
-def _shared_id(key: _Key, minute: int) -> str:
-    return hashlib.blake2b(repr((*key, minute)).encode(), digest_size=16).hexdigest()
 
 
 _SENTENCES: Final = {
@@ -282,7 +280,7 @@ class StateRecorder:
         change = self._changes.note(device, state)
         for code, sentence in change.events:
             # All edges receive it.
-            self.events.note(kind=EventKind.DEVICE, code=code, sentence=sentence, device=device, shared=True)
+            self.events.note(EventKind.DEVICE, code, sentence, device, shared=True)
         self._states.note(
             DeviceSeen(
                 device=device,

@@ -117,16 +117,13 @@ class Recorder:
         self.sightings.flush()
 
     def opened(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
-        at = self.now()
+        self._segments[session.handle] = segment_number(self.now())
+        policy = session.policy
         # Urgent: a session may close within the time that a record waits for others, and a Close counts only for a
         # session known to be open.
-        self._segments[session.handle] = segment_number(at)
-        policy = session.policy
         self.sink.put(
             SessionOpened(
-                session=session.session.hex(),
-                segment=segment_number(at),
-                device=session.device,
+                **self._of(session),
                 edge=self.edge,
                 app=message.app,
                 draft_model=message.draft_model,
@@ -141,7 +138,6 @@ class Recorder:
                 max_new_tokens=session.limits.max_new_tokens,
                 resumed_tokens=session.committed,
                 open_bytes=size,
-                at=at,
             ),
             urgent=True,
         )
@@ -150,15 +146,12 @@ class Recorder:
         self, session: EdgeSession, result: DraftResult, timing: DraftTiming, *, form: str | None, downlink_bytes: int
     ) -> None:
         """Log a verdict of a traced session, unless the device has had too many within a minute."""
-        draft, at = result.arrived.draft, self.now()
+        draft = result.arrived.draft
         ordinary = not timing.background and (result.tested or draft.tokens)
-        rates = self._rounds if ordinary else self._seldom
-        if not self._traced(session) or not rates.admit(session.device, at):
-            return
         self._round(
             session,
             timing,
-            at=at,
+            self._rounds if ordinary else self._seldom,
             round=draft.round,
             base=draft.base,
             drafted=len(draft.tokens),
@@ -170,13 +163,10 @@ class Recorder:
         )
 
     def written(self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int) -> None:
-        at = self.now()
-        if not self._traced(session) or not self._rounds.admit(session.device, at):
-            return
         self._round(
             session,
             timing,
-            at=at,
+            self._rounds,
             round=stream.request.round,
             base=stream.request.base,
             drafted=0,
@@ -190,16 +180,10 @@ class Recorder:
     def progress(self, session: EdgeSession) -> None:
         """Log a session's counters; absolute values, so that it may be called at any time."""
         self.texts.grew(session, segment=self._segments[session.handle], at=self.now())
+        counters = {name: getattr(session.counters, name) for name in SEGMENT_COUNTERS}
+        first_token_ms, gap_p95_ms = session.times.first_token_ms, session.times.gap_p95_ms
         self.sink.put(
-            SegmentProgress(
-                session=session.session.hex(),
-                segment=self._segments[session.handle],
-                at=self.now(),
-                device=session.device,
-                first_token_ms=session.times.first_token_ms,
-                gap_p95_ms=session.times.gap_p95_ms,
-                **{name: getattr(session.counters, name) for name in SEGMENT_COUNTERS},
-            )
+            SegmentProgress(**self._of(session), first_token_ms=first_token_ms, gap_p95_ms=gap_p95_ms, **counters)
         )
 
     def ended(
@@ -216,54 +200,31 @@ class Recorder:
         `then` is called on any thread once the record cannot be lost.
         """
         self.progress(session)
-        tokens = session.committed if message is None else _final_tokens(session, message)
+        tokens = session.committed
+        if message is not None:
+            # Without this edge the device may have decoded more; one that ends early has not received all verdicts.
+            tokens = message.tokens if message.unverified else min(session.committed, message.tokens)
         self.texts.ended(session, tokens=tokens, segment=self._segments[session.handle], at=self.now())
+        counters = DeviceCounters.of(message) if message else None
+        why: dict[str, Any] = {} if cause is None else {"code": cause.code, "sentence": cause.sentence}
         self.sink.put(
-            SessionClosed(
-                session=session.session.hex(),
-                segment=self._segments.pop(session.handle),
-                reason=reason,
-                tokens=tokens,
-                counters=DeviceCounters.of(message) if message else None,
-                at=self.now(),
-                device=session.device,
-                code=None if cause is None else cause.code,
-                sentence=None if cause is None else cause.sentence,
-            ),
-            then=then,
+            SessionClosed(**self._of(session), reason=reason, tokens=tokens, counters=counters, **why), then=then
         )
+        del self._segments[session.handle]
         if cause is not None and reason in _WORTH_AN_EVENT:
             sentence = f"{cause.sentence} ({cause.code}; {session.committed} tokens were committed.)"
-            self.events.note(
-                kind=EventKind.SESSION,
-                code=reason.value,
-                sentence=sentence,
-                device=session.device,
-                session=session.session,
-            )
+            self.events.note(EventKind.SESSION, reason, sentence, session.device, session=session.session)
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
         """Complete the segment of a session that goes on elsewhere or under another handle."""
         self.progress(session)
         segment = self._segments[session.handle]
         self.texts.ended(session, tokens=session.committed, segment=segment, at=self.now())
-        self.sink.put(
-            SegmentLeft(
-                session=session.session.hex(),
-                segment=self._segments.pop(session.handle),
-                reason=reason,
-                at=self.now(),
-                device=session.device,
-            )
-        )
+        self.sink.put(SegmentLeft(**self._of(session), reason=reason))
+        del self._segments[session.handle]
         if reason is LeaveReason.HANDED_OVER:
-            self.events.note(
-                kind=EventKind.SESSION,
-                code="handed-over",
-                sentence=f"The session left this edge at {session.committed} tokens and goes on elsewhere.",
-                device=session.device,
-                session=session.session,
-            )
+            sentence = f"The session left this edge at {session.committed} tokens and goes on elsewhere."
+            self.events.note(EventKind.SESSION, "handed-over", sentence, session.device, session=session.session)
 
     def ended_elsewhere(self, device: str, message: Close, *, then: Callable[[], None]) -> None:
         """Log the Close of a session that this edge does not know, having restarted, or that never existed.
@@ -274,9 +235,7 @@ class Recorder:
         at = self.now()
         if not (self._unverified if message.unverified else self._reported).admit(device, at):
             sentence = "The device closes more unknown sessions than it can have had."
-            self.events.note(
-                kind=EventKind.CLOSE, code="unknown-session", sentence=sentence, device=device, session=message.session
-            )
+            self.events.note(EventKind.CLOSE, "unknown-session", sentence, device, session=message.session)
             if not message.unverified:  # the device keeps those and reports them again
                 then()
             return
@@ -310,28 +269,14 @@ class Recorder:
             )
         )
 
-    def _round(self, session: EdgeSession, timing: DraftTiming, *, at: datetime, **fields: Any) -> None:  # noqa: ANN401
-        self.sink.put(
-            RoundJudged(
-                session=session.session.hex(),
-                segment=self._segments[session.handle],
-                batch=timing.batch,
-                queue_ms=timing.queue_ms,
-                prefill_ms=timing.prefill_ms,
-                compute_ms=timing.compute_ms,
-                at=at,
-                device=session.device,
-                **fields,
-            )
-        )
-
-    def _traced(self, session: EdgeSession) -> bool:
+    def _round(self, session: EdgeSession, timing: DraftTiming, rates: DeviceRates, **fields: Any) -> None:  # noqa: ANN401
         # By the session's random name, so that all its segments are traced or none.
-        return int.from_bytes(session.session[:4], "big") < self.trace_share * (1 << 32)
+        traced = int.from_bytes(session.session[:4], "big") < self.trace_share * (1 << 32)
+        if traced and rates.admit(session.device, self.now()):
+            own = {name: getattr(timing, name) for name in ("batch", "queue_ms", "prefill_ms", "compute_ms")}
+            self.sink.put(RoundJudged(**self._of(session), **own, **fields))
 
-
-def _final_tokens(session: EdgeSession, message: Close) -> int:
-    if message.unverified:  # decoded without this edge
-        return message.tokens
-    # A device that ends early has not received all verdicts.
-    return min(session.committed, message.tokens)
+    def _of(self, session: EdgeSession) -> dict[str, Any]:
+        """Return the fields that all records of an open session share."""
+        key = {"session": session.session.hex(), "segment": self._segments[session.handle]}
+        return key | {"device": session.device, "at": self.now()}

@@ -9,7 +9,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,36 +27,6 @@ from fleet_edge.batching.shaping import RowGroup, ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Logits
 from schemas.policy import SamplingPolicy
-
-
-class _Case(Protocol):
-    @property
-    def tokens(self) -> Sequence[int]: ...
-
-    @property
-    def policy(self) -> SamplingPolicy: ...
-
-    @property
-    def logprobs(self) -> int | None: ...
-
-
-def add_logprobs(
-    judgement: Judgement, case: _Case, row_at: Callable[[int], NDArray[np.float32]], start: int
-) -> Judgement:
-    """Return a judgement with the log-probabilities of its tokens.
-
-    `row_at` returns an unshaped row of logits; `start` is the first row of the case.
-    """
-    most = case.logprobs or 0
-    tokens = case.tokens[: judgement.accepted]
-    if judgement.token is not None:
-        tokens = (*tokens, judgement.token)
-    found = [logprobs_of_token(row_at(start + place), token, most=most) for place, token in enumerate(tokens)]
-    if isinstance(judgement.p, Dist):
-        row = row_at(start + judgement.accepted)
-        found.append(logprobs_of_rejection(row, judgement.p, policy=case.policy, most=most))
-    return replace(judgement, logprobs=tuple(found))
-
 
 if TYPE_CHECKING:
     import torch  # an edge may do without it
@@ -94,14 +64,10 @@ def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]
     Returns None for a case whose logits are not numbers or whose grammar failed (see `Constraint.failure`). Judgements
     hold no references to the logits.
     """
-    if isinstance(logits, np.ndarray):
-        return judge_array(logits, cases)
-    if logits.device.type == "cpu":
-        return judge_array(logits.numpy(), cases)  # the same memory
-    return judge_tensor(logits, cases)
-
-
-def judge_array(logits: NDArray[np.float32], cases: Sequence[Case]) -> list[Judgement | None]:
+    if not isinstance(logits, np.ndarray):
+        if logits.device.type != "cpu":
+            return judge_tensor(logits, cases)
+        logits = logits.numpy()  # the same memory
     starts, groups = _grouped(cases, logits.shape[1])
     shaped = [
         shape_rows(logits if len(group.rows) == len(logits) else logits[group.rows], group.policies, group.support)
@@ -162,9 +128,27 @@ def _decide_all(
             offset += cases[place].rows
     decided = [_decide(case, at) for case, at in zip(cases, dist_at, strict=True)]
     return [
-        each if each is None or case.logprobs is None else add_logprobs(each, case, row_at, start)
+        each if each is None or case.logprobs is None else _with_logprobs(each, case, row_at, start)
         for each, case, start in zip(decided, cases, starts, strict=False)
     ]
+
+
+def _with_logprobs(
+    judgement: Judgement, case: Case, row_at: Callable[[int], NDArray[np.float32]], start: int
+) -> Judgement:
+    """Return a judgement with the log-probabilities of its tokens.
+
+    `row_at` returns an unshaped row of logits; `start` is the first row of the case.
+    """
+    most = case.logprobs or 0
+    tokens = case.tokens[: judgement.accepted]
+    if judgement.token is not None:
+        tokens = (*tokens, judgement.token)
+    found = [logprobs_of_token(row_at(start + place), token, most=most) for place, token in enumerate(tokens)]
+    if isinstance(judgement.p, Dist):
+        row = row_at(start + judgement.accepted)
+        found.append(logprobs_of_rejection(row, judgement.p, policy=case.policy, most=most))
+    return replace(judgement, logprobs=tuple(found))
 
 
 def _bounded(shaped: ShapedRows, offset: int) -> Callable[[int], Dist]:

@@ -8,6 +8,7 @@ decoding `chain` is an empty draft after the generation, step by step.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from dssd.block import RejectedBlock
 from dssd.distribution import Dist
@@ -111,6 +112,8 @@ class EdgeSession:
         logprobs: Number of top log-probabilities that the device requests; None for no log-probabilities.
         sent: Position up to which the device was sent tokens.
         count_block: Counts the rejected block; to be called with its number of accepted tokens once that is known.
+        rejected: Target distribution at the last rejection, or the rejected block, while the correction is awaited.
+        failure: Fault with which the session has ended; it answers all further drafts.
     """
 
     handle: int
@@ -133,14 +136,14 @@ class EdgeSession:
     draft_model: str = ""
     reported_load: EdgeLoad | None = None
     count_block: Callable[[int], None] = lambda _accepted: None
+    rejected: Dist | RejectedBlock | None = None
+    rejected_logprobs: tuple[TokenLogprobs, ...] = ()
+    failure: DraftFault | None = None
+    stream: DecodeRequest | None = None
     _epoch: int = 0
     _digest: int = EMPTY_DIGEST
-    _rejected: Dist | RejectedBlock | None = None
     _block: tuple[int, ...] = ()  # the tokens of a rejected block
-    _rejected_logprobs: tuple[TokenLogprobs, ...] = ()
     _requests: int = 0  # for samples, since the rejection
-    _failure: DraftFault | None = None
-    _stream: DecodeRequest | None = None
     _guesses: NgramSpeculation | None = None
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
     _rounds: Rounds = field(init=False)
@@ -175,7 +178,7 @@ class EdgeSession:
     @property
     def longest_committed(self) -> int:
         """Most tokens that the device may have: it may have corrected a rejection without saying so yet."""
-        return self.committed + (self._rejected is not None) * (1 + len(self._block))
+        return self.committed + (self.rejected is not None) * (1 + len(self._block))
 
     @property
     def logprobs_bytes(self) -> int:
@@ -185,15 +188,6 @@ class EdgeSession:
     def text(self) -> tuple[int, ...]:
         return tuple(self.tokens[self.prompt_length :])
 
-    @property
-    def rejected(self) -> Dist | RejectedBlock | None:
-        """Target distribution at the last rejection, or the rejected block, while the correction is awaited."""
-        return self._rejected
-
-    @property
-    def rejected_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        return self._rejected_logprobs
-
     # Arrival
 
     def admit(self, arrived: ReceivedDraft) -> DraftReceipt:
@@ -202,7 +196,7 @@ class EdgeSession:
         self.counters += SegmentCounters(uplink_bytes=arrived.size)
         if (repeat := self._rounds.verdict(draft.round)) is not None:
             return DraftReceipt(repeat=repeat)
-        if (failure := self._failure) is not None:
+        if (failure := self.failure) is not None:
             raise DraftFault(failure.code, failure.action, str(failure))
         self.limits.check(draft, mode=self.policy.mode)
         if draft.write is not None:
@@ -210,15 +204,16 @@ class EdgeSession:
         if self._rounds.first_seen(draft.round):
             # Counted once, whether it is judged or void.
             self.counters += SegmentCounters(drafted=len(draft.tokens))
-        if self._is_void(draft):
-            return DraftReceipt()
+        answered = self._rounds.passed(draft.round) or draft.round in self._waiting
+        if self.finished or answered or draft.epoch < self._epoch:
+            return DraftReceipt()  # answered long ago, voided by a rejection, or delivered twice
         if draft.epoch > self._epoch:
             raise desync("The draft's epoch is ahead of the edge's.")
         if draft.tried is not None:
             return self._admit_request(draft)
         self._check_place(draft)
         accepted = self._correct(draft.fix, draft.base)
-        self._stream = None
+        self.stream = None
         self._waiting.add(arrived)
         return DraftReceipt(accepted=accepted)
 
@@ -232,9 +227,13 @@ class EdgeSession:
     @property
     def ready(self) -> ReceivedDraft | None:
         """The draft to verify next: the one at the committed position, or the next of edge-only decoding."""
-        if self.finished or self._rejected is not None:
+        if self.finished or self.rejected is not None:
             return None
-        return self._waiting.at(self.committed) or self._next_of_stream()
+        if (waiting := self._waiting.at(self.committed)) is not None:
+            return waiting
+        if self.stream is None or self.committed >= self.stream.until:
+            return None
+        return self.stream.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
 
     def chain(
         self, most: int, *, guesses: Callable[[float], int] | None = None, forced: int = MAX_SPECULATED
@@ -285,17 +284,13 @@ class EdgeSession:
             if part.rejected:
                 self._reject(part.p)
                 self._block = part.arrived.draft.tokens if part.undecided else ()
-                self._rejected_logprobs = part.logprobs[len(part.tokens) :]
+                self.rejected_logprobs = part.logprobs[len(part.tokens) :]
             if part.finish is not Finish.NO:
                 self._finish()
         self.counters += SegmentCounters(forced=len(judgement.forced))
         return settled
 
     # Edge-only decoding
-
-    @property
-    def stream(self) -> DecodeRequest | None:
-        return self._stream
 
     @property
     def finish(self) -> Finish:
@@ -307,13 +302,13 @@ class EdgeSession:
         self, ready: ReceivedDraft, guesses: Callable[[float], int] | None, *, most: int, most_forced: int
     ) -> ReceivedDraft:
         """Add speculated tokens to a draft of edge-only decoding, as far as they pay."""
-        assert self._stream is not None
+        assert self.stream is not None
         # The token after the speculated ones is wanted too.
-        room = max(0, min(most, self._stream.until - self.committed) - 1)
+        room = max(0, min(most, self.stream.until - self.committed) - 1)
         if self.constraint is not None:
             # A forced token costs less in this step than in a step of its own.
             forced = self.constraint.guess(self.text, min(room, most_forced))
-            if forced := self._before_end(forced):
+            if forced := tuple(takewhile(lambda token: token not in self.limits.end_tokens, forced)):
                 return replace(ready, draft=ready.draft.model_copy(update={"tokens": forced}))
         if guesses is None:
             return ready
@@ -324,14 +319,10 @@ class EdgeSession:
         tokens = found[: min(room, guesses(self._guesses.rate))]
         return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
 
-    def _before_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        end = next((place for place, token in enumerate(tokens) if token in self.limits.end_tokens), len(tokens))
-        return tokens[:end]
-
     def _settle_decoded(self, arrived: ReceivedDraft, judgement: Judgement) -> DraftResult:
         """Commit what edge-only decoding has generated, as far as the device still asks for it."""
-        assert self._stream is not None
-        result = self._stream.result(arrived, judgement, limits=self.limits, committed=self.committed)
+        assert self.stream is not None
+        result = self.stream.result(arrived, judgement, limits=self.limits, committed=self.committed)
         written = len(result.tokens)
         self._extend(result.tokens, kinds_of_decoded(written, forced=judgement.forced))
         self.token_logprobs.extend(result.logprobs)
@@ -368,22 +359,11 @@ class EdgeSession:
         self._finish()
         return accepted
 
-    @property
-    def failure(self) -> DraftFault | None:
-        return self._failure
-
     def fail(self, fault: DraftFault) -> None:
-        """End with a fault, which answers all further drafts."""
-        self._failure = fault
+        self.failure = fault
         self._finish()
 
     # Internal
-
-    def _is_void(self, draft: Draft) -> bool:
-        """Whether no answer is due: answered long ago, voided by a rejection, or delivered twice."""
-        if self.finished or self._rounds.passed(draft.round) or draft.epoch < self._epoch:
-            return True
-        return draft.round in self._waiting
 
     def _check_place(self, draft: Draft) -> None:
         """Check that a draft starts at the committed position or behind it, within the window."""
@@ -399,11 +379,11 @@ class EdgeSession:
     def _check_prefix(self, draft: Draft) -> None:
         """Compare position and digest, including a correction."""
         new = self._corrected(draft.fix, draft.base)
-        if new and self._rejected is None:
+        if new and self.rejected is None:
             raise desync("The draft corrects a position that was not rejected.")
         if draft.base != self.committed + len(new) or draft.digest != extend_digest(self._digest, new):
             raise desync("The draft starts from other tokens than the edge has.")
-        if self._rejected is not None and not new:
+        if self.rejected is not None and not new:
             raise desync("The draft lacks the correction of the rejected position.")
         if new and not self._may_follow(new):
             raise desync("The correction is a token that the edge has not offered.")
@@ -415,7 +395,7 @@ class EdgeSession:
         return (*self._block[: max(0, length - self.committed - 1)], fix)
 
     def _may_follow(self, new: Sequence[int]) -> bool:
-        match self._rejected:
+        match self.rejected:
             case RejectedBlock() as block:
                 return bool(new) and (len(new) - 1, new[-1]) in block.offered
             case Dist() as p:
@@ -431,9 +411,9 @@ class EdgeSession:
         accepted = len(new) - 1
         self._extend(new, DRAFTED * accepted + CORRECTED)
         # The device's own correction: it already has these log-probabilities.
-        self.token_logprobs.extend(self._rejected_logprobs)
+        self.token_logprobs.extend(self.rejected_logprobs)
         self.counters += SegmentCounters(tokens=len(new))
-        block, self._rejected = isinstance(self._rejected, RejectedBlock), None
+        block, self.rejected = isinstance(self.rejected, RejectedBlock), None
         if not block:
             return None
         self.counters += SegmentCounters(accepted=accepted, tested=len(new))
@@ -441,9 +421,9 @@ class EdgeSession:
         return accepted
 
     def _admit_request(self, draft: Draft) -> DraftReceipt:
-        if self._rejected is None or draft.base != self.committed:
+        if self.rejected is None or draft.base != self.committed:
             raise desync("Samples are requested, but nothing was rejected.")
-        if isinstance(self._rejected, RejectedBlock) and draft.tried != len(self._rejected.offered):
+        if isinstance(self.rejected, RejectedBlock) and draft.tried != len(self.rejected.offered):
             raise desync("Tries are requested, but not those after the last ones.")
         self._requests += 1
         if self._requests > self.limits.sample_requests:
@@ -455,7 +435,7 @@ class EdgeSession:
         return DraftReceipt(request=True)
 
     def _admit_stream(self, draft: Draft, write: int, arrived: ReceivedDraft) -> DraftReceipt:
-        stream = self._stream
+        stream = self.stream
         latest = stream.request.round if stream is not None else -1
         if draft.epoch < self._epoch or draft.round < max(latest, self._waiting.latest):
             return DraftReceipt()  # delivered late: the device has moved on
@@ -464,7 +444,7 @@ class EdgeSession:
         if draft.epoch > self._epoch:
             raise desync("The request's epoch is ahead of the edge's.")
         accepted = None
-        if self._rejected is not None:
+        if self.rejected is not None:
             self._check_prefix(draft)
             accepted = self._correct(draft.fix, draft.base)
         elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
@@ -473,17 +453,11 @@ class EdgeSession:
         until = min(draft.base + write, self.limits.max_new_tokens)
         self.sent = max(self.sent, draft.base)
         sent_at = -math.inf if stream is None else stream.sent_at
-        self._stream = DecodeRequest(
+        self.stream = DecodeRequest(
             draft, until=until, sent=draft.base, due_at=arrived.at, sent_at=sent_at, size=arrived.size
         )
         # Otherwise missing tokens are sent with the next ones.
         return DraftReceipt(written=self.finished or self.committed >= until, accepted=accepted)
-
-    def _next_of_stream(self) -> ReceivedDraft | None:
-        stream = self._stream
-        if stream is None or self.committed >= stream.until:
-            return None
-        return stream.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
 
     def _digest_at(self, position: int) -> int:
         if position == self.committed:
@@ -502,5 +476,5 @@ class EdgeSession:
     def _reject(self, p: Dist | RejectedBlock | None) -> None:
         self._epoch += 1
         self._waiting.void()
-        self._rejected = p
+        self.rejected = p
         self._requests = 0

@@ -63,9 +63,7 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
             samples.event(at=after(-40 * 86400)),
         ]
     )
-    settings = JobSettings(
-        keep=Retention(rounds_days=23 / 24, sessions_days=30),
-    )
+    settings = JobSettings(keep=Retention(rounds_days=23 / 24, sessions_days=30))
     jobs = _jobs(store, settings=settings, now=lambda: after(3601))
     assert all(jobs.run(name) for name in jobs.names)
     rows = all_rows(store)
@@ -170,11 +168,11 @@ def test_an_absent_database_is_reported_once_per_outage(tmp_path: Path, caplog: 
 def test_devices_that_fall_silent_and_are_heard_again_are_told_once(store: Store) -> None:
     told: list[tuple[str, str, str | None]] = []
 
-    def tell(**event: object) -> None:
-        told.append((f"{event['kind']}", f"{event['code']}", event["device"]))  # type: ignore[arg-type]
+    def tell(kind: str, code: str, _sentence: str, device: str | None, *, shared: bool) -> None:
+        assert shared
+        told.append((kind, code, device))
 
-    at = [after(901)]
-    jobs = _jobs(store, now=lambda: at[0], tell=tell)
+    jobs = _jobs(store, now=lambda: after(901), tell=tell)
     store.apply([samples.device_seen(device="quiet"), samples.device_seen(device="gone", presence=Presence.OFFLINE)])
     assert jobs.run("mark-silent")
     assert jobs.run("mark-silent")
@@ -192,7 +190,7 @@ def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:
     def fail() -> None:
         raise ValueError("planted")
 
-    jobs = _jobs(store, now=lambda: after(86400), flush_log=fail, tell=lambda **event: told.append(event["code"]))
+    jobs = _jobs(store, now=lambda: after(86400), flush_log=fail, tell=lambda _kind, code, *_, **__: told.append(code))
     assert jobs.run("close-abandoned")
     assert jobs.run("purge")
     assert not jobs.run("flush-log")

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from dssd.distribution import shape
 from dssd.downlink import FormName
 from dssd.verification import Judgement
 from fleet_common.mqtt.link import Message
-from fleet_edge.answers.answers import ReportedLoads, Responder, fault_reply, opened_reply, refused_reply
+from fleet_edge.answers.answers import ReportedLoads, Responder, fault_reply
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.timing import DraftTiming
@@ -26,7 +28,7 @@ from fleet_edge.store.records import (
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
 from schemas.fields import EdgeLoad
-from schemas.messages import Closed, Fault, SessionReply, Verdict
+from schemas.messages import Closed, Fault, Opened, Refused, SessionReply, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
@@ -40,16 +42,24 @@ def test_a_grant_names_the_session_and_its_limits() -> None:
     limits = SessionLimits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({9, 0, 5}))
     session = edge_session(attempt=3, resume=(4, 5), limits=limits)
     load = EdgeLoad(texts=2, text_ms=4.5, token_ms=1.25)
-    granted = opened_reply(session, edge="edge-1", target="t" * 5000, lease_s=60.0, load=load)
+    exchange = Exchange()
+    replace(exchange.answers, target="t" * 5000, load=lambda: load).opened_again(session)
+    granted = exchange.listen()[-1]
+    assert isinstance(granted, Opened)
     assert (granted.session, granted.attempt, granted.handle, granted.position) == (b"session1", 3, 7, 2)
     assert (granted.max_new_tokens, granted.max_draft, granted.window, granted.lease_s) == (20, 4, 2, 60.0)
     assert granted.end_tokens == (0, 5, 9)
     assert len(granted.target) == 200
-    assert granted.load == load
+    assert granted.load is not None
+    assert (granted.load.texts, granted.load.text_ms, granted.load.token_ms) == (2, 4.5, 1.25)
 
 
 def test_sentences_are_cut_to_what_a_message_holds() -> None:
-    assert len(refused_reply(open_message(), OpenRefused(RefusalCode.BUSY, "x" * 5000)).sentence) == 500
+    exchange = Exchange()
+    exchange.answers.refused("device-1", open_message(), OpenRefused(RefusalCode.BUSY, "x" * 5000))
+    refused = exchange.listen()[-1]
+    assert isinstance(refused, Refused)
+    assert len(refused.sentence) == 500
     error = DraftFault(FaultCode.DESYNC, Action.RESUME, "x" * 5000)
     assert len(fault_reply(draft(), error).sentence) == 500
 
