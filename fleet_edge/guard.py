@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.limits import KeptStanding, QuarantineSettings, QuotaSettings, Standing, Strikes
@@ -70,12 +70,6 @@ class QuarantineBegun:
 Notice = OverQuota | QuarantineBegun
 
 
-@dataclass(frozen=True, slots=True)
-class _Channel:
-    topic: Topic
-    standing: Standing
-
-
 class DeviceGuard:
     def __init__(self, quotas: QuotaSettings, quarantine: QuarantineSettings, *, clock: Callable[[], float]) -> None:
         self._quotas = quotas
@@ -83,32 +77,29 @@ class DeviceGuard:
         self._clock = clock
         self._lock = threading.Lock()  # both threads create standings and count strikes
         self._standings: dict[str, Standing] = {}
-        self._channels: dict[bytes, _Channel | None] = {}
+        self._channels: dict[bytes, tuple[Topic, Standing]] = {}
         self._notices: deque[Notice] = deque(maxlen=1000)
 
     # On the link's thread
 
     def accepts(self, topic: bytes, size: int, retained: bool) -> bool:
         """Return whether to decode a message; `topic` is UTF-8, `size` counts the packet's bytes."""
-        try:
-            channel = self._channels[topic]
-        except KeyError:
-            channel = self._channel(topic)
+        channel = self._channels.get(topic) or self._channel(topic)
         if channel is None:
             return True  # not a device's topic
-        standing, now = channel.standing, self._clock()
+        (kind, standing), now = channel, self._clock()
         if now < standing.quarantined_until:
-            return self._while_quarantined(channel, now)
+            return self._while_quarantined(kind, standing, now)
         weight = _SLOWED_WEIGHT if standing.strikes.slowed(now) else 1.0
-        wait_s = standing.messages[channel.topic].take(weight, now) or standing.uplink.take(size, now)
+        wait_s = standing.messages[kind].take(weight, now) or standing.uplink.take(size, now)
         if wait_s == 0.0 or retained:
             standing.heard = now
             return True
         standing.dropped += 1
         self._strike(standing, _WEIGHTS[FaultCode.QUOTA], now)
-        if channel.topic in _ANSWERED and now - standing.notified >= _NOTIFY_EVERY_S and not standing.quarantined(now):
+        if kind in _ANSWERED and now - standing.notified >= _NOTIFY_EVERY_S and not standing.quarantined(now):
             standing.notified = now
-            self._notices.append(OverQuota(standing.device, channel.topic, wait_s))
+            self._notices.append(OverQuota(standing.device, kind, wait_s))
         return False
 
     # On the orchestrator's thread
@@ -256,10 +247,9 @@ class DeviceGuard:
 
     # Internal
 
-    def _while_quarantined(self, channel: _Channel, now: float) -> bool:
+    def _while_quarantined(self, topic: Topic, standing: Standing, now: float) -> bool:
         """Accept an Open now and then, so that the device learns how long the quarantine lasts."""
-        standing = channel.standing
-        if channel.topic is Topic.OPEN and now - standing.notified >= _NOTIFY_QUARANTINED_EVERY_S:
+        if topic is Topic.OPEN and now - standing.notified >= _NOTIFY_QUARANTINED_EVERY_S:
             standing.notified = now
             return True
         standing.dropped += 1
@@ -276,7 +266,7 @@ class DeviceGuard:
             standing.quarantined_until = max(standing.own_until, standing.others_until)
         self._notices.append(QuarantineBegun(standing.device, for_s, self._quarantine.strikes, standing.strikes.level))
 
-    def _channel(self, topic: bytes) -> _Channel | None:
+    def _channel(self, topic: bytes) -> tuple[Topic, Standing] | None:
         """Return the entry of a new topic; None if it is not a device's."""
         if len(self._channels) >= 4 * _MOST_STANDINGS:
             self._channels.clear()  # rebuilt on demand
@@ -286,7 +276,7 @@ class DeviceGuard:
             return None
         if address.device is None or address.topic not in _UP:
             return None
-        channel = self._channels[topic] = _Channel(address.topic, self._standing(address.device))
+        channel = self._channels[topic] = address.topic, self._standing(address.device)
         return channel
 
     def _standing(self, device: str) -> Standing:
@@ -351,9 +341,7 @@ _MOST: Final = 4096
 """Devices kept, those with strikes first."""
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
+class _File(BaseModel, extra="forbid", allow_inf_nan=False):
     at: datetime
     devices: Annotated[dict[str, KeptStanding], Field(max_length=_MOST)]
 

@@ -4,7 +4,7 @@ import fnmatch
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fleet_common.limits import TokenBucket
 from fleet_common.settings import setting
@@ -18,10 +18,8 @@ def _rate(default: float, meaning: str, unit: str) -> Any:  # noqa: ANN401 - as 
     return setting(default, meaning, unit=unit, in_flags=False, gt=0, le=_MOST)
 
 
-class Quotas(BaseModel):
+class Quotas(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Limits of one device. Rates are averages: a device that was idle may briefly exceed them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     drafts_per_s: float = _rate(200.0, "Maximum drafts per device.", "drafts per second")
     opens_per_min: float = _rate(
@@ -93,10 +91,8 @@ FORGIVEN: Final = 3.0
 """Multiple of the last quarantine without offence after which the next one is as short as the first."""
 
 
-class QuarantineSettings(BaseModel):
+class QuarantineSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The section `[quarantine]`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     strikes: float = setting(
         300.0, "Strikes after which a device is quarantined.", unit="strikes", in_flags=False, ge=1, le=1e9
@@ -117,7 +113,7 @@ class QuarantineSettings(BaseModel):
 
 @dataclass(slots=True)
 class Strikes:
-    """Strikes of one device, and its quarantines for them; `level` counts those in a row.
+    """Strikes of one device, and its quarantines: `level` in a row, the last of `last_s` seconds, `until` a time.
 
     A strike is what a sound device does rarely, and a hostile or broken one all the time: a malformed message, an
     unknown session, a message above a quota. Strikes expire at a rate, so their frequency counts. From half of the
@@ -127,9 +123,9 @@ class Strikes:
     settings: QuarantineSettings
     now: float
     level: int = 0
+    last_s: float = 0.0
+    until: float = 0.0
     _left: TokenBucket = field(init=False)
-    _last_s: float = 0.0
-    _until: float = 0.0
 
     def __post_init__(self) -> None:
         self._forget(self.now)
@@ -139,29 +135,21 @@ class Strikes:
         self._left.spend(weight, now)
         if self._left.wait_s(0.0, now) == 0.0:
             return 0.0
-        if now - self._until > FORGIVEN * self._last_s:
+        if now - self.until > FORGIVEN * self.last_s:
             self.level = 0
-        self._last_s = min(self.settings.first_s * 2.0**self.level, self.settings.most_s)
+        self.last_s = min(self.settings.first_s * 2.0**self.level, self.settings.most_s)
         self.level = min(self.level + 1, 64)
-        self._until = now + self._last_s
-        self._forget(self._until)
-        return self._last_s
+        self.until = now + self.last_s
+        self._forget(self.until)
+        return self.last_s
 
     def used(self, now: float) -> float:
         return self._left.used(now)
 
-    @property
-    def last_s(self) -> float:
-        return self._last_s
-
-    def since_s(self, now: float) -> float:
-        """Return the seconds since its end; negative while it lasts."""
-        return now - self._until
-
     def restore(self, strikes: float, *, level: int, last_s: float, since_s: float, now: float) -> None:
         self._forget(now)
         self._left.spend(strikes, now)
-        self.level, self._last_s, self._until = level, last_s, now - since_s
+        self.level, self.last_s, self.until = level, last_s, now - since_s
 
     def slowed(self, now: float) -> bool:
         """Whether the device has half of the strikes for a quarantine."""
@@ -194,13 +182,11 @@ _ANSWERS: Final = 64.0
 _Amount = Annotated[float, Field(ge=0, le=1e12)]
 
 
-class KeptStanding(BaseModel):
+class KeptStanding(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """State of a device that survives a restart of the edge: amounts used of quotas, strikes, and quarantines.
 
     `since_s` are the seconds since the end of the last quarantine, negative while it lasts.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     used: dict[str, _Amount]
     strikes: _Amount
@@ -244,7 +230,7 @@ class Standing:
         self.heard = now
         opens = _MARGIN * quotas.opens_per_min
         self.messages = {
-            Topic.DRAFT: _by_second(quotas.drafts_per_s, now),
+            Topic.DRAFT: TokenBucket(quotas.drafts_per_s, max(1.0, _BURST_S * quotas.drafts_per_s), now=now),
             Topic.OPEN: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
             Topic.CLOSE: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
             Topic.STATE: _by_minute(quotas.states_per_min, now),
@@ -259,10 +245,10 @@ class Standing:
         self.answers = TokenBucket(_ANSWERS_PER_S, _ANSWERS, now=now)
         self.strikes = Strikes(self.quarantine, now)
 
-    def kept(self, now: float) -> "KeptStanding | None":
+    def kept(self, now: float) -> KeptStanding | None:
         """Return what must survive a restart; None if there is nothing."""
         used = {name: bucket.used(now) for name, bucket in self._buckets().items()}
-        strikes, since_s = self.strikes.used(now), self.strikes.since_s(now)
+        strikes, since_s = self.strikes.used(now), now - self.strikes.until
         forgiven = self.strikes.level == 0 or since_s > FORGIVEN * self.strikes.last_s
         if forgiven and strikes < 1.0 and all(each <= 0.0 for each in used.values()):
             return None
@@ -274,7 +260,7 @@ class Standing:
             since_s=0.0 if forgiven else since_s,
         )
 
-    def restore(self, kept: "KeptStanding", *, ago_s: float, now: float) -> None:
+    def restore(self, kept: KeptStanding, *, ago_s: float, now: float) -> None:
         for name, bucket in self._buckets().items():
             bucket.spend(max(0.0, kept.used.get(name, 0.0) - ago_s * bucket.rate), now)
         self.strikes.restore(
@@ -287,19 +273,10 @@ class Standing:
 
     def _buckets(self) -> dict[str, TokenBucket]:
         """Return the buckets per minute; those per second are full again after a restart."""
-        return {
-            "opens": self.opens,
-            "prompts": self.prompts,
-            "new_tokens": self.new_tokens,
-            "grammars": self.grammars,
-        }
+        return {name: getattr(self, name) for name in ("opens", "prompts", "new_tokens", "grammars")}
 
     def quarantined(self, now: float) -> bool:
         return now < self.quarantined_until
-
-
-def _by_second(rate: float, now: float) -> TokenBucket:
-    return TokenBucket(rate, max(1.0, _BURST_S * rate), now=now)
 
 
 def _by_minute(rate: float, now: float, *, burst: float = _BURST_MIN) -> TokenBucket:

@@ -37,6 +37,10 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
             runs_already = True
             raise
 
+    def check_backup_folder() -> None:
+        if settings.backup_folder is not None:
+            check_backups(settings.db, settings.backup_folder)
+
     wrong: SettingsError | None = None
     try:
         check_all(
@@ -45,7 +49,7 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
                 "target": partial(check_verifier, settings),
                 "db": partial(check_database, settings.db),
                 "spool": check_spool,
-                "backup_folder": partial(_check_backups, settings),
+                "backup_folder": check_backup_folder,
             },
         )
     except SettingsError as error:
@@ -53,21 +57,12 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
     # A second connection of the same name would disconnect the running edge.
     if not runs_already:
         try:
-            _check_broker(settings, make_link, timeout_s=_CONNECT_S if wrong is None else _SHORT_S)
+            link = make_link(settings.broker.link(settings.fleet, settings.edge, will=None))
+            link.start(timeout_s=_CONNECT_S if wrong is None else _SHORT_S)
+            link.stop()
         except ConnectFailed as error:
             if wrong is None:
                 raise
             wrong = SettingsError(f"{wrong}\n{error}")
     if wrong is not None:
         raise wrong
-
-
-def _check_backups(settings: EdgeSettings) -> None:
-    if settings.backup_folder is not None:
-        check_backups(settings.db, settings.backup_folder)
-
-
-def _check_broker(settings: EdgeSettings, make_link: Callable[[LinkSettings], Link], *, timeout_s: float) -> None:
-    link = make_link(settings.broker.link(settings.fleet, settings.edge, will=None))
-    link.start(timeout_s=timeout_s)
-    link.stop()

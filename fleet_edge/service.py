@@ -4,8 +4,9 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from threading import Event, Lock
 from typing import Final
 
@@ -115,7 +116,12 @@ class EdgeService:
         self._since = self.now()
         self._store = ReopeningStore(settings.db)
         try:
-            self._open_store()
+            try:
+                self._store.open()
+            except StoreRefused:
+                raise
+            except StoreUnavailable:
+                pass  # the writer reports it with its first record, and opens it later
             spool = Spool(settings.spool)
             before = self._last_run() if spool.empty else None  # otherwise its end may still be in the spool
             self.writer = LogWriter(self._store, spool).start()
@@ -144,30 +150,21 @@ class EdgeService:
         self._standings = KeptStandings(self.orchestrator.handlers.guard, settings.spool / "standings.json", self.now)
         self._standings.read()
         self._availability = Availability(settings.remote.away_s, self.clock)
+        call, handlers = self.orchestrator.inbox.put, self.orchestrator.handlers
+        keep = Retention(**{each.name: getattr(settings, f"keep_{each.name}") for each in fields(Retention)})
         self._jobs = EdgeJobs(
             self._store,
-            expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.expire),
-            flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.flush),
+            expire_leases=partial(call, handlers.expire),
+            flush_progress=partial(call, handlers.flush),
             flush_log=self._flush_log,
-            warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.warn_certificates),
-            apply_quarantines=lambda quarantines: self.orchestrator.inbox.put(
-                lambda: self.orchestrator.handlers.apply_quarantines(quarantines)
-            ),
-            tell=self.orchestrator.handlers.recorder.events.note,
-            settings=JobSettings(
-                lease_every_s=min(2.0, settings.lease_s / 4),
-                keep=Retention(
-                    rounds_days=settings.keep_rounds_days,
-                    texts_days=settings.keep_texts_days,
-                    sessions_days=settings.keep_sessions_days,
-                    hourly_days=settings.keep_hourly_days,
-                    daily_days=settings.keep_daily_days,
-                ),
-            ),
+            warn_certificates=partial(call, handlers.warn_certificates),
+            apply_quarantines=lambda quarantines: call(partial(handlers.apply_quarantines, quarantines)),
+            tell=handlers.recorder.events.note,
+            settings=JobSettings(lease_every_s=min(2.0, settings.lease_s / 4), keep=keep),
             back_up=self._back_up if settings.backup_folder else None,
             now=self.now,
         )
-        recorder = self.orchestrator.handlers.recorder
+        recorder = handlers.recorder
         self._life = LifeEvents(recorder, VERSION, self.verifier.info.name, self.clock)
         self._watch = SelfWatch(self.observer(), recorder, settings.max_sessions, self.clock, self.now)
         self.writer.tell = self._life.store
@@ -289,9 +286,7 @@ class EdgeService:
 
     def _wait_for_welcome(self) -> None:
         """Wait for the broker's answer to our state; without permission to publish, devices cannot use this edge."""
-        if not self._answered.wait(_WELCOME_S):
-            return  # a slow broker; its answer is logged later
-        if self._rejected is not None:
+        if self._answered.wait(_WELCOME_S) and self._rejected is not None:  # the answer of a slow one is logged later
             raise self._rejected
 
     def _take_outcome(self, outcome: PublishOutcome) -> None:
@@ -326,14 +321,6 @@ class EdgeService:
         if is_due(folder, every=every, now=self.now()):
             made = back_up_into(self.settings.db, folder, keep=self.settings.backup_keep, now=self.now())
             _log.info("The session log is backed up in %s.", made)
-
-    def _open_store(self) -> None:
-        try:
-            self._store.open()
-        except StoreRefused:
-            raise
-        except StoreUnavailable:
-            pass  # the writer reports it with its first record, and opens it later
 
     @property
     def _state_topic(self) -> str:

@@ -223,16 +223,7 @@ class SessionLog(Closing):
             StoreError: There are several.
         """
         _check_limit(limit)
-        chosen = EventFilter(
-            since=self._time("since", since),
-            until=self._time("until", until),
-            devices=_several(device),
-            edge=edge,
-            kind=kind,
-            code=code,
-            severity=_member(Severity, severity),
-            who=who,
-        )
+        chosen = self._events(since, until, device, severity, edge=edge, kind=kind, code=code, who=who)
         with self._reading() as connection:
             if session is not None:
                 owner = chosen.devices[0] if chosen.devices else None
@@ -259,15 +250,7 @@ class SessionLog(Closing):
         """
         _check_limit(limit)
         grouping = [group for each in by if (group := _member(EventGrouping, each)) is not None]
-        chosen = EventFilter(
-            since=self._time("since", since),
-            until=self._time("until", until),
-            devices=_several(device),
-            edge=edge,
-            kind=kind,
-            code=code,
-            severity=_member(Severity, severity),
-        )
+        chosen = self._events(since, until, device, severity, edge=edge, kind=kind, code=code)
         with self._reading() as connection:
             return queries.event_counts(connection, chosen, by=grouping, limit=limit)
 
@@ -275,7 +258,7 @@ class SessionLog(Closing):
         self, grain: str, *, since: Time | None = None, device: str | None = None, edge: str | None = None
     ) -> dict[datetime, Counter[str]]:
         """Return the number of failures, refusals and faults by time and code; arguments as for `usage`, `events`."""
-        chosen = EventFilter(since=self._time("since", since), devices=_several(device), edge=edge)
+        chosen = self._events(since, None, device, edge=edge)
         with self._reading() as connection:
             return queries.failures(connection, chosen, grain=_known(Grain, grain))
 
@@ -365,15 +348,11 @@ class SessionLog(Closing):
         Returns:
             Sums in the order of time, then the most tokens first.
         """
-        chosen = {
-            totals.Dimension.DEVICE: (device,) if isinstance(device, str) else device,
-            totals.Dimension.EDGE: None if edge is None else (edge,),
-            totals.Dimension.APP: None if app is None else (app,),
-        }
+        chosen = {totals.Dimension.DEVICE: device, totals.Dimension.EDGE: edge, totals.Dimension.APP: app}
         period = totals.UsageFilter(
             since=self._time("since", since),
             until=self._time("until", until),
-            chosen={name: tuple(values) for name, values in chosen.items() if values is not None},
+            chosen={name: _several(values) for name, values in chosen.items() if values is not None},
         )
         dimensions, length = [_known(totals.Dimension, name) for name in by], _member(Grain, grain)
         with self._reading() as connection:
@@ -543,6 +522,18 @@ class SessionLog(Closing):
     def close(self) -> None:
         """Close all connections to the database."""
         self._engine.dispose()
+
+    def _events(
+        self,
+        since: Time | None,
+        until: Time | None,
+        device: str | Sequence[str] | None,
+        severity: Severity | str | None = None,
+        **equal: Any,  # noqa: ANN401 - further fields
+    ) -> EventFilter:
+        after, before = self._time("since", since), self._time("until", until)
+        grave = _member(Severity, severity)
+        return EventFilter(since=after, until=before, devices=_several(device), severity=grave, **equal)
 
     def _time(self, name: str, value: Time | None) -> datetime | None:
         try:

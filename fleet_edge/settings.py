@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from dssd.downlink import FormName
 from fleet_common.metrics import MetricsSettings
@@ -23,7 +23,7 @@ AUTO: Final = "auto"
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama.cpp": "fleet_edge.verifiers.llama_cpp.verifier:load",
-        "torch": "fleet_edge.verifiers.packed.verifier:load",
+        "torch": "fleet_edge.verifiers.packed:load",
         "remote": "fleet_edge.verifiers.remote.loading:load",
     }
 )
@@ -46,10 +46,8 @@ class PrefixSharing(StrEnum):
     OFF = "off"
 
 
-class InferenceServerSettings(BaseModel):
+class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     """Inference servers that compute the target model; read where the setting `engine` is `remote`."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     endpoints: str = setting(
         "",

@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fleet_common.validation import plain_sentence
 from fleet_edge.batching.judging import Case, judge_batch
@@ -138,24 +138,19 @@ _SIZE: Final = 1 << 20
 Size = Annotated[int, Field(ge=1, le=_SIZE)]
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 Label = Annotated[str, Field(max_length=200)]
+_LABELS: Final = ("target", "engine", "runs_on", "machine", "mode", "at")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Prefill(BaseModel, extra="forbid"):
+    tokens: Size
+    ms: Milliseconds
 
 
-class _Step(_Part):
+class _Step(_Prefill):
     sessions: Size
-    tokens: Size
-    ms: Milliseconds
 
 
-class _Prefill(_Part):
-    tokens: Size
-    ms: Milliseconds
-
-
-class _CurveFile(_Part):
+class _CurveFile(BaseModel, extra="forbid"):
     """A curve as JSON, so that another machine can use it.
 
     `steps` are verifications of sessions with a number of new tokens each: a draft and the token before it; 1 token
@@ -196,10 +191,7 @@ def read_curve(path: Path) -> StepCurve:
         return StepCurve(
             rows={sessions: tuple(row) for sessions, row in rows.items()},
             prefill=tuple((float(each.tokens), each.ms) for each in found.prefill),
-            **{
-                name: printable_line(getattr(found, name))
-                for name in ("target", "engine", "runs_on", "machine", "mode", "at")
-            },
+            **{name: printable_line(getattr(found, name)) for name in _LABELS},
             context=found.context,
         )
     except CurveError as error:
@@ -218,7 +210,7 @@ def write_curve(curve: StepCurve, path: Path) -> None:
 def as_json(curve: StepCurve) -> dict[str, Any]:
     return {
         "format": 1,
-        **{name: getattr(curve, name) for name in ("target", "engine", "runs_on", "machine", "context", "mode", "at")},
+        **{name: getattr(curve, name) for name in (*_LABELS, "context")},
         "steps": [
             {"sessions": sessions, "tokens": tokens, "ms": round(ms, 3)} for sessions, tokens, ms in curve.steps()
         ],

@@ -12,7 +12,7 @@ from enum import StrEnum
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tuple_
 
 from fleet_edge.store.models import EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records import segment_number
@@ -103,7 +103,7 @@ def rows(
         query = select(*source.columns, *(column.label(f"key_{place}") for place, column in enumerate(source.order)))
         query = query.where(*limits).order_by(*source.order).limit(page_rows)
         if after is not None:
-            query = query.where(_behind(source.order, after))
+            query = query.where(tuple_(*source.order) > after)
         with connect() as connection:
             found = connection.execute(query).all()
             counted = _counted(connection, found) if what is Exported.SESSIONS else {}
@@ -125,15 +125,6 @@ def _limits(source: _Source, since: datetime | None, until: datetime | None) -> 
     if until is not None:
         limits.append(source.at < (segment_number(until) if source.number else until))
     return limits
-
-
-def _behind(order: Sequence[Any], after: Sequence[Any]) -> ColumnElement[bool]:
-    """Return the condition for rows behind a key. Its first part alone bounds an index."""
-    either: list[ColumnElement[bool]] = []
-    for place, (column, value) in enumerate(zip(order, after, strict=True)):
-        same = (own == known for own, known in zip(order[:place], after[:place], strict=True))
-        either.append(and_(*same, column > value))
-    return and_(order[0] >= after[0], or_(*either))
 
 
 def _counted(connection: Connection, found: Sequence[Row[Any]]) -> dict[tuple[str, str], tuple[Any, ...]]:

@@ -307,11 +307,8 @@ def merge_records(connection: Connection, records: Sequence[Record], *, writer: 
     quarantines = sorted(_only(records, DeviceQuarantined), key=attrgetter("device", "by", "since_at"))
     _insert(connection, inserts.quarantine, [_row(each, QuarantineRow) for each in quarantines])
     lifts = sorted(_only(records, QuarantineLifted), key=attrgetter("device", "at"))
-    _insert(
-        connection,
-        inserts.lift,
-        [{"device": each.device, "lifted_at": each.at, "lifted_by": each.by} for each in lifts],
-    )
+    lifted = [{"device": each.device, "lifted_at": each.at, "lifted_by": each.by} for each in lifts]
+    _insert(connection, inserts.lift, lifted)
     hours = {floor(Grain.HOUR, segment_time(each.segment)) for each in records if isinstance(each, _OfSession)}
     mark_stale(connection, hours, writer=writer)
 

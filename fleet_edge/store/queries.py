@@ -380,7 +380,10 @@ def event_counts(
     connection: Connection, chosen: EventFilter, *, by: Sequence[EventGrouping], limit: int
 ) -> list[EventCount]:
     """Return how often what happened, the most frequent first; by day, the latest first."""
-    names = {group: _group_column(group, dialect=connection.dialect.name) for group in by}
+    day_of = _begin_of_time(_DAY_LENGTH, dialect=connection.dialect.name)
+    names: dict[EventGrouping, Label[Any]] = {
+        group: (day_of if group is EventGrouping.DAY else getattr(EventRow, group)).label(group.value) for group in by
+    }
     times = func.sum(EventRow.count).label("times")
     counted = (func.count().label("events"), times, func.max(EventRow.last_at).label("last_at"))
     query = select(*names.values(), *counted).where(*_event_conditions(chosen)).limit(limit)
@@ -389,18 +392,8 @@ def event_counts(
     day = names.get(EventGrouping.DAY)
     query = query.order_by(*(() if day is None else (day.desc(),)), times.desc())
     unasked = {group.value: None for group in EventGrouping}
-    found = []
-    for row in connection.execute(query).mappings():
-        fields = {**unasked, **row}
-        if fields["events"]:
-            found.append(EventCount(**{**fields, "times": int(fields["times"])}))
-    return found
-
-
-def _group_column(group: EventGrouping, *, dialect: str) -> Label[Any]:
-    if group is not EventGrouping.DAY:
-        return getattr(EventRow, group.value).label(group.value)  # type: ignore[no-any-return]
-    return _begin_of_time(_DAY_LENGTH, dialect=dialect).label("day")
+    rows = connection.execute(query).mappings()
+    return [EventCount(**{**unasked, **row, "times": int(row["times"])}) for row in rows if row["events"]]
 
 
 def _begin_of_time(length: int, *, dialect: str) -> ColumnElement[str]:

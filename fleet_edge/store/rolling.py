@@ -69,8 +69,11 @@ _Hour = tuple[datetime, _Seen]
 def roll_up(engine: Engine, *, now: datetime, enough: Enough = lambda: False) -> int:
     """Roll up all stale hours, and the days and months that have ended; return the number of hours."""
     with engine.begin() as connection:
-        _forget_purged(connection)
         marks = Marks.read(connection)
+        # Hours of which segments are purged: rolled up again, their sums would be too low.
+        purged = delete(StaleHourRow).where(StaleHourRow.hour < marks.at[Mark.SEGMENTS_FROM])
+        if lost := connection.execute(purged).rowcount:
+            _log.warning("Records of %d hours came so late that they are in no total: the hours are purged.", lost)
     late: list[_Hour] = []
     made = 0
     for hour in marks.stale:
@@ -88,14 +91,6 @@ def roll_up(engine: Engine, *, now: datetime, enough: Enough = lambda: False) ->
     return made
 
 
-def _forget_purged(connection: Connection) -> None:
-    """Drop stale hours of which segments are purged: rolled up again, their sums would be too low."""
-    late = StaleHourRow.hour < Marks.read(connection).at[Mark.SEGMENTS_FROM]
-    forgotten = connection.execute(delete(StaleHourRow).where(late)).rowcount
-    if forgotten:
-        _log.warning("Records of %d hours came so late that they are in no total: the hours are purged.", forgotten)
-
-
 def _make_hour(engine: Engine, hour: datetime, *, last: bool) -> _Seen:
     """Roll up an hour; it stays stale until its day and month are rolled up too, if they have been before.
 
@@ -105,7 +100,8 @@ def _make_hour(engine: Engine, hour: datetime, *, last: bool) -> _Seen:
     for _ in range(_ATTEMPTS):
         # Read outside of the transaction that writes, which holds SQLite's only lock.
         with engine.connect() as connection:
-            seen = _stale(connection, hour)
+            query = select(StaleHourRow.writer, StaleHourRow.changes).where(StaleHourRow.hour == hour)
+            seen = connection.execute(query.order_by(StaleHourRow.writer)).all()
             rows = _rows(connection, hour, hour + HOUR)
             spread = _spread(connection, hour, hour + HOUR)
         if not seen:
@@ -138,11 +134,6 @@ def _make_longer(engine: Engine, month: datetime, hours: Sequence[_Hour], *, eno
         if month < _held_marks(connection)[Mark.MONTHS_UNTIL]:
             _make(connection, Grain.MONTH, month)
             _take_off(connection, hours)
-
-
-def _stale(connection: Connection, hour: datetime) -> _Seen:
-    query = select(StaleHourRow.writer, StaleHourRow.changes).where(StaleHourRow.hour == hour)
-    return connection.execute(query.order_by(StaleHourRow.writer)).all()
 
 
 def _unchanged(connection: Connection, hour: datetime, seen: _Seen) -> bool:

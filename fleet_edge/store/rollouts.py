@@ -100,22 +100,20 @@ def releases(connection: Connection) -> list[MachineRelease]:
     said = {("device", row.device): row.software for row in devices}
     said |= {("edge", row.edge): row.software for row in edges}
     by_name = {(machine.kind, machine.name): machine for machine in found}
-    return [_release(machine, said.get(key)) for key, machine in sorted(by_name.items())]
-
-
-def _release(machine: MachineRollout, software: str | None) -> MachineRelease:
-    running = machine.running if machine.outcome in ENDED else machine.found
-    return MachineRelease(
-        kind=machine.kind,
-        name=machine.name,
-        host=machine.host,
-        wanted=machine.wanted,
-        running=running,
-        software=software,
-        rollout=machine.rollout,
-        outcome=machine.outcome,
-        since=machine.ended_at or machine.started_at,
-    )
+    return [
+        MachineRelease(
+            kind=each.kind,
+            name=each.name,
+            host=each.host,
+            wanted=each.wanted,
+            running=each.running if each.outcome in ENDED else each.found,
+            software=said.get(key),
+            rollout=each.rollout,
+            outcome=each.outcome,
+            since=each.ended_at or each.started_at,
+        )
+        for key, each in sorted(by_name.items())
+    ]
 
 
 def _machines(connection: Connection, query: Select[Any]) -> list[MachineRollout]:

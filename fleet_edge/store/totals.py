@@ -146,7 +146,8 @@ def segment_sums(
     """Return a query for the sums of the segments opened within a time; otherwise as `sums`."""
     own: dict[str, Any] = {name: _known(name) for name in by}
     number = [] if grain is None else [_number(grain).label("start")]
-    counted = {"sessions": func.sum(_first()), "visits": func.sum(_visited()), "segments": func.count()}
+    firsts = {"sessions": func.sum(_none_before(at_its_edge=False)), "visits": func.sum(_none_before(at_its_edge=True))}
+    counted = {**firsts, "segments": func.count()}
     columns_read: list[Any] = [
         *number,
         *(column.label(name) for name, column in (own | counted).items()),
@@ -174,17 +175,10 @@ def _number(grain: Grain) -> ColumnElement[int]:
     return literal_column(f"segments.segment / {MINUTES.get(grain, HOUR) // timedelta(microseconds=1)}", BigInteger)
 
 
-def _visited() -> ColumnElement[int]:
+def _none_before(*, at_its_edge: bool) -> ColumnElement[int]:
+    """Return 1 for a session's first segment, or for its first at the same edge; else 0."""
     earlier = SegmentRow.__table__.alias().c
-    return _none_before(earlier, by_row(earlier.edge) == SegmentRow.edge)
-
-
-def _first() -> ColumnElement[int]:
-    earlier = SegmentRow.__table__.alias().c
-    return _none_before(earlier, earlier.edge.is_not(None))
-
-
-def _none_before(earlier: Any, condition: ColumnElement[bool]) -> ColumnElement[int]:  # noqa: ANN401 - columns
+    condition = by_row(earlier.edge) == SegmentRow.edge if at_its_edge else earlier.edge.is_not(None)
     same = (earlier.session == SegmentRow.session, by_row(earlier.device) == SegmentRow.device)
     found = select(earlier.session).where(*same, earlier.segment < SegmentRow.segment, condition)
     return case((found.exists(), literal_column("0")), else_=literal_column("1"))

@@ -203,6 +203,7 @@ class LogWriter:
 
     @property
     def counters(self) -> WriterCounters:
+        complete = not len(self._mailbox) and self._spool.empty and not self._away
         with self._count:
             return WriterCounters(
                 written=self._written,
@@ -214,13 +215,8 @@ class LogWriter:
                 away=self._away,
                 stuck=self._stuck,
                 spool_bytes=self._spool.size,
-                lag_s=self._lag_s(),
+                lag_s=0.0 if complete else max(0.0, self._monotonic() - self._complete_at),
             )
-
-    def _lag_s(self) -> float:
-        if not len(self._mailbox) and self._spool.empty and not self._away:
-            return 0.0
-        return max(0.0, self._monotonic() - self._complete_at)
 
     def close(self, timeout_s: float) -> bool:
         """Write or spool what was put, end the threads, and close the spool. Idempotent.
@@ -296,7 +292,10 @@ class LogWriter:
             return batch
         except RecordRejected as error:
             if len(batch) > 1:
-                return self._commit_singly(batch, replayed=replayed)
+                for done, record in enumerate(batch):
+                    if self._commit([record], replayed=replayed):
+                        return batch[done:]
+                return []
             with self._count:
                 self._rejected += 1
             _log.error("A %s record is left out of the session log: %s", type(batch[0]).__name__, error)
@@ -313,12 +312,6 @@ class LogWriter:
             _log.info("The session log is written again.")
             seconds = self._monotonic() - self._away_since
             self.tell("back", f"The session log is written again, after {seconds:.0f} s; what waited follows.")
-        return []
-
-    def _commit_singly(self, batch: Sequence[Record], *, replayed: bool) -> Sequence[Record]:
-        for done, record in enumerate(batch):
-            if self._commit([record], replayed=replayed):
-                return batch[done:]
         return []
 
     def _rest(self, error: StoreUnavailable) -> None:

@@ -93,11 +93,13 @@ def find_candidates(settings: EdgeSettings, *, installed: Callable[[str], bool] 
     gguf = path if is_gguf(path) else gguf_beside(path)
     found, reasons = [], []
     if there[TORCH]:
-        int8 = settings.dtype == AUTO and _on_cpu(settings) and installed("numba")
+        cpu = settings.torch_device == "cpu" or (settings.torch_device == AUTO and not NVIDIA_DRIVER.exists())
+        int8 = cpu and settings.dtype == AUTO and installed("numba")
         found.append(Candidate(TORCH, settings.target, INT8 if int8 else settings.dtype))
     else:
         reasons.append("torch is not installed")
-    only_torch = _only_torch(settings)
+    given = {"dtype": settings.dtype, "torch_device": settings.torch_device}
+    only_torch = next((f"{name} = {value}" for name, value in given.items() if value != AUTO), "")
     if not there[LLAMA_CPP]:
         reasons.append("llama.cpp is not installed")
     elif gguf is None:
@@ -130,15 +132,6 @@ def _is_gguf(path: Path) -> bool:
     except (VerifierError, OSError):
         return False
     return True
-
-
-def _on_cpu(settings: EdgeSettings) -> bool:
-    return settings.torch_device == "cpu" or (settings.torch_device == AUTO and not NVIDIA_DRIVER.exists())
-
-
-def _only_torch(settings: EdgeSettings) -> str:
-    given = {"dtype": settings.dtype, "torch_device": settings.torch_device}
-    return next((f"{name} = {value}" for name, value in given.items() if value != AUTO), "")
 
 
 MEASURED_BY: Final = frozenset(
@@ -371,34 +364,26 @@ def measure_apart(
     given |= asdict(candidate)
     # The same modules as in this process, and none of the working directory.
     places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
-    late = threading.Event()
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", program, json.dumps(given)],
-        stdin=subprocess.PIPE,  # open as long as this process lives
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": places},
-    ) as process:
-
-        def give_up() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(longest_s, give_up)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            answer = process.stdout.read()
-            process.wait()
-        finally:
-            timer.cancel()
-            process.kill()
-    if late.is_set():
-        return EngineReport(sentence=f"It took longer than {longest_s:.0f} s to load and measure.")
+    stdin, held = os.pipe()  # the program ends when this process does
     try:
-        return EngineReport.model_validate_json(answer)
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", program, json.dumps(given)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": places},
+            timeout=longest_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return EngineReport(sentence=f"It took longer than {longest_s:.0f} s to load and measure.")
+    finally:
+        os.close(stdin)
+        os.close(held)
+    try:
+        return EngineReport.model_validate_json(done.stdout)
     except ValidationError:
-        return EngineReport(sentence=_end(process.returncode))
+        return EngineReport(sentence=_end(done.returncode))
 
 
 def _end(code: int) -> str:

@@ -8,6 +8,7 @@ that only one of many computes it.
 
 import secrets
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,143 +32,75 @@ _SIZE: Final = array("i").itemsize
 
 
 def pack(tokens: Sequence[int]) -> bytes:
-    """Return token ids, each below 2^31, as `RadixTree` takes them."""
+    """Return token ids, each below 2^31, as `PrefixIndex` takes them."""
     return array("i", tokens).tobytes()
 
 
-def shared_tokens(left: bytes, right: bytes, *, at: int = 0) -> int:
-    """Return the length of the common prefix of `right` and `left[at:]`, in tokens."""
-    start = at * _SIZE
-    most = min(len(left) - start, len(right)) // _SIZE
-    if left.startswith(right[: most * _SIZE], start):
+def shared_tokens(left: bytes, right: bytes) -> int:
+    """Return the length of the common prefix, in tokens."""
+    most = min(len(left), len(right)) // _SIZE
+    if left.startswith(right[: most * _SIZE]):
         return most
     # Binary search: prefixes of `least` tokens agree, those of `most` do not.
     least = 0
     while most - least > 1:
         middle = (least + most) // 2
-        if left.startswith(right[: middle * _SIZE], start):
+        if left.startswith(right[: middle * _SIZE]):
             least = middle
         else:
             most = middle
     return least
 
 
-class _Node:
-    """The end of a run of tokens.
+class PrefixIndex:
+    """Keys with token sequences (see `pack`), sorted, so that neighbours share most: finds the longest common prefixes.
 
-    `run` holds the tokens since the parent, `depth` counts those since the root. Children are found by their first
-    token; `keys` are the sequences that end here, in order.
-    """
-
-    __slots__ = ("children", "depth", "keys", "parent", "run")
-
-    def __init__(self, parent: "_Node | None", run: bytes, depth: int) -> None:
-        self.parent = parent
-        self.run = run
-        self.depth = depth
-        self.children: dict[bytes, _Node] = {}
-        self.keys: dict[int, None] = {}
-
-
-class RadixTree:
-    """Radix tree of keys with token sequences (see `pack`): finds the longest common prefixes.
-
-    A lookup costs one comparison per branch of the sequence. Runs are bytes, so that they are compared by memory
-    comparison.
+    A lookup costs a binary search; then the stored numbers of shared tokens save all further comparisons.
     """
 
     def __init__(self) -> None:
-        self._root = _Node(None, b"", 0)
-        self._nodes: dict[int, _Node] = {}
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._nodes
+        self._tokens: dict[int, bytes] = {}
+        self._entries: list[tuple[bytes, int]] = []  # ascending: tokens, key
+        self._shared: list[int] = []  # tokens that each entry shares with the one before it
 
     def insert(self, key: int, tokens: bytes) -> None:
         self.remove(key)
-        node, depth = self._descend(tokens)
-        if depth < node.depth:
-            node = _split(node, depth)
-        if depth * _SIZE < len(tokens):
-            run = tokens[depth * _SIZE :]
-            node.children[run[:_SIZE]] = node = _Node(node, run, len(tokens) // _SIZE)
-        node.keys[key] = None
-        self._nodes[key] = node
+        self._tokens[key] = tokens
+        at = bisect_left(self._entries, (tokens, key))
+        self._entries.insert(at, (tokens, key))
+        self._shared.insert(at, shared_tokens(self._entries[at - 1][0], tokens) if at else 0)
+        if at + 1 < len(self._entries):
+            self._shared[at + 1] = shared_tokens(tokens, self._entries[at + 1][0])
 
     def remove(self, key: int) -> None:
-        node = self._nodes.pop(key, None)
-        if node is None:
-            return
-        del node.keys[key]
-        while node.parent is not None and not node.keys and len(node.children) < 2:  # noqa: PLR2004 - no branch
-            parent = node.parent
-            if node.children:
-                (child,) = node.children.values()
-                child.run = node.run + child.run
-                child.parent = parent
-                parent.children[child.run[:_SIZE]] = child
-                return
-            del parent.children[node.run[:_SIZE]]
-            node = parent
+        tokens = self._tokens.pop(key, None)
+        if tokens is not None:
+            at = bisect_left(self._entries, (tokens, key))
+            del self._entries[at]
+            shared = self._shared.pop(at)
+            if at < len(self._entries):
+                self._shared[at] = min(shared, self._shared[at])
 
     def matches(self, tokens: bytes) -> Iterator[tuple[int, int]]:
         """Yield the common prefix length of each key's sequence with the given one, and the key; longest first.
 
-        Every key comes once, those without a common prefix with 0. The tree MUST NOT change meanwhile.
+        Every key comes once, those without a common prefix with 0. The index MUST NOT change meanwhile.
         """
-        node, depth = self._descend(tokens)
-        below: _Node | None = None
-        while True:
-            for key in _keys(node, but=below):
-                yield depth, key
-            if node.parent is None:
-                return
-            below, node = node, node.parent
-            depth = node.depth
-
-    def prefixes(self, tokens: bytes) -> list[int]:
-        """Return the keys whose whole sequence is a prefix of the given one, longest first."""
-        node, depth = self._descend(tokens)
-        found: list[int] = []
-        above: _Node | None = node if node.depth == depth else node.parent
-        while above is not None:
-            found.extend(above.keys)
-            above = above.parent
-        return found
-
-    def _descend(self, tokens: bytes) -> tuple[_Node, int]:
-        """Return the last node on a sequence's path, and the length of the common prefix."""
-        node, depth = self._root, 0
-        while depth == node.depth:
-            child = node.children.get(tokens[depth * _SIZE : (depth + 1) * _SIZE])
-            if child is None:
-                break
-            depth += shared_tokens(tokens, child.run, at=depth)
-            node = child
-        return node, depth
-
-
-def _split(node: _Node, depth: int) -> _Node:
-    parent = node.parent
-    assert parent is not None
-    cut = (depth - parent.depth) * _SIZE
-    middle = _Node(parent, node.run[:cut], depth)
-    parent.children[middle.run[:_SIZE]] = middle
-    node.parent, node.run = middle, node.run[cut:]
-    middle.children[node.run[:_SIZE]] = node
-    return middle
-
-
-def _keys(node: _Node, *, but: _Node | None) -> Iterator[int]:
-    """Yield the keys at and below a node, except those at and below the child `but`."""
-    waiting = [node]
-    while waiting:
-        each = waiting.pop()
-        yield from each.keys
-        waiting.extend(child for child in reversed(each.children.values()) if child is not but)
+        entries = self._entries
+        after = bisect_left(entries, (tokens,))
+        before = after - 1
+        # Away from the place of the sequence, on either side, common prefixes only become shorter.
+        longer = shared_tokens(tokens, entries[after][0]) if after < len(entries) else -1
+        shorter = shared_tokens(tokens, entries[before][0]) if after else -1
+        while max(longer, shorter) >= 0:
+            if longer >= shorter:
+                yield longer, entries[after][1]
+                after += 1
+                longer = min(longer, self._shared[after]) if after < len(entries) else -1
+            else:
+                yield shorter, entries[before][1]
+                shorter = min(shorter, self._shared[before]) if before else -1
+                before -= 1
 
 
 @dataclass(slots=True, eq=False)
@@ -269,10 +202,10 @@ class PrefixCache:
     ) -> None:
         self._verifier = verifier
         self._sharing = sharing
-        self._public = RadixTree()
+        self._public = PrefixIndex()
         for key, tokens in enumerate(public):
             self._public.insert(key, pack(tokens))
-        self._tree = RadixTree()  # open sequences with what they expect, retained ones with what they have computed
+        self._index = PrefixIndex()  # open sequences with what they expect, retained ones with what they have computed
         self._open: dict[int, HeldSequence] = {}  # by the caller's key
         self._held: dict[int, HeldSequence] = {}  # by the key below: open and retained ones
         self._retained = RetainedSequences(share)
@@ -326,7 +259,7 @@ class PrefixCache:
         if held is None:
             return
         held.caller = None
-        self._tree.remove(held.key)
+        self._index.remove(held.key)
         if self._worth_keeping(held):
             self._retain(held)
         else:
@@ -357,7 +290,7 @@ class PrefixCache:
         if self._sharing is not PrefixSharing.OFF:
             held.expected = pack(tokens)
             held.public = next(self._public.matches(held.expected), (0, 0))[0]
-            self._tree.insert(held.key, held.expected)
+            self._index.insert(held.key, held.expected)
         if isinstance(self._verifier, SharesPrefixes):
             self._verifier.isolate(held.key, self._namespace(owner))
 
@@ -381,7 +314,7 @@ class PrefixCache:
             self._verifier.isolate(found.key, self._namespace(held.owner))
         self._drop(held)
         self._hold(found)
-        self._tree.insert(found.key, found.expected)
+        self._index.insert(found.key, found.expected)
         return gained
 
     def ahead(self, sequence: int, *, computing: Container[int], able: Container[int] = ()) -> tuple[int, int] | None:
@@ -422,7 +355,7 @@ class PrefixCache:
 
     def _alike(self, tokens: bytes, but: HeldSequence) -> Iterator[tuple[int, int, HeldSequence]]:
         """Yield other sequences by common prefix, longest first: its length, the reusable part, the sequence."""
-        for reach, key in islice(self._tree.matches(tokens), _LOOKED_AT):
+        for reach, key in islice(self._index.matches(tokens), _LOOKED_AT):
             other = self._held[key]
             if other is not but and other.stable >= but.stable:
                 yield reach, reach if self._is_one(other, but) else min(reach, but.public), other
@@ -448,7 +381,7 @@ class PrefixCache:
             if min(reach, most) <= best:
                 break
             length = min(common, other.computed, most)
-            # An open sequence is in the tree with what it expects, not with what it has computed.
+            # An open sequence is in the index with what it expects, not with what it has computed.
             if length > best and other.begins_as(held.expected, length):
                 best, found = length, other
         return best, found
@@ -475,14 +408,14 @@ class PrefixCache:
 
     def _retain(self, held: HeldSequence) -> None:
         tokens = held.tokens.tobytes()
-        for key in self._tree.prefixes(tokens):
+        for reach, key in list(islice(self._index.matches(tokens), _LOOKED_AT)):
             other = self._held[key]
             serves = self._is_one(held, other) or other.computed <= other.public
-            if other in self._retained and serves and held.stable >= other.stable:
+            if other in self._retained and other.computed == reach and serves and held.stable >= other.stable:
                 self._drop(other)  # the new one serves its purpose
         if len(self._retained) >= _MOST_RETAINED:
             self._drop_one()
-        self._tree.insert(held.key, tokens)
+        self._index.insert(held.key, tokens)
         self._retained.add(held)
 
     def _take(self, source: HeldSequence, length: int, *, taker: HeldSequence) -> HeldSequence:
@@ -501,7 +434,7 @@ class PrefixCache:
                     raise
                 # There is room for one of the two, and this one is needed.
         self._retained.remove(source)
-        self._tree.remove(source.key)
+        self._index.remove(source.key)
         self._verifier.truncate(source.key, length)
         del source.tokens[length:]
         source.caller = caller
@@ -514,7 +447,7 @@ class PrefixCache:
     def _drop(self, held: HeldSequence) -> None:
         if held in self._retained:
             self._retained.remove(held)
-        self._tree.remove(held.key)
+        self._index.remove(held.key)
         self._verifier.close(held.key)
         del self._held[held.key]
 

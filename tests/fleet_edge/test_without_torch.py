@@ -22,6 +22,9 @@ OF_TORCH = ("fleet_edge.verifiers.packed.", "fleet_edge.batching.torch_", "fleet
 for module in pkgutil.walk_packages(fleet_edge.__path__, "fleet_edge."):
     if not module.name.startswith(OF_TORCH):
         importlib.import_module(module.name)
+from fleet_edge.settings import VERIFIERS
+for function in VERIFIERS.values():  # to check the settings of an engine needs no library of it
+    importlib.import_module(function.partition(":")[0])
 
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms

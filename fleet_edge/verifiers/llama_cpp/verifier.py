@@ -30,7 +30,7 @@ from fleet_edge.verifiers.contract import (
     VerifierError,
 )
 from fleet_edge.verifiers.llama_cpp.layout import Call, CallLimits, StreamPart, cost, lay_out
-from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, LlamaSlab, SlabShape
+from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, LlamaSlab, open_target
 from fleet_edge.verifiers.llama_cpp.streams import ActiveSequences, StreamPlace, StreamTable, plan_moves, plan_streams
 from fleet_edge.verifiers.source import check_source, is_gguf
 
@@ -280,7 +280,9 @@ class LlamaCppVerifier:
         # An item's rows come in order, possibly in several calls.
         next_row = [0, *itertools.accumulate(item.rows for item in items)]
         total = next_row.pop()
-        logits = self._room_for(total)
+        if len(self._logits) < total:  # reused: allocation costs as much as copying
+            self._logits = np.empty((total, self._target.rows), dtype=np.float32)
+        logits = self._logits[:total]
         for number, index_of in by_slab.items():
             lengths = self._lengths(number)
             tokens = {stream: items[index].tokens for stream, index in index_of.items()}
@@ -305,11 +307,14 @@ class LlamaCppVerifier:
 
     def _calls(self, parts: Sequence[StreamPart], lengths: Mapping[int, int], *, stable: bool) -> list[Call]:
         shape = self._plan.shape
+        # On a CPU llama.cpp uses other kernels for a stream's single token than for several, which round alike in any
+        # number: with `_ALIKE` rows are bit-identical for the same text.
+        least = _ALIKE if self._batch_invariant and stable else 1
         return lay_out(
             parts,
             room={stream: shape.cells - length for stream, length in lengths.items()},
             call_tokens=self._call_tokens,
-            limits=_limits(shape, stable=self._batch_invariant and stable),
+            limits=CallLimits(shape.tokens, shape.rows, shape.tokens, least),
         )
 
     def _gather(self, items: Sequence[Item]) -> None:
@@ -394,12 +399,6 @@ class LlamaCppVerifier:
                 lengths[place.stream] = self._table.computed(sequence)
         return lengths
 
-    def _room_for(self, rows: int) -> NDArray[np.float32]:
-        """Return a reused buffer for the logits of a step: allocation costs as much as copying."""
-        if len(self._logits) < rows:
-            self._logits = np.empty((rows, self._target.rows), dtype=np.float32)
-        return self._logits[:rows]
-
     def _take_back(self, items: Sequence[Item]) -> None:
         for item in items:
             computed = self._table.computed(item.sequence)
@@ -416,14 +415,6 @@ class LlamaCppVerifier:
         else:
             slabs[place.slab].restore(place.stream, slabs[source.slab].save(source.stream))
         slabs[place.slab].cut(place.stream, length)
-
-
-def _limits(shape: SlabShape, *, stable: bool) -> CallLimits:
-    """Return the limits of calls; with `stable` only calls that give bit-identical rows for the same text.
-
-    On a CPU llama.cpp uses other kernels for a stream's single token than for several, which round alike in any number.
-    """
-    return CallLimits(shape.tokens, shape.rows, shape.tokens, least=_ALIKE if stable else 1)
 
 
 def check(settings: EdgeSettings) -> None:
@@ -448,9 +439,6 @@ def load(settings: EdgeSettings) -> Verifier:
             "The number format int8 is the engine torch's; set engine to torch, or leave dtype out: llama.cpp computes "
             "in that of its GGUF."
         )
-    from fleet_edge.verifiers.llama_cpp.slab import open_target  # noqa: PLC0415 - only where a model is loaded
-    from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
-
     target = open_target(Path(settings.target), gpu_layers=settings.gpu_layers)
     return LlamaCppVerifier(
         target,

@@ -1,1 +1,39 @@
-"""Packed verifier: one forward pass over the new tokens of all sequences, in torch."""
+"""Verifier on PyTorch: check and load it; this module needs neither torch nor transformers."""
+
+from importlib.util import find_spec
+
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import Verifier, VerifierError
+from fleet_edge.verifiers.source import check_source
+
+
+def check(settings: EdgeSettings) -> None:
+    """Check that there is a target model, from its files alone; raises `VerifierError` also without torch."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise VerifierError(
+            "The engine torch needs the extra `edge`; install it: pip install 'dssd-fleet[edge]'; or set engine to "
+            "another one."
+        )
+    if settings.dtype == "int8" and find_spec("numba") is None:
+        raise VerifierError(
+            "The number format int8 needs numba, which the extra `edge` has; install it: pip install "
+            "'dssd-fleet[edge]'; or set dtype to auto."
+        )
+    check_source(settings.target)
+
+
+def load(settings: EdgeSettings) -> Verifier:
+    check(settings)  # before transformers is imported, which takes seconds
+    import torch  # noqa: PLC0415 - only where a model is loaded
+
+    from fleet_edge.verifiers.packed.int8 import load_int8  # noqa: PLC0415
+    from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415
+    from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.dtype == "int8":
+        target = load_int8(settings.target, device=settings.torch_device)
+    else:
+        target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
+    return PackedVerifier(target, budget_bytes=settings.kv_bytes)

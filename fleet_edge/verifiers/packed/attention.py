@@ -63,13 +63,6 @@ def running(step: Step) -> Iterator[None]:
         _STEP.reset(token)
 
 
-def register() -> None:
-    """Make `attend` known to transformers. Idempotent."""
-    from transformers import AttentionInterface  # noqa: PLC0415 - 110 MB that int8 does without
-
-    AttentionInterface.register(IMPLEMENTATION, attend)
-
-
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -95,7 +88,7 @@ def attend(
         raise UnsupportedModel("Its attention layers are not numbered.")
     if is_causal is False or not getattr(module, "is_causal", True) or dropout:
         raise UnsupportedModel("Its attention looks at later tokens, or drops some at random.")
-    own = sorted(name for name, given in extra.items() if _changes_result(name, given))
+    own = sorted(name for name, given in extra.items() if isinstance(given, torch.Tensor) and name not in _HARMLESS)
     if attention_mask is not None:
         own.append("attention_mask")
     if own:
@@ -112,10 +105,6 @@ def attend(
         )
     )
     return output.unsqueeze(0), None
-
-
-def _changes_result(name: str, given: object) -> bool:
-    return isinstance(given, torch.Tensor) and name not in _HARMLESS
 
 
 SCORES = 1 << 24
@@ -141,10 +130,7 @@ class PackedStep:
 
 
 def _store(write: Write, call: Call) -> None:
-    for stored, new in (
-        (write.slab.keys[call.layer], call.key),
-        (write.slab.values[call.layer], call.value),
-    ):
+    for stored, new in ((write.slab.keys[call.layer], call.key), (write.slab.values[call.layer], call.value)):
         stored.transpose(1, 2)[write.slots.tensor, write.places.tensor] = new[write.begin : write.end]
 
 
@@ -220,7 +206,9 @@ def inspect_model(model: Any) -> tuple[LayerShape, ...]:  # noqa: ANN401 - trans
     foreign = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - _SERVED_LAYERS)
     if foreign:
         raise refusal(model, f"It has layers of kind {', '.join(foreign)}.")
-    register()
+    from transformers import AttentionInterface  # noqa: PLC0415 - 110 MB that int8 does without
+
+    AttentionInterface.register(IMPLEMENTATION, attend)
     recorder = _Recorder()
     try:
         model.set_attn_implementation(IMPLEMENTATION)

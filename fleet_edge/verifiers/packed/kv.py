@@ -55,11 +55,6 @@ class Slab:
         for tensor in self.keys + self.values:
             tensor[index] = 0
 
-    @property
-    def largest_bytes(self) -> int:
-        """Bytes of its largest tensor, which widening needs temporarily."""
-        return max(tensor.nbytes for tensor in self.keys + self.values)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
@@ -243,13 +238,8 @@ class KVStore:
             for sequence, length in lengths.items():
                 place = self._places.get(sequence)
                 if place is None or place[0] < length:
-                    source = None if place is None else sequence
-                    self._move(
-                        sequence,
-                        slot_capacity(length, context=self._context),
-                        source=source,
-                        keep=keep[sequence],
-                    )
+                    capacity, source = slot_capacity(length, context=self._context), None if place is None else sequence
+                    self._move(sequence, capacity, source=source, keep=keep[sequence])
         finally:
             self._free_empty_slabs()
 
@@ -358,7 +348,8 @@ class KVStore:
             last = size_class.slabs[-1] if size_class.slabs else None
             added = min(wanted, most - last.slots) if last else 0
             left = self._memory.free_bytes - kept_bytes - wanted * slot_bytes
-            if last is not None and added > 0 and last.largest_bytes <= left:
+            # To widen a slab needs its largest tensor again temporarily.
+            if last is not None and added > 0 and max(each.nbytes for each in last.keys + last.values) <= left:
                 self._memory.resize(last, last.slots + added, keep=size_class.occupied_in_last)
             else:
                 added = min(wanted, most)

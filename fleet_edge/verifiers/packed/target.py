@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
 from fleet_edge.verifiers.packed.tokens import FastGguf, gguf_tokens, repository_tokens
-from fleet_edge.verifiers.source import check_folder, check_gguf, check_repository, is_gguf
+from fleet_edge.verifiers.source import check_source, is_gguf
 from schemas.vocabulary import Vocabulary, token_strings
 
 _log = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ def resolve_dtype(name: str, *, device: str) -> torch.dtype:
     """Return the torch type; `auto` is bfloat16 where `device` (resolved) is fast at it, else float32."""
     if name not in DTYPES:
         raise VerifierError(f"{name!r} is not a number format for the target model; use {', '.join(DTYPES)}.")
-    kind = torch.device(device).type
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    return torch.bfloat16 if _bfloat16_is_fast(kind) else torch.float32
+    if name != AUTO:
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    return torch.bfloat16 if _bfloat16_is_fast(torch.device(device).type) else torch.float32
 
 
 def _bfloat16_is_fast(kind: str) -> bool:
@@ -105,7 +105,11 @@ def check_memory(*, name: str, needed: int | None, available: int | None, number
 def folder_numbers(folder: Path) -> int | None:
     """Return the number of weights in a folder; None if its files do not say."""
     try:
-        return sum(count for file in _files(folder) for count in _counts(file))
+        # The files that transformers would load: others may hold the same weights in another form.
+        names = ["model.safetensors"]
+        if not (folder / "model.safetensors").is_file():
+            names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        return sum(count for name in names for count in _counts(folder / str(name)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # loading them reports the damage
 
@@ -124,15 +128,6 @@ def gguf_numbers(path: Path) -> int | None:
         return sum(int(tensor.n_elements) for tensor in FastGguf(path).tensors)
     except (ValueError, IndexError, KeyError, OSError):
         return None
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files that transformers would load: others may hold the same weights in another form."""
-    index = folder / _INDEX
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return [folder / str(name) for name in names]
 
 
 def _counts(file: Path) -> Iterator[int]:
@@ -210,12 +205,12 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
             number=str(number).removeprefix("torch."),
         )
     with _quiet():
-        if path.is_dir():
-            model, tokens = _from_folder(path, number)
-        elif is_gguf(path):
+        check_source(source)
+        if is_gguf(path):
             model, tokens = _from_gguf(path, number)
         else:
-            model, tokens = _from_repository(str(source), number)
+            with nullcontext() if path.is_dir() else hub_access():
+                model, tokens = _load(str(path if path.is_dir() else source), number)
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:
@@ -230,14 +225,12 @@ def target_tokens(source: str | Path) -> list[str]:
     """
     path = Path(source).expanduser()
     with _quiet():
+        check_source(source)
         if path.is_dir():
-            check_folder(path)
             tokens = repository_tokens(str(path))
         elif is_gguf(path):
-            check_gguf(path)
             tokens = gguf_tokens(path)
         else:
-            check_repository(str(source))
             with hub_access():
                 text_config(str(source))
                 tokens = repository_tokens(str(source))
@@ -264,13 +257,7 @@ def end_tokens(*configs: Any) -> tuple[int, ...]:  # noqa: ANN401
     return ()
 
 
-def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    check_folder(path)
-    return _load(str(path), dtype)
-
-
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    check_gguf(path)
     tokens = gguf_tokens(path)
     # transformers reads the file twice, and makes its table of names once for each module of the model.
     before = gguf.GGUFReader, gguf.get_tensor_name_map
@@ -279,12 +266,6 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
         return _weights(str(path.parent), dtype, gguf_file=path.name), tokens
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = before
-
-
-def _from_repository(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    check_repository(name)
-    with hub_access():
-        return _load(name, dtype)
 
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:

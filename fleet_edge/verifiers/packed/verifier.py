@@ -8,21 +8,18 @@ is overwritten later. With int8 weights our own forward replaces the model's (`l
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
 
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceTable, TargetInfo, Verifier, VerifierError
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceTable, TargetInfo, VerifierError
 from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, rows_repeat, run_trial, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
-from fleet_edge.verifiers.packed.layout import Indices, Layout, Part, lay_out
+from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
 from fleet_edge.verifiers.packed.lean import LeanModel
 from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.packed.tokens import encode, grammar_tokenizer
-from fleet_edge.verifiers.source import check_source
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +118,15 @@ class PackedVerifier:
         return logits
 
     def _forward(self, items: Sequence[Item]) -> torch.Tensor:
-        parts = self._parts(items)
+        try:
+            self._store.reserve(self._lengths(items), keep=self._table.lengths)
+        except MemoryError as error:
+            raise _no_memory() from error
+        # Slots move while others are reserved, so they are looked up when all are.
+        parts = [
+            Part(self._store.slot(item.sequence), self._table.computed(item.sequence), len(item.tokens))
+            for item in items
+        ]
         if isinstance(self._model, LeanModel):
             found = self._model.forward(parts, [item.tokens for item in items], [item.rows for item in items])
             return torch.from_numpy(found)[:, : self._info.vocabulary.size]
@@ -139,32 +144,15 @@ class PackedVerifier:
         ids, places, rows = indices.add(tokens), indices.add(positions), indices.add(wanted)
         with torch.inference_mode():
             indices.send()
-            logits: torch.Tensor = self._of_transformers(ids.tensor, places.tensor, layout, rows.tensor)
+            with running(PackedStep(layout)):
+                output = self._model(
+                    input_ids=ids.tensor.unsqueeze(0),
+                    position_ids=places.tensor.unsqueeze(0),
+                    use_cache=False,
+                    logits_to_keep=rows.tensor,
+                )
+            logits: torch.Tensor = output.logits[0].float()
         return logits[:, : self._info.vocabulary.size]
-
-    def _of_transformers(
-        self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, wanted: torch.Tensor
-    ) -> torch.Tensor:
-        with running(PackedStep(layout)):
-            output = self._model(
-                input_ids=ids.unsqueeze(0),
-                position_ids=positions.unsqueeze(0),
-                use_cache=False,
-                logits_to_keep=wanted,
-            )
-        logits: torch.Tensor = output.logits[0].float()
-        return logits
-
-    def _parts(self, items: Sequence[Item]) -> list[Part]:
-        try:
-            self._store.reserve(self._lengths(items), keep=self._table.lengths)
-        except MemoryError as error:
-            raise _no_memory() from error
-        # Slots move while others are reserved, so they are looked up when all are.
-        return [
-            Part(self._store.slot(item.sequence), self._table.computed(item.sequence), len(item.tokens))
-            for item in items
-        ]
 
     def _lengths(self, items: Sequence[Item]) -> dict[int, int]:
         """Return, by sequence, the number of computed tokens after a step."""
@@ -199,35 +187,3 @@ def _context(info: TargetInfo, memory: SlabMemory) -> int:
         whole,
     )
     return context
-
-
-def check(settings: EdgeSettings) -> None:
-    """Check that there is a target model, from its files alone; raises `VerifierError` also without torch."""
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        raise VerifierError(
-            "The engine torch needs the extra `edge`; install it: pip install 'dssd-fleet[edge]'; or set engine to "
-            "another one."
-        )
-    if settings.dtype == "int8" and find_spec("numba") is None:
-        raise VerifierError(
-            "The number format int8 needs numba, which the extra `edge` has; install it: pip install "
-            "'dssd-fleet[edge]'; or set dtype to auto."
-        )
-    check_source(settings.target)
-
-
-def load(settings: EdgeSettings) -> Verifier:
-    check(settings)  # before transformers is imported, which takes seconds
-    import torch  # noqa: PLC0415 - only where a model is loaded
-
-    from fleet_edge.verifiers.packed.int8 import load_int8  # noqa: PLC0415
-    from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415
-    from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    if settings.dtype == "int8":
-        target = load_int8(settings.target, device=settings.torch_device)
-    else:
-        target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
-    return PackedVerifier(target, budget_bytes=settings.kv_bytes)

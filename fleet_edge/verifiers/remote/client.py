@@ -169,7 +169,9 @@ def _raise_status(endpoint: str, path: str, response: httpx.Response, body: byte
     if status in (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY):
         raise QueryRefused(f"{where} refuses a request: {said}")
     if status == httpx.codes.TOO_MANY_REQUESTS:
-        raise EndpointBusy(f"{where} has too much to do.", retry_s=_retry_after(response))
+        word = response.headers.get("retry-after", "")
+        retry_s = min(float(word), _LONGEST_RETRY_S) if word.isdecimal() else 0.25
+        raise EndpointBusy(f"{where} has too much to do.", retry_s=retry_s)
     if response.is_redirect:
         raise EndpointFailed(
             f"{where} sends elsewhere (status {status}); give the address itself in 'remote.endpoints'."
@@ -182,11 +184,6 @@ def _raise_status(endpoint: str, path: str, response: httpx.Response, body: byte
         raise EndpointFailed(f"{where} takes no requests now (503): {said}")
     suspect = status >= httpx.codes.INTERNAL_SERVER_ERROR
     raise EndpointFailed(f"{where} answers with status {status}: {said}", suspect=suspect)
-
-
-def _retry_after(response: httpx.Response) -> float:
-    word = response.headers.get("retry-after", "")
-    return min(float(word), _LONGEST_RETRY_S) if word.isdecimal() else 0.25
 
 
 def _said(body: bytes) -> str:

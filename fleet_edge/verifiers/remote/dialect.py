@@ -127,7 +127,10 @@ def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: Logpro
             if type(token) is not int or token < 0 or type(value) not in (int, float) or token in found:
                 raise BadAnswer("an entry is no pair of id and log-probability, or comes twice")
             if token < vocabulary:
-                found[token] = _as_float(value)
+                try:
+                    found[token] = float(value)  # type: ignore[arg-type]  # a number of any size
+                except OverflowError:
+                    found[token] = math.inf
         if len(found) < top:
             raise BadAnswer(f"{len(found)} of {top} tokens of the vocabulary are among those that it names")
         best = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))[:top]
@@ -137,13 +140,6 @@ def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: Logpro
     _check_values(values, left_out=vocabulary - top)
     values[values <= _IMPOSSIBLE] = -np.inf
     return TopRows(ids, values)
-
-
-def _as_float(value: Any) -> float:  # noqa: ANN401 - a number of any size
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
 
 
 def _check_values(values: NDArray[np.float32], *, left_out: int) -> None:

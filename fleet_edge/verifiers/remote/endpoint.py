@@ -131,10 +131,6 @@ class RemoteEndpoint:
         except BadAnswer as error:
             raise self._explain(error) from error
 
-    async def is_well(self, *, timeout_s: float) -> None:
-        """Check the server's health; raises `EndpointFailed`."""
-        await self.client.get(self.url, "/health", timeout_s=timeout_s)
-
     async def identify(self, expected: Expected, *, timeout_s: float) -> Identity:
         """Identify the server by what it reports and computes; raises `VerifierError` if it is not the one expected."""
         try:

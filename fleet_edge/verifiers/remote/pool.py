@@ -4,7 +4,6 @@ Everything runs in one event loop. A step ends in bounded time, with all its row
 """
 
 import asyncio
-import bisect
 import contextlib
 import hashlib
 import logging
@@ -18,17 +17,13 @@ from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierEr
 from fleet_edge.verifiers.remote.dialect import EndpointBusy, EndpointFailed, LogprobsQuery, QueryRefused, TopRows
 from fleet_edge.verifiers.remote.endpoint import Expected, Identity, RemoteEndpoint
 
-_POINTS: Final = 64
 _LOAD_FACTOR: Final = 1.25
 
 
 class Affinity:
-    """Assigns sequences to endpoints by consistent hashing with bounded loads."""
+    """Assigns sequences to endpoints by rendezvous hashing with bounded loads."""
 
     def __init__(self, endpoints: Sequence[str]) -> None:
-        points = sorted((_hash(f"{name}#{number}"), name) for name in endpoints for number in range(_POINTS))
-        self._points = [point for point, _ in points]
-        self._names = [name for _, name in points]
         self._at: dict[int, str] = {}
         self._loads = dict.fromkeys(endpoints, 0)
 
@@ -41,7 +36,11 @@ class Affinity:
         if at is not None and at in available:
             return at
         self.forget(sequence)
-        chosen = self._choose(sequence, available)
+        if not available:
+            raise ValueError("There is no endpoint to choose from.")
+        bound = self._bound(available)  # above the mean, so that one is below it
+        ranked = sorted(available, key=lambda name: hashlib.blake2b(f"{name} {sequence}".encode()).digest())
+        chosen = next(name for name in ranked if self._loads[name] < bound)
         self._at[sequence] = chosen
         self._loads[chosen] += 1
         return chosen
@@ -62,23 +61,8 @@ class Affinity:
     def loads(self) -> dict[str, int]:
         return dict(self._loads)
 
-    def _choose(self, sequence: int, available: Collection[str]) -> str:
-        if not available:
-            raise ValueError("There is no endpoint to choose from.")
-        bound = self._bound(available)
-        start = bisect.bisect(self._points, _hash(str(sequence)))
-        for step in range(len(self._names)):
-            name = self._names[(start + step) % len(self._names)]
-            if name in available and self._loads[name] < bound:
-                return name
-        raise AssertionError("the bound is above the mean, so one is below it")
-
     def _bound(self, available: Collection[str]) -> int:
         return math.ceil(_LOAD_FACTOR * (1 + sum(self._loads[name] for name in available)) / len(available))
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 _log = logging.getLogger(__name__)
@@ -233,7 +217,8 @@ class Pool:
             attempt += 1
             if available - {endpoint.url}:
                 avoided, wait_s = endpoint.url, 0.0
-            await asyncio.sleep(max(wait_s, self._backoff_s(attempt)))
+            backoff_s = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10))
+            await asyncio.sleep(max(wait_s, backoff_s * self._rng.uniform(0.5, 1.0)))
         self._suspect(sequence, suspected, last)
         raise TargetAway(self.away or last or "No inference server answers in time.", retry_s=_AWAY_S)
 
@@ -253,9 +238,6 @@ class Pool:
             del self._suspicions[sequence]
             raise SequenceFailed(last, sequence=sequence)
 
-    def _backoff_s(self, attempt: int) -> float:
-        return min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)) * self._rng.uniform(0.5, 1.0)
-
     # Health
 
     async def _look_after(self, endpoint: RemoteEndpoint) -> None:
@@ -265,7 +247,7 @@ class Pool:
             if endpoint.breaker.closed:
                 await asyncio.sleep(self._times.health_s * self._rng.uniform(0.75, 1.25))
                 try:
-                    await endpoint.is_well(timeout_s=max(2.0, self._times.health_s))
+                    await endpoint.client.get(endpoint.url, "/health", timeout_s=max(2.0, self._times.health_s))
                 except VerifierError as error:
                     unanswered += 1
                     if unanswered >= _UNWELL and endpoint.breaker.failed(str(error)):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fleet_edge.settings import InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, TargetAway, TargetInfo, TokenVerifier, VerifierError
 from fleet_edge.verifiers.remote.client import InferenceClient, LoopThread
-from fleet_edge.verifiers.remote.dialect import DIALECTS, Dialect, LogprobsQuery
+from fleet_edge.verifiers.remote.dialect import DIALECTS, LogprobsQuery
 from fleet_edge.verifiers.remote.endpoint import Breaker, Expected, Identity, RemoteEndpoint
 from fleet_edge.verifiers.remote.loading import LocalTokens, ServerKey
 from fleet_edge.verifiers.remote.pool import Pool, PoolTimes
@@ -184,13 +184,14 @@ async def _connect(
     )
     try:
         identity = await pool.start()
+        name = f"{dialect.name} {identity.version}".rstrip()
         return RemoteVerifier(
             local=local,
             pool=pool,
             client=client,
             loop=loop,
             identity=identity,
-            runs_on=_runs_on(dialect, identity, len(urls)),
+            runs_on=f"{name}, {len(urls)} {'server' if len(urls) == 1 else 'servers'}",
             top=top,
             known_tokens=settings.known_tokens,
             step_s=settings.step_s,
@@ -199,8 +200,3 @@ async def _connect(
         await pool.close()
         await client.close()
         raise
-
-
-def _runs_on(dialect: Dialect, identity: Identity, number: int) -> str:
-    version = f" {identity.version}" if identity.version else ""
-    return f"{dialect.name}{version}, {number} {'server' if number == 1 else 'servers'}"

@@ -1,6 +1,7 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, VerifierError
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
-from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache, RadixTree, pack, shared_tokens
+from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache, PrefixIndex, pack, shared_tokens
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, Oracle, tiny_target
 
@@ -30,45 +31,30 @@ def common(left: list[int], right: list[int]) -> int:
 class AgainstALook(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.tree = RadixTree()
+        self.index = PrefixIndex()
         self.known: dict[int, list[int]] = {}
 
     @rule(key=st.integers(0, 12), tokens=TOKENS)
     def insert(self, key: int, tokens: list[int]) -> None:
-        self.tree.insert(key, pack(tokens))
+        self.index.insert(key, pack(tokens))
         self.known[key] = tokens
 
     @rule(key=st.integers(0, 12))
     def remove(self, key: int) -> None:
-        self.tree.remove(key)
+        self.index.remove(key)
         self.known.pop(key, None)
-        assert key not in self.tree
 
     @rule(tokens=TOKENS)
     def look_up(self, tokens: list[int]) -> None:
-        found = list(self.tree.matches(pack(tokens)))
+        found = list(self.index.matches(pack(tokens)))
         assert {key: length for length, key in found} == {key: common(own, tokens) for key, own in self.known.items()}
         assert len(found) == len(self.known)
         assert [length for length, _ in found] == sorted((length for length, _ in found), reverse=True)
 
-    @rule(tokens=TOKENS)
-    def look_for_beginnings(self, tokens: list[int]) -> None:
-        found = self.tree.prefixes(pack(tokens))
-        assert sorted(found) == sorted(key for key, own in self.known.items() if own == tokens[: len(own)])
-        lengths = [len(self.known[key]) for key in found]
-        assert lengths == sorted(lengths, reverse=True)
-
     @invariant()
-    def no_node_is_there_without_need(self) -> None:
-        assert len(self.tree) == len(self.known)
-        waiting = [self.tree._root]
-        while waiting:
-            node = waiting.pop()
-            for child in node.children.values():
-                assert child.parent is node
-                assert len(child.run) == 4 * (child.depth - node.depth) > 0
-                assert child.keys or len(child.children) > 1
-                waiting.append(child)
+    def neighbours_know_what_they_share(self) -> None:
+        ordered = [self.known[key] for _, key in self.index._entries]
+        assert self.index._shared == [common(*pair) for pair in pairwise([[], *ordered])]
 
 
 TestAgainstALook = AgainstALook.TestCase
@@ -78,7 +64,7 @@ TestAgainstALook.settings = settings(max_examples=60, stateful_step_count=40, de
 def test_what_is_shared_is_found_in_runs_of_any_length() -> None:
     for length in (0, 1, 2, 3, 7, 64, 1000):
         run = list(range(length))
-        assert shared_tokens(pack([9, 9, *run, 5]), pack([*run, 6]), at=2) == length
+        assert shared_tokens(pack([*run, 5]), pack([*run, 6])) == length
         assert shared_tokens(pack(run), pack([*run, 6])) == length
 
 

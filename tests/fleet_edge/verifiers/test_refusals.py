@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers import packed as packed_loader
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from fleet_edge.verifiers.llama_cpp import slab as llama_target
 from fleet_edge.verifiers.llama_cpp import verifier as llama_loader
-from fleet_edge.verifiers.packed import verifier as packed_loader
 from fleet_edge.verifiers.registry import check_verifier, load_verifier, read_target_tokens
 from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf
 
