@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws docs/pictures/dashboard-overview.png: the dashboard over a generated log of a day; needs Chromium."""
+"""Draws docs/pictures/dashboard-*.png: the dashboard over a generated log of a day; needs Chromium."""
 
 import tempfile
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from fleet_admin.steering import Actor
 from fleet_edge.store.database import open_store
 from tests.support.chromium import Chromium
 
-PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "dashboard-overview.png"
+PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 PASSWORD = "only for a picture"  # noqa: S105 - of an account that ends with this program
 NOW = datetime(2026, 3, 5, 12, 0, tzinfo=UTC)
 SCALE = Scale(sessions=20_000, devices=120, days=2, edges=3)
@@ -33,8 +33,12 @@ def main() -> None:
         fields = "document.querySelector('[name={0}]').value = '{1}';"
         tab.evaluate(fields.format("account", "anna") + fields.format("password", PASSWORD))
         tab.after_load(lambda: tab.evaluate("document.querySelector('form').requestSubmit()"))
-        tab.until("document.querySelectorAll('.chart canvas').length > 4")
-        tab.screenshot(PICTURE)
+        device = services.log.devices()[0].device
+        pages = {"overview": "", "device": f"devices/{device}", "edge": "edges/edge-1"}
+        for name, path in pages.items():
+            tab.goto(server.address + path)
+            tab.until("document.querySelectorAll('.chart canvas').length > 1")
+            tab.screenshot(PICTURES / f"dashboard-{name}.png")
         tab.goto("about:blank")  # ends the stream of events
         server.stop()
 
