@@ -4,6 +4,8 @@ export PYTHON
 
 # A process for each core, eight at most; tests that share what is costly to set up stay in one (xdist_group).
 PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
+# What Python compiles is kept for later runs, whatever the environment says: half a minute of `make check`.
+unexport PYTHONDONTWRITEBYTECODE
 FAST := not (broker or models or postgres or root or slow or exhaustive)
 
 .PHONY: demo bench check test test-all lint format clean

@@ -1,5 +1,6 @@
 """Options, markers and fixtures of all tests, and their distribution over parallel workers."""
 
+import gc
 import os
 import tempfile
 
@@ -62,10 +63,18 @@ def forced_dtype(pytestconfig: pytest.Config) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that load real models in one worker, so that others do not load them again."""
+    """Run the tests that load real models, or compile the int8 engine's loops, in one worker each."""
     for item in items:
+        if "/verifiers/packed/" in item.nodeid:
+            item.add_marker(pytest.mark.xdist_group("int8"))
         if _REAL_MODELS & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("models"):
             item.add_marker(pytest.mark.xdist_group("models"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported and collected out of later garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

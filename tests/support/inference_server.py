@@ -25,6 +25,7 @@ from fleet_edge.verifiers.contract import Item, Verifier
 
 Answer = dict[str, Any]
 _WAIT_S: Final = 30.0
+_GLANCE_S: Final = 0.005
 _MOST_QUESTIONS: Final = 10_000
 
 
@@ -34,6 +35,25 @@ class Fault:
     hangs: bool = False
     change: Callable[[Answer], object] | None = None
     unwell: bool = False
+
+
+class _MortalServer(uvicorn.Server):
+    """Ends at once, without a word to its clients."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:  # noqa: ASYNC110 - another thread sets it
+            await asyncio.sleep(_GLANCE_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for listening in sockets or ():
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in self.server_state.tasks:
+            task.cancel()
 
 
 @dataclass
@@ -65,8 +85,7 @@ class InferenceServer:
         listening.bind(("127.0.0.1", self.port))
         self.port = listening.getsockname()[1]
         listening.listen(256)
-        config = uvicorn.Config(self._app(), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
+        self._server = _MortalServer(uvicorn.Config(self._app(), log_level="critical", lifespan="off"))
         self._thread = threading.Thread(target=self._serve, args=(self._server, listening), name="inference-server")
         self._thread.start()
         return self
@@ -78,7 +97,7 @@ class InferenceServer:
         server, thread = self._server, self._thread
         if server is None or thread is None:
             return
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(_WAIT_S)
         self._server = self._thread = None
 

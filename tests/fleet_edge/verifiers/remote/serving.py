@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from fleet_edge.settings import InferenceServerSettings
+from fleet_edge.verifiers.remote import endpoint, pool
 from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier, connect
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -29,8 +31,9 @@ def asking(servers: Sequence[InferenceServer] | str, **settings: Any) -> Iterato
     quick = {"request_s": 5.0, "step_s": 10.0, "health_s": 0.05, "top_logprobs": TOP}
     local = LocalTokens("toy", list(SCRIPT.words), (0,))
     samples = sample_tokens(local.strings, local.end_tokens)
-    verifier = connect(InferenceServerSettings.model_validate(quick | settings), local, urls, samples=samples)
-    try:
-        yield verifier
-    finally:
-        verifier.shut_down()
+    with patch.multiple(endpoint, _FIRST_S=0.05), patch.multiple(pool, _BRIDGED_S=0.1):
+        verifier = connect(InferenceServerSettings.model_validate(quick | settings), local, urls, samples=samples)
+        try:
+            yield verifier
+        finally:
+            verifier.shut_down()

@@ -83,7 +83,7 @@ def test_a_server_that_is_killed_costs_nothing_and_is_taken_again_when_it_is_bac
     ids=["500", "503", "429", "hangs", "text", "empty", "flood"],
 )
 def test_what_one_server_gets_wrong_another_does(fault: Fault) -> None:
-    with server() as one, server() as other, asking([one, other], request_s=1.0 if fault.hangs else 5.0) as verifier:
+    with server() as one, server() as other, asking([one, other], request_s=0.3 if fault.hangs else 5.0) as verifier:
         opened(verifier)
         step(verifier, 0)
         one.fault = fault
