@@ -9,35 +9,34 @@ filling of the same size, two bytes a probability. Takes 6 minutes with `--texts
 """
 
 import argparse
-import queue
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from math import prod
 from types import TracebackType
 from typing import Any, Final, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.harness import Bench, Goal, Report, at_least, at_most, number_of, say, streaming, table, tls_broker
-from benchmarks.metered_edge import MeteredVerifier
-from benchmarks.recordings import RecordedLaw, RecordedLaws, record_laws
-from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, DRAFT, HALF, FillingLink
+from benchmarks.recordings import RecordedLaws, record_laws
+from benchmarks.systems import DRAFT, HALF, FillingLink
 from dssd.downlink import FormName
-from dssd.sampling import coupled_token
 from fleet_admin.models.prompts import built_in, some
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.without_model import WordCodec
 from fleet_device.pacing.adaptive import AdaptivePacing
-from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing, Plan
+from fleet_device.pacing.contract import FixedPacing, Pacing, Plan
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from schemas.codec import encode_draft, encode_verdict
-from schemas.messages import Draft, Verdict
 from schemas.policy import Mode
-from schemas.topics import TREE, Topic, build, wildcard
+from schemas.topics import Topic
 from schemas.vocabulary import Vocabulary
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.recorded_drafter import RecordedDrafter, RecordedText
@@ -52,11 +51,9 @@ TCP_IP_HEAD: Final = 52
 
 _SEGMENT: Final = 1448  # payload of a segment on Ethernet; on loopback one holds 64 KiB
 _ACKNOWLEDGED: Final = 2  # full segments that one acknowledgement answers
-_START_S, _TIMEOUT_S = 20.0, 20.0
+_START_S: Final = 20.0
 _QUIET_S: Final = 0.06  # longer than a delayed acknowledgement of TCP waits
 _WARM_UP_TOKENS: Final = 8
-_EXPIRY_S: Final = next(rule.expiry_s for rule in TREE if rule.topic is Topic.VERDICT)
-_COMPUTE_MS: Final = 31.5  # any: a time takes three bytes
 _WORTH: Final = 1 / 6
 """Two uplink bytes of the twelve that a committed token costs both ways."""
 
@@ -94,10 +91,6 @@ class Variant:
     stops: bool = False
 
     @property
-    def local(self) -> bool:
-        return self.system in {DEVICE_ALONE, CO_LOCATED}
-
-    @property
     def name(self) -> str:
         length = "" if self.length is None else f" {self.length}{' at most' * self.stops}"
         return f"{self.system} {self.mode.value}{length}"
@@ -112,8 +105,6 @@ class Variant:
 
 def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
     """Yield all variants; drafts have `DRAFT` tokens where only one length is measured."""
-    yield Variant(DEVICE_ALONE, Mode.COUPLED)
-    yield Variant(CO_LOCATED, Mode.COUPLED, DRAFT)
     yield Variant("dsd", Mode.RESIDUAL, DRAFT, full_up=True)
     yield Variant("dssd-dense", Mode.RESIDUAL, DRAFT, form=FormName.DENSE)
     for mode in Mode:
@@ -123,6 +114,14 @@ def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
         yield Variant(f"ours-{mode.value}", mode, max(lengths), stops=True)
         yield Variant("ours-ahead", mode, DRAFT, ahead=True)
         yield Variant("ours-auto", mode)
+
+
+class _SlowVerifier(ScriptedVerifier):
+    step_s = 0.0
+
+    def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        time.sleep(self.step_s)
+        return super().score(items)
 
 
 @dataclass(slots=True)
@@ -171,7 +170,7 @@ def run(bench: Bench) -> Report:
     rows: list[dict[str, Any]] = []
     for draft in bench.options.drafts:
         rows += _measure(bench, draft)
-    return Report(rows, goals(rows), draw=lambda figure: _draw(figure, rows))
+    return Report(rows, goals(rows))
 
 
 def _measure(bench: Bench, draft: str) -> list[dict[str, Any]]:
@@ -259,15 +258,10 @@ def _count(
     found: dict[Variant, Traffic],
 ) -> None:
     options, chosen, words = bench.options, laws.laws[: bench.options.texts], laws.words
-    for variant, total in found.items():
-        if variant.system == CO_LOCATED:
-            total.add(_send_pieces(bench, device, edge, chosen, length=variant.length or 0))
-    verifier = MeteredVerifier(ScriptedVerifier(laws, words, name="recorded"))
+    verifier = _SlowVerifier(laws, words, name="recorded")
     settings = EdgeSettings(fleet=bench.fleet, edge=_EDGE, broker=edge, form=form, quotas=NO_QUOTAS)
     with edge_thread(settings, verifier, first_handle=_HANDLE):
         for variant, total in found.items():
-            if variant.local:
-                continue
             timed = variant.system in _TIMED
             verifier.step_s = options.step_ms / 1e3 * timed
             times = {"token_s": options.token_ms / 1e3 * timed, "round_trip_s": options.round_trip / 1e3 * timed}
@@ -350,91 +344,3 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
         counters, counted = done.counters, self._counting.counted
         up = counters.uplink_bytes + self._counting.filled - filled
         return Traffic(len(done.tokens), counters.tested, counters.accepted, up, counters.downlink_bytes, *counted)
-
-
-def pieces_of(law: RecordedLaw, *, seed: int, length: int, tokens: int) -> Iterator[tuple[int, ...]]:
-    """Yield what each verification of a draft of `length` tokens returns, in coupled mode."""
-    text = [coupled_token(p, seed, place) for place, p in enumerate(law.target[:tokens])]
-    begin = 0
-    while begin < len(text):
-        end = begin
-        while end < min(begin + length, len(text)) and coupled_token(law.draft[end], seed, end) == text[end]:
-            end += 1
-        yield tuple(text[begin : end + 1])
-        begin = end + 1
-
-
-def _send_pieces(
-    bench: Bench, device: BrokerSettings, edge: BrokerSettings, laws: Sequence[RecordedLaw], *, length: int
-) -> Traffic:
-    """Send requests that both models generate at the edge, in the messages of edge-only decoding; return the traffic.
-
-    Only the messages are real: the sender sends as many tokens at a time as a verification would have returned.
-    """
-    draft_topic = build(Topic.DRAFT, fleet=bench.fleet, device=_DEVICE, edge=_EDGE)
-    verdict_topic = build(Topic.VERDICT, fleet=bench.fleet, device=_DEVICE)
-    options: dict[str, Any] = {"alias": True, "expiry_s": _EXPIRY_S}
-    total = Traffic()
-    arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    with _links(bench.fleet, device, edge) as (relay, writer, sender):
-        drafts = wildcard(Topic.DRAFT, fleet=bench.fleet, edge=_EDGE)
-        sender.subscribe(drafts, lambda message: arrived.put(message.payload))
-        writer.subscribe(verdict_topic, lambda message: arrived.put(message.payload))
-        sender.start(timeout_s=_TIMEOUT_S)
-        writer.start(timeout_s=_TIMEOUT_S)
-        for number, (law, seed) in enumerate([(laws[0], 0), *((law, seed) for seed, law in enumerate(laws))]):
-            before, found = _settled(relay), Traffic()
-            asked, base, round_ = 0, 0, 0
-            for piece in pieces_of(law, seed=seed, length=length, tokens=bench.options.tokens):
-                if base >= asked:
-                    round_ += 1
-                    head = {"handle": _HANDLE, "round": round_, "base": base}
-                    payload = encode_draft(Draft(**head, epoch=0, digest=0xFFFFFFFF, write=STREAMED))
-                    found.up += len(payload)
-                    writer.publish(draft_topic, payload, **options)
-                    arrived.get(timeout=_TIMEOUT_S)
-                    asked = base + STREAMED // 2
-                head = {"handle": _HANDLE, "round": round_, "base": base}
-                payload = encode_verdict(Verdict(**head, accepted=0, compute_ms=_COMPUTE_MS, written=piece))
-                found.down += len(payload)
-                sender.publish(verdict_topic, payload, priority=True, **options)
-                arrived.get(timeout=_TIMEOUT_S)
-                base += len(piece)
-            found.tokens = base
-            counts = [now - then for now, then in zip(_settled(relay), before, strict=True)]
-            found.packets_up, found.packets_down, found.segments_up, found.segments_down = counts
-            if number:  # the first sets the topics' aliases
-                total.add(found)
-    return total
-
-
-@contextmanager
-def _links(fleet: str, device: BrokerSettings, edge: BrokerSettings) -> Iterator[tuple[Relay, PahoLink, PahoLink]]:
-    with Relay(device.port) as relay:
-        writer = PahoLink(device.model_copy(update={"port": relay.port}).link(fleet, _DEVICE, will=None))
-        sender = PahoLink(edge.link(fleet, _EDGE, will=None))
-        try:
-            yield relay, writer, sender
-        finally:
-            writer.stop()
-            sender.stop()
-
-
-def _draw(figure: Any, rows: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401 - matplotlib's
-    """Draw payload by system on a logarithmic axis: a panel for each draft model."""
-    drafts = list(dict.fromkeys(row["draft"] for row in rows))
-    figure.set_size_inches(6.4 * len(drafts), 4.8)
-    for place, draft in enumerate(drafts, start=1):
-        mine = [row for row in rows if row["draft"] == draft and _both_ways(row) and not row["stops"]]
-        shown = [row for row in mine if row["draft_length"] in {None, DRAFT}]
-        axes = figure.add_subplot(1, len(drafts), place)
-        for offset, way in ((-0.2, "uplink"), (0.2, "downlink")):
-            values = [row[f"{way}_bytes_per_token"] for row in shown]
-            axes.barh([at + offset for at in range(len(shown))], values, 0.4, label=way)
-        axes.set_yticks(range(len(shown)), [f"{row['system']}, {row['mode']}" for row in shown])
-        axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.set_xlabel("payload, bytes a token")
-        axes.set_title(f"draft {draft}")
-        axes.grid(axis="x", alpha=0.3)
-    figure.axes[0].legend(fontsize="small")

@@ -2,7 +2,7 @@
 
 A suite is a module with a docstring (what it compares, in which units, how long it takes), `add_options(parser)` and
 `run(bench)`, which returns a `Report`. The harness parses the options, makes missing models, ends child processes at
-Ctrl-C or SIGTERM, prints the goals, and writes JSON and a picture where they are asked for.
+Ctrl-C or SIGTERM, prints the goals, and writes JSON where it is asked for.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from schemas.errors import FleetError
 from schemas.names import VERSION
-from tests.support.edge_process import edge_process
+from tests.support.edge_process import EDGE_PROGRAM, edge_process
 
 MODELS: Final = Path("models/smollm2-135m")
 _START_S: Final = 30.0
@@ -82,14 +82,12 @@ class Report:
         goals: Printed at the end; the exit code is 1 if one is missed.
         more: Other JSON values to keep.
         wrong: Descriptions of errors; the exit code is 1 if there are any.
-        draw: Draws on a matplotlib figure.
     """
 
     rows: Sequence[Mapping[str, Any]]
     goals: Sequence[Goal] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
     wrong: Sequence[str] = ()
-    draw: Callable[[Any], None] | None = None
 
     @property
     def sound(self) -> bool:
@@ -113,7 +111,6 @@ def run_suite(name: str, suite: Suite, words: Sequence[str]) -> int:
     )
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of prepared models (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw them, where the suite has a picture")
     suite.add_options(parser)
     options = parser.parse_args(words)
     try:
@@ -127,24 +124,11 @@ def run_suite(name: str, suite: Suite, words: Sequence[str]) -> int:
     for line in (*report.goals, *report.wrong):
         print(line)
     if options.json:
-        settings = {key: str(value) for key, value in vars(options).items() if key not in {"json", "picture"}}
+        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
         found = {**conditions(), "settings": settings, "goals": [asdict(goal) for goal in report.goals]}
         content = {**found, **report.more, "wrong": list(report.wrong), "rows": list(report.rows)}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    if options.picture:
-        _draw(report, options.picture)
     return 0 if report.sound else 1
-
-
-def _draw(report: Report, file: Path) -> None:
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
-
-    if report.draw is None:
-        print("This suite has no picture.", file=sys.stderr)
-        return
-    figure = Figure(layout="constrained")
-    report.draw(figure)
-    figure.savefig(file, dpi=120)
 
 
 def number_of(kind: type[int] | type[float], least: float) -> Callable[[str], float]:
@@ -241,7 +225,9 @@ class Bench:
         return MosquittoProcess(Broker(fleet=self.fleet, edges=edges) if edges else Broker(fleet=self.fleet))
 
     @contextmanager
-    def edge(self, port: int, target: Path, *, engine: str = "", **settings: object) -> Iterator[Edge]:
+    def edge(
+        self, port: int, target: Path, *, engine: str = "", module: str = EDGE_PROGRAM, **settings: object
+    ) -> Iterator[Edge]:
         """Run `fleet edge run` on the edge's cores, without quotas; on entry it is online."""
         folder = self.new_folder()
         chosen = ENGINES.get(engine, {"engine": engine}) if engine else self.engine
@@ -250,7 +236,7 @@ class Bench:
         given = {"fleet": self.fleet, "port": port, "target": target, "db": log, "spool": f"{folder}/spool"}
         with contextlib.ExitStack() as stack:
             with on_cores(self.cores.edge):
-                process = stack.enter_context(edge_process(_flags(given | settings)))
+                process = stack.enter_context(edge_process(_flags(given | settings), module=module))
             yield Edge(process.pid, log)
 
     @contextmanager
@@ -259,12 +245,10 @@ class Bench:
         address = free_address()
         given = {"fleet": self.fleet, "device": f"device-{number}", "port": port, "model": self.model("Q4_0.gguf")}
         words = ["device", "run", "--events", *_flags(given | {"api_port": address.rpartition(":")[2]} | settings)]
-        program = Program("fleet_cli.main", words, cores=self.cores.others, log=self.new_folder() / f"device-{number}")
-        try:
+        log = self.new_folder() / f"device-{number}"
+        with Program("fleet_cli.main", words, cores=self.cores.others, log=log) as program:
             program.wait_for('"online"', timeout_s=_START_S)
             yield f"http://{address}/v1"
-        finally:
-            program.end()
 
 
 def _flags(settings: Mapping[str, object]) -> list[str]:

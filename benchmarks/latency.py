@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from benchmarks.harness import Bench, Report, add_engine, link_to, table
 from benchmarks.recordings import policy_of
-from benchmarks.systems import CO_LOCATED, COLOURS, DEVICE_ALONE, DRAFT, HALF, SYSTEMS, FillingLink
+from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, DRAFT, HALF, SYSTEMS, FillingLink
 from dssd.distribution import shape
 from dssd.sampling import coupled_token
 from fleet_admin.models.prompts import built_in, some
@@ -91,6 +91,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", type=int, default=2, help="of each system at each place (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=48, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=6.0, metavar="S", help="a text ends there")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the figures")
 
 
 def run(bench: Bench) -> Report:
@@ -101,7 +102,9 @@ def run(bench: Bench) -> Report:
     for cost in bench.options.costs:
         for draft in bench.options.drafts:
             rows += _measure(bench, cost, draft, edge_core, device_core)
-    return Report(rows, draw=lambda figure: _draw(figure, rows))
+    if bench.options.picture:
+        _draw(rows).savefig(bench.options.picture, dpi=120)
+    return Report(rows)
 
 
 def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: int) -> list[dict[str, Any]]:
@@ -292,21 +295,23 @@ def _device(
             link.stop()
 
 
-def _draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: ANN401 - matplotlib's
+def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401 - matplotlib's
     """Draw tokens per second over distance at the widest line: a panel per cost and draft model, a line per system."""
-    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415 - slow to import
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415
 
+    figure = Figure(layout="constrained")
     panels = sorted({(row["cost"], row["draft"]) for row in rows})
     width = max(row["mbit_s"] for row in rows)
     figure.set_size_inches(4.8 * len(panels) + 1.8, 4.2)
     for place, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), place)
         here = [row for row in rows if (row["cost"], row["draft"], row["mbit_s"]) == (*panel, width)]
-        for system, colour in COLOURS.items():
+        for system in dict.fromkeys(row["system"] for row in rows):
             points = sorted((row["rtt_ms"], row["tokens_per_s"]) for row in here if row["system"] == system)
             if points:
-                style = {"color": colour, "linewidth": 3 if system == "ours-auto" else 1.5}
-                axes.plot(*zip(*points, strict=True), marker="o", label=system, **style)
+                width_of_line = 3 if system == "ours-auto" else 1.5
+                axes.plot(*zip(*points, strict=True), marker="o", label=system, linewidth=width_of_line)
         axes.set_title(f"target of {panel[0]} times the cost, draft {panel[1]}")
         axes.set_xlabel(f"round trip, ms (line of {width:g} Mbit/s)")
         axes.set_ylabel("tokens a second")
@@ -316,3 +321,4 @@ def _draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: ANN4
         axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    return figure

@@ -78,9 +78,7 @@ def run(bench: Bench) -> Report:
     goals: list[Goal] = [at_most("MB at most", max(row["all"] for row in rows), allowed)]
     if options.of == "device":
         goals.append(at_most("MB a thousand requests, lower end", low, _GROWTH_MB))
-    return Report(
-        rows, goals, more={"slope_mb_per_thousand": [slope, low, high]}, draw=lambda f: _draw(f, rows, allowed)
-    )
+    return Report(rows, goals, more={"slope_mb_per_thousand": [slope, low, high]})
 
 
 def resident(pid: int, texts: int) -> Resident:
@@ -226,14 +224,3 @@ def _answer(port: int, body: dict[str, Any]) -> None:
             raise BenchError(f"The device answered {response.status}: {said.decode('utf-8', 'replace')[:300]}")
     finally:
         connection.close()
-
-
-def _draw(figure: Any, rows: list[Resident], allowed: float) -> None:  # noqa: ANN401 - matplotlib's
-    axes = figure.add_subplot()
-    for name in ("all", "own"):
-        axes.plot([row["texts"] for row in rows], [row[name] for row in rows], label=name)
-    axes.axhline(allowed, color="0.5", linestyle="--", label="allowed")
-    axes.set_xlabel("texts")
-    axes.set_ylabel("memory, MB")
-    axes.set_ylim(bottom=0)
-    axes.legend()

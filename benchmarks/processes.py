@@ -18,6 +18,7 @@ from fleet_device.requests.generate import Cancellation
 from schemas.errors import FleetError
 from tests.support.raw_client import RawClient
 
+_START_S: Final = 120.0
 _STOP_S: Final = 15.0
 
 
@@ -101,6 +102,12 @@ class Program:
             )
         self._reader = threading.Thread(target=self._read, name=f"read-{module}", daemon=True)
         self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def pid(self) -> int:
@@ -227,6 +234,32 @@ def edge_settings(
             "",
         ]
     )
+
+
+def scripted_edge(
+    identity: Identity,
+    *,
+    fleet: str,
+    folder: Path,
+    cores: Collection[int],
+    data: Path | None = None,
+    words: Sequence[str] = (),
+    lines: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    **settings: object,
+) -> Program:
+    """Start an edge over a scripted target; on return it is online. Its session log is in `data`, or in `folder`."""
+    config, log = folder / "edge.toml", folder / "edge.log"
+    content = edge_settings(identity, fleet=fleet, folder=data or folder, lines=lines, **settings)
+    config.write_text(content, encoding="utf-8")
+    module = "tests.support.scripted_edge_process"
+    edge = Program(module, [str(config), *words], cores=cores, log=log, environment=environment)
+    try:
+        edge.wait_for('"online"', timeout_s=_START_S)
+    except BenchError:
+        edge.end()
+        raise
+    return edge
 
 
 @dataclass(frozen=True, slots=True)

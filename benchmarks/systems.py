@@ -47,18 +47,6 @@ SYSTEMS: Final[Mapping[str, System]] = MappingProxyType(
 token up, all of p down at a rejection; `ours-residual` sends the smallest form of p; `ours-coupled` tokens alone;
 `ours-ahead` drafts on before the verdict; `ours-auto` chooses."""
 
-COLOURS: Final = {
-    DEVICE_ALONE: "#999999",
-    "edge-streaming": "#0072b2",
-    CO_LOCATED: "#56b4e9",
-    "dsd": "#d55e00",
-    "dssd-dense": "#e69f00",
-    "ours-residual": "#cc79a7",
-    "ours-coupled": "#8c6bb1",
-    "ours-ahead": "#44aa66",
-    "ours-auto": "#006d2c",
-}
-
 
 class FillingLink:
     """A link that sends as many bytes before each draft as its tokens' full distributions would take.

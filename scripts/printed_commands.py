@@ -188,7 +188,7 @@ def _check_benchmark(words: list[str]) -> str:
     if not name:
         return "" if not words or (parts and len(words) == 1) else f"there is no benchmark {' '.join(words[:2])!r}"
     parser = argparse.ArgumentParser(exit_on_error=False)
-    for option in ("--models", "--json", "--picture"):
+    for option in ("--models", "--json"):
         parser.add_argument(option)
     importlib.import_module(f"benchmarks.{SUITES[name][0]}").add_options(parser)
     try:

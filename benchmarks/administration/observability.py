@@ -18,22 +18,25 @@ from contextlib import ExitStack, closing, contextmanager
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.fleet_load import FleetLoad
 from benchmarks.harness import Bench, Report, at_least, free_address, number_of, say, streaming, table
-from benchmarks.metered_edge import metered_edge
 from benchmarks.processes import on_cores
 from benchmarks.recordings import record_laws
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_admin.models.prompts import built_in, some
 from fleet_admin.steering import Actor
+from fleet_cli.main import main
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_edge.store.writer import LogWriter
 from schemas.errors import FleetError
 from tests.support.edge_process import edge_process
+from tests.support.edge_thread import NoLog
 from tests.support.recorded_drafter import RecordedText
 
 _GOAL: Final = 0.97
@@ -60,7 +63,8 @@ def run(bench: Bench) -> Report:
     with closing(codec), ExitStack() as stack:
         brokers = [stack.enter_context(bench.broker()) for _ in range(2)]
         say("starting two edges")
-        stack.enter_context(metered_edge(bench, brokers[0].port, target, log=False))
+        module = "benchmarks.administration.observability"
+        stack.enter_context(bench.edge(brokers[0].port, target, module=module))
         answered = stack.enter_context(_observed(bench, brokers[1].port, target))
         without, observed = (
             stack.enter_context(
@@ -162,3 +166,8 @@ class Viewer:
         with self._opener.open(f"{self._address}{path}") as response:
             text: str = response.read().decode()
         return text
+
+
+if __name__ == "__main__":  # `fleet` without a session log, which no setting allows
+    with patch.object(LogWriter, "put", NoLog.put):
+        main()

@@ -11,10 +11,9 @@ applications received: each text once, with as many unverified tokens. Takes 6 m
 
 import argparse
 import json
+import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +26,10 @@ from typing import Any, Final, Self
 import httpx
 
 from benchmarks.harness import Bench, Goal, Report, at_most, number_of, table
-from benchmarks.processes import BenchError, Identity, edge_settings
+from benchmarks.processes import BenchError, Identity, Program, scripted_edge
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
-from fleet_common.logs import Event, read_events
 from fleet_device.api.app import listen
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.gateway import Gateway
@@ -71,7 +69,7 @@ class Site:
         self.database = folder / "log.sqlite3"
         self._folder = folder
         self._stack = ExitStack()
-        self._edge: subprocess.Popen[str] | None = None
+        self._edge: Program | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -119,7 +117,7 @@ class Site:
         match way:
             case "killed":
                 self._edge.kill()
-                self._edge.communicate()
+                self._edge.end()
             case "stopped":
                 self._edge.send_signal(signal.SIGSTOP)
             case "cut":
@@ -149,23 +147,13 @@ class Site:
         time.sleep(1.0)  # what the edge has answered is in the log; what is repeated may still come
 
     def _start_edge(self) -> None:
-        config = self._folder / "edge.toml"
-        edge = Identity("edge-1", "127.0.0.1", self._broker.port)
-        content = edge_settings(edge, fleet=FLEET, folder=self._folder, lease_s=30.0)
-        config.write_text(content, encoding="utf-8")
-        command = [sys.executable, "-m", "tests.support.scripted_edge_process", str(config)]
-        self._edge = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._edge.stdout is not None
-        for event in read_events(self._edge.stdout):
-            if event["event"] == Event.ONLINE:
-                return
-        raise BenchError("The edge did not start; its complaint is above.")
+        place, cores = Identity("edge-1", "127.0.0.1", self._broker.port), os.sched_getaffinity(0)
+        self._edge = scripted_edge(place, fleet=FLEET, folder=self._folder, cores=cores, lease_s=30.0)
 
     def _end_edge(self) -> None:
         if self._edge is not None:
             self._edge.send_signal(signal.SIGCONT)
-            self._edge.terminate()
-            self._edge.communicate(timeout=_PATIENCE_S)
+            self._edge.end()
 
 
 def _until(true: Callable[[], bool], otherwise: str) -> None:

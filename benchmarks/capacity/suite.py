@@ -34,7 +34,7 @@ from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, Cell
 from benchmarks.harness import Bench, Report, add_engine, cpu_s, table
 from benchmarks.processes import BenchError, Cores, on_cores
 from benchmarks.recordings import Recording, record
-from benchmarks.systems import CO_LOCATED, COLOURS, DRAFT, SYSTEMS, System
+from benchmarks.systems import CO_LOCATED, DRAFT, SYSTEMS, System
 from dssd.downlink import FormName
 from fleet_admin.models.prompts import built_in, some
 from fleet_admin.planning.service_level import LEVEL, Client, TimeWindow
@@ -215,7 +215,7 @@ def run(bench: Bench) -> Report:
         "batch_invariant": options.batch_invariant,
         "draft_length_where_fixed": DRAFT,
     }
-    return Report([row.json() for row in rows], more={"settings": settings}, draw=lambda figure: _draw(figure, rows))
+    return Report([row.json() for row in rows], more={"settings": settings})
 
 
 def cells(options: argparse.Namespace) -> Iterator[CapacityCell]:
@@ -442,40 +442,3 @@ def show_levels(rows: Sequence[Row]) -> None:
         table(list(by_system.values()), {"system": "", **dict.fromkeys(loads, ">")}, title=title)
     if any(row.load_bound for row in rows):
         print(f"* Devices and line took more than {_LOAD_LIMIT:g} cores: the edge might have done more.")
-
-
-_OWN_COLOURS: Final = {RAW: "#333333", FREE: "#7fb8d8"}
-
-
-def _draw(figure: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 - matplotlib's
-    """Draw clients at the level and tokens per second over devices, for each cost and draft model."""
-    if not rows:
-        raise BenchError("There is nothing to draw: no cell was measured.")
-    arrivals = Arrivals.AT_ONCE if any(row.arrivals is Arrivals.AT_ONCE for row in rows) else Arrivals.POISSON
-    rows = [row for row in rows if row.arrivals is arrivals]
-    panels = sorted({(row.cost, row.draft) for row in rows if row.draft} or {(row.cost, "") for row in rows})
-    figure.set_size_inches(4.6 * len(panels), 7.6)
-    for place, (cost, draft) in enumerate(panels, start=1):
-        levels = figure.add_subplot(2, len(panels), place)
-        paces = figure.add_subplot(2, len(panels), len(panels) + place)
-        for system, colour in (_OWN_COLOURS | COLOURS).items():
-            points = sorted(
-                (row.devices, row.clients_at_level, row.tokens_per_s)
-                for row in rows
-                if (row.system, row.cost) == (system, cost) and row.draft in ("", draft)
-            )
-            if points:
-                width = 3.0 if system == "ours-auto" else 1.5
-                loads, at_level, tokens = zip(*points, strict=True)
-                levels.plot(loads, at_level, marker="o", color=colour, linewidth=width, label=system)
-                paces.plot(loads, tokens, marker="o", color=colour, linewidth=width, label=system)
-        levels.set_title(f"target of {cost} times the cost, draft {draft or 'none'}")
-        levels.set_ylabel("clients at the service level")
-        paces.set_ylabel("tokens a second, all together")
-        for axes in (levels, paces):
-            axes.set_xscale("symlog", base=2, linthresh=1)
-            axes.set_xticks(sorted({row.devices for row in rows}), [str(n) for n in sorted({r.devices for r in rows})])
-            axes.set_xlabel(f"devices, round trip {rows[0].rtt_ms:g} ms")
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")

@@ -11,14 +11,14 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
 from benchmarks.faults.writer import Task
-from benchmarks.processes import BenchError, Identity, Program, edge_settings
+from benchmarks.processes import BenchError, Identity, Program, scripted_edge
 from broker_config.processes import LocalBroker
 from broker_config.site import AUTHORITY, make_local_broker
 from fleet_common.identity.authority import Authority
@@ -144,7 +144,6 @@ class FaultTally:
 
 FLEET: Final = "home"
 EDGE: Final = "edge-1"
-_ONLINE_S: Final = 60.0
 _READY_S: Final = 120.0
 _SETTLED_S: Final = 90.0  # a lease, and then some
 _WRITTEN_S: Final = 3.0
@@ -209,12 +208,16 @@ class DisturbedFleet:
 
     def start_edge(self) -> None:
         """Start an edge, and return when it is online; its state comes from the session log alone."""
-        config = self.folder / "edge.toml"
-        content = edge_settings(self._identity(EDGE), fleet=FLEET, folder=self.disk.folder, threads=1)
-        config.write_text(content, encoding="utf-8")
-        words = [str(config), "--kv-tokens", str(self.load.kv_tokens), *["--letters"] * self.load.structured]
-        self.edge = self._program("tests.support.scripted_edge_process", words, log="edge")
-        self.edge.wait_for('"online"', timeout_s=_ONLINE_S)
+        self.edge = scripted_edge(
+            self._identity(EDGE),
+            fleet=FLEET,
+            folder=self.folder,
+            data=self.disk.folder,
+            cores=os.sched_getaffinity(0),
+            words=["--kv-tokens", str(self.load.kv_tokens), *["--letters"] * self.load.structured],
+            environment=self._environment,
+            threads=1,
+        )
 
     def kill_edge(self) -> None:
         if self.edge is not None:
@@ -246,7 +249,13 @@ class DisturbedFleet:
                 pause_s=self.load.pause_s,
                 structured=self.load.structured,
             )
-            device = self._program("benchmarks.faults.writer", [], log=name, on_line=partial(self.tally.take, name))
+            device = Program(
+                "benchmarks.faults.writer",
+                cores=os.sched_getaffinity(0),
+                log=self.folder / f"{name}.log",
+                on_line=partial(self.tally.take, name),
+                environment=self._environment,
+            )
             device.tell(task.to_json())
             self.devices[name] = device
         for name in names:
@@ -321,22 +330,9 @@ class DisturbedFleet:
     def _identity(self, name: str) -> Identity:
         return Identity.at(self.broker, name, port=self.relays[name].port)
 
-    def _program(
-        self,
-        module: str,
-        arguments: Sequence[str],
-        *,
-        log: str,
-        on_line: Callable[[dict[str, Any]], None] | None = None,
-    ) -> Program:
-        return Program(
-            module,
-            arguments,
-            cores=os.sched_getaffinity(0),
-            log=self.folder / f"{log}.log",
-            on_line=on_line or (lambda _line: None),
-            environment={VARIABLE: str(self.folder / "clock"), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
+    @property
+    def _environment(self) -> Mapping[str, str]:
+        return {VARIABLE: str(self.folder / "clock"), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 _NOT_WHOLE: Final = (EndReason.LOST.value, EndReason.FAILED.value, EndReason.CANCELLED.value)

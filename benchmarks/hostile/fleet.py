@@ -129,12 +129,9 @@ class Fleet:
             kept.unlink()
         with LocalBroker(self.home, port=0) as broker:
             psutil.Process(_mosquitto(broker).pid).cpu_affinity(sorted(self.cores.others))
-            edge = self._edge(broker, folder)
-            try:
+            with self._edge(broker, folder) as edge:
                 edge.wait_for('"online"', timeout_s=_ONLINE_S)
                 yield broker, edge, database
-            finally:
-                edge.end()
 
     def _edge(self, broker: LocalBroker, folder: Path) -> Program:
         settings: dict[str, object] = {"threads": len(self.cores.edge)}

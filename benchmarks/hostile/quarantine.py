@@ -16,12 +16,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final, Self
 
 from benchmarks.harness import Bench, Report, at_most, number_of, table, tls_broker
 from benchmarks.hostile.meters import thread_times_s
-from benchmarks.processes import BenchError, Cores, Identity, Program, edge_settings
+from benchmarks.processes import BenchError, Identity, Program, scripted_edge
 from broker_config.processes import ThrowAwayBroker
 from schemas.codec import encode_draft
 from schemas.messages import Draft
@@ -66,17 +65,17 @@ def _measure(bench: Bench, broker: ThrowAwayBroker, *, tls: bool) -> Iterator[di
     with contextlib.ExitStack() as stack:
         device = Identity.at(broker, DEVICE)
         to_reader = publish_packet(build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=READER), DRAFT, qos=0)
-        reader = Program("benchmarks.hostile.quarantine", cores=cores.edge, log=folder / "reader.log")
-        stack.callback(reader.end)
+        reader = stack.enter_context(
+            Program("benchmarks.hostile.quarantine", cores=cores.edge, log=folder / "reader.log")
+        )
         reader_filter = wildcard(Topic.DRAFT, fleet=FLEET, edge=READER)
         reader.tell(json.dumps({"reader": asdict(Identity.at(broker, READER)), "filter": reader_filter}))
         reader.wait_for("reading", timeout_s=ONLINE_S)
         with _Flood(device, to_reader, rate=rate):
             bare = _share(reader.pid, seconds)
         reader.end()
-        edge = _edge(Identity.at(broker, EDGE), folder, cores)
-        stack.callback(edge.end)
-        edge.wait_for('"online"', timeout_s=ONLINE_S)
+        place, lines = Identity.at(broker, EDGE), ("[quarantine]", "strikes = 50", f"first_s = {QUARANTINE_S}")
+        edge = stack.enter_context(scripted_edge(place, fleet=FLEET, folder=folder, cores=cores.edge, lines=lines))
         time.sleep(SETTLE_S)
         idle = _share(edge.pid, seconds)
         for qos in (0, 1):
@@ -96,13 +95,6 @@ def _share(pid: int, seconds: float) -> float:
     before, began = sum(thread_times_s(pid).values()), time.monotonic()
     time.sleep(seconds)
     return (sum(thread_times_s(pid).values()) - before) / (time.monotonic() - began)
-
-
-def _edge(identity: Identity, folder: Path, cores: Cores) -> Program:
-    config = folder / "edge.toml"
-    quarantine = ("[quarantine]", "strikes = 50", f"first_s = {QUARANTINE_S}")
-    config.write_text(edge_settings(identity, fleet=FLEET, folder=folder, lines=quarantine), encoding="utf-8")
-    return Program("tests.support.scripted_edge_process", [str(config)], cores=cores.edge, log=folder / "edge.log")
 
 
 class _Flood:

@@ -7,11 +7,10 @@ import pytest
 
 from benchmarks import bytes as suite
 from benchmarks.__main__ import main
-from benchmarks.bytes import TCP_IP_HEAD, Traffic, goals, pieces_of
+from benchmarks.bytes import TCP_IP_HEAD, Traffic, goals
 from benchmarks.recordings import RecordedLaw, RecordedLaws, load, save
-from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, SYSTEMS
+from benchmarks.systems import SYSTEMS
 from dssd.distribution import Dist, shape
-from dssd.sampling import coupled_token
 from schemas.policy import Mode
 from tests.support.brokers import require_mosquitto
 
@@ -56,16 +55,6 @@ def test_recordings_come_back_from_their_file(tmp_path: Path) -> None:
         for mine, other in zip(ours, theirs, strict=True):
             assert mine.ids.tolist() == other.ids.tolist()
             assert mine.probs.tolist() == other.probs.tolist()
-
-
-@pytest.mark.parametrize("length", [1, 4, 30])
-def test_pieces_are_the_targets_own_text(length: int) -> None:
-    law = some_law(5)
-    pieces = list(pieces_of(law, seed=9, length=length, tokens=20))
-    assert [token for piece in pieces for token in piece] == [
-        coupled_token(p, 9, place) for place, p in enumerate(law.target[:20])
-    ]
-    assert 1 < max(map(len, pieces)) <= length + 1
 
 
 def test_long_packets_are_cut_into_segments_as_on_ethernet() -> None:
@@ -113,13 +102,10 @@ def test_every_system_is_counted_through_a_real_broker(
     rows: dict[tuple[str, str, bool], dict[str, Any]] = {
         (each["system"], each["mode"], each["stops"]): each for each in found["rows"]
     }
-    assert {system for system, _, _ in rows} == {DEVICE_ALONE, CO_LOCATED, *SYSTEMS}
+    assert {system for system, _, _ in rows} == set(SYSTEMS)
     assert found["machine"]["cpu"]
     assert "draft toy" in capsys.readouterr().out
     for (system, _, _), each in rows.items():
-        if system == "device-alone":
-            assert each["uplink_wire_bytes_per_token"] == each["downlink_wire_bytes_per_token"] == 0
-            continue
         assert each["tokens"] == 24, system
         for way in ("uplink", "downlink"):
             payload, packets, tls, wire = (

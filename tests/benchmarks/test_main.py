@@ -34,7 +34,7 @@ def test_what_cannot_be_run_is_refused(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "overhead verdicts --no-model --answers 100 --devices 4 --seconds 0.5",
+        "overhead verdicts --answers 100 --devices 4 --seconds 0.5",
         "overhead connections --count 60",
         "administration steering --devices 3 --rounds 2",
         "faults reconnect --devices 50 --outage 1 --real --links 2 --kills 1",

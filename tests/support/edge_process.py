@@ -11,6 +11,7 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
 from tests.support.edge_thread import NO_QUOTAS
 
+EDGE_PROGRAM = "fleet_cli.main"
 _DRAIN_S = 20.0
 _STOP_S = 60.0
 
@@ -21,9 +22,9 @@ def quota_variables() -> dict[str, str]:
 
 
 @contextmanager
-def edge_process(arguments: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
+def edge_process(arguments: Sequence[str], *, module: str = EDGE_PROGRAM) -> Iterator["subprocess.Popen[str]"]:
     """Run `fleet edge run` with the arguments; on entry it is online, on exit it has ended."""
-    command = [sys.executable, "-m", "fleet_cli.main", "edge", "run", "--events", *arguments]
+    command = [sys.executable, "-m", module, "edge", "run", "--events", *arguments]
     environment = os.environ | quota_variables()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:

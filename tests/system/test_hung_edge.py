@@ -9,7 +9,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from benchmarks.processes import Program
+from benchmarks.processes import Identity, Program, scripted_edge
 from broker_config.broker import Broker
 from fleet_device.settings import OfflinePolicy
 from schemas.policy import Mode, SamplingPolicy
@@ -29,18 +29,11 @@ ASKED: Final[dict[str, Any]] = {
 
 @contextmanager
 def edge_of(folder: Path, port: int, name: str) -> Iterator[Program]:
-    config = folder / f"{name}.toml"
-    settings = {"fleet": FLEET, "edge": name, "db": f"sqlite:///{folder / name}.sqlite3", "spool": str(folder / name)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    config.write_text("\n".join([*lines, "[broker]", f"port = {port}"]), encoding="utf-8")
-    cores = os.sched_getaffinity(0)
-    program = Program("tests.support.scripted_edge_process", [str(config)], cores=cores, log=folder / f"{name}.log")
-    try:
-        program.wait_for('"online"', timeout_s=PATIENCE_S)
+    own, cores = folder / name, os.sched_getaffinity(0)
+    own.mkdir()
+    with scripted_edge(Identity(name, "127.0.0.1", port), fleet=FLEET, folder=own, cores=cores) as program:
         yield program
-    finally:
         program.send_signal(signal.SIGCONT)
-        program.end()
 
 
 @pytest.mark.parametrize("rescued_by", ["itself", "another edge"])
