@@ -143,7 +143,7 @@ class Systemd:
         return cls(environment.get("NOTIFY_SOCKET"), watchdog_s=int(micros) / _MICRO if watched else None)
 
     def ready(self, status: str) -> None:
-        self._say(f"READY=1\nSTATUS={_one_line(status)}")
+        self._say(f"READY=1\nSTATUS={' '.join(status.split())}")
 
     def alive(self) -> None:
         """Report that the main loop runs; a report is sent only when due."""
@@ -186,10 +186,6 @@ class Systemd:
                 sender.sendto(message.encode(), self._address)
             except OSError:
                 return  # systemd is away or busy; the service goes on
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 _FOLDER: Final = "dssd-fleet"

@@ -5,7 +5,6 @@ connections. Here we accept connections ourselves, so that silent and slow ones 
 """
 
 import asyncio
-import contextlib
 import socket
 import threading
 import time
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from fleet_common.limits import Connections
+from fleet_common.limits import Connections, cut
 
 _MOST: Final = 500
 _REQUEST_S: Final = 20.0
@@ -128,7 +127,7 @@ class _Server(uvicorn.Server):
                 continue
             ends = self._connections.add(connection, str(address[0]))
             if ends is not None:
-                _cut(ends)
+                cut(ends)
             if ends is not connection:
                 self._begin(self._connect(connection))
             else:
@@ -155,7 +154,7 @@ class _Server(uvicorn.Server):
         while True:
             await asyncio.sleep(min(_SWEEP_S, self._request_s / 2))
             for connection in self._connections.overdue(wait_s=self._request_s):
-                _cut(connection)
+                cut(connection)
 
 
 class _Protocol(H11Protocol):
@@ -185,8 +184,3 @@ class _Protocol(H11Protocol):
 
     def _note(self) -> None:
         self._all.note(self._connection, waits=self.conn.their_state in {h11.IDLE, h11.SEND_BODY})
-
-
-def _cut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it has ended meanwhile
-        connection.shutdown(socket.SHUT_RDWR)

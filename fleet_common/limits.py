@@ -1,7 +1,9 @@
 """Limits on what one client may take: a fair queue, a token bucket, and a server's connections."""
 
+import contextlib
 import ipaddress
 import math
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -187,6 +189,13 @@ class TokenBucket:
 
 
 C = TypeVar("C")
+
+
+def cut(connection: socket.socket) -> None:
+    """End a connection on whichever thread it is used."""
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        connection.shutdown(socket.SHUT_RDWR)
+
 
 _IPV6_NETWORK: Final = 64
 """Bits of an address that its owner does not choose freely."""

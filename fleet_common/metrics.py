@@ -6,7 +6,6 @@ Slow requests, floods and web pages that make a browser send requests get nothin
 ones are closed first, each is closed after some seconds, and on loopback a request must name a loopback host.
 """
 
-import contextlib
 import hmac
 import ipaddress
 import json
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from fleet_common.limits import Connections
+from fleet_common.limits import Connections, cut
 from fleet_common.settings import setting
 from schemas.errors import FleetError
 
@@ -363,14 +362,14 @@ class _Server(ThreadingHTTPServer):
         with self._counting:
             ends = self._connections.add(request, str(client_address[0]))
         if ends is not None:
-            _cut(ends)
+            cut(ends)
         return ends is not request
 
     def service_actions(self) -> None:
         with self._counting:
             overdue = self._connections.overdue(wait_s=self._longest_s, answer_s=self._longest_s)
         for each in overdue:
-            _cut(each)
+            cut(each)
 
     def answers(self, request: socket.socket) -> None:
         with self._counting:
@@ -386,11 +385,6 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - as its base has it
         """Log at debug level only: a client that goes away is no fault of ours."""
         _log.debug("A request for metrics could not be answered.", exc_info=True)
-
-
-def _cut(request: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it has ended meanwhile
-        request.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -74,14 +74,18 @@ class ApplicationsFile:
 
     def find(self, key: bytes) -> Application | None:
         """Return the application with a key; a changed file is read again."""
-        seen = self._look()
+        try:
+            found = self.path.stat()
+            seen = found.st_mtime_ns, found.st_size, found.st_ino
+        except OSError:
+            seen = None
         if self._by_digest is None or seen != self._seen:
             self._by_digest = {each.sha256: each for each in self.read().applications}
             self._seen = seen
         # Looking up a digest takes a time that does not depend on the key.
-        found = self._by_digest.get(_digest(key))
-        others = None if found is None else self.quotas.get(found.name)
-        return found if found is None or not others else found.model_copy(update=dict(others))
+        application = self._by_digest.get(_digest(key))
+        others = None if application is None else self.quotas.get(application.name)
+        return application if application is None or not others else application.model_copy(update=dict(others))
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[list[Application]]:
@@ -99,13 +103,6 @@ class ApplicationsFile:
             raise ConfigurationError(
                 f"The file of applications {self.path} cannot be written: {error.strerror or error}."
             ) from error
-
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _digest(key: bytes) -> str:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
@@ -30,17 +29,6 @@ _SHOWN: Final = 2000
 """Characters of a text that are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    ended: datetime
-    session: str
-    tokens: int
-    tokens_per_s: float
-    reason: str
-    unverified: int
-    text: str
-
-
 class Journal:
     """Count requests of today and since the start; keep the `texts` latest outputs. Callable on any thread.
 
@@ -55,7 +43,7 @@ class Journal:
         self._plan_reason: str | None = None
         self._day: date | None = None
         self._texts_today = self._tokens_today = 0
-        self._entries: deque[_Entry] | None = deque(maxlen=texts) if texts else None
+        self._entries: deque[dict[str, Any]] | None = deque(maxlen=texts) if texts else None
 
     def note(self, text: GeneratedText) -> None:
         ended = self._now().astimezone()
@@ -66,17 +54,16 @@ class Journal:
             self._latest = self._totals.add(text.generation)
             self._plan_reason = text.generation.choice.reason if text.generation.choice is not None else None
             if self._entries is not None:
-                self._entries.appendleft(
-                    _Entry(
-                        ended,
-                        text.session,
-                        len(text.tokens),
-                        text.tokens_per_s,
-                        text.reason.value,
-                        text.unverified,
-                        text.text[:_SHOWN],
-                    )
-                )
+                entry = {
+                    "ended": ended.isoformat(timespec="seconds"),
+                    "session": text.session,
+                    "tokens": len(text.tokens),
+                    "tokens_per_s": text.tokens_per_s,
+                    "finish": text.reason.value,
+                    "unverified": text.unverified,
+                    "text": text.text[:_SHOWN],
+                }
+                self._entries.appendleft(entry)
 
     def json(self) -> dict[str, Any]:
         today = self._now().astimezone().date()
@@ -92,20 +79,7 @@ class Journal:
                 "draft_ms_per_token": latest.get("draft_ms_per_token"),
                 "plan": latest.get("plan"),
                 "plan_reason": self._plan_reason,
-                "last_texts": None
-                if self._entries is None
-                else [
-                    {
-                        "ended": each.ended.isoformat(timespec="seconds"),
-                        "session": each.session,
-                        "tokens": each.tokens,
-                        "tokens_per_s": each.tokens_per_s,
-                        "finish": each.reason,
-                        "unverified": each.unverified,
-                        "text": each.text,
-                    }
-                    for each in self._entries
-                ],
+                "last_texts": None if self._entries is None else list(self._entries),
             }
 
     def _begin_day(self, today: date) -> None:

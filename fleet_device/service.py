@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Self
 
@@ -115,8 +115,8 @@ class DeviceService:
     codec: ConversationCodec = field(init=False)
     since: datetime = field(init=False)
     texts_at_once: int = field(init=False)
+    link: Link = field(init=False)
     _counting: threading.Lock = field(default_factory=threading.Lock)
-    _link: Link = field(init=False)
     _reports: UnverifiedReports = field(init=False)
     _presence: Presence = Presence.ONLINE
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -132,9 +132,9 @@ class DeviceService:
         further = sequences_of(self.drafter, settings.draft_sequences)[1:]
         edge_only = 0 if settings.stream is False else settings.texts_at_once - 1 - len(further)
         self.texts_at_once = 1 + len(further) + edge_only
-        self._link = self.make_link(settings.broker.link(settings.fleet, settings.device, will=will))
+        self.link = self.make_link(settings.broker.link(settings.fleet, settings.device, will=will))
         self.agent = Agent(
-            self._link,
+            self.link,
             settings.fleet,
             settings.device,
             self.drafter,
@@ -151,7 +151,7 @@ class DeviceService:
         )
         self.agent.attach()
         # Again after every reconnect: meanwhile the broker has published our will.
-        self._link.on_connection(lambda up: self.announce() if up else None)
+        self.link.on_connection(lambda up: self.announce() if up else None)
 
     def __enter__(self) -> Self:
         self.start()
@@ -166,7 +166,7 @@ class DeviceService:
 
     @property
     def connected(self) -> bool:
-        return self._link.connected
+        return self.link.connected
 
     @property
     def unreported(self) -> int:
@@ -180,7 +180,7 @@ class DeviceService:
         """Connect, and announce that this device is online; raise ConnectFailed if the broker cannot be reached."""
         self._reports.start()
         try:
-            self._link.start(timeout_s=_CONNECT_S)
+            self.link.start(timeout_s=_CONNECT_S)
         except BaseException:
             self.stop()
             raise
@@ -196,23 +196,16 @@ class DeviceService:
         self._presence = Presence.OFFLINE
         self._stopping.set()
         try:
-            if self._link.connected:
+            if self.link.connected:
                 self.announce()
         finally:
-            self._link.stop()
+            self.link.stop()
             if self._connecting is not None:
                 self._connecting.join()
-                self._link.stop()  # it may have started in between
+                self.link.stop()  # it may have started in between
             self._reports.stop()
             self.agent.close()
             self.drafter.close()
-
-    @property
-    def link(self) -> Link:
-        return self._link
-
-    def link_counters(self) -> dict[str, int]:
-        return asdict(self._link.counters)
 
     def drain(self) -> None:
         self._presence = Presence.DRAINING
@@ -235,8 +228,8 @@ class DeviceService:
         """Return why no request can be served now; None if one can, or after an absence of less than `for_s`."""
         if self.agent.absent_s() < for_s:
             return None
-        if not self._link.connected:
-            broker, failure = self.settings.broker, self._link.failure
+        if not self.link.connected:
+            broker, failure = self.settings.broker, self.link.failure
             if failure is not None and failure.refused:
                 return EdgeUnavailable(f"{failure} The device keeps trying.", code=failure.fault)
             return EdgeUnavailable(
@@ -252,7 +245,7 @@ class DeviceService:
         return None
 
     def on_connection(self, listener: Callable[[bool], None]) -> None:
-        self._link.on_connection(listener)
+        self.link.on_connection(listener)
 
     def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
         """Run a request and count it; see `generate_text`. More than `texts_at_once` threads wait for each other."""
@@ -283,7 +276,7 @@ class DeviceService:
         said = ""
         while not self._stopping.is_set():
             try:
-                self._link.start(timeout_s=_CONNECT_S)
+                self.link.start(timeout_s=_CONNECT_S)
             except ConnectFailed as error:
                 # Once for each reason: a gateway may be without its network for days.
                 _log.log(logging.DEBUG if str(error) == said else logging.WARNING, "%s Trying again.", error)
@@ -317,7 +310,7 @@ class DeviceService:
         on_outcome: OutcomeHandler | None = None,
     ) -> None:
         try:
-            self._link.publish(
+            self.link.publish(
                 self._topic(topic),
                 payload,
                 qos=qos,

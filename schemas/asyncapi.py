@@ -141,38 +141,10 @@ MESSAGES: Final[Mapping[Topic, Sequence[type[BaseModel]]]] = {
 }
 """Which messages a topic carries. A topic that is not here is reserved: its messages are not defined yet."""
 
-DRAFT_LAYOUT: Final = (
-    "handle",
-    "round",
-    "epoch",
-    "base",
-    "fix",
-    "tokens",
-    "counts",
-    "more",
-    "digest",
-    "tried",
-    "write",
-)
-VERDICT_LAYOUT: Final = (
-    "handle",
-    "round",
-    "accepted",
-    "next",
-    "finish",
-    "queue_ms",
-    "compute_ms",
-    "base",
-    "written",
-    "load",
-    "chained",
-    "logprobs",
-)
-
-_LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: DRAFT_LAYOUT, Verdict: VERDICT_LAYOUT}
+_LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: codec.DRAFT_LAYOUT, Verdict: codec.VERDICT_LAYOUT}
 _OPTIONAL: Final[Mapping[str, Sequence[str]]] = {
-    "Draft": ("tried", "write"),
-    "Verdict": ("base", "written", "load", "chained", "logprobs"),
+    "Draft": codec.DRAFT_LAYOUT[codec.DRAFT_FIELDS :],
+    "Verdict": codec.VERDICT_LAYOUT[codec.VERDICT_FIELDS :],
 }
 """Fields of arrays that need not be there."""
 

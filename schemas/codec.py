@@ -5,7 +5,7 @@ any input, and coerces nothing: an integer is an integer, neither `true` nor `1.
 after an array's last are of a newer release and ignored; unknown values are read as `schemas.reasons` says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Final, TypeVar
 
@@ -57,8 +57,16 @@ MAX_REPLY_BYTES: Final = 16 << 10
 MAX_OPEN_BYTES: Final = 1 << 20
 MAX_VERDICT_BYTES: Final = 1 << 20
 
-_DRAFT_FIELDS = 9
-_VERDICT_FIELDS = 7
+DRAFT_LAYOUT: Final = tuple(["handle", "round", "epoch", "base", "fix", "tokens", "counts", "more", "digest", "tried", "write"])
+VERDICT_LAYOUT: Final = tuple(
+    ["handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms", "base", "written", "load", "chained", "logprobs"]
+)
+"""Fields of the arrays, in order."""
+
+DRAFT_FIELDS: Final = 9
+VERDICT_FIELDS: Final = 7
+"""Fields that each array has; those behind them are optional."""
+
 _LOGPROBS_FIELDS = 3
 _LOAD_FIELDS = 7
 
@@ -88,25 +96,8 @@ def encode_draft(draft: Draft, *, padding: int = 0) -> bytes:
 
 def decode_draft(payload: bytes) -> Draft:
     """Read a draft of at most `MAX_DRAFT_BYTES`; raise MessageTooLarge or MalformedMessage."""
-    fields = _array(payload, bound=MAX_DRAFT_BYTES, least=_DRAFT_FIELDS)
-    handle, round_, epoch, base, fix, tokens, counts, more, digest = fields[:_DRAFT_FIELDS]
-    tried, write = _optional(fields, _DRAFT_FIELDS, 2)
-    return _validated(
-        Draft,
-        {
-            "handle": handle,
-            "round": round_,
-            "epoch": epoch,
-            "base": base,
-            "fix": fix,
-            "tokens": tokens,
-            "counts": _counts(counts),
-            "more": more,
-            "digest": digest,
-            "tried": tried,
-            "write": write,
-        },
-    )
+    fields = _array(payload, DRAFT_LAYOUT, bound=MAX_DRAFT_BYTES, least=DRAFT_FIELDS)
+    return _validated(Draft, fields | {"counts": _counts(fields["counts"])})
 
 
 def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDICT_BYTES) -> bytes:
@@ -134,26 +125,13 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
 
 def decode_verdict(payload: bytes) -> Verdict:
     """Read a verdict of at most `MAX_VERDICT_BYTES`; raise MessageTooLarge or MalformedMessage."""
-    fields = _array(payload, bound=MAX_VERDICT_BYTES, least=_VERDICT_FIELDS)
-    handle, round_, accepted, following, finish, queue_ms, compute_ms = fields[:_VERDICT_FIELDS]
-    base, written, load, chained, logprobs = _optional(fields, _VERDICT_FIELDS, 5)
-    return _validated(
-        Verdict,
-        {
-            "handle": handle,
-            "round": round_,
-            "accepted": accepted,
-            "next": _unpack_next(following),
-            "finish": finish,
-            "queue_ms": queue_ms,
-            "compute_ms": compute_ms,
-            "base": base,
-            "written": written,
-            "load": _unpack_load(load),
-            "chained": chained,
-            "logprobs": _unpack_logprobs(logprobs),
-        },
-    )
+    fields = _array(payload, VERDICT_LAYOUT, bound=MAX_VERDICT_BYTES, least=VERDICT_FIELDS)
+    unpacked = {
+        "next": _unpack_next(fields["next"]),
+        "load": _unpack_load(fields["load"]),
+        "logprobs": _unpack_logprobs(fields["logprobs"]),
+    }
+    return _validated(Verdict, fields | unpacked)
 
 
 def encode_open(message: Open) -> bytes:
@@ -281,17 +259,13 @@ def _counts(packed: object) -> list[int] | None:
     raise MalformedMessage("The draft's counts are not a typed array of integers.")
 
 
-def _array(payload: bytes, *, bound: int, least: int) -> list[Any]:
+def _array(payload: bytes, layout: Sequence[str], *, bound: int, least: int) -> dict[str, Any]:
+    """Return the fields of an array by name, None for missing ones; padding begins with a byte string."""
     value = load(payload, bound=bound)
     if not isinstance(value, list) or len(value) < least:
         raise MalformedMessage(f"The message is not an array of at least {least} fields.")
-    return value
-
-
-def _optional(fields: list[Any], first: int, number: int) -> list[Any]:
-    """Return optional fields at the end, None for each missing one; padding begins with a byte string."""
-    there = [*takewhile(lambda field: not isinstance(field, bytes), fields[first : first + number])]
-    return [*there, *[None] * (number - len(there))]
+    optional = takewhile(lambda field: not isinstance(field, bytes), value[least:])
+    return dict.fromkeys(layout) | dict(zip(layout, [*value[:least], *optional], strict=False))
 
 
 def _map(payload: bytes, *, bound: int) -> Mapping[str, Any]:

@@ -54,39 +54,19 @@ from fleet_common.identity.index import CertificateIndex, Entry, check_free, che
 from schemas.names import check_name
 
 
-@dataclass(frozen=True, slots=True)
 class AuthorityFolder:
-    path: Path
+    """Files of an authority.
 
-    @property
-    def certificate(self) -> Path:
-        return self.path / "ca.pem"
+    `broker` has settings that say how to reach the broker on a revocation; `issued` is the default folder for issued
+    certificates.
+    """
 
-    @property
-    def key(self) -> Path:
-        return self.path / "ca.key"
-
-    @property
-    def revocation_list(self) -> Path:
-        return self.path / "crl.pem"
-
-    @property
-    def index(self) -> Path:
-        return self.path / "index.sqlite3"
-
-    @property
-    def audit(self) -> Path:
-        return self.path / "audit.jsonl"
-
-    @property
-    def broker(self) -> Path:
-        """Settings that say how to reach the broker on a revocation."""
-        return self.path / "broker.json"
-
-    @property
-    def issued(self) -> Path:
-        """Default folder for issued certificates."""
-        return self.path / "issued"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.certificate, self.key = path / "ca.pem", path / "ca.key"
+        self.revocation_list = path / "crl.pem"
+        self.index, self.audit = path / "index.sqlite3", path / "audit.jsonl"
+        self.broker, self.issued = path / "broker.json", path / "issued"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -126,9 +106,6 @@ class AuthorityFolder:
 
     def write_certificate(self, path: Path, certificate: x509.Certificate) -> None:
         write_atomically(path, certificate.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
-
-    def write_revocation_list(self, revocations: x509.CertificateRevocationList) -> None:
-        write_atomically(self.revocation_list, revocations.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +188,9 @@ class Signer:
         made = revocation_list(
             revoked, number=number, issuer=self.certificate, issuer_key=self.key, this_update=this_update
         )
-        self.folder.write_revocation_list(made)
-        return made.public_bytes(serialization.Encoding.PEM)
+        content = made.public_bytes(serialization.Encoding.PEM)
+        write_atomically(self.folder.revocation_list, content, mode=PUBLIC)
+        return content
 
 
 def _entry(

@@ -5,7 +5,6 @@ with one that is not valid by its own clock, would only see a broker that closes
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -31,34 +30,17 @@ from fleet_common.identity.files import PUBLIC, CertificateRefused, SigningRefus
 _AUTHORITY: Final = "The authority's certificate"
 
 
-@dataclass(frozen=True, slots=True)
 class Enrolment:
-    """Credentials folder of a device, readable by the device's user only."""
+    """Credentials folder of a device, readable by the device's user only.
 
-    folder: Path
-    name: str
-    clock: Callable[[], datetime]
+    `next_key` replaces the current key when its certificate arrives.
+    """
 
-    @property
-    def key(self) -> Path:
-        return self.folder / "device.key"
-
-    @property
-    def next_key(self) -> Path:
-        """Key that replaces the current one when its certificate arrives."""
-        return self.folder / "next.key"
-
-    @property
-    def request(self) -> Path:
-        return self.folder / "device.csr"
-
-    @property
-    def certificate(self) -> Path:
-        return self.folder / "device.pem"
-
-    @property
-    def ca(self) -> Path:
-        return self.folder / "ca.pem"
+    def __init__(self, folder: Path, name: str, clock: Callable[[], datetime]) -> None:
+        self.folder, self.name, self.clock = folder, name, clock
+        self.key, self.next_key = folder / "device.key", folder / "next.key"
+        self.request, self.certificate = folder / "device.csr", folder / "device.pem"
+        self.ca = folder / "ca.pem"
 
     def ask(self, *, fresh: bool = False) -> Path:
         """Write a signing request and return its path; may be repeated.

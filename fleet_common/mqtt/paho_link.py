@@ -69,33 +69,6 @@ class Backoff:
         self._step_s = max(self._minimum_s, self._step_s * GROWTH ** (-lived_s / FORGIVEN_S))
 
 
-class Connectivity:
-    def __init__(self, guard: CallbackGuard) -> None:
-        self._guard = guard
-        self._listeners: tuple[Listener, ...] = ()
-        self.online = False
-
-    def listen(self, listener: Listener) -> None:
-        self._listeners = (*self._listeners, listener)
-
-    def up(self) -> None:
-        self._guard.counters.connects += 1
-        self.online = True
-        self._tell(online=True)
-
-    def down(self, *, on_purpose: bool) -> None:
-        """Record the end of a connection; a goodbye is no loss."""
-        if self.online:
-            self.online = False
-            if not on_purpose:
-                self._guard.counters.losses += 1
-                self._tell(online=False)
-
-    def _tell(self, *, online: bool) -> None:
-        for listener in self._listeners:
-            self._guard.call(listener, online)
-
-
 POLL_S = 1.0
 MOST_LEFT_OUT = 10_000  # each occupies one of a connection's 65,535 packet identifiers
 
@@ -121,7 +94,8 @@ class PahoLink:
         self._anonymous = False  # whether the next attempt goes without the user name
         self._online_since = 0.0
         self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
-        self._connectivity = Connectivity(self._guard)
+        self._listeners: tuple[Listener, ...] = ()
+        self._connected = False
         self._accepts: Accepts | None = None
         self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to run on its connection
         self._announced = BrokerLimits(max_packet_bytes=settings.packet_bytes)
@@ -137,11 +111,11 @@ class PahoLink:
 
     @property
     def connected(self) -> bool:
-        return self._connectivity.online
+        return self._connected
 
     @property
     def failure(self) -> ConnectFailed | None:
-        return None if self._connectivity.online else self._failure
+        return None if self._connected else self._failure
 
     @property
     def max_packet_bytes(self) -> int:
@@ -207,14 +181,14 @@ class PahoLink:
         deadline = None if expiry_s is None else self._clock() + expiry_s
         message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome, priority)
         message.check(limit=self.max_packet_bytes)
-        if qos == 0 and not self._connectivity.online:
+        if qos == 0 and not self._connected:
             self.counters.dropped += 1
             return
         self._sender.put(message)
         self._wake()
 
     def on_connection(self, listener: Listener) -> None:
-        self._connectivity.listen(listener)
+        self._listeners = (*self._listeners, listener)
 
     @property
     def _longest_stop_s(self) -> float:
@@ -291,7 +265,8 @@ class PahoLink:
             raise subscription_refused(refused, self._settings)
         self._online_since = self._clock()
         self._failure = None
-        self._connectivity.up()
+        self.counters.connects += 1
+        self._set_connected(True)  # noqa: FBT003 - the state
         self._settle(None)
 
     def _settle(self, error: ConnectFailed | None) -> None:
@@ -349,7 +324,18 @@ class PahoLink:
         self._sender.connection_lost()
         if self._handover.under_way:
             return
-        if self._connectivity.online and not (self._failure is not None and self._failure.refused):
+        if not self._connected:
+            return
+        if self._failure is None or not self._failure.refused:
             # Two clients with one name end each other's connections: the delay grows until one of them stays.
             self._backoff.held(self._clock() - self._online_since)
-        self._connectivity.down(on_purpose=self._stopping.is_set())
+        if self._stopping.is_set():
+            self._connected = False  # a goodbye is no loss
+        else:
+            self.counters.losses += 1
+            self._set_connected(False)  # noqa: FBT003 - the state
+
+    def _set_connected(self, connected: bool) -> None:
+        self._connected = connected
+        for listener in self._listeners:
+            self._guard.call(listener, connected)

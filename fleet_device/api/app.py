@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fleet_common.http_server import HttpServer
-from fleet_device.api.guard import HEALTH_PATHS, AccessGuard, ApplicationQuotas, Counted
+from fleet_device.api.guard import HEALTH_PATHS, AccessGuard, ApplicationQuotas
 from fleet_device.api.openapi import openapi
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import (
@@ -281,15 +281,15 @@ class _Api:
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
         """Submit all choices, or none: if the queue has no room for one, those before it are cancelled."""
         loop, most = asyncio.get_running_loop(), self.settings.texts_at_once + self.settings.api_waiting
-        if (asked.n or 1) > most:
+        count = asked.n or 1
+        if count > most:
             raise ApiProblem(
                 400, f"The device accepts at most {most} requests at a time, {asked.n} are asked for.", param="n"
             )
 
-        counted = Counted(application, self.quotas)
-
         def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:
-            counted.note(each)
+            if application is not None:
+                self.quotas.note(application, each)
             if isinstance(each, Failed):
                 each = replace(each, error=_problem(each.error, asked))
             if isinstance(each, Piece) and not each.text and asked.most_logprobs is None and not asked.continuous_usage:
@@ -297,13 +297,16 @@ class _Api:
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
         tickets: list[Ticket] = []
-        counted.begin(asked.n or 1)
+        if application is not None:
+            self.quotas.begin(application, texts=count)
         try:
             for number, choice in enumerate(asked.choices(self.settings)):
                 prepare = partial(_prepare, choice, self.settings, None if application is None else application.name)
                 tickets.append(self.backend.submit(prepare, partial(listen, number)))
         except BaseException:
-            counted.give_back((asked.n or 1) - len(tickets))
+            if application is not None:
+                for _ in range(count - len(tickets)):
+                    self.quotas.end(application)  # it does not run
             self._cancel(tickets)
             raise
         return tickets

@@ -60,7 +60,13 @@ class ApplicationQuotas:
                 raise _over(f"has {used.texts} requests at once, and may have {most}", application, _TEXT_S)
             used.texts += texts
 
-    def spend(self, application: Application, tokens: int) -> None:
+    def note(self, application: Application, event: Piece | Delayed | GeneratedText | Failed) -> None:
+        if isinstance(event, Piece | GeneratedText):
+            self._spend(application, event.tokens if isinstance(event, Piece) else len(event.request.prompt))
+        if isinstance(event, GeneratedText | Failed):
+            self.end(application)
+
+    def _spend(self, application: Application, tokens: int) -> None:
         with self._changing:
             used = self._used.setdefault(application.name, _Used())
             for _, rate, period_s in _rates(application):
@@ -75,34 +81,6 @@ class ApplicationQuotas:
         bucket = used.buckets.setdefault(period_s, TokenBucket(rate / period_s, rate, now=self._clock()))
         bucket.rate, bucket.burst = rate / period_s, rate  # they may have been changed
         return bucket
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    application: Application | None
-    quotas: ApplicationQuotas
-
-    def begin(self, texts: int) -> None:
-        if self.application is not None:
-            self.quotas.begin(self.application, texts=texts)
-
-    def note(self, event: Piece | Delayed | GeneratedText | Failed) -> None:
-        if self.application is None:
-            return
-        match event:
-            case Piece():
-                self.quotas.spend(self.application, event.tokens)
-            case GeneratedText():
-                self.quotas.spend(self.application, len(event.request.prompt))
-                self.quotas.end(self.application)
-            case Failed():
-                self.quotas.end(self.application)
-
-    def give_back(self, texts: int) -> None:
-        """Uncount requests that did not run."""
-        for _ in range(texts):
-            if self.application is not None:
-                self.quotas.end(self.application)
 
 
 def _rates(application: Application) -> list[tuple[str, int, float]]:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from fleet_device.api.problems import problem_of
 from fleet_device.api.structured import ToolCalls
 from fleet_device.client.retry import REPORT_AFTER_S
-from fleet_device.requests.generate import GeneratedText, Piece, TokenText
+from fleet_device.requests.generate import GeneratedText, Piece
 from fleet_device.requests.queue import Delayed, Failed, Ticket
 from fleet_device.session.sequence import TokenOrigin
 from schemas.fields import LEAST_LOGPROB, TokenLogprobs
@@ -131,10 +131,6 @@ def spelled_tokens(text: GeneratedText, spell: Spell) -> list[Told]:
     return shown
 
 
-def pieces_of(parts: Sequence[TokenText]) -> list[Told]:
-    return [(part.token, part.logprobs) for part in parts]
-
-
 def chat_logprobs(tokens: Sequence[Told], spell: Spell) -> dict[str, Any]:
     return {
         "content": [
@@ -222,7 +218,9 @@ class Reply:
     def whole(self, texts: Sequence[GeneratedText]) -> dict[str, Any]:
         choices = []
         for number, text in enumerate(texts):
-            said = {"content": text.text} if self.tools is None else self._called(self.tools, text)
+            said: dict[str, Any] = {"content": text.text}
+            if self.tools is not None:
+                said = self.tools.message(text.text, ended=text.reason is EndReason.STOP)
             content = (
                 {"message": {"role": "assistant", **said, "refusal": None, "annotations": []}}
                 if self.chat
@@ -251,7 +249,8 @@ class Reply:
         if self.spell is not None and piece.parts:
             before = self._shown.get(number, 0)
             self._shown[number] = before + len(piece.text)
-            logprobs = self._logprobs(pieces_of(piece.parts), self.spell, offset=before)
+            told = [(part.token, part.logprobs) for part in piece.parts]
+            logprobs = self._logprobs(told, self.spell, offset=before)
         if self.tools is None:
             deltas: Sequence[dict[str, Any] | str] = [{"content": piece.text} if self.chat else piece.text]
         else:
@@ -290,9 +289,6 @@ class Reply:
 
     def _logprobs(self, tokens: Sequence[Told], spell: Spell, *, offset: int = 0) -> dict[str, Any]:
         return chat_logprobs(tokens, spell) if self.chat else completion_logprobs(tokens, spell, offset=offset)
-
-    def _called(self, tools: ToolCalls, text: GeneratedText) -> dict[str, Any]:
-        return tools.message(text.text, ended=text.reason is EndReason.STOP)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
@@ -393,24 +389,19 @@ class ChoiceEvents:
             _log.exception("A stream failed for a reason that should not be possible.")
             yield event(problem_of(error).body())
 
-    def comment_or(self, current: Piece | Delayed | None, piece: Callable[[str], list[bytes]]) -> list[bytes]:
+    def comment_or(self, current: Piece | Delayed | None, piece: Callable[[Piece], list[bytes]]) -> list[bytes]:
         """Return what to send for an event; `piece` formats a piece."""
         match current:
             case Piece():
-                return piece(current.text)
+                return piece(current)
             case Delayed():
                 return [comment(current.reason)]
         return [self._alive()]
 
     def _sent(self, reply: Reply, number: int, current: Piece | Delayed | GeneratedText | None) -> list[bytes]:
-        match current:
-            case Piece():
-                return [event(chunk) for chunk in reply.pieces(current, number)]
-            case GeneratedText():
-                return [event(chunk) for chunk in reply.last(current, number)]
-            case Delayed():
-                return [comment(current.reason)]
-        return [self._alive()]
+        if isinstance(current, GeneratedText):
+            return [event(chunk) for chunk in reply.last(current, number)]
+        return self.comment_or(current, lambda piece: [event(chunk) for chunk in reply.pieces(piece, number)])
 
     def _alive(self) -> bytes:
         # Other reasons come from the session.

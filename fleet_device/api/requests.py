@@ -7,7 +7,7 @@ log-probabilities must not get an answer without them and continue as if they we
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import from_json, to_json
 
 from fleet_common.validation import field_at, plain_sentence
@@ -15,6 +15,7 @@ from fleet_device.api.problems import ApiProblem, unusable
 from fleet_device.api.structured import (
     NamedFunction,
     ResponseFormat,
+    StrictModel,
     Tool,
     ToolCalls,
     ToolChoice,
@@ -182,11 +183,7 @@ Stops = Annotated[
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class StreamOptions(_Model):
+class StreamOptions(StrictModel):
     """How to stream.
 
     `include_usage` adds a last chunk with the number of tokens, `continuous_usage_stats` their number so far to each
@@ -198,18 +195,18 @@ class StreamOptions(_Model):
     continuous_usage_stats: bool = False
 
 
-class CalledFunction(_Model):
+class CalledFunction(StrictModel):
     name: str
     arguments: str
 
 
-class ToolCall(_Model):
+class ToolCall(StrictModel):
     id: str = ""
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
-class RequestMessage(_Model):
+class RequestMessage(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: TextContent
     name: str | None = None
@@ -246,7 +243,7 @@ class RequestMessage(_Model):
         return {key: inner for key, inner in value.items() if key in cls.model_fields or inner not in (None, [])}
 
 
-class IgnoredFields(_Model):
+class IgnoredFields(StrictModel):
     """Fields of vLLM's and llama.cpp's clients that are ignored, because that does no harm."""
 
     ignore_eos: Any = None
@@ -452,7 +449,7 @@ class ChatRequest(TextRequest):
         return ToolCalls(choice.function.name if isinstance(choice, NamedFunction) else None, choice == "auto")
 
 
-class TokenizeRequest(_Model):
+class TokenizeRequest(StrictModel):
     """`POST /tokenize`, as vLLM has it: the tokens of a text, or of a chat in the model's template."""
 
     model: str | None = None
@@ -488,28 +485,19 @@ class CompletionRequest(TextRequest):
         return self.prompt
 
 
-def read_object(body: bytes) -> dict[str, Any]:
-    """Read a body that is a JSON object, or raise ApiProblem."""
+def read_request(model: type[R], body: bytes) -> R:
+    """Read a request's body; ApiProblem names the first error."""
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiProblem(400, f"The body is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ApiProblem(400, "The body is not a JSON object.")
-    return value
-
-
-def read_request(model: type[R], body: bytes) -> R:
-    """Read a request's body; ApiProblem names the first error."""
-    value = read_object(body)
     try:
         return model.model_validate(supported(value, known=model.model_fields))
     except ValidationError as error:
-        raise _first(model, error) from error
-
-
-def _first(model: type[BaseModel], error: ValidationError) -> ApiProblem:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part)[:100] for part in field_at(model, first))
-    what = plain_sentence(first)
-    return unusable(where, what) if where else ApiProblem(400, f"The body cannot be used: {what}.")
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:100] for part in field_at(model, first))
+        what = plain_sentence(first)
+        problem = unusable(where, what) if where else ApiProblem(400, f"The body cannot be used: {what}.")
+        raise problem from error

@@ -28,6 +28,7 @@ from fleet_device.api.structured import (
     NamedFunction,
     NamedSchema,
     ResponseFormat,
+    StrictModel,
     Tool,
     ToolCalls,
     ToolChoice,
@@ -36,10 +37,6 @@ from fleet_device.requests.generate import GeneratedText
 from fleet_device.requests.queue import Failed
 from fleet_device.settings import DeviceSettings
 from schemas.reasons import EndReason
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _Item(BaseModel):
@@ -92,7 +89,7 @@ def _items(given: object) -> object:
     return given
 
 
-class _OfFunction(_Model):
+class _OfFunction(StrictModel):
     type: Literal["function"]
 
 
@@ -103,7 +100,7 @@ class FunctionChoice(_OfFunction):
     name: str
 
 
-class TextFormat(_Model):
+class TextFormat(StrictModel):
     """`response_format` of a chat, in one level."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -123,7 +120,7 @@ class TextFormat(_Model):
         return self
 
 
-class TextField(_Model):
+class TextField(StrictModel):
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
@@ -373,6 +370,6 @@ async def stream_response(reply: ResponseReply, text: ChoiceEvents, first: Happe
             for sent in reply.last(current):
                 yield sent
             return
-        for sent in text.comment_or(current, reply.piece):
+        for sent in text.comment_or(current, lambda piece: reply.piece(piece.text)):
             yield sent
         _, current = await text.next()

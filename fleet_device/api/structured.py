@@ -16,11 +16,13 @@ _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object", "properties": {}, "addit
 _MOST_TOOLS: Final = 128
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
+    """Base of the models of requests' bodies."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class NamedSchema(_Model):
+class NamedSchema(StrictModel):
     """A JSON schema with a name and a description for people; `strict` is ignored: the text always matches it."""
 
     name: str = ""
@@ -29,7 +31,7 @@ class NamedSchema(_Model):
     strict: bool | None = None
 
 
-class ResponseFormat(_Model):
+class ResponseFormat(StrictModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
@@ -40,7 +42,7 @@ class ResponseFormat(_Model):
         return self
 
 
-class Function(_Model):
+class Function(StrictModel):
     """A function that the model may call; `strict` is ignored: arguments always match the schema."""
 
     name: str = Field(pattern=_NAME)
@@ -53,13 +55,13 @@ class Function(_Model):
         return self.parameters or _ANY_OBJECT
 
 
-class Tool(_Model):
+class Tool(StrictModel):
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(_Model):
-    class Name(_Model):
+class NamedFunction(StrictModel):
+    class Name(StrictModel):
         name: str
 
     type: Literal["function"]

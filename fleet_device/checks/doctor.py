@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
@@ -184,9 +183,12 @@ def check_memory(settings: DeviceSettings, available: Callable[[], int | None] =
     if settings.drafter != _READS_WEIGHTS:
         return f"{known}; the drafter {settings.drafter} reads no weights."
     try:
-        size = _size(locate_model(settings.model, folder=settings.models_dir).path)
-    except DrafterError:
+        size = locate_model(settings.model, folder=settings.models_dir).path.stat().st_size
+    except (DrafterError, OSError):
         return f"{known}; what the model takes is not known, since it was not found."
+    budget = "half of what is left then"
+    if settings.memory_mb != AUTO:
+        budget = f"at most {settings.memory_mb:,} MB (setting 'memory_mb')"
     needed = size + _WORKING_BYTES
     if free is not None and needed > free:
         raise ConfigurationError(
@@ -195,7 +197,7 @@ def check_memory(settings: DeviceSettings, available: Callable[[], int | None] =
         )
     return (
         f"{known}; the draft model takes {needed / _MEGA:,.0f} MB ({size / _MEGA:,.0f} MB its file), and "
-        f"{_budget(settings)} for keys, values and buffers of {settings.draft_sequences} sequences of up to "
+        f"{budget} for keys, values and buffers of {settings.draft_sequences} sequences of up to "
         f"{settings.context:,} tokens."
     )
 
@@ -216,18 +218,6 @@ def check_threads(
         f"{settings.threads} thread{'s' * (settings.threads != 1)} for drafting on {there} core{'s' * (there != 1)}; "
         f"the load of the last minute is {load():.1f}."
     )
-
-
-def _budget(settings: DeviceSettings) -> str:
-    budget = settings.memory_mb
-    return "half of what is left then" if budget == AUTO else f"at most {budget:,} MB (setting 'memory_mb')"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DrafterError(f"The file {path} cannot be read: {error.strerror}.") from error
 
 
 CHECKS: Final = ("memory", "threads", "model", "broker", "certificate", "clock", "edge", "vocabulary")

@@ -128,25 +128,20 @@ class Lanes:
 
 class Handles:
     def __init__(self) -> None:
-        self._owners: dict[int, bytes] = {}
+        self._claimed: dict[bytes, int] = {}  # by session
         self._changing = threading.Lock()
 
     def claim(self, session: bytes, handle: int) -> bool:
         """Take a handle for a session, in place of its earlier one; return whether no other session has it."""
         with self._changing:
-            if self._owners.get(handle, session) != session:
+            if any(taken == handle and owner != session for owner, taken in self._claimed.items()):
                 return False
-            self._drop(session)
-            self._owners[handle] = session
+            self._claimed[session] = handle
             return True
 
     def release(self, session: bytes) -> None:
         with self._changing:
-            self._drop(session)
-
-    def _drop(self, session: bytes) -> None:
-        for handle in [handle for handle, owner in self._owners.items() if owner == session]:
-            del self._owners[handle]
+            self._claimed.pop(session, None)
 
 
 _log = logging.getLogger(__name__)
@@ -356,24 +351,15 @@ class Agent:
 
 def _log_end(generation: Generation) -> None:
     counted = generation.counters
-    session, reason = generation.session.hex(), generation.reason.value
-    _log.info(
-        "Session %s has ended (%s): %d tokens, %d of %d draft tokens accepted, %d rounds, %d resumes.",
-        session,
-        reason,
-        len(generation.tokens),
-        counted.accepted,
-        counted.tested,
-        counted.rounds,
-        generation.resumes,
-        extra={
-            "session": session,
-            "edge": generation.edge,
-            "reason": reason,
-            "tokens": len(generation.tokens),
-            "accepted": counted.accepted,
-            "tested": counted.tested,
-            "rounds": counted.rounds,
-            "resumes": generation.resumes,
-        },
-    )
+    fields = {
+        "session": generation.session.hex(),
+        "edge": generation.edge,
+        "reason": generation.reason.value,
+        "tokens": len(generation.tokens),
+        "accepted": counted.accepted,
+        "tested": counted.tested,
+        "rounds": counted.rounds,
+        "resumes": generation.resumes,
+    }
+    words = "Session %(session)s has ended (%(reason)s): %(tokens)d tokens, %(accepted)d of %(tested)d draft tokens "
+    _log.info(words + "accepted, %(rounds)d rounds, %(resumes)d resumes.", fields, extra=fields)

@@ -388,7 +388,7 @@ class Closing:
 
     def unfinished(self) -> Close:
         """Return the Close of a session whose program ends without sending one."""
-        return self.session.close_if_lost(wall_ms=self._wall_ms).model_copy(update=_UNFINISHED)
+        return self.session.close(wall_ms=self._wall_ms, if_lost=True).model_copy(update=_UNFINISHED)
 
     @property
     def _wall_ms(self) -> float:

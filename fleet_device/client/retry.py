@@ -336,7 +336,9 @@ class RetryState:
         self.availability.note_refusal(error)
         if refused.code in _TIMED:
             self._wait_out(error, retry_s)
-        elif refused.code not in _PASSING or (_sheds_load(refused) and not self.resumes):
+        # An edge that is too slow for a new session is for the application to handle; one short of places is not.
+        sheds_load = refused.code is RefusalCode.BUSY and refused.retry_s is not None
+        if refused.code not in _PASSING | _TIMED or (sheds_load and not self.resumes):
             raise error
         self.refusal = error
 
@@ -541,8 +543,3 @@ class RetryState:
         if not self.owed or self.holding:
             return math.inf
         return self._longest_silence_s - (self.clock() - self._silent_since)
-
-
-def _sheds_load(refused: Refused) -> bool:
-    """Whether an edge is too slow for a new session, which the application handles, rather than short of a place."""
-    return refused.code is RefusalCode.BUSY and refused.retry_s is not None

@@ -37,6 +37,7 @@ class HuggingFace:
             raise _sentence(repository, None, error) from error
 
     def fetch(self, repository: str, file: str) -> Path:
+        """Return a file's path in the local cache, downloading it if necessary."""
         try:
             with hub_access():
                 return Path(hf_hub_download(repository, file))

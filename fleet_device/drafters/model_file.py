@@ -14,11 +14,11 @@ import fnmatch
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from fleet_common.host import available_memory
 from fleet_common.llama import GgufFile
@@ -83,15 +83,7 @@ class LocatedModel:
     name: str
 
 
-class Hub(Protocol):
-    def files(self, repository: str) -> Sequence[str]:
-        """Return the names of a repository's files; raise ModelNotFound with what to do."""
-
-    def fetch(self, repository: str, file: str) -> Path:
-        """Return a file's path in the local cache, downloading it if necessary; raise ModelNotFound."""
-
-
-def locate_model(model: str, *, folder: Path, hub: Callable[[], Hub] | None = None) -> LocatedModel:
+def locate_model(model: str, *, folder: Path, hub: Callable[[], "HuggingFace"] | None = None) -> LocatedModel:
     """Find the file that the setting `model` names, in one of the three forms above.
 
     Only the second form calls `hub`. Raise ModelNotFound with the reason, and what to do.
@@ -139,7 +131,7 @@ def _prepared(name: str, quantization: str | None, folder: Path) -> LocatedModel
     raise ModelNotFound(f"The prepared model {name} has no quantization {quantization}; there are {', '.join(names)}.")
 
 
-def _from_hub(repository: str, pattern: str, hub: Hub) -> LocatedModel:
+def _from_hub(repository: str, pattern: str, hub: "HuggingFace") -> LocatedModel:
     name = repository.rsplit("/", 1)[1]
     if not any(character in pattern for character in "*?["):
         return LocatedModel(hub.fetch(repository, pattern), name)

@@ -41,14 +41,13 @@ _FIRST_ROOM: Final = 256
 _FEW: Final = 8
 """Number of places up to which they are chained one by one, because that is faster."""
 
+TOKEN_BYTES: Final = 4 + 2 * 4 * len(LENGTHS)
+"""Memory of a token."""
+
 _NONE: Final = -1
 _WORD: Final = (1 << 64) - 1
 
 Ints = NDArray[np.int32]
-
-
-def token_bytes() -> int:
-    return 4 + 2 * 4 * len(LENGTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +373,7 @@ class History:
     """Earlier generations, in memory or also in a file. Several threads may use it."""
 
     def __init__(self, *, memory_bytes: int, file: HistoryFile | None = None) -> None:
-        self._capacity = max(64, memory_bytes // token_bytes())
+        self._capacity = max(64, memory_bytes // TOKEN_BYTES)
         self._index = SuffixIndex(capacity=self._capacity)
         self._file = file
         self._lock = threading.Lock()

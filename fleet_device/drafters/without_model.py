@@ -7,7 +7,7 @@ history, and searches with the same index.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from numpy.typing import NDArray
 
@@ -24,31 +24,30 @@ from schemas.vocabulary import Vocabulary
 class WithoutWeights:
     """The descriptive part of a `Drafter` without a model; the vocabulary must be the target's."""
 
+    name: str
     quantization = "none"
 
-    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int, name: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int) -> None:
         self.vocabulary = vocabulary
         self.codec = codec
         self.context = context
-        self.name = name
-        self._owns = True  # the vocabulary's file, which further sequences only use
+        self.owns_file = True  # the vocabulary's, which further sequences only use
+
+    def another(self) -> Self:
+        other = type(self)(self.vocabulary, self.codec, context=self.context)
+        other.owns_file = False
+        return other
 
     def close(self) -> None:
-        if self._owns and callable(close := getattr(self.codec, "close", None)):
+        if self.owns_file and callable(close := getattr(self.codec, "close", None)):
             close()
 
 
 class NoDrafter(WithoutWeights):
     """A `Drafter` that never has a proposal, for a device that uses only edge-only decoding."""
 
-    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int) -> None:
-        super().__init__(vocabulary, codec, context=context, name="none")
-        self._length = 0
-
-    def another(self) -> "NoDrafter":
-        other = NoDrafter(self.vocabulary, self.codec, context=self.context)
-        other._owns = False
-        return other
+    name = "none"
+    _length = 0
 
     def reset(self, tokens: Sequence[int]) -> None:
         require_tokens(tokens, self.vocabulary)
@@ -82,14 +81,11 @@ _LONGEST: Final = 8
 class PromptLookupDrafter(WithoutWeights):
     """A `Drafter` that repeats what the sequence itself contains; the vocabulary must be the target's."""
 
-    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int) -> None:
-        super().__init__(vocabulary, codec, context=context, name="prompt-lookup")
-        self._index = SuffixIndex(longest=_LONGEST)
+    name = "prompt-lookup"
 
-    def another(self) -> "PromptLookupDrafter":
-        other = PromptLookupDrafter(self.vocabulary, self.codec, context=self.context)
-        other._owns = False
-        return other
+    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int) -> None:
+        super().__init__(vocabulary, codec, context=context)
+        self._index = SuffixIndex(longest=_LONGEST)
 
     def reset(self, tokens: Sequence[int]) -> None:
         require_tokens(tokens, self.vocabulary)
@@ -133,22 +129,16 @@ class LogitsScript(Protocol):
 class WordCodec:
     """Text side of a toy language: tokens are distinct words, separated by spaces."""
 
+    control_texts: tuple[str, ...] = ()
+
     def __init__(self, words: Sequence[str], end_tokens: tuple[int, ...] = ()) -> None:
         self._words = tuple(words)
         self._ids = {word: token for token, word in enumerate(words)}
-        self._end_tokens = end_tokens
-
-    @property
-    def end_tokens(self) -> tuple[int, ...]:
-        return self._end_tokens
+        self.end_tokens = end_tokens
 
     @property
     def chat_template(self) -> str | None:
         return None
-
-    @property
-    def control_texts(self) -> tuple[str, ...]:
-        return ()
 
     def special_text(self, name: str) -> str:  # noqa: ARG002
         return ""
@@ -179,7 +169,8 @@ class ScriptedDrafter(WithoutWeights):
         end_tokens: tuple[int, ...] = (),
         name: str = "scripted",
     ) -> None:
-        super().__init__(Vocabulary.of(words), WordCodec(words, end_tokens), context=context, name=name)
+        super().__init__(Vocabulary.of(words), WordCodec(words, end_tokens), context=context)
+        self.name = name
         self._script = script
         self._words = words
         self._tokens: list[int] = []
@@ -198,12 +189,9 @@ class ScriptedDrafter(WithoutWeights):
         self._tokens.extend(tokens)
 
     def next(self, policy: SamplingPolicy) -> Dist:
-        return self._next(policy)
+        return self.next_allowed(policy, None)
 
-    def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist:
-        return self._next(policy, allowed)
-
-    def _next(self, policy: SamplingPolicy, allowed: Ids | None = None) -> Dist:
+    def next_allowed(self, policy: SamplingPolicy, allowed: Ids | None) -> Dist:
         if not self._tokens:
             raise DrafterError("The scripted drafter has nothing to go on: the sequence is empty.")
         if len(self._tokens) > self.context:

@@ -262,6 +262,7 @@ class ConversationCodec:
 
     def __init__(self, codec: TextCodec) -> None:
         self._codec = codec
+        self.special_text, self.piece = codec.special_text, codec.piece
         self._one = threading.Lock()
         self._encoded: deque[_Written] = deque(maxlen=_REMEMBERED)
         self._written: deque[_Written] = deque(maxlen=2 * _REMEMBERED)  # the latest first
@@ -278,50 +279,35 @@ class ConversationCodec:
     def control_texts(self) -> tuple[str, ...]:
         return self._codec.control_texts
 
-    def special_text(self, name: str) -> str:
-        return self._codec.special_text(name)
-
-    def piece(self, token: int) -> bytes:
-        return self._codec.piece(token)
-
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the token ids of a text; for a rendered chat that goes on, reuse the generated tokens."""
         with self._one:
-            return self._encode(text, special=special)
-
-    def _encode(self, text: str, *, special: bool) -> list[int]:
-        if not special:
-            return self._codec.encode(text)
-        known = next((each for each in self._written if self._goes_on(text, each.text)), None)
-        if known is None:
-            tokens = self._codec.encode(text, special=True)
-        else:
+            if not special:
+                return self._codec.encode(text)
+            known = next((each for each in self._written if self._goes_on(text, each.text)), _Written("", ()))
             tokens = [*known.tokens, *self._codec.encode(text[len(known.text) :], special=True)]
-        self._encoded.append(_Written(text, tuple(tokens)))
-        return tokens
+            self._encoded.append(_Written(text, tuple(tokens)))
+            return tokens
 
     def remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
         """Record the output for a prompt that `encode` has returned as a whole; ignore other prompts.
 
         Tokens are recorded only if they are exactly the text, without control tokens or partial characters.
         """
-        with self._one:
-            self._remember(prompt, text, tokens)
-
-    def _remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
-        encoded = next((each for each in self._encoded if each.tokens == tuple(prompt)), None)
         written = list(tokens)
         while written and written[-1] in self.end_tokens:
             written.pop()
-        pieces = [self._codec.piece(token) for token in written]
-        if encoded is None or not text or not all(pieces) or b"".join(pieces) != text.encode("utf-8", "replace"):
-            return
-        self._note(encoded, text, written)
-        # Many templates, and many applications, drop the white space at the end of an answer.
-        stripped = text.rstrip().encode("utf-8", "replace")
-        lengths = list(accumulate(map(len, pieces)))
-        if len(stripped) < lengths[-1] and len(stripped) in lengths:
-            self._note(encoded, text.rstrip(), written[: lengths.index(len(stripped)) + 1])
+        pieces = [self.piece(token) for token in written]
+        with self._one:
+            encoded = next((each for each in self._encoded if each.tokens == tuple(prompt)), None)
+            if encoded is None or not text or not all(pieces) or b"".join(pieces) != text.encode("utf-8", "replace"):
+                return
+            self._note(encoded, text, written)
+            # Many templates, and many applications, drop the white space at the end of an answer.
+            stripped = text.rstrip().encode("utf-8", "replace")
+            lengths = list(accumulate(map(len, pieces)))
+            if len(stripped) < lengths[-1] and len(stripped) in lengths:
+                self._note(encoded, text.rstrip(), written[: lengths.index(len(stripped)) + 1])
 
     def _note(self, encoded: "_Written", text: str, tokens: Sequence[int]) -> None:
         self._written.appendleft(_Written(encoded.text + text, (*encoded.tokens, *tokens)))

@@ -66,11 +66,8 @@ def prepare_request(
     logprobs = _number("logprobs", options.get("logprobs"), MAX_TOP_LOGPROBS)
     outages = _outages(defaults, options, revisable=revisable)
     if logprobs is not None and outages.policy is OfflinePolicy.LOCAL:
-        outages = replace(
-            outages,
-            policy=OfflinePolicy.FAIL,
-            # without an edge there are no log-probabilities of the target
-        )
+        # Without an edge there are no log-probabilities of the target.
+        outages = replace(outages, policy=OfflinePolicy.FAIL)
 
     def prepare(codec: TextCodec) -> GenerateRequest:
         cut = None if how is Truncate.REFUSE else lambda tokens: shorten(codec, tokens, how)

@@ -27,6 +27,7 @@ from schemas.fields import MAX_WINDOW, TokenLogprobs
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
 from schemas.reasons import EndReason, Finish, RefusalCode
+from schemas.vocabulary import extend_digest
 
 
 @dataclass(slots=True)
@@ -235,7 +236,7 @@ class DeviceSession:
         residual = self.request.policy.mode is Mode.RESIDUAL
         draft = self._message(
             base=len(self.committed) + len(ahead),
-            digest=self.sequence.digest_with(ahead),
+            digest=extend_digest(self.sequence.digest, ahead),
             fix=self._fix,
             tokens=tuple(proposal.token for proposal in proposals),
             counts=tuple(p.count for p in proposals if p.count is not None) if residual else None,
@@ -321,23 +322,11 @@ class DeviceSession:
             self._move(SessionEvent.ENDED)
             self._drafts.void()
 
-    def close(self, *, wall_ms: float) -> Close:
-        if self.ended is None:
+    def close(self, *, wall_ms: float, if_lost: bool = False) -> Close:
+        """Return the Close of the ended session, or with `if_lost` the one to report should it never end."""
+        reason = EndReason.FAILED if if_lost else self.ended
+        if reason is None:
             raise ValueError("the session has not ended")
-        return self._close_as(self.ended, wall_ms=wall_ms)
-
-    def close_if_lost(self, *, wall_ms: float) -> Close:
-        """Return the Close to report should the session never end."""
-        return self._close_as(EndReason.FAILED, wall_ms=wall_ms)
-
-    # Private
-
-    @property
-    def _blocks(self) -> bool:
-        """Whether the edge verifies drafts as blocks."""
-        return self.opened is not None and bool(self.opened.blocks)
-
-    def _close_as(self, reason: EndReason, *, wall_ms: float) -> Close:
         return Close(
             session=self.request.session,
             handle=self.opened.handle if self.opened else None,
@@ -351,6 +340,13 @@ class DeviceSession:
             app=None if self.granted else self.request.app,
             **{name: value for name, value in asdict(self.counters).items() if name in Close.model_fields},
         )
+
+    # Private
+
+    @property
+    def _blocks(self) -> bool:
+        """Whether the edge verifies drafts as blocks."""
+        return self.opened is not None and bool(self.opened.blocks)
 
     def _let_go(self) -> None:
         self.opened = self._asking = None

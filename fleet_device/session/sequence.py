@@ -108,13 +108,6 @@ class SequenceBounds:
     tokens: int
     end_tokens: Collection[int] | None = None
 
-    def without_edge(self, own: Collection[int]) -> "SequenceBounds":
-        """Return the limits without an edge; `own` are the draft model's end tokens."""
-        return self if self.end_tokens is not None else SequenceBounds(self.tokens, own)
-
-    def ends_with(self, token: int) -> bool:
-        return self.end_tokens is not None and token in self.end_tokens
-
 
 @dataclass(slots=True)
 class TokenSequence:
@@ -158,16 +151,14 @@ class TokenSequence:
         self.digest = extend_digest(EMPTY_DIGEST, self.tokens)
         self.verified = None
 
-    def digest_with(self, tokens: Sequence[int]) -> int:
-        return extend_digest(self.digest, tokens)
-
     def go_on_alone(self, end_tokens: Collection[int]) -> None:
         """Use the draft model's own end tokens, if no edge has named any."""
-        self.bounds = self.bounds.without_edge(end_tokens)
+        if self.bounds.end_tokens is None:
+            self.bounds = SequenceBounds(self.bounds.tokens, end_tokens)
 
     def end(self, finish: Finish) -> EndReason | None:
         """Return the reason for the end, or None: the edge's, an end token, or the length."""
-        if finish is Finish.STOP or (self.tokens and self.bounds.ends_with(self.tokens[-1])):
+        if finish is Finish.STOP or (self.tokens and self.tokens[-1] in (self.bounds.end_tokens or ())):
             return EndReason.STOP
         return EndReason.LENGTH if finish is Finish.LENGTH or len(self.tokens) >= self.bounds.tokens else None
 

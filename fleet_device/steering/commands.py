@@ -11,8 +11,9 @@ import platform
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Protocol
 
 from fleet_common.mqtt.errors import LinkError
@@ -110,24 +111,20 @@ class CommandAction:
     arguments: Mapping[str, tuple[int, int]]
 
 
-def _self_test(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
+def _self_test(device: SteeredDevice, _arguments: Arguments, limit_s: float) -> Answer:
     """Generate a short text through the edge, next to other requests."""
-    del arguments
     service = device.service
     if (missing := service.absence()) is not None:
         return Answer(CommandOutcome.FAILED, str(missing))
     cancellation = Cancellation()
     order = GenerateRequest(tuple(probe_prompt(service.drafter)), service.settings.policy(), _TEST_TOKENS)
-
-    timer = threading.Timer(limit_s, cancellation.cancel)
-    timer.daemon = True
-    timer.start()
+    stop_timer = _after(limit_s, cancellation.cancel)
     try:
         text = service.generate(order, RequestContext(cancellation=cancellation))
     except (DeviceError, DrafterError) as error:
         return Answer(CommandOutcome.FAILED, str(error))
     finally:
-        timer.cancel()
+        stop_timer()
     generation = text.generation
     if text.reason not in (EndReason.STOP, EndReason.LENGTH):
         return Answer(CommandOutcome.FAILED, f"The generation was ended by {text.reason.value}.")
@@ -146,32 +143,28 @@ def _self_test(device: SteeredDevice, arguments: Arguments, limit_s: float) -> A
     return Answer(CommandOutcome.OK, sentence, json.dumps(figures))
 
 
-def _drain(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
-    del arguments, limit_s
+def _drain(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
     left = device.hold(drain=True)
     return Answer(
         CommandOutcome.OK, f"The device accepts no new requests until it is resumed or restarted; {left} are left."
     )
 
 
-def _pause(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
-    del arguments, limit_s
+def _pause(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
     left = device.hold(drain=False)
     return Answer(
         CommandOutcome.OK, f"The device begins no request until it is resumed or restarted; {left} wait or run."
     )
 
 
-def _resume(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
-    del arguments, limit_s
+def _resume(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
     held = device.resume()
     return Answer(
         CommandOutcome.OK, "The device accepts requests again." if held else "The device was accepting requests."
     )
 
 
-def _reload(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
-    del arguments, limit_s
+def _reload(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
     return Answer(
         CommandOutcome.OK,
         "The device ends its running requests, loads its model again and comes back; its settings then say with which.",
@@ -179,15 +172,13 @@ def _reload(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answ
     )
 
 
-def _log_tail(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
-    del limit_s
+def _log_tail(device: SteeredDevice, arguments: Arguments, _limit_s: float) -> Answer:
     lines = device.log_tail.lines(int(arguments.get("lines", _TAIL)))
     return Answer(CommandOutcome.OK, f"{len(lines)} lines.", "\n".join(lines))
 
 
-def _support_bundle(device: SteeredDevice, arguments: Arguments, limit_s: float) -> Answer:
+def _support_bundle(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
     """Return what support asks for first, without generations, prompts or secrets."""
-    del arguments, limit_s
     settings = device.service.settings
     status = device.status()
     status.pop("last_texts", None)
@@ -199,7 +190,7 @@ def _support_bundle(device: SteeredDevice, arguments: Arguments, limit_s: float)
         "status": status,
         "settings": shown,
         "from_afar": device.settings_report(),
-        "link": device.service.link_counters(),
+        "link": asdict(device.service.link.counters),
         "log": device.log_tail.lines(MOST_LINES),
     }
     return Answer(CommandOutcome.OK, "Status, settings without secrets, and the log.", json.dumps(bundle, indent=1))
@@ -394,7 +385,7 @@ class SteeringListener:
             topic: build(topic, fleet=own.fleet, device=own.device)
             for topic in (Topic.CONFIG_DESIRED, Topic.CONFIG_REPORTED, Topic.COMMAND_REQUEST, Topic.COMMAND_RESPONSE)
         }
-        self._commands = Commands(device, self._respond, now=now)
+        self._commands = Commands(device, partial(self._publish, Topic.COMMAND_RESPONSE), now=now)
         self._changed = threading.Condition()
         self._wanted: Message | None = None
         self._asked: deque[Message] = deque()
@@ -469,9 +460,6 @@ class SteeringListener:
             _log.warning("An administrator's message on %s is not looked at: %s", message.topic, error)
             return False
         return True
-
-    def _respond(self, response: CommandResponse) -> None:
-        self._publish(Topic.COMMAND_RESPONSE, response)
 
     def _publish(self, topic: Topic, message: ControlMessage) -> None:
         rule = _RULES[topic]

@@ -240,14 +240,6 @@ def read_kept(path: Path | None) -> Kept:
         return Kept()
 
 
-def write_kept(path: Path | None, kept: Kept) -> None:
-    """Write the file atomically; raise OSError."""
-    if path is None:
-        return
-    path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-    write_cache(path, kept)
-
-
 _MOST_REFUSED: Final = 16
 """Refusals that are reported; more would not fit into a message."""
 
@@ -417,8 +409,11 @@ class SteeredSettings:
 
     def _keep(self, kept: Kept) -> None:
         self._kept = kept
+        if self._file is None:
+            return
         try:
-            write_kept(self._file, kept)
+            self._file.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            write_cache(self._file, kept)
         except OSError as error:
             why = error.strerror or str(error)
             _log.warning("What was set remotely cannot be kept in %s, and is lost at a restart: %s.", self._file, why)

@@ -5,8 +5,8 @@ from typing import Any
 import cbor2
 import pytest
 
-from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT, document
-from schemas.codec import encode_draft, encode_verdict
+from schemas.asyncapi import MESSAGES, document
+from schemas.codec import DRAFT_LAYOUT, VERDICT_LAYOUT, encode_draft, encode_verdict
 from schemas.fields import EdgeLoad, Logprobs
 from schemas.messages import Draft, Verdict
 from schemas.reasons import Finish

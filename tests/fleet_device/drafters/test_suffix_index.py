@@ -9,11 +9,11 @@ import pytest
 from fleet_device.drafters.suffix_index import (
     LENGTHS,
     LONGEST,
+    TOKEN_BYTES,
     History,
     HistoryFile,
     SuffixIndex,
     forget_histories,
-    token_bytes,
 )
 from schemas.vocabulary import Vocabulary
 
@@ -111,7 +111,7 @@ def test_of_a_prompt_only_its_end_is_kept(tmp_path: Path) -> None:
 
 
 def test_memory_and_disk_are_bounded_and_the_latest_texts_are_kept(tmp_path: Path) -> None:
-    memory_bytes, rng = 300 * token_bytes(), random.Random(2)
+    memory_bytes, rng = 300 * TOKEN_BYTES, random.Random(2)
     history = open_history(tmp_path, memory_bytes=memory_bytes, most_bytes=2000)
     for _ in range(200):
         text = [rng.randrange(1000) for _ in range(30)]
@@ -125,7 +125,7 @@ def test_memory_and_disk_are_bounded_and_the_latest_texts_are_kept(tmp_path: Pat
 
 
 def test_a_text_longer_than_all_there_is_room_for_is_kept_as_far_as_there_is_room(tmp_path: Path) -> None:
-    history = open_history(tmp_path, memory_bytes=100 * token_bytes())
+    history = open_history(tmp_path, memory_bytes=100 * TOKEN_BYTES)
     history.remember([], [number % 1000 for number in range(5000)])
     assert history.tokens <= 100
 
