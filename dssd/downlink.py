@@ -115,10 +115,7 @@ def choose_form(
     form: FormName = FormName.AUTO,
     tried: int = 0,
 ) -> DownlinkForm:
-    """Encode p in the smallest form that fits `max_bytes`, or in `form` if that is given and fits.
-
-    `tried` is the number of samples that the device has rejected.
-    """
+    """Encode p in the smallest form that fits `max_bytes`, or in `form` if that is given and fits."""
     rejected = RejectedPosition(policy, position, vocabulary_size, max_bytes, tried)
     if form is not FormName.AUTO:
         insisted = RULES[form]

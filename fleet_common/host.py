@@ -21,10 +21,7 @@ _KIBI: Final = 1024
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes that this process may still allocate; None if the system does not say.
-
-    Counts what is left of the machine and of the control groups (version 2) that the process is in.
-    """
+    """Return the bytes that this process may still allocate; None if the system does not say."""
     found = [room for room in (_of_machine(root), _of_groups(root)) if room is not None]
     return min(found, default=None)
 
@@ -92,10 +89,7 @@ def use_one_heap() -> bool:
 
 
 def give_back_free_memory() -> bool:
-    """Return free memory to the machine (glibc only); return whether there was any.
-
-    Takes about a millisecond, during which only threads that allocate have to wait.
-    """
+    """Return free memory to the machine (glibc only); return whether there was any."""
     trim = _glibc_function("malloc_trim", ctypes.c_size_t)
     return trim is not None and trim(0) != 0
 
@@ -209,11 +203,7 @@ def _standard_folder(environment: Mapping[str, str], *, service: str, user: str,
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Return the folder for state that survives a restart, and whose loss costs only speed.
-
-    It is systemd's `STATE_DIRECTORY`, else `$XDG_STATE_HOME/dssd-fleet`, else `~/.local/state/dssd-fleet`. It need not
-    exist; None for a user without a home.
-    """
+    """Return the folder for state that survives a restart, and whose loss costs only speed."""
     return _standard_folder(environment, service="STATE_DIRECTORY", user="XDG_STATE_HOME", default=".local/state")
 
 
@@ -223,10 +213,7 @@ Content = TypeVar("Content", bound=BaseModel)
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Return the folder of cache files, which need not exist; None for a user without a home.
-
-    It is systemd's `CACHE_DIRECTORY`, else `$XDG_CACHE_HOME/dssd-fleet`, else `~/.cache/dssd-fleet`.
-    """
+    """Return the folder of cache files, which need not exist; None for a user without a home."""
     return _standard_folder(environment, service="CACHE_DIRECTORY", user="XDG_CACHE_HOME", default=".cache")
 
 

@@ -30,15 +30,8 @@ _PAUSE_S: Final = 0.1
 class HttpServer:
     """Serves an application from `start` until it is stopped. Connections are accepted once the socket listens.
 
-    Args:
-        sock: Listening socket; closed at the end.
-        grace_s: Seconds for running answers at the end.
-        keep_alive_s: Seconds after which an idle connection is closed.
-        certificate: PEM file for HTTPS; without it the server uses HTTP.
-        request_s: Seconds within which a request must arrive.
-
-    Raises:
-        OSError, ValueError: The certificate or its key cannot be used.
+    `sock` is closed at the end; `grace_s` is the time for running answers then. Without a `certificate` (PEM file) the
+    server uses HTTP. Raise OSError or ValueError if the certificate or its key cannot be used.
     """
 
     def __init__(

@@ -89,10 +89,7 @@ class ApplicationsFile:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[list[Application]]:
-        """Change the list that is yielded; the file is written atomically if the block succeeds.
-
-        Raise ConfigurationError if the file cannot be read or written.
-        """
+        """Change the list that is yielded; the file is written atomically if the block succeeds."""
         found = list(self.read().applications)
         yield found
         content = Applications(applications=tuple(found)).model_dump_json(indent=2, exclude_none=True) + "\n"

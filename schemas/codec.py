@@ -57,10 +57,13 @@ MAX_REPLY_BYTES: Final = 16 << 10
 MAX_OPEN_BYTES: Final = 1 << 20
 MAX_VERDICT_BYTES: Final = 1 << 20
 
-DRAFT_LAYOUT: Final = tuple(["handle", "round", "epoch", "base", "fix", "tokens", "counts", "more", "digest", "tried", "write"])
-VERDICT_LAYOUT: Final = tuple(
-    ["handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms", "base", "written", "load", "chained", "logprobs"]
-)
+DRAFT_LAYOUT: Final = (
+    "handle", "round", "epoch", "base", "fix", "tokens", "counts", "more", "digest", "tried", "write",
+)  # fmt: skip
+VERDICT_LAYOUT: Final = (
+    "handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms", "base", "written", "load", "chained",
+    "logprobs",
+)  # fmt: skip
 """Fields of the arrays, in order."""
 
 DRAFT_FIELDS: Final = 9

@@ -173,12 +173,7 @@ class GrammarProcess:
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class CompiledGrammar:
-    """A grammar in its own process, which ends with the last reference to this object. Callable on any thread.
-
-    Attributes:
-        compile_s: Processor time of the compilation.
-        memory_kb: Memory in kilobytes.
-    """
+    """A grammar in its own process, which ends with the last reference to this object. Callable on any thread."""
 
     _link: socket.socket
     _tokenizer: GrammarTokenizer
@@ -241,14 +236,9 @@ class CompiledGrammar:
         return self._known(np.frombuffer(content, dtype=np.uint32, offset=1).tolist())
 
     def _move(self, op: bytes, matcher: int, keep: int, new: Sequence[int]) -> bytes:
-        """Move a matcher to a token sequence, and run an operation there.
+        """Move a matcher to the first `keep` tokens of its last sequence and the `new` ones; run an operation there.
 
-        `keep` is the number of tokens that its last sequence and this one share, `new` the tokens after those.
-
-        Raises:
-            OutsideGrammar: A token is not allowed.
-            GrammarKilled: The grammar has crashed its process, or exceeded its limits.
-            GrammarError: The grammar cannot continue; the matcher is at the start again.
+        Raise OutsideGrammar for a token that is not allowed, another GrammarError if the grammar cannot continue.
         """
         while len(new) > _MOST_NEW:
             self._request(Op.CONSUME, matcher, keep, new[:_MOST_NEW])

@@ -85,10 +85,7 @@ class AuthorityFolder:
     def load_key(
         self, certificate: x509.Certificate, passphrase: Callable[[], Passphrase]
     ) -> ec.EllipticCurvePrivateKey:
-        """Return the authority's private key; `passphrase` is called only if the key is encrypted.
-
-        Raise AuthorityError if the key is missing, readable by others, or does not match the certificate.
-        """
+        """Return the authority's private key; `passphrase` is called only if the key is encrypted."""
         if not self.key.exists():
             raise AuthorityError(
                 f"The authority's key {self.key} is missing: put it back from where it is kept; without it nothing can "
@@ -216,10 +213,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authority:
-    """An existing authority; `create_authority` makes a new one.
-
-    `passphrase` is called when the private key is needed and encrypted.
-    """
+    """An existing authority; `create_authority` makes a new one."""
 
     folder: AuthorityFolder
     certificate: x509.Certificate
@@ -258,11 +252,7 @@ class Authority:
     ) -> Entry:
         """Sign the unchecked request of a new identity; `hosts` are a broker's names and addresses.
 
-        Raises:
-            InvalidName: The name is malformed.
-            NameRefused: The name is taken, reserved, or has a certificate already; or a host is malformed.
-            SigningRefused: The request must not be signed.
-            AuthorityError: The authority's key cannot be used.
+        Raise InvalidName or NameRefused for the name, SigningRefused for the request.
         """
         check_identity_name(name, role)
         public_key = check_request(request, name=name)
@@ -281,12 +271,7 @@ class Authority:
         """Sign a new certificate for a known identity; the old one stays valid until its own end.
 
         Without a request the key stays, and only a certificate has to travel. `early` renews although more than 30 days
-        are left.
-
-        Raises:
-            NameRefused: The name is unknown or revoked, or it is too early.
-            SigningRefused: The request must not be signed.
-            AuthorityError: The authority's key cannot be used.
+        are left. Raise NameRefused for the name, SigningRefused for the request.
         """
         asked = None if request is None else check_request(request, name=name)
         with self.at_work() as signer:
@@ -301,9 +286,7 @@ class Authority:
     def revoke(self, names: Sequence[str]) -> Revocation:
         """Revoke every certificate of these names and write the list. Repeating it writes a newer list.
 
-        Raises:
-            NameRefused: A name is unknown, or none is given; then nothing is revoked.
-            AuthorityError: The authority's key cannot be used.
+        Raise NameRefused, and revoke nothing, if a name is unknown or none is given.
         """
         if not names:
             raise NameRefused("Say whom to revoke: see `fleet broker list`.")
@@ -372,11 +355,7 @@ def create_authority(
 ) -> Authority:
     """Create an authority, with names to reserve for their roles; `passphrase` encrypts the private key.
 
-    Raises:
-        AuthorityError: The folder holds an authority already.
-        InvalidName: The fleet's name or a reserved name is malformed.
-        NameRefused: A reserved name belongs to another role.
-        IdentityError: A file cannot be written.
+    Raise AuthorityError if the folder holds one already, InvalidName or NameRefused for a name that cannot be reserved.
     """
     check_name(fleet)
     names = [(check_identity_name(name, role), role) for name, role in kept]

@@ -204,10 +204,7 @@ def revocation_list(
 
 
 def load_certificate(path: Path, what: str = "The certificate") -> x509.Certificate:
-    """Read the first certificate of a PEM file, described as `what` in errors.
-
-    Raise IdentityError if the file cannot be read, CertificateRefused if it holds no certificate.
-    """
+    """Read the first certificate of a PEM file, described as `what` in errors."""
     content = read_bounded(path, what)
     try:
         return x509.load_pem_x509_certificate(content)
@@ -320,10 +317,7 @@ def is_encrypted(path: Path) -> bool:
 
 
 def load_key(path: Path, passphrase: Passphrase = None) -> ec.EllipticCurvePrivateKey:
-    """Read a private key; raise IdentityError if the file cannot be read.
-
-    Raise CertificateRefused if it is not an EC P-256 key, or the passphrase is wrong or missing.
-    """
+    """Read a private key; raise CertificateRefused for another kind of key, or a wrong or missing passphrase."""
     content = read_bounded(path, "The private key")
     encrypted = _ENCRYPTED in content
     if encrypted and passphrase is None:
@@ -358,10 +352,7 @@ def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
 
 
 def load_request(path: Path) -> x509.CertificateSigningRequest:
-    """Read a signing request without checking it.
-
-    Raise IdentityError if the file cannot be read, SigningRefused if it holds no request.
-    """
+    """Read a signing request without checking it."""
     content = read_bounded(path, "The signing request")
     try:
         return x509.load_pem_x509_csr(content)

@@ -155,10 +155,7 @@ class BrokerAccess(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the settings; a missing file means that no broker is known.
-
-        Raise IdentityError if the file cannot be read, CutOffFailed if it is malformed.
-        """
+        """Read the settings; a missing file means that no broker is known."""
         if not path.exists():
             return cls()
         try:
@@ -240,9 +237,7 @@ def enforce_revocation(
 ) -> RevocationProof | None:
     """Install the list, reload the broker and end the sessions; return None if no broker is known.
 
-    Raises:
-        CutOffFailed: Enforcement is not proven; repeating `fleet broker revoke` is safe.
-        IdentityError: The list cannot be written where the broker reads it.
+    Raise CutOffFailed if enforcement is not proven; repeating `fleet broker revoke` is safe.
     """
     access.install(revocation.revocation_list)
     notified = access.reload()

@@ -61,12 +61,8 @@ class Enrolment:
     def take(self, certificate: Path, ca: Path | None = None) -> x509.Certificate:
         """Check and install a certificate; a running device switches to it without a restart.
 
-        `ca` is by default the one installed before.
-
-        Raises:
-            SigningRefused: There is no key yet.
-            CertificateRefused: It is not for this device, this key or this time, or not from this authority.
-            IdentityError: A file cannot be read or written.
+        `ca` is by default the one installed before. Raise SigningRefused if there is no key yet, CertificateRefused if
+        the certificate is not for this device, this key or this time, or not from this authority.
         """
         signed = load_certificate(certificate)
         authority = self._authority(ca)

@@ -93,10 +93,7 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, so that concurrent commands on the same folder run one after the other.
-
-    Raise AuthorityError if another command holds it for too long.
-    """
+    """Hold a lock file, so that concurrent commands on the same folder run one after the other."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET)
     except OSError as error:

@@ -228,10 +228,7 @@ def current(index: CertificateIndex, name: str, *, now: datetime) -> Entry | Non
 
 
 def renewable(index: CertificateIndex, name: str, *, now: datetime, early: bool) -> Entry:
-    """Return the certificate to renew, which may have expired.
-
-    Raise NameRefused if the name is unknown or revoked, or it is too early.
-    """
+    """Return the certificate to renew, which may have expired; raise NameRefused if there is none, or too early."""
     known = index.of_name(name)
     if not known:
         raise NameRefused(

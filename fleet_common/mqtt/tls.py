@@ -59,10 +59,7 @@ class LinkContext(ssl.SSLContext):
 
 
 def tls_context(tls: TlsSettings, *, now: datetime | None = None) -> LinkContext:
-    """Load the files and return the context for connections.
-
-    Raise ConnectFailed if a file cannot be read, is invalid, does not match another, or is not valid at `now`.
-    """
+    """Return the context for connections; raise ConnectFailed if a file is unusable, or not valid at `now`."""
     context = LinkContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies the broker's certificate and host name
     context.options |= ssl.OP_NO_RENEGOTIATION  # of TLS 1.2: reading never waits for writing, nor the reverse
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -158,10 +155,7 @@ class Credentials:
         self._looked_at = -LOOK_S
 
     def take(self) -> LinkContext | None:
-        """Return the context for a new connection, None for plain TCP.
-
-        Raise ConnectFailed if the files cannot be used and there are none from before.
-        """
+        """Return the context for a new connection, None for plain TCP; raise ConnectFailed without usable files."""
         if self._tls is None:
             return None
         stamp = _stamp(self._tls)
@@ -245,11 +239,7 @@ class TlsStream:
         self._ended: ssl.SSLError | bool = False
 
     def shake_hands(self, *, timeout_s: float) -> None:
-        """Wait for the handshake, after which the socket does not block; close it on failure.
-
-        Raise TimeoutError if the other end has not answered in time, ssl.SSLError if it does not speak TLS or its
-        certificate is not acceptable, OSError if the connection broke.
-        """
+        """Wait for the handshake, after which the socket does not block; close it on failure."""
         try:
             self._shake_hands(self._clock() + timeout_s)
             self._sock.setblocking(False)  # noqa: FBT003 - the standard library's
@@ -267,11 +257,7 @@ class TlsStream:
         return bool(self._unsent or self._outgoing.pending)
 
     def recv(self, size: int) -> bytes:
-        """Return up to `size` bytes of what has arrived, of any number of records; nothing at the end.
-
-        Raise ssl.SSLWantReadError if there is nothing for now, ssl.SSLError if the stream is broken or was ended with
-        an alert, OSError if the connection broke.
-        """
+        """Return up to `size` bytes of what has arrived, of any number of records; nothing at the end."""
         data = self._read(size)
         if self.wants_write:  # TLS has sent an answer
             with contextlib.suppress(OSError):  # the next write reports it

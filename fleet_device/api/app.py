@@ -288,8 +288,7 @@ class _Api:
             )
 
         def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:
-            if application is not None:
-                self.quotas.note(application, each)
+            self.quotas.note(application, each)
             if isinstance(each, Failed):
                 each = replace(each, error=_problem(each.error, asked))
             if isinstance(each, Piece) and not each.text and asked.most_logprobs is None and not asked.continuous_usage:
@@ -297,16 +296,13 @@ class _Api:
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
         tickets: list[Ticket] = []
-        if application is not None:
-            self.quotas.begin(application, texts=count)
+        self.quotas.begin(application, texts=count)
         try:
             for number, choice in enumerate(asked.choices(self.settings)):
                 prepare = partial(_prepare, choice, self.settings, None if application is None else application.name)
                 tickets.append(self.backend.submit(prepare, partial(listen, number)))
         except BaseException:
-            if application is not None:
-                for _ in range(count - len(tickets)):
-                    self.quotas.end(application)  # it does not run
+            self.quotas.end(application, texts=count - len(tickets))
             self._cancel(tickets)
             raise
         return tickets

@@ -45,8 +45,10 @@ class ApplicationQuotas:
         self._used: dict[str, _Used] = {}
         self._changing = threading.Lock()
 
-    def begin(self, application: Application, *, texts: int) -> None:
+    def begin(self, application: Application | None, *, texts: int) -> None:
         """Count requests as begun; raise ApiProblem if the application is over its quota."""
+        if application is None:
+            return
         most = application.texts_at_once
         if most is not None and texts > most:
             sentence = f"The application {application.name!r} may have {most} requests at once, {texts} are asked for."
@@ -60,22 +62,22 @@ class ApplicationQuotas:
                 raise _over(f"has {used.texts} requests at once, and may have {most}", application, _TEXT_S)
             used.texts += texts
 
-    def note(self, application: Application, event: Piece | Delayed | GeneratedText | Failed) -> None:
-        if isinstance(event, Piece | GeneratedText):
-            self._spend(application, event.tokens if isinstance(event, Piece) else len(event.request.prompt))
+    def note(self, application: Application | None, event: Piece | Delayed | GeneratedText | Failed) -> None:
+        if application is not None and isinstance(event, Piece | GeneratedText):
+            tokens = event.tokens if isinstance(event, Piece) else len(event.request.prompt)
+            with self._changing:
+                used = self._used.setdefault(application.name, _Used())
+                for _, rate, period_s in _rates(application):
+                    self._bucket(used, rate, period_s).spend(tokens, self._clock())
         if isinstance(event, GeneratedText | Failed):
             self.end(application)
 
-    def _spend(self, application: Application, tokens: int) -> None:
-        with self._changing:
-            used = self._used.setdefault(application.name, _Used())
-            for _, rate, period_s in _rates(application):
-                self._bucket(used, rate, period_s).spend(tokens, self._clock())
-
-    def end(self, application: Application) -> None:
-        with self._changing:
-            used = self._used.setdefault(application.name, _Used())
-            used.texts = max(0, used.texts - 1)
+    def end(self, application: Application | None, *, texts: int = 1) -> None:
+        """Uncount requests that have ended, or did not run."""
+        if application is not None:
+            with self._changing:
+                used = self._used.setdefault(application.name, _Used())
+                used.texts = max(0, used.texts - texts)
 
     def _bucket(self, used: _Used, rate: int, period_s: float) -> TokenBucket:
         bucket = used.buckets.setdefault(period_s, TokenBucket(rate / period_s, rate, now=self._clock()))

@@ -117,10 +117,7 @@ class Moment:
 
 
 def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str:
-    """Return until when the device's certificate is valid; raise NotApplicable without one.
-
-    Raise ConnectFailed if a file cannot be used or is not valid now, ConfigurationError if it is another device's.
-    """
+    """Return until when the device's certificate is valid; raise NotApplicable without one."""
     if broker.ca is None:
         raise NotApplicable("TLS is off, since the setting 'broker.ca' is left out: everybody on the way can read.")
     tls_context(TlsSettings(broker.ca, broker.certificate, broker.key), now=now)

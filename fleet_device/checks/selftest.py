@@ -48,10 +48,7 @@ def check_online(edges: EdgePresences, fleet: str, *, wait_s: float) -> str:
 
 
 def check_vocabulary(ours: str, edges: Sequence[EdgeVocabulary], *, drafter: str) -> str:
-    """Return which edges have the vocabulary `ours` (size and head of the fingerprint).
-
-    Raise EdgeUnavailable if one has another, and will refuse this device's requests.
-    """
+    """Return which edges have the vocabulary `ours` (size and head of the fingerprint), or raise EdgeUnavailable."""
     for state in edges:
         if state.vocabulary != ours:
             raise EdgeUnavailable(

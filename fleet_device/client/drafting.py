@@ -24,10 +24,7 @@ from schemas.policy import SamplingPolicy
 
 @dataclass(slots=True)
 class SessionPacing:
-    """Pacing of one session: request a plan before each draft and report its outcome.
-
-    `drafts` counts each sent draft once.
-    """
+    """Pacing of one session: request a plan before each draft and report its outcome."""
 
     session: DeviceSession
     pacing: Pacing

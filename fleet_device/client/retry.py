@@ -307,10 +307,7 @@ class RetryState:
         return any(state.edge != opened.edge for state in self.availability.edges.online())
 
     def ask_another(self, retry_s: float | None) -> bool:
-        """Count a refusal; return whether to ask another edge next.
-
-        `retry_s` are the seconds after which the edge would not refuse, None if it does not say.
-        """
+        """Count a refusal, which ends in `retry_s` seconds if known; return whether to ask another edge next."""
         now = self.clock()
         if self._next_edge_at <= now:
             self._next_edge_at = math.inf
@@ -343,10 +340,7 @@ class RetryState:
         self.refusal = error
 
     def wait_out(self, fault: Fault) -> bool:
-        """Keep the session and send nothing while a fault lasts; return False if another edge takes over.
-
-        Raise SessionRefused if the time is longer than what is left.
-        """
+        """Keep the session and send nothing while a fault lasts; return False if another edge takes over."""
         seconds = fault.retry_s or 0.0
         # An edge that brings nothing for as long as a silent one may is left like a silent one.
         if self.clock() + seconds - self._waiting_since >= self.policy.verdict_s and self.ask_another(seconds):

@@ -187,9 +187,6 @@ class _Native:
     Attributes:
         turns: Held while llama.cpp is called with the context.
         row_of: The sequence whose last row of logits is in llama.cpp's buffer, and its length then.
-
-    Raises:
-        DrafterError: The file cannot be used, or its context does not fit into memory.
     """
 
     def __init__(self, settings: LlamaCppSettings) -> None:
@@ -279,10 +276,7 @@ class _Native:
 
 
 class LlamaCppDrafter:
-    """A `Drafter` over a GGUF. Different threads may use different sequences at once.
-
-    Raise DrafterError if the file cannot be used, or its context does not fit into memory.
-    """
+    """A `Drafter` over a GGUF. Different threads may use different sequences at once."""
 
     def __init__(self, settings: LlamaCppSettings, *, first: "LlamaCppDrafter | None" = None) -> None:
         self._settings = settings

@@ -385,10 +385,7 @@ def load(settings: DeviceSettings) -> SuffixDrafter:
 
 
 def with_suffix(model: Drafter, settings: DeviceSettings) -> Drafter:
-    """Combine a draft model with a suffix drafter, unless it is one or drafts nothing.
-
-    Raise DrafterError, and close the model, if the history cannot be read for an unexpected reason.
-    """
+    """Combine a draft model with a suffix drafter, unless it is one or drafts nothing."""
     if isinstance(model, SuffixDrafter) or model.name == "none":
         return model
     try:

@@ -157,10 +157,7 @@ _STRETCH: Final = 16  # most tokens that are read together, so that one more nev
 
 
 class UnlikeVocabularyDrafter:
-    """A `Drafter` over another that has another vocabulary; `vocabulary` and `codec` are the target's.
-
-    Raise DrafterError if the two vocabularies have too little in common.
-    """
+    """A `Drafter` over another that has another vocabulary; `vocabulary` and `codec` are the target's."""
 
     def __init__(
         self, inner: Drafter, vocabulary: Vocabulary, codec: TextCodec, common: CommonTokens | None = None
@@ -299,10 +296,7 @@ class UnlikeVocabularyDrafter:
 
 
 def wrap(drafter: Drafter, settings: DeviceSettings) -> Drafter:
-    """Wrap a drafter for the target whose vocabulary the settings name, if it has another one.
-
-    Raise DrafterError, and close the drafter, if the file cannot be used or too little is in common.
-    """
+    """Wrap a drafter for the target whose vocabulary the settings name, if it has another one."""
     if settings.target_vocabulary is None:
         return drafter
     target: GgufModel | None = None

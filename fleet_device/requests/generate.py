@@ -257,10 +257,7 @@ def fit_prompt(request: GenerateRequest, context: int) -> GenerateRequest:
 def generate_text(
     agent: TextGenerator, drafter: Drafter, request: GenerateRequest, context: RequestContext | None = None
 ) -> GeneratedText:
-    """Run a request and return its result; it ends early where the draft model's context is full.
-
-    Raise PromptTooLong if the draft model has no room for the prompt, else as `Agent.generate` does.
-    """
+    """Run a request and return its result; it ends early where the draft model's context is full."""
     context = context or RequestContext()
     request = fit_prompt(request, drafter.context)
     room = drafter.context - len(request.prompt)

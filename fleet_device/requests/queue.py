@@ -137,10 +137,7 @@ class RequestQueue:
             thread.start()
 
     def submit(self, prepare: Prepare, listener: Listener) -> Ticket:
-        """Add a request.
-
-        Raise RequestQueueFull if too many wait, TextCancelled if the queue accepts none.
-        """
+        """Add a request; raise RequestQueueFull if too many wait, TextCancelled if the queue accepts none."""
         ticket = Ticket(prepare, listener, self._clock())
         with self._changed:
             if self.broken:

@@ -97,10 +97,7 @@ class DeviceSession:
         return self._asking
 
     def on_opened(self, opened: Opened) -> bool:
-        """Record the edge's grant; return False if it answers an older Open, or one that was answered already.
-
-        Raise ProtocolViolation if it does not continue the committed tokens, or grants more than requested.
-        """
+        """Record the edge's grant; return False if it answers an older Open, or one that was answered already."""
         asking = self._asking
         if asking is None or (opened.session, opened.attempt) != (asking.session, asking.attempt):
             return False

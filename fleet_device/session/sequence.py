@@ -208,10 +208,7 @@ class DecidedDraft:
         return () if self.verdict.logprobs is None else self.verdict.logprobs.tokens()
 
     def bonus(self) -> tuple[int, ...]:
-        """Return the token that the edge drew after a draft that was accepted whole; none if a draft follows.
-
-        Raise ProtocolViolation if it is missing or unexpected.
-        """
+        """Return the token that the edge drew after a draft that was accepted whole; none if a draft follows."""
         following = self.verdict.next
         if isinstance(following, int):
             if self.draft.more:
