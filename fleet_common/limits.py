@@ -56,12 +56,12 @@ class FairQueue(Generic[K, T]):
             if self.waiting(key) >= self._longest:
                 return entry
             dropped = self.drop_newest(next(iter(self._by_length[self._longest])))
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = _Lane()
+        if key not in self._lanes:
+            self._lanes[key] = _Lane()
             self._turns.append(key)
-        lane.entries.append((entry, cost))
-        self._resized(key, len(lane.entries) - 1, len(lane.entries))
+        entries = self._lanes[key].entries
+        entries.append((entry, cost))
+        self._resized(key, len(entries) - 1, len(entries))
         return dropped
 
     def put_back(self, key: K, entry: T, *, cost: float = 1.0) -> None:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 from fleet_common.grammar.process import GrammarTokenizer
@@ -161,9 +160,7 @@ class FairLock:
                     self._hand_on()
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changing:
             self._hand_on()
 

@@ -409,7 +409,7 @@ class _Sources:
             else:  # pydantic's wording is for programmers
                 what = f"it must be {field.kind}" if field else f"it must be a section, [{'.'.join(place)}] in TOML"
             value = _look(values, place)
-            shown = f" = {_short(value)}" if field and field.shown and isinstance(value, str | int | float) else ""
+            shown = f" = {shown_value(value)}" if field and field.shown and isinstance(value, str | int | float) else ""
             origin = self.origin(place)
             where = f" ({origin})" if origin else ""
             line = f"The setting {'.'.join(place)!r}{shown}{where} cannot be used: {what}."
@@ -451,7 +451,7 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _short(value: str | float) -> str:
+def shown_value(value: object) -> str:
     text = repr(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
 

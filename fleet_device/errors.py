@@ -61,20 +61,16 @@ class SessionRefused(DeviceError):  # noqa: N818
         self.retry_s = retry_s
 
 
-class SessionFailed(DeviceError):  # noqa: N818
-    ...
+class SessionFailed(DeviceError): ...  # noqa: N818
 
 
-class ProtocolViolation(DeviceError):  # noqa: N818
-    ...
+class ProtocolViolation(DeviceError): ...  # noqa: N818
 
 
-class InvalidRequest(DeviceError, ValueError):  # noqa: N818
-    ...
+class InvalidRequest(DeviceError, ValueError): ...  # noqa: N818
 
 
-class PromptTooLong(DeviceError):  # noqa: N818
-    ...
+class PromptTooLong(DeviceError): ...  # noqa: N818
 
 
 class RequestQueueFull(DeviceError):  # noqa: N818
@@ -93,5 +89,4 @@ class TextCancelled(DeviceError):  # noqa: N818
     """A request was cancelled: its reader has gone, or the device shuts down."""
 
 
-class DeviceClosed(DeviceError):  # noqa: N818
-    ...
+class DeviceClosed(DeviceError): ...  # noqa: N818

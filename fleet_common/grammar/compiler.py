@@ -107,9 +107,7 @@ class GrammarCompiler:
         self._kept: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
         self._keeping = threading.Lock()
         self._places = threading.BoundedSemaphore(_AT_ONCE)
-        self._living: weakref.WeakSet[CompiledGrammar] = (
-            weakref.WeakSet()
-        )  # including those in use that are no longer kept
+        self._living: weakref.WeakSet[CompiledGrammar] = weakref.WeakSet()  # also those in use but not kept
 
     def knows(self, grammar: Grammar) -> bool:
         """Whether a matcher, or the reason why there is none, is available at once."""

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -355,6 +355,9 @@ def _await_start(control: socket.socket) -> None:
         raise GrammarUnavailable(f"The tokenizer cannot be used for grammars: {reason.rstrip('.')}.")
 
 
+_Found = TypeVar("_Found")
+
+
 class GrammarMatcher:
     """Position of a generation in its grammar. Callable on any thread, for one generation at a time.
 
@@ -382,13 +385,7 @@ class GrammarMatcher:
             elif self._allowed is not None and list(text) == self._tokens:
                 found = self._allowed
             else:
-                keep = self._keep(text)
-                try:
-                    found = self._compiled.allowed(self._number, keep, text[keep:])
-                except GrammarError as error:
-                    self._failed(text, error)
-                    raise
-                self._tokens[keep:] = text[keep:]
+                found = self._move(self._compiled.allowed, text)
                 self._allowed = found
             if not len(found):
                 raise GrammarError("No token of the vocabulary can continue the grammar here.")
@@ -404,15 +401,7 @@ class GrammarMatcher:
                 return ()
             if not len(text):
                 return self._compiled.first_forced
-            keep = self._keep(text)
-            try:
-                found = self._compiled.forced(self._number, keep, text[keep:])
-            except GrammarError as error:
-                self._failed(text, error)
-                raise
-            if keep < len(self._tokens) or keep < len(text):
-                self._tokens[keep:], self._allowed = text[keep:], None
-            return found
+            return self._move(self._compiled.forced, text)
 
     def check(self, text: Sequence[int]) -> None:
         """Check that the grammar allows the tokens, ended or not."""
@@ -424,14 +413,17 @@ class GrammarMatcher:
     def _ended(self, text: Sequence[int]) -> bool:
         return bool(len(text)) and text[-1] in self._ends
 
-    def _keep(self, text: Sequence[int]) -> int:
-        """Return the number of leading tokens that the last call and this one share."""
-        own = self._tokens
-        if list(text[: len(own)]) == own:
-            return len(own)
-        return next(place for place, token in enumerate(own) if place >= len(text) or token != text[place])
-
-    def _failed(self, text: Sequence[int], error: GrammarError) -> None:
-        """Record the position of the grammar's process after an error: the start, or before the forbidden token."""
-        self._allowed = None
-        self._tokens = list(text[: error.taken]) if isinstance(error, OutsideGrammar) else []
+    def _move(self, ask: Callable[[int, int, Sequence[int]], _Found], text: Sequence[int]) -> _Found:
+        """Move the grammar's process to a text, and return its answer."""
+        own, keep = self._tokens, len(self._tokens)
+        if list(text[:keep]) != own:
+            keep = next(place for place, token in enumerate(own) if place >= len(text) or token != text[place])
+        try:
+            found = ask(self._number, keep, text[keep:])
+        except GrammarError as error:
+            # The process is at the start now, or before the forbidden token.
+            self._tokens, self._allowed = list(text[: error.taken]) if isinstance(error, OutsideGrammar) else [], None
+            raise
+        if keep < len(own) or keep < len(text):
+            self._tokens[keep:], self._allowed = text[keep:], None
+        return found

@@ -528,17 +528,10 @@ class Handover:
         self._resume_until: float | None = None  # the broker keeps our session until then
         self.under_way = False
 
-    @property
-    def due(self) -> bool:
-        return self._credentials.renewed()
-
     def context(self) -> LinkContext | None:
         """Return the context of the next connection, None for plain TCP; raise as `Credentials.take` does."""
         self.under_way = False
         return self._credentials.take()
-
-    def failed(self, why: str) -> None:
-        self._credentials.refused(why)
 
     def begin(self, connection: Connection) -> None:
         """End a working connection; its session waits at the broker."""

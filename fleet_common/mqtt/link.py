@@ -237,14 +237,22 @@ def publish_confirmed(
     Blocks, so it MUST NOT be called from a handler. Raise PublishRejected if the broker refuses or does not answer
     within `timeout_s`; else raise as `Link.publish` does.
     """
-    answered = threading.Event()
-    answers: list[PublishOutcome] = []
+
+    def publish(remember: OutcomeHandler) -> None:
+        link.publish(topic, payload, retain=retain, expiry_s=expiry_s, content_type=content_type, on_outcome=remember)
+
+    return await_outcome(publish, topic, timeout_s=timeout_s)
+
+
+def await_outcome(publish: Callable[[OutcomeHandler], None], topic: str, *, timeout_s: float) -> PublishOutcome:
+    """Publish with a handler of the broker's answer, and return that; raise PublishRejected."""
+    answered, answers = threading.Event(), list[PublishOutcome]()
 
     def remember(outcome: PublishOutcome) -> None:
         answers.append(outcome)
         answered.set()
 
-    link.publish(topic, payload, retain=retain, expiry_s=expiry_s, content_type=content_type, on_outcome=remember)
+    publish(remember)
     if not answered.wait(timeout_s):
         raise PublishRejected(topic=topic, reason=None)
     if not answers[0].accepted:

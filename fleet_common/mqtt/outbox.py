@@ -335,29 +335,20 @@ class Outbox:
 
 
 class Sender:
-    """Sending half of a link, across its connections. Only `put` may be called from any thread."""
+    """Sending half of a link, across its connections. Only `outbox.put` may be called from any thread."""
 
     def __init__(self, settings: LinkSettings, *, guard: CallbackGuard, clock: Callable[[], float]) -> None:
         self._guard = guard
         self._clock = clock
         self._answered = True  # since silence was last measured
         self._silent_since = 0.0
-        self._outbox = Outbox(
+        self.outbox = Outbox(
             max_messages=settings.queue_messages, max_bytes=settings.queue_bytes, clock=clock, counters=guard.counters
         )
 
     @property
     def idle(self) -> bool:
-        return len(self._outbox) == 0
-
-    @property
-    def awaiting_answers(self) -> int:
-        return self._outbox.awaiting_answers
-
-    @property
-    def left_out(self) -> int:
-        """Number of answers that the broker has omitted on this connection."""
-        return self._outbox.left_out
+        return len(self.outbox) == 0
 
     def unanswered_s(self, *, delivered: bool) -> float:
         """Return for how many seconds the broker has answered nothing although all messages were `delivered` to it.
@@ -365,18 +356,15 @@ class Sender:
         Delivered means that all written bytes have reached the broker's machine: a slow network does not count.
         """
         now = self._clock()
-        if self._answered or not delivered or not self.awaiting_answers:
+        if self._answered or not delivered or not self.outbox.awaiting_answers:
             self._answered, self._silent_since = False, now
         return now - self._silent_since
-
-    def put(self, message: Outgoing) -> None:
-        self._outbox.put(message)
 
     def drain(
         self, send: Callable[[Outgoing], int], announced: BrokerLimits, *, room: Callable[[], bool] = lambda: True
     ) -> None:
         """Send what the broker's limits allow now; `room` says before each message whether the network accepts more."""
-        while room() and (message := self._outbox.take(window=announced.receive_maximum)) is not None:
+        while room() and (message := self.outbox.take(window=announced.receive_maximum)) is not None:
             if message.packet_bytes > announced.max_packet_bytes:
                 # Queued for a broker that accepted larger packets.
                 self._guard.counters.oversized += 1
@@ -386,18 +374,18 @@ class Sender:
             identifier = send(message)
             self._guard.counters.sent += 1
             if message.qos > 0:
-                self._outbox.await_answer(identifier, message)
+                self.outbox.await_answer(identifier, message)
 
     def on_answer(self, identifier: int, reason: int) -> None:
         self._answered = True
-        message = self._outbox.pop_answered(identifier)
+        message = self.outbox.pop_answered(identifier)
         if message is not None:
             self._report(message, reason)
 
     def connection_lost(self) -> None:
         """Keep unanswered messages for the next connection."""
         self._answered = True
-        self._outbox.connection_lost()
+        self.outbox.connection_lost()
 
     def _report(self, message: Outgoing, reason: int) -> None:
         if message.on_outcome is not None:

@@ -93,7 +93,8 @@ class PahoLink:
         self._failure: ConnectFailed | None = None  # how the last attempt ended
         self._anonymous = False  # whether the next attempt goes without the user name
         self._online_since = 0.0
-        self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
+        self._credentials = Credentials(settings.tls, clock=clock)
+        self._handover = Handover(self._credentials, counters=self.counters, clock=clock)
         self._listeners: tuple[Listener, ...] = ()
         self._connected = False
         self._accepts: Accepts | None = None
@@ -184,7 +185,7 @@ class PahoLink:
         if qos == 0 and not self._connected:
             self.counters.dropped += 1
             return
-        self._sender.put(message)
+        self._sender.outbox.put(message)
         self._wake()
 
     def on_connection(self, listener: Listener) -> None:
@@ -239,7 +240,7 @@ class PahoLink:
                 error.final = error.final and not self._anonymous
             if error.final:
                 self._settle(error)
-            self._handover.failed(str(error))
+            self._credentials.refused(str(error))
         except ConnectionLost as error:
             self._failure = name_taken(self._settings) if error.taken_over else lost(str(error), self._settings)
             self.counters.takeovers += error.taken_over
@@ -286,7 +287,7 @@ class PahoLink:
                 if self._sender.idle or self._clock() >= flush_until:
                     connection.goodbye()
                     return
-            elif self._handover.due:
+            elif self._credentials.renewed():
                 self._handover.begin(connection)
                 return
             with contextlib.suppress(IndexError):
@@ -305,13 +306,13 @@ class PahoLink:
         window of unanswered messages would stay full, and nothing more would ever be sent. A new connection starts with
         an empty queue at the broker.
         """
-        waited_s = self._sender.unanswered_s(delivered=connection.delivered)
+        outbox, waited_s = self._sender.outbox, self._sender.unanswered_s(delivered=connection.delivered)
         if self._stopping.is_set():
             return
         if waited_s > self._settings.answer_s:
-            why = f"has answered none of {self._sender.awaiting_answers} messages for {waited_s:.0f} s"
-        elif self._sender.left_out > MOST_LEFT_OUT:
-            why = f"has left {self._sender.left_out} messages unanswered"
+            why = f"has answered none of {outbox.awaiting_answers} messages for {waited_s:.0f} s"
+        elif outbox.left_out > MOST_LEFT_OUT:
+            why = f"has left {outbox.left_out} messages unanswered"
         else:
             return
         self.counters.stalls += 1

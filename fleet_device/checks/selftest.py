@@ -1,15 +1,13 @@
 """Checklist, and the self-test that a rollout runs before it goes on to the next device."""
 
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
-from fleet_common.mqtt.errors import PublishRejected
-from fleet_common.mqtt.link import Link, OutcomeHandler, PublishOutcome
+from fleet_common.mqtt.link import Link, OutcomeHandler, await_outcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_device.checks.edge_check import Check, Checklist, CheckReport
@@ -98,18 +96,8 @@ def echo_ms(
     publish: Callable[[OutcomeHandler], None], topic: str, clock: Callable[[], float], *, wait_s: float
 ) -> float:
     """Publish a message, and return the milliseconds until the broker's answer, else raise PublishRejected."""
-    answered, outcomes = threading.Event(), list[PublishOutcome]()
-
-    def listen(outcome: PublishOutcome) -> None:
-        outcomes.append(outcome)
-        answered.set()
-
     started = clock()
-    publish(listen)
-    if not answered.wait(wait_s):
-        raise PublishRejected(topic=topic, reason=None)
-    if not outcomes[0].accepted:
-        raise PublishRejected(topic=topic, reason=outcomes[0].reason)
+    await_outcome(publish, topic, timeout_s=wait_s)
     return (clock() - started) * 1e3
 
 

@@ -236,7 +236,7 @@ class HistoryFile:
         self._most_bytes = most_bytes
         self._failed = False
 
-    def read(self) -> list[np.ndarray[tuple[int], np.dtype[np.int32]]]:
+    def read(self) -> list[Ints]:
         """Return the generations, the oldest first, as far as the file is intact."""
         try:
             with self.path.open("rb") as file:
@@ -256,8 +256,7 @@ class HistoryFile:
         return texts
 
     def append(self, text: Sequence[int]) -> None:
-        tokens = np.asarray(text, dtype="<i4").tobytes()
-        record = _RECORD.pack(len(text), zlib.crc32(tokens)) + tokens
+        record = _record(text)
         if len(self._header) + len(record) > self._most_bytes:
             return
         try:
@@ -270,8 +269,7 @@ class HistoryFile:
                 if os.write(descriptor, record) < len(record):  # the disk is full
                     os.ftruncate(descriptor, size)
                     return
-                too_long = size + len(record) > self._most_bytes
-                if too_long:
+                if size + len(record) > self._most_bytes:
                     self._replace(self._newer_half())
         except OSError as error:
             self._complain("written", error)
@@ -286,11 +284,11 @@ class HistoryFile:
         finally:
             os.close(descriptor)
 
-    def _parse(self, data: bytes) -> tuple[list[np.ndarray[tuple[int], np.dtype[np.int32]]], int]:
+    def _parse(self, data: bytes) -> tuple[list[Ints], int]:
         """Return the intact generations, and the number of bytes up to their end."""
         if not data.startswith(self._header):
             return [], 0
-        texts, place = [], len(self._header)
+        texts, place = list[Ints](), len(self._header)
         while place + _RECORD.size <= len(data):
             count, checksum = _RECORD.unpack_from(data, place)
             begin = place + _RECORD.size
@@ -304,9 +302,7 @@ class HistoryFile:
             place = end
         return texts, place
 
-    def _drop(
-        self, *, whole: bool, texts: Sequence[Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]]]
-    ) -> None:
+    def _drop(self, *, whole: bool, texts: Sequence[Ints]) -> None:
         what = "is none of this vocabulary's" if whole else f"is damaged behind {len(texts)} texts"
         _log.warning(
             "The history %s %s; what cannot be read is dropped, and drafts are made without it.", self.path, what
@@ -317,7 +313,7 @@ class HistoryFile:
             else:
                 self._replace(texts)
 
-    def _newer_half(self) -> list[np.ndarray[tuple[int], np.dtype[np.int32]]]:
+    def _newer_half(self) -> list[Ints]:
         texts, _ = self._parse(self.path.read_bytes())
         kept, room = [], self._most_bytes // 2
         for text in reversed(texts):
@@ -327,11 +323,10 @@ class HistoryFile:
             kept.append(text)
         return kept[::-1]
 
-    def _replace(self, texts: Sequence[Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]]]) -> None:
+    def _replace(self, texts: Sequence[Ints]) -> None:
         content = bytearray(self._header)
         for text in texts:
-            tokens = np.asarray(text, dtype="<i4").tobytes()
-            content += _RECORD.pack(len(text), zlib.crc32(tokens)) + tokens
+            content += _record(text)
         write_atomically(self.path, bytes(content))
 
     def _make_way(self) -> None:
@@ -350,6 +345,11 @@ class HistoryFile:
                 error.strerror or error,
             )
         self._failed = True
+
+
+def _record(text: Sequence[int] | Ints) -> bytes:
+    tokens = np.asarray(text, dtype="<i4").tobytes()
+    return _RECORD.pack(len(text), zlib.crc32(tokens)) + tokens
 
 
 def forget_histories(folder: Path) -> int:

@@ -435,7 +435,7 @@ class AdaptivePacing:
             return own or other or Times()
         if ahead is self._way:
             return own
-        return own.at_least(other) if ahead else own.at_most(other)
+        return own.choose(max if ahead else min, other)
 
     def _measure(self, outcome: DraftOutcome) -> None:
         if outcome.ahead is not self._way:

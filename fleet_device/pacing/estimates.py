@@ -371,13 +371,7 @@ class Times:
     def faded(self) -> "Times":
         return Times(self.token.faded(), self.beside.faded(), self.queue.faded(), self.compute.faded())
 
-    def at_least(self, other: "Times") -> "Times":
-        return self._choose(max, other)
-
-    def at_most(self, other: "Times") -> "Times":
-        return self._choose(min, other)
-
-    def _choose(self, best: Callable[..., Trend], other: "Times") -> "Times":
+    def choose(self, best: Callable[..., Trend], other: "Times") -> "Times":
         pairs = ((self.token, other.token), (self.beside, other.beside), (self.queue, other.queue))
         return Times(*(best(pair, key=_typical) for pair in (*pairs, (self.compute, other.compute))))
 

@@ -17,7 +17,6 @@ from fleet_device.session.sequence import (
     DecidedDraft,
     DraftsInFlight,
     Rejection,
-    SequenceBounds,
     Streaming,
     TokenSequence,
     VerdictEffect,
@@ -62,7 +61,7 @@ class DeviceSession:
     _streaming: Streaming | None = None
 
     def __post_init__(self) -> None:
-        self.sequence = TokenSequence(self.request.vocabulary.size, SequenceBounds(self.request.max_new_tokens))
+        self.sequence = TokenSequence(self.request.vocabulary.size, self.request.max_new_tokens)
 
     @property
     def committed(self) -> list[int]:
@@ -110,7 +109,7 @@ class DeviceSession:
             )
         self._move(SessionEvent.GRANTED)
         self.opened, self.granted, self._asking = opened, True, None
-        self.sequence.bounds = SequenceBounds(opened.max_new_tokens, opened.end_tokens)
+        self.sequence.most, self.sequence.end_tokens = opened.max_new_tokens, opened.end_tokens
         if position < len(self.committed):
             self.sequence.revise(position)
         self._epoch, self._first = 0, True

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, overload
+from typing import Any, Final
 
 from dssd.block import choose_try
 from dssd.distribution import QuantizedDist
@@ -88,37 +88,25 @@ class CommittedTokens(Sequence[int]):
         if len(self.ids) != len(self.origins):
             raise ValueError(f"{len(self.ids)} tokens have {len(self.origins)} origins")
 
-    @overload
-    def __getitem__(self, place: int) -> int: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> tuple[int, ...]: ...
-
-    def __getitem__(self, place: int | slice) -> int | tuple[int, ...]:
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - as of a tuple
         return self.ids[place]
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceBounds:
-    """Limits of a sequence, as its last edge has named them; `end_tokens` is None before that."""
-
-    tokens: int
-    end_tokens: Collection[int] | None = None
-
-
 @dataclass(slots=True)
 class TokenSequence:
     """The committed tokens of a session.
 
+    `most` and `end_tokens` are its limits, as its last edge has named them; the latter is None before that.
     `verified` is the number of tokens that follow the target distribution, None while all do. Tokens behind one that
     was generated without an edge do not, even where an edge has verified them since.
     """
 
     vocabulary: int
-    bounds: SequenceBounds
+    most: int
+    end_tokens: Collection[int] | None = None
     tokens: list[int] = field(default_factory=list)
     digest: int = EMPTY_DIGEST
     verified: int | None = None
@@ -134,9 +122,8 @@ class TokenSequence:
         """Add tokens of an edge, or raise ProtocolViolation if no correct edge may have sent them."""
         if any(token >= self.vocabulary for token in tokens):
             raise ProtocolViolation("The edge sent a token outside the vocabulary.")
-        most = self.bounds.tokens
-        if len(self.tokens) + len(tokens) > most:
-            raise ProtocolViolation(f"The edge has sent more than the {most} tokens that it has granted.")
+        if len(self.tokens) + len(tokens) > self.most:
+            raise ProtocolViolation(f"The edge has sent more than the {self.most} tokens that it has granted.")
         self.tokens.extend(tokens)
         self.digest = extend_digest(self.digest, tokens)
 
@@ -153,14 +140,14 @@ class TokenSequence:
 
     def go_on_alone(self, end_tokens: Collection[int]) -> None:
         """Use the draft model's own end tokens, if no edge has named any."""
-        if self.bounds.end_tokens is None:
-            self.bounds = SequenceBounds(self.bounds.tokens, end_tokens)
+        if self.end_tokens is None:
+            self.end_tokens = end_tokens
 
     def end(self, finish: Finish) -> EndReason | None:
         """Return the reason for the end, or None: the edge's, an end token, or the length."""
-        if finish is Finish.STOP or (self.tokens and self.tokens[-1] in (self.bounds.end_tokens or ())):
+        if finish is Finish.STOP or (self.tokens and self.tokens[-1] in (self.end_tokens or ())):
             return EndReason.STOP
-        return EndReason.LENGTH if finish is Finish.LENGTH or len(self.tokens) >= self.bounds.tokens else None
+        return EndReason.LENGTH if finish is Finish.LENGTH or len(self.tokens) >= self.most else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -409,10 +409,6 @@ class SteeringListener:
         if self._thread is not None:
             self._thread.join()
 
-    def report(self) -> None:
-        """Publish the settings in force, retained."""
-        self._publish(Topic.CONFIG_REPORTED, self._settings.report())
-
     def _note_connection(self, up: bool) -> None:
         with self._changed:
             self._reports = self._reports or up  # again: the broker may have lost the retained message
@@ -443,7 +439,7 @@ class SteeringListener:
                 if wanted is not None and self._handle(wanted):
                     reports = True  # also if it was ignored: its sender waits for an answer
                 if reports:
-                    self.report()
+                    self._publish(Topic.CONFIG_REPORTED, self._settings.report())
                 if asked is not None:
                     self._handle(asked)
             except Exception:  # noqa: BLE001 - the next one is handled

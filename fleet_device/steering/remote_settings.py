@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet_common.host import state_folder, write_cache
-from fleet_common.settings import fields_of
+from fleet_common.settings import fields_of, shown_value
 from fleet_common.validation import plain_sentence
 from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.drafters.contract import Drafter, ModelNotFound
@@ -62,7 +62,6 @@ STEERABLE: Final[Mapping[str, Effect]] = {
 _QUOTA: Final = "quota."
 _QUOTAS: Final = ("tokens_per_min", "tokens_per_day", "texts_at_once")
 _LONGEST_NAME: Final = 60
-_LONGEST_SHOWN: Final = 60
 
 Quotas = Mapping[str, Mapping[str, int]]
 
@@ -143,11 +142,6 @@ def _validated(base: DeviceSettings, plain: Mapping[str, SettingValue]) -> tuple
         why = f"The drafter {checked.drafter!r} has no model that could go on alone with offline = 'local'."
         return None, {name: why for name in ("offline", "drafter") if name in plain}
     return checked, {}
-
-
-def shown_value(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
 
 
 def _unknown(name: str) -> str:

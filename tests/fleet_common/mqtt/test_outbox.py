@@ -266,8 +266,8 @@ TestOutboxMachine = OutboxMachine.TestCase
 def test_a_queued_message_that_a_new_broker_finds_too_large_is_dropped_told_and_counted() -> None:
     guard, outcomes, sent = CallbackGuard(), list[PublishOutcome](), list[bytes]()
     sender = Sender(LinkSettings(client_id="a"), guard=guard, clock=Clock(0.0))
-    sender.put(Outgoing("a", bytes(500), on_outcome=outcomes.append))
-    sender.put(Outgoing("b", b"small", on_outcome=outcomes.append))
+    sender.outbox.put(Outgoing("a", bytes(500), on_outcome=outcomes.append))
+    sender.outbox.put(Outgoing("b", b"small", on_outcome=outcomes.append))
 
     def send(message: Outgoing) -> int:
         sent.append(message.payload)
