@@ -9,7 +9,7 @@ import pytest
 
 from dssd.sampling import Purpose
 from schemas import codec, control, fields
-from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT
+from schemas.asyncapi import MESSAGES
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import TREE
@@ -78,12 +78,12 @@ def test_the_page_names_every_topic_and_every_field() -> None:
             assert set(model.model_fields) <= named, (model.__name__, set(model.model_fields) - named)
     assert set(SamplingPolicy.model_fields) <= set(re.findall(r"\w+", section("Open, up")))
     assert (
-        f"[{', '.join(VERDICT_LAYOUT)}]".replace(
+        f"[{', '.join(codec.VERDICT_LAYOUT)}]".replace(
             ", base, written, load, chained, logprobs", "(, base, written(, load(, chained(, logprobs))))"
         )
         in PAGE
     )
-    assert f"[{', '.join(DRAFT_LAYOUT)}]".replace(", tried, write", "(, tried, write)") in PAGE
+    assert f"[{', '.join(codec.DRAFT_LAYOUT)}]".replace(", tried, write", "(, tried, write)") in PAGE
 
 
 def test_the_page_names_every_word_and_every_purpose() -> None:

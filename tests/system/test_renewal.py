@@ -87,7 +87,7 @@ class Writer:
 
 
 def counters(service: EdgeService | DeviceService) -> LinkCounters:
-    link = service._link
+    link = service.link if isinstance(service, DeviceService) else service._link
     assert isinstance(link, PahoLink)
     return link.counters
 
