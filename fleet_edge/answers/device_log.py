@@ -147,73 +147,49 @@ _SENTENCES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceChange:
-    """What is new in a state: codes and sentences of events, and since when the presence holds, if known."""
-
-    events: tuple[tuple[str, str], ...]
-    since: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    presence: Presence
-    software: str
-    model: str
-
-
 @dataclass(slots=True)
 class DeviceChanges:
     """Compares each device's state with its last one. `most` bounds the memory."""
 
     now: Callable[[], datetime]
     most: int = 65_536
-    _known: dict[str, _Known] = field(default_factory=dict)
+    _known: dict[str, tuple[Presence, str, str]] = field(default_factory=dict)  # with software and draft model
     _began: datetime = field(init=False)
 
     def __post_init__(self) -> None:
         self._began = self.now()
 
     def presence(self, device: str) -> Presence | None:
-        known = self._known.get(device)
-        return None if known is None else known.presence
+        return self._known[device][0] if device in self._known else None
 
-    def note(self, device: str, state: DeviceState) -> DeviceChange:
-        """Compare a state. The first of a device may be old: the broker retains it."""
+    def note(self, device: str, state: DeviceState) -> tuple[list[tuple[str, str]], datetime | None]:
+        """Compare a state; return codes and sentences of events, and since when the presence holds, if known.
+
+        The first state of a device may be old: the broker retains it.
+        """
         now, before = self.now(), self._known.get(device)
-        known = _Known(state.presence, state.software, f"{state.draft_model} {state.quantization}".strip())
         if before is None and len(self._known) >= self.most:
-            return DeviceChange((), None)
-        self._known[device] = known
-        if before is not None:
-            return DeviceChange(tuple(_differences(before, known)), now if known.presence != before.presence else None)
-        if state.presence is Presence.OFFLINE:
-            return DeviceChange((), None)
-        connected = min(now, state.since)
-        fresh = state.presence is Presence.ONLINE and connected >= self._began
-        return DeviceChange((("online", _SENTENCES[Presence.ONLINE]),) if fresh else (), connected)
-
-
-def _differences(before: _Known, now: _Known) -> list[tuple[str, str]]:
-    events = []
-    if now.presence != before.presence:
-        events.append((now.presence.value, _SENTENCES[now.presence]))
-    if now.software != before.software:
-        events.append(("software-changed", f"The device runs {now.software}; before it ran {before.software}."))
-    if now.model != before.model:
-        events.append(("model-changed", f"The device drafts with {now.model}; before with {before.model}."))
-    return events
+            return [], None
+        model = f"{state.draft_model} {state.quantization}".strip()
+        self._known[device] = state.presence, state.software, model
+        if before is None:
+            if state.presence is Presence.OFFLINE:
+                return [], None
+            connected = min(now, state.since)
+            fresh = state.presence is Presence.ONLINE and connected >= self._began
+            return [("online", _SENTENCES[Presence.ONLINE])] if fresh else [], connected
+        presence, software, drafter = before
+        events = []
+        if state.presence != presence:
+            events.append((state.presence.value, _SENTENCES[state.presence]))
+        if state.software != software:
+            events.append(("software-changed", f"The device runs {state.software}; before it ran {software}."))
+        if model != drafter:
+            events.append(("model-changed", f"The device drafts with {model}; before with {drafter}."))
+        return events, now if state.presence != presence else None
 
 
 R = TypeVar("R", DeviceSeen, TelemetryReported)
-
-
-@dataclass(slots=True)
-class _Latest(Generic[R]):
-    """Time of the last record of a device, and the state that waits."""
-
-    written_at: datetime
-    waiting: R | None = None
 
 
 @dataclass(slots=True)
@@ -227,31 +203,32 @@ class DeviceStates(Generic[R]):
     put: Callable[[R], object]
     every: timedelta = timedelta(seconds=5)
     most: int = 65_536
-    _latest: dict[str, _Latest[R]] = field(default_factory=dict)
+    _written_at: dict[str, datetime] = field(default_factory=dict)  # by device
+    _waiting: dict[str, R] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, seen: R) -> None:
         """Take a record; those of one device MUST come in order."""
         with self._lock:
-            latest = self._latest.get(seen.device)
-            if latest is not None and self._recent(latest, seen.at):
-                latest.waiting = seen
-            elif latest is not None or len(self._latest) < self.most:
-                self._latest[seen.device] = _Latest(seen.at)
+            written_at = self._written_at.get(seen.device)
+            if written_at is not None and self._recent(written_at, seen.at):
+                self._waiting[seen.device] = seen
+            elif written_at is not None or len(self._written_at) < self.most:
+                self._waiting.pop(seen.device, None)
+                self._written_at[seen.device] = seen.at
                 self.put(seen)
 
     def flush(self, now: datetime) -> None:
         """Write what waits, and forget silent devices. Call it every few seconds, and at the end."""
         with self._lock:
-            for device, latest in list(self._latest.items()):
-                if latest.waiting is not None:
-                    self.put(latest.waiting)
-                    self._latest[device] = _Latest(now)
-                elif not self._recent(latest, now):
-                    del self._latest[device]
+            for device, seen in self._waiting.items():
+                self.put(seen)
+                self._written_at[device] = now
+            self._waiting.clear()
+            self._written_at = {device: at for device, at in self._written_at.items() if self._recent(at, now)}
 
-    def _recent(self, latest: _Latest[R], at: datetime) -> bool:
-        return timedelta() <= at - latest.written_at < self.every  # not if the clock was set back
+    def _recent(self, written_at: datetime, at: datetime) -> bool:
+        return timedelta() <= at - written_at < self.every  # not if the clock was set back
 
 
 _TELEMETRY_EVERY: Final = timedelta(seconds=30)
@@ -277,8 +254,8 @@ class StateRecorder:
         return self._changes.presence(device)
 
     def device(self, device: str, state: DeviceState) -> None:
-        change = self._changes.note(device, state)
-        for code, sentence in change.events:
+        events, since = self._changes.note(device, state)
+        for code, sentence in events:
             # All edges receive it.
             self.events.note(EventKind.DEVICE, code, sentence, device, shared=True)
         self._states.note(
@@ -290,7 +267,7 @@ class StateRecorder:
                 quantization=state.quantization,
                 at=self.now(),
                 certificate_until=state.certificate_until,
-                presence_since=change.since,
+                presence_since=since,
             )
         )
 

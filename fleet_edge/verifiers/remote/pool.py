@@ -10,9 +10,9 @@ import logging
 import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from fleet_edge.settings import InferenceServerSettings
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
 from fleet_edge.verifiers.remote.dialect import EndpointBusy, EndpointFailed, LogprobsQuery, QueryRefused, TopRows
 from fleet_edge.verifiers.remote.endpoint import Expected, Identity, RemoteEndpoint
@@ -77,28 +77,19 @@ _MOST_SUSPICIONS: Final = 3
 _UNWELL: Final = 2  # unanswered health checks
 
 
-@dataclass(frozen=True, slots=True)
-class PoolTimes:
-    """Timeouts of a request and of a step, and the interval of health checks, in seconds."""
-
-    request_s: float
-    step_s: float
-    health_s: float
-
-
 class Pool:
     def __init__(
         self,
         endpoints: Sequence[RemoteEndpoint],
         expected: Expected,
-        times: PoolTimes,
+        settings: InferenceServerSettings,
         *,
         clock: Callable[[], float],
         rng: random.Random | None = None,
     ) -> None:
         self._endpoints = {endpoint.url: endpoint for endpoint in endpoints}
         self._expected = expected
-        self._times = times
+        self._settings = settings
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries, no secret
         self._affinity = Affinity(list(self._endpoints))
@@ -117,10 +108,6 @@ class Pool:
         """Why no server gets work; empty if one does. Thread-safe."""
         reasons = [endpoint.breaker.reason for endpoint in self._endpoints.values()]
         return "" if not all(reasons) else " ".join(reasons)
-
-    @property
-    def loads(self) -> Mapping[str, int]:
-        return self._affinity.loads
 
     # Beginning and end
 
@@ -161,7 +148,7 @@ class Pool:
         Raises `TargetAway` if no server can be asked or has answered in time, `SequenceFailed` if healthy servers
         reject one query.
         """
-        deadline = self._clock() + self._times.step_s
+        deadline = self._clock() + self._settings.step_s
         tasks = {
             sequence: asyncio.create_task(self._ask(sequence, question, deadline))
             for sequence, question in questions.items()
@@ -199,7 +186,7 @@ class Pool:
                 rows = await endpoint.compute(
                     question,
                     vocabulary=len(self._expected.strings),
-                    timeout_s=min(left, self._times.request_s),
+                    timeout_s=min(left, self._settings.request_s),
                 )
             except QueryRefused as error:
                 raise SequenceFailed(str(error), sequence=sequence) from error
@@ -245,9 +232,9 @@ class Pool:
         unanswered = 0
         while True:
             if endpoint.breaker.closed:
-                await asyncio.sleep(self._times.health_s * self._rng.uniform(0.75, 1.25))
+                await asyncio.sleep(self._settings.health_s * self._rng.uniform(0.75, 1.25))
                 try:
-                    await endpoint.client.get(endpoint.url, "/health", timeout_s=max(2.0, self._times.health_s))
+                    await endpoint.client.get(endpoint.url, "/health", timeout_s=max(2.0, self._settings.health_s))
                 except VerifierError as error:
                     unanswered += 1
                     if unanswered >= _UNWELL and endpoint.breaker.failed(str(error)):
@@ -270,7 +257,7 @@ class Pool:
 
     async def _identify(self, endpoint: RemoteEndpoint) -> None:
         """Identify a server, and check that it computes what the others do."""
-        identity = await endpoint.identify(self._expected, timeout_s=self._times.request_s)
+        identity = await endpoint.identify(self._expected, timeout_s=self._settings.request_s)
         known = {url: other for url, other in self._identities.items() if url != endpoint.url}
         for url, other in known.items():
             endpoint.check_same(identity, other, other_url=url)

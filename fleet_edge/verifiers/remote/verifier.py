@@ -20,7 +20,7 @@ from fleet_edge.verifiers.remote.client import InferenceClient, LoopThread
 from fleet_edge.verifiers.remote.dialect import DIALECTS, LogprobsQuery
 from fleet_edge.verifiers.remote.endpoint import Breaker, Expected, Identity, RemoteEndpoint
 from fleet_edge.verifiers.remote.loading import LocalTokens, ServerKey
-from fleet_edge.verifiers.remote.pool import Pool, PoolTimes
+from fleet_edge.verifiers.remote.pool import Pool
 from schemas.vocabulary import Vocabulary
 
 # Added to a step's own limit, since the loop's thread may be delayed.
@@ -152,51 +152,37 @@ def connect(
             _log.warning("The key in %s goes to %s unencrypted; use https:// where others may listen.", key.source, url)
     top = min(settings.top_logprobs, len(local.strings))
     loop = LoopThread("remote")
-    try:
-        verifier: RemoteVerifier = loop.run(
-            _connect(settings, local, urls, samples=samples, clock=clock, key=key, top=top, loop=loop),
-            timeout_s=_START_S + settings.request_s * len(samples),
+
+    async def start() -> RemoteVerifier:
+        client = InferenceClient(key, ca=settings.server_ca, connections=settings.connections * len(urls))
+        dialect = DIALECTS[settings.api]()
+        pool = Pool(
+            [RemoteEndpoint(url, dialect, client, Breaker(clock)) for url in urls],
+            Expected(settings.served_model, local.strings, samples, top),
+            settings,
+            clock=clock,
         )
+        try:
+            identity = await pool.start()
+            name = f"{dialect.name} {identity.version}".rstrip()
+            return RemoteVerifier(
+                local=local,
+                pool=pool,
+                client=client,
+                loop=loop,
+                identity=identity,
+                runs_on=f"{name}, {len(urls)} {'server' if len(urls) == 1 else 'servers'}",
+                top=top,
+                known_tokens=settings.known_tokens,
+                step_s=settings.step_s,
+            )
+        except BaseException:
+            await pool.close()
+            await client.close()
+            raise
+
+    try:
+        return loop.run(start(), timeout_s=_START_S + settings.request_s * len(samples))
     except BaseException:
         loop.stop()
-        raise
-    return verifier
-
-
-async def _connect(
-    settings: InferenceServerSettings,
-    local: LocalTokens,
-    urls: Sequence[str],
-    *,
-    samples: Sequence[int],
-    clock: Callable[[], float],
-    key: ServerKey,
-    top: int,
-    loop: LoopThread,
-) -> RemoteVerifier:
-    client = InferenceClient(key, ca=settings.server_ca, connections=settings.connections * len(urls))
-    dialect = DIALECTS[settings.api]()
-    pool = Pool(
-        [RemoteEndpoint(url, dialect, client, Breaker(clock)) for url in urls],
-        Expected(settings.served_model, local.strings, samples, top),
-        PoolTimes(settings.request_s, settings.step_s, settings.health_s),
-        clock=clock,
-    )
-    try:
-        identity = await pool.start()
-        name = f"{dialect.name} {identity.version}".rstrip()
-        return RemoteVerifier(
-            local=local,
-            pool=pool,
-            client=client,
-            loop=loop,
-            identity=identity,
-            runs_on=f"{name}, {len(urls)} {'server' if len(urls) == 1 else 'servers'}",
-            top=top,
-            known_tokens=settings.known_tokens,
-            step_s=settings.step_s,
-        )
-    except BaseException:
-        await pool.close()
-        await client.close()
         raise

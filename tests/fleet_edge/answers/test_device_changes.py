@@ -16,8 +16,8 @@ class Scene:
         self, presence: Presence, *, device: str = "gateway", since: datetime = START, **fields: str
     ) -> tuple[list[str], datetime | None]:
         told = {"software": "0.2.0", "draft_model": "toy", "quantization": "Q4_0", **fields}
-        change = self.changes.note(device, DeviceState(presence=presence, since=since, **told))
-        return [code for code, _ in change.events], change.since
+        events, held_since = self.changes.note(device, DeviceState(presence=presence, since=since, **told))
+        return [code for code, _ in events], held_since
 
 
 @pytest.fixture
