@@ -6,6 +6,7 @@ import pytest
 
 from dssd.distribution import shape
 from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records import (
     CloseReported,
     DeviceSeen,
@@ -26,6 +27,8 @@ from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
 from tests.support.memory_fleet import EDGE, END, FLEET, START, TARGET, Device, MemoryFleet, lossless_text, run, terms
 from tests.support.memory_link import MemoryLink
+
+STATE = DeviceState(presence=Presence.ONLINE, software="1", draft_model="toy", quantization="none", since=START)
 
 
 class Scene:
@@ -49,6 +52,28 @@ class Scene:
     def send(self, payload: bytes, topic: Topic = Topic.DRAFT) -> None:
         self.bad.publish(topic, payload, edge=EDGE if topic is Topic.DRAFT else None)
         self.fleet.settle()
+
+    def open(self, **changes: object) -> None:
+        self.send(encode_open(self.bad.session.open().model_copy(update=changes)), Topic.OPEN)
+
+    def close(self, reason: EndReason = EndReason.CANCELLED, **changes: object) -> None:
+        """Send the bad device's Close, with some of its fields changed."""
+        self.bad.session.cancel(reason)
+        self.send(encode_close(self.bad.session.close(wall_ms=1.0).model_copy(update=changes)), Topic.CLOSE)
+
+    def verdicts(self, draft: Draft) -> list[bytes]:
+        """Send a draft of the bad device three times; return what it received."""
+        received: list[bytes] = []
+        topic = build(Topic.VERDICT, fleet=FLEET, device="bad")
+        self.bad.link.subscribe(topic, lambda message: received.append(message.payload))
+        for _ in range(3):
+            self.send(encode_draft(draft))
+        return received
+
+    def session(self) -> EdgeSession:
+        found = self.fleet.edge.sessions.named("bad", self.bad.terms.session)
+        assert found is not None
+        return found
 
     def faults(self) -> list[Fault]:
         return [reply for reply in self.replies if isinstance(reply, Fault)]
@@ -77,9 +102,7 @@ def test_another_devices_session_is_unknown(scene: Scene) -> None:
 
 
 def test_another_devices_session_cannot_be_closed(scene: Scene) -> None:
-    scene.bad.session.cancel(EndReason.CANCELLED)
-    close = scene.bad.session.close(wall_ms=1.0).model_copy(update={"session": scene.good.terms.session})
-    scene.send(encode_close(close), Topic.CLOSE)
+    scene.close(session=scene.good.terms.session)
     assert len(scene.fleet.edge.sessions) == 2
     scene.others_are_untouched()
 
@@ -170,8 +193,7 @@ HOSTILE_OPENS = {
 
 @pytest.mark.parametrize(("fields", "code"), HOSTILE_OPENS.values(), ids=HOSTILE_OPENS.keys())
 def test_an_open_that_cannot_be_served_is_refused(scene: Scene, fields: dict[str, object], code: RefusalCode) -> None:
-    message = scene.bad.session.open().model_copy(update={"session": b"another1", **fields})
-    scene.send(encode_open(message), Topic.OPEN)
+    scene.open(session=b"another1", **fields)
     (refused,) = scene.replies
     assert isinstance(refused, Refused)
     assert (refused.code, refused.session) == (code, b"another1")
@@ -182,8 +204,7 @@ def test_an_open_that_cannot_be_served_is_refused(scene: Scene, fields: dict[str
 
 
 def test_a_refused_resume_leaves_the_session_as_it_is(scene: Scene) -> None:
-    message = scene.bad.session.open().model_copy(update={"resume": (1,) * 20})
-    scene.send(encode_open(message), Topic.OPEN)
+    scene.open(resume=(1,) * 20)
     assert isinstance(scene.replies.pop(), Refused)
     scene.send(encode_draft(scene.draft()))
     assert isinstance(scene.replies[-1], Verdict)
@@ -192,16 +213,14 @@ def test_a_refused_resume_leaves_the_session_as_it_is(scene: Scene) -> None:
 def test_a_device_with_too_many_sessions_is_told_so() -> None:
     scene = Scene(max_sessions_per_device=2)
     for number in range(3):
-        scene.send(
-            encode_open(scene.bad.session.open().model_copy(update={"session": b"another%d" % number})), Topic.OPEN
-        )
+        scene.open(session=b"another%d" % number)
     assert [type(reply) for reply in scene.replies] == [Opened, Refused, Refused]
     scene.others_are_untouched()
 
 
 def test_a_draining_edge_takes_nothing_new_and_ends_what_it_has(scene: Scene) -> None:
     scene.fleet.edge.handlers.draining = True
-    scene.send(encode_open(scene.bad.session.open().model_copy(update={"session": b"another1"})), Topic.OPEN)
+    scene.open(session=b"another1")
     (refused,) = scene.replies
     assert isinstance(refused, Refused)
     assert refused.code is RefusalCode.DRAINING
@@ -219,39 +238,27 @@ def test_an_open_delivered_twice_or_late_opens_nothing_anew(scene: Scene) -> Non
 
 
 def test_a_repeated_draft_gets_the_same_bytes_and_is_verified_once(scene: Scene) -> None:
-    received: list[bytes] = []
-    scene.bad.link.subscribe(
-        build(Topic.VERDICT, fleet=FLEET, device="bad"), lambda message: received.append(message.payload)
-    )
-    for _ in range(3):
-        scene.send(encode_draft(scene.draft()))
+    received = scene.verdicts(scene.draft())
     assert len(received) == 3
     assert len(set(received)) == 1
-    session = scene.fleet.edge.sessions.named("bad", scene.bad.terms.session)
+    session = scene.session()
     assert (session.counters.rounds, session.counters.drafted) == (1, 1)
     assert session.counters.downlink_bytes == 3 * len(received[0])
     assert decode_verdict(received[0]).round == 0
 
 
 def test_a_repeated_request_for_samples_gets_the_same_bytes_and_is_counted_once(scene: Scene) -> None:
-    received: list[bytes] = []
-    topic = build(Topic.VERDICT, fleet=FLEET, device="bad")
-    scene.bad.link.subscribe(topic, lambda message: received.append(message.payload))
-    session = scene.fleet.edge.sessions.named("bad", scene.bad.terms.session)
+    session = scene.session()
     session._reject(shape(TARGET.logits((1, 2)), session.policy))
-    request = scene.draft(round=5, epoch=1, tokens=(), counts=None, tried=16)
-    for _ in range(3):
-        scene.send(encode_draft(request))
+    received = scene.verdicts(scene.draft(round=5, epoch=1, tokens=(), counts=None, tried=16))
     assert len(received) == 3
     assert len(set(received)) == 1
     assert session.counters.rounds == 1
 
 
 def test_a_close_ends_the_session_and_tells_what_was_counted(scene: Scene) -> None:
-    scene.bad.session.cancel(EndReason.CANCELLED)
-    payload = encode_close(scene.bad.session.close(wall_ms=1.0))
-    scene.send(payload, Topic.CLOSE)
-    scene.send(payload, Topic.CLOSE)
+    scene.close()
+    scene.close()
     first, second = scene.replies
     assert isinstance(first, Closed)
     assert isinstance(second, Closed)
@@ -262,21 +269,15 @@ def test_a_close_ends_the_session_and_tells_what_was_counted(scene: Scene) -> No
 
 
 def test_a_close_under_anothers_session_id_is_told_as_ones_own(scene: Scene) -> None:
-    scene.bad.session.cancel(EndReason.FAILED)
-    close = scene.bad.session.close(wall_ms=1.0)
-    forged = close.model_copy(update={"session": scene.good.terms.session})
-    scene.send(encode_close(forged), Topic.CLOSE)
+    scene.close(EndReason.FAILED, session=scene.good.terms.session)
     assert [record.device for record in scene.fleet.sink.of(CloseReported)] == ["bad"]
     assert scene.fleet.sink.of(SessionClosed) == []
     scene.others_are_untouched()
 
 
 def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -> None:
-    scene.bad.session.cancel(EndReason.CANCELLED)
-    close = scene.bad.session.close(wall_ms=1.0)
-    for session in (b"another1", close.session):
-        foreign = close.model_copy(update={"edge": "edge-2", "session": session})
-        scene.send(encode_close(foreign), Topic.CLOSE)
+    for session in (b"another1", scene.bad.terms.session):
+        scene.close(edge="edge-2", session=session)
     assert scene.replies == []
     assert scene.fleet.sink.of(SessionClosed) == []
     assert len(scene.fleet.edge.sessions) == 1  # what was left here is forgotten
@@ -285,9 +286,7 @@ def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -
 
 def test_an_edge_that_knows_less_of_a_text_than_its_device_does_not_say_how_long_it_was(scene: Scene) -> None:
     """A repeated Open arrived here too, and the edge with the session ended before its end was known."""
-    scene.bad.session.cancel(EndReason.LENGTH)
-    close = scene.bad.session.close(wall_ms=1.0)
-    scene.send(encode_close(close.model_copy(update={"edge": None, "handle": None, "tokens": 7})), Topic.CLOSE)
+    scene.close(EndReason.LENGTH, edge=None, handle=None, tokens=7)
     assert scene.fleet.sink.of(SessionClosed) == []
     assert [record.reason for record in scene.fleet.sink.of(SegmentLeft)] == [LeaveReason.RESUMED]
     assert [record.tokens for record in scene.fleet.sink.of(CloseReported)] == [7]
@@ -315,14 +314,7 @@ def test_a_lease_that_runs_out_ends_the_session_as_lost_and_frees_its_memory(sce
 def test_a_certificate_that_ends_soon_is_told_of_in_the_log(scene: Scene) -> None:
     for device, days in (("bad", 5), ("good", 60)):
         until = scene.fleet.clock.now() + timedelta(days=days, hours=1)
-        state = DeviceState(
-            presence=Presence.ONLINE,
-            software="1",
-            draft_model="toy",
-            quantization="none",
-            since=START,
-            certificate_until=until,
-        )
+        state = STATE.model_copy(update={"certificate_until": until})
         link = MemoryLink(scene.fleet.broker, f"{device}-states")
         link.start(timeout_s=1.0)
         link.publish(build(Topic.STATE, fleet=FLEET, device=device), encode_json(state), retain=True)
@@ -334,8 +326,7 @@ def test_a_certificate_that_ends_soon_is_told_of_in_the_log(scene: Scene) -> Non
 
 
 def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: Scene) -> None:
-    state = DeviceState(presence=Presence.OFFLINE, software="1", draft_model="toy", quantization="none", since=START)
-    scene.send(encode_json(state), Topic.STATE)
+    scene.send(encode_json(STATE.model_copy(update={"presence": Presence.OFFLINE})), Topic.STATE)
     assert [record.presence for record in scene.fleet.sink.of(DeviceSeen)] == [Presence.OFFLINE]
     scene.fleet.clock.seconds += 14.0
     scene.fleet.edge.handlers.expire()
@@ -350,28 +341,21 @@ def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: 
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        (
-            {"code": "drafter-error", "sentence": "The draft model is gone."},
-            ("drafter-error", "The draft model is gone."),
-        ),
+        ({"code": "drafter-error", "sentence": "It is gone."}, ("drafter-error", "It is gone.")),
         ({"sentence": "It is \x1b[2J gone."}, ("device", "It is \N{REPLACEMENT CHARACTER}[2J gone.")),
         ({}, ("device", "The device gave up without a reason.")),
     ],
 )
 def test_a_text_that_fails_says_why(scene: Scene, told: dict[str, str], expected: tuple[str, str]) -> None:
-    scene.bad.session.cancel(EndReason.FAILED)
-    close = scene.bad.session.close(wall_ms=1.0).model_copy(update=told)
-    scene.send(encode_close(close), Topic.CLOSE)
+    scene.close(EndReason.FAILED, **told)
     (record,) = scene.fleet.sink.of(SessionClosed)
     assert (record.reason, record.code, record.sentence) == (EndReason.FAILED, *expected)
     assert scene.events() == [("bad", "session", "failed")]
 
 
 def test_what_the_edge_has_given_up_says_why_if_the_device_does_not(scene: Scene) -> None:
-    session = next(each for each in scene.fleet.edge.sessions if each.device == "bad")
-    session.fail(DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "The logits are not numbers."))
-    scene.bad.session.cancel(EndReason.FAILED)
-    scene.send(encode_close(scene.bad.session.close(wall_ms=1.0)), Topic.CLOSE)
+    scene.session().fail(DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "The logits are not numbers."))
+    scene.close(EndReason.FAILED)
     (record,) = scene.fleet.sink.of(SessionClosed)
     assert (record.code, record.sentence) == ("internal", "The logits are not numbers.")
 

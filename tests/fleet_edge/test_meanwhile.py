@@ -89,6 +89,19 @@ class Scene:
         self.device.publish(Topic.DRAFT, encode_draft(message), edge=EDGE)
         self.fleet.broker.pump()
 
+    def ask_meanwhile(self, round_: int, **draft: Any) -> None:
+        """Send a draft during the next step, and wait until it is handled."""
+
+        def act() -> None:
+            self.ask(round_, **draft)
+            taken = threading.Event()
+            self.fleet.edge.inbox.put(taken.set)
+            assert taken.wait(10.0)
+            self.fleet.edge.inbox.put(taken.clear)  # the messages of that take come after its calls
+            until(lambda: not taken.is_set())
+
+        self.steps.during_next(act)
+
     @property
     def written(self) -> list[int]:
         session = self.fleet.edge.sessions.named(self.device.name, self.device.terms.session)
@@ -98,13 +111,6 @@ class Scene:
     def verdicts(self) -> list[Verdict]:
         self.fleet.broker.pump()
         return [message for message in self.device.messages if isinstance(message, Verdict)]
-
-    def handled(self) -> None:
-        taken = threading.Event()
-        self.fleet.edge.inbox.put(taken.set)
-        assert taken.wait(10.0)
-        self.fleet.edge.inbox.put(taken.clear)  # the messages of that take come after its calls
-        until(lambda: not taken.is_set())
 
 
 @pytest.fixture
@@ -205,12 +211,7 @@ def test_a_session_that_is_resumed_in_a_step_goes_on_from_what_it_was_resumed_wi
 
 def test_a_request_to_write_on_costs_no_token_that_is_being_computed(scene: Scene) -> None:
     scene.ask(0, base=0, write=4)
-
-    def renew() -> None:
-        scene.ask(1, base=0, write=8)
-        scene.handled()
-
-    scene.steps.during_next(renew)
+    scene.ask_meanwhile(1, base=0, write=8)
     scene.fleet.settle()
     assert scene.written == scene.text[:8]
     assert len(scene.steps.computed) == 8
@@ -219,12 +220,7 @@ def test_a_request_to_write_on_costs_no_token_that_is_being_computed(scene: Scen
 
 def test_a_request_to_stop_voids_the_token_that_is_being_computed(scene: Scene) -> None:
     scene.ask(0, base=0, write=8)
-
-    def stop() -> None:
-        scene.ask(1, base=0, write=0)
-        scene.handled()
-
-    scene.steps.during_next(stop)
+    scene.ask_meanwhile(1, base=0, write=0)
     scene.fleet.settle()
     assert scene.written == []
     assert [verdict.written for verdict in scene.verdicts] == [()]
@@ -235,12 +231,7 @@ def test_a_request_to_stop_voids_the_token_that_is_being_computed(scene: Scene) 
 
 def test_a_draft_takes_the_place_of_the_token_that_is_being_computed(scene: Scene) -> None:
     scene.ask(0, base=0, write=8)
-
-    def draft() -> None:
-        scene.ask(1, base=0, tokens=scene.text[:3])
-        scene.handled()
-
-    scene.steps.during_next(draft)
+    scene.ask_meanwhile(1, base=0, tokens=scene.text[:3])
     scene.fleet.settle()
     assert scene.written == scene.text[:4]
     assert [(verdict.round, verdict.accepted) for verdict in scene.verdicts] == [(1, 3)]
@@ -248,12 +239,7 @@ def test_a_draft_takes_the_place_of_the_token_that_is_being_computed(scene: Scen
 
 def test_a_draft_that_is_given_up_in_its_step_is_not_decided_on(scene: Scene) -> None:
     scene.ask(0, base=0, tokens=scene.text[:3])
-
-    def give_up() -> None:
-        scene.ask(1, base=0, write=2)
-        scene.handled()
-
-    scene.steps.during_next(give_up)
+    scene.ask_meanwhile(1, base=0, write=2)
     scene.fleet.settle()
     assert [(verdict.round, verdict.written) for verdict in scene.verdicts] == [
         (1, (scene.text[0],)), (1, (scene.text[1],)),
@@ -263,12 +249,7 @@ def test_a_draft_that_is_given_up_in_its_step_is_not_decided_on(scene: Scene) ->
 
 def test_a_draft_that_comes_again_in_its_step_is_answered_once(scene: Scene) -> None:
     scene.ask(0, base=0, tokens=scene.text[:3])
-
-    def repeat() -> None:
-        scene.ask(0, base=0, tokens=scene.text[:3])
-        scene.handled()
-
-    scene.steps.during_next(repeat)
+    scene.ask_meanwhile(0, base=0, tokens=scene.text[:3])
     scene.fleet.settle()
     assert [verdict.round for verdict in scene.verdicts] == [0]
 

@@ -27,12 +27,17 @@ def admitted(session: EdgeSession, *messages: Draft) -> list[DraftReceipt]:
     return [session.admit(arrived(message)) for message in messages]
 
 
+def after(judgement: Judgement, *tokens: int) -> EdgeSession:
+    """Return a session in which a draft of these tokens was judged."""
+    session = edge_session()
+    admitted(session, draft(tokens))
+    judged(session, judgement)
+    return session
+
+
 def after_rejection() -> EdgeSession:
     """Return a session after a rejection: of the drafted tokens 4 and 5, 5 was rejected and a correction is due."""
-    session = edge_session()
-    admitted(session, draft((4, 5)))
-    judged(session, REJECTED)
-    return session
+    return after(REJECTED, 4, 5)
 
 
 def fault_of(session: EdgeSession, message: Draft) -> DraftFault:
@@ -65,9 +70,7 @@ def test_a_rejection_waits_for_its_correction() -> None:
 
 
 def test_a_repeat_is_answered_with_the_same_bytes() -> None:
-    session = edge_session()
-    admitted(session, draft((4, 5)))
-    judged(session, ACCEPTED)
+    session = after(ACCEPTED, 4, 5)
     session.remember(0, b"verdict")
     assert admitted(session, draft((4, 5))) == [DraftReceipt(repeat=b"verdict")]
     assert session.counters.drafted == 2
@@ -267,9 +270,7 @@ def test_a_draft_whose_verdict_is_no_longer_remembered_is_passed_over() -> None:
 
 
 def test_a_draft_that_arrives_after_the_end_is_passed_over() -> None:
-    session = edge_session()
-    admitted(session, draft((4, 0)))
-    judged(session, ACCEPTED)
+    session = after(ACCEPTED, 4, 0)
     assert session.finished
     assert admitted(session, draft((9,), round_=1)) == [DraftReceipt()]
 

@@ -111,93 +111,62 @@ def test_of_a_model_that_reads_images_the_language_model_is_taken(tmp_path: Path
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def _sentence(error: BaseException) -> str:
-    text = str(error)
+def _refused(source: Path | str, kind: type[VerifierError], said: str) -> None:
+    """Check that a target is refused in one sentence."""
+    with pytest.raises(kind, match=said) as error:
+        load_target(source)
+    text = str(error.value)
     assert "\n" not in text
     assert "Traceback" not in text
     assert len(text) < 400
-    return text
 
 
-def test_a_folder_without_atokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(UnsupportedModel, match=r"tokenizer\.json") as error:
-        load_target(folder)
-    _sentence(error.value)
+DAMAGED = ["", "{", "[]", "{}", '{"model": {"vocab": {"a": "x"}}}', '{"model": {"vocab": {}}}']
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": {"vocab": {"a": "x"}}}', '{"model": {"vocab": {}}}'])
-def test_a_tokenizer_that_is_damaged(folder: Path, text: str) -> None:
-    (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(UnsupportedModel, match=r"tokenizer\.json") as error:
-        load_target(folder)
-    _sentence(error.value)
+@pytest.mark.parametrize(
+    ("file", "content", "kind", "said"),
+    [
+        ("tokenizer.json", None, UnsupportedModel, r"tokenizer\.json"),
+        *(("tokenizer.json", text.encode(), UnsupportedModel, r"tokenizer\.json") for text in DAMAGED),
+        ("tokenizer.json", tokenizer([f"w{index}" for index in range(80)]).encode(), UnsupportedModel, "tokens"),
+        ("model.safetensors", None, UnsupportedModel, "weights"),
+        ("model.safetensors", b"\x00" * 100, UnsupportedModel, "loaded"),
+        ("config.json", None, UnsupportedModel, r"config\.json"),
+        ("config.json", b'{"model_type": "vit"}', UnsupportedModel, "vit"),
+        ("config.json", b"{", VerifierError, "cannot be found"),
+    ],
+)
+def test_a_folder_that_holds_no_whole_model(
+    folder: Path, file: str, content: bytes | None, kind: type[VerifierError], said: str
+) -> None:
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    _refused(folder, kind, said)
 
 
-def test_a_tokenizer_of_another_model(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(tokenizer([f"w{index}" for index in range(80)]))
-    with pytest.raises(UnsupportedModel, match="tokens"):
-        load_target(folder)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"hello", "GGUF"),
+        *(
+            (b"GGUF" + rest, "is damaged")
+            for rest in (b"", b"\x03", struct.pack("<IQQ", 3, 1 << 40, 1 << 40), b"\xff" * 64)
+        ),
+    ],
+)
+def test_a_gguf_that_is_damaged(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    _refused(tmp_path / "model.gguf", UnsupportedModel, said)
 
 
-def test_a_folder_without_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(UnsupportedModel, match="weights"):
-        load_target(folder)
-
-
-def test_weights_that_are_damaged(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(UnsupportedModel, match="loaded") as error:
-        load_target(folder)
-    _sentence(error.value)
-
-
-def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"config\.json"):
-        load_target(tmp_path)
-
-
-def test_a_model_that_writes_no_text(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(UnsupportedModel, match="vit"):
-        load_target(folder)
-
-
-def test_a_configuration_that_is_damaged(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
-    with pytest.raises(VerifierError, match="cannot be found") as error:
-        load_target(folder)
-    _sentence(error.value)
-
-
-def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_text("hello")
-    with pytest.raises(UnsupportedModel, match="GGUF"):
-        load_target(path)
-
-
-@pytest.mark.parametrize("rest", [b"", b"\x03", struct.pack("<IQQ", 3, 1 << 40, 1 << 40), b"\xff" * 64])
-def test_a_gguf_that_is_damaged(tmp_path: Path, rest: bytes) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + rest)
-    with pytest.raises(UnsupportedModel, match="is damaged") as error:
-        load_target(path)
-    _sentence(error.value)
-
-
-def test_a_gguf_without_atokenizer(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="tokenizer"):
-        load_target(_gguf(tmp_path / "model.gguf", None))
-
-
-def test_a_gguf_without_weights(tmp_path: Path) -> None:
+def test_a_gguf_without_tokenizer_or_weights(tmp_path: Path) -> None:
+    _refused(_gguf(tmp_path / "model.gguf", None), UnsupportedModel, "tokenizer")
     path = _gguf(tmp_path / "model.gguf", WORDS, weights=False)
     assert gguf_tokens(path, vocabulary_only=True) == WORDS
-    with pytest.raises(UnsupportedModel, match="weights") as error:
-        load_target(path)
-    _sentence(error.value)
+    _refused(path, UnsupportedModel, "weights")
 
 
 def test_a_folder_whose_weights_lack_a_tensor(folder: Path) -> None:
@@ -210,19 +179,12 @@ def test_a_folder_whose_weights_lack_a_tensor(folder: Path) -> None:
 
 @pytest.mark.parametrize("source", ["/no/such/model.gguf", "/no/such/folder", "./nothing", "nothing", "a/b/c"])
 def test_a_path_where_nothing_is(source: str) -> None:
-    with pytest.raises(VerifierError, match="There is no") as error:
-        load_target(source)
-    _sentence(error.value)
+    _refused(source, VerifierError, "There is no")
 
 
 def test_a_repository_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        VerifierError,
-        match=r"huggingface\.co",
-    ) as error:
-        load_target("nobody/nothing")
-    _sentence(error.value)
+    _refused("nobody/nothing", VerifierError, r"huggingface\.co")
 
 
 def test_a_number_format_or_device_that_does_not_exist(whole: Path) -> None:
