@@ -99,7 +99,9 @@ class MessageHandlers:
         for notice in self.guard.take_notices():
             match notice:
                 case OverQuota():
-                    self._over_quota(notice)
+                    sentence = f"The device exceeds its quota on {notice.topic.value}; it waits {notice.retry_s:.1f} s."
+                    fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=notice.retry_s)
+                    self.answers.notify(notice.device, fault)
                 case QuarantineBegun():
                     self._quarantined(notice)
 
@@ -277,11 +279,6 @@ class MessageHandlers:
         else:
             self.guard.strike(device, FaultCode.MALFORMED)
             self.recorder.events.note(EventKind.FAULT, "malformed", malformed.sentence, device)
-
-    def _over_quota(self, notice: OverQuota) -> None:
-        sentence = f"The device exceeds its quota on {notice.topic.value}; it waits {notice.retry_s:.1f} s."
-        fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=notice.retry_s)
-        self.answers.notify(notice.device, fault)
 
     def _quarantined(self, quarantine: QuarantineBegun) -> None:
         at = self.quarantines.begun(quarantine)

@@ -167,7 +167,7 @@ class EdgeService:
         recorder = handlers.recorder
         self._life = LifeEvents(recorder, VERSION, self.verifier.info.name, self.clock)
         self._watch = SelfWatch(self.observer(), recorder, settings.max_sessions, self.clock, self.now)
-        self.writer.tell = self._life.store
+        self.writer.tell = partial(self._life.note, EventKind.DATABASE)
         self._link.on_connection(self._connection)
         try:
             self._link.start(timeout_s=10.0)
@@ -294,7 +294,7 @@ class EdgeService:
         self._rejected = None if outcome.accepted else PublishRejected(topic=outcome.topic, reason=outcome.reason)
         if self._rejected is not None and self._answered.is_set():
             _log.error("This edge's state is not known to its devices: %s", self._rejected)
-            self._life.state_rejected(str(self._rejected))
+            self._life.note(EventKind.BROKER, "state-rejected", str(self._rejected))
         self._answered.set()
 
     def _connection(self, up: bool) -> None:

@@ -277,7 +277,7 @@ class SessionLog(Closing):
 
         `severity` is by default that of `fleet_edge.store.event_codes`.
         """
-        record = EventLogged.of_administrator(
+        record = EventLogged(
             kind=kind,
             code=code,
             sentence=sentence,

@@ -160,16 +160,10 @@ class LifeEvents:
             self._lost_at = None if up else since or self.clock()
         if not up and since is None:
             sentence = f"The edge has lost the broker; no device can reach it. {why}".rstrip()
-            self._event(EventKind.BROKER, "connection-lost", sentence)
+            self.note(EventKind.BROKER, "connection-lost", sentence)
         elif up and since is not None:
             sentence = f"The edge has reached the broker again, after {self.clock() - since:.1f} s."
-            self._event(EventKind.BROKER, "connection-back", sentence)
-
-    def state_rejected(self, sentence: str) -> None:
-        self._event(EventKind.BROKER, "state-rejected", sentence)
-
-    def store(self, code: str, sentence: str) -> None:
-        self._event(EventKind.DATABASE, code, sentence)
+            self.note(EventKind.BROKER, "connection-back", sentence)
 
     def _compare(self, before: EdgeView) -> None:
         if before.presence not in (None, Presence.OFFLINE.value):
@@ -186,7 +180,7 @@ class LifeEvents:
             self._edge("target-changed", sentence)
 
     def _edge(self, code: str, sentence: str) -> None:
-        self._event(EventKind.EDGE, code, sentence)
+        self.note(EventKind.EDGE, code, sentence)
 
-    def _event(self, kind: EventKind, code: str, sentence: str) -> None:
+    def note(self, kind: EventKind, code: str, sentence: str) -> None:
         self.recorder.events.note(kind, code, sentence)

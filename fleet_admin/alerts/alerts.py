@@ -211,7 +211,7 @@ def _log(
     connection: Connection, alert: AlertView, *, code: str, sentence: str, now: datetime, who: str | None = None
 ) -> None:
     grave = alert.severity == AlertSeverity.CRITICAL and code == "opened"
-    event = EventLogged.of_administrator(
+    event = EventLogged(
         kind=EventKind.ALERT.value,
         code=code,
         sentence=sentence,

@@ -251,9 +251,7 @@ class SteeringLog(Closing):
         """Record what came of an administrator's settings or commands: device, code of `event_codes`, sentence."""
         now = self._now()
         records = [
-            EventLogged.of_administrator(
-                kind=kind.value, code=code, sentence=sentence, at=now, device=device, who=actor.who
-            )
+            EventLogged(kind=kind.value, code=code, sentence=sentence, at=now, device=device, who=actor.who)
             for device, code, sentence in events
         ]
         if records:

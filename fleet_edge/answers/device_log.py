@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, Generic, TypeVar
 
-from fleet_edge.store.event_codes import EventKind, Severity, severity_of
+from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.records import DeviceSeen, EdgeSeen, EventLogged, Record, TelemetryReported
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 
@@ -31,7 +31,7 @@ class _Count:
     id: str
     sentence: str
     session: bytes | None
-    severity: Severity
+    severity: Severity | None
     at: datetime
     last_at: datetime
     count: int = 0
@@ -89,8 +89,7 @@ class EventCounts:
                 made = self.new_id()
                 if shared and key[1] != _OTHER:
                     made = hashlib.blake2b(repr((*key, minute)).encode(), digest_size=16).hexdigest()
-                grave = severity or severity_of(key[1], key[2])
-                counted = self._counts[key] = _Count(made, sentence, session, grave, at, at)
+                counted = self._counts[key] = _Count(made, sentence, session, severity, at, at)
                 self._codes[key[0]] += 1
             counted.count += times
             counted.last_at = max(counted.last_at, at)

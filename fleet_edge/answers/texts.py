@@ -7,8 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_common.grammar.process import token_pieces
@@ -37,75 +36,43 @@ class GenerationRecorder:
     piece: Callable[[int], bytes] | None = None
     _written: dict[int, int] = field(default_factory=dict)  # by handle, position up to which it was written
 
-    def grew(self, session: EdgeSession, *, segment: int, at: datetime) -> None:
-        if self.store is not StoreText.FULL:
-            return
-        while session.committed - self._begin(session) >= _PIECE:
-            self._put(session, self._begin(session), session.committed, segment=segment, at=at)
+    def grew(self, session: EdgeSession, **key: Any) -> None:  # noqa: ANN401 - segment and time
+        if self.store is StoreText.FULL:
+            while session.committed - self._begin(session) >= _PIECE:
+                self._piece(session, self._begin(session), session.committed, key)
 
-    def ended(self, session: EdgeSession, *, tokens: int, segment: int, at: datetime) -> None:
+    def ended(self, session: EdgeSession, *, tokens: int, **key: Any) -> None:  # noqa: ANN401
         """Write the rest of a generation of `tokens` tokens that ends or goes on elsewhere."""
         begin, end = self._begin(session), min(tokens, session.committed)
         if self.store is StoreText.HASH and end > begin:
-            self.put(self._hashed(session, begin, end, segment=segment, at=at))
+            digest = hashlib.sha256(f"{session.session.hex()}\n".encode())
+            assert self.piece is not None  # the settings' hash is of what the tokens read
+            for token in session.text[:end]:
+                digest.update(self.piece(token))
+            self._put(session, begin, end, key, hash=digest.hexdigest())
         while self.store is StoreText.FULL and begin < end:
-            begin = self._put(session, begin, end, segment=segment, at=at)
+            begin = self._piece(session, begin, end, key)
         self._written.pop(session.handle, None)
 
     def _begin(self, session: EdgeSession) -> int:
         return self._written.get(session.handle, session.committed - len(session.kinds))
 
-    def _put(self, session: EdgeSession, begin: int, end: int, *, segment: int, at: datetime) -> int:
+    def _piece(self, session: EdgeSession, begin: int, end: int, key: dict[str, Any]) -> int:
         """Write a piece from `begin` on; return its end."""
-        tokens = session.text[begin : min(end, begin + _PIECE)]
-        pieces = None if self.piece is None else _fitting([self.piece(token) for token in tokens])
-        if pieces is not None:
-            tokens = tokens[: len(pieces)]
-        self.put(
-            self._record(
-                session,
-                begin,
-                begin + len(tokens),
-                segment=segment,
-                at=at,
-                ids=",".join(map(str, tokens)),
-                pieces=None if pieces is None else ",".join(piece.hex() for piece in pieces),
-            )
-        )
-        self._written[session.handle] = begin + len(tokens)
-        return begin + len(tokens)
+        tokens, pieces = session.text[begin : min(end, begin + _PIECE)], None
+        if self.piece is not None:
+            fitting = _fitting([self.piece(token) for token in tokens])
+            tokens, pieces = tokens[: len(fitting)], ",".join(piece.hex() for piece in fitting)
+        end = self._written[session.handle] = begin + len(tokens)
+        self._put(session, begin, end, key, ids=",".join(map(str, tokens)), pieces=pieces)
+        return end
 
-    def _hashed(self, session: EdgeSession, begin: int, end: int, *, segment: int, at: datetime) -> TextWritten:
-        digest = hashlib.sha256(f"{session.session.hex()}\n".encode())
-        assert self.piece is not None  # the settings' hash is of what the tokens read
-        for token in session.text[:end]:
-            digest.update(self.piece(token))
-        return self._record(session, begin, end, segment=segment, at=at, hash_=digest.hexdigest())
-
-    def _record(
-        self,
-        session: EdgeSession,
-        begin: int,
-        end: int,
-        *,
-        segment: int,
-        at: datetime,
-        ids: str | None = None,
-        pieces: str | None = None,
-        hash_: str | None = None,
-    ) -> TextWritten:
+    def _put(self, session: EdgeSession, begin: int, end: int, key: dict[str, Any], **content: str | None) -> None:
         first = session.committed - len(session.kinds)
-        return TextWritten(
-            session=session.session.hex(),
-            segment=segment,
-            device=session.device,
-            start=begin,
-            kinds=session.kinds[begin - first : end - first].decode("ascii"),
-            ids=ids,
-            pieces=pieces,
-            hash=hash_,
-            at=at,
-        )
+        kinds = session.kinds[begin - first : end - first].decode("ascii")
+        stored: dict[str, Any] = {"ids": None, "pieces": None, "hash": None} | content
+        name = session.session.hex()
+        self.put(TextWritten(session=name, device=session.device, start=begin, kinds=kinds, **key, **stored))
 
 
 def token_bytes(verifier: Verifier, store: StoreText) -> Callable[[int], bytes] | None:

@@ -89,6 +89,4 @@ def _apply(connection: Connection, *records: DeviceQuarantined | QuarantineLifte
 
 
 def _event(device: str, *, code: str, sentence: str, at: datetime) -> EventLogged:
-    return EventLogged.of_administrator(
-        kind="quarantine", code=code, sentence=sentence, at=at, device=device, severity=Severity.INFO
-    )
+    return EventLogged(kind="quarantine", code=code, sentence=sentence, at=at, device=device, severity=Severity.INFO)

@@ -10,7 +10,7 @@ microseconds.
 """
 
 import uuid
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Self
@@ -322,12 +322,13 @@ class EventLogged:
             only in `count` and `last_at`, of which the greatest count. All edges give what they all see the same id.
         session: The first session that it concerns.
         last_at: When it last happened; None: at `at`.
+        severity: By default that of `event_codes`.
     """
 
-    id: str
-    edge: str
-    device: str | None
-    session: str | None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    edge: str = ADMINISTRATOR
+    device: str | None = None
+    session: str | None = None
     kind: str
     code: str
     sentence: str
@@ -335,34 +336,11 @@ class EventLogged:
     count: int = 1
     last_at: datetime | None = None
     who: str | None = None
-    severity: Severity = Severity.INFO
+    severity: Severity | None = None
 
-    @classmethod
-    def of_administrator(
-        cls,
-        *,
-        kind: str,
-        code: str,
-        sentence: str,
-        at: datetime,
-        device: str | None = None,
-        who: str | None = None,
-        severity: Severity | None = None,
-        edge: str = ADMINISTRATOR,
-    ) -> Self:
-        """Return a new event that no edge has caused; `severity` is by default that of `event_codes`."""
-        return cls(
-            id=uuid.uuid4().hex,
-            edge=edge,
-            device=device,
-            session=None,
-            kind=kind,
-            code=code,
-            sentence=sentence,
-            at=at,
-            who=who,
-            severity=severity or severity_of(kind, code),
-        )
+    def __post_init__(self) -> None:
+        if self.severity is None:
+            object.__setattr__(self, "severity", severity_of(self.kind, self.code))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, and_, delete, func, insert, select, update
 
-from fleet_edge.store.event_codes import EventKind, severity_of
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.models import DeviceRow, EdgeRow, RolloutRow
 from fleet_edge.store.records import ADMINISTRATOR, EventLogged
 from fleet_edge.store.views import MachineRelease, MachineRollout, Rollout
@@ -157,13 +157,11 @@ def _event(machine: MachineRollout) -> EventLogged:
         id=uuid.uuid5(_EVENTS, named).hex,
         edge=machine.name if machine.kind == "edge" else ADMINISTRATOR,
         device=machine.name if machine.kind == "device" else None,
-        session=None,
         kind=EventKind.ROLLOUT.value,
         code=str(machine.outcome),
         sentence=_sentence(machine),
         at=machine.ended_at or machine.started_at,
         who=machine.who,
-        severity=severity_of(EventKind.ROLLOUT, machine.outcome),
     )
 
 

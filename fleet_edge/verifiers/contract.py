@@ -287,16 +287,12 @@ class SequenceTable:
             raise VerifierError(f"Sequence {item.sequence} has a token id outside 0..{self._vocabulary - 1}.")
 
 
-class TokenVerifier:
-    """Base of a `Verifier` that stores only the tokens of open sequences, within a budget of tokens."""
+class TableVerifier:
+    """Base of a `Verifier` that keeps the lengths of its sequences in a table."""
 
-    budget_name = "the budget"
-
-    def __init__(self, info: TargetInfo, budget: int) -> None:
+    def __init__(self, info: TargetInfo) -> None:
         self._info = info
-        self._budget = budget
         self._table = SequenceTable(context=info.context, vocabulary=info.vocabulary.size)
-        self._tokens: dict[int, list[int]] = {}
 
     @property
     def info(self) -> TargetInfo:
@@ -304,6 +300,26 @@ class TokenVerifier:
 
     def open(self, sequence: int) -> None:
         self._table.open(sequence)
+
+    def computed(self, sequence: int) -> int:
+        return self._table.computed(sequence)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        self._table.truncate(sequence, length)
+
+
+class TokenVerifier(TableVerifier):
+    """Base of a `Verifier` that stores only the tokens of open sequences, within a budget of tokens."""
+
+    budget_name = "the budget"
+
+    def __init__(self, info: TargetInfo, budget: int) -> None:
+        super().__init__(info)
+        self._budget = budget
+        self._tokens: dict[int, list[int]] = {}
+
+    def open(self, sequence: int) -> None:
+        super().open(sequence)
         self._tokens[sequence] = []
 
     def fork(self, sequence: int, source: int, length: int) -> None:
@@ -312,11 +328,8 @@ class TokenVerifier:
         self._table.fork(sequence, source, length)
         self._tokens[sequence] = self._tokens[source][:length]
 
-    def computed(self, sequence: int) -> int:
-        return self._table.computed(sequence)
-
     def truncate(self, sequence: int, length: int) -> None:
-        self._table.truncate(sequence, length)
+        super().truncate(sequence, length)
         del self._tokens[sequence][length:]
 
     def close(self, sequence: int) -> None:

@@ -127,48 +127,6 @@ class HeldSequence:
         return self.tokens[:length].tobytes() == tokens[: length * self.tokens.itemsize]
 
 
-class RetainedSequences:
-    """Ended sequences in LRU order; `share` returns an owner's share of memory before its sequences go first."""
-
-    def __init__(self, share: Callable[[str], float]) -> None:
-        self._share = share
-        self._by_key: dict[int, HeldSequence] = {}  # least recently used first
-        self._owned = Counter[str]()
-
-    def __len__(self) -> int:
-        return len(self._by_key)
-
-    def __iter__(self) -> Iterator[HeldSequence]:
-        return iter(list(self._by_key.values()))
-
-    def __contains__(self, held: object) -> bool:
-        return isinstance(held, HeldSequence) and held.key in self._by_key
-
-    @property
-    def tokens(self) -> int:
-        return self._owned.total()
-
-    def add(self, held: HeldSequence) -> None:
-        self._by_key[held.key] = held
-        self._owned[held.owner] += held.computed
-
-    def remove(self, held: HeldSequence) -> None:
-        """Remove a sequence; its tokens MUST be unchanged since `add`."""
-        del self._by_key[held.key]
-        self._owned[held.owner] -= held.computed
-        if not self._owned[held.owner]:
-            del self._owned[held.owner]
-
-    def used(self, held: HeldSequence) -> None:
-        self._by_key[held.key] = self._by_key.pop(held.key)
-
-    def first_to_go(self, *, whole: int, keep: HeldSequence | None = None) -> HeldSequence | None:
-        """Return the sequence to drop: the least recently used, first of owners above their share of `whole` tokens."""
-        greedy = {owner for owner, tokens in self._owned.items() if tokens > self._share(owner) * whole}
-        candidates = [held for held in self._by_key.values() if held is not keep]
-        return next((held for held in candidates if held.owner in greedy), next(iter(candidates), None))
-
-
 LEAST_REUSED: Final = 16
 """Fewest tokens to reuse: computing fewer costs about as much as copying them."""
 
@@ -208,7 +166,9 @@ class PrefixCache:
         self._index = PrefixIndex()  # open sequences with what they expect, retained ones with what they have computed
         self._open: dict[int, HeldSequence] = {}  # by the caller's key
         self._held: dict[int, HeldSequence] = {}  # by the key below: open and retained ones
-        self._retained = RetainedSequences(share)
+        self._share = share
+        self._retained: dict[int, HeldSequence] = {}  # ended ones, by the key below, the least recently used first
+        self._owned = Counter[str]()  # tokens of the retained ones
         self._keys = count(_FIRST_OF_OURS)
         info = verifier.info
         self._all_stable = info.batch_invariant and info.least_tokens == 1
@@ -219,7 +179,7 @@ class PrefixCache:
 
     @property
     def retained_tokens(self) -> int:
-        return self._retained.tokens
+        return self._owned.total()
 
     def open(self, sequence: int) -> None:
         self._require_new(sequence)
@@ -240,7 +200,7 @@ class PrefixCache:
         try:
             logits = self._score(below)
         except CapacityExceeded:
-            if not len(self._retained) or not self._fits(below):
+            if not self._retained or not self._fits(below):
                 raise
             logits = self._score(below)
         for item, own in zip(items, below, strict=True):
@@ -348,7 +308,7 @@ class PrefixCache:
         del held.tokens[:]
 
     def clear(self) -> None:
-        for held in self._retained:
+        for held in list(self._retained.values()):
             self._drop(held)
 
     # Lookups
@@ -394,8 +354,7 @@ class PrefixCache:
             if reach < held.computed:
                 break
             if common == reach and other.begins_as(tokens, held.computed):
-                if other in self._retained:
-                    self._retained.used(other)
+                self._used(other)
                 return False
         return True
 
@@ -411,12 +370,25 @@ class PrefixCache:
         for reach, key in list(islice(self._index.matches(tokens), _LOOKED_AT)):
             other = self._held[key]
             serves = self._is_one(held, other) or other.computed <= other.public
-            if other in self._retained and other.computed == reach and serves and held.stable >= other.stable:
+            if key in self._retained and other.computed == reach and serves and held.stable >= other.stable:
                 self._drop(other)  # the new one serves its purpose
         if len(self._retained) >= _MOST_RETAINED:
             self._drop_one()
         self._index.insert(held.key, tokens)
-        self._retained.add(held)
+        self._retained[held.key] = held
+        self._owned[held.owner] += held.computed
+
+    def _used(self, held: HeldSequence) -> None:
+        if held.key in self._retained:
+            self._retained[held.key] = self._retained.pop(held.key)
+
+    def _release(self, held: HeldSequence) -> None:
+        """Take a sequence out of the index and of the retained ones; its tokens MUST be unchanged since `_retain`."""
+        self._index.remove(held.key)
+        if self._retained.pop(held.key, None) is not None:
+            self._owned[held.owner] -= held.computed
+            if not self._owned[held.owner]:
+                del self._owned[held.owner]
 
     def _take(self, source: HeldSequence, length: int, *, taker: HeldSequence) -> HeldSequence:
         """Move or fork the first `length` tokens of `source` for `taker`; raises `CapacityExceeded`."""
@@ -424,7 +396,7 @@ class PrefixCache:
         assert caller is not None
         if source.caller is not None:
             return self._fork(next(self._keys), caller, source, length)
-        self._retained.used(source)
+        self._used(source)
         mine = self._is_one(source, taker)
         if source.computed - length > TAIL or not mine:
             try:
@@ -433,8 +405,7 @@ class PrefixCache:
                 if not mine:
                     raise
                 # There is room for one of the two, and this one is needed.
-        self._retained.remove(source)
-        self._index.remove(source.key)
+        self._release(source)
         self._verifier.truncate(source.key, length)
         del source.tokens[length:]
         source.caller = caller
@@ -445,20 +416,19 @@ class PrefixCache:
         return HeldSequence(key, caller, tokens=source.tokens[:length], stable=source.stable)
 
     def _drop(self, held: HeldSequence) -> None:
-        if held in self._retained:
-            self._retained.remove(held)
-        self._index.remove(held.key)
+        self._release(held)
         self._verifier.close(held.key)
         del self._held[held.key]
 
     def _drop_one(self, *, keep: HeldSequence | None = None) -> bool:
-        if not len(self._retained):
+        """Drop the least recently used sequence, first of owners above their share; return whether there was one."""
+        whole = sum(held.computed for held in self._held.values()) if self._retained else 0
+        greedy = {owner for owner, tokens in self._owned.items() if tokens > self._share(owner) * whole}
+        candidates = [held for held in self._retained.values() if held is not keep]
+        if not candidates:
             return False
-        whole = sum(held.computed for held in self._held.values())
-        held = self._retained.first_to_go(whole=whole, keep=keep)
-        if held is not None:
-            self._drop(held)
-        return held is not None
+        self._drop(next((held for held in candidates if held.owner in greedy), candidates[0]))
+        return True
 
     # The wrapped verifier
 

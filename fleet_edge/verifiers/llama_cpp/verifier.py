@@ -23,7 +23,7 @@ from fleet_edge.verifiers.contract import (
     CapacityExceeded,
     Item,
     SequenceFailed,
-    SequenceTable,
+    TableVerifier,
     TargetInfo,
     UnsupportedModel,
     Verifier,
@@ -117,7 +117,7 @@ _ALIKE: Final = 2
 """Fewest new tokens of a stream that llama.cpp computes batch-invariantly."""
 
 
-class LlamaCppVerifier:
+class LlamaCppVerifier(TableVerifier):
     def __init__(
         self, target: GgufTarget, *, budget_bytes: int, context: int = 0, threads: int = 0, batch_invariant: bool = True
     ) -> None:
@@ -146,16 +146,17 @@ class LlamaCppVerifier:
             )
         self._plan = plan
         self._batch_invariant = batch_invariant
-        self._info = TargetInfo(
-            name=target.name,
-            vocabulary=target.vocabulary,
-            context=plan.context,
-            end_tokens=target.end_tokens,
-            runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} texts at a time",
-            least_tokens=_ALIKE if batch_invariant else 1,
-            batch_invariant=batch_invariant and not target.on_gpu,
+        super().__init__(
+            TargetInfo(
+                name=target.name,
+                vocabulary=target.vocabulary,
+                context=plan.context,
+                end_tokens=target.end_tokens,
+                runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} texts at a time",
+                least_tokens=_ALIKE if batch_invariant else 1,
+                batch_invariant=batch_invariant and not target.on_gpu,
+            )
         )
-        self._table = SequenceTable(context=plan.context, vocabulary=target.vocabulary.size)
         self._streams = StreamTable(
             plan, lambda: target.thread.call(LlamaSlab, target, plan.shape), spare=bool(target.window)
         )
@@ -165,10 +166,6 @@ class LlamaCppVerifier:
         self._call_tokens = 1.0
         run_trial(self)
         self._call_tokens = measure_call_tokens(self, time.perf_counter)
-
-    @property
-    def info(self) -> TargetInfo:
-        return self._info
 
     @property
     def allocated_bytes(self) -> int:
@@ -181,9 +178,6 @@ class LlamaCppVerifier:
 
     def encode(self, text: str) -> list[int]:
         return self._target.encode(text, special=True)
-
-    def open(self, sequence: int) -> None:
-        self._table.open(sequence)
 
     def fork(self, sequence: int, source: int, length: int) -> None:
         place = self._streams.places.get(source)
@@ -202,9 +196,6 @@ class LlamaCppVerifier:
         except BaseException:
             self.close(sequence)
             raise
-
-    def computed(self, sequence: int) -> int:
-        return self._table.computed(sequence)
 
     def truncate(self, sequence: int, length: int) -> None:
         self._table.truncate(sequence, length)

@@ -6,6 +6,7 @@ order of its own, so that its logits are the same to the bit whatever is compute
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 import numba
@@ -222,21 +223,17 @@ class LeanModel:
 
 def _lay_out(parts: Sequence[Part]) -> list[_Run]:
     """Return the runs of parts that are ordered by slab."""
-    runs, begin = list[_Run](), 0
-    while begin < len(parts):
-        end = begin + 1
-        while end < len(parts) and parts[end].slot.slab is parts[begin].slot.slab:
-            end += 1
+    runs, first = list[_Run](), 0
+    for _, own in groupby(parts, key=lambda part: id(part.slot.slab)):
         slots, positions, starts = list[int](), list[int](), [0]
-        for part in parts[begin:end]:
+        for part in own:
             slots += [part.slot.index] * part.count
             positions += range(part.start, part.start + part.count)
             starts += range(starts[-1] + ROWS_AT_ONCE, len(slots), ROWS_AT_ONCE)
             starts.append(len(slots))
-        first = runs[-1].end if runs else 0
         numbers = (np.array(list_, np.int32) for list_ in (slots, positions, starts))
-        runs.append(_Run(parts[begin].slot.slab, first, first + len(slots), *numbers))
-        begin = end
+        runs.append(_Run(part.slot.slab, first, first + len(slots), *numbers))
+        first += len(slots)
     return runs
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceTable, TargetInfo, VerifierError
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, TableVerifier, TargetInfo, VerifierError
 from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, rows_repeat, run_trial, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
 from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
@@ -27,7 +27,7 @@ FEWEST_TOKENS: Final = 256
 """Shortest sequence that a budget must hold."""
 
 
-class PackedVerifier:
+class PackedVerifier(TableVerifier):
     """`Verifier` over a transformers model, or over one in int8."""
 
     def __init__(self, target: Target, *, budget_bytes: int) -> None:
@@ -48,17 +48,12 @@ class PackedVerifier:
             device=self._device,
             keys_transposed=lean,
         )
-        self._info = replace(target.info, context=_context(target.info, memory))
+        super().__init__(replace(target.info, context=_context(target.info, memory)))
         self._store = KVStore(memory, context=self._info.context)
-        self._table = SequenceTable(context=self._info.context, vocabulary=self._info.vocabulary.size)
         if not lean:
             run_trial(self, self._model)
         else:
             self._info = replace(self._info, batch_invariant=rows_repeat(self))
-
-    @property
-    def info(self) -> TargetInfo:
-        return self._info
 
     @property
     def allocated_bytes(self) -> int:
@@ -72,9 +67,6 @@ class PackedVerifier:
     def encode(self, text: str) -> list[int]:
         return encode(self._source, text)
 
-    def open(self, sequence: int) -> None:
-        self._table.open(sequence)
-
     def fork(self, sequence: int, source: int, length: int) -> None:
         self._table.check_fork(sequence, source, length)
         if length:
@@ -87,12 +79,6 @@ class PackedVerifier:
             except MemoryError as error:
                 raise _no_memory() from error
         self._table.fork(sequence, source, length)
-
-    def computed(self, sequence: int) -> int:
-        return self._table.computed(sequence)
-
-    def truncate(self, sequence: int, length: int) -> None:
-        self._table.truncate(sequence, length)
 
     def close(self, sequence: int) -> None:
         if self._table.close(sequence):

@@ -112,6 +112,12 @@ def as_list(value: object, length: int | None = None) -> list[Any]:
     return value
 
 
+def _as_text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise BadAnswer(f"{what} is missing")
+    return value
+
+
 def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: LogprobsQuery, *, vocabulary: int) -> TopRows:
     """Check and sort the pairs of id and log-probability in an answer; ids above `vocabulary` are padding.
 
@@ -207,15 +213,11 @@ class SgLang:
         return HttpCall("/detokenize", {"model": model, "tokens": [token], "skip_special_tokens": False}, _ANSWER_BYTES)
 
     def read_text(self, answer: object) -> str:
-        text = as_map(answer).get("text")
-        if not isinstance(text, str):
-            raise BadAnswer("a text is missing")
-        return text
+        return _as_text(as_map(answer).get("text"), "a text")
 
     def version(self, answer: object) -> str:
         """Check for `model_path`; the version is elsewhere."""
-        if not isinstance(as_map(answer).get("model_path"), str):
-            raise BadAnswer("a model's path is missing")
+        _as_text(as_map(answer).get("model_path"), "a model's path")
         return ""
 
 
@@ -280,16 +282,10 @@ class Vllm:
         return HttpCall("/detokenize", {"model": model, "tokens": [token]}, _ANSWER_BYTES)
 
     def read_text(self, answer: object) -> str:
-        text = as_map(answer).get("prompt")
-        if not isinstance(text, str):
-            raise BadAnswer("a text is missing")
-        return text
+        return _as_text(as_map(answer).get("prompt"), "a text")
 
     def version(self, answer: object) -> str:
-        version = as_map(answer).get("version")
-        if not isinstance(version, str):
-            raise BadAnswer("a version is missing")
-        return version
+        return _as_text(as_map(answer).get("version"), "a version")
 
 
 def _entries(choice: dict[str, Any]) -> list[tuple[object, object]]:

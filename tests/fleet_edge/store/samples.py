@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
+from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.records import (
     CloseReported,
     DeviceCounters,
@@ -219,6 +220,7 @@ event = partial(
         code="desync",
         sentence="The prefix differs.",
         at=after(1),
+        severity=Severity.INFO,
     ),
 )
 
