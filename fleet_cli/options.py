@@ -253,6 +253,12 @@ Database = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Wide = Annotated[bool, typer.Option("--wide", help="Show all columns, whatever the terminal's width.")]
+SHOWN: Final = 50
+"""Rows of a table by default."""
+
+AtMost = Annotated[
+    int | None, typer.Option(min=1, help=f"Maximum number of rows; by default {SHOWN} in a table and all in JSON.")
+]
 Since = Annotated[
     str | None, typer.Option(help="Sessions opened since: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")
 ]
@@ -278,6 +284,10 @@ def time_of(option: str, text: str | None) -> datetime | None:
         return read_time(text, now=datetime.now(UTC))
     except ValueError as error:
         raise CommandError(f"{option}: {error}") from error
+
+
+def shown_of(number: int, total: int) -> str:
+    return f"{number:,}" if number == total else f"{number:,} of {total:,} (all: --limit {total})"
 
 
 def open_log(url: str) -> "SessionLog":

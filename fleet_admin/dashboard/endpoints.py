@@ -1,7 +1,7 @@
 """Endpoints of the JSON API. An endpoint added here is served and described by the OpenAPI document."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any, Final
@@ -184,8 +184,25 @@ _alerts = partial(_of, "alerts")
 _steering = partial(_of, "steering.log")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedUsage(UsageView):
+    """Usage with its cost by the prices of the settings; None without prices."""
+
+    cost: float | None
+    currency: str | None
+
+
 def _usage(visit: Visit, asked: WhichUsage) -> object:
-    return visit.services.log.usage(**{**dict(asked), "by": asked.by.split(",") if asked.by else []})
+    prices = visit.services.settings.prices
+    names = [each.name for each in fields(UsageView)]
+    return [
+        PricedUsage(
+            **{name: getattr(row, name) for name in names},
+            cost=prices.cost(row.counted) if prices else None,
+            currency=prices.currency if prices else None,
+        )
+        for row in visit.services.log.usage(**{**dict(asked), "by": asked.by.split(",") if asked.by else []})
+    ]
 
 
 def _settings(visit: Visit, _asked: object) -> object:
@@ -236,7 +253,7 @@ ENDPOINTS: Final = (
     _Read("/events", "What happened, the latest first.", _log(SessionLog.events), list[EventView], WhichEvents),
     _Read("/edges", "All edges with their latest load.", _log(SessionLog.edges), list[EdgeView]),
     _Read("/stats", "What the edges counted, added up.", _log(SessionLog.stats), dict[str, Tally], WhichStats),
-    _Read("/usage", "Totals that outlive the sessions.", _usage, list[UsageView], WhichUsage),
+    _Read("/usage", "Totals that outlive the sessions.", _usage, list[PricedUsage], WhichUsage),
     _Read("/devices/{device}/settings", "Wanted and in force.", _settings, DeviceSettingsView),
     _Act("/devices/{device}/settings", "Give it settings.", _set, SetResult, WantedSettings),
     _Read("/devices/{device}/commands", "Its commands, the latest first.", _commands, list[CommandView], Limited),

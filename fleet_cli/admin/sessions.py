@@ -14,7 +14,7 @@ import typer
 from fleet_admin.columns import Kind, in_order, shown
 from fleet_admin.reports import EVENTS, RUNNING, SESSIONS, device_columns, model_name, tally_columns
 from fleet_cli.errors import CommandError
-from fleet_cli.options import DEFAULT_DB, AsJson, Database, Since, Wide, open_log, time_of
+from fleet_cli.options import DEFAULT_DB, SHOWN, AsJson, AtMost, Database, Since, Wide, open_log, shown_of, time_of
 from fleet_cli.tables import Column, cell, describe, plain, print_json, print_table
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -157,10 +157,6 @@ T = TypeVar("T")
 
 _EVENTS: Final = 20
 _LATEST_HOURS: Final = 24
-_SHOWN: Final = 50
-_AtMost = Annotated[
-    int | None, typer.Option(min=1, help=f"Maximum number of rows; by default {_SHOWN} in a table and all in JSON.")
-]
 _NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
 _GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
 
@@ -196,7 +192,7 @@ def devices(
     version: Annotated[str | None, typer.Option(help="Only devices with this release.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Only devices with this label; repeatable.")] = None,
     sort: Annotated[str, typer.Option(metavar="|".join(_DEVICE_ORDERS), help="Sort by this column.")] = "name",
-    limit: _AtMost = None,
+    limit: AtMost = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -219,8 +215,8 @@ def devices(
     if as_json:
         print_json(found[:limit])
         return
-    rows = found[: limit or _SHOWN]
-    title = f"Devices: {_of(len(rows), len(found))}"
+    rows = found[: limit or SHOWN]
+    title = f"Devices: {shown_of(len(rows), len(found))}"
     empty = "No device is like that." if silent or after or model or version or label else _NO_DEVICES
     print_table(title, columns, rows, sort=order.removeprefix("-"), wide=wide, empty=empty)
 
@@ -327,7 +323,7 @@ def stats(
     by: Annotated[
         str | None, typer.Option(metavar="device|draft|edge|app|hour|day|month", help="Group by this.")
     ] = None,
-    limit: _AtMost = None,
+    limit: AtMost = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -341,14 +337,14 @@ def stats(
     if as_json:
         print_json(dict(list(found.items())[:limit]))
         return
-    rows = list(found.items())[: limit or _SHOWN]
+    rows = list(found.items())[: limit or SHOWN]
     period = "" if after is None else f" since {cell(after)} UTC"
     columns: list[Column[tuple[str, Tally]]] = [
         Column(by or "", lambda row: row[0], rank=0),
         *tally_columns(lambda row: row[1]),
     ]
     print_table(
-        f"Totals{period}: {_of(len(rows), len(found))}",
+        f"Totals{period}: {shown_of(len(rows), len(found))}",
         columns,
         rows,
         wide=wide,
@@ -365,10 +361,6 @@ def _order(option: str, word: str, orders: "Mapping[str, str]") -> str:
 def _sorted(rows: "Sequence[T]", columns: "Sequence[Column[T]]", order: str) -> "list[T]":
     column = next(each for each in columns if each.key == order.removeprefix("-"))
     return in_order(rows, column, falling=order.startswith("-"))
-
-
-def _of(number: int, total: int) -> str:
-    return f"{number:,}" if number == total else f"{number:,} of {total:,} (all: --limit {total})"
 
 
 _UNKNOWN = "UNKNOWN"

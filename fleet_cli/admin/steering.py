@@ -12,8 +12,10 @@ from fleet_admin.settings import AdminSettings
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import (
     DEFAULT_DB,
+    SHOWN,
     Acting,
     AsJson,
+    AtMost,
     Database,
     Devices,
     Since,
@@ -22,6 +24,7 @@ from fleet_cli.options import (
     open_log,
     open_steering,
     profile_file,
+    shown_of,
     steering_log,
     with_selection,
     with_settings,
@@ -108,6 +111,7 @@ def settings_command(
     log_only: Annotated[
         bool, typer.Option("--log-only", help="Read the database instead of asking the broker.")
     ] = False,
+    limit: AtMost = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -124,9 +128,9 @@ def settings_command(
     if missing := sorted(set(device or ()) - {each.device for each in found}):
         raise CommandError(f"Nothing is known of a device {missing[0]!r}; check the name.")
     if as_json:
-        print_json(found)
+        print_json(found[:limit])
     else:
-        _show_settings(found, wide=wide, whole=bool(device))
+        _show_settings(found, limit=limit or (len(found) if device else SHOWN), wide=wide, whole=bool(device))
 
 
 @_with_profile
@@ -232,7 +236,7 @@ def _title(outcomes: "Iterable[str]") -> str:
     return f"Devices: {counted.total()}; " + ", ".join(f"{number} {word}" for word, number in counted.items())
 
 
-def _show_settings(found: "Sequence[DeviceSettingsView]", *, wide: bool, whole: bool) -> None:
+def _show_settings(found: "Sequence[DeviceSettingsView]", *, limit: int, wide: bool, whole: bool) -> None:
     columns: list[Column[DeviceSettingsView]] = [
         Column("device", lambda each: each.device, rank=0),
         Column("presence", lambda each: each.presence and each.presence.value, "state", rank=2),
@@ -246,16 +250,17 @@ def _show_settings(found: "Sequence[DeviceSettingsView]", *, wide: bool, whole: 
         Column("", lambda each: each.sentence, "sentence", rank=0),
     ]
     empty = "No device is known: neither the broker nor the session log has heard of one."
-    print_table(f"Devices: {len(found)}", columns, found, wide=wide, empty=empty)
-    for each in found if whole else ():
+    rows = found[:limit]
+    print_table(f"Devices: {shown_of(len(rows), len(found))}", columns, rows, wide=wide, empty=empty)
+    for each in rows if whole else ():
         names = sorted({*each.values, *each.wanted})
-        rows: list[Column[str]] = [
+        facts: list[Column[str]] = [
             Column("setting", lambda name: name, rank=0),
             Column("wanted", lambda name, each=each: each.wanted.get(name), rank=0),  # type: ignore[misc]
             Column("in force", lambda name, each=each: each.values.get(name), rank=0),  # type: ignore[misc]
             Column("", lambda name, each=each: _remark(each, name), "sentence", rank=0),  # type: ignore[misc]
         ]
-        print_table(f"Settings of {cell(each.device)}", rows, names, wide=wide)
+        print_table(f"Settings of {cell(each.device)}", facts, names, wide=wide)
 
 
 def _remark(view: "DeviceSettingsView", name: str) -> str | None:

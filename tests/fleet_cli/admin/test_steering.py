@@ -97,6 +97,7 @@ def test_a_fleet_is_previewed_set_and_asked(admin: Run, devices: list[Gateway]) 
     assert found["state"] == "refused"
     views = {each["device"]: each for each in as_json(admin("settings", "--json"))}
     assert (views["afar-2"]["state"], views["afar-2"]["wanted"]) == ("in force", {"top_k": 7, "draft_length": 3})
+    assert "--limit 2" in admin("settings", "--limit", "1")[1]
     table = admin("settings", "--device", "afar-1")[1]
     assert "refused: No model never is prepared" in table
     assert as_json(admin("settings", "--log-only", "--json"))[1]["values"]["top_k"] == 7
