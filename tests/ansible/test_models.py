@@ -1,38 +1,22 @@
 import hashlib
-import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.ansible.local_play import of_common, play
+
 MEGA = 1 << 20
 pytestmark = pytest.mark.slow  # each starts Ansible
 
 
-def play(folder: Path, tasks: str, **given: Any) -> tuple[bool, str]:
-    include = {"ansible.builtin.include_role": {"name": "common", "tasks_from": tasks}}
-    (folder / "play.yml").write_text(
-        json.dumps([{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [include]}])
-    )
-    variables = json.dumps({"ansible_python_interpreter": sys.executable, "common_extra": "device", **given})
-    done = subprocess.run(
-        [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", folder / "play.yml", "-e", variables],
-        env={
-            **os.environ,
-            "ANSIBLE_ROLES_PATH": str(ROOT / "ansible" / "roles"),
-            "ANSIBLE_HOME": str(folder / "home"),
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode == 0, " ".join((done.stdout + done.stderr).split())
+def send(folder: Path, model: dict[str, Any], part_mb: int = 1) -> tuple[bool, str]:
+    return play(folder, of_common("send.yml"), common_extra="device", common_file=model, common_part_mb=part_mb)
+
+
+def vouch(folder: Path, model: dict[str, Any], **given: Any) -> tuple[bool, str]:
+    return play(folder, of_common("vouch.yml"), common_extra="device", common_models=[model], **given)
 
 
 @pytest.fixture
@@ -48,7 +32,7 @@ def model(tmp_path: Path) -> dict[str, Any]:
 def test_a_large_file_arrives_whole_and_leaves_nothing_else(tmp_path: Path, model: dict[str, Any]) -> None:
     there = Path(model["dest"])
     there.parent.mkdir(parents=True)
-    passed, said = play(tmp_path, "send.yml", common_file=model, common_part_mb=1)
+    passed, said = send(tmp_path, model)
     assert passed, said
     assert there.read_bytes() == Path(model["src"]).read_bytes()
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == [there.parent.name]
@@ -59,12 +43,12 @@ def test_parts_that_arrived_before_an_interruption_are_used(tmp_path: Path, mode
     there = Path(model["dest"])
     (tmp_path / "there").mkdir()
     # The missing folder makes assembling fail; the parts have arrived by then.
-    assert not play(tmp_path, "send.yml", common_file=model, common_part_mb=1)[0]
+    assert not send(tmp_path, model)[0]
     parts = tmp_path / "there" / f"incoming-{model['checksum']}"
     assert [path.stat().st_size for path in sorted(parts.iterdir())] == [MEGA, MEGA, MEGA // 2]
     (parts / "part.00001").unlink()
     there.parent.mkdir()
-    passed, said = play(tmp_path, "send.yml", common_file=model, common_part_mb=1)
+    passed, said = send(tmp_path, model)
     assert passed, said
     assert there.read_bytes() == Path(model["src"]).read_bytes()
     assert not parts.exists()
@@ -72,17 +56,17 @@ def test_parts_that_arrived_before_an_interruption_are_used(tmp_path: Path, mode
 
 def test_a_file_that_is_not_what_was_meant_is_refused(tmp_path: Path, model: dict[str, Any]) -> None:
     Path(model["dest"]).parent.mkdir(parents=True)
-    assert not play(tmp_path, "send.yml", common_file={**model, "checksum": "0" * 64}, common_part_mb=1)[0]
-    assert not play(tmp_path, "send.yml", common_file={**model, "checksum": "0" * 64}, common_part_mb=32)[0]
+    for part_mb in (1, 32):
+        assert not send(tmp_path, {**model, "checksum": "0" * 64}, part_mb)[0]
 
 
 def test_a_model_that_nobody_has_vouched_for_is_not_sent(tmp_path: Path, model: dict[str, Any]) -> None:
     sums = tmp_path / "SHA256SUMS"
     sums.write_text(f"{'0' * 64}  other.gguf\n")
-    passed, said = play(tmp_path, "vouch.yml", common_models=[model], fleet_model_sums=str(sums))
+    passed, said = vouch(tmp_path, model, fleet_model_sums=str(sums))
     assert not passed
     assert f"does not have the SHA-256 of {model['src']}: the file is damaged, or another than" in said
     sums.write_text(f"{'0' * 64}  other.gguf\n{model['checksum']}  model.gguf\n")
-    passed, said = play(tmp_path, "vouch.yml", common_models=[model], fleet_model_sums=str(sums))
+    passed, said = vouch(tmp_path, model, fleet_model_sums=str(sums))
     assert passed, said
-    assert play(tmp_path, "vouch.yml", common_models=[model])[0]
+    assert vouch(tmp_path, model)[0]

@@ -1,35 +1,24 @@
 """Ansible really runs the preflight tasks, on this machine; they change nothing."""
 
 import json
-import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.ansible.local_play import of_common, play
+
 pytestmark = pytest.mark.slow  # each starts Ansible
 
 TAG = f"{platform.machine()}-cp{sys.version_info.major}{sys.version_info.minor}"
 FACTS = {"glibc": "2.17", "features": [], "bytes": 1000, "installed_bytes": 2000}
 
-PLAYBOOK = [
-    {
-        "hosts": "localhost",
-        "connection": "local",
-        "gather_facts": False,
-        "tasks": [{"ansible.builtin.include_role": {"name": "common", "tasks_from": "preflight.yml"}}],
-    }
-]
-
 
 class Look:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        (folder / "play.yml").write_text(json.dumps(PLAYBOOK))
         self.bundle(FACTS)
 
     def bundle(self, facts: dict[str, Any]) -> None:
@@ -45,24 +34,9 @@ class Look:
             "common_bundles": str(self._folder / "bundles"),
             "common_python": sys.executable,
             "common_free_mb": 0,
-            "ansible_python_interpreter": sys.executable,
             **changes,
         }
-        program = Path(sys.executable).parent / "ansible-playbook"
-        done = subprocess.run(
-            [program, "-i", "localhost,", self._folder / "play.yml", "-e", json.dumps(given)],
-            env={
-                **os.environ,
-                "ANSIBLE_ROLES_PATH": str(ROOT / "ansible" / "roles"),
-                "ANSIBLE_HOME": str(self._folder / "home"),
-                "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-                "ANSIBLE_NOCOLOR": "1",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode == 0, " ".join((done.stdout + done.stderr).split())
+        return play(self._folder, of_common("preflight.yml"), **given)
 
 
 @pytest.fixture

@@ -1,7 +1,3 @@
-import json
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,8 +6,9 @@ import pytest
 
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
+from tests.ansible.local_play import ROOT, play
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # each starts Ansible
 GIVEN = {
     "fleet_name": "north",
     "fleet_version": "0.1.0",
@@ -34,22 +31,11 @@ def rendered(kind: str, folder: Path, **settings: Any) -> dict[str, Any]:
         {"ansible.builtin.include_vars": str(role / "defaults" / "main.yml")},
         {"ansible.builtin.template": {"src": str(template), "dest": str(folder / "out.toml")}},
     ]
-    play = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}]
-    (folder / "play.yml").write_text(json.dumps(play))
-    program = Path(sys.executable).parent / "ansible-playbook"
-    given = json.dumps({**GIVEN, **settings, "ansible_python_interpreter": sys.executable})
-    done = subprocess.run(
-        [program, "-i", "localhost,", folder / "play.yml", "-e", given],
-        env={**os.environ, "ANSIBLE_HOME": str(folder / "home")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    passed, said = play(folder, *tasks, **GIVEN, **settings)
+    assert passed, said
     return tomllib.loads((folder / "out.toml").read_text())
 
 
-@pytest.mark.slow
 def test_an_edges_sections_are_read(tmp_path: Path) -> None:
     settings = {
         "metrics": {"listen": "127.0.0.1:9464"},
@@ -62,7 +48,6 @@ def test_an_edges_sections_are_read(tmp_path: Path) -> None:
     assert (read.padding, read.broker.host) == (64, "broker.north.example")
 
 
-@pytest.mark.slow
 def test_a_devices_sections_are_read(tmp_path: Path) -> None:
     settings = {"offline": "wait", "applications": {"scada": {"key_sha256": "0" * 64}}}
     found = rendered("device", tmp_path, device_settings=settings)
@@ -71,7 +56,6 @@ def test_a_devices_sections_are_read(tmp_path: Path) -> None:
     assert (read.offline, read.broker.port) == ("wait", 8883)
 
 
-@pytest.mark.slow
 def test_an_edges_metrics_are_served_with_the_token_that_the_role_writes(tmp_path: Path) -> None:
     none = rendered("edge", tmp_path)
     assert "metrics" not in none

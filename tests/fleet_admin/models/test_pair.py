@@ -16,6 +16,8 @@ from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, tiny_rows
 
 SMALL, LARGE = FAMILIES["Llama 3.2 1B"], FAMILIES["Llama 3.1 8B"]
 OTHER = CHAT_TEMPLATE.replace("<|im_start|>", "<|im_end|>")
+ALIKE = CHAT_TEMPLATE.replace("message.role", "message['role']")
+FITS, NOTE = Compatibility.FITS, Compatibility.NOTE
 
 
 @pytest.fixture
@@ -88,61 +90,34 @@ def test_a_folder_does_not_tell_what_is_common_and_a_vocabulary_file_of_it_does(
 
 
 @pytest.mark.parametrize(
-    ("draft", "target", "outcome", "part"),
+    ("aspect", "draft", "target", "outcome", "part"),
     [
-        ((2,), (2,), Compatibility.FITS, "which the draft model knows"),
-        ((0, 2), (2, 5), Compatibility.FITS, "which the draft model knows"),
-        ((0,), (2,), Compatibility.NOTE, "ends at e0"),
-        ((), (2,), Compatibility.NOTE, "knows no end"),
-        ((0,), (), Compatibility.NOTE, "max_new_tokens alone"),
+        ("end tokens", (2,), (2,), FITS, "which the draft model knows"),
+        ("end tokens", (0, 2), (2, 5), FITS, "which the draft model knows"),
+        ("end tokens", (0,), (2,), NOTE, "ends at e0"),
+        ("end tokens", (), (2,), NOTE, "knows no end"),
+        ("end tokens", (0,), (), NOTE, "max_new_tokens alone"),
+        ("chat template", CHAT_TEMPLATE, CHAT_TEMPLATE, FITS, "the same prompts"),
+        ("chat template", CHAT_TEMPLATE, ALIKE, FITS, "the same prompts"),
+        ("chat template", CHAT_TEMPLATE, OTHER, NOTE, "other prompts of the same chat"),
+        ("chat template", CHAT_TEMPLATE, "{% broken", NOTE, "other prompts of the same chat"),
+        ("chat template", None, CHAT_TEMPLATE, NOTE, "chats are refused"),
+        ("chat template", CHAT_TEMPLATE, None, NOTE, "not tuned for chats"),
+        ("context", 8192, 8192, FITS, "8,192 tokens"),
+        ("context", 8192, 2048, FITS, "can have 2,048 tokens"),
+        ("context", 2048, 8192, NOTE, "can have 2,048 tokens"),
+        ("context", 0, 8192, NOTE, "draft model's file does not say"),
+        ("context", 2048, 0, NOTE, "target's file does not say"),
     ],
 )
-def test_end_tokens(
-    draft: tuple[int, ...], target: tuple[int, ...], outcome: Compatibility, part: str, tmp_path: Path
+def test_what_two_models_of_one_vocabulary_are_told(
+    aspect: str, draft: Any, target: Any, outcome: Compatibility, part: str, tmp_path: Path
 ) -> None:
-    models = [facts(tmp_path, end_tokens=ends, end_texts=tuple(f"e{end}" for end in ends)) for ends in (draft, target)]
-    found = findings_of(*models, overlap=lambda: None)[3]
-    assert (found.aspect, found.outcome) == ("end tokens", outcome)
+    models = [facts(tmp_path, **{aspect.replace(" ", "_"): value}) for value in (draft, target)]
+    models = [replace(each, end_texts=tuple(f"e{end}" for end in each.end_tokens)) for each in models]
+    [found] = [each for each in findings_of(*models, overlap=lambda: None) if each.aspect == aspect]
+    assert found.outcome is outcome
     assert part in found.sentence
-
-
-@pytest.mark.parametrize(
-    ("draft", "target", "outcome", "part"),
-    [
-        (CHAT_TEMPLATE, CHAT_TEMPLATE, Compatibility.FITS, "the same prompts"),
-        (
-            CHAT_TEMPLATE,
-            CHAT_TEMPLATE.replace("message.role", "message['role']"),
-            Compatibility.FITS,
-            "the same prompts",
-        ),
-        (CHAT_TEMPLATE, OTHER, Compatibility.NOTE, "other prompts of the same chat"),
-        (CHAT_TEMPLATE, "{% broken", Compatibility.NOTE, "other prompts of the same chat"),
-        (None, CHAT_TEMPLATE, Compatibility.NOTE, "chats are refused"),
-        (CHAT_TEMPLATE, None, Compatibility.NOTE, "not tuned for chats"),
-    ],
-)
-def test_chat_templates_are_alike_if_they_make_the_same_prompts(
-    draft: str | None, target: str | None, outcome: Compatibility, part: str, tmp_path: Path
-) -> None:
-    models = [facts(tmp_path, chat_template=template) for template in (draft, target)]
-    found = findings_of(*models, overlap=lambda: None)[4]
-    assert (found.aspect, found.outcome) == ("chat template", outcome)
-    assert part in found.sentence
-
-
-def test_contexts(tmp_path: Path) -> None:
-    for draft, target, outcome, part in (
-        (8192, 8192, Compatibility.FITS, "8,192 tokens"),
-        (8192, 2048, Compatibility.FITS, "can have 2,048 tokens"),
-        (2048, 8192, Compatibility.NOTE, "can have 2,048 tokens"),
-        (0, 8192, Compatibility.NOTE, "draft model's file does not say"),
-        (2048, 0, Compatibility.NOTE, "target's file does not say"),
-    ):
-        models = [facts(tmp_path, context=context) for context in (draft, target)]
-        found = findings_of(*models, overlap=lambda: None)[5]
-        assert (found.aspect, found.outcome) == ("context", outcome)
-        assert part in found.sentence
 
 
 def test_a_model_that_takes_no_tokens_back_is_refused_at_either_end(tmp_path: Path) -> None:

@@ -58,10 +58,3 @@ def test_an_edge_holds_as_many_streams_as_a_step_leaves_time_for() -> None:
     assert held.devices == pytest.approx(31, abs=2)
     assert held.measured
     assert find_capacity(given, ServiceLevel(1000.0, 0.25), share=0.95).devices == 0
-
-
-@pytest.mark.slow
-def test_a_level_that_is_higher_holds_no_more() -> None:
-    given = Scenario(curve=AVX2, devices=1, plan=streaming, timing=RunTiming(window_s=4.0, settle_s=1.0))
-    held = [find_capacity(given, ServiceLevel(rate, 0.25), share=0.95).devices for rate in (4.0, 8.0, 16.0)]
-    assert held == sorted(held, reverse=True)
