@@ -150,16 +150,12 @@ def test_it_is_wrong_and_says_so_in_a_sentence(rule: str, facts: Facts) -> None:
     assert (reading.device is not None) == (reading.subject == "gateway-1")
 
 
-@each(RIGHT)
-def test_it_is_right(rule: str, facts: Facts) -> None:
-    reading = read(rule, facts)
-    assert (reading.wrong, reading.right) == (False, True)
-
-
-@each(BETWEEN)
-def test_it_stays_what_it_was(rule: str, facts: Facts) -> None:
-    reading = read(rule, facts)
-    assert (reading.wrong, reading.right) == (False, False)
+@pytest.mark.parametrize(("table", "right"), [(RIGHT, True), (BETWEEN, False)], ids=["right", "stays what it was"])
+def test_it_is_not_wrong(table: dict[str, list[Facts]], right: bool) -> None:
+    for rule, found in table.items():
+        for facts in found:
+            reading = read(rule, facts)
+            assert (rule, reading.wrong, reading.right) == (rule, False, right)
 
 
 @each(SILENT)

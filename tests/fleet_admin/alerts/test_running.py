@@ -17,22 +17,11 @@ from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.database import open_store
 from schemas.control import Alert, AlertState, decode_json
 from schemas.topics import Topic, build
+from tests.fleet_admin.alerts.test_delivery import ALERT
 from tests.fleet_edge.store import samples
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
-
-AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
-ALERT = Alert(
-    id="5e55",
-    rule="kv-full",
-    subject="edge-1",
-    severity="warning",
-    state=AlertState.OPEN,
-    sentence="Full.",
-    since=AT,
-    at=AT,
-)
 
 
 class Ears:

@@ -41,9 +41,7 @@ def scenario(**parts: Any) -> Scenario:
 @pytest.mark.parametrize(("acceptance", "guess_rate"), [(0.0, 0.0), (0.6, 0.0), (1.0, 0.0), (0.6, 0.7)])
 def test_every_text_is_written_to_its_end_and_not_beyond(plan: Plan, acceptance: float, guess_rate: float) -> None:
     rates = {"acceptance": acceptance, "guess_rate": guess_rate, "limits": GUESSES}
-    outcome = simulate(
-        scenario(devices=5, plan=plan, **rates, texts=3, text_tokens=50, pause_s=0.2, message_s=0.001)
-    )
+    outcome = simulate(scenario(devices=5, plan=plan, **rates, texts=3, text_tokens=50, pause_s=0.2, message_s=0.001))
     texts = [text for device in outcome.devices for text in device.texts]
     assert len(texts) == 15
     assert [text.tokens for text in texts] == [50] * 15

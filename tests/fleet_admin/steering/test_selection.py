@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fleet_admin.steering import Selection, SteeringError, steering
+from fleet_admin.steering import Selection, SettingsChange, SteeringError, steering
 from fleet_admin.steering.planning import (
     KnownDevice,
     SettingState,
@@ -55,7 +55,7 @@ KNOWN = {
     ],
 )
 def test_whom_a_selection_means(given: dict[str, object], chosen: list[str]) -> None:
-    assert Selection(**given).choose(KNOWN) == chosen  # type: ignore[arg-type]
+    assert Selection(**given).choose(KNOWN) == chosen
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_whom_a_selection_means(given: dict[str, object], chosen: list[str]) -> 
 )
 def test_a_selection_of_nobody_is_told(given: dict[str, object], why: str) -> None:
     with pytest.raises(SteeringError, match=why):
-        Selection(**given).choose(KNOWN)  # type: ignore[arg-type]
+        Selection(**given).choose(KNOWN)
 
 
 def wanted(version: int, **values: object) -> DesiredSettings:
@@ -89,10 +89,10 @@ def plan(
     reported: ReportedSettings | None = None,
     kept: WantedView | None = None,
     **changes: object,
-) -> object:
+) -> SettingsChange:
     [found] = plan_changes(
         [KNOWN["a"]],
-        changes,  # type: ignore[arg-type]
+        changes,
         unset=(),
         desired={} if desired is None else {"a": desired},
         reported={} if reported is None else {"a": reported},
@@ -103,14 +103,14 @@ def plan(
 
 def test_a_change_keeps_what_else_is_wanted_and_has_the_next_version() -> None:
     found = plan(wanted(4, top_k=5, ahead=True), said(4), top_k=7)
-    assert (found.version, found.wanted, found.before) == (5, {"top_k": 7, "ahead": True}, {"top_k": 5})  # type: ignore[attr-defined]
+    assert (found.version, found.wanted, found.before) == (5, {"top_k": 7, "ahead": True}, {"top_k": 5})
 
 
 def test_the_next_version_is_above_what_was_wanted() -> None:
     kept = WantedView(device="a", version=9, values={"ahead": True}, who="", at=NOW)
-    assert plan(wanted(4), said(6), kept, top_k=7).version == 10  # type: ignore[attr-defined]
-    assert plan(None, None, kept, top_k=7).wanted == {"ahead": True, "top_k": 7}  # type: ignore[attr-defined]
-    assert plan(top_k=7).version == 1  # type: ignore[attr-defined]
+    assert plan(wanted(4), said(6), kept, top_k=7).version == 10
+    assert plan(None, None, kept, top_k=7).wanted == {"ahead": True, "top_k": 7}
+    assert plan(top_k=7).version == 1
 
 
 def test_a_report_has_no_say_in_the_version() -> None:
@@ -126,17 +126,17 @@ def test_a_report_has_no_say_in_the_version() -> None:
 
 
 def test_versions_start_over_behind_the_greatest() -> None:
-    assert plan(wanted(MAX_VERSION), top_k=7).version == 1  # type: ignore[attr-defined]
+    assert plan(wanted(MAX_VERSION), top_k=7).version == 1
 
 
 def test_what_was_refused_is_wanted_no_more_unless_it_is_given_again() -> None:
     refused = said(4, applied=3, model="There is none.")
     found = plan(wanted(4, model="x", top_k=5), refused, ahead=True)
-    assert (found.wanted, found.dropped) == ({"top_k": 5, "ahead": True}, ("model",))  # type: ignore[attr-defined]
+    assert (found.wanted, found.dropped) == ({"top_k": 5, "ahead": True}, ("model",))
     again = plan(wanted(4, model="x", top_k=5), refused, model="y")
-    assert (again.wanted, again.dropped) == ({"model": "y", "top_k": 5}, ())  # type: ignore[attr-defined]
+    assert (again.wanted, again.dropped) == ({"model": "y", "top_k": 5}, ())
     newer = plan(wanted(5, model="x"), refused, ahead=True)
-    assert newer.dropped == (), "it has not said anything of the newer one yet"  # type: ignore[attr-defined]
+    assert newer.dropped == (), "it has not said anything of the newer one yet"
 
 
 def test_more_settings_than_a_message_holds_are_refused() -> None:
@@ -193,7 +193,7 @@ def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
 )
 def test_impossible_settings_are_refused_at_once(changes: dict[str, object], unset: tuple[str, ...], why: str) -> None:
     with pytest.raises(SteeringError, match=why):
-        check_change(changes, unset)  # type: ignore[arg-type]
+        check_change(changes, unset)
 
 
 def test_a_setting_that_is_taken_back_is_checked_by_its_name_alone() -> None:
