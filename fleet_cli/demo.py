@@ -261,7 +261,7 @@ class DemoProgress:
         if self._live is not None:
             self._live.update(self._draw())
         elif seen.state != before:
-            self.console.print(f"{device}: {seen.state}, {seen.tokens} tokens", markup=False, highlight=False)
+            self.console.print(f"{device}: {seen.state}, {seen.tokens} tokens")
 
     def _draw(self) -> RenderableType:
         # The prompt gets the rest of the terminal's width.
@@ -347,7 +347,7 @@ def demo_command(
     ] = None,
 ) -> None:
     """Run a whole fleet on this machine and show its results. Ctrl-C stops it."""
-    console = Console(stderr=json_file is not None and str(json_file) == "-")
+    console = Console(stderr=json_file is not None and str(json_file) == "-", markup=False, highlight=False)
     texts = read_prompts(prompts)
     check_report_file(json_file)
     if chat and (raw or json_file is not None):
@@ -366,8 +366,8 @@ def demo_command(
     with ExitStack() as stack:
         names = [f"device-{number + 1}" for number in range(devices)]
         place = stack.enter_context(demo_broker(broker, tls=tls, fleet=FLEET, edge=EDGE, devices=names))
-        console.print(f"Broker: {place.name}", markup=False, highlight=False)
-        console.print(f"Loading the target model {target} …", markup=False, highlight=False)
+        console.print(f"Broker: {place.name}")
+        console.print(f"Loading the target model {target} …")
         serve = [
             "--fleet", FLEET, "--edge", EDGE, *place.arguments(EDGE),
             "--target", target, *engine_and_dtype, "--db", db,
@@ -484,15 +484,15 @@ def _show(
 ) -> None:
     for name, result in results.items():
         console.rule(name, align="left")
-        console.print(printable(result["text"]), markup=False, highlight=False)
+        console.print(printable(result["text"]))
     lines = report.lines(console.width if console.is_terminal else None)
-    console.print("\n".join(["", *lines, ""]), markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(["", *lines, ""]), soft_wrap=True)
     content = json_text(report.json(), indent=2)
     if str(json_file) == "-":
         print(content)
         return
     for line in hints:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if json_file is None:
         return
     try:

@@ -226,19 +226,16 @@ def _over_tls(fleet: str, edge: str, devices: Sequence[str]) -> Iterator[DemoBro
 
 
 def _plain(wanted: str, description: Broker) -> tuple[str, ThrowAwayBroker]:
-    if wanted == "mosquitto" or (wanted == "auto" and _has_mosquitto()):
+    if wanted == "auto":
+        try:
+            find_mosquitto()
+        except BrokerMissing:
+            wanted = "embedded"
+    if wanted in ("auto", "mosquitto"):
         return "mosquitto", MosquittoProcess(description)
-    if wanted in ("auto", "embedded"):
+    if wanted == "embedded":
         return "embedded rumqttd", EmbeddedBroker(description)
     raise CommandError(f"--broker {wanted} is not known; write auto, embedded, mosquitto or HOST:PORT.")
-
-
-def _has_mosquitto() -> bool:
-    try:
-        find_mosquitto()
-    except BrokerMissing:
-        return False
-    return True
 
 
 _PORT: Final = 8400
@@ -286,8 +283,6 @@ def run_dashboard(
         console.print(
             f"The dashboard is at {server.address} (name {_ACCOUNT}, password {password}); the devices go on. "
             "Ctrl-C stops all of it.",
-            markup=False,
-            highlight=False,
             soft_wrap=True,
         )
         with contextlib.suppress(KeyboardInterrupt):

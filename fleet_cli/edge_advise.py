@@ -1,7 +1,7 @@
 """Command `fleet edge advise`: what this edge holds, whether drafting pays here, and what a fleet needs."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -88,19 +88,16 @@ def show_curve(curve: StepCurve) -> None:
     sizes = sorted({int(tokens) for row in curve.rows.values() for tokens, _ in row})
     columns: list[Column[tuple[int, dict[int, float]]]] = [
         Column("sessions", lambda row: row[0], "count", rank=0),
-        *(
-            Column(
-                f"{size} token{'s' if size > 1 else ''}",
-                lambda row, size=size: row[1].get(size),  # type: ignore[misc]
-                "ms",
-            )
-            for size in sizes
-        ),
+        *(Column(f"{size} token{'s' if size > 1 else ''}", _time_of(size), "ms") for size in sizes),
     ]
     rows = [(sessions, {int(tokens): ms for tokens, ms in row}) for sessions, row in curve.rows.items()]
     if about:
         print(f"{about}:")
     print_table("Time of a step", columns, rows)
+
+
+def _time_of(tokens: int) -> Callable[[tuple[int, dict[int, float]]], float | None]:
+    return lambda row: row[1].get(tokens)
 
 
 def show_findings(found: EdgeFindings, drafts: DraftFigures, level: ServiceLevel) -> None:
@@ -367,15 +364,7 @@ def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode:
 
 
 def _limits(settings: EdgeSettings) -> EdgeLimits:
-    return EdgeLimits(
-        step_tokens=settings.step_tokens,
-        prefill_chunk=settings.prefill_chunk,
-        gather_share=settings.gather_share,
-        piece_s=settings.piece_s,
-        max_draft=settings.max_draft,
-        max_guess=settings.max_guess,
-        window=settings.window,
-    )
+    return EdgeLimits(**{field.name: getattr(settings, field.name) for field in fields(EdgeLimits)})
 
 
 def _hold_against(

@@ -252,7 +252,8 @@ def check_command(
         show(pair)
     measured = None
     if measure and not pair.refused:
-        measured = _measured(pair, chosen, tokens, temperature, target_vocabulary, engine, dtype)
+        how = {"prompts": chosen, "tokens": tokens, "temperature": temperature, "engine": engine, "dtype": dtype}
+        measured = _measured(pair, target_vocabulary, **how)
     if as_json:
         print_json(to_json(pair, measured))
     elif measured is not None:
@@ -355,28 +356,13 @@ def _prompts(file: Path | None, each: int) -> "Sequence[Prompt]":
     return some(built_in(), each) if file is None else read_prompts_by_category(file.expanduser())
 
 
-def _measured(
-    pair: "CheckedPair",
-    prompts: "Sequence[Prompt]",
-    tokens: int,
-    temperature: float,
-    target_vocabulary: Path | None,
-    engine: str | None,
-    dtype: str,
-) -> "MeasuredPair":
+def _measured(pair: "CheckedPair", target_vocabulary: Path | None, **how: Any) -> "MeasuredPair":  # noqa: ANN401
+    """Measure a pair, and show the progress; `how` are fields of `AcceptanceMeasurement`."""
     from fleet_admin.models.acceptance import AcceptanceMeasurement, measure
 
-    console = Console(stderr=True)
-    with console.status("Loading the target …") as status:
-        how = AcceptanceMeasurement(
-            prompts=prompts,
-            tokens=tokens,
-            temperature=temperature,
-            engine=engine,
-            dtype=dtype,
-            on_progress=lambda done: status.update(f"{done} …"),
-        )
-        return measure(pair, how, target_vocabulary=target_vocabulary)
+    with Console(stderr=True).status("Loading the target …") as status:
+        asked = AcceptanceMeasurement(**how, on_progress=lambda done: status.update(f"{done} …"))
+        return measure(pair, asked, target_vocabulary=target_vocabulary)
 
 
 def _entries(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:

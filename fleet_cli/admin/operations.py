@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -66,12 +66,11 @@ def versions(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = Fa
     """Count the releases that devices and edges run."""
     with open_log(db) as log:
         devices, at_edges = log.devices(counted=False), log.edges()
-    every, online, silent = Counter[str | None](), Counter[str | None](), Counter[str | None]()
-    for device in devices:
-        every[device.software] += 1
-        online[device.software] += device.state.value == "online"
-        silent[device.software] += device.state.value == "silent"
     serving = Counter(edge.software for edge in at_edges)
+    every = Counter(device.software for device in devices)
+    online, silent = (
+        Counter(device.software for device in devices if device.state.value == state) for state in ("online", "silent")
+    )
     names = sorted({*every, *serving}, key=lambda name: (-every[name], name or ""))
     found = [_Release(name, serving[name], every[name], online[name], silent[name]) for name in names]
     columns: list[Column[_Release]] = [
@@ -291,9 +290,8 @@ def unmatched(
         Column("what", lambda row: row.sentence, "sentence", rank=0),
     ]
     empty = "There are none: every machine that is enrolled was seen, and every one that was seen is enrolled."
-    print_table(
-        f"Machines that only one side knows: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty
-    )
+    title = f"Machines that only one side knows: {len(found)}"
+    print_table(title, columns, found, as_json=as_json, wide=wide, empty=empty)
 
 
 _MB: Final = 1e6
@@ -407,11 +405,8 @@ def _write(form: ExportFormat, to: Path | None, columns: Sequence[str], rows: It
     if form is ExportFormat.PARQUET:
         assert to is not None
         return _write_parquet(to, columns, rows)
-    write: Callable[[TextIO, Sequence[str], Iterable[Row]], int] = (
-        write_csv if form is ExportFormat.CSV else _write_lines
-    )
     with _opened(to) as out:
-        return write(out, columns, rows)
+        return write_csv(out, columns, rows) if form is ExportFormat.CSV else _write_lines(out, columns, rows)
 
 
 @contextmanager

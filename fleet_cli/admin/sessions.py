@@ -343,13 +343,8 @@ def stats(
         Column(by or "", lambda row: row[0], rank=0),
         *tally_columns(lambda row: row[1]),
     ]
-    print_table(
-        f"Totals{period}: {shown_of(len(rows), len(found))}",
-        columns,
-        rows,
-        wide=wide,
-        empty="No edge has served a session in that time.",
-    )
+    title = f"Totals{period}: {shown_of(len(rows), len(found))}"
+    print_table(title, columns, rows, wide=wide, empty="No edge has served a session in that time.")
 
 
 def _order(option: str, word: str, orders: "Mapping[str, str]") -> str:
@@ -361,9 +356,6 @@ def _order(option: str, word: str, orders: "Mapping[str, str]") -> str:
 def _sorted(rows: "Sequence[T]", columns: "Sequence[Column[T]]", order: str) -> "list[T]":
     column = next(each for each in columns if each.key == order.removeprefix("-"))
     return in_order(rows, column, falling=order.startswith("-"))
-
-
-_UNKNOWN = "UNKNOWN"
 
 
 def show_text(stored: "StoredText | None") -> None:
@@ -400,7 +392,7 @@ def _gap(tokens: "list[StoredToken]") -> str:
     ids = [str(token.id) for token in tokens if token.id is not None]
     if ids:
         return f"[token ids {' '.join(ids)}]"
-    kind = "that no edge has stored" if tokens[0].kind.name == _UNKNOWN else "that were written without an edge"
+    kind = "that no edge has stored" if tokens[0].kind.name == "UNKNOWN" else "that were written without an edge"
     return f"[{len(tokens):,} tokens {kind}]"
 
 

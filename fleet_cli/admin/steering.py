@@ -441,14 +441,8 @@ def quarantined(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide =
         Column("strikes", lambda row: row.strikes, "count", rank=2),
         Column("doubled", lambda row: row.level, "count", rank=2),
     ]
-    print_table(
-        f"Quarantined devices: {len(found)}",
-        columns,
-        found,
-        as_json=as_json,
-        wide=wide,
-        empty="No device is quarantined.",
-    )
+    title, empty = f"Quarantined devices: {len(found)}", "No device is quarantined."
+    print_table(title, columns, found, as_json=as_json, wide=wide, empty=empty)
 
 
 def register(app: typer.Typer) -> None:
