@@ -181,7 +181,7 @@ def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "unset", "why"),
     [
-        ({}, (), "Nothing is to be set"),
+        ({}, (), "No setting given"),
         ({"top_k": 5}, ("top_k",), "once"),
         ({"top_k": -5}, (), "top_k"),
         ({"temprature": 1}, (), "temperature"),
