@@ -35,14 +35,14 @@ def run(bench: Bench) -> Report:
     with (
         bench.broker() as broker,
         bench.edge(broker.port, bench.model("target"), engine="int8"),
-        bench.device(broker.port, context=2048) as url,
+        bench.device(broker.port, context=2048) as device,
     ):
         for package, folder in programs.items():
             say(package)
             version = f"import importlib.metadata as m; print(m.version({package!r}))"
             found = call(folder / "python", "-c", version).strip()
             results = json.loads(
-                call(folder / "python", client_calls.__file__, LIBRARIES[package], url).splitlines()[-1]
+                call(folder / "python", client_calls.__file__, LIBRARIES[package], device.url).splitlines()[-1]
             )
             rows.append({"library": package, "version": found, **{name: not why for name, why in results.items()}})
             wrong += [f"{package}, {name}: {why}" for name, why in results.items() if why]

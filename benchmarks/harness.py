@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType, MappingProxyType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import psutil
 
@@ -94,17 +93,7 @@ class Report:
         return all(goal.reached for goal in self.goals) and not self.wrong
 
 
-class Suite(Protocol):
-    __doc__: str | None
-
-    @staticmethod
-    def add_options(parser: argparse.ArgumentParser) -> None: ...
-
-    @staticmethod
-    def run(bench: "Bench") -> Report: ...
-
-
-def run_suite(name: str, suite: Suite, words: Sequence[str]) -> int:
+def run_suite(name: str, suite: Any, words: Sequence[str]) -> int:  # noqa: ANN401 - a module
     """Run a suite; return 0 if its goals are reached, 1 if not, 2 if it cannot be run."""
     parser = argparse.ArgumentParser(
         prog=f"benchmarks {name}", description=suite.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -178,6 +167,14 @@ class Edge:
     log: str
 
 
+@dataclass(frozen=True, slots=True)
+class ServedDevice:
+    """A running device: its process, and the URL of its API."""
+
+    pid: int
+    url: str
+
+
 ENGINES: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {"int8": {"engine": "torch", "dtype": "int8"}, "llama.cpp": {"engine": "llama.cpp"}, "torch": {"engine": "torch"}}
 )
@@ -240,15 +237,15 @@ class Bench:
             yield Edge(process.pid, log)
 
     @contextmanager
-    def device(self, port: int, number: int = 0, **settings: object) -> Iterator[str]:
-        """Run `fleet device run` on the other cores; return the URL of its API once an edge is online."""
+    def device(self, port: int, number: int = 0, **settings: object) -> Iterator[ServedDevice]:
+        """Run `fleet device run` on the other cores; on entry an edge is online."""
         address = free_address()
         given = {"fleet": self.fleet, "device": f"device-{number}", "port": port, "model": self.model("Q4_0.gguf")}
         words = ["device", "run", "--events", *_flags(given | {"api_port": address.rpartition(":")[2]} | settings)]
         log = self.new_folder() / f"device-{number}"
         with Program("fleet_cli.main", words, cores=self.cores.others, log=log) as program:
             program.wait_for('"online"', timeout_s=_START_S)
-            yield f"http://{address}/v1"
+            yield ServedDevice(program.pid, f"http://{address}/v1")
 
 
 def _flags(settings: Mapping[str, object]) -> list[str]:
@@ -389,21 +386,9 @@ def conditions() -> dict[str, Any]:
 
 def commit() -> str | None:
     """Return the commit of this checkout, with "-dirty" appended if files differ; None without a repository."""
-    program = shutil.which("git")
-    if program is None:
-        return None
-    command = [
-        program,
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    command, folder = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], Path(__file__).parent
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_GIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -7,24 +7,19 @@ pages of files that are mapped count. The slope in the second half is that of Th
 """
 
 import argparse
-import json
 import random
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import httpx
 from scipy.stats import theilslopes
 
-from benchmarks.harness import Bench, Goal, Report, at_most, connected, free_address, number_of, table
+from benchmarks.harness import Bench, Goal, Report, at_most, connected, number_of, table
 from benchmarks.processes import BenchError
-from fleet_common.logs import Event, wait_for_event
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.generate import GenerateRequest
@@ -32,17 +27,14 @@ from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 
 _MB: Final = 1e6
-_ALLOWED_MB: Final = {"llama.cpp": 100, "torch": 350, "device": 250}
+_ALLOWED_MB: Final = {"llama.cpp": 100, "int8": 350, "device": 250}
 """In addition to weights and budget, or to the model's file."""
 
 _GROWTH_MB: Final = 5.0
 """A thousand requests may add this much to a device, by the lower end of the slope's confidence interval."""
 
 _SAMPLES: Final = 100
-_STOP_S: Final = 30.0
 _ANSWER_S: Final = 300.0
-_DTYPE_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_TORCH_BYTES: Final = {"float32": 4, "bfloat16": 2}
 _WORDS: Final = ("pump", "valve", "pressure", "reading", "operator", "alarm", "shift", "water", "motor", "report")
 _TOKENS_A_WORD: Final = 1.2
 
@@ -57,8 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=number_of(int, 1), help="tokens of prompts (24; of a device at most 256)")
     parser.add_argument("--tokens", type=number_of(int, 1), help="of a text (4; of a device 8)")
     parser.add_argument("--context", type=number_of(int, 1), help="1024 of an edge, 2048 of a device")
-    parser.add_argument("--engine", default="torch", choices=("llama.cpp", "torch"), help="of the edge")
-    parser.add_argument("--dtype", default="int8", choices=("int8", *_TORCH_BYTES), help="of torch")
+    parser.add_argument("--engine", default="int8", choices=("llama.cpp", "int8"), help="of the edge")
     parser.add_argument("--kv-bytes", type=int, default=256 << 20, help="the edge's budget (default: %(default)s)")
     parser.add_argument("--draft", default="Q4_0", help="of the device (default: %(default)s)")
     parser.add_argument("--suffix", action="store_true", help="let the device draft from earlier text too")
@@ -98,21 +89,10 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float, float
     return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 
-def weight_bytes(target: Path, dtype: str) -> int:
-    """Return the size of a target's weights: of a GGUF its file, of a folder its tensors in a number format."""
-    if dtype == "int8":
-        return target.with_name(f"{target.name}.int8.safetensors").stat().st_size  # which the edge has made
-    if target.is_file():
-        return target.stat().st_size
-    total = 0
-    for file in sorted(target.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                begin, end = tensor["data_offsets"]
-                total += (end - begin) // _DTYPE_BYTES[tensor["dtype"]] * _TORCH_BYTES[dtype]
-    return total
+def weight_bytes(target: Path) -> int:
+    """Return the size of a target's weights: of a GGUF its file, of a folder what the edge has made of it in int8."""
+    file = target if target.is_file() else target.with_name(f"{target.name}.int8.safetensors")
+    return file.stat().st_size
 
 
 def _sampled(pid: int, texts: int, at_once: int, write: Callable[[int], object]) -> list[Resident]:
@@ -135,12 +115,11 @@ def _sampled(pid: int, texts: int, at_once: int, write: Callable[[int], object])
 
 def _edge(bench: Bench) -> tuple[list[Resident], float]:
     options = bench.options
-    target = bench.model("target" if options.engine == "torch" else "target-Q8_0.gguf")
-    settings = {"dtype": options.dtype, "kv_bytes": options.kv_bytes, "context": options.context}
+    target = bench.model("target" if options.engine == "int8" else "target-Q8_0.gguf")
     with (
         closing(GgufModel(bench.model("Q4_1.gguf"), vocabulary_only=True)) as codec,
         bench.broker() as broker,
-        bench.edge(broker.port, target, engine=options.engine, **settings) as edge,
+        bench.edge(broker.port, target, kv_bytes=options.kv_bytes, context=options.context) as edge,
         connected(
             broker.port, bench.fleet, [ReplayDrafter(codec, codec.vocabulary, ()) for _ in range(options.at_once)]
         ) as agents,
@@ -158,69 +137,33 @@ def _edge(bench: Bench) -> tuple[list[Resident], float]:
             idle.append(agent)
 
         samples = _sampled(edge.pid, options.texts, options.at_once, write)
-    weights = weight_bytes(target, options.dtype) / _MB
+    weights = weight_bytes(target) / _MB
     print(f"weights {weights:.0f} MB, budget {options.kv_bytes / _MB:.0f} MB")
     return samples, weights + options.kv_bytes / _MB + _ALLOWED_MB[options.engine]
 
 
 def _device(bench: Bench) -> tuple[list[Resident], float]:
     options, draft = bench.options, bench.model(f"{bench.options.draft}.gguf")
-    port = int(free_address().rpartition(":")[2])
+    settings = {
+        "model": draft, "context": options.context, "texts_at_once": options.at_once, "truncate": "start",
+        "history_dir": bench.folder / "history", "suffix": options.suffix,
+    }  # fmt: skip
+    with (
+        bench.broker() as broker,
+        bench.edge(broker.port, bench.target(), engine="llama.cpp"),
+        bench.device(broker.port, **settings) as device,
+        httpx.Client(base_url=device.url, timeout=_ANSWER_S) as client,
+    ):
 
-    def write(number: int) -> None:
-        rng = random.Random(number)
-        words = rng.choices(_WORDS, k=rng.randint(1, max(1, int(options.prompt / _TOKENS_A_WORD))))
-        message = {"role": "user", "content": f"Number {number}: {' '.join(words)}."}
-        _answer(port, {"model": "fleet", "messages": [message], "max_tokens": options.tokens, "seed": number})
+        def write(number: int) -> None:
+            rng = random.Random(number)
+            words = rng.choices(_WORDS, k=rng.randint(1, max(1, int(options.prompt / _TOKENS_A_WORD))))
+            message = {"role": "user", "content": f"Number {number}: {' '.join(words)}."}
+            body = {"model": "fleet", "messages": [message], "max_tokens": options.tokens, "seed": number}
+            reply = client.post("/chat/completions", json=body)
+            if not reply.is_success:
+                raise BenchError(f"The device answered {reply.status_code}: {reply.text[:300]}")
 
-    with bench.broker() as broker, bench.edge(broker.port, bench.target()):
-        flags = [
-            "--fleet", bench.fleet, "--port", str(broker.port), "--model", str(draft), "--api-port", str(port),
-            "--context", str(options.context), "--texts-at-once", str(options.at_once), "--truncate", "start",
-            "--history-dir", str(bench.folder / "history"), "--suffix" if options.suffix else "--no-suffix",
-        ]  # fmt: skip
-        with _device_process(flags) as pid:
-            _until_served(lambda: write(0))
-            samples = _sampled(pid, options.texts, options.at_once, write)
+        write(0)
+        samples = _sampled(device.pid, options.texts, options.at_once, write)
     return samples, draft.stat().st_size / _MB + _ALLOWED_MB["device"]
-
-
-@contextmanager
-def _device_process(flags: list[str]) -> Iterator[int]:
-    """Run `fleet device run`; yield its process id once it serves."""
-    command = [sys.executable, "-m", "fleet_cli.main", "device", "run", "--events", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        if wait_for_event(process.stdout, Event.SERVING) is None:
-            raise BenchError("The device did not start; its complaint is above.")
-        # Its other events must not fill the pipe.
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(timeout=_STOP_S)
-
-
-def _until_served(ask: Callable[[], None]) -> None:
-    """Repeat a request until the device has found its broker and its edge."""
-    deadline = time.monotonic() + _ANSWER_S
-    while True:
-        try:
-            return ask()
-        except BenchError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
-
-
-def _answer(port: int, body: dict[str, Any]) -> None:
-    connection = HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
-    try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        said = response.read()
-        if response.status != 200:
-            raise BenchError(f"The device answered {response.status}: {said.decode('utf-8', 'replace')[:300]}")
-    finally:
-        connection.close()

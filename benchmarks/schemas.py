@@ -61,9 +61,9 @@ def run(bench: Bench) -> Report:
     with (
         bench.broker() as broker,
         bench.edge(broker.port, target),
-        bench.device(broker.port, api_waiting=options.clients, context=2048) as url,
+        bench.device(broker.port, api_waiting=options.clients, context=2048) as device,
     ):
-        answers = ask_all(url, schemas, clients=options.clients, tokens=options.tokens)
+        answers = ask_all(device.url, schemas, clients=options.clients, tokens=options.tokens)
     return judge(answers)
 
 

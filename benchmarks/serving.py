@@ -91,7 +91,7 @@ def run(bench: Bench) -> Report:
     with bench.broker() as broker, bench.edge(broker.port, target) as edge, contextlib.ExitStack() as stack:
         most = max(options.clients)
         devices = [
-            stack.enter_context(bench.device(broker.port, number, context=_CONTEXT, api_waiting=most))
+            stack.enter_context(bench.device(broker.port, number, context=_CONTEXT, api_waiting=most)).url
             for number in range(options.devices)
         ]
         relay = stack.enter_context(_Turns(devices))
@@ -100,8 +100,8 @@ def run(bench: Bench) -> Report:
         began = datetime.now(UTC)
         if "aiperf" in loads:
             drafts = {"stream": False, "draft_length": _LENGTH, "texts_at_once": _PAIR}
-            with bench.device(broker.port, options.devices, context=_CONTEXT, **drafts) as url:
-                rows.append(_load(bench, "aiperf", loads["aiperf"], _DRAFTING, url, _PAIR))
+            with bench.device(broker.port, options.devices, context=_CONTEXT, **drafts) as device:
+                rows.append(_load(bench, "aiperf", loads["aiperf"], _DRAFTING, device.url, _PAIR))
     wrong = [_unlike(rows[-1], SessionLog(edge.log).stats(since=began)["all"])] if "aiperf" in loads else []
     goals = _compared(rows, several)
     columns = {"load": "", "system": "", "clients": "d", "requests": "d", "tokens_per_s": ".1f", "ratio": ".2f"}

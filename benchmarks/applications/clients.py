@@ -67,10 +67,10 @@ def _measure(bench: Bench, count: int) -> dict[str, Any]:
             texts_at_once=options.at_once,
             api_waiting=count,
             max_new_tokens=options.tokens,
-        ) as url,
+        ) as device,
         closing(GgufModel(draft, vocabulary_only=True)) as codec,
     ):
-        clients, took_s = _write(urlsplit(url).netloc, codec, count, seconds=options.seconds)
+        clients, took_s = _write(urlsplit(device.url).netloc, codec, count, seconds=options.seconds)
     tokens = [client.tokens for client in clients]
     firsts = [each for client in clients for each in client.first_ms]
     return {

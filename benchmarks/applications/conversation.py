@@ -114,8 +114,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=list(_ENGINES), default=list(_ENGINES))
     parser.add_argument("--turns", type=int, choices=range(2, len(QUESTIONS) + 1), default=10, metavar="2…10")
     parser.add_argument("--conversations", type=number_of(int, 0), default=3, help="one after the other")
-    # An edge lets a device open 18 sessions at once, and 24 per minute.
-    parser.add_argument("--taking-turns", type=int, choices=range(5), default=2, help="more, alternating at one device")
     parser.add_argument("--tokens", type=number_of(int, 1), default=48, help="of each answer, at most")
     parser.add_argument("--devices", type=number_of(int, 0), default=32, help="that begin alike at once; 0 for none")
     parser.add_argument("--system-tokens", type=number_of(int, 1), default=500, help="that they begin with")
@@ -127,15 +125,9 @@ def run(bench: Bench) -> Report:
     shared: list[dict[str, Any]] = []
     for engine in bench.options.engines:
         turns, alike = _measure(bench, engine)
-        for alone in (True, False):
-            own = [row for row in turns if row["alone"] is alone]
-            by_turn = [[row for row in own if row["turn"] == turn] for turn in sorted({row["turn"] for row in own})]
-            middle = [
-                {"turn": each[0]["turn"], **{n: median(r[n] for r in each) for n in _COUNTED}} for each in by_turn
-            ]
-            if middle:
-                title = f"{engine}, {'one conversation after the other' if alone else 'alternating at one device'}"
-                table(middle, {"turn": ".0f"} | _COUNTED, title=title)
+        by_turn = [[row for row in turns if row["turn"] == turn] for turn in sorted({row["turn"] for row in turns})]
+        middle = [{"turn": each[0]["turn"], **{n: median(r[n] for r in each) for n in _COUNTED}} for each in by_turn]
+        table(middle, {"turn": ".0f"} | _COUNTED, title=f"{engine}, one conversation after the other")
         rows += turns
         shared += alike
     table(shared, {"engine": "", "devices": "d", "common_tokens": "d", "computed": "d", "allowed": "d", "reused": "d"})
@@ -148,7 +140,7 @@ def _goals(rows: Sequence[dict[str, Any]], shared: Sequence[dict[str, Any]]) -> 
         yield at_most(
             f"{engine}: tokens computed in addition to new ones", max(row["beyond_new"] for row in own), _BLOCK
         )
-        first = {n: [r["first_token_ms"] for r in own if r["alone"] and r["turn"] == n] for n in (2, own[-1]["turn"])}
+        first = {n: [r["first_token_ms"] for r in own if r["turn"] == n] for n in (2, own[-1]["turn"])}
         if len(first) == 2 and all(first.values()):
             second, last = map(median, first.values())
             yield at_most(f"{engine}: first token of the last turn over the second's", last / second, _MOST_SLOWER)
@@ -162,8 +154,6 @@ def _measure(bench: Bench, engine: str) -> tuple[list[dict[str, Any]], list[dict
     options = bench.options
     settings: dict[str, Any] = {"context": _CONTEXT} if engine == "llama.cpp" else {}
     settings["prefix_sharing"] = "all"
-    first = options.conversations
-    groups = [range(n, n + 1) for n in range(first)] + [range(first, first + options.taking_turns)]
     turns: list[dict[str, Any]] = []
     sessions: list[str] = []
     with (
@@ -172,8 +162,8 @@ def _measure(bench: Bench, engine: str) -> tuple[list[dict[str, Any]], list[dict
     ):
         prompts = _alike(codec, options.devices, options.system_tokens)
         with bench.edge(broker.port, bench.model(_ENGINES[engine]), engine=engine, threads=1, **settings) as edge:
-            for numbers in filter(None, groups):
-                turns += _converse(bench, broker.port, numbers)
+            for number in range(options.conversations):
+                turns += _converse(bench, broker.port, number)
             if prompts:
                 sessions = _write_together(bench, broker.port, codec, prompts)
     log = SessionLog(edge.log)  # complete, now that the edge has ended
@@ -198,27 +188,26 @@ def _measure(bench: Bench, engine: str) -> tuple[list[dict[str, Any]], list[dict
     return turns, [alike]
 
 
-def _converse(bench: Bench, port: int, numbers: Sequence[int]) -> list[dict[str, Any]]:
+def _converse(bench: Bench, port: int, number: int) -> list[dict[str, Any]]:
     options = bench.options
     settings = DeviceSettings(
         fleet=bench.fleet,
-        device=f"device-{numbers[0]}",  # each with quotas of its own
+        device=f"device-{number}",  # each with quotas of its own
         broker=BrokerSettings(port=port),
         mode=options.mode,
         draft_length=4,  # a choosing device may use edge-only decoding, and compute nothing
         stream=False,
-        seed=numbers[0],
+        seed=number,
         context=_CONTEXT,
     )
     drafter = MeteredDrafter(LlamaCppSettings(bench.model(f"{options.draft}.gguf"), threads=1, context=_CONTEXT))
-    talks = {number: _Talk([ChatMessage("system", system_of(number))]) for number in numbers}
+    talk = _Talk([ChatMessage("system", system_of(number))])
     rows = []
     with Device(settings, load=lambda _settings: drafter) as device:
         device.wait_for_edge(_ONLINE_S)
         for turn, question in enumerate(QUESTIONS[: options.turns], start=1):
-            for number, talk in talks.items():
-                row = _ask(device, drafter, talk, question, tokens=options.tokens)
-                rows.append({"conversation": number, "alone": len(talks) == 1, "turn": turn, **row})
+            row = _ask(device, drafter, talk, question, tokens=options.tokens)
+            rows.append({"conversation": number, "turn": turn, **row})
     return rows
 
 

@@ -19,7 +19,6 @@ from dssd.distribution import Dist, Ids
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.adaptive import make_pacing
-from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
 from fleet_device.session.sequence import TokenOrigin
@@ -138,9 +137,6 @@ SCHEMAS: Final[dict[str, tuple[str, Schema]]] = {
 """By name, what is asked for and the schema of the answer."""
 
 
-_PLANS: Final = ("adaptive", "draft", "stream")
-
-
 class CountingDrafter(LlamaCppDrafter):
     calls = 0
 
@@ -161,18 +157,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--free", type=number_of(int, 0), default=10, help="free texts of its prompt")
     parser.add_argument("--tokens", type=number_of(int, 1), default=400, help="of a text, at most")
     parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.RESIDUAL, help="(default: %(default)s)")
-    parser.add_argument("--plan", choices=_PLANS, default=_PLANS[0], help="(default: %(default)s)")
 
 
 def run(bench: Bench) -> Report:
     options = bench.options
+    settings = DeviceSettings(fleet=bench.fleet, device="device-0")
     found = {"free": Counter[str](), "structured": Counter[str]()}
     wrong: list[str] = []
     with (
         closing(CountingDrafter(LlamaCppSettings(bench.model(f"{options.draft}.gguf")))) as drafter,
         bench.broker() as broker,
         bench.edge(broker.port, bench.target()),
-        connected(broker.port, bench.fleet, [drafter], pacing=lambda: _pacing(bench)) as (agent,),
+        connected(broker.port, bench.fleet, [drafter], pacing=lambda: make_pacing(settings)) as (agent,),
     ):
         for name, (asked, schema) in SCHEMAS.items():
             say(f"{name}: {options.repeats} texts, {options.free} free ones")
@@ -234,12 +230,6 @@ def _figures(counts: Counter[str]) -> dict[str, Any]:
         "acceptance": counts["accepted"] / max(1, counts["tested"]),
         "streamed_share": counts["streamed"] / tokens,
     }
-
-
-def _pacing(bench: Bench) -> Pacing:
-    if bench.options.plan == "adaptive":
-        return make_pacing(DeviceSettings(fleet=bench.fleet, device="device-0"))
-    return FixedPacing(32, stream=True) if bench.options.plan == "stream" else FixedPacing(5)
 
 
 def _wrong(text: GeneratedText, schema: dict[str, Any]) -> str:

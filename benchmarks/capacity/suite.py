@@ -104,7 +104,6 @@ class Row:
 
     Attributes:
         cost: Cost of the target, as a multiple of the demo's.
-        mbit_s: Width of the line, each way; 0 is unlimited.
         tokens_per_s: Committed in the window by all devices.
         ttft_ms: Time to the first token: the median over requests, including waiting ones.
         clients_at_level: Devices that got the service level.
@@ -124,7 +123,6 @@ class Row:
     cost: int
     devices: int
     rtt_ms: float
-    mbit_s: float
     arrivals: Arrivals
     tokens_per_s: float = 0.0
     ttft_ms: float = 0.0
@@ -170,11 +168,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--arrivals", nargs="+", type=Arrivals, default=list(Arrivals), choices=list(Arrivals))
     parser.add_argument("--systems", nargs="+", choices=_ALL, default=list(_STANDARD), metavar="SYSTEM")
-    parser.add_argument("--whole", action="store_true", help="Poisson arrivals in all cells, not in a few")
     parser.add_argument("--round-trip", type=float, default=20.0, metavar="MS", help="(default: %(default)s)")
-    parser.add_argument("--mbit", type=float, default=0.0, help="of each device's line; 0 is no limit (the default)")
     parser.add_argument("--tokens", type=int, default=96, help="of each text, at most (default: %(default)s)")
-    parser.add_argument("--token-ms", type=float, help="time of a draft token; by default as measured here, one core")
     parser.add_argument("--seconds", type=float, default=3.0, help="counted in each cell (default: %(default)s)")
     parser.add_argument("--settle", type=float, default=1.0, metavar="S", help="before that (default: %(default)s)")
     parser.add_argument(
@@ -183,18 +178,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="mean of Poisson arrivals (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of Poisson arrivals (default: 0)")
     parser.add_argument("--minutes", type=float, default=10.0, help="cells beyond are left out (default: 10)")
-    parser.add_argument(
-        "--no-batch-invariant",
-        dest="batch_invariant",
-        action="store_false",
-        help="as the edge's setting",
-    )
-    parser.add_argument("--together", action="store_true", help="edge and devices share all cores")
 
 
 def run(bench: Bench) -> Report:
     options, rows = bench.options, list[Row]()
-    bench.cores = Cores.choose(bench.cores.edge | bench.cores.others, apart=not options.together)
     grid = list(cells(options))
     logging.getLogger("fleet_device").setLevel(logging.ERROR)  # that an edge is overloaded is what is measured
     deadline = time.monotonic() + 60.0 * options.minutes
@@ -212,7 +199,6 @@ def run(bench: Bench) -> Report:
         "tokens": options.tokens,
         "pause_s": options.pause,
         "seed": options.seed,
-        "batch_invariant": options.batch_invariant,
         "draft_length_where_fixed": DRAFT,
     }
     return Report([row.json() for row in rows], more={"settings": settings})
@@ -221,11 +207,10 @@ def run(bench: Bench) -> Report:
 def cells(options: argparse.Namespace) -> Iterator[CapacityCell]:
     """Return the cells in order: systems of one place are adjacent, so that a disturbance affects all of them.
 
-    Unless everything is requested, Poisson arrivals are measured with the first cost and draft model, and most but one
-    devices.
+    Next to others, Poisson arrivals are measured with the first cost and draft model, and most but one devices.
     """
     for cost, arrivals, devices in itertools.product(options.costs, options.arrivals, options.devices):
-        few = arrivals is Arrivals.POISSON and len(options.arrivals) > 1 and not options.whole
+        few = arrivals is Arrivals.POISSON and len(options.arrivals) > 1
         place = (options.costs[0], sorted(options.devices)[max(0, len(options.devices) - 2)])
         if few and (cost, devices) != place:
             continue
@@ -270,8 +255,6 @@ def _measure(
 def _recordings(bench: Bench, draft: str, grid: Sequence[CapacityCell]) -> dict[Mode, Recording]:
     options, prompts = bench.options, some(built_in(), _EACH)
     coupled = record(bench, draft, prompts, tokens=options.tokens)
-    if options.token_ms is not None:
-        coupled = replace(coupled, token_s=options.token_ms / 1e3)
     found = {Mode.COUPLED: coupled}
     if any(replays_residual(cell.system) for cell in grid):
         threads = len(bench.cores.edge | bench.cores.others)
@@ -311,8 +294,8 @@ class Place(AbstractContextManager["Place"]):
         self._stack.close()
 
     def measure(self, cell: CapacityCell, recording: Recording) -> Row:
-        line = (self._bench.options.round_trip, self._bench.options.mbit)
-        row = Row(cell.system, cell.draft, cell.cost, cell.devices, *line, cell.arrivals)
+        round_trip_ms = self._bench.options.round_trip
+        row = Row(cell.system, cell.draft, cell.cost, cell.devices, round_trip_ms, cell.arrivals)
         if cell.system in THROUGH_BROKER:
             self._through_broker(row, recording)
         else:
@@ -386,15 +369,10 @@ class Place(AbstractContextManager["Place"]):
         if form not in self._served:
             options = self._bench.options
             broker = self._stack.enter_context(self._bench.broker())
-            settings = {
-                "context": CELLS - 1,
-                "kv_bytes": KV_BYTES,
-                "form": form.value,
-                "prefix_sharing": "off",
-                "batch_invariant": options.batch_invariant,
-            }
-            edge = self._stack.enter_context(self._bench.edge(broker.port, self._target, **settings))
-            line = Relay(broker.port, round_trip_s=options.round_trip / 1e3, bytes_per_s=options.mbit * 1e6 / 8)
+            size: dict[str, Any] = {"context": CELLS - 1, "kv_bytes": KV_BYTES}
+            served = self._bench.edge(broker.port, self._target, form=form.value, prefix_sharing="off", **size)
+            edge = self._stack.enter_context(served)
+            line = Relay(broker.port, round_trip_s=options.round_trip / 1e3)
             port = self._stack.enter_context(line).port
             self._served[form] = _Served(port, psutil.Process(edge.pid), psutil.Process(broker.pid))
         return self._served[form]

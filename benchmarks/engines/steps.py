@@ -32,6 +32,7 @@ Step = Callable[[int, int], float]
 
 _MOST_TURNS: Final = 15
 _CHUNK: Final = 256
+_KV_BYTES: Final = 64 << 30  # enough for any step: memory is allocated as sequences come
 _NEW: Final = 16
 """Most new tokens of a sequence."""
 
@@ -157,11 +158,13 @@ _WAYS: Final = {"llama_cpp": _LLAMA_CPP, "packed": ("matrix products",), "packed
 _FILES: Final = {"Q8_0": "target-Q8_0.gguf", "Q4_0": "Q4_0.gguf"}
 # llama.cpp first: an edge that uses it has no torch in its process.
 ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "packed:float32", "packed:bfloat16", "packed:int8")
-_COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": "", "bound_ms": ".2f"}
+_COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": ""}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_engine_options(parser)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help=", ".join(ENGINES))
+    parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
+    parser.add_argument("--torch-device", default="cpu", help="of the packed verifier, such as cuda; then of it alone")
     size = {"type": number_of(int, 1), "nargs": "+"}
     parser.add_argument("--sequences", **size, metavar="B", help="1 4 16 64; on a GPU 1 16 64 256")  # type: ignore[arg-type]
     parser.add_argument("--tokens", **size, metavar="T", help="1 3 5 9; on a GPU 1 5 9")  # type: ignore[arg-type]
@@ -173,17 +176,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, help="for one size of step, about (2; with --quick 0.5)")
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help=", ".join(ENGINES))
-    parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
-    parser.add_argument("--torch-device", default="cpu", help="of the packed verifier, such as cuda; then of it alone")
-
-
-def chosen(options: argparse.Namespace) -> list[tuple[str, str]]:
-    names = [name for name in options.engines if options.torch_device == "cpu" or name.startswith("packed")]
-    return [(kind, dtype) for kind, _, dtype in (name.partition(":") for name in names)]
-
-
 def run(bench: Bench) -> Report:
     options = bench.options
     on_cpu = options.torch_device == "cpu"
@@ -192,17 +184,16 @@ def run(bench: Bench) -> Report:
     tokens = sorted(options.tokens or ([1, 3, 5, 9] if on_cpu else [1, 5, 9]))
     pace = {"seconds": options.seconds or (0.5 if options.quick else 2.0), "fewest": 2 if options.quick else 3}
     rows: list[dict[str, Any]] = []
-    for kind, dtype in chosen(options):
+    chosen = [name for name in options.engines if on_cpu or name.startswith("packed")]
+    for kind, _, dtype in (name.partition(":") for name in chosen):
         for context in options.contexts or ([256] if options.quick else [256, 2048]):
             say(f"{kind}, {dtype}, context {context}: loading, and filling {sequences[-1]} sequences")
-            prepare = _PREPARE[_group(kind, dtype)]
             here = []
-            with prepare(bench, dtype, context, sequences[-1]) as (ours, raw, bound):
+            with _prepared(bench, kind, dtype, context, sequences[-1]) as (ours, raw):
                 for number, new in ((number, new) for number in sequences for new in tokens):
                     cell = by_turns(ours, raw, sequences=number, tokens=new, **pace)  # type: ignore[arg-type]
                     found = {"B": number, "T": new, "raw": _WAYS[_group(kind, dtype)][cell.way], "ratio": cell.ratio}
-                    more = {"engine": kind, "dtype": dtype, "context": context}
-                    here.append({**asdict(cell), **more, **found, "bound_ms": bound and bound(number)})
+                    here.append({**asdict(cell), "engine": kind, "dtype": dtype, "context": context, **found})
             table(here, _COLUMNS, title=f"{kind}, {dtype}, context {context}; raw is the engine alone")
             rows += here
             gc.collect()
@@ -218,65 +209,25 @@ def _group(kind: str, dtype: str) -> str:
     return f"{kind} {dtype}" if dtype == "int8" else kind
 
 
-def verifier(bench: Bench, kind: str, dtype: str, *, sequences: int, context: int, batch_invariant: bool) -> Any:  # noqa: ANN401
+@contextmanager
+def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> Iterator[tuple[Step, Sequence[Step]]]:
+    """Load an engine, and what it is compared with; yield a step of ours and of each raw variant."""
+    options, threads = bench.options, bench.options.threads
+    size = {"streams": most, "cells": cells_for(context), "context": context, "threads": threads}
     if kind == "llama_cpp":
-        path, threads = bench.model(_FILES[dtype]), bench.options.threads
-        return llama_cpp(path, sequences=sequences, context=context, threads=threads, batch_invariant=batch_invariant)
-    from benchmarks.engines import of_torch  # noqa: PLC0415 - llama.cpp alone may be measured without torch
+        path, invariant = bench.model(_FILES[dtype]), options.batch_invariant
+        ours = llama_cpp(path, sequences=most, context=context, threads=threads, batch_invariant=invariant)
+        step = steps(ours, fill(ours, sequences=most, context=context))
+    else:
+        from benchmarks.engines import of_torch  # noqa: PLC0415 - llama.cpp alone may be measured without torch
 
-    return of_torch.packed(of_torch.load(bench.model("target"), dtype=dtype, device=bench.options.torch_device))
-
-
-Prepared = tuple[Step, Sequence[Step], Callable[[int], float] | None]
-"""Our step, the raw ones, and the lower bound by number of sequences, where known."""
-
-
-@contextmanager
-def _of_llama_cpp(bench: Bench, dtype: str, context: int, most: int) -> Iterator[Prepared]:
-    path, threads = bench.model(_FILES[dtype]), bench.options.threads
-    stable = bench.options.batch_invariant
-    ours = verifier(bench, "llama_cpp", dtype, sequences=most, context=context, batch_invariant=stable)
-    text = fill(ours, sequences=most, context=context)
-    size = {"streams": most, "cells": cells_for(context), "context": context, "threads": threads}
+        path = bench.model(_FILES["Q8_0"])
+        target = of_torch.load(bench.model("target"), dtype=dtype, device=options.torch_device, threads=threads)
+        ours = of_torch.PackedVerifier(target, budget_bytes=_KV_BYTES)
+        finish = of_torch.finisher(target.model.device)
+        step = steps(ours, fill(ours, sequences=most, context=context), finish=finish)
+        if dtype != "int8":
+            yield step, (of_torch.products(target.model, finish),)
+            return
     with raw_llama(path, **size, flash=False) as plain, raw_llama(path, **size, flash=True) as flash:
-        yield steps(ours, text), (plain, flash), None
-
-
-@contextmanager
-def _of_torch(bench: Bench, dtype: str, context: int, most: int) -> Iterator[Prepared]:
-    import torch  # noqa: PLC0415 - llama.cpp alone may be measured without it
-
-    from benchmarks.engines import of_torch  # noqa: PLC0415
-
-    torch.set_num_threads(bench.options.threads)
-    target = of_torch.load(bench.model("target"), dtype=dtype, device=bench.options.torch_device)
-    device = target.model.device
-    raw = of_torch.products(target.model, device=device)
-    ours = of_torch.packed(target)
-    text = fill(ours, sequences=most, context=context)
-    bound: Callable[[int], float] | None = None
-    if device.type == "cuda":
-        reads = of_torch.ReadBound(target)
-        print(f"{reads.bytes_per_s / 1e9:.0f} GB/s within the device", flush=True)
-
-        def bound(sequences: int) -> float:
-            return reads.ms(sequences=sequences, context=context)
-
-    yield steps(ours, text, finish=of_torch.finisher(device)), (raw,), bound
-
-
-@contextmanager
-def _of_int8(bench: Bench, dtype: str, context: int, most: int) -> Iterator[Prepared]:
-    import torch  # noqa: PLC0415 - llama.cpp alone may be measured without it
-
-    threads = bench.options.threads
-    torch.set_num_threads(threads)
-    ours = verifier(bench, "packed", dtype, sequences=most, context=context, batch_invariant=True)
-    text = fill(ours, sequences=most, context=context)
-    path = bench.model(_FILES["Q8_0"])
-    size = {"streams": most, "cells": cells_for(context), "context": context, "threads": threads}
-    with raw_llama(path, **size, flash=False) as plain, raw_llama(path, **size, flash=True) as flash:
-        yield steps(ours, text), (plain, flash), None
-
-
-_PREPARE: Final = {"llama_cpp": _of_llama_cpp, "packed": _of_torch, "packed int8": _of_int8}
+        yield step, (plain, flash)

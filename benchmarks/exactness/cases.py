@@ -1,7 +1,8 @@
 """Cases of the exactness proof: variants that must follow the target distribution, and faults that must not."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from dssd.downlink import FormName
 from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.adaptive import AdaptivePacing
-from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
+from fleet_device.pacing.contract import Choice, FixedPacing, Pacing, Plan
 from schemas.policy import Grammar, Mode
 from tests.support.markov import MarkovScript
 from tests.support.sabotage import UNSURE, Sabotage
@@ -65,64 +66,29 @@ class StoppingPacing(FixedPacing):
         return chances[-1] >= UNSURE
 
 
-@dataclass(slots=True)
-class MixingPacing:
+@dataclass(frozen=True, slots=True)
+class MixingPacing(FixedPacing):
     """Uses suffix drafts wherever possible, except every third time; the draft model makes the others."""
 
-    tokens: int
-    asked: int = 0
-
-    def plan(self, *, longest: int, window: int) -> Plan:
-        del longest, window
-        return Plan(self.tokens)
+    turns: Iterator[int] = field(default_factory=lambda: count(1))
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
         del prospect, longest, window
-        self.asked += 1
-        return replace(plan, repeats=self.asked % 3 > 0)
+        return replace(plan, repeats=next(self.turns) % 3 > 0)
 
-    def goes_on(self, chances: Sequence[float]) -> bool:
-        del chances
-        return True
+
+@dataclass(frozen=True, slots=True)
+class TurningPacing(FixedPacing):
+    """Alternates between drafting a token and edge-only decoding of `tokens`."""
+
+    turns: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        del longest, window
+        return Plan(1) if next(self.turns) % 2 else Plan(self.tokens, stream=True)
 
     def choice(self) -> Choice:
         return Choice("draft", "They take turns.")
-
-    def learn(self, outcome: DraftOutcome) -> None: ...
-
-    def note_load(self, load: ReportedLoad) -> None: ...
-
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
-
-
-@dataclass(slots=True)
-class TurningPacing:
-    """Alternates between drafting a token and edge-only decoding."""
-
-    written: int = 1
-    plans: int = 0
-
-    def plan(self, *, longest: int, window: int) -> Plan:
-        del longest, window
-        self.plans += 1
-        return Plan(1) if self.plans % 2 else Plan(self.written, stream=True)
-
-    def goes_on(self, chances: Sequence[float]) -> bool:
-        del chances
-        return True
-
-    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
-        del prospect, longest, window
-        return plan
-
-    def choice(self) -> Choice:
-        return Choice("draft" if self.plans % 2 else "stream", "They take turns.")
-
-    def learn(self, outcome: DraftOutcome) -> None: ...
-
-    def note_load(self, load: ReportedLoad) -> None: ...
-
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
 
 
 _FAULT_SHARE = 10
@@ -194,7 +160,7 @@ class Case:
     def pacing(self) -> Pacing:
         if self.draft_length is None:
             # Speculation needs room for at least two tokens, so it comes first.
-            turning = TurningPacing(2, 1) if self.guessed else TurningPacing()
+            turning = TurningPacing(2, turns=count(2)) if self.guessed else TurningPacing(1)
             return turning if self.stream else AdaptivePacing()
         if self.suffix:
             return MixingPacing(self.draft_length)

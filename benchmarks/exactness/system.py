@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -52,22 +52,11 @@ class CaseResult:
         return self.follows if self.case.sabotage is Sabotage.NONE else self.p < ALARM
 
     def json(self) -> dict[str, Any]:
+        case = asdict(self.case)
         return {
             "case": self.case.name,
-            "mode": self.case.mode.value,
-            "form": self.case.form.value,
-            "draft_length": self.case.draft_length,
-            "ahead": self.case.ahead,
-            "stream": self.case.stream,
-            "guessed": self.case.guessed,
-            "unlike": self.case.unlike,
-            "stops": self.case.stops,
-            "suffix": self.case.suffix,
-            "engine": self.case.engine.value,
-            "greedy": self.case.greedy,
-            "constrained": self.case.constrained,
-            "blocks": self.case.blocks,
-            "fault": self.case.sabotage.value,
+            "fault": case.pop("sabotage"),
+            **case,
             "sessions": self.sessions,
             "p_value": self.p,
             "total_variation": self.tv,

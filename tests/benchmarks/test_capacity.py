@@ -150,7 +150,7 @@ def test_a_fleet_is_measured_and_told(port: int) -> None:
     found = measure(port, "ours-auto", recorded(Mode.COUPLED, 1))
     assert not found.failed
     assert all(found.as_recorded)
-    row = Row("ours-auto", "Q4_0", 1, DEVICES, 20.0, 0.0, Arrivals.AT_ONCE)
+    row = Row("ours-auto", "Q4_0", 1, DEVICES, 20.0, Arrivals.AT_ONCE)
     row.count(found.clients, found.window)
     up, down = found.bytes_per_token()
     assert row.window_s == pytest.approx(1.5)
