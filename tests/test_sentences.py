@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("sentences")
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
     "schemas",
