@@ -1,3 +1,4 @@
+import importlib.util
 import re
 from pathlib import Path
 
@@ -42,5 +43,7 @@ def test_each_kind_of_addition_has_a_section_with_a_test_that_holds_it() -> None
 def test_a_registered_loader_is_a_module_of_ours_and_a_function(kind: dict[str, str]) -> None:
     for place in kind.values():
         module, _, function = place.partition(":")
-        (source,) = [path for path in (ROOT / (module.replace(".", "/") + ".py"),) if path.exists()]
-        assert f"def {function}(settings: " in source.read_text(encoding="utf-8")
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        assert f"def {function}(settings: " in Path(spec.origin).read_text(encoding="utf-8")
