@@ -284,14 +284,9 @@ class GgufFile:
     @property
     def token_kv_bytes(self) -> int:
         """KV cache bytes per token in float16, all layers; an upper bound where layers differ."""
-        native, handle = self._library, self.handle
-        heads = max(native.llama_model_n_head(handle), 1)
-        dim = native.llama_model_n_embd(handle) // heads
-        keys = self._number("attention.key_length") or dim
-        values = self._number("attention.value_length") or dim
-        return int(
-            native.llama_model_n_layer(handle) * native.llama_model_n_head_kv(handle) * (keys + values) * _FLOAT16
-        )
+        layers = self._library.llama_model_n_layer(self.handle) * self._library.llama_model_n_head_kv(self.handle)
+        values = self._number("attention.value_length") or self.width // self.heads
+        return int(layers * (self.key_width + values) * _FLOAT16)
 
     @property
     def strings(self) -> list[str]:

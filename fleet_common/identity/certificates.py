@@ -16,7 +16,7 @@ the clear: connecting with one ends the revoked session and no other.
 import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -114,27 +114,9 @@ class Revoked:
 
 def authority_certificate(key: ec.EllipticCurvePrivateKey, *, fleet: str, now: datetime) -> x509.Certificate:
     """Return a self-signed CA certificate that may sign identities but no other CA."""
-    name = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
-            x509.NameAttribute(NameOID.COMMON_NAME, "fleet authority"),
-        ]
-    )
-    public = key.public_key()
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SKEW)
-        .not_valid_after(now + timedelta(days=AUTHORITY_DAYS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
-        .sign(key, hashes.SHA256())
-    )
+    name = _name((NameOID.ORGANIZATION_NAME, fleet), (NameOID.COMMON_NAME, "fleet authority"))
+    builder = _builder(name, key.public_key(), name, key.public_key(), now, timedelta(days=AUTHORITY_DAYS), ca=True)
+    return builder.sign(key, hashes.SHA256())
 
 
 def certificate(
@@ -148,31 +130,60 @@ def certificate(
 ) -> x509.Certificate:
     """Return a signed certificate; raise NameRefused if a host name is malformed or a broker has none."""
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if subject.role.is_server else ExtendedKeyUsageOID.CLIENT_AUTH
-    builder = (
+    name = _name(
+        (NameOID.ORGANIZATION_NAME, subject.fleet),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, subject.role.value),
+        (NameOID.COMMON_NAME, subject.name),
+    )
+    lifetime = min(lifetime, issuer.not_valid_after_utc - now)
+    builder = _builder(name, public_key, issuer.subject, issuer_key.public_key(), now, lifetime, ca=False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    if subject.role.is_server:
+        if not subject.hosts:
+            raise NameRefused("A broker needs at least one host name or address by which clients reach it (--host).")
+        names = x509.SubjectAlternativeName([_general_name(host) for host in subject.hosts])
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _name(*attributes: tuple[x509.ObjectIdentifier, str]) -> x509.Name:
+    return x509.Name([x509.NameAttribute(oid, value) for oid, value in attributes])
+
+
+def _builder(
+    name: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    issuer: x509.Name,
+    issuer_key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    lifetime: timedelta,
+    *,
+    ca: bool,
+) -> x509.CertificateBuilder:
+    usage = x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    return (
         x509.CertificateBuilder()
-        .subject_name(
-            x509.Name(
-                [
-                    x509.NameAttribute(NameOID.ORGANIZATION_NAME, subject.fleet),
-                    x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, subject.role.value),
-                    x509.NameAttribute(NameOID.COMMON_NAME, subject.name),
-                ]
-            )
-        )
-        .issuer_name(issuer.subject)
-        .public_key(public_key)
+        .subject_name(name)
+        .issuer_name(issuer)
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - SKEW)
-        .not_valid_after(min(now + lifetime, issuer.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .not_valid_after(now + lifetime)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
-    if subject.role.is_server:
-        builder = builder.add_extension(_alternative_names(subject.hosts), critical=False)
-    return builder.sign(issuer_key, hashes.SHA256())
 
 
 def revocation_list(
@@ -229,26 +240,6 @@ def subject_of(found: x509.Certificate) -> Subject:
 def _only(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
     (attribute,) = name.get_attributes_for_oid(oid)
     return str(attribute.value)
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _alternative_names(hosts: Sequence[str]) -> x509.SubjectAlternativeName:
-    if not hosts:
-        raise NameRefused("A broker needs at least one host name or address by which clients reach it (--host).")
-    return x509.SubjectAlternativeName([_general_name(host) for host in hosts])
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -346,7 +337,7 @@ def same_key(one: object, other: object) -> bool:
 
 def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
     """Return a signing request for `name` in PEM, signed with the key that it is for."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, check_name(name))])
+    subject = _name((NameOID.COMMON_NAME, check_name(name)))
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM)
 

@@ -17,9 +17,10 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -83,21 +84,17 @@ def _connected(
 ) -> Iterator[ssl.SSLSocket]:
     context = ssl.create_default_context(cadata=authority.decode())
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load(context, credential)
-    with (
-        socket.create_connection((door.host, door.port), timeout=timeout_s) as sock,
-        context.wrap_socket(sock, server_hostname=door.host) as stream,
-    ):
-        yield stream
-
-
-def _load(context: ssl.SSLContext, credential: Credential) -> None:
     # The ssl module reads files only: the key is encrypted with a passphrase that never leaves this function.
     passphrase = secrets.token_bytes(32).hex().encode()
     with tempfile.TemporaryDirectory(prefix="fleet-takeover-") as folder:
         pair = Path(folder) / "pair.pem"
         write_atomically(pair, credential.certificate + key_pem(credential.key, passphrase), mode=SECRET)
         context.load_cert_chain(pair, password=passphrase)
+    with (
+        socket.create_connection((door.host, door.port), timeout=timeout_s) as sock,
+        context.wrap_socket(sock, server_hostname=door.host) as stream,
+    ):
+        yield stream
 
 
 def hear_out(stream: ssl.SSLSocket, seconds: float) -> None:
@@ -233,7 +230,6 @@ def enforce_revocation(
     access: BrokerAccess,
     *,
     timeout_s: float = CUT_OFF_S,
-    clock: Callable[[], float] = time.monotonic,
 ) -> RevocationProof | None:
     """Install the list, reload the broker and end the sessions; return None if no broker is known.
 
@@ -243,47 +239,42 @@ def enforce_revocation(
     notified = access.reload()
     if access.host is None:
         return None
-    attempt = _Attempt(TlsEndpoint(access.host, access.port), revocation.authority, clock, clock() + timeout_s)
-    began = clock()
+    began = time.monotonic()
+    insist = partial(_insist, TlsEndpoint(access.host, access.port), revocation.authority, began + timeout_s)
     hint = "look at the broker's log" if notified else "copy the list to the broker, reload it, and repeat the command"
-    attempt.insist(revocation.canary, CertificateAnswer.REVOKED, otherwise=f"does not go by the new list: {hint}")
-    in_force_s = clock() - began
+    insist(revocation.canary, CertificateAnswer.REVOKED, f"does not go by the new list: {hint}")
+    in_force_s = time.monotonic() - began
     for kicker in revocation.kickers.values():
-        attempt.insist(
-            kicker,
-            CertificateAnswer.ACCEPTED,
-            otherwise=f"does not let us end the session of {kicker.name!r}: look at its log, or restart it",
-        )
-    return RevocationProof(tuple(revocation.kickers), in_force_s, clock() - began)
+        otherwise = f"does not let us end the session of {kicker.name!r}: look at its log, or restart it"
+        insist(kicker, CertificateAnswer.ACCEPTED, otherwise)
+    return RevocationProof(tuple(revocation.kickers), in_force_s, time.monotonic() - began)
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    door: TlsEndpoint
-    authority: bytes
-    clock: Callable[[], float]
-    deadline: float
-
-    def insist(self, credential: Credential, wanted: CertificateAnswer, *, otherwise: str) -> None:
-        """Present a certificate until the broker answers as expected."""
-        trouble = ""
-        while (left_s := self.deadline - self.clock()) > 0:
-            try:
-                # The reason of a refusal may arrive late; an acceptance needs no such wait.
-                patient = wanted is CertificateAnswer.REVOKED
-                answer = probe_certificate(
-                    self.door, credential, authority=self.authority, timeout_s=left_s, await_alert=patient
-                )
-            except ssl.SSLCertVerificationError as error:
-                raise CutOffFailed(
-                    f"The list is written, but what answers at {self.door} is not the fleet's broker "
-                    f"({error.verify_message}): correct --host."
-                ) from error
-            except OSError as error:
-                trouble = f" ({getattr(error, 'reason', None) or error.strerror or error})"
-            else:
-                if answer is wanted:
-                    return
-                trouble = ""
-            time.sleep(PAUSE_S)
-        raise CutOffFailed(f"The list is written, but the broker at {self.door}{trouble} {otherwise}.")
+def _insist(
+    door: TlsEndpoint,
+    authority: bytes,
+    deadline: float,
+    credential: Credential,
+    wanted: CertificateAnswer,
+    otherwise: str,
+) -> None:
+    """Present a certificate until the broker answers as expected."""
+    trouble = ""
+    # The reason of a refusal may arrive late; an acceptance needs no such wait.
+    patient = wanted is CertificateAnswer.REVOKED
+    while (left_s := deadline - time.monotonic()) > 0:
+        try:
+            answer = probe_certificate(door, credential, authority=authority, timeout_s=left_s, await_alert=patient)
+        except ssl.SSLCertVerificationError as error:
+            raise CutOffFailed(
+                f"The list is written, but what answers at {door} is not the fleet's broker "
+                f"({error.verify_message}): correct --host."
+            ) from error
+        except OSError as error:
+            trouble = f" ({getattr(error, 'reason', None) or error.strerror or error})"
+        else:
+            if answer is wanted:
+                return
+            trouble = ""
+        time.sleep(PAUSE_S)
+    raise CutOffFailed(f"The list is written, but the broker at {door}{trouble} {otherwise}.")

@@ -229,7 +229,6 @@ def publish_confirmed(
     *,
     timeout_s: float,
     retain: bool = False,
-    expiry_s: int | None = None,
     content_type: str | None = None,
 ) -> PublishOutcome:
     """Publish at QoS 1 and return the broker's answer, which may be that there is no subscriber.
@@ -239,7 +238,7 @@ def publish_confirmed(
     """
 
     def publish(remember: OutcomeHandler) -> None:
-        link.publish(topic, payload, retain=retain, expiry_s=expiry_s, content_type=content_type, on_outcome=remember)
+        link.publish(topic, payload, retain=retain, content_type=content_type, on_outcome=remember)
 
     return await_outcome(publish, topic, timeout_s=timeout_s)
 

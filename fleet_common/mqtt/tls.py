@@ -136,16 +136,9 @@ _Stamp = tuple[tuple[int, ...] | None, ...]
 class Credentials:
     """Choose the context of each connection. Belongs to the link's thread."""
 
-    def __init__(
-        self,
-        tls: TlsSettings | None,
-        *,
-        clock: Callable[[], float],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, tls: TlsSettings | None, *, clock: Callable[[], float]) -> None:
         self._tls = tls
         self._clock = clock
-        self._now = now
         self._proven: LinkContext | None = None  # a connection was made with it
         self._proven_stamp: _Stamp = ()
         self._tried: LinkContext | None = None
@@ -162,7 +155,7 @@ class Credentials:
         self._tried, self._tried_stamp = self._proven, self._proven_stamp
         if self._tried is None or self._new(stamp):
             try:
-                self._tried, self._tried_stamp = tls_context(self._tls, now=self._now()), stamp
+                self._tried, self._tried_stamp = tls_context(self._tls), stamp
             except ConnectFailed as error:
                 if self._tried is None:
                     raise
@@ -187,7 +180,7 @@ class Credentials:
         if not self._new(stamp):
             return False
         try:
-            tls_context(self._tls, now=self._now())
+            tls_context(self._tls)
         except ConnectFailed as error:
             self._reject(stamp, str(error))
             return False

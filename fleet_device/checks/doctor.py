@@ -199,13 +199,8 @@ def check_memory(settings: DeviceSettings, available: Callable[[], int | None] =
     )
 
 
-def check_threads(
-    settings: DeviceSettings,
-    *,
-    cores: Callable[[], int] = lambda: len(os.sched_getaffinity(0)),
-    load: Callable[[], float] = lambda: os.getloadavg()[0],
-) -> str:
-    there = cores()
+def check_threads(settings: DeviceSettings) -> str:
+    there = len(os.sched_getaffinity(0))
     if settings.threads > there:
         raise ConfigurationError(
             f"The setting 'threads' is {settings.threads} and this program may use {there} processor "
@@ -213,7 +208,7 @@ def check_threads(
         )
     return (
         f"{settings.threads} thread{'s' * (settings.threads != 1)} for drafting on {there} core{'s' * (there != 1)}; "
-        f"the load of the last minute is {load():.1f}."
+        f"the load of the last minute is {os.getloadavg()[0]:.1f}."
     )
 
 

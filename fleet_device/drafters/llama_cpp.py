@@ -30,7 +30,6 @@ from fleet_device.drafters.model_file import (
     plan_memory,
     require_memory,
     require_truncatable,
-    sizes_of,
 )
 from fleet_device.settings import AUTO, DeviceSettings
 from schemas.policy import SamplingPolicy
@@ -202,7 +201,7 @@ class _Native:
             trained = self.library.llama_model_n_ctx_train(self.model.handle)
             wanted = min(settings.context, trained) if trained > 0 else settings.context
             plan = plan_memory(
-                sizes_of(self.model),
+                self.model,
                 context=wanted,
                 batch=settings.batch,
                 sequences=self.sequences,

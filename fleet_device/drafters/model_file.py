@@ -189,10 +189,6 @@ class ModelSizes:
     heads: int
     key_width: int
 
-    @property
-    def batch_token_bytes(self) -> int:
-        return 4 * self.rows + 16 * self.width
-
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
@@ -213,7 +209,9 @@ def automatic_budget(free: int | None, file_bytes: int) -> int | None:
     return None if free is None else max(0, free - file_bytes) // _FREE_SHARE
 
 
-def plan_memory(sizes: ModelSizes, *, context: int, batch: int, sequences: int, budget: int | None) -> MemoryPlan:
+def plan_memory(
+    sizes: ModelSizes | GgufModel, *, context: int, batch: int, sequences: int, budget: int | None
+) -> MemoryPlan:
     """Return the largest context up to the requested one, and the largest batch, that fit into the budget.
 
     Keys, values, llama.cpp's buffers and the copies of earlier sequences count. The weights do not: they are mapped
@@ -222,7 +220,7 @@ def plan_memory(sizes: ModelSizes, *, context: int, batch: int, sequences: int, 
     batch = min(batch, context)
     if budget is None:
         return _plan(sizes, context, batch, sequences, small_keys=False, budget=None)
-    while batch > _SMALLEST_BATCH and batch * sizes.batch_token_bytes * _BATCH_SHARE > budget:
+    while batch > _SMALLEST_BATCH and _batch_bytes(sizes, batch) * _BATCH_SHARE > budget:
         batch = max(_SMALLEST_BATCH, batch // 2)
     fitting = _fitting(sizes, batch, sequences, budget=budget, small_keys=False)
     small_keys = fitting < context and sizes.key_width % 32 == 0
@@ -241,35 +239,29 @@ def plan_memory(sizes: ModelSizes, *, context: int, batch: int, sequences: int, 
     return _plan(sizes, min(context, fitting), batch, sequences, small_keys=small_keys, budget=budget)
 
 
-def _token_bytes(sizes: ModelSizes, *, small_keys: bool) -> float:
+def _batch_bytes(sizes: ModelSizes | GgufModel, batch: int) -> int:
+    return batch * (4 * sizes.rows + 16 * sizes.width)
+
+
+def _token_bytes(sizes: ModelSizes | GgufModel, *, small_keys: bool) -> float:
     return sizes.token_kv_bytes * (_SMALL_KEYS if small_keys else 1.0)
 
 
-def _fitting(sizes: ModelSizes, batch: int, sequences: int, *, budget: int, small_keys: bool) -> int:
-    left = budget - batch * sizes.batch_token_bytes
+def _fitting(sizes: ModelSizes | GgufModel, batch: int, sequences: int, *, budget: int, small_keys: bool) -> int:
+    left = budget - _batch_bytes(sizes, batch)
     # Scores of a batch over one sequence are computed in a buffer too.
     each = sequences * _token_bytes(sizes, small_keys=small_keys) + 4 * batch * sizes.heads
     return max(0, int(left / each))
 
 
 def _plan(
-    sizes: ModelSizes, context: int, batch: int, sequences: int, *, small_keys: bool, budget: int | None
+    sizes: ModelSizes | GgufModel, context: int, batch: int, sequences: int, *, small_keys: bool, budget: int | None
 ) -> MemoryPlan:
     token = _token_bytes(sizes, small_keys=small_keys)
-    buffers = batch * (sizes.batch_token_bytes + 4 * sizes.heads * context)
+    buffers = _batch_bytes(sizes, batch) + batch * 4 * sizes.heads * context
     needed = int(sequences * context * token) + buffers
     kept = context if budget is None else min(context, max(0, int((budget - needed) / token)))
     return MemoryPlan(context, min(batch, context), small_keys, kept, needed)
-
-
-def sizes_of(model: GgufModel) -> ModelSizes:
-    return ModelSizes(
-        token_kv_bytes=model.token_kv_bytes,
-        rows=model.rows,
-        width=model.width,
-        heads=model.heads,
-        key_width=model.key_width,
-    )
 
 
 def require_truncatable(model: GgufModel) -> None:

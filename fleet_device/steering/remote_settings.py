@@ -313,7 +313,10 @@ class SteeredSettings:
             kept = self._kept
             asked = SettingsSet(version=wanted.version, values=wanted.values, at=wanted.at)
             # Of two with the same version, the broker keeps the later one.
-            if asked == kept.considered or not _follows(asked, kept.considered):
+            before = kept.considered
+            # By version, or by time where the monitors have lost the versions.
+            later = asked.at is not None and before.at is not None and asked.at > before.at
+            if asked == before or (asked.version < before.version and not later):
                 return False
             checked = self._check(wanted.values)
             if checked.refused:
@@ -411,13 +414,6 @@ class SteeredSettings:
         except OSError as error:
             why = error.strerror or str(error)
             _log.warning("What was set remotely cannot be kept in %s, and is lost at a restart: %s.", self._file, why)
-
-
-def _follows(asked: SettingsSet, considered: SettingsSet) -> bool:
-    """Whether a set is not older than another: by version, or by time where the monitors have lost the versions."""
-    if asked.version >= considered.version:
-        return True
-    return asked.at is not None and considered.at is not None and asked.at > considered.at
 
 
 def _plain(value: object) -> SettingValue | None:
