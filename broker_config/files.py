@@ -195,10 +195,7 @@ class RenderedFile:
 def render_files(
     broker: Broker, profile: Profile, *, home: Path, version: MosquittoVersion = MosquittoVersion.V2_0
 ) -> tuple[RenderedFile, ...]:
-    """Return the files of a broker whose folder is `home` (absolute) on its machine.
-
-    Raise BrokerFilesError if the description lacks what the profile needs.
-    """
+    """Return the files of a broker whose folder is `home` (absolute) on its machine; raise BrokerFilesError."""
     if (profile is Profile.LOOPBACK) != (broker.tls is None):
         needs = "no tls" if profile is Profile.LOOPBACK else "tls"
         raise BrokerFilesError(f"The profile {profile.value!r} needs a description with {needs}.")

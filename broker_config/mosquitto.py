@@ -236,10 +236,7 @@ ACCESS_FILE = "access.acl"
 
 
 def render_conf(broker: Broker, *, home: Path, version: MosquittoVersion = MosquittoVersion.V2_0) -> str:
-    """Return mosquitto.conf for the absolute folder `home`.
-
-    Raise ValueError if the port is 0 or the file cannot contain the path.
-    """
+    """Return mosquitto.conf for the absolute folder `home`; raise ValueError if the port is 0 or the path unusable."""
     if broker.port == 0:
         raise ValueError("Choose the broker's port before its configuration is written.")
     if not home.is_absolute() or not str(home).isprintable():

@@ -352,14 +352,11 @@ LEFT_OUT: Final = frozenset({"user", "log_dest", "log_type", "persistence_locati
 
 @dataclass(frozen=True, slots=True)
 class TrialFiles:
-    """Content of a broker's files, and the folder of certificates for a trial, None without TLS.
-
-    The folder holds `ca.pem`, `broker.pem`, `broker.key` and `crl.pem`.
-    """
+    """Content of a broker's files, and the certificates of a trial."""
 
     conf: str
     access: str
-    certificates: Path | None = None
+    certificates: Path | None = None  # folder with `ca.pem`, `broker.pem`, `broker.key` and `crl.pem`; None without TLS
 
 
 class TrialBroker(ThrowAwayBroker):

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -51,27 +52,27 @@ ModelsDir = Annotated[
 _MEGA = 1_000_000
 
 
+@dataclass
 class LineReporter(AbstractContextManager["LineReporter"]):
     """Writes one line per step, for logs and pipes."""
 
-    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
-        self._console = console
-        self._clock = clock
-        self._name = ""
-        self._done = 0
-        self._began = 0.0
+    _console: Console
+    clock: Callable[[], float]
+    _name: str = ""
+    _done: int = 0
+    _began: float = 0.0
 
     def __exit__(self, *_: object) -> None: ...
 
     def begin(self, name: str, doing: str, total: int) -> None:  # noqa: ARG002 - a line shows no total
-        self._name, self._done, self._began = name, 0, self._clock()
+        self._name, self._done, self._began = name, 0, self.clock()
         self.say(f"{name}: {doing} …")
 
     def bytes_done(self, done: int) -> None:
         self._done = done
 
     def end(self, outcome: str) -> None:
-        seconds = self._clock() - self._began
+        seconds = self.clock() - self._began
         self.say(f"{self._name}: {outcome}, {self._done / _MEGA:.0f} MB in {seconds:.1f} s")
 
     def say(self, sentence: str) -> None:

@@ -57,16 +57,9 @@ def print_table(
     as_json: bool = False,
     empty: str = "There are none.",
 ) -> None:
-    """Print a table, or `empty` without rows. A pipe gets all columns; a terminal those that fit.
+    """Print a table, or `empty` without rows. A pipe gets all columns; a terminal those that fit, unless it is `wide`.
 
-    Args:
-        title: Line above it.
-        columns: From left to right; the first is always shown.
-        rows: One line each, or more where text is folded.
-        sort: Key of the column that the rows are sorted by, which is always shown.
-        wide: Whether a terminal gets all columns too, in lines that may be wider than it.
-        as_json: Whether to print the rows as JSON instead.
-        empty: Sentence without rows: why, or how to get some.
+    The first column and the one with the key `sort`, by which the rows are sorted, are always shown.
     """
     body = list(rows)
     if as_json:

@@ -238,10 +238,7 @@ def prepare(
     report: ProgressReporter,
     check: bool = False,
 ) -> Preparation:
-    """Bring a model's folder up to date; a second process waits. Raises `ModelsError`.
-
-    `check` compares checksums of existing files, not only sizes.
-    """
+    """Bring a model's folder up to date; `check` compares checksums, not only sizes. A second process waits."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / ".lock", lambda: report.say(f"Waiting for another preparation of {folder} …")):

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -42,32 +42,23 @@ class Counts:
     texts: int = 0  # requests that have ended
 
 
+@dataclass(slots=True)
 class SimulatedDevice:
-    """A device that generates one request after another.
+    """A device that generates one request after another."""
 
-    `pacing` keeps learning from request to request; `arrivals` yields the pause before each request (seconds), the
-    session's number, and the request; `send` takes a message to the edge.
-    """
+    env: "simpy.Environment"
+    scenario: Scenario
+    pacing: Pacing  # keeps learning from request to request
+    arrivals: Iterator[tuple[float, int, SimulatedRequest]]  # seconds before each request, number of the session
+    send: Callable[[ToEdge], None]
+    counts: Counts
+    texts: list[SimulatedRequest] = field(default_factory=list)
+    _events: list[ToDevice] = field(default_factory=list)
+    _arrived: "simpy.Event" = field(init=False)
 
-    def __init__(
-        self,
-        env: "simpy.Environment",
-        scenario: Scenario,
-        pacing: Pacing,
-        arrivals: Iterator[tuple[float, int, SimulatedRequest]],
-        send: Callable[[ToEdge], None],
-        counts: Counts,
-    ) -> None:
-        self.env = env
-        self.scenario = scenario
-        self.pacing = pacing
-        self._arrivals = arrivals
-        self.send = send
-        self.counts = counts
-        self._events: list[ToDevice] = []
-        self._arrived = env.event()
-        self.texts: list[SimulatedRequest] = []
-        env.process(self._run())
+    def __post_init__(self) -> None:
+        self._arrived = self.env.event()
+        self.env.process(self._run())
 
     def take(self, message: ToDevice) -> None:
         self._events.append(message)
@@ -81,7 +72,7 @@ class SimulatedDevice:
         return self._events.pop(0)
 
     def _run(self) -> "Generator[simpy.Event, Any, None]":
-        for pause_s, number, text in self._arrivals:
+        for pause_s, number, text in self.arrivals:
             yield self.env.timeout(pause_s)
             text.asked_at = self.env.now
             self.texts.append(text)

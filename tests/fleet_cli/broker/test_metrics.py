@@ -11,6 +11,7 @@ from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_edge.metrics.catalogue import CATALOGUE
 from tests.support.brokers import StartBroker
+from tests.support.command import Run, refused
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
@@ -79,3 +80,7 @@ def test_a_real_broker_tells_all_of_them(start_mosquitto: StartBroker) -> None:
     read = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
     assert read["dssd_broker_clients_connected"] >= 1
     assert read["dssd_broker_up"] == 1
+
+
+def test_half_of_tls_is_one_sentence(fleet: Run) -> None:
+    assert "--ca" in refused(fleet("broker", "watch", "--certificate", "monitor.pem"))

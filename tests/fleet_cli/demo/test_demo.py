@@ -1,9 +1,19 @@
+import io
+import queue
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from fleet_cli.demo import DemoReport, draft_model, engine_flags, target_model
+from fleet_cli.demo import DemoProgress, DemoReport, _follow, draft_model, engine_flags, run_chat, target_model
+from fleet_cli.demo_processes import DemoBroker
+from fleet_cli.errors import CommandError
+from fleet_common.logs import Event
 from tests.support.command import Run, refused
 
 
@@ -98,3 +108,53 @@ def test_each_wrong_option_is_told_of_before_anything_is_started(
     monkeypatch.setattr("fleet_cli.demo_processes.ThrowAwayBroker.__enter__", lambda _: pytest.fail("a broker"))
     assert said in refused(fleet("demo", "--models-dir", models, *arguments))
     assert started == []
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("broker_lives", "edge_ended", "said"), [(False, None, "mosquitto"), (True, 1, "ended")])
+def test_a_broker_or_an_edge_that_has_ended_ends_the_demo(
+    broker_lives: bool, edge_ended: int | None, said: str
+) -> None:
+    process = SimpleNamespace(poll=lambda: edge_ended)
+    edge: Any = SimpleNamespace(process=process, end=lambda: None, cause="its own words")
+    watch = DemoProgress(Console(quiet=True), 8, show_text=False)
+    place = DemoBroker("mosquitto 127.0.0.1:1", "127.0.0.1", 1, lives=lambda: broker_lives)
+    with pytest.raises(CommandError, match=said):
+        _follow({"device-1": edge}, queue.SimpleQueue(), watch, edge=edge, place=place)
+
+
+def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = signal.getsignal(signal.SIGINT), list[Any]()
+
+    def run(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        seen.append((command[3:], signal.getsignal(signal.SIGINT)))
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert run_chat("device-1", ["--fleet", "demo"]) == 3
+    arguments = ["device", "chat", "--device", "device-1", "--api-port", "0", "--fleet", "demo"]
+    assert seen == [(arguments, signal.SIG_IGN)]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("also", [["--json", "-"], ["--raw"]])
+def test_a_chat_makes_no_report_and_continues_no_prompt(also: list[str], fleet: Run) -> None:
+    assert "--json" in refused(fleet("demo", "--chat", *also))
+
+
+LONG = "Write a short story about a lighthouse keeper who finds a message in a bottle that he once sent himself."
+
+
+@pytest.mark.parametrize("width", [72, 80, 120])
+def test_however_narrow_the_terminal_the_figures_are_there_and_the_prompt_gives_way(width: int) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, force_terminal=True, color_system=None)
+    watch = DemoProgress(console, 96, show_text=False)
+    watch.add("device-1", LONG)
+    watch.event("device-1", {"event": Event.START})
+    watch.event("device-1", {"event": Event.TOKENS, "number": 48, "text": "Once"})
+    console.print(watch._draw())
+    heading, row = screen.getvalue().rstrip().splitlines()[-2:]
+    assert ("device" in heading, "tokens/s" in heading, "prompt" in heading) == (True, True, True)
+    assert ("device-1" in row, " 48 " in row, "generating" in row, "Write" in row) == (True, True, True, True)
+    assert max(len(heading), len(row)) <= width
