@@ -32,33 +32,22 @@ _MINUTES_KEPT: Final = timedelta(days=2)  # each minute's load; pages show half 
 _MB: Final = 1e6
 
 
+_ABANDONED_AFTER: Final = timedelta(hours=6)
+"""Age at which a session that no edge serves is closed as lost; well above a lease and a database outage."""
+
+_KEEP_REPORTED: Final = timedelta(days=7)
+_MOST_REPORTED: Final = 1000
+"""Age, and number of one device, from which reported Closes of unknown sessions are deleted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """Intervals between runs of each job, and how long data is kept.
-
-    Attributes:
-        abandoned_after: Age at which a session that no edge serves is closed as lost; well above a lease and a database
-            outage.
-        keep_reported: Age at which a reported Close of an unknown session is deleted; well above a database outage.
-        most_reported: Such Closes kept of one device.
-    """
+    """Intervals of jobs that follow from other settings, and how long data is kept."""
 
     lease_every_s: float = 2.0
     progress_every_s: float = 5.0
-    log_every_s: float = 10.0
-    quarantines_every_s: float = 2.0
-    certificates_every_s: float = 600.0
-    silent_every_s: float = 60.0
-    abandoned_every_s: float = 300.0
-    abandoned_after: timedelta = timedelta(hours=6)
-    rollup_every_s: float = 300.0
-    purge_every_s: float = 3600.0
     keep: Retention = RETENTION
-    keep_reported: timedelta = timedelta(days=7)
-    most_reported: int = 1000
     purge_chunk: int = 1000
-    backup_look_s: float = 300.0
-    memory_every_s: float = 60.0
 
 
 class EdgeJobs:
@@ -92,18 +81,15 @@ class EdgeJobs:
         self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
-            "flush-log": (self._settings.log_every_s, flush_log),
-            "read-quarantines": (
-                self._settings.quarantines_every_s,
-                lambda: apply_quarantines(store.quarantines(now=now())),
-            ),
-            "warn-certificates": (self._settings.certificates_every_s, warn_certificates),
-            "mark-silent": (self._settings.silent_every_s, self._mark_silent),
-            "close-abandoned": (self._settings.abandoned_every_s, self._close_abandoned),
-            "roll-up": (self._settings.rollup_every_s, self._roll_up),
-            "purge": (self._settings.purge_every_s, self._purge),
-            "give-back-memory": (self._settings.memory_every_s, give_back_free_memory),
-            **({} if back_up is None else {"back-up": (self._settings.backup_look_s, back_up)}),
+            "flush-log": (10.0, flush_log),
+            "read-quarantines": (2.0, lambda: apply_quarantines(store.quarantines(now=now()))),
+            "warn-certificates": (600.0, warn_certificates),
+            "mark-silent": (60.0, self._mark_silent),
+            "close-abandoned": (300.0, self._close_abandoned),
+            "roll-up": (300.0, lambda: roll_up(store.engine, now=now(), enough=self._stopping.is_set)),
+            "purge": (3600.0, self._purge),
+            "give-back-memory": (60.0, give_back_free_memory),
+            **({} if back_up is None else {"back-up": (300.0, back_up)}),
         }
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -164,15 +150,12 @@ class EdgeJobs:
 
     def _close_abandoned(self) -> None:
         closed = housekeeping.close_abandoned(
-            self._store, now=self._now(), abandoned_after=self._settings.abandoned_after, limit=_ABANDONED_CHUNK
+            self._store, now=self._now(), abandoned_after=_ABANDONED_AFTER, limit=_ABANDONED_CHUNK
         )
         if closed:
             _log.info("%d sessions that no edge serves any more were closed as lost.", closed)
             sentence = "Sessions that no edge serves any more were closed as lost."
             self._tell(EventKind.SESSION, "abandoned", sentence, times=closed)
-
-    def _roll_up(self) -> None:
-        roll_up(self._store.engine, now=self._now(), enough=self._stopping.is_set)
 
     def _purge(self) -> None:
         now, settings, engine = self._now(), self._settings, self._store.engine
@@ -195,7 +178,7 @@ class EdgeJobs:
         housekeeping.purge_loads(engine, thin_before=now - _MINUTES_KEPT, before=oldest, **pace)
         events = housekeeping.purge(engine, EventRow, before=oldest, **pace)
         housekeeping.purge(engine, CommandRow, before=oldest, **pace)
-        housekeeping.purge_reported(engine, before=now - settings.keep_reported, most=settings.most_reported, **pace)
+        housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MOST_REPORTED, **pace)
         housekeeping.purge_quarantines(engine, before=oldest, **pace)
         given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)
         if given:

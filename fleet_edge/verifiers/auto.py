@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -293,19 +294,19 @@ _CHOICE_PACKAGES: Final = ("dssd-fleet", "torch", "transformers", "numba", "llam
 _CPU_KEYS: Final = ("model name", "flags", "Features", "CPU part")
 
 
-def circumstances(
-    settings: EdgeSettings, candidates: Sequence[Candidate], *, depends_on: Sequence[str], root: Path = Path("/")
-) -> str:
+def _circumstances(settings: EdgeSettings, candidates: Sequence[Candidate]) -> str:
     """Return a digest of everything that the speed of engines depends on."""
+    pairs = (line.partition(":") for line in takewhile(str.strip, _lines(Path("/proc/cpuinfo"))))
+    gpus = (_lines(path)[:1] for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")))
     found = {
         "machine": {
             "architecture": platform.machine(),
-            "cpu": _cpu(root),
+            "cpu": {key.strip(): value.strip() for key, _, value in pairs if key.strip() in _CPU_KEYS},
             "cores": len(os.sched_getaffinity(0)),
-            "gpus": _gpus(root),
+            "gpus": [line for lines in gpus for line in lines],
         },
         "versions": {name: _version(name) for name in _CHOICE_PACKAGES},
-        "settings": settings.model_dump(mode="json", include=set(depends_on)),
+        "settings": settings.model_dump(mode="json", include=set(MEASURED_BY)),
         "candidates": [[candidate.engine, candidate.target, candidate.dtype] for candidate in candidates],
         "files": [file for candidate in candidates for file in _files(Path(candidate.target).expanduser())],
     }
@@ -319,23 +320,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu(root: Path) -> dict[str, str]:
+def _lines(file: Path) -> list[str]:
     try:
-        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    return {key.strip(): value.strip() for key, _, value in pairs if key.strip() in _CPU_KEYS}
-
-
-def _gpus(root: Path) -> list[str]:
-    found = []
-    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
-        try:
-            found.append(path.read_text(encoding="utf-8", errors="replace").splitlines()[0])
-        except (OSError, IndexError):
-            continue
-    return found
+        return []
 
 
 def _files(target: Path) -> list[list[Any]]:
@@ -454,7 +443,7 @@ def choose_engine(
     file = None if folder is None else folder / _FILE
     known = (None if file is None else read_cache(file, _Choices)) or _Choices()
     name = str(Path(settings.target).expanduser().resolve())
-    now = circumstances(settings, candidates.found, depends_on=sorted(MEASURED_BY))
+    now = _circumstances(settings, candidates.found)
     before = known.choices.get(name)
     if before is not None and before.circumstances == now:
         plain = [replace(each, dtype=settings.dtype) for each in candidates.found]
