@@ -37,8 +37,8 @@ from fleet_edge.store.engine import parse_url, sqlite_path
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.models import Base, DeviceRow, EdgeLoadRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.periods import BEGINNING, Grain, floor, following, mark_stale, minute_of
-from fleet_edge.store.records import SegmentProgress, SessionOpened, segment_number
+from fleet_edge.store.periods import BEGINNING, Grain, floor, following, mark_stale
+from fleet_edge.store.records import SegmentProgress, SessionOpened, minute_of, segment_number
 from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.steering import add_labels, record_audit
 from fleet_edge.store.views import AuditEntry

@@ -6,15 +6,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, Generic, TypeVar
 
 from fleet_edge.store.event_codes import EventKind, Severity
-from fleet_edge.store.records import DeviceSeen, EdgeSeen, EventLogged, Record, TelemetryReported
+from fleet_edge.store.records import DeviceSeen, EdgeSeen, EventLogged, Record, TelemetryReported, minute_of
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 
-_MINUTE: Final = timedelta(minutes=1)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _OTHER: Final = "other"
 
 _Key = tuple[str | None, str, str]
@@ -77,7 +75,7 @@ class EventCounts:
         """
         with self._lock:
             at = self.now()
-            minute = (at - _EPOCH) // _MINUTE
+            minute = minute_of(at)
             if minute != self._minute:  # also if the clock was set back
                 self._write()
                 self._counts.clear()

@@ -6,7 +6,7 @@ Reads sessions without changing them. Never blocks: the writer has its own threa
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from fleet_edge.answers.device_log import EventCounts, StateRecorder
@@ -27,25 +27,23 @@ from fleet_edge.store.records import (
     SegmentProgress,
     SessionClosed,
     SessionOpened,
+    minute_of,
     segment_number,
 )
 from schemas.messages import Close, Open
 from schemas.reasons import EndReason
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 @dataclass(slots=True)
 class DeviceRates:
-    """Admits a bounded number of events of each device per time span; starts again with each span."""
+    """Admits a bounded number of events of each device per minute; starts again with each minute."""
 
     most: int
-    span: timedelta = timedelta(minutes=1)
     _current: int = -1
     _admitted: Counter[str] = field(default_factory=Counter)
 
     def admit(self, device: str, at: datetime) -> bool:
-        current = (at - _EPOCH) // self.span
+        current = minute_of(at)
         if current != self._current:  # also if the clock was set back
             self._current = current
             self._admitted.clear()

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol
 
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError, StatementError
@@ -18,18 +17,6 @@ from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, St
 from fleet_edge.store.models import REVISION
 from fleet_edge.store.quarantines import Quarantines, read_quarantines
 from fleet_edge.store.records import Record
-
-
-class SessionStore(Protocol):
-    """A session log to write, for jobs and housekeeping: a `Store`, or one that may be away."""
-
-    @property
-    def engine(self) -> Engine:
-        """For queries. Raises `StoreUnavailable` while the database is away."""
-
-    def apply(self, records: Sequence[Record]) -> None: ...
-
-    def quarantines(self, *, now: datetime) -> Quarantines: ...
 
 
 class Store(Closing):
@@ -105,16 +92,8 @@ def open_store(url: str, *, create: bool = True) -> Store:
     parsed = parse_url(url)
     name = shown(parsed)
     engine = connect_engine(parsed, read_only=False, create=create)
-    try:
+    with _opening(engine, name=name):
         migrate(engine, path=sqlite_path(parsed), name=name)
-    except (SQLAlchemyError, OSError) as error:
-        engine.dispose()
-        if isinstance(error, OSError):
-            raise StoreUnavailable(f"The folder of {name} cannot be locked: {error.strerror}.") from error
-        raise unavailable(error, name=name) from error
-    except StoreError:
-        engine.dispose()
-        raise
     return Store(engine, name=name)
 
 
@@ -127,21 +106,31 @@ def open_existing(url: str, *, read_only: bool) -> Engine:
     parsed = parse_url(url)
     name = shown(parsed)
     engine = connect_engine(parsed, read_only=read_only, create=False)
-    try:
+    with _opening(engine, name=name):
         with engine.connect() as connection:
             revision = schema_of(connection)
-    except SQLAlchemyError as error:
+        if revision is None:
+            raise StoreError(f"The database {name} has no session log; an edge that is started on it creates one.")
+        if revision != REVISION:
+            raise StoreError(
+                f"The database {name} has schema {revision} and this software reads {REVISION}; "
+                "run the same version as the edge that writes it."
+            )
+    return engine
+
+
+@contextmanager
+def _opening(engine: Engine, *, name: str) -> Iterator[None]:
+    """Give an engine up whose database cannot be used."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError, StoreError) as error:
         engine.dispose()
-        raise unavailable(error, name=name) from error
-    if revision == REVISION:
-        return engine
-    engine.dispose()
-    if revision is None:
-        raise StoreError(f"The database {name} has no session log; an edge that is started on it creates one.")
-    raise StoreError(
-        f"The database {name} has schema {revision} and this software reads {REVISION}; "
-        "run the same version as the edge that writes it."
-    )
+        if isinstance(error, SQLAlchemyError):
+            raise unavailable(error, name=name) from error
+        if isinstance(error, OSError):
+            raise StoreUnavailable(f"The folder of {name} cannot be locked: {error.strerror}.") from error
+        raise
 
 
 @contextmanager
@@ -236,6 +225,10 @@ class ReopeningStore(Closing):
         if store is None:
             raise StoreUnavailable("The database of the session log is not open; it is opened when it answers.")
         return store
+
+
+SessionStore = Store | ReopeningStore
+"""A session log to write, for jobs and housekeeping; its `engine` may raise `StoreUnavailable`."""
 
 
 def check_database(url: str) -> None:

@@ -28,9 +28,9 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
-from fleet_edge.store.periods import Grain, Mark, Marks, ceiling, floor, minute_of, raise_mark
+from fleet_edge.store.periods import Grain, Mark, Marks, ceiling, floor, raise_mark
 from fleet_edge.store.quarantines import read_quarantines
-from fleet_edge.store.records import SessionClosed
+from fleet_edge.store.records import SessionClosed, minute_of
 from fleet_edge.store.rolling import Enough
 from fleet_edge.store.views import SILENT_AFTER
 from schemas.control import Presence

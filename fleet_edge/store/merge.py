@@ -50,7 +50,7 @@ from fleet_edge.store.models import (
     SessionRow,
     TextRow,
 )
-from fleet_edge.store.periods import Grain, floor, mark_stale, minute_of
+from fleet_edge.store.periods import Grain, floor, mark_stale
 from fleet_edge.store.records import (
     CloseReported,
     DeviceCounters,
@@ -68,6 +68,7 @@ from fleet_edge.store.records import (
     SessionOpened,
     TelemetryReported,
     TextWritten,
+    minute_of,
     segment_time,
 )
 
@@ -320,17 +321,15 @@ def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inse
     at_edges = [each for each in records if isinstance(each, EdgeSeen | LoadReported | SessionOpened)]
     segments = _spans(((each.session, each.device, each.segment), each.at) for each in of_session)
     sessions: dict[tuple[str, str], _Parameters] = {}
-    for (session, device, segment), (_, last) in segments.items():
-        opened = segment_time(segment)
-        new = {"session": session, "device": device, "opened_at": opened, "last_at": last, "last_segment": segment}
+    for (session, device, segment), (_, last) in sorted(segments.items()):
+        new = {"session": session, "device": device, "opened_at": segment_time(segment), "last_at": last}
         row = sessions.setdefault((session, device), new)
-        row["opened_at"] = min(row["opened_at"], opened)
         row["last_at"] = max(row["last_at"], last)
-        row["last_segment"] = max(row["last_segment"], segment)
+        row["last_segment"] = segment
     # Sorted, so that two edges lock rows of a common PostgreSQL in the same order.
     _insert(connection, inserts.device, _seen("device", seen))
     _insert(connection, inserts.edge, _seen("edge", at_edges))
-    _insert(connection, inserts.session, sorted(sessions.values(), key=itemgetter("session", "device")))
+    _insert(connection, inserts.session, list(sessions.values()))
     _insert(
         connection,
         inserts.segment,

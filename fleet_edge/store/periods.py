@@ -42,11 +42,6 @@ def floor(grain: Grain, at: datetime) -> datetime:
     return begun - (begun - BEGINNING) % _LENGTHS[grain]
 
 
-def minute_of(at: datetime) -> int:
-    """Return the number of a time's minute since `BEGINNING`."""
-    return (at - BEGINNING) // timedelta(minutes=1)
-
-
 def following(grain: Grain, start: datetime) -> datetime:
     return (start + timedelta(days=32)).replace(day=1) if grain is Grain.MONTH else start + _LENGTHS[grain]
 

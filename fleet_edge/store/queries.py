@@ -43,9 +43,9 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
-from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, Mark, Marks, floor, minute_of
+from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, Mark, Marks, floor
 from fleet_edge.store.quarantines import read_quarantines
-from fleet_edge.store.records import segment_time
+from fleet_edge.store.records import minute_of, segment_time
 from fleet_edge.store.steering import read_labels
 from fleet_edge.store.totals import SUMMED, Dimension, by_row, tally
 from fleet_edge.store.views import (

@@ -77,6 +77,11 @@ def segment_time(segment: int) -> datetime:
     return _EPOCH + segment * _MICROSECOND
 
 
+def minute_of(at: datetime) -> int:
+    """Return the number of a time's minute since 1970."""
+    return (at - _EPOCH) // timedelta(minutes=1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceCounters:
     """What the device itself counted over the whole session, all segments together, from its Close.

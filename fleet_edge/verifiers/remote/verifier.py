@@ -31,7 +31,7 @@ _CLOSE_S: Final = 5.0
 class RemoteVerifier(TokenVerifier):
     """`Verifier` over inference servers. It stores only the tokens of open sequences.
 
-    `top` is the number of known entries of a row, `known_tokens` bounds the tokens of all sequences.
+    `top` is the number of known entries of a row.
     """
 
     budget_name = "'remote.known_tokens'"
@@ -46,10 +46,9 @@ class RemoteVerifier(TokenVerifier):
         identity: Identity,
         runs_on: str,
         top: int,
-        known_tokens: int,
-        step_s: float,
+        settings: InferenceServerSettings,
     ) -> None:
-        size = len(local.strings)
+        size, known_tokens = len(local.strings), settings.known_tokens
         if known_tokens < identity.context:
             raise VerifierError(
                 f"Room for {known_tokens} tokens is less than one text may have; set 'remote.known_tokens' to at least "
@@ -68,7 +67,7 @@ class RemoteVerifier(TokenVerifier):
         self._client = client
         self._loop = loop
         self._top = top
-        self._step_s = step_s
+        self._step_s = settings.step_s
         self._namespaces: dict[int, str] = {}
 
     def fork(self, sequence: int, source: int, length: int) -> None:
@@ -173,8 +172,7 @@ def connect(
                 identity=identity,
                 runs_on=f"{name}, {len(urls)} {'server' if len(urls) == 1 else 'servers'}",
                 top=top,
-                known_tokens=settings.known_tokens,
-                step_s=settings.step_s,
+                settings=settings,
             )
         except BaseException:
             await pool.close()
