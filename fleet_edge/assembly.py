@@ -6,9 +6,9 @@ from datetime import datetime
 
 from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
 from fleet_common.mqtt.link import Link
-from fleet_edge.answers.answers import Publisher, Responder
-from fleet_edge.answers.recorder import Recorder, Sink
-from fleet_edge.answers.texts import GenerationRecorder, token_bytes
+from fleet_edge.answers.answers import Responder
+from fleet_edge.answers.publisher import Publisher
+from fleet_edge.answers.recorder import GenerationRecorder, Recorder, Sink, token_bytes
 from fleet_edge.batching.fairness import BackgroundWork
 from fleet_edge.batching.planning import Budget
 from fleet_edge.batching.scheduler import Scheduler

@@ -6,7 +6,8 @@ from dssd.distribution import shape
 from dssd.downlink import FormName
 from dssd.verification import Judgement
 from fleet_common.mqtt.link import Message
-from fleet_edge.answers.answers import Publisher, ReportedLoads, Responder, fault_reply
+from fleet_edge.answers.answers import ReportedLoads, Responder, fault_reply
+from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from dssd.verification import Judgement
-from fleet_edge.answers.texts import GenerationRecorder, token_bytes
+from fleet_edge.answers.recorder import GenerationRecorder, token_bytes
 from fleet_edge.sessions.drafts import kinds_of_decoded
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records import StoreText, TextWritten
