@@ -63,41 +63,18 @@ class _Unusable(Exception):  # noqa: N818
     """A file that the broker cannot use. The message is the finding."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    ca: x509.Certificate
-    own: x509.Certificate
-    crl: x509.CertificateRevocationList
-
-
-def check_certificates(tls: Tls, home: Path, *, now: datetime) -> Iterator[BrokerFinding]:
-    """Yield the findings on the files of a listener; relative paths are relative to `home`."""
+def check_certificates(tls: Tls, home: Path, *, now: datetime) -> BrokerFinding:
+    """Return the finding on the files of a listener; relative paths are relative to `home`."""
     paths = [home / path for path in (tls.ca, tls.certificate, tls.key, tls.crl)]
     missing = [str(path) for path in paths if not path.exists()]
     if len(missing) == len(paths):
-        yield _skipped(CHECK, f"They are not on this machine ({home}); the trial made its own.")
-        return
+        return _skipped(CHECK, f"They are not on this machine ({home}); the trial made its own.")
     if missing:
-        yield _failed(CHECK, f"{', '.join(missing)} is missing: put it there, or correct the paths.")
-        return
+        return _failed(CHECK, f"{', '.join(missing)} is missing: put it there, or correct the paths.")
     try:
-        files = _read(*paths)
-        _together(files, paths)
-        yield _lifetimes(files, paths, now)
+        return _ok(CHECK, _valid_together(*paths, now=now))
     except _Unusable as error:
-        yield _failed(CHECK, str(error))
-
-
-def _read(ca: Path, certificate: Path, key: Path, crl: Path) -> _Files:
-    own = _load(certificate, "certificate", x509.load_pem_x509_certificate)
-    private = _load(key, "unencrypted private key", lambda pem: serialization.load_pem_private_key(pem, None))
-    if private.public_key() != own.public_key():
-        raise _Unusable(f"The key {key} does not belong to the certificate {certificate}: put the right one there.")
-    return _Files(
-        _load(ca, "certificate", x509.load_pem_x509_certificate),
-        own,
-        _load(crl, "revocation list", x509.load_pem_x509_crl),
-    )
+        return _failed(CHECK, str(error))
 
 
 def _load(path: Path, what: str, load: Callable[[bytes], T]) -> T:
@@ -109,25 +86,28 @@ def _load(path: Path, what: str, load: Callable[[bytes], T]) -> T:
         raise _Unusable(f"{path} is no {what} in PEM: put the right file there.") from error
 
 
-def _together(files: _Files, paths: list[Path]) -> None:
-    key = files.ca.public_key()
+def _valid_together(ca: Path, certificate: Path, key: Path, crl: Path, *, now: datetime) -> str:
+    own = _load(certificate, "certificate", x509.load_pem_x509_certificate)
+    private = _load(key, "unencrypted private key", lambda pem: serialization.load_pem_private_key(pem, None))
+    if private.public_key() != own.public_key():
+        raise _Unusable(f"The key {key} does not belong to the certificate {certificate}: put the right one there.")
+    authority = _load(ca, "certificate", x509.load_pem_x509_certificate)
+    revoked = _load(crl, "revocation list", x509.load_pem_x509_crl)
     try:
-        files.own.verify_directly_issued_by(files.ca)
+        own.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature) as error:
-        raise _Unusable(f"{paths[1]} was not signed by {paths[0]}: clients that trust that file refuse it.") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise _Unusable(f"{paths[0]} has no elliptic-curve key: the listener's ciphers need one.")
-    if not files.crl.is_signature_valid(key):
-        raise _Unusable(f"{paths[3]} was not signed by {paths[0]}: the broker would refuse every client.")
+        raise _Unusable(f"{certificate} was not signed by {ca}: clients that trust that file refuse it.") from error
+    signer = authority.public_key()
+    if not isinstance(signer, ec.EllipticCurvePublicKey):
+        raise _Unusable(f"{ca} has no elliptic-curve key: the listener's ciphers need one.")
+    if not revoked.is_signature_valid(signer):
+        raise _Unusable(f"{crl} was not signed by {ca}: the broker would refuse every client.")
+    begins = {ca: authority.not_valid_before_utc, certificate: own.not_valid_before_utc}
+    ends = {ca: authority.not_valid_after_utc, certificate: own.not_valid_after_utc}
+    return _lifetimes(begins, ends | {crl: revoked.next_update_utc or now + SOON}, now)
 
 
-def _lifetimes(files: _Files, paths: list[Path], now: datetime) -> BrokerFinding:
-    ends = {
-        paths[0]: files.ca.not_valid_after_utc,
-        paths[1]: files.own.not_valid_after_utc,
-        paths[3]: files.crl.next_update_utc or now + SOON,
-    }
-    begins = {paths[0]: files.ca.not_valid_before_utc, paths[1]: files.own.not_valid_before_utc}
+def _lifetimes(begins: dict[Path, datetime], ends: dict[Path, datetime], now: datetime) -> str:
     for path, begin in begins.items():
         if now < begin:
             raise _Unusable(f"{path} is valid from {begin:%Y-%m-%d %H:%M} on: set this machine's clock, or renew it.")
@@ -135,7 +115,7 @@ def _lifetimes(files: _Files, paths: list[Path], now: datetime) -> BrokerFinding
         if end <= now:
             raise _Unusable(f"{path} ran out on {end:%Y-%m-%d}: renew it, or the broker refuses all clients.")
     path, end = min(ends.items(), key=lambda item: item[1])
-    return _ok(CHECK, f"They go together; the first to end is {path}, on {end:%Y-%m-%d}.")
+    return f"They go together; the first to end is {path}, on {end:%Y-%m-%d}."
 
 
 DEVICES: Final = ("device-a", "device-b")
@@ -154,7 +134,7 @@ def check_directory(directory: Path) -> Iterator[BrokerFinding]:
     conf, access = (_read_text(directory / name) for name in (CONF_FILE, ACCESS_FILE))
     yield _modes(directory)
     if broker.tls is not None:
-        yield from check_certificates(broker.tls, directory, now=datetime.now(UTC))
+        yield check_certificates(broker.tls, directory, now=datetime.now(UTC))
     with tempfile.TemporaryDirectory(prefix="fleet-trial-") as folder:
         try:
             with begin_trial(conf, access, broker, Path(folder)) as trial:

@@ -227,11 +227,8 @@ def find_capacity(scenario: Scenario, level: ServiceLevel, *, share: float) -> E
 
 
 def _loads(most: int) -> list[int]:
-    """Return powers of two up to more devices than the edge serves."""
-    loads = [1]
-    while loads[-1] < most:
-        loads.append(2 * loads[-1])
-    return loads
+    """Return powers of two, the last of which is at least `most`."""
+    return [1 << power for power in range((most - 1).bit_length() + 1)]
 
 
 def _load(scenario: Scenario, devices: int) -> LoadPoint:

@@ -50,53 +50,40 @@ class SimulatedDevice:
     scenario: Scenario
     pacing: Pacing  # keeps learning from request to request
     arrivals: Iterator[tuple[float, int, SimulatedRequest]]  # seconds before each request, number of the session
+    inbox: "simpy.Store"  # messages of the edge
     send: Callable[[ToEdge], None]
     counts: Counts
     texts: list[SimulatedRequest] = field(default_factory=list)
-    _events: list[ToDevice] = field(default_factory=list)
-    _arrived: "simpy.Event" = field(init=False)
 
     def __post_init__(self) -> None:
-        self._arrived = self.env.event()
         self.env.process(self._run())
-
-    def take(self, message: ToDevice) -> None:
-        self._events.append(message)
-        if not self._arrived.triggered:
-            self._arrived.succeed()
-
-    def _next(self) -> "Generator[simpy.Event, Any, ToDevice]":
-        if not self._events:
-            self._arrived = self.env.event()
-            yield self._arrived
-        return self._events.pop(0)
 
     def _run(self) -> "Generator[simpy.Event, Any, None]":
         for pause_s, number, text in self.arrivals:
             yield self.env.timeout(pause_s)
             text.asked_at = self.env.now
             self.texts.append(text)
-            self._events.clear()
+            self.inbox.items.clear()
             self.send(SimulatedOpen(number, text))
-            opened = yield from self._next()
+            opened = yield self.inbox.get()
             if isinstance(opened, SimulatedOpened):
                 self.pacing.note_load(opened.load)
             yield from self._write(number, text)
             text.ended_at = self.env.now
             self.counts.texts += 1
             self.send(SimulatedClose(number))
-            while getattr((yield from self._next()), "session", None) != number:
+            while (yield self.inbox.get()).session != number:
                 pass
 
     def _write(self, number: int, text: SimulatedRequest) -> "Generator[simpy.Event, Any, None]":
         writing = _Writing(self, number, text)
         while writing.committed < text.length:
-            if self._events:
-                writing.take(self._events.pop(0))
+            if self.inbox.items:
+                writing.take(self.inbox.items.pop(0))
             elif writing.may_send:
                 yield from writing.draft()
             else:
-                writing.take((yield from self._next()))
+                writing.take((yield self.inbox.get()))
 
 
 class _Writing:
@@ -318,11 +305,14 @@ def simulate(scenario: Scenario, *, pacings: Sequence[Pacing] = ()) -> Simulatio
     devices: list[SimulatedDevice] = []
     by_session: dict[int, SimulatedDevice] = {}
 
-    def deliver(take: Callable[[object], None], message: object, delay_s: float) -> None:
-        env.timeout(delay_s).callbacks.append(lambda _: take(message))
+    def deliver(take: Callable[[Any], object], message: object, delay_s: float) -> None:
+        def arrive(_event: object) -> None:
+            take(message)
+
+        env.timeout(delay_s).callbacks.append(arrive)
 
     def to_device(message: ToDevice, after_s: float) -> None:
-        deliver(by_session[message.session].take, message, after_s + one_way_s)  # type: ignore[arg-type]
+        deliver(by_session[message.session].inbox.put, message, after_s + one_way_s)
 
     edge = SimulatedEdge(env, scenario, to_device)
 
@@ -330,7 +320,7 @@ def simulate(scenario: Scenario, *, pacings: Sequence[Pacing] = ()) -> Simulatio
         def send(message: ToEdge) -> None:
             if isinstance(message, SimulatedOpen):
                 by_session[message.session] = devices[place]
-            deliver(edge.take, message, one_way_s + scenario.message_s)  # type: ignore[arg-type]
+            deliver(edge.take, message, one_way_s + scenario.message_s)
 
         return send
 
@@ -338,7 +328,8 @@ def simulate(scenario: Scenario, *, pacings: Sequence[Pacing] = ()) -> Simulatio
     known += [scenario.plan() for _ in range(scenario.devices - len(known))]
     for place, pacing in enumerate(known):
         arrivals = _arrivals(scenario, place, numbers)
-        devices.append(SimulatedDevice(env, scenario, pacing, arrivals, sender(place), counts))
+        inbox = simpy.Store(env)
+        devices.append(SimulatedDevice(env, scenario, pacing, arrivals, inbox, sender(place), counts))
     window = _run(env, scenario, devices)
     return SimulationResult(
         scenario=scenario,

@@ -93,8 +93,7 @@ def authority(tmp_path: Path) -> TrialAuthority:
 
 
 def certificates(authority: TrialAuthority, now: datetime = NOW) -> BrokerFinding:
-    (finding,) = check_certificates(Tls(), authority.folder, now=now)
-    return finding
+    return check_certificates(Tls(), authority.folder, now=now)
 
 
 def test_certificates_that_go_together_are_told_with_their_end(authority: TrialAuthority) -> None:
