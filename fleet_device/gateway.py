@@ -122,21 +122,18 @@ class Gateway:
         *,
         remote: SteeredSettings | None = None,
         log_tail: LogTail | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service = service
         self._reloads = False
         self.log_tail = log_tail or LogTail()
         self._remote = remote
         self._settings = service.settings
-        self._clock = clock
         # A SimpleQueue, since signal handlers put into it.
         self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
         self._queue = RequestQueue(
             self._generate,
             waiting=self._settings.api_waiting,
             at_once=service.texts_at_once,
-            clock=clock,
             on_idle=lambda: self.ask(Asked.IDLE),
         )
         self._server: ApiServer | None = None
@@ -151,11 +148,6 @@ class Gateway:
     def address(self) -> str | None:
         """URL of the API; None if it is turned off."""
         return self._server.address if self._server else None
-
-    @property
-    def unreported(self) -> int:
-        """Number of sessions without an edge that the session log does not have yet."""
-        return self.service.unreported
 
     def ask(self, what: Asked) -> None:
         """Ask for the end; from a signal handler or any thread."""
@@ -194,13 +186,13 @@ class Gateway:
             return
         self.service.drain()
         self._queue.close()
-        deadline = self._clock() + self._settings.drain_s
+        deadline = time.monotonic() + self._settings.drain_s
         left = self._queue.waiting + self._queue.running
         _log.info("Draining: %d requests.", left)
         on_drain(left)
         with contextlib.suppress(queue.Empty):
             # Any request ends the wait.
-            self._noted(self._asked.get(timeout=max(0.0, deadline - self._clock())))
+            self._noted(self._asked.get(timeout=max(0.0, deadline - time.monotonic())))
 
     @property
     def reloads(self) -> bool:

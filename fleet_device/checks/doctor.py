@@ -6,7 +6,6 @@ device of this name runs, it asks that one over its local API, because a broker 
 
 import http.client
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +22,10 @@ from fleet_common.mqtt.tls import certificate_end, certificate_in, certificate_n
 from fleet_device.checks.edge_check import Check, Checklist, CheckReport, NotApplicable
 from fleet_device.checks.selftest import (
     PROBE_POLICY,
+    check_broker,
     check_drafting,
     check_online,
     check_vocabulary,
-    echo_ms,
     probe_prompt,
 )
 from fleet_device.client.agent import Agent
@@ -217,7 +216,6 @@ CHECKS: Final = ("memory", "threads", "model", "broker", "certificate", "clock",
 _CONNECT_S: Final = 5.0
 _WAIT_S: Final = 5.0
 _STATES_S: Final = 1.0  # retained states come with the connection
-_ECHOES: Final = 5
 _RETRY_POLICY: Final = RetryPolicy(open_s=10.0, resume_s=10.0, verdict_s=10.0, close_s=2.0)
 
 
@@ -308,19 +306,15 @@ class Doctor:
                 self._inbox,
             )
             self._agent.attach()
-        started = self.clock()
-        link.start(timeout_s=_CONNECT_S)
-        connected = self.clock()
-        echoes = [self._echo(link) for _ in range(_ECHOES)]
-        return (
-            f"Connected to {where} as {settings.device} in {(connected - started) * 1e3:.0f} ms; a message is "
-            f"acknowledged in {statistics.median(echoes):.1f} ms."
-        )
-
-    def _echo(self, link: Link) -> float:
-        topic = build(Topic.TELEMETRY, fleet=self.settings.fleet, device=self.settings.device)
+        topic = build(Topic.TELEMETRY, fleet=settings.fleet, device=settings.device)
         empty = encode_json(Telemetry(sessions=0, tokens=0))
-        return echo_ms(lambda listen: link.publish(topic, empty, on_outcome=listen), topic, self.clock, wait_s=_WAIT_S)
+        return check_broker(
+            lambda: link.start(timeout_s=_CONNECT_S),
+            lambda listen: link.publish(topic, empty, on_outcome=listen),
+            topic,
+            self.clock,
+            to=f" to {where} as {settings.device}",
+        )
 
     def _clock(self) -> str:
         self._inbox.edges.wait_online(_STATES_S if self._link is not None and self._link.connected else 0.0)

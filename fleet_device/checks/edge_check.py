@@ -149,17 +149,17 @@ class EdgeReport(CheckReport):
     edge: str
 
 
+@dataclass(slots=True)
 class _Suggestion:
     """A script that suggests known tokens, or nonsense where it has none."""
 
-    def __init__(self, size: int) -> None:
-        self.text: tuple[int, ...] = ()
-        self._size = size
+    size: int
+    text: tuple[int, ...] = ()
 
     def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
         place = len(prefix) - _PROMPT
-        token = self.text[place] if place < len(self.text) else (prefix[-1] + 1) % self._size
-        row = np.zeros(self._size, dtype=np.float32)
+        token = self.text[place] if place < len(self.text) else (prefix[-1] + 1) % self.size
+        row = np.zeros(self.size, dtype=np.float32)
         row[token] = 1.0
         return row
 

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 from typing import Final, Protocol
 
 from fleet_common.mqtt.link import Link, OutcomeHandler, await_outcome
@@ -16,7 +16,7 @@ from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import load_drafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.requests.chat import ChatMessage, encode_chat
-from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.settings import AUTO, DeviceSettings
 from schemas.names import VERSION
@@ -92,13 +92,39 @@ _ECHOES: Final = 5
 _WAIT_S: Final = 5.0
 
 
-def echo_ms(
-    publish: Callable[[OutcomeHandler], None], topic: str, clock: Callable[[], float], *, wait_s: float
-) -> float:
-    """Publish a message, and return the milliseconds until the broker's answer, else raise PublishRejected."""
-    started = clock()
-    await_outcome(publish, topic, timeout_s=wait_s)
-    return (clock() - started) * 1e3
+def check_broker(
+    connect: Callable[[], None],
+    publish: Callable[[OutcomeHandler], None],
+    topic: str,
+    clock: Callable[[], float],
+    *,
+    to: str = "",
+) -> str:
+    """Connect, publish some messages, and return how long the broker took; raise LinkError."""
+    times = [clock()]
+    connect()
+    times.append(clock())
+    for _ in range(_ECHOES):
+        await_outcome(publish, topic, timeout_s=_WAIT_S)
+        times.append(clock())
+    connected_ms, *echoes_ms = ((end - start) * 1e3 for start, end in pairwise(times))
+    echo_ms = statistics.median(echoes_ms)
+    return f"Connected{to} in {connected_ms:.0f} ms; a message is acknowledged in {echo_ms:.1f} ms."
+
+
+def generate_probe(service: DeviceService, context: RequestContext | None = None) -> GeneratedText:
+    """Generate a short text through the edge; raise SessionFailed if something else than its end has ended it."""
+    order = GenerateRequest(tuple(probe_prompt(service.drafter)), service.settings.policy(), _NEW_TOKENS)
+    text = service.generate(order, context)
+    if text.reason not in (EndReason.STOP, EndReason.LENGTH):
+        raise SessionFailed(f"The generation was ended by {text.reason.value}.")
+    return text
+
+
+def speed_of(text: GeneratedText, *, by: str = "") -> str:
+    acceptance = text.generation.counters.acceptance
+    tested = "no draft was tested" if acceptance is None else f"acceptance {acceptance:.2f}"
+    return f"{len(text.tokens)} tokens at {text.tokens_per_s:.1f} tokens/s{by}, {tested}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,20 +147,20 @@ class SelfTest:
     make_link: Callable[[LinkSettings], Link] = PahoLink
     clock: Callable[[], float] = time.monotonic
     on_check: Callable[[Check], None] = lambda _check: None
+    _drafter: Drafter | None = None
     _acceptance: float | None = None
     _tokens_per_s: float | None = None
 
     def run(self) -> SelfTestReport:
         checks = Checklist(_NAMES, self.on_check, self.clock)
         checks.check(self._configuration)
-        drafter: list[Drafter] = []
-        checks.check(lambda: self._model(drafter), needs=())
-        try:
-            if checks.ok:
-                self._with_broker(drafter[0], checks)
-        finally:
-            for each in drafter:
-                each.close()
+        checks.check(self._model, needs=())
+        if self._drafter is not None:
+            try:
+                if checks.ok:
+                    self._with_broker(self._drafter, checks)
+            finally:
+                self._drafter.close()
         return SelfTestReport(
             device=self.settings.device,
             checks=checks.finish(),
@@ -151,10 +177,9 @@ class SelfTest:
         broker = settings.broker
         return f"Device {settings.device} of fleet {settings.fleet}, broker {broker.host}:{broker.port}."
 
-    def _model(self, loaded: list[Drafter]) -> str:
-        drafter = self.load(self.settings)
-        loaded.append(drafter)
-        return check_drafting(drafter, self.clock)
+    def _model(self) -> str:
+        self._drafter = self.load(self.settings)
+        return check_drafting(self._drafter, self.clock)
 
     def _with_broker(self, drafter: Drafter, checks: Checklist) -> None:
         settings = self.settings
@@ -163,39 +188,27 @@ class SelfTest:
             settings = settings.model_copy(update={"draft_length": _DRAFT})
         service = DeviceService(settings, drafter, self.make_link, self.clock)
         try:
-            checks.check(lambda: self._broker(service))
+            checks.check(
+                lambda: check_broker(
+                    service.start,
+                    lambda listen: service.announce(on_outcome=listen),
+                    service.state_topic,
+                    self.clock,
+                )
+            )
             checks.check(lambda: self._edge(service))
             checks.check(lambda: self._generation(service))
         finally:
             service.stop()
 
-    def _broker(self, service: DeviceService) -> str:
-        started = self.clock()
-        service.start()
-        connected = self.clock()
-        echo = partial(
-            echo_ms, lambda listen: service.announce(on_outcome=listen), service.state_topic, self.clock, wait_s=_WAIT_S
-        )
-        echoes = [echo() for _ in range(_ECHOES)]
-        return (
-            f"Connected in {(connected - started) * 1e3:.0f} ms; "
-            f"a message is acknowledged in {statistics.median(echoes):.1f} ms."
-        )
-
     def _edge(self, service: DeviceService) -> str:
         return check_online(service.edges, self.settings.fleet, wait_s=_WAIT_S)
 
     def _generation(self, service: DeviceService) -> str:
-        order = GenerateRequest(tuple(probe_prompt(service.drafter)), self.settings.policy(), _NEW_TOKENS)
-        text = service.generate(order)
-        generation = text.generation
-        if text.reason not in (EndReason.STOP, EndReason.LENGTH):
-            raise SessionFailed(f"The generation was ended by {text.reason.value}.")
-        tokens = len(generation.tokens)
-        self._acceptance = generation.counters.acceptance
-        self._tokens_per_s = tokens / (generation.wall_ms / 1e3) if generation.wall_ms else None
-        accepted = "no draft was tested" if self._acceptance is None else f"acceptance {self._acceptance:.2f}"
-        return f"{tokens} tokens at {self._tokens_per_s or 0.0:.1f} tokens/s, {accepted}."
+        text = generate_probe(service)
+        self._acceptance = text.generation.counters.acceptance
+        self._tokens_per_s = text.tokens_per_s if text.generation.wall_ms else None
+        return speed_of(text)
 
 
 _NAMES: Final = ("configuration", "model", "broker", "edge", "generation")

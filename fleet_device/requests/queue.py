@@ -8,8 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final
 
+from fleet_common.closing import Closing
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError, RequestQueueFull, TextCancelled
 from fleet_device.requests.generate import Cancellation, GeneratedText, GenerateRequest, Piece, RequestContext
@@ -249,7 +250,7 @@ class RequestQueue:
 _Happened = GenerateRequest | Piece | Delayed | GeneratedText | Failed
 
 
-class TextStream(Iterator[str]):
+class TextStream(Closing, Iterator[str]):
     """A running or waiting generation: iterate over its pieces as they are verified.
 
     It is cancelled when the stream is closed, left as a context manager, or dropped, for example by a loop that is left
@@ -326,12 +327,6 @@ class TextStream(Iterator[str]):
         self._closed = True
         if self._end is None:
             self.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_ticket"):

@@ -19,10 +19,10 @@ from typing import Any, Final, Protocol
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, Message
 from fleet_common.settings import fields_of
-from fleet_device.checks.selftest import probe_prompt
+from fleet_device.checks.selftest import generate_probe, speed_of
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError
-from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext
+from fleet_device.requests.generate import Cancellation, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.steering.remote_settings import SteeredSettings
 from schemas.control import (
@@ -41,7 +41,6 @@ from schemas.errors import CodecError
 from schemas.fields import MAX_SENTENCE
 from schemas.names import VERSION
 from schemas.printable import printable_line
-from schemas.reasons import EndReason
 from schemas.topics import TREE, Topic, build
 
 MOST_LINES: Final = 1000
@@ -69,7 +68,6 @@ class LogTail(logging.Handler):
         return list(self._lines.copy())[-number:] if number > 0 else []
 
 
-_TEST_TOKENS: Final = 24
 _TAIL: Final = 100
 _LONGEST_SETTING: Final = 200
 
@@ -117,30 +115,24 @@ def _self_test(device: SteeredDevice, _arguments: Arguments, limit_s: float) -> 
     if (missing := service.absence()) is not None:
         return Answer(CommandOutcome.FAILED, str(missing))
     cancellation = Cancellation()
-    order = GenerateRequest(tuple(probe_prompt(service.drafter)), service.settings.policy(), _TEST_TOKENS)
     stop_timer = _after(limit_s, cancellation.cancel)
     try:
-        text = service.generate(order, RequestContext(cancellation=cancellation))
+        text = generate_probe(service, RequestContext(cancellation=cancellation))
     except (DeviceError, DrafterError) as error:
         return Answer(CommandOutcome.FAILED, str(error))
     finally:
         stop_timer()
     generation = text.generation
-    if text.reason not in (EndReason.STOP, EndReason.LENGTH):
-        return Answer(CommandOutcome.FAILED, f"The generation was ended by {text.reason.value}.")
-    acceptance = generation.counters.acceptance
-    tested = "no draft was tested" if acceptance is None else f"acceptance {acceptance:.2f}"
-    sentence = f"{len(text.tokens)} tokens at {text.tokens_per_s:.1f} tokens/s by {generation.edge}, {tested}."
     figures = {
         "tokens": len(text.tokens),
         "tokens_per_s": round(text.tokens_per_s, 2),
-        "acceptance": acceptance,
+        "acceptance": generation.counters.acceptance,
         "first_ms": generation.first_ms,
         "round_trip_ms": generation.round_trips.mean_ms,
         "edge": generation.edge,
         "plan": generation.choice.plan if generation.choice is not None else None,
     }
-    return Answer(CommandOutcome.OK, sentence, json.dumps(figures))
+    return Answer(CommandOutcome.OK, speed_of(text, by=f" by {generation.edge}"), json.dumps(figures))
 
 
 def _drain(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
