@@ -352,20 +352,19 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, [f"{row['check']}: texts are NOT the server's." for row in rows if not row["passed"]]
 
 
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the edge's settings of its servers."""
+    names = ("api", "endpoints", "top_logprobs", "request_s", "api_key_file")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return {**given, "step_s": 2 * options.request_s}
+
+
 @contextmanager
 def _fleet(bench: Bench) -> Iterator[RemoteDevices]:
     options = bench.options
-    settings = {
-        "api": options.api,
-        "endpoints": options.endpoints,
-        "top_logprobs": options.top_logprobs,
-        "request_s": options.request_s,
-        "step_s": 2 * options.request_s,
-        **({} if options.api_key_file is None else {"api_key_file": options.api_key_file}),
-    }
     with ExitStack() as stack:
         broker = stack.enter_context(bench.broker())
-        stack.enter_context(bench.edge(broker.port, options.target, engine="remote", **settings))
+        stack.enter_context(bench.edge(broker.port, options.target, engine="remote", **_settings(options)))
         model = LlamaCppSettings(path=options.draft, threads=1, context=_CONTEXT)
         drafters = [stack.enter_context(closing(LlamaCppDrafter(model))) for _ in range(options.devices)]
         pacing = FixedPacing(_DRAFT)
@@ -375,16 +374,7 @@ def _fleet(bench: Bench) -> Iterator[RemoteDevices]:
 
 def _time(bench: Bench) -> list[dict[str, Any]]:
     options = bench.options
-    remote = InferenceServerSettings.model_validate(
-        {
-            "endpoints": options.endpoints,
-            "api": options.api,
-            "api_key_file": options.api_key_file,
-            "top_logprobs": options.top_logprobs,
-            "request_s": options.request_s,
-            "step_s": 2 * options.request_s,
-        }
-    )
+    remote = InferenceServerSettings.model_validate(_settings(options))
     verifiers: dict[str, Verifier] = {
         options.api: load_verifier(EdgeSettings(engine="remote", target=str(options.target), remote=remote)),
         "llama.cpp": load_verifier(EdgeSettings(engine="llama.cpp", target=str(options.gguf))),

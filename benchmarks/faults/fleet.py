@@ -1,6 +1,7 @@
 """A fleet with faults: a mosquitto with certificates, one edge, writers, and a relay before each client."""
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -12,12 +13,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
-from benchmarks.faults.writer import Task
+from benchmarks.faults.writer import Load
 from benchmarks.processes import BenchError, Identity, Program, scripted_edge
 from broker_config.processes import LocalBroker
 from broker_config.site import AUTHORITY, make_local_broker
@@ -149,17 +150,6 @@ _SETTLED_S: Final = 90.0  # a lease, and then some
 _WRITTEN_S: Final = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    devices: int = 8
-    shortest: int = 40
-    longest: int = 160
-    token_s: float = 0.02
-    pause_s: float = 0.1
-    kv_tokens: int = 1 << 20
-    structured: bool = False
-
-
 @dataclass(slots=True)
 class DisturbedFleet:
     """A running fleet, and the faults that can be injected. Use `run` to make one."""
@@ -239,16 +229,8 @@ class DisturbedFleet:
     def start_devices(self, names: Sequence[str]) -> None:
         for name in names:
             self._starts += 1
-            task = Task(
-                fleet=FLEET,
-                identity=self._identity(name),
-                seed=f"{self.seed}-{name}-{self._starts}",
-                shortest=self.load.shortest,
-                longest=self.load.longest,
-                token_s=self.load.token_s,
-                pause_s=self.load.pause_s,
-                structured=self.load.structured,
-            )
+            identity, seed = asdict(self._identity(name)), f"{self.seed}-{name}-{self._starts}"
+            task = {"fleet": FLEET, "identity": identity, "seed": seed, "load": asdict(self.load)}
             device = Program(
                 "benchmarks.faults.writer",
                 cores=os.sched_getaffinity(0),
@@ -256,7 +238,7 @@ class DisturbedFleet:
                 on_line=partial(self.tally.take, name),
                 environment=self._environment,
             )
-            device.tell(task.to_json())
+            device.tell(json.dumps(task))
             self.devices[name] = device
         for name in names:
             self.devices[name].wait_for('"ready"', timeout_s=_READY_S)

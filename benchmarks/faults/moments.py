@@ -15,15 +15,17 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.faults.fleet import EDGE, DisturbedFleet, Load, disagreements
+from benchmarks.faults.fleet import EDGE, DisturbedFleet, disagreements
+from benchmarks.faults.writer import Load
 from benchmarks.harness import Bench, Report, number_of, say, table
 from benchmarks.processes import BenchError
+from tests.support.relay import Relay
 
 Act = Callable[[DisturbedFleet, random.Random], contextlib.AbstractContextManager[None]]
 """Begins a fault on entry and ends it on exit, when edge and broker are online again."""
@@ -90,53 +92,26 @@ def _clients_of(fleet: DisturbedFleet, rng: random.Random) -> list[str]:
     return rng.choice([[EDGE], [rng.choice(fleet.names)], several, [EDGE, *fleet.names]])
 
 
-@contextlib.contextmanager
-def _link_cut(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    relays = [fleet.relays[name] for name in _clients_of(fleet, rng)]
-    for relay in relays:
-        relay.isolate()
-    yield
-    for relay in relays:
-        relay.reunite()
+def _link(begin: Callable[[Relay], object], end: Callable[[Relay], object]) -> Act:
+    """Return a fault of some clients' lines."""
 
-
-@contextlib.contextmanager
-def _link_stall(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    relays = [fleet.relays[name] for name in _clients_of(fleet, rng)]
-    for relay in relays:
-        relay.stall()
-    try:
-        yield
-    finally:
+    @contextlib.contextmanager
+    def act(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
+        relays = [fleet.relays[name] for name in _clients_of(fleet, rng)]
         for relay in relays:
-            relay.release()
+            begin(relay)
+        try:
+            yield
+        finally:
+            for relay in relays:
+                end(relay)
+
+    return act
 
 
-@contextlib.contextmanager
-def _link_loss(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    names = _clients_of(fleet, rng)
-    for name in names:
-        fleet.relays[name].loss = _LOSS
-    yield
-    for name in names:
-        fleet.relays[name].cut()
-        fleet.relays[name].loss = 0.0
-
-
-@contextlib.contextmanager
-def _link_far(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    relays = [fleet.relays[name] for name in _clients_of(fleet, rng)]
-    for relay in relays:
-        relay.round_trip_s = _FAR_S
-    yield
-    for relay in relays:
-        relay.round_trip_s = 0.0
-
-
-@contextlib.contextmanager
-def _database_away(fleet: DisturbedFleet, _rng: random.Random) -> Iterator[None]:
-    with fleet.locked_database():
-        yield
+def _end_loss(relay: Relay) -> None:
+    relay.cut()
+    relay.loss = 0.0
 
 
 @contextlib.contextmanager
@@ -172,6 +147,16 @@ def _certificates(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
     yield
 
 
+def _locked(fleet: DisturbedFleet, _rng: random.Random) -> contextlib.AbstractContextManager[None]:
+    return fleet.locked_database()
+
+
+_CUT: Final = _link(Relay.isolate, Relay.reunite)
+_STALL: Final = _link(Relay.stall, Relay.release)
+_LOSSY: Final = _link(lambda relay: setattr(relay, "loss", _LOSS), _end_loss)
+_FAR: Final = _link(
+    lambda relay: setattr(relay, "round_trip_s", _FAR_S), lambda relay: setattr(relay, "round_trip_s", 0.0)
+)
 _SHORT: Final = (0.1, 2.0)
 _LINE: Final = (1.0, 8.0)
 
@@ -181,11 +166,11 @@ _ALL: Final = (
     Fault("broker-kill", "SIGKILL of the broker, which is started again", _SHORT, _broker_kill),
     Fault("broker-restart", "the broker stops and starts without anything that it has kept", _SHORT, _broker_restart),
     Fault("device-kill", "SIGKILL of a device, which is started again", _SHORT, _device_kill),
-    Fault("link-cut", "connections of some end, and new ones as they come", (0.1, 4.0), _link_cut),
-    Fault("link-stall", "lines of some pass nothing, and no end is notified", _LINE, _link_stall),
-    Fault("link-loss", "lines of some lose one segment in ten, and are reset at the end", (2.0, 6.0), _link_loss),
-    Fault("link-far", "lines of some take 2 s there and back", (4.0, 10.0), _link_far),
-    Fault("database-away", "the database is locked for 60 s", (60.0, 60.0), _database_away, (6.0, 12.0)),
+    Fault("link-cut", "connections of some end, and new ones as they come", (0.1, 4.0), _CUT),
+    Fault("link-stall", "lines of some pass nothing, and no end is notified", _LINE, _STALL),
+    Fault("link-loss", "lines of some lose one segment in ten, and are reset at the end", (2.0, 6.0), _LOSSY),
+    Fault("link-far", "lines of some take 2 s there and back", (4.0, 10.0), _FAR),
+    Fault("database-away", "the database is locked for 60 s", (60.0, 60.0), _locked, (6.0, 12.0)),
     Fault("disk-full", "no room for the database nor for the spool", (2.0, 12.0), _disk_full),
     Fault("clock-jump", "the clocks of edge and devices jump by an hour, and back", (0.5, 3.0), _clock_jump),
     Fault("clock-restart", "they jump, the edge is killed, they jump back, it is started", _SHORT, _clock_and_restart),
@@ -200,82 +185,59 @@ _PATIENCE_S: Final = 60.0  # until all go on after a fault
 _BETWEEN_S: Final = (0.3, 2.0)
 
 
-@dataclass(slots=True)
-class MomentResult:
-    """Result of a fault.
-
-    Attributes:
-        how: How it was made, where that depends on the machine.
-        wrong: Number of wrong outputs by kind of error.
-        broken_off: Errors of requests that failed after tokens had been committed: these tokens are lost.
-        refused: Errors of requests that failed before: the application can retry.
-        stuck: Devices without a token a minute after a fault, summed over the moments.
-        recovery_s: From the end of each fault to each device's next token.
-    """
-
-    name: str
-    how: str = ""
-    moments: int = 0
-    seconds: float = 0.0
-    texts: dict[str, int] = field(default_factory=dict)
-    tokens: int = 0
-    resumes: int = 0
-    wrong: dict[str, int] = field(default_factory=dict)
-    broken_off: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    disagreements: list[str] = field(default_factory=list)
-    stuck: int = 0
-    recovery_s: list[float] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """Return whether no token was lost, duplicated or altered, no device is stuck, and log and devices agree."""
-        return not (self.wrong or self.broken_off or self.disagreements or self.stuck)
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    fault: Fault
-    load: Load
-    moments: int
-    seed: int
-    quick: bool = False
-    on_progress: Callable[[str], None] = lambda _line: None
-
-    def run(self, folder: Path) -> MomentResult:
-        rng = random.Random(f"{self.seed}-{self.fault.name}")
-        result = MomentResult(self.fault.name)
-        with DisturbedFleet.run(folder, self.load, seed=self.seed) as fleet:
-            writing = fleet.tally.wait_for_all(self.load.devices, since=0.0, timeout_s=_FIRST_S)
-            if len(writing) < self.load.devices:
-                raise BenchError(f"Only {len(writing)} devices write before {self.fault.name}; see {folder}/*.log.")
-            began = time.monotonic()
-            for moment in range(1, self.moments + 1):
-                time.sleep(rng.uniform(*_BETWEEN_S))
-                self._strike(fleet, rng, moment, result)
-            result.seconds = time.monotonic() - began
-            fleet.stop()
-            tally = fleet.tally
-            result.how = fleet.disk.how if self.fault.name == "disk-full" else ""
-            result.texts, result.tokens, result.resumes = dict(tally.by_mode), tally.tokens, tally.resumes
-            result.wrong, result.broken_off, result.refused = dict(tally.wrong), tally.broken_off, tally.refused
-            result.disagreements = disagreements(fleet.database, tally)
-        return result
-
-    def _strike(self, fleet: DisturbedFleet, rng: random.Random, moment: int, result: MomentResult) -> None:
-        fleet.tally.forget_moments()
-        with self.fault.act(fleet, rng):
-            time.sleep(self.fault.duration_s(rng, quick=self.quick))
-        ended = time.monotonic()
-        waited = fleet.tally.wait_for_all(self.load.devices, since=ended, timeout_s=_PATIENCE_S)
-        result.moments = moment
-        result.recovery_s += waited.values()
-        result.stuck += self.load.devices - len(waited)
-        slowest = max(waited.values(), default=_PATIENCE_S)
-        self.on_progress(
-            f"{self.fault.name} {moment}/{self.moments}: {len(waited)} of {self.load.devices} devices went on, "
-            f"the last after {slowest:.2f} s; {fleet.tally.tokens} tokens so far"
-        )
+def strike(fault: Fault, load: Load, options: argparse.Namespace, folder: Path) -> Row:
+    """Let a fault strike a new fleet at random moments; return what became of its texts and its session log."""
+    rng = random.Random(f"{options.seed}-{fault.name}")
+    recovery_s: list[float] = []
+    stuck = 0
+    with DisturbedFleet.run(folder, load, seed=options.seed) as fleet:
+        tally = fleet.tally
+        writing = tally.wait_for_all(load.devices, since=0.0, timeout_s=_FIRST_S)
+        if len(writing) < load.devices:
+            raise BenchError(f"Only {len(writing)} devices write before {fault.name}; see {folder}/*.log.")
+        began = time.monotonic()
+        for moment in range(1, options.moments + 1):
+            time.sleep(rng.uniform(*_BETWEEN_S))
+            tally.forget_moments()
+            with fault.act(fleet, rng):
+                time.sleep(fault.duration_s(rng, quick=options.quick))
+            waited = tally.wait_for_all(load.devices, since=time.monotonic(), timeout_s=_PATIENCE_S)
+            recovery_s += waited.values()
+            stuck += load.devices - len(waited)
+            say(
+                f"{fault.name} {moment}/{options.moments}: {len(waited)} of {load.devices} devices went on, the last "
+                f"after {max(waited.values(), default=_PATIENCE_S):.2f} s; {tally.tokens} tokens so far"
+            )
+        seconds = time.monotonic() - began
+        fleet.stop()
+        wrong_in_log = disagreements(fleet.database, tally)
+    p50, p95, longest = percentiles(recovery_s)
+    return {
+        "name": fault.name,
+        "how": fleet.disk.how if fault.name == "disk-full" else "",
+        "moments": options.moments,
+        "seconds": seconds,
+        "coupled": tally.by_mode["coupled"],
+        "residual": tally.by_mode["residual"],
+        "tokens": tally.tokens,
+        "resumes": tally.resumes,
+        "wrong": dict(tally.wrong),
+        "broken_off": tally.broken_off,
+        "refused": tally.refused,
+        "disagreements": wrong_in_log,
+        "stuck": stuck,
+        "altered": sum(tally.wrong.values()),
+        "lost": len(tally.broken_off),
+        "log": len(wrong_in_log),
+        "failed": len(tally.refused),
+        "exact": not (tally.wrong or tally.broken_off or wrong_in_log or stuck),
+        "p50_s": p50,
+        "p95_s": p95,
+        "longest_s": longest,
+    }
 
 
 _COLUMNS = {
@@ -300,38 +262,18 @@ def run(bench: Bench) -> Report:
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
     for name in options.only or FAULTS:
-        limits = {"moments": options.moments, "seed": options.seed, "quick": options.quick}
-        experiment = Experiment(FAULTS[name], load, **limits, on_progress=say)
-        result = experiment.run((options.folder or bench.folder).resolve() / name)
-        rows.append(_row(result))
-        table(rows[-1:], _COLUMNS)
+        row = strike(FAULTS[name], load, options, (options.folder or bench.folder).resolve() / name)
+        rows.append(row)
+        table([row], _COLUMNS)
         sentences = [
-            *result.broken_off[:3],
-            *result.disagreements[:3],
-            *(f"{n} texts {w}" for w, n in result.wrong.items()),
+            *row["broken_off"][:3],
+            *row["disagreements"][:3],
+            *(f"{n} texts {w}" for w, n in row["wrong"].items()),
         ]
         wrong += [f"{name}: {sentence}" for sentence in sentences]
-        wrong += [f"{name}: {result.stuck} devices had not gone on after a minute."] * bool(result.stuck)
+        wrong += [f"{name}: {row['stuck']} devices had not gone on after a minute."] * bool(row["stuck"])
     table(rows, _COLUMNS, title="all faults: texts that failed before a token was committed are known as failed")
     return Report(rows, more={"load": asdict(load)}, wrong=wrong)
-
-
-def _row(result: MomentResult) -> dict[str, Any]:
-    p50, p95, longest = percentiles(result.recovery_s)
-    fields = {name: value for name, value in asdict(result).items() if name != "recovery_s"}
-    return {
-        **fields,
-        "coupled": result.texts.get("coupled", 0),
-        "residual": result.texts.get("residual", 0),
-        "altered": sum(result.wrong.values()),
-        "lost": len(result.broken_off),
-        "log": len(result.disagreements),
-        "failed": len(result.refused),
-        "exact": result.exact,
-        "p50_s": p50,
-        "p95_s": p95,
-        "longest_s": longest,
-    }
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:

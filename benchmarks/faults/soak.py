@@ -19,8 +19,9 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.faults.fleet import EDGE, DisturbedFleet, Load, disagreements
+from benchmarks.faults.fleet import EDGE, DisturbedFleet, disagreements
 from benchmarks.faults.moments import FAULTS, Fault
+from benchmarks.faults.writer import Load
 from benchmarks.harness import Bench, Report, at_least, at_most, number_of, table
 from benchmarks.memory import slope_of
 from benchmarks.processes import BenchError

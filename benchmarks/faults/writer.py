@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import jsonschema
@@ -45,23 +45,14 @@ _CONNECT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    fleet: str
-    identity: Identity
-    seed: str
-    shortest: int
-    longest: int
-    token_s: float
-    pause_s: float
+class Load:
+    devices: int = 8
+    shortest: int = 40
+    longest: int = 160
+    token_s: float = 0.02
+    pause_s: float = 0.1
+    kv_tokens: int = 1 << 20
     structured: bool = False
-
-    @classmethod
-    def from_json(cls, text: str) -> "Task":
-        fields: dict[str, Any] = json.loads(text)
-        return cls(**{**fields, "identity": Identity(**fields["identity"])})
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 _STATUS: Final = {"enum": ["normal", "warning", "critical"]}
@@ -118,20 +109,21 @@ def _invalid(schema: dict[str, Any], done: Generation, received: Sequence[int]) 
 
 def main() -> None:
     """Generate until SIGTERM; the task comes as a line of JSON on standard input."""
-    task = Task.from_json(sys.stdin.readline())
+    task = json.loads(sys.stdin.readline())
+    load, identity = Load(**task["load"]), Identity(**task["identity"])
     ending = Ending().at_sigterm().with_parent()
     settings = DeviceSettings.model_validate(
         {
-            "fleet": task.fleet,
-            "device": task.identity.name,
-            "broker": task.identity.settings(),
+            "fleet": task["fleet"],
+            "device": identity.name,
+            "broker": identity.settings(),
             "draft_length": _DRAFT,
             "ahead": True,
-            "stream": random.Random(f"stream {task.seed}").random() < _STREAMS,
+            "stream": random.Random(f"stream {task['seed']}").random() < _STREAMS,
         }
     )
-    rng = random.Random(task.seed)
-    drafter = LetterDrafter() if task.structured else _PacedDrafter(draft_language(), task.token_s)
+    rng = random.Random(task["seed"])
+    drafter = LetterDrafter() if load.structured else _PacedDrafter(draft_language(), load.token_s)
     service = DeviceService(settings, drafter, now=OffsetClock.from_environment())
     service.start_patiently()
     try:
@@ -139,26 +131,26 @@ def main() -> None:
         tell("ready")
         number = rng.randrange(2)
         while not ending.event.is_set():
-            _write(service, task, rng, list(Mode)[number % 2], ending)
+            _write(service, load, rng, list(Mode)[number % 2], ending)
             number += 1
-            ending.event.wait(task.pause_s * rng.uniform(0.5, 1.5))
+            ending.event.wait(load.pause_s * rng.uniform(0.5, 1.5))
     finally:
         service.stop()
 
 
 def _write(
     service: DeviceService,
-    task: Task,
+    load: Load,
     rng: random.Random,
     mode: Mode,
     ending: Ending,
 ) -> None:
-    words = len(LETTER_WORDS) if task.structured else LANGUAGE.size
+    words = len(LETTER_WORDS) if load.structured else LANGUAGE.size
     prompt = [rng.randrange(words) for _ in range(rng.randint(*_PROMPT))]
-    schema = rng.choice(SCHEMAS) if task.structured else None
+    schema = rng.choice(SCHEMAS) if load.structured else None
     grammar = None if schema is None else Grammar.json_schema(schema)
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63), grammar=grammar)
-    length = _LONGEST if task.structured else rng.randint(task.shortest, task.longest)
+    length = _LONGEST if load.structured else rng.randint(load.shortest, load.longest)
     received: list[int] = []
 
     def take(tokens: Sequence[int]) -> None:

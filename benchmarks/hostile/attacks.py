@@ -364,65 +364,50 @@ def _opened_and_closed(attacker: Attacker, client: HostileClient, *, length: int
 
 _SWARM: Final = 50
 
+Packets = Callable[[Attacker, HostileClient], Iterator[bytes]]
+
+
+def _flood(name: str, summary: str, make: Packets, rate: float) -> Attack:
+    return Attack(name, f"{summary}, {rate:,g}/s", partial(flood_with, make=make, rate=rate))
+
+
+def _drafting(name: str, summary: str, *, top_k: int | None = None) -> Attack:
+    run = partial(drafting, sessions=8, top_k=top_k)
+    return Attack(name, f"{summary}, 8 sessions at full rate", run, control=False)
+
+
+def _by_grammar(
+    name: str, summary: str, run: Callable[..., None], *, devices: int = 1, newcomer: Grammar | None = None
+) -> Attack:
+    return Attack(name, summary, run, devices=devices, has_plain=True, newcomer=newcomer)
+
+
 _ALL: Final = (
-    Attack("random-bytes", "random bytes, 1,000/s", partial(flood_with, make=_random_payloads, rate=1000)),
-    Attack(
-        "unknown-session-qos0",
-        "drafts of an unknown session, 2,000/s, QoS 0",
-        partial(flood_with, make=partial(_unknown_session, qos=0), rate=2000),
-    ),
-    Attack(
-        "unknown-session",
-        "drafts of an unknown session, 2,000/s, QoS 1",
-        partial(flood_with, make=_unknown_session, rate=2000),
-    ),
+    _flood("random-bytes", "random bytes", _random_payloads, 1000),
+    _flood("unknown-session-qos0", "drafts of an unknown session at QoS 0", partial(_unknown_session, qos=0), 2000),
+    _flood("unknown-session", "drafts of an unknown session at QoS 1", _unknown_session, 2000),
     Attack("out-of-epoch", "drafts out of epoch, 2,000/s", partial(out_of_epoch, rate=2000)),
-    Attack("opens", "Opens, 3,400/s", partial(flood_with, make=_opens, rate=3400)),
-    Attack("closes", "Closes, 2,000/s", partial(flood_with, make=_closes, rate=2000)),
-    Attack(
-        "long-prompts",
-        "prompts of greatest length, opened and closed, 7/s",
-        partial(flood_with, make=_opened_and_closed, rate=7),
-    ),
-    Attack(
+    _flood("opens", "Opens", _opens, 3400),
+    _flood("closes", "Closes", _closes, 2000),
+    _flood("long-prompts", "prompts of greatest length, opened and closed", _opened_and_closed, 7),
+    _flood(
         "prompts",
-        "prompts of 500 tokens, opened and closed, 1.9/s: within the default quotas",
-        partial(flood_with, make=partial(_opened_and_closed, length=500), rate=1.9),
+        "prompts of 500 tokens within default quotas, opened and closed",
+        partial(_opened_and_closed, length=500),
+        1.9,
     ),
-    Attack(
-        "top-k",
-        "top_k near the vocabulary, 8 sessions at full rate",
-        partial(drafting, sessions=8, top_k=-1),
-        control=False,
-    ),
-    Attack(
-        "whole-vocabulary",
-        "top_k 0, which keeps all tokens, 8 sessions at full rate",
-        partial(drafting, sessions=8, top_k=0),
-        control=False,
-    ),
+    _drafting("top-k", "top_k near the vocabulary", top_k=-1),
+    _drafting("whole-vocabulary", "top_k 0, which keeps all tokens", top_k=0),
     Attack("more-samples", "asking for more samples, 400/s", partial(more_samples, rate=400)),
-    Attack(
-        "long-drafts",
-        "longest drafts at full rate, 8 sessions",
-        partial(drafting, sessions=8),
-        control=False,
-    ),
-    Attack("own-state", "own retained state, 1,000/s", partial(flood_with, make=_states, rate=1000)),
-    Attack("huge-opens", "Opens of 1 MB, 20/s", partial(flood_with, make=_huge_opens, rate=20)),
+    _drafting("long-drafts", "longest drafts"),
+    _flood("own-state", "own retained state", _states, 1000),
+    _flood("huge-opens", "Opens of 1 MB", _huge_opens, 20),
     Attack("replays", "own messages of before, 2,000/s", partial(replays, rate=2000)),
     Attack("filters", "subscriptions to 10,000 filters", partial(filters, number=10_000), control=False),
     Attack("wills", "wills of 64 KB, 20 connections/s, cut", partial(wills, rate=20)),
+    Attack("slow-reader", "drafts of an unknown session, 1,000/s, answers never read", partial(slow_reader, rate=1000)),
     Attack(
-        "slow-reader",
-        "drafts of an unknown session, 1,000/s, answers never read",
-        partial(slow_reader, rate=1000),
-    ),
-    Attack(
-        "connections",
-        "1,000 TLS connections with one certificate",
-        partial(connections, number=1000),
-        control=False,
+        "connections", "1,000 TLS connections with one certificate", partial(connections, number=1000), control=False
     ),
     Attack("retained", "300 retained messages of 1 MiB on up/draft/…", partial(retained, number=300)),
     Attack(
@@ -437,36 +422,20 @@ _ALL: Final = (
         partial(deadly, rate=1),
         control=False,
     ),
-    Attack(
-        "forced-text",
-        "constants of 15,000 characters, 4 requests that the edge decodes",
-        partial(forced, sessions=4),
-        has_plain=True,
+    _by_grammar(
+        "forced-text", "constants of 15,000 characters, 4 requests that the edge decodes", partial(forced, sessions=4)
     ),
-    Attack(
-        "dear-masks",
-        "a grammar with expensive masks, 4 requests that the edge decodes",
-        partial(dear, sessions=4),
-        has_plain=True,
+    _by_grammar(
+        "dear-masks", "a grammar with expensive masks, 4 requests that the edge decodes", partial(dear, sessions=4)
     ),
-    Attack(
-        "known-grammar",
-        "a known schema of 1,900 properties, opened and closed, 2/s",
-        partial(known, rate=2),
-        has_plain=True,
+    _by_grammar("known-grammar", "a known schema of 1,900 properties, opened and closed, 2/s", partial(known, rate=2)),
+    _by_grammar(
+        "large-grammars", "new schemas of 1,900 properties, 4 waiting", partial(large, at_once=4), newcomer=SMALL
     ),
-    Attack(
-        "large-grammars",
-        "new schemas of 1,900 properties, 4 waiting",
-        partial(large, at_once=4),
-        has_plain=True,
-        newcomer=SMALL,
-    ),
-    Attack(
+    _by_grammar(
         "grammar-bombs",
         "200 random grammars of 10 devices, each followed for 32 tokens",
         bombs,
-        has_plain=True,
         devices=10,
         newcomer=SMALL,
     ),

@@ -130,7 +130,9 @@ def test_in_a_control_the_edge_gets_nothing(attack: Callable[..., Attacker]) -> 
     for name, each in ATTACKS.items():
         if not each.control or name in ("wills", "huge-opens", "retained"):
             continue
-        topics = Counter(packet.publish()[0] for packet in packets_of(attack(name, control=True)) if packet.kind == 3)
+        topics = Counter(
+            packet.publish()[0] for packet in packets_of(attack(name, seconds=0.6, control=True)) if packet.kind == 3
+        )
         assert topics, name
         assert all(topic.endswith((b"/up/draft/edge-sink", b"/config/reported")) for topic in topics), name
 

@@ -488,7 +488,7 @@ class ProtocolModel(RuleBasedStateMachine):
             top_k=wish.top_k,
         )
         sound = self._sound()
-        turns = None if wish.turns is None else ChangingPacing(random.Random(wish.turns))
+        turns = None if wish.turns is None else ChangingPacing(rng=random.Random(wish.turns))
         pacing = turns or FixedPacing(wish.length, wish.ahead)
         device.write(request, pacing=pacing, note=self.ledger.sessions)
         self.seen["texts"] += 1

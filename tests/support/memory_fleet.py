@@ -20,7 +20,7 @@ from fleet_device.drafters.contract import Prospect
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import SessionRefused
-from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
+from fleet_device.pacing.contract import Choice, FixedPacing, Pacing, Plan
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import session_request
 from fleet_device.session.states import SessionCounters
@@ -178,11 +178,11 @@ class RecordingInbox(Inbox):
 NEVER_S = 1e9
 
 
-@dataclass(frozen=True)
-class ChangingPacing:
+@dataclass(frozen=True, slots=True)
+class ChangingPacing(FixedPacing):
     """Switches at random between drafting, drafting ahead and edge-only decoding."""
 
-    rng: random.Random
+    rng: random.Random = field(default_factory=random.Random)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window
@@ -199,15 +199,6 @@ class ChangingPacing:
 
     def choice(self) -> Choice:
         return Choice("draft", "It is drawn by lot.")
-
-    def learn(self, outcome: DraftOutcome) -> None:
-        del outcome
-
-    def note_load(self, load: ReportedLoad) -> None:
-        del load
-
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
-        del tokens, seconds, step_s
 
 
 class StayingRetry(RetryState):

@@ -152,7 +152,9 @@ class Server:
         self._listener.close()
 
 
-def refusal(port: int, tls: TlsSettings, host: str = HOST, *, handshake_s: float = 2.0) -> ConnectFailed:
+def refusal(
+    port: int, tls: TlsSettings, host: str = HOST, *, handshake_s: float = 2.0, patience_s: float = 3.0
+) -> ConnectFailed:
     settings = LinkSettings(
         client_id=NAME,
         host=host,
@@ -163,7 +165,7 @@ def refusal(port: int, tls: TlsSettings, host: str = HOST, *, handshake_s: float
         handshake_s=handshake_s,
     )
     with pytest.raises(ConnectFailed) as caught:
-        PahoLink(settings).start(timeout_s=3.0)
+        PahoLink(settings).start(timeout_s=patience_s)
     return caught.value
 
 
@@ -213,7 +215,7 @@ def test_a_brokers_expired_certificate_is_refused(files: TlsSettings, tmp_path: 
 
 def test_tls_to_a_port_that_has_none(files: TlsSettings) -> None:
     with ScriptedBroker(None) as broker:
-        assert "is it a TLS port" in str(refusal(broker.port, files, handshake_s=0.5))
+        assert "is it a TLS port" in str(refusal(broker.port, files, handshake_s=0.2, patience_s=0.5))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the old versions, which is the point

@@ -44,7 +44,7 @@ def assert_exact(tokens: list[int], told: list[TokenLogprobs]) -> None:
 @pytest.mark.parametrize("mode", [Mode.RESIDUAL, Mode.COUPLED])
 def test_whatever_is_drafted_or_written_and_however_often_the_edge_restarts(seed: int, mode: Mode) -> None:
     fleet = MemoryFleet()
-    device = LoneDevice(fleet, pacing=ChangingPacing(random.Random(seed)))
+    device = LoneDevice(fleet, pacing=ChangingPacing(rng=random.Random(seed)))
 
     def disturb(wait: int) -> None:
         if wait in {4, 12}:

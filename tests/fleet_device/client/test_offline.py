@@ -345,7 +345,7 @@ def test_the_session_log_is_told_once_when_an_edge_is_back(tmp_path: Path) -> No
 @pytest.mark.parametrize("seed", range(24))
 def test_whatever_happens_the_verified_head_follows_the_target(seed: int) -> None:
     rng = random.Random(seed)
-    scene, text = Scene(pacing=ChangingPacing(random.Random(seed))), Text()
+    scene, text = Scene(pacing=ChangingPacing(rng=random.Random(seed))), Text()
     weather = Weather(scene, rng)
     scene.inbox.on_wait = lambda _wait: weather.may_change(0.25)
     text.at = lambda _length: None if text.reads_verified else weather.pass_time()
