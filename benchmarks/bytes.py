@@ -29,7 +29,6 @@ from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.without_model import WordCodec
-from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing, Plan
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings
@@ -57,10 +56,8 @@ _WARM_UP_TOKENS: Final = 8
 _WORTH: Final = 1 / 6
 """Two uplink bytes of the twelve that a committed token costs both ways."""
 
+_STEP_S, _ROUND_TRIP_S = 0.03, 0.02  # of edge-only decoding, whose messages depend on times
 _LENGTHS: Final = (2, 4, 8, 16)
-_TIMED: Final = ("edge-streaming", "ours-ahead", "ours-auto")
-"""Systems whose messages depend on timing."""
-
 _UPLINK, _DOWNLINK, _BOTH_WAYS = 10_000, 200, 12.0
 """Goals: DSD's uplink over ours, the dense downlink over ours, payload bytes a token of coupled mode."""
 
@@ -86,7 +83,6 @@ class Variant:
     mode: Mode
     length: int | None = None
     form: FormName = FormName.AUTO
-    ahead: bool = False
     full_up: bool = False
     stops: bool = False
 
@@ -99,8 +95,8 @@ class Variant:
         if self.stops:
             return SavingPacing(self.length or 0)
         if self.length is not None:
-            return FixedPacing(self.length, ahead=self.ahead)
-        return streaming() if self.system == "edge-streaming" else AdaptivePacing(stream=None)
+            return FixedPacing(self.length)
+        return streaming()
 
 
 def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
@@ -112,8 +108,6 @@ def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
         for length in lengths:
             yield Variant(f"ours-{mode.value}", mode, length)
         yield Variant(f"ours-{mode.value}", mode, max(lengths), stops=True)
-        yield Variant("ours-ahead", mode, DRAFT, ahead=True)
-        yield Variant("ours-auto", mode)
 
 
 class _SlowVerifier(ScriptedVerifier):
@@ -161,9 +155,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=_LENGTHS, metavar="N", help="of our drafts")
     parser.add_argument("--texts", type=number_of(int, 1), default=6, help="of each system (default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 2), default=64, help="of each text, at most")
-    parser.add_argument("--round-trip", type=float, default=20.0, metavar="MS", help="where times matter")
-    parser.add_argument("--step-ms", type=float, default=30.0, help="of the edge, where times matter")
-    parser.add_argument("--token-ms", type=float, default=10.0, help="of the draft model, likewise")
 
 
 def run(bench: Bench) -> Report:
@@ -262,11 +253,10 @@ def _count(
     settings = EdgeSettings(fleet=bench.fleet, edge=_EDGE, broker=edge, form=form, quotas=NO_QUOTAS)
     with edge_thread(settings, verifier, first_handle=_HANDLE):
         for variant, total in found.items():
-            timed = variant.system in _TIMED
-            verifier.step_s = options.step_ms / 1e3 * timed
-            times = {"token_s": options.token_ms / 1e3 * timed, "round_trip_s": options.round_trip / 1e3 * timed}
+            timed = variant.system == "edge-streaming"
+            verifier.step_s = _STEP_S * timed
             say(variant.name)
-            with _CountingDevice(device, bench.fleet, variant, words, **times) as writer:
+            with _CountingDevice(device, bench.fleet, variant, words, round_trip_s=_ROUND_TRIP_S * timed) as writer:
                 writer.write(chosen[0].text(options.texts, variant.mode), tokens=_WARM_UP_TOKENS)  # sets the aliases
                 for seed, law in enumerate(chosen):
                     total.add(writer.write(law.text(seed, variant.mode)))
@@ -307,20 +297,13 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
     """A real device that replays records, on a connection whose bytes are counted."""
 
     def __init__(
-        self,
-        broker: BrokerSettings,
-        fleet: str,
-        variant: Variant,
-        words: tuple[str, ...],
-        *,
-        token_s: float,
-        round_trip_s: float,
+        self, broker: BrokerSettings, fleet: str, variant: Variant, words: tuple[str, ...], *, round_trip_s: float
     ) -> None:
         self._relay = Relay(broker.port, round_trip_s=round_trip_s)
         self._link = PahoLink(broker.model_copy(update={"port": self._relay.port}).link(fleet, _DEVICE, will=None))
         filling = (variant.length or 0) * len(words) * HALF if variant.full_up else 0
         self._counting = _CountingLink(self._link, self._relay, filling)
-        self._drafter = RecordedDrafter(WordCodec(words), Vocabulary.of(words), token_s=token_s)
+        self._drafter = RecordedDrafter(WordCodec(words), Vocabulary.of(words), token_s=0.0)
         counting: Any = self._counting
         self._agent = Agent(counting, fleet, _DEVICE, self._drafter, variant.pacing(), time.monotonic)
         self._agent.attach()

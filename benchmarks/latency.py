@@ -20,19 +20,13 @@ from typing import Any, Final
 
 from benchmarks.harness import Bench, Report, add_engine, link_to, table
 from benchmarks.recordings import policy_of
-from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, DRAFT, HALF, SYSTEMS, FillingLink
-from dssd.distribution import shape
-from dssd.sampling import coupled_token
+from benchmarks.systems import DRAFT, HALF, SYSTEMS, FillingLink
 from fleet_admin.models.prompts import built_in, some
 from fleet_device.client.agent import Agent
-from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.requests.generate import GenerateRequest, RequestContext
-from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import Item, Verifier
-from fleet_edge.verifiers.registry import load_verifier
 from schemas.policy import SamplingPolicy
 from tests.support.relay import Relay
 
@@ -40,8 +34,6 @@ _CONTEXT: Final = 1023
 _START_S: Final = 30.0
 _NARROWEST_MBIT: Final = 1.0
 """On a narrower line one draft's full distributions take longer than the answer time-out."""
-
-_ALL: Final = (DEVICE_ALONE, CO_LOCATED, *SYSTEMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--round-trips", nargs="+", type=float, default=[0, 20, 50, 100, 200], metavar="MS")
     parser.add_argument("--mbit", type=float, default=10.0, help="where the distance varies (default: %(default)s)")
     parser.add_argument("--widths", nargs="*", type=float, default=[0.1, 1.0], metavar="MBIT", help="at 50 ms")
-    parser.add_argument("--systems", nargs="+", choices=_ALL, default=list(_ALL), metavar="SYSTEM")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), metavar="SYSTEM")
     parser.add_argument("--texts", type=int, default=2, help="of each system at each place (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=48, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=6.0, metavar="S", help="a text ends there")
@@ -118,21 +110,18 @@ def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: i
         asked = some(built_in(), 1)[: options.texts]
         prompts = [tuple(encode_chat(drafter.codec, [ChatMessage("user", prompt.text)])) for prompt in asked]
         os.sched_setaffinity(0, {edge_core})
-        local = _locally(bench, target, drafter, prompts)
         ports = {}
-        for form in {SYSTEMS[name].form for name in options.systems if name in SYSTEMS}:
+        for form in {SYSTEMS[name].form for name in options.systems}:
             ports[form] = stack.enter_context(bench.broker()).port
             settings: dict[str, Any] = {"context": _CONTEXT, "threads": 1, "form": form.value, "prefix_sharing": "off"}
             stack.enter_context(bench.edge(ports[form], target, **settings))
         os.sched_setaffinity(0, {device_core})
         pacings = {name: system.pacing() for name, system in SYSTEMS.items()}
         for rtt_ms, mbit_s in places:
-            # Systems without a network would send their output as a stream, which waits for no answer.
-            here = [Row(name, draft, cost, rtt_ms, mbit_s, texts=texts) for name, texts in local.items()]
             found = {
                 name: Row(name, draft, cost, rtt_ms, mbit_s)
                 for name in options.systems
-                if name in SYSTEMS and (not SYSTEMS[name].full_up or mbit_s >= _NARROWEST_MBIT)
+                if not SYSTEMS[name].full_up or mbit_s >= _NARROWEST_MBIT
             }
             with ExitStack() as place:
                 devices = {
@@ -140,7 +129,7 @@ def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: i
                     for name in found
                 }
                 _write_all(bench, devices, pacings, found, prompts)
-            figures = [row.json() for row in (*here, *found.values())]
+            figures = [row.json() for row in found.values()]
             title = f"cost {cost}, draft {draft}, round trip {rtt_ms:g} ms, {mbit_s:g} Mbit/s"
             per_token = {"uplink_bytes_per_token": ".1f", "downlink_bytes_per_token": ".1f"}
             table(figures, {"system": "", "tokens_per_s": ".1f", "ttft_ms": ".0f", **per_token}, title=title)
@@ -166,87 +155,6 @@ def _write_all(
     for number in range(len(prompts)):
         for name, row in rows.items():
             row.texts.append(write(name, number))
-
-
-def _locally(
-    bench: Bench, target: Path, drafter: LlamaCppDrafter, prompts: Sequence[Sequence[int]]
-) -> dict[str, list[Timed]]:
-    """Run the systems without a network, once for all distances."""
-    options = bench.options
-    found: dict[str, list[Timed]] = {}
-    if DEVICE_ALONE in options.systems:
-        found[DEVICE_ALONE] = [
-            write_alone(drafter, prompt, policy=policy_of(number), tokens=options.tokens)
-            for number, prompt in enumerate(prompts)
-        ]
-    if CO_LOCATED in options.systems:
-        verifier = load_verifier(EdgeSettings(target=str(target), engine="llama.cpp", context=_CONTEXT, threads=1))
-        limits = {"tokens": options.tokens, "length": DRAFT, "limit_s": options.limit}
-        found[CO_LOCATED] = [
-            write_together(drafter, verifier, prompt, policy=policy_of(number), **limits)
-            for number, prompt in enumerate(prompts)
-        ]
-    return found
-
-
-def write_alone(drafter: Drafter, prompt: Sequence[int], *, policy: SamplingPolicy, tokens: int) -> Timed:
-    """Let the draft model generate alone, as a device without an edge does."""
-    started = time.monotonic()
-    drafter.reset(prompt)
-    first_at, text = 0.0, list[int]()
-    while len(text) < tokens:
-        dist = drafter.next(policy)
-        assert dist is not None
-        token = coupled_token(dist, policy.seed, len(text))
-        text.append(token)
-        first_at = first_at or time.monotonic()
-        if token in drafter.codec.end_tokens:
-            break
-        drafter.extend((token,))
-    return Timed(tuple(text), first_at - started, time.monotonic() - first_at, len(text) - 1)
-
-
-def write_together(
-    drafter: Drafter,
-    verifier: Verifier,
-    prompt: Sequence[int],
-    *,
-    policy: SamplingPolicy,
-    tokens: int,
-    length: int,
-    limit_s: float,
-) -> Timed:
-    """Let both models generate on one machine in coupled mode, as an inference server does."""
-    started = time.monotonic()
-    verifier.open(0)
-    drafter.reset(prompt)
-    text: list[int] = []
-    new: list[int] = list(prompt)
-    first_at, at_first, ended = 0.0, 0, False
-    while not ended and len(text) < tokens and time.monotonic() - started < limit_s:
-        draft: list[int] = []
-        while len(draft) < length and len(text) + len(draft) + 1 < tokens:
-            dist = drafter.next(policy)
-            assert dist is not None
-            draft.append(coupled_token(dist, policy.seed, len(text) + len(draft)))
-            drafter.extend((draft[-1],))
-        rows = verifier.score([Item(0, (*new, *draft), len(draft) + 1)])
-        base = len(text)
-        for place, row in enumerate(rows):
-            token = coupled_token(shape(row, policy), policy.seed, base + place)
-            text.append(token)
-            ended = token in verifier.info.end_tokens
-            if ended or place == len(draft) or draft[place] != token:
-                break
-        if not first_at:
-            first_at, at_first = time.monotonic(), len(text)
-        known = len(prompt) + len(text) - 1
-        verifier.truncate(0, known)
-        drafter.truncate(known)
-        drafter.extend((text[-1],))
-        new = [text[-1]]
-    verifier.close(0)
-    return Timed(tuple(text), first_at - started, time.monotonic() - first_at, len(text) - at_first)
 
 
 class _RemoteDevice:

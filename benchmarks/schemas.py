@@ -8,8 +8,6 @@ validates the answers, also those formats that the device enforces. Takes about 
 import argparse
 import json
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import jsonschema
 from referencing import Registry
 
@@ -105,21 +104,18 @@ def _ask(url: str, tokens: int, path: str, schema: object) -> SchemaAnswer:
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
         "max_tokens": tokens,
     }
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)  # noqa: S310
     asked = time.monotonic()
-    for left in reversed(range(_TRIES)):
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310 - our own device's
-                choice = json.load(response)["choices"][0]
-                break
-        except urllib.error.HTTPError as error:
-            if left and error.code in _BUSY:
-                time.sleep(float(error.headers["Retry-After"]))
-                continue
-            found = json.load(error)["error"]
-            outcome = "refused" if error.code == 400 and found["param"] == "response_format" else "failed"
-            return SchemaAnswer(path, outcome, time.monotonic() - asked, found["message"])
+    for _ in range(_TRIES):
+        reply = httpx.post(f"{url}/chat/completions", json=body, timeout=_TIMEOUT_S)
+        if reply.status_code not in _BUSY:
+            break
+        time.sleep(float(reply.headers["Retry-After"]))
+    found = reply.json()
+    if not reply.is_success:
+        refused = reply.status_code == httpx.codes.BAD_REQUEST and found["error"]["param"] == "response_format"
+        outcome = "refused" if refused else "failed"
+        return SchemaAnswer(path, outcome, time.monotonic() - asked, found["error"]["message"])
+    choice = found["choices"][0]
     seconds = time.monotonic() - asked
     if choice["finish_reason"] == "length":
         return SchemaAnswer(path, "truncated", seconds)

@@ -13,9 +13,6 @@ from fleet_device.pacing.contract import FixedPacing, Pacing
 from schemas.policy import Mode
 from schemas.topics import Topic
 
-DEVICE_ALONE: Final = "device-alone"
-CO_LOCATED: Final = "co-located"
-
 DRAFT: Final = 4
 """Tokens of a fixed draft: the shortest of the published system."""
 

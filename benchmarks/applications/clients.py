@@ -6,7 +6,6 @@ same run. Takes 5 minutes.
 """
 
 import argparse
-import http.client
 import json
 import threading
 import time
@@ -14,7 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
-from urllib.parse import urlsplit
+
+import httpx
 
 from benchmarks.applications.conversation import QUESTIONS
 from benchmarks.harness import Bench, Report, at_most, number_of, table
@@ -23,7 +23,7 @@ from fleet_device.drafters.model_file import GgufModel
 
 _MOST_UNEQUAL: Final = 1.5
 _CONTEXT: Final = 1024
-_BUSY: Final = 429
+_TIMEOUT_S: Final = 600.0
 _AGAIN_S: Final = 0.5  # after a failed request
 
 
@@ -70,7 +70,7 @@ def _measure(bench: Bench, count: int) -> dict[str, Any]:
         ) as device,
         closing(GgufModel(draft, vocabulary_only=True)) as codec,
     ):
-        clients, took_s = _write(urlsplit(device.url).netloc, codec, count, seconds=options.seconds)
+        clients, took_s = _write(device.url, codec, count, seconds=options.seconds)
     tokens = [client.tokens for client in clients]
     firsts = [each for client in clients for each in client.first_ms]
     return {
@@ -87,49 +87,45 @@ def _measure(bench: Bench, count: int) -> dict[str, Any]:
     }
 
 
-def _write(address: str, codec: TextCodec, count: int, *, seconds: float) -> tuple[list[_Client], float]:
-    clients, over = [_Client() for _ in range(count)], threading.Event()
-    for number, client in enumerate(clients):
-        threading.Thread(target=_ask, args=(client, address, number, over, codec), daemon=True).start()
-    began = time.monotonic()
+def _write(url: str, codec: TextCodec, count: int, *, seconds: float) -> tuple[list[_Client], float]:
+    clients, over, began = [_Client() for _ in range(count)], threading.Event(), time.monotonic()
+    threads = [
+        threading.Thread(target=_ask, args=(client, url, number, over, codec)) for number, client in enumerate(clients)
+    ]
+    for thread in threads:
+        thread.start()
     over.wait(seconds)
     over.set()
     took_s = time.monotonic() - began
-    return [_Client(c.tokens, c.texts, list(c.first_ms), c.turned_away, c.failed) for c in clients], took_s
+    for thread in threads:
+        thread.join()
+    return clients, took_s
 
 
-def _ask(client: _Client, address: str, number: int, over: threading.Event, codec: TextCodec) -> None:
+def _ask(client: _Client, url: str, number: int, over: threading.Event, codec: TextCodec) -> None:
     turn = number
     while not over.is_set():
-        connection = http.client.HTTPConnection(address, timeout=600.0)
         question = {"role": "user", "content": QUESTIONS[turn % len(QUESTIONS)]}
         body = {"model": "fleet", "messages": [question], "stream": True, "seed": turn}
         turn += 1
         asked = time.monotonic()
-        try:
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            if answer.status == _BUSY:
+        with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=_TIMEOUT_S) as answer:
+            if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
                 client.turned_away += 1
                 over.wait(float(answer.headers["Retry-After"]))
             elif not _read_text(client, answer, over, codec, asked=asked):
                 over.wait(_AGAIN_S)
-        except (OSError, http.client.HTTPException):
-            if not over.is_set():
-                raise
-        finally:
-            connection.close()
 
 
 def _read_text(
-    client: _Client, answer: http.client.HTTPResponse, over: threading.Event, codec: TextCodec, *, asked: float
+    client: _Client, answer: httpx.Response, over: threading.Event, codec: TextCodec, *, asked: float
 ) -> bool:
     """Count a completion as it arrives; return whether it succeeded."""
     first = True
-    for line in answer:
+    for line in answer.iter_lines():
         if over.is_set():
             return True
-        text = line.decode().removeprefix("data: ").strip()
+        text = line.removeprefix("data: ")
         if not text.startswith("{"):
             continue
         chunk = json.loads(text)

@@ -5,8 +5,8 @@ recorded on this machine, each at the draft model's own pace as on a processor o
 recorded in, so that they are accepted as the model itself would be; a text that departs from the recorded one ends
 there. Devices that choose their plan write in coupled mode, since a residual text depends on where drafts begin, and
 so does edge-only decoding: the same texts, both at the price of rows that repeat. The other systems do not pay it, nor
-does edge-only decoding in residual mode (edge-streaming-residual). What needs no network (raw llama.cpp, and both
-models on the edge's cores) has the same cores, the same prompts and as many clients. Prompts are not shared. Each
+does edge-only decoding in residual mode (edge-streaming-residual). Raw llama.cpp, which needs no network, has the
+edge's cores, the same prompts and as many clients. Prompts are not shared. Each
 client writes text after text; a cell is counted from when all have had a token, and those that choose their plan 24. A
 target of several times the cost has blocks that compute and change nothing. Takes 14 minutes with `--costs 1 --seconds
 8 --minutes 25`.
@@ -34,7 +34,7 @@ from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, Cell
 from benchmarks.harness import Bench, Report, add_engine, cpu_s, table
 from benchmarks.processes import BenchError, Cores, on_cores
 from benchmarks.recordings import Recording, record
-from benchmarks.systems import CO_LOCATED, DRAFT, SYSTEMS, System
+from benchmarks.systems import DRAFT, SYSTEMS, System
 from dssd.downlink import FormName
 from fleet_admin.models.prompts import built_in, some
 from fleet_admin.planning.service_level import LEVEL, Client, TimeWindow
@@ -74,9 +74,9 @@ A residual output depends on where drafts begin, so it cannot be replayed if the
 Edge-only decoding is coupled as well: the same outputs, also with batch invariance.
 """
 
-_ALL: Final = (RAW, CO_LOCATED, *THROUGH_BROKER)
+_ALL: Final = (RAW, *THROUGH_BROKER)
 
-_STANDARD: Final = (_STREAMING, FREE, RAW, CO_LOCATED, "dssd-dense", "ours-auto")
+_STANDARD: Final = (_STREAMING, FREE, RAW, "dssd-dense", "ours-auto")
 """Measured by default."""
 
 
@@ -299,7 +299,7 @@ class Place(AbstractContextManager["Place"]):
         if cell.system in THROUGH_BROKER:
             self._through_broker(row, recording)
         else:
-            self._locally(row, recording)
+            self._raw(row, recording)
         return row
 
     def _through_broker(self, row: Row, recording: Recording) -> None:
@@ -344,12 +344,9 @@ class Place(AbstractContextManager["Place"]):
         row.draft_token_ms = 1e3 * recording.token_s if row.draft else None
         row.failed = dict(found.failed)
 
-    def _locally(self, row: Row, recording: Recording) -> None:
+    def _raw(self, row: Row, recording: Recording) -> None:
         asked = {
             "target": str(self._target),
-            "draft": None if row.system == RAW else str(self._bench.model(f"{row.draft}.gguf")),
-            "engine": dict(self._bench.engine),
-            "length": DRAFT,
             "devices": row.devices,
             "threads": len(self._bench.cores.edge),
             "arrivals": row.arrivals,
@@ -379,7 +376,7 @@ class Place(AbstractContextManager["Place"]):
 
 
 def in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:
-    kept = {name: value for name, value in os.environ.items() if name not in _OURS or asked["draft"] is not None}
+    kept = {name: value for name, value in os.environ.items() if name not in _OURS}
     timing = asked["timing"]
     with on_cores(cores.edge):
         process = subprocess.Popen(

@@ -95,14 +95,13 @@ def test_every_system_is_counted_through_a_real_broker(
     require_mosquitto()
     monkeypatch.setattr(suite, "record_laws", lambda *_args, **_options: some_laws())
     report = tmp_path / "bytes.json"
-    arguments = ["bytes", "--drafts", "toy", "--texts", "1", "--lengths", "4", "--step-ms", "1", "--token-ms", "0"]
-    arguments += ["--round-trip", "0", "--json", str(report)]
+    arguments = ["bytes", "--drafts", "toy", "--texts", "1", "--lengths", "4", "--json", str(report)]
     assert main(arguments) == 1  # full distributions over so few tokens are not much
     found = json.loads(report.read_text())
     rows: dict[tuple[str, str, bool], dict[str, Any]] = {
         (each["system"], each["mode"], each["stops"]): each for each in found["rows"]
     }
-    assert {system for system, _, _ in rows} == set(SYSTEMS)
+    assert {system for system, _, _ in rows} == set(SYSTEMS) - {"ours-ahead", "ours-auto"}
     assert found["machine"]["cpu"]
     assert "draft toy" in capsys.readouterr().out
     for (system, _, _), each in rows.items():

@@ -24,7 +24,6 @@ from benchmarks.capacity.serving import (
 )
 from benchmarks.capacity.suite import THROUGH_BROKER, Row, in_process
 from benchmarks.exactness.cases import LENGTH, law
-from benchmarks.harness import ENGINES
 from benchmarks.processes import Cores
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
@@ -55,14 +54,11 @@ def test_poisson_arrivals_are_exponentially_distributed() -> None:
 POLICY = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=1.0, seed=3)
 
 
-def asked(path: Path, *, draft: bool) -> dict[str, object]:
+def asked(path: Path) -> dict[str, object]:
     return {
         "target": str(path),
-        "draft": str(path) if draft else None,
-        "length": 2,
         "devices": 3,
         "threads": 1,
-        "engine": dict(ENGINES["llama.cpp"]),
         "arrivals": "at-once",
         "pause_s": 0.0,
         "seed": 0,
@@ -76,13 +72,12 @@ def cores() -> Cores:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft", [False, True])
-def test_what_needs_no_network_runs_in_a_process_on_the_edges_cores(tmp_path: Path, draft: bool) -> None:
+def test_what_needs_no_network_runs_in_a_process_on_the_edges_cores(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     toy = ToyTransformer(size=6, seed=51, sharpness=1.8)
     path = toy.write_gguf(tmp_path / "toy.gguf", end_token=END_TOKENS[0])
     before = os.sched_getaffinity(0)
-    answer = in_process(asked(path, draft=draft), cores())
+    answer = in_process(asked(path), cores())
     assert os.sched_getaffinity(0) == before
     clients = [Client.from_json(each) for each in answer["clients"]]
     window = TimeWindow(answer["begin"], answer["end"])

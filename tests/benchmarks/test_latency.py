@@ -1,20 +1,6 @@
 import pytest
 
-from benchmarks.latency import Row, Timed, write_together
-from fleet_edge.verifiers.scripted import ScriptedVerifier
-from schemas.policy import Mode
-from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, own_text, policy
-
-
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("length", [1, 3, 4])
-def test_both_models_on_one_machine_write_the_targets_own_text(seed: int, length: int) -> None:
-    pair = ToyPair.standard()
-    verifier = ScriptedVerifier(pair.target, pair.target.words, context=256, end_tokens=END_TOKENS)
-    written = write_together(
-        pair.drafter(), verifier, PROMPT, policy=policy(Mode.COUPLED, seed), tokens=9, length=length, limit_s=60.0
-    )
-    assert list(written.text) == own_text(seed, 9)
+from benchmarks.latency import Row, Timed
 
 
 def test_figures_are_those_of_all_texts_of_a_row() -> None:
