@@ -84,7 +84,7 @@ class DashboardSettings(AdminSettings):
         rare=True,
     )
     proxy_role: AccountRole | None = setting(
-        None, "AccountRole of such users without an account; without it they are refused.",
+        None, "Role of such users without an account; without it they are refused.",
         rare=True,
     )  # fmt: skip
     listen: str = setting(
