@@ -255,14 +255,14 @@ class Broker(BaseModel):
         if self.max_queued <= 2 * self.max_unanswered:
             raise ValueError(
                 f"max_queued must be more than twice max_unanswered, which is {self.max_unanswered}: "
-                "else acknowledgements would find no place"
+                "else acknowledgements would not fit"
             )
         return self
 
     @model_validator(mode="after")
     def _no_stranger_without_certificate(self) -> Self:
         if self.tls is None and (self.host is None or not ipaddress.ip_address(self.host).is_loopback):
-            raise ValueError("without tls anybody could take any name, so such a broker listens on loopback only")
+            raise ValueError("without tls anyone could take any name, so such a broker listens on loopback only")
         if self.tls is None and self.head_office is not None:
             raise ValueError("a site reports to its head office over TLS: describe tls too")
         return self

@@ -25,17 +25,17 @@ _LINES: Final = (
     (
         re.compile(r"Outgoing messages are being dropped for client (.+)\.$"),
         "queue",
-        "The queue of {} is full: it is slower than what is sent to it, and messages to it are dropped.",
+        "The queue of {} is full: it reads more slowly than messages arrive, and messages to it are dropped.",
     ),
     (
         re.compile(r"Dropping too large outgoing PUBLISH for (\S+) "),
         "packet",
-        "A message to {} was dropped because it is larger than that client takes: give all clients the same limit.",
+        "A message to {} was dropped because it exceeds that client's limit: give all clients the same limit.",
     ),
     (
         re.compile(r"Client connection from (\S+) denied: max_connections exceeded"),
         "connections",
-        "A client at {} was turned away: as many are connected as the broker's max_connections allows.",
+        "A client at {} was refused: the broker's max_connections is reached.",
     ),
 )
 
@@ -103,7 +103,7 @@ def _metric(name: str, kind: MetricKind, meaning: str) -> Metric:
 
 _TOPICS: Final = {
     "clients/connected": _metric("clients_connected", MetricKind.GAUGE, "Clients that are connected."),
-    "clients/maximum": _metric("clients_maximum", MetricKind.GAUGE, "Most clients that were connected at once."),
+    "clients/maximum": _metric("clients_maximum", MetricKind.GAUGE, "Maximum number of clients connected at once."),
     "subscriptions/count": _metric("subscriptions", MetricKind.GAUGE, "Subscriptions that are in force."),
     "retained messages/count": _metric("retained_messages", MetricKind.GAUGE, "Messages that are kept."),
     "store/messages/bytes": _metric("stored_bytes", MetricKind.GAUGE, "Payload of messages that wait or are kept."),

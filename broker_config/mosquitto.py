@@ -320,11 +320,7 @@ def _logging(broker: Broker) -> Iterator[str]:
 def _listener(broker: Broker, home: Path, port: int, connections: int, aliases: int) -> Iterator[str]:
     yield ""
     if broker.edge_port:
-        yield (
-            "# For edges and monitors alone: let no other address reach it."
-            if port == broker.edge_port
-            else "# Devices."
-        )
+        yield ("# Only for edges and monitors: block other addresses." if port == broker.edge_port else "# Devices.")
     # What follows belongs to this listener until the next one.
     yield f"listener {port}" + ("" if broker.host is None else f" {broker.host}")
     yield f"max_connections {connections}"
@@ -335,7 +331,7 @@ def _listener(broker: Broker, home: Path, port: int, connections: int, aliases: 
 
 
 def _tls(tls: Tls, home: Path) -> Iterator[str]:
-    yield "# Whoever can sign in this file can mint identities: the fleet's authority, alone."
+    yield "# The authority in this file can create identities: use only the fleet's authority."
     yield f"cafile {home / tls.ca}"
     yield f"certfile {home / tls.certificate}"
     yield f"keyfile {home / tls.key}"

@@ -144,7 +144,7 @@ def broker_settings(**given: object) -> BrokerSettings:
         first = error.errors(include_url=False)[0]
         where = "".join(f"--{name}: " for name in field_at(BrokerSettings, first))
         why = plain_sentence(first).replace("'broker.", "'--")  # here they are options
-        raise CommandError(f"The broker cannot be watched like that: {where}{why}.") from error
+        raise CommandError(f"These options cannot be used: {where}{why}.") from error
 
 
 def watch(link: Link, limits: LimitWatch, seen: queue.SimpleQueue[LimitReached]) -> None:

@@ -181,9 +181,7 @@ class DemoReport:
 def _gain(drafting: float, edge_only: float) -> str:
     rates = f"{drafting:.1f} tokens/s with drafts, {edge_only:.1f} without"
     if drafting > edge_only:
-        return (
-            f"Drafting made the text {drafting / edge_only:.2f} times as fast as the edge alone: {rates} (one device)."
-        )
+        return f"Drafting was {drafting / edge_only:.2f} times as fast as the edge alone: {rates} (one device)."
     return (
         f"On this machine the edge alone is faster for one device: {rates}; drafting pays with a larger target or more "
         "devices."

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from schemas.printable import printable_line
 
-_UNKNOWN_FORM: Final = "it does not have the form that it should have"
+_UNKNOWN_FORM: Final = "it does not have the expected form"
 
 # By prefix of pydantic's error types; in braces their context.
 _SENTENCES: Final[Mapping[str, str]] = {

@@ -54,14 +54,14 @@ def preflight(settings: DeviceSettings, *, serves: bool) -> None:
 def _check_vocabulary(path: Path | None) -> None:
     if path is not None and not path.expanduser().is_file():
         raise ConfigurationError(
-            f"There is no file {path}; make it of the target's GGUF with 'fleet models vocabulary', and copy it here."
+            f"There is no file {path}; make it from the target's GGUF with 'fleet models vocabulary', and copy it here."
         )
 
 
 def _check_writes_alone(settings: DeviceSettings) -> None:
     if settings.offline is OfflinePolicy.LOCAL and settings.drafter != MODEL_DRAFTER:
         raise ConfigurationError(
-            f"The drafter {settings.drafter!r} has no model that could go on alone; set drafter = {MODEL_DRAFTER!r}, "
+            f"The drafter {settings.drafter!r} has no model to continue alone; set drafter = {MODEL_DRAFTER!r}, "
             "or offline to 'wait' or 'fail'."
         )
 

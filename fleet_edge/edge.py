@@ -169,7 +169,7 @@ class Edge:
 
     def _start(self) -> "EdgeService":
         if not self._begun.acquire(blocking=False):
-            raise EdgeError("This edge has been run already; make another one to run it again.")
+            raise EdgeError("This edge has been run already; create another one to run it again.")
         if self._verifier is None:
             if not self._checked:
                 self.check()

@@ -122,7 +122,7 @@ class DeviceGuard:
         if (wait_s := standing.prompts.take(tokens, now)) > 0.0:
             raise _over(f"The device may send {quotas.prompt_tokens_per_min:g} prompt tokens a minute", wait_s)
         if (wait_s := standing.new_tokens.wait_s(1.0, now)) > 0.0:
-            raise _over(f"The device may write {quotas.new_tokens_per_min:g} tokens a minute", wait_s)
+            raise _over(f"The device may generate {quotas.new_tokens_per_min:g} tokens a minute", wait_s)
         standing.opens.take(1.0, now)
 
     def admit_grammar(self, device: str) -> None:
@@ -144,7 +144,7 @@ class DeviceGuard:
         wait_s = standing.new_tokens.wait_s(1.0, self._clock())
         if wait_s > 0.0:
             most = standing.quotas.new_tokens_per_min
-            sentence = f"The device may write {most:g} tokens a minute; it waits {wait_s:.1f} s."
+            sentence = f"The device may generate {most:g} tokens a minute; it waits {wait_s:.1f} s."
             raise DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=wait_s)
 
     def spend(self, device: str, tokens: int) -> None:
@@ -364,7 +364,7 @@ class KeptStandings:
             return
         except (OSError, ValidationError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is damaged"
-            _log.warning("The quotas of all devices are full again: %s cannot be read: %s.", self.path, reason)
+            _log.warning("The quotas of all devices start full: %s cannot be read: %s.", self.path, reason)
             return
         ago_s = max(0.0, (self.now() - found.at).total_seconds())
         self.guard.restore(found.devices, ago_s=ago_s)

@@ -112,10 +112,7 @@ class MessageHandlers:
 
     def grammar_killed(self, device: str, session: bytes, digest: str) -> None:
         """Strike a device whose grammar has killed the grammar's process, and log it."""
-        sentence = (
-            f"A grammar has ended the process that it was compiled or followed in; its SHA-256 is {digest}. It is "
-            "refused from now on."
-        )
+        sentence = f"A grammar crashed its worker process; its SHA-256 is {digest}. It is refused from now on."
         _log.warning("%s: %s", device, sentence, extra={"device": device, "session": session.hex()})
         self.guard.strike_grammar(device)
         self.recorder.events.note(EventKind.GRAMMAR, "killed", sentence, device, session=session)
@@ -187,7 +184,10 @@ class MessageHandlers:
 
     def _loss(self, device: str) -> EndCause:
         if self.recorder.sightings.presence(device) is Presence.OFFLINE:
-            sentence = f"The broker has lost the device, and it did not come back within {self.grace_s:g} s."
+            sentence = (
+                "The broker lost the connection of the device, and the device did not "
+                f"reconnect within {self.grace_s:g} s."
+            )
             return EndCause("device-offline", sentence)
         sentence = f"The device sent nothing for {self.sessions.lease_s:g} s, though it is not offline."
         return EndCause("device-silent", sentence)
@@ -282,7 +282,7 @@ class MessageHandlers:
 
     def _quarantined(self, quarantine: QuarantineBegun) -> None:
         at = self.quarantines.begun(quarantine)
-        reason = "It has sent too many malformed, unknown or excessive messages."
+        reason = "The device sent too many malformed, unknown or excessive messages."
         _log.warning(
             "%s is quarantined for %.0f s: %s",
             quarantine.device,

@@ -122,7 +122,7 @@ class EdgeJobs:
         except (StoreError, SQLAlchemyError) as error:
             # Expected while the database is away: no traceback, and once per outage.
             level = logging.DEBUG if name in self._waiting else logging.WARNING
-            _log.log(level, "The job %s could not be done and will be tried again: %s", name, _first_line(error))
+            _log.log(level, "The job %s failed and will be tried again: %s", name, _first_line(error))
             self._waiting.add(name)
             return False
         except Exception as error:  # noqa: BLE001 - whatever one chore does, the others go on
@@ -140,12 +140,12 @@ class EdgeJobs:
         marked = housekeeping.mark_silent(engine, now=self._now())
         if marked:
             _log.warning("%d online devices have fallen silent.", len(marked))
-        sentence = f"Nothing has come from the device for {SILENT_AFTER / _MINUTE:g} minutes, and it is not offline."
+        sentence = f"The device has sent nothing for {SILENT_AFTER / _MINUTE:g} minutes, although it is not offline."
         for device in marked:
             self._tell(EventKind.DEVICE, "silent", sentence, device, shared=True)
         before, self._silent = self._silent, housekeeping.silent_devices(engine)
         for device in sorted((before or frozenset()) - self._silent):
-            sentence = "The device, which was silent, has been heard again."
+            sentence = "The silent device has sent a message again."
             self._tell(EventKind.DEVICE, "heard-again", sentence, device, shared=True)
 
     def _close_abandoned(self) -> None:
@@ -153,8 +153,8 @@ class EdgeJobs:
             self._store, now=self._now(), abandoned_after=_ABANDONED_AFTER, limit=_ABANDONED_CHUNK
         )
         if closed:
-            _log.info("%d sessions that no edge serves any more were closed as lost.", closed)
-            sentence = "Sessions that no edge serves any more were closed as lost."
+            _log.info("%d sessions without an edge were closed as lost.", closed)
+            sentence = "Sessions without an edge were closed as lost."
             self._tell(EventKind.SESSION, "abandoned", sentence, times=closed)
 
     def _purge(self) -> None:
@@ -192,7 +192,8 @@ class EdgeJobs:
                 events,
             )
             sentence = (
-                f"Deleted by age: {rounds} rounds, {texts} pieces of texts, {sessions} sessions, {events} events."
+                f"Deleted after their retention: {rounds} rounds, {texts} pieces of texts, "
+                f"{sessions} sessions, {events} events."
             )
             self._tell(EventKind.DATABASE, "purged", sentence)
 

@@ -176,7 +176,7 @@ class Orchestrator:
             judgements, times = running.future.result()
         except TargetAway as error:
             self._paused_until = self.clock() + error.retry_s
-            _log.warning("A step of %d sessions waits: %s", len(batch.items), error)
+            _log.warning("A step of %d sessions is delayed: %s", len(batch.items), error)
             return []
         except SequenceFailed as error:
             return self._failed(Batch([work for work in batch.works if work.item.sequence == error.sequence]), error)
@@ -329,5 +329,5 @@ def _without_verdict(work: WorkItem) -> WorkResult:
     """Log the exception being handled and fail its session, so that others are served on."""
     session = work.session.session.hex()
     extra = {"session": session, "device": work.session.device}
-    _log.exception("A verdict for session %s could not be given.", session, extra=extra)
-    return _give_up(work, "The edge could not give a verdict; its log says why.")
+    _log.exception("Session %s: the verdict could not be computed.", session, extra=extra)
+    return _give_up(work, "The edge could not compute a verdict; its log has the reason.")

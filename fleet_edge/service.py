@@ -223,7 +223,7 @@ class EdgeService:
         orchestrator.take_last(wait_s=_IDLE_S)
         left = migrate_sessions(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
         if left:
-            _log.info("Handing over %d open sessions.", left)
+            _log.info("Migrating %d open sessions to other edges.", left)
         self._life.stopped(left)
         try:
             self._announce(Presence.OFFLINE)
@@ -275,12 +275,12 @@ class EdgeService:
             left = migrate_sessions(
                 orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler
             )
-            _log.error("The target model is away; handing over %d open sessions: %s", left, reason)
+            _log.error("The target model is unavailable; migrating %d open sessions to other edges: %s", left, reason)
             recorder.events.note(EventKind.TARGET, "target-away", reason)
             self._announce(Presence.OFFLINE)
         else:
-            _log.warning("The target model is back.")
-            recorder.events.note(EventKind.TARGET, "target-back", "The target model is back.")
+            _log.warning("The target model is available again.")
+            recorder.events.note(EventKind.TARGET, "target-back", "The target model is available again.")
             Intake(orchestrator.inbox, self.clock).take_opens(self._link, fleet=self.settings.fleet)
             self._announce(Presence.ONLINE)
 
@@ -293,7 +293,7 @@ class EdgeService:
         """Record the broker's answer to our state. Called on the link's thread."""
         self._rejected = None if outcome.accepted else PublishRejected(topic=outcome.topic, reason=outcome.reason)
         if self._rejected is not None and self._answered.is_set():
-            _log.error("This edge's state is not known to its devices: %s", self._rejected)
+            _log.error("The devices do not receive this edge's state: %s", self._rejected)
             self._life.note(EventKind.BROKER, "state-rejected", str(self._rejected))
         self._answered.set()
 
@@ -357,4 +357,7 @@ class EdgeService:
                     on_outcome=self._take_outcome,
                 )
             except LinkError as error:
-                _log.warning("This edge's state could not be published, it is after the next reconnect: %s", error)
+                _log.warning(
+                    "This edge's state could not be published; it is published again after the next reconnect: %s",
+                    error,
+                )

@@ -469,7 +469,7 @@ class SessionLog(Closing):
         try:
             until = None if duration is None else now + read_duration(duration)
         except (ValueError, OverflowError) as error:
-            sentence = error if isinstance(error, ValueError) else "It is longer than the calendar."
+            sentence = error if isinstance(error, ValueError) else "The duration is too long."
             raise InvalidQuery(f"duration: {sentence}") from None
         said = reason.strip() or "The administrator has quarantined the device."
         with self._writing() as connection:

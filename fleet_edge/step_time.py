@@ -62,7 +62,7 @@ class StepCurve:
         """Sort and check the rows; raises `CurveError`."""
         rows = {sessions: _row(self.rows[sessions]) for sessions in sorted(self.rows)}
         if 1 not in rows:
-            raise CurveError("There is no step of 1 session among the steps; measure one.")
+            raise CurveError("The curve lacks a step of 1 session; measure one.")
         for sessions, row in rows.items():
             if row[0][0] != 1:
                 raise CurveError(f"Of {sessions} sessions there is no step of 1 token each; measure one.")
@@ -115,10 +115,12 @@ def _row(pairs: Sequence[tuple[float, float]]) -> Row:
     ordered = sorted(pairs)
     sizes = [size for size, _ in ordered]
     if len(set(sizes)) != len(sizes):
-        raise CurveError("A step is there twice; leave one of the two out.")
+        raise CurveError("A step is listed twice; remove one of them.")
     for size, ms in ordered:
         if size < 1 or not 0.0 < ms <= _MOST_MS:
-            raise CurveError(f"A step of {ms:g} ms with {size:g} tokens is none: times are above 0 and below an hour.")
+            raise CurveError(
+                f"A step of {ms:g} ms with {size:g} tokens is invalid: times are above 0 and below an hour."
+            )
     return tuple(zip(sizes, accumulate((ms for _, ms in ordered), max), strict=True))
 
 
@@ -175,11 +177,11 @@ def read_curve(path: Path) -> StepCurve:
             data = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise CurveError(
-            f"The curve {path} cannot be read: {error.strerror or error}; give a file that --save-curve has written, "
-            "or leave --curve out to measure this machine."
+            f"The curve {path} cannot be read: {error.strerror or error}; give a file written by --save-curve, "
+            "or omit --curve to measure this machine."
         ) from error
     if len(data) > _MOST_BYTES:
-        raise CurveError(f"The curve {path} is larger than a curve can be; give a file that --save-curve has written.")
+        raise CurveError(f"The curve {path} is larger than a curve can be; give a file written by --save-curve.")
     try:
         found = _CurveFile.model_validate_json(data)
     except ValidationError as error:
@@ -203,7 +205,7 @@ def write_curve(curve: StepCurve, path: Path) -> None:
         path.write_text(json.dumps(as_json(curve), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise CurveError(
-            f"The curve cannot be written to {path}: {error.strerror or error}; give --save-curve a path that can be."
+            f"The curve cannot be written to {path}: {error.strerror or error}; give --save-curve a writable path."
         ) from error
 
 

@@ -150,7 +150,7 @@ class LifeEvents:
 
     def stopped(self, handed_over: int) -> None:
         self._ended = True
-        self._edge("stopped", f"The edge has stopped; {handed_over} sessions go on elsewhere.")
+        self._edge("stopped", f"The edge has stopped; {handed_over} sessions continue at other edges.")
 
     def link(self, *, up: bool, why: str = "") -> None:
         if self._ended:
@@ -168,7 +168,7 @@ class LifeEvents:
     def _compare(self, before: EdgeView) -> None:
         if before.presence not in (None, Presence.OFFLINE.value):
             sentence = (
-                "The edge's last run has not said that it ended: it was killed, or its machine went down. It was last "
+                "The edge's last run ended unexpectedly: it was killed, or its machine went down. It was last "
                 f"heard of at {before.seen_at:%Y-%m-%d %H:%M:%S} UTC."
             )
             self._edge("ended-unexpectedly", sentence)

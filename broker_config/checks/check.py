@@ -68,7 +68,7 @@ def check_certificates(tls: Tls, home: Path, *, now: datetime) -> BrokerFinding:
     paths = [home / path for path in (tls.ca, tls.certificate, tls.key, tls.crl)]
     missing = [str(path) for path in paths if not path.exists()]
     if len(missing) == len(paths):
-        return _skipped(CHECK, f"They are not on this machine ({home}); the trial made its own.")
+        return _skipped(CHECK, f"They are not on this machine ({home}); the trial created its own.")
     if missing:
         return _failed(CHECK, f"{', '.join(missing)} is missing: put it there, or correct the paths.")
     try:
@@ -159,9 +159,9 @@ def _modes(directory: Path) -> BrokerFinding:
     paths = [directory / CONF_FILE, directory / ACCESS_FILE]
     loose = [str(path) for path in paths if path.stat().st_mode & 0o007]
     if loose:
-        sentence = f"Others may read {', '.join(loose)}: take that away (chmod o-rwx)."
+        sentence = f"Other users may read {', '.join(loose)}: restrict it (chmod o-rwx)."
         return _failed("modes", sentence)
-    return _ok("modes", "No file is open to others.")
+    return _ok("modes", "No file is accessible to other users.")
 
 
 def _on_trial(trial: BrokerTrial, broker: Broker) -> Iterator[BrokerFinding]:
@@ -183,7 +183,7 @@ def _on_trial(trial: BrokerTrial, broker: Broker) -> Iterator[BrokerFinding]:
 def _access(prober: Prober) -> BrokerFinding:
     found = [*islice(prober.deviations(), SHOWN + 1)]
     if not found:
-        return _ok("access", "Everyone gets through what the table says, and nothing else.")
+        return _ok("access", "Every client may do exactly what the table says.")
     listed = "; ".join(str(deviation) for deviation in found[:SHOWN])
     more = ", and more" if len(found) > SHOWN else ""
     return _failed("access", f"{listed}{more}: render {ACCESS_FILE} again.")
@@ -192,8 +192,8 @@ def _access(prober: Prober) -> BrokerFinding:
 def _strangers(trial: BrokerTrial) -> BrokerFinding:
     let_in = [what for what, files in trial.bad_identities().items() if trial.refusal(files) is None]
     if let_in:
-        return _failed("strangers", f"A client is let in with a certificate {', '.join(let_in)}.")
-    sentence = "Nobody is let in with a certificate that is missing, foreign, revoked or outside its time."
+        return _failed("strangers", f"A client is accepted with a certificate {', '.join(let_in)}.")
+    sentence = "No client is accepted with a certificate that is missing, foreign, revoked or expired."
     return _ok("strangers", sentence)
 
 
@@ -201,7 +201,7 @@ def _protocol(trial: BrokerTrial) -> BrokerFinding:
     assert trial.authority is not None
     refused = [refuses_old_tls(trial.broker.host, port) for port in trial.ports]
     if None in refused:
-        return _skipped("protocol", "This machine's TLS cannot even ask for an old version.")
+        return _skipped("protocol", "This machine's TLS library offers no old version.")
     if all(refused):
         return _ok("protocol", "The broker refuses TLS 1.1 and older.")
     return _failed("protocol", "The broker speaks TLS 1.1: set tls_version tlsv1.2 for each listener.")
@@ -211,7 +211,7 @@ def _theft(trial: BrokerTrial, victim: PahoLink) -> BrokerFinding:
     losses = victim.counters.losses
     trial.connect("thief", client_id=DEVICES[1])
     if victim.counters.losses == losses and trial.broker.await_log("as thief", patience_s=1.0):
-        return _ok("client id", "A client goes by the name in its certificate, whatever it claims.")
+        return _ok("client id", "A client has the name in its certificate, whatever it claims.")
     return _failed("client id", "A client takes over the session of another by its client id.")
 
 
@@ -241,7 +241,7 @@ def _round_trip(broker: Broker, drafting: tuple[str, PahoLink], verifying: tuple
     for _ in range(ROUND_TRIPS):
         taken_ms = _timed(arrived, lambda: device.publish(draft, b"echo", alias=True)) if answered else None
         if taken_ms is None:
-            sentence = f"A draft of {device_name} gets no answer of {edge_name}: see what the check of access says."
+            sentence = f"A draft of {device_name} gets no answer of {edge_name}: see the result of the access check."
             return _failed("round trip", sentence)
         times_ms.append(taken_ms)
     median = statistics.median(times_ms)

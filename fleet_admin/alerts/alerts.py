@@ -128,7 +128,7 @@ def find(connection: Connection, prefix: str) -> AlertView:
 
 
 def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: datetime) -> AlertView:
-    """Record who takes care of an alert; the first one counts."""
+    """Record who has acknowledged an alert; the first one counts."""
     changed = connection.execute(
         update(AlertRow)
         .where(AlertRow.id == alert.id, AlertRow.acknowledged_at.is_(None))
@@ -136,7 +136,12 @@ def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: date
     )
     if changed.rowcount:
         _log(
-            connection, alert, code="acknowledged", sentence=f"{who} takes care of: {alert.sentence}", now=now, who=who
+            connection,
+            alert,
+            code="acknowledged",
+            sentence=f"{who} has acknowledged: {alert.sentence}",
+            now=now,
+            who=who,
         )
     return find(connection, alert.id)
 
@@ -250,7 +255,7 @@ class Alerts(Closing):
             return list_alerts(connection, **chosen)
 
     def acknowledge(self, alert: str, *, who: str, source: str = "") -> AlertView:
-        """Record who takes care of an alert, by a unique prefix of its id; the first one counts."""
+        """Record who has acknowledged an alert, by a unique prefix of its id; the first one counts."""
         return self._act("acknowledge", acknowledge, alert, who=who, source=source)
 
     def clear(self, alert: str, *, who: str, source: str = "") -> AlertView:

@@ -196,7 +196,7 @@ class _Round:
     def put(self, alert: Alert) -> None:
         with self._changed:
             if len(self._waiting) == _MOST_WAITING:
-                _log.error("Alerts for %s are dropped: it has not taken any for long.", self.channel.name)
+                _log.error("Alerts for %s are dropped: it has accepted none for a long time.", self.channel.name)
             self._waiting.append(alert)
             self._changed.notify()
 
@@ -224,7 +224,7 @@ class _Round:
                 self.channel.send(alert)
             except DeliveryFailed as error:
                 if attempt == _ATTEMPTS or self._ended:
-                    _log.error("The alert %s is given up: %s", alert.id, error)
+                    _log.error("The alert %s is not sent again: %s", alert.id, error)
                     return
                 if attempt == 1:
                     _log.warning("The alert %s will be sent again: %s", alert.id, error)

@@ -171,11 +171,11 @@ def _silent(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
         if not hours or not _belongs(device, facts.now, settings):
             continue
         threshold, age = timedelta(hours=hours), facts.now - device.last_sign_at
-        how = "is offline" if offline else "is connected, and nothing comes from it"
+        how = "is offline" if offline else "is connected but sends nothing"
         wrong = age > threshold and (offline or device.state is MachineState.SILENT)
         yield RuleReading(
             subject=device.device,
-            sentence=f"The device {device.device} {how} since {_when(device.last_sign_at)}: look at its power, its "
+            sentence=f"The device {device.device} {how} since {_when(device.last_sign_at)}: check its power, its "
             "network, and `fleet device doctor` there.",
             wrong=wrong,
             right=not wrong,
@@ -197,7 +197,7 @@ def _acceptance_low(facts: Facts, settings: AlertSettings) -> Iterator[RuleReadi
         yield RuleReading(
             subject=device,
             sentence=f"Of the draft tokens of {device} {hour:.0%} were accepted in the latest hour, and {day:.0%} in "
-            "the day before: its texts or its draft model have changed.",
+            "the day before: its requests or its draft model have changed.",
             wrong=hour < threshold,
             right=hour >= threshold + settings.slack * (day - threshold),
             value=hour,
@@ -242,7 +242,8 @@ def _step_long(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
     for edge, (_, steps) in facts.rounds.items():
         if (value := _percentile(steps)) is not None and settings.step_p95_ms:
             sentence = (
-                f"A step of {edge} takes {value:.0f} ms (95th percentile): something else uses its machine, or batches "
+                f"A step of {edge} takes {value:.0f} ms (95th percentile): another program uses its "
+                "machine, or batches "
                 "are too large."
             )
             yield _above(edge, value, settings.step_p95_ms, sentence, settings)
@@ -282,7 +283,7 @@ def _database_lags(facts: Facts, settings: AlertSettings) -> Iterator[RuleReadin
         if settings.lag_s and edge.load_at is not None and connected:
             sentence = (
                 f"{edge.edge} is connected, and the database has nothing of it since {_when(edge.load_at)}: what it "
-                "writes waits in its spool; look at the way from it to the database."
+                "writes waits in its spool; check its connection to the database."
             )
             lag_s = (facts.now - edge.load_at).total_seconds()
             yield _above(edge.edge, lag_s, settings.lag_s, sentence, settings, severity=AlertSeverity.CRITICAL)

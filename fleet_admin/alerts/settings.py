@@ -139,7 +139,9 @@ def check_url(url: str) -> SplitResult:
     if not host or parts.scheme not in {"http", "https"} or not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError("it must be a URL such as https://hooks.example/fleet")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("a user or a password has no place in it: what is posted is signed with `webhook_secret_file`")
+        raise ValueError(
+            "it must not contain a user or a password: what is posted is signed with `webhook_secret_file`"
+        )
     if parts.scheme == "http" and not _is_loopback(host):
         raise ValueError("beyond this machine it must begin with https://")
     return parts

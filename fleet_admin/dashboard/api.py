@@ -44,13 +44,13 @@ class _Schemas(GenerateJsonSchema):
 _REFERENCES: Final = "#/components/schemas/{model}"
 _PROBLEMS: Final = {
     "400": "A parameter cannot be understood.",
-    "401": "There is no key, or it is not taken.",
-    "403": "The key may look, and not do this.",
+    "401": "There is no valid key.",
+    "403": "The key may only read.",
     "404": "There is nothing of that name.",
-    "409": "Several things begin so, or this dashboard is not set up for it.",
+    "409": "The prefix is ambiguous, or this dashboard is not set up for it.",
     "413": "The request is too large.",
     "415": "The body is no JSON.",
-    "429": "Too much is under way for this account.",
+    "429": "This account has too many running requests.",
     "503": "The database does not answer now.",
 }
 _PROBLEM: Final = {
@@ -153,7 +153,7 @@ def _route(endpoint: ApiEndpoint, *, services: Services, workers: Workers, now: 
     async def answer(request: Request) -> Response:
         visit = Visit(request, request.state.admission, services, now())
         if not visit.visitor.role.includes(endpoint.role):
-            raise Problem(403, f"The key or account of {visit.visitor.name} may look, and not do this.")
+            raise Problem(403, f"The key or account of {visit.visitor.name} may only read.")
         return await workers.run(partial(_answer, endpoint, visit), account=visit.visitor.name)
 
     return Route(PREFIX + endpoint.path, answer, methods=[endpoint.method])

@@ -102,7 +102,7 @@ def _route(page: Page, *, services: Services, workers: Workers, menu: tuple[tupl
         visit = Visit(request, request.state.admission, services, services.now(), menu)
         visitor = visit.admission.visitor
         if visitor is not None and not visitor.role.includes(page.role):
-            raise Problem(403, f"The account {visitor.name} may look, and not do this; ask an operator.")
+            raise Problem(403, f"The account {visitor.name} may only read; ask an operator.")
         # Rate-limit anonymous requests by address, because password hashing is expensive.
         account = visitor.name if visitor is not None else f" {visit.admission.origin.address}"
         work: Callable[[], Response] = partial(page.answer, visit)
@@ -122,7 +122,7 @@ def _explain(error: Exception) -> tuple[int, str, dict[str, str]]:
             return error.status_code, f"{error.detail}.", dict(error.headers or {})
         case _:
             _log.error("A page failed.", exc_info=error)
-            return 500, "This page failed; the dashboard's log says why.", {}
+            return 500, "This page failed; the dashboard's log has the reason.", {}
 
 
 _GRACE_S: Final = 2

@@ -208,7 +208,7 @@ def _usage(visit: Visit, asked: WhichUsage) -> object:
 def _settings(visit: Visit, _asked: object) -> object:
     found = visit.services.steering.settings_of(visit.path("device"))
     if found is None:
-        raise Problem(404, f"Nothing is known of a device {visit.path('device')[:63]!r}.")
+        raise Problem(404, f"There is no device {visit.path('device')[:63]!r}.")
     return found
 
 

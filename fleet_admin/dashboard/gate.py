@@ -115,13 +115,13 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
 def parse_values(encoded: bytes, *, what: str) -> Values:
     """Parse an urlencoded form or query; raises `Problem` if it is invalid or has too many fields."""
     if what == "query" and len(encoded) > _MOST_QUERY:
-        raise Problem(414, f"The query has more than {_MOST_QUERY:,} characters; choose by fewer things at once.")
+        raise Problem(414, f"The query has more than {_MOST_QUERY:,} characters; use fewer filters.")
     try:
         pairs = parse_qsl(encoded.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict")
     except ValueError:
         raise Problem(400, f"The {what} cannot be read; send it as a browser's form does.") from None
     if any("\0" in name or "\0" in value for name, value in pairs):
-        raise Problem(400, f"The {what} holds a NUL character, which no name has.")
+        raise Problem(400, f"The {what} holds a NUL character, which is not allowed.")
     values: dict[str, list[str]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(value)
@@ -242,7 +242,7 @@ class Gate:
         if not origin.named(self._names):
             raise Problem(421, "This dashboard does not answer under that name; its setting `names` lists its names.")
         if "\0" in scope["path"]:
-            raise Problem(400, "The path holds a NUL character, which no name has.")
+            raise Problem(400, "The path holds a NUL character, which is not allowed.")
         query = parse_values(scope.get("query_string", b""), what="query")
         request, method, path = Request(scope), scope["method"], scope["path"]
         cookie = request.cookies.get(cookie_name(secure=origin.secure), "")

@@ -62,7 +62,7 @@ class ActionJob:
             self.problem = str(error)
         except Exception:  # noqa: BLE001 - whatever it is, the act is over
             _log.exception("An act failed: %s.", self.words)
-            self.problem = "It failed; the dashboard's log says why."
+            self.problem = "The action failed; the dashboard's log has the reason."
         finally:
             self._over.set()
 
@@ -85,7 +85,9 @@ class ActionJobs:
         job = ActionJob(secrets.token_urlsafe(9), words, who, now, devices)
         with self._lock:
             if sum(not each.over for each in self._jobs.values()) >= _AT_ONCE:
-                raise Problem(503, f"{_AT_ONCE} acts are under way; begin this one when one is over.", retry_after_s=10)
+                raise Problem(
+                    503, f"{_AT_ONCE} actions are running; start this one when one has ended.", retry_after_s=10
+                )
             self._jobs[job.id] = job
             for old in [each for each in self._jobs.values() if each.over][: max(0, len(self._jobs) - _KEPT)]:
                 del self._jobs[old.id]
@@ -191,7 +193,7 @@ class DashboardSteering:
                 steering.start(records=True)
             except FleetError as error:
                 if self._why != str(error):
-                    _log.warning("Devices cannot be steered: %s", error)
+                    _log.warning("Devices cannot be reached: %s", error)
                 self._why = str(error)
                 self._ended.wait(_AGAIN_S)
                 continue

@@ -45,7 +45,7 @@ class Workers:
             Problem: It took too long, or the account has too many requests in progress.
         """
         if self._asked[account] >= self._most_of_one + _MOST_WAITING:
-            raise Problem(429, "Your earlier questions are still being answered; try again soon.", retry_after_s=5)
+            raise Problem(429, "Your earlier requests are still running; try again soon.", retry_after_s=5)
         self._asked[account] += 1
         places = self._places.setdefault(account, asyncio.Semaphore(self._most_of_one))
         loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ class Workers:
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             raise Problem(
-                503, f"The answer took more than {self._answer_s:g} s; ask for a shorter time or for fewer things."
+                503, f"The answer took more than {self._answer_s:g} s; choose a shorter time range or fewer columns."
             ) from None
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class Live:
         """Return a page's event stream; raises `Problem` if too many pages are watched."""
         if self._watching.total() >= self._most or self._watching[account] >= _OF_ONE:
             raise Problem(
-                503, "Too many pages are kept up to date; this one is when others are closed.", retry_after_s=60
+                503, "Too many pages are live; this one becomes live when others are closed.", retry_after_s=60
             )
         return StreamingResponse(self._events(account), media_type="text/event-stream")
 
@@ -149,7 +149,7 @@ class Live:
             try:
                 latest = await asyncio.to_thread(self._look)
             except FleetError as error:
-                logging.getLogger(__name__).warning("The log could not be looked at: %s", error)
+                logging.getLogger(__name__).warning("The session log could not be read: %s", error)
                 continue
             if latest == last and self._clock() - notified < _ANYWAY_S:
                 continue

@@ -65,7 +65,7 @@ def list_users(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
 def remove_user(name: _Name, acting: Acting = None, db: Database = DEFAULT_DB) -> None:
     """Remove an account, its keys and its logins."""
     _accounts(db).remove(name, actor=actor_of(acting))
-    typer.echo(f"The account {name} is removed; its browsers and keys are no longer let in.")
+    typer.echo(f"The account {name} is removed; its logins and keys are invalid.")
 
 
 @_users.command("password")
@@ -74,7 +74,7 @@ def change_password(
 ) -> None:
     """Change the password of an account; its browsers have to log in again."""
     _accounts(db).set_password(name, _password(password_file), actor=actor_of(acting))
-    typer.echo(f"The account {name} has another password.")
+    typer.echo(f"The password of the account {name} is changed.")
 
 
 @_users.command("role")
@@ -128,7 +128,7 @@ def remove_key(
 ) -> None:
     """Remove an API key."""
     removed = _api_keys(db).remove(key_id, actor=actor_of(acting))
-    typer.echo(f"The key {removed.name} of {removed.account} is no longer taken.")
+    typer.echo(f"The key {removed.name} of {removed.account} is removed.")
 
 
 def _accounts(db: str) -> "Accounts":

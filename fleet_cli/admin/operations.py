@@ -125,7 +125,7 @@ def releases(
     """Compare the release that each machine should run, by its last rollout, with the one that it runs."""
     with open_log(db) as log:
         found = [machine for machine in log.releases() if machine.drift or not drift]
-    empty = "Every machine runs what it should." if drift else _NO_ROLLOUTS
+    empty = "Every machine runs its requested release." if drift else _NO_ROLLOUTS
     print_table(f"Machines: {len(found)}", RELEASES, found, as_json=as_json, wide=wide, empty=empty)
 
 
@@ -224,7 +224,7 @@ def alerts(
     with _open_alerts(db, read_only=ack is None and clear is None) as book:
         if ack is not None:
             alert = book.acknowledge(ack, who=actor.who, source=actor.source)
-            typer.echo(f"{cell(alert.acknowledged_by)} takes care of {alert.id[:8]}: {cell(alert.sentence)}")
+            typer.echo(f"{cell(alert.acknowledged_by)} has acknowledged {alert.id[:8]}: {cell(alert.sentence)}")
             return
         if clear is not None:
             alert = book.clear(clear, who=actor.who, source=actor.source)
@@ -258,7 +258,7 @@ def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
     with _open_alerts(db, read_only=False) as book, RunningAlerts(book, settings) as running:
         for alert in book.open():
             show(alert)
-        typer.echo(f"Looking every {settings.every_s:g} s until interrupted.", err=True)
+        typer.echo(f"Evaluating every {settings.every_s:g} s until interrupted.", err=True)
         while True:
             for alert in running.step():
                 show(alert)
@@ -289,7 +289,7 @@ def unmatched(
         Column("seen", lambda row: row.seen_at, "moment", rank=2),
         Column("what", lambda row: row.sentence, "sentence", rank=0),
     ]
-    empty = "There are none: every machine that is enrolled was seen, and every one that was seen is enrolled."
+    empty = "None: every enrolled machine was seen, and every seen machine is enrolled."
     title = f"Machines that only one side knows: {len(found)}"
     print_table(title, columns, found, as_json=as_json, wide=wide, empty=empty)
 
@@ -323,7 +323,7 @@ def restore(
     from fleet_edge.store.backup import restore as put_back
 
     aside = put_back(file, db, replace=replace, now=datetime.now(UTC))
-    kept = f" What was there is {aside}." if aside else ""
+    kept = f" The previous database is {aside}." if aside else ""
     typer.echo(f"The backup is restored; an edge updates its schema at the next start.{kept}")
 
 
@@ -372,7 +372,7 @@ def export(
 ) -> None:
     """Write all rows of a kind within a period, earliest first."""
     if form is ExportFormat.PARQUET and to is None:
-        raise CommandError("Parquet is no text: give the file to write with --to FILE.")
+        raise CommandError("Parquet is binary: give the file to write with --to FILE.")
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:
         if what is ExportKind.USAGE:

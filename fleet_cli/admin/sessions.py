@@ -123,7 +123,7 @@ def _session_facts(found: "SessionView") -> list[tuple[str, object]]:
         ("tokens at the end", found.final_tokens, "count"),
         ("of that unverified (device)", found.device_unverified, "count"),
         ("tokens streamed (edge)", counted.streamed, "count"),
-        ("of that guessed right (edge)", counted.guessed_right, "count"),
+        ("of that accepted (edge)", counted.guessed_right, "count"),
         ("guesses (edge)", counted.guessed, "count"),
         ("forced by a grammar (edge)", counted.forced, "count"),
         ("draft model time (device)", found.device_draft_ms, "ms"),
@@ -217,7 +217,7 @@ def devices(
         return
     rows = found[: limit or SHOWN]
     title = f"Devices: {shown_of(len(rows), len(found))}"
-    empty = "No device is like that." if silent or after or model or version or label else _NO_DEVICES
+    empty = "No device matches." if silent or after or model or version or label else _NO_DEVICES
     print_table(title, columns, rows, sort=order.removeprefix("-"), wide=wide, empty=empty)
 
 
@@ -282,7 +282,7 @@ def sessions(
     found = _sorted(found, SESSIONS, order)
     more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
     title = f"Sessions: {len(found)}{more}"
-    empty, key = "No session is like that.", order.removeprefix("-")
+    empty, key = "No session matches.", order.removeprefix("-")
     print_table(title, SESSIONS, found, as_json=as_json, sort=key, wide=wide, empty=empty)
 
 
@@ -364,7 +364,7 @@ def show_text(stored: "StoredText | None") -> None:
         print("The text is not stored: the edge's setting store_text was none, or it is purged.")
         return
     if stored.hash is not None:
-        print(f"Of the text its hash is stored: {stored.hash}")
+        print(f"The hash of the text is stored: {stored.hash}")
         print("It is the SHA-256 of the session's id, a newline and the text.")
         return
     from fleet_cli.device_chat import Painter, wants_colours
@@ -392,7 +392,7 @@ def _gap(tokens: "list[StoredToken]") -> str:
     ids = [str(token.id) for token in tokens if token.id is not None]
     if ids:
         return f"[token ids {' '.join(ids)}]"
-    kind = "that no edge has stored" if tokens[0].kind.name == "UNKNOWN" else "that were written without an edge"
+    kind = "not stored by an edge" if tokens[0].kind.name == "UNKNOWN" else "generated without an edge"
     return f"[{len(tokens):,} tokens {kind}]"
 
 
@@ -403,7 +403,7 @@ _LOOK_BACK: Final = timedelta(minutes=2)
 
 _COUNTED_BY: Final = ("kind", "code", "severity", "edge", "device", "day")
 _SEVERITIES: Final = ("info", "warning", "error")
-_NO_EVENT: Final = "No event is like that."
+_NO_EVENT: Final = "No event matches."
 
 
 def events(
@@ -455,7 +455,7 @@ def events(
             print_table(title, EVENTS, found, as_json=as_json, sort="at", wide=wide, empty=_NO_EVENT)
             return
         if before is not None:
-            raise CommandError("--until ends what --follow goes on with; leave one of them out.")
+            raise CommandError("--until and --follow exclude each other; remove one.")
         for event in follow(log, since=after or datetime.now(UTC), **chosen):
             sys.stdout.write((json.dumps(plain(event)) if as_json else _line(event)) + "\n")
             sys.stdout.flush()

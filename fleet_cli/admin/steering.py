@@ -126,7 +126,7 @@ def settings_command(
         with open_steering(settings, db) as steering:
             found = steering.wanted_and_reported(device)
     if missing := sorted(set(device or ()) - {each.device for each in found}):
-        raise CommandError(f"Nothing is known of a device {missing[0]!r}; check the name.")
+        raise CommandError(f"There is no device {missing[0]!r}; check the name.")
     if as_json:
         print_json(found[:limit])
     else:
@@ -224,7 +224,7 @@ def _show_changes(planned: "Sequence[SettingsChange]", *, as_json: bool, wide: b
         Column("presence", lambda each: each.presence and each.presence.value, "state"),
         Column("wanted now", lambda each: _assignments(each.before), rank=0),
         Column("would be wanted", lambda each: _assignments(each.after), rank=0),
-        Column("wanted no more, as refused", lambda each: ", ".join(each.dropped) or None, rank=0),
+        Column("no longer requested: refused", lambda each: ", ".join(each.dropped) or None, rank=0),
         Column("needs a reload", lambda each: ", ".join(each.needs_restart) or None, rank=0),
     ]
     title = f"Devices that it concerns: {len(planned)}. Nothing was changed."
@@ -293,7 +293,7 @@ def _write_results(folder: Path, name: str, results: "Sequence[CommandResult]") 
             if each.result is not None:
                 (folder / f"{each.device}.{name}.txt").write_text(each.result + "\n", encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"What the devices answered cannot be written to {folder}: {error.strerror}.") from error
+        raise CommandError(f"The devices' answers cannot be written to {folder}: {error.strerror}.") from error
 
 
 def _assignments(values: "Mapping[str, object]") -> str | None:
@@ -369,7 +369,7 @@ def retire_command(
     if undo:
         typer.echo(f"{cell(device)} is in service again.")
     else:
-        typer.echo(f"{cell(device)} is retired. Its certificate is still good: `fleet broker revoke` ends that.")
+        typer.echo(f"{cell(device)} is retired. Its certificate is still valid: revoke it with `fleet broker revoke`.")
 
 
 def audit(
@@ -389,7 +389,7 @@ def audit(
     with steering_log(db) as log:
         found = log.audit(since=since, until=until, who=who, subject=subject, action=action, limit=limit)
     title = f"Actions: {len(found)}" + (f" (perhaps more: --limit {limit})" if len(found) == limit else "")
-    print_table(title, AUDIT, found, as_json=as_json, sort="at", wide=wide, empty="No action is like that.")
+    print_table(title, AUDIT, found, as_json=as_json, sort="at", wide=wide, empty="No action matches.")
 
 
 def quarantine(

@@ -88,7 +88,7 @@ class AuthorityFolder:
         """Return the authority's private key; `passphrase` is called only if the key is encrypted."""
         if not self.key.exists():
             raise AuthorityError(
-                f"The authority's key {self.key} is missing: put it back from where it is kept; without it nothing can "
+                f"The authority's key {self.key} is missing: restore it from your copy; without it nothing can "
                 "be signed or revoked."
             )
         if self.key.stat().st_mode & 0o077:
@@ -98,7 +98,7 @@ class AuthorityFolder:
             )
         key = load_key(self.key, passphrase() if is_encrypted(self.key) else None)
         if not same_key(key.public_key(), certificate.public_key()):
-            raise AuthorityError(f"The key {self.key} does not belong to {self.certificate}: put back the two that do.")
+            raise AuthorityError(f"The key {self.key} does not belong to {self.certificate}: restore the matching two.")
         return key
 
     def write_certificate(self, path: Path, certificate: x509.Certificate) -> None:
@@ -238,7 +238,7 @@ class Authority:
             raise AuthorityError(
                 f"The authority in {path} is valid from {own.not_valid_before_utc:%Y-%m-%d} to "
                 f"{own.not_valid_after_utc:%Y-%m-%d} and this machine's clock says {clock():%Y-%m-%d}: set the clock, "
-                "or found a new authority."
+                "or create a new authority."
             )
         organization = own.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATION_NAME)
         if len(organization) != 1:
@@ -289,12 +289,12 @@ class Authority:
         Raise NameRefused, and revoke nothing, if a name is unknown or none is given.
         """
         if not names:
-            raise NameRefused("Say whom to revoke: see `fleet broker list`.")
+            raise NameRefused("Name the identities to revoke: see `fleet broker list`.")
         with self.at_work() as signer:
             held = {name: signer.index.of_name(name) for name in names}
             for name, entries in held.items():
                 if not entries:
-                    raise NameRefused(f"Nobody has a certificate for {name[:80]!r}: see `fleet broker list`.")
+                    raise NameRefused(f"There is no certificate for {name[:80]!r}: see `fleet broker list`.")
             everything = [entry for entries in held.values() for entry in entries]
             with signer.index.change():
                 for entry in everything:

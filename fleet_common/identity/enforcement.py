@@ -206,10 +206,10 @@ def _reload_unit(unit: str) -> None:
     try:
         done = subprocess.run([program, "reload", "--", unit], capture_output=True, timeout=RELOAD_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise CutOffFailed(f"`systemctl reload {unit}` does not come back: look at the broker.") from error
+        raise CutOffFailed(f"`systemctl reload {unit}` does not end: check the broker.") from error
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        raise CutOffFailed(f"`systemctl reload {unit}` failed ({said or done.returncode}): look at the broker.")
+        raise CutOffFailed(f"`systemctl reload {unit}` failed ({said or done.returncode}): check the broker.")
 
 
 CUT_OFF_S: Final = 10.0
@@ -242,7 +242,7 @@ def enforce_revocation(
     began = time.monotonic()
     insist = partial(_insist, TlsEndpoint(access.host, access.port), revocation.authority, began + timeout_s)
     hint = "look at the broker's log" if notified else "copy the list to the broker, reload it, and repeat the command"
-    insist(revocation.canary, CertificateAnswer.REVOKED, f"does not go by the new list: {hint}")
+    insist(revocation.canary, CertificateAnswer.REVOKED, f"does not use the new list: {hint}")
     in_force_s = time.monotonic() - began
     for kicker in revocation.kickers.values():
         otherwise = f"does not let us end the session of {kicker.name!r}: look at its log, or restart it"

@@ -102,7 +102,7 @@ class Enrolment:
             if same_key(load_key(path).public_key(), signed.public_key()):
                 return path
         raise CertificateRefused(
-            f"The certificate is not for the key in {self.folder}: have the request that lies there signed, "
+            f"The certificate is not for the key in {self.folder}: have the request in that folder signed, "
             f"{self.request}."
         )
 

@@ -76,7 +76,7 @@ def read_bounded(path: Path, what: str) -> bytes:
             f"{what} {path} cannot be read: {error.strerror}; check the path and who may read it."
         ) from error
     if len(content) > LARGEST_FILE:
-        raise IdentityError(f"{what} {path} has more than {LARGEST_FILE} bytes: it is not what it should be.")
+        raise IdentityError(f"{what} {path} has more than {LARGEST_FILE} bytes: it is not the expected file.")
     return content
 
 
@@ -88,7 +88,7 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         raise IdentityError(f"The folder {path} cannot be made: {error.strerror}.") from error
     if others_write:
-        raise IdentityError(f"Others may write in the folder {path}: take that away (chmod go-w) or choose another.")
+        raise IdentityError(f"Other users may write in the folder {path}: restrict it (chmod go-w) or choose another.")
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def locked(path: Path) -> Iterator[None]:
         deadline = time.monotonic() + LOCK_S
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
-                raise AuthorityError(f"Another command is at work in {path.parent}: try again when it has ended.")
+                raise AuthorityError(f"Another command is using {path.parent}: try again when it has ended.")
             time.sleep(GLANCE_S)
         yield
     finally:

@@ -232,7 +232,7 @@ def renewable(index: CertificateIndex, name: str, *, now: datetime, early: bool)
     known = index.of_name(name)
     if not known:
         raise NameRefused(
-            f"Nobody has a certificate for {name[:80]!r}: see `fleet broker list`, or sign a request for it."
+            f"There is no certificate for {name[:80]!r}: see `fleet broker list`, or sign a request for it."
         )
     kept = [entry for entry in known if entry.revoked_at is None]
     if not kept:

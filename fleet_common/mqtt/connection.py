@@ -407,7 +407,9 @@ class Connection:
         if self._silence.asks(sock.received):
             sock.ask()
         if self._silence.given_up:
-            raise ConnectionLost(f"nothing has come from the broker for {self._silence.lasts_s:.0f} s, nor to a ping")
+            raise ConnectionLost(
+                f"the broker has sent nothing for {self._silence.lasts_s:.0f} s, not even a reply to a ping"
+            )
 
     def _read(self, sock: ScreenedSocket, *, until: float) -> None:
         """Pass received data to the library. While all of it is dropped, stay here: a `step` costs more."""

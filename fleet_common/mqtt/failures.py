@@ -11,13 +11,13 @@ from fleet_common.mqtt.settings import LinkSettings
 # CONNACK reasons (MQTT 5, 3.2.2.2) for which trying again is pointless, and what to do about each.
 FINAL_REASONS: Final = {
     0x01: (LinkFault.UNSUITABLE, "it does not speak MQTT 5; use one that does"),
-    0x82: (LinkFault.UNSUITABLE, "it calls our first packet a protocol error; use a broker that speaks MQTT 5"),
+    0x82: (LinkFault.UNSUITABLE, "it reports a protocol error in our first packet; use a broker that speaks MQTT 5"),
     0x84: (LinkFault.UNSUITABLE, "it does not speak MQTT 5; use one that does"),
     0x85: (LinkFault.NOT_AUTHORIZED, "it does not accept the client id {client_id!r}; choose other names"),
     0x86: (LinkFault.NOT_AUTHORIZED, "{login}, or ask the operator to enrol this client"),
     0x87: (LinkFault.NOT_AUTHORIZED, "{login}, or ask the operator to enrol this client"),
     0x8A: (LinkFault.NOT_AUTHORIZED, "this client is banned; ask the operator"),
-    0x8C: (LinkFault.NOT_AUTHORIZED, "it wants another way to authenticate; check its configuration"),
+    0x8C: (LinkFault.NOT_AUTHORIZED, "it requires another authentication method; check its configuration"),
     0x90: (LinkFault.NOT_AUTHORIZED, "the last will's topic is not valid there; check the fleet and device names"),
     0x9A: (LinkFault.UNSUITABLE, "it does not retain messages, which the fleet needs; use a broker that does"),
     0x9B: (LinkFault.UNSUITABLE, "it does not offer QoS 1, which the fleet needs; use a broker that does"),
@@ -31,7 +31,7 @@ PASSING_REASONS: Final = {
 TAKEN_OVER: Final = 0x8E
 STARTING: Final = 0x88  # "unavailable": a broker that starts or stops says so for a moment
 NO_ANSWER_HINT: Final = "is it an MQTT broker that speaks MQTT 5, and is the port one for plain MQTT?"
-TLS_HINT: Final = "is it a TLS port, does the broker accept our certificate, and has it room for another client?"
+TLS_HINT: Final = "is it a TLS port, does the broker accept our certificate, and does it accept more clients?"
 
 # Verdict of the broker on our certificate (TLS alerts, by the end of OpenSSL's name), and what to do.
 ALERTS: Final = {
@@ -47,7 +47,7 @@ ALERTS: Final = {
 VERDICTS: Final = {
     9: "it is not valid yet by this machine's clock; set the clock",
     10: "it has ended; have it renewed, or set this machine's clock if that is wrong",
-    26: "it is not a server's; somebody else may be playing the broker",
+    26: "it is not a server's; another server may pose as the broker",
     62: "it is for another host name; use a name that is in it, or have this one added",
     64: "it is for another address; use a name that is in it, or have this one added",
 }
@@ -109,7 +109,7 @@ def _login(settings: LinkSettings) -> str:
     if settings.username is not None:
         return f"it does not accept the user name {settings.username!r} or its password; correct them"
     if settings.tls is not None and settings.tls.certificate is not None:
-        return "it does not let in the name of our certificate"
+        return "it does not accept the name of our certificate"
     tried = ", nor its name as one" if settings.anonymous_too else ""
     return f"it does not accept a client without a user name{tried}; set 'username' and 'password'"
 

@@ -126,7 +126,7 @@ class PahoLink:
         with self._lifecycle:
             if self._thread is not None and self._thread.is_alive():
                 if self._stopping.is_set():
-                    raise ConnectFailed("The link has not ended yet: one of its handlers blocks its thread.")
+                    raise ConnectFailed("The link has not ended yet: a handler blocks its thread.")
                 return
             self._stopping.clear()
             self._started, self._failure = Future(), None

@@ -133,7 +133,7 @@ class Screen:
                 return 0, False
         after = body + length
         if after - at > self._max_packet_bytes:
-            raise BrokenStream(f"the broker sent a packet of {after - at} bytes, more than was agreed")
+            raise BrokenStream(f"the broker sent a packet of {after - at} bytes, more than agreed")
         taken = False
         kind = data[at] & TYPE
         # We subscribe at QoS 1 at most; the library judges everything else.

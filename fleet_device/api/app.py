@@ -284,7 +284,7 @@ class _Api:
         count = asked.n or 1
         if count > most:
             raise ApiProblem(
-                400, f"The device accepts at most {most} requests at a time, {asked.n} are asked for.", param="n"
+                400, f"The device accepts at most {most} requests at a time; {asked.n} were requested.", param="n"
             )
 
         def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:

@@ -51,7 +51,7 @@ class ApplicationQuotas:
             return
         most = application.texts_at_once
         if most is not None and texts > most:
-            sentence = f"The application {application.name!r} may have {most} requests at once, {texts} are asked for."
+            sentence = f"The application {application.name!r} may have {most} requests at once; {texts} were requested."
             raise ApiProblem(400, sentence, param="n")
         with self._changing:
             used = self._used.setdefault(application.name, _Used())
@@ -59,7 +59,7 @@ class ApplicationQuotas:
                 if wait_s := self._bucket(used, rate, period_s).wait_s(1.0, self._clock()):
                     raise _over(f"has used its {rate} tokens per {period}", application, wait_s)
             if most is not None and used.texts + texts > most:
-                raise _over(f"has {used.texts} requests at once, and may have {most}", application, _TEXT_S)
+                raise _over(f"has {used.texts} requests at once of at most {most}", application, _TEXT_S)
             used.texts += texts
 
     def note(self, application: Application | None, event: Piece | Delayed | GeneratedText | Failed) -> None:

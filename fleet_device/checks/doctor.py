@@ -203,7 +203,8 @@ def check_threads(settings: DeviceSettings) -> str:
     if settings.threads > there:
         raise ConfigurationError(
             f"The setting 'threads' is {settings.threads} and this program may use {there} processor "
-            f"core{'s' * (there != 1)}: threads that share one make drafting many times slower; set {there} or fewer."
+            f"core{'s' * (there != 1)}: several threads on one core make drafting many times slower; "
+            f"set {there} or fewer."
         )
     return (
         f"{settings.threads} thread{'s' * (settings.threads != 1)} for drafting on {there} core{'s' * (there != 1)}; "

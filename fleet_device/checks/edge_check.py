@@ -108,7 +108,7 @@ class Checklist:
         return next((check.name for check in wanted if not check.ok), None)
 
     def _skip(self, needs: Collection[str] | None = None) -> None:
-        self._tell(ok=False, ms=0.0, sentence=f"Not tried, since {self._failed(needs)} failed.", skipped=True)
+        self._tell(ok=False, ms=0.0, sentence=f"Skipped, because {self._failed(needs)} failed.", skipped=True)
 
     def _tell(self, *, ok: bool, ms: float, sentence: str, skipped: bool = False) -> None:
         check = Check(self.names[len(self._done)], ok, ms, sentence, skipped)
@@ -220,7 +220,7 @@ class EdgeCheck:
         state = next((state for state in self._edges.known() if state.edge == edge), None)
         if state is None:
             raise EdgeUnavailable(
-                f"Nothing was heard of edge {edge!r} of fleet {self.question.fleet!r}: start it, or correct the names."
+                f"No message came from edge {edge!r} of fleet {self.question.fleet!r}: start it, or correct the names."
             )
         if not there:
             raise EdgeUnavailable(f"Edge {edge!r} is {state.presence.value}; start it, or wait until it has restarted.")
@@ -246,7 +246,7 @@ class EdgeCheck:
             raise SessionFailed(
                 f"It accepted {counters.accepted} of {counters.tested} tokens of a draft that is its own greedy text."
             )
-        return f"{counters.accepted} of {counters.tested} tokens of its own text were accepted."
+        return f"{counters.accepted} of {counters.tested} tokens of its own output were accepted."
 
     def _write(self, agent: Agent) -> Generation:
         """Generate a short greedy text that the edge verifies."""

@@ -39,7 +39,7 @@ def check_online(edges: EdgePresences, fleet: str, *, wait_s: float) -> str:
     """Return which edges are online within `wait_s`; raise EdgeUnavailable if none is."""
     if not edges.wait_online(wait_s):
         known = [f"{state.edge} is {state.presence.value}" for state in edges.known()]
-        heard = f"edge {', '.join(known)}" if known else "none has been heard of"
+        heard = f"edge {', '.join(known)}" if known else "none has sent a message"
         raise EdgeUnavailable(f"No edge of fleet {fleet!r} is online ({heard}); start one with `fleet edge run`.")
     online = [f"{state.edge} with {state.target}, software {state.software}" for state in edges.online()]
     return f"Online: {'; '.join(online)}. This device has software {VERSION}."
@@ -80,7 +80,7 @@ def check_drafting(drafter: Drafter, clock: Callable[[], float]) -> str:
         started = clock()
         q = drafter.next(PROBE_POLICY)
         if q is None:
-            return f"{what} is loaded; it has nothing to draft here."
+            return f"{what} is loaded; it has nothing to draft with here."
         drafter.extend((int(q.ids[0]),))
         times.append((clock() - started) * 1e3)
     return f"{what} drafts a token in {statistics.median(times):.1f} ms."

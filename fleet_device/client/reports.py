@@ -186,7 +186,7 @@ class UnverifiedReports:
                 with self._database:
                     self._database.execute("DELETE FROM reports WHERE session = ?", (session,))
             except sqlite3.Error as error:
-                _log.warning("The file %s cannot be written, so its reports will come again: %s.", self.path, error)
+                _log.warning("The file %s cannot be written, so its reports will be sent again: %s.", self.path, error)
 
     def on_event(self, event: Event) -> None:
         if self._thread is None:
@@ -239,7 +239,7 @@ class UnverifiedReports:
         try:
             close = decode_close(payload)
         except CodecError as error:
-            _log.warning("A report in %s cannot be read and is forgotten: %s", self.path, error)
+            _log.warning("A report in %s cannot be read and is dropped: %s", self.path, error)
             self.forget(session)
             self._news.put(_News.KEPT)
             return None

@@ -62,7 +62,7 @@ def _sentence(repository: str, file: str | None, error: Exception) -> ModelNotFo
     match error:
         case GatedRepoError():
             text = (
-                f"The repository {repository} wants its terms accepted; do so in its page, then set the "
+                f"The repository {repository} requires its terms to be accepted; accept them on its page, then set the "
                 "environment variable HF_TOKEN."
             )
         case RepositoryNotFoundError():
@@ -76,7 +76,7 @@ def _sentence(repository: str, file: str | None, error: Exception) -> ModelNotFo
         case EntryNotFoundError():
             text = f"The repository {repository} has no file {file}; look at its list of files."
         case HFValidationError():
-            text = f"{repository!r} is no name of a repository; write owner/name:file.gguf."
+            text = f"{repository!r} is not a repository name; write owner/name:file.gguf."
         case HfHubHTTPError():
             text = f"The repository {repository} could not be read: {_first_line(error)}"
         case _:

@@ -330,7 +330,7 @@ class LlamaCppDrafter:
     def _next(self, policy: SamplingPolicy, allowed: Ids | None = None) -> Dist:
         native, length = self._native, len(self._tokens)
         if not length:
-            raise DrafterError("The draft model has nothing to go on: the sequence is empty.")
+            raise DrafterError("The draft model needs at least one token: the sequence is empty.")
         if length > native.context:
             raise DrafterError(f"The draft model's context of {native.context} tokens is full; set a larger one.")
         # Chunks of one size: llama.cpp takes six times as long for a token in a chunk below 64.
@@ -354,7 +354,7 @@ class LlamaCppDrafter:
             try:
                 return shape(logits, policy, allowed=allowed)
             except ValueError as error:
-                raise DrafterError(f"The draft model {native.name} computes nonsense: {error}") from error
+                raise DrafterError(f"The draft model {native.name} computes invalid values: {error}") from error
 
     def truncate(self, length: int) -> None:
         if length < len(self._tokens):
@@ -433,7 +433,7 @@ class LlamaCppDrafter:
             if status != 0:
                 # Part of the chunk may have been stored.
                 self._forget(self._computed - len(chunk))
-                raise DrafterError(f"llama.cpp could not go on (status {status}): {native_reason()}.")
+                raise DrafterError(f"llama.cpp failed (status {status}): {native_reason()}.")
             self.tokens_computed += len(chunk)
 
 

@@ -269,7 +269,7 @@ def require_truncatable(model: GgufModel) -> None:
     kind = model.unlike_a_decoder
     if kind is not None:
         raise DrafterError(
-            f"{model.path} is a model of the {kind} kind, which cannot take tokens back; choose a "
+            f"{model.path} is a model of the {kind} kind, which cannot remove tokens; choose a "
             "transformer decoder as draft model."
         )
 

@@ -332,7 +332,7 @@ class SuffixDrafter:
 
     def _look_up(self, policy: SamplingPolicy) -> Dist | None:
         if not self._tokens:
-            raise DrafterError("The suffix drafter has nothing to go on: the sequence is empty.")
+            raise DrafterError("The suffix drafter needs at least one token: the sequence is empty.")
         if len(self._tokens) > self.context:
             raise DrafterError(f"The suffix drafter's context of {self.context} tokens is full; set a larger one.")
         guess = self._guess(self._tokens[-LONGEST:], policy)

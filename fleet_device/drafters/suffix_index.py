@@ -303,10 +303,8 @@ class HistoryFile:
         return texts, place
 
     def _drop(self, *, whole: bool, texts: Sequence[Ints]) -> None:
-        what = "is none of this vocabulary's" if whole else f"is damaged behind {len(texts)} texts"
-        _log.warning(
-            "The history %s %s; what cannot be read is dropped, and drafts are made without it.", self.path, what
-        )
+        what = "belongs to another vocabulary" if whole else f"is damaged after {len(texts)} outputs"
+        _log.warning("The history %s %s; the unreadable part is dropped.", self.path, what)
         with contextlib.suppress(OSError):
             if whole:
                 self.path.unlink()
@@ -338,7 +336,7 @@ class HistoryFile:
     def _complain(self, what: str, error: OSError) -> None:
         if not self._failed:
             _log.warning(
-                "The history %s cannot be %s (%s); drafts are made without it. Choose another folder by the setting "
+                "The history %s cannot be %s (%s); drafts are made without it. Set another folder by "
                 "'history_dir', or turn it off by 'history_mb' = 0.",
                 self.path,
                 what,

@@ -206,7 +206,7 @@ class UnlikeVocabularyDrafter:
     def next(self, policy: SamplingPolicy) -> Dist | None:
         """Return the draft model's distribution over common tokens; None for no proposal or no common token."""
         if not self._tokens:
-            raise DrafterError("The draft model has nothing to go on: the sequence is empty.")
+            raise DrafterError("The draft model needs at least one token: the sequence is empty.")
         if len(self._tokens) > self.context:
             raise DrafterError(f"The draft model's context of {self.context} tokens is full; set a larger one.")
         if not 0 < len(self._draft) <= self.context:

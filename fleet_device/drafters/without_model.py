@@ -59,7 +59,7 @@ class NoDrafter(WithoutWeights):
 
     def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - it looks at nothing
         if not self._length:
-            raise DrafterError("There is nothing to go on from: the sequence is empty.")
+            raise DrafterError("At least one token is needed: the sequence is empty.")
         if self._length > self.context:
             raise DrafterError(f"The context of {self.context} tokens is full.")
         return None
@@ -100,7 +100,7 @@ class PromptLookupDrafter(WithoutWeights):
     def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - a certain token is certain at any temperature
         """Return what followed the latest of the longest earlier matches of the sequence's end, or None."""
         if not len(self._index):
-            raise DrafterError("Prompt lookup has nothing to go on: the sequence is empty.")
+            raise DrafterError("Prompt lookup needs at least one token: the sequence is empty.")
         if len(self._index) > self.context:
             raise DrafterError(f"Prompt lookup's context of {self.context} tokens is full.")
         match = self._index.find(self._index.tokens)
@@ -193,7 +193,7 @@ class ScriptedDrafter(WithoutWeights):
 
     def next_allowed(self, policy: SamplingPolicy, allowed: Ids | None) -> Dist:
         if not self._tokens:
-            raise DrafterError("The scripted drafter has nothing to go on: the sequence is empty.")
+            raise DrafterError("The scripted drafter needs at least one token: the sequence is empty.")
         if len(self._tokens) > self.context:
             raise DrafterError(f"The scripted drafter's context of {self.context} tokens is full.")
         row = self._script.logits(self._tokens)

@@ -227,11 +227,11 @@ class ChatHistory:
             return messages, dropped
         if drop or not self._turns:
             raise PromptTooLong(
-                f"The message has {tokens:,} tokens with what comes before it, and the context has room for {room:,}: "
+                f"The message has {tokens:,} tokens with what comes before it, and the context holds {room:,}: "
                 "shorten it, or raise the setting 'context'."
             )
         raise PromptTooLong(
-            f"The conversation would have {tokens:,} tokens, and the context has room for {room:,}: begin a new one, "
+            f"The conversation would have {tokens:,} tokens, and the context holds {room:,}: begin a new one, "
             "or raise the setting 'context'."
         )
 

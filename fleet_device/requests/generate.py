@@ -250,8 +250,8 @@ def fit_prompt(request: GenerateRequest, context: int) -> GenerateRequest:
         return request
     how = "Shorten it, or raise the setting 'context'"
     if request.shorten is None:
-        how += ", or have it cut by the setting 'truncate'"
-    raise PromptTooLong(f"The prompt has {len(prompt)} tokens; the draft model holds {context} with the text. {how}.")
+        how += ", or have it truncated by the setting 'truncate'"
+    raise PromptTooLong(f"The prompt has {len(prompt)} tokens; the draft model holds {context} with the output. {how}.")
 
 
 def generate_text(

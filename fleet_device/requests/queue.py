@@ -17,7 +17,7 @@ from fleet_device.requests.generate import Cancellation, GeneratedText, Generate
 
 _log = logging.getLogger(__name__)
 
-_GONE: Final = "The request was cancelled before its end: its reader has gone, or the device is shutting down."
+_GONE: Final = "The request was cancelled: its reader has disconnected, or the device is shutting down."
 _BROKEN: Final = "The device no longer runs requests; see its log, and restart it."
 _LONGEST_RETRY_S: Final = 120
 
@@ -191,7 +191,7 @@ class RequestQueue:
         try:
             self._serve_all()
         except BaseException:  # noqa: BLE001 - no caller may wait for ever
-            _log.exception("The thread that runs requests has ended for a reason that should not be possible.")
+            _log.exception("The thread that runs requests has ended because of a defect.")
             with self._changed:
                 self.closed = self.broken = True
                 left = [*self._current, *self._waiting]
@@ -233,7 +233,7 @@ class RequestQueue:
             text = self._run(ticket.prepare(), context)
         except Exception as error:  # noqa: BLE001 - the next requests go on
             if not isinstance(error, DeviceError | DrafterError):
-                _log.exception("A request failed for a reason that should not be possible.")
+                _log.exception("A request failed because of a defect.")
             ticket.tell(Failed(error))
         else:
             ticket.tell(text if not ticket.cancellation.requested else Failed(TextCancelled(_GONE), text))

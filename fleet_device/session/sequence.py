@@ -329,7 +329,7 @@ class Rejection:
         if self._requests > MOST_REQUESTS:
             raise SessionFailed(
                 f"The edge has sent {self.tried} samples in place of a rejected token, and none of them fits; "
-                "ask again with another seed, or have the edge send another downlink form."
+                "retry with another seed, or have the edge send another downlink form."
             )
 
     def correction(
@@ -341,7 +341,7 @@ class Rejection:
         """
         quantized = self.proposals[0].quantized
         if following is None:
-            raise ProtocolViolation("The edge rejected a token and sent nothing to correct it with.")
+            raise ProtocolViolation("The edge rejected a token and sent no correction for it.")
         if isinstance(following, UnknownForm):
             raise ProtocolViolation(
                 f"The edge sent the target distribution in form {following.number}, which this device does not know; "

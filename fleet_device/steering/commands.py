@@ -266,7 +266,10 @@ class Commands:
 
     def _refusal(self, request: CommandRequest, left_s: float, running: CommandRequest | None) -> str | None:
         if left_s <= 0:
-            return f"It has come {-left_s:.0f} s too late by this device's clock, {self._now():%Y-%m-%d %H:%M:%S} UTC."
+            return (
+                f"The command came {-left_s:.0f} s too late by this device's clock, "
+                f"{self._now():%Y-%m-%d %H:%M:%S} UTC."
+            )
         action = ACTIONS.get(request.command)
         if action is None:
             return f"This release knows no command {request.command!r}; it knows {', '.join(ACTIONS)}."
@@ -278,8 +281,10 @@ class Commands:
         try:
             answer = action.run(self._device, request.arguments, limit_s)
         except Exception as error:  # noqa: BLE001 - the sender gets an answer
-            _log.exception("The command %s failed for a reason that should not be possible.", request.command)
-            answer = Answer(CommandOutcome.FAILED, f"It failed: {type(error).__name__}; the device's log says more.")
+            _log.exception("The command %s failed because of a defect.", request.command)
+            answer = Answer(
+                CommandOutcome.FAILED, f"The command failed: {type(error).__name__}; the device's log has details."
+            )
         cancel()
         _log.info("The command %s of %s: %s. %s", request.command, request.who, answer.outcome.value, answer.sentence)
         self._answer(request, answer)
@@ -290,7 +295,7 @@ class Commands:
 
     def _late(self, request: CommandRequest) -> None:
         """Report that a command takes too long. No other is begun before it has ended."""
-        self._answer(request, Answer(CommandOutcome.FAILED, "It has not ended in the time that it was given."))
+        self._answer(request, Answer(CommandOutcome.FAILED, "The command did not end within its time limit."))
 
     def _answer(self, request: CommandRequest, answer: Answer) -> None:
         responses = in_parts(request.id, answer)
@@ -416,7 +421,7 @@ class SteeringListener:
                 self._asked.append(message)
             elif not self._drops:
                 self._drops = True
-                _log.warning("Commands are dropped: %d wait already.", _MOST_WAITING)
+                _log.warning("Commands are dropped: %d are waiting.", _MOST_WAITING)
             self._changed.notify_all()
 
     def _work(self) -> None:
@@ -435,7 +440,7 @@ class SteeringListener:
                 if asked is not None:
                     self._handle(asked)
             except Exception:  # noqa: BLE001 - the next one is handled
-                _log.exception("An administrator's message failed for a reason that should not be possible.")
+                _log.exception("An administrator's message failed because of a defect.")
 
     def _handle(self, message: Message) -> bool:
         """Do what a message asks for; return whether it could be read."""
@@ -445,7 +450,7 @@ class SteeringListener:
             else:
                 self._settings.consider(decode_json(DesiredSettings, message.payload))
         except CodecError as error:
-            _log.warning("An administrator's message on %s is not looked at: %s", message.topic, error)
+            _log.warning("An administrator's message on %s is ignored: %s", message.topic, error)
             return False
         return True
 

@@ -104,7 +104,7 @@ def check_values(
     for name, value in values.items():
         quota = quota_of(name)
         if name in stays:
-            why: str | None = "The device's own configuration does not let it be set remotely (steering_fixed)."
+            why: str | None = "The device's configuration does not allow it to be set remotely (steering_fixed)."
         elif quota is not None:
             why = _quota_problem(*quota, value, applications)
         elif name == "model":
@@ -137,9 +137,9 @@ def _validated(base: DeviceSettings, plain: Mapping[str, SettingValue]) -> tuple
                 own = each["type"] == "value_error"
                 what = plain_sentence(each) if own else f"it must be {known[name].kind}"
                 wrong[name] = f"{shown_value(plain[name])} cannot be used: {what}."
-        return None, wrong or dict.fromkeys(plain, "The settings do not go together.")
+        return None, wrong or dict.fromkeys(plain, "The settings contradict each other.")
     if checked.offline is OfflinePolicy.LOCAL and checked.drafter != MODEL_DRAFTER:
-        why = f"The drafter {checked.drafter!r} has no model that could go on alone with offline = 'local'."
+        why = f"The drafter {checked.drafter!r} has no model to continue alone with offline = 'local'."
         return None, {name: why for name in ("offline", "drafter") if name in plain}
     return checked, {}
 
@@ -147,7 +147,7 @@ def _validated(base: DeviceSettings, plain: Mapping[str, SettingValue]) -> tuple
 def _unknown(name: str) -> str:
     shown = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
     if name in {field.name for field in fields_of(DeviceSettings)}:
-        return f"The setting {shown!r} is the device's own and cannot be set remotely."
+        return f"The setting {shown!r} cannot be set remotely."
     near = difflib.get_close_matches(name[:_LONGEST_NAME], STEERABLE, n=1)
     hint = f"; maybe {near[0]!r} is meant" if near else ""
     return f"This release has no setting {shown!r}{hint}."
@@ -170,7 +170,7 @@ def _model_problem(value: SettingValue, locate: Callable[[str], object] | None) 
     if not isinstance(value, str):
         return f"{shown_value(value)} cannot be used: it must be text."
     if PurePath(value).name != value or "\\" in value or value.lower().endswith(".gguf"):
-        return "From afar only a prepared model of the device's models_dir can be named, such as smollm2-135m:Q4_0."
+        return "Remotely only a prepared model of the device's models_dir can be named, such as smollm2-135m:Q4_0."
     try:
         if locate is not None:
             locate(value)
@@ -230,7 +230,7 @@ def read_kept(path: Path | None) -> Kept:
         return Kept()
     except (OSError, ValidationError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is damaged"
-        _log.warning("What was set remotely cannot be read from %s: %s. The device goes on without it.", path, why)
+        _log.warning("Remote settings cannot be read from %s: %s. The device continues without them.", path, why)
         return Kept()
 
 
@@ -271,7 +271,7 @@ class SteeredSettings:
         file = kept_file(own)
         if file is None and own.steering:
             _log.warning(
-                "There is no folder for what is set remotely, so that it is lost at a restart: this user has no home; "
+                "There is no folder for remote settings, so that it is lost at a restart: this user has no home; "
                 "name one as steering_dir."
             )
         return cls(own, file)
@@ -300,9 +300,9 @@ class SteeredSettings:
         kept = self._kept.model_copy(update={"proven": holds})
         if failure is not None and self._kept.taken.values != holds.values:
             names = [name for name in self._kept.taken.values if STEERABLE.get(name) is Effect.RELOAD]
-            why = f"The device could not start with it, and has gone back: {failure}"[:MAX_SENTENCE]
+            why = f"The device could not start with it and uses its previous value: {failure}"[:MAX_SENTENCE]
             kept = kept.model_copy(update={"taken": holds, "refused": dict.fromkeys(names, why)})
-            _log.error("Settings remotely are taken back: %s", failure)
+            _log.error("Remote settings are withdrawn: %s", failure)
         self._keep(kept)
 
     # While it runs
@@ -413,7 +413,7 @@ class SteeredSettings:
             write_cache(self._file, kept)
         except OSError as error:
             why = error.strerror or str(error)
-            _log.warning("What was set remotely cannot be kept in %s, and is lost at a restart: %s.", self._file, why)
+            _log.warning("Remote settings cannot be saved in %s and are lost at a restart: %s.", self._file, why)
 
 
 def _plain(value: object) -> SettingValue | None:

@@ -155,7 +155,7 @@ class Responder:
         if session.recent.collapsed:
             sentence = (
                 f"Only {session.recent.share:.0%} of this session's latest draft tokens are accepted: the draft model "
-                "does not fit the text. Long drafts wait for those of others."
+                "does not suit this request. Its long drafts are verified after those of other sessions."
             )
             self.recorder.events.note(
                 EventKind.ACCEPTANCE, "acceptance-collapsed", sentence, session.device, session=session.session

@@ -107,9 +107,9 @@ class EventCounts:
         if key in self._counts:
             return key, sentence, session
         if self._codes[device] >= self.most_codes - 1:
-            key, sentence, session = (device, _OTHER, _OTHER), "Events of further kinds, counted together.", None
+            key, sentence, session = (device, _OTHER, _OTHER), "Events of other kinds, counted together.", None
         if key not in self._counts and len(self._counts) >= self.most_events - 1:
-            key, sentence, session = (None, _OTHER, _OTHER), "Events of further devices, counted together.", None
+            key, sentence, session = (None, _OTHER, _OTHER), "Events of other devices, counted together.", None
         return key, sentence, session
 
     def _write(self) -> None:

@@ -322,7 +322,7 @@ class Recorder:
         self.sink.put(SegmentLeft(**self._of(session), reason=reason))
         del self._segments[session.handle]
         if reason is LeaveReason.HANDED_OVER:
-            sentence = f"The session left this edge at {session.committed} tokens and goes on elsewhere."
+            sentence = f"The session left this edge at {session.committed} tokens and continues at another edge."
             self.events.note(EventKind.SESSION, "handed-over", sentence, session.device, session=session.session)
 
     def ended_elsewhere(self, device: str, message: Close, *, then: Callable[[], None]) -> None:
@@ -333,7 +333,7 @@ class Recorder:
         """
         at = self.now()
         if not (self._unverified if message.unverified else self._reported).admit(device, at):
-            sentence = "The device closes more unknown sessions than it can have had."
+            sentence = "The device closes more unknown sessions than it can have opened."
             self.events.note(EventKind.CLOSE, "unknown-session", sentence, device, session=message.session)
             if not message.unverified:  # the device keeps those and reports them again
                 then()

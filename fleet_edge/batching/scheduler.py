@@ -200,7 +200,7 @@ class Scheduler:
                 self._later.popleft()()
             except Exception:  # noqa: BLE001 - logged with its traceback
                 # One session must not stop the service of all others.
-                _log.exception("What concerns a session could not be passed on to the target model.")
+                _log.exception("A request of a session could not be passed to the target model.")
 
     def score(self, batch: Batch) -> Logits:
         """Compute a step. Call it on any thread, between `began` and `ended`.

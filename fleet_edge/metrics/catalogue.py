@@ -24,8 +24,8 @@ def _histogram(name: str, meaning: str) -> Metric:
 
 # Drafts
 
-NUM_DRAFTS = _counter("spec_decode_num_drafts_total", "Drafts with at least one token that were judged.")
-NUM_DRAFT_TOKENS = _counter("spec_decode_num_draft_tokens_total", "Draft tokens of those drafts.")
+NUM_DRAFTS = _counter("spec_decode_num_drafts_total", "Verified drafts with at least one token.")
+NUM_DRAFT_TOKENS = _counter("spec_decode_num_draft_tokens_total", "Draft tokens of these drafts.")
 NUM_TESTED = _counter("spec_decode_num_tested_tokens_total", "Draft tokens that were accepted or rejected.")
 NUM_ACCEPTED = _counter("spec_decode_num_accepted_tokens_total", "Draft tokens that were accepted.")
 ACCEPTED_PER_POS = _counter(

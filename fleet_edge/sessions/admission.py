@@ -50,7 +50,7 @@ class SessionLimits:
                 f"The draft ends at token {end}; the text has at most {self.max_new_tokens}.",
             )
         if any(token in self.end_tokens for token in draft.tokens[:-1]):
-            raise DraftFault(FaultCode.TOKEN, Action.GIVE_UP, "The draft goes on behind an end-of-sequence token.")
+            raise DraftFault(FaultCode.TOKEN, Action.GIVE_UP, "The draft continues after an end-of-sequence token.")
         ids = (*draft.tokens, draft.fix) if draft.fix is not None else draft.tokens
         if any(token >= self.vocabulary for token in ids):
             raise DraftFault(

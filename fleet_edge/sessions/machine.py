@@ -372,9 +372,7 @@ class EdgeSession:
         elif draft.base < self.committed:
             raise desync(f"The draft starts at {draft.base} tokens, the edge has {self.committed}.")
         if self._waiting.at(draft.base) is None and len(self._waiting) >= self.limits.window:
-            raise DraftFault(
-                FaultCode.TOO_LONG, Action.RESUME, f"More than {self.limits.window} drafts are under way at once."
-            )
+            raise DraftFault(FaultCode.TOO_LONG, Action.RESUME, f"More than {self.limits.window} drafts are in flight.")
 
     def _check_prefix(self, draft: Draft) -> None:
         """Compare position and digest, including a correction."""
@@ -430,7 +428,7 @@ class EdgeSession:
             raise DraftFault(
                 FaultCode.QUOTA,
                 Action.GIVE_UP,
-                f"Samples were asked for more than {self.limits.sample_requests} times after one rejection.",
+                f"Samples were requested more than {self.limits.sample_requests} times after one rejection.",
             )
         return DraftReceipt(request=True)
 

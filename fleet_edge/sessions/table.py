@@ -66,11 +66,11 @@ class SessionTable:
         if old is not None:
             self.remove(old)
         if len(self) >= self.most:
-            raise OpenRefused(RefusalCode.BUSY, f"The edge serves {self.most} sessions already; try again later.")
+            raise OpenRefused(RefusalCode.BUSY, f"The edge already serves {self.most} sessions; try again later.")
         if sum(owner == device for owner, _ in self._by_name) >= self.most_per_device:
             raise OpenRefused(
                 RefusalCode.BUSY,
-                f"The device has {self.most_per_device} sessions open already; close one, or let its lease end.",
+                f"The device has {self.most_per_device} open sessions; close one, or wait until its lease ends.",
             )
         session = EdgeSession.from_open(
             message, handle=self._free_handle(), device=device, limits=limits, constraint=constraint

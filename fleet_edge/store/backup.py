@@ -86,7 +86,7 @@ def restore(backup: Path, url: str, *, replace: bool, now: datetime) -> Path | N
     with _failing_in_a_sentence(backup), closing(_opened(backup, mode="ro")) as source:
         _check(source, backup, thoroughly=True)
         if path.exists() and not replace:
-            raise StoreRefused(f"There is a database at {path}; --replace puts it aside and the backup in its place.")
+            raise StoreRefused(f"There is a database at {path}; --replace moves it aside and restores the backup.")
         aside = path.with_name(f"{path.name}.{now.astimezone(UTC):%Y%m%dT%H%M%SZ}") if path.exists() else None
         new = path.with_name(f"{path.name}.restored")
         if new.exists():

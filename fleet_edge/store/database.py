@@ -223,7 +223,7 @@ class ReopeningStore(Closing):
     def _opened(self) -> Store:
         store = self._store
         if store is None:
-            raise StoreUnavailable("The database of the session log is not open; it is opened when it answers.")
+            raise StoreUnavailable("The database of the session log is not open; it is opened when it is available.")
         return store
 
 
@@ -242,6 +242,6 @@ def check_database(url: str) -> None:
     except StoreRefused:
         raise
     except StoreUnavailable as error:
-        _log.debug("The database is away as the edge starts: %s", error)
+        _log.debug("The database is unavailable as the edge starts: %s", error)
     finally:
         store.close()

@@ -67,7 +67,7 @@ def parse_url(text: str) -> URL:
     if url.host or url.username:
         raise StoreError("The SQLite URL needs three slashes before a relative path and four before an absolute one.")
     if not url.database or url.database == ":memory:":
-        raise StoreError("A database in memory would be gone with the process; use sqlite:///PATH.")
+        raise StoreError("A database in memory would be lost with the process; use sqlite:///PATH.")
     return url.set(drivername="sqlite")
 
 

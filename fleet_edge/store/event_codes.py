@@ -118,14 +118,14 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_EDGE, "inbox-full", _WARNING, "The inbox was full; messages were dropped."),
     EventCode(_EDGE, "job-failed", _ERROR, "A recurring job of the edge failed and will be repeated."),
     EventCode(EventKind.TARGET, "target-away", _ERROR, "The inference servers of the target model cannot be reached."),
-    EventCode(EventKind.TARGET, "target-back", _INFO, "The target model is back."),
+    EventCode(EventKind.TARGET, "target-back", _INFO, "The target model is available again."),
     EventCode(EventKind.TARGET, "step-failed", _ERROR, "The target model could not compute a step."),
     EventCode(EventKind.BROKER, "connection-lost", _WARNING, "The edge has lost the broker."),
     EventCode(EventKind.BROKER, "connection-back", _INFO, "The edge has reached the broker again."),
     EventCode(EventKind.BROKER, "state-rejected", _ERROR, "The broker refuses the edge's state."),
     EventCode(_DATABASE, "away", _WARNING, "The session log's database does not answer; records wait in the spool."),
     EventCode(_DATABASE, "back", _INFO, "The database answers again and stores the waiting records."),
-    EventCode(_DATABASE, "refuses", _ERROR, "The database refuses records until somebody intervenes."),
+    EventCode(_DATABASE, "refuses", _ERROR, "The database refuses records until an administrator intervenes."),
     EventCode(_DATABASE, "record-refused", _ERROR, "The database can never store a record; it was skipped."),
     EventCode(_DATABASE, "records-lost", _ERROR, "Memory and spool were full: records were lost."),
     EventCode(_DATABASE, "purged", _INFO, "Records beyond their retention were deleted."),
@@ -141,8 +141,8 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_COMMAND, "failed", _WARNING, "A device failed to execute a command."),
     EventCode(_COMMAND, "timed-out", _WARNING, "No answer to a command came in time."),
     EventCode(EventKind.ALERT, "opened", _WARNING, "An alert's rule is met."),
-    EventCode(EventKind.ALERT, "acknowledged", _INFO, "Somebody has acknowledged an alert."),
-    EventCode(EventKind.ALERT, "cleared", _INFO, "An alert's rule is no longer met, or somebody has cleared it."),
+    EventCode(EventKind.ALERT, "acknowledged", _INFO, "An alert was acknowledged."),
+    EventCode(EventKind.ALERT, "cleared", _INFO, "An alert's rule is no longer met, or it was cleared."),
     EventCode(
         EventKind.ROLLOUT, "proven", _INFO, "A release was rolled out or back on a machine, and passed its tests."
     ),
@@ -151,7 +151,9 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(EventKind.ROLLOUT, "failed", _ERROR, "A roll-out failed, and the running release is untested."),
     EventCode(EventKind.ROLLOUT, "untouched", _WARNING, "A roll-out stopped before this machine."),
     EventCode(EventKind.ROLLOUT, "removed", _INFO, "The software was removed from a machine."),
-    EventCode(EventKind.OTHER, "other", _WARNING, "More kinds of event than are distinguished occurred in a minute."),
+    EventCode(
+        EventKind.OTHER, "other", _WARNING, "Events of a minute beyond the number of kinds that are counted separately."
+    ),
 )
 
 _SEVERITIES: Final = {(each.kind.value, each.code): each.severity for each in EVENT_CODES}

@@ -186,7 +186,8 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
                 at=row.last_at,
                 device=row.device,
                 code="abandoned",
-                sentence=f"No edge has recorded anything of it for {abandoned_after / timedelta(hours=1):g} hours.",
+                sentence="No edge has recorded anything about the session for "
+                f"{abandoned_after / timedelta(hours=1):g} hours.",
             )
             for row in found
         ]

@@ -135,7 +135,7 @@ def session(connection: Connection, prefix: str, *, device: str | None = None) -
     if not rows:
         raise NotFound(f"There is no session {prefix} in the session log; 'sessions' lists the latest.")
     if len(rows) > 1 and rows[0]["session"] == rows[1]["session"]:
-        raise StoreError(f"Several devices have named a session {rows[0]['session']}; say whose you mean.")
+        raise StoreError(f"Several devices have named a session {rows[0]['session']}; name the device.")
     if len(rows) > 1:
         raise StoreError(f"Several sessions begin with {prefix}; give more of its characters.")
     return _session_views(connection, rows)[0]

@@ -167,12 +167,12 @@ def _event(machine: MachineRollout) -> EventLogged:
 
 def _sentence(machine: MachineRollout) -> str:
     said = {
-        RolloutOutcome.PROVEN: f"{machine.running} was rolled out, and is proven.",
+        RolloutOutcome.PROVEN: f"{machine.running} was rolled out and passed its tests.",
         RolloutOutcome.UNCHANGED: f"{machine.running} runs already.",
-        RolloutOutcome.WENT_BACK: f"{machine.wanted} failed its proof; {machine.running} runs again.",
-        RolloutOutcome.FAILED: f"{machine.wanted} failed, and what runs now is not proven.",
-        RolloutOutcome.REMOVED: "The fleet was taken off this machine.",
-    }.get(RolloutOutcome(machine.outcome), f"The {machine.action} did not come to this machine.")
+        RolloutOutcome.WENT_BACK: f"{machine.wanted} failed its tests; {machine.running} runs again.",
+        RolloutOutcome.FAILED: f"{machine.wanted} failed, and the running release is untested.",
+        RolloutOutcome.REMOVED: "The software was removed from this machine.",
+    }.get(RolloutOutcome(machine.outcome), f"The {machine.action} stopped before this machine.")
     return f"{said} {machine.sentence}".strip()
 
 

@@ -156,7 +156,7 @@ class Spool:
                 yield to_line(record)
             except ValueError:
                 self._damaged += 1
-                _log.warning("A %s record holds what cannot be spooled, and was skipped.", type(record).__name__)
+                _log.warning("A %s record cannot be spooled and was skipped.", type(record).__name__)
 
     def _writable(self) -> FileIO:
         if self._active is None:
@@ -173,7 +173,7 @@ class Spool:
             try:
                 os.ftruncate(self._active.fileno(), self._active_bytes)
             except OSError:
-                _log.warning("A half-written line stays in %s and will be skipped.", self._active_path)
+                _log.warning("An incomplete line remains in %s and will be skipped.", self._active_path)
             self._seal()
 
     def _seal(self) -> None:
@@ -212,7 +212,7 @@ class Spool:
             path.unlink(missing_ok=True)
         except OSError as error:
             # Replayed again at the next start, which changes nothing.
-            _log.warning("The spool file %s is done but cannot be removed: %s.", path, error.strerror)
+            _log.warning("The spool file %s is written but cannot be removed: %s.", path, error.strerror)
 
 
 def _claim(folder: Path) -> int:

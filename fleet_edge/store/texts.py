@@ -30,7 +30,7 @@ class StoredToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredText:
-    """What is stored of a session's text; tokens that no edge has stored are of kind `UNKNOWN`.
+    """What is stored of a session's text; tokens not stored by an edge are of kind `UNKNOWN`.
 
     `hash` replaces the text: SHA-256 of the session's id, a newline and the text in UTF-8, in hexadecimal.
     """

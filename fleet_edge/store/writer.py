@@ -309,9 +309,9 @@ class LogWriter:
         self._settled(batch)
         if self._away:
             self._away = self._refused = self._drops_reported = False
-            _log.info("The session log is written again.")
+            _log.info("The session log can be written again.")
             seconds = self._monotonic() - self._away_since
-            self.tell("back", f"The session log is written again, after {seconds:.0f} s; what waited follows.")
+            self.tell("back", f"The session log can be written again, after {seconds:.0f} s; waiting records follow.")
         return []
 
     def _rest(self, error: StoreUnavailable) -> None:
@@ -322,9 +322,13 @@ class LogWriter:
         if not self._away or refused > self._refused:
             self.tell("refuses" if refused else "away", str(error))
             if refused:
-                _log.error("The session log waits in %s until this is put right: %s", self._spool.folder, error)
+                _log.error("Records of the session log wait in %s until this is fixed: %s", self._spool.folder, error)
             else:
-                _log.warning("The session log waits in %s until its database is back: %s", self._spool.folder, error)
+                _log.warning(
+                    "Records of the session log wait in %s until its database is available: %s",
+                    self._spool.folder,
+                    error,
+                )
         self._away, self._refused = True, refused
 
     def _to_spool(self, batch: Sequence[Record]) -> bool:
@@ -349,7 +353,7 @@ class LogWriter:
             try:
                 then()
             except Exception:  # noqa: BLE001 - logged with its traceback
-                _log.exception("Whoever waited for a record of the session log failed.")
+                _log.exception("A callback of the session log failed.")
 
     def _replay(self) -> bool:
         try:
@@ -357,7 +361,7 @@ class LogWriter:
         except StoreError:
             # It stays on disk, and does not keep new records from the database.
             if not self._spool_unreadable:
-                _log.exception("The spooled part of the session log waits for the next start.")
+                _log.exception("Spooled records of the session log wait for the next start.")
             self._spool_unreadable = True
             return False
         if not batch or self._commit(batch, replayed=True):
@@ -369,7 +373,7 @@ class LogWriter:
         dropped = self._mailbox.dropped
         if dropped > self._known_drops and not self._drops_reported:
             self._drops_reported = True
-            cause = self._spool_error or "more are put than can be written."
+            cause = self._spool_error or "records arrive faster than they can be written."
             _log.error("The session log loses records, %d so far: %s", dropped, cause)
             self.tell("records-lost", f"The session log loses records, {dropped} so far: {cause}")
         self._known_drops = dropped

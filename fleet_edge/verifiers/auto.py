@@ -500,7 +500,7 @@ def _compared(reports: Mapping[Candidate, EngineReport], *, usual: str) -> tuple
         if alike < _ALIKE or found[other].vocabulary != found[first].vocabulary:
             del found[other]
             remarks.append(
-                f"{other.target} is another model despite its name: its distributions overlap with those of "
+                f"{other.target} is a different model in spite of its name: its distributions overlap with those of "
                 f"{first.target} by {alike:.2f}."
             )
         elif other.target != first.target:

@@ -78,7 +78,7 @@ def test_a_self_test_that_fails_has_exit_code_1_and_says_what_failed(device: Run
     code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-port", "0")
     assert code == 1
     assert "FAILED  model" in out
-    assert "Not tried, since model failed." in out
+    assert "Skipped, because model failed." in out
 
 
 @pytest.mark.slow

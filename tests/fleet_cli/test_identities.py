@@ -145,9 +145,9 @@ def test_the_log_names_who_acted_through_sudo(run: Run, tmp_path: Path, monkeypa
         (("sign", "edge-9", "dev.csr"), "is reserved"),
         (("sign", "north", "dev.csr"), "asks for 'sensor-1' and not for 'north'"),
         (("renew",), "Name the identities to renew"),
-        (("renew", "sensor-9"), "Nobody has a certificate for 'sensor-9'"),
+        (("renew", "sensor-9"), "There is no certificate for 'sensor-9'"),
         (("renew", "a", "b", "--request", "dev.csr"), "A request is for one name"),
-        (("revoke", "sensor-9"), "Nobody has a certificate for 'sensor-9'"),
+        (("revoke", "sensor-9"), "There is no certificate for 'sensor-9'"),
         (("enroll", "edge-1"), "is reserved"),
         (("enroll", "sensor-1", "--ca", "ca/ca.pem"), "give --certificate too"),
         (

@@ -88,7 +88,7 @@ def test_a_step_with_more_of_anything_takes_no_less(
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ({2: ((1, 10),)}, "no step of 1 session"),
+        ({2: ((1, 10),)}, "lacks a step of 1 session"),
         ({1: ((2, 10),)}, "sessions"),
         ({1: ((1, 10),), 4: ((3, 10),)}, "Of 4 sessions"),
         ({1: ((1, 10), (1, 11))}, "twice"),
@@ -121,7 +121,7 @@ def good() -> dict[str, Any]:
         (json.dumps(good() | {"steps": []}), "steps"),
         (json.dumps(good() | {"steps": [{"sessions": 1, "tokens": 1}]}), "steps.0.ms"),
         (json.dumps(good() | {"steps": [{"sessions": 1, "tokens": 1, "ms": -1}]}), "steps.0.ms"),
-        (json.dumps(good() | {"steps": [{"sessions": 2, "tokens": 1, "ms": 1}]}), "no step of 1 session"),
+        (json.dumps(good() | {"steps": [{"sessions": 2, "tokens": 1, "ms": 1}]}), "lacks a step of 1 session"),
         (json.dumps(good() | {"unknown": 1}), "field"),
         (" " * (1 << 20) + "{}", "larger"),
     ],

@@ -24,7 +24,7 @@ def change_password(visit: Visit) -> Response:
     if (wait_s := services.attempts.take(attempt)) > 0:
         return _page(visit, problem=f"Too many attempts; try again in {math.ceil(wait_s)} s.", status=429)
     if not services.accounts.check(visitor.name, old):
-        return _page(visit, problem="That is not the password up to now.", status=403)
+        return _page(visit, problem="The current password is wrong.", status=403)
     services.attempts.succeeded(attempt)
     if new != again:
         return _page(visit, problem="The two new passwords differ.", status=400)

@@ -40,7 +40,7 @@ def _check_memory(path: Path) -> None:
     if available is not None and size > available:
         raise VerifierError(
             f"{path} takes {size / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; end what else "
-            "runs here, or take a smaller target model or quantization."
+            "runs here, or use a smaller target model or quantization."
         )
 
 
@@ -67,7 +67,7 @@ def open_target(path: Path, *, gpu_layers: int) -> GgufTarget:
     if kind is not None:
         target.close()
         raise UnsupportedModel(
-            f"{path} is a model of the {kind} kind, which cannot take tokens back as every rejected draft asks; "
+            f"{path} is a model of the {kind} kind, which cannot remove tokens after a rejected draft; "
             "choose a transformer decoder as target model."
         )
     return target
@@ -125,7 +125,7 @@ class LlamaSlab:
         native = self._library.llama_init_from_model(target.handle, parameters)
         if not native:
             raise CapacityExceeded(
-                f"llama.cpp has no memory for {shape.streams} texts of {shape.cells} tokens ({native_reason()}); "
+                f"llama.cpp has no memory for {shape.streams} sequences of {shape.cells} tokens ({native_reason()}); "
                 "set a smaller kv_bytes."
             )
         self._native = native
@@ -188,8 +188,7 @@ class LlamaSlab:
         """Forget a stream's tokens from a position on; raises `UnsupportedModel` if it cannot be rolled back."""
         if not self._library.llama_memory_seq_rm(self._memory, stream, length, -1):
             raise UnsupportedModel(
-                "This model takes no tokens back, as every rejected draft asks; choose a transformer decoder as target "
-                "model."
+                "This model cannot remove tokens after a rejected draft; choose a transformer decoder as target model."
             )
 
     def save(self, stream: int) -> "ctypes.Array[ctypes.c_uint8]":
@@ -197,13 +196,13 @@ class LlamaSlab:
         size = self._library.llama_state_seq_get_size(self._native, stream)
         data: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         if self._library.llama_state_seq_get_data(self._native, data, size, stream) != size:
-            raise VerifierError(f"llama.cpp could not copy a text: {native_reason()}.")
+            raise VerifierError(f"llama.cpp could not copy a sequence: {native_reason()}.")
         return data
 
     def restore(self, stream: int, data: "ctypes.Array[ctypes.c_uint8]") -> None:
         """Fill an empty stream with the result of `save` of a slab of the same shape."""
         if not self._library.llama_state_seq_set_data(self._native, data, len(data), stream):
-            raise VerifierError(f"llama.cpp could not copy a text: {native_reason()}.")
+            raise VerifierError(f"llama.cpp could not copy a sequence: {native_reason()}.")
 
     def copy(self, source: int, stream: int) -> None:
         """Fill an empty stream with a copy of another of this slab; the next call does the copying."""

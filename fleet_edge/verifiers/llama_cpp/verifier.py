@@ -141,7 +141,8 @@ class LlamaCppVerifier(TableVerifier):
         )
         if plan is None:
             raise VerifierError(
-                f"The budget of {budget_bytes} bytes for keys and values holds no text of {target.name}; set kv_bytes "
+                f"The budget of {budget_bytes} bytes for keys and values holds no sequence of "
+                f"{target.name}; set kv_bytes "
                 f"to at least {_FEWEST_TOKENS * target.token_kv_bytes}."
             )
         self._plan = plan
@@ -152,7 +153,7 @@ class LlamaCppVerifier(TableVerifier):
                 vocabulary=target.vocabulary,
                 context=plan.context,
                 end_tokens=target.end_tokens,
-                runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} texts at a time",
+                runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} sequences at a time",
                 least_tokens=_ALIKE if batch_invariant else 1,
                 batch_invariant=batch_invariant and not target.on_gpu,
             )
@@ -249,7 +250,7 @@ class LlamaCppVerifier(TableVerifier):
         for item in items:
             if item.sequence not in self._streams.places:
                 raise SequenceFailed(
-                    "What was computed of a request is lost: llama.cpp could not move it.", sequence=item.sequence
+                    "The computed tokens of a request are lost: llama.cpp could not move them.", sequence=item.sequence
                 )
 
     def _take(self, sequence: int, *, slab: int | None = None) -> StreamPlace:

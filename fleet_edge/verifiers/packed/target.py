@@ -97,7 +97,7 @@ def check_memory(*, name: str, needed: int | None, available: int | None, number
         return
     raise VerifierError(
         f"Loading {name} in {number} takes {needed / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; "
-        "end what else runs here, set dtype to bfloat16, or take a smaller target model, or a quantized GGUF with the "
+        "stop other programs, set dtype to bfloat16, or use a smaller target model, or a quantized GGUF with the "
         "engine llama.cpp."
     )
 

@@ -160,11 +160,12 @@ def _context(info: TargetInfo, memory: SlabMemory) -> int:
     if context < FEWEST_TOKENS:
         least = memory.bytes_per_token * tokens_to_serve(min(FEWEST_TOKENS, info.context))
         raise VerifierError(
-            f"The budget of {memory.budget_bytes} bytes for keys and values holds no text of {info.name}; set kv_bytes "
-            f"to at least {least}, or to {whole} for texts of the model's whole context of {info.context} tokens."
+            f"The budget of {memory.budget_bytes} bytes for keys and values holds no sequence of "
+            f"{info.name}; set kv_bytes "
+            f"to at least {least}, or to {whole} for sequences of the model's whole context of {info.context} tokens."
         )
     _log.warning(
-        "The budget of %d bytes for keys and values holds texts of %d tokens; "
+        "The budget of %d bytes for keys and values holds sequences of %d tokens; "
         "for the whole context of %s, %d tokens, set kv_bytes to at least %d.",
         memory.budget_bytes,
         context,

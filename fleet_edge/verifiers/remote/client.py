@@ -102,7 +102,7 @@ class InferenceClient:
                 f"The inference server at {endpoint} refuses the key in {self._key.source}; put the right one there."
             )
         raise EndpointFailed(
-            f"The inference server at {endpoint} asks for a key; put it into a file and set 'remote.api_key_file'."
+            f"The inference server at {endpoint} requires a key; put it into a file and set 'remote.api_key_file'."
         )
 
 
@@ -118,7 +118,8 @@ def _context(ca: Path | None) -> ssl.SSLContext:
 async def _read(response: httpx.Response, most: int, endpoint: str) -> bytes:
     if response.headers.get("content-encoding", "identity") != "identity":
         raise EndpointFailed(
-            f"The inference server at {endpoint} sends compressed answers unasked; switch that off there, or at the "
+            f"The inference server at {endpoint} sends compressed responses without being asked; turn "
+            "that off there, or at the "
             "proxy before it."
         )
     body = bytearray()
@@ -126,7 +127,8 @@ async def _read(response: httpx.Response, most: int, endpoint: str) -> bytes:
         body += piece
         if len(body) > most:
             raise EndpointFailed(
-                f"The inference server at {endpoint} sends more than an answer can have ({most} bytes).", suspect=True
+                f"The inference server at {endpoint} sends a longer response than possible ({most} bytes).",
+                suspect=True,
             )
     return bytes(body)
 
@@ -136,14 +138,14 @@ def _unreachable(endpoint: str, error: Exception) -> str:
         text = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
             return (
-                f"The certificate of the inference server at {endpoint} is not vouched for by anybody trusted here; "
+                f"The certificate of the inference server at {endpoint} is signed by no trusted authority; "
                 "set 'remote.server_ca'."
             )
         if "SSL" in text.upper():
             return f"The inference server at {endpoint} does not speak TLS; check whether it is http:// or https://."
         return f"No inference server answers at {endpoint}; check the address and the port, and that it is running."
     if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return f"{endpoint!r} is no address of an inference server; give one such as http://10.0.0.5:8000."
+        return f"{endpoint!r} is not an address of an inference server; give one such as http://10.0.0.5:8000."
     return _broken(endpoint, error)
 
 
@@ -152,15 +154,19 @@ def _broken(endpoint: str, error: Exception) -> str:
     text = str(error) if isinstance(error, httpx.RemoteProtocolError) else ""
     if "illegal" in text:
         return (
-            f"What listens at {endpoint} speaks no HTTP; check the address and the port, and whether it is http:// or "
+            f"The server at {endpoint} does not speak HTTP; check the address and the port, and "
+            "whether it is http:// or "
             "https://."
         )
     if "without sending a response" in text:
         return (
-            f"What listens at {endpoint} closes the connection without an answer; check that the server is well, and "
+            f"The server at {endpoint} closes the connection without an answer; check that the server is well, and "
             "whether it is http:// or https://."
         )
-    return f"The inference server at {endpoint} broke off ({type(error).__name__}); its own log may say why."
+    return (
+        f"The inference server at {endpoint} closed the connection early ({type(error).__name__}); "
+        "its own log may say why."
+    )
 
 
 def _raise_status(endpoint: str, path: str, response: httpx.Response, body: bytes) -> NoReturn:
@@ -171,11 +177,9 @@ def _raise_status(endpoint: str, path: str, response: httpx.Response, body: byte
     if status == httpx.codes.TOO_MANY_REQUESTS:
         word = response.headers.get("retry-after", "")
         retry_s = min(float(word), _LONGEST_RETRY_S) if word.isdecimal() else 0.25
-        raise EndpointBusy(f"{where} has too much to do.", retry_s=retry_s)
+        raise EndpointBusy(f"{where} is overloaded.", retry_s=retry_s)
     if response.is_redirect:
-        raise EndpointFailed(
-            f"{where} sends elsewhere (status {status}); give the address itself in 'remote.endpoints'."
-        )
+        raise EndpointFailed(f"{where} redirects (status {status}); give the address itself in 'remote.endpoints'.")
     if status == httpx.codes.NOT_FOUND:
         raise EndpointFailed(
             f"{where} has no {path} ({said.rstrip('.')}); check the address and the setting 'remote.api'."

@@ -131,7 +131,7 @@ def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: Logpro
         found: dict[int, float] = {}
         for token, value in row:
             if type(token) is not int or token < 0 or type(value) not in (int, float) or token in found:
-                raise BadAnswer("an entry is no pair of id and log-probability, or comes twice")
+                raise BadAnswer("an entry is not a pair of id and log-probability, or is repeated")
             if token < vocabulary:
                 try:
                     found[token] = float(value)  # type: ignore[arg-type]  # a number of any size
@@ -273,7 +273,7 @@ class Vllm:
         for choice in map(as_map, choices):
             index = choice.get("index")
             if type(index) is not int or not 0 <= index < len(rows) or rows[index] is not None:
-                raise BadAnswer("a choice has no index of its own")
+                raise BadAnswer("a choice has no index")
             rows[index] = _entries(choice) if question.rows else []
         wanted = [row for row in rows if row is not None] if question.rows else []
         return check_rows(wanted, question, vocabulary=vocabulary)

@@ -157,7 +157,7 @@ class RemoteEndpoint:
                 f"lies {apart:.2f} apart in total variation."
             )
         if apart > 0:
-            _log.debug("%s and %s lie %.4f apart in total variation.", self.url, other_url, apart)
+            _log.debug("The distributions of %s and %s differ by %.4f in total variation.", self.url, other_url, apart)
 
     def _model(self, answer: object, expected: Expected) -> tuple[str, int]:
         models: dict[str, Any] = {}

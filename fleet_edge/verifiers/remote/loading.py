@@ -71,7 +71,7 @@ def _check_url(url: str) -> None:
         sound = False
     if not sound or parts.query or parts.fragment:
         raise BadSetting(
-            f"{url!r} is no address of an inference server; write it as http://10.0.0.5:8000 or https://NAME.",
+            f"{url!r} is not an address of an inference server; write it as http://10.0.0.5:8000 or https://NAME.",
             setting=_ENDPOINTS,
         )
     if parts.username or parts.password:
@@ -125,7 +125,7 @@ class ServerKey:
         except OSError as error:
             raise self._bad(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
         if mode & 0o077:
-            raise self._bad(f"Others may read the key file {path}; make it yours alone (chmod 600).")
+            raise self._bad(f"Other users may read the key file {path}; restrict it (chmod 600).")
         key = raw.decode("ascii", "replace").strip()
         if not key or len(raw) > _MOST_BYTES or not all("!" <= each <= "~" for each in key):
             raise self._bad(f"The key file {path} holds no key: one line of printable characters is expected.")
@@ -226,7 +226,7 @@ def _folder_ends(path: Path) -> tuple[int, ...]:
         if ends is not None:
             return _ids(ends, path / name)
     raise UnsupportedModel(
-        f"The folder {path} does not say which tokens end a text; copy the served model's config.json there."
+        f"The folder {path} does not name the end tokens; copy the served model's config.json there."
     )
 
 
@@ -236,7 +236,7 @@ def _gguf_ends(path: Path) -> tuple[int, ...]:
     reader = GGUFReader(path)
     found: list[Any] = [field.contents() for key in _END_KEYS if (field := reader.get_field(key)) is not None]
     if not found:
-        raise UnsupportedModel(f"The GGUF {path} does not say which token ends a text; choose another file.")
+        raise UnsupportedModel(f"The GGUF {path} does not name an end token; choose another file.")
     return _ids(found, path)
 
 

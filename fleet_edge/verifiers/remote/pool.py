@@ -196,7 +196,7 @@ class Pool:
                 last, wait_s = str(error), 0.0
                 suspected = suspected or error.suspect
                 if endpoint.breaker.failed(last, suspect=error.suspect):
-                    _log.warning("An inference server is not asked for work for now: %s", error)
+                    _log.warning("An inference server is not used for now: %s", error)
             else:
                 endpoint.breaker.succeeded()
                 self._suspicions.pop(sequence, None)
@@ -238,7 +238,7 @@ class Pool:
                 except VerifierError as error:
                     unanswered += 1
                     if unanswered >= _UNWELL and endpoint.breaker.failed(str(error)):
-                        _log.warning("An inference server is not asked for work for now: %s", error)
+                        _log.warning("An inference server is not used for now: %s", error)
                 else:
                     unanswered = 0
                 continue
@@ -264,6 +264,6 @@ class Pool:
             if identity.context < min(each.context for each in known.values()) and self._tasks:
                 raise EndpointFailed(
                     f"The inference server at {endpoint.url} came back with a context of {identity.context} tokens, "
-                    "less than open texts may have; start it with the context of the others, or restart this edge."
+                    "fewer than open sessions may have; start it with the context of the others, or restart this edge."
                 )
         self._identities[endpoint.url] = identity

@@ -51,7 +51,8 @@ class RemoteVerifier(TokenVerifier):
         size, known_tokens = len(local.strings), settings.known_tokens
         if known_tokens < identity.context:
             raise VerifierError(
-                f"Room for {known_tokens} tokens is less than one text may have; set 'remote.known_tokens' to at least "
+                f"Room for {known_tokens} tokens is less than one session may have; set "
+                "'remote.known_tokens' to at least "
                 f"{identity.context}."
             )
         info = TargetInfo(

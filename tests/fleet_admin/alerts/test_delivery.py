@@ -248,7 +248,7 @@ def test_what_is_never_taken_is_given_up_and_delays_nobody_else(caplog: pytest.L
     assert other.done.wait(10)
     courier.close()
     assert never.attempts <= 40
-    assert "is given up: Not now." in caplog.text
+    assert "is not sent again: Not now." in caplog.text
 
 
 def test_a_channel_that_breaks_is_logged_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:

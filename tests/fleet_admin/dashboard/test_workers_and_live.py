@@ -31,7 +31,7 @@ def test_what_an_account_asks_beyond_its_share_is_refused() -> None:
         workers, over = Workers(threads=3, answer_s=30), threading.Event()
         asked = [asyncio.create_task(workers.run(over.wait, account="greedy")) for _ in range(9)]
         await asyncio.sleep(0)
-        with pytest.raises(Problem, match="earlier questions") as refused:
+        with pytest.raises(Problem, match="earlier requests") as refused:
             await workers.run(lambda: None, account="greedy")
         assert refused.value.status == 429
         over.set()

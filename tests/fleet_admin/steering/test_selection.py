@@ -185,9 +185,9 @@ def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
         ({"top_k": 5}, ("top_k",), "once"),
         ({"top_k": -5}, (), "top_k"),
         ({"temprature": 1}, (), "temperature"),
-        ({"broker.host": "x"}, (), "device"),
+        ({"broker.host": "x"}, (), "remotely"),
         ({"temperature": float("nan")}, (), "temperature"),
-        ({}, ("api_port",), "device"),
+        ({}, ("api_port",), "remotely"),
         ({}, ("nothing",), "nothing"),
     ],
 )

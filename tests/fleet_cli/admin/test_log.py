@@ -45,7 +45,7 @@ def test_a_stored_text_is_shown_where_it_is_asked_for(admin: Run, url: str) -> N
     with open_store(url) as store:
         store.apply([samples.text_written(pieces=",".join(each.encode().hex() for each in ("A", "\x1b[2J", "b", "c")))])
     _, output, _ = admin("session", SESSION[:6], "--text")
-    assert "\nA\ufffd[2Jbc[16 tokens that no edge has stored]\n" in output
+    assert "\nA\ufffd[2Jbc[16 tokens not stored by an edge]\n" in output
     stored = as_json(admin("session", SESSION[:6], "--text", "--json"))["text"]["tokens"][:4]
     assert [(token["kind"], token["id"]) for token in stored] == [("d", 11), ("d", 12), ("c", 13), ("b", 14)]
     assert "text" not in as_json(admin("session", SESSION[:6], "--json"))
@@ -180,7 +180,7 @@ def test_stats_add_up(admin: Run) -> None:
         (("stats", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),
         (("stats", "--db", "nonsense"), "The database URL cannot be read"),
         (("quarantine", "sensor-1", "--for", "soon"), "duration: 'soon' is no duration such as 90s"),
-        (("quarantine", "sensor-1", "--for", "999999999d"), "duration: It is longer than the calendar"),
+        (("quarantine", "sensor-1", "--for", "999999999d"), "duration: The duration is too long"),
         (("quarantine", "a/b"), "'a/b' is not a valid name"),
         (("unquarantine", "+"), "'+' is not a valid name"),
         (("quarantine", "x", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),

@@ -230,11 +230,11 @@ def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, fir
         ("events --severity dreadful", "--severity takes info, warning or error, not 'dreadful'"),
         ("events --count moon", "--count takes kind, code"),
         ("events --count kind --follow", "--count goes with neither --follow"),
-        ("events --until 1h --follow", "--until ends what --follow goes on with"),
+        ("events --until 1h --follow", "--until and --follow exclude"),
         ("compare yesterday tomorrow", "'tomorrow' is no period: take today"),
         ("compare 2020-13 7d", "'2020-13' is no period"),
         ("compare 7d..9d 7d", "is empty or has not begun"),
-        ("export sessions --format parquet", "Parquet is no text: give the file"),
+        ("export sessions --format parquet", "Parquet is binary: give the file"),
         ("export sessions --to /nowhere/at/all.csv", "The file /nowhere/at/all.csv cannot be written"),
     ],
 )

@@ -68,7 +68,7 @@ def test_who_has_done_it_is_the_user_or_who_the_user_says_to_be(admin: Run) -> N
         (("set", "top_k", "--all"), "'top_k' is no setting; write it as KEY=VALUE."),
         (("set", "top_k=5"), "Nobody is chosen: give --device, --label, --all"),
         (("set", "top_k=5", "--all", "--port", "1"), "No broker listens at 127.0.0.1:1"),
-        (("settings", "--log-only", "--device", "gw-9"), "Nothing is known of a device 'gw-9'"),
+        (("settings", "--log-only", "--device", "gw-9"), "There is no device 'gw-9'"),
         (("audit", "--since", "soon"), "'soon' is neither an age such as 2h"),
         (("commands", "--since", "soon"), "'soon' is neither an age such as 2h"),
     ],

@@ -100,7 +100,7 @@ def test_a_folder_is_its_owners_alone(tmp_path: Path) -> None:
 def test_a_folder_in_which_others_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(IdentityError, match="Others"):
+    with pytest.raises(IdentityError, match="Other users"):
         make_folder(tmp_path / "open")
 
 

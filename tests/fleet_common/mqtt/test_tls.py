@@ -193,7 +193,7 @@ def test_a_broker_of_another_name(server: Server, files: TlsSettings) -> None:
 
 @pytest.mark.parametrize("server", [(IdentityRole.DEVICE, [])], indirect=True)
 def test_a_device_that_plays_the_broker(server: Server, files: TlsSettings) -> None:
-    assert "somebody else may be playing the broker" in str(refusal(server.port, files))
+    assert "another server may pose as the broker" in str(refusal(server.port, files))
 
 
 @pytest.mark.parametrize("server", [(IdentityRole.BROKER, [HOST])], indirect=True)

@@ -184,7 +184,7 @@ def test_an_application_has_no_more_texts_at_once_than_it_may(place: Place) -> N
     until(lambda: backend.queue.running + backend.queue.waiting == 2)
     response = chat(app, key)
     assert response.status_code == 429
-    assert "'one' has 2 requests at once, and may have 2" in error(response)["message"]
+    assert "'one' has 2 requests at once of at most 2" in error(response)["message"]
     assert error(chat(app, key, n=3))["param"] == "n"
     agent.gate.release(100)
     for thread in waits:

@@ -81,7 +81,7 @@ def test_a_model_that_does_not_fit_into_memory_is_not_loaded(fleet: MemoryFleet,
         "memory": "failed", "model": "skipped", "certificate": "skipped", "vocabulary": "skipped"
     }  # fmt: skip
     assert "takes 103 MB (3 MB its file), and 50 MB are free" in sentence(diagnosis, "memory")
-    assert sentence(diagnosis, "model") == "Not tried, since memory failed."
+    assert sentence(diagnosis, "model") == "Skipped, because memory failed."
     assert not drafter.closed
     assert not diagnosis.ok
 
@@ -116,7 +116,7 @@ def test_a_broker_that_is_away_keeps_edge_and_vocabulary_from_being_tried(fleet:
     assert not diagnosis.ok
 
 
-@pytest.mark.parametrize(("presence", "words"), [(None, "none has been heard of"), (Presence.OFFLINE, "is offline")])
+@pytest.mark.parametrize(("presence", "words"), [(None, "none has sent a message"), (Presence.OFFLINE, "is offline")])
 def test_an_edge_that_is_away_is_told(fleet: MemoryFleet, presence: Presence | None, words: str, model: Path) -> None:
     if presence is not None:
         announce_edge(fleet, presence)

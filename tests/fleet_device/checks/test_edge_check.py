@@ -57,7 +57,7 @@ def test_an_edge_that_accepts_nonsense_is_found(fleet: MemoryFleet, monkeypatch:
     announce_edge(fleet, software=VERSION)
     report = check(fleet)
     assert "nonsense" in sentences(report)["rejection"]
-    assert "Not tried" in sentences(report)["acceptance"]
+    assert "Skipped" in sentences(report)["acceptance"]
 
 
 def test_an_edge_that_rejects_what_it_said_itself_is_found(fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_an_edge_that_rejects_what_it_said_itself_is_found(fleet: MemoryFleet, m
 @pytest.mark.parametrize(
     ("presence", "software", "words"),
     [
-        (None, VERSION, "Nothing was heard of edge 'edge-1'"),
+        (None, VERSION, "No message came from edge 'edge-1'"),
         (Presence.OFFLINE, VERSION, "is offline"),
         (Presence.DRAINING, VERSION, "is draining"),
         (Presence.ONLINE, "0.0.9", "runs software 0.0.9"),
@@ -90,14 +90,14 @@ def test_a_missing_or_wrong_edge(fleet: MemoryFleet, presence: Presence | None, 
         announce_edge(fleet, presence, software=software)
     report = check(fleet)
     assert words in sentences(report)["edge"]
-    assert "Not tried" in sentences(report)["rejection"]
+    assert "Skipped" in sentences(report)["rejection"]
 
 
 def test_without_a_broker_the_rest_is_not_tried(fleet: MemoryFleet) -> None:
     fleet.broker.up = False
     report = check(fleet)
     assert list(sentences(report)) == list(CHECKS)
-    assert sentences(report)["edge"] == "Not tried, since broker failed."
+    assert sentences(report)["edge"] == "Skipped, because broker failed."
 
 
 def test_sessions_at_another_edge_prove_nothing(fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch) -> None:

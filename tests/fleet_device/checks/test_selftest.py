@@ -57,7 +57,7 @@ def test_a_model_that_does_not_load_is_told_in_its_own_words(fleet: MemoryFleet)
     report = test.run()
     assert failed(report.checks) == NAMES[1:]
     assert report.checks[1].sentence == "It is not a GGUF file."
-    assert report.checks[2].sentence == "Not tried, since model failed."
+    assert report.checks[2].sentence == "Skipped, because model failed."
     assert not report.ok
 
 
@@ -71,7 +71,7 @@ def test_without_a_broker_the_rest_is_not_tried(fleet: MemoryFleet) -> None:
     assert drafter.closed
 
 
-@pytest.mark.parametrize(("presence", "words"), [(None, "none has been heard of"), (Presence.DRAINING, "is draining")])
+@pytest.mark.parametrize(("presence", "words"), [(None, "none has sent a message"), (Presence.DRAINING, "is draining")])
 def test_without_a_free_edge_nothing_is_written(fleet: MemoryFleet, presence: Presence | None, words: str) -> None:
     if presence is not None:
         announce_edge(fleet, presence)

@@ -19,7 +19,7 @@ def hub(kind: type[Exception], text: str) -> Exception:
     ("error", "sentence"),
     [
         (hub(RepositoryNotFoundError, "gone"), "There is no public repository owner/name"),
-        (hub(GatedRepoError, "terms"), "wants its terms accepted"),
+        (hub(GatedRepoError, "terms"), "requires its terms to be accepted"),
         (hub(HfHubHTTPError, "server on fire\nmore"), "could not be read: server on fire"),
         (OSError("disk full"), "could not be fetched (OSError); check the network and the disk"),
     ],

@@ -310,7 +310,7 @@ def test_nan_logits_are_said(drafter: LlamaCppDrafter, monkeypatch: pytest.Monke
     pointer = broken.ctypes.data_as(llama_cpp.ctypes.POINTER(llama_cpp.ctypes.c_float))
     monkeypatch.setattr(llama_cpp, "llama_get_logits_ith", lambda *_: pointer)
     drafter.reset([5])
-    with pytest.raises(DrafterError, match="computes nonsense"):
+    with pytest.raises(DrafterError, match="computes invalid values"):
         drafter.next(POLICY)
 
 

@@ -327,7 +327,7 @@ def test_a_report_is_said_again_after_a_reconnect(device: Steered) -> None:
 )
 def test_what_is_no_message_changes_nothing(device: Steered, payload: bytes, caplog: pytest.LogCaptureFixture) -> None:
     device.monitor.say(payload)
-    until(lambda: "is not looked at" in caplog.text)
+    until(lambda: "is ignored" in caplog.text)
     device.monitor.want(1, top_k=9)
     assert device.applied(1).values["top_k"] == 9
 

@@ -220,11 +220,12 @@ def test_records_before_the_database_are_kept(away: Log, tmp_path: Path, caplog:
         away.write(number)
     assert (away.writer.counters.spooled, away.writer.counters.away) == (3, True)
     [said] = caplog.messages
-    assert said.startswith(f"The session log waits in {tmp_path / 'spool'} until its database is back: The folder ")
+    assert str(tmp_path / "spool") in said
+    assert "The folder " in said
     (tmp_path / "mounted").mkdir()
     away.write(3)
     assert (away.sessions, away.writer.counters.away) == (4, False)
-    assert caplog.messages[1:] == ["The session log is written again."]
+    assert caplog.messages[1:] == ["The session log can be written again."]
 
 
 def test_a_database_that_is_away_is_told_at_once_to_whoever_only_reads(away: Log, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_each_machine_that_is_done_is_an_event_of_its_device_or_edge(store: Stor
         ("edge-1", None, "rollout", "proven", "ada", "info"),
         ("the administrator", "sensor-1", "rollout", "went-back", "ada", "error"),
     ]
-    assert events[1]["sentence"] == f"{NEW} failed its proof; {OLD} runs again. It drafts nonsense."
+    assert events[1]["sentence"] == f"{NEW} failed its tests; {OLD} runs again. It drafts nonsense."
 
 
 def test_the_latest_rollout_says_what_a_machine_should_run(store: Store) -> None:

@@ -408,7 +408,7 @@ def test_if_none_can_serve_it_the_reasons_of_both_are_told(machine: Machine) -> 
 def test_a_model_of_a_like_name_is_not_the_target(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine.reports["llama.cpp"] = measured(1.0, likely={5: 0.1, 8: 0.8})
     assert machine.choose() == ("torch", str(machine.target))
-    assert "is another model" in caplog.text
+    assert "is a different model" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_reported(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
