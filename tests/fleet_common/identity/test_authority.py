@@ -216,7 +216,7 @@ def test_an_unknown_name_among_others_revokes_nobody(authority: Authority) -> No
     with pytest.raises(NameRefused, match="There is no certificate for 'sensor-9'"):
         authority.revoke(["sensor-1", "sensor-9"])
     assert listed(authority) == set()
-    with pytest.raises(NameRefused, match="Say whom"):
+    with pytest.raises(NameRefused, match="Name the identities"):
         authority.revoke([])
 
 
