@@ -1,40 +1,21 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
-from fleet_device.api.app import MAX_BODY_BYTES, create_app, listen
+from fleet_device.api.app import MAX_BODY_BYTES, listen
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from schemas.names import VERSION
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error, exchange
-from tests.support.memory_device import SESSION, ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.fleet_device.api.conftest import Make
+from tests.support.memory_device import SESSION, ScriptedAgent
 from tests.support.memory_fleet import START
 from tests.support.waiting import until
-
-Make = Callable[..., tuple[Starlette, ScriptedBackend]]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[ScriptedBackend] = []
-
-    def build(
-        agent: ScriptedAgent | None = None, *, waiting: int = 2, **given: object
-    ) -> tuple[Starlette, ScriptedBackend]:
-        backend = ScriptedBackend(agent or ScriptedAgent(), TalkingDrafter(context=64), waiting=waiting)
-        made.append(backend)
-        return create_app(backend, settings(**given), wall_clock=lambda: 1234.5), backend
-
-    yield build
-    for backend in made:
-        backend.close()
 
 
 def test_a_chat_is_answered_in_openai_shape(make: Make) -> None:

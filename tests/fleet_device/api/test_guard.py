@@ -1,6 +1,5 @@
 import base64
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +7,16 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from fleet_device.api.app import create_app
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from tests.fleet_device.api.client import ask, error
-from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.fleet_device.api.conftest import Make
+from tests.support.memory_device import ScriptedAgent, ScriptedBackend
 from tests.support.waiting import until
 
 
 @pytest.fixture
-def backend() -> Iterator[ScriptedBackend]:
-    backend = ScriptedBackend(ScriptedAgent(), TalkingDrafter())
-    yield backend
-    backend.close()
-
-
-@pytest.fixture
-def app(backend: ScriptedBackend) -> Starlette:
-    return create_app(backend, settings(api_token="sesame"))
+def app(make: Make) -> Starlette:
+    return make(api_token="sesame")[0]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +62,8 @@ def test_with_the_token_everything_is_served(app: Starlette) -> None:
     assert ask(app, "GET", "/v1/models", headers={"Authorization": "bearer sesame"}).status_code == 200
 
 
-def test_a_device_without_a_token_asks_for_none(backend: ScriptedBackend) -> None:
-    assert ask(create_app(backend, settings()), "GET", "/v1/models").status_code == 200
+def test_a_device_without_a_token_asks_for_none(make: Make) -> None:
+    assert ask(make()[0], "GET", "/v1/models").status_code == 200
 
 
 def test_no_answer_lets_a_page_of_another_origin_read_it(app: Starlette) -> None:
@@ -81,7 +73,8 @@ def test_no_answer_lets_a_page_of_another_origin_read_it(app: Starlette) -> None
 
 
 class Place:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, make: Make) -> None:
+        self.make = make
         self.file = ApplicationsFile(folder / "applications.json")
         self.now = 0.0
         self.backends: list[ScriptedBackend] = []
@@ -93,18 +86,14 @@ class Place:
         return key
 
     def app(self, agent: ScriptedAgent | None = None, **given: Any) -> Starlette:
-        backend = ScriptedBackend(agent or ScriptedAgent(), TalkingDrafter(context=64), waiting=8)
+        app, backend = self.make(agent, waiting=8, clock=lambda: self.now, applications=self.file.path, **given)
         self.backends.append(backend)
-        fixed = settings(applications=self.file.path, **given)
-        return create_app(backend, fixed, clock=lambda: self.now)
+        return app
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    yield place
-    for backend in place.backends:
-        backend.close()
+def place(tmp_path: Path, make: Make) -> Place:
+    return Place(tmp_path, make)
 
 
 def chat(app: Starlette, key: str | None, **fields: Any) -> httpx.Response:

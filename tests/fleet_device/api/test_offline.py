@@ -1,30 +1,10 @@
-from collections.abc import Callable, Iterator
-
-import pytest
-from starlette.applications import Starlette
-
-from fleet_device.api.app import create_app
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.settings import OfflinePolicy
 from tests.fleet_device.api.client import chat, chunks, complete, error
-from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
-
-Make = Callable[..., tuple[Starlette, ScriptedBackend]]
+from tests.fleet_device.api.conftest import Make
+from tests.support.memory_device import ScriptedAgent
 
 BATCHES = ((1, 2), (3,), (4,))
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[ScriptedBackend] = []
-
-    def build(agent: ScriptedAgent, **given: object) -> tuple[Starlette, ScriptedBackend]:
-        made.append(ScriptedBackend(agent, TalkingDrafter(context=64)))
-        return create_app(made[-1], settings(**given)), made[-1]
-
-    yield build
-    for backend in made:
-        backend.close()
 
 
 def test_an_answer_says_whether_it_is_verified(make: Make) -> None:

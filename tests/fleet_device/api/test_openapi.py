@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -6,9 +5,7 @@ from hypothesis import HealthCheck, given, seed
 from hypothesis import settings as hypothesis_settings
 from starlette.applications import Starlette
 
-from fleet_device.api.app import create_app
 from fleet_device.api.openapi import ENDPOINTS
-from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -16,13 +13,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 EXAMPLES = 80
 HEADERS = {"host": "127.0.0.1"}
-
-
-@pytest.fixture
-def app() -> Iterator[Starlette]:
-    backend = ScriptedBackend(ScriptedAgent(), TalkingDrafter(context=64))
-    yield create_app(backend, settings())
-    backend.close()
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: each.path)

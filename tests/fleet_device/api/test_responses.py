@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +6,6 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from fleet_device.api.app import create_app
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.api.responses import ResponseReply, ResponsesRequest
@@ -17,20 +15,8 @@ from fleet_device.requests.generate import GeneratedText, GenerateRequest, gener
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.api.client import ask, error
-from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., Starlette]]:
-    made: list[ScriptedBackend] = []
-
-    def build(agent: ScriptedAgent | None = None) -> Starlette:
-        made.append(ScriptedBackend(agent or ScriptedAgent(), TalkingDrafter(context=64)))
-        return create_app(made[-1], settings(), wall_clock=lambda: 1234.5)
-
-    yield build
-    for backend in made:
-        backend.close()
+from tests.fleet_device.api.conftest import Make
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
 
 
 def respond(app: Starlette, **fields: Any) -> httpx.Response:
@@ -45,21 +31,21 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     return bodies
 
 
-def test_a_response_has_its_text_and_its_usage(make: Callable[..., Starlette]) -> None:
-    body = respond(make(), max_output_tokens=9).json()
+def test_a_response_has_its_text_and_its_usage(app: Starlette) -> None:
+    body = respond(app, max_output_tokens=9).json()
     assert (body["object"], body["status"], body["incomplete_details"]) == ("response", "completed", None)
     [item] = body["output"]
     assert (item["type"], item["role"], item["content"][0]["text"]) == ("message", "assistant", "t1 t2 t3 ")
     assert (body["usage"]["input_tokens"], body["usage"]["output_tokens"]) == (3, 3)
 
 
-def test_a_text_that_is_cut_off_is_incomplete(make: Callable[..., Starlette]) -> None:
-    body = respond(make(ScriptedAgent(reason=EndReason.LENGTH))).json()
+def test_a_text_that_is_cut_off_is_incomplete(make: Make) -> None:
+    body = respond(make(ScriptedAgent(reason=EndReason.LENGTH))[0]).json()
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
 
 
-def test_a_stream_has_its_events_in_order(make: Callable[..., Starlette]) -> None:
-    bodies = events(respond(make(), stream=True))
+def test_a_stream_has_its_events_in_order(app: Starlette) -> None:
+    bodies = events(respond(app, stream=True))
     assert [body["type"] for body in bodies] == [
         "response.created",
         "response.in_progress",
@@ -76,8 +62,8 @@ def test_a_stream_has_its_events_in_order(make: Callable[..., Starlette]) -> Non
     assert bodies[-1]["response"]["output"][0]["content"][0]["text"] == "t1 t2 t3 "
 
 
-def test_a_stream_that_fails_says_so(make: Callable[..., Starlette]) -> None:
-    *_, last = events(respond(make(ScriptedAgent(error=SessionFailed("Lost."))), stream=True))
+def test_a_stream_that_fails_says_so(make: Make) -> None:
+    *_, last = events(respond(make(ScriptedAgent(error=SessionFailed("Lost.")))[0], stream=True))
     assert (last["type"], last["message"], last["code"]) == ("error", "Lost.", "session_failed")
 
 
@@ -108,8 +94,8 @@ def test_a_stream_that_fails_says_so(make: Callable[..., Starlette]) -> None:
         ({"max_tokens": 5}, "max_tokens"),
     ],
 )
-def test_what_is_not_served_is_refused(make: Callable[..., Starlette], fields: dict[str, Any], param: str) -> None:
-    response = respond(make(), **fields)
+def test_what_is_not_served_is_refused(app: Starlette, fields: dict[str, Any], param: str) -> None:
+    response = respond(app, **fields)
     assert (response.status_code, error(response)["param"]) == (400, param)
 
 

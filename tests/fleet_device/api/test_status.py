@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from fleet_device.api.app import ApiServer, create_app, listen
 from fleet_device.api.status import DEVICE_CATALOGUE, device_families, metrics_route, render_status
 from fleet_edge.metrics.catalogue import CATALOGUE
 from tests.fleet_device.api.client import ask, error
+from tests.fleet_device.api.conftest import Make
 from tests.support.device_status import device_status
-from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.support.memory_device import settings
 
 HOSTILE = "</pre></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e\x1b[2J"
 
@@ -63,18 +63,6 @@ def poisoned(value: Any) -> Any:
             return [poisoned(each) for each in value]
         case _:
             return value
-
-
-@pytest.fixture
-def backend() -> Iterator[ScriptedBackend]:
-    backend = ScriptedBackend(ScriptedAgent(), TalkingDrafter())
-    yield backend
-    backend.close()
-
-
-@pytest.fixture
-def app(backend: ScriptedBackend) -> Starlette:
-    return create_app(backend, settings())
 
 
 def test_the_page_says_how_the_device_is(app: Starlette) -> None:
@@ -152,8 +140,8 @@ def test_the_same_is_there_as_json(app: Starlette) -> None:
     assert response.json() == device_status()
 
 
-def test_both_are_guarded_as_everything_else(backend: ScriptedBackend) -> None:
-    app = create_app(backend, settings(api_token="sesame"))
+def test_both_are_guarded_as_everything_else(make: Make) -> None:
+    app, _ = make(api_token="sesame")
     for path in ("/", "/status"):
         assert error(ask(app, "GET", path))["code"] == "invalid_api_key"
         assert ask(app, "GET", path, headers={"Authorization": "Bearer sesame"}).status_code == 200
@@ -163,7 +151,8 @@ def test_both_are_guarded_as_everything_else(backend: ScriptedBackend) -> None:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
-def test_a_browser_applies_the_style_and_runs_nothing(backend: ScriptedBackend, tmp_path: Path) -> None:
+def test_a_browser_applies_the_style_and_runs_nothing(make: Make, tmp_path: Path) -> None:
+    _, backend = make()
     backend.status = lambda: poisoned(device_status(last_texts=[]))  # type: ignore[method-assign]
     server = ApiServer(create_app(backend, settings()), listen(0))
     server.start()

@@ -1,35 +1,18 @@
 import asyncio
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import httpx
 import pytest
-from starlette.applications import Starlette
 
-from fleet_device.api.app import create_app
-from fleet_device.api.replies import HEARTBEAT_S, Pause
+from fleet_device.api.replies import HEARTBEAT_S
 from fleet_device.errors import EdgeUnavailable
 from schemas.reasons import EndReason
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, complete, error
-from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.fleet_device.api.conftest import Make
+from tests.support.memory_device import ScriptedAgent
 from tests.support.waiting import until
-
-Make = Callable[..., tuple[Starlette, ScriptedBackend]]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[ScriptedBackend] = []
-
-    def build(agent: ScriptedAgent, *, pause: Pause = asyncio.sleep) -> tuple[Starlette, ScriptedBackend]:
-        backend = ScriptedBackend(agent, TalkingDrafter(context=64), waiting=2)
-        made.append(backend)
-        return create_app(backend, settings(), wall_clock=lambda: 1234.5, pause=pause), backend
-
-    yield build
-    for backend in made:
-        backend.close()
 
 
 class Beats:

@@ -236,11 +236,6 @@ def _app(value: Any) -> str:
     return str(_LABEL(value))
 
 
-def _flag(value: Any) -> bool:
-    _need(type(value) is bool, "neither true nor false")
-    return bool(value)
-
-
 def _code(value: Any) -> Any:
     _need(type(value) is str and _WORD.fullmatch(value) is not None, "no code")
     return value

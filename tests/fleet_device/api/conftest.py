@@ -1,0 +1,39 @@
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from starlette.applications import Starlette
+
+from fleet_device.api.app import create_app
+from fleet_device.api.replies import Pause
+from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+
+Make = Callable[..., tuple[Starlette, ScriptedBackend]]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[ScriptedBackend] = []
+
+    def build(
+        agent: ScriptedAgent | None = None,
+        *,
+        waiting: int = 2,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Pause = asyncio.sleep,
+        **given: object,
+    ) -> tuple[Starlette, ScriptedBackend]:
+        backend = ScriptedBackend(agent or ScriptedAgent(), TalkingDrafter(context=64), waiting=waiting)
+        made.append(backend)
+        app = create_app(backend, settings(**given), wall_clock=lambda: 1234.5, clock=clock, pause=pause)
+        return app, backend
+
+    yield build
+    for backend in made:
+        backend.close()
+
+
+@pytest.fixture
+def app(make: Make) -> Starlette:
+    return make()[0]
