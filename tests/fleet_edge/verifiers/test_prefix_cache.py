@@ -361,7 +361,7 @@ class AgainstTheTruth(RuleBasedStateMachine):
             assert gained == best
         elif best >= LEAST_REUSED:
             # Only where a copy does not fit next to its original: an open sequence, or one of another device.
-            foreign = [held.computed for held in self.cache._retained if held.owner != owner]
+            foreign = [held.computed for held in self.cache._retained.values() if held.owner != owner]
             kept = max(foreign, default=0) if self.sharing is PrefixSharing.DEVICE else 0
             assert sum(map(len, self.known.values())) + best + kept > BUDGET
         self.known[sequence] = tokens[:gained]
@@ -374,11 +374,11 @@ class AgainstTheTruth(RuleBasedStateMachine):
         for sequence in chosen:
             tokens = data.draw(st.lists(st.sampled_from([1, 2]), min_size=1, max_size=25))
             items.append(Item(sequence, tokens, data.draw(st.integers(0, len(tokens)))))
-        before = [held.key for held in self.cache._retained]
+        before = list(self.cache._retained)
         fits = self.cache.fits(items)
         new = sum(len(item.tokens) for item in items)
         assert fits == (sum(map(len, self.known.values())) + new <= BUDGET)
-        after = [held.key for held in self.cache._retained]
+        after = list(self.cache._retained)
         assert after == before[len(before) - len(after) :], "those unused for longest went"
         dropped_too_many = before != after and self.below.capacity() - new >= 80
         assert not (fits and dropped_too_many), "no more than was needed went"
