@@ -177,18 +177,12 @@ class AcceptanceMeasurement:
     prompts: Sequence[Prompt]  # user messages, if there is a chat template
     tokens: int = 64  # maximum of each output
     temperature: float = 0.7
-    top_k: int = 50
-    top_p: float = 0.95
-    seed: int = 0  # of the first output; the next ones follow
-    threads: int = 2  # of the draft model; the target uses all cores
     engine: str | None = None  # of the target; by default llama.cpp for a GGUF, else torch
     dtype: str = AUTO  # of the target
     on_progress: Callable[[str], None] = field(default=lambda _done: None)
 
     def policy(self, number: int) -> SamplingPolicy:
-        return SamplingPolicy(
-            mode=Mode.COUPLED, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed + number
-        )
+        return SamplingPolicy(mode=Mode.COUPLED, temperature=self.temperature, top_k=50, top_p=0.95, seed=number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +193,7 @@ class MeasuredPair:
 
 def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary: Path | None = None) -> MeasuredPair:
     """Measure a pair that fits; raises `FleetError` if a model cannot be loaded or fails, or a prompt is too long."""
-    drafter = _drafter(pair, how, target_vocabulary)
+    drafter = _drafter(pair, target_vocabulary)
     with closing(drafter):
         prompts = [_encode(drafter.codec, prompt.text) for prompt in how.prompts]
         if (longest := max(map(len, prompts))) + how.tokens > drafter.context:
@@ -229,9 +223,8 @@ def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary:
     return MeasuredPair(PairAcceptance(tuple(measured)), steps)
 
 
-def _drafter(pair: CheckedPair, how: AcceptanceMeasurement, target_vocabulary: Path | None) -> Drafter:
-    settings = LlamaCppSettings(path=Path(pair.draft.source), threads=how.threads)
-    drafter = LlamaCppDrafter(settings)
+def _drafter(pair: CheckedPair, target_vocabulary: Path | None) -> Drafter:
+    drafter = LlamaCppDrafter(LlamaCppSettings(path=Path(pair.draft.source), threads=2))  # the target uses all cores
     if pair.draft.vocabulary == pair.target.vocabulary:
         return drafter
     words = target_vocabulary or Path(pair.target.source)

@@ -37,8 +37,6 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
     return prompts
 
 
-CATEGORIES: Final = ("summary", "question", "code", "translation", "chat", "report")
-
 _FILE: Final = "prompts.toml"
 _UNSORTED: Final = "all"
 
@@ -50,7 +48,7 @@ class Prompt:
 
 
 def built_in() -> tuple[Prompt, ...]:
-    """Return the built-in prompts: ten of each of `CATEGORIES`."""
+    """Return the built-in prompts: ten of each of six categories."""
     return _prompts(tomllib.loads(files(__package__).joinpath(_FILE).read_text(encoding="utf-8")))
 
 

@@ -285,10 +285,6 @@ class SimulationResult:
         return sum(text.tokens for device in self.devices for text in device.texts)
 
     @property
-    def streamed(self) -> float:
-        return self.counts.streamed / max(1, self.tokens)
-
-    @property
     def mean_draft(self) -> float:
         return self.counts.drafted / max(1, self.counts.drafts)
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import shlex
 import signal
 import sys
 from functools import partial
@@ -32,28 +33,28 @@ def device(fleet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     return partial(fleet, "device")
 
 
-def test_a_missing_model_is_one_sentence_and_exit_code_2(device: Run) -> None:
-    for command in (["generate", "hello"], ["run"]):
-        assert "fleet models prepare" in refused(device(*command, "--model", "nope:Q4_0"))
-
-
-def test_a_file_that_is_no_model_is_one_sentence_and_exit_code_2(device: Run, tmp_path: Path) -> None:
-    file = tmp_path / "draft.gguf"
-    file.write_text("not a model")
-    assert "GGUF" in refused(device("generate", "hello", "--model", file))
-
-
-def test_a_setting_that_cannot_work_is_one_sentence_and_exit_code_2(device: Run, tmp_path: Path) -> None:
-    config = tmp_path / "device.toml"
-    config.write_text("api_prot = 1\n")
-    for command in (["generate", "hello"], ["run"], ["selftest"], ["doctor"]):
-        assert "api_prot" in refused(device(*command, "--config", config))
-
-
-def test_a_prompt_can_come_from_standard_input_but_not_be_empty(device: Run) -> None:
-    assert refused(device("generate", "-", given=b" \n")) == "fleet: Standard input is empty; give a prompt.\n"
-    assert device("generate", "")[0] == 2
-    assert device("generate", "hello", "--stop", "")[0] == 2
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generate hello --model nope:Q4_0", "fleet models prepare"),
+        ("run --model nope:Q4_0", "fleet models prepare"),
+        ("generate hello --model draft.gguf", "GGUF"),
+        ("generate hello --config device.toml", "api_prot"),
+        ("run --config device.toml", "api_prot"),
+        ("selftest --config device.toml", "api_prot"),
+        ("doctor --config device.toml", "api_prot"),
+        ("generate -", "Standard input is empty; give a prompt."),
+        ("generate ''", "The prompt is empty; give a prompt."),
+        ("generate hello --stop ''", "--stop is empty"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    device: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("draft.gguf").write_text("not a model")
+    Path("device.toml").write_text("api_prot = 1\n")
+    assert said in refused(device(*shlex.split(words), given=b" \n"))
 
 
 def test_a_chat_beside_a_running_device_uses_all_the_memory(device: Run, monkeypatch: pytest.MonkeyPatch) -> None:

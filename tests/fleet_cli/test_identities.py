@@ -80,16 +80,11 @@ def test_json_has_what_a_program_needs(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("ca")
-def test_identities_are_listed_as_a_table(run: Run) -> None:
+def test_an_identity_is_listed_and_when_it_is_revoked_without_a_broker_its_sessions_go_on(run: Run) -> None:
     run("issue", "edge-1", "--role", "edge")
     _, out, _ = run("list")
     assert "edge-1" in out
     assert "left" in out
-
-
-@pytest.mark.usefixtures("ca")
-def test_without_a_broker_it_is_said_that_sessions_go_on(run: Run) -> None:
-    run("issue", "edge-1", "--role", "edge")
     code, out, _ = run("revoke", "edge-1")
     assert code == 0
     assert "repeat the command with --host" in out

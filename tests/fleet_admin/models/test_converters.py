@@ -101,14 +101,7 @@ def test_prepare_makes_targets_of_a_cost(tmp_path: Path) -> None:
 
 def test_costs_are_made_of_both_targets_last() -> None:
     source = LocatedSource(Path("shipped.gguf"), "some-package", "1.0", 10)
-    assert [step.name for step in steps_of(SMOLLM2, source, cost=8)][-4:] == [
-        "target-Q8_0",
-        "target",
-        "target-Q8_0-cost8",
-        "target-cost8",
-    ]
-    assert [step.output for step in steps_of(SMOLLM2, source, cost=8)][-2:] == [
-        "target-Q8_0-cost8.gguf",
-        "target-cost8",
-    ]
-    assert all("cost" not in step.name for step in steps_of(SMOLLM2, source))
+    plain, with_cost = ([(step.name, step.output) for step in steps_of(SMOLLM2, source, cost=cost)] for cost in (1, 8))
+    assert plain[-2:] == [("target-Q8_0", "target-Q8_0.gguf"), ("target", "target")]
+    costly = [("target-Q8_0-cost8", "target-Q8_0-cost8.gguf"), ("target-cost8", "target-cost8")]
+    assert with_cost == [*plain, *costly]

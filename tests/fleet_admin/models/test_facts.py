@@ -19,33 +19,21 @@ MISTRAL = FAMILIES["Mistral 7B"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_shapes_of_a_family_are_read_from_a_gguf(name: str, tmp_path: Path) -> None:
+def test_the_shapes_of_a_family_are_read_from_a_gguf_and_from_a_folder(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
-    facts = gguf_facts(family_gguf(tmp_path / "model.gguf", family))
-    assert len(facts.layers) == family.layers
-    assert facts.kv_bytes(tokens=1, number_bytes=2) == family.kv_bytes
-    assert facts.kv_bytes(tokens=1000, number_bytes=4) == 2000 * family.kv_bytes
-    assert (facts.context, facts.number_format, facts.end_tokens) == (family.context, "Q4_0", (0, END))
-    assert (facts.parameters, facts.weight_bytes) == (parameters(family), weight_bytes(family))
-    assert (facts.chat_template, facts.refusal) == (CHAT_TEMPLATE, "")
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_shapes_of_a_family_are_read_from_a_folder(name: str, tmp_path: Path) -> None:
-    family = FAMILIES[name]
-    facts = folder_facts(family_folder(tmp_path / "model", family))
-    assert len(facts.layers) == family.layers
-    assert facts.kv_bytes(tokens=1, number_bytes=2) == family.kv_bytes
-    assert {layer.window for layer in facts.layers} <= {None, family.window}
-    assert (facts.context, facts.number_format, facts.end_tokens) == (family.context, "BF16", (END,))
-    assert (facts.parameters, facts.weight_bytes) == (parameters(family), 2 * parameters(family))
-    assert (facts.chat_template, facts.bos, facts.eos) == (CHAT_TEMPLATE, "<|im_start|>", "<|im_end|>")
-
-
-def test_both_forms_of_one_model_have_one_vocabulary(tmp_path: Path) -> None:
-    family = FAMILIES["SmolLM2 135M"]
-    path, folder = family_gguf(tmp_path / "model.gguf", family), family_folder(tmp_path / "model", family)
-    assert gguf_facts(path).vocabulary == folder_facts(folder).vocabulary
+    file = gguf_facts(family_gguf(tmp_path / "model.gguf", family))
+    folder = folder_facts(family_folder(tmp_path / "model", family))
+    for facts in (file, folder):
+        assert len(facts.layers) == family.layers
+        assert facts.kv_bytes(tokens=1, number_bytes=2) == family.kv_bytes
+        assert facts.kv_bytes(tokens=1000, number_bytes=4) == 2000 * family.kv_bytes
+        assert {layer.window for layer in facts.layers} <= {None, family.window}
+        assert (facts.context, facts.parameters) == (family.context, parameters(family))
+        assert (facts.chat_template, facts.refusal) == (CHAT_TEMPLATE, "")
+    assert (file.number_format, file.end_tokens, file.weight_bytes) == ("Q4_0", (0, END), weight_bytes(family))
+    assert (folder.number_format, folder.end_tokens, folder.weight_bytes) == ("BF16", (END,), 2 * parameters(family))
+    assert (folder.bos, folder.eos) == ("<|im_start|>", "<|im_end|>")
+    assert file.vocabulary == folder.vocabulary
 
 
 @pytest.mark.parametrize("name", CONFIGS)
