@@ -208,5 +208,3 @@ class ScriptedDrafter(WithoutWeights):
 
     def truncate(self, length: int) -> None:
         del self._tokens[max(length, 0) :]
-
-    def close(self) -> None: ...
