@@ -118,7 +118,7 @@ class _Slot:
 
 
 class RawEngine(_Context):
-    """An `Engine`: one token of each request in a step, and a piece of the waiting prompts."""
+    """One token of each request in a step, and a piece of the waiting prompts."""
 
     def __init__(self, path: Path, *, slots: int, cells: int, threads: int, flash: bool = False) -> None:
         super().__init__(path, streams=slots, cells=cells, threads=threads, flash=flash)

@@ -45,21 +45,21 @@ def template(node: ast.expr) -> str | None:
     return None
 
 
+def last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
 def catalogues() -> dict[str, list[str]]:
     trees = [ast.parse(file.read_text()) for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
-    bases = {
-        node.name: [ast.unparse(base).split(".")[-1] for base in node.bases]
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-    }
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.Call)]
+    bases = {node.name: list(map(last_name, node.bases)) for node in nodes if isinstance(node, ast.ClassDef)}
 
     def is_error(name: str) -> bool:
         return name in ROOTS or any(is_error(base) for base in bases.get(name, ()) if base != name)
 
     found = defaultdict(list)
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Call) and is_error(name := ast.unparse(node.func).split(".")[-1]):
+    for node in nodes:
+        if isinstance(node, ast.Call) and is_error(name := last_name(node.func)):
             found[name] += list(filter(None, map(template, node.args[:2])))[:1]
     return dict(found)
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -189,9 +189,6 @@ class Trial:
             f"{self.unverified:4} unverified  {self.wrong or 'right'}"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
 
 class _Pull:
     """Takes the edge away, and brings it back after a time if the request waits for it."""
@@ -352,7 +349,7 @@ def run(bench: Bench) -> Report:
     wrong += [f"{trial.policy.value}, {trial.way}: {trial.wrong}." for trial in trials if trial.wrong is not None]
     rows = [_summary(policy, [t for t in trials if t.policy is policy]) for policy in OfflinePolicy]
     table(rows, {"policy": "", "texts": "d", "right": "d", "median_s": ".2f", "most_s": ".2f", "unverified": "d"})
-    return Report(rows, _goals(rows), more={"trials": [trial.to_json() for trial in trials]}, wrong=wrong)
+    return Report(rows, _goals(rows), more={"trials": [asdict(trial) for trial in trials]}, wrong=wrong)
 
 
 def _summary(policy: OfflinePolicy, trials: Sequence[Trial]) -> dict[str, Any]:

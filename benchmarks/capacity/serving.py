@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,26 +110,10 @@ class Measured:
     as_recorded: list[bool] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
 
-    def share(self, of: Callable[[Any], int], to: Callable[[Any], int]) -> float | None:
-        """Return the ratio of two counters over all requests; None if the denominator is 0."""
-        below = sum(to(each.counters) for each in self.generations)
-        return sum(of(each.counters) for each in self.generations) / below if below else None
-
     def bytes_per_token(self) -> tuple[float, float]:
         tokens = max(1, sum(len(each.tokens) for each in self.generations))
         up = sum(each.counters.uplink_bytes for each in self.generations)
         return up / tokens, sum(each.counters.downlink_bytes for each in self.generations) / tokens
-
-
-class Follower:
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self._tokens = tuple(tokens)
-        self._length = 0
-
-    def take(self, new: Sequence[int]) -> bool:
-        expected = self._tokens[self._length : self._length + len(new)]
-        self._length += len(new)
-        return not self._tokens or tuple(new) == expected
 
 
 class Devices(FleetLoad):
@@ -195,11 +179,17 @@ class Devices(FleetLoad):
             text, recorded = TimedRequest(time.monotonic()), arrival.text
             measured.clients[number].texts.append(text)
             drafter.play(recorded)
-            follows = Follower(recorded.tokens if replayed else ())
+            received: list[int] = []
 
-            def take(new: Sequence[int], text: TimedRequest = text, follows: Follower = follows) -> bool:
+            def take(
+                new: Sequence[int],
+                text: TimedRequest = text,
+                received: list[int] = received,
+                tokens: Sequence[int] = recorded.tokens,
+            ) -> bool:
                 text.pieces.append((time.monotonic(), len(new)))
-                return not follows.take(new)
+                received.extend(new)
+                return replayed and tuple(received) != tokens[: len(received)]
 
             try:
                 done = agent.generate(
@@ -248,16 +238,8 @@ def verifier_over(
     )
 
 
-class Engine(Protocol):
-    def begin(self, slot: int, prompt: Prompt) -> None:
-        """Begin a text in a slot that has none."""
-
-    def step(self) -> Mapping[int, Written]:
-        """Compute once for all slots; return what each got, those that got nothing left out."""
-
-
 def serve(
-    engine: Engine,
+    engine: Any,  # noqa: ANN401 - a `RawEngine`
     arrivals: Sequence[Iterator[Arrival[Prompt]]],
     timing: CellTiming,
     *,
@@ -306,7 +288,7 @@ class EngineSlot:
 
 
 class Together:
-    """An `Engine`: in a step the draft model drafts for all requests and the target verifies all drafts."""
+    """Two models: in a step the draft model drafts for all requests and the target verifies all drafts."""
 
     def __init__(self, target: Verifier, draft: Verifier, *, length: int) -> None:
         self._target = target

@@ -333,7 +333,8 @@ class Place(AbstractContextManager["Place"]):
             (after - before) / found.window.seconds for before, after in zip(*marks, strict=True)
         )
         row.uplink_bytes_per_token, row.downlink_bytes_per_token = found.bytes_per_token()
-        row.acceptance = found.share(lambda c: c.accepted, lambda c: c.tested)
+        tested = sum(each.counters.tested for each in found.generations)
+        row.acceptance = sum(each.counters.accepted for each in found.generations) / tested if tested else None
         tokens = sum(len(each.tokens) for each in found.generations)
         drafts = sum(each.drafts for each in found.generations)
         row.streamed = sum(each.counters.streamed for each in found.generations) / tokens if tokens else None

@@ -83,10 +83,8 @@ class AttackResult:
     kicked: dict[str, int] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
     attacker: dict[str, Any] = field(default_factory=dict)
-    newcomers_s: list[float] = field(default_factory=list)
     failed_texts: list[str] = field(default_factory=list)
     differing_texts: int = 0
-    log_lines: int = 0
 
 
 @dataclass(slots=True)
@@ -158,7 +156,7 @@ class Experiment:
     def _attack(self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: AttackResult) -> None:
         timing, honest = self.timing, running.honest
         known = [*self.fleet.honest, *self.fleet.fresh]
-        rows, lines = rows_beside(running.database, known), _lines(running.edge)
+        rows = rows_beside(running.database, known)
         failed, differing = len(honest.failed), honest.differing
         attacker = self._attacker(running.place, timing.attack + PATIENCE_S)
         before = time.monotonic()
@@ -182,12 +180,10 @@ class Experiment:
         result.edge_rss_mb = edge.memory_mb(began, after[1]) - edge.memory_mb(before - 1.0, before)
         result.broker_rss_mb = broker.memory_mb(began, after[1]) - broker.memory_mb(before - 1.0, before)
         result.rows = _first_minute(at_half, added, timing.attack) / self.attack.devices
-        result.newcomers_s = newcomers.waited_s
         result.fresh_device_s = max(newcomers.waited_s, default=PATIENCE_S)
         result.edge_died, result.broker_died = not running.edge.lives, not running.mosquitto.running
         result.failed_texts = honest.failed[failed:]
         result.differing_texts = honest.differing - differing
-        result.log_lines = _lines(running.edge) - lines
         answers = account.get("answers", {})
         result.slowed = any(code in answers for code in _CODES_SLOWED)
         result.quarantined = _CODE_QUARANTINED in answers
@@ -285,11 +281,6 @@ def _account(lines: Sequence[str]) -> dict[str, Any]:
             account: dict[str, Any] = json.loads(line)
             return account
     return {}
-
-
-def _lines(edge: Program) -> int:
-    with edge.log.open("rb") as log:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: log.read(1 << 20), b""))
 
 
 _FRESH: Final = 6

@@ -25,8 +25,7 @@ from schemas.reasons import RefusalCode
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
 from tests.fuzz.targets.framed import FramedTarget
-from tests.support.device_status import device_status
-from tests.support.memory_device import ScriptedAgent, TalkingCodec
+from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingCodec
 from tests.support.memory_fleet import DRAFT, END, FLEET
 
 PATH, HEADER, BODY, QUERY, LEAVE = range(5)
@@ -70,10 +69,12 @@ class _Codec(TalkingCodec):
         return super().encode(text, special=special)
 
 
-class _Backend:
+class _Backend(ScriptedBackend):
+    """Writes at once, without a queue."""
+
     def __init__(self) -> None:
         self.since = datetime(2026, 1, 2, tzinfo=UTC)
-        self.missing: str | None = None
+        self.missing = None
         self.template = True
 
     def submit(self, prepare: Callable[[Any], GenerateRequest], listener: Listener) -> Ticket:
@@ -110,18 +111,6 @@ class _Backend:
     @property
     def context(self) -> int:
         return 4096
-
-    def targets(self) -> tuple[str, ...]:
-        return () if self.missing else ("toy-target",)
-
-    def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:  # noqa: ARG002
-        return EdgeUnavailable(self.missing) if self.missing else None
-
-    def health(self) -> dict[str, Any]:
-        return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
-
-    def status(self) -> dict[str, Any]:
-        return device_status()
 
 
 class ApiTarget(FramedTarget):
