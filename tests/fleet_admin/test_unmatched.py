@@ -1,4 +1,3 @@
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.index import Entry
 from fleet_edge.store.database import open_store
 from tests.fleet_edge.store import samples
+from tests.support.command import Run, as_json
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 DEVICE, EDGE = IdentityRole.DEVICE, IdentityRole.EDGE
@@ -73,20 +73,14 @@ def test_a_renewed_certificate_counts() -> None:
     assert find_unmatched([entry("a", days=-1), entry("a", serial="2")], [seen("a")], now=NOW) == []
 
 
-def test_the_command_over_a_real_authority_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fleet_cli.admin.operations import unmatched  # noqa: PLC0415 - as the command line imports it
-
+def test_the_command_over_a_real_authority_and_log(tmp_path: Path, fleet: Run) -> None:
     authority = create_authority(tmp_path / "ca", fleet="north", actor="test", kept=[("edge-1", EDGE)])
     for name in ("sensor-1", "sensor-2"):
         issue(authority, name, role=DEVICE, folder=tmp_path / name)
     url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
     with open_store(url) as store:
         store.apply([samples.device_seen(), samples.device_seen(device="stranger")])
-    unmatched(tmp_path / "ca", db=url, as_json=True)
-    found = json.loads(capsys.readouterr().out)
-    assert [(each["name"], each["kind"]) for each in found] == [
-        ("sensor-2", "never-seen"),
-        ("stranger", "not-enrolled"),
-    ]
-    unmatched(tmp_path / "ca", db=url)
-    assert "Machines that only one side knows: 2" in capsys.readouterr().out
+    asked = ("admin", "unmatched", "--identities", tmp_path / "ca", "--db", url)
+    found = [(each["name"], each["kind"]) for each in as_json(fleet(*asked, "--json"))]
+    assert found == [("sensor-2", "never-seen"), ("stranger", "not-enrolled")]
+    assert "Machines that only one side knows: 2" in fleet(*asked)[1]

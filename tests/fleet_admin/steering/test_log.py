@@ -133,12 +133,8 @@ def test_quarantines_are_in_the_audit_log(log: SteeringLog, url: str) -> None:
         sessions.unquarantine("gw-1", who="bob")
         sessions.unquarantine("gw-1")
     last, lifted, quarantined = log.audit()
-    assert (quarantined.who, quarantined.action, quarantined.subject, quarantined.source) == (
-        "bob",
-        "quarantine",
-        "gw-1",
-        "desk",
-    )
+    assert (quarantined.who, quarantined.action) == ("bob", "quarantine")
+    assert (quarantined.subject, quarantined.source) == ("gw-1", "desk")
     assert "It floods." in (quarantined.after or "")
     assert "It floods." in (lifted.before or "")
     assert (last.who, last.before) == ("the administrator", None)

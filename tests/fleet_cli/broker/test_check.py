@@ -102,18 +102,11 @@ def test_certificates_that_go_together_are_told_with_their_end(authority: TrialA
     assert f"{NOW + DAY:%Y}" in finding.sentence
 
 
-def _foreign_key(folder: Path) -> None:
-    (folder / "broker.key").write_bytes(TrialAuthority(folder / "x", NOW).client("a").key.read_bytes())
-
-
-def _foreign_authority(folder: Path) -> None:
-    TrialAuthority(folder / "x", NOW)
-    (folder / "ca.pem").write_bytes((folder / "x" / "ca.pem").read_bytes())
-
-
-def _foreign_list(folder: Path) -> None:
-    TrialAuthority(folder / "x", NOW)
-    (folder / "crl.pem").write_bytes((folder / "x" / "crl.pem").read_bytes())
+def foreign(file: Path) -> None:
+    """Replace a file by that of another authority."""
+    other = TrialAuthority(file.parent / "other", NOW)
+    other.broker()
+    file.write_bytes((other.folder / file.name).read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -123,9 +116,9 @@ def _foreign_list(folder: Path) -> None:
         (lambda folder: (folder / "broker.pem").write_text("nonsense"), r"broker\.pem is no certificate"),
         (lambda folder: (folder / "broker.key").write_text("nonsense"), r"broker\.key is no unencrypted private key"),
         (lambda folder: (folder / "crl.pem").write_text("nonsense"), r"crl\.pem is no revocation list"),
-        (_foreign_key, "does not belong to the certificate"),
-        (_foreign_authority, "was not signed by"),
-        (_foreign_list, "refuse every client"),
+        (lambda folder: foreign(folder / "broker.key"), "does not belong to the certificate"),
+        (lambda folder: foreign(folder / "ca.pem"), "was not signed by"),
+        (lambda folder: foreign(folder / "crl.pem"), "refuse every client"),
     ],
 )
 def test_unmatched_files_are_refused(authority: TrialAuthority, spoil: Callable[[Path], object], sentence: str) -> None:
