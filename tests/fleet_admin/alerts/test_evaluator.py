@@ -132,10 +132,8 @@ def test_what_becomes_graver_is_told_again_and_stays_one_alert(world: World) -> 
     world.certificate = timedelta(days=5)
     world.look(60)
     world.look(60)
-    assert [(each.subject, each.severity) for each in world.told] == [
-        ("gateway-1", "warning"),
-        ("gateway-1", "critical"),
-    ]
+    found = [(each.subject, each.severity) for each in world.told]
+    assert found == [("gateway-1", "warning"), ("gateway-1", "critical")]
     assert len({each.id for each in world.told}) == len(world.alerts.list()) == 1
     assert world.told[0].device == "gateway-1"
 
@@ -179,11 +177,8 @@ def test_somebody_takes_care_and_somebody_clears(world: World) -> None:
     assert world.look(15) == [("edge-1", True)]  # it is wrong still
     (again,) = world.alerts.open()
     assert again.id != alert.id
-    assert world.rows("SELECT code, who, count(*) FROM events WHERE kind = 'alert' GROUP BY code ORDER BY code") == [
-        ("acknowledged", "ada", 1),
-        ("cleared", "bob", 1),
-        ("opened", None, 2),
-    ]
+    found = world.rows("SELECT code, who, count(*) FROM events WHERE kind = 'alert' GROUP BY code ORDER BY code")
+    assert found == [("acknowledged", "ada", 1), ("cleared", "bob", 1), ("opened", None, 2)]
 
 
 def test_an_id_that_names_none_or_several_is_refused_in_a_sentence(world: World) -> None:

@@ -158,10 +158,8 @@ def test_a_prompt_that_the_target_has_no_room_for_is_told() -> None:
 def test_prompts_are_read_by_line_or_by_category(tmp_path: Path) -> None:
     lines, sorted_ = tmp_path / "prompts.txt", tmp_path / "prompts.toml"
     lines.write_text("One?\n\nTwo?\n")
-    assert [(prompt.category, prompt.text) for prompt in read_prompts_by_category(lines)] == [
-        ("all", "One?"),
-        ("all", "Two?"),
-    ]
+    found = [(prompt.category, prompt.text) for prompt in read_prompts_by_category(lines)]
+    assert found == [("all", "One?"), ("all", "Two?")]
     sorted_.write_text('code = ["a", "b"]\nchat = ["c"]\n')
     assert [(prompt.category, prompt.text) for prompt in read_prompts_by_category(sorted_)] == [
         ("code", "a"),

@@ -75,11 +75,8 @@ def test_layers_that_differ_are_each_counted(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    assert layers_of(read_header(path), path) == (
-        LayerShape(2, 8, 8, 10),
-        LayerShape(2, 8, 8, 10),
-        LayerShape(1, 32, 16),
-    )
+    found = layers_of(read_header(path), path)
+    assert found == (LayerShape(2, 8, 8, 10), LayerShape(2, 8, 8, 10), LayerShape(1, 32, 16))
 
 
 def test_a_model_in_several_files_is_read_whole(tmp_path: Path) -> None:

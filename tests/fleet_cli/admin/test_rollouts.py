@@ -23,11 +23,8 @@ def test_what_is_recorded_is_read_again(admin: Run) -> None:
     [rollout] = as_json(admin("rollouts", "--json"))
     assert (rollout["outcomes"], rollout["machines"], rollout["who"]) == ({"went-back": 1}, 1, "ada")
     [machine] = as_json(admin("rollouts", ROW["rollout"], "--json"))
-    assert (machine["name"], machine["outcome"], machine["sentence"]) == (
-        "gateway-07",
-        "went-back",
-        "It \x1b[2J drafts nonsense.",
-    )
+    found = (machine["name"], machine["outcome"], machine["sentence"])
+    assert found == ("gateway-07", "went-back", "It \x1b[2J drafts nonsense.")
     _, table, _ = admin("rollouts", ROW["rollout"])
     assert "\x1b" not in table
     assert "drafts nonsense." in table
