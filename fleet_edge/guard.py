@@ -181,9 +181,7 @@ class DeviceGuard:
             if not standing.quarantined(now):
                 new.add(device)
             standing.others_until = now + seconds
-        with self._lock:
-            standings = list(self._standings.values())
-        for standing in standings:
+        for standing in self._all():
             if standing.device not in left_s:
                 standing.others_until = 0.0
             standing.quarantined_until = max(standing.own_until, standing.others_until)
@@ -209,8 +207,7 @@ class DeviceGuard:
     def quarantined(self) -> frozenset[str]:
         """Return the devices in quarantine. Thread-safe."""
         now = self._clock()
-        with self._lock:
-            return frozenset(name for name, each in self._standings.items() if each.quarantined(now))
+        return frozenset(each.device for each in self._all() if each.quarantined(now))
 
     def take_notices(self) -> list[Notice]:
         notices = []
@@ -220,10 +217,8 @@ class DeviceGuard:
 
     def take_dropped(self) -> dict[str, int]:
         """Return the number of messages of each device dropped unread since the last call."""
-        with self._lock:
-            standings = list(self._standings.values())
         dropped = {}
-        for standing in standings:
+        for standing in self._all():
             if (number := standing.dropped - standing.dropped_before) > 0:
                 standing.dropped_before += number
                 dropped[standing.device] = number
@@ -232,9 +227,7 @@ class DeviceGuard:
     def kept(self, most: int) -> dict[str, KeptStanding]:
         """Return the standings that must survive a restart, by device; of too many, those with strikes."""
         now = self._clock()
-        with self._lock:
-            standings = list(self._standings.values())
-        found = {each.device: kept for each in standings if (kept := each.kept(now)) is not None}
+        found = {each.device: kept for each in self._all() if (kept := each.kept(now)) is not None}
         if len(found) > most:
             first = sorted(found.items(), key=lambda entry: (entry[1].level, entry[1].strikes, entry[1].used["opens"]))
             found = dict(first[-most:])
@@ -289,6 +282,10 @@ class DeviceGuard:
                     device, Standing(device, self._quotas.of(device), self._quarantine, self._clock())
                 )
         return standing
+
+    def _all(self) -> list[Standing]:
+        with self._lock:
+            return list(self._standings.values())
 
     def _forget_idle(self) -> None:
         """Forget idle devices: anyone can use new names where names cost no certificate."""

@@ -78,12 +78,8 @@ class MessageHandlers:
 
     def expire(self) -> None:
         for session in self.sessions.expired(self.clock()):
-            _log.info(
-                "Session %s of %s is lost: its lease ran out.",
-                session.session.hex(),
-                session.device,
-                extra={"session": session.session.hex(), "device": session.device},
-            )
+            named = {"session": session.session.hex(), "device": session.device}
+            _log.info("Session %(session)s of %(device)s is lost: its lease ran out.", named, extra=named)
             self.answers.closed(session, EndReason.LOST, cause=self._loss(session.device))
             self._forget(session)
 
@@ -283,27 +279,14 @@ class MessageHandlers:
     def _quarantined(self, quarantine: QuarantineBegun) -> None:
         at = self.quarantines.begun(quarantine)
         reason = "The device sent too many malformed, unknown or excessive messages."
-        _log.warning(
-            "%s is quarantined for %.0f s: %s",
-            quarantine.device,
-            quarantine.for_s,
-            reason,
-            extra={"device": quarantine.device},
-        )
-        self.recorder.quarantined(
-            quarantine.device,
-            at=at,
-            until=at + timedelta(seconds=quarantine.for_s),
-            reason=reason,
-            strikes=quarantine.strikes,
-            level=quarantine.level,
-        )
-        self._end_sessions(quarantine.device, reason)
-        sentence = f"The device is quarantined for {quarantine.for_s:.0f} s. {reason}"
-        self.recorder.events.note(EventKind.QUARANTINE, "begun", sentence, quarantine.device)
-        self.answers.notify(
-            quarantine.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=quarantine.for_s)
-        )
+        device, for_s = quarantine.device, quarantine.for_s
+        _log.warning("%s is quarantined for %.0f s: %s", device, for_s, reason, extra={"device": device})
+        until, strikes = at + timedelta(seconds=for_s), quarantine.strikes
+        self.recorder.quarantined(device, at=at, until=until, reason=reason, strikes=strikes, level=quarantine.level)
+        self._end_sessions(device, reason)
+        sentence = f"The device is quarantined for {for_s:.0f} s. {reason}"
+        self.recorder.events.note(EventKind.QUARANTINE, "begun", sentence, device)
+        self.answers.notify(device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=for_s))
 
     def _end_sessions(self, device: str, reason: str) -> None:
         for session in self.sessions:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from fleet_common.host import resident_memory
-from fleet_common.metrics import Family, Health, Histogram, Pages, exposition
+from fleet_common.metrics import Family, Health, Pages, exposition
 from fleet_common.mqtt.link import Link
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
@@ -187,27 +187,6 @@ _LOOKS: Final = 2
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Sums at the last look."""
-
-    at: float
-    tokens: int
-    step: tuple[float, int]
-    batch: tuple[float, int]
-    queue: tuple[float, int]
-
-    @classmethod
-    def of(cls, figures: Figures, *, at: float) -> "_Sums":
-        return cls(
-            at=at,
-            tokens=sum(dict(figures.generation_tokens).values()),
-            step=_sum(figures.step),
-            batch=_sum(figures.batch_sessions),
-            queue=_sum(figures.queue_time),
-        )
-
-
-@dataclass(slots=True)
 class SelfWatch:
     """Reports an edge's load, and a hanging loop, to the session log. Call it from one other thread at a time."""
 
@@ -216,13 +195,13 @@ class SelfWatch:
     most_sessions: int
     clock: Callable[[], float]
     now: Callable[[], datetime]
-    _before: _Sums = field(init=False)
+    _before: dict[str, tuple[float, int]] = field(init=False)  # sums and numbers at the last look
     _dropped: int = 0
     _silent_since: float | None = None
     _silent: int = 0
 
     def __post_init__(self) -> None:
-        self._before = _Sums.of(self.observer.figures, at=self.clock())
+        self._before = self._sums()
 
     def look(self) -> None:
         at = self.clock()
@@ -238,21 +217,27 @@ class SelfWatch:
             self._event("inbox-full", sentence, times=new)
 
     def _report_load(self, look: Look) -> None:
-        before, now = self._before, _Sums.of(self.observer.figures, at=self.clock())
+        before, now = self._before, self._sums()
         self._before = now
+
+        def mean(name: str) -> float | None:
+            number = now[name][1] - before[name][1]
+            return (now[name][0] - before[name][0]) / number if number > 0 else None
+
         store, memory = self.observer.writer.counters, self.observer.memory
         devices = self.observer.device_states()
-        queue_s, step_s = _mean(before.queue, now.queue), _mean(before.step, now.step)
+        queue_s, step_s = mean("queue_time"), mean("step")
+        tokens, seconds = (now[name][0] - before[name][0] for name in ("tokens", "seconds"))
         self.recorder.sink.put(
             LoadReported(
                 edge=self.observer.edge,
                 at=self.now(),
                 open_sessions=look.running,
                 most_sessions=self.most_sessions,
-                batch_sessions=_mean(before.batch, now.batch),
+                batch_sessions=mean("batch_sessions"),
                 step_ms=None if step_s is None else step_s * 1e3,
                 queue_ms=None if queue_s is None else queue_s * 1e3,
-                tokens_per_s=(now.tokens - before.tokens) / max(1e-3, now.at - before.at),
+                tokens_per_s=tokens / max(1e-3, seconds),
                 kv_usage=memory.computed / memory.whole if memory.whole else None,
                 spooled_records=max(0, store.spooled - store.replayed),
                 memory_bytes=resident_memory(),
@@ -260,6 +245,13 @@ class SelfWatch:
                 devices_connected=sum(devices[state] for state in CONNECTED),
             )
         )
+
+    def _sums(self) -> dict[str, tuple[float, int]]:
+        figures = self.observer.figures
+        spread = {name: getattr(figures, name) for name in ("step", "batch_sessions", "queue_time")}
+        sums = {name: (each.total, sum(list(each.counts))) for name, each in spread.items()}
+        tokens = sum(dict(figures.generation_tokens).values())
+        return sums | {"tokens": (tokens, 0), "seconds": (self.clock(), 0)}
 
     def _hangs(self, at: float) -> None:
         self._silent += 1
@@ -277,12 +269,3 @@ class SelfWatch:
 
     def _event(self, code: str, sentence: str, *, times: int = 1) -> None:
         self.recorder.events.note(EventKind.EDGE, code, sentence, times=times)
-
-
-def _sum(histogram: Histogram) -> tuple[float, int]:
-    return histogram.total, sum(list(histogram.counts))
-
-
-def _mean(before: tuple[float, int], now: tuple[float, int]) -> float | None:
-    number = now[1] - before[1]
-    return (now[0] - before[0]) / number if number > 0 else None

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from dssd.block import RejectedBlock
 from dssd.distribution import Dist
@@ -290,51 +290,59 @@ class Responder:
     def _over(self, session: EdgeSession, reason: EndReason) -> None:
         self.figures.closed(session, reason.value)
         counted = session.counters
-        _log.info(
-            "Session %s of %s has ended (%s): %d tokens, %d of %d draft tokens accepted, %d rounds.",
-            session.session.hex(),
-            session.device,
-            reason.value,
-            session.committed,
-            counted.accepted,
-            counted.tested,
-            counted.rounds,
-            extra={
-                "session": session.session.hex(),
-                "device": session.device,
-                "reason": reason.value,
-                "tokens": session.committed,
-                "accepted": counted.accepted,
-                "tested": counted.tested,
-                "rounds": counted.rounds,
-            },
+        fields = {
+            "session": session.session.hex(),
+            "device": session.device,
+            "reason": reason.value,
+            "tokens": session.committed,
+            "accepted": counted.accepted,
+            "tested": counted.tested,
+            "rounds": counted.rounds,
+        }
+        sentence = (
+            "Session %(session)s of %(device)s has ended (%(reason)s): %(tokens)d tokens, %(accepted)d of %(tested)d "
+            "draft tokens accepted, %(rounds)d rounds."
         )
+        _log.info(sentence, fields, extra=fields)
 
     def _answer(
         self, session: EdgeSession, result: DraftResult, form: DownlinkForm | None, timing: DraftTiming
     ) -> bytes:
         draft = result.arrived.draft
-        payload = encode_verdict(
-            Verdict(
-                handle=draft.handle,
-                round=draft.round,
-                accepted=result.accepted,
-                next=result.token if form is None else form,
-                finish=result.finish,
-                queue_ms=timing.queue_ms,
-                compute_ms=timing.compute_ms,
-                logprobs=_logprobs(result.logprobs),
-                load=self._load_news(session),
-                chained=timing.chained or None,
-            ),
-            padding=self.padding,
-            most=self.publisher.max_verdict_bytes,
+        payload = self._encode(
+            session,
+            draft,
+            timing,
+            result.logprobs,
+            accepted=result.accepted,
+            next=result.token if form is None else form,
+            finish=result.finish,
         )
         session.remember(draft.round, payload)
         session.counters += timing.counters + SegmentCounters(rounds=1, downlink_bytes=len(payload))
         if not result.undecided or draft.tried is not None:
             self.recorder.judged(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
+
+    def _encode(
+        self,
+        session: EdgeSession,
+        draft: Draft,
+        timing: DraftTiming,
+        logprobs: Sequence[TokenLogprobs],
+        **fields: Any,  # noqa: ANN401 - of a verdict
+    ) -> bytes:
+        verdict = Verdict(
+            handle=session.handle,
+            round=draft.round,
+            queue_ms=timing.queue_ms,
+            compute_ms=timing.compute_ms,
+            logprobs=Logprobs.of(logprobs) if logprobs else None,
+            load=self._load_news(session),
+            chained=timing.chained or None,
+            **fields,
+        )
+        return encode_verdict(verdict, padding=self.padding, most=self.publisher.max_verdict_bytes)
 
     def _load_news(self, session: EdgeSession) -> EdgeLoad | None:
         """Return the present load if the device was last sent another.
@@ -365,22 +373,15 @@ class Responder:
     def _piece(self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, most: int) -> bytes:
         base, sent = stream.sent, session.sent
         written = session.take_unsent(stream, at=self.clock(), most=most)
-        payload = encode_verdict(
-            Verdict(
-                handle=session.handle,
-                round=stream.request.round,
-                accepted=0,
-                finish=session.finish if stream.sent >= session.committed else Finish.NO,
-                queue_ms=timing.queue_ms,
-                compute_ms=timing.compute_ms,
-                base=base,
-                written=written,
-                logprobs=_logprobs(session.logprobs_from(base, len(written))),
-                load=self._load_news(session),
-                chained=timing.chained or None,
-            ),
-            padding=self.padding,
-            most=self.publisher.max_verdict_bytes,
+        payload = self._encode(
+            session,
+            stream.request,
+            timing,
+            session.logprobs_from(base, len(written)),
+            accepted=0,
+            finish=session.finish if stream.sent >= session.committed else Finish.NO,
+            base=base,
+            written=written,
         )
         # As on the device: a piece without new tokens is no round.
         session.counters += SegmentCounters(rounds=int(session.sent > sent), downlink_bytes=len(payload))
@@ -416,10 +417,6 @@ def _kind(result: DraftResult, form: DownlinkForm | None) -> str | None:
     if form is not None:
         return form.kind
     return None if result.token is None else _TOKEN
-
-
-def _logprobs(logprobs: Sequence[TokenLogprobs]) -> Logprobs | None:
-    return Logprobs.of(logprobs) if logprobs else None
 
 
 def _cause(session: EdgeSession, reason: EndReason, message: Close | None) -> EndCause | None:

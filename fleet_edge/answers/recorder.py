@@ -36,7 +36,7 @@ from fleet_edge.store.records import (
     segment_number,
 )
 from fleet_edge.verifiers.contract import ProvidesTokenizer, Verifier, VerifierError
-from schemas.messages import Close, Open
+from schemas.messages import Close, Draft, Open
 from schemas.reasons import EndReason
 
 _log = logging.getLogger(__name__)
@@ -249,10 +249,9 @@ class Recorder:
         ordinary = not timing.background and (result.tested or draft.tokens)
         self._round(
             session,
+            draft,
             timing,
             self._rounds if ordinary else self._seldom,
-            round=draft.round,
-            base=draft.base,
             drafted=len(draft.tokens),
             tested=result.tested,
             accepted=result.accepted,
@@ -262,19 +261,9 @@ class Recorder:
         )
 
     def written(self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int) -> None:
-        self._round(
-            session,
-            timing,
-            self._rounds,
-            round=stream.request.round,
-            base=stream.request.base,
-            drafted=0,
-            tested=0,
-            accepted=0,
-            uplink_bytes=stream.size,
-            downlink_bytes=downlink_bytes,
-            form=_WRITTEN,
-        )
+        counted = {"drafted": 0, "tested": 0, "accepted": 0, "uplink_bytes": stream.size}
+        counted["downlink_bytes"] = downlink_bytes
+        self._round(session, stream.request, timing, self._rounds, form=_WRITTEN, **counted)
 
     def progress(self, session: EdgeSession) -> None:
         """Log a session's counters; absolute values, so that it may be called at any time."""
@@ -368,12 +357,19 @@ class Recorder:
             )
         )
 
-    def _round(self, session: EdgeSession, timing: DraftTiming, rates: DeviceRates, **fields: Any) -> None:  # noqa: ANN401
+    def _round(
+        self,
+        session: EdgeSession,
+        draft: Draft,
+        timing: DraftTiming,
+        rates: DeviceRates,
+        **fields: Any,  # noqa: ANN401
+    ) -> None:
         # By the session's random name, so that all its segments are traced or none.
         traced = int.from_bytes(session.session[:4], "big") < self.trace_share * (1 << 32)
         if traced and rates.admit(session.device, self.now()):
             own = {name: getattr(timing, name) for name in ("batch", "queue_ms", "prefill_ms", "compute_ms")}
-            self.sink.put(RoundJudged(**self._of(session), **own, **fields))
+            self.sink.put(RoundJudged(**self._of(session), round=draft.round, base=draft.base, **own, **fields))
 
     def _of(self, session: EdgeSession) -> dict[str, Any]:
         """Return the fields that all records of an open session share."""
