@@ -5,7 +5,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Generic, TypeVar
 
@@ -20,17 +20,9 @@ _Key = tuple[str | None, str, str]
 
 @dataclass(slots=True)
 class _Count:
-    """An event of the current minute.
+    """An event of the current minute, as it is when it happens first."""
 
-    Its `id` is random, so that no two runs of an edge refer to the same row, or derived from the event if all edges see
-    it alike, so that they all write the same row.
-    """
-
-    id: str
-    sentence: str
-    session: bytes | None
-    severity: Severity | None
-    at: datetime
+    first: EventLogged
     last_at: datetime
     count: int = 0
     written: int = 0
@@ -84,15 +76,28 @@ class EventCounts:
             key, sentence, session = self._place(device, kind, code, sentence, session)
             counted = self._counts.get(key)
             if counted is None:
+                # Random, so that no two runs of an edge refer to the same row, or derived from the event if all edges
+                # see it alike, so that they all write the same row.
                 made = self.new_id()
                 if shared and key[1] != _OTHER:
                     made = hashlib.blake2b(repr((*key, minute)).encode(), digest_size=16).hexdigest()
-                counted = self._counts[key] = _Count(made, sentence, session, severity, at, at)
+                first = EventLogged(
+                    id=made,
+                    edge=self.edge,
+                    device=key[0],
+                    session=session.hex() if session else None,
+                    kind=key[1],
+                    code=key[2],
+                    sentence=sentence,
+                    at=at,
+                    severity=severity,
+                )
+                counted = self._counts[key] = _Count(first, at)
                 self._codes[key[0]] += 1
             counted.count += times
             counted.last_at = max(counted.last_at, at)
             if not counted.written:
-                self._put(key, counted)
+                self._put(counted)
 
     def flush(self) -> None:
         """Write changed counts. Call it every few seconds, and at the end."""
@@ -113,28 +118,13 @@ class EventCounts:
         return key, sentence, session
 
     def _write(self) -> None:
-        for key, counted in self._counts.items():
+        for counted in self._counts.values():
             if counted.count > counted.written:
-                self._put(key, counted)
+                self._put(counted)
 
-    def _put(self, key: _Key, counted: _Count) -> None:
-        device, kind, code = key
+    def _put(self, counted: _Count) -> None:
         counted.written = counted.count
-        self.put(
-            EventLogged(
-                id=counted.id,
-                edge=self.edge,
-                device=device,
-                session=counted.session.hex() if counted.session else None,
-                kind=kind,
-                code=code,
-                sentence=counted.sentence,
-                at=counted.at,
-                count=counted.count,
-                last_at=counted.last_at,
-                severity=counted.severity,
-            )
-        )
+        self.put(replace(counted.first, count=counted.count, last_at=counted.last_at))
 
 
 _SENTENCES: Final = {
@@ -255,47 +245,20 @@ class StateRecorder:
         for code, sentence in events:
             # All edges receive it.
             self.events.note(EventKind.DEVICE, code, sentence, device, shared=True)
-        self._states.note(
-            DeviceSeen(
-                device=device,
-                presence=state.presence,
-                software=state.software,
-                draft_model=state.draft_model,
-                quantization=state.quantization,
-                at=self.now(),
-                certificate_until=state.certificate_until,
-                presence_since=since,
-            )
-        )
+        told = state.model_dump(include={"presence", "software", "draft_model", "quantization", "certificate_until"})
+        self._states.note(DeviceSeen(device=device, at=self.now(), presence_since=since, **told))
 
     def telemetry(self, device: str, telemetry: Telemetry) -> None:
         """Write a device's telemetry, at most once in half a minute."""
-        self._telemetry.note(
-            TelemetryReported(
-                device=device,
-                at=self.now(),
-                plan=telemetry.plan,
-                round_trip_ms=telemetry.round_trip_ms,
-                told_acceptance=telemetry.acceptance,
-                draft_ms_per_token=telemetry.draft_ms_per_token,
-            )
-        )
+        told = telemetry.model_dump(include={"plan", "round_trip_ms", "draft_ms_per_token"})
+        acceptance = telemetry.acceptance
+        self._telemetry.note(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **told))
 
     def own(self, state: EdgeState) -> None:
         if self._presence is None or self._presence[0] is not state.presence:
             self._presence = (state.presence, self.now())
-        self.put(
-            EdgeSeen(
-                edge=state.edge,
-                presence=state.presence,
-                software=state.software,
-                target=state.target,
-                vocabulary=state.vocabulary,
-                at=self.now(),
-                certificate_until=state.certificate_until,
-                presence_since=self._presence[1],
-            )
-        )
+        told = state.model_dump(include={"edge", "presence", "software", "target", "vocabulary", "certificate_until"})
+        self.put(EdgeSeen(at=self.now(), presence_since=self._presence[1], **told))
 
     def flush(self) -> None:
         now = self.now()

@@ -216,23 +216,19 @@ class Recorder:
         self.sightings.flush()
 
     def opened(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
-        self._segments[session.handle] = segment_number(self.now())
-        policy = session.policy
+        at = self.now()
+        self._segments[session.handle] = segment_number(at)
+        policy = session.policy.model_dump(include={"mode", "temperature", "top_k", "top_p", "seed"})
         # Urgent: a session may close within the time that a record waits for others, and a Close counts only for a
         # session known to be open.
         self.sink.put(
             SessionOpened(
-                **self._of(session),
+                **(self._of(session) | {"at": at} | policy),
                 edge=self.edge,
                 app=message.app,
                 draft_model=message.draft_model,
                 quantization=message.quantization,
                 target=target,
-                mode=policy.mode,
-                temperature=policy.temperature,
-                top_k=policy.top_k,
-                top_p=policy.top_p,
-                seed=policy.seed,
                 prompt_tokens=session.prompt_length,
                 max_new_tokens=session.limits.max_new_tokens,
                 resumed_tokens=session.committed,
