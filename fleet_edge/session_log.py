@@ -318,7 +318,7 @@ class SessionLog(Closing):
         Returns a tally by name, the most tokens first, or by time; without `by` the one name `all`.
         """
         grouping = _member(totals.Grouping, by)
-        period = totals.UsageFilter(since=self._time("since", since), until=self._time("until", until))
+        period = self._period(since, until)
         with self._reading() as connection:
             return totals.stats(connection, period=period, by=grouping)
 
@@ -348,12 +348,7 @@ class SessionLog(Closing):
         Returns:
             Sums in the order of time, then the most tokens first.
         """
-        chosen = {totals.Dimension.DEVICE: device, totals.Dimension.EDGE: edge, totals.Dimension.APP: app}
-        period = totals.UsageFilter(
-            since=self._time("since", since),
-            until=self._time("until", until),
-            chosen={name: _several(values) for name, values in chosen.items() if values is not None},
-        )
+        period = self._period(since, until, device=device, edge=edge, app=app)
         dimensions, length = [_known(totals.Dimension, name) for name in by], _member(Grain, grain)
         with self._reading() as connection:
             found = totals.usage(connection, period=period, by=dimensions, grain=length)
@@ -391,11 +386,7 @@ class SessionLog(Closing):
     def _latencies(
         self, since: Time | None, until: Time | None, edge: str | None, grain: Grain | None
     ) -> dict[datetime | None, dict[totals.Measure, Distribution]]:
-        period = totals.UsageFilter(
-            since=self._time("since", since),
-            until=self._time("until", until),
-            chosen=None if edge is None else {totals.Dimension.EDGE: (edge,)},
-        )
+        period = self._period(since, until, edge=edge)
         with self._reading() as connection:
             return totals.latencies(connection, period=period, grain=grain)
 
@@ -522,6 +513,12 @@ class SessionLog(Closing):
     def close(self) -> None:
         """Close all connections to the database."""
         self._engine.dispose()
+
+    def _period(
+        self, since: Time | None, until: Time | None, **chosen: str | Sequence[str] | None
+    ) -> totals.UsageFilter:
+        named = {totals.Dimension(name): _several(values) for name, values in chosen.items() if values is not None}
+        return totals.UsageFilter(since=self._time("since", since), until=self._time("until", until), chosen=named)
 
     def _events(
         self,

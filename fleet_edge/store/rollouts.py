@@ -102,14 +102,9 @@ def releases(connection: Connection) -> list[MachineRelease]:
     by_name = {(machine.kind, machine.name): machine for machine in found}
     return [
         MachineRelease(
-            kind=each.kind,
-            name=each.name,
-            host=each.host,
-            wanted=each.wanted,
+            **{name: getattr(each, name) for name in ("kind", "name", "host", "wanted", "rollout", "outcome")},
             running=each.running if each.outcome in ENDED else each.found,
             software=said.get(key),
-            rollout=each.rollout,
-            outcome=each.outcome,
             since=each.ended_at or each.started_at,
         )
         for key, each in sorted(by_name.items())
