@@ -10,6 +10,7 @@ import json
 import sys
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from typing import Any, Final
 
 import jsonschema
@@ -174,7 +175,7 @@ def run(bench: Bench) -> Report:
             say(f"{name}: {options.repeats} texts, {options.free} free ones")
             prompt = tuple(encode_chat(drafter.codec, [ChatMessage("user", asked)]))
             grammar = Grammar.json_schema(schema)
-            write = _Writer(bench, agent, drafter, prompt)
+            write = partial(_write, bench, agent, drafter, prompt)
             write(0, grammar, 8)  # prepared once at both ends
             found[name] = Counter()
             for number in range(options.repeats):
@@ -194,28 +195,31 @@ def run(bench: Bench) -> Report:
     return Report(rows, wrong=wrong)
 
 
-class _Writer:
-    """Completes one prompt repeatedly, and counts the cost."""
-
-    def __init__(self, bench: Bench, agent: Agent, drafter: CountingDrafter, prompt: tuple[int, ...]) -> None:
-        self._mode, self._agent, self._drafter, self._prompt = bench.options.mode, agent, drafter, prompt
-
-    def __call__(self, seed: int, grammar: Grammar | None, tokens: int) -> tuple[GeneratedText, Counter[str]]:
-        policy = SamplingPolicy(mode=self._mode, temperature=0.7, top_k=50, top_p=0.95, seed=seed, grammar=grammar)
-        before = self._drafter.calls
-        text = generate_text(self._agent, self._drafter, GenerateRequest(self._prompt, policy, tokens))
-        counters = text.generation.counters
-        return text, Counter(
-            texts=1,
-            tokens=len(text.tokens),
-            wall_ms=round(text.generation.wall_ms),
-            forced=text.origins.count(TokenOrigin.FORCED),
-            draft_calls=self._drafter.calls - before,
-            rounds=counters.rounds,
-            tested=counters.tested,
-            accepted=counters.accepted,
-            streamed=counters.streamed,
-        )
+def _write(
+    bench: Bench,
+    agent: Agent,
+    drafter: CountingDrafter,
+    prompt: tuple[int, ...],
+    seed: int,
+    grammar: Grammar | None,
+    tokens: int,
+) -> tuple[GeneratedText, Counter[str]]:
+    """Complete a prompt, and count the cost."""
+    mode, before = bench.options.mode, drafter.calls
+    policy = SamplingPolicy(mode=mode, temperature=0.7, top_k=50, top_p=0.95, seed=seed, grammar=grammar)
+    text = generate_text(agent, drafter, GenerateRequest(prompt, policy, tokens))
+    counters = text.generation.counters
+    return text, Counter(
+        texts=1,
+        tokens=len(text.tokens),
+        wall_ms=round(text.generation.wall_ms),
+        forced=text.origins.count(TokenOrigin.FORCED),
+        draft_calls=drafter.calls - before,
+        rounds=counters.rounds,
+        tested=counters.tested,
+        accepted=counters.accepted,
+        streamed=counters.streamed,
+    )
 
 
 def _figures(counts: Counter[str]) -> dict[str, Any]:

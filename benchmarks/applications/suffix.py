@@ -10,7 +10,6 @@ import argparse
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.harness import Bench, Report, at_least, number_of, say, table
@@ -42,32 +41,14 @@ _FORMS: Final = ("Write a short paragraph about {}.", "Tell me something surpris
 QUESTIONS: Final = tuple(form.format(subject) for form in _FORMS for subject in _SUBJECTS)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    pump: int
-    temperature: int
-    pressure: float
-    vibration: str
-    operator: str
-
-    @classmethod
-    def of(cls, number: int) -> "Reading":
-        """Return the reading of a number, always the same one."""
-        rng = random.Random(number)
-        return cls(
-            rng.randint(1, 24),
-            rng.randint(48, 96),
-            rng.randint(12, 39) / 10,
-            rng.choice(_VIBRATION),
-            rng.choice(_OPERATORS),
-        )
-
-
 def report_prompt(number: int) -> str:
-    reading = Reading.of(number)
+    """Return the prompt of a number, always the same one."""
+    rng = random.Random(number)
+    pump, temperature, pressure = rng.randint(1, 24), rng.randint(48, 96), rng.randint(12, 39) / 10
+    vibration, operator = rng.choice(_VIBRATION), rng.choice(_OPERATORS)
     return (
-        f"{_RULES}Reading: pump {reading.pump}, {reading.temperature} C, {reading.pressure} bar, "
-        f"{reading.vibration} vibration, operator {reading.operator}\nReport:"
+        f"{_RULES}Reading: pump {pump}, {temperature} C, {pressure} bar, {vibration} vibration, operator {operator}\n"
+        "Report:"
     )
 
 

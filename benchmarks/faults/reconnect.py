@@ -15,9 +15,9 @@ import statistics
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -35,20 +35,6 @@ LONGEST_OUTAGE_S: Final = 10.0
 MEDIAN_S, P95_S = 2.0, 5.0  # what is promised
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """Figures of an outage. Seconds are counted from the broker's return."""
-
-    outage_s: float
-    silent: bool
-    p50_s: float
-    p95_s: float
-    attempts_per_s: float
-    peak_per_s: int
-    all_back_s: float
-    given_up: int
-
-
 def simulate(
     *,
     devices: int,
@@ -57,7 +43,8 @@ def simulate(
     silent: bool = False,
     connects_per_s: float = float("inf"),
     settings: LinkSettings = DEFAULTS,
-) -> Recovery:
+) -> dict[str, Any]:
+    """Return the figures of an outage; seconds are counted from the broker's return."""
     backoffs = [
         Backoff(
             minimum_s=settings.min_backoff_s,
@@ -93,16 +80,16 @@ def simulate(
     last = max(1, min(60, int(outage_s)))
     during = [knocks[second] for second in range(int(outage_s) - last, int(outage_s))]
     percentiles = statistics.quantiles(found_s.values(), n=20, method="inclusive")
-    return Recovery(
-        outage_s=outage_s,
-        silent=silent,
-        p50_s=round(percentiles[9], 2),
-        p95_s=round(percentiles[18], 2),
-        attempts_per_s=round(statistics.mean(during), 1) if outage_s else 0.0,
-        peak_per_s=max(connects.values()),
-        all_back_s=round(back_s, 1),
-        given_up=given_up,
-    )
+    return {
+        "outage_s": outage_s,
+        "silent": silent,
+        "p50_s": round(percentiles[9], 2),
+        "p95_s": round(percentiles[18], 2),
+        "attempts_per_s": round(statistics.mean(during), 1) if outage_s else 0.0,
+        "peak_per_s": max(connects.values()),
+        "all_back_s": round(back_s, 1),
+        "given_up": given_up,
+    }
 
 
 def _reached(at: float, outage_s: float, *, timeout_s: float) -> float | None:
@@ -188,11 +175,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(bench: Bench) -> Report:
     options, rng = bench.options, random.Random(bench.options.seed)
     rows = [
-        asdict(
-            simulate(
-                devices=options.devices, outage_s=outage_s, rng=rng, silent=silent, connects_per_s=options.capacity
-            )
-        )
+        simulate(devices=options.devices, outage_s=outage_s, rng=rng, silent=silent, connects_per_s=options.capacity)
         for silent in (False, True)
         for outage_s in options.outage
     ]

@@ -25,13 +25,6 @@ _ONLINE_S: Final = 120.0
 _READY_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Models:
-    target: Path | None
-    vocabulary: Path | None
-    dtype: str = "float32"
-
-
 @dataclass(slots=True)
 class Running:
     place: Place
@@ -47,7 +40,8 @@ class Fleet:
     """Makes the identities once, and starts a new broker and a new edge as often as requested."""
 
     folder: Path
-    models: Models
+    target: Path | None
+    vocabulary: Path | None
     honest: Sequence[str]
     hostile: Sequence[str]
     fresh: Sequence[str]
@@ -136,8 +130,8 @@ class Fleet:
     def _edge(self, broker: LocalBroker, folder: Path) -> Program:
         settings: dict[str, object] = {"threads": len(self.cores.edge)}
         quotas: list[str] = []
-        if self.models.target is not None:
-            settings |= {"target": str(self.models.target.resolve()), "dtype": self.models.dtype}
+        if self.target is not None:
+            settings |= {"target": str(self.target.resolve()), "dtype": "float32"}
         else:
             # With a scripted target the honest devices generate far more than with a real one.
             quotas = ["[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
@@ -146,13 +140,13 @@ class Fleet:
         content = edge_settings(Identity.at(broker, EDGE), fleet=FLEET, folder=folder, lines=quotas, **settings)
         config.write_text(content, encoding="utf-8")
         module, arguments = "tests.support.scripted_edge_process", [str(config)]
-        if self.models.target is not None:
+        if self.target is not None:
             module, arguments = "fleet_cli.main", ["edge", "run", "--events", "--config", str(config)]
         return Program(module, arguments, cores=self.cores.edge, log=folder / "edge.log")
 
     def _place(self, broker: LocalBroker, *, context: int) -> Place:
         if self._language is None:
-            self._language = Language.load(self.models.vocabulary)
+            self._language = Language.load(self.vocabulary)
         vocabulary = self._language.vocabulary
         return Place(
             fleet=FLEET,
@@ -168,7 +162,7 @@ class Fleet:
     def _task(self, broker: LocalBroker, name: str, *, prompts: Sequence[int]) -> dict[str, Any]:
         return {
             "fleet": FLEET,
-            "model": None if self.models.vocabulary is None else str(self.models.vocabulary),
+            "model": None if self.vocabulary is None else str(self.vocabulary),
             "identity": asdict(Identity.at(broker, name)),
             "prompts": [PROMPTS[each] for each in prompts],
             "seeds": [self.seed + each for each in prompts],

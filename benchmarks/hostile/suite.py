@@ -21,7 +21,7 @@ from typing import Any, Final
 from benchmarks.harness import Bench, Report, number_of, say, table
 from benchmarks.hostile.attacks import ATTACKS, Attack
 from benchmarks.hostile.client import PATIENCE_S, HostileClient, Place, wait_for_answer
-from benchmarks.hostile.fleet import Fleet, Models, Running
+from benchmarks.hostile.fleet import Fleet, Running
 from benchmarks.hostile.meters import ProcessMeter, rows_beside
 from benchmarks.processes import BenchError, Cores, Identity, Program, on_cores
 from schemas.policy import Grammar
@@ -318,14 +318,12 @@ def run(bench: Bench) -> Report:
     baseline = options.baseline
     timing = Timing(attack=options.seconds, baseline=baseline, control=baseline, after=baseline)
     cores = Cores.choose(bench.cores.edge | bench.cores.others, apart=not options.shared_cores)
-    models = Models(None, None)
-    if not options.scripted:
-        models = Models(bench.model("target"), bench.model("Q4_0.gguf"))
     folder = options.folder or bench.folder
     folder.mkdir(parents=True, exist_ok=True)
     fleet = Fleet(
         folder=folder.resolve(),
-        models=models,
+        target=None if options.scripted else bench.model("target"),
+        vocabulary=None if options.scripted else bench.model("Q4_0.gguf"),
         honest=[f"device-{number}" for number in range(1, options.honest + 1)],
         hostile=[f"hostile-{number}" for number in range(1, _DEVICES + 1)],
         fresh=[f"fresh-{number}" for number in range(1, _FRESH + 1)],

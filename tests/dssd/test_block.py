@@ -136,7 +136,7 @@ def _draft(draft: Callable[[Text], Dist], policy: SamplingPolicy, text: Sequence
 
 
 def _race(block: RejectedBlock, drafted: Sequence[QuantizedDist]) -> tuple[int, int]:
-    for number in (1, 2, 4, 8, 32, 1024):
+    for number in (1, 2, 4, 8, 32, 128, 1024):
         tries = block.tries(number)
         assert len(tries.ids) == number
         assert len(block.offered) == tries.start + number
