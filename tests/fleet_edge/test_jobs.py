@@ -1,13 +1,12 @@
 import logging
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from fleet_edge.jobs import EdgeJobs, JobSettings
-from fleet_edge.store.database import ReopeningStore, SessionStore, Store, open_store
+from fleet_edge.store.database import ReopeningStore, SessionStore, Store
 from fleet_edge.store.records import Retention, segment_number
 from fleet_edge.store.rolling import roll_up
 from schemas.control import Presence
@@ -16,12 +15,6 @@ from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
 
 PATIENCE_S = 20.0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as opened:
-        yield opened
 
 
 def _nothing() -> None:

@@ -1,5 +1,4 @@
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -24,13 +23,6 @@ AT = 10  # tokens
 
 SEGMENTS = "SELECT edge, reason, tokens, resumed_tokens, rounds, uplink_bytes FROM segments ORDER BY segment"
 SESSIONS = "SELECT reason, tokens, device_tokens, device_rounds, device_uplink_bytes FROM sessions"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
-    with site.broker.running():
-        yield site
 
 
 def drain(site: Site, edge: RunningEdge) -> None:

@@ -1,13 +1,10 @@
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import pytest
 from sqlalchemy import text
 
 from fleet_edge.answers.device_log import EventCounts
-from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.database import Store
 from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.records import EventLogged
 
@@ -96,12 +93,6 @@ def test_many_devices_are_bounded_and_every_event_is_counted() -> None:
         scene.note(device=f"sensor-{number}")
     scene.events.flush()
     assert scene.last == [*((f"sensor-{number}", "desync", 1) for number in range(4)), (None, "other", 996)]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as opened:
-        yield opened
 
 
 def test_the_database_holds_the_counts_whatever_the_order_and_repetition(store: Store) -> None:

@@ -1,16 +1,13 @@
 import http.client
 import json
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fleet_common.mqtt.link import Message
 from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_edge.metrics.catalogue import CATALOGUE, PAGE, with_table
-from fleet_edge.observer import EdgeObserver
 from schemas.topics import Topic, build
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site
 from tests.support.memory_fleet import FLEET
@@ -19,13 +16,6 @@ from tests.support.waiting import until
 
 LISTEN = {"metrics": {"listen": "127.0.0.1:0"}}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
-    with site.broker.running():
-        yield site
 
 
 def ask(edge: RunningEdge, path: str) -> tuple[int, str]:
@@ -132,14 +122,7 @@ def test_a_loop_that_hangs_is_neither_alive_nor_ready_and_still_measured(site: S
     with site.edge(**LISTEN) as edge:
         service, go_on = edge.service, threading.Event()
         seen = service.observer()
-        hung = EdgeObserver(
-            fleet=seen.fleet,
-            edge=seen.edge,
-            orchestrator=seen.orchestrator,
-            writer=seen.writer,
-            link=seen.link,
-            answer_s=0.05,
-        )
+        hung = replace(seen, answer_s=0.05)
         service.orchestrator.inbox.put(lambda: bool(go_on.wait(30)) and None)
         try:
             assert not hung.alive().well

@@ -1,6 +1,4 @@
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -10,13 +8,6 @@ from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.metrics.tracing import Tracing
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, Site
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
-    with site.broker.running():
-        yield site
 
 
 def test_a_session_and_its_steps_are_spans(site: Site) -> None:
