@@ -7,17 +7,9 @@ from sqlalchemy import Connection
 
 from fleet_edge.store.database import Store, open_store
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
+from tests.fleet_edge.store.postgres import PostgresServer, running_server
 
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    try:
-        server = PostgresServer()
-    except PostgresMissing as reason:
-        pytest.skip(str(reason))
-    yield server
-    server.close()
+postgres = pytest.fixture(scope="session")(running_server)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

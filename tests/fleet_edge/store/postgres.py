@@ -5,9 +5,11 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from tests.support.needs import require_marker
 
@@ -99,3 +101,12 @@ def _unprivileged() -> str | None:
         except KeyError:
             continue
     raise PostgresMissing("There is no unprivileged user to run PostgreSQL as.")
+
+
+def running_server() -> Iterator[PostgresServer]:
+    try:
+        server = PostgresServer()
+    except PostgresMissing as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.close()

@@ -25,7 +25,7 @@ from fleet_edge.store.models import REVISION, Base
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
+from tests.fleet_edge.store.postgres import PostgresServer, running_server
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
 
@@ -348,14 +348,7 @@ def test_a_server_that_refuses_is_told_from_one_that_is_away(said: str, refused:
     assert said in str(error)
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    try:
-        server = PostgresServer()
-    except PostgresMissing as reason:
-        pytest.skip(str(reason))
-    yield server
-    server.close()
+own_postgres = pytest.fixture(running_server)
 
 
 @pytest.mark.postgres

@@ -17,6 +17,7 @@ from fleet_edge.store.spool import Spool, to_line
 from fleet_edge.store.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
+from tests.support.memory_fleet import Clock
 
 LINE = len(to_line(samples.judged(round=100)))
 PATIENCE_S = 20.0
@@ -43,14 +44,6 @@ class FakeSink:
         self.stored.update(records)
 
 
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def _rounds(start: int, stop: int) -> list[Record]:
     return [samples.judged(round=number) for number in range(start, stop)]
 
@@ -66,8 +59,8 @@ def sink() -> FakeSink:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -77,7 +70,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     opened.close()
 
 
-def _writer(sink: FakeSink | Store, spool: Spool, clock: FakeClock, **changes: float) -> LogWriter:
+def _writer(sink: FakeSink | Store, spool: Spool, clock: Clock, **changes: float) -> LogWriter:
     settings = WriterSettings(**{"batch_records": 10, "capacity": 50, "spill_at": 40, **changes})  # type: ignore[arg-type]
     return LogWriter(sink, spool, settings=settings, monotonic=clock)
 
@@ -122,7 +115,7 @@ def test_an_urgent_record_takes_those_along_that_wait(sink: FakeSink, spool: Spo
 
 
 def test_whoever_waits_for_a_record_is_told_when_it_is_spooled_or_refused_and_not_when_it_is_lost(
-    sink: FakeSink, tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    sink: FakeSink, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[str] = []
 
@@ -143,7 +136,7 @@ def test_whoever_waits_for_a_record_is_told_when_it_is_spooled_or_refused_and_no
     writer.put(samples.judged(round=7), then=lambda: told.append("dropped"))
     assert writer.counters.dropped == 1
     sink.away = False
-    clock.now += 60.0
+    clock.seconds += 60.0
     sink.refused = {samples.judged(round=8)}
     while writer.counters.queued:
         writer.step()
@@ -154,7 +147,7 @@ def test_whoever_waits_for_a_record_is_told_when_it_is_spooled_or_refused_and_no
 
 
 def test_records_wait_in_the_spool_while_the_database_is_away_and_come_back_once(
-    sink: FakeSink, spool: Spool, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    sink: FakeSink, spool: Spool, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     writer = _writer(sink, spool, clock, retry_s=5.0)
@@ -169,7 +162,7 @@ def test_records_wait_in_the_spool_while_the_database_is_away_and_come_back_once
     _put_all(writer, _rounds(35, 40))
     writer.step()
     assert not sink.stored, "the database is not asked again before its time"
-    clock.now += 5.0
+    clock.seconds += 5.0
     while writer.step():
         pass
     assert sink.stored == Counter(_rounds(0, 40))
@@ -181,7 +174,7 @@ def test_records_wait_in_the_spool_while_the_database_is_away_and_come_back_once
     assert "after 5 s" in told[-1][1]
 
 
-def test_a_new_writer_replays_what_an_earlier_one_left(sink: FakeSink, tmp_path: Path, clock: FakeClock) -> None:
+def test_a_new_writer_replays_what_an_earlier_one_left(sink: FakeSink, tmp_path: Path, clock: Clock) -> None:
     sink.away = True
     first = _writer(sink, Spool(tmp_path), clock)
     _put_all(first, _rounds(0, 25))
@@ -195,7 +188,7 @@ def test_a_new_writer_replays_what_an_earlier_one_left(sink: FakeSink, tmp_path:
 
 
 def test_a_record_that_can_never_be_stored_does_not_hold_up_the_others(
-    sink: FakeSink, spool: Spool, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    sink: FakeSink, spool: Spool, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = _writer(sink, spool, clock)
     told: list[str] = []
@@ -234,7 +227,7 @@ def test_a_hanging_commit_makes_a_full_mailbox_spill_and_loses_nothing(sink: Fak
 
 
 def test_what_neither_memory_nor_spool_can_hold_is_counted_and_said_once(
-    sink: FakeSink, tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    sink: FakeSink, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = _writer(sink, Spool(tmp_path, max_bytes=12 * LINE), clock)
     sink.away = True
@@ -252,14 +245,14 @@ def test_what_neither_memory_nor_spool_can_hold_is_counted_and_said_once(
     assert "no more may be added" in lost[0]
 
 
-def test_a_database_that_returns_empties_memory_and_spool(sink: FakeSink, tmp_path: Path, clock: FakeClock) -> None:
+def test_a_database_that_returns_empties_memory_and_spool(sink: FakeSink, tmp_path: Path, clock: Clock) -> None:
     writer = _writer(sink, Spool(tmp_path, max_bytes=12 * LINE), clock, retry_s=1.0)
     sink.away = True
     _put_all(writer, _rounds(100, 150))
     for _ in range(6):
         writer.step()
     sink.away = False
-    clock.now += 1.0
+    clock.seconds += 1.0
     assert writer.close(PATIENCE_S)
     again = _writer(sink, Spool(tmp_path), clock)
     again.step()
@@ -286,7 +279,7 @@ def test_a_writer_and_a_store_bring_a_session_into_both_databases(store: Store, 
 
 
 @pytest.mark.root
-def test_a_full_disk_loses_only_the_surplus(tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_loses_only_the_surplus(tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     _mount(disk, kibibytes=16 << 10)
@@ -298,7 +291,7 @@ def test_a_full_disk_loses_only_the_surplus(tmp_path: Path, clock: FakeClock, ca
             _put_all(writer, _rounds(0, 2000))
             for _ in range(400):
                 writer.step()
-                clock.now += 1.0
+                clock.seconds += 1.0
             full = writer.counters
             assert full.away
             assert full.queued > 0
@@ -306,11 +299,11 @@ def test_a_full_disk_loses_only_the_surplus(tmp_path: Path, clock: FakeClock, ca
             _put_all(writer, _rounds(2000, 4000))
             assert writer.counters.dropped > 0
             ballast.unlink()
-            clock.now += 1.0
+            clock.seconds += 1.0
             lost = writer.counters.dropped
             for _ in range(1000):
                 writer.step()
-                clock.now += 1.0
+                clock.seconds += 1.0
             after = writer.counters
             assert (after.queued, after.away, after.dropped) == (0, False, lost)
             kept = len(all_rows(store)["rounds"])

@@ -1,13 +1,7 @@
 import random
 
 from fleet_edge.verifiers.remote.endpoint import Breaker
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.memory_fleet import Clock
 
 
 def breaker(clock: Clock) -> Breaker:
@@ -42,7 +36,7 @@ def test_trials_come_ever_more_seldom_and_never_stop() -> None:
     waits = []
     for _ in range(12):
         waits.append(one.trial_in_s)
-        clock.now += one.trial_in_s
+        clock.seconds += one.trial_in_s
         assert one.trial_in_s == 0.0
         one.disproved("It is gone.")
     assert 0.3 < waits[0] < 0.7
