@@ -190,7 +190,7 @@ class Bench:
         self.options = options
         self.folder = folder
         self.fleet = fleet
-        self.cores = Cores.choose(os.sched_getaffinity(0), apart=True)
+        self.cores = Cores.choose(os.sched_getaffinity(0))
         self._folders = 0
 
     def model(self, name: str, *, cost: int = 1) -> Path:

@@ -32,11 +32,11 @@ class Cores:
     others: frozenset[int]
 
     @classmethod
-    def choose(cls, available: Collection[int], *, apart: bool) -> Self:
-        """Give the edge half of the cores for itself, if there are two and it is to be apart; else all share all."""
+    def choose(cls, available: Collection[int]) -> Self:
+        """Give the edge half of the cores for itself, if there are two; else all share one."""
         cores = sorted(available)
         half = (len(cores) + 1) // 2
-        if not apart or len(cores) < 2:
+        if len(cores) < 2:
             return cls(frozenset(cores), frozenset(cores))
         return cls(frozenset(cores[-half:]), frozenset(cores[: len(cores) - half]))
 

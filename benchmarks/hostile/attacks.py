@@ -277,7 +277,7 @@ def replays(attacker: Attacker, *, rate: float) -> None:
     client, group = _sessions(attacker, DEFAULT_POLICY, number=1, recorded=recorded)
     _keep_drafting(attacker, client, group, for_s=_RECORD_S)
     for session in group:
-        group.send_close(close_of(session=session.session))
+        group.send(Topic.CLOSE, close_of(session=session.session))
     if recorded:
         flood(attacker, [Source(client, cycle(recorded), rate)])
 
@@ -303,9 +303,7 @@ def _sessions(
         number=number,
         tokens=MAX_DRAFT,
         rng=attacker.rng,
-        send_open=lambda payload: send(Topic.OPEN, payload),
-        send_draft=lambda payload: send(Topic.DRAFT, payload),
-        send_close=lambda payload: send(Topic.CLOSE, payload),
+        send=send,
         drafts=drafts,
     )
     return client, group

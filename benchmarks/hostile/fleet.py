@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,17 +68,8 @@ class Fleet:
             writers = []
             for number, name in enumerate(self.honest):
                 part = range(number * share, min(len(PROMPTS), (number + 1) * share))
-
-                log = self.folder / f"record-{name}.log"
-                writer = Program(
-                    "benchmarks.hostile.honest",
-                    cores=self.cores.others,
-                    log=log,
-                    on_line=partial(_note_text, written, iter(part)),
-                )
-                stack.callback(writer.end)
-                writer.tell(json.dumps(self._task(broker, name, prompts=part)))
-                writers.append(writer)
+                on_line = partial(_note_text, written, iter(part))
+                writers.append(stack.enter_context(self._device(broker, name, part, on_line)))
             for writer in writers:
                 writer.wait_to_end(timeout_s=600)
             assert edge.lives
@@ -94,13 +85,8 @@ class Fleet:
             honest = Throughput()
             devices = []
             for number, name in enumerate(self.honest):
-                log = self.folder / f"honest-{self._runs}-{name}.log"
-                device = Program("benchmarks.hostile.honest", cores=self.cores.others, log=log, on_line=honest.take)
-                stack.callback(device.end)
-                # Each begins with another prompt.
-                turned = [*range(number, len(PROMPTS)), *range(number)]
-                device.tell(json.dumps(self._task(broker, name, prompts=turned)))
-                devices.append(device)
+                turned = [*range(number, len(PROMPTS)), *range(number)]  # each begins with another prompt
+                devices.append(stack.enter_context(self._device(broker, name, turned, honest.take)))
             for device in devices:
                 device.wait_for("ready", timeout_s=_READY_S)
             online = json.loads(edge.wait_for('"online"', timeout_s=1.0))
@@ -159,8 +145,13 @@ class Fleet:
             identities=tuple(Identity.at(broker, name) for name in self.hostile),
         )
 
-    def _task(self, broker: LocalBroker, name: str, *, prompts: Sequence[int]) -> dict[str, Any]:
-        return {
+    def _device(
+        self, broker: LocalBroker, name: str, prompts: Sequence[int], on_line: Callable[[dict[str, Any]], None]
+    ) -> Program:
+        """Start an honest device."""
+        log = self.folder / f"honest-{self._runs}-{name}.log"
+        device = Program("benchmarks.hostile.honest", cores=self.cores.others, log=log, on_line=on_line)
+        task = {
             "fleet": FLEET,
             "model": None if self.vocabulary is None else str(self.vocabulary),
             "identity": asdict(Identity.at(broker, name)),
@@ -169,6 +160,8 @@ class Fleet:
             "texts": [self.texts[each] for each in prompts] if self.texts else [],
             "tokens": self.tokens,
         }
+        device.tell(json.dumps(task))
+        return device
 
 
 def _note_text(written: dict[int, list[int]], remaining: Iterator[int], event: dict[str, Any]) -> None:

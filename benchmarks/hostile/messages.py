@@ -16,6 +16,7 @@ from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Verdict
 from schemas.names import VERSION
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, Finish
+from schemas.topics import Topic
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 DEFAULT_POLICY: Final = SamplingPolicy(mode=Mode.RESIDUAL, seed=1)
@@ -214,9 +215,7 @@ class HostileSessions:
     number: int
     tokens: int
     rng: random.Random
-    send_open: Callable[[bytes], None]
-    send_draft: Callable[[bytes], None]
-    send_close: Callable[[bytes], None]
+    send: Callable[[Topic, bytes], None]
     drafts: bool = True
     _by_name: dict[bytes, HostileSession] = field(default_factory=dict)
     _by_handle: dict[int, HostileSession] = field(default_factory=dict)
@@ -231,9 +230,9 @@ class HostileSessions:
             self._by_name[session.session] = session
         for session in self._by_name.values():
             if session.opened is None:
-                self.send_open(open_of(self.vocabulary, policy=self.policy, session=session.session))
+                self.send(Topic.OPEN, open_of(self.vocabulary, policy=self.policy, session=session.session))
             elif session.unanswered is not None:
-                self.send_draft(session.unanswered)
+                self.send(Topic.DRAFT, session.unanswered)
 
     def take(self, topic: bytes, payload: bytes) -> None:
         try:
@@ -262,7 +261,7 @@ class HostileSessions:
         if session is None or verdict.round != session.round:
             return
         if not session.apply(verdict):
-            self.send_close(close_of(session=session.session, handle=verdict.handle))
+            self.send(Topic.CLOSE, close_of(session=session.session, handle=verdict.handle))
             self._forget(session)
         elif self.drafts or not session.rejected:
             self._draft(session)
@@ -270,7 +269,7 @@ class HostileSessions:
     def _draft(self, session: HostileSession) -> None:
         draft = session.draft(self.rng, vocabulary=self.vocabulary.size, tokens=self.tokens)
         session.unanswered = encode_draft(draft)
-        self.send_draft(session.unanswered)
+        self.send(Topic.DRAFT, session.unanswered)
 
     def _forget(self, session: HostileSession | None) -> None:
         if session is not None:

@@ -23,7 +23,7 @@ from benchmarks.hostile.attacks import ATTACKS, Attack
 from benchmarks.hostile.client import PATIENCE_S, HostileClient, Place, wait_for_answer
 from benchmarks.hostile.fleet import Fleet, Running
 from benchmarks.hostile.meters import ProcessMeter, rows_beside
-from benchmarks.processes import BenchError, Cores, Identity, Program, on_cores
+from benchmarks.processes import BenchError, Identity, Program, on_cores
 from schemas.policy import Grammar
 from schemas.topics import Topic, wildcard
 
@@ -93,7 +93,6 @@ class Experiment:
     attack: Attack
     timing: Timing
     seed: int
-    with_control: bool = True
 
     def run(self) -> AttackResult:
         result = AttackResult(self.attack.name)
@@ -105,7 +104,7 @@ class Experiment:
             self._await_tokens(running)
             windows = [self._measure(self.timing.baseline)]
             control: tuple[float, float] | None = None
-            if self.with_control and self.attack.control:
+            if self.attack.control:
                 control = self._control(running, edge, broker, result)
                 if self.attack.has_plain:
                     time.sleep(self.timing.recovery)
@@ -306,8 +305,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--honest", type=number_of(int, 1), default=3, help="honest devices (default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 1), default=192, help="of an honest text, at most")
     parser.add_argument("--scripted", action="store_true", help="a scripted target instead of the real one")
-    parser.add_argument("--shared-cores", action="store_true", help="give the edge no cores of its own")
-    parser.add_argument("--no-control", action="store_true", help="leave the controls out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep logs and databases there")
 
@@ -317,7 +314,6 @@ def run(bench: Bench) -> Report:
     _allow_descriptors()
     baseline = options.baseline
     timing = Timing(attack=options.seconds, baseline=baseline, control=baseline, after=baseline)
-    cores = Cores.choose(bench.cores.edge | bench.cores.others, apart=not options.shared_cores)
     folder = options.folder or bench.folder
     folder.mkdir(parents=True, exist_ok=True)
     fleet = Fleet(
@@ -327,19 +323,18 @@ def run(bench: Bench) -> Report:
         honest=[f"device-{number}" for number in range(1, options.honest + 1)],
         hostile=[f"hostile-{number}" for number in range(1, _DEVICES + 1)],
         fresh=[f"fresh-{number}" for number in range(1, _FRESH + 1)],
-        cores=cores,
+        cores=bench.cores,
         seed=options.seed,
         tokens=options.tokens,
     )
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
-    with on_cores(cores.others):
+    with on_cores(bench.cores.others):
         fleet.make()
         say("recording the honest devices' texts")
         fleet.record()
         for name in options.attack or ATTACKS:
-            control = not options.no_control
-            result = Experiment(fleet, ATTACKS[name], timing, seed=options.seed, with_control=control).run()
+            result = Experiment(fleet, ATTACKS[name], timing, seed=options.seed).run()
             found = list(wrong_with(result))
             wrong += [f"{name}: {what}." for what in found]
             rows.append({**asdict(result), "met": not found, "notes": ", ".join(_notes(result))})

@@ -68,7 +68,7 @@ def asked(path: Path) -> dict[str, object]:
 
 
 def cores() -> Cores:
-    return Cores.choose(os.sched_getaffinity(0), apart=True)
+    return Cores.choose(os.sched_getaffinity(0))
 
 
 @pytest.mark.slow

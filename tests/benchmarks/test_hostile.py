@@ -231,25 +231,19 @@ class Hostile:
             number=number,
             tokens=64,
             rng=random.Random(1),
-            send_open=lambda payload: self.link.publish(self._topic(Topic.OPEN), payload),
-            send_draft=self._draft,
-            send_close=self._close,
+            send=self.send,
             drafts=drafts,
         )
-
-    def _topic(self, topic: Topic) -> str:
-        return build(topic, fleet=FLEET, device=NAME, edge=EDGE if topic is Topic.DRAFT else None)
 
     def _arrived(self, message: Message) -> None:
         self.group.take(message.topic.encode(), message.payload)
 
-    def _draft(self, payload: bytes) -> None:
-        self.drafts.append(decode_draft(payload))
-        self.link.publish(self._topic(Topic.DRAFT), payload)
-
-    def _close(self, payload: bytes) -> None:
-        self.closes += 1
-        self.link.publish(self._topic(Topic.CLOSE), payload)
+    def send(self, topic: Topic, payload: bytes) -> None:
+        if topic is Topic.DRAFT:
+            self.drafts.append(decode_draft(payload))
+        self.closes += topic is Topic.CLOSE
+        edge = EDGE if topic is Topic.DRAFT else None
+        self.link.publish(build(topic, fleet=FLEET, device=NAME, edge=edge), payload)
 
 
 @pytest.mark.parametrize("policy", [DEFAULT_POLICY, wide_policy()])
