@@ -3,6 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from fleet_admin.alerts import alerts as book
 from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.alerts.evaluator import Evaluator
 from fleet_admin.alerts.rules import AcceptanceWindow, Facts, read_facts
@@ -136,3 +137,15 @@ def test_a_device_that_is_out_of_service_is_no_alert(store: Store) -> None:
     with store.engine.begin() as connection:
         assert retire(connection, "retired", NOW)
     assert [each.device for each in facts(store).devices] == ["in-service"]
+
+
+def test_what_cannot_wait_is_listed_first_while_it_is_open(store: Store) -> None:
+    with store.engine.begin() as connection:
+        for hours, subject, severity in (
+            (3, "old", book.AlertSeverity.CRITICAL),
+            (2, "b", book.AlertSeverity.WARNING),
+            (1, "c", book.AlertSeverity.WARNING),
+        ):
+            reading = book.RuleReading(subject=subject, severity=severity, sentence="It is away.")
+            book.see(connection, "edge-away", reading, since=NOW - hours * HOUR, now=NOW)
+        assert [each.subject for each in book.list_alerts(connection, open=True)] == ["old", "c", "b"]
