@@ -43,6 +43,10 @@ def test_a_state_after_a_flood_is_held_back_no_longer_than_the_next_flush() -> N
     states.note(device_seen(presence=Presence.OFFLINE, at=after(1)))
     states.flush(after(2))
     assert [seen.presence for seen in written] == [Presence.ONLINE, Presence.OFFLINE]
+    states.note(device_seen(at=after(3)))
+    states.note(device_seen(at=after(8)))  # written at once, in place of the one that waits
+    states.flush(after(9))
+    assert [seen.at for seen in written[2:]] == [after(8)]
 
 
 def test_what_is_remembered_is_bounded_and_forgotten_in_time() -> None:

@@ -196,12 +196,24 @@ def test_what_an_engine_says_of_its_refusal_comes_back(tmp_path: Path) -> None:
     assert "llama.cpp cannot load" in report.sentence
 
 
+# Its standard input is open and empty as long as the edge waits.
+WAITING = """
+import os
+os.set_blocking(0, False)
+try:
+    os.read(0, 1)
+except BlockingIOError:
+    os._exit(4)
+"""
+
+
 @pytest.mark.parametrize(
     ("program", "said"),
     [
         ("import os; os.kill(os.getpid(), 9)", "was killed, most likely since the machine has too little memory"),
         ("import os; os.abort()", "was ended by SIGABRT without an answer"),
         ("print('nonsense')", "ended with exit code 0 without an answer"),
+        (WAITING, "ended with exit code 4 without an answer"),
         ("import time; time.sleep(600)", "took longer than 1 s"),
     ],
 )
