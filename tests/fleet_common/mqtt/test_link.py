@@ -130,19 +130,21 @@ def test_a_broker_that_is_back_is_found_within_two_seconds_at_the_median(outage_
     recovery = simulate(devices=400, outage_s=outage_s, rng=random.Random(7), silent=silent)
     # Theirs are at most 1.2 s and 3.6 s. Among 400 devices the standard error of the median is 0.08 s, of the
     # percentile 0.15 s: with any seed a false alarm is less likely than 10^-9.
-    assert recovery.p50_s <= 2.0
-    assert recovery.p95_s <= 5.0
+    assert recovery["p50_s"] <= 2.0
+    assert recovery["p95_s"] <= 5.0
 
 
 def test_a_fleet_does_not_come_back_as_one() -> None:
     recovery = simulate(devices=2000, outage_s=60.0, rng=random.Random(7))
     # A uniform distribution over four seconds would have a quarter in each; delays drawn from [0, 4] have 7/16 in the
     # first. 0.5 is more than 5 standard errors (0.011) above it.
-    assert recovery.peak_per_s <= 0.5 * 2000
+    assert recovery["peak_per_s"] <= 0.5 * 2000
 
 
 def test_a_broker_that_a_whole_fleet_comes_back_to_is_not_given_up_while_it_works() -> None:
     recovery = simulate(devices=5000, outage_s=5.0, rng=random.Random(7), connects_per_s=600.0)
-    assert recovery.given_up == 0
+    assert recovery["given_up"] == 0
     impatient = LinkSettings(client_id="device-1", handshake_s=4.0)
-    assert simulate(devices=5000, outage_s=5.0, rng=random.Random(7), connects_per_s=600.0, settings=impatient).given_up
+    assert simulate(devices=5000, outage_s=5.0, rng=random.Random(7), connects_per_s=600.0, settings=impatient)[
+        "given_up"
+    ]
