@@ -281,7 +281,7 @@ def run_dashboard(
             asked = itertools.islice(itertools.cycle(prompts), number, None)
             threading.Thread(target=_write, args=(api_port, asked, stopped), daemon=True).start()
         console.print(
-            f"The dashboard is at {server.address} (name {_ACCOUNT}, password {password}); the devices go on. "
+            f"The dashboard is at {server.address} (name {_ACCOUNT}, password {password}). The devices continue. "
             "Ctrl-C stops all of it.",
             soft_wrap=True,
         )

@@ -344,7 +344,7 @@ def stats(
         *tally_columns(lambda row: row[1]),
     ]
     title = f"Totals{period}: {shown_of(len(rows), len(found))}"
-    print_table(title, columns, rows, wide=wide, empty="No edge has served a session in that time.")
+    print_table(title, columns, rows, wide=wide, empty="No sessions in this period.")
 
 
 def _order(option: str, word: str, orders: "Mapping[str, str]") -> str:

@@ -100,7 +100,7 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables.
 
 _DIMENSIONS: Final = ("app", "device", "edge", "model", "label")
 _GRAINS: Final = ("hour", "day", "month")
-_NOTHING: Final = "No edge has served such a session in that time."
+_NOTHING: Final = "No sessions in this period."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
