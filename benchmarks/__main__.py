@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, options: Sequence[str]) -> int:
     from benchmarks.harness import run_suite  # noqa: PLC0415 - only once all packages are known to be there
+    from fleet_cli.options import end_as_interrupted  # noqa: PLC0415 - likewise
+
+    end_as_interrupted()
 
     module: Any = importlib.import_module(f"benchmarks.{SUITES[name][0]}")
     return run_suite(name, module, options)

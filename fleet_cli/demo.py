@@ -35,7 +35,7 @@ from fleet_cli.demo_processes import (
 )
 from fleet_cli.errors import CommandError
 from fleet_cli.models import ModelsDir
-from fleet_cli.options import on_interrupt
+from fleet_cli.options import end_as_interrupted, on_interrupt
 from fleet_cli.tables import Column, table_lines
 from fleet_common.logs import Event
 from fleet_common.settings import load_settings
@@ -361,6 +361,7 @@ def demo_command(
     )
     engine_and_dtype = engine_flags(engine, dtype, target, measured=measured)
     first_seed = random_seed() if seed is None else seed
+    end_as_interrupted()
     with ExitStack() as stack:
         names = [f"device-{number + 1}" for number in range(devices)]
         place = stack.enter_context(demo_broker(broker, tls=tls, fleet=FLEET, edge=EDGE, devices=names))

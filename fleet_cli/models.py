@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from fleet_admin.models.prepare import (
 )
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
-from fleet_cli.options import AsJson
+from fleet_cli.options import AsJson, end_as_interrupted
 from fleet_cli.tables import Column, print_json, print_table
 from fleet_common.host import available_memory
 from schemas.policy import Mode
@@ -283,6 +284,7 @@ def try_command(
     """
     from fleet_cli.models_report import show, show_claims, show_measured
 
+    end_as_interrupted()
     pair = _checked(draft, target, models_dir, target_vocabulary)
     if not as_json:
         show(pair)
@@ -314,15 +316,19 @@ def try_command(
 
 def _report_of(*words: str, environment: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """Run a command of this program in its own process, so that its memory is free afterwards; return its JSON."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fleet_cli.main", *words],
-        stdout=subprocess.PIPE,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    if done.returncode:
+    command = [sys.executable, "-m", "fleet_cli.main", *words]
+    environ = {**os.environ, **environment}
+    # A session of its own: it gets an interrupt once, from here, and stops the processes that it has started.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, start_new_session=True) as process:
+        try:
+            output, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    if process.returncode:
         raise CommandError(f"`{program()} {words[0]}` did not finish, for the reason above.")
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(output)
     return found
 
 

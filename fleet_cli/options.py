@@ -179,6 +179,13 @@ def on_interrupt(handler: Callable[[int, Any], object] | signal.Handlers) -> Ite
         signal.signal(signal.SIGINT, before)
 
 
+def end_as_interrupted() -> None:
+    """Let SIGTERM and SIGHUP end this program as Ctrl-C does: it then stops the processes that it has started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
+
+
 class Interruption:
     """SIGINT or SIGTERM, which a command that runs until then waits for.
 

@@ -96,7 +96,8 @@ def reasons(database: Path) -> list[str | None]:
         return []
 
 
-def test_an_interrupt_stops_all_that_was_started(tmp_path: Path, models_dir: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_that_was_started(tmp_path: Path, models_dir: Path, number: signal.Signals) -> None:
     db = tmp_path / "fleet.sqlite3"
     command = [
         *FLEET, "demo", "--devices", "2", "--max-new-tokens", "2000", "--models-dir", str(models_dir),
@@ -113,7 +114,7 @@ def test_an_interrupt_stops_all_that_was_started(tmp_path: Path, models_dir: Pat
             break
     assert len(children) >= 3  # broker, edge, device
     until(lambda: None in reasons(db), patience_s=60)  # a session is open
-    demo.send_signal(signal.SIGINT)
+    demo.send_signal(number)
     _, errors = demo.communicate(timeout=30)
     assert demo.returncode == 130
     assert "Traceback" not in errors
