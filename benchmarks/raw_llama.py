@@ -8,7 +8,6 @@ It fills STREAMS sequences with CONTEXT tokens, and says `ready`. Then for each 
 more tokens of the first B sequences in one call, and writes the milliseconds that it took.
 """
 
-import ctypes
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import llama_cpp
 
+from fleet_common.llama import library
 from schemas.policy import SamplingPolicy
 
 STEP: Final = 512
@@ -47,8 +47,7 @@ class _Context:
     def __init__(
         self, path: str | Path, *, streams: int, cells: int, threads: int, flash: bool, most: int = STEP
     ) -> None:
-        llama_cpp.llama_backend_init()
-        llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
+        library()  # with its log, so that llama.cpp prints nothing
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx, parameters.n_seq_max = streams * cells, streams
@@ -175,13 +174,6 @@ def _sampler(prompt: Prompt) -> Any:  # noqa: ANN401 - a pointer
     ):
         llama_cpp.llama_sampler_chain_add(chain, part)
     return chain
-
-
-def _say_nothing(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
-    pass
-
-
-_quiet: Final = llama_cpp.llama_log_callback(_say_nothing)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -66,6 +66,7 @@ class Draft(ScriptedDrafter):
     def __init__(self, file: GgufModel) -> None:
         super().__init__(Lots(file.vocabulary.size), file.strings, end_tokens=file.end_tokens)
         self.codec = file  # type: ignore[assignment]
+        self.owns_file = False
 
     def another(self) -> "Draft":
         return Draft(self.codec)  # type: ignore[arg-type]
