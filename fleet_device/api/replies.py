@@ -249,8 +249,8 @@ class Reply:
         if self.spell is not None and piece.parts:
             before = self._shown.get(number, 0)
             self._shown[number] = before + len(piece.text)
-            told = [(part.token, part.logprobs) for part in piece.parts]
-            logprobs = self._logprobs(told, self.spell, offset=before)
+            tokens = [(part.token, part.logprobs) for part in piece.parts]
+            logprobs = self._logprobs(tokens, self.spell, offset=before)
         if self.tools is None:
             deltas: Sequence[dict[str, Any] | str] = [{"content": piece.text} if self.chat else piece.text]
         else:

@@ -245,20 +245,24 @@ class StateRecorder:
         for code, sentence in events:
             # All edges receive it.
             self.events.note(EventKind.DEVICE, code, sentence, device, shared=True)
-        told = state.model_dump(include={"presence", "software", "draft_model", "quantization", "certificate_until"})
-        self._states.note(DeviceSeen(device=device, at=self.now(), presence_since=since, **told))
+        reported = state.model_dump(
+            include={"presence", "software", "draft_model", "quantization", "certificate_until"}
+        )
+        self._states.note(DeviceSeen(device=device, at=self.now(), presence_since=since, **reported))
 
     def telemetry(self, device: str, telemetry: Telemetry) -> None:
         """Write a device's telemetry, at most once in half a minute."""
-        told = telemetry.model_dump(include={"plan", "round_trip_ms", "draft_ms_per_token"})
+        reported = telemetry.model_dump(include={"plan", "round_trip_ms", "draft_ms_per_token"})
         acceptance = telemetry.acceptance
-        self._telemetry.note(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **told))
+        self._telemetry.note(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **reported))
 
     def own(self, state: EdgeState) -> None:
         if self._presence is None or self._presence[0] is not state.presence:
             self._presence = (state.presence, self.now())
-        told = state.model_dump(include={"edge", "presence", "software", "target", "vocabulary", "certificate_until"})
-        self.put(EdgeSeen(at=self.now(), presence_since=self._presence[1], **told))
+        reported = state.model_dump(
+            include={"edge", "presence", "software", "target", "vocabulary", "certificate_until"}
+        )
+        self.put(EdgeSeen(at=self.now(), presence_since=self._presence[1], **reported))
 
     def flush(self) -> None:
         now = self.now()
