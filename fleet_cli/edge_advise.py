@@ -1,39 +1,33 @@
-"""Command `fleet edge advise`: what this edge holds, whether drafting pays here, and what a fleet needs."""
+"""Command `fleet edge advise`: how many devices this edge serves, whether drafting pays, and what a fleet needs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
-from fleet_admin.planning.advice import (
+from fleet_admin.advice import (
+    COSTS,
     Assumptions,
     DeviceTraffic,
     DraftFigures,
-    EdgeCapacity,
     EdgeFindings,
     FleetNeed,
     Given,
     LoadPoint,
+    Rate,
+    ServiceLevel,
+    Workload,
+    balance,
+    best,
     find,
     find_drafts,
     need_of,
+    planned_devices,
     sources,
     traffic_of,
 )
-from fleet_admin.planning.comparison import (
-    TOLERANCE,
-    ComparedRow,
-    MeasuredCapacity,
-    compare,
-    read_measured,
-)
-from fleet_admin.planning.scenario import EdgeLimits, Scenario, auto
-from fleet_admin.planning.service_level import ServiceLevel
-from fleet_admin.planning.simulation import simulate
-from fleet_cli.errors import ExitCode
 from fleet_cli.options import with_settings
 from fleet_cli.tables import Column, plain, print_table
 from fleet_device.pacing.contract import Plan
@@ -43,13 +37,20 @@ from fleet_edge.step_time import as_json as curve_json
 from schemas.policy import Mode
 from schemas.printable import json_text
 
+
+def _gain_of(cost: int) -> Callable[[LoadPoint], float]:
+    return lambda load: load.gains[cost]
+
+
 _LOADS: Final[list[Column[LoadPoint]]] = [
-    Column("devices writing", lambda load: load.devices, "count", rank=0),
-    Column("edge-only, tokens/s each", lambda load: load.streaming, "figure", rank=0),
-    Column("drafting, tokens/s each", lambda load: load.drafting, "figure", rank=0),
-    Column("drafting so", lambda load: plan_name(load.plan), rank=1),
-    Column("devices choose, tokens/s each", lambda load: load.chosen, "figure", rank=0),
-    Column("edge busy", lambda load: load.busy, "percent", rank=1),
+    Column("devices generating", lambda load: load.devices, "count", rank=0),
+    Column("edge-only, tokens/s each", lambda load: load.streaming.tokens_per_s, "figure", rank=0),
+    Column("drafting, tokens/s each", lambda load: load.drafting.tokens_per_s, "figure", rank=0),
+    Column("best drafts", lambda load: plan_name(load.drafting.plan), rank=1),
+    *(
+        Column("gain" if cost == 1 else f"gain, target x{cost}", _gain_of(cost), "ratio", rank=0 if cost == 1 else 1)
+        for cost in COSTS
+    ),
 ]
 
 _NEEDS: Final[list[Column[FleetNeed]]] = [
@@ -61,21 +62,6 @@ _NEEDS: Final[list[Column[FleetNeed]]] = [
     Column("bytes per second", lambda need: need.bytes_per_s, "bytes", rank=1),
     Column("database rows/s", lambda need: need.rows_per_s, "figure", rank=1),
     Column("updates/s", lambda need: need.updates_per_s, "figure", rank=2),
-]
-
-_COMPARED: Final[list[Column[ComparedRow]]] = [
-    Column("system", lambda row: row.system, rank=0),
-    Column("draft", lambda row: row.draft or "-", "state", rank=0),
-    Column("devices", lambda row: row.devices, "count", rank=0),
-    Column("arrivals", lambda row: row.arrivals, rank=1),
-    Column("measured, tokens/s", lambda row: row.measured_tokens_per_s, "figure", rank=1),
-    Column("simulated, tokens/s", lambda row: row.simulated_tokens_per_s, "figure", rank=1),
-    Column("ratio", lambda row: row.ratio, "ratio", rank=0),
-    Column(f"within {TOLERANCE:.0%}", lambda row: row.within_tolerance, "state", rank=1),
-    Column("edge busy, measured", lambda row: row.measured_busy, "ratio", rank=2),
-    Column("edge busy, simulated", lambda row: row.simulated_busy, "ratio", rank=2),
-    Column("at level", lambda row: row.measured_at_level, rank=2),
-    Column("simulated at level", lambda row: row.simulated_at_level, rank=2),
 ]
 
 
@@ -100,80 +86,61 @@ def _time_of(tokens: int) -> Callable[[tuple[int, dict[int, float]]], float | No
     return lambda row: row[1].get(tokens)
 
 
-def show_findings(found: EdgeFindings, drafts: DraftFigures, level: ServiceLevel) -> None:
+def show_findings(workload: Workload, found: EdgeFindings, drafts: DraftFigures, level: ServiceLevel) -> None:
     print(
         f"A draft token takes {drafts.draft_ms:.1f} ms ({drafts.sources['draft_ms']}), {drafts.acceptance:.0%} are "
         f"accepted ({drafts.sources['acceptance']}), the round trip is {drafts.round_trip_ms:.0f} ms "
         f"({drafts.sources['round_trip_ms']})."
     )
-    print(f"\n{verdict(found)}\n")
-    print_table("What each device gets, by how many write at once", _LOADS, found.loads)
+    print(f"{balance_sentence(workload.curve)}\n")
+    print(f"{verdict(found)}\n")
+    print_table("What each device gets, and gain of drafting over edge-only by the target's cost", _LOADS, found.loads)
     print(f"{load_sentence(found)}\n")
     print(
         f"At a service level of {level.tokens_per_s:g} tokens/s each, 95 % of the waits between tokens within "
-        f"{level.gap_s * 1e3:.0f} ms, this edge holds {_held(found.holds)} that write at once and choose how, and "
-        f"{_held(found.holds_streaming)} with edge-only decoding.\n"
+        f"{level.gap_s * 1e3:.0f} ms, this edge serves {_devices(workload, found.holds)} that generate at once and "
+        f"choose how, and {_devices(workload, found.holds_streaming)} with edge-only decoding.\n"
+    )
+
+
+def balance_sentence(curve: StepCurve) -> str:
+    return (
+        f"Up to {balance(curve)} tokens of one request take at most twice as long as one: more draft tokens cost time."
     )
 
 
 def verdict(found: EdgeFindings) -> str:
-    best = found.plans[found.best]
-    ratio = best / found.streamed
+    first = found.loads[0]
     says = (
-        f"{plan_name(found.best)}: {best:.1f} tokens/s, {ratio:.2f} times the {found.streamed:.1f} tokens/s of "
-        "edge-only decoding"
+        f"{plan_name(first.drafting.plan)}: {first.drafting.tokens_per_s:.1f} tokens/s, {first.gains[1]:.2f} times the "
+        f"{first.streaming.tokens_per_s:.1f} tokens/s of edge-only decoding"
     )
-    if found.pays:
+    if first.pays:
         return f"Drafting pays here for one device, best with {says}."
-    return f"Drafting does not pay here for one device: it is best with {says}. Have the edge write (stream)."
+    return f"Drafting does not pay here for one device: it is best with {says}. Use edge-only decoding (stream)."
 
 
 def load_sentence(found: EdgeFindings) -> str:
-    last = found.loads[-1].devices
-    if not found.pays_up_to:
-        return "Drafting pays at none of these loads: a model on the device gains nothing over what the edge writes."
-    if found.pays_up_to >= last:
-        return f"Drafting pays at all of these loads, up to {last} devices that write at once."
-    beyond = next(load.devices for load in found.loads if load.devices > found.pays_up_to)
-    return f"Drafting pays with up to {found.pays_up_to} devices that write at once, and no more with {beyond}."
+    if not found.pays_with:
+        return "Drafting pays at none of these loads: edge-only decoding is as fast without a model on the device."
+    if len(found.pays_with) == len(found.loads):
+        return f"Drafting pays at all of these loads, up to {found.loads[-1].devices} devices that generate at once."
+    return (
+        f"Drafting pays with {', '.join(map(str, found.pays_with))} devices that generate at once, not with the others."
+    )
 
 
 def show_fleet(needs: Sequence[FleetNeed], sources: Sequence[tuple[str, str]]) -> None:
     if not needs:
-        print("This edge holds no device at that service level: take a faster one, a smaller target, or a lower level.")
+        print("This edge serves no device at that service level: use a faster one, a smaller target, or a lower level.")
         return
     print_table("What a fleet of such edges needs", _NEEDS, needs)
     for name, source in sources:
         print(f"  {name}: {source}.")
 
 
-def show_against(compared: Sequence[ComparedRow]) -> None:
-    print_table("Simulated and measured", _COMPARED, compared)
-    beyond = [each for each in compared if not each.within_tolerance]
-    if beyond:
-        print(f"{len(beyond)} of {len(compared)} rows are beyond {TOLERANCE:.0%}: {_named(beyond)}.")
-    else:
-        print(f"All {len(compared)} rows are within {TOLERANCE:.0%}.")
-    if bound := [each for each in compared if each.load_bound]:
-        print(
-            f"The benchmark's own devices were at their limit, so that the edge might have done more: {_named(bound)}."
-        )
-    if disturbed := [each for each in compared if each.disturbed]:
-        print(
-            f"The edge had much less of its cores than it would have used, so that the machine had other work: "
-            f"{_named(disturbed)}. Measure again on a machine that is quiet."
-        )
-
-
-def _named(rows: Sequence[ComparedRow]) -> str:
-    return ", ".join(
-        " ".join(part for part in (each.system, each.draft, f"with {each.devices} ({each.arrivals})") if part)
-        for each in rows
-    )
-
-
 def _advice_json(
-    curve: StepCurve,
+    workload: Workload,
     drafts: DraftFigures,
     found: EdgeFindings,
     traffic: DeviceTraffic | None,
@@ -181,53 +148,42 @@ def _advice_json(
     sources: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
     return {
-        "curve": curve_json(curve),
+        "curve": curve_json(workload.curve),
+        "balance_tokens": balance(workload.curve),
         "drafts": plain(drafts) | {"sources": dict(drafts.sources)},  # type: ignore[operator]
-        "one_device": {
-            "pays": found.pays,
-            "streaming_tokens_per_s": found.streamed,
-            "best": _plan(found.best) | {"tokens_per_s": found.plans[found.best]},
-            "plans": [_plan(plan) | {"tokens_per_s": rate} for plan, rate in found.plans.items()],
-            "says": verdict(found),
-        },
+        "says": [verdict(found), load_sentence(found)],
         "loads": [
             {
                 "devices": load.devices,
-                "streaming_tokens_per_s": load.streaming,
-                "drafting_tokens_per_s": load.drafting,
-                "drafting": _plan(load.plan),
-                "chosen_tokens_per_s": load.chosen,
-                "busy": load.busy,
+                "streaming": _rate(load.streaming),
+                "drafting": _rate(load.drafting)
+                | {"tokens": load.drafting.plan.tokens, "ahead": load.drafting.plan.ahead},
+                "gain_by_cost": {str(cost): gain for cost, gain in load.gains.items()},
             }
             for load in found.loads
         ],
-        "pays_up_to_devices": found.pays_up_to,
-        "says": load_sentence(found),
-        "holds": {"chosen": _capacity(found.holds), "streaming": _capacity(found.holds_streaming)},
+        "pays_with_devices": found.pays_with,
+        "holds": {
+            name: {"devices": devices, "within_what_was_measured": devices <= workload.curve.most_sessions}
+            for name, devices in (("chosen", found.holds), ("streaming", found.holds_streaming))
+        },
         "traffic_of_a_device": plain(traffic),
         "fleets": plain(list(needs)),
         "sources": dict(sources),
     }
 
 
+def _rate(rate: Rate) -> dict[str, Any]:
+    return {"tokens_per_s": rate.tokens_per_s, "gap_p95_ms": 1e3 * rate.gap_s, "busy": rate.busy}
+
+
 def _plan(plan: Plan) -> dict[str, Any]:
     return {"tokens": plan.tokens, "ahead": plan.ahead}
 
 
-def _held(capacity: EdgeCapacity) -> str:
-    devices = f"{capacity.devices} device{'' if capacity.devices == 1 else 's'}"
-    return devices if capacity.measured else f"{devices} (beyond the measured curve, so extrapolated)"
-
-
-def _capacity(capacity: EdgeCapacity) -> dict[str, Any]:
-    outcome = capacity.outcome
-    return {
-        "devices": capacity.devices,
-        "within_what_was_measured": capacity.measured,
-        "tokens_per_s": None if outcome is None else outcome.tokens_per_s,
-        "gap_p95_ms": None if outcome is None or outcome.gap_s is None else 1e3 * outcome.gap_s,
-        "first_token_ms": None if outcome is None else 1e3 * outcome.first_s,
-    }
+def _devices(workload: Workload, devices: int) -> str:
+    said = f"{devices} device{'' if devices == 1 else 's'}"
+    return said if devices <= workload.curve.most_sessions else f"{said} (extrapolated beyond the measured curve)"
 
 
 _FLAGS: Final = (
@@ -235,7 +191,6 @@ _FLAGS: Final = (
     "kv_bytes", "db",
 )  # fmt: skip
 
-_TEXT: Final = 128
 _FLEETS: Final = (1_000, 100_000, 1_000_000)
 
 
@@ -269,83 +224,51 @@ def advise_command(
     level_gap_ms: Annotated[
         float, typer.Option(min=1.0, max=1e6, help="Service level: 95th percentile of the time between tokens (ms).")
     ] = 250,
-    level_share: Annotated[
-        float,
-        typer.Option(min=0.01, max=1.0, help="Share of the generating devices that must reach the service level."),
-    ] = 0.95,
-    guess_rate: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Probability that a token of n-gram speculation on the edge is right."),
-    ] = 0.0,
-    text_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, max=1 << 16, help="Tokens of an output (default 128; with --against those of the file)."),
-    ] = None,
+    text_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of an output.")] = 128,
     prompt_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of a prompt.")] = 64,
-    message_ms: Annotated[
-        float, typer.Option(min=0.0, max=1e3, help="Processing time of the edge for each message (ms).")
-    ] = 0.6,
     writing_share: Annotated[
         float, typer.Option(min=1e-6, max=1.0, help="Share of the devices that generate at the same time (assumed).")
     ] = 0.02,
     headroom: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of an edge's capacity to plan for.")] = 0.8,
-    broker_messages: Annotated[
-        float, typer.Option(min=1.0, max=1e9, help="Messages per second that a broker forwards (assumed).")
-    ] = 10_000,
-    broker_connections: Annotated[
-        int, typer.Option(min=1, max=10_000_000, help="Connections that a broker holds (assumed).")
-    ] = 20_000,
-    against: Annotated[
-        Path | None, typer.Option(help="Compare the simulation with a JSON file of the benchmark `capacity` instead.")
-    ] = None,
-    cost: Annotated[
-        int, typer.Option(min=1, max=1024, help="With --against: use the rows of targets of this cost.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulation.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
-    """Say whether drafting pays at this edge, how many devices it holds, and what a fleet needs.
+    """Say whether drafting pays at this edge, how many devices it serves, and what a fleet needs.
 
-    It measures the time of a step (the edge must not run meanwhile), and simulates edge, network and devices with it.
-    Exit code 0; with --against 1 if a row differs from the measurement by more than 15 %.
+    It measures the time of a step (the edge must not run meanwhile), and computes the rest from it.
     """
     level = ServiceLevel(level_tokens, level_gap_ms / 1e3)
-    drafts = None
-    if against is None:  # first, because the measurement takes minutes
-        drafts = find_drafts(Given(draft_ms, acceptance, rtt_ms, pair), db=settings.db, mode=mode)
-    else:
-        measured = read_measured(against.expanduser())
-    console = Console(stderr=True)
-    known = _curve(settings, curve, console, mode=mode, limit_s=curve_s)
+    # Before the curve, because its measurement takes minutes.
+    drafts = find_drafts(Given(draft_ms, acceptance, rtt_ms, pair), db=settings.db, mode=mode)
+    known = _curve(settings, curve, Console(stderr=True), mode=mode, limit_s=curve_s)
     if save_curve is not None:
         write_curve(known, save_curve.expanduser())
-    scenario = Scenario(
+    workload = Workload(
         curve=known,
-        devices=1,
-        text_tokens=text_tokens or _TEXT,
+        draft_s=drafts.draft_ms / 1e3,
+        acceptance=drafts.acceptance,
+        round_trip_s=drafts.round_trip_ms / 1e3,
+        text_tokens=text_tokens,
         prompt_tokens=prompt_tokens,
-        guess_rate=guess_rate,
-        message_s=message_ms / 1e3,
-        limits=_limits(settings),
-        seed=seed,
+        max_draft=settings.max_draft,
+        window=settings.window,
+        prefill_chunk=settings.prefill_chunk,
+        piece_s=settings.piece_s,
     )
-    if drafts is None:
-        if text_tokens is not None:
-            measured.have_texts_of(text_tokens)
-        _hold_against(measured, scenario, cost, level, console, json_wanted=as_json)
+    assumptions = Assumptions(writing=writing_share, headroom=headroom, trace_share=settings.trace_share, mode=mode)
+    found = find(workload, level)
+    traffic = None
+    needs: list[FleetNeed] = []
+    said: Sequence[tuple[str, str]] = ()
+    if per_edge := found.holds:
+        traffic = traffic_of(workload, best(workload, planned_devices(per_edge, assumptions)), assumptions)
+        needs = [need_of(devices, per_edge=per_edge, traffic=traffic, assumptions=assumptions) for devices in _FLEETS]
+        said = sources(assumptions, per_edge=per_edge)
+    if as_json:
+        print(json_text(_advice_json(workload, drafts, found, traffic, needs, said), indent=2))
         return
-    scenario = replace(
-        scenario, draft_s=drafts.draft_ms / 1e3, acceptance=drafts.acceptance, round_trip_s=drafts.round_trip_ms / 1e3
-    )
-    assumptions = Assumptions(
-        writing=writing_share,
-        headroom=headroom,
-        broker_messages=broker_messages,
-        broker_connections=broker_connections,
-        trace_share=settings.trace_share,
-        mode=mode,
-    )
-    _advise(scenario, drafts, level, assumptions, console, share=level_share, json_wanted=as_json)
+    show_curve(known)
+    show_findings(workload, found, drafts, level)
+    show_fleet(needs, said)
 
 
 def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode: Mode, limit_s: float) -> StepCurve:
@@ -361,60 +284,3 @@ def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode:
             mode=mode, limit_s=limit_s, on_progress=lambda said: status.update(f"Measuring {said} …")
         )
         return measurement.measure(verifier, engine=settings.engine)
-
-
-def _limits(settings: EdgeSettings) -> EdgeLimits:
-    return EdgeLimits(**{field.name: getattr(settings, field.name) for field in fields(EdgeLimits)})
-
-
-def _hold_against(
-    measured: MeasuredCapacity,
-    scenario: Scenario,
-    cost: int,
-    level: ServiceLevel,
-    console: Console,
-    *,
-    json_wanted: bool,
-) -> None:
-    with console.status("Simulating …") as status:
-        compared = compare(
-            measured, scenario, cost=cost, level=level, on_progress=lambda said: status.update(f"Simulating {said} …")
-        )
-    if json_wanted:
-        print(json_text({"rows": plain(compared)}, indent=2))
-    else:
-        show_against(compared)
-    if not all(each.within_tolerance for each in compared):
-        raise typer.Exit(ExitCode.CHECK_FAILED)
-
-
-def _advise(
-    scenario: Scenario,
-    drafts: DraftFigures,
-    level: ServiceLevel,
-    assumptions: Assumptions,
-    console: Console,
-    *,
-    share: float,
-    json_wanted: bool,
-) -> None:
-    if not json_wanted:
-        show_curve(scenario.curve)
-    with console.status("Simulating …") as status:
-        found = find(scenario, level, share=share, on_progress=lambda said: status.update(f"Simulating {said} …"))
-        per_edge = found.holds.devices
-        traffic = None
-        needs: list[FleetNeed] = []
-        said: Sequence[tuple[str, str]] = ()
-        if per_edge:
-            planned = max(1, int(per_edge * assumptions.headroom))
-            traffic = traffic_of(simulate(replace(scenario, devices=planned, plan=auto)), assumptions)
-            needs = [
-                need_of(devices, per_edge=per_edge, traffic=traffic, assumptions=assumptions) for devices in _FLEETS
-            ]
-            said = sources(assumptions, per_edge=per_edge)
-    if json_wanted:
-        print(json_text(_advice_json(scenario.curve, drafts, found, traffic, needs, said), indent=2))
-        return
-    show_findings(found, drafts, level)
-    show_fleet(needs, said)

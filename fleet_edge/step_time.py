@@ -31,9 +31,6 @@ class CurveError(FleetError):
 Row = tuple[tuple[float, float], ...]
 """Pairs of a size (tokens or sessions) and milliseconds, both ascending."""
 
-_RECTANGULAR: Final = "llama.cpp"
-"""The engine whose calls have equally many tokens of each session."""
-
 _MOST_MS: Final = 3_600_000.0
 
 
@@ -89,23 +86,6 @@ class StepCurve:
             return verified
         # A prompt added to a step costs less than alone, as the weights are read once.
         return verified + max(0.0, _at(self.prefill, prefill) - self.prefill[0][1])
-
-    def mixed_ms(self, tokens: Sequence[int], *, prefill: float = 0.0) -> float:
-        """Return the milliseconds of a step whose sessions have different numbers of tokens.
-
-        llama.cpp pads all to the longest, or computes the excess of some in another pass; other engines do neither.
-        """
-        if not tokens:
-            return self.step_ms(0, 0.0, prefill=prefill)
-        if self.engine != _RECTANGULAR:
-            return self.step_ms(len(tokens), sum(tokens) / len(tokens), prefill=prefill)
-        heights = sorted(set(tokens))
-        best = self.step_ms(len(tokens), heights[-1], prefill=prefill)
-        for height in heights[:-1]:
-            longer = sum(each > height for each in tokens)
-            first = self.step_ms(len(tokens), height, prefill=prefill)
-            best = min(best, first + self.step_ms(longer, heights[-1] - height))
-        return best
 
     def steps(self) -> Iterable[tuple[int, int, float]]:
         return ((sessions, int(tokens), ms) for sessions, row in self.rows.items() for tokens, ms in row)

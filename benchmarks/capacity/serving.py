@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.capacity.service_level import Client, TimedRequest, TimeWindow
 from benchmarks.fleet_load import FleetLoad
 from benchmarks.harness import ENGINES, Bench, say
 from benchmarks.raw_llama import CHUNK, STEP, Prompt, Written
@@ -22,7 +23,6 @@ from dssd.downlink import correct, dense
 from dssd.sampling import Proposal, propose
 from dssd.verification import Judgement
 from fleet_admin.models.prompts import Prompt as Asked
-from fleet_admin.planning.service_level import Client, TimedRequest, TimeWindow
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.shaping import shape_rows

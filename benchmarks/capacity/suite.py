@@ -30,6 +30,7 @@ from typing import Any, Final, Self
 
 import psutil
 
+from benchmarks.capacity.service_level import LEVEL, Client, TimeWindow
 from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, CellTiming, Devices, record_residual
 from benchmarks.harness import Bench, Report, add_engine, cpu_s, table
 from benchmarks.processes import BenchError, Cores, on_cores
@@ -37,7 +38,6 @@ from benchmarks.recordings import Recording, record
 from benchmarks.systems import DRAFT, SYSTEMS, System
 from dssd.downlink import FormName
 from fleet_admin.models.prompts import built_in, some
-from fleet_admin.planning.service_level import LEVEL, Client, TimeWindow
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import Pacing
 from schemas.policy import Mode

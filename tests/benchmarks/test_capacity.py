@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.capacity.service_level import Client, TimeWindow
 from benchmarks.capacity.serving import (
     Arrival,
     Arrivals,
@@ -29,7 +30,6 @@ from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
 from dssd.downlink import FormName
-from fleet_admin.planning.service_level import Client, TimeWindow
 from fleet_common.logs import Event, wait_for_event
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy

@@ -6,12 +6,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-
-@dataclass(frozen=True, slots=True)
-class ServiceLevel:
-    tokens_per_s: float = 8.0  # least, of one client
-    gap_s: float = 0.25  # most between two tokens, at the 95th percentile
-
+from fleet_admin.advice import ServiceLevel
 
 LEVEL: Final = ServiceLevel()
 """About reading speed."""

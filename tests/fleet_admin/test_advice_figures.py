@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_admin.planning.advice import Given, find_drafts
-from fleet_admin.planning.scenario import PlanningError
+from fleet_admin.advice import Given, PlanningError, find_drafts
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import segment_number
 from schemas.policy import Mode

@@ -1,6 +1,7 @@
 import pytest
 
-from fleet_admin.planning.service_level import Client, ServiceLevel, TimedRequest, TimeWindow
+from benchmarks.capacity.service_level import Client, TimedRequest, TimeWindow
+from fleet_admin.advice import ServiceLevel
 
 WINDOW = TimeWindow(10.0, 20.0)
 LEVEL = ServiceLevel(tokens_per_s=8.0, gap_s=0.25)

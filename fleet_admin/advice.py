@@ -1,0 +1,451 @@
+"""Advice: whether drafting pays at an edge, how many devices it serves, and what a fleet needs.
+
+All of it is computed from the edge's step times. Let n devices generate all the time, s(m, r) be the time of a step of
+m sequences with r new tokens each, and P the time of a prompt.
+
+- Edge-only decoding: every device is in every step, so a token takes s(n, 1).
+- Drafting: a round takes c = outside + s(m, g + 1) + wait, where outside is drafting and the network. A step contains
+  the m = n·s / c drafts that have arrived, and a draft waits for half of the present step while the edge is busy. Both
+  equations are solved together. Tokens per round, and rounds with several drafts in flight, are those of the devices'
+  pacing.
+- Every request also waits for its own prompt, and for the prompts of the other devices while the edge is busy.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from fleet_common.mqtt.packets import publish_packet_bytes
+from fleet_device.pacing.contract import STREAMED, Plan
+from fleet_device.pacing.estimates import Conditions
+from fleet_edge.jobs import JobSettings
+from fleet_edge.session_log import SessionLog
+from fleet_edge.step_time import StepCurve
+from schemas.codec import encode_draft, encode_verdict
+from schemas.errors import FleetError
+from schemas.messages import Draft, Verdict
+from schemas.policy import Mode
+
+_SINCE: Final = "7d"
+_SESSIONS: Final = 2000
+_LEAST_TESTED: Final = 200
+_LEAST_SESSIONS: Final = 5
+_ROUND_TRIP_MS: Final = 20.0
+_MOST_MS: Final = 60_000.0
+_MOST_BYTES: Final = 1 << 24
+
+
+class PlanningError(FleetError):
+    """The figures for an estimate are missing or unusable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    draft_ms: float | None = None
+    acceptance: float | None = None
+    round_trip_ms: float | None = None
+    pair: Path | None = None  # output of `fleet models check --measure --json`
+
+
+@dataclass(frozen=True, slots=True)
+class DraftFigures:
+    draft_ms: float
+    acceptance: float  # probability that a draft token is accepted if those before it are
+    round_trip_ms: float
+    sources: Mapping[str, str]  # origin of each of the three
+
+
+def find_drafts(given: Given, *, db: str, mode: Mode) -> DraftFigures:
+    """Return figures given by the user, else of the pair's measurement, else of last week's sessions."""
+    _check(given)
+    found: dict[str, tuple[float, str]] = {}
+    if given.pair is not None:
+        found["acceptance"] = (_of_pair(given.pair, mode), f"{mode.value} acceptance in {given.pair}")
+    flags = (("draft_ms", given.draft_ms), ("acceptance", given.acceptance), ("round_trip_ms", given.round_trip_ms))
+    found |= {name: (value, "as given") for name, value in flags if value is not None}
+    reason = ""
+    if len(found) < len(flags):
+        try:
+            found = _of_log(db) | found
+        except FleetError as error:
+            reason = f" ({error})"
+    found.setdefault("round_trip_ms", (_ROUND_TRIP_MS, "assumed; give --rtt-ms"))
+    for name, flag in (("draft_ms", "--draft-ms"), ("acceptance", "--acceptance")):
+        if name not in found:
+            raise PlanningError(
+                f"It is not known how devices draft: give {flag}, or with --db a session log in which devices have "
+                f"drafted within the last week{reason}."
+            )
+    return DraftFigures(
+        draft_ms=found["draft_ms"][0],
+        acceptance=found["acceptance"][0],
+        round_trip_ms=found["round_trip_ms"][0],
+        sources={name: source for name, (_, source) in found.items()},
+    )
+
+
+def _check(given: Given) -> None:
+    for flag, value in (("--draft-ms", given.draft_ms), ("--rtt-ms", given.round_trip_ms)):
+        if value is not None and not 0.0 <= value <= _MOST_MS:
+            raise PlanningError(f"{flag} is {value:g}; give milliseconds, from 0 to {_MOST_MS:,.0f}.")
+    if given.acceptance is not None and not 0.0 <= given.acceptance <= 1.0:
+        raise PlanningError(
+            f"--acceptance is {given.acceptance:g}; give the share of draft tokens that is accepted, from 0 to 1."
+        )
+
+
+def _of_pair(path: Path, mode: Mode) -> float:
+    try:
+        with path.open("rb") as file:
+            content: Any = json.loads(file.read(_MOST_BYTES))
+        value = content["measured"][mode.value]["acceptance"]
+    except OSError as error:
+        raise PlanningError(f"{path} cannot be read: {error.strerror or error}; correct --pair.") from error
+    except (ValueError, KeyError, TypeError):
+        value = None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value <= 1.0:
+        raise PlanningError(
+            f"{path} holds no measured acceptance; write it with `fleet models check DRAFT TARGET --measure --json`."
+        )
+    return float(value)
+
+
+def _of_log(db: str) -> dict[str, tuple[float, str]]:
+    """Return the figures that devices reported in the last week."""
+    with SessionLog(db) as log:
+        sessions = log.sessions(since=_SINCE, limit=_SESSIONS)
+    closed = [each for each in sessions if each.device_drafted is not None]
+    drafted = sum(each.device_drafted or 0 for each in closed)
+    tested = sum(each.device_tested or 0 for each in closed)
+    said = f"the last {len(closed)} sessions of a week in the session log"
+    found: dict[str, tuple[float, str]] = {}
+    if tested >= _LEAST_TESTED:
+        found["acceptance"] = (sum(each.device_accepted or 0 for each in closed) / tested, said)
+        found["draft_ms"] = (sum(each.device_draft_ms or 0.0 for each in closed) / drafted, said)
+    # Edge-only devices wait all the time; the others once for each verdict and once for the Open.
+    waiting = [each for each in closed if not each.counted.streamed and each.network_ms is not None]
+    rounds = sum((each.device_rounds or 0) + 1 for each in waiting)
+    if len(waiting) >= _LEAST_SESSIONS:
+        found["round_trip_ms"] = (sum(each.network_ms or 0.0 for each in waiting) / rounds, said)
+    return found
+
+
+_WORTH: Final = 1.05
+"""Drafting pays if it is this many times as fast as edge-only decoding: a model on the device has a cost."""
+
+COSTS: Final = (1, 2, 4, 8)
+"""Costs of other targets, as multiples of the measured one, for which the gain is estimated."""
+
+_MESSAGE_S: Final = 0.0006
+"""Processing time of the edge for each message (`python -m benchmarks overhead verdicts`)."""
+
+_MOST_DEVICES: Final = 1 << 14
+_ITERATIONS: Final = 24
+_INSTANT_S: Final = 1e-6
+_MOST_ACCEPTANCE: Final = 0.995
+_RARE: Final = 0.05  # share of the gaps between tokens that the 95th percentile leaves out
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLevel:
+    tokens_per_s: float = 8.0  # least, of one client
+    gap_s: float = 0.25  # most between two tokens, at the 95th percentile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """An edge's step times, and what its devices do."""
+
+    curve: StepCurve
+    draft_s: float = 0.0  # of one draft token
+    acceptance: float = 0.0  # probability that a draft token is accepted if those before it are
+    round_trip_s: float = 0.0
+    text_tokens: int = 128
+    prompt_tokens: int = 64
+    max_draft: int = 16
+    window: int = 4  # most drafts of one session in flight
+    prefill_chunk: int = 128  # most prompt tokens in a step that also verifies
+    piece_s: float = 0.1  # longest wait of tokens of edge-only decoding for later ones
+
+    @property
+    def prompt_s(self) -> float:
+        return self.curve.step_ms(0, 0.0, prefill=self.prompt_tokens) / 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What each of a number of devices gets that generate all the time."""
+
+    tokens_per_s: float  # prompts included
+    gap_s: float  # 95th percentile of the time between tokens
+    busy: float  # share of the time in which the edge computes
+    up_messages: float  # drafts, or requests for tokens, per token
+    down_messages: float  # verdicts, or pieces of edge-only decoding, per token
+    plan: Plan
+
+
+def edge_only(workload: Workload, devices: int) -> Rate:
+    step_s = workload.curve.step_ms(devices, 1) / 1e3
+    prompts_s = devices * workload.prompt_s
+    seconds = workload.text_tokens * step_s + prompts_s + workload.round_trip_s
+    chunk = min(workload.prefill_chunk, workload.prompt_tokens)
+    chunks = devices * workload.prompt_tokens / chunk / workload.text_tokens  # per step
+    slow_s = workload.curve.step_ms(devices, 1, prefill=chunk) / 1e3
+    return Rate(
+        tokens_per_s=workload.text_tokens / seconds,
+        gap_s=slow_s if chunks > _RARE else step_s,
+        busy=1.0 - workload.round_trip_s / seconds,
+        up_messages=2.0 / STREAMED,
+        down_messages=1.0 / max(1, round(workload.piece_s / step_s)),
+        plan=Plan(1, stream=True),
+    )
+
+
+def drafting(workload: Workload, devices: int, plan: Plan) -> Rate:
+    present = 1.0  # sequences in a step
+    busy, committed, round_s, each_s = 0.0, 1.0, 1.0, 1.0
+    for _ in range(_ITERATIONS):
+        step_s = workload.curve.step_ms(present, plan.tokens + 1) / 1e3
+        conditions = Conditions(
+            acceptance=min(_MOST_ACCEPTANCE, workload.acceptance),
+            token_s=workload.draft_s,
+            beside_s=max(_INSTANT_S, workload.round_trip_s + 2 * _MESSAGE_S),
+            compute_s=step_s,
+            wait_s=busy * step_s / 2,
+            window=workload.window,
+        )
+        committed, round_s = conditions.cycle(plan)
+        # Drafting ahead, another draft follows as soon as it is made, at most one in each step.
+        each_s = min(round_s, max(plan.tokens * workload.draft_s, step_s)) if plan.ahead else round_s
+        share = min(1.0, step_s / each_s)
+        busy = min(1.0, devices * share / present)
+        present = (present + min(float(devices), max(1.0, devices * share))) / 2
+    rounds = workload.text_tokens / committed
+    prompts_s = workload.prompt_s * (1.0 + (devices - 1) * busy)
+    seconds = rounds * round_s + prompts_s
+    drafts = round_s / each_s / committed
+    return Rate(
+        tokens_per_s=workload.text_tokens / seconds,
+        gap_s=round_s if 1.0 / committed > _RARE else 0.0,
+        busy=busy,
+        up_messages=drafts,
+        down_messages=drafts,
+        plan=plan,
+    )
+
+
+def best_drafting(workload: Workload, devices: int) -> Rate:
+    plans = [Plan(tokens, ahead) for ahead in (False, True) for tokens in range(1, workload.max_draft + 1)]
+    return max((drafting(workload, devices, plan) for plan in plans), key=lambda rate: rate.tokens_per_s)
+
+
+def best(workload: Workload, devices: int) -> Rate:
+    return max(edge_only(workload, devices), best_drafting(workload, devices), key=lambda rate: rate.tokens_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPoint:
+    """Figures of each device while `devices` generate."""
+
+    devices: int
+    streaming: Rate
+    drafting: Rate  # with the best plan
+    gains: Mapping[int, float]  # drafting ÷ edge-only, by the target's cost
+
+    @property
+    def pays(self) -> bool:
+        return self.gains[1] >= _WORTH
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeFindings:
+    loads: Sequence[LoadPoint]  # by rising number of devices; the first is of one
+    holds: int  # most devices that get the service level if they choose
+    holds_streaming: int  # the same with edge-only decoding
+
+    @property
+    def pays_with(self) -> Sequence[int]:
+        """Return the numbers of devices with which drafting pays."""
+        return [load.devices for load in self.loads if load.pays]
+
+
+def find(workload: Workload, level: ServiceLevel) -> EdgeFindings:
+    holds = find_capacity(lambda devices: best(workload, devices), level)
+    holds_streaming = find_capacity(lambda devices: edge_only(workload, devices), level)
+    powers = range((max(holds, holds_streaming, 1) - 1).bit_length() + 1)
+    return EdgeFindings([_load(workload, 1 << power) for power in powers], holds, holds_streaming)
+
+
+def find_capacity(rate_of: Callable[[int], Rate], level: ServiceLevel) -> int:
+    """Return how many devices get a service level."""
+
+    def holds(devices: int) -> bool:
+        rate = rate_of(devices)
+        return rate.tokens_per_s >= level.tokens_per_s and rate.gap_s <= level.gap_s
+
+    good, bad = 0, 1
+    while bad <= _MOST_DEVICES and holds(bad):
+        good, bad = bad, 2 * bad
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if holds(middle) else (good, middle)
+    return good
+
+
+def _load(workload: Workload, devices: int) -> LoadPoint:
+    streamed, drafted = edge_only(workload, devices), best_drafting(workload, devices)
+    gains = {1: drafted.tokens_per_s / streamed.tokens_per_s}
+    for cost in COSTS[1:]:
+        other = replace(workload, curve=_scaled(workload.curve, cost))
+        gains[cost] = best_drafting(other, devices).tokens_per_s / edge_only(other, devices).tokens_per_s
+    return LoadPoint(devices, streamed, drafted, gains)
+
+
+def _scaled(curve: StepCurve, cost: int) -> StepCurve:
+    rows = {sessions: tuple((tokens, cost * ms) for tokens, ms in row) for sessions, row in curve.rows.items()}
+    return StepCurve(rows=rows, prefill=tuple((tokens, cost * ms) for tokens, ms in curve.prefill))
+
+
+def balance(curve: StepCurve) -> int:
+    """Return the tokens of one sequence whose step takes twice as long as that of one token."""
+    tokens, limit = 1, 2 * curve.step_ms(1, 1)
+    while tokens < _MOST_DEVICES and curve.step_ms(1, tokens + 1) <= limit:
+        tokens += 1
+    return tokens
+
+
+_PUBACK: Final = 4
+_TOPIC: Final = "dssd/v1/fleet/device/down/verdict"
+_TOKEN: Final = 20_000
+_PLACE: Final = 200
+_SUPPORT: Final = 12
+_SPARSE_TOKEN: Final = 6
+_ROWS: Final = 2  # of a session: itself, and its stay at an edge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """Figures that cannot be measured here."""
+
+    writing: float = 0.02  # share of the devices that generate at once
+    headroom: float = 0.8  # share of an edge's capacity that is planned for
+    trace_share: float = 1.0  # share of the sessions whose verdicts are logged
+    mode: Mode = Mode.RESIDUAL
+
+
+_BROKER_MESSAGES: Final = 10_000.0  # per second and broker, assumed
+_BROKER_CONNECTIONS: Final = 20_000  # per broker, assumed
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTraffic:
+    tokens_per_s: float
+    up_messages: float  # per token
+    down_messages: float  # per token
+    up_bytes: float  # per token, as MQTT packets with acknowledgements
+    down_bytes: float  # per token
+    verdicts: float  # per token
+    texts_per_s: float  # requests that end
+
+
+@dataclass(frozen=True, slots=True)
+class FleetNeed:
+    devices: int
+    writing: int  # that generate at once
+    edges: int
+    brokers: int  # cores of brokers
+    messages_per_s: float  # to the brokers
+    bytes_per_s: float  # to the brokers and from them to devices
+    rows_per_s: float  # new in the session log
+    updates_per_s: float  # of rows in the session log
+
+
+def traffic_of(workload: Workload, rate: Rate, assumptions: Assumptions) -> DeviceTraffic:
+    """Return a device's mean traffic, from the messages of a token and their real sizes."""
+    residual = assumptions.mode is Mode.RESIDUAL
+    texts = 2.0 / workload.text_tokens  # Open and Close, and their answers
+    up, down = rate.up_messages + texts, rate.down_messages + texts
+    if rate.plan.stream:
+        draft = _draft(0, residual=residual).model_copy(update={"write": STREAMED})
+        verdict = _packet(encode_verdict(_verdict(written=max(1, round(1.0 / rate.down_messages)))))
+        residual_bytes = 0.0
+    else:
+        draft = _draft(rate.plan.tokens, residual=residual)
+        verdict = _packet(encode_verdict(_verdict()))
+        # After a rejection in residual mode the edge sends p: 6 bytes for each token of its support.
+        rejected = rate.down_messages * (1.0 - workload.acceptance**rate.plan.tokens)
+        residual_bytes = rejected * _SUPPORT * _SPARSE_TOKEN if residual else 0.0
+    return DeviceTraffic(
+        tokens_per_s=rate.tokens_per_s,
+        up_messages=up,
+        down_messages=down,
+        up_bytes=rate.up_messages * _packet(encode_draft(draft)) + down * _PUBACK,
+        down_bytes=rate.down_messages * verdict + residual_bytes + up * _PUBACK,
+        verdicts=0.0 if rate.plan.stream else rate.down_messages,
+        texts_per_s=rate.tokens_per_s / workload.text_tokens,
+    )
+
+
+def planned_devices(per_edge: int, assumptions: Assumptions) -> int:
+    return max(1, math.floor(per_edge * assumptions.headroom))
+
+
+def need_of(devices: int, *, per_edge: int, traffic: DeviceTraffic, assumptions: Assumptions) -> FleetNeed:
+    """Return a fleet's needs if an edge serves `per_edge` generating devices."""
+    writing = math.ceil(devices * assumptions.writing)
+    tokens_per_s = writing * traffic.tokens_per_s
+    messages = tokens_per_s * (traffic.up_messages + traffic.down_messages)
+    rows = writing * traffic.texts_per_s * _ROWS + tokens_per_s * traffic.verdicts * assumptions.trace_share
+    return FleetNeed(
+        devices=devices,
+        writing=writing,
+        edges=math.ceil(writing / planned_devices(per_edge, assumptions)),
+        brokers=max(math.ceil(messages / _BROKER_MESSAGES), math.ceil(devices / _BROKER_CONNECTIONS)),
+        messages_per_s=messages,
+        bytes_per_s=tokens_per_s * (traffic.up_bytes + traffic.down_bytes),
+        rows_per_s=rows,
+        updates_per_s=writing / JobSettings().progress_every_s,
+    )
+
+
+def sources(assumptions: Assumptions, *, per_edge: int) -> Sequence[tuple[str, str]]:
+    edges = f"{planned_devices(per_edge, assumptions)} devices each: {assumptions.headroom:.0%} (--headroom) of the "
+    brokers = f"{_BROKER_MESSAGES:,.0f} messages/s and {_BROKER_CONNECTIONS:,} connections each, assumed: measure yours"
+    rows = (
+        f"2 for each request, and {assumptions.trace_share:g} (trace_share) for each verdict on a draft; updates: the "
+        f"counters of each open session every {JobSettings().progress_every_s:g} s"
+    )
+    return (
+        ("writing at once", f"{assumptions.writing:.1%} of the devices (--writing-share, assumed)"),
+        ("edges", f"{edges}{per_edge} that one serves"),
+        ("brokers", brokers),
+        ("messages", "Opens and Closes included; each is forwarded once"),
+        ("bytes", "these messages encoded as they go over the wire, as MQTT packets with their acknowledgements"),
+        ("rows", rows),
+    )
+
+
+def _packet(payload: bytes) -> int:
+    return publish_packet_bytes(_TOPIC, payload, expiry=True, alias=True, topic_known=True)
+
+
+def _draft(tokens: int, *, residual: bool) -> Draft:
+    return Draft(
+        handle=1000,
+        round=_PLACE,
+        epoch=_PLACE // 4,
+        base=_PLACE,
+        tokens=(_TOKEN,) * tokens,
+        counts=(_TOKEN,) * tokens if residual else None,
+        digest=(1 << 32) - 1,
+    )
+
+
+def _verdict(*, written: int = 0) -> Verdict:
+    common = {"handle": 1000, "round": _PLACE, "queue_ms": 12.5, "compute_ms": 25.0}
+    if written:
+        return Verdict(accepted=0, base=_PLACE, written=(_TOKEN,) * written, **common)
+    return Verdict(accepted=3, next=_TOKEN, **common)
