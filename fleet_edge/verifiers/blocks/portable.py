@@ -1,0 +1,116 @@
+"""Product with a tile in plain loops, for processors that no kernel serves; it also says what the kernels compute."""
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fleet_edge.verifiers.blocks.layout import BLOCK, FOUR, TILE
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+MAGIC: Final = np.float32(1.5 * 2**23)
+MAGIC_BITS: Final = 0x4B400000
+
+_f32 = np.float32
+_FOUR_BITS: Final = FOUR.bits
+
+
+def compiled(function: Callable[..., Any], *, parallel: bool = False) -> Callable[..., Any]:
+    return cast("Callable[..., Any]", numba.njit(error_model="numpy", nogil=True, parallel=parallel)(function))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fma(_context: Any, _a: Any, _b: Any, _c: Any) -> Any:
+    """`a * b + c`, rounded once."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bits_of(_context: Any, _number: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def from_bits(_context: Any, _bits: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@compiled
+def _half(low: int, high: int) -> Any:
+    """Return the float32 of the two bytes of a float16."""
+    bits = np.int32(low | high << 8)
+    positive = from_bits(np.int32((bits & 0x7FFF) << 13)) * _f32(2.0**112)
+    return -positive if bits & 0x8000 else positive
+
+
+@compiled
+def _unpack(block: Bytes, bits: int, values: Bytes) -> None:
+    if bits == _FOUR_BITS:
+        half = len(values) // 2
+        for i in range(half):
+            values[i], values[half + i] = block[i] & 15, block[i] >> 4
+    else:
+        values[:] = block[: len(values)]
+
+
+@compiled
+def _add(weights: Bytes, inputs: npt.NDArray[np.int8], sums: npt.NDArray[np.int32]) -> None:
+    for step in range(BLOCK // 4):
+        a, b = np.int32(inputs[4 * step]), np.int32(inputs[4 * step + 1])
+        c, d = np.int32(inputs[4 * step + 2]), np.int32(inputs[4 * step + 3])
+        for i in range(TILE):
+            four = weights[step, i]
+            sums[i] += four[0] * a + four[1] * b + four[2] * c + four[3] * d
+
+
+@compiled
+def portable_tile(
+    tile: Bytes,
+    values: npt.NDArray[np.int8],
+    prepared: Floats,
+    kind: tuple[int, bool],
+    bias: Floats,
+    out: Floats,
+) -> None:
+    """Multiply rows with a tile of weights with these bits, and with minimums or without."""
+    bits, minimums = kind
+    blocks = prepared.shape[1]
+    size = len(tile) // blocks
+    unpacked = np.empty((BLOCK // 4, TILE, 4), np.uint8)
+    scales, least, sums = np.empty(TILE, np.float32), np.zeros(TILE, np.float32), np.empty(TILE, np.int32)
+    out[:] = _f32(0)
+    for block in range(blocks):
+        mine = tile[block * size : block * size + size]
+        _unpack(mine, bits, unpacked.reshape(-1))
+        factors = mine[TILE * BLOCK * bits // 8 :]
+        for i in range(TILE):
+            scales[i] = _half(factors[2 * i], factors[2 * i + 1])
+            if minimums:
+                least[i] = _half(factors[2 * (TILE + i)], factors[2 * (TILE + i) + 1])
+        for row in range(len(out)):
+            sums[:] = bits_of(prepared[row, block, 2]) - np.int32(MAGIC_BITS)
+            _add(unpacked, values[row, block * BLOCK : block * BLOCK + BLOCK], sums)
+            scale, of_inputs = prepared[row, block, 0], prepared[row, block, 3]
+            for i in range(TILE):
+                total = fma(_f32(sums[i]) * scale, scales[i], out[row, i])
+                out[row, i] = fma(of_inputs, least[i], total) if minimums else total
+    for row in range(len(out)):
+        for i in range(TILE):
+            out[row, i] += bias[i]
