@@ -67,7 +67,9 @@ def field_at(model: type[BaseModel], error: ErrorDetails) -> tuple[int | str, ..
     for part in error["loc"]:
         if isinstance(part, int):
             place.append(part)
-        elif found := [each.model_fields[part] for each in here if part in each.model_fields]:
+        elif found := [
+            field for each in here for name, field in each.model_fields.items() if part in (name, field.alias)
+        ]:
             place.append(part)
             here = [each for field in found for each in _models_within(field.annotation)]
         elif error["type"] == "extra_forbidden":

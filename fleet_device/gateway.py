@@ -256,6 +256,10 @@ class Gateway:
         return self.service.codec
 
     @property
+    def draft_model(self) -> str:
+        return self.service.drafter.name
+
+    @property
     def context(self) -> int:
         return self.service.drafter.context
 

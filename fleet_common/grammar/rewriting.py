@@ -62,12 +62,16 @@ _TYPES: Final = frozenset(_KINDS)
 
 
 def subschemas(root: Schema) -> Iterator[Schema]:
-    """Return a schema and all in it; each comes before those that it contains."""
-    waiting = [root]
+    """Return a schema, all in it, and what they refer to elsewhere in it; each before those that it contains."""
+    waiting, seen = [root], {id(root)}
     while waiting:
         schema = waiting.pop()
         yield schema
-        waiting.extend(direct(schema))
+        found = [*direct(schema)]
+        if isinstance(reference := schema.get("$ref"), str) and isinstance(target := target_of(root, reference), dict):
+            found.insert(0, target)
+        waiting.extend(each for each in found if id(each) not in seen)
+        seen.update(map(id, found))
 
 
 def direct(schema: Schema, *, definitions: bool = True) -> Iterator[Schema]:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from fleet_common.http_server import HttpServer
 from fleet_device.api.guard import HEALTH_PATHS, AccessGuard, ApplicationQuotas
+from fleet_device.api.logprobs import TokenSpelling
 from fleet_device.api.openapi import openapi
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import (
@@ -102,6 +103,9 @@ class Backend(Protocol):
     def codec(self) -> TextCodec: ...
 
     @property
+    def draft_model(self) -> str: ...
+
+    @property
     def context(self) -> int:
         """Number of tokens of prompt and output together."""
 
@@ -127,7 +131,7 @@ def create_app(
 
     By default `applications` are those of the settings; `wall_clock` returns Unix seconds.
     """
-    api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock))
+    api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock), TokenSpelling(backend.codec))
     named = settings.applications
     if applications is None and named is not None:
         applications = ApplicationsFile(named.expanduser())
@@ -178,6 +182,7 @@ class _Api:
     wall_clock: Callable[[], float]
     pause: Pause
     quotas: ApplicationQuotas
+    spelling: TokenSpelling
 
     async def chat(self, request: Request) -> Response:
         return await self._text(request, read_request(ChatRequest, await _body(request)))
@@ -187,10 +192,17 @@ class _Api:
 
     async def response(self, request: Request) -> Response:
         asked = read_request(ResponsesRequest, await _body(request))
-        chat, targets = asked.chat(), self.backend.targets()
-        name, model = secrets.token_hex(12), targets[0] if targets else ""
-        created, tools = int(self.wall_clock()), chat.tool_calls()
-        reply = ResponseReply(name, created, model, asked, self.settings, self.wall_clock, tools)
+        chat, name, created = asked.chat(), secrets.token_hex(12), int(self.wall_clock())
+        reply = ResponseReply(
+            name,
+            created,
+            self._model_name(),
+            asked,
+            self.settings,
+            self.wall_clock,
+            chat.tool_calls(),
+            self._spelling(chat),
+        )
         return await self._answer(
             request,
             chat,
@@ -204,7 +216,7 @@ class _Api:
             tokens = await run_in_threadpool(asked.tokens, codec)
         except (DeviceError, DrafterError) as error:
             raise problem_of(error) from None
-        strings = [codec.piece(each).decode("utf-8", "replace") for each in tokens] if asked.return_token_strs else None
+        strings = list(map(self.spelling.name, tokens)) if asked.return_token_strs else None
         body = {"count": len(tokens), "max_model_len": self.backend.context, "tokens": tokens, "token_strs": strings}
         return JSONResponse(body)
 
@@ -328,17 +340,23 @@ class _Api:
 
     def _reply(self, asked: TextRequest) -> Reply:
         chat = isinstance(asked, ChatRequest)
-        targets = self.backend.targets()
         return Reply(
             chat=chat,
             name=f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             created=int(self.wall_clock()),
-            model=targets[0] if targets else "",
+            model=self._model_name(),
             include_usage=asked.include_usage,
             continuous_usage=asked.continuous_usage,
-            spell=None if asked.most_logprobs is None else self.backend.codec.piece,
+            spelling=self._spelling(asked),
             tools=asked.tool_calls(),
         )
+
+    def _model_name(self) -> str:
+        """Return the edge's model, or without an edge the draft model, which generates alone."""
+        return next(iter(self.backend.targets()), self.backend.draft_model)
+
+    def _spelling(self, asked: TextRequest) -> TokenSpelling | None:
+        return None if asked.most_logprobs is None else self.spelling
 
 
 def _problem(error: Exception, asked: TextRequest) -> ApiProblem:

@@ -1,7 +1,6 @@
-"""API answers in OpenAI's shapes, whole or as server-sent events, with usage and log-probabilities.
+"""API answers in OpenAI's shapes, whole or as server-sent events, with usage.
 
-Log-probabilities are the large model's own, before temperature, top_k and top_p, as OpenAI's are. While nothing comes,
-a stream sends comments: clients ignore them, and proxies see that the connection is alive.
+While nothing comes, a stream sends comments: clients ignore them, and proxies see that the connection is alive.
 """
 
 import asyncio
@@ -14,13 +13,20 @@ from typing import Any, Final
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from fleet_device.api.logprobs import (
+    Offsets,
+    TokenSpelling,
+    TokenWithLogprobs,
+    chat_logprobs,
+    completion_logprobs,
+    spelled_tokens,
+)
 from fleet_device.api.problems import problem_of
 from fleet_device.api.structured import ToolCalls
 from fleet_device.client.retry import REPORT_AFTER_S
 from fleet_device.requests.generate import GeneratedText, Piece
 from fleet_device.requests.queue import Delayed, Failed, Ticket
 from fleet_device.session.sequence import TokenOrigin
-from schemas.fields import LEAST_LOGPROB, TokenLogprobs
 from schemas.reasons import EndReason
 
 
@@ -111,70 +117,6 @@ def _cached(text: GeneratedText) -> int:
     return min(reused, len(text.request.prompt))
 
 
-Spell = Callable[[int], bytes]
-
-Told = tuple[int, TokenLogprobs | None]
-
-
-def spelled_tokens(text: GeneratedText, spell: Spell) -> list[Told]:
-    """Return the tokens of the answer's text: without the end token, and those of a stop string."""
-    logprobs = text.logprobs or ()
-    pairs = [(token, logprobs[place] if place < len(logprobs) else None) for place, token in enumerate(text.tokens)]
-    if not text.stopped:
-        return pairs
-    shown, size = [], 0
-    for token, known in pairs:
-        if size >= len(text.text.encode()):
-            break
-        shown.append((token, known))
-        size += len(spell(token))
-    return shown
-
-
-def chat_logprobs(tokens: Sequence[Told], spell: Spell) -> dict[str, Any]:
-    return {
-        "content": [
-            {
-                **_entry(spell(token), LEAST_LOGPROB if known is None else known.logprob),
-                "top_logprobs": [
-                    _entry(spell(each), value) for each, value in zip(known.ids, known.values, strict=True)
-                ]
-                if known
-                else [],
-            }
-            for token, known in tokens
-            if spell(token)
-        ],
-        "refusal": None,
-    }
-
-
-def completion_logprobs(tokens: Sequence[Told], spell: Spell, *, offset: int) -> dict[str, Any]:
-    """Return the `logprobs` of a completion's choice or chunk; `offset` characters precede it."""
-    shown = [(spell(token), known) for token, known in tokens if spell(token)]
-    offsets = []
-    for raw, _ in shown:
-        offsets.append(offset)
-        offset += len(_text(raw))
-    return {
-        "tokens": [_text(raw) for raw, _ in shown],
-        "token_logprobs": [LEAST_LOGPROB if known is None else known.logprob for _, known in shown],
-        "top_logprobs": [
-            {_text(spell(each)): value for each, value in zip(known.ids, known.values, strict=True)} if known else {}
-            for _, known in shown
-        ],
-        "text_offset": offsets,
-    }
-
-
-def _entry(raw: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": _text(raw), "logprob": logprob, "bytes": list(raw)}
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
-
-
 VERIFIED_HEADER: Final = "X-Fleet-Verified"
 """Header of a whole answer: `true` if all of its text follows the large model's distribution, else `false`."""
 
@@ -200,8 +142,8 @@ def event(body: dict[str, Any]) -> bytes:
 class Reply:
     """The shapes of one answer, to a chat or to a prompt.
 
-    `spell` returns the bytes of a token, None if no log-probabilities were requested; `tools` turns generated output
-    into tool calls, if the request allows that.
+    `spelling` is None if no log-probabilities were requested; `tools` turns generated output into tool calls, if the
+    request allows that.
     """
 
     chat: bool
@@ -209,10 +151,10 @@ class Reply:
     created: int
     model: str
     include_usage: bool = False
-    spell: Spell | None = None
+    spelling: TokenSpelling | None = None
     tools: ToolCalls | None = None
     continuous_usage: bool = False
-    _shown: dict[int, int] = field(default_factory=dict)  # characters of each choice in chunks that are sent
+    _offsets: dict[int, Offsets] = field(default_factory=dict)  # of each choice
     _tokens: dict[int, int] = field(default_factory=dict)  # tokens of each choice so far
 
     def whole(self, texts: Sequence[GeneratedText]) -> dict[str, Any]:
@@ -226,7 +168,9 @@ class Reply:
                 if self.chat
                 else {"text": text.text}
             )
-            logprobs = None if self.spell is None else self._logprobs(spelled_tokens(text, self.spell), self.spell)
+            logprobs = None
+            if self.spelling is not None:
+                logprobs = self._logprobs(spelled_tokens(text, self.spelling), self.spelling, Offsets())
             finish = _finish(text, calls="tool_calls" in said)
             choices.append({"index": number, **content, "logprobs": logprobs, "finish_reason": finish})
         kind = "chat.completion" if self.chat else "text_completion"
@@ -246,11 +190,9 @@ class Reply:
     def pieces(self, piece: Piece, number: int = 0) -> list[dict[str, Any]]:
         """Return the chunks of a piece; those that do not follow the large model's distribution are marked."""
         logprobs = None
-        if self.spell is not None and piece.parts:
-            before = self._shown.get(number, 0)
-            self._shown[number] = before + len(piece.text)
+        if self.spelling is not None and piece.parts:
             tokens = [(part.token, part.logprobs) for part in piece.parts]
-            logprobs = self._logprobs(tokens, self.spell, offset=before)
+            logprobs = self._logprobs(tokens, self.spelling, self._offsets.setdefault(number, Offsets()))
         if self.tools is None:
             deltas: Sequence[dict[str, Any] | str] = [{"content": piece.text} if self.chat else piece.text]
         else:
@@ -287,8 +229,10 @@ class Reply:
             for chunk in chunks:
                 chunk["usage"] = usage
 
-    def _logprobs(self, tokens: Sequence[Told], spell: Spell, *, offset: int = 0) -> dict[str, Any]:
-        return chat_logprobs(tokens, spell) if self.chat else completion_logprobs(tokens, spell, offset=offset)
+    def _logprobs(
+        self, tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling, offsets: Offsets
+    ) -> dict[str, Any]:
+        return chat_logprobs(tokens, spelling) if self.chat else completion_logprobs(tokens, spelling, offsets)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}

@@ -4,7 +4,7 @@ A parameter that a device does not have is refused unless its value asks for not
 log-probabilities must not get an answer without them and continue as if they were there.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -19,7 +19,10 @@ from fleet_device.api.structured import (
     Tool,
     ToolCalls,
     ToolChoice,
-    format_grammar,
+    format_schema,
+    may_talk,
+    offered_tools,
+    schema_grammar,
     tool_grammar,
     tool_prompt,
 )
@@ -54,13 +57,10 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "min_p": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
-    "prediction": (),
     "presence_penalty": (0,),
     "previous_response_id": (),
     "prompt": (),
     "prompt_logprobs": (),
-    "reasoning": ({},),
-    "reasoning_effort": ("none",),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
@@ -75,7 +75,6 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
     "use_beam_search": (False,),
-    "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Parameters of OpenAI and vLLM that a device does not have, with the values that ask for nothing, like null."""
@@ -244,8 +243,12 @@ class RequestMessage(StrictModel):
 
 
 class IgnoredFields(StrictModel):
-    """Fields of vLLM's and llama.cpp's clients that are ignored, because that does no harm."""
+    """Fields of OpenAI's, vLLM's and llama.cpp's clients that are ignored, because that does no harm."""
 
+    prediction: Any = None
+    reasoning: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
     ignore_eos: Any = None
     min_tokens: Any = None
     priority: Any = None
@@ -402,9 +405,9 @@ class ChatRequest(TextRequest):
 
     def text_prompt(self) -> Prompt:
         plain = [each.plain() for each in self.messages]
-        if not self._calls:
+        if not self._offered:
             return plain
-        said = tool_prompt(self.tools or (), self._choice)
+        said = tool_prompt(self._offered, self._choice, format_schema(self.response_format))
         if plain[0].role == "system":
             return [ChatMessage("system", f"{plain[0].content}\n\n{said}"), *plain[1:]]
         return [ChatMessage("system", said), *plain]
@@ -414,39 +417,37 @@ class ChatRequest(TextRequest):
         return self.tool_choice or "auto"
 
     @property
-    def _calls(self) -> bool:
-        return bool(self.tools) and self._choice != "none"
+    def _offered(self) -> tuple[Tool, ...]:
+        return offered_tools(self.tools or (), self._choice)
 
     def text_grammar(self) -> Grammar | None:
         """Return the grammar of the request; raise ApiProblem for two grammars, a too long one or an unknown tool."""
         if not self.tools and self._choice not in ("none", "auto"):
             raise unusable("tool_choice", "it asks for a call, and there are no tools")
-        found = self.grammar
-        ways: dict[str, Callable[[], Grammar | None]] = {
-            self.format_field: lambda: format_grammar(self.response_format),
-            "tools": lambda: tool_grammar(self.tools or (), self._choice),
-        }
-        for param, grammar_of in ways.items():
-            try:
-                grammar = grammar_of()
-            except ValidationError:
-                raise unusable(param, f"its grammar has more than {MAX_GRAMMAR_BYTES} bytes") from None
-            if grammar is not None and found is not None:
-                raise unusable(param, f"of grammar, {self.format_field} and tools one alone can be served")
-            found = found or grammar
-        return found
+        schema, tools = format_schema(self.response_format), self._offered
+        param = "tools" if tools else self.format_field
+        try:
+            if tools:
+                found: Grammar | None = tool_grammar(tools, self._choice, schema)
+            else:
+                found = None if schema is None else schema_grammar(schema)
+        except ValidationError:
+            raise unusable(param, f"its grammar has more than {MAX_GRAMMAR_BYTES} bytes") from None
+        if found is not None and self.grammar is not None:
+            raise unusable(param, "a request with the field grammar cannot have it")
+        return self.grammar or found
 
     @property
     def grammar_field(self) -> str:
         if self.grammar is not None:
             return "grammar"
-        return "tools" if self._calls else self.format_field
+        return "tools" if self._offered else self.format_field
 
     def tool_calls(self) -> ToolCalls | None:
-        if not self._calls:
+        if not self._offered:
             return None
-        choice = self._choice
-        return ToolCalls(choice.function.name if isinstance(choice, NamedFunction) else None, choice == "auto")
+        names, choice = [tool.function.name for tool in self._offered], self._choice
+        return ToolCalls(names, is_arguments=isinstance(choice, NamedFunction), may_talk=may_talk(choice))
 
 
 class TokenizeRequest(StrictModel):

@@ -6,13 +6,14 @@ application sends the previous messages with its next request, as in a chat.
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from fleet_device.api.problems import problem_of
+from fleet_device.api.logprobs import TokenSpelling, spelled_tokens, token_logprobs
+from fleet_device.api.problems import problem_of, unusable
 from fleet_device.api.replies import ChoiceEvents, Happened, session_summary, speculation_of, usage_of
 from fleet_device.api.requests import (
     CalledFunction,
@@ -24,6 +25,7 @@ from fleet_device.api.requests import (
     ToolCall,
 )
 from fleet_device.api.structured import (
+    AllowedTools,
     Function,
     NamedFunction,
     NamedSchema,
@@ -31,11 +33,11 @@ from fleet_device.api.structured import (
     StrictModel,
     Tool,
     ToolCalls,
-    ToolChoice,
 )
-from fleet_device.requests.generate import GeneratedText
+from fleet_device.requests.generate import GeneratedText, Piece
 from fleet_device.requests.queue import Failed
 from fleet_device.settings import DeviceSettings
+from schemas.fields import MAX_TOP_LOGPROBS
 from schemas.reasons import EndReason
 
 
@@ -99,6 +101,21 @@ class FunctionTool(Function, _OfFunction): ...
 class FunctionChoice(_OfFunction):
     name: str
 
+    def of_chat(self) -> NamedFunction:
+        return NamedFunction(type="function", function=NamedFunction.Name(name=self.name))
+
+
+class AllowedChoice(StrictModel):
+    """`tool_choice` of a chat, in one level."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[tuple[FunctionChoice, ...], Field(min_length=1, max_length=128, fail_fast=True)]
+
+    def of_chat(self) -> AllowedTools:
+        tools = tuple(each.of_chat() for each in self.tools)
+        return AllowedTools(type=self.type, allowed_tools=AllowedTools.Tools(mode=self.mode, tools=tools))
+
 
 class TextFormat(StrictModel):
     """`response_format` of a chat, in one level."""
@@ -116,13 +133,13 @@ class TextFormat(StrictModel):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if (self.schema_ is not None) != (self.type == "json_schema"):
-            raise ValueError("schema goes with the type json_schema, and only that")
+            raise unusable("text.format.schema", "it goes with the type json_schema, and only that")
         return self
 
 
 class TextField(StrictModel):
     format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Any = None
 
 
 class ResponsesRequest(GenerationRequest):
@@ -138,25 +155,28 @@ class ResponsesRequest(GenerationRequest):
     max_output_tokens: TokenLimit | None = None
     text: TextField | None = None
     tools: Annotated[tuple[FunctionTool, ...], Field(max_length=128, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedChoice | None = None
+    include: tuple[Literal["message.output_text.logprobs"], ...] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
     def chat(self) -> ChatRequest:
         """Return the same as a chat; raise ApiProblem as that does."""
-        choice: ToolChoice | None
-        if isinstance(self.tool_choice, FunctionChoice):
-            choice = NamedFunction(type="function", function=NamedFunction.Name(name=self.tool_choice.name))
-        else:
-            choice = self.tool_choice
+        choice = self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.of_chat()
+        given = {name: getattr(self, name) for name in GenerationRequest.model_fields}
+        if self.text is not None and self.text.verbosity is not None:
+            given["verbosity"] = self.text.verbosity
         return _AsChat(
-            **{name: getattr(self, name) for name in GenerationRequest.model_fields},
+            **given,
             messages=self._messages(),
             max_completion_tokens=self.max_output_tokens,
             response_format=self.text.format.response_format() if self.text and self.text.format else None,
             tools=tuple(Tool(type="function", function=each) for each in self.tools or ()),
             tool_choice=choice,
+            logprobs=bool(self.include or self.top_logprobs),
+            top_logprobs=self.top_logprobs,
         )
 
     def _messages(self) -> tuple[RequestMessage, ...]:
@@ -187,7 +207,11 @@ class _AsChat(ChatRequest):
 
 @dataclass(slots=True)
 class ResponseReply:
-    """The shapes of one response; `tools` turns generated output into function calls, if the request allows that."""
+    """The shapes of one response.
+
+    `tools` turns generated output into function calls, if the request allows that; `spelling` is None if no
+    log-probabilities were requested. A function call has none.
+    """
 
     name: str
     created: int
@@ -196,24 +220,32 @@ class ResponseReply:
     settings: DeviceSettings
     wall_clock: Callable[[], float] = time.time
     tools: ToolCalls | None = None
+    spelling: TokenSpelling | None = None
     _events: int = 0
     _item: dict[str, Any] | None = None  # the item of a stream that has begun
     _grown: str = ""  # its text or arguments
+    _logprobs: list[dict[str, Any]] = field(default_factory=list)  # of its text
+    _unsent: int = 0  # of these, at the end
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:
         said: dict[str, Any] = {"content": text.text}
         if self.tools is not None:
             said = self.tools.message(text.text, ended=text.reason is EndReason.STOP)
         calls = said.get("tool_calls")
-        item = self._call(calls[0]["id"], **calls[0]["function"]) if calls else self._message(said["content"])
+        logprobs = token_logprobs(spelled_tokens(text, self.spelling), self.spelling) if self.spelling else []
+        item = self._call(calls[0]["id"], **calls[0]["function"]) if calls else self._message(said["content"], logprobs)
         return self._ended(text, item)
 
     def first(self) -> list[bytes]:
         begun = self._head("in_progress") | {"output": [], "usage": None}
         return [self._event("response.created", response=begun), self._event("response.in_progress", response=begun)]
 
-    def piece(self, text: str) -> list[bytes]:
-        deltas = [{"content": text}] if self.tools is None else self.tools.pieces(0, text)
+    def piece(self, piece: Piece) -> list[bytes]:
+        if self.spelling is not None:
+            found = token_logprobs([(part.token, part.logprobs) for part in piece.parts], self.spelling)
+            self._logprobs += found
+            self._unsent += len(found)
+        deltas = [{"content": piece.text}] if self.tools is None else self.tools.pieces(0, piece.text)
         return [sent for delta in deltas for sent in self._delta(delta)]
 
     def last(self, text: GeneratedText) -> list[bytes]:
@@ -227,10 +259,10 @@ class ResponseReply:
             name, done = self._item["name"], {"item_id": item["id"], "output_index": 0}
             sent.append(self._event("response.function_call_arguments.done", **done, name=name, arguments=self._grown))
         else:
-            item, part = self._message(self._grown), _part(self._grown)
+            item = self._message(self._grown, self._logprobs)
             sent += [
-                self._event("response.output_text.done", **self._place, text=self._grown, logprobs=[]),
-                self._event("response.content_part.done", **self._place, part=part),
+                self._event("response.output_text.done", **self._place, text=self._grown, logprobs=self._logprobs),
+                self._event("response.content_part.done", **self._place, part=item["content"][0]),
             ]
         whole = self._ended(text, item)
         return [
@@ -255,7 +287,8 @@ class ResponseReply:
             text = delta["content"]
             if self._item is None:
                 sent = self._begin(self._message(""))
-            place = self._place | {"logprobs": []}
+            place = self._place | {"logprobs": self._logprobs[len(self._logprobs) - self._unsent :]}
+            self._unsent = 0 if text else self._unsent
         self._grown += text
         return [*sent, self._event(kind, **place, delta=text)] if text else sent
 
@@ -276,10 +309,10 @@ class ResponseReply:
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
 
-    def _message(self, text: str) -> dict[str, Any]:
+    def _message(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         return {
             "type": "message", "id": f"msg_{self.name}", "status": "completed", "role": "assistant",
-            "content": [_part(text)],
+            "content": [_part(text, logprobs)],
         }  # fmt: skip
 
     def _call(self, identifier: str, name: str, arguments: str) -> dict[str, Any]:
@@ -330,7 +363,7 @@ class ResponseReply:
             "top_p": settings.top_p if asked.top_p is None else asked.top_p,
             "presence_penalty": 0,
             "frequency_penalty": 0,
-            "top_logprobs": 0,
+            "top_logprobs": asked.top_logprobs or 0,
             "text": {"format": described, "verbosity": "medium"},
             "tools": [tool.model_dump() for tool in asked.tools or ()],
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
@@ -353,8 +386,8 @@ class ResponseReply:
         return f"event: {kind}\ndata: ".encode() + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
 async def stream_response(reply: ResponseReply, text: ChoiceEvents, first: Happened) -> AsyncIterator[bytes]:
@@ -370,6 +403,6 @@ async def stream_response(reply: ResponseReply, text: ChoiceEvents, first: Happe
             for sent in reply.last(current):
                 yield sent
             return
-        for sent in text.comment_or(current, lambda piece: reply.piece(piece.text)):
+        for sent in text.comment_or(current, reply.piece):
             yield sent
         _, current = await text.next()

@@ -1,10 +1,10 @@
 """Structured output: `response_format`, `tools` and `grammar` as one grammar, and tool calls in the answer."""
 
 import json
-import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,7 +38,7 @@ class ResponseFormat(StrictModel):
     @model_validator(mode="after")
     def _whole(self) -> "ResponseFormat":
         if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise ValueError("json_schema goes with the type json_schema, and only that")
+            raise unusable("response_format.json_schema", "it goes with the type json_schema, and only that")
         return self
 
 
@@ -68,53 +68,90 @@ class NamedFunction(StrictModel):
     function: Name
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedFunction
+class AllowedTools(StrictModel):
+    """Choose among some of the tools."""
+
+    class Tools(StrictModel):
+        mode: Literal["auto", "required"]
+        tools: Annotated[tuple[NamedFunction, ...], Field(min_length=1, max_length=_MOST_TOOLS, fail_fast=True)]
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Tools
 
 
-def format_grammar(asked: ResponseFormat | None) -> Grammar | None:
-    """Return the grammar of a response format; None for any text."""
+ToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedTools
+
+
+def offered_tools(tools: tuple[Tool, ...], choice: ToolChoice) -> tuple[Tool, ...]:
+    """Return the tools that the choice leaves; raise ApiProblem if it names another one."""
+    match choice:
+        case "none":
+            return ()
+        case NamedFunction():
+            names = [choice.function.name]
+        case AllowedTools():
+            names = [each.function.name for each in choice.allowed_tools.tools]
+        case _:
+            return tools
+    for name in names:
+        if name not in {tool.function.name for tool in tools}:
+            raise unusable("tool_choice", f"it names {name[:64]!r}, which is none of the tools")
+    return tuple(tool for tool in tools if tool.function.name in names)
+
+
+def format_schema(asked: ResponseFormat | None) -> dict[str, Any] | None:
+    """Return the schema of a response format; None for any text."""
     if asked is None or asked.type == "text":
         return None
-    if asked.json_schema is None:
+    return {"type": "object"} if asked.json_schema is None else asked.json_schema.schema_
+
+
+def schema_grammar(schema: dict[str, Any]) -> Grammar:
+    if schema == {"type": "object"}:
         return Grammar(kind=GrammarKind.JSON_OBJECT)
-    return Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(asked.json_schema.schema_, separators=(",", ":")))
+    return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_text(schema))
 
 
-def tool_grammar(tools: tuple[Tool, ...], choice: ToolChoice) -> Grammar | None:
-    """Return the grammar of an answer that may or must call a function; None where it may call none.
+def tool_grammar(tools: tuple[Tool, ...], choice: ToolChoice, schema: dict[str, Any] | None) -> Grammar:
+    """Return the grammar of an answer that may or must call one of the tools, at least one.
 
-    Raise ApiProblem if the function to call is not one of the tools.
+    `schema` is that of an answer without a call; None for any text.
     """
-    if choice == "none" or not tools:
-        return None
-    functions = [tool.function for tool in tools]
     if isinstance(choice, NamedFunction):
-        found = next((each for each in functions if each.name == choice.function.name), None)
-        if found is None:
-            raise unusable("tool_choice", f"it names {choice.function.name[:64]!r}, which is none of the tools")
-        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_text(found.schema_of_arguments))
-    calls = {"anyOf": [_call(function, f"#/anyOf/{place}") for place, function in enumerate(functions)]}
-    if choice == "required":
-        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_text(calls))
-    options = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-    # A text that begins with a brace is a call, so the model itself chooses.
-    lark = f'start: call | TEXT | ""\ncall: %json {_text(calls | {"x-guidance": options})}\nTEXT: /[^{{](.|\\n)*/\n'
-    return Grammar(kind=GrammarKind.LARK, text=lark)
+        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_text(tools[0].function.schema_of_arguments))
+    ways = [_call(tool.function, f"#/anyOf/{place}") for place, tool in enumerate(tools)]
+    if may_talk(choice) and schema is not None:
+        ways.append(_moved(schema, f"#/anyOf/{len(ways)}"))
+    elif may_talk(choice):
+        options = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+        calls = _text({"anyOf": ways, "x-guidance": options})
+        # A text that begins with a brace is a call, so the model itself chooses.
+        lark = f'start: call | TEXT | ""\ncall: %json {calls}\nTEXT: /[^{{](.|\\n)*/\n'
+        return Grammar(kind=GrammarKind.LARK, text=lark)
+    return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_text({"anyOf": ways}))
 
 
-def tool_prompt(tools: tuple[Tool, ...], choice: ToolChoice) -> str:
+def may_talk(choice: ToolChoice) -> bool:
+    """Whether the model may answer without a call."""
+    return choice == "auto" or (isinstance(choice, AllowedTools) and choice.allowed_tools.mode == "auto")
+
+
+def tool_prompt(tools: tuple[Tool, ...], choice: ToolChoice, schema: dict[str, Any] | None) -> str:
     lines = []
     for tool in tools:
         function = tool.function
-        if isinstance(choice, NamedFunction) and choice.function.name != function.name:
-            continue
         lines.append(f"- {function.name}: {function.description or 'no description'}")
         lines.append(f"  Arguments, as a JSON schema: {json.dumps(function.schema_of_arguments, ensure_ascii=False)}")
     if isinstance(choice, NamedFunction):
         how = "Answer with nothing but the arguments of a call of this function, as JSON."
     else:
         how = 'To call a function, answer with nothing but {"name": "its name", "arguments": {its arguments}}.'
-        how += " Call one now." if choice == "required" else " Otherwise answer in plain words."
+        if not may_talk(choice):
+            how += " Call one now."
+        else:
+            how += (
+                " Otherwise answer in plain words." if schema is None else " Otherwise answer in the required format."
+            )
     return "\n".join(["You can call these functions:", *lines, how])
 
 
@@ -144,8 +181,9 @@ def _moved(schema: Any, place: str) -> Any:  # noqa: ANN401 - JSON
     }  # fmt: skip
 
 
-_BEGIN: Final = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
-"""What the grammar puts before the arguments of a call."""
+def _begin(name: str) -> str:
+    """Return what the grammar puts before the arguments of a call."""
+    return f'{{"name": {json.dumps(name)}, "arguments": '
 
 
 @dataclass(slots=True)
@@ -162,11 +200,12 @@ class _Answer:
 class ToolCalls:
     """Turn the outputs of one reply into tool calls.
 
-    `function` has the whole output as its arguments; with None the output names the function. With `may_talk` it may be
-    plain text.
+    `names` are those of the functions. With `is_arguments` the whole output is the arguments of the only one. With
+    `may_talk` it may be an answer without a call: one that does not begin as a call does.
     """
 
-    function: str | None = None
+    names: Sequence[str]
+    is_arguments: bool = False
     may_talk: bool = False
     _answers: dict[int, _Answer] = field(default_factory=dict)
 
@@ -188,18 +227,19 @@ class ToolCalls:
         answer.held += text
         if not answer.held:
             return []
-        if self.may_talk and not answer.called and not answer.held.startswith("{"):
-            answer.talks = True
+        if self.may_talk and not answer.called and not answer.talks:
+            begins = map(_begin, self.names)
+            answer.talks = not any(each.startswith(answer.held) or answer.held.startswith(each) for each in begins)
         if answer.talks:
             piece, answer.held = answer.held, ""
             return [{"content": piece}]
         deltas: list[dict[str, Any]] = []
         if not answer.called:
-            if (begun := self._begin(answer)) is None:
+            if (begun := self._begun(answer)) is None:
                 return []
             deltas.append(begun)
         # The last brace ends the call, not its arguments.
-        keep = 0 if self.function is not None else 1
+        keep = 0 if self.is_arguments else 1
         piece, answer.held = answer.held[: len(answer.held) - keep], answer.held[len(answer.held) - keep :]
         return [*deltas, _arguments(piece)] if piece else deltas
 
@@ -210,17 +250,15 @@ class ToolCalls:
             return []
         return [_arguments(held)] if answer.called else [{"content": held}]
 
-    def _begin(self, answer: _Answer) -> dict[str, Any] | None:
-        name = self.function
-        if name is None:
-            found = _BEGIN.match(answer.held)
-            if found is None:
-                return None
-            name = str(json.loads(found[1]))
-            answer.held = answer.held[found.end() :]
-        answer.called, answer.talks = True, False
-        call = {"index": 0, "id": answer.identifier, "type": "function", "function": {"name": name, "arguments": ""}}
-        return {"tool_calls": [call]}
+    def _begun(self, answer: _Answer) -> dict[str, Any] | None:
+        """Return the first delta of a call and remove its beginning; None if that is not complete."""
+        for name in self.names:
+            begin = "" if self.is_arguments else _begin(name)
+            if answer.held.startswith(begin):
+                answer.called, answer.held = True, answer.held[len(begin) :]
+                call = {"index": 0, "id": answer.identifier, "type": "function"}
+                return {"tool_calls": [{**call, "function": {"name": name, "arguments": ""}}]}
+        return None
 
 
 def _arguments(text: str) -> dict[str, Any]:

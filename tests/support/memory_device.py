@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fleet_device.drafters.contract import TextCodec
@@ -16,6 +16,7 @@ from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
 from fleet_device.settings import DeviceSettings, Outages
 from schemas.control import Presence, encode_json
+from schemas.fields import TokenLogprobs
 from schemas.policy import Grammar
 from schemas.reasons import EndReason, RefusalCode
 from schemas.topics import Topic, build
@@ -92,10 +93,18 @@ def memory_service(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **
     )
 
 
-def committed(batch: Sequence[int]) -> CommittedTokens:
-    """Return tokens as a verdict commits them: all but the last of several are drafted."""
+def committed(batch: Sequence[int], *, logprobs: int | None = None) -> CommittedTokens:
+    """Return tokens as a verdict commits them: all but the last of several are drafted.
+
+    With `logprobs`, each has that of itself and of this many first tokens of the vocabulary.
+    """
     last = (TokenOrigin.BONUS,) if len(batch) > 1 else ()
-    return CommittedTokens(tuple(batch), (TokenOrigin.DRAFTED,) * (len(batch) - len(last)) + last)
+    told = CommittedTokens(tuple(batch), (TokenOrigin.DRAFTED,) * (len(batch) - len(last)) + last)
+    if logprobs is None:
+        return told
+    values = tuple(-1.0 - place for place in range(logprobs))
+    known = TokenLogprobs(logprob=-0.5, ids=tuple(range(logprobs)), values=values)
+    return replace(told, logprobs=(known,) * len(batch))
 
 
 @dataclass
@@ -141,9 +150,9 @@ class ScriptedAgent:
                 if number in self.alone and verified is None:
                     verified = len(tokens)
                 tokens.extend(batch)
-                told = committed(batch)
+                told = committed(batch, logprobs=request.logprobs)
                 if verified is not None:
-                    told = CommittedTokens(told.ids, (TokenOrigin.UNVERIFIED,) * len(batch))
+                    told = replace(told, origins=(TokenOrigin.UNVERIFIED,) * len(batch))
                 if context.on_tokens(told):
                     reason = EndReason.STOP
                     break
@@ -193,6 +202,10 @@ class ScriptedBackend:
     @property
     def codec(self) -> TextCodec:
         return self.drafter.codec
+
+    @property
+    def draft_model(self) -> str:
+        return self.drafter.name
 
     @property
     def context(self) -> int:

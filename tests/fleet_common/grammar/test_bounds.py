@@ -106,6 +106,8 @@ def test_an_unknown_format_is_an_annotation_wherever_a_schema_is_and_nowhere_els
         "items": [{}],
         "allOf": [{"contains": {}}],
     }
+    elsewhere = {"$ref": "#/components/day", "components": {"day": {"items": {"format": "frob"}}}}
+    assert json.loads(bounded_text(Grammar.json_schema(elsewhere)))["components"] == {"day": {"items": {}}}
     assert bounded_text(Grammar.lark('start: %json {"format": "frob"}\n')) == "start: %json {}\n"
 
 

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 
 from fleet_device.api.app import create_app
 from fleet_device.api.replies import Pause
-from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingCodec, TalkingDrafter, settings
 
 Make = Callable[..., tuple[Starlette, ScriptedBackend]]
 
@@ -19,12 +19,15 @@ def make() -> Iterator[Make]:
     def build(
         agent: ScriptedAgent | None = None,
         *,
+        codec: TalkingCodec | None = None,
         waiting: int = 2,
         clock: Callable[[], float] = time.monotonic,
         pause: Pause = asyncio.sleep,
         **given: object,
     ) -> tuple[Starlette, ScriptedBackend]:
-        backend = ScriptedBackend(agent or ScriptedAgent(), TalkingDrafter(context=64), waiting=waiting)
+        drafter = TalkingDrafter(context=64)
+        drafter.codec = codec or drafter.codec
+        backend = ScriptedBackend(agent or ScriptedAgent(), drafter, waiting=waiting)
         made.append(backend)
         app = create_app(backend, settings(**given), wall_clock=lambda: 1234.5, clock=clock, pause=pause)
         return app, backend

@@ -18,6 +18,11 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
+def allowed(*names: str, mode: str = "auto") -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def chat(**fields: Any) -> ChatRequest:
     return read_request(ChatRequest, json.dumps({"model": "fleet", "messages": [USER], **fields}).encode())
 
@@ -101,12 +106,14 @@ def test_null_is_no_value() -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
-        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "tools"),
+        ({"tools": [TOOL], "grammar": {"kind": "regex", "text": "x"}}, "tools"),
+        ({"tools": [TOOL], "tool_choice": allowed("g")}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
-            "response_format.json_schema",
+            "response_format.json_schema.schema",
         ),
         ({"grammar": {"kind": "gbnf", "text": "x"}}, "grammar.kind"),
         ({"grammar": {"kind": "regex", "text": "x" * 70_000}}, "grammar.text"),

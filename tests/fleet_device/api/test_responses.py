@@ -11,7 +11,7 @@ from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.api.responses import ResponseReply, ResponsesRequest
 from fleet_device.errors import SessionFailed
 from fleet_device.requests.chat import ChatMessage
-from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
+from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece, generate_text
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.api.client import ask, error
@@ -76,15 +76,14 @@ def test_a_stream_that_fails_says_so(make: Make) -> None:
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"background": True}, "background"),
-        ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"truncation": "auto"}, "truncation"),
-        ({"include": ["file_search_call.results"]}, "include"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"include": ["file_search_call.results"]}, "include.0"),
+        ({"top_logprobs": 21}, "top_logprobs"),
         ({"input": [{"type": "item_reference", "id": "1"}]}, "input"),
         ({"input": [{"type": "function_call", "call_id": "1", "name": "f"}]}, "input.0.arguments"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content"),
         ({"input": [{"role": "user", "content": ""}]}, "input"),
-        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_object"}}, "grammar": {"kind": "json-object"}}, "text"),
         ({"model": None}, "model"),
         ({"input": []}, "input"),
@@ -133,7 +132,7 @@ def reply_to(**fields: Any) -> ResponseReply:
 def test_an_answer_is_text_or_a_call_whole_and_in_pieces(choice: Any, text: str, reason: EndReason, item: Any) -> None:
     ended = generated(text, reason)
     stream = reply_to(tools=[TOOL], tool_choice=choice)
-    sent = [*stream.first(), *(each for place in range(len(text)) for each in stream.piece(text[place]))]
+    sent = [*stream.first(), *(each for place in range(len(text)) for each in stream.piece(Piece(text[place], 1)))]
     bodies = [json.loads(each.partition(b"data: ")[2]) for each in [*sent, *stream.last(ended)]]
     assert [body["sequence_number"] for body in bodies] == list(range(len(bodies)))
     assert "".join(body.get("delta", "") for body in bodies) == item[2]
@@ -142,6 +141,32 @@ def test_an_answer_is_text_or_a_call_whole_and_in_pieces(choice: Any, text: str,
         [found] = body["output"]
         said = found["arguments"] if found["type"] == "function_call" else found["content"][0]["text"]
         assert (found["type"], found.get("name"), said, found["status"]) == item
+
+
+def test_log_probabilities_come_with_the_text_whole_and_in_pieces(app: Starlette) -> None:
+    fields = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    body = respond(app, **fields).json()
+    [part] = body["output"][0]["content"]
+    assert body["top_logprobs"] == 2
+    assert [each["token"] for each in part["logprobs"]] == ["t1 ", "t2 ", "t3 "]
+    assert [len(each["top_logprobs"]) for each in part["logprobs"]] == [2, 2, 2]
+    *others, done, _, _, last = events(respond(app, stream=True, **fields))
+    deltas = [each for body in others for each in body.get("logprobs", ())]
+    assert deltas == done["logprobs"] == last["response"]["output"][0]["content"][0]["logprobs"] == part["logprobs"]
+    assert not respond(app).json()["output"][0]["content"][0]["logprobs"]
+
+
+def test_some_of_the_tools_may_be_allowed() -> None:
+    tools = [TOOL, TOOL | {"name": "stop"}]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "stop"}]}
+    calls = read_chat(input="t1", tools=tools, tool_choice=choice).tool_calls()
+    assert calls is not None
+    assert (calls.names, calls.may_talk) == (["stop"], False)
+
+
+def test_what_has_no_effect_is_named(app: Starlette) -> None:
+    response = respond(app, reasoning={"effort": "high"}, text={"verbosity": "low"})
+    assert response.headers["x-fleet-ignored"] == "reasoning, verbosity"
 
 
 def test_a_response_repeats_what_was_asked_for() -> None:

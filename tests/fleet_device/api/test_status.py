@@ -170,6 +170,8 @@ def test_a_browser_applies_the_style_and_runs_nothing(make: Make, tmp_path: Path
 
 
 class Told:
+    codec = None
+
     def status(self) -> dict[str, object]:
         return device_status()
 

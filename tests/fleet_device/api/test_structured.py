@@ -26,12 +26,29 @@ WEATHER = {
     },
 }
 TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "function": {"name": "stop"}}]
+NAMES = ["weather", "stop"]
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
 WORDS = [*(chr(code) for code in range(32, 127)), "\n", "ö", "end"]
 CHARACTERS = GrammarTokenizer.of_words(WORDS, end_tokens=[len(WORDS) - 1])
 
 CALL = '{"name": "weather", "arguments": {"city": "Bonn"}}'
+STOP = {"type": "function", "function": {"name": "stop"}}
+ONLY_STOP, MUST_STOP = (
+    {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [STOP]}} for mode in ("auto", "required")
+)
+REPORT = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$defs": {"warm": {"type": "boolean"}},
+    "type": "object",
+    "properties": {"warm": {"$ref": "#/$defs/warm"}},
+    "required": ["warm"],
+    "additionalProperties": False,
+}
+FORMATS = {
+    "json_object": {"type": "json_object"},
+    "json_schema": {"type": "json_schema", "json_schema": {"name": "report", "schema": REPORT}},
+}
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -74,12 +91,49 @@ def test_a_response_format_is_a_grammar() -> None:
         ("auto", "It is warm in {Bonn}.", True),
         ("auto", "", True),
         ("auto", '{"warm": true}', False),
+        (ONLY_STOP, '{"name": "stop", "arguments": {}}', True),
+        (ONLY_STOP, CALL, False),
+        (ONLY_STOP, "It is warm.", True),
+        (MUST_STOP, '{"name": "stop", "arguments": {}}', True),
+        (MUST_STOP, "It is warm.", False),
         (NAMED, '{"city": "Köln"}', True),
         (NAMED, CALL, False),
     ],
 )
 def test_an_answer_with_tools_is_a_call_or_plain_words(choice: Any, text: str, *, taken: bool) -> None:
     assert takes(chat(tools=TOOLS, tool_choice=choice).text_grammar(), text) is taken
+
+
+@pytest.mark.parametrize(
+    ("form", "choice", "text", "taken"),
+    [
+        ("json_schema", "auto", CALL, True),
+        ("json_schema", "auto", '{"warm": true}', True),
+        ("json_schema", "auto", "It is warm.", False),
+        ("json_schema", "auto", '{"name": "weather", "arguments": {"city": "Rom"}}', False),
+        ("json_schema", "required", '{"warm": true}', False),
+        ("json_schema", "none", CALL, False),
+        ("json_schema", "none", '{"warm": true}', True),
+        ("json_object", "auto", '{"cold": 1}', True),
+        ("json_object", "auto", "It is warm.", False),
+    ],
+)
+def test_an_answer_with_tools_and_a_format_is_a_call_or_follows_the_format(
+    form: str, choice: str, text: str, *, taken: bool
+) -> None:
+    asked = chat(tools=TOOLS, tool_choice=choice, response_format=FORMATS[form])
+    assert takes(asked.text_grammar(), text) is taken
+    calls = asked.tool_calls()
+    if taken and calls is not None:
+        assert ("tool_calls" in calls.message(text, ended=True)) is (text == CALL)
+
+
+def test_an_object_without_a_call_is_streamed_as_it_comes() -> None:
+    calls = chat(tools=TOOLS, response_format=FORMATS["json_schema"]).tool_calls()
+    assert calls is not None
+    text = '{"warm": {"name": 1}}'
+    assert [calls.pieces(0, character) for character in text[:3]] == [[], [], [{"content": '{"w'}]]
+    assert calls.pieces(0, text[3:]) == [{"content": text[3:]}]
 
 
 def test_auto_is_the_choice_that_is_made_where_there_are_tools() -> None:
@@ -120,7 +174,7 @@ def joined(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 @given(cuts=st.sets(st.integers(1, len(CALL) - 1)), may_talk=st.booleans())
 def test_a_call_is_the_same_whole_and_however_it_is_cut(cuts: set[int], *, may_talk: bool) -> None:
-    calls, places = ToolCalls(may_talk=may_talk), [0, *sorted(cuts), len(CALL)]
+    calls, places = ToolCalls(NAMES, may_talk=may_talk), [0, *sorted(cuts), len(CALL)]
     deltas = [delta for begin, end in pairwise(places) for delta in calls.pieces(0, CALL[begin:end])]
     found = joined([*deltas, *calls.last(0, ended=True)])
     assert calls.calls(0)
@@ -132,16 +186,16 @@ def test_a_call_is_the_same_whole_and_however_it_is_cut(cuts: set[int], *, may_t
 
 
 def test_plain_words_stay_words_and_the_arguments_of_a_named_function_are_the_text() -> None:
-    assert ToolCalls(may_talk=True).message("Warm {Bonn}", ended=True) == {"content": "Warm {Bonn}"}
-    assert ToolCalls(may_talk=True).message("", ended=True) == {"content": ""}
-    named = ToolCalls("weather").message('{"city": "Bonn"}', ended=True)["tool_calls"][0]
+    assert ToolCalls(NAMES, may_talk=True).message("Warm {Bonn}", ended=True) == {"content": "Warm {Bonn}"}
+    assert ToolCalls(NAMES, may_talk=True).message("", ended=True) == {"content": ""}
+    named = ToolCalls(NAMES[:1], is_arguments=True).message('{"city": "Bonn"}', ended=True)["tool_calls"][0]
     assert named["function"] == {"name": "weather", "arguments": '{"city": "Bonn"}'}
 
 
 def test_a_call_that_was_cut_short_is_given_out_as_far_as_it_came() -> None:
-    cut = ToolCalls().message(CALL[:-4], ended=False)["tool_calls"][0]["function"]
+    cut = ToolCalls(NAMES).message(CALL[:-4], ended=False)["tool_calls"][0]["function"]
     assert cut == {"name": "weather", "arguments": '{"city": "Bon'}
-    assert ToolCalls().message('{"name": "wea', ended=False) == {"content": '{"name": "wea'}
+    assert ToolCalls(NAMES).message('{"name": "wea', ended=False) == {"content": '{"name": "wea'}
 
 
 def test_a_grammar_is_part_of_what_is_asked_of_the_edge() -> None:

@@ -105,6 +105,10 @@ class _Backend(ScriptedBackend):
         ticket.cancellation.cancel()
 
     @property
+    def draft_model(self) -> str:
+        return "toy"
+
+    @property
     def codec(self) -> _Codec:
         return _Codec(template=self.template)
 

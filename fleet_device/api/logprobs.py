@@ -1,0 +1,121 @@
+"""Log-probabilities of answers, in OpenAI's shapes.
+
+They are the large model's own, before temperature, top_k and top_p, as OpenAI's are.
+"""
+
+import codecs
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from fleet_device.drafters.contract import TextCodec
+from fleet_device.requests.generate import GeneratedText
+from schemas.fields import LEAST_LOGPROB, TokenLogprobs
+
+TokenWithLogprobs = tuple[int, TokenLogprobs | None]
+
+
+class TokenSpelling:
+    """Bytes and names of tokens."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+
+    def raw(self, token: int) -> bytes:
+        """Return the bytes of a token's text; none for a control token."""
+        return self._codec.piece(token)
+
+    def name(self, token: int) -> str:
+        """Return a token's text. A part of a character is `bytes:` and hexadecimal, as in OpenAI's completions."""
+        raw = self.raw(token)
+        if not raw:
+            return self._control.get(token, "")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    @cached_property
+    def _control(self) -> dict[int, str]:
+        """Texts of the control tokens."""
+        read = {text: self._codec.encode(text, special=True) for text in self._codec.control_texts}
+        return {tokens[0]: text for text, tokens in read.items() if len(tokens) == 1}
+
+
+class Offsets:
+    """Numbers of characters before the tokens of a growing text."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._characters = 0
+
+    def next(self, raw: bytes) -> int:
+        """Return the offset of the next token, whose bytes these are: of its character, if it is a part of one."""
+        offset = self._characters
+        self._characters += len(self._decoder.decode(raw))
+        return offset
+
+
+def spelled_tokens(text: GeneratedText, spelling: TokenSpelling) -> list[TokenWithLogprobs]:
+    """Return the tokens of the answer's text: without the end token, and those of a stop string."""
+    logprobs = text.logprobs or ()
+    pairs = [(token, logprobs[place] if place < len(logprobs) else None) for place, token in enumerate(text.tokens)]
+    if not text.stopped:
+        return pairs
+    shown, size = [], 0
+    for token, known in pairs:
+        if size >= len(text.text.encode()):
+            break
+        shown.append((token, known))
+        size += len(spelling.raw(token))
+    return shown
+
+
+def token_logprobs(tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling) -> list[dict[str, Any]]:
+    """Return the entries of a chat or a response, for the tokens that have a text."""
+    return [
+        {
+            **_entry(spelling, token, _chosen(known)),
+            "top_logprobs": [_entry(spelling, each, value) for each, value in _alternatives(known)],
+        }
+        for token, known in tokens
+        if spelling.raw(token)
+    ]
+
+
+def chat_logprobs(tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling) -> dict[str, Any]:
+    return {"content": token_logprobs(tokens, spelling), "refusal": None}
+
+
+def completion_logprobs(
+    tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling, offsets: Offsets
+) -> dict[str, Any]:
+    """Return the `logprobs` of a completion's choice or chunk; `offsets` counts the text before it."""
+    shown = [(token, known) for token, known in tokens if spelling.raw(token)]
+    return {
+        "tokens": [spelling.name(token) for token, _ in shown],
+        "token_logprobs": [_chosen(known) for _, known in shown],
+        "top_logprobs": [_by_name(spelling, known) for _, known in shown],
+        "text_offset": [offsets.next(spelling.raw(token)) for token, _ in shown],
+    }
+
+
+def _by_name(spelling: TokenSpelling, known: TokenLogprobs | None) -> dict[str, float]:
+    """Return the alternatives by name; a further token of the same name has vLLM's name of it, with its id."""
+    found: dict[str, float] = {}
+    for token, value in _alternatives(known):
+        name = spelling.name(token)
+        found[f"token_id:{token}" if name in found else name] = value
+    return found
+
+
+def _entry(spelling: TokenSpelling, token: int, logprob: float) -> dict[str, Any]:
+    return {"token": spelling.name(token), "logprob": logprob, "bytes": list(spelling.raw(token))}
+
+
+def _chosen(known: TokenLogprobs | None) -> float:
+    return LEAST_LOGPROB if known is None else known.logprob
+
+
+def _alternatives(known: TokenLogprobs | None) -> list[tuple[int, float]]:
+    return [] if known is None else list(zip(known.ids, known.values, strict=True))
