@@ -108,7 +108,6 @@ def test_null_is_no_value() -> None:
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [TOOL], "grammar": {"kind": "regex", "text": "x"}}, "tools"),
         ({"tools": [TOOL], "tool_choice": allowed("g")}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         (
