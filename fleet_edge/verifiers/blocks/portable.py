@@ -53,11 +53,15 @@ def from_bits(_context: Any, _bits: Any) -> Any:
 
 
 @compiled
-def _half(low: int, high: int) -> Any:
-    """Return the float32 of the two bytes of a float16."""
-    bits = np.int32(low | high << 8)
+def from_half(bits: int) -> Any:
+    """Return the float32 of a finite float16."""
     positive = from_bits(np.int32((bits & 0x7FFF) << 13)) * _f32(2.0**112)
     return -positive if bits & 0x8000 else positive
+
+
+@compiled
+def half_at(halves: Bytes, index: int) -> Any:
+    return from_half(halves[2 * index] | halves[2 * index + 1] << 8)
 
 
 @compiled
@@ -101,9 +105,9 @@ def portable_tile(
         _unpack(mine, bits, unpacked.reshape(-1))
         factors = mine[TILE * BLOCK * bits // 8 :]
         for i in range(TILE):
-            scales[i] = _half(factors[2 * i], factors[2 * i + 1])
+            scales[i] = half_at(factors, i)
             if minimums:
-                least[i] = _half(factors[2 * (TILE + i)], factors[2 * (TILE + i) + 1])
+                least[i] = half_at(factors, TILE + i)
         for row in range(len(out)):
             sums[:] = bits_of(prepared[row, block, 2]) - np.int32(MAGIC_BITS)
             _add(unpacked, values[row, block * BLOCK : block * BLOCK + BLOCK], sums)
