@@ -54,6 +54,8 @@ class _Drafter(BaseModel):
 
 
 class _Broker(BaseModel):
+    host: str
+    port: int
     connected: bool
 
 
@@ -68,6 +70,7 @@ class RunningDevice(BaseModel):
     """Part of `GET /healthz` that checks read; `reason` says why no request can be served now."""
 
     device: str
+    fleet: str
     reason: str | None
     drafter: _Drafter
     broker: _Broker
@@ -99,6 +102,17 @@ def refuse_beside_running(port: int, name: str) -> None:
         raise ConfigurationError(
             f"Device {name} runs already, and serves applications at {_HOST}:{port}: the broker keeps one connection "
             "for each name, so stop it first, or give this one a name of its own with --device."
+        )
+
+
+def require_alike(running: RunningDevice, settings: DeviceSettings) -> None:
+    """Raise ConfigurationError if a device of this name runs with another configuration than this one."""
+    broker, own = running.broker, settings.broker
+    if (running.fleet, broker.host, broker.port) != (settings.fleet, own.host, own.port):
+        raise ConfigurationError(
+            f"Device {running.device} runs here (API at {_HOST}:{settings.api_port}) in fleet {running.fleet!r} at "
+            f"{broker.host}:{broker.port}, and this configuration has fleet {settings.fleet!r} at {own.host}:"
+            f"{own.port}: name the configuration of the service with --config, or set another 'device' or 'api_port'."
         )
 
 
@@ -243,9 +257,14 @@ class Doctor:
     _refusal: SessionRefused | None = None
 
     def run(self) -> Diagnosis:
-        """Run all checks. A check that needs a failed one is skipped, and counts as failed."""
+        """Run all checks. A check that needs a failed one is skipped, and counts as failed.
+
+        Raise ConfigurationError if a device of this name runs with another configuration.
+        """
         settings = self.settings
         self._running = self.running(settings.api_port, settings.device)
+        if self._running is not None:
+            require_alike(self._running, settings)
         checks = Checklist(CHECKS, self.on_check, self.clock)
         try:
             checks.check(self._memory, needs=())

@@ -143,21 +143,39 @@ def test_an_unlike_vocabulary_is_found_by_state_or_refusal(fleet: MemoryFleet, m
         assert "use a draft model of the" in sentence(diagnosis, "vocabulary")
 
 
+RUNNING = {
+    "device": "device-1",
+    "fleet": FLEET,
+    "reason": None,
+    "drafter": {"name": "toy", "quantization": "Q4_0", "context": 2048, "vocabulary": "6 tokens, aa"},
+    "broker": {"host": "127.0.0.1", "port": 1883, "connected": True},
+    "edges": [{"edge": "edge-1", "presence": "online", "target": "toy-target", "vocabulary": "6 tokens, aa"}],
+}
+
+
+@pytest.mark.parametrize("other", [{"fleet": "plant"}, {"broker": {"host": "b", "port": 8883, "connected": True}}])
+def test_a_device_of_this_name_with_another_configuration_is_not_taken_for_this_one(
+    fleet: MemoryFleet, model: Path, other: dict[str, object]
+) -> None:
+    seen = list[Check]()
+    patient = doctor(fleet, model)
+    patient.running = lambda _port, _name: RunningDevice.model_validate(RUNNING | other)
+    patient.on_check = seen.append
+    with pytest.raises(ConfigurationError, match="--config"):
+        patient.run()
+    assert not seen
+    assert patient._link is None
+
+
 def test_a_running_device_is_asked_instead_of_the_broker(fleet: MemoryFleet, model: Path) -> None:
     patient = doctor(fleet, model)
-    health = {
-        "device": "device-1",
-        "reason": None,
-        "drafter": {"name": "toy", "quantization": "Q4_0", "context": 2048, "vocabulary": "6 tokens, aa"},
-        "broker": {"connected": True},
-        "edges": [{"edge": "edge-1", "presence": "online", "target": "toy-target", "vocabulary": "6 tokens, aa"}],
-    }
-    patient.running = lambda _port, _name: RunningDevice.model_validate(health)
+    patient.running = lambda _port, _name: RunningDevice.model_validate(RUNNING)
     diagnosis = patient.run()
     assert status(diagnosis) == {"certificate": "skipped", "clock": "skipped"}
     assert diagnosis.ok
     assert patient._link is None
-    away = {**health, "reason": "The broker is away.", "broker": {"connected": False}, "edges": []}
+    broker = {"host": "127.0.0.1", "port": 1883, "connected": False}
+    away = {**RUNNING, "reason": "The broker is away.", "broker": broker, "edges": []}
     patient = doctor(fleet, model)
     patient.running = lambda _port, _name: RunningDevice.model_validate(away)
     diagnosis = patient.run()
@@ -201,7 +219,8 @@ def answering(body: bytes) -> Iterator[int]:
 
 
 HEALTH = (
-    b'{"device": "device-1", "reason": "No edge.", "edges": [], "broker": {"connected": true, "host": "h"},'
+    b'{"device": "device-1", "fleet": "test", "reason": "No edge.", "edges": [],'
+    b' "broker": {"connected": true, "host": "h", "port": 1883},'
     b' "drafter": {"name": "toy", "quantization": "Q4_0", "context": 9, "vocabulary": "v"}, "status": "waiting"}'
 )
 
