@@ -54,8 +54,10 @@ def from_bits(_context: Any, _bits: Any) -> Any:
 
 @compiled
 def from_half(bits: int) -> Any:
-    """Return the float32 of a finite float16."""
+    """Return the float32 of a float16; one that is no number counts as infinite."""
     positive = from_bits(np.int32((bits & 0x7FFF) << 13)) * _f32(2.0**112)
+    if positive >= _f32(2**16):
+        positive = _f32(np.inf)
     return -positive if bits & 0x8000 else positive
 
 

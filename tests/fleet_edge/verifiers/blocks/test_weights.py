@@ -116,7 +116,7 @@ def test_packed_values_are_found_again(bits: int, minimums: bool) -> None:
     values = rng.integers(0, 1 << bits, (70, 96)).astype(np.uint8)
     scales = rng.uniform(-1, 1, (70, 3)).astype(np.float16)
     least = rng.uniform(-1, 1, (70, 3)).astype(np.float16) if minimums else None
-    wanted = (values.reshape(70, 3, 32) - (0.0 if minimums else 1 << bits - 1)) * scales.astype(float)[..., None]
+    wanted = (values.reshape(70, 3, 32) - (0.0 if minimums else 2.0 ** (bits - 1))) * scales.astype(float)[..., None]
     wanted += 0 if least is None else least.astype(float)[..., None]
     weights = pack(values, scales, least, bits)
     assert np.allclose(_numbers(weights), wanted.reshape(70, 96), rtol=1e-6, atol=1e-6)
