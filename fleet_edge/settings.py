@@ -24,6 +24,7 @@ VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama.cpp": "fleet_edge.verifiers.llama_cpp.verifier:load",
         "torch": "fleet_edge.verifiers.packed:load",
+        "blocks": "fleet_edge.verifiers.blocks_engine:load",
         "remote": "fleet_edge.verifiers.remote.loading:load",
     }
 )
@@ -144,6 +145,11 @@ class EdgeSettings(Settings):
         "auto",
         "Torch device of the large model (`cpu`, `cuda`, `cuda:1`); `auto` is a GPU if there is one.",
         min_length=1,
+    )
+    weight_bits: Literal[4, 8] = setting(
+        8,
+        "Bits to which the engine `blocks` quantizes weights that are not quantized yet (docs/engines.md).",
+        rare=True,
     )
     threads: int = setting(0, "Threads of the engine; 0 leaves it to the engine.", ge=0, le=1024)
     gpu_layers: int = setting(-1, "Layers that llama.cpp puts on a GPU, if built for one; -1 is all.", rare=True, ge=-1)

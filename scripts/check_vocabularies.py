@@ -27,7 +27,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 from fleet_device.drafters.model_file import GgufModel
-from fleet_edge.verifiers.packed.tokens import gguf_tokens
+from fleet_edge.verifiers.tokens import gguf_tokens
 from schemas.vocabulary import Vocabulary, token_strings
 
 SOURCE = "llama-cpp-python"

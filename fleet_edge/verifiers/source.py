@@ -64,3 +64,12 @@ def check_repository(name: str) -> None:
             f"The target model {name} is no folder or file, is not in the local cache, and {hub_name()} cannot be "
             "reached; correct the path, connect once, or copy the model here."
         )
+
+
+def target_name(source: str | Path) -> str:
+    """Return a model's name for the log: its repository, file or folder; of `<family>/target`, the family."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return str(source)
+    path = path.resolve()
+    return path.parent.name if path.name == "target" else path.name

@@ -18,9 +18,15 @@ class Absent(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 
 import fleet_edge
-OF_TORCH = ("fleet_edge.verifiers.packed.", "fleet_edge.batching.torch_", "fleet_edge.store.migrations.")
+OF_ENGINES = (
+    "fleet_edge.verifiers.packed.",
+    "fleet_edge.verifiers.blocks.",
+    "fleet_edge.verifiers.tokens",
+    "fleet_edge.batching.torch_",
+    "fleet_edge.store.migrations.",
+)
 for module in pkgutil.walk_packages(fleet_edge.__path__, "fleet_edge."):
-    if not module.name.startswith(OF_TORCH):
+    if not module.name.startswith(OF_ENGINES):
         importlib.import_module(module.name)
 from fleet_edge.settings import VERIFIERS
 for function in VERIFIERS.values():  # to check the settings of an engine needs no library of it

@@ -33,12 +33,11 @@ from fleet_edge.verifiers.packed.target import (
     gguf_architecture,
     load_target,
     loading_bytes,
-    target_name,
     text_config,
     vocabulary_of,
 )
-from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
-from fleet_edge.verifiers.source import check_repository, is_gguf
+from fleet_edge.verifiers.source import check_repository, is_gguf, target_name
+from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
 
 _log = logging.getLogger(__name__)
 

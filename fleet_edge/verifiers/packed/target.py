@@ -19,10 +19,11 @@ from transformers import AutoConfig
 
 from fleet_common.host import NVIDIA_DRIVER, available_memory
 from fleet_common.hub import hub_access
+from fleet_edge.verifiers.blocks.gguf_reader import FastGguf
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
-from fleet_edge.verifiers.packed.tokens import FastGguf, gguf_tokens, repository_tokens
-from fleet_edge.verifiers.source import check_source, is_gguf
+from fleet_edge.verifiers.source import check_source, is_gguf, target_name
+from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary, token_strings
 
 _log = logging.getLogger(__name__)
@@ -314,15 +315,6 @@ def _weights(name: str, dtype: torch.dtype, **files: Any) -> Any:  # noqa: ANN40
             "fetch it again, whole."
         )
     return model
-
-
-def target_name(source: str | Path) -> str:
-    """Return a model's name for the log: its repository, file or folder; of `<family>/target`, the family."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        return str(source)
-    path = path.resolve()
-    return path.parent.name if path.name == "target" else path.name
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context
 from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
 from fleet_edge.verifiers.packed.lean import LeanModel
 from fleet_edge.verifiers.packed.target import Target
-from fleet_edge.verifiers.packed.tokens import encode, grammar_tokenizer
+from fleet_edge.verifiers.tokens import encode, grammar_tokenizer
 
 _log = logging.getLogger(__name__)
 

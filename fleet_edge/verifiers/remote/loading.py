@@ -174,7 +174,7 @@ def check_local(source: str) -> None:
 def load_local(source: str) -> LocalTokens:
     """Read token strings and end tokens; raises `VerifierError`."""
     check_local(source)
-    from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens  # noqa: PLC0415 - reads GGUFs
+    from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens  # noqa: PLC0415 - reads GGUFs
 
     path = Path(source).expanduser().resolve()
     if path.is_dir():

@@ -20,7 +20,7 @@ from fleet_device.requests.chat import (
     encode_chat,
 )
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
-from fleet_edge.verifiers.packed.tokens import encode
+from fleet_edge.verifiers.tokens import encode
 from tests.support.memory_device import settings
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf

@@ -22,6 +22,7 @@ GGUF_TOKENS = (1 << 20) // (1 * 2 * 1 * 32 * 2)  # likewise, of the tiny GGUF
 REMOTE = ("vllm", "sglang")
 IN_PROCESS = [name for name in VERIFIERS if name != "remote"]
 INT8 = "int8"
+OF_GGUF = ("blocks", "llama.cpp")
 READ = [word.replace("Ġ", " ") for word in WORDS]
 
 
@@ -86,7 +87,7 @@ def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterat
         return
     if isinstance(request.param, str):
         # The smallest budget that settings accept: 1 MiB, about four contexts of the tiny target.
-        path = str(gguf if request.param == "llama.cpp" else target)
+        path = str(gguf if request.param in OF_GGUF else target)
         engine, dtype = ("torch", INT8) if request.param == INT8 else (request.param, "float32")
         settings = {"engine": engine, "target": path, "dtype": dtype, "kv_bytes": 1 << 20, "threads": 1}
         yield load_verifier(EdgeSettings.model_validate(settings))
@@ -96,7 +97,7 @@ def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterat
 
 
 def _budget(verifier: Verifier) -> int:
-    return GGUF_TOKENS if verifier.info.runs_on.startswith("llama.cpp") else BUDGET_TOKENS
+    return GGUF_TOKENS if verifier.info.runs_on.startswith(OF_GGUF) else BUDGET_TOKENS
 
 
 def _score(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:

@@ -18,9 +18,9 @@ from fleet_edge.verifiers.packed import int8, lean
 from fleet_edge.verifiers.packed.int8 import check_rotation, load_int8, quantize, rotate, some_logits
 from fleet_edge.verifiers.packed.layout import Part
 from fleet_edge.verifiers.packed.target import load_target
-from fleet_edge.verifiers.packed.tokens import encode
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.registry import load_verifier
+from fleet_edge.verifiers.tokens import encode
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_folder, tiny_model, tiny_target_gguf
 from tests.support.prepared_models import prepared
 

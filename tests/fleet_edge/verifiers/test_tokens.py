@@ -5,7 +5,7 @@ import pytest
 from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
-from fleet_edge.verifiers.packed.tokens import grammar_tokenizer
+from fleet_edge.verifiers.tokens import grammar_tokenizer
 from schemas.policy import Grammar
 
 MODELS = Path("models/smollm2-135m")

@@ -1,0 +1,165 @@
+"""Weights of a folder with a config.json and safetensors, quantized one tensor at a time."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fleet_edge.verifiers.blocks.architectures import Geometry, of_config
+from fleet_edge.verifiers.blocks.weights import Weights, pack_floats
+from fleet_edge.verifiers.contract import UnsupportedModel
+
+_HEADER: Final = 8  # bytes that hold the length of a file's header
+_MOST_HEADER: Final = 100 << 20
+_INDEX: Final = "model.safetensors.index.json"
+
+_TYPES: Final[dict[str, npt.DTypeLike]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+# Where a model that reads images as well keeps its language model.
+_PREFIXES: Final = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+
+_NAMES: Final = {
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+_OF_GEMMA: Final = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_OF_PHI: Final = {"ffn_up": "mlp.gate_up_proj"}
+_EXPERTS: Final = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+
+
+class FolderWeights:
+    """A folder, open to be loaded.
+
+    Raises `UnsupportedModel` if files are missing or damaged, or the architecture is not served.
+    """
+
+    def __init__(self, folder: Path, *, bits: int) -> None:
+        self._bits = bits
+        config = _read_json(folder / "config.json")
+        generation = folder / "generation_config.json"
+        try:
+            self.geometry: Geometry = of_config(config, _read_json(generation) if generation.is_file() else {})
+            self._tied = bool(config.get("text_config", config).get("tie_word_embeddings", self._gemma))
+            self._tensors = self._find(folder)
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise damaged(folder) from error
+        self._folder = folder
+
+    @property
+    def _gemma(self) -> bool:
+        return self.geometry.kind == "gemma3"
+
+    @property
+    def number_format(self) -> str:
+        return f"{self._bits} bits"
+
+    @property
+    def packed_bytes(self) -> int:
+        bytes_per_number = (self._bits + 0.5) / 8  # a scale of 16 bits for 32 numbers
+        return int(sum(math.prod(shape) for _, _, shape, _ in self._tensors.values()) * bytes_per_number)
+
+    @property
+    def largest_bytes(self) -> int:
+        return max(4 * math.prod(shape) for _, _, shape, _ in self._tensors.values())
+
+    def __contains__(self, name: str) -> bool:
+        return self._name(name) in self._tensors and not (self._tied and name == "output.weight")
+
+    def vector(self, name: str) -> npt.NDArray[np.float32] | None:
+        """Return a tensor in float32; None if there is none. Norms of Gemma have one added, as a GGUF has them."""
+        if name not in self:
+            return None
+        floats = self._floats(self._name(name))
+        return floats + np.float32(1) if self._gemma and "norm" in name else floats
+
+    def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> list[Weights]:
+        """Return tensors, quantized and packed, as one weight."""
+        assert not any(order is not None for order in orders), "a folder has its rows in order"
+        parts = [self._floats(self._name(name)) for name in names]
+        return [pack_floats(np.concatenate(parts) if len(parts) > 1 else parts[0], self._bits)]
+
+    def pack_expert(self, names: Sequence[str], expert: int) -> list[Weights]:
+        """Return one expert's matrices, quantized and packed, as one weight."""
+        parts = []
+        for name in names:
+            block, _, rest = name.partition(".ffn")
+            own = _EXPERTS[f"ffn{rest.removesuffix('.weight')}"]
+            parts.append(self._floats(f"layers.{block.removeprefix('blk.')}.mlp.experts.{expert}.{own}.weight"))
+        return [pack_floats(np.concatenate(parts) if len(parts) > 1 else parts[0], self._bits)]
+
+    def _name(self, name: str) -> str:
+        """Return the name in the files of a tensor that a GGUF calls `name`."""
+        parts = name.split(".")
+        block = f"layers.{parts[1]}." if parts[0] == "blk" else ""
+        own, kind = parts[-2], parts[-1]
+        names = _NAMES | {"gemma3": _OF_GEMMA, "phi3": _OF_PHI}.get(self.geometry.kind, {})
+        return f"{block}{names.get(own, own)}.{kind}"
+
+    def _find(self, folder: Path) -> dict[str, tuple[Path, str, tuple[int, ...], int]]:
+        """Return by name, without prefix: the file, number format, shape and place of each tensor."""
+        names = ["model.safetensors"]
+        if not (folder / "model.safetensors").is_file():
+            names = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
+        found: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
+        for file in (folder / str(name) for name in names):
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(_HEADER), "little")
+                if length > _MOST_HEADER:
+                    raise ValueError("no header")
+                header = json.loads(stream.read(length))
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    plain = next((name.removeprefix(each) for each in _PREFIXES if name.startswith(each)), name)
+                    place = _HEADER + length + int(tensor["data_offsets"][0])
+                    shape = tuple(int(size) for size in tensor["shape"])
+                    found[plain] = (file, str(tensor["dtype"]), shape, place)
+        return found
+
+    def _floats(self, name: str) -> npt.NDArray[np.float32]:
+        try:
+            file, kind, shape, place = self._tensors[name]
+            raw = np.fromfile(file, _TYPES[kind], math.prod(shape), offset=place).reshape(shape)
+        except (KeyError, ValueError) as error:
+            raise UnsupportedModel(
+                f"The weights in {self._folder} lack {name}, or have it in a number format that is not served; fetch "
+                "the model again, in float32, float16 or bfloat16."
+            ) from error
+        if kind == "BF16":
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.astype(np.float32, copy=False)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path) from error
+    if not isinstance(found, dict):
+        raise damaged(path)
+    return found
+
+
+def damaged(path: Path) -> UnsupportedModel:
+    return UnsupportedModel(f"{path} is missing or damaged; fetch the model again, whole.")

@@ -1,0 +1,120 @@
+"""Keys and values in pages of some tokens, which sequences share until one of them writes.
+
+A page is taken from the budget when the first token is written to it. A fork shares all pages of its source. Before a
+sequence writes to a page that others use as well, it gets a copy.
+"""
+
+import math
+import mmap
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Halves = npt.NDArray[np.uint16]
+
+PAGE: Final = 64
+"""Tokens of a page: few enough that a short sequence wastes little, a multiple of the lanes of the attention loops."""
+
+_NUMBER_BYTES: Final = 2
+_MAP_NORESERVE: Final = 0x4000
+"""Linux: a budget larger than what is free now is not refused; what is used counts."""
+
+
+class Pages:
+    """Pages of all sequences within a budget of bytes; the caller keeps the sequences' lengths.
+
+    Attributes:
+        keys: float16 as uint16, `[pages, layers, kv_heads, dim, PAGE]`: scores of several keys are computed together.
+        values: Likewise, `[pages, layers, kv_heads, PAGE, dim]`.
+    """
+
+    def __init__(self, *, layers: int, kv_heads: int, dim: int, budget_bytes: int) -> None:
+        """Reserve addresses for the whole budget; the system provides memory as pages are written to.
+
+        Raises OSError if the system refuses.
+        """
+        self.token_bytes = 2 * layers * kv_heads * dim * _NUMBER_BYTES
+        count = budget_bytes // (PAGE * self.token_bytes)
+        self.keys = _reserve((count, layers, kv_heads, dim, PAGE))
+        self.values = _reserve((count, layers, kv_heads, PAGE, dim))
+        self._free = list(range(count - 1, -1, -1))
+        self._users = [0] * count
+        self._tables: dict[int, list[int]] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self._users)
+
+    @property
+    def used(self) -> int:
+        return self.count - len(self._free)
+
+    def table(self, sequence: int) -> Sequence[int]:
+        """Return the pages of a sequence, in order."""
+        return self._tables.get(sequence, ())
+
+    def needed(self, sequence: int, length: int, count: int) -> int:
+        """Return the number of pages that `count` more tokens take after the first `length`."""
+        more = -(-(length + count) // PAGE) - len(self.table(sequence))
+        return more + (self._shared(sequence, length) if count else 0)
+
+    def reserve(self, sequence: int, length: int, count: int) -> None:
+        """Give a sequence its own pages for `count` more tokens; there MUST be as many free ones as are `needed`."""
+        table = self._tables.setdefault(sequence, [])
+        if count and self._shared(sequence, length):
+            page, place = self._free.pop(), length // PAGE
+            self.keys[page], self.values[page] = self.keys[table[place]], self.values[table[place]]
+            self._users[table[place]] -= 1
+            self._users[page] = 1
+            table[place] = page
+        while len(table) * PAGE < length + count:
+            page = self._free.pop()
+            self._users[page] = 1
+            table.append(page)
+
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        """Share the pages with the first `length` tokens of another sequence."""
+        table = list(self.table(source)[: -(-length // PAGE)])
+        for page in table:
+            self._users[page] += 1
+        self._tables[sequence] = table
+
+    def truncate(self, sequence: int, length: int) -> None:
+        table = self._tables.get(sequence, [])
+        while len(table) * PAGE >= length + PAGE:
+            page = table.pop()
+            self._users[page] -= 1
+            if not self._users[page]:
+                self._free.append(page)
+
+    def close(self, sequence: int) -> None:
+        self.truncate(sequence, 0)
+        self._tables.pop(sequence, None)
+
+    def room(self, lengths: Iterable[tuple[int, int]]) -> int:
+        """Return a number of tokens that fits, whichever sequences they go to, given each sequence and its length."""
+        # The worst use: each page that is taken next is that which takes the fewest tokens.
+        left = len(self._free)
+        firsts = sorted(self._unused(sequence, length) + 1 for sequence, length in lengths)[: left + 1]
+        if not firsts:
+            return left * PAGE
+        return sum(firsts) + PAGE * (left + 1 - len(firsts)) - 1
+
+    def _unused(self, sequence: int, length: int) -> int:
+        """Return how many tokens a sequence can write before it needs a page."""
+        return 0 if self._shared(sequence, length) else -length % PAGE
+
+    def _shared(self, sequence: int, length: int) -> bool:
+        """Return whether the next token after the first `length` goes to a page that others use."""
+        table = self.table(sequence)
+        return length // PAGE < len(table) and self._users[table[length // PAGE]] > 1
+
+
+def _reserve(shape: tuple[int, ...]) -> Halves:
+    size = math.prod(shape) * _NUMBER_BYTES
+    if not size:
+        return np.empty(shape, np.uint16)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    return np.frombuffer(memory, np.uint16).reshape(shape)

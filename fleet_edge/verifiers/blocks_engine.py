@@ -1,0 +1,112 @@
+"""Check and load a target model in the engine `blocks`; importing this module needs none of its libraries."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fleet_common.host import available_memory
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
+from fleet_edge.verifiers.source import check_source, is_gguf, target_name
+from schemas.vocabulary import Vocabulary, token_strings
+
+if TYPE_CHECKING:
+    from fleet_edge.verifiers.blocks.folder_weights import FolderWeights
+    from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
+
+_LIBRARIES: Final = ("gguf", "numba")
+_FILES: Final = ("*.safetensors", "*.json")
+_GIGA: Final = 1e9
+
+
+def check(settings: EdgeSettings) -> None:
+    """Check that the engine is installed and that there is a target model; raises `VerifierError`."""
+    missing = [name for name in _LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise VerifierError(
+            f"The engine blocks needs {' and '.join(missing)}, which the extra `edge` has; install it: pip install "
+            "'dssd-fleet[edge]'; or set engine to another one."
+        )
+    check_source(settings.target)
+
+
+def load(settings: EdgeSettings) -> Verifier:
+    """Load the target model that the settings name.
+
+    Raises `UnsupportedModel` if the engine does not serve it, `VerifierError` if there is none, or too little memory.
+    """
+    check(settings)  # before numba is imported
+    import numba  # noqa: PLC0415 - only where a model is loaded
+
+    from fleet_edge.verifiers.blocks.model import Model  # noqa: PLC0415
+    from fleet_edge.verifiers.blocks.products import variants  # noqa: PLC0415
+    from fleet_edge.verifiers.blocks.verifier import BlocksVerifier  # noqa: PLC0415
+    from fleet_edge.verifiers.contract import TargetInfo  # noqa: PLC0415
+    from fleet_edge.verifiers.tokens import encode, gguf_tokens, grammar_tokenizer, repository_tokens  # noqa: PLC0415
+
+    class Loaded(BlocksVerifier):
+        def grammar_tokenizer(self) -> Any:  # noqa: ANN401
+            return grammar_tokenizer(path, vocabulary=self.info.vocabulary.size, end_tokens=self.info.end_tokens)
+
+        def encode(self, text: str) -> Sequence[int]:
+            return encode(path, text)
+
+    path = _local(settings.target)
+    file = open_weights(path, bits=settings.weight_bits)
+    strings = token_strings(gguf_tokens(path) if path.is_file() else repository_tokens(str(path)))
+    name = target_name(settings.target)
+    geometry = file.geometry
+    if len(strings) > geometry.rows:
+        raise UnsupportedModel(
+            f"The tokenizer of {name} has {len(strings)} tokens and the model {geometry.rows}; they do not belong "
+            "together: fetch the model again, whole."
+        )
+    _check_memory(name, file)
+    threads = settings.threads or numba.config.NUMBA_DEFAULT_NUM_THREADS
+    model = Model(file, threads=threads)
+    info = TargetInfo(
+        name=name,
+        vocabulary=Vocabulary.of(strings),
+        context=geometry.context,
+        end_tokens=geometry.end_tokens,
+        runs_on=f"blocks, {file.number_format}, {variants()[0]}, {threads} threads",
+    )
+    return Loaded(model, info, budget_bytes=settings.kv_bytes)
+
+
+def open_weights(path: Path, *, bits: int) -> "GgufWeights | FolderWeights":
+    """Open a GGUF or a folder to be loaded; raises `UnsupportedModel`."""
+    from fleet_edge.verifiers.blocks.folder_weights import FolderWeights  # noqa: PLC0415 - likewise
+    from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights  # noqa: PLC0415
+
+    return FolderWeights(path, bits=bits) if path.is_dir() else GgufWeights(path)
+
+
+def _local(target: str) -> Path:
+    """Return the folder or file of a target; a repository is fetched unless it is cached."""
+    path = Path(target).expanduser()
+    if path.is_dir() or is_gguf(path):
+        return path
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for a repository
+
+    from fleet_common.hub import hub_access  # noqa: PLC0415
+
+    with hub_access():
+        try:
+            return Path(snapshot_download(target, allow_patterns=list(_FILES)))
+        except Exception as error:  # the client raises its own errors, the network's and the system's
+            raise VerifierError(
+                f"The target model {target} cannot be fetched from here; give a folder, a GGUF or a repository id "
+                f"that can: {str(error).partition(chr(10))[0]}"
+            ) from error
+
+
+def _check_memory(name: str, file: "GgufWeights | FolderWeights") -> None:
+    """Check that the packed weights and one tensor of the file fit into memory; raises `VerifierError`."""
+    needed, available = file.packed_bytes + file.largest_bytes, available_memory()
+    if available is not None and needed > available:
+        raise VerifierError(
+            f"Loading {name} takes {needed / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; stop "
+            "other programs, or use a smaller target model or a GGUF of 4 bits."
+        )

@@ -1,0 +1,301 @@
+"""Tokens of a target model: their strings as its files store them, and its tokenizer, without transformers.
+
+Reading strings from `tokenizer.json` or from the GGUF is much faster than building a tokenizer.
+"""
+
+import heapq
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from gguf import TokenType
+
+from fleet_common.grammar.errors import GrammarUnavailable
+from fleet_common.grammar.process import GrammarTokenizer
+from fleet_edge.verifiers.blocks.gguf_reader import FastGguf
+from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from schemas.fields import MAX_VOCABULARY
+
+_TOKENS_KEY = "tokenizer.ggml.tokens"
+
+
+def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
+    """Read the strings of a GGUF, padding among them.
+
+    Raises `UnsupportedModel` if it is damaged, has no strings, or, unless `vocabulary_only`, no weights.
+    """
+    try:
+        reader = FastGguf(path)
+        if not reader.tensors and not vocabulary_only:
+            raise UnsupportedModel(f"The GGUF {path} has no weights; choose a file of a whole model.")
+        field = reader.get_field(_TOKENS_KEY)
+        if field is None:
+            raise UnsupportedModel(f"The GGUF {path} has no tokenizer; choose a file of a whole model.")
+        return [str(bytes(field.parts[index]), "utf-8", "surrogateescape") for index in field.data]
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise UnsupportedModel(f"The GGUF {path} is damaged; fetch it again.") from error
+
+
+def repository_tokens(name: str) -> list[str]:
+    """Read the strings of a folder or a repository, gaps filled with `[PAD<id>]` as converters do it.
+
+    Added tokens for which the model has no row are left out: Gemma's small models share the tokenizer of the large
+    ones, but lack its image token. Raises `UnsupportedModel` if there is no tokenizer.
+    """
+    rows = _rows(name)
+    found = _file(name, "tokenizer.json")
+    if found is not None:
+        try:
+            return _by_id(_fast_tokens(json.loads(found.read_text(encoding="utf-8")), rows))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnsupportedModel(f"The tokenizer.json of {name} is damaged; fetch the model again.") from error
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds, and an edge may do without it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        added = {index for index in tokenizer.get_added_vocab().values() if index >= rows}
+        return _by_id((index, token) for token, index in tokenizer.get_vocab().items() if index not in added)
+    except Exception as error:  # whatever a tokenizer that is not there raises
+        raise UnsupportedModel(
+            f"The target model {name} has no tokenizer; put its tokenizer.json next to the weights."
+        ) from error
+
+
+def grammar_tokenizer(source: str | Path | None, *, vocabulary: int, end_tokens: Sequence[int]) -> GrammarTokenizer:
+    """Return a target's vocabulary for grammars; `vocabulary` counts tokens without padding.
+
+    Raises `GrammarUnavailable` if there is no tokenizer that grammars can use.
+    """
+    path = _tokenizer_file(source)
+    if path.suffix == ".json":
+        text = path.read_text(encoding="utf-8")
+        return GrammarTokenizer.of_tokenizer_json(text, vocabulary=vocabulary, end_tokens=end_tokens)
+    file = GgufTokenizer(path)
+    return GrammarTokenizer.of_pieces(file.pieces()[:vocabulary], end_tokens=end_tokens, encode=file.encode)
+
+
+def encode(source: str | Path | None, text: str) -> list[int]:
+    """Return the ids of a text; control tokens are recognised in it, and none is added.
+
+    Raises `VerifierError` if there is no tokenizer that can be used.
+    """
+    try:
+        path = _tokenizer_file(source)
+        if path.suffix != ".json":
+            return GgufTokenizer(path).encode(text)
+    except GrammarUnavailable as error:
+        raise VerifierError(str(error)) from error
+    from tokenizers import Tokenizer  # noqa: PLC0415 - an edge may do without it
+
+    ids: list[int] = Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _tokenizer_file(source: str | Path | None) -> Path:
+    """Return the file of a target's tokenizer, a `tokenizer.json` or a GGUF; raises `GrammarUnavailable`."""
+    if source is None:
+        raise GrammarUnavailable("The target was not loaded from files, so that its tokenizer is not known.")
+    path = Path(source).expanduser()
+    found = path if path.is_file() else _file(str(path if path.is_dir() else source), "tokenizer.json")
+    if found is None:
+        raise GrammarUnavailable(f"{source} has no tokenizer that grammars can use; add its tokenizer.json.")
+    return found
+
+
+_BYTE_LEVEL: Final = "gpt2"
+_SENTENCEPIECE: Final = "llama"
+_SPACE: Final = "\u2581"
+
+_CONTRACTIONS: Final = "'s|'t|'re|'ve|'m|'ll|'d"
+_GPT2: Final = rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
+_LLAMA3: Final = (
+    rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_SPLITS: Final[Mapping[str, tuple[str, ...]]] = {
+    "gpt-2": (_GPT2,),
+    "smollm": (r"\p{N}", _GPT2),
+    "llama-bpe": (_LLAMA3,),
+    "smaug-bpe": (_LLAMA3,),
+    "dbrx": (_LLAMA3,),
+    "qwen2": (_LLAMA3.replace("{1,3}", ""),),
+    "deepseek-r1-qwen": (_LLAMA3.replace("{1,3}", ""),),
+}
+"""By the name in a GGUF, the regular expressions that split a text before byte pairs are merged."""
+
+
+class GgufTokenizer:
+    """Tokenizer of a GGUF: byte-level BPE, or SentencePiece's BPE.
+
+    Raises `GrammarUnavailable` if it is of another kind, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            fields = FastGguf(path).fields
+            self._model = str(fields["tokenizer.ggml.model"].contents())
+            self._strings: list[str] = fields[_TOKENS_KEY].contents()
+            kinds = fields["tokenizer.ggml.token_type"].contents() if "tokenizer.ggml.token_type" in fields else []
+            self._kinds: list[int] = kinds or [int(TokenType.NORMAL)] * len(self._strings)
+            self._get: Callable[[str, Any], Any] = lambda key, default: (
+                fields[f"tokenizer.ggml.{key}"].contents() if f"tokenizer.ggml.{key}" in fields else default
+            )
+        except (ValueError, IndexError, KeyError, OSError) as error:
+            raise GrammarUnavailable(f"The tokenizer of {path} cannot be read, which grammars need.") from error
+        if self._model not in (_BYTE_LEVEL, _SENTENCEPIECE):
+            raise GrammarUnavailable(f"The tokenizer of {path}, of the kind {self._model}, is none for grammars.")
+        self._ids = {string: token for token, string in reversed(list(enumerate(self._strings)))}
+        self._plain = self._encode_bytes() if self._model == _BYTE_LEVEL else self._encode_pairs()
+
+    def pieces(self) -> list[bytes]:
+        """Return the bytes of each token; none for control tokens."""
+        return [self._piece(string, kind) for string, kind in zip(self._strings, self._kinds, strict=True)]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; control tokens are recognised in it, and none is added."""
+        special = {
+            self._strings[token]
+            for token, kind in enumerate(self._kinds)
+            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and self._strings[token]
+        }
+        choices = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        parts = re.split(f"({choices})", text) if special else [text]
+        found, first = list[int](), True
+        for part in parts:
+            if part in special:
+                found.append(self._ids[part])
+            elif part:
+                found += self._plain(part, first)
+            first = part in special if part else first
+        return found
+
+    def _piece(self, string: str, kind: int) -> bytes:
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED):
+            return b""
+        if self._model == _SENTENCEPIECE:
+            if kind == TokenType.BYTE:
+                return bytes([int(string[3:5], 16)])
+            return string.replace(_SPACE, " ").encode("utf-8", "surrogateescape")
+        known = _byte_letters()
+        if kind == TokenType.USER_DEFINED or any(letter not in known for letter in string):
+            return string.encode("utf-8", "surrogateescape")
+        return bytes(known[letter] for letter in string)
+
+    def _encode_bytes(self) -> Callable[[str, bool], list[int]]:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers  # noqa: PLC0415 - an edge may do without it
+
+        pairs = [tuple(merge.split(" ", 1)) for merge in self._get("merges", [])]
+        model = models.BPE(vocab=self._ids, merges=[(one, two) for one, two in pairs], ignore_merges=False)
+        tokenizer = Tokenizer(model)
+        splits = _SPLITS.get(str(self._get("pre", "gpt-2")), _SPLITS["gpt-2"])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                *(pre_tokenizers.Split(Regex(split), "isolated") for split in splits),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        return lambda text, _first: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _encode_pairs(self) -> Callable[[str, bool], list[int]]:
+        scores: list[float] = self._get("scores", [0.0] * len(self._strings))
+        prefix = bool(self._get("add_space_prefix", True))  # noqa: FBT003 - llama.cpp's default
+
+        def encoded(text: str, first: bool) -> list[int]:
+            spaced = (f" {text}" if prefix and first else text).replace(" ", _SPACE)
+            return [token for part in _merge(spaced, self._ids, scores) for token in self._ids_of(part)]
+
+        return encoded
+
+    def _ids_of(self, part: str) -> list[int]:
+        if part in self._ids:
+            return [self._ids[part]]
+        unknown = int(self._get("unknown_token_id", 0))
+        return [self._ids.get(f"<0x{byte:02X}>", unknown) for byte in part.encode("utf-8", "surrogateescape")]
+
+
+def _merge(text: str, ids: Mapping[str, int], scores: Sequence[float]) -> list[str]:
+    """Merge the neighbours whose union has the best score, the leftmost first, until none is a token."""
+    parts: list[str | None] = list(text)
+    before, after = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))
+    queue: list[tuple[float, int, str]] = []
+
+    def offer(left: int, right: int) -> None:
+        if left >= 0 and right < len(parts):
+            union = f"{parts[left]}{parts[right]}"
+            if union in ids:
+                heapq.heappush(queue, (-scores[ids[union]], left, union))
+
+    for left, right in itertools.pairwise(range(len(parts))):
+        offer(left, right)
+    while queue:
+        _, left, union = heapq.heappop(queue)
+        right = after[left]
+        if parts[left] is None or right >= len(parts) or f"{parts[left]}{parts[right]}" != union:
+            continue  # one of the two has been merged since
+        parts[left], parts[right] = union, None
+        after[left] = after[right]
+        if after[left] < len(parts):
+            before[after[left]] = left
+        offer(before[left], left)
+        offer(left, after[left])
+    return [part for part in parts if part is not None]
+
+
+@cache
+def _byte_letters() -> Mapping[str, int]:
+    """Return the alphabet of byte-level BPE: printable bytes as themselves, others as letters from U+0100 on."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _file(name: str, file: str) -> Path | None:
+    local = Path(name) / file
+    if local.is_file():
+        return local
+    if Path(name).is_dir():
+        return None
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only for a repository
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError  # noqa: PLC0415
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (EntryNotFoundError, HFValidationError):
+        return None
+
+
+def _rows(name: str) -> int:
+    """Return the rows of the model's vocabulary; unbounded where its configuration does not say."""
+    found = _file(name, "config.json")
+    try:
+        config = json.loads(found.read_text(encoding="utf-8")) if found else {}
+        # A model that reads images as well keeps the configuration of its language model apart.
+        rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+        return MAX_VOCABULARY if rows is None else int(rows)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnsupportedModel(f"The config.json of {name} is damaged; fetch the model again.") from error
+
+
+def _fast_tokens(tokenizer: Mapping[str, Any], rows: int) -> Iterable[tuple[int, str]]:
+    """Yield id and string of every token of a `tokenizer.json`, without added ones that have no row."""
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, Mapping):
+        for token, index in vocabulary.items():
+            yield int(index), str(token)
+    else:  # a unigram model: a list of [string, score]
+        for index, entry in enumerate(vocabulary):
+            yield index, str(entry[0])
+    for added in tokenizer.get("added_tokens") or ():
+        if int(added["id"]) < rows:
+            yield int(added["id"]), str(added["content"])
+
+
+def _by_id(pairs: Iterable[tuple[int, str]]) -> list[str]:
+    strings = dict(pairs)
+    if not strings:
+        raise ValueError("no tokens")
+    return [strings.get(index, f"[PAD{index}]") for index in range(max(strings) + 1)]
