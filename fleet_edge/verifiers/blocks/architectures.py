@@ -202,7 +202,7 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geome
         attention_scale=float(config.get("query_pre_attn_scalar") or head_dim if gemma else head_dim) ** -0.5,
         embedding_scale=hidden**0.5 if gemma else 1.0,
         gelu=gemma,
-        experts=int(config["num_experts"]) if kind == "qwen3moe" else 0,
+        experts=int(config.get("num_experts") or config["num_local_experts"]) if kind == "qwen3moe" else 0,
         experts_used=int(config["num_experts_per_tok"]) if kind == "qwen3moe" else 0,
         experts_normalized=bool(config.get("norm_topk_prob", False)),
     )

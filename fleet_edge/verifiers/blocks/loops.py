@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 from fleet_edge.verifiers.blocks.kv import PAGE, Halves
 from fleet_edge.verifiers.blocks.layout import BLOCK
 from fleet_edge.verifiers.blocks.portable import Floats, compiled, fma, from_half
+from fleet_edge.verifiers.blocks.weights import to_half
 
 SignedBytes = npt.NDArray[np.int8]
 Integers = npt.NDArray[np.int32]

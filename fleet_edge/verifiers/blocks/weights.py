@@ -168,7 +168,7 @@ def _dequantize(raw: Bytes, kind: gguf.GGMLQuantizationType, tiles: Bytes, inver
 
 
 @compiled
-def _to_half(number: np.float32) -> Any:
+def to_half(number: np.float32) -> Any:
     """Return the bits of the nearest float16, whose size is 65504 at most."""
     bits = bits_of(number)
     sign = (bits >> 16) & np.int32(0x8000)
@@ -231,7 +231,7 @@ def _pack_q4_k(raw: Bytes, inverse: np.float32, words: _Words, halves: _Halves) 
                     if not (abs(new) <= _LARGEST_HALF and abs(minimum) <= _LARGEST_HALF):
                         return False
                     at = (eight * 8 + part) * _Q4_BLOCK_BYTES // 2 + 8 * TILE + output
-                    halves[tile, at], halves[tile, at + TILE] = _to_half(new), _to_half(minimum)
+                    halves[tile, at], halves[tile, at + TILE] = to_half(new), to_half(minimum)
     return True
 
 
@@ -321,7 +321,7 @@ def _quantize(
                 scale = _scale(numbers, bits) * inverse
                 if not abs(scale) <= _LARGEST_HALF:
                     return False
-                half = _to_half(scale)
+                half = to_half(scale)
                 halves[tile, (begin + size) // 2 - TILE + output] = half
                 _round(numbers, from_half(half) / inverse, bits, values)
                 _place(values, bits, tiles[tile, begin + 4 * output : begin + size])
