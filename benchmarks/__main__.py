@@ -29,6 +29,7 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),
     "engines blocks": ("engines.blocks", "Tokens of a round with drafts verified as blocks, and token by token."),
     "engines batching": ("engines.batching", "Committed tokens for a second of edge compute, eight devices and one."),
+    "engines vocabulary": ("engines.vocabulary", "What 152,064 tokens cost at either end, next to the models."),
     "overhead verdicts": ("overhead.verdicts", "Time of a verdict, verdicts per second, processor time of each."),
     "overhead connections": ("overhead.connections", "A QoS 1 round: without TCP_NODELAY, and over mutual TLS."),
     "applications clients": ("applications.clients", "How evenly a device serves several applications at once."),

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from dssd.distribution import Dist, QuantizedDist
-from dssd.sampling import Purpose, draw, random_uniform, random_uniforms, residual
+from dssd.sampling import Inversion, Purpose, draw, random_uniform, random_uniforms, residual
 from schemas.downlink import MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse
 from schemas.policy import SamplingPolicy
 
@@ -43,9 +43,8 @@ def sparse(p: Dist) -> Sparse:
 def samples(p: Dist, *, policy: SamplingPolicy, position: int, start: int, number: int) -> Samples:
     """Return draws `start` to `start + number - 1` of p; an index always gives the same draw."""
     indices = np.arange(start, start + number, dtype=np.int64)
-    mass = np.cumsum(p.probs)
-    uniform = random_uniforms(policy.seed, position, Purpose.SAMPLE, indices)
-    where = np.minimum(np.searchsorted(mass, uniform * mass[-1], side="right"), len(p) - 1)
+    inversion = Inversion(p.probs)
+    where = [inversion.place(uniform) for uniform in random_uniforms(policy.seed, position, Purpose.SAMPLE, indices)]
     return Samples(start=start, ids=tuple(p.ids[where].tolist()), probs=tuple(p.probs[where].tolist()))
 
 

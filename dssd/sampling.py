@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import TOTAL, Dist, Float, Ids, QuantizedDist, draw_draft, quantize
+from dssd.distribution import MANY, TOTAL, Dist, Float, Ids, QuantizedDist, draw_draft, quantize
 from schemas.policy import Mode, SamplingPolicy
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
@@ -81,19 +81,51 @@ def _mix(word: int) -> int:
 
 def _hashes(seed: int, position: int, purpose: Purpose, indices: Ids) -> NDArray[np.uint64]:
     state = _mix(_mix(seed + _GOLDEN * purpose) + _GOLDEN * (position + 1))
-    words = np.asarray(indices).astype(np.uint64)
     # numpy arrays of uint64 wrap silently, as the hash requires.
-    words = (words + np.uint64(1)) * np.uint64(_GOLDEN) + np.uint64(state)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(_MIX_1)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(_MIX_2)
-    return words ^ (words >> np.uint64(31))
+    words = np.asarray(indices).astype(np.uint64)
+    words *= np.uint64(_GOLDEN)
+    words += np.uint64((state + _GOLDEN) & _MASK)
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        words ^= words >> np.uint64(shift)
+        words *= np.uint64(factor)
+    words ^= words >> np.uint64(31)
+    return words
+
+
+_CHUNK: Final = 1 << 14
+"""Tokens whose noise is computed at a time: they fit into a core's cache."""
+
+_SLACK: Final = 1e-9
+"""Far more than the rounding of a logarithm, far less than what chooses a token."""
 
 
 def coupled_token(dist: Dist, seed: int, position: int) -> int:
     """Return argmax(log p + g), which has distribution p; ties (of probability 0) go to the more probable token."""
     if len(dist) == 1:
         return int(dist.ids[0])
-    return int(dist.ids[np.argmax(np.log(dist.probs) + gumbel(seed, position, dist.ids))])
+    ids, probs = dist.ids, dist.probs
+    if len(dist) > MANY:
+        places = _contenders(dist, seed, position)
+        ids, probs = ids[places], probs[places]
+    return int(ids[np.argmax(np.log(probs) + gumbel(seed, position, ids))])
+
+
+def _contenders(dist: Dist, seed: int, position: int) -> Ids:
+    """Return places that contain the one of argmax(log p + g), found without logarithms.
+
+    With u = exp(-exp(-g)), a token of probability p beats the value v only if u > exp(-p exp(-v)), which is at least
+    1 - p exp(-v). The value of the most probable token rules out nearly all others.
+    """
+    best = int(np.argmax(dist.probs))
+    value = np.log(dist.probs[best]) + gumbel(seed, position, dist.ids[best : best + 1])[0]
+    factor = float(np.exp(-value)) * (1.0 + _SLACK)
+    found = [np.array([best])]
+    for begin in range(0, len(dist), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        uniform = random_uniforms(seed, position, Purpose.GUMBEL, dist.ids[part])
+        uniform += dist.probs[part] * factor
+        found.append(begin + np.flatnonzero(uniform >= 1.0 - _UNIT))
+    return np.unique(np.concatenate(found))
 
 
 def accepts(p: float, count: int, uniform: float) -> bool:
@@ -112,7 +144,33 @@ def residual(p: Dist, quantized: QuantizedDist) -> Dist:
 
 def draw(dist: Dist, uniform: float) -> int:
     """Draw a token by inversion of a number in [0, 1); the sum of `dist` may differ from 1."""
-    return int(dist.ids[inverse(np.cumsum(dist.probs), uniform)])
+    return int(dist.ids[Inversion(dist.probs).place(uniform)])
+
+
+class Inversion:
+    """Draws from weights by inversion: the place of the first running sum that exceeds a share of the total.
+
+    With many weights the running sums are those of blocks, and within a block that is drawn.
+    """
+
+    def __init__(self, weights: Float) -> None:
+        self._weights = weights
+        blocks = len(weights) > MANY
+        self._sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)) if blocks else weights
+        self._mass = np.cumsum(self._sums)
+
+    def place(self, uniform: float) -> int:
+        """Return the place that a number in [0, 1) falls on."""
+        place = inverse(self._mass, uniform)
+        if self._sums is self._weights:
+            return place
+        begin = place * _BLOCK
+        mass = np.cumsum(self._weights[begin : begin + _BLOCK])
+        left = uniform * self._mass[-1] - (self._mass[place] - self._sums[place])
+        return begin + min(int(np.searchsorted(mass, left, side="right")), len(mass) - 1)
+
+
+_BLOCK: Final = 512
 
 
 def inverse(mass: Float, uniform: float) -> int:

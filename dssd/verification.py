@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.block import RejectedBlock, reject_block
-from dssd.distribution import Dist
+from dssd.distribution import Dist, largest
 from dssd.sampling import Purpose, accepts, coupled_token, draw, random_uniform
 from schemas.fields import LEAST_LOGPROB, TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
@@ -121,17 +121,16 @@ def _own(p: Dist, policy: SamplingPolicy, position: int) -> int:
 
 def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLogprobs:
     """Return the log-probabilities of a token and of the `most` likely ones, from unshaped logits `[vocabulary]`."""
-    row = _log_softmax(logits)
-    ids, values = _likeliest(row, most)
-    return TokenLogprobs(_bounded(row[token]), ids, values)
+    ids, values, shift = _likeliest(logits, most)
+    return TokenLogprobs(_bounded(float(logits[token]) - shift), ids, values)
 
 
 def logprobs_of_rejection(logits: NDArray[Any], p: Dist, *, policy: SamplingPolicy, most: int) -> TokenLogprobs:
     """Return what a device needs to compute the log-probability of its correction."""
-    row = _log_softmax(logits)
-    ids, values = _likeliest(row, most)
+    ids, values, shift = _likeliest(logits, most)
     place = int(np.argmax(p.probs))  # float32 is most accurate where p is largest
-    offset = float(row[p.ids[place]]) - policy.temperature * math.log(float(np.float32(p.probs[place])))
+    own = float(logits[p.ids[place]]) - shift
+    offset = own - policy.temperature * math.log(float(np.float32(p.probs[place])))
     return TokenLogprobs(offset, ids, values)
 
 
@@ -141,20 +140,15 @@ def logprobs_of_correction(rejection: TokenLogprobs, probability: float, *, poli
     return replace(rejection, logprob=min(0.0, max(LEAST_LOGPROB, own)))
 
 
-def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    wide = np.asarray(logits, dtype=np.float64)
-    shifted = wide - wide.max()
-    return np.asarray(shifted - math.log(float(np.exp(shifted).sum())))
-
-
-def _likeliest(row: NDArray[np.float64], most: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    most = min(most, len(row))
+def _likeliest(logits: NDArray[Any], most: int) -> tuple[tuple[int, ...], tuple[float, ...], float]:
+    """Return the likeliest tokens, their log-probabilities, and what to subtract from a logit for that of its token."""
+    best = float(logits.max())
+    shift = best + math.log(float(np.exp(logits - logits.dtype.type(best)).sum()))
     if not most:
-        return (), ()
-    ids = np.argpartition(row, len(row) - most)[len(row) - most :]
-    ids = ids[np.lexsort((ids, -row[ids]))]  # ties: the lower id first
-    return tuple(ids.tolist()), tuple(_bounded(value) for value in row[ids])
+        return (), (), shift
+    ids = largest(logits, min(most, len(logits)))
+    return tuple(ids.tolist()), tuple(_bounded(float(value) - shift) for value in logits[ids]), shift
 
 
 def _bounded(value: float) -> float:
-    return min(0.0, max(LEAST_LOGPROB, float(value)))
+    return min(0.0, max(LEAST_LOGPROB, value))

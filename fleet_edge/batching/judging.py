@@ -69,10 +69,7 @@ def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]
             return judge_tensor(logits, cases)
         logits = logits.numpy()  # the same memory
     starts, groups = _grouped(cases, logits.shape[1])
-    shaped = [
-        shape_rows(logits if len(group.rows) == len(logits) else logits[group.rows], group.policies, group.support)
-        for group in groups
-    ]
+    shaped = [shape_rows(logits, group.policies, group.support, group.rows) for group in groups]
     return _decide_all(cases, starts, groups, shaped, row_at=logits.__getitem__)
 
 

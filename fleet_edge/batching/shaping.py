@@ -5,66 +5,31 @@ Repeats `dssd.distribution.shape`, which shapes one row; a property test compare
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist
+from dssd.distribution import Dist, largest
 from schemas.policy import SamplingPolicy
 
-DEPTH: Final = 64
-"""Most elements of a column in `top_k`: fewer make the bound tighter, more make it cheaper to find."""
 
-COLUMNS: Final = 4
-"""Columns for each element that is looked for, at least, where the row is long enough. About a seventh more elements
-than `k` then reach the bound."""
-
-
-def top_k(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the k largest elements of every row: the head of a stable descending sort.
-
-    Elements are dealt into columns, and one pass finds the largest of each. The k-th largest of those is a lower bound
-    of the row's k-th largest element, so only the few elements that reach it are sorted. Rows with very many equal
-    elements cost as much as a full sort.
+def top_k(
+    logits: NDArray[np.float32], k: int, rows: Sequence[int] | NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the k largest elements of each row, or of some rows: the head of a stable descending sort.
 
     Takes float32 `[rows, size]`; minus infinity is allowed, NaN sorts first. Returns values `[rows, min(k, size)]`,
     descending, and int64 ids; ties by rising id. Raises ValueError for other types and for `k` below 1.
     """
     if k < 1 or logits.ndim != 2 or logits.dtype != np.float32:  # noqa: PLR2004 - rows and columns
         raise ValueError("top_k wants float32 logits [rows, size] and a k of at least 1.")
-    if k == 1 and logits.size:
-        best = logits.argmax(axis=1)[:, np.newaxis]  # the first of equals; NaN wins
-        return np.take_along_axis(logits, best, axis=1), best
-    ids = np.empty((len(logits), min(k, logits.shape[1])), dtype=np.int64)
-    for place, (row, bound) in enumerate(zip(logits, _bounds(logits, k), strict=True)):
-        # "Not less" instead of "greater or equal": NaN becomes a candidate, and a NaN bound admits all.
-        candidates = np.flatnonzero(~(row < bound)) if bound != -np.inf else _possible(row, k)
-        # Sorted ascending and reversed, so that NaN comes first, as in a descending sort.
-        order = row[candidates[::-1]].argsort(kind="stable")
-        ids[place] = candidates[::-1][order[::-1][:k]]
-    return np.take_along_axis(logits, ids, axis=1), ids
-
-
-def _possible(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the ids that are not minus infinity, padded with others to at least k."""
-    ids = np.flatnonzero(row != -np.inf)
-    if len(ids) >= k:
-        return ids
-    rest = np.flatnonzero(row == -np.inf)[: k - len(ids)]
-    return np.sort(np.concatenate([ids, rest]))
-
-
-def _bounds(logits: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    rows, size = logits.shape
-    depth = min(DEPTH, size // (COLUMNS * k))
-    if depth < 2:  # noqa: PLR2004 - a column of one is the row itself
-        return np.full(rows, -np.inf, dtype=np.float32)
-    columns = size // depth
-    # A column's elements are a line apart, so that the pass runs along the memory.
-    largest = logits[:, : columns * depth].reshape(rows, depth, columns).max(axis=1)
-    bounds: NDArray[np.float32] = np.partition(largest, columns - k, axis=1)[:, columns - k]
-    return bounds
+    chosen = range(len(logits)) if rows is None else rows
+    values = np.empty((len(chosen), min(k, logits.shape[1])), dtype=np.float32)
+    ids = np.empty(values.shape, dtype=np.int64)
+    for place, number in enumerate(chosen):
+        ids[place] = largest(logits[number], k)  # a row is not copied
+        values[place] = logits[number, ids[place]]
+    return values, ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +61,14 @@ class ShapedRows:
         return Dist(self.ids[number, :kept], probs[:kept])
 
 
-def shape_rows(logits: NDArray[np.float32], policies: Sequence[SamplingPolicy], support: int) -> ShapedRows:
-    """Shape float32 rows; `support` is the `top_k` of the policies, 1 where they are greedy."""
-    values, ids = top_k(logits, support)
+def shape_rows(
+    logits: NDArray[np.float32],
+    policies: Sequence[SamplingPolicy],
+    support: int,
+    rows: NDArray[np.int64] | None = None,
+) -> ShapedRows:
+    """Shape float32 rows, or some of them; `support` is the `top_k` of the policies, 1 where they are greedy."""
+    values, ids = top_k(logits, support, rows)
     if support == 1:
         # Greedy, or top_k 1: a point mass, unless the best logit is no number.
         return ShapedRows(ids, np.isfinite(values).astype(np.float64))

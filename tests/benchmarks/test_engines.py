@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.engines.steps import by_turns
+from benchmarks.engines.vocabulary import POLICIES
 from tests.fleet_edge.verifiers.oracle import tiny_folder, tiny_target_gguf
 
 
@@ -21,6 +22,14 @@ def test_all_are_measured_by_turns_the_first_does_not_count_and_the_fastest_raw_
     cell = by_turns(lambda _b, _t: step("ours", ours), ways, sequences=4, tokens=5, seconds=1.0, fewest=3)
     assert said == ["ours", "slow", "raw"] * 4
     assert (cell.ms, cell.raw_ms, cell.ratio, cell.way, cell.turns) == (3.0, 2.0, 1.5, 1, 3)
+
+
+def test_a_vocabulary_is_measured_at_both_ends_under_every_policy(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    main(["engines", "vocabulary", "--size", "500", "--repeats", "1", "--json", str(report)])
+    rows = json.loads(report.read_text())["rows"]
+    assert len(rows) == 2 * len(POLICIES)
+    assert all(row["row_ms"] > 0 and row["token_ms"] > 0 and row["logprobs_ms"] > 0 for row in rows)
 
 
 @pytest.mark.slow

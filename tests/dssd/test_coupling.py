@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from dssd.distribution import Dist, point_mass
-from dssd.sampling import coupled_token
+from dssd.sampling import coupled_token, gumbel
 from tests.support.statistics import ALARM, p_value
 
 P = Dist(np.array([4, 1, 7, 2]), np.array([0.4, 0.3, 0.2, 0.1]))
@@ -22,6 +23,15 @@ def test_the_order_of_the_support_does_not_matter() -> None:
     """Draft and target list their supports in different orders."""
     turned = Dist(P.ids[::-1].copy(), P.probs[::-1].copy())
     assert all(coupled_token(P, 1, position) == coupled_token(turned, 1, position) for position in range(500))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 5.0])
+def test_of_many_tokens_the_one_with_the_largest_sum_is_drawn(spread: float) -> None:
+    weights = np.exp(spread * np.random.default_rng(1).standard_normal(40_000))
+    dist = Dist(np.arange(40_000), weights / weights.sum())
+    for position in range(100):
+        whole = np.log(dist.probs) + gumbel(9, position, dist.ids)
+        assert coupled_token(dist, 9, position) == whole.argmax()
 
 
 def test_alike_distributions_mostly_draw_the_same_token() -> None:

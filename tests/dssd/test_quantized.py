@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,21 @@ def test_a_vocabulary_larger_than_the_total_of_counts_is_quantized_too() -> None
     assert quantized.counts.sum() == TOTAL
     assert len(quantized.ids) == TOTAL
     assert quantized.ids.max() == TOTAL - 1  # ties go to those that come first
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 20.0])
+@pytest.mark.parametrize("levels", [3, 1_000_000])
+def test_a_large_distribution_is_rounded_as_by_a_sort_of_all_remainders(spread: float, levels: int) -> None:
+    random = np.random.default_rng(levels)
+    weights = np.exp(np.round(spread * random.standard_normal(50_000) * levels) / levels)
+    probs = (weights / weights.sum()).astype(np.float32).astype(np.float64)
+    ids = random.permutation(100_000)[: len(probs)]
+    exact = probs * (TOTAL / probs.sum())
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: TOTAL - counts.sum()]] += 1
+    quantized = quantize(Dist(ids, probs))
+    assert quantized.ids.tolist() == ids[counts > 0].tolist()
+    assert quantized.counts.tolist() == counts[counts > 0].tolist()
 
 
 @given(WEIGHTS)

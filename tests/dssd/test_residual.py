@@ -36,6 +36,17 @@ def test_draws_invert_the_cumulated_mass() -> None:
     assert [draw(P, coin) for coin in (0.0, 0.499, 0.5, 0.799, 0.801, 1 - 2.0**-53)] == [4, 4, 1, 1, 7, 7]
 
 
+@pytest.mark.parametrize("size", [4_097, 10_000, 10_240])
+def test_draws_of_many_tokens_do_so_too(size: int) -> None:
+    """Weights are whole numbers, so that no sum is rounded."""
+    random = np.random.default_rng(size)
+    weights = random.integers(1, 9, size).astype(np.float64)
+    mass = np.cumsum(weights)
+    dist = Dist(np.arange(size), weights)
+    for coin in (0.0, 0.25, 1 - 2.0**-53, *random.random(200)):
+        assert draw(dist, coin) == np.searchsorted(mass, coin * mass[-1], side="right").clip(max=size - 1)
+
+
 def test_a_mass_that_is_not_quite_one_is_drawn_from_as_it_is() -> None:
     half = Dist(P.ids, P.probs / 2)
     assert [draw(half, coin) for coin in (0.49, 0.51, 0.9)] == [4, 1, 7]

@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dssd.distribution import shape
+from dssd.distribution import DEPTH, shape
 from fleet_edge.batching import shaping, torch_shaping
 from fleet_edge.batching.shaping import ShapedRows
 from schemas.policy import SamplingPolicy
 
 Head = tuple[NDArray[np.float32], NDArray[np.int64]]
 TopK = Callable[[NDArray[Any], int], Head]
-DEPTH = shaping.DEPTH
 
 
 def of_tensors(logits: NDArray[Any], k: int) -> Head:
