@@ -21,7 +21,10 @@ _GIGA: Final = 1e9
 
 
 def check(settings: EdgeSettings) -> None:
-    """Check that the engine is installed and that there is a target model; raises `VerifierError`."""
+    """Check that the engine is installed and serves the target model, without loading it.
+
+    Raises `UnsupportedModel` if it does not serve it, `VerifierError` if it is not installed or there is no model.
+    """
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise VerifierError(
@@ -29,6 +32,9 @@ def check(settings: EdgeSettings) -> None:
             "'dssd-fleet[edge]'; or set engine to another one."
         )
     check_source(settings.target)
+    path = Path(settings.target).expanduser()
+    if path.exists():  # without numba, whose import takes a second
+        open_weights(path, bits=settings.weight_bits)
 
 
 def load(settings: EdgeSettings) -> Verifier:

@@ -16,7 +16,7 @@ from gguf import TokenType
 
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_edge.verifiers.blocks.gguf_reader import FastGguf
+from fleet_edge.verifiers.blocks.gguf_reader import read_header
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from schemas.fields import MAX_VOCABULARY
 
@@ -28,16 +28,13 @@ def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
 
     Raises `UnsupportedModel` if it is damaged, has no strings, or, unless `vocabulary_only`, no weights.
     """
-    try:
-        reader = FastGguf(path)
-        if not reader.tensors and not vocabulary_only:
-            raise UnsupportedModel(f"The GGUF {path} has no weights; choose a file of a whole model.")
-        field = reader.get_field(_TOKENS_KEY)
-        if field is None:
-            raise UnsupportedModel(f"The GGUF {path} has no tokenizer; choose a file of a whole model.")
-        return [str(bytes(field.parts[index]), "utf-8", "surrogateescape") for index in field.data]
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise UnsupportedModel(f"The GGUF {path} is damaged; fetch it again.") from error
+    header = read_header(path)
+    if not header.tensors and not vocabulary_only:
+        raise UnsupportedModel(f"The GGUF {path} has no weights; choose a file of a whole model.")
+    tokens = header.metadata.get(_TOKENS_KEY)
+    if not isinstance(tokens, list):
+        raise UnsupportedModel(f"The GGUF {path} has no tokenizer; choose a file of a whole model.")
+    return [str(token) for token in tokens]
 
 
 def repository_tokens(name: str) -> list[str]:
@@ -136,16 +133,13 @@ class GgufTokenizer:
 
     def __init__(self, path: Path) -> None:
         try:
-            fields = FastGguf(path).fields
-            self._model = str(fields["tokenizer.ggml.model"].contents())
-            self._strings: list[str] = fields[_TOKENS_KEY].contents()
-            kinds = fields["tokenizer.ggml.token_type"].contents() if "tokenizer.ggml.token_type" in fields else []
-            self._kinds: list[int] = kinds or [int(TokenType.NORMAL)] * len(self._strings)
-            self._get: Callable[[str, Any], Any] = lambda key, default: (
-                fields[f"tokenizer.ggml.{key}"].contents() if f"tokenizer.ggml.{key}" in fields else default
-            )
-        except (ValueError, IndexError, KeyError, OSError) as error:
-            raise GrammarUnavailable(f"The tokenizer of {path} cannot be read, which grammars need.") from error
+            metadata = read_header(path).metadata
+        except UnsupportedModel as error:
+            raise GrammarUnavailable(str(error)) from error
+        self._get: Callable[[str, Any], Any] = lambda key, default: metadata.get(f"tokenizer.ggml.{key}", default)
+        self._model = str(self._get("model", ""))
+        self._strings: list[str] = self._get("tokens", [])
+        self._kinds: list[int] = self._get("token_type", []) or [int(TokenType.NORMAL)] * len(self._strings)
         if self._model not in (_BYTE_LEVEL, _SENTENCEPIECE):
             raise GrammarUnavailable(f"The tokenizer of {path}, of the kind {self._model}, is none for grammars.")
         self._ids = {string: token for token, string in reversed(list(enumerate(self._strings)))}

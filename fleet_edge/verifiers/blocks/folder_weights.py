@@ -4,14 +4,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fleet_edge.verifiers.blocks.architectures import Geometry, of_config
-from fleet_edge.verifiers.blocks.weights import Weights, pack_floats
 from fleet_edge.verifiers.contract import UnsupportedModel
+
+if TYPE_CHECKING:
+    from fleet_edge.verifiers.blocks.weights import Weights
 
 _HEADER: Final = 8  # bytes that hold the length of a file's header
 _MOST_HEADER: Final = 100 << 20
@@ -82,7 +84,10 @@ class FolderWeights:
 
     @property
     def largest_bytes(self) -> int:
-        return max(4 * math.prod(shape) for _, _, shape, _ in self._tensors.values())
+        return max(
+            np.dtype(_TYPES.get(kind, np.float32)).itemsize * math.prod(shape)
+            for _, kind, shape, _ in self._tensors.values()
+        )
 
     def __contains__(self, name: str) -> bool:
         return self._name(name) in self._tensors and not (self._tied and name == "output.weight")
@@ -91,23 +96,33 @@ class FolderWeights:
         """Return a tensor in float32; None if there is none. Norms of Gemma have one added, as a GGUF has them."""
         if name not in self:
             return None
-        floats = self._floats(self._name(name))
+        floats = _widened(self._read(self._name(name)))
         return floats + np.float32(1) if self._gemma and "norm" in name else floats
 
-    def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> list[Weights]:
+    def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> "list[Weights]":
         """Return tensors, quantized and packed, as one weight."""
         assert not any(order is not None for order in orders), "a folder has its rows in order"
-        parts = [self._floats(self._name(name)) for name in names]
-        return [pack_floats(np.concatenate(parts) if len(parts) > 1 else parts[0], self._bits)]
+        return self._pack([self._name(name) for name in names])
 
-    def pack_expert(self, names: Sequence[str], expert: int) -> list[Weights]:
+    def pack_expert(self, names: Sequence[str], expert: int) -> "list[Weights]":
         """Return one expert's matrices, quantized and packed, as one weight."""
-        parts = []
+        found = []
         for name in names:
             block, _, rest = name.partition(".ffn")
             own = _EXPERTS[f"ffn{rest.removesuffix('.weight')}"]
-            parts.append(self._floats(f"layers.{block.removeprefix('blk.')}.mlp.experts.{expert}.{own}.weight"))
-        return [pack_floats(np.concatenate(parts) if len(parts) > 1 else parts[0], self._bits)]
+            found.append(f"layers.{block.removeprefix('blk.')}.mlp.experts.{expert}.{own}.weight")
+        return self._pack(found)
+
+    def _pack(self, names: Sequence[str]) -> "list[Weights]":
+        from fleet_edge.verifiers.blocks.weights import pack_floats  # noqa: PLC0415 - to check a folder needs no numba
+
+        parts = [self._read(name) for name in names]
+        if len({part.dtype for part in parts}) > 1:
+            parts = [_widened(part) for part in parts]
+        try:
+            return [pack_floats(np.concatenate(parts) if len(parts) > 1 else parts[0], self._bits)]
+        except ValueError as error:
+            raise UnsupportedModel(f"The weights in {self._folder} cannot be quantized: {error}") from error
 
     def _name(self, name: str) -> str:
         """Return the name in the files of a tensor that a GGUF calls `name`."""
@@ -137,18 +152,22 @@ class FolderWeights:
                     found[plain] = (file, str(tensor["dtype"]), shape, place)
         return found
 
-    def _floats(self, name: str) -> npt.NDArray[np.float32]:
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        """Return a tensor as the file has it, bfloat16 as uint16."""
         try:
             file, kind, shape, place = self._tensors[name]
-            raw = np.fromfile(file, _TYPES[kind], math.prod(shape), offset=place).reshape(shape)
+            return np.fromfile(file, _TYPES[kind], math.prod(shape), offset=place).reshape(shape)
         except (KeyError, ValueError) as error:
             raise UnsupportedModel(
                 f"The weights in {self._folder} lack {name}, or have it in a number format that is not served; fetch "
                 "the model again, in float32, float16 or bfloat16."
             ) from error
-        if kind == "BF16":
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.astype(np.float32, copy=False)
+
+
+def _widened(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if raw.dtype == np.uint16:
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw.astype(np.float32, copy=False)
 
 
 def _read_json(path: Path) -> Any:

@@ -1,9 +1,9 @@
-"""Weights and metadata of a GGUF. Tensors are read one at a time, and packed as they lie in the file."""
+"""Weights of a GGUF. Tensors are read one at a time, and packed as they lie in the file."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,16 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from fleet_edge.verifiers.blocks.architectures import Geometry, of_gguf
-from fleet_edge.verifiers.blocks.gguf_reader import FastGguf
-from fleet_edge.verifiers.blocks.weights import Weights, pack_gguf
+from fleet_edge.verifiers.blocks.gguf_reader import GgufHeader, Tensor, damaged, read_header
 from fleet_edge.verifiers.contract import UnsupportedModel
+
+if TYPE_CHECKING:
+    from fleet_edge.verifiers.blocks.weights import Weights
 
 _REQUIRED: Final = object()
 _KEPT: Final = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0)
+_REPACKED: Final = {GGMLQuantizationType.Q4_K: 20 / 32}  # bytes per weight: a scale and a minimum for 32 of them
+_EIGHT_BITS: Final = 34 / 32
 
 
 class GgufWeights:
@@ -24,42 +28,27 @@ class GgufWeights:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            reader = FastGguf(path)
-            self._fields = reader.fields
-            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-            self.geometry: Geometry = of_gguf(self.get, self.vector)
-        except (ValueError, IndexError, KeyError, OSError, TypeError, ZeroDivisionError) as error:
-            raise damaged(path) from error
-
-    def get(self, key: str, default: Any = _REQUIRED) -> Any:
-        field = self._fields.get(key)
-        if field is None:
-            if default is _REQUIRED:
-                raise KeyError(key)
-            return default
-        return field.contents()
+        header = read_header(path)
+        self._tensors = header.tensors
+        self.geometry: Geometry = _geometry(path, header, self.vector)
 
     @property
     def number_format(self) -> str:
         """The most frequent number format of the weights."""
-        return str(
-            Counter(tensor.tensor_type.name for tensor in self._tensors.values() if len(tensor.shape) > 1).most_common(
-                1
-            )[0][0]
-        )
+        kinds = Counter(each.kind.name for each in self._tensors.values() if len(each.shape) > 1)
+        return str(kinds.most_common(1)[0][0])
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of the packed weights: 5 and 6 bits become 8, with a scale of 16 bits for 32 weights."""
+        """Bytes of the packed weights."""
         return sum(
-            int(tensor.n_bytes) if tensor.tensor_type in _KEPT else int(tensor.n_elements) * 34 // 32
-            for tensor in self._tensors.values()
+            each.nbytes if each.kind in _KEPT else int(each.numbers * _REPACKED.get(each.kind, _EIGHT_BITS))
+            for each in self._tensors.values()
         )
 
     @property
     def largest_bytes(self) -> int:
-        return max(int(tensor.n_bytes) for tensor in self._tensors.values())
+        return max(each.nbytes for each in self._tensors.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -68,49 +57,68 @@ class GgufWeights:
         """Return a tensor in float32, for norms, biases and routers; None if there is none."""
         if name not in self._tensors:
             return None
-        raw, tensor = self._read(name), self._tensors[name]
-        floats: npt.NDArray[np.float32] = dequantize(raw, tensor.tensor_type).astype(np.float32, copy=False)
-        return floats.reshape(tuple(reversed(tensor.shape.tolist())))
+        tensor = self._tensors[name]
+        floats = dequantize(_read(tensor).reshape(*tensor.shape[:-1], -1), tensor.kind)
+        return np.asarray(floats, np.float32).reshape(tensor.shape)
 
-    def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> list[Weights]:
+    def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> "list[Weights]":
         """Return tensors as packed weights; neighbours of one type are one weight, in `orders` of their rows."""
-        groups: list[tuple[Any, list[npt.NDArray[np.uint8]]]] = []
+        parts = []
         for name, order in zip(names, orders or [None] * len(names), strict=True):
-            kind, raw = self._tensors[name].tensor_type, self._rows(name)
-            raw = raw if order is None else raw[order]
-            if groups and groups[-1][0] == kind and groups[-1][1][0].shape[1] == raw.shape[1]:
+            tensor = self._tensor(name)
+            raw = self._rows(tensor)
+            parts.append((tensor, raw if order is None else raw[order]))
+        return self._pack(parts)
+
+    def pack_expert(self, names: Sequence[str], expert: int) -> "list[Weights]":
+        """Return one expert's matrices of tensors `[experts, outputs, inputs]` as packed weights."""
+        return self._pack([(self._tensor(name), self._rows(self._tensor(name), expert)) for name in names])
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise UnsupportedModel(f"The GGUF {self._path} lacks the tensor {name}; fetch it again, whole.")
+        return self._tensors[name]
+
+    def _rows(self, tensor: Tensor, expert: int | None = None) -> npt.NDArray[np.uint8]:
+        count = tensor.shape[0] if expert is not None else 1
+        raw = _read(tensor, part=expert or 0, parts=count)
+        return raw.reshape(tensor.shape[-2], -1)
+
+    def _pack(self, parts: Sequence[tuple[Tensor, npt.NDArray[np.uint8]]]) -> "list[Weights]":
+        from fleet_edge.verifiers.blocks.weights import pack_gguf  # noqa: PLC0415 - to check a file needs no numba
+
+        groups: list[tuple[Tensor, list[npt.NDArray[np.uint8]]]] = []
+        for tensor, raw in parts:
+            if groups and groups[-1][0].kind == tensor.kind and groups[-1][0].shape[-1] == tensor.shape[-1]:
                 groups[-1][1].append(raw)
             else:
-                groups.append((kind, [raw]))
-        width = int(self._tensors[names[0]].shape[0])
-        return [pack_gguf(np.concatenate(parts) if len(parts) > 1 else parts[0], kind, width) for kind, parts in groups]
-
-    def pack_expert(self, names: Sequence[str], expert: int) -> list[Weights]:
-        """Return one expert's matrices of tensors `[experts, outputs, inputs]` as packed weights."""
-        parts = []
-        for name in names:
-            tensor = self._tensors[name]
-            experts, outputs = int(tensor.shape[2]), int(tensor.shape[1])
-            size = int(tensor.n_bytes) // experts
-            parts.append(self._read(name, skip=expert * size, size=size).reshape(outputs, -1))
-        kinds = [self._tensors[name].tensor_type for name in names]
-        width = int(self._tensors[names[0]].shape[0])
-        if len(set(kinds)) == 1:
-            return [pack_gguf(np.concatenate(parts), kinds[0], width)]
-        return [pack_gguf(part, kind, width) for part, kind in zip(parts, kinds, strict=True)]
-
-    def _rows(self, name: str) -> npt.NDArray[np.uint8]:
-        return self._read(name).reshape(int(self._tensors[name].shape[1]), -1)
-
-    def _read(self, name: str, *, skip: int = 0, size: int = -1) -> npt.NDArray[np.uint8]:
-        """Return bytes of a tensor; read, not mapped, so that the file does not count as memory of the process."""
-        tensor = self._tensors[name]
-        wanted = int(tensor.n_bytes) if size < 0 else size
-        raw = np.fromfile(self._path, np.uint8, wanted, offset=int(tensor.data_offset) + skip)
-        if len(raw) != wanted:
-            raise damaged(self._path)
-        return raw
+                groups.append((tensor, [raw]))
+        try:
+            return [
+                pack_gguf(np.concatenate(raws) if len(raws) > 1 else raws[0], tensor.kind, tensor.shape[-1])
+                for tensor, raws in groups
+            ]
+        except (ValueError, NotImplementedError) as error:
+            raise UnsupportedModel(
+                f"The GGUF {self._path} has weights that the engine blocks cannot serve: {error}; fetch the model in "
+                "Q4_0, Q4_K_M or Q8_0."
+            ) from error
 
 
-def damaged(path: Path) -> UnsupportedModel:
-    return UnsupportedModel(f"The GGUF {path} is damaged or lacks metadata; fetch it again.")
+def _geometry(path: Path, header: GgufHeader, vector: Callable[[str], npt.NDArray[np.float32] | None]) -> Geometry:
+    def get(key: str, default: Any = _REQUIRED) -> Any:
+        return header.metadata[key] if default is _REQUIRED else header.metadata.get(key, default)
+
+    try:
+        return of_gguf(get, vector)
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError) as error:
+        raise damaged(path) from error
+
+
+def _read(tensor: Tensor, *, part: int = 0, parts: int = 1) -> npt.NDArray[np.uint8]:
+    """Return bytes of a tensor; read, not mapped, so that the file does not count as memory of the process."""
+    size = tensor.nbytes // parts
+    raw = np.fromfile(tensor.file, np.uint8, size, offset=tensor.offset + part * size)
+    if len(raw) != size:
+        raise damaged(tensor.file)
+    return raw

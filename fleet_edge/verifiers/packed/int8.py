@@ -24,13 +24,13 @@ from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
 
 from fleet_common.host import available_memory, cache_folder
 from fleet_common.hub import hub_access
+from fleet_edge.verifiers.blocks.gguf_reader import read_header
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.lean import Geometry, LeanModel, hadamard
 from fleet_edge.verifiers.packed.target import (
     AUTO,
     Target,
     check_memory,
-    gguf_architecture,
     load_target,
     loading_bytes,
     text_config,
@@ -287,7 +287,7 @@ def _make(source: str | Path) -> Quantized:
     path = Path(source).expanduser()
     # Before its weights are loaded:
     if is_gguf(path):
-        _require(gguf_architecture(path) or KINDS[0])
+        _require(str(read_header(path).metadata.get("general.architecture")))
     else:
         with hub_access():
             check_kind(text_config(str(source)))

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import gguf
+import numpy as np
 import torch
 import transformers
 from transformers import AutoConfig
 
 from fleet_common.host import NVIDIA_DRIVER, available_memory
 from fleet_common.hub import hub_access
-from fleet_edge.verifiers.blocks.gguf_reader import FastGguf
+from fleet_edge.verifiers.blocks.gguf_reader import read_header
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
 from fleet_edge.verifiers.source import check_source, is_gguf, target_name
@@ -115,20 +116,12 @@ def folder_numbers(folder: Path) -> int | None:
         return None  # loading them reports the damage
 
 
-def gguf_architecture(path: Path) -> str | None:
-    """Return the architecture that a GGUF names; None if it cannot be read."""
-    try:
-        return str(FastGguf(path).fields[gguf.Keys.General.ARCHITECTURE].contents())
-    except (ValueError, IndexError, KeyError, OSError):
-        return None  # loading it reports the damage
-
-
 def gguf_numbers(path: Path) -> int | None:
     """Return the number of weights in a GGUF; None if it is damaged."""
     try:
-        return sum(int(tensor.n_elements) for tensor in FastGguf(path).tensors)
-    except (ValueError, IndexError, KeyError, OSError):
-        return None
+        return sum(tensor.numbers for tensor in read_header(path).tensors.values())
+    except UnsupportedModel:
+        return None  # loading it reports the damage
 
 
 def _counts(file: Path) -> Iterator[int]:
@@ -258,11 +251,18 @@ def end_tokens(*configs: Any) -> tuple[int, ...]:  # noqa: ANN401
     return ()
 
 
+class _FastGguf(gguf.GGUFReader):  # type: ignore[misc]
+    """GGUF that is parsed from a plain array: slices of `np.memmap` take seconds for a vocabulary."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     tokens = gguf_tokens(path)
     # transformers reads the file twice, and makes its table of names once for each module of the model.
     before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = FastGguf, cache(gguf.get_tensor_name_map)
+    gguf.GGUFReader, gguf.get_tensor_name_map = _FastGguf, cache(gguf.get_tensor_name_map)
     try:
         return _weights(str(path.parent), dtype, gguf_file=path.name), tokens
     finally:
