@@ -179,6 +179,7 @@ class Device:
         rejoin: bool | None = None,
         grammar: Grammar | None = None,
         speculation: bool = True,
+        timeout: float | None = None,
     ) -> GeneratedText:
         """Generate a text, and return it when it is complete.
 
@@ -204,6 +205,7 @@ class Device:
             rejoin: Whether an edge that is back verifies the rest of a generation that went on without one.
             grammar: Constraint on the text; none if left out.
             speculation: Draft on this device; otherwise the edge decodes alone.
+            timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default.
 
         Raises:
             InvalidRequest: The prompt or an option cannot be used.
@@ -216,6 +218,7 @@ class Device:
             DrafterError: The draft model failed.
             DeviceClosed: The device is not open.
             TextCancelled: The device was closed meanwhile.
+            RequestTimeout: The text was not complete within `timeout`.
         """
         options = TextOptions(
             raw=raw,
@@ -232,6 +235,7 @@ class Device:
             rejoin=rejoin,
             grammar=grammar,
             speculation=speculation,
+            timeout=timeout,
         )
         with self._begin(prompt, options, revisable=True) as stream:
             return stream.result()
@@ -254,10 +258,12 @@ class Device:
         rejoin: bool | None = None,
         grammar: Grammar | None = None,
         speculation: bool = True,
+        timeout: float | None = None,
     ) -> TextStream:
         """Begin to generate a text, and return an iterator over its pieces as they are verified.
 
-        Leaving the loop, or closing the stream, cancels the request.
+        Leaving the loop, or closing the stream, cancels the request; use it in a `with` statement if other code may end
+        before the loop does.
 
         Args:
             prompt: A text, the messages of a chat, or token ids; the options are those of `generate`.
@@ -281,6 +287,7 @@ class Device:
             rejoin=rejoin,
             grammar=grammar,
             speculation=speculation,
+            timeout=timeout,
         )
         return self._begin(prompt, options, revisable=False)
 
@@ -323,7 +330,7 @@ class Device:
                 opened.service.agent.check_grammar(grammar)
             except SessionRefused as error:
                 raise InvalidRequest(str(error)) from None
-        return TextStream(opened.queue, lambda: encode(opened.service.codec))
+        return TextStream(opened.queue, lambda: encode(opened.service.codec), timeout=options.get("timeout"))
 
     def _require_open(self) -> _Open:
         if (opened := self._open) is None:

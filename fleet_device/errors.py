@@ -9,7 +9,8 @@
     ├── SessionFailed           the session has failed
     ├── InvalidRequest          a prompt or an option that cannot be used
     ├── PromptTooLong           the draft model has no room for it
-    ├── RequestQueueFull           too many requests are waiting
+    ├── RequestQueueFull        too many requests are waiting
+    ├── RequestTimeout          it was not complete in time
     ├── TextCancelled           cancelled before its end
     ├── DeviceClosed            the device is not open
     └── ProtocolViolation       the edge answered something that no correct edge answers
@@ -83,6 +84,10 @@ class RequestQueueFull(DeviceError):  # noqa: N818
             f"{retry_after_s} s."
         )
         self.retry_after_s = retry_after_s
+
+
+class RequestTimeout(DeviceError, TimeoutError):  # noqa: N818
+    """A request was not complete within the caller's timeout, and is cancelled."""
 
 
 class TextCancelled(DeviceError):  # noqa: N818

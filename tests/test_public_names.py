@@ -13,8 +13,8 @@ from schemas.errors import FleetError
 DEVICE = [
     "ChatError", "ChatMessage", "ConnectFailed", "Device", "DeviceClosed", "DeviceError", "DeviceSettings",
     "DrafterError", "EdgeUnavailable", "FleetError", "GeneratedText", "Grammar", "InvalidRequest", "Prompt",
-    "PromptTooLong", "ProtocolViolation", "SessionFailed", "SessionRefused", "SettingsError", "TextCancelled",
-    "TextOptions", "TextStream", "TokenOrigin",
+    "PromptTooLong", "ProtocolViolation", "RequestTimeout", "SessionFailed", "SessionRefused", "SettingsError",
+    "TextCancelled", "TextOptions", "TextStream", "TokenOrigin",
 ]  # fmt: skip
 EDGE = [
     "ConnectFailed", "DeviceView", "Edge", "EdgeError", "EdgeSettings", "EventView", "QuarantineView", "FleetError",

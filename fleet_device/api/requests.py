@@ -29,7 +29,7 @@ from fleet_device.api.structured import (
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.requests.generate import GenerateRequest
-from fleet_device.requests.prompt import Prompt, prepare_request
+from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, PLAIN_ROLES, Prompt, prepare_request
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Truncate
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, Mode
@@ -118,9 +118,6 @@ R = TypeVar("R", bound=BaseModel)
 
 MOST_CHOICES: Final = 8
 
-_MOST_STOPS: Final = 4
-_LONGEST_STOP: Final = 256
-
 
 def _strings(value: object) -> object:
     return [value] if isinstance(value, str) else value
@@ -175,8 +172,8 @@ def _is_token(value: object) -> bool:
 
 
 Stops = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)], ...],
-    Field(max_length=_MOST_STOPS, fail_fast=True),
+    tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...],
+    Field(max_length=MOST_STOPS, fail_fast=True),
     BeforeValidator(_strings, json_schema_input_type=str | list[str]),
 ]
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
@@ -222,14 +219,13 @@ class RequestMessage(StrictModel):
 
     def plain(self) -> ChatMessage:
         """Return the message for a chat template, with tool calls and their results in words."""
-        roles = {"developer": "system", "tool": "user"}  # the newer name of the same role; the user brings a result
         content = self.content
         for call in self.tool_calls or ():
             called = f'{{"name": {to_json(call.function.name).decode()}, "arguments": {call.function.arguments}}}'
             content = f"{content}\n{called}" if content else called
         if self.role == "tool":
-            content = f"The function returned: {content}"
-        return ChatMessage(roles.get(self.role, self.role), content)
+            return ChatMessage("user", f"The function returned: {content}")
+        return ChatMessage(PLAIN_ROLES[self.role], content)
 
     @model_validator(mode="before")
     @classmethod

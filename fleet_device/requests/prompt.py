@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from threading import TIMEOUT_MAX
 from typing import Any, Final, Literal, TypedDict, Unpack
 
 from pydantic import ValidationError
@@ -21,7 +22,13 @@ Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
 _Encode = Callable[[TextCodec], Sequence[int]]
 _Shorten = Callable[[TextCodec, int, Truncate], Sequence[int] | None]
 
+MOST_STOPS: Final = 4
+LONGEST_STOP: Final = 256
+
 _SYSTEM: Final = "system"
+PLAIN_ROLES: Final = {_SYSTEM: _SYSTEM, "developer": _SYSTEM, "user": "user", "assistant": "assistant"}
+"""Roles of messages, and their names in chat templates."""
+
 _NEARER: Final = 0.95  # fraction of what should fit: tokens differ in length
 _CUT: Final = "…"  # replaces what was left out of a message
 _TRIES: Final = 12
@@ -46,6 +53,7 @@ class TextOptions(TypedDict, total=False):
     rejoin: bool | None
     grammar: Grammar | None
     speculation: bool
+    timeout: float | None
 
 
 def prepare_request(
@@ -64,6 +72,7 @@ def prepare_request(
     limit = _number("max_new_tokens", options.get("max_new_tokens"), MAX_TOKENS)
     most = defaults.max_new_tokens if limit is None else limit
     logprobs = _number("logprobs", options.get("logprobs"), MAX_TOP_LOGPROBS)
+    _check_timeout(options.get("timeout"))
     outages = _outages(defaults, options, revisable=revisable)
     if logprobs is not None and outages.policy is OfflinePolicy.LOCAL:
         # Without an edge there are no log-probabilities of the target.
@@ -114,15 +123,18 @@ def _truncate(defaults: DeviceSettings, value: object) -> Truncate:
 
 
 def _message(message: object) -> ChatMessage:
+    role = content = None
     if isinstance(message, ChatMessage):
-        return message
-    if isinstance(message, Mapping) and set(message) == {"role", "content"}:
+        role, content = message.role, message.content
+    elif isinstance(message, Mapping) and set(message) == {"role", "content"}:
         role, content = message["role"], message["content"]
-        if isinstance(role, str) and isinstance(content, str):
-            return ChatMessage(role, content)
-    raise InvalidRequest(
-        'A chat message cannot be used: give ChatMessage(role, content), or {"role": "user", "content": "…"}.'
-    )
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise InvalidRequest(
+            'A chat message cannot be used: give ChatMessage(role, content), or {"role": "user", "content": "…"}.'
+        )
+    if role not in PLAIN_ROLES:
+        raise InvalidRequest(f"The role {role[:40]!r} of a chat message is unknown; give {', '.join(PLAIN_ROLES)}.")
+    return ChatMessage(PLAIN_ROLES[role], content)
 
 
 def _policy(defaults: DeviceSettings, options: TextOptions) -> SamplingPolicy:
@@ -158,9 +170,19 @@ def _number(name: str, value: object, most: int) -> int | None:
 
 def _stops(value: object) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
-    if (value is not None and not isinstance(value, Sequence)) or not all(isinstance(s, str) and s for s in stops):
-        raise InvalidRequest("The option 'stop' cannot be used: it is a string or several, none of them empty.")
+    usable = all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops)
+    if (value is not None and not isinstance(value, Sequence)) or not usable or len(stops) > MOST_STOPS:
+        raise InvalidRequest(
+            f"The option 'stop' cannot be used: it is a string of 1 to {LONGEST_STOP} characters, or up to "
+            f"{MOST_STOPS} of them."
+        )
     return stops
+
+
+def _check_timeout(value: object) -> None:
+    if value is None or (isinstance(value, int | float) and 0 < value <= TIMEOUT_MAX and value is not True):
+        return
+    raise InvalidRequest("The option 'timeout' cannot be used: it is a number of seconds above 0, or None.")
 
 
 # Prompts that are too long for the context

@@ -12,7 +12,7 @@ from typing import Final
 
 from fleet_common.closing import Closing
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.errors import DeviceError, RequestQueueFull, TextCancelled
+from fleet_device.errors import DeviceError, RequestQueueFull, RequestTimeout, TextCancelled
 from fleet_device.requests.generate import Cancellation, GeneratedText, GenerateRequest, Piece, RequestContext
 
 _log = logging.getLogger(__name__)
@@ -253,8 +253,8 @@ _Happened = GenerateRequest | Piece | Delayed | GeneratedText | Failed
 class TextStream(Closing, Iterator[str]):
     """A running or waiting generation: iterate over its pieces as they are verified.
 
-    It is cancelled when the stream is closed, left as a context manager, or dropped, for example by a loop that is left
-    with `break`. It continues whether or not anybody reads: a slow reader delays nothing.
+    It is cancelled when a loop over it is left, for example with `break`, and when the stream is closed, left as a
+    context manager, or dropped. It continues whether or not anybody reads: a slow reader delays nothing.
 
     One thread reads; `cancel` and `close` may be called from any, and from a signal handler.
 
@@ -265,19 +265,29 @@ class TextStream(Closing, Iterator[str]):
     - `SessionFailed`, `ProtocolViolation`: the session failed.
     - `PromptTooLong`, `ChatError`, `DrafterError`: the draft model cannot run it.
     - `TextCancelled`: the device was closed.
+    - `RequestTimeout`: nothing more came within `timeout` seconds from the beginning.
 
     Attributes:
         on_wait: Receives, on the thread that reads, why no tokens come, once for each wait of more than ten seconds;
             set it.
     """
 
-    def __init__(self, requests: RequestQueue, prepare: Callable[[], GenerateRequest]) -> None:
+    def __init__(
+        self,
+        requests: RequestQueue,
+        prepare: Callable[[], GenerateRequest],
+        *,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._events: queue.SimpleQueue[_Happened] = queue.SimpleQueue()
         self.on_wait: Callable[[str], None] = lambda _reason: None
         self._request: GenerateRequest | None = None
         self._end: GeneratedText | Failed | None = None
         self._cancelled = self._closed = False
         self._requests = requests
+        self._timeout, self._clock = timeout, clock
+        self._deadline = None if timeout is None else clock() + timeout
         events = self._events  # the queue must not keep an unread stream alive
 
         def begin() -> GenerateRequest:
@@ -287,6 +297,9 @@ class TextStream(Closing, Iterator[str]):
 
         self._ticket = requests.submit(begin, events.put)
 
+    def __iter__(self) -> Iterator[str]:  # noqa: PYI034 - a generator, which a loop closes when it is left
+        return (piece.text for piece in self.pieces() if piece.text)
+
     def __next__(self) -> str:
         while (piece := self._next()) is not None:
             if piece.text:
@@ -295,8 +308,11 @@ class TextStream(Closing, Iterator[str]):
 
     def pieces(self) -> Iterator[Piece]:
         """Iterate over the pieces with their numbers of tokens, also those that complete no text."""
-        while (piece := self._next()) is not None:
-            yield piece
+        try:
+            while (piece := self._next()) is not None:
+                yield piece
+        finally:  # also when a loop is left, even if somebody keeps the stream
+            self.close()
 
     def request(self) -> GenerateRequest:
         """Wait until the request is begun, and return it: the prompt's token ids, policy and seed."""
@@ -341,7 +357,13 @@ class TextStream(Closing, Iterator[str]):
         return None
 
     def _take(self) -> _Happened:
-        event = self._events.get()
+        left_s = None if self._deadline is None else max(0.0, self._deadline - self._clock())
+        try:
+            event = self._events.get(timeout=left_s)
+        except queue.Empty:
+            self._deadline = None
+            self.close()
+            raise RequestTimeout(f"The request was not complete after {self._timeout:g} s, and is cancelled.") from None
         match event:
             case GenerateRequest():
                 self._request = event

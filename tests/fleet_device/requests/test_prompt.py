@@ -29,6 +29,7 @@ def prepare(prompt: Any = "t1", **options: Any) -> GenerateRequest:
         ("t1 t2", False, "user: t1 t2 "),
         ("t1 t2", True, "t1 t2"),
         ([{"role": "system", "content": "t3"}, {"role": "user", "content": "t1"}], False, "system: t3 user: t1 "),
+        ([{"role": "developer", "content": "t3"}, {"role": "user", "content": "t1"}], False, "system: t3 user: t1 "),
         ((ChatMessage("user", "t1"),), True, "user: t1 "),
     ],
 )
@@ -76,6 +77,13 @@ def test_texts_without_a_seed_get_seeds_of_their_own() -> None:
         ({"stop": ["a", ""]}, "stop"),
         ({"stop": [1]}, "stop"),
         ({"stop": 1}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
+        ({"stop": ["x"] * 5}, "stop"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": True}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": float("inf")}, "timeout"),
+        ({"timeout": "5"}, "timeout"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_named(options: TextOptions, named: str) -> None:
@@ -97,6 +105,9 @@ def test_an_option_that_cannot_be_used_is_named(options: TextOptions, named: str
         [True],
         [{"role": "user"}],
         [{"role": 1, "content": "x"}],
+        [{"role": "usr", "content": "x"}],
+        [ChatMessage("usr", "x")],
+        [ChatMessage("tool", "x")],
         "",
         [],
         [{"role": "user", "content": ""}],

@@ -1,8 +1,9 @@
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from fleet_device.errors import EdgeUnavailable, TextCancelled
+from fleet_device.errors import EdgeUnavailable, RequestTimeout, TextCancelled
 from fleet_device.requests.chat import ChatError
 from fleet_device.requests.generate import GenerateRequest, Piece
 from fleet_device.requests.queue import TextStream
@@ -47,6 +48,39 @@ def test_leaving_the_loop_gives_the_text_up_and_the_next_one_is_written(make: Ma
     until(lambda: agent.ended == [EndReason.CANCELLED])
     open_gate(agent)
     assert TextStream(texts, lambda: REQUEST).result().text == "t1 t2 t3 "
+
+
+@pytest.mark.parametrize("pieces", [TextStream.__iter__, TextStream.pieces])
+def test_leaving_the_loop_gives_the_text_up_while_the_stream_is_kept(
+    make: Make, pieces: Callable[[TextStream], Iterator[object]]
+) -> None:
+    agent = gated()
+    open_gate(agent, 1)
+    stream = TextStream(make(agent), lambda: REQUEST)
+    for _ in pieces(stream):
+        break
+    until(lambda: agent.ended == [EndReason.CANCELLED])
+    assert stream.result().text == "t1 t2 "
+
+
+def test_a_text_that_takes_too_long_is_given_up_and_what_there_is_of_it_is_kept(make: Make) -> None:
+    agent, now = gated(), [0.0]
+    open_gate(agent, 1)
+    stream = TextStream(make(agent), lambda: REQUEST, timeout=5.0, clock=lambda: now[0])
+    assert next(stream) == "t1 t2 "
+    now[0] = 5.0
+    with pytest.raises(RequestTimeout, match="5 s"):
+        stream.result()
+    until(lambda: agent.ended == [EndReason.CANCELLED])
+    assert stream.result().text == "t1 t2 "
+
+
+def test_what_has_come_in_time_is_read_later(make: Make) -> None:
+    now = [0.0]
+    stream = TextStream(make(ScriptedAgent()), lambda: REQUEST, timeout=5.0, clock=lambda: now[0])
+    stream.result()
+    now[0] = 9.0
+    assert stream.result().text == "t1 t2 t3 "
 
 
 def test_a_stream_that_is_closed_gives_nothing_more(make: Make) -> None:
