@@ -14,10 +14,15 @@ demo:            ## A whole fleet on this machine. Options: make demo ARGS="--de
 	@scripts/setup demo
 	@.venv/bin/fleet demo $(ARGS)
 
-bench:           ## Set up what the benchmarks need, and run one: make bench ARGS="latency --texts 1". Without ARGS: list them.
+ifeq ($(strip $(ARGS)),)
+bench:           ## List the benchmarks, or set up what they need and run one: make bench ARGS="latency --texts 1"
+	@$(PYTHON) -m benchmarks
+else
+bench:
 	@scripts/setup dev
 	@scripts/need-mosquitto
 	@.venv/bin/python -m benchmarks $(ARGS)
+endif
 
 check: lint      ## Before every commit: style, types, layers, and the fast tests, which need no broker and no models.
 	@.venv/bin/python -m pytest $(PARALLEL) -m "$(FAST)" $(ARGS)

@@ -1,7 +1,7 @@
 """Benchmarks and proofs of what the project claims: `python -m benchmarks NAME [PART] [OPTION …]`, from a checkout.
 
-`make bench` sets up all that they need, once. `python -m benchmarks NAME --help` says what a suite compares, in which
-units, and how long it takes. A suite of several parts runs all of them if none is named.
+`make bench ARGS="NAME …"` does the same, and before that sets up what they need, once. `--help` after a NAME says what a
+suite compares, in which units, and how long it takes. A suite of several parts runs all of them if none is named.
 """
 
 import importlib
@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not parts:
         complaint = f"There is no benchmark {name!r}; `python -m benchmarks` lists them."
     elif missing:
-        complaint = f"The benchmarks need {', '.join(missing)}: run `make bench` once, which sets it up."
+        complaint = (
+            f"The benchmarks need {', '.join(missing)}: run it once as `make bench ARGS={name}`, which sets that up."
+        )
     elif len(parts) > 1 and options:
         complaint = f"Name a part of it first: {', '.join(parts)}."
     if complaint is not None:

@@ -1,11 +1,16 @@
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import SUITES, main
 from tests.support.brokers import require_mosquitto
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))
@@ -14,6 +19,28 @@ def test_each_suite_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> N
         main([*name.split(), "--help"])
     assert leaving.value.code == 0
     assert f"benchmarks {name}" in capsys.readouterr().out
+
+
+def test_the_list_needs_no_package() -> None:
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        "import runpy, sys; sys.path.insert(0, '.'); sys.argv = ['benchmarks']",
+    ]
+    command[-1] += "; runpy.run_module('benchmarks', run_name='__main__')"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all(name in done.stdout and summary in done.stdout for name, (_, summary) in SUITES.items())
+
+
+@pytest.mark.parametrize(("arguments", "sets_up"), [([], False), (["ARGS="], False), (["ARGS=bytes"], True)])
+def test_make_sets_up_only_what_it_runs(arguments: list[str], *, sets_up: bool) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "ARGS"}
+    command = ["make", "--dry-run", "bench", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert ("scripts/setup" in done.stdout) is sets_up
+    assert "-m benchmarks" in done.stdout
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
