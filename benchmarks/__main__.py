@@ -1,7 +1,7 @@
 """Benchmarks and proofs of what the project claims: `python -m benchmarks NAME [PART] [OPTION …]`, from a checkout.
 
-`make bench ARGS="NAME …"` does the same, and before that sets up what they need, once. `--help` after a NAME says what a
-suite compares, in which units, and how long it takes. A suite of several parts runs all of them if none is named.
+`make bench ARGS="NAME …"` does the same, and before that sets up what they need, once. `--help` after a NAME says what
+a suite compares, in which units, and how long it takes. A suite of several parts runs all of them if none is named.
 """
 
 import importlib

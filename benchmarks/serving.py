@@ -65,7 +65,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=number_of(int, 8), default=64, help="of an answer (default: %(default)s)")
     parser.add_argument("--loads", choices=_LOADS, nargs="+", default=list(_LOADS), help="load generators")
     parser.add_argument("--tools", type=Path, default=MODELS.parent / "tools", help="(default: %(default)s)")
-    parser.add_argument("--reports", type=Path, metavar="FOLDER", help="keep the reports, JSON and HTML, there")
+    parser.add_argument(
+        "--reports", type=Path, default=MODELS.parent / "reports", help="of the generators (default: %(default)s)"
+    )
     add_engine(parser)
 
 
@@ -77,17 +79,21 @@ def run(bench: Bench) -> Report:
         loads = {load: venv(tools / load, _LOADS[load]) for load in options.loads}
         if not server.exists():
             _built(venv(tools / "build", *_BUILD), server)
+    options.reports.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    several = f"{options.devices} devices"
 
     def measure(system: str, url: str, counts: Sequence[int], chosen: Sequence[str] = options.loads) -> None:
         for load, clients in itertools.product(chosen, counts):
             rows.append(_load(bench, load, loads[load], system, url, clients))
 
     for clients in options.clients:
-        with _llama_server(bench, server, clients) as url:
-            measure("llama-server", url, [clients])
+        try:
+            with _llama_server(bench, server, clients) as url:
+                measure("llama-server", url, [clients])
+        except BenchError as error:
+            rows.append({"load": "", "system": "llama-server", "clients": clients, "error": str(error)})
     target = bench.model("target") if options.engine == "int8" else bench.target()
-    several = f"{options.devices} devices"
     with bench.broker() as broker, bench.edge(broker.port, target) as edge, contextlib.ExitStack() as stack:
         most = max(options.clients)
         devices = [
@@ -102,19 +108,34 @@ def run(bench: Bench) -> Report:
             drafts = {"stream": False, "draft_length": _LENGTH, "texts_at_once": _PAIR}
             with bench.device(broker.port, options.devices, context=_CONTEXT, **drafts) as device:
                 rows.append(_load(bench, "aiperf", loads["aiperf"], _DRAFTING, device.url, _PAIR))
-    wrong = [_unlike(rows[-1], SessionLog(edge.log).stats(since=began)["all"])] if "aiperf" in loads else []
+    wrong = _failures(rows)
+    if "tested" in rows[-1]:
+        wrong.append(_unlike(rows[-1], SessionLog(edge.log).stats(since=began)["all"]))
     goals = _compared(rows, several)
-    columns = {"load": "", "system": "", "clients": "d", "requests": "d", "tokens_per_s": ".1f", "ratio": ".2f"}
-    table(rows, columns | dict.fromkeys(_FIGURES, ".0f") | {"acceptance": ".3f"})
+    columns = {"load": "", "system": "", "clients": "d", "requests": "d", "failed": "d", "tokens_per_s": ".1f"}
+    table(rows, columns | {"ratio": ".2f"} | dict.fromkeys(_FIGURES, ".0f") | {"acceptance": ".3f"})
     return Report(rows, goals, wrong=list(filter(None, wrong)))
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each measurement that could not be made, and for failed requests of our own system."""
+    found = [row["error"] for row in rows if "error" in row]
+    return found + [
+        "{system}, {clients} clients: {failed} requests of {load} failed; see {report}.".format_map(row)
+        for row in rows
+        if row.get("failed") and row["system"] != "llama-server"
+    ]
 
 
 def _compared(rows: Sequence[dict[str, Any]], several: str) -> list[Goal]:
     """Add to each row its ratio to llama-server under the same load; return the goals."""
     goals = []
-    cells = {(row["load"], row["clients"], row["system"]): row for row in rows if row["system"] != _DRAFTING}
+    measured = (row for row in rows if row["system"] != _DRAFTING and row.get("tokens_per_s"))
+    cells = {(row["load"], row["clients"], row["system"]): row for row in measured}
     for (load, clients, system), row in cells.items():
-        row["ratio"] = row["tokens_per_s"] / cells[load, clients, "llama-server"]["tokens_per_s"]
+        if (rival := cells.get((load, clients, "llama-server"))) is None:
+            continue
+        row["ratio"] = row["tokens_per_s"] / rival["tokens_per_s"]
         if system == several and clients in _GOALS:
             ratio = max(row["ratio"], cells.get((load, clients, "1 device"), row)["ratio"])
             goals.append(at_least(f"ours over llama-server, {clients} clients, {load}", ratio, _GOALS[clients]))
@@ -164,14 +185,14 @@ def _llama_server(bench: Bench, program: Path, slots: int) -> Iterator[str]:
     host, _, port = free_address().partition(":")
     command = [program, "-m", bench.target(), "-t", len(bench.cores.edge), "-np", slots, "-c", slots * _CONTEXT,
                "--host", host, "--port", port, "--no-webui"]  # fmt: skip
-    log = bench.new_folder() / "llama-server.log"
+    log = bench.options.reports / f"llama-server-{slots}.log"
     with log.open("wb") as errors, on_cores(bench.cores.edge):
         process = subprocess.Popen(list(map(str, command)), stdout=errors, stderr=errors)
     try:
         deadline = time.monotonic() + _READY_S
         while not _answers(f"http://{host}:{port}/health"):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"llama-server did not start: {log.read_text(errors='replace')[-300:]}")
+                raise BenchError(f"llama-server did not start; see {log}.")
             time.sleep(0.2)
         yield f"http://{host}:{port}/v1"
     finally:
@@ -188,21 +209,21 @@ def _answers(url: str) -> bool:
 
 
 def _load(bench: Bench, load: str, programs: Path, system: str, url: str, clients: int) -> dict[str, Any]:
-    """Let a load generator load an API; return its figures."""
+    """Let a load generator load an API; return its figures, or a sentence why there are none."""
     options = bench.options
     say(f"{system}, {clients} clients, {load}: {options.seconds} s")
-    folder = (options.reports or bench.new_folder()).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    report = folder / f"{load}-{system.replace(' ', '-').replace(',', '')}-{clients}.json"
+    report = options.reports.resolve() / f"{load}-{system.replace(' ', '-').replace(',', '')}-{clients}.json"
+    report.unlink(missing_ok=True)
+    row = {"load": load, "system": system, "clients": clients, "report": str(report)}
     # Prompts of its own, because the edge does not compute a known prefix again.
     seed = zlib.crc32(report.stem.encode())
     cell = LoadCell(url.removesuffix("/v1"), clients, str(bench.model("target").resolve()), seed, report)
-    found = (_guidellm if load == "guidellm" else _aiperf)(programs, options, cell)
-    if found.pop("failed"):
-        raise BenchError(f"{system}: requests of {load} failed; see {report}.")
-    if not found["requests"]:
-        raise BenchError(f"{system}: no request was complete within {options.seconds} s; give more --seconds.")
-    return {"load": load, "system": system, "clients": clients, **found}
+    try:
+        found = (_guidellm if load == "guidellm" else _aiperf)(programs, options, cell)
+    except (BenchError, OSError, ValueError, LookupError, TypeError) as error:
+        return row | {"error": f"{system}, {clients} clients: no figures of {load} ({error}); see {report.parent}."}
+    say(f"{found['tokens_per_s']:.1f} tokens/s, {found['requests']} requests, {found['failed']} failed")
+    return row | found
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from benchmarks import serving
-from benchmarks.processes import BenchError
 from fleet_edge.store.views import Tally
 from tests.fleet_edge.store.samples import view
 
@@ -39,30 +38,46 @@ with open(flags["--output-artifact-dir"] + "/" + flags["--profile-export-prefix"
 @pytest.fixture
 def bench(tmp_path: Path) -> Any:
     options = SimpleNamespace(reports=tmp_path / "reports", seconds=5, prompt=8, tokens=8)
+    options.reports.mkdir()
     return SimpleNamespace(options=options, model=lambda name: tmp_path / name)
+
+
+def load(bench: Any, folder: Path, name: str, script: str, system: str = "1 device") -> dict[str, Any]:
+    program = folder / name
+    program.write_text(script)
+    program.chmod(0o755)
+    return serving._load(bench, name, folder, system, "http://127.0.0.1:1/v1", 4)
 
 
 @pytest.mark.parametrize("errored", [0, 1])
 @pytest.mark.parametrize(
-    ("load", "script", "more"),
+    ("name", "script", "more"),
     [("guidellm", GUIDELLM, {}), ("aiperf", AIPERF, {"tested": 20, "accepted": 15, "acceptance": 0.75})],
 )
-def test_the_figures_are_those_of_the_reports_and_no_request_may_have_failed(
-    bench: Any, tmp_path: Path, load: str, script: str, more: dict[str, float], errored: int
+def test_the_figures_are_those_of_the_reports(
+    bench: Any, tmp_path: Path, name: str, script: str, more: dict[str, float], errored: int
 ) -> None:
-    program = tmp_path / load
-    program.write_text(script.replace("ERRORED", str(errored)))
-    program.chmod(0o755)
-    if errored:
-        with pytest.raises(BenchError):
-            serving._load(bench, load, tmp_path, "1 device", "http://127.0.0.1:1/v1", 4)
-        return
-    row = serving._load(bench, load, tmp_path, "1 device", "http://127.0.0.1:1/v1", 4)
+    row = load(bench, tmp_path, name, script.replace("ERRORED", str(errored)))
+    report = tmp_path / "reports" / f"{name}-1-device-4.json"
     assert row == {
-        "load": load, "system": "1 device", "clients": 4, "requests": 7, "tokens_per_s": 40.0, "ttft_ms_p50": 5.0,
-        "ttft_ms_p95": 9.0, "itl_ms_p50": 5.0, "itl_ms_p95": 9.0, **more,
+        "load": name, "system": "1 device", "clients": 4, "report": str(report), "requests": 7, "failed": errored,
+        "tokens_per_s": 40.0, "ttft_ms_p50": 5.0, "ttft_ms_p95": 9.0, "itl_ms_p50": 5.0, "itl_ms_p95": 9.0, **more,
     }  # fmt: skip
-    assert json.loads((tmp_path / "reports" / f"{load}-1-device-4.json").read_text())
+    assert json.loads(report.read_text())
+    assert len(serving._failures([row])) == errored
+    assert not serving._failures([row | {"system": "llama-server"}])
+
+
+@pytest.mark.parametrize("name", ["guidellm", "aiperf"])
+@pytest.mark.parametrize("script", ["exit 1", "exit 0", "echo '{}' > REPORT"])
+def test_a_measurement_that_cannot_be_made_costs_only_its_own_line(
+    bench: Any, tmp_path: Path, name: str, script: str
+) -> None:
+    report = tmp_path / "reports" / f"{name}-llama-server-4.json"
+    row = load(bench, tmp_path, name, f"#!/bin/sh\n{script.replace('REPORT', str(report))}\n", "llama-server")
+    ours = {"load": name, "system": "4 devices", "clients": 4, "tokens_per_s": 30.0}
+    assert serving._failures([row, ours]) == [row["error"]]
+    assert serving._compared([row, ours], "4 devices") == []
 
 
 def test_a_row_is_compared_with_the_rival_under_the_same_load() -> None:
