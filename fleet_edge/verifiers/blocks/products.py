@@ -145,11 +145,14 @@ def _features() -> Iterable[str]:
 def variants() -> tuple[str, ...]:
     """Return the names of the kernels that this processor can run, best first."""
     found = set(_features())
-    return (*(name for name, its in kernels.PROCESSORS.items() if its.needs <= found), PORTABLE)
+    runs = [name for name, its in kernels.PROCESSORS.items() if its.needs <= found]
+    return (*runs, PORTABLE)
 
 
 @cache
 def _addresses(variant: str, kind: Format) -> npt.NDArray[np.int64]:
+    if variant not in variants():
+        raise ValueError(f"This processor does not run the kernels for {variant}.")
     return np.array(kernels.compiled(variant, kind)[1], np.int64)
 
 
