@@ -10,7 +10,7 @@ FAST := not (broker or models or postgres or root or slow or exhaustive)
 
 .PHONY: demo bench check test test-all lint format clean
 
-demo:            ## A whole fleet on this machine. Options: make demo ARGS="--devices 5 --show-text"
+demo:            ## A whole fleet on this machine, until Ctrl-C. Options: make demo ARGS="--devices 5 --once"
 	@scripts/setup demo
 	@.venv/bin/fleet demo $(ARGS)
 

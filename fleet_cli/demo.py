@@ -1,4 +1,4 @@
-"""Command `fleet demo`: a whole fleet on this machine."""
+"""Command `fleet demo`: a whole fleet on this machine, which stays up until Ctrl-C."""
 
 import os
 import queue
@@ -6,44 +6,61 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, Self
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from broker_config.broker import toml_lines
 from fleet_admin.models.prepare import SMOLLM2
 from fleet_admin.models.prompts import read_prompts
 from fleet_cli.commands import program
 from fleet_cli.demo_processes import (
-    ChildProcess,
+    Answer,
     DemoBroker,
-    DeviceEvent,
+    StartedProcess,
     demo_broker,
-    device_process,
+    demo_dashboard,
+    device_service,
     edge_process,
-    run_dashboard,
+    free_port,
+    stream_answer,
 )
 from fleet_cli.errors import CommandError
 from fleet_cli.models import ModelsDir
 from fleet_cli.options import end_as_interrupted, on_interrupt
-from fleet_cli.tables import Column, table_lines
-from fleet_common.logs import Event
 from fleet_common.settings import load_settings
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import AUTO, EdgeSettings
 from schemas.policy import Mode, random_seed
 from schemas.printable import json_text, printable
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+FLEET: Final = "demo"
+EDGE: Final = "edge-1"
+APPLICATION: Final = "app-1"  # the device of README's Python snippet
+API_PORT: Final = 8321
+TARGET: Final = "target-Q8_0"
+TIMES: Final = 8
+"""Cost of the large target of the comparison, in costs of the demo's own."""
+
+_COMPARED_TOKENS: Final = 64
+_TRIES: Final = 3
+"""Requests with which a device that chooses learns before it is compared."""
+
+_SHOWN: Final = 320  # characters of a text that grows
 
 
 def draft_model(draft: str, models: Path) -> str:
@@ -70,32 +87,19 @@ def draft_model(draft: str, models: Path) -> str:
     return model
 
 
-def target_model(target: str | None, models: Path) -> str:
-    """Return the edge's setting `target`; raises `CommandError` if it is the demo's own and is missing."""
-    if target is not None:
-        return target
-    path = models / SMOLLM2.name / "target-Q8_0.gguf"  # every engine takes it, and making it takes two seconds
+def demo_target(models: Path, *, times: int = 1) -> str:
+    """Return the path of the demo's target of `times` the cost; raises `CommandError` if it is missing."""
+    name = TARGET if times == 1 else f"{TARGET}-cost{times}"
+    path = models / SMOLLM2.name / f"{name}.gguf"
     if not path.exists():
         elsewhere = "" if models == Path("models") else f" --models-dir {models}"
+        cost = "" if times == 1 else f"--cost {times} "
         raise CommandError(
-            f"The demo's models are not in {models.absolute()}; make them with `{program()} models prepare "
-            f"--only {SMOLLM2.drafts[0]} --only {path.stem}{elsewhere}`, or name their folder with --models-dir."
+            f"The demo's models are not in {models.absolute()}; make them with `{program()} models prepare {cost}"
+            f"--only {SMOLLM2.drafts[0]} --only {TARGET} --only {name}{elsewhere}`, or name their folder with "
+            "--models-dir."
         )
     return str(path)
-
-
-def engine_flags(engine: str | None, dtype: str, target: str, *, measured: bool) -> list[str]:
-    """Return the edge's flags for engine and number format.
-
-    Unless it is `measured` which engine is the fastest, which takes longer than the demo, an engine that is left out
-    is the first that could serve the target: torch, on a CPU in int8, or llama.cpp.
-    """
-    if engine is None and not measured:
-        from fleet_edge.verifiers.auto import find_candidates
-
-        first = find_candidates(EdgeSettings.model_validate({"target": target, "dtype": dtype})).found[0]
-        engine, dtype = first.engine, first.dtype
-    return ["--engine", engine or AUTO, "--dtype", dtype]
 
 
 def check_report_file(path: Path | None) -> None:
@@ -111,173 +115,276 @@ def check_report_file(path: Path | None) -> None:
         raise CommandError(f"--json {path} cannot be written; name a file where you may write.")
 
 
-def check_settings(*, device: Mapping[str, object], edge: Mapping[str, object]) -> None:
-    from fleet_edge.store.engine import parse_url
+@dataclass(frozen=True, slots=True)
+class Measured:
+    tokens_per_s: float
+    bytes_per_token: float  # payload, both ways
 
-    load_settings(DeviceSettings, config=None, flags=device)
-    parse_url(load_settings(EdgeSettings, config=None, flags=edge).db)
-
-
-_FLOAT32 = 4
-_TOKEN_ID = 2
-
-
-def device_row(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of the report.
-
-    `dsd_uplink_bytes_per_token` is computed: plain distributed speculative decoding would send, for each drafted token,
-    the token's id and a float32 probability for every token of the vocabulary.
-    """
-    tokens = max(1, result["tokens"])
-    return {
-        "device": result["device"],
-        "session": result["session"],
-        "seed": result["seed"],
-        "prompt_tokens": result["prompt_tokens"],
-        "tokens": result["tokens"],
-        "tokens_per_s": round(result["tokens_per_s"], 2),
-        "acceptance": None if result["acceptance"] is None else round(result["acceptance"], 4),
-        "rounds": result["rounds"],
-        "mean_batch": None if result["mean_batch"] is None else round(result["mean_batch"], 2),
-        "uplink_bytes": result["uplink_bytes"],
-        "downlink_bytes": result["downlink_bytes"],
-        "uplink_bytes_per_token": round(result["uplink_bytes"] / tokens, 1),
-        "downlink_bytes_per_token": round(result["downlink_bytes"] / tokens, 1),
-        "dsd_uplink_bytes_per_token": round(
-            result["drafted"] * (_FLOAT32 * result["vocabulary"] + _TOKEN_ID) / tokens, 1
-        ),
-        "finish": result["finish"],
-        "text": result["text"],
-    }
+    @classmethod
+    def of(cls, answer: Answer) -> "Measured":
+        sent = answer.summary["uplink_bytes"] + answer.summary["downlink_bytes"]
+        return cls(round(answer.tokens_per_s, 1), round(sent / max(1, answer.tokens), 1))
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """One device with one target, by the way in which it generates."""
+
+    target: str
+    edge_only: Measured
+    drafting: Measured
+    chosen: Measured
+    plan: str  # the choice
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """An answer during which the edge was killed."""
+
+    tokens: int
+    killed_after: int  # tokens
+    away_s: float
+    identical: bool  # to the answer without the interruption
+
+
+@dataclass(slots=True)
 class DemoReport:
     broker: str
-    mode: str
-    draft: str
     target: str
-    wall_s: float  # from the devices' start to the last one's end
-    devices: Sequence[dict[str, Any]]  # rows of `device_row`
-    # of one device alone, with the first prompt; None where that did not finish
-    drafting_tokens_per_s: float | None = None
-    edge_only_tokens_per_s: float | None = None
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self) | {"wall_s": round(self.wall_s, 3)}
-
-    def lines(self, width: int | None) -> list[str]:
-        tokens = sum(row["tokens"] for row in self.devices)
-        drafting, edge_only = self.drafting_tokens_per_s, self.edge_only_tokens_per_s
-        return [
-            f"{self.mode} mode, draft {self.draft}, target {self.target}, over {self.broker}",
-            *table_lines(_COLUMNS, self.devices, width=width),
-            f"{tokens} tokens in {self.wall_s:.1f} s. Bytes are payload.",
-            "* computed: what shipping the draft model's full distributions up would have cost.",
-            *([_gain(drafting, edge_only)] if drafting and edge_only else []),
-        ]
+    draft: str
+    devices: list[dict[str, Any]] = field(default_factory=list)
+    interruption: Interruption | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
 
 
-def _gain(drafting: float, edge_only: float) -> str:
-    rates = f"{drafting:.1f} tokens/s with drafts, {edge_only:.1f} without"
-    if drafting > edge_only:
-        return f"Drafting was {drafting / edge_only:.2f} times as fast as the edge alone: {rates} (one device)."
+def plan_of(summary: Mapping[str, Any]) -> str:
+    """Return how a device has chosen to generate, in the documents' words."""
+    plan = summary["plan"] or _EDGE_ONLY
+    return "edge-only" if plan == _EDGE_ONLY else str(plan)
+
+
+_EDGE_ONLY: Final = "stream"  # as the API has it
+
+
+def answer_row(device: str, answer: Answer) -> dict[str, Any]:
+    """Return the figures of one device's answer; bytes are payload."""
+    summary, tokens = answer.summary, max(1, answer.tokens)
+    return {
+        "device": device,
+        "session": summary["session"],
+        "seed": summary["seed"],
+        "tokens": answer.tokens,
+        "tokens_per_s": round(answer.tokens_per_s, 1),
+        "plan": plan_of(summary),
+        "acceptance": summary["acceptance"],
+        "uplink_bytes_per_token": round(summary["uplink_bytes"] / tokens, 1),
+        "downlink_bytes_per_token": round(summary["downlink_bytes"] / tokens, 1),
+        "finish": answer.finish,
+        "text": answer.text,
+    }
+
+
+@dataclass(slots=True)
+class _Fleet:
+    """A broker, an edge and devices; all end with `stack`."""
+
+    console: Console
+    stack: ExitStack
+    place: DemoBroker
+    edge_arguments: Sequence[str]
+    device_arguments: Sequence[str]
+    raw: bool = False
+    """Continue prompts as they are, without a chat template."""
+    edge: StartedProcess = field(init=False)
+    ports: dict[str, int] = field(default_factory=dict)
+
+    def start_edge(self) -> None:
+        self.edge = self.stack.enter_context(edge_process(self.edge_arguments))
+
+    def add_device(self, name: str, *arguments: str, port: int = 0) -> None:
+        port = free_port(port)
+        steering = self.stack.enter_context(tempfile.TemporaryDirectory(prefix=f"fleet-{name}-"))
+        own = ["--api-port", str(port), "--steering-dir", steering, *self.place.arguments(name)]
+        self.stack.enter_context(device_service(name, [*self.device_arguments, *own, *arguments]))
+        self.ports[name] = port
+
+    def kill_edge(self) -> None:
+        self.edge.child.process.kill()
+        self.edge.child.end()
+
+    def check(self) -> None:
+        """Raise `CommandError` if the broker or the edge has ended."""
+        if not self.place.lives():
+            raise CommandError(f"The broker {self.place.name} has ended; run the demo again.")
+        if self.edge.child.process.poll() is not None:
+            self.edge.child.end()
+            raise CommandError(f"The edge has ended: {self.edge.child.cause}")
+
+    def stream(self, device: str, prompt: str, **options: object) -> Iterator[Answer]:
+        """Yield a device's growing answer."""
+        return stream_answer(self.ports[device], prompt, raw=self.raw, **options)
+
+    def ask(self, device: str, prompt: str, **options: object) -> Answer:
+        """Return a device's whole answer."""
+        *_, answer = self.stream(device, prompt, **options)
+        return answer
+
+
+def stream_all(fleet: _Fleet, prompts: Mapping[str, str], **options: object) -> dict[str, Answer]:
+    """Show the answers of several devices while they grow; return them."""
+    news: queue.SimpleQueue[tuple[str, Answer | BaseException | None]] = queue.SimpleQueue()
+
+    def follow(device: str, prompt: str) -> None:
+        try:
+            for answer in fleet.stream(device, prompt, **options):
+                news.put((device, answer))
+            news.put((device, None))
+        except BaseException as error:  # noqa: BLE001 - raised again on the demo's thread
+            news.put((device, error))
+
+    answers = dict.fromkeys(prompts, Answer())
+    for device, prompt in prompts.items():
+        threading.Thread(target=follow, args=(device, prompt), daemon=True).start()
+    running = set(prompts)
+    with _live(fleet.console) as show:
+        while running:
+            try:
+                device, new = news.get(timeout=1.0)
+            except queue.Empty:
+                fleet.check()
+                continue
+            if new is None:
+                running.discard(device)
+            elif isinstance(new, Answer):
+                answers[device] = new
+                show(Group(*(_panel(name, prompts[name], answer) for name, answer in answers.items())))
+            else:
+                raise new
+    for name, answer in answers.items():
+        fleet.console.print(_panel(name, prompts[name], answer, whole=True))
+    return answers
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[Callable[[RenderableType], None]]:
+    """Yield what redraws a terminal; elsewhere it does nothing."""
+    if not console.is_terminal:
+        yield lambda _shown: None
+        return
+    with Live(console=console, refresh_per_second=8, transient=True) as live:
+        yield live.update
+
+
+def _panel(device: str, prompt: str, answer: Answer, *, whole: bool = False) -> Panel:
+    text = printable(answer.text if whole else answer.text[-_SHOWN:])
+    title = Text(f"{device}: {printable(prompt)}", overflow="ellipsis", no_wrap=True)
+    return Panel(Text(text), title=title, title_align="left", subtitle=f"{answer.tokens_per_s:.1f} tokens/s")
+
+
+def device_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("device", "tokens", "tokens/s", "plan", "acceptance", "bytes up, a token", "down, a token")
+    for row in rows:
+        acceptance = "-" if row["acceptance"] is None else f"{row['acceptance']:.0%}"
+        figures = (row["uplink_bytes_per_token"], row["downlink_bytes_per_token"])
+        table.add_row(
+            row["device"], str(row["tokens"]), f"{row['tokens_per_s']:.1f}", row["plan"] or "-", acceptance,
+            *(f"{figure:.1f}" for figure in figures),
+        )  # fmt: skip
+    return table
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    table = _table("tokens/s of one device", "edge-only", "drafting", "chosen by the device", "its choice")
+    for each in comparisons:
+        ways = (each.edge_only, each.drafting, each.chosen)
+        table.add_row(each.target, *(f"{way.tokens_per_s:.1f}" for way in ways), each.plan)
+        table.add_row("  bytes a token", *(f"{way.bytes_per_token:.1f}" for way in ways), style="dim")
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        words = number == 0 or heading in ("plan", "its choice")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=number == 0)
+    return table
+
+
+def interrupt(fleet: _Fleet, device: str, prompt: str, max_tokens: int) -> Interruption:
+    """Kill the edge with SIGKILL in the middle of an answer and start it again; the answer continues.
+
+    The mode is coupled, in which an output repeats with its seed.
+    """
+    options = {"mode": Mode.COUPLED.value, "seed": random_seed() >> 12, "max_tokens": max_tokens}
+    fleet.console.print("One answer without a disturbance, and once more while the edge is killed (SIGKILL) …")
+    undisturbed = fleet.ask(device, prompt, **options)
+    killed_after, away_s, answer = 0, 0.0, Answer()
+    for answer in fleet.stream(device, prompt, **options):
+        if not killed_after and answer.tokens >= undisturbed.tokens // 2:
+            killed_after, started = answer.tokens, time.monotonic()
+            fleet.kill_edge()
+            fleet.start_edge()
+            away_s = time.monotonic() - started
+    return Interruption(answer.tokens, killed_after, away_s, answer.text == undisturbed.text)
+
+
+def interruption_line(found: Interruption) -> str:
+    same = (
+        "identical to the undisturbed one"
+        if found.identical
+        else "with other words: this engine does not repeat bit for bit (docs/engines.md)"
+    )
     return (
-        f"On this machine the edge alone is faster for one device: {rates}; drafting pays with a larger target or more "
-        "devices."
+        f"The edge was killed after {found.killed_after} of {found.tokens} tokens and was back after "
+        f"{found.away_s:.1f} s. The answer continued, {same}."
     )
 
 
-_COLUMNS: Final[list[Column[dict[str, Any]]]] = [
-    Column("device", lambda row: row["device"], rank=0),
-    Column("tokens", lambda row: row["tokens"], "count", rank=0),
-    Column("tokens/s", lambda row: row["tokens_per_s"], "figure"),
-    Column("acceptance", lambda row: row["acceptance"], "percent"),
-    Column("rounds", lambda row: row["rounds"], "count", rank=2),
-    Column("mean batch", lambda row: row["mean_batch"], "figure"),
-    Column("up per token", lambda row: row["uplink_bytes_per_token"], "bytes"),
-    Column("down per token", lambda row: row["downlink_bytes_per_token"], "bytes"),
-    Column("DSD up per token*", lambda row: row["dsd_uplink_bytes_per_token"], "bytes"),
-    Column("end", lambda row: row["finish"], "state"),
-]
+def compare(fleet: _Fleet, name: str, prompt: str, *, choosing: str, drafting: str) -> Comparison:
+    """Compare edge-only decoding, drafting, and what the device chooses."""
+    options = {"max_tokens": _COMPARED_TOKENS, "seed": 1}
+    for _ in range(_TRIES):
+        fleet.ask(choosing, prompt, **options)
+    edge_only = fleet.ask(choosing, prompt, speculation="off", **options)
+    drafts = [fleet.ask(drafting, prompt, **options) for _ in range(2)][-1]
+    chosen = fleet.ask(choosing, prompt, **options)
+    return Comparison(name, Measured.of(edge_only), Measured.of(drafts), Measured.of(chosen), plan_of(chosen.summary))
 
 
-_TAIL_CHARACTERS = 320
-_BAR_WIDTH = 16
+def write_device_file(path: Path, fleet: _Fleet, model: str, models: Path) -> None:
+    """Write the settings of README's Python snippet; leave a file that the demo has not written."""
+    flags = fleet.place.arguments(APPLICATION)
+    broker: dict[str, Any] = {
+        flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)
+    }
+    broker["port"] = int(broker["port"])
+    values = {"fleet": FLEET, "device": APPLICATION, "model": model, "models_dir": str(models.absolute())}
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(_MARK):
+        fleet.console.print(f"{path} is left as it is; remove it to have the demo write one.")
+        return
+    path.write_text("\n".join([_MARK, *toml_lines({**values, "broker": broker})]) + "\n", encoding="utf-8")
+    fleet.stack.callback(path.unlink, missing_ok=True)
 
 
-@dataclass(slots=True)
-class _Seen:
-    prompt: str
-    tokens: int = 0
-    text: str = ""
-    started: float | None = None
-    state: str = "starting"
-
-    @property
-    def tokens_per_s(self) -> float:
-        elapsed = time.monotonic() - self.started if self.started else 0.0
-        return self.tokens / elapsed if elapsed > 0 else 0.0
+_MARK: Final = "# Written by `fleet demo`, and removed when it ends."
 
 
-@dataclass(slots=True)
-class DemoProgress:
-    """Live progress on a terminal, plain lines elsewhere; a context manager."""
-
-    console: Console
-    max_new_tokens: int
-    show_text: bool
-    _devices: dict[str, _Seen] = field(default_factory=dict)
-    _live: Live | None = None
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self._live = Live(self._draw(), console=self.console, refresh_per_second=8, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def add(self, device: str, prompt: str) -> None:
-        self._devices[device] = _Seen(prompt)
-
-    def event(self, device: str, fields: dict[str, Any] | None) -> None:
-        seen = self._devices[device]
-        before = seen.state
-        match fields:
-            case {"event": Event.START}:
-                seen.started, seen.state = time.monotonic(), "generating"
-            case {"event": Event.TOKENS, "number": number, "text": text}:
-                seen.tokens += number
-                seen.text += text
-            case {"event": Event.END, "finish": finish}:
-                seen.state = finish
-            case None if seen.state in ("starting", "generating"):
-                seen.state = "failed"
-        if self._live is not None:
-            self._live.update(self._draw())
-        elif seen.state != before:
-            self.console.print(f"{device}: {seen.state}, {seen.tokens} tokens")
-
-    def _draw(self) -> RenderableType:
-        # The prompt gets the rest of the terminal's width.
-        table = Table(box=None, pad_edge=False, expand=True)
-        for heading in ("device", "", "tokens", "tokens/s", ""):
-            table.add_column(heading, justify="right" if heading.startswith("tokens") else "left", no_wrap=True)
-        table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
-        for device, seen in self._devices.items():
-            bar = ProgressBar(total=self.max_new_tokens, completed=seen.tokens, width=_BAR_WIDTH)
-            prompt = Text(seen.prompt, overflow="ellipsis", no_wrap=True, style="dim")
-            table.add_row(device, bar, str(seen.tokens), f"{seen.tokens_per_s:.1f}", seen.state, prompt)
-        if not self.show_text:
-            return table
-        panels = [
-            Panel(Text(printable(seen.text[-_TAIL_CHARACTERS:])), title=device, title_align="left")
-            for device, seen in self._devices.items()
-        ]
-        return Group(table, *panels)
+def stay(fleet: _Fleet, db: str, dashboard: str) -> None:
+    """Say what can be done with the fleet, and wait for Ctrl-C."""
+    api = f"http://127.0.0.1:{next(iter(fleet.ports.values()))}"
+    fleet.console.print(
+        f"""
+The fleet stays up until Ctrl-C. In another terminal:
+  curl -s {api}/v1/chat/completions -H 'Content-Type: application/json' \\
+      -d '{{"model": "fleet", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}], "max_tokens": 60}}'
+  {program()} admin sessions --db {db}
+Python: Device.from_config("device.toml"), in this folder. OpenAI clients: {api}/v1
+Dashboard: {dashboard}""",
+        soft_wrap=True,
+    )
+    while True:
+        fleet.check()
+        time.sleep(1.0)
 
 
 def run_chat(device: str, arguments: Sequence[str]) -> int:
@@ -288,63 +395,33 @@ def run_chat(device: str, arguments: Sequence[str]) -> int:
         return subprocess.run([sys.executable, "-m", "fleet_cli.main", *command], check=False).returncode
 
 
-app = typer.Typer(pretty_exceptions_enable=False)
+def _check_settings(*, max_new_tokens: int, edge: Mapping[str, object]) -> None:
+    from fleet_edge.store.engine import parse_url
 
-FLEET = "demo"
-EDGE = "edge-1"
-
-
-def _check_draft_length(value: str) -> str:
-    """Refuse an invalid length before the models are loaded."""
-    from fleet_device.settings import read_draft_length
-
-    try:
-        return str(read_draft_length(value))
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}.") from error
+    load_settings(DeviceSettings, config=None, flags={"max_new_tokens": max_new_tokens})
+    parse_url(load_settings(EdgeSettings, config=None, flags=edge).db)
 
 
 @app.callback(invoke_without_command=True)
 def demo_command(
     devices: Annotated[int, typer.Option(min=1, max=64, help="Number of devices.")] = 3,
-    mode: Annotated[Mode, typer.Option(help="How drafts are verified.")] = Mode.RESIDUAL,
     draft: Annotated[str, typer.Option(help="Quantization of the draft model, or a GGUF.")] = "Q4_0",
     target: Annotated[str | None, typer.Option(help="Target model, if not the demo's own.")] = None,
+    engine: Annotated[str, typer.Option(help="Engine of the target model.")] = AUTO,
     models_dir: ModelsDir = Path("models"),
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of each output.")] = 96,
-    draft_length: Annotated[str, typer.Option(callback=_check_draft_length, help="Tokens in a draft, or auto.")] = "4",
-    ahead: Annotated[bool | None, typer.Option(help="Always or never draft ahead of the verdict.")] = None,
-    stream: Annotated[bool | None, typer.Option(help="Always or never use edge-only decoding.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the first device; each next device adds one.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.7,
-    top_k: Annotated[int, typer.Option(min=0, help="Keep this number of tokens; 0 keeps all.")] = 50,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep this probability mass; 1 keeps all.")] = 0.95,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of each answer.")] = 96,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt per line.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompts as they are.")] = False,
     broker: Annotated[str, typer.Option(help="Broker: auto, embedded, mosquitto, or HOST:PORT.")] = "auto",
     tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS, with an identity for each device.")] = False,
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help="Engine of the target model: auto, llama.cpp or torch; by default torch if installed, else llama.cpp."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="Precision of the target model: auto, int8, float32 or bfloat16.")
-    ] = "auto",
-    show_text: Annotated[bool, typer.Option("--show-text", help="Stream the outputs.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="End after the tables instead of staying up.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Chat with the large model as device-1 instead.")] = False,
-    dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Serve the dashboard after the table; the devices continue.")
-    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report as JSON; - for standard output.")
     ] = None,
 ) -> None:
-    """Run a whole fleet on this machine and show its results. Ctrl-C stops it."""
+    """Run a whole fleet on this machine: answers, a killed edge, what drafting gains. Then it stays up for you."""
     console = Console(stderr=json_file is not None and str(json_file) == "-", markup=False, highlight=False)
     texts = read_prompts(prompts)
     check_report_file(json_file)
@@ -352,149 +429,75 @@ def demo_command(
         raise CommandError(
             "With --chat there is neither a report nor a prompt to continue; leave --json and --raw out."
         )
-    measured = target is not None
-    target = target_model(target, models_dir)
+    large = None if target is not None or chat else demo_target(models_dir, times=TIMES)
+    target = demo_target(models_dir) if target is None else target
     model = draft_model(draft, models_dir)
-    check_settings(
-        device={"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens},
-        edge={"engine": engine or AUTO, "dtype": dtype, "db": db},
-    )
-    engine_and_dtype = engine_flags(engine, dtype, target, measured=measured)
-    first_seed = random_seed() if seed is None else seed
+    edge_settings = {"engine": engine, "db": db, "target": target}
+    _check_settings(max_new_tokens=max_new_tokens, edge=edge_settings)
     end_as_interrupted()
-    with ExitStack() as stack:
-        names = [f"device-{number + 1}" for number in range(devices)]
-        place = stack.enter_context(demo_broker(broker, tls=tls, fleet=FLEET, edge=EDGE, devices=names))
-        console.print(f"Broker: {place.name}")
-        console.print(f"Loading the target model {target} …")
-        serve = [
-            "--fleet", FLEET, "--edge", EDGE, *place.arguments(EDGE),
-            "--target", target, *engine_and_dtype, "--db", db,
-            "--spool", stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-")),
-        ]  # fmt: skip
-        edge = stack.enter_context(edge_process(serve))
-        shared = [
-            "--fleet", FLEET, "--model", model, "--models-dir", str(models_dir), "--mode", mode.value,
-            "--temperature", str(temperature), "--top-k", str(top_k), "--top-p", str(top_p),
-            "--max-new-tokens", str(max_new_tokens), "--draft-length", draft_length, "--threads", "1",
-            *([] if ahead is None else ["--ahead" if ahead else "--no-ahead"]),
-            *([] if stream is None else ["--stream" if stream else "--no-stream"]),
-        ]  # fmt: skip
+    names = [f"device-{number + 1}" for number in range(devices)]
+    drafting = f"device-{devices + 1}"
+
+    @contextmanager
+    def fleet_of(fleet: str, target: str) -> Iterator[_Fleet]:
+        with ExitStack() as stack:
+            identities = [*names, drafting, APPLICATION]
+            place = stack.enter_context(demo_broker(broker, tls=tls, fleet=fleet, edge=EDGE, devices=identities))
+            console.print(f"Broker: {place.name}. Loading the target model {target} …", soft_wrap=True)
+            spool = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-"))
+            edge = ["--fleet", fleet, "--edge", EDGE, *place.arguments(EDGE), "--target", target, "--engine", engine]
+            device = [
+                "--fleet", fleet, "--model", model, "--models-dir", str(models_dir), "--offline", "wait",
+                "--max-new-tokens", str(max_new_tokens),
+            ]  # fmt: skip
+            running = _Fleet(console, stack, place, [*edge, "--db", db, "--spool", spool], device, raw)
+            running.start_edge()
+            yield running
+
+    with fleet_of(FLEET, target) as fleet:
         if chat:
-            if code := run_chat(names[0], [*shared, *place.arguments(names[0])]):
+            if code := run_chat(names[0], [*fleet.device_arguments, *fleet.place.arguments(names[0])]):
                 raise typer.Exit(code)
             return
-
-        def generate(prompts: Mapping[str, str], *flags: str, show_text: bool = False) -> _Generated:
-            """Run a device with each prompt; with further flags of `fleet device generate`."""
-            events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
-            children = {}
-            with DemoProgress(console, max_new_tokens, show_text) as watch:
-                for number, (name, prompt) in enumerate(prompts.items()):
-                    watch.add(name, prompt)
-                    more = ["--seed", str(first_seed + number), *(["--raw"] if raw else []), *flags]
-                    arguments = [*shared, *place.arguments(name), *more, "--", prompt]
-                    children[name] = stack.enter_context(device_process(name, arguments, events))
-                return _Generated(children, _follow(children, events, watch, edge=edge.child, place=place))
-
-        asked = {name: texts[number % len(texts)] for number, name in enumerate(names)}
-        started = time.monotonic()
-        children, results = generate(asked, show_text=show_text)
-        wall_s = time.monotonic() - started
-        rates: list[float | None] = []
-        if draft_length != "0" and len(results) == devices:
-            console.print("Comparing drafts with the edge alone: the first prompt once more with each …")
-            rates = [generate({names[0]: texts[0]}, flag).tokens_per_s for flag in ("--no-stream", "--stream")]
-        report = DemoReport(
-            place.name,
-            mode.value,
-            model,
-            edge.online["target"],
-            wall_s,
-            [device_row(result) for result in results.values()],
-            *rates,
-        )
-        again = f"{program()} demo --chat" + ("" if models_dir == Path("models") else f" --models-dir {models_dir}")
-        hints = (f"See the sessions: {program()} admin sessions --db {db}", f"Talk with the large model: {again}")
-        _show(report, console, json_file, results if show_text else {}, hints)
-        failed = [f"{name}: {child.cause}" for name, child in children.items() if name not in results]
-        if failed:
-            raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")
-        if dashboard:
-            run_dashboard(
-                console,
-                place,
-                fleet=FLEET,
-                db=db,
-                folder=Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-demo-"))),
-                devices=names,
-                arguments=shared,
-                prompts=texts,
-                edge=edge.child,
-            )
+        console.print(f"Starting {devices} device{'s' * (devices > 1)} with the draft model {model} …", soft_wrap=True)
+        for number, name in enumerate(names):
+            fleet.add_device(name, port=0 if number else API_PORT)
+        report = DemoReport(fleet.place.name, fleet.edge.online["target"], model)
+        _answer(fleet, report, texts)
+        report.interruption = interrupt(fleet, names[0], texts[0], max_new_tokens)
+        console.print(interruption_line(report.interruption), "", sep="\n", soft_wrap=True)
+        console.print("Comparing what one device gets from the edge alone, with drafts, and by its own choice …")
+        fleet.add_device(drafting, "--no-stream")
+        report.comparisons = [compare(fleet, "this target", texts[0], choosing=names[0], drafting=drafting)]
+        if large is not None:
+            with fleet_of(f"{FLEET}-large", large) as other:
+                other.add_device(names[0])
+                other.add_device(drafting, "--no-stream")
+                name = f"a target of {TIMES} times its cost"
+                report.comparisons.append(compare(other, name, texts[0], choosing=names[0], drafting=drafting))
+        console.print(comparison_table(report.comparisons))
+        _write(report, json_file)
+        if not once:
+            write_device_file(Path("device.toml"), fleet, model, models_dir)
+            stay(fleet, db, fleet.stack.enter_context(demo_dashboard(fleet.place, fleet=FLEET, db=db)))
 
 
-class _Generated(NamedTuple):
-    children: dict[str, ChildProcess]
-    results: dict[str, dict[str, Any]]  # of those that finished
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        return next((result["tokens_per_s"] for result in self.results.values()), None)
-
-
-def _follow(
-    children: dict[str, ChildProcess],
-    events: "queue.SimpleQueue[DeviceEvent]",
-    watch: DemoProgress,
-    *,
-    edge: ChildProcess,
-    place: DemoBroker,
-) -> dict[str, dict[str, Any]]:
-    """Show the devices' events until all have ended; return their results."""
-    results: dict[str, dict[str, Any]] = {}
-    running = set(children)
-    while running:
-        try:
-            event = events.get(timeout=0.5)
-        except queue.Empty:
-            if not place.lives():
-                raise CommandError(
-                    f"The broker {place.name} ended while devices were generating; run the demo again."
-                ) from None
-            if edge.process.poll() is not None:
-                edge.end()  # all that it said is read
-                raise CommandError(f"The edge ended while devices were generating: {edge.cause}") from None
-            continue
-        watch.event(event.device, event.fields)
-        if event.fields is None:
-            running.discard(event.device)
-        elif event.fields["event"] == Event.END:
-            results[event.device] = event.fields
-    return results
+def _answer(fleet: _Fleet, report: DemoReport, prompts: Sequence[str]) -> None:
+    """Have all devices answer at once, and show what it took."""
+    asked = {name: prompts[number % len(prompts)] for number, name in enumerate(fleet.ports)}
+    answers = stream_all(fleet, asked)
+    report.devices = [answer_row(name, answer) for name, answer in answers.items()]
+    fleet.console.print(device_table(report.devices), "", sep="\n")
 
 
-def _show(
-    report: DemoReport,
-    console: Console,
-    json_file: Path | None,
-    results: dict[str, dict[str, Any]],
-    hints: Sequence[str],
-) -> None:
-    for name, result in results.items():
-        console.rule(name, align="left")
-        console.print(printable(result["text"]))
-    lines = report.lines(console.width if console.is_terminal else None)
-    console.print("\n".join(["", *lines, ""]), soft_wrap=True)
-    content = json_text(report.json(), indent=2)
-    if str(json_file) == "-":
+def _write(report: DemoReport, file: Path | None) -> None:
+    if file is None:
+        return
+    content = json_text(asdict(report), indent=2)
+    if str(file) == "-":
         print(content)
         return
-    for line in hints:
-        console.print(line, soft_wrap=True)
-    if json_file is None:
-        return
     try:
-        json_file.write_text(content + "\n", encoding="utf-8")
+        file.write_text(content + "\n", encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"The report cannot be written to {json_file}: {error.strerror}.") from error
+        raise CommandError(f"The report cannot be written to {file}: {error.strerror}.") from error

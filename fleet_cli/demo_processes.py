@@ -1,8 +1,7 @@
-"""Processes of the demo: broker, edge, devices and dashboard, ended in order at Ctrl-C."""
+"""Processes of the demo: broker, edge, devices and dashboard, and requests to its devices."""
 
 import contextlib
 import http.client
-import itertools
 import json
 import queue
 import secrets
@@ -12,13 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
-
-from rich.console import Console
 
 from broker_config.broker import Broker, BrokerMissing
 from broker_config.processes import EmbeddedBroker, LocalBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
@@ -29,11 +27,6 @@ from fleet_cli.options import actor_of, needs_extra
 from fleet_common.logs import Event, read_events
 
 _STOP_S: Final = 6
-
-
-class DeviceEvent(NamedTuple):
-    device: str
-    fields: dict[str, Any] | None  # from `fleet device generate --events`; None when the process has ended
 
 
 @dataclass(slots=True)
@@ -159,13 +152,10 @@ def edge_process(arguments: Sequence[str]) -> AbstractContextManager[StartedProc
     return _started("The edge", "edge", ["edge", "run", "--events", *arguments], Event.ONLINE)
 
 
-def device_process(device: str, arguments: Sequence[str], events: "queue.SimpleQueue[DeviceEvent]") -> ChildProcess:
-    """Run `fleet device generate`; its events go to the queue, the last one without fields."""
-    return ChildProcess.spawn(
-        device,
-        ["device", "generate", "--events", "--device", device, *arguments],
-        on_event=lambda event: events.put(DeviceEvent(device, event)),
-        on_end=lambda: events.put(DeviceEvent(device, None)),
+def device_service(device: str, arguments: Sequence[str]) -> AbstractContextManager[StartedProcess]:
+    """Run a device that serves applications on entry; raises `CommandError` if it ends before."""
+    return _started(
+        f"The device {device}", device, ["device", "run", "--events", "--device", device, *arguments], Event.SERVING
     )
 
 
@@ -238,57 +228,90 @@ def _plain(wanted: str, description: Broker) -> tuple[str, ThrowAwayBroker]:
     raise CommandError(f"--broker {wanted} is not known; write auto, embedded, mosquitto or HOST:PORT.")
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a device has answered so far; `summary` is there once the answer is complete."""
+
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0  # since the request
+    finish: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def stream_answer(port: int, prompt: str, *, raw: bool = False, **options: object) -> Iterator[Answer]:
+    """Ask a device over its HTTP API and yield the growing answer; raises `CommandError` if it fails."""
+    path = "/v1/completions" if raw else "/v1/chat/completions"
+    asked = {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": "fleet", **asked, "stream": True, "stream_options": usage, **options}
+    connection = http.client.HTTPConnection(_HOST, port, timeout=_REPLY_S)
+    answer, started = Answer(), time.monotonic()
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        if reply.status != http.HTTPStatus.OK:
+            raise CommandError(f"The device refused a request: {json.load(reply)['error']['message']}")
+        for line in reply:
+            data = line.decode().strip().removeprefix("data:").strip()
+            if not data.startswith("{"):
+                continue
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise CommandError(f"A request failed: {chunk['error']['message']}")
+            for choice in chunk["choices"]:
+                text = choice["text"] if raw else choice["delta"].get("content")
+                answer = replace(
+                    answer,
+                    text=answer.text + (text or ""),
+                    tokens=chunk["usage"]["completion_tokens"] if chunk.get("usage") else answer.tokens,
+                    seconds=time.monotonic() - started,
+                    finish=choice["finish_reason"] or "",
+                    summary=chunk.get("fleet", {}),
+                )
+                yield answer
+    except (OSError, http.client.HTTPException) as error:
+        raise CommandError(f"A device of the demo does not answer: {error!r}.") from error
+    finally:
+        connection.close()
+
+
+def free_port(wanted: int = 0) -> int:
+    """Return a free port on loopback: the wanted one if possible."""
+    for port in (wanted, 0):
+        with contextlib.suppress(OSError), socket.create_server((_HOST, port)) as listener:
+            return int(listener.getsockname()[1])
+    raise CommandError(f"There is no free port on {_HOST}.")
+
+
 _PORT: Final = 8400
 _HOST: Final = "127.0.0.1"
+_REPLY_S: Final = 120.0  # longest silence; an edge that is killed may take this long to be back
 _NAME: Final = "monitor"  # the identity that the demo's brokers have for administrators
 _ACCOUNT: Final = "demo"
-_TEXT_S: Final = 120.0
-_AGAIN_S: Final = 2.0
 
 
-def run_dashboard(
-    console: Console,
-    place: DemoBroker,
-    *,
-    fleet: str,
-    db: str,
-    folder: Path,
-    devices: Sequence[str],
-    arguments: Sequence[str],
-    prompts: Sequence[str],
-    edge: ChildProcess,
-) -> None:
-    """Serve the dashboard over the demo's fleet until Ctrl-C; devices generate from `prompts` in turn."""
+@contextmanager
+def demo_dashboard(place: DemoBroker, *, fleet: str, db: str) -> Iterator[str]:
+    """Serve the dashboard; yields a sentence with its address, name and password."""
     with needs_extra("dashboard"):
         from fleet_admin.dashboard.app import DashboardServer
-        from fleet_admin.dashboard.services import Services, open_services
+        from fleet_admin.dashboard.services import open_services
 
     settings = DashboardSettings(
-        db=db, listen=f"{_HOST}:{_free(_PORT)}", steer=True, fleet=fleet, name=_NAME, broker=_broker(place)
+        db=db, listen=f"{_HOST}:{free_port(_PORT)}", steer=True, fleet=fleet, name=_NAME, broker=_broker(place)
     )
-    services: Services = open_services(settings)
+    services = open_services(settings)
     password = _account(services)
-    stopped = threading.Event()
-    with ExitStack() as stack:
-        server = DashboardServer(settings, services=services)
-        stack.callback(server.stop)
-        stack.callback(stopped.set)
-        for number, name in enumerate(devices):
-            api_port = _free()
-            own = ["--device", name, "--api-port", str(api_port), "--steering-dir", str(folder / name)]
-            serve = ["device", "run", "--events", *own, *arguments, *place.arguments(name)]
-            stack.enter_context(_started(f"The device {name}", name, serve, Event.SERVING))
-            asked = itertools.islice(itertools.cycle(prompts), number, None)
-            threading.Thread(target=_write, args=(api_port, asked, stopped), daemon=True).start()
-        console.print(
-            f"The dashboard is at {server.address} (name {_ACCOUNT}, password {password}). The devices continue. "
-            "Ctrl-C stops all of it.",
-            soft_wrap=True,
-        )
-        with contextlib.suppress(KeyboardInterrupt):
-            while edge.process.poll() is None and place.lives():
-                stopped.wait(1.0)
-            raise CommandError("The broker or the edge has ended, and the demo with it: see the lines above.")
+    server = DashboardServer(settings, services=services)
+    try:
+        yield f"{server.address} (name {_ACCOUNT}, password {password})"
+    finally:
+        server.stop()
 
 
 def _account(services: Any) -> str:  # noqa: ANN401 - the dashboard's, which is imported late
@@ -303,27 +326,3 @@ def _account(services: Any) -> str:  # noqa: ANN401 - the dashboard's, which is 
 def _broker(place: DemoBroker) -> dict[str, Any]:
     flags = place.arguments(_NAME)
     return {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
-
-
-def _write(api_port: int, prompts: Iterator[str], stopped: threading.Event) -> None:
-    for prompt in prompts:
-        if stopped.is_set():
-            return
-        connection = http.client.HTTPConnection(_HOST, api_port, timeout=_TEXT_S)
-        try:
-            body = json.dumps({"model": "fleet", "messages": [{"role": "user", "content": prompt}]})
-            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-            refused = connection.getresponse().status != http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            refused = True
-        finally:
-            connection.close()
-        if refused:
-            stopped.wait(_AGAIN_S)
-
-
-def _free(wanted: int = 0) -> int:
-    for port in (wanted, 0):
-        with contextlib.suppress(OSError), socket.create_server((_HOST, port)) as listener:
-            return int(listener.getsockname()[1])
-    raise CommandError(f"There is no free port on {_HOST}.")

@@ -36,7 +36,6 @@ from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import AsJson, end_as_interrupted
 from fleet_cli.tables import Column, print_json, print_table
 from fleet_common.host import available_memory
-from schemas.policy import Mode
 
 if TYPE_CHECKING:
     from fleet_admin.models.acceptance import MeasuredPair
@@ -272,9 +271,7 @@ def try_command(
     target_vocabulary: _TargetVocabulary = None,
     each: Annotated[int, typer.Option(min=1, help="Number of prompts of each of the six categories, at most 10.")] = 2,
     tokens: Annotated[int, typer.Option(min=2, max=4096, help="Maximum tokens of each output.")] = 64,
-    mode: Annotated[Mode, typer.Option(help="How drafts are verified.")] = Mode.RESIDUAL,
-    engine: Annotated[str, typer.Option(help="Engine of the target: auto, torch or llama.cpp.")] = "auto",
-    dtype: _Dtype = "auto",
+    engine: Annotated[str, typer.Option(help="Engine of the target: auto, blocks, torch or llama.cpp.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Fetch a pair of models, check it, and measure on this machine what the README claims.
@@ -292,7 +289,7 @@ def try_command(
         raise typer.Exit(ExitCode.CHECK_FAILED)
     _require_memory(pair)
     draft, target = pair.draft.source, pair.target.source
-    how = ["--engine", engine, "--dtype", dtype, "--json"]
+    how = ["--engine", engine, "--json"]
     words = ["--target-vocabulary", str(target_vocabulary)] if target_vocabulary is not None else []
     check = ["models", "check", draft, target, *words, "--measure", "--each", str(each), "--tokens", str(tokens)]
     found = {"measured": _report_of(*check, *how)["measured"]}
@@ -305,8 +302,8 @@ def try_command(
     raw = [] if chats.chat_template else ["--raw"]
     with tempfile.TemporaryDirectory(prefix="fleet-try-") as folder:
         # The demo takes a file without a folder for the name of a quantization.
-        models = ["--draft", str(Path(draft).absolute()), "--target", target, "--mode", mode.value, *raw]
-        demo = ["demo", "--devices", "1", *models, "--db", f"sqlite:///{folder}/fleet.sqlite3"]
+        models = ["--draft", str(Path(draft).absolute()), "--target", target, *raw]
+        demo = ["demo", "--once", "--devices", "1", *models, "--db", f"sqlite:///{folder}/fleet.sqlite3"]
         found["demo"] = _report_of(*demo, *how, "-", environment=environment)
     if as_json:
         print_json(found)

@@ -83,26 +83,17 @@ _CLAIMS: Final[list[Column[tuple[str, str]]]] = [
 def show_claims(found: Measured) -> None:
     """Print the README's claims with the figures of this machine, from `as_json` and the report of a demo."""
     measured, demo = found["measured"], found["demo"]
-    steps, row = measured["steps"], demo["devices"][0]
-    up, down = row["uplink_bytes_per_token"], row["downlink_bytes_per_token"]
-    drafting, edge_only = demo["drafting_tokens_per_s"], demo["edge_only_tokens_per_s"]
+    steps, compared = measured["steps"], demo["comparisons"][0]
+    ways = [compared[way] for way in ("edge_only", "drafting", "chosen")]
     claims = [
         ("acceptance, residual / coupled", " / ".join(f"{measured[mode]['acceptance']:.2f}" for mode, _ in _MODES)),
-        ("tokens per verdict, drafts of 4", f"{measured[demo['mode']]['tokens_per_verdict']['4']:.2f}"),
+        ("tokens per verdict, drafts of 4", f"{measured['residual']['tokens_per_verdict']['4']:.2f}"),
         ("step of one / five new tokens", f"{steps['1x1_ms']:.1f} / {steps['1x5_ms']:.1f} ms"),
-        (f"bytes per token in {demo['mode']} mode, up / down", f"{up:.1f} / {down:.1f}"),
-        ("up: full distributions ÷ this", f"{row['dsd_uplink_bytes_per_token'] / up:,.0f}" if up else "—"),
-        ("tokens/s of one device, edge-only / drafting", f"{_rate(edge_only)} / {_rate(drafting)}"),
+        ("edge-only / drafting / chosen, tokens/s", " / ".join(f"{way['tokens_per_s']:.1f}" for way in ways)),
+        ("edge-only / drafting / chosen, bytes a token", " / ".join(f"{way['bytes_per_token']:.1f}" for way in ways)),
     ]
-    print_table(f"{demo['draft']} for {demo['target']}", _CLAIMS, claims, wide=True)
-    if drafting and edge_only:
-        print(
-            f"Drafting is {drafting / edge_only:.2f} times as fast as the edge alone, for one device on this machine."
-        )
-
-
-def _rate(tokens_per_s: float | None) -> str:
-    return "—" if tokens_per_s is None else f"{tokens_per_s:.1f}"
+    print_table(f"{demo['draft']} for {demo['target']}, one device", _CLAIMS, claims, wide=True)
+    print(f"The device chose: {compared['plan']}.")
 
 
 def as_json(pair: CheckedPair, measured: MeasuredPair | None = None) -> dict[str, Any]:

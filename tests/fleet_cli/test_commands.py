@@ -40,7 +40,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     (tmp_path / "smollm2-135m").mkdir(parents=True)
-    for name in ("Q4_0", "target-Q8_0"):
+    for name in ("Q4_0", "target-Q8_0", "target-Q8_0-cost8"):
         (tmp_path / "smollm2-135m" / f"{name}.gguf").write_bytes(b"GGUF")
     return tmp_path
 

@@ -15,7 +15,7 @@ def test_a_conversation_goes_through_broker_and_edge_and_remembers_what_was_said
         [
             sys.executable, "-m", "fleet_cli.main", "demo", "--chat",
             "--draft", str(path), "--target", str(path), "--engine", "llama.cpp", "--devices", "1",
-            "--max-new-tokens", "24", "--seed", "5", "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}",
+            "--max-new-tokens", "24", "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}",
         ],
         input="the teeth\nthe teeth\n/stats\n",
         capture_output=True,

@@ -1,8 +1,11 @@
-import io
-import queue
+import json
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fleet_cli.demo import DemoProgress, DemoReport, _follow, draft_model, engine_flags, run_chat, target_model
-from fleet_cli.demo_processes import DemoBroker
+from fleet_cli.demo import _Fleet, demo_target, draft_model, run_chat, write_device_file
+from fleet_cli.demo_processes import DemoBroker, stream_answer
 from fleet_cli.errors import CommandError
-from fleet_common.logs import Event
+from fleet_device import Device
 from tests.support.command import Run, refused
 
 
@@ -21,7 +24,7 @@ from tests.support.command import Run, refused
 def models(tmp_path: Path) -> Path:
     family = tmp_path / "models" / "smollm2-135m"
     family.mkdir(parents=True)
-    for name in ("Q4_0", "Q5_K", "target-Q8_0"):
+    for name in ("Q4_0", "Q5_K", "target-Q8_0", "target-Q8_0-cost8"):
         (family / f"{name}.gguf").write_bytes(b"GGUF")
     return tmp_path / "models"
 
@@ -32,42 +35,7 @@ def test_a_quantization_is_the_demos_own_model_and_a_file_itself(models: Path) -
     assert draft_model("smollm2-135m:Q4_0", models) == "smollm2-135m:Q4_0"
     file = str(models / "smollm2-135m" / "Q4_0.gguf")
     assert draft_model(file, models) == file
-    assert target_model(None, models) == str(models / "smollm2-135m" / "target-Q8_0.gguf")
-    assert target_model("owner/name", models) == "owner/name"
-
-
-@pytest.mark.parametrize(
-    ("asked", "installed", "chosen"),
-    [
-        ((None, "auto"), {"torch", "transformers", "numba"}, ("torch", "int8")),
-        ((None, "float32"), {"torch", "transformers", "numba", "llama_cpp"}, ("torch", "float32")),
-        ((None, "auto"), {"llama_cpp"}, ("llama.cpp", "auto")),
-        (("torch", "auto"), {"torch", "transformers", "numba"}, ("torch", "auto")),
-        (("auto", "int8"), set(), ("auto", "int8")),
-    ],
-)
-def test_the_engine_is_what_serves_the_demo_s_target_without_measuring(
-    asked: tuple[str | None, str],
-    installed: set[str],
-    chosen: tuple[str, str],
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("fleet_edge.verifiers.auto.NVIDIA_DRIVER", models / "none")
-    monkeypatch.setattr("fleet_edge.verifiers.auto.find_spec", lambda name: name in installed or None)
-    found = engine_flags(*asked, target_model(None, models), measured=False)
-    assert (found[1], found[3]) == chosen
-    assert engine_flags(None, "auto", "owner/name", measured=True) == ["--engine", "auto", "--dtype", "auto"]
-
-
-@pytest.mark.parametrize(
-    ("drafting", "edge_only", "said"), [(50.0, 40.0, "1.25 times"), (40.0, 50.0, "edge alone"), (None, 50.0, "")]
-)
-def test_the_report_says_what_drafting_gained(drafting: float | None, edge_only: float, said: str) -> None:
-    report = DemoReport("broker", "residual", "draft", "target", 1.0, [], drafting, edge_only)
-    assert said in report.lines(80)[-1]
-    assert ("tokens/s with drafts" in report.lines(80)[-1]) == bool(said)
-    assert report.json()["drafting_tokens_per_s"] == drafting
+    assert demo_target(models) == str(models / "smollm2-135m" / "target-Q8_0.gguf")
 
 
 def test_a_model_is_fetched_before_devices_ask_for_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,15 +55,14 @@ def test_a_model_is_fetched_before_devices_ask_for_it(models: Path, monkeypatch:
         (["--draft", "no/such"], "--draft no/such"),
         (["--draft", "Q2_K"], "Q2_K"),
         (["--draft", "other:Q4_0"], "prepared"),
-        (["--models-dir", "/nope"], "--only target-Q8_0 "),
+        (["--models-dir", "/nope"], "models prepare --cost 8 "),
         (["--prompts", "/nope"], "--prompts /nope"),
         (["--prompts", sys.executable], "--prompts"),
         (["--broker", "x:y"], "--broker x:y"),
         (["--broker", "nowhere"], "--broker nowhere"),
         (["--json", "/nope/demo.json"], "--json /nope/demo.json"),
         (["--json", "/"], "--json /"),
-        (["--top-p", "0"], "top_p"),
-        (["--dtype", "float7"], "dtype"),
+        (["--engine", "steam"], "engine"),
         (["--db", "nonsense"], "database URL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -108,19 +75,6 @@ def test_each_wrong_option_is_told_of_before_anything_is_started(
     monkeypatch.setattr("fleet_cli.demo_processes.ThrowAwayBroker.__enter__", lambda _: pytest.fail("a broker"))
     assert said in refused(fleet("demo", "--models-dir", models, *arguments))
     assert started == []
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize(("broker_lives", "edge_ended", "said"), [(False, None, "mosquitto"), (True, 1, "ended")])
-def test_a_broker_or_an_edge_that_has_ended_ends_the_demo(
-    broker_lives: bool, edge_ended: int | None, said: str
-) -> None:
-    process = SimpleNamespace(poll=lambda: edge_ended)
-    edge: Any = SimpleNamespace(process=process, end=lambda: None, cause="its own words")
-    watch = DemoProgress(Console(quiet=True), 8, show_text=False)
-    place = DemoBroker("mosquitto 127.0.0.1:1", "127.0.0.1", 1, lives=lambda: broker_lives)
-    with pytest.raises(CommandError, match=said):
-        _follow({"device-1": edge}, queue.SimpleQueue(), watch, edge=edge, place=place)
 
 
 def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,19 +96,85 @@ def test_a_chat_makes_no_report_and_continues_no_prompt(also: list[str], fleet: 
     assert "--json" in refused(fleet("demo", "--chat", *also))
 
 
-LONG = "Write a short story about a lighthouse keeper who finds a message in a bottle that he once sent himself."
+@pytest.mark.parametrize(("broker_lives", "edge_ended", "said"), [(False, None, "broker"), (True, 1, "its own words")])
+def test_a_broker_or_an_edge_that_has_ended_ends_the_demo(
+    broker_lives: bool, edge_ended: int | None, said: str
+) -> None:
+    place = DemoBroker("mosquitto 127.0.0.1:1", "127.0.0.1", 1, lives=lambda: broker_lives)
+    running = _Fleet(Console(quiet=True), ExitStack(), place, [], [])
+    process = SimpleNamespace(poll=lambda: edge_ended)
+    running.edge = SimpleNamespace(  # type: ignore[assignment]
+        child=SimpleNamespace(process=process, end=lambda: None, cause="its own words")
+    )
+    with pytest.raises(CommandError, match=said):
+        running.check()
 
 
-@pytest.mark.parametrize("width", [72, 80, 120])
-def test_however_narrow_the_terminal_the_figures_are_there_and_the_prompt_gives_way(width: int) -> None:
-    screen = io.StringIO()
-    console = Console(file=screen, width=width, force_terminal=True, color_system=None)
-    watch = DemoProgress(console, 96, show_text=False)
-    watch.add("device-1", LONG)
-    watch.event("device-1", {"event": Event.START})
-    watch.event("device-1", {"event": Event.TOKENS, "number": 48, "text": "Once"})
-    console.print(watch._draw())
-    heading, row = screen.getvalue().rstrip().splitlines()[-2:]
-    assert ("device" in heading, "tokens/s" in heading, "prompt" in heading) == (True, True, True)
-    assert ("device-1" in row, " 48 " in row, "generating" in row, "Write" in row) == (True, True, True, True)
-    assert max(len(heading), len(row)) <= width
+def test_the_device_file_configures_a_device_and_a_foreign_one_stays(tmp_path: Path, models: Path) -> None:
+    place = DemoBroker("mosquitto", "127.0.0.1", 1234, credentials=lambda name: ("--ca", f"/tls/{name}.pem"))
+    path = tmp_path / "device.toml"
+    with ExitStack() as stack:
+        running = _Fleet(Console(quiet=True), stack, place, [], [])
+        for _ in range(2):  # the file of a demo that was killed is replaced
+            write_device_file(path, running, "smollm2-135m:Q4_0", models)
+        settings = Device.from_config(path).settings
+        assert (settings.fleet, settings.device, settings.model) == ("demo", "app-1", "smollm2-135m:Q4_0")
+        assert (settings.models_dir, settings.broker.port) == (models, 1234)
+        assert settings.broker.ca == Path("/tls/app-1.pem")
+    assert not path.exists()
+    path.write_text("fleet = 'mine'\n")
+    with ExitStack() as stack:
+        write_device_file(path, _Fleet(Console(quiet=True), stack, place, [], []), "smollm2-135m:Q4_0", models)
+    assert path.read_text() == "fleet = 'mine'\n"
+
+
+Replies = dict[str, tuple[int, str]]
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[int, Replies]]:
+    """Serve what a test puts into a mapping, by prompt: status and body."""
+    replies: Replies = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, body = replies[asked["messages"][0]["content"]]
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port, replies
+        server.shutdown()
+
+
+def chunk(text: str, tokens: int, **more: Any) -> str:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": more.pop("finish", None)}
+    return f"data: {json.dumps({'choices': [choice], 'usage': {'completion_tokens': tokens}, **more})}\n\n"
+
+
+def test_an_answer_grows_and_ends_with_its_figures(served: tuple[int, Replies]) -> None:
+    port, replies = served
+    last = chunk("", 3, finish="length", fleet={"plan": "edge-only"})
+    replies["hello"] = (200, f"{chunk('One', 1)}: a comment\n\n{chunk(' two', 3)}{last}data: [DONE]\n\n")
+    first, second, third = stream_answer(port, "hello")
+    assert (first.text, first.tokens, second.text, second.tokens) == ("One", 1, "One two", 3)
+    assert (third.text, third.tokens, third.finish, third.summary) == ("One two", 3, "length", {"plan": "edge-only"})
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_a_request_that_fails_says_why(served: tuple[int, Replies], during: bool) -> None:
+    port, replies = served
+    body = json.dumps({"error": {"message": "No edge answers."}})
+    replies["hello"] = (200, f"{chunk('One', 1)}data: {body}\n\n") if during else (503, body)
+    with pytest.raises(CommandError, match="No edge answers"):
+        list(stream_answer(port, "hello"))
+
+
+def test_a_device_that_is_gone_is_a_sentence() -> None:
+    with pytest.raises(CommandError, match="does not answer"):
+        list(stream_answer(1, "hello"))

@@ -1,4 +1,3 @@
-import queue
 import subprocess
 import sys
 from collections.abc import Callable
@@ -6,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fleet_cli.demo_processes import ChildProcess, DeviceEvent, device_process, edge_process
+from fleet_cli.demo_processes import ChildProcess, device_service, edge_process
 from fleet_cli.errors import CommandError
 
 pytestmark = pytest.mark.timeout(60)
@@ -79,9 +78,10 @@ def test_a_process_that_says_nothing_is_told_by_its_exit_code(program: Program) 
     assert ended(program, "import sys; sys.exit(3)").cause == "its process ended with exit code 3 and gave no reason."
 
 
-def test_a_device_s_events_come_in_order_and_its_end_comes_last(program: Program) -> None:
-    program("""print('{"event": "start"}'); print('noise'); print('{"event": "end"}')""")
-    events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
-    with device_process("device-1", [], events):
-        seen = [events.get(timeout=30.0) for _ in range(3)]
-    assert [event.fields and event.fields["event"] for event in seen] == ["start", "end", None]
+def test_a_device_is_there_when_it_serves(program: Program) -> None:
+    program("""print('{"event": "serving"}', flush=True); import time; time.sleep(60)""")
+    with device_service("device-1", []) as device:
+        assert device.child.process.poll() is None
+    program("import sys; sys.exit(3)")
+    with pytest.raises(CommandError, match="device-1"), device_service("device-1", []):
+        pass
