@@ -151,6 +151,11 @@ class EdgeSettings(Settings):
         "Bits to which the engine `blocks` quantizes weights that are not quantized yet (docs/engines.md).",
         rare=True,
     )
+    edge_draft: str = setting(
+        "",
+        "Small model that drafts for edge-only decoding, next to the target: a GGUF, a folder, or a repository id, "
+        "with the target's vocabulary. The output stays the same; drafts are made only while they make it faster.",
+    )
     threads: int = setting(0, "Threads of the engine; 0 leaves it to the engine.", ge=0, le=1024)
     gpu_layers: int = setting(-1, "Layers that llama.cpp puts on a GPU, if built for one; -1 is all.", rare=True, ge=-1)
     batch_invariant: bool = setting(

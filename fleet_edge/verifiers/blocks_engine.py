@@ -1,5 +1,6 @@
 """Check and load a target model in the engine `blocks`; importing this module needs none of its libraries."""
 
+import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,19 @@ def check(settings: EdgeSettings) -> None:
     path = Path(settings.target).expanduser()
     if path.exists():  # without numba, whose import takes a second
         open_weights(path, bits=settings.weight_bits)
+
+
+def check_architecture(settings: EdgeSettings) -> None:
+    """Check by a target's metadata whether the engine serves it; raises `UnsupportedModel`, or as `check`."""
+    check(settings)
+    path = Path(settings.target).expanduser()
+    if path.is_dir() or is_gguf(path):
+        open_weights(path, bits=settings.weight_bits)
+        return
+    from fleet_edge.verifiers.blocks.architectures import of_config  # noqa: PLC0415 - likewise
+
+    config = _fetched(settings.target, "config.json") / "config.json"
+    of_config(json.loads(config.read_text(encoding="utf-8")), {})
 
 
 def load(settings: EdgeSettings) -> Verifier:
@@ -92,15 +106,18 @@ def open_weights(path: Path, *, bits: int) -> "GgufWeights | FolderWeights":
 def _local(target: str) -> Path:
     """Return the folder or file of a target; a repository is fetched unless it is cached."""
     path = Path(target).expanduser()
-    if path.is_dir() or is_gguf(path):
-        return path
+    return path if path.is_dir() or is_gguf(path) else _fetched(target, *_FILES)
+
+
+def _fetched(target: str, *files: str) -> Path:
+    """Return the folder with a repository's files, which are fetched unless they are cached."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for a repository
 
     from fleet_common.hub import hub_access  # noqa: PLC0415
 
     with hub_access():
         try:
-            return Path(snapshot_download(target, allow_patterns=list(_FILES)))
+            return Path(snapshot_download(target, allow_patterns=list(files)))
         except Exception as error:  # the client raises its own errors, the network's and the system's
             raise VerifierError(
                 f"The target model {target} cannot be fetched from here; give a folder, a GGUF or a repository id "

@@ -9,9 +9,11 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Final
 
+from fleet_common.host import NVIDIA_DRIVER
 from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings
-from fleet_edge.verifiers.contract import Verifier, VerifierError
+from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
 from fleet_edge.verifiers.source import check_source, is_gguf
 
 _log = logging.getLogger(__name__)
@@ -19,38 +21,88 @@ _log = logging.getLogger(__name__)
 
 def check_verifier(settings: EdgeSettings) -> None:
     """Check the target model that the settings name, without loading it; raises `VerifierError`."""
-    if settings.engine == AUTO:
-        from fleet_edge.verifiers.auto import find_candidates  # noqa: PLC0415 - only for `auto`
-
-        find_candidates(settings)
-        return
-    module = resolve_name(VERIFIERS[settings.engine].partition(":")[0])
-    if hasattr(module, "check"):
-        module.check(settings)
+    _check(choose_engine(settings))
 
 
 def load_verifier(settings: EdgeSettings) -> Verifier:
-    """Load the target model in the engine that the settings name; for `auto` in the fastest.
+    """Load the target model in the engine that the settings name; raises `VerifierError` if it cannot be loaded."""
+    chosen = choose_engine(settings)
+    verifier: Verifier = resolve_name(VERIFIERS[chosen.engine])(chosen)
+    return verifier
 
-    Raises `VerifierError` if it cannot be loaded.
+
+def check_draft(settings: EdgeSettings) -> None:
+    """Check the edge's draft model, if there is to be one, without loading it; raises `VerifierError`."""
+    if settings.edge_draft:
+        check_verifier(_draft_settings(settings))
+
+
+def _draft_settings(settings: EdgeSettings) -> EdgeSettings:
+    return settings.model_copy(
+        update={"target": settings.edge_draft, "engine": AUTO, "kv_bytes": settings.kv_bytes // _DRAFT_SHARE}
+    )
+
+
+def load_draft(settings: EdgeSettings, target: Verifier) -> Verifier | None:
+    """Load the edge's draft model, if there is to be one; raises `VerifierError` if it cannot draft for the target."""
+    if not settings.edge_draft:
+        return None
+    verifier = load_verifier(_draft_settings(settings))
+    if verifier.info.vocabulary != target.info.vocabulary:
+        raise VerifierError(
+            f"The draft model {verifier.info.name} has another vocabulary than {target.info.name}; set edge_draft to a "
+            "smaller model of the target's family."
+        )
+    return verifier
+
+
+_DRAFT_SHARE: Final = 4
+"""Part of `kv_bytes` that the draft model gets in addition."""
+
+
+def choose_engine(settings: EdgeSettings) -> EdgeSettings:
+    """Return the settings with an engine in place of `auto`, and log the reason.
+
+    torch takes GPUs, and a target for which a setting of torch is given; `blocks` the architectures that it serves on
+    this processor; llama.cpp other GGUFs, and torch other folders. Raises `VerifierError` if there is no such target,
+    or no installed engine serves it.
     """
     if settings.engine != AUTO:
-        return _load(settings)
-    from fleet_edge.verifiers.auto import choose_engine  # noqa: PLC0415 - only for `auto`
+        return settings
+    check_source(settings.target)
+    engine, reason = _rule(settings)
+    _log.info("Engine %s serves %s: %s.", engine, settings.target, reason)
+    return settings.model_copy(update={"engine": engine})
 
-    chosen = choose_engine(settings)
+
+def _rule(settings: EdgeSettings) -> tuple[str, str]:
+    """Return the engine that serves an existing target here, and the reason."""
+    given = {"dtype": settings.dtype, "torch_device": settings.torch_device}
+    if name := next((name for name, value in given.items() if value != AUTO), ""):
+        return "torch", f"{name} is a setting of torch"
+    if NVIDIA_DRIVER.exists() and find_spec("torch") is not None:
+        return "torch", "there is a GPU"
+    other, package = ("llama.cpp", "llama_cpp") if is_gguf(Path(settings.target).expanduser()) else ("torch", "torch")
+    if find_spec("numba") is None:
+        return other, "the libraries of blocks are not installed"
+    from fleet_edge.verifiers.blocks.products import PORTABLE, variants  # noqa: PLC0415 - takes a second
+    from fleet_edge.verifiers.blocks_engine import check_architecture  # noqa: PLC0415
+
+    if variants()[0] == PORTABLE and find_spec(package) is not None:
+        return other, "blocks has no fast products for this processor"
     try:
-        return _load(chosen)
-    except VerifierError as error:
-        if chosen.dtype == settings.dtype:
+        check_architecture(settings)
+    except UnsupportedModel as error:
+        if find_spec(package) is None:
             raise
-        _log.warning("The engine %s serves %s without %s: %s", chosen.engine, chosen.target, chosen.dtype, error)
-    return _load(chosen.model_copy(update={"dtype": settings.dtype}))
+        return other, str(error)
+    return "blocks", "it serves this architecture on CPUs"
 
 
-def _load(settings: EdgeSettings) -> Verifier:
-    verifier: Verifier = resolve_name(VERIFIERS[settings.engine])(settings)
-    return verifier
+def _check(settings: EdgeSettings) -> None:
+    module = resolve_name(VERIFIERS[settings.engine].partition(":")[0])
+    if hasattr(module, "check"):
+        module.check(settings)
 
 
 def check_target_files(settings: EdgeSettings) -> None:

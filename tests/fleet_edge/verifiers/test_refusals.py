@@ -5,7 +5,7 @@ import pytest
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers import packed as packed_loader
-from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.llama_cpp import slab as llama_target
 from fleet_edge.verifiers.llama_cpp import verifier as llama_loader
 from fleet_edge.verifiers.registry import check_verifier, load_verifier, read_target_tokens
@@ -52,17 +52,6 @@ def test_int8_without_numba_says_how_to_get_it(gguf: Path, monkeypatch: pytest.M
         check_verifier(settings(gguf, engine="torch", dtype="int8"))
 
 
-def test_auto_serves_what_int8_cannot_in_another_number_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    target = settings(tiny_folder(tmp_path / "gpt2", "gpt2"), engine="auto")
-    monkeypatch.setattr("fleet_edge.verifiers.auto.NVIDIA_DRIVER", tmp_path / "none")
-    assert "int8" not in load_verifier(target).info.runs_on
-    assert "int8" in caplog.text
-    with pytest.raises(UnsupportedModel, match="int8"):
-        load_verifier(target.model_copy(update={"dtype": "int8"}))
-
-
 def test_layers_on_a_gpu_that_is_not_there_are_refused_and_all_layers_are_not(gguf: Path) -> None:
     with pytest.raises(VerifierError, match="gpu_layers"):
         load_verifier(settings(gguf, engine="llama.cpp", gpu_layers=3))
@@ -83,8 +72,6 @@ def test_a_damaged_gguf_is_a_sentence(
     whole = gguf.read_bytes()
     gguf.write_bytes(whole[: int(kept if kept > 1 else kept * len(whole))])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if engine == "auto":  # as if torch were not installed: no need to measure what cannot be loaded
-        monkeypatch.setattr("fleet_edge.verifiers.auto.find_spec", lambda name: name == "llama_cpp" or None)
     with pytest.raises(VerifierError, match=r"tiny\.gguf"):
         load_verifier(settings(gguf, engine=engine))
 
