@@ -27,6 +27,7 @@ class System:
     form: FormName = FormName.AUTO
     full_up: bool = False
     learns: bool = False
+    edge_drafts: bool = False
 
 
 SYSTEMS: Final[Mapping[str, System]] = MappingProxyType(

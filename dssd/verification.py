@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from dssd.distribution import Dist, largest
 from dssd.sampling import Purpose, accepts, coupled_token, draw, random_uniform
 from schemas.fields import LEAST_LOGPROB, TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
+
+_COUPLED_SUPPORT: Final = 1024
+"""Largest support of which every token gets a random number in residual mode."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +117,9 @@ def decode(row: Callable[[int], Dist], speculated: Sequence[int], *, policy: Sam
 
 
 def _own(p: Dist, policy: SamplingPolicy, position: int) -> int:
-    if policy.mode is Mode.COUPLED:
+    # A draft model at the edge draws in the same way, and coupled draws agree most often. They need a number for each
+    # token, so a large support is drawn from with one.
+    if policy.mode is Mode.COUPLED or len(p) <= _COUPLED_SUPPORT:
         return coupled_token(p, policy.seed, position)
     return draw(p, random_uniform(policy.seed, position, Purpose.BONUS))
 

@@ -9,6 +9,7 @@ from fleet_common.mqtt.link import Link
 from fleet_edge.answers.answers import Responder
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import GenerationRecorder, Recorder, Sink, token_bytes
+from fleet_edge.batching.edge_draft import EdgeDrafter
 from fleet_edge.batching.fairness import BackgroundWork
 from fleet_edge.batching.planning import Budget
 from fleet_edge.batching.scheduler import Scheduler
@@ -33,6 +34,7 @@ def assemble(
     settings: EdgeSettings,
     *,
     verifier: Verifier,
+    draft_verifier: Verifier | None = None,
     link: Link,
     sink: Sink,
     clock: Callable[[], float],
@@ -58,6 +60,7 @@ def assemble(
         sharing=settings.prefix_sharing,
         shared=_shared_prefixes(verifier, settings.shared_prefixes),
         cost=StepCost(verifier.info.least_tokens, settings.max_guess),
+        drafter=None if draft_verifier is None else EdgeDrafter(draft_verifier),
         goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
     texts = GenerationRecorder(sink.put, settings.store_text, token_bytes(verifier, settings.store_text))

@@ -23,7 +23,7 @@ from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.settings import load_settings
 from fleet_edge.errors import EdgeError
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.registry import load_verifier
+from fleet_edge.verifiers.registry import load_draft, load_verifier
 
 if TYPE_CHECKING:
     from fleet_edge.service import EdgeService
@@ -175,10 +175,13 @@ class Edge:
                 self.check()
             self._verifier = load_verifier(self.settings)
             self._loaded = True
+        draft = load_draft(self.settings, self._verifier)
         # Imported late, because it takes seconds.
         from fleet_edge.service import EdgeService  # noqa: PLC0415
 
-        service = EdgeService(self.settings, self._verifier, make_link=self._make_link, now=self._now)
+        service = EdgeService(
+            self.settings, self._verifier, make_link=self._make_link, draft_verifier=draft, now=self._now
+        )
         service.start()
         return service
 

@@ -7,13 +7,14 @@ result still counts. The verifier learns of opened and closed sessions between t
 
 import logging
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dssd.verification import Judgement
 from fleet_edge.answers.answers import Responder
+from fleet_edge.batching.edge_draft import DraftOrder, with_proposed
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.planning import Batch, WorkItem
 from fleet_edge.batching.scheduler import Scheduler
@@ -44,9 +45,20 @@ _PAUSE_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class ComputedStep:
+    """A step with the tokens that the edge's draft model proposed for it, and its decisions."""
+
+    batch: Batch
+    judgements: list[Judgement | None]
+    times: StepTimes
+    proposed: Mapping[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class RunningStep:
     batch: Batch
-    future: "Future[tuple[list[Judgement | None], StepTimes]]"
+    orders: Sequence[DraftOrder]
+    future: "Future[ComputedStep]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +163,28 @@ class Orchestrator:
     def _run(self, batch: Batch) -> None:
         if batch.items:
             cases = [_case(work) for work in batch.verifications]
+            orders = self.scheduler.plan_drafts(batch)
             self.scheduler.began()
-            future = self._pool.submit(self._compute, batch, cases)
+            future = self._pool.submit(self._compute, batch, cases, orders)
             future.add_done_callback(lambda _: self.inbox.wake())
-            self._running = RunningStep(batch, future)
+            self._running = RunningStep(batch, orders, future)
         for session, draft, fault in batch.faults:
             self.answers.fault(session.device, fault, session=session, draft=draft)
 
-    def _compute(self, batch: Batch, cases: Sequence[Case]) -> tuple[list[Judgement | None], StepTimes]:
+    def _compute(self, batch: Batch, cases: Sequence[Case], orders: Sequence[DraftOrder]) -> ComputedStep:
         started = self.clock()
+        proposed = self.scheduler.draft(orders)
+        drafted = self.clock()
+        if proposed:
+            batch = with_proposed(batch, proposed)
+            handles = [work.session.handle for work in batch.verifications]
+            cases = [
+                replace(case, tokens=proposed.get(handle) or case.tokens)
+                for handle, case in zip(handles, cases, strict=True)
+            ]
         judgements = judge_batch(self.scheduler.score(batch), cases)
-        return judgements, StepTimes(started, self.clock(), len(judgements))
+        times = StepTimes(started, self.clock(), len(judgements), drafted - started)
+        return ComputedStep(batch, judgements, times, proposed)
 
     # Post-process
 
@@ -173,7 +196,8 @@ class Orchestrator:
         self.scheduler.ended()
         batch = running.batch
         try:
-            judgements, times = running.future.result()
+            step = running.future.result()
+            batch, times = step.batch, step.times
         except TargetAway as error:
             self._paused_until = self.clock() + error.retry_s
             _log.warning("A step of %d sessions is delayed: %s", len(batch.items), error)
@@ -183,7 +207,7 @@ class Orchestrator:
         except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
             return self._failed(batch, error)
         self._step_s = times.ended - times.started
-        self.scheduler.computed(batch, times)
+        self.scheduler.computed(batch, times, running.orders, step.proposed)
         self.answers.figures.stepped(
             self._step_s,
             sessions=times.sessions,
@@ -193,7 +217,7 @@ class Orchestrator:
         self._note_killed(batch)
         return [
             self._commit(work, judgement, times)
-            for work, judgement in zip(batch.verifications, judgements, strict=True)
+            for work, judgement in zip(batch.verifications, step.judgements, strict=True)
             if self._awaited(work)
         ]
 

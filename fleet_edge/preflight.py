@@ -14,7 +14,7 @@ from fleet_edge.store.backup import check_backups
 from fleet_edge.store.database import check_database
 from fleet_edge.store.errors import SpoolInUse
 from fleet_edge.store.spool import Spool
-from fleet_edge.verifiers.registry import check_verifier
+from fleet_edge.verifiers.registry import check_draft, check_verifier
 
 # The broker may be starting too; if another check has failed, the wait is short.
 _CONNECT_S: Final = 10.0
@@ -47,6 +47,7 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
             settings,
             {
                 "target": partial(check_verifier, settings),
+                "edge_draft": partial(check_draft, settings),
                 "db": partial(check_database, settings.db),
                 "spool": check_spool,
                 "backup_folder": check_backup_folder,

@@ -87,6 +87,7 @@ class EdgeService:
     settings: EdgeSettings
     verifier: Verifier
     make_link: Callable[[LinkSettings], Link] = PahoLink
+    draft_verifier: Verifier | None = None
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     orchestrator: Orchestrator = field(init=False)
@@ -141,6 +142,7 @@ class EdgeService:
         self.orchestrator = assemble(
             settings,
             verifier=self.verifier,
+            draft_verifier=self.draft_verifier,
             link=self._link,
             sink=self.writer,
             clock=self.clock,

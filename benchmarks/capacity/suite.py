@@ -58,13 +58,19 @@ _LOAD_LIMIT: Final = 0.85
 RAW: Final = "raw-engine"
 
 _STREAMING: Final = "edge-streaming"
+_EDGE_DRAFT: Final = "edge-draft"
+_EDGE_DRAFT_MODEL: Final = "Q4_0.gguf"
 FREE: Final = "edge-streaming-residual"
 """Edge-only decoding in residual mode: not the recorded outputs, and no batch invariance."""
 
 THROUGH_BROKER: Final[Mapping[str, System]] = MappingProxyType(
     {
-        name: replace(system, mode=Mode.COUPLED) if system.learns or name == _STREAMING else system
-        for name, system in {FREE: SYSTEMS[_STREAMING], **SYSTEMS}.items()
+        name: replace(system, mode=Mode.COUPLED) if system.learns or name in (_STREAMING, _EDGE_DRAFT) else system
+        for name, system in {
+            FREE: SYSTEMS[_STREAMING],
+            _EDGE_DRAFT: replace(SYSTEMS[_STREAMING], edge_drafts=True),
+            **SYSTEMS,
+        }.items()
         if not system.full_up
     }
 )
@@ -76,7 +82,7 @@ Edge-only decoding is coupled as well: the same outputs, also with batch invaria
 
 _ALL: Final = (RAW, *THROUGH_BROKER)
 
-_STANDARD: Final = (_STREAMING, FREE, RAW, "dssd-dense", "ours-auto")
+_STANDARD: Final = (_STREAMING, FREE, _EDGE_DRAFT, RAW, "dssd-dense", "ours-auto")
 """Measured by default."""
 
 
@@ -86,7 +92,7 @@ def replays_residual(system: str) -> bool:
 
 
 def drafts(system: str) -> bool:
-    return system not in (RAW, _STREAMING, FREE)
+    return system not in (RAW, _STREAMING, _EDGE_DRAFT, FREE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,14 +280,14 @@ class _Served:
 
 
 class Place(AbstractContextManager["Place"]):
-    """An edge with a broker and a line for each form of answers, started when first needed."""
+    """An edge with a broker and a line for each form of answers, with or without a draft model, started when needed."""
 
     def __init__(self, bench: Bench, target: Path, codec: GgufModel, timing: CellTiming) -> None:
         self._bench = bench
         self._target = target
         self._codec = codec
         self._timing = timing
-        self._served: dict[FormName, _Served] = {}
+        self._served: dict[tuple[FormName, bool], _Served] = {}
         self._pacings: dict[tuple[str, str], list[Pacing]] = {}
         self._stack = ExitStack()
 
@@ -304,7 +310,7 @@ class Place(AbstractContextManager["Place"]):
 
     def _through_broker(self, row: Row, recording: Recording) -> None:
         system = THROUGH_BROKER[row.system]
-        served = self._serving(system.form)
+        served = self._serving(system.form, edge_drafts=system.edge_drafts)
         # Devices outlive a cell: those that choose have learned in earlier cells.
         pacings = self._pacings.setdefault((row.system, row.draft), [])
         pacings += [system.pacing() for _ in range(row.devices - len(pacings))]
@@ -363,17 +369,19 @@ class Place(AbstractContextManager["Place"]):
         clients = [Client.from_json(each) for each in answer["clients"]]
         row.count(clients, TimeWindow(answer["begin"], answer["end"]), travel_s=self._bench.options.round_trip / 1e3)
 
-    def _serving(self, form: FormName) -> _Served:
-        if form not in self._served:
+    def _serving(self, form: FormName, *, edge_drafts: bool) -> _Served:
+        if (form, edge_drafts) not in self._served:
             options = self._bench.options
             broker = self._stack.enter_context(self._bench.broker())
             size: dict[str, Any] = {"context": CELLS - 1, "kv_bytes": KV_BYTES}
+            if edge_drafts:
+                size["edge_draft"] = str(self._bench.model(_EDGE_DRAFT_MODEL))
             served = self._bench.edge(broker.port, self._target, form=form.value, prefix_sharing="off", **size)
             edge = self._stack.enter_context(served)
             line = Relay(broker.port, round_trip_s=options.round_trip / 1e3)
             port = self._stack.enter_context(line).port
-            self._served[form] = _Served(port, psutil.Process(edge.pid), psutil.Process(broker.pid))
-        return self._served[form]
+            self._served[form, edge_drafts] = _Served(port, psutil.Process(edge.pid), psutil.Process(broker.pid))
+        return self._served[form, edge_drafts]
 
 
 def in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:

@@ -6,10 +6,12 @@ eviction and verification differ only in whether rows of logits are wanted at th
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
+from fleet_edge.batching.edge_draft import DraftOrder, EdgeDrafter, with_proposed
 from fleet_edge.batching.fairness import BackgroundWork, GrammarShare, MemoryTurns
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, WorkItem
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
@@ -59,6 +61,7 @@ class Scheduler:
         sharing: PrefixSharing = PrefixSharing.OFF,
         shared: Sequence[Sequence[int]] = (),
         cost: StepCost | None = None,
+        drafter: EdgeDrafter | None = None,
         goal: VerdictGoal | None = None,
     ) -> None:
         self._verifier = PrefixCache(verifier, sharing=sharing, public=shared, share=kv_share)
@@ -69,6 +72,7 @@ class Scheduler:
         self._cost = cost or StepCost(verifier.info.least_tokens, max_guess=0)
         self._present = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
+        self._drafter = drafter
         self._goal = goal or VerdictGoal()
         self._measured = False  # whether the latest step was measured
         self._kv_share = kv_share
@@ -150,7 +154,7 @@ class Scheduler:
         self._turns.end(session.handle)
         self._present.forget(session.handle)
         self._load = None
-        self._between_steps(lambda: self._verifier.close(session.handle))
+        self._between_steps(lambda: self._close(session.handle))
 
     def busy_s(self, *, now: float) -> float:
         """Return the seconds after which to ask for a new session; 0 if one can be granted now."""
@@ -202,6 +206,16 @@ class Scheduler:
                 # One session must not stop the service of all others.
                 _log.exception("A request of a session could not be passed to the target model.")
 
+    def plan_drafts(self, batch: Batch) -> list[DraftOrder]:
+        """Return what the draft model at the edge is to draft for a planned step."""
+        orders = [] if self._drafter is None else self._drafter.plan(batch)
+        longer = {order.handle: (0,) * order.most for order in orders}
+        return orders if self._verifier.fits(with_proposed(batch, longer).items) else []
+
+    def draft(self, orders: Sequence[DraftOrder]) -> dict[int, tuple[int, ...]]:
+        """Return proposed tokens by session. Call it as `score`, before it."""
+        return self._drafter.draft(orders) if self._drafter is not None and orders else {}
+
     def score(self, batch: Batch) -> Logits:
         """Compute a step. Call it on any thread, between `began` and `ended`.
 
@@ -210,8 +224,16 @@ class Scheduler:
         """
         return self._verifier.score(batch.items)
 
-    def computed(self, batch: Batch, step: StepTimes) -> None:
+    def computed(
+        self,
+        batch: Batch,
+        step: StepTimes,
+        orders: Sequence[DraftOrder] = (),
+        proposed: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+    ) -> None:
         """Record a batch that was computed and decided on, before its sessions commit."""
+        if self._drafter is not None:
+            self._drafter.stepped(batch, orders, proposed, step.ended - step.started)
         if step.sessions:
             self._delay.stepped(step.ended - step.started)
         self._measure(batch, step)
@@ -270,7 +292,7 @@ class Scheduler:
 
     def _measure(self, batch: Batch, step: StepTimes) -> None:
         """Measure a step: one with prompts for their cost, any other for the cost of verification."""
-        seconds = step.ended - step.started
+        seconds = step.ended - step.started - step.drafting_s
         self._measured = not any(work.prefilled for work in batch.works)
         if self._measured:
             least = self._cost.least if any(work.item.stable for work in batch.works) else 1
@@ -279,6 +301,7 @@ class Scheduler:
                 texts=len(batch.works),
                 further=sum(max(0, len(work.item.tokens) - least) for work in batch.works),
                 verifies=any(not work.writes for work in batch.works),
+                drafting_s=step.drafting_s,
             )
         elif batch.works:
             self._cost.prefilled(seconds, tokens=sum(len(work.item.tokens) for work in batch.works))
@@ -345,6 +368,11 @@ class Scheduler:
             self._later.append(call)
         else:
             call()
+
+    def _close(self, handle: int) -> None:
+        self._verifier.close(handle)
+        if self._drafter is not None:
+            self._drafter.forget(handle)
 
     def _open(self, session: EdgeSession, tokens: Sequence[int]) -> None:
         self._verifier.open(session.handle)

@@ -166,14 +166,16 @@ class StepCost:
     _lately: float = 0.0  # seconds in which that was committed
     _prompt_token_s: float | None = None
 
-    def stepped(self, seconds: float, *, texts: int, further: int, verifies: bool = True) -> None:
+    def stepped(
+        self, seconds: float, *, texts: int, further: int, verifies: bool = True, drafting_s: float = 0.0
+    ) -> None:
         """Count a step without prompt tokens; `committed` then reports what it generated.
 
-        `further` counts tokens beyond the `least` of each request.
+        `further` counts tokens beyond the `least` of each request, `drafting_s` what drafting at the edge took before.
         """
         self._wrote = not verifies
         if not verifies:
-            self._writing.add(seconds, texts=texts, further=0)
+            self._writing.add(seconds + drafting_s, texts=texts, further=0)
             self._written = _KEPT_COST * self._written + texts
             self._expected = texts
         self._load = texts.bit_length()
@@ -181,7 +183,7 @@ class StepCost:
         for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
             steps.add(seconds, texts=texts, further=further)
         self._committed *= _KEPT
-        self._lately = _KEPT * self._lately + seconds
+        self._lately = _KEPT * self._lately + seconds + drafting_s
 
     def prefilled(self, seconds: float, *, tokens: int) -> None:
         """Count a step with prompt tokens; `tokens` are all tokens in it."""

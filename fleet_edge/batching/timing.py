@@ -10,11 +10,16 @@ from fleet_edge.sessions.drafts import ReceivedDraft
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """A forward pass with the decisions on its drafts: start and end in monotonic seconds, sessions verified."""
+    """A forward pass with the decisions on its drafts.
+
+    `started` and `ended` are monotonic seconds, `sessions` are those verified. Of that time the draft model at the edge
+    took `drafting_s`.
+    """
 
     started: float
     ended: float
     sessions: int
+    drafting_s: float = 0.0
 
     @property
     def compute_ms(self) -> float:

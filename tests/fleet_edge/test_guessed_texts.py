@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from dssd.distribution import shape
-from dssd.sampling import Purpose, coupled_token, draw, random_uniform
+from dssd.sampling import coupled_token
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.records import RoundJudged
 from schemas.messages import Open
@@ -20,10 +20,7 @@ def own_text(asked: Open) -> list[int]:
     text: list[int] = []
     while len(text) < asked.max_new_tokens and (not text or text[-1] != END):
         p = shape(TARGET.logits((*asked.prompt, *text)), asked.policy)
-        if asked.policy.mode is Mode.COUPLED:
-            text.append(coupled_token(p, asked.policy.seed, len(text)))
-        else:
-            text.append(draw(p, random_uniform(asked.policy.seed, len(text), Purpose.BONUS)))
+        text.append(coupled_token(p, asked.policy.seed, len(text)))
     return text
 
 

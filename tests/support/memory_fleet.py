@@ -46,6 +46,7 @@ END = 0
 TARGET = MarkovScript(size=6, seed=7, sharpness=1.2, period=3)
 TARGET._table[:, :, END] -= 2.0  # outputs must have some length
 DRAFT = TARGET.perturbed(seed=8, amount=1.0)
+DRAFT_TOKENS = 1 << 20
 COUNTED_ALIKE = tuple(field.name for field in fields(SessionCounters) if field.name in SEGMENT_COUNTERS)
 """Counters of both ends, which are equal while nothing is lost."""
 R = TypeVar("R")
@@ -96,7 +97,9 @@ class MemoryFleet:
         kv_tokens: int = 1 << 20,
         max_packet_bytes: int = 1 << 20,
         settings: Mapping[str, object] = MappingProxyType({}),
+        draft: MarkovScript | None = None,
     ) -> None:
+        self.draft = draft
         self.clock = Clock()
         self.sink = Sink()
         self.broker = MemoryBroker(
@@ -119,9 +122,18 @@ class MemoryFleet:
         self.verifier = ScriptedVerifier(
             TARGET, TARGET.words, context=256, budget_tokens=self.kv_tokens, end_tokens=(END,)
         )
+        drafting = None
+        if self.draft is not None:
+            drafting = ScriptedVerifier(self.draft, TARGET.words, context=256, budget_tokens=DRAFT_TOKENS)
         self._link = MemoryLink(self.broker, EDGE)
         self._edge = assemble(
-            self.settings, verifier=self.verifier, link=self._link, sink=self.sink, clock=self.clock, now=self.clock.now
+            self.settings,
+            verifier=self.verifier,
+            draft_verifier=drafting,
+            link=self._link,
+            sink=self.sink,
+            clock=self.clock,
+            now=self.clock.now,
         )
         self._link.start(timeout_s=1.0)
 

@@ -1,0 +1,273 @@
+"""Draft model at the edge: proposed tokens for edge-only decoding.
+
+The requests of a step draft together with a small model, one token of each per pass over that model. A proposed token
+is computed in the same step of the target as the token before it, and kept only if it is the token that the edge draws
+at that position anyway (`dssd.verification.decode`), so the output does not depend on the draft model. It draws with
+the same random numbers, so that the two often agree.
+
+The number of proposed tokens is chosen for each step: the one with the most tokens per second, by measured times of
+steps with as many sessions and by each session's acceptance rate. Under load that is none.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from fleet_edge.batching.judging import Case, judge_batch
+from fleet_edge.batching.planning import Batch, WorkItem
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.verifiers.contract import Item, Logits, Verifier, VerifierError
+from schemas.policy import SamplingPolicy
+
+_log = logging.getLogger(__name__)
+
+LENGTHS: Final = (0, 1, 2, 3, 4, 6, 8)
+"""Numbers of proposed tokens that are chosen from."""
+
+_FIRST: Final = 3
+"""Number that is tried first, to learn what a proposed token costs."""
+
+_SMOOTHING: Final = 0.2
+"""Weight of the latest step in the mean time of its kind."""
+
+_EXPLORED_EVERY: Final = 32
+_EXPLORED: Final = 3
+"""Steps in a row, out of those, that measure a neighbour of the best number again: the first catches up."""
+
+_VERIFIED: Final = 2.0
+"""Tokens that a step is assumed to commit of a session whose device drafts."""
+
+_PRIOR: Final = 0.6
+_PRIOR_TOKENS: Final = 4.0
+_REMEMBERED: Final = 64
+"""Number of proposed tokens, about, over which an acceptance rate is averaged."""
+
+_CHUNK: Final = 256
+"""Most tokens of prompts that the draft model computes in a step."""
+
+
+@dataclass(slots=True)
+class DraftLengths:
+    """Choose the number of proposed tokens by the measured times of steps."""
+
+    _seconds: dict[tuple[int, int], float] = field(default_factory=dict)  # by load and number
+    _steps: int = 0
+
+    def choose(self, rates: Sequence[float], others: int = 0) -> int:
+        """Return the number of tokens to propose for sessions with these acceptance rates, next to `others`."""
+        load = _load(len(rates) + others)
+        self._steps += 1
+        if (load, 0) not in self._seconds:
+            return 0
+        if all((load, length) not in self._seconds for length in LENGTHS[1:]):
+            return LENGTHS[_FIRST]
+        speeds = {length: self._speed(load, length, rates, others) for length in LENGTHS}
+        best = max(speeds, key=lambda length: speeds[length])
+        if self._steps % _EXPLORED_EVERY >= _EXPLORED:
+            return best
+        side = 1 if self._steps // _EXPLORED_EVERY % 2 else -1
+        return LENGTHS[min(max(LENGTHS.index(best) + side, 0), len(LENGTHS) - 1)]
+
+    def stepped(self, sessions: int, length: int, seconds: float) -> None:
+        """Record the time of a step, drafting included."""
+        key = _load(sessions), length
+        before = self._seconds.get(key, seconds)
+        self._seconds[key] = before + _SMOOTHING * (seconds - before)
+
+    def _speed(self, load: int, length: int, rates: Sequence[float], others: int) -> float:
+        tokens = _VERIFIED * others + sum(_expected(rate, length) for rate in rates)
+        return tokens / self._time(load, length)
+
+    def _time(self, load: int, length: int) -> float:
+        """Return the time of a step, on the line through the two nearest numbers that were measured."""
+        if (found := self._seconds.get((load, length))) is not None:
+            return found
+        known = sorted(
+            (abs(each - length), each, seconds) for (of, each), seconds in self._seconds.items() if of == load
+        )
+        (_, left, first_s), (_, right, second_s) = known[:2]
+        slope = max(0.0, (second_s - first_s) / (right - left))
+        return first_s + slope * (length - left)
+
+
+def _load(sessions: int) -> int:
+    return sessions.bit_length()
+
+
+def _expected(rate: float, length: int) -> float:
+    """Return the mean number of tokens of a step with proposed tokens, the one behind them included."""
+    return sum(rate**place for place in range(length + 1))
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """What was proposed for a session last, from position `at` of prompt and generation on."""
+
+    at: int = 0
+    proposed: tuple[int, ...] = ()
+    tested: float = _PRIOR_TOKENS
+    right: float = _PRIOR * _PRIOR_TOKENS
+
+    def learn(self, tokens: Sequence[int]) -> int:
+        """Count which proposed tokens were right; return the number of tokens that the draft model has seen so."""
+        for place, token in enumerate(self.proposed, start=self.at):
+            if place >= len(tokens):
+                return place
+            kept = 1.0 - 1.0 / _REMEMBERED
+            right = tokens[place] == token
+            self.tested = kept * self.tested + 1.0
+            self.right = kept * self.right + right
+            if not right:
+                return place
+        return self.at + len(self.proposed)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOrder:
+    """A session that is drafted for: tokens that the draft model has not computed, and the position of the next."""
+
+    handle: int
+    tokens: tuple[int, ...]
+    policy: SamplingPolicy
+    base: int
+    most: int  # tokens to propose
+    ends: frozenset[int]
+
+
+class EdgeDrafter:
+    """Propose tokens with a draft model for sessions in edge-only decoding.
+
+    Thread safety: `draft` runs on the computing thread during a step, all other methods between two steps.
+    """
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+        self._lengths = DraftLengths()
+        self._sequences: dict[int, _Sequence] = {}  # the least recently used first
+
+    def plan(self, batch: Batch) -> list[DraftOrder]:
+        """Return what to draft for a planned step."""
+        works = {work.session.handle: work for work in batch.works if _draftable(work)}
+        seen = {handle: self._follow(work.session) for handle, work in works.items()}
+        ready = [work for handle, work in works.items() if len(work.session.tokens) - seen[handle] <= _CHUNK]
+        rates = [its.right / its.tested for its in (self._sequences[work.session.handle] for work in ready)]
+        length = self._lengths.choose(rates, others=len(batch.works) - len(works)) if ready else 0
+        orders, left = list[DraftOrder](), _CHUNK
+        for handle, work in works.items():
+            session, start = work.session, seen[handle]
+            tokens = tuple(session.tokens[start : start + left])
+            left -= len(tokens)
+            whole = start + len(tokens) == len(session.tokens)
+            room = min(_room(session), self._verifier.info.context - len(session.tokens) - 1)
+            most = max(0, min(length, room)) if whole else 0
+            # Without proposals the draft model follows in larger pieces: a pass for each token would cost as much.
+            if tokens and (most or len(session.tokens) - start > _CHUNK // 4):
+                ends = frozenset(session.limits.end_tokens)
+                orders.append(DraftOrder(handle, tokens, session.policy, session.committed, most, ends))
+        return self._fitting(orders)
+
+    def draft(self, orders: Sequence[DraftOrder]) -> dict[int, tuple[int, ...]]:
+        """Return the proposed tokens by session; empty if the draft model cannot compute them."""
+        found: dict[int, tuple[int, ...]] = {order.handle: () for order in orders}
+        running, inputs = list(orders), {order.handle: order.tokens for order in orders}
+        while running:
+            wanted = [order for order in running if len(found[order.handle]) < order.most]
+            items = [
+                Item(order.handle, inputs[order.handle], int(order in wanted), stable=False)
+                for order in sorted(running, key=lambda order: order not in wanted)
+            ]
+            try:
+                logits = self._score(items)
+            except VerifierError as error:
+                _log.warning("The edge's draft model could not draft for %d requests: %s", len(items), error)
+                return {}
+            cases = [
+                Case((), None, order.policy, order.base + len(found[order.handle]), bonus=True, written=True)
+                for order in wanted
+            ]
+            running = []
+            for order, judged in zip(wanted, judge_batch(logits, cases) if cases else (), strict=True):
+                if judged is None or judged.token is None or judged.token in order.ends:
+                    continue
+                found[order.handle] += (judged.token,)
+                inputs[order.handle] = (judged.token,)
+                if len(found[order.handle]) < order.most:
+                    running.append(order)
+        return found
+
+    def stepped(
+        self, batch: Batch, orders: Sequence[DraftOrder], proposed: Mapping[int, tuple[int, ...]], seconds: float
+    ) -> None:
+        """Record a step with these proposals; `seconds` include drafting."""
+        for work in batch.works:
+            handle = work.session.handle
+            if handle in self._sequences:
+                its = self._sequences[handle]
+                its.at, its.proposed = len(work.session.tokens), proposed.get(handle, ())
+        caught_up = all(len(order.tokens) <= LENGTHS[-1] + 1 for order in orders)
+        if caught_up and not any(work.prefilled for work in batch.works):
+            length = max((len(tokens) for tokens in proposed.values()), default=0)
+            if length in LENGTHS:
+                self._lengths.stepped(len(batch.works), length, seconds)
+
+    def forget(self, handle: int) -> None:
+        if self._sequences.pop(handle, None) is not None:
+            self._verifier.close(handle)
+
+    def _score(self, items: Sequence[Item]) -> Logits:
+        return self._verifier.score(items)
+
+    def _follow(self, session: EdgeSession) -> int:
+        """Return how many tokens of a session the draft model has computed, and drop others."""
+        handle = session.handle
+        its = self._sequences.pop(handle, None)
+        if its is None:
+            its = _Sequence()
+            self._verifier.open(handle)
+        self._sequences[handle] = its  # the latest
+        right = its.learn(session.tokens)
+        its.at, its.proposed = right, ()
+        computed = min(self._verifier.computed(handle), right, len(session.tokens) - 1)
+        self._verifier.truncate(handle, computed)
+        return computed
+
+    def _fitting(self, orders: list[DraftOrder]) -> list[DraftOrder]:
+        """Return the orders for which there is memory, once the least recently used sequences are closed."""
+
+        def items() -> list[Item]:
+            return [Item(order.handle, (*order.tokens, *[0] * order.most), 0) for order in orders]
+
+        drafted = {order.handle for order in orders}
+        idle = [handle for handle in self._sequences if handle not in drafted]
+        while orders and not self._verifier.fits(items()):
+            if idle:
+                self.forget(idle.pop(0))
+            else:
+                self.forget(orders.pop().handle)
+        return orders
+
+
+def _draftable(work: WorkItem) -> bool:
+    """Return whether a step decodes one token of a session without a grammar, and nothing else is speculated."""
+    return work.writes and not work.guessed and work.session.constraint is None
+
+
+def _room(session: EdgeSession) -> int:
+    """Return how many tokens can be proposed: the device also wants the one behind them."""
+    assert session.stream is not None
+    return session.stream.until - session.committed - 1
+
+
+def with_proposed(batch: Batch, proposed: Mapping[int, tuple[int, ...]]) -> Batch:
+    """Return a step that also computes proposed tokens."""
+    return replace(batch, works=[_with(work, proposed.get(work.session.handle, ())) for work in batch.works])
+
+
+def _with(work: WorkItem, tokens: tuple[int, ...]) -> WorkItem:
+    if not tokens:
+        return work
+    (arrived,) = work.chain
+    item = replace(work.item, tokens=(*work.item.tokens, *tokens), rows=work.item.rows + len(tokens))
+    draft = arrived.draft.model_copy(update={"tokens": tokens})
+    return replace(work, item=item, chain=(replace(arrived, draft=draft),))
