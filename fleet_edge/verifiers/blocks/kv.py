@@ -22,6 +22,10 @@ _MAP_NORESERVE: Final = 0x4000
 """Linux: a budget larger than what is free now is not refused; what is used counts."""
 
 
+def page_bytes(layers: int, kv_heads: int, dim: int) -> int:
+    return PAGE * 2 * layers * kv_heads * dim * _NUMBER_BYTES
+
+
 class Pages:
     """Pages of all sequences within a budget of bytes; the caller keeps the sequences' lengths.
 
@@ -35,8 +39,9 @@ class Pages:
 
         Raises OSError if the system refuses.
         """
-        self.token_bytes = 2 * layers * kv_heads * dim * _NUMBER_BYTES
-        count = budget_bytes // (PAGE * self.token_bytes)
+        size = page_bytes(layers, kv_heads, dim)
+        self.token_bytes = size // PAGE
+        count = budget_bytes // size
         self.keys = _reserve((count, layers, kv_heads, dim, PAGE))
         self.values = _reserve((count, layers, kv_heads, PAGE, dim))
         self._free = list(range(count - 1, -1, -1))

@@ -5,6 +5,7 @@ the same to the bit whatever is computed with it, and on every processor.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -12,8 +13,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fleet_edge.verifiers.blocks.architectures import Geometry, Rope, refusal
-from fleet_edge.verifiers.blocks.kv import PAGE, Pages
+from fleet_edge.verifiers.blocks.architectures import Geometry, refusal
+from fleet_edge.verifiers.blocks.kv import PAGE, Pages, page_bytes
 from fleet_edge.verifiers.blocks.layout import BLOCK
 from fleet_edge.verifiers.blocks.loops import ROWS_AT_ONCE, Integers, loops
 from fleet_edge.verifiers.blocks.portable import Floats
@@ -146,13 +147,18 @@ class Model:
         self._loops = loops(parallel=self._threads > 1)
         self._workspace = Workspace()
         self._eps = np.float32(its.eps)
-        self._ropes: list[tuple[Floats, Floats]] = []
-        self._known_ropes: dict[int, int] = {}
+        self._ropes, self._rope_of = _turns(its)
         self._embedding = file.pack(["token_embd.weight"])[0]
         head = file.pack(["output.weight"]) if "output.weight" in file else [self._embedding]
         self._head = Product("head", head, None, self._workspace)
         self._norm = self._vector(file, "output_norm.weight")
-        self._layers = [self._load(file, number) for number in range(its.layers)]
+        self._layers = [self._load(file, 0)]
+        with ThreadPoolExecutor(self._threads + 1) as pool:
+            # The loops of a forward pass take seconds to compile, in which other threads pack weights.
+            compiling = pool.submit(self.forward, [Part([0], 0, [0], 1)], _one_page(its))
+            others = list(pool.map(lambda number: self._load(file, number), range(1, its.layers)))
+            compiling.result()
+        self._layers += others
 
     def _vector(self, file: WeightFile, name: str) -> Floats:
         found = file.vector(name)
@@ -176,7 +182,7 @@ class Model:
             router=vector("ffn_gate_inp") if its.experts else _NO_COLUMNS,
             feed=self._feed(file, prefix),
             after_feed=vector("post_ffw_norm") if gemma else _NONE,
-            rope=self._rope(its.ropes[number]),
+            rope=self._rope_of[number],
             window=its.windows[number],
         )
 
@@ -218,17 +224,6 @@ class Model:
             )
             for expert in range(self.geometry.experts)
         ]
-
-    def _rope(self, rope: Rope | None) -> int:
-        """Return the place of a rotary embedding's cosines and sines, which layers share."""
-        if id(rope) not in self._known_ropes:
-            self._known_ropes[id(rope)] = len(self._ropes)
-            frequencies = np.empty(0) if rope is None else rope.frequencies
-            angles = np.arange(self.geometry.context)[:, None] * frequencies
-            scale = 1.0 if rope is None else rope.scale
-            cos, sin = ((turn(angles) * scale).astype(np.float32) for turn in (np.cos, np.sin))
-            self._ropes.append((cos, sin))
-        return self._known_ropes[id(rope)]
 
     def forward(self, parts: Sequence[Part], pages: Pages) -> Floats:
         """Compute the tokens of each part; return the logits of its last `rows`, `[sum of rows, vocabulary]`."""
@@ -304,6 +299,23 @@ class Model:
             found = self._fed(part, layer.feed[expert])[:, : its.hidden]
             total[places] += found * shares[places, ranks].astype(np.float32)[:, None]
         return total
+
+
+def _one_page(its: Geometry) -> Pages:
+    size = page_bytes(its.layers, its.kv_heads, its.head_dim)
+    return Pages(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, budget_bytes=size)
+
+
+def _turns(its: Geometry) -> tuple[list[tuple[Floats, Floats]], list[int]]:
+    """Return cosines and sines by position, once for all layers that share them, and their place by layer."""
+    distinct = list({id(rope): rope for rope in its.ropes}.values())
+    made = []
+    for rope in distinct:
+        angles = np.arange(its.context)[:, None] * (np.empty(0) if rope is None else rope.frequencies)
+        scale = 1.0 if rope is None else rope.scale
+        made.append(tuple((turn(angles) * scale).astype(np.float32) for turn in (np.cos, np.sin)))
+    places = [next(place for place, each in enumerate(distinct) if each is rope) for rope in its.ropes]
+    return [(cos, sin) for cos, sin in made], places
 
 
 def _apart(heads: int, dim: int) -> npt.NDArray[np.intp]:
