@@ -85,7 +85,7 @@ def pack(values: Bytes, scales: npt.NDArray[Any], minimums: npt.NDArray[Any] | N
         if numbers is not None:
             halves = np.pad(numbers.astype(np.float16), ((0, added), (0, 0)))
             parts.append(np.ascontiguousarray(halves.reshape(tiles, TILE, groups).transpose(0, 2, 1)).view(np.uint8))
-    result = _empty(outputs, inputs, kind)
+    result = empty(outputs, inputs, kind)
     result.tiles[:] = np.concatenate(parts, 2).reshape(tiles, -1)
     return result
 
@@ -98,7 +98,7 @@ def pack_gguf(raw: Bytes, kind: gguf.GGMLQuantizationType, inputs: int) -> Weigh
     raw = np.ascontiguousarray(raw)
     if kind in _COPIED:
         wanted, headers, mask = _COPIED[kind]
-        result = _empty(len(raw), inputs, wanted)
+        result = empty(len(raw), inputs, wanted)
         _copy_blocks(raw.view(np.uint16), headers, np.uint16(mask), wanted.bits, result.tiles.view(np.uint16))
         return result
     if kind in _DECODERS:
@@ -133,7 +133,8 @@ def rows(weights: Weights, ids: Sequence[int]) -> Floats:
     return into
 
 
-def _empty(outputs: int, inputs: int, kind: Format) -> Weights:
+def empty(outputs: int, inputs: int, kind: Format) -> Weights:
+    """Return a weight without content, at the beginning of a cache line."""
     count, size = -(-outputs // TILE), inputs // BLOCK * kind.block_bytes
     memory = np.empty(count * size + _LINE, np.uint8)
     begin = -memory.ctypes.data % _LINE
@@ -141,7 +142,7 @@ def _empty(outputs: int, inputs: int, kind: Format) -> Weights:
 
 
 def _with_factor(outputs: int, inputs: int, kind: Format, fill: Callable[[Bytes, np.float32], bool]) -> Weights:
-    result = _empty(outputs, inputs, kind)
+    result = empty(outputs, inputs, kind)
     for factor in _FACTORS:
         if fill(result.tiles, _f32(1 / factor)):
             return replace(result, factor=factor)

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_edge.verifiers.blocks.balance import measure_balance
+from fleet_edge.verifiers.blocks.layout import BLOCK, FOUR, TILE
 from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, multiply, variants
 from fleet_edge.verifiers.blocks.weights import Weights, pack
 
@@ -138,15 +140,58 @@ def test_a_factor_multiplies_all_scales() -> None:
         )
 
 
+def test_kernels_for_another_processor_are_refused() -> None:
+    other = "dotprod" if "avx2" in variants() else "avx2"
+    weights, _ = _case(np.random.default_rng(8), "4 bits", 32, 32)
+    with pytest.raises(ValueError, match=other):
+        multiply(weights, _inputs(np.random.default_rng(8), 1, 32), None, np.empty((1, 32), np.float32), variant=other)
+
+
+LIMITED = """
+import sys
+from pathlib import Path
+import numpy as np
+from fleet_edge.verifiers.blocks.products import Inputs, multiply, variants
+from fleet_edge.verifiers.blocks.weights import pack
+rng = np.random.default_rng(9)
+out = np.empty((7, 64), np.float32)
+for bits in (4, 8):
+    weights = pack(rng.integers(0, 1 << bits, (64, 96)).astype(np.uint8), rng.random((64, 3)), None, bits)
+    values = rng.integers(-127, 128, (7, 96)).astype(np.int8)
+    sums = values.reshape(7, 3, 32).sum(2, dtype=np.int32)
+    multiply(weights, Inputs(values, rng.random((7, 3)).astype(np.float32), sums), None, out)
+    sys.stdout.write(out.tobytes().hex())
+print("", *variants())
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not FAST, reason="There is no kernel for this processor.")
-def test_only_kernels_for_the_features_at_hand_are_chosen() -> None:
-    command = "from fleet_edge.verifiers.blocks.products import variants; print(*variants())"
-    found = subprocess.run(
-        [sys.executable, "-c", command],
-        env=os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse4.2"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.split() == [PORTABLE]
+@pytest.mark.skipif("avx512vnni" not in FAST, reason="There is nothing to limit on this processor.")
+@pytest.mark.parametrize(
+    ("features", "wanted"),
+    [
+        ("+sse4.2", [PORTABLE]),
+        ("+sse4.2,+avx2,+fma,+f16c", ["avx2", PORTABLE]),
+        ("+sse4.2,+avx2,+fma,+f16c,+avxvnni", ["avxvnni", "avx2", PORTABLE]),
+    ],
+)
+def test_a_processor_with_fewer_features_takes_other_kernels_with_the_same_bits(
+    features: str, wanted: list[str]
+) -> None:
+    def run(**limits: str) -> list[str]:
+        command = [sys.executable, "-c", LIMITED]
+        return subprocess.run(
+            command, env=os.environ | limits, capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    numbers, *chosen = run(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES=features)
+    assert chosen == wanted
+    assert numbers == run()[0]
+
+
+def test_the_balance_of_a_machine_is_measured() -> None:
+    found = measure_balance(variant=variants()[0], size=1 << 20)
+    assert found.variant == variants()[0]
+    assert found.rows > 0
+    # With one row as well, no more weights are read a second than are multiplied.
+    assert found.bytes / FOUR.block_bytes * TILE * BLOCK < 2 * found.multiply_adds
