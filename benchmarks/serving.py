@@ -34,8 +34,8 @@ from fleet_edge.session_log import SessionLog
 from fleet_edge.store.views import Tally
 from tests.support.relay import Relay
 
-_SOURCE: Final = "llama-cpp-python"
-_BUILD: Final = ("cmake", "ninja")
+SOURCE: Final = "llama-cpp-python"
+BUILD: Final = ("cmake", "ninja")
 _LOADS: Final = {"guidellm": "guidellm==0.8.1", "aiperf": "aiperf==0.13.0"}
 _DRAFTING: Final = "1 device, drafting"
 _GOALS: Final = {1: 0.95, 4: 1.5, 8: 2.0, 16: 2.0}
@@ -74,11 +74,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(bench: Bench) -> Report:
     options = bench.options
     tools = options.tools.resolve()
-    server = tools / f"llama-server-{version(_SOURCE)}"
+    server = tools / f"llama-server-{version(SOURCE)}"
     with on_cores(bench.cores.edge | bench.cores.others):
         loads = {load: venv(tools / load, _LOADS[load]) for load in options.loads}
         if not server.exists():
-            _built(venv(tools / "build", *_BUILD), server)
+            build_server(venv(tools / "build", *BUILD), server)
     options.reports.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     several = f"{options.devices} devices"
@@ -89,7 +89,8 @@ def run(bench: Bench) -> Report:
 
     for clients in options.clients:
         try:
-            with _llama_server(bench, server, clients) as url:
+            log = options.reports / f"llama-server-{clients}.log"
+            with llama_server(bench, server, bench.target(), clients, log=log) as url:
                 measure("llama-server", url, [clients])
         except BenchError as error:
             rows.append({"load": "", "system": "llama-server", "clients": clients, "error": str(error)})
@@ -162,13 +163,13 @@ class _Turns(Relay):
         return super()._connected()
 
 
-def _built(programs: Path, server: Path) -> None:
+def build_server(programs: Path, server: Path) -> None:
     """Build llama-server from the source distribution of llama-cpp-python."""
     say(f"Building {server}, once: five minutes of a core")
     with tempfile.TemporaryDirectory(dir=server.parent) as folder:
         work = Path(folder)
         pip = [programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
-        call(*pip, "download", "--no-deps", "--no-binary", _SOURCE, "--dest", work, f"{_SOURCE}=={version(_SOURCE)}")
+        call(*pip, "download", "--no-deps", "--no-binary", SOURCE, "--dest", work, f"{SOURCE}=={version(SOURCE)}")
         with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
             archive.extractall(work, filter="data")
         flags = [f"-DLLAMA_{name}=OFF" for name in _LEFT_OUT]
@@ -180,12 +181,11 @@ def _built(programs: Path, server: Path) -> None:
 
 
 @contextlib.contextmanager
-def _llama_server(bench: Bench, program: Path, slots: int) -> Iterator[str]:
-    """Run llama-server on the edge's core; return the URL of its API once it is ready."""
+def llama_server(bench: Bench, program: Path, target: Path, slots: int, *more: object, log: Path) -> Iterator[str]:
+    """Run llama-server on the edge's cores; return the URL of its API once it is ready."""
     host, _, port = free_address().partition(":")
-    command = [program, "-m", bench.target(), "-t", len(bench.cores.edge), "-np", slots, "-c", slots * _CONTEXT,
-               "--host", host, "--port", port, "--no-webui"]  # fmt: skip
-    log = bench.options.reports / f"llama-server-{slots}.log"
+    command = [program, "-m", target, "-t", len(bench.cores.edge), "-np", slots, "-c", slots * _CONTEXT,
+               "--host", host, "--port", port, "--no-webui", *more]  # fmt: skip
     with log.open("wb") as errors, on_cores(bench.cores.edge):
         process = subprocess.Popen(list(map(str, command)), stdout=errors, stderr=errors)
     try:

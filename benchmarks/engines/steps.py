@@ -2,9 +2,13 @@
 
 For B sequences with T new tokens each, some tokens into them: our step, and what it cannot be faster than. For
 llama.cpp that is the library itself on the same batch, in processes of its own, with flash attention and without; the
-faster counts. For torch it is the matrix products of a step alone; for torch in int8 it is llama.cpp with Q8_0, which
-has weights of the same size. All take turns, so that a slow moment of the machine hits all, and the ratio is of their
-medians. Takes 20 minutes, `--quick` a few.
+faster counts. For the engine blocks it is llama.cpp with the same file. For torch it is the matrix products of a step
+alone; for torch in int8 it is llama.cpp with Q8_0, which has weights of the same size. All take turns, so that a slow
+moment of the machine hits all, and the ratio is of their medians. Takes 20 minutes, `--quick` a few.
+
+With `--shape` the models are random ones in a real shape, which llama.cpp computes without flash attention alone, since
+each of its processes keeps a copy: `--shape 7b --engines blocks:Q4_0 blocks:Q4_K_M --threads 2 --sequences 1 4 16
+--tokens 1 5 --contexts 256`.
 """
 
 import argparse
@@ -21,11 +25,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Report, at_most, number_of, say, table
+from benchmarks.harness import MODELS, Bench, Report, at_most, number_of, say, table
+from benchmarks.large.models import SHAPES, make
 from benchmarks.processes import BenchError
+from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
+from fleet_edge.verifiers.registry import load_verifier
 
 Step = Callable[[int, int], float]
 """Computes a number of sequences with a number of new tokens each; returns the milliseconds that it took."""
@@ -150,19 +157,23 @@ def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: in
             process.kill()
 
 
-_GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5, "packed int8": 0.6}
+_GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5, "packed int8": 0.6, "blocks": 0.6, "blocks Q4_0": 0.45}
 """Largest median time of ours, as a multiple of the raw engine's."""
 
 _LLAMA_CPP: Final = ("without flash attention", "with flash attention")
-_WAYS: Final = {"llama_cpp": _LLAMA_CPP, "packed": ("matrix products",), "packed int8": _LLAMA_CPP}
+_PRODUCTS: Final = ("matrix products",)
 _FILES: Final = {"Q8_0": "target-Q8_0.gguf", "Q4_0": "Q4_0.gguf"}
-# llama.cpp first: an edge that uses it has no torch in its process.
-ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "packed:float32", "packed:bfloat16", "packed:int8")
+# llama.cpp and blocks first: an edge that uses them has no torch in its process.
+ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "blocks:Q4_0", "blocks:Q4_K_M", "packed:float32",
+                  "packed:bfloat16", "packed:int8")  # fmt: skip
+_DEFAULT: Final = tuple(name for name in ENGINES if name != "blocks:Q4_K_M")
 _COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": ""}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help=", ".join(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(_DEFAULT), help=", ".join(ENGINES))
+    parser.add_argument("--shape", choices=SHAPES, help="of random models, for the engines llama_cpp and blocks")
+    parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of these (default: %(default)s)")
     parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
     parser.add_argument("--torch-device", default="cpu", help="of the packed verifier, such as cuda; then of it alone")
     size = {"type": number_of(int, 1), "nargs": "+"}
@@ -192,7 +203,7 @@ def run(bench: Bench) -> Report:
             with _prepared(bench, kind, dtype, context, sequences[-1]) as (ours, raw):
                 for number, new in ((number, new) for number in sequences for new in tokens):
                     cell = by_turns(ours, raw, sequences=number, tokens=new, **pace)  # type: ignore[arg-type]
-                    found = {"B": number, "T": new, "raw": _WAYS[_group(kind, dtype)][cell.way], "ratio": cell.ratio}
+                    found = {"B": number, "T": new, "raw": _ways(kind, dtype)[cell.way], "ratio": cell.ratio}
                     here.append({**asdict(cell), "engine": kind, "dtype": dtype, "context": context, **found})
             table(here, _COLUMNS, title=f"{kind}, {dtype}, context {context}; raw is the engine alone")
             rows += here
@@ -206,7 +217,20 @@ def run(bench: Bench) -> Report:
 
 
 def _group(kind: str, dtype: str) -> str:
-    return f"{kind} {dtype}" if dtype == "int8" else kind
+    return f"{kind} {dtype}" if f"{kind} {dtype}" in _GOALS else kind
+
+
+def _ways(kind: str, dtype: str) -> tuple[str, ...]:
+    return _PRODUCTS if kind == "packed" and dtype != "int8" else _LLAMA_CPP
+
+
+def _model(bench: Bench, file: str) -> Path:
+    shape = bench.options.shape
+    if shape is not None:
+        return make(bench.options.cache, shape, file, vocabulary=bench.model("Q4_0.gguf"))
+    if file not in _FILES:
+        raise BenchError(f"There is no {file} of SmolLM2, whose rows are no multiple of 256; give a --shape.")
+    return bench.model(_FILES[file])
 
 
 @contextmanager
@@ -215,8 +239,13 @@ def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> I
     options, threads = bench.options, bench.options.threads
     size = {"streams": most, "cells": cells_for(context), "context": context, "threads": threads}
     if kind == "llama_cpp":
-        path, invariant = bench.model(_FILES[dtype]), options.batch_invariant
+        path, invariant = _model(bench, dtype), options.batch_invariant
         ours = llama_cpp(path, sequences=most, context=context, threads=threads, batch_invariant=invariant)
+        step = steps(ours, fill(ours, sequences=most, context=context))
+    elif kind == "blocks":
+        path = _model(bench, dtype)
+        settings = {"target": str(path), "engine": kind, "threads": threads, "context": context + _NEW}
+        ours = load_verifier(EdgeSettings.model_validate({**settings, "kv_bytes": _KV_BYTES}))
         step = steps(ours, fill(ours, sequences=most, context=context))
     else:
         from benchmarks.engines import of_torch  # noqa: PLC0415 - llama.cpp alone may be measured without torch
@@ -229,5 +258,9 @@ def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> I
         if dtype != "int8":
             yield step, (of_torch.products(target.model, finish),)
             return
-    with raw_llama(path, **size, flash=False) as plain, raw_llama(path, **size, flash=True) as flash:
-        yield step, (plain, flash)
+    with raw_llama(path, **size, flash=False) as plain:
+        if options.shape is not None:
+            yield step, (plain,)
+            return
+        with raw_llama(path, **size, flash=True) as flash:
+            yield step, (plain, flash)

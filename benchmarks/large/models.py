@@ -1,0 +1,253 @@
+"""Random models in real shapes: GGUFs whose speed is that of the real ones, and whose greedy text is known.
+
+Each token's embedding is a row of random signs, and the output projection has these rows in another order. What the
+layers add to an embedding is small, so that the likeliest token after t is `successor[t]`, a walk through the whole
+vocabulary. A draft model follows the same walk, but for the share of the tokens that it is to get wrong. All layers
+have the same random weights, so a file is made in about the time that the disk takes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from numpy.typing import NDArray
+
+from benchmarks.harness import say
+from benchmarks.processes import BenchError
+
+Bytes = NDArray[np.uint8]
+
+VOCABULARY: Final = 152_064
+FIRST: Final = 1_000
+"""Ids below are control tokens and single bytes: they follow nothing but themselves."""
+
+_SEED: Final = 20_261_129
+_CHUNK: Final = 4_096  # rows that are encoded at a time
+_LOGIT: Final = 30.0  # of the successor; those of others are below 1
+_SPREAD: Final = 0.6  # of a product with random weights, for inputs of 1
+_ADDED: Final = 0.2  # the same for what a layer adds to its input
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Shape of a Qwen2.5 model, but for the vocabulary and for the output projection, which none shares."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
+    {
+        "tiny": Shape(2, 256, 512, 4, 2),
+        "0.5b": Shape(24, 896, 4_864, 14, 2),
+        "1.5b": Shape(28, 1_536, 8_960, 12, 2),
+        "3b": Shape(36, 2_048, 11_008, 16, 2),
+        "7b": Shape(28, 3_584, 18_944, 28, 4),
+    }
+)
+
+FILES: Final = ("Q4_0", "Q4_K_M", "Q8_0")
+"""Quantizations of files; of Q4_0 and Q4_K_M the output projection is Q6_K, as llama.cpp makes them."""
+
+
+def successors(right: float = 1.0) -> NDArray[np.int64]:
+    """Return the token that follows each; a share of `right` of them are those of the target."""
+    random = np.random.default_rng(_SEED)
+    order = random.permutation(np.arange(FIRST, VOCABULARY))
+    found = np.arange(VOCABULARY)
+    found[order] = np.roll(order, -1)
+    wrong = random.permutation(order)[: round((1.0 - right) * len(order))]
+    found[wrong] = found[np.roll(wrong, 1)]
+    return found
+
+
+def walk(first: int, tokens: int) -> tuple[int, ...]:
+    """Return what the target writes after a token."""
+    following, text = successors(), [first]
+    for _ in range(tokens):
+        text.append(int(following[text[-1]]))
+    return tuple(text[1:])
+
+
+def make(folder: Path, shape: str, file: str, *, vocabulary: Path, right: float = 1.0) -> Path:
+    """Return a GGUF, made if it is missing; `vocabulary` is a GGUF with a smaller one, which is filled up."""
+    its = SHAPES[shape]
+    name = f"{shape}-{file}{'' if right == 1.0 else f'-{right:g}'}.gguf"
+    path = folder / name
+    if path.exists():
+        return path
+    if file == "Q4_K_M" and (its.hidden % 256 or its.inner % 256):
+        raise BenchError(f"The shape {shape} has no Q4_K_M: its rows are no multiple of 256; choose Q4_0.")
+    say(f"Making {path}")
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    writer = gguf.GGUFWriter(part, "qwen2")
+    _describe(writer, its, name, vocabulary)
+    for tensor, data, kind in _tensors(its, file, successors(right)):
+        writer.add_tensor(tensor, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    part.replace(path)
+    return path
+
+
+def _describe(writer: gguf.GGUFWriter, its: Shape, name: str, vocabulary: Path) -> None:
+    writer.add_name(f"random {name}")
+    writer.add_block_count(its.layers)
+    writer.add_context_length(32_768)
+    writer.add_embedding_length(its.hidden)
+    writer.add_feed_forward_length(its.inner)
+    writer.add_head_count(its.heads)
+    writer.add_head_count_kv(its.kv_heads)
+    writer.add_rope_freq_base(1e6)
+    writer.add_layer_norm_rms_eps(1e-6)
+    fields = gguf.GGUFReader(vocabulary).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(fields["tokenizer.ggml.pre"].contents())
+    writer.add_token_list(tokens + [f"Ġzq{token}x" for token in range(len(tokens), VOCABULARY)])
+    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (VOCABULARY - len(tokens)))
+    writer.add_token_merges(fields["tokenizer.ggml.merges"].contents())
+    writer.add_bos_token_id(fields["tokenizer.ggml.bos_token_id"].contents())
+    writer.add_eos_token_id(fields["tokenizer.ggml.eos_token_id"].contents())
+
+
+def _tensors(its: Shape, file: str, following: NDArray[np.int64]) -> Iterable[tuple[str, NDArray[Any], Kind | None]]:
+    random = np.random.default_rng(its.hidden)
+    usual = Kind.Q4_K if file == "Q4_K_M" else getattr(Kind, file)
+    finest = usual if file == "Q8_0" or its.hidden % 256 else Kind.Q6_K
+    if its.hidden % 256:
+        finest = Kind.Q8_0
+    signs = random.integers(0, 256, (VOCABULARY, its.hidden // 8), dtype=np.uint8)
+    yield "token_embd.weight", _of_signs(usual, signs), usual
+    before = np.argsort(following)
+    yield "output.weight", _of_signs(finest, signs[before]), finest
+    yield "output_norm.weight", np.full(its.hidden, _LOGIT / its.hidden, np.float32), None
+    wide, narrow = its.heads * its.head_dim, its.kv_heads * its.head_dim
+    sizes = {
+        "attn_q": (wide, its.hidden),
+        "attn_k": (narrow, its.hidden),
+        "attn_v": (narrow, its.hidden),
+        "attn_output": (its.hidden, wide),
+        "ffn_gate": (its.inner, its.hidden),
+        "ffn_up": (its.inner, its.hidden),
+        "ffn_down": (its.hidden, its.inner),
+    }
+    mixed = {"attn_v", "ffn_down"} if file == "Q4_K_M" else set()
+    weights: dict[tuple[str, Kind], Bytes] = {}
+    for name, (rows, columns) in sizes.items():
+        spread = (_ADDED if name in {"attn_output", "ffn_down"} else _SPREAD) / columns**0.5
+        for kind in {usual, Kind.Q6_K} if name in mixed else {usual}:
+            weights[name, kind] = _RANDOM[kind](random, rows, columns, spread)
+    for layer in range(its.layers):
+        for name in sizes:
+            kind = Kind.Q6_K if name in mixed and _more_bits(layer, its.layers) else usual
+            yield f"blk.{layer}.{name}.weight", weights[name, kind], kind
+        for name, size in (("attn_q", wide), ("attn_k", narrow), ("attn_v", narrow)):
+            yield f"blk.{layer}.{name}.bias", np.zeros(size, np.float32), None
+        for name in ("attn_norm", "ffn_norm"):
+            yield f"blk.{layer}.{name}.weight", np.ones(its.hidden, np.float32), None
+
+
+def _more_bits(layer: int, layers: int) -> bool:
+    """Whether llama.cpp gives a layer of a Q4_K_M more bits."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
+
+
+_SCALES_K: Final = np.array([1] * 8 + [0x11] * 4, dtype=np.uint8)
+"""Scales and minimums of 1 for all parts of a block of Q4_K."""
+
+
+def _half(value: float, blocks: int) -> Bytes:
+    return np.full((blocks, 1), value, dtype="<f2").view(np.uint8)
+
+
+def _noise(random: np.random.Generator, blocks: int, size: int) -> Bytes:
+    return np.frombuffer(random.bytes(blocks * size), dtype=np.uint8).reshape(blocks, size)
+
+
+def _rows(blocks: Iterable[NDArray[Any]], rows: int) -> Bytes:
+    return np.concatenate(list(blocks), axis=1).reshape(rows, -1)
+
+
+def _random_q4_0(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
+    blocks = rows * columns // 32
+    return _rows((_half(spread / 4.6, blocks), _noise(random, blocks, 16)), rows)
+
+
+def _random_q8_0(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
+    blocks = rows * columns // 32
+    return _rows((_half(spread / 73.9, blocks), _noise(random, blocks, 32)), rows)
+
+
+def _random_q4_k(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
+    blocks, scale = rows * columns // 256, spread / 4.6
+    scales = np.broadcast_to(_SCALES_K, (blocks, 12))
+    return _rows((_half(scale, blocks), _half(7.5 * scale, blocks), scales, _noise(random, blocks, 128)), rows)
+
+
+def _random_q6_k(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
+    blocks = rows * columns // 256
+    scales = np.ones((blocks, 16), np.uint8)
+    return _rows((_noise(random, blocks, 192), scales, _half(spread / 18.5, blocks)), rows)
+
+
+_RANDOM: Final[Mapping[Kind, Callable[[np.random.Generator, int, int, float], Bytes]]] = MappingProxyType(
+    {Kind.Q4_0: _random_q4_0, Kind.Q8_0: _random_q8_0, Kind.Q4_K: _random_q4_k, Kind.Q6_K: _random_q6_k}
+)
+
+
+def _of_signs(kind: Kind, signs: Bytes) -> Bytes:
+    """Return rows of weights of 1 where a bit is set and of -1 elsewhere."""
+    chunks = []
+    for begin in range(0, len(signs), _CHUNK):
+        some = signs[begin : begin + _CHUNK]
+        chunks.append(_rows(_SIGNED[kind](np.unpackbits(some, axis=1)), len(some)))
+    return np.concatenate(chunks)
+
+
+def _signed_q4_0(bits: Bytes) -> Iterable[NDArray[Any]]:
+    values = (1 + 14 * bits).reshape(-1, 2, 16)
+    return _half(1 / 7, len(values)), values[:, 0] | values[:, 1] << 4
+
+
+def _signed_q8_0(bits: Bytes) -> Iterable[NDArray[Any]]:
+    values = np.where(bits, 127, -127).astype(np.int8).reshape(-1, 32)
+    return _half(1 / 127, len(values)), values.view(np.uint8)
+
+
+def _signed_q4_k(bits: Bytes) -> Iterable[NDArray[Any]]:
+    values = (15 * bits).reshape(-1, 4, 2, 32)
+    blocks = len(values)
+    nibbles = (values[:, :, 0] | values[:, :, 1] << 4).reshape(blocks, 128)
+    return _half(1 / 7.5, blocks), _half(1.0, blocks), np.broadcast_to(_SCALES_K, (blocks, 12)), nibbles
+
+
+def _signed_q6_k(bits: Bytes) -> Iterable[NDArray[Any]]:
+    # 63 or 1, as low and high bits: a block has two halves of four times 32 weights.
+    low, high = (1 + 14 * bits).reshape(-1, 2, 4, 32), (3 * bits).reshape(-1, 2, 4, 32)
+    blocks = len(low)
+    nibbles = (low[:, :, :2] | low[:, :, 2:] << 4).reshape(blocks, 128)
+    tops = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(blocks, 64)
+    return nibbles, tops, np.ones((blocks, 16), np.uint8), _half(1 / 31, blocks)
+
+
+_SIGNED: Final[Mapping[Kind, Callable[[Bytes], Iterable[NDArray[Any]]]]] = MappingProxyType(
+    {Kind.Q4_0: _signed_q4_0, Kind.Q8_0: _signed_q8_0, Kind.Q4_K: _signed_q4_k, Kind.Q6_K: _signed_q6_k}
+)
