@@ -15,6 +15,14 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
         "exactness.system",
         "Texts through a real mosquitto follow the target.",
     ),
+    "exactness power": (
+        "exactness.power",
+        "Small mistakes, and how often the proof finds them.",
+    ),
+    "exactness history": (
+        "exactness.history",
+        "p-values of many runs, whose distribution must be uniform.",
+    ),
     "exactness published": (
         "exactness.published",
         "Mistakes of published code, and what they change.",

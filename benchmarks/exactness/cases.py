@@ -1,7 +1,8 @@
 """Cases of the exactness proof: variants that must follow the target distribution, and faults that must not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import Any, Final
 
@@ -11,34 +12,28 @@ from dssd.downlink import FormName
 from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import Choice, FixedPacing, Pacing, Plan
-from schemas.policy import Grammar, Mode
+from schemas.policy import Grammar, Mode, SamplingPolicy
 from tests.support.markov import MarkovScript
 from tests.support.sabotage import UNSURE, Sabotage
 from tests.support.toy_engines import ToyEngine, pair_of
 from tests.support.toy_grammar import GRAMMAR, joint_given_grammar
-from tests.support.toy_pair import END_TOKENS, GUESSABLE, PROMPT, ToyPair, policy
+from tests.support.toy_pair import END_TOKENS, GUESSABLE, NEAR_SIZE, PROMPT, Languages, ToyPair, policy
+
+LATE: Final = 1_500
+"""Tokens of an output whose late positions are tested."""
 
 Law = np.ndarray[Any, np.dtype[np.float64]]
 
 LENGTH: Final = 3
-"""Tokens of a text."""
+"""Tokens of an output whose joint distribution is compared."""
+
+LONG: Final = 24
+"""Most tokens of an output of languages without a short end: small mistakes show in many tokens."""
 
 
-def law(
-    mode: Mode,
-    pair: ToyPair | None = None,
-    *,
-    greedy: bool = False,
-    prompt: Sequence[int] = PROMPT,
-    grammar: Grammar | None = None,
-) -> Law:
-    """Return the joint distribution of an output, `[size] * LENGTH`."""
-    target = (pair or ToyPair.standard()).target
-    if grammar is not None:
-        assert isinstance(target, MarkovScript)
-        given = policy(mode, 0, greedy=greedy, grammar=grammar)
-        return joint_given_grammar(target, prompt, length=LENGTH, policy=given, end=END_TOKENS[0])
-    return fold_ends(target.joint(prompt, length=LENGTH, policy=policy(mode, 0, greedy=greedy)), END_TOKENS)
+def law(mode: Mode) -> Law:
+    """Return the joint distribution of an output of the standard pair, `[size] * LENGTH`."""
+    return Case(mode, FormName.AUTO, LENGTH).joint
 
 
 def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:
@@ -104,7 +99,8 @@ class Case:
         draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
         stream: Tokens of edge-only decoding at a time.
         guessed: Whether the edge uses n-gram speculation.
-        unlike: Whether the draft model has another vocabulary than the target.
+        languages: Target and draft model.
+        tokens: Most tokens of an output.
         stops: Whether a draft ends after a token of which the draft model was unsure.
         suffix: Whether suffix drafts alternate with those of the draft model.
         constrained: Whether requests have a grammar.
@@ -118,7 +114,8 @@ class Case:
     ahead: bool = False
     stream: bool = False
     guessed: bool = False
-    unlike: bool = False
+    languages: Languages = Languages.STANDARD
+    tokens: int = LENGTH
     stops: bool = False
     suffix: bool = False
     engine: ToyEngine = ToyEngine.SCRIPTED
@@ -137,21 +134,45 @@ class Case:
         ahead = f" stopped{ahead}" if self.stops else ahead
         ahead = f" suffix{ahead}" if self.suffix else ahead
         form = f"{form} blocks" if self.blocks else form
-        unlike = " unlike" if self.unlike else ""
+        languages = "" if self.languages is Languages.STANDARD else f" {self.languages.value}"
         greedy = " greedy" if self.greedy else ""
         greedy = f"{greedy} grammar" if self.constrained else greedy
         engine = "" if self.engine is ToyEngine.SCRIPTED else f" {self.engine.value}"
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
-        return f"{self.mode.value}{form}{ahead}{unlike}{greedy}{engine}{fault}"
+        return f"{self.mode.value}{form}{ahead}{languages}{greedy}{engine}{fault}"
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        return GUESSABLE if self.guessed or self.suffix else PROMPT
+        prompt = GUESSABLE if self.guessed or self.suffix else PROMPT
+        return prompt if self.languages is not Languages.WIDE else tuple(self.pair.target.ids[each] for each in prompt)
 
     @property
     def pair(self) -> ToyPair:
-        pair = pair_of(self.engine, unlike=self.unlike)
-        return replace(pair, suffix=self.suffix)
+        return replace(pair_of(self.engine, self.languages), suffix=self.suffix)
+
+    @property
+    def policy(self) -> Callable[[int], SamplingPolicy]:
+        """Return the policy of a seed."""
+        top_k = None
+        if self.languages in {Languages.NEAR, Languages.WIDE, Languages.ENDLESS}:
+            # Nothing is cut; but blocks are for a bounded support, and sorting a wide vocabulary takes long.
+            top_k = NEAR_SIZE if self.blocks or self.languages is Languages.WIDE else 0
+        return partial(policy, self.mode, greedy=self.greedy, grammar=self.grammar, top_k=top_k)
+
+    @property
+    def verified_singly(self) -> bool:
+        """Whether draft tokens are accepted one by one, with probabilities that are known exactly."""
+        blurred = self.engine is ToyEngine.LLAMA_CPP  # its rows are rounded
+        return not (self.blocks or self.suffix or blurred or self.languages is Languages.UNLIKE)
+
+    @property
+    def joint(self) -> Law:
+        """The joint distribution of the first `LENGTH` tokens, `[tokens that may occur] * LENGTH`."""
+        target = self.pair.target
+        if self.grammar is not None:
+            assert isinstance(target, MarkovScript)
+            return joint_given_grammar(target, self.prompt, length=LENGTH, policy=self.policy(0), end=END_TOKENS[0])
+        return fold_ends(target.joint(self.prompt, length=LENGTH, policy=self.policy(0)), END_TOKENS)
 
     @property
     def grammar(self) -> Grammar | None:
@@ -171,9 +192,9 @@ class Case:
     def share(self, sessions: int) -> int:
         """Return how many of these sessions suffice: a fault shows sooner, and greedy outputs are all the same."""
         share = _GREEDY_SHARE if self.greedy else 1
-        if self.sabotage is not Sabotage.NONE:
+        if self.sabotage is not Sabotage.NONE and self.tokens == LENGTH:
             share *= _FAULT_SHARE
-        return max(1, sessions // share)
+        return max(1, sessions * LENGTH // self.tokens // share)
 
 
 _WAYS = (
@@ -184,6 +205,7 @@ _WAYS = (
 )
 _ENGINES = (ToyEngine.LLAMA_CPP, ToyEngine.INT8, ToyEngine.VLLM, ToyEngine.SGLANG)
 _SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
+_NEAR = Case(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
 _BLOCKS = Case(Mode.RESIDUAL, FormName.AUTO, 3, blocks=True)
 
 CASES = (
@@ -199,15 +221,15 @@ CASES = (
     *(Case(mode, FormName.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
     *(Case(mode, FormName.AUTO, 2, stops=True) for mode in Mode),
     *(Case(mode, FormName.AUTO, 2, suffix=True) for mode in Mode),
-    *(Case(mode, form, 2, unlike=True) for mode, form in _WAYS),
-    *(Case(mode, FormName.AUTO, 1, ahead=True, unlike=True) for mode in Mode),
+    *(Case(mode, form, 2, languages=Languages.UNLIKE) for mode, form in _WAYS),
+    *(Case(mode, FormName.AUTO, 1, ahead=True, languages=Languages.UNLIKE) for mode in Mode),
     *(Case(mode, FormName.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
     *(Case(Mode.RESIDUAL, FormName.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
     *(Case(Mode.COUPLED, FormName.AUTO, None, stream=True, engine=engine) for engine in _ENGINES),
     *(Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),
     *(Case(mode, form, 2, constrained=True) for mode, form in _WAYS),
     *(Case(mode, FormName.AUTO, 1, ahead=True, constrained=True) for mode in Mode),
-    *(Case(mode, FormName.AUTO, 2, unlike=True, constrained=True) for mode in Mode),
+    *(Case(mode, FormName.AUTO, 2, languages=Languages.UNLIKE, constrained=True) for mode in Mode),
     *(Case(mode, FormName.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
     Case(Mode.RESIDUAL, FormName.AUTO, None, constrained=True),
     Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, constrained=True),
@@ -216,8 +238,15 @@ CASES = (
     replace(_BLOCKS, draft_length=None, stream=True),
     replace(_BLOCKS, stops=True),
     replace(_BLOCKS, suffix=True),
-    replace(_BLOCKS, unlike=True),
+    replace(_BLOCKS, languages=Languages.UNLIKE),
     replace(_BLOCKS, engine=ToyEngine.LLAMA_CPP),
+    *(replace(_NEAR, mode=mode, form=form) for mode, form in ((Mode.RESIDUAL, FormName.AUTO), *_WAYS)),
+    replace(_NEAR, draft_length=4, ahead=True),
+    replace(_NEAR, blocks=True),
+    *(replace(_NEAR, mode=mode, form=form, languages=Languages.WIDE) for mode, form in _WAYS),
+    *(replace(_NEAR, mode=mode, languages=Languages.ENDLESS, tokens=LATE) for mode in Mode),
+    replace(_NEAR, blocks=True, languages=Languages.ENDLESS, tokens=LATE),
+    Case(Mode.COUPLED, FormName.AUTO, None, stream=True, languages=Languages.ENDLESS, tokens=LATE),
 )
 
 FAULTS = (
@@ -230,6 +259,10 @@ FAULTS = (
         for form in (FormName.SPARSE, FormName.SAMPLES)
         for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
     ),
+    *(Case(mode, FormName.AUTO, 2, sabotage=Sabotage.NUCLEUS_SHORT) for mode in Mode),
+    *(replace(_NEAR, sabotage=sabotage) for sabotage in (Sabotage.ACCEPTANCE_LOW, Sabotage.REPORTED_HIGH)),
+    Case(Mode.RESIDUAL, FormName.AUTO, 2, sabotage=Sabotage.CORRECTED_FROM_P),
+    *(Case(mode, FormName.AUTO, 2, sabotage=Sabotage.SEEDS_SHARED) for mode in Mode),
     Case(Mode.RESIDUAL, FormName.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
     *(
         Case(mode, FormName.AUTO, 3, stream=True, guessed=True, sabotage=sabotage)
@@ -239,7 +272,7 @@ FAULTS = (
     Case(Mode.RESIDUAL, FormName.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
     Case(Mode.RESIDUAL, FormName.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
     *(
-        Case(Mode.RESIDUAL, form, 2, unlike=True, sabotage=sabotage)
+        Case(Mode.RESIDUAL, form, 2, languages=Languages.UNLIKE, sabotage=sabotage)
         for form in (FormName.SPARSE, FormName.SAMPLES)
         for sabotage in (Sabotage.NOT_RENORMALISED, Sabotage.UNMAPPED)
     ),

@@ -253,7 +253,7 @@ def test_texts_in_residual_mode_follow_the_targets_law() -> None:
     counts = np.zeros((6,) * LENGTH, dtype=np.int64)
     for slot in write_all(together(2), prompts(Mode.RESIDUAL, _TEXTS, LENGTH)):
         counts[tuple(slot.text + [slot.text[-1]] * (LENGTH - len(slot.text)))] += 1
-    assert p_value(counts.ravel(), law(Mode.RESIDUAL, ToyPair.standard()).ravel()) > _ALARM
+    assert p_value(counts.ravel(), law(Mode.RESIDUAL).ravel()) > _ALARM
 
 
 def test_long_prompts_are_computed_in_pieces_beside_texts_that_are_written() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dssd.distribution import point_mass, shape
 from schemas.policy import SamplingPolicy
+from tests.support.reference import shaped
 
 # Multiples of a quarter: ties are frequent, and no two masses differ by rounding alone.
 LOGIT = st.integers(-40, 40).map(lambda quarter: quarter / 4) | st.just(-math.inf)
@@ -20,33 +21,13 @@ POLICY = st.builds(
 )
 
 
-def textbook(logits: list[float], policy: SamplingPolicy) -> dict[int, float]:
-    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
-    if policy.temperature == 0:
-        return {order[0]: 1.0}
-    if policy.top_k:
-        order = order[: policy.top_k]
-    weights = {token: math.exp((logits[token] - max(logits)) / policy.temperature) for token in order}
-    total = math.fsum(weights.values())
-    kept: dict[int, float] = {}
-    mass = 0.0
-    for token in order:
-        if policy.top_p < 1 and mass >= policy.top_p:
-            break
-        kept[token] = weights[token] / total
-        mass += weights[token] / total
-    total = math.fsum(kept.values())
-    bounded = 0 < policy.top_k < len(logits) or policy.top_p < 1
-    return {token: kept[token] / total for token in (kept if bounded else sorted(kept)) if kept[token] > 0}
-
-
 @given(LOGITS, POLICY)
 @settings(max_examples=500, deadline=None)
 @example([0.0, 0.0, 0.0], SamplingPolicy(temperature=1.0, top_k=2, top_p=1.0))
 @example([-math.inf, 1.0], SamplingPolicy(temperature=1.0, top_k=2, top_p=0.5))
 def test_shaping_equals_a_plain_implementation(logits: list[float], policy: SamplingPolicy) -> None:
     dist = shape(np.array(logits), policy)
-    expected = textbook(logits, policy)
+    expected = shaped(logits, policy)
     assert dist.ids.tolist() == list(expected)
     assert dist.probs == pytest.approx(list(expected.values()), rel=1e-6)
     assert dist.probs.sum() == pytest.approx(1.0, abs=1e-6)
@@ -81,7 +62,7 @@ def test_shaping_of_a_large_vocabulary_equals_a_plain_implementation(
 ) -> None:
     logits = spread * np.random.default_rng(3).standard_normal(20_000).astype(np.float32)
     logits = np.round(logits) if rounded else logits  # many ties
-    dist, expected = shape(logits, policy), textbook(logits.tolist(), policy)
+    dist, expected = shape(logits, policy), shaped(logits, policy)
     assert dist.ids.tolist() == list(expected)
     assert dist.probs == pytest.approx(list(expected.values()), rel=1e-5)
 

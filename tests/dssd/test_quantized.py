@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dssd.distribution import TOTAL, Dist, draw_draft, quantize
+from tests.support.reference import quantized
 
 WEIGHTS = st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=40)
 
@@ -78,3 +79,12 @@ def test_probabilities_are_the_counts_and_zero_outside_the_support() -> None:
     quantized = quantize(Dist(np.array([9, 2, 5]), np.array([0.5, 0.25, 0.25])))
     assert quantized.probabilities(np.array([5, 7, 9, 0, 11])).tolist() == [0.25, 0.0, 0.5, 0.0, 0.0]
     assert (quantized.count(9), quantized.count(7)) == (TOTAL // 2, 0)
+
+
+def test_counts_equal_those_of_exact_fractions() -> None:
+    random = np.random.default_rng(2)
+    for size in (1, 2, 7, 50, 1000):
+        dist = dist_of(random.exponential(size=size).tolist())
+        found = quantize(dist)
+        expected = quantized(dict(zip(dist.ids.tolist(), dist.probs.tolist(), strict=True)))
+        assert dict(zip(found.ids.tolist(), found.counts.tolist(), strict=True)) == expected

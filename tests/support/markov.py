@@ -4,7 +4,7 @@ The logits of a token depend on the token before it and, if asked for, on the po
 tokens is a product of rows, so the output of the whole system can be tested against it exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from dssd.distribution import Float, Ids, shape
 from dssd.sampling import coupled_token
 from fleet_device.drafters.without_model import LogitsScript
 from schemas.policy import SamplingPolicy
+from tests.support.reference import shaped
 
 MAX_TABLE: Final = 1 << 26
 """Most logits in a script: 256 MiB."""
@@ -48,6 +49,14 @@ class MarkovScript:
         return int(self._table.shape[1])
 
     @property
+    def period(self) -> int:
+        return len(self._table)
+
+    @property
+    def ids(self) -> range:
+        return range(self.size)
+
+    @property
     def words(self) -> tuple[str, ...]:
         return tuple(f"t{token}" for token in range(self.size))
 
@@ -57,6 +66,17 @@ class MarkovScript:
         other = object.__new__(type(self))
         other._table = self._table + noise * np.float32(amount)
         return other
+
+    def shifted(self, token: int, amount: float) -> Self:
+        """Return a language with an amount added to all logits of a token."""
+        other = object.__new__(type(self))
+        other._table = self._table.copy()
+        other._table[:, :, token] += np.float32(amount)
+        return other
+
+    def state(self, prefix: Sequence[int]) -> Hashable:
+        """Return what the row after a prefix depends on."""
+        return len(prefix) % len(self._table), prefix[-1]
 
     def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
         """Return `[size]`, read-only: the logits of the token after a prefix of at least one."""
@@ -82,7 +102,40 @@ class MarkovScript:
         return law
 
     def _law(self, row: NDArray[np.float32], policy: SamplingPolicy) -> Float:
-        dist = shape(row, policy)
+        probs = shaped(row, policy)
         law = np.zeros(self.size)
-        law[dist.ids] = dist.probs
+        law[list(probs)] = list(probs.values())
         return law
+
+
+class SpreadScript:
+    """A language of order one whose tokens have large ids, among many that never occur; the first keeps its id."""
+
+    def __init__(self, language: MarkovScript, *, size: int, first: int, step: int) -> None:
+        self._language = language
+        self.size = size
+        self.ids = (0, *range(first + step, first + step * language.size, step))
+        self.words = tuple(f"t{token}" for token in range(size))
+        self._places = {token: place for place, token in enumerate(self.ids)}
+        self._rows: dict[Hashable, NDArray[np.float32]] = {}
+
+    def state(self, prefix: Sequence[int]) -> Hashable:
+        return self._language.state(self._inner(prefix))
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
+        """Return `[size]`, read-only: minus infinity for tokens that never occur."""
+        state = self.state(prefix)
+        if state not in self._rows:
+            row = np.full(self.size, -np.inf, dtype=np.float32)
+            row[list(self.ids)] = self._language.logits(self._inner(prefix))
+            row.flags.writeable = False
+            self._rows[state] = row
+        return self._rows[state]
+
+    def joint(self, prefix: Sequence[int], *, length: int, policy: SamplingPolicy) -> Float:
+        """Return the joint law of the next tokens, `[tokens that occur] * length`."""
+        return self._language.joint(self._inner(prefix), length=length, policy=policy)
+
+    def _inner(self, prefix: Sequence[int]) -> list[int]:
+        # Only the last token and the length count.
+        return [*[0] * (len(prefix) - 1), self._places[prefix[-1]]]

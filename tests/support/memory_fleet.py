@@ -43,8 +43,7 @@ from tests.support.memory_link import MemoryLink
 
 FLEET, EDGE = "memory", "edge-1"
 END = 0
-TARGET = MarkovScript(size=6, seed=7, sharpness=1.2, period=3)
-TARGET._table[:, :, END] -= 2.0  # outputs must have some length
+TARGET = MarkovScript(size=6, seed=7, sharpness=1.2, period=3).shifted(END, -2.0)  # outputs must have some length
 DRAFT = TARGET.perturbed(seed=8, amount=1.0)
 DRAFT_TOKENS = 1 << 20
 COUNTED_ALIKE = tuple(field.name for field in fields(SessionCounters) if field.name in SEGMENT_COUNTERS)

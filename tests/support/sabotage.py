@@ -17,10 +17,13 @@ from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
 from dssd.downlink import correct
 from dssd.sampling import Proposal, Purpose, propose, random_uniform
 from dssd.verification import Judgement, decode
+from fleet_device.client.agent import Agent
 from fleet_device.client.drafting import DraftSequence
 from fleet_device.drafters.unlike import CommonTokens
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
+from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Item, Verifier
 from schemas.downlink import DownlinkForm, Tries
@@ -30,6 +33,8 @@ from tests.support.toy_pair import TEMPERATURE, ToyPair
 
 class Sabotage(StrEnum):
     NONE = "none"
+    ACCEPTANCE_LOW = "acceptance-low"
+    CORRECTED_FROM_P = "corrected-from-p"
     CUT_SHORT = "cut-short"
     GUESS_KEPT = "guess-kept"
     GUESS_SHIFTED = "guess-shifted"
@@ -42,7 +47,10 @@ class Sabotage(StrEnum):
     MISREPORTED = "misreported"
     NO_RESIDUAL = "no-residual"
     NOT_RENORMALISED = "not-renormalised"
+    NUCLEUS_SHORT = "nucleus-short"
     NUMBERS_REUSED = "numbers-reused"
+    REPORTED_HIGH = "reported-high"
+    SEEDS_SHARED = "seeds-shared"
     SHIFTED = "shifted"
     TEMPERED_TWICE = "tempered-twice"
     UNCAPPED = "uncapped"
@@ -51,12 +59,22 @@ class Sabotage(StrEnum):
     WITHHELD = "withheld"
 
 
+SMALL: Final = 0.02
+"""Of the small mistakes: share of accepted tokens that are rejected, and by which a reported q is too high."""
+
+FROM_P: Final = 0.03
+"""Share of corrections that are drawn from p."""
+
 UNSURE: Final = 0.5
 """Below this probability the toy draft model counts as unsure of a token."""
 
 
 def _accept_inverted(p: float, count: int, uniform: float) -> bool:
     return uniform * p < count / TOTAL
+
+
+def _accept_low(p: float, count: int, uniform: float) -> bool:
+    return uniform < (1.0 - SMALL) * min(1.0, p * TOTAL / count)
 
 
 def _correct_without_residual(
@@ -73,6 +91,28 @@ def _propose_misreported(q: Dist, *, policy: SamplingPolicy, position: int, inde
         return proposal
     flat = quantize(Dist(q.ids, np.full(len(q), 1.0 / len(q))))
     return Proposal(proposal.token, flat.count(proposal.token), flat)
+
+
+def _correct_sometimes_from_p(
+    form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPolicy, position: int
+) -> int | None:
+    wrong = random_uniform(policy.seed, position, Purpose.THIN, 1 << 20) < FROM_P
+    return (_correct_without_residual if wrong else correct)(form, quantized, policy=policy, position=position)
+
+
+def _propose_high(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
+    proposal = propose(q, policy=policy, position=position, index=index)
+    if proposal.count is None:
+        return proposal
+    return replace(proposal, count=min(TOTAL, round(proposal.count * (1.0 + SMALL))))
+
+
+def _generate_in_pairs(self: Agent, request: GenerateRequest, context: RequestContext | None = None) -> Generation:
+    policy = request.policy.model_copy(update={"seed": request.policy.seed & ~1})
+    return _generate(self, replace(request, policy=policy), context)
+
+
+_generate: Final = Agent.generate
 
 
 def _propose_by_position(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
@@ -181,6 +221,22 @@ def _case_unshaped(work: Any) -> Case:
 _case: Final = orchestrator._case
 
 
+def _without_last(probs: Any) -> Any:
+    shorter = np.where(np.arange(len(probs)) < max(1, int((probs > 0.0).sum()) - 1), probs, 0.0)
+    return (shorter / shorter.sum()).astype(np.float32).astype(np.float64)
+
+
+def _shape_short(logits: Any, policy: SamplingPolicy, *, allowed: Any = None) -> Dist:
+    whole = shape(logits, policy, allowed=allowed)
+    probs = _without_last(whole.probs)
+    return Dist(whole.ids[probs > 0.0], probs[probs > 0.0])
+
+
+def _shape_rows_short(logits: Any, policies: Sequence[SamplingPolicy], support: int, rows: Any) -> ShapedRows:
+    whole = shape_rows(logits, policies, support, rows)
+    return ShapedRows(whole.ids, np.stack([_without_last(probs) for probs in whole.probs]))
+
+
 class _TestedAsItIs(Dist):
     """A masked distribution that is tested against the unmasked one."""
 
@@ -262,10 +318,12 @@ def _shift_rows(engine: type[Verifier], stack: ExitStack) -> None:
 
 _AT_THE_EDGE: Final[dict[Sabotage, tuple[str, Callable[..., Any]]]] = {
     Sabotage.INVERTED: ("dssd.verification.accepts", _accept_inverted),
+    Sabotage.ACCEPTANCE_LOW: ("dssd.verification.accepts", _accept_low),
     Sabotage.UNCAPPED: ("dssd.block.reach", _reach_uncapped),
     Sabotage.EVERY_TRY: ("dssd.block.RejectedBlock.tries", _tries_against_p),
     Sabotage.NUMBERS_REUSED: ("dssd.block.random_uniform", _uniform_for_all_blocks),
     Sabotage.UNSHAPED: ("fleet_edge.orchestrator._case", _case_unshaped),
+    Sabotage.NUCLEUS_SHORT: ("fleet_edge.batching.judging.shape_rows", _shape_rows_short),
     Sabotage.GUESS_KEPT: ("fleet_edge.batching.judging.decode", _write_keeping),
     Sabotage.GUESS_SHIFTED: ("fleet_edge.batching.judging.decode", _write_shifted),
 }
@@ -289,19 +347,28 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
         _change_answers(_cut_short, stack)
 
 
+_AT_THE_DEVICE: Final[dict[Sabotage, dict[str, Callable[..., Any]]]] = {
+    Sabotage.MISREPORTED: {"fleet_device.session.machine.propose": _propose_misreported},
+    Sabotage.REPORTED_HIGH: {"fleet_device.session.machine.propose": _propose_high},
+    Sabotage.NUMBERS_REUSED: {"fleet_device.session.machine.propose": _propose_by_position},
+    Sabotage.UNMAPPED: {"fleet_device.session.machine.propose": _propose_unmapped},
+    Sabotage.NOT_RENORMALISED: {
+        "fleet_device.drafters.unlike.CommonTokens.restrict": _restrict_without_renormalising,
+        "fleet_device.session.machine.propose": _propose_not_renormalised,
+    },
+    Sabotage.LIKELIEST: {"fleet_device.client.drafting.DraftSequence.draft": _draft_likeliest},
+    Sabotage.WITHHELD: {"fleet_device.client.drafting.DraftSequence.draft": _draft_withholding},
+    Sabotage.NUCLEUS_SHORT: {
+        "fleet_device.drafters.without_model.shape": _shape_short,
+        # Whatever the proof expects of the product's own code.
+        "dssd.distribution.shape": _shape_short,
+    },
+    Sabotage.NO_RESIDUAL: {"fleet_device.session.sequence.correct": _correct_without_residual},
+    Sabotage.CORRECTED_FROM_P: {"fleet_device.session.sequence.correct": _correct_sometimes_from_p},
+    Sabotage.SEEDS_SHARED: {"fleet_device.client.agent.Agent.generate": _generate_in_pairs},
+}
+
+
 def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
-    if kind is Sabotage.MISREPORTED:
-        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_misreported))
-    elif kind is Sabotage.NUMBERS_REUSED:
-        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_by_position))
-    elif kind is Sabotage.NOT_RENORMALISED:
-        stack.enter_context(patch.object(CommonTokens, "restrict", _restrict_without_renormalising))
-        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_not_renormalised))
-    elif kind is Sabotage.UNMAPPED:
-        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_unmapped))
-    elif kind is Sabotage.LIKELIEST:
-        stack.enter_context(patch.object(DraftSequence, "draft", _draft_likeliest))
-    elif kind is Sabotage.WITHHELD:
-        stack.enter_context(patch.object(DraftSequence, "draft", _draft_withholding))
-    elif kind is Sabotage.NO_RESIDUAL:
-        stack.enter_context(patch("fleet_device.session.sequence.correct", _correct_without_residual))
+    for name, replacement in _AT_THE_DEVICE.get(kind, {}).items():
+        stack.enter_context(patch(name, replacement))

@@ -5,26 +5,31 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, field
 
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
 from fleet_device.pacing.contract import Pacing
-from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.generate import GenerateRequest, RequestContext
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from schemas.policy import SamplingPolicy
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_pair import PROMPT, ToyPair
 
+OriginatedText = tuple[tuple[int, TokenOrigin], ...]
+"""The tokens of an output and where they come from."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Tally:
-    counts: NDArray[np.int64]
-    tested: int
-    accepted: int
+    """Outputs by seed, seeds in the order of each device, and counters of all."""
+
+    texts: dict[int, OriginatedText] = field(default_factory=dict)
+    orders: list[list[int]] = field(default_factory=list)
+    tested: int = 0
+    accepted: int = 0
+    resumes: int = 0
 
 
 def run_sessions(
@@ -42,8 +47,8 @@ def run_sessions(
     sabotage: Sabotage = Sabotage.NONE,
     on_progress: Callable[[int], None] = lambda _done: None,
 ) -> Tally:
-    counts = np.zeros((pair.target.size,) * length, dtype=np.int64)
-    lock, totals, seeds = threading.Lock(), [0, 0, 0], iter(range(first_seed, first_seed + sessions))
+    tally = Tally(orders=[[] for _ in range(devices)])
+    lock, seeds = threading.Lock(), iter(range(first_seed, first_seed + sessions))
 
     def serve(number: int) -> None:
         name = f"device-{number}"
@@ -58,13 +63,21 @@ def run_sessions(
                     seed = next(seeds, None)
                 if seed is None:
                     return
-                done = agent.generate(GenerateRequest(tuple(prompt), policy=policy(seed), max_new_tokens=length))
+                text: list[tuple[int, TokenOrigin]] = []
+
+                def keep(tokens: CommittedTokens, text: list[tuple[int, TokenOrigin]] = text) -> None:
+                    text += zip(tokens.ids, tokens.origins, strict=True)
+
+                request = GenerateRequest(tuple(prompt), policy=policy(seed), max_new_tokens=length)
+                done = agent.generate(request, RequestContext(on_tokens=keep))
+                assert tuple(token for token, _ in text) == done.tokens
                 with lock:
-                    counts[done.tokens + (done.tokens[-1],) * (length - len(done.tokens))] += 1
-                    totals[0] += done.counters.tested
-                    totals[1] += done.counters.accepted
-                    totals[2] += 1
-                    on_progress(totals[2])
+                    tally.texts[seed] = tuple(text)
+                    tally.orders[number].append(seed)
+                    tally.tested += done.counters.tested
+                    tally.accepted += done.counters.accepted
+                    tally.resumes += done.resumes
+                    on_progress(len(tally.texts))
         finally:
             link.stop()
 
@@ -72,4 +85,4 @@ def run_sessions(
         at_the_device(sabotage, stack)
         for future in [pool.submit(serve, number) for number in range(devices)]:
             future.result()
-    return Tally(counts, totals[0], totals[1])
+    return tally

@@ -15,6 +15,7 @@ from fleet_edge.settings import EdgeSettings
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.sabotage import Sabotage, at_the_edge
 from tests.support.toy_engines import ToyEngine, toy_verifier
+from tests.support.toy_pair import Languages
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--form", type=FormName, default=FormName.AUTO)
     parser.add_argument("--blocks", action="store_true", help="verify drafts as blocks")
     parser.add_argument("--engine", type=ToyEngine, default=ToyEngine.SCRIPTED)
+    parser.add_argument("--languages", type=Languages, default=Languages.STANDARD)
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
     parser.add_argument("--guesses", type=int, default=0, help="tokens behind each text it writes, whatever they cost")
     arguments = parser.parse_args()
@@ -41,7 +43,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with ExitStack() as stack:
-        verifier = stack.enter_context(toy_verifier(arguments.engine))  # which is tried before anybody is served
+        verifier = stack.enter_context(
+            toy_verifier(arguments.engine, arguments.languages)
+        )  # which is tried before anybody is served
         at_the_edge(arguments.sabotage, stack)
         # Whether speculation pays depends on the machine's speed, and the proof must not.
         stack.enter_context(patch.object(StepCost, "guesses", lambda *_, **__: arguments.guesses))

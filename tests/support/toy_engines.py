@@ -14,7 +14,7 @@ import numpy as np
 from dssd.distribution import Float
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from tests.support.toy_pair import END_TOKENS, TOP_K, ToyPair
+from tests.support.toy_pair import END_TOKENS, TOP_K, Languages, ToyPair
 from tests.support.toy_transformer import ToyTransformer
 
 _KV_BYTES: Final = 1 << 24
@@ -31,23 +31,25 @@ class ToyEngine(StrEnum):
     SGLANG = "sglang"
 
 
-def pair_of(engine: ToyEngine, *, unlike: bool = False) -> ToyPair:
-    """Return the languages for an engine's proof: a transformer for engines that keep keys and values."""
-    if unlike:
+def pair_of(engine: ToyEngine, languages: Languages = Languages.STANDARD) -> ToyPair:
+    """Return the languages of a proof; those of engines that keep keys and values are transformers."""
+    if languages is Languages.UNLIKE:
         return ToyPair.unlike()
+    if languages is not Languages.STANDARD:
+        return ToyPair.near(languages)
     if engine is ToyEngine.SCRIPTED:
         return ToyPair.standard()
     pair = ToyPair.transformer()
     return replace(pair, target=_quantized()) if engine is ToyEngine.INT8 else pair
 
 
-def toy_verifier(engine: ToyEngine) -> AbstractContextManager[Verifier]:
-    return _VERIFIERS[engine]()
+def toy_verifier(engine: ToyEngine, languages: Languages) -> AbstractContextManager[Verifier]:
+    return _VERIFIERS[engine]() if engine in _VERIFIERS else _scripted(languages)
 
 
 @contextmanager
-def _scripted() -> Iterator[Verifier]:
-    target = pair_of(ToyEngine.SCRIPTED).target
+def _scripted(languages: Languages) -> Iterator[Verifier]:
+    target = pair_of(ToyEngine.SCRIPTED, languages).target
     yield ScriptedVerifier(target, target.words, end_tokens=END_TOKENS, name="toy")
 
 
@@ -132,7 +134,6 @@ def _remote(engine: ToyEngine) -> Iterator[Verifier]:
 
 
 _VERIFIERS: Final[dict[ToyEngine, Callable[[], AbstractContextManager[Verifier]]]] = {
-    ToyEngine.SCRIPTED: _scripted,
     ToyEngine.LLAMA_CPP: _llama_cpp,
     ToyEngine.INT8: _int8,
     ToyEngine.VLLM: partial(_remote, ToyEngine.VLLM),

@@ -1,13 +1,14 @@
 """Toy grammar of the exactness proof: a finite language over the toy words, and the target distribution under it."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from dssd.distribution import Float
 from schemas.policy import Grammar, GrammarKind, SamplingPolicy
 from tests.support.markov import MarkovScript
+from tests.support.reference import shaped
 
 TEXTS: Final[tuple[tuple[int, ...], ...]] = (
     (1, 2), (1, 2, 4), (1, 3, 5), (1, 3, 4), (1, 5),
@@ -37,35 +38,16 @@ def allowed(text: Sequence[int], *, end: int) -> list[int]:
 def joint_given_grammar(
     language: MarkovScript, prefix: Sequence[int], *, length: int, policy: SamplingPolicy, end: int
 ) -> Float:
-    """Return the joint distribution of the next tokens under the grammar, `[size] * length`; ends are repeated.
-
-    It is computed from the logits without the system's code: tokens that the grammar excludes are removed first, and
-    the rest is shaped.
-    """
+    """Return the joint distribution of the next tokens under the grammar, `[size] * length`; ends are repeated."""
     law = np.zeros((language.size,) * length)
 
     def walk(text: tuple[int, ...], mass: float) -> None:
         if len(text) == length or (text and text[-1] == end):
             law[text + text[-1:] * (length - len(text))] += mass
             return
-        row = np.asarray(language.logits([*prefix, *text]), dtype=np.float64)
-        for token, chance in _shaped(row, allowed(text, end=end), policy):
+        probs = shaped(language.logits([*prefix, *text]), policy, allowed=allowed(text, end=end))
+        for token, chance in probs.items():
             walk((*text, token), mass * chance)
 
     walk((), 1.0)
     return law
-
-
-def _shaped(row: Any, ids: Sequence[int], policy: SamplingPolicy) -> list[tuple[int, float]]:
-    kept = sorted(ids, key=lambda token: (-row[token], token))
-    if policy.temperature == 0.0:
-        return [(kept[0], 1.0)]
-    kept = kept[: policy.top_k or None]
-    weights = [float(np.exp(row[token] / policy.temperature)) for token in kept]
-    total, mass, nucleus = sum(weights), 0.0, list[tuple[int, float]]()
-    for token, weight in zip(kept, weights, strict=True):
-        if mass >= policy.top_p:
-            break
-        nucleus.append((token, weight / total))
-        mass += weight / total
-    return [(token, chance / mass) for token, chance in nucleus]

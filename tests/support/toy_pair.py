@@ -1,7 +1,8 @@
 """Toy pair of the exactness proof: a target and a draft language with known distributions."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_device.drafters.without_model import LogitsScript, ScriptedDrafter, WordCodec
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
-from tests.support.markov import MarkovScript, coupled_text
+from tests.support.markov import MarkovScript, SpreadScript, coupled_text
 from tests.support.toy_transformer import ToyTransformer
 
 PROMPT: Final = (1,)
@@ -29,6 +30,9 @@ TOP_K: Final = 5
 
 TEMPERATURE: Final = 0.8
 
+NEAR_SIZE: Final = 24
+"""More tokens than samples of p are sent at first."""
+
 _SIZE: Final = 6
 _HISTORY_BYTES: Final = 1 << 14
 
@@ -39,14 +43,21 @@ class ToyLanguage(Protocol):
         """Tokens in the vocabulary."""
 
     @property
+    def ids(self) -> Sequence[int]:
+        """The tokens that may occur."""
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The token strings by id."""
+
+    def state(self, prefix: Sequence[int]) -> Hashable:
+        """Return what the row after a prefix depends on."""
 
     def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
         """Return `[size]` for the token after the prefix."""
 
     def joint(self, prefix: Sequence[int], *, length: int, policy: SamplingPolicy) -> Float:
-        """Return the joint law of the next tokens, `[size] * length`, as shaped by a policy."""
+        """Return the joint law of the next tokens, `[tokens that may occur] * length`, as shaped by a policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,24 @@ class Disturbed:
     def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
         total: NDArray[Any] = self.target.logits(prefix) + self.noise.logits(prefix)
         return total
+
+
+class Languages(StrEnum):
+    """A toy pair.
+
+    Attributes:
+        STANDARD: A draft model that is often wrong.
+        UNLIKE: Different vocabularies: three words are common, under other ids, and the ends differ.
+        NEAR: q is nearly p, over 24 tokens that all have a chance.
+        WIDE: The same with token ids that need more than 16 bits.
+        ENDLESS: The same as `NEAR`, without ends.
+    """
+
+    STANDARD = "standard"
+    UNLIKE = "unlike"
+    NEAR = "near"
+    WIDE = "wide"
+    ENDLESS = "endless"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +104,19 @@ class ToyPair:
         return cls(target, target.perturbed(seed=8, amount=1.5), target.words)
 
     @classmethod
+    def near(cls, languages: Languages = Languages.NEAR) -> "ToyPair":
+        """Return a pair where one draft token of fifty is rejected, and most corrections need further samples."""
+        target = MarkovScript(size=NEAR_SIZE, seed=18, sharpness=1.2, period=3)
+        target = target.shifted(END_TOKENS[0], -20.0) if languages is Languages.ENDLESS else target
+        draft = target.perturbed(seed=8, amount=0.05)
+        if languages is not Languages.WIDE:
+            return cls(target, draft, target.words)
+        wide, close = (SpreadScript(each, size=70_000, first=65_500, step=7) for each in (target, draft))
+        return cls(wide, close, wide.words)
+
+    @classmethod
     def unlike(cls) -> "ToyPair":
-        """Return a pair with different vocabularies: three words are common, under other ids, and the ends differ."""
+        """Return a pair with different vocabularies."""
         target = MarkovScript(size=_SIZE, seed=7, sharpness=1.2, period=3)
         words = ("d0", "t4", "stop", "t2", "d1", "t1", "d2")
         return cls(target, MarkovScript(size=len(words), seed=9, sharpness=0.8, period=3), words, (2,))
@@ -106,14 +146,18 @@ class ToyPair:
         return UnlikeVocabularyDrafter(own, Vocabulary.of(words), WordCodec(words, END_TOKENS))
 
 
-def policy(mode: Mode, seed: int, *, greedy: bool = False, grammar: Grammar | None = None) -> SamplingPolicy:
+def policy(
+    mode: Mode, seed: int, *, greedy: bool = False, grammar: Grammar | None = None, top_k: int | None = None
+) -> SamplingPolicy:
     """Return the proof's sampling policy: every step of the shaping has an effect, or none with `greedy`.
 
-    With a grammar, which leaves few tokens at each place, it keeps fewer.
+    With a grammar, which leaves few tokens at each place, it keeps fewer; with `top_k`, that number, or all with 0.
     """
     temperature = 0.0 if greedy else TEMPERATURE
-    top_k, top_p = (TOP_K, 0.93) if grammar is None else (2, 0.85)
-    return SamplingPolicy(mode=mode, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, grammar=grammar)
+    kept, top_p = (TOP_K, 0.93) if grammar is None else (2, 0.85)
+    if top_k is not None:
+        kept, top_p = top_k, 1.0
+    return SamplingPolicy(mode=mode, temperature=temperature, top_k=kept, top_p=top_p, seed=seed, grammar=grammar)
 
 
 def own_text(seed: int, tokens: int) -> list[int]:

@@ -5,16 +5,17 @@ computes again shows in its output.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import Float, shape
+from dssd.distribution import Float
 from schemas.policy import SamplingPolicy
 from tests.support.markov import MAX_JOINT
+from tests.support.reference import shaped
 
 CONTEXT: Final = 512
 """Most tokens in one sequence of the GGUF."""
@@ -57,8 +58,16 @@ class ToyTransformer:
         return len(self._weights["token_embd"])
 
     @property
+    def ids(self) -> range:
+        return range(self.size)
+
+    @property
     def words(self) -> tuple[str, ...]:
         return tuple(f"t{token}" for token in range(self.size))
+
+    def state(self, prefix: Sequence[int]) -> Hashable:
+        """Return what the row after a prefix depends on: all of it."""
+        return tuple(prefix)
 
     def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
         """Return `[size]`, read-only: the logits of the token after a prefix of at least one."""
@@ -78,9 +87,9 @@ class ToyTransformer:
         law = np.ones((self.size,) * length)
         for position in range(length):
             for head in itertools.product(range(self.size), repeat=position):
-                dist = shape(self.logits((*prefix, *head)), policy)
+                probs = shaped(self.logits((*prefix, *head)), policy)
                 row = np.zeros(self.size)
-                row[dist.ids] = dist.probs
+                row[list(probs)] = list(probs.values())
                 law[head] *= row.reshape(-1, *(1,) * (length - 1 - position))
         return law
 

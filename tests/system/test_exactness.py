@@ -11,9 +11,10 @@ from tests.support.brokers import StartBroker
 from tests.support.sabotage import Sabotage
 from tests.support.toy_engines import ToyEngine
 
-SESSIONS = 1500
+SESSIONS = 1000
 EXHAUSTIVE_SESSIONS = 500
-FAULT_SESSIONS = 1000
+FAULT_SESSIONS = 400
+SMALL_FAULT_SESSIONS = 1000  # found with a probability above 0.99: `python -m benchmarks exactness power`
 SUBTLE_FAULT_SESSIONS = 3000  # at 1000, p is 1e-3 to 1e-20
 DEVICES = 8
 
@@ -51,6 +52,15 @@ IN_SMALL = {
     "residual auto blocks fault:numbers-reused",
     "residual sparse grammar",
     "residual drafted and streamed in turns grammar",
+    "residual samples near",
+    "residual auto blocks near",
+    "residual sparse wide",
+    "residual auto endless",
+    "residual auto near fault:acceptance-low",
+    "residual auto near fault:reported-high",
+    "residual auto fault:corrected-from-p",
+    "coupled fault:nucleus-short",
+    "residual auto fault:seeds-shared",
     "residual auto grammar fault:masked-half",
     "residual streamed grammar fault:mask-not-renormalised",
 }
@@ -66,17 +76,19 @@ def cases(chosen: Iterable[Case]) -> list[Any]:
 
 @pytest.mark.parametrize("case", cases(CASES))
 def test_texts_follow_the_target(case: Case, start_mosquitto: StartBroker) -> None:
-    # With a fresh seed a false alarm would occur once in 10,000 runs.
+    # With fresh seeds each of the three tests would raise a false alarm once in 10,000 runs.
     broker = start_mosquitto(Broker(fleet=FLEET))
     sessions = case.share(SESSIONS if case.name in IN_SMALL else EXHAUSTIVE_SESSIONS)
     result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)
-    assert result.follows, result
+    assert result.passed, result
 
 
 @pytest.mark.parametrize("case", cases(case for case in FAULTS if case.form is not FormName.SAMPLES))
 def test_the_proof_catches_faults(case: Case, start_mosquitto: StartBroker) -> None:
     assert case.sabotage is not Sabotage.NONE
     broker = start_mosquitto(Broker(fleet=FLEET))
-    sessions = SUBTLE_FAULT_SESSIONS if case.suffix or case.blocks else FAULT_SESSIONS
+    small = case.sabotage in {Sabotage.ACCEPTANCE_LOW, Sabotage.REPORTED_HIGH, Sabotage.CORRECTED_FROM_P}
+    sessions = SMALL_FAULT_SESSIONS if small else FAULT_SESSIONS
+    sessions = SUBTLE_FAULT_SESSIONS if case.suffix or case.blocks else sessions
     result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)
     assert result.passed, result

@@ -1,0 +1,110 @@
+"""Evidence of one case: outputs compared with what is expected of them, by three tests."""
+
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.exactness.cases import LENGTH, Case
+from fleet_device.session.sequence import TokenOrigin
+from schemas.policy import Mode
+from tests.support.reference import TOTAL, quantized, shaped
+from tests.support.score_test import (
+    LOG_P,
+    Outcomes,
+    Scored,
+    ScoreTest,
+    coupled,
+    dependence,
+    residual,
+    untested,
+)
+from tests.support.statistics import ALARM, p_value
+from tests.support.toy_devices import OriginatedText, Tally
+from tests.support.toy_grammar import allowed
+from tests.support.toy_pair import END_TOKENS, Languages, ToyPair
+
+CORRECTED = {TokenOrigin.DRAFTED: False, TokenOrigin.CORRECTED: True}
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """p-values; None where nothing is random.
+
+    Attributes:
+        joint: Chi-square of the joint distribution of the first tokens.
+        score: Score test of all tokens, directed at small mistakes.
+        dependence: Correlation of outputs of neighbouring seeds, and of successive ones of a device.
+    """
+
+    joint: float | None
+    score: float | None
+    dependence: float | None
+
+    @property
+    def follows(self) -> bool:
+        return all(value is None or value > ALARM for value in (self.joint, self.score, self.dependence))
+
+
+@dataclass(slots=True)
+class Expectation:
+    """What may become of each token of a case, from the languages and the reference of shaping alone."""
+
+    case: Case
+    _known: dict[tuple[Hashable, bool], Outcomes] = field(default_factory=dict)
+    _pair: ToyPair = field(init=False)
+    _prompt: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pair, self._prompt = self.case.pair, self.case.prompt
+
+    def outcomes(self, text: Sequence[int], *, tested: bool) -> Outcomes:
+        """Return the outcomes of the token after a text; `tested` if a draft token was verified there."""
+        prefix = (*self._prompt, *text)
+        state = self._pair.target.state(prefix) if self.case.grammar is None else prefix
+        if (state, tested) not in self._known:
+            p, q = self.rows(text)
+            rule = untested if not tested else coupled if self.case.mode is Mode.COUPLED else residual
+            self._known[state, tested] = rule(p, q)
+        return self._known[state, tested]
+
+    def rows(self, text: Sequence[int]) -> tuple[dict[int, float], dict[int, float]]:
+        """Return p after a text, and q as it is drawn from; p in its place if only the device knows q."""
+        prefix, policy = (*self._prompt, *text), self.case.policy(0)
+        kept = self._pair.target.ids if self.case.grammar is None else allowed(text, end=END_TOKENS[0])
+        p = shaped(self._pair.target.logits(prefix), policy, allowed=kept)
+        if self.case.languages is Languages.UNLIKE:
+            return p, p
+        q = shaped(self._pair.draft.logits(prefix), policy, allowed=kept)
+        return p, q if policy.mode is Mode.COUPLED else {token: n / TOTAL for token, n in quantized(q).items()}
+
+
+def evidence(case: Case, tally: Tally) -> Evidence:
+    expected, score, places = Expectation(case), ScoreTest(), {token: n for n, token in enumerate(case.pair.target.ids)}
+    counts = np.zeros((len(places),) * LENGTH, dtype=np.int64)
+    scored: dict[int, Scored] = {}
+    for seed, text in tally.texts.items():
+        scored[seed] = _add(score, expected, text)
+        head = [places[token] for token, _ in text[:LENGTH]]
+        counts[(*head, *[head[-1]] * (LENGTH - len(head)))] += 1
+    neighbours = {(seed, seed + 1) for seed in tally.texts if seed + 1 in tally.texts}
+    successive = {pair for order in tally.orders for pair in itertools.pairwise(order)}
+    joint = p_value(counts.ravel(), case.joint.ravel())
+    return Evidence(
+        joint=joint if joint < 1.0 else None,  # only one outcome, or none that is expected often enough
+        score=score.p_value(),
+        dependence=dependence([(scored[one], scored[other]) for one, other in neighbours | successive]),
+    )
+
+
+def _add(score: ScoreTest, expected: Expectation, text: OriginatedText) -> Scored:
+    scored: list[tuple[float, float]] = []
+    tokens = [token for token, _ in text]
+    for place, (token, origin) in enumerate(text):
+        corrected = CORRECTED.get(origin) if expected.case.verified_singly else None
+        outcomes, outcome = expected.outcomes(tokens[:place], tested=corrected is not None), (token, corrected)
+        score.add(outcomes, outcome)
+        if outcome in outcomes.scores:
+            scored.append((float(outcomes.scores[outcome][LOG_P]), float(outcomes.covariance[LOG_P, LOG_P])))
+    return scored
