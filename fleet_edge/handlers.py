@@ -106,9 +106,14 @@ class MessageHandlers:
             _log.warning("%s is quarantined: %s", device, quarantines.active[device].reason, extra={"device": device})
             self._end_sessions(device, quarantines.active[device].reason)
 
-    def grammar_killed(self, device: str, session: bytes, digest: str) -> None:
+    def restore_grammar(self, session: EdgeSession) -> None:
+        """Have a session's text followed in another process; its drafts wait meanwhile."""
+        if (constraint := session.constraint) is not None and not session.finished:
+            self.grammars.restore(session.device, constraint, tuple(session.text), lambda: None)
+
+    def grammar_killed(self, device: str, session: bytes, report: str) -> None:
         """Strike a device whose grammar has killed the grammar's process, and log it."""
-        sentence = f"A grammar crashed its worker process; its SHA-256 is {digest}. It is refused from now on."
+        sentence = f"{report}."
         _log.warning("%s: %s", device, sentence, extra={"device": device, "session": session.hex()})
         self.guard.strike_grammar(device)
         self.recorder.events.note(EventKind.GRAMMAR, "killed", sentence, device, session=session)
@@ -126,7 +131,7 @@ class MessageHandlers:
             return  # delivered twice, before it was granted
         try:
             limits, constraint = self._limits(device, message), None
-            if message.policy.grammar is not None and (constraint := self.grammars.at_once(message)) is None:
+            if message.policy.grammar is not None and (constraint := self.grammars.at_once(device, message)) is None:
                 self.guard.admit_grammar(device)
                 self.grammars.prepare(
                     device, message, lambda prepared: self._prepared(device, message, size, limits, prepared)

@@ -23,6 +23,7 @@ from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
 from fleet_edge.sessions.drafts import DraftResult
+from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
@@ -214,12 +215,13 @@ class Orchestrator:
             tokens=sum(len(work.item.tokens) for work in batch.works),
             prefilled=sum(work.prefilled for work in batch.works),
         )
-        self._note_killed(batch)
-        return [
+        results = [
             self._commit(work, judgement, times)
             for work, judgement in zip(batch.verifications, step.judgements, strict=True)
-            if self._awaited(work)
+            if self._awaited(work) and not (judgement is None and _is_lost(work.session))
         ]
+        self._note_grammars(batch)
+        return results
 
     def _commit(self, work: WorkItem, judgement: Judgement | None, times: StepTimes) -> WorkResult:
         session = work.session
@@ -256,12 +258,14 @@ class Orchestrator:
             if self._awaited(work)
         ]
 
-    def _note_killed(self, batch: Batch) -> None:
-        """Report grammars that have killed their process in a step."""
+    def _note_grammars(self, batch: Batch) -> None:
+        """Report grammars that have killed their process in a step; restore the sessions whose process has ended."""
         for session in (work.session for work in batch.verifications):
             if session.constraint is not None and session.constraint.killed:
                 self.handlers.grammar_killed(session.device, session.session, session.constraint.killed)
                 session.constraint.killed = ""
+            if _is_lost(session) and session in self.sessions:
+                self.handlers.restore_grammar(session)
 
     # Send
 
@@ -341,6 +345,10 @@ def _case(work: WorkItem) -> Case:
         text=() if session.constraint is None else session.text,
         blocks=tuple(len(draft.tokens) for draft in drafts) if session.limits.blocks else None,
     )
+
+
+def _is_lost(session: EdgeSession) -> bool:
+    return session.constraint is not None and session.constraint.lost
 
 
 def _give_up(work: WorkItem, sentence: str) -> WorkResult:

@@ -3,16 +3,18 @@
 import importlib.metadata
 import logging
 import threading
+import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from fleet_common.grammar.bounds import bounded_text
-from fleet_common.grammar.errors import GrammarBanned, GrammarBusy, GrammarError, GrammarUnavailable
+from fleet_common.grammar.errors import GrammarBanned, GrammarBusy, GrammarError, GrammarKilled, GrammarUnavailable
 from fleet_common.grammar.process import CompiledGrammar, GrammarMatcher, GrammarProcess, GrammarTokenizer
 from fleet_common.host import write_atomically
 from schemas.policy import Grammar
@@ -23,60 +25,72 @@ _log = logging.getLogger(__name__)
 _MOST_BANNED: Final = 1000
 """Number of banned grammars that are remembered. Each new one costs its sender strikes."""
 
+_BANNED_S: Final = 86_400.0
+
 
 class BannedGrammars:
-    """Digests of grammars that have ended a process. Callable on any thread.
+    """Grammars that have ended the process that compiled them; each is tried again after a day. Callable on any thread.
 
-    `path` keeps them across restarts, one line each: llguidance's version and a digest. Grammars banned under another
-    version are tried again. Without it they are kept in memory.
+    `path` keeps them across restarts, one line each: llguidance's version, a digest, and when the ban ends (Unix
+    time). Grammars banned under another version are tried again. Without it they are kept in memory.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
         self._path = path
+        self._clock = clock
         self._lock = threading.Lock()
         try:
             self._version = importlib.metadata.version("llguidance")
         except importlib.metadata.PackageNotFoundError:
             self._version = "none"
-        self._digests: dict[str, None] = dict.fromkeys(self._read())
+        self._kept: dict[str, float] = {}
+
+    def until(self) -> dict[str, float]:
+        """Return when each ban ends, by digest."""
+        found = self._kept if self._path is None else self._read(self._path)
+        return {digest: until for digest, until in found.items() if until > self._clock()}
 
     def check(self, grammar: Grammar) -> None:
-        if self._digests and grammar.digest in self._digests:
+        if grammar.digest in self.until():
             raise GrammarBanned
 
     def add(self, grammar: Grammar) -> None:
         """Ban a grammar, on disk too."""
-        with self._lock:
-            self._digests[grammar.digest] = None
-            for oldest in list(self._digests)[:-_MOST_BANNED]:
-                del self._digests[oldest]
-            if self._path is None:
-                return
-            lines = "".join(f"{self._version} {digest}\n" for digest in self._digests)
-            try:
-                write_atomically(self._path, lines.encode("ascii"))
-            except OSError as error:
-                _log.warning("The grammar %s is banned only until this edge stops: %s", grammar.digest[:12], error)
-
-    def _read(self) -> list[str]:
         try:
-            lines = [] if self._path is None else self._path.read_text(encoding="ascii").splitlines()
-        except (OSError, UnicodeDecodeError):
-            lines = []
-        return [digest for version, _, digest in (line.partition(" ") for line in lines) if version == self._version]
+            self._change({grammar.digest: self._clock() + _BANNED_S})
+        except OSError as error:
+            _log.warning("The grammar %s cannot be banned: %s", grammar.digest[:12], error)
+
+    def lift(self, digest: str) -> None:
+        """End a ban; raise OSError if the file cannot be written."""
+        self._change({digest: 0.0})
+
+    def _change(self, change: dict[str, float]) -> None:
+        with self._lock:
+            self._kept = dict(list((self.until() | change).items())[-_MOST_BANNED:])
+            if self._path is not None:
+                lines = (f"{self._version} {digest} {until:.0f}\n" for digest, until in self._kept.items())
+                write_atomically(self._path, "".join(lines).encode("ascii"))
+
+    def _read(self, path: Path) -> dict[str, float]:
+        found: dict[str, float] = {}
+        with suppress(OSError, ValueError):
+            for line in path.read_text(encoding="ascii").splitlines():
+                version, digest, until = line.split(" ")
+                if version == self._version:
+                    found[digest] = float(until)
+        return found
 
 
 _KEPT: Final = 32
 """Number of grammars that are kept compiled or known to be unusable."""
 
-_AT_ONCE: Final = 2
-"""Number of grammars compiled at the same time."""
+_MOST_KB: Final = 1 << 20
+_MOST_OF_DEVICE_KB: Final = 96 << 10
+"""Memory of all grammars, beyond which devices with more than an equal part begin no more generations, and of one
+device's."""
 
-_MOST_KB: Final = 512 << 10
-_PROCESS_KB: Final = 2 << 10
-"""Memory of all grammars together, and of the process of each."""
-
-_NOT_KEPT: Final = (GrammarUnavailable, GrammarBusy, GrammarBanned)
+_NOT_KEPT: Final = (GrammarUnavailable, GrammarBusy, GrammarBanned, GrammarKilled)
 """Errors that are not cached: the grammar may be usable later, or is remembered elsewhere."""
 
 
@@ -106,23 +120,31 @@ class GrammarCompiler:
         self._starting = threading.Lock()
         self._kept: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
         self._keeping = threading.Lock()
-        self._places = threading.BoundedSemaphore(_AT_ONCE)
         self._living: weakref.WeakSet[CompiledGrammar] = weakref.WeakSet()  # also those in use but not kept
+        self._matchers: defaultdict[str, weakref.WeakSet[GrammarMatcher]] = defaultdict(weakref.WeakSet)
 
     def knows(self, grammar: Grammar) -> bool:
         """Whether a matcher, or the reason why there is none, is available at once."""
         kept = self._kept.get(grammar)
-        return kept is not None and kept.done()
+        return kept is not None and kept.done() and (kept.exception() is not None or kept.result().usable)
 
-    def matcher(self, grammar: Grammar) -> GrammarMatcher:
-        """Return a matcher at the start of a generation; raise GrammarError as `compile_grammar` does."""
-        return GrammarMatcher(self.compiled(grammar))
+    def matcher(self, grammar: Grammar, device: str = "") -> GrammarMatcher:
+        """Return a matcher at the start of a device's generation; raise GrammarError as `compile_grammar` does."""
+        with self._keeping:
+            self._check_memory(device, self._share_kb())
+        made = GrammarMatcher(partial(self.compiled, grammar), partial(self._check_memory, device, _MOST_OF_DEVICE_KB))
+        with self._keeping:
+            if device not in self._matchers:
+                for gone in [name for name, matchers in self._matchers.items() if not matchers]:
+                    del self._matchers[gone]
+            self._matchers[device].add(made)
+        return made
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar:
         """Return the compiled grammar; raise GrammarError as `compile_grammar` does."""
         with self._keeping:
             kept = self._kept.get(grammar)
-            if kept is not None and kept.done() and kept.exception() is None and not kept.result().usable:
+            if kept is not None and kept.done() and not self.knows(grammar):
                 kept = None  # its process has ended
             if mine := kept is None:
                 kept = self._kept[grammar] = Future()
@@ -148,25 +170,23 @@ class GrammarCompiler:
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         self._banned.check(grammar)
         text = bounded_text(grammar)
-        with self._places:
+        try:
             found = self._compile_apart(grammar, text)
+        except GrammarKilled:
+            self._banned.add(grammar)
+            raise
         with self._keeping:
             self._living.add(found)
             while len(self._kept) > _KEPT or (len(self._kept) > 1 and self._memory_kb() > _MOST_KB):
                 self._kept.popitem(last=False)
-            if self._memory_kb() > _MOST_KB:
-                raise GrammarBusy("The grammars in use take all memory allowed for grammars; try again shortly.")
         return found
-
-    def _memory_kb(self) -> int:
-        return sum(each.memory_kb + _PROCESS_KB for each in self._living)
 
     def _compile_apart(self, grammar: Grammar, text: str) -> CompiledGrammar:
         with suppress(OSError):
-            return self._running().compile(grammar, text, self._banned.add)
+            return self._running().compile(grammar, text)
         self.close()
         try:
-            return self._running().compile(grammar, text, self._banned.add)
+            return self._running().compile(grammar, text)
         except OSError as error:
             raise GrammarUnavailable(f"The grammar worker does not answer: {error.strerror or error}.") from None
 
@@ -180,3 +200,19 @@ class GrammarCompiler:
         with self._keeping:
             if self._kept.get(grammar) is kept:
                 del self._kept[grammar]
+
+    def _memory_kb(self) -> float:
+        return sum(each.memory_kb for each in self._living)
+
+    def _share_kb(self) -> float:
+        """Return the most that a device's grammars may take for another generation to begin."""
+        if self._memory_kb() <= _MOST_KB:
+            return _MOST_OF_DEVICE_KB
+        return min(_MOST_OF_DEVICE_KB, _MOST_KB / max(1, sum(map(bool, map(len, self._matchers.values())))))
+
+    def _check_memory(self, device: str, most_kb: float) -> None:
+        if sum(each.cost_kb for each in self._matchers.get(device, ())) > most_kb:
+            raise GrammarBusy(
+                f"The device's generations with grammars take more than {most_kb / 1024:.0f} MiB; try again when some "
+                "have ended, or with shorter ones."
+            )

@@ -39,20 +39,23 @@ class OutsideGrammar(GrammarError):  # noqa: N818
         self.taken = taken
 
 
+class GrammarLost(GrammarError):  # noqa: N818
+    """The process that followed a generation has ended, or is not to follow it any longer; `restore` finds another."""
+
+
 class GrammarBanned(GrammarError):  # noqa: N818
     def __init__(self) -> None:
         super().__init__(
-            "The grammar cannot be used: it takes too much time, memory or stack, and is refused from now on. "
-            "Simplify it."
+            "The grammar is refused for a day, because it takes too much time, memory or stack to compile; simplify it."
         )
 
 
-class GrammarKilled(GrammarBanned):
-    """A grammar that has just ended the process that compiled or followed it."""
+class GrammarKilled(GrammarError):  # noqa: N818
+    """A grammar has ended the process that compiled it, or a generation the process that followed it alone."""
 
-    def __init__(self, digest: str) -> None:
-        super().__init__()
-        self.digest = digest
+    def __init__(self, digest: str, cause: str) -> None:
+        super().__init__("The grammar cannot be used: it takes too much time, memory or stack. Simplify it.")
+        self.report = f"{cause}; its SHA-256 is {digest}"
 
 
 def unusable(reason: str) -> GrammarError:

@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,17 +15,18 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleet_common.grammar.errors import (
-    GrammarBanned,
+    GrammarBusy,
     GrammarError,
     GrammarKilled,
+    GrammarLost,
     GrammarUnavailable,
     OutsideGrammar,
     unusable,
@@ -111,8 +113,22 @@ _STEP_S: Final = 10.0
 """Timeouts for the worker. They are long, since it limits its own processor time: a busy or suspended machine is not
 the grammar's fault."""
 
-_MOST_NEW: Final = 16_384
-"""Tokens in one packet."""
+_PIECE: Final = 256
+"""Tokens in one request: others wait meanwhile. A generation of that length is replayed in some milliseconds."""
+
+_GENERATIONS: Final = 32
+"""Generations that one process follows, one after another or at the same time."""
+
+_HEAVY_KB: Final = 1 << 10
+"""Memory beyond which a generation gets a process for itself. A JSON object of 370 tokens takes 73 KB."""
+
+_PROCESS_KB: Final = 2 << 10
+"""Memory of a process of its own."""
+
+_TRIES: Final = 4
+"""Processes that may end below a generation before it is given up."""
+
+_NUMBERS: Final = itertools.count()
 
 
 def token_pieces(tokenizer: GrammarTokenizer) -> Sequence[bytes]:
@@ -136,7 +152,6 @@ class GrammarProcess:
 
     def __init__(self, tokenizer: GrammarTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._lock = threading.Lock()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = _start(tokenizer, theirs)
@@ -147,159 +162,220 @@ class GrammarProcess:
             self.close()
             raise
 
-    def compile(self, grammar: Grammar, text: str, on_killed: Callable[[Grammar], object]) -> "CompiledGrammar":
-        """Compile a grammar in its own process.
-
-        `text` replaces the grammar's own; `on_killed` is called when the grammar has ended its process, now or later.
+    def compile(self, grammar: Grammar, text: str) -> "CompiledGrammar":
+        """Compile a grammar in its own process; `text` replaces the grammar's own.
 
         Raises:
             GrammarKilled: It has crashed its process, or exceeded its limits.
             GrammarError: It cannot be used.
             OSError: This process has ended, or no other can be started; make another.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs, self._lock:
-                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
-            return CompiledGrammar(ours, self._tokenizer, grammar, text, on_killed)
-        except BaseException:
-            ours.close()
-            raise
+        return CompiledGrammar(WorkerLink.fork(self._control, self._tokenizer), grammar, text)
 
     def close(self) -> None:
         """End the process. Its compiled grammars stay usable."""
         self._end()
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class CompiledGrammar:
-    """A grammar in its own process, which ends with the last reference to this object. Callable on any thread."""
+_INNOCENT: Final = {-signal.SIGKILL, -signal.SIGALRM, -signal.SIGTERM, 0}
+"""Exit codes that are not the grammar's fault: the kernel or an administrator killed it, or the machine was busy."""
 
-    _link: socket.socket
-    _tokenizer: GrammarTokenizer
-    grammar: Grammar
-    _text: str
-    _on_killed: Callable[[Grammar], object]
-    first_allowed: NDArray[np.int64] = field(init=False)
-    first_forced: tuple[int, ...] = field(init=False)
-    compile_s: float = field(init=False)
+
+class WorkerEnded(OSError):  # noqa: N818
+    """A process has ended, or is `worn` out: every generation fails for the reason given.
+
+    `code` is its exit code, negative for a signal, None if unknown.
+    """
+
+    def __init__(self, code: int | None = None, worn: GrammarError | None = None) -> None:
+        super().__init__("the process has ended")
+        self.code = code
+        self.worn = worn
+
+    @property
+    def guilty(self) -> bool:
+        """Whether a generation that the process followed alone is the reason."""
+        return self.worn is not None or (self.code is not None and self.code not in _INNOCENT)
+
+    def failure(self, grammar: Grammar) -> GrammarError:
+        code = self.code or 0
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return self.worn or GrammarKilled(grammar.digest, f"A grammar ended its process ({how})")
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class WorkerLink:
+    """Our end of a grammar process, which ends when it is closed. Callable on any thread."""
+
+    end: socket.socket
+    tokenizer: GrammarTokenizer
     memory_kb: int = 0
-    _failure: GrammarError | None = None
-    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+    ended: WorkerEnded | None = None
+    users: "weakref.WeakSet[GrammarMatcher]" = field(default_factory=weakref.WeakSet)
     _dropped: deque[int] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, self._link.close)
-        self._link.settimeout(_COMPILE_S)
-        _receive(self._link)  # the process runs; if it ends from now on, the grammar is the cause
+        weakref.finalize(self, self.end.close)
+
+    @classmethod
+    def fork(cls, parent: socket.socket, tokenizer: GrammarTokenizer) -> "WorkerLink":
+        """Have a process forked; raise OSError if its parent has ended."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            request = self.grammar.kind.value.encode() + b"\0" + self._text.encode()
+            with theirs:
+                socket.send_fds(parent, [b"f"], [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        return cls(ours, tokenizer)
+
+    @property
+    def cost_kb(self) -> float:
+        """Memory for each of its users."""
+        return (self.memory_kb + _PROCESS_KB) / max(1, len(self.users))
+
+    def drop(self, matcher: int) -> None:
+        """Forget a matcher. The garbage collector may call this, so the process is notified later."""
+        self._dropped.append(matcher)
+
+    def exchange(self, request: bytes | None, wait_s: float) -> tuple[bytes, int, int, bytes]:
+        """Send a request, and return the status, the two numbers and the content of the reply.
+
+        Raise WorkerEnded if the process has ended, GrammarError if it reports one.
+        """
+        with self._lock:
+            if self.ended is not None:
+                raise WorkerEnded  # not by this request
+            try:
+                reply = self._reply(request, wait_s)
+            except OSError as error:
+                ended = error if isinstance(error, WorkerEnded) else WorkerEnded()
+                self._close(ended)
+                raise ended from None
+            except Exception as error:  # noqa: BLE001 - of the vocabulary; the process waits for its answer
+                self._close(WorkerEnded())
+                raise GrammarError(f"Text that the grammar forces cannot be encoded: {error}") from None
+            status, first, second = REPLY.unpack_from(reply)
+            if status == Status.DONE:
+                self.memory_kb = first
+        if status == Status.FAILED:
+            raise _failure(reply)
+        return status, first, second, reply[REPLY.size :]
+
+    def _close(self, ended: WorkerEnded) -> None:
+        self.ended = ended
+        self.end.close()
+
+    def _reply(self, request: bytes | None, wait_s: float) -> bytes:
+        self.end.settimeout(wait_s)
+        try:
+            reply = self._talk(request)
+        except TimeoutError:
+            raise
+        except OSError:
+            reply = _receive(self.end)  # how it has ended, if its parent has said so
+        status, first, _ = REPLY.unpack_from(reply)
+        if status == Status.ENDED:
+            raise WorkerEnded(first)
+        if status == Status.FAILED and first:
+            raise WorkerEnded(worn=_failure(reply))
+        return reply
+
+    def _talk(self, request: bytes | None) -> bytes:
+        """Send a request and return the reply; meanwhile encode text for the process."""
+        while self._dropped:
+            self.end.send(OP.pack(Op.DROP, self._dropped.popleft(), 0))
+        if request is not None:
+            self.end.send(request)
+        while (reply := _receive(self.end))[:1] == Status.ENCODE:
+            text = reply[REPLY.size :].decode("utf-8", "replace")
+            ids = np.asarray(self.tokenizer.encode_inside(text), dtype=np.uint32)
+            self.end.send(Status.DONE + ids.tobytes())
+        return reply
+
+
+def _failure(reply: bytes) -> GrammarError:
+    return unusable(reply[REPLY.size :].decode("utf-8", "replace"))
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class CompiledGrammar:
+    """A compiled grammar, in a process that ends with the last reference to this object. Callable on any thread.
+
+    This process follows no generation: it forks those that do.
+    """
+
+    link: WorkerLink
+    grammar: Grammar
+    _text: InitVar[str]
+    first_allowed: NDArray[np.int64] = field(init=False)
+    first_forced: tuple[int, ...] = field(init=False)
+    compile_s: float = field(init=False)
+    _shared: WorkerLink | None = None
+    _begun: int = 0
+    _followers: "weakref.WeakSet[WorkerLink]" = field(default_factory=weakref.WeakSet)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self, _text: str) -> None:
+        self.link.exchange(None, _COMPILE_S)  # the process runs; if it ends from now on, the grammar is the cause
+        try:
+            request = self.grammar.kind.value.encode() + b"\0" + _text.encode()
         except UnicodeEncodeError:
             raise unusable("a string in it has half a character") from None
         if len(request) > MAX_PACKET:
             raise unusable("it is too long")
-        _, content = self._exchange(request, _COMPILE_S)
-        self.compile_s, self.memory_kb, count = COMPILED.unpack_from(content)
+        try:
+            *_, content = self.link.exchange(request, _COMPILE_S)
+        except WorkerEnded as ended:
+            if ended.code is None:
+                raise
+            if ended.guilty:
+                raise ended.failure(self.grammar) from None
+            raise GrammarBusy("The process that compiled the grammar was killed; try again shortly.") from None
+        self.compile_s, count = COMPILED.unpack_from(content)
         forced = np.frombuffer(content, dtype=np.uint32, count=count, offset=COMPILED.size)
-        self.first_forced = self._known(forced.tolist())
-        self.first_allowed = self._ids(content[COMPILED.size + forced.nbytes :])
+        self.first_forced = self.known(forced.tolist())
+        self.first_allowed = self.ids(content[COMPILED.size + forced.nbytes :])
+
+    @property
+    def tokenizer(self) -> GrammarTokenizer:
+        return self.link.tokenizer
 
     @property
     def usable(self) -> bool:
-        return self._failure is None
+        return self.link.ended is None
 
     @property
-    def vocabulary(self) -> int:
-        return self._tokenizer.vocabulary
+    def memory_kb(self) -> int:
+        """Memory of its process, and of those that follow generations."""
+        return sum(link.memory_kb + _PROCESS_KB for link in (self.link, *self._followers))
 
-    @property
-    def end_tokens(self) -> tuple[int, ...]:
-        return self._tokenizer.end_tokens
+    def follower(self, *, alone: bool) -> WorkerLink:
+        """Return a process for one more generation, which is the only one if `alone`; raise OSError if there is none.
 
-    def new_matcher(self) -> int:
-        return next(self._numbers)
-
-    def drop(self, matcher: int) -> None:
-        """Forget a matcher. The garbage collector may call this, so the worker is notified later."""
-        self._dropped.append(matcher)
-
-    def allowed(self, matcher: int, keep: int, new: Sequence[int]) -> NDArray[np.int64]:
-        """Return the ids that may follow; see `_move` for arguments and exceptions."""
-        return self._ids(self._move(Op.ALLOWED, matcher, keep, new))
-
-    def forced(self, matcher: int, keep: int, new: Sequence[int]) -> tuple[int, ...]:
-        """Return the ids that must follow, as far as they are known without a look at every token."""
-        content = self._move(Op.FORCED, matcher, keep, new)
-        if content[0] and len(self.end_tokens) == 1:
-            return self.end_tokens
-        return self._known(np.frombuffer(content, dtype=np.uint32, offset=1).tolist())
-
-    def _move(self, op: bytes, matcher: int, keep: int, new: Sequence[int]) -> bytes:
-        """Move a matcher to the first `keep` tokens of its last sequence and the `new` ones; run an operation there.
-
-        Raise OutsideGrammar for a token that is not allowed, another GrammarError if the grammar cannot continue.
+        What a process has accumulated over many generations may end it, so it is replaced in time.
         """
-        while len(new) > _MOST_NEW:
-            self._request(Op.CONSUME, matcher, keep, new[:_MOST_NEW])
-            keep, new = keep + _MOST_NEW, new[_MOST_NEW:]
-        return self._request(op, matcher, keep, new)
-
-    def _request(self, op: bytes, matcher: int, keep: int, new: Sequence[int]) -> bytes:
-        request = OP.pack(op, matcher, keep) + np.asarray(new, dtype=np.uint32).tobytes()
-        taken, content = self._exchange(request, _STEP_S)
-        if taken is not None:
-            raise OutsideGrammar("The text has a token that its grammar does not allow.", taken=taken)
-        return content
-
-    def _exchange(self, request: bytes, wait_s: float) -> tuple[int | None, bytes]:
-        """Return the answer to a request, and the number of tokens before one that is not allowed, if any."""
         with self._lock:
-            if self._failure is not None:
-                raise self._failure.with_traceback(None)
+            if not alone and self._shared is not None and self._shared.ended is None and self._begun < _GENERATIONS:
+                self._begun += 1
+                return self._shared
             try:
-                reply = self._talk(request, wait_s)
-            except TimeoutError:
-                self._failure = GrammarError("The grammar's process does not answer; try again when fewer others run.")
+                found = WorkerLink.fork(self.link.end, self.tokenizer)
             except OSError:
-                self._failure = GrammarBanned()
-                self._link.close()
-                self._on_killed(self.grammar)
-                raise GrammarKilled(self.grammar.digest) from None
-            except Exception as error:  # noqa: BLE001 - of the vocabulary; the process waits for its answer
-                self._failure = GrammarError(f"Text that the grammar forces cannot be encoded: {error}")
-            if self._failure is not None:
-                self._link.close()
-                raise self._failure from None
-        status, number = REPLY.unpack_from(reply)
-        content = reply[REPLY.size :]
-        if status == Status.FAILED:
-            raise unusable(content.decode("utf-8", "replace"))
-        if status == Status.OUTSIDE:
-            return number, b""
-        self.memory_kb = number
-        return None, content
+                self.link.ended = WorkerEnded()
+                raise
+            self._followers.add(found)
+            if not alone:
+                self._shared, self._begun = found, 1
+            return found
 
-    def _talk(self, request: bytes, wait_s: float) -> bytes:
-        """Send a request and return the reply; meanwhile encode text for the process."""
-        self._link.settimeout(wait_s)
-        while self._dropped:
-            self._link.send(OP.pack(Op.DROP, self._dropped.popleft(), 0))
-        self._link.send(request)
-        while True:
-            reply = _receive(self._link)
-            if reply[:1] != Status.ENCODE:
-                return reply
-            text = reply[REPLY.size :].decode("utf-8", "replace")
-            ids = np.asarray(self._tokenizer.encode_inside(text), dtype=np.uint32)
-            self._link.send(Status.DONE + ids.tobytes())
-
-    def _ids(self, mask: bytes) -> NDArray[np.int64]:
+    def ids(self, mask: bytes) -> NDArray[np.int64]:
         bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")
-        return np.flatnonzero(bits[: self.vocabulary])
+        return np.flatnonzero(bits[: self.tokenizer.vocabulary])
 
-    def _known(self, forced: Sequence[int]) -> tuple[int, ...]:
-        return tuple(itertools.takewhile(lambda token: token < self.vocabulary, forced))
+    def known(self, forced: Sequence[int]) -> tuple[int, ...]:
+        return tuple(itertools.takewhile(lambda token: token < self.tokenizer.vocabulary, forced))
 
 
 def _start(
@@ -355,25 +431,43 @@ def _await_start(control: socket.socket) -> None:
         raise GrammarUnavailable(f"The tokenizer cannot be used for grammars: {reason.rstrip('.')}.")
 
 
-_Found = TypeVar("_Found")
-
-
 class GrammarMatcher:
     """Position of a generation in its grammar. Callable on any thread, for one generation at a time.
 
     Every method takes all tokens of the generation, without the prompt, and moves the matcher there: forwards, or back
     to the last common token. The result depends on these tokens only. `OutsideGrammar` means that the tokens are not
-    allowed, `GrammarError` that the grammar cannot continue or takes too long.
+    allowed, `GrammarLost` that `restore` must be called first, another `GrammarError` that the grammar cannot continue
+    or takes too long.
+
+    `compiled` returns the compiled grammar, again if its process has ended. `check_memory` raises GrammarError if the
+    generation may not take any more.
     """
 
-    def __init__(self, compiled: CompiledGrammar) -> None:
-        self._compiled = compiled
-        self._ends = np.array(sorted(set(compiled.end_tokens)), dtype=np.int64)
-        self._number = compiled.new_matcher()
-        self._tokens: list[int] = []  # accepted by the grammar's process
-        self._allowed: NDArray[np.int64] | None = compiled.first_allowed  # after them
+    def __init__(
+        self, compiled: Callable[[], CompiledGrammar], check_memory: Callable[[], None] = lambda: None
+    ) -> None:
+        self._compile = compiled
+        self._compiled = compiled()
+        self._check_memory = check_memory
+        self._ends = np.array(sorted(set(self._compiled.tokenizer.end_tokens)), dtype=np.int64)
+        self._link: WorkerLink | None = None
+        self._number = next(_NUMBERS)
+        self._leave: Callable[[], object] = lambda: None
+        self._alone = False
+        self._failure: GrammarError | None = None
+        self._tokens: list[int] = []  # accepted by the process
+        self._allowed: NDArray[np.int64] | None = None  # after them
         self._moving = threading.Lock()
-        weakref.finalize(self, compiled.drop, self._number)
+        self._compiled.link.users.add(self)
+
+    @property
+    def cost_kb(self) -> float:
+        """Its part of the memory of the processes that it uses."""
+        return sum(link.cost_kb for link in (self._link, self._compiled.link) if link is not None)
+
+    @property
+    def compile_s(self) -> float:
+        return self._compiled.compile_s
 
     def allowed(self, text: Sequence[int]) -> NDArray[np.int64]:
         """Return the ids that may follow: ascending, at least one. After an end token only end tokens may."""
@@ -385,8 +479,7 @@ class GrammarMatcher:
             elif self._allowed is not None and list(text) == self._tokens:
                 found = self._allowed
             else:
-                found = self._move(self._compiled.allowed, text)
-                self._allowed = found
+                found = self._allowed = self._compiled.ids(self._move(Op.ALLOWED, text))
             if not len(found):
                 raise GrammarError("No token of the vocabulary can continue the grammar here.")
             return found
@@ -401,7 +494,10 @@ class GrammarMatcher:
                 return ()
             if not len(text):
                 return self._compiled.first_forced
-            return self._move(self._compiled.forced, text)
+            content = self._move(Op.FORCED, text)
+            if content[0] and len(self._ends) == 1:
+                return (int(self._ends[0]),)
+            return self._compiled.known(np.frombuffer(content, dtype=np.uint32, offset=1).tolist())
 
     def check(self, text: Sequence[int]) -> None:
         """Check that the grammar allows the tokens, ended or not."""
@@ -410,20 +506,92 @@ class GrammarMatcher:
         elif text[-1] not in self.allowed(text[:-1]):
             raise OutsideGrammar("The text ends where its grammar does not allow it.")
 
+    def restore(self, text: Sequence[int]) -> None:
+        """Follow the tokens in another process, alone if need be. It may take seconds.
+
+        Raise GrammarKilled if the generation ends a process that it has for itself, GrammarError if it cannot go on.
+        """
+        text = text[:-1] if self._ended(text) else text
+        with self._moving:
+            for _ in range(_TRIES):
+                try:
+                    if not self._compiled.usable:
+                        self._compiled = self._compile()
+                    self._use(self._compiled.follower(alone=self._alone))
+                    self._move(Op.CONSUME, text)
+                except (GrammarLost, OSError):
+                    continue
+                except OutsideGrammar:
+                    raise
+                except GrammarError as error:
+                    self._failure = error
+                    raise
+                else:
+                    return
+            self._failure = GrammarError("The grammar's processes end again and again; try again later.")
+            raise self._failure
+
+    def _use(self, link: WorkerLink | None) -> None:
+        """Change to another process, which has not seen this generation."""
+        if self._link is not None:
+            self._link.users.discard(self)
+        self._leave()
+        self._link, self._tokens, self._allowed = link, [], None
+        if link is not None:
+            link.users.add(self)
+            self._compiled.link.users.add(self)
+            self._leave = weakref.finalize(self, link.drop, self._number)
+
     def _ended(self, text: Sequence[int]) -> bool:
         return bool(len(text)) and text[-1] in self._ends
 
-    def _move(self, ask: Callable[[int, int, Sequence[int]], _Found], text: Sequence[int]) -> _Found:
-        """Move the grammar's process to a text, and return its answer."""
-        own, keep = self._tokens, len(self._tokens)
-        if list(text[:keep]) != own:
-            keep = next(place for place, token in enumerate(own) if place >= len(text) or token != text[place])
+    def _move(self, op: bytes, text: Sequence[int]) -> bytes:
+        """Move to a text, a piece after another, and return the answer there."""
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        if self._link is None:
+            if len(text) > _PIECE or self._alone:
+                raise GrammarLost("The generation has to be replayed.")
+            try:
+                self._use(self._compiled.follower(alone=False))
+            except OSError:
+                raise GrammarLost("The grammar has to be compiled again.") from None
+        keep = len(self._tokens)
+        if list(text[:keep]) != self._tokens:
+            pairs = zip(self._tokens, text, strict=False)
+            keep = next((place for place, (own, token) in enumerate(pairs) if own != token), min(keep, len(text)))
+        while len(text) - keep > _PIECE:
+            self._request(Op.CONSUME, keep, text[keep : keep + _PIECE])
+            keep += _PIECE
+        return self._request(op, keep, text[keep:])
+
+    def _request(self, op: bytes, keep: int, new: Sequence[int]) -> bytes:
+        link = self._link
+        if link is None:
+            raise GrammarLost("The generation has to be replayed.")
+        request = OP.pack(op, self._number, keep) + np.asarray(new, dtype=np.uint32).tobytes()
         try:
-            found = ask(self._number, keep, text[keep:])
+            status, number, own_kb, content = link.exchange(request, _STEP_S)
+        except WorkerEnded as ended:
+            if ended.guilty and self._alone:
+                self._failure = ended.failure(self._compiled.grammar)
+            self._lose(alone=ended.guilty)
+            raise self._failure or GrammarLost("The generation has to be replayed.") from None
         except GrammarError as error:
-            # The process is at the start now, or before the forbidden token.
-            self._tokens, self._allowed = list(text[: error.taken]) if isinstance(error, OutsideGrammar) else [], None
+            self._failure = error
             raise
-        if keep < len(own) or keep < len(text):
-            self._tokens[keep:], self._allowed = text[keep:], None
-        return found
+        if keep < len(self._tokens) or len(new):
+            self._tokens[keep:], self._allowed = new, None
+        if status == Status.OUTSIDE:
+            del self._tokens[number:]
+            raise OutsideGrammar("The text has a token that its grammar does not allow.", taken=number)
+        if self._alone:
+            self._check_memory()
+        elif own_kb > _HEAVY_KB:
+            self._lose(alone=True)
+        return content
+
+    def _lose(self, *, alone: bool) -> None:
+        """Leave the process; the next is for this generation only if `alone`."""
+        self._use(None)
+        self._alone = self._alone or alone

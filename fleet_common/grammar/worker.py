@@ -1,11 +1,11 @@
 """Grammar worker: the only program that runs llguidance, which a grammar can crash.
 
-`GrammarProcess` starts it. It builds the vocabulary once. For each grammar it forks a process, which compiles that
-grammar and follows it along its generations. So a grammar that overflows the stack, never ends or takes all memory ends
-a process that nothing else needs.
+`GrammarProcess` starts it. It builds the vocabulary once, and forks a process for each grammar. That one compiles the
+grammar, and forks processes that follow generations. The compiled grammar thus stays as it was, whatever the
+generations do, and a process that ends can be replaced in milliseconds.
 
 Every message is one packet. The parent sends a request and reads the reply; in between, the child may ask the parent to
-encode forced text.
+encode forced text. When a process has ended, the one that forked it sends the last packet in its place.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -21,7 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -33,11 +34,11 @@ MAX_PACKET: Final = 1 << 17
 OP: Final = struct.Struct("=cII")
 """Request: operation, number of the matcher, and number of its tokens to keep; new tokens follow."""
 
-REPLY: Final = struct.Struct("=cI")
-"""Reply: status, and a number (see `Status`)."""
+REPLY: Final = struct.Struct("=cii")
+"""Reply: status, and two numbers (see `Status`)."""
 
-COMPILED: Final = struct.Struct("=dII")
-"""After the reply to a grammar: processor time in seconds, memory in kilobytes, and the number of forced tokens."""
+COMPILED: Final = struct.Struct("=dI")
+"""After the reply to a grammar: processor time in seconds, and the number of forced tokens."""
 
 
 class Op:
@@ -50,23 +51,25 @@ class Op:
 class Status:
     """Result of a request.
 
-    `DONE` carries the grammar's memory in kilobytes, `OUTSIDE` the number of tokens before the forbidden one, `FAILED`
-    the reason, `ENCODE` text to encode.
+    `DONE` carries the memory in kilobytes of the process and of the matcher, `OUTSIDE` the number of tokens before the
+    forbidden one, `FAILED` the reason and whether all other generations fail as well, `ENCODE` text to encode, `ENDED`
+    the exit code, negative for a signal.
     """
 
     DONE: Final = b"="
     OUTSIDE: Final = b"?"
     FAILED: Final = b"!"
     ENCODE: Final = b"e"
+    ENDED: Final = b"x"
 
 
 _STACK_BYTES: Final = 8 << 20
 _MEMORY_BYTES: Final = 96 << 20
-"""Limit per grammar, beyond the vocabulary. A schema of 2,000 properties takes 4 MB."""
+"""Limit per process, beyond what it shares with its parent. A schema of 2,000 properties takes 4 MB."""
 
 _COMPILE_S: Final = 5.0
 _STEP_S: Final = 0.5
-"""Processor time for compiling and for one mask. A schema of 2,000 properties takes 0.9 s and 0.04 s on a slow core."""
+"""Processor time for compiling and for a request: 0.9 s and 0.04 s for 2,000 properties on a slow core."""
 
 _LONGEST_S: Final = 60.0
 """Wall-clock limit of everything, so that a hanging process ends. The parent has timed out by then."""
@@ -80,6 +83,8 @@ _BAD_FIRST: Final = 1000
 _WINDOW: Final = 512
 """Characters of forced text that are encoded at once. A string constant may have tens of thousands, of which a step
 needs few tokens."""
+
+_PAGE_KB: Final = resource.getpagesize() >> 10
 
 _UNSURE: Final = 4
 """Last tokens of a truncated window, which are dropped: the text after it might change them."""
@@ -100,7 +105,6 @@ def main() -> None:
     # This process ends with its parent, not by a signal to the process group, which may come in the middle of work.
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, hard))
@@ -113,19 +117,52 @@ def main() -> None:
     if "pieces" in sys.argv:
         json.dump([piece.decode("latin-1") for piece in vocabulary.encoder.tokens], sys.stdout)
         return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _fork_for_each(control, lambda link: _compile(link, vocabulary))
+
+
+def _fork_for_each(control: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+    """Fork a process for each socket received until the other end closes; report on it how the process has ended."""
     gc.freeze()  # keep pages shared with the children
+    children = dict[int, tuple[int, socket.socket]]()  # by descriptor of the process
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
     while True:
-        _, sockets, _, _ = socket.recv_fds(control, 1, 1)
-        if not sockets:
-            return
-        try:
-            if os.fork() == 0:
-                control.close()
-                serve(socket.socket(fileno=sockets[0]), vocabulary)
-                os._exit(0)
-        except OSError:
-            pass  # no memory, or too many processes: the parent gets no answer
-        os.close(sockets[0])
+        for ready, _ in poll.poll():
+            if ready in children:
+                poll.unregister(ready)
+                pid, link = children.pop(ready)
+                os.close(ready)
+                _, status = os.waitpid(pid, 0)
+                with contextlib.suppress(OSError), link:
+                    link.send(REPLY.pack(Status.ENDED, os.waitstatus_to_exitcode(status), 0), socket.MSG_DONTWAIT)
+                continue
+            _, sockets, _, _ = socket.recv_fds(control, 1, 1)
+            if not sockets:
+                return
+            link = socket.socket(fileno=sockets[0])
+            try:
+                pid = os.fork()
+            except OSError:
+                link.close()  # no memory, or too many processes: the parent gets no answer
+                continue
+            if pid == 0:
+                for other in (control, *(link for _, link in children.values())):
+                    other.close()
+                _run(serve, link)
+            descriptor = os.pidfd_open(pid)
+            children[descriptor] = pid, link
+            poll.register(descriptor, select.POLLIN)
+
+
+def _run(serve: Callable[[socket.socket], None], link: socket.socket) -> NoReturn:
+    code = 1
+    try:
+        serve(link)
+        code = 0
+    finally:
+        os._exit(code)
 
 
 class NativeVocabulary:
@@ -188,32 +225,59 @@ class Encoder:
         return self.ask(text) if self._native is None else self._native.tokenize_str(text)
 
 
-def serve(link: socket.socket, vocabulary: NativeVocabulary) -> None:
-    """Compile the grammar that comes first, and follow it until the parent closes the socket."""
+def _compile(link: socket.socket, vocabulary: NativeVocabulary) -> None:
+    """Compile the grammar that comes first, then fork a process for each group of generations."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_BAD_FIRST), encoding="ascii")
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + _MEMORY_BYTES + _STACK_BYTES, hard))
-    GrammarServer(link, vocabulary).run()
+    memory = _limit_memory()
+    vocabulary.encoder.ask = functools.partial(_ask, link)
+    link.send(REPLY.pack(Status.DONE, 0, 0))
+    kind, _, text = link.recv(MAX_PACKET).partition(b"\0")
+    found: list[LLMatcher] = []
+    replies: list[bytes] = []
+
+    def compile_() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _COMPILE_NICE)
+        try:
+            found.append(vocabulary.compile(kind.decode("ascii"), text.decode("utf-8")))
+            replies.append(_beginning(found[0].deep_copy(), memory))
+        except (ValueError, RecursionError, MemoryError) as error:
+            replies.append(_failed(str(error)))
+
+    _limit_time(_COMPILE_S)
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=compile_)
+    thread.start()
+    thread.join()
+    _limit_time(0.0)
+    reply = replies[0] if replies else _failed("the worker failed")
+    link.send(reply)
+    if reply[:1] == Status.DONE:
+        _fork_for_each(link, lambda link: Follower(link, found[0], vocabulary.encoder).run())
 
 
-class GrammarServer:
-    def __init__(self, link: socket.socket, vocabulary: NativeVocabulary) -> None:
+def _beginning(first: "LLMatcher", memory: "Memory") -> bytes:
+    forced = [] if first.is_error() else first.compute_ff_tokens()
+    mask = b"" if first.is_error() else first.compute_bitmask()
+    if first.is_error():
+        return _failed(first.get_error())
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    head = COMPILED.pack(used.ru_utime + used.ru_stime, len(forced))
+    return REPLY.pack(Status.DONE, memory.used_kb(), 0) + head + struct.pack(f"={len(forced)}I", *forced) + mask
+
+
+class Follower:
+    """Follows generations along a grammar."""
+
+    def __init__(self, link: socket.socket, first: "LLMatcher", encoder: Encoder) -> None:
         self._link = link
-        self._vocabulary = vocabulary
-        vocabulary.encoder.ask = self._ask
-        self._before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self._first: LLMatcher
-        self._matchers: dict[int, tuple[LLMatcher, list[int]]] = {}
+        self._first = first
+        self._memory = _limit_memory()
+        self._matchers: dict[int, tuple[LLMatcher, list[int], int]] = {}  # with tokens and kilobytes
+        encoder.ask = functools.partial(_ask, link)
 
     def run(self) -> None:
-        """Serve until the parent closes the socket, or the grammar turns out to be unusable."""
-        self._link.send(REPLY.pack(Status.DONE, 0))
-        kind, _, text = self._link.recv(MAX_PACKET).partition(b"\0")
-        found = self._compile(kind.decode("ascii"), text.decode("utf-8"))
-        self._link.send(found)
-        if found[:1] != Status.DONE:
-            return
+        """Serve until the parent closes the socket."""
         while request := self._link.recv(MAX_PACKET):
             _limit_time(_STEP_S)
             op, number, keep = OP.unpack_from(request)
@@ -222,41 +286,13 @@ class GrammarServer:
             if op != Op.DROP:
                 self._link.send(reply)
 
-    def _compile(self, kind: str, text: str) -> bytes:
-        found: list[bytes] = []
-
-        def compile_() -> None:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _COMPILE_NICE)
-            try:
-                self._first = self._vocabulary.compile(kind, text)
-                found.append(self._beginning())
-            except (ValueError, RecursionError, MemoryError) as error:
-                found.append(_failed(str(error)))
-
-        _limit_time(_COMPILE_S)
-        threading.stack_size(_STACK_BYTES)
-        thread = threading.Thread(target=compile_)
-        thread.start()
-        thread.join()
-        return found[0] if found else _failed("the worker failed")
-
-    def _beginning(self) -> bytes:
-        first = self._first.deep_copy()
-        if first.is_error():
-            return _failed(first.get_error())
-        forced = first.compute_ff_tokens()
-        mask = first.compute_bitmask()
-        if first.is_error():
-            return _failed(first.get_error())
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        head = COMPILED.pack(used.ru_utime + used.ru_stime, self._memory_kb(), len(forced))
-        return REPLY.pack(Status.DONE, self._memory_kb()) + head + struct.pack(f"={len(forced)}I", *forced) + mask
-
     def _answer(self, op: bytes, number: int, keep: int, new: list[int]) -> bytes:
         if op == Op.DROP:
             self._matchers.pop(number, None)
             return b""
-        native, tokens = self._matchers.get(number) or (self._first.deep_copy(), [])
+        before_kb = self._memory.used_kb()
+        found = self._matchers.pop(number) if number in self._matchers else (self._first.deep_copy(), [], 0)
+        native, tokens, own_kb = found
         if keep < len(tokens):
             new = tokens[:keep] + new
             if native.rollback(len(tokens) - keep):
@@ -264,7 +300,6 @@ class GrammarServer:
             else:
                 native, keep = self._first.deep_copy(), 0
             del tokens[keep:]
-        self._matchers[number] = native, tokens
         taken = native.try_consume_tokens(new) if new else 0
         tokens.extend(new[:taken])
         content = b""
@@ -275,21 +310,48 @@ class GrammarServer:
             ended = not forced and native.is_stopped()
             content = struct.pack(f"=?{len(forced)}I", ended, *forced)
         if native.is_error():
-            del self._matchers[number]
-            return _failed(native.get_error())
+            return _failed(native.get_error(), worn=self._worn())
+        used_kb = self._memory.used_kb()
+        own_kb += max(0, used_kb - before_kb)
+        self._matchers[number] = native, tokens, own_kb
         if taken < len(new):
-            return REPLY.pack(Status.OUTSIDE, len(tokens))
-        return REPLY.pack(Status.DONE, self._memory_kb()) + content
+            return REPLY.pack(Status.OUTSIDE, len(tokens), 0)
+        return REPLY.pack(Status.DONE, used_kb, own_kb) + content
 
-    def _memory_kb(self) -> int:
-        return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._before_kb)
+    def _worn(self) -> bool:
+        """Whether other generations fail as well: they share the lexer, with its states and its errors."""
+        fresh = self._first.deep_copy()
+        fresh.compute_bitmask()
+        return fresh.is_error()
 
-    def _ask(self, text: str) -> list[int]:
-        self._link.send(REPLY.pack(Status.ENCODE, 0) + text.encode("utf-8", "replace"))
-        reply = self._link.recv(MAX_PACKET)
-        if not reply:
-            os._exit(0)
-        return list(memoryview(reply[1:]).cast("I"))
+
+class Memory:
+    """Memory of this process beyond what it had when it was forked."""
+
+    def __init__(self) -> None:
+        self._file = os.open("/proc/self/statm", os.O_RDONLY)
+        self._before_kb = 0
+        self._before_kb = self.used_kb()
+
+    def used_kb(self) -> int:
+        fields = os.pread(self._file, 100, 0).split()
+        return max(0, (int(fields[1]) - int(fields[2])) * _PAGE_KB - self._before_kb)
+
+
+def _limit_memory() -> Memory:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # as RLIMIT_DATA counts
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = pages * resource.getpagesize() + _MEMORY_BYTES + _STACK_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    return Memory()
+
+
+def _ask(link: socket.socket, text: str) -> list[int]:
+    link.send(REPLY.pack(Status.ENCODE, 0, 0) + text.encode("utf-8", "replace"))
+    reply = link.recv(MAX_PACKET)
+    if not reply:
+        os._exit(0)
+    return list(memoryview(reply[1:]).cast("I"))
 
 
 def _limit_time(processor_s: float) -> None:
@@ -298,14 +360,8 @@ def _limit_time(processor_s: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, _LONGEST_S if processor_s else 0.0)
 
 
-def _failed(reason: str) -> bytes:
-    return REPLY.pack(Status.FAILED, 0) + reason.encode("utf-8", "replace")[:2000]
-
-
-def _data_bytes() -> int:
-    """Return the writable memory of this process, as `RLIMIT_DATA` counts it."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
-    return pages * resource.getpagesize()
+def _failed(reason: str, *, worn: bool = False) -> bytes:
+    return REPLY.pack(Status.FAILED, worn, 0) + reason.encode("utf-8", "replace")[:2000]
 
 
 def _limits() -> "LLParserLimits":
@@ -315,7 +371,7 @@ def _limits() -> "LLParserLimits":
         initial_lexer_fuel=1_000_000,  # some 20 ms
         max_grammar_size=100_000,  # symbols
         max_lexer_states=50_000,  # up to 2 kB each
-        step_lexer_fuel=50_000,  # some 4 ms
+        step_lexer_fuel=500_000,  # some 50 ms, and never so much where patterns have no counted repetitions
         step_max_items=20_000,  # some 1 ms
         verbose_errors=False,
     )

@@ -340,7 +340,10 @@ class Agent:
         if policy.grammar is None:
             return None
         self.check_grammar(policy.grammar)
-        return DraftConstraint(self._grammars.matcher(policy.grammar))
+        try:
+            return DraftConstraint(self._grammars.matcher(policy.grammar))
+        except GrammarError:
+            return None  # the edge rejects what the grammar does not allow
 
     def _grammar_tokenizer(self) -> GrammarTokenizer:
         codec = self.drafter.codec

@@ -5,11 +5,12 @@ The edge decides which tokens are possible. An error in the constraint here cost
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
 from dssd.distribution import Dist, Ids, point_mass
-from fleet_common.grammar.errors import GrammarError
+from fleet_common.grammar.errors import GrammarError, GrammarLost
 from fleet_common.grammar.process import GrammarMatcher
 from fleet_device.drafters.contract import Drafter, DraftsConstrained
 from fleet_device.drafters.suffix import SuffixDrafter
@@ -300,6 +301,9 @@ class DraftSequence:
         return token is not None
 
 
+_Found = TypeVar("_Found")
+
+
 @dataclass(slots=True)
 class DraftConstraint:
     """A grammar, followed along the committed and drafted tokens."""
@@ -309,7 +313,7 @@ class DraftConstraint:
     def forced(self, text: Sequence[int]) -> int | None:
         """Return the token that must follow; None if there is a choice, or that is not known."""
         try:
-            return next(iter(self.matcher.forced(text)), None)
+            return next(iter(self._ask(self.matcher.forced, text)), None)
         except GrammarError:
             return None
 
@@ -319,7 +323,7 @@ class DraftConstraint:
         `text` has the committed and drafted tokens, without the prompt; the drafter's sequence ends with it.
         """
         try:
-            allowed = self.matcher.allowed(text)
+            allowed = self._ask(self.matcher.allowed, text)
         except GrammarError:
             return drafter.next(policy)
         if isinstance(drafter, DraftsConstrained):
@@ -332,7 +336,7 @@ class DraftConstraint:
         place = 0
         while place < len(origins):
             try:
-                run = self.matcher.forced(text[: begin + place])
+                run = self._ask(self.matcher.forced, text[: begin + place])
             except GrammarError:
                 break
             for offset, token in enumerate(run[: len(origins) - place]):
@@ -340,6 +344,14 @@ class DraftConstraint:
                     origins[place + offset] = TokenOrigin.FORCED
             place += max(1, len(run))
         return replace(committed, origins=tuple(origins))
+
+    def _ask(self, question: Callable[[Sequence[int]], _Found], text: Sequence[int]) -> _Found:
+        """Return what the matcher answers, in another process if the one that followed the text has ended."""
+        try:
+            return question(text)
+        except GrammarLost:
+            self.matcher.restore(text)
+            return question(text)
 
 
 def restrict(dist: Dist, allowed: Ids) -> Dist | None:

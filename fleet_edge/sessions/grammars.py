@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from dssd.distribution import Dist, point_mass, shape
 from dssd.verification import Judgement
 from fleet_common.grammar.compiler import GrammarCompiler
-from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarKilled
-from fleet_common.grammar.process import CompiledGrammar, GrammarMatcher
+from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarKilled, GrammarLost
+from fleet_common.grammar.process import GrammarMatcher
 from fleet_edge.errors import OpenRefused
 from schemas.fields import SESSIONS_PER_DEVICE
 from schemas.messages import Open
@@ -33,30 +34,42 @@ _RULED_OUT = "The target model rules out every token that the grammar allows; lo
 
 @dataclass(slots=True)
 class Constraint:
-    """A session's grammar. Used on the computing thread; the main thread reads `failure` and `killed`.
+    """A session's grammar. Used on the computing thread; the main thread reads `failure`, `killed` and `lost`.
 
-    `failure` says why the generation cannot go on; `killed` is the grammar's digest if it has killed its process.
+    `failure` says why the generation cannot go on, `killed` what has ended if it has ended a process alone. While it is
+    `lost`, no process follows it, and it must not be used until `restore` is called.
     """
 
     matcher: GrammarMatcher
     clock: Callable[[], float] = time.monotonic
     failure: str = ""
     killed: str = ""
+    lost: bool = False
     _forced: list[bool] = field(default_factory=list)  # by row of the current case
     _ahead: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # a text, and what must follow
     _spent_s: float = 0.0
 
     @classmethod
-    def begin(cls, compiled: CompiledGrammar, text: Sequence[int] = ()) -> "Constraint":
+    def begin(cls, matcher: GrammarMatcher, text: Sequence[int] = ()) -> "Constraint":
         """Return the constraint of a new session, or of one that resumes with `text`.
 
         Raises `GrammarError` if the grammar excludes the text, or cannot be followed.
         """
-        constraint = cls(GrammarMatcher(compiled))
-        constraint.matcher.check(text)
+        constraint = cls(matcher)
+        if text:
+            matcher.restore(text)
+            matcher.check(text)
         constraint.look_ahead(text)
         constraint._spent_s = 0.0
         return constraint
+
+    def restore(self, text: Sequence[int]) -> None:
+        """Follow the session's text in another process; may take seconds. An error appears at the next step."""
+        with suppress(GrammarError):
+            self.matcher.restore(text)
+        self.look_ahead(text)
+        self._spent_s = 0.0
+        self.lost = False
 
     def shape(self, row: NDArray[np.float32], policy: SamplingPolicy, *, text: Sequence[int]) -> Dist:
         """Return the target distribution after a text, masked by the grammar and renormalised.
@@ -68,8 +81,11 @@ class Constraint:
         try:
             allowed = self.matcher.allowed(text)
         except GrammarError as error:
+            self._forced.clear()
+            self.lost = isinstance(error, GrammarLost)
             self.failure = str(error)
-            self._note(error)
+            if isinstance(error, GrammarKilled):
+                self.killed = error.report
             raise ValueError(self.failure) from error
         finally:
             self._spent_s += self.clock() - began
@@ -94,7 +110,7 @@ class Constraint:
             self._ahead = tuple(text), self.matcher.forced(text)
         except GrammarError as error:
             self._ahead = (), ()  # reported when the text is judged
-            self._note(error)
+            self.lost = isinstance(error, GrammarLost)
         self._spent_s += self.clock() - began
 
     def guess(self, text: Sequence[int], most: int) -> tuple[int, ...]:
@@ -106,10 +122,6 @@ class Constraint:
         """Return the seconds spent waiting for the grammar since the last call."""
         spent, self._spent_s = self._spent_s, 0.0
         return spent
-
-    def _note(self, error: GrammarError) -> None:
-        if isinstance(error, GrammarKilled):
-            self.killed = error.digest
 
 
 _log = logging.getLogger(__name__)
@@ -125,8 +137,8 @@ SWITCHED_OFF: Final = (
 _MOST: Final = 64
 """Opens that may wait for their grammars."""
 
-_AT_ONCE: Final = 2
-"""Grammars compiled at the same time, of different devices, so that a small one need not wait for a large one."""
+_AT_ONCE: Final = 4
+"""Grammars prepared at the same time, of different devices, so that a small one need not wait for a large one."""
 
 _REMEMBERED: Final = 0.9
 _FORGOTTEN_S: Final = 1e-3
@@ -137,8 +149,8 @@ _FORGOTTEN_S: Final = 1e-3
 class PreparedGrammar:
     """Result of preparing a grammar: a constraint, a refusal, or None if the session was closed meanwhile.
 
-    `seconds` is CPU time to compile it, or elapsed time on failure; `killed` is the digest of a grammar that has killed
-    its process.
+    `seconds` is CPU time to compile it, or elapsed time on failure; `killed` says what has ended if the grammar has
+    killed its process.
     """
 
     found: Constraint | OpenRefused | None
@@ -150,14 +162,11 @@ Prepared = Callable[[PreparedGrammar], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    device: str
-    message: Open
-    then: Prepared
+class _Task:
+    """Work for a device; `run` returns the seconds to count."""
 
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return self.device, self.message.session
+    device: str
+    run: Callable[[], float]
 
 
 @dataclass(slots=True)
@@ -173,7 +182,7 @@ class Grammars:
     most_per_device: int = SESSIONS_PER_DEVICE
     clock: Callable[[], float] = time.monotonic
     _attempts: dict[tuple[str, bytes], int] = field(default_factory=dict)  # waiting, by session
-    _queues: dict[str, deque[_Waiting]] = field(default_factory=dict)  # by device
+    _queues: dict[str, deque[_Task]] = field(default_factory=dict)  # by device
     _compiling: set[str] = field(default_factory=set)  # devices
     _taken_s: dict[str, float] = field(default_factory=dict)  # recent, by device
     _lock: threading.Lock = field(default_factory=threading.Lock)  # guards the three above
@@ -187,30 +196,44 @@ class Grammars:
         """Drop the Open of a session that was closed before it was granted."""
         self._attempts.pop((device, session), None)
 
-    def at_once(self, message: Open) -> Constraint | None:
+    def at_once(self, device: str, message: Open) -> Constraint | None:
         """Return the constraint of an Open if it needs no compilation, otherwise None; raises `OpenRefused`."""
         compiler, grammar = self._compiler(), message.policy.grammar
         assert grammar is not None
         if message.resume or not compiler.knows(grammar):
             return None
         try:
-            return Constraint.begin(compiler.compiled(grammar))
+            return Constraint.begin(compiler.matcher(grammar, device))
+        except GrammarBusy as error:
+            raise OpenRefused(RefusalCode.BUSY, str(error)) from None
         except GrammarError as error:
             raise OpenRefused(RefusalCode.GRAMMAR, str(error)) from None
 
     def prepare(self, device: str, message: Open, then: Prepared) -> None:
         """Prepare the constraint of an Open, then call `then`; raises `OpenRefused` if too many Opens are waiting."""
         self._compiler()
-        waiting = _Waiting(device, message, then)
         of_device = sum(owner == device for owner, _ in self._attempts)
         if len(self._attempts) >= _MOST or of_device >= self.most_per_device:
             raise OpenRefused(RefusalCode.BUSY, "The edge has too many grammars to prepare; try again shortly.")
-        self._attempts[waiting.key] = message.attempt
-        with self._lock:
-            self._queues.setdefault(device, deque()).append(waiting)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="grammars")
-        self._pool.submit(self._work)
+        self._attempts[device, message.session] = message.attempt
+
+        def run() -> float:
+            prepared = self._prepare(device, message)
+            self.call(partial(self._tell, device, message, then, prepared))
+            return prepared.seconds
+
+        self._submit(_Task(device, run))
+
+    def restore(self, device: str, constraint: Constraint, text: Sequence[int], then: Callable[[], None]) -> None:
+        """Follow a running session's text in another process, then call `then`."""
+
+        def run() -> float:
+            began = self.clock()
+            constraint.restore(text)
+            self.call(then)
+            return self.clock() - began
+
+        self._submit(_Task(device, run))
 
     def close(self) -> None:
         with self._lock:
@@ -218,56 +241,62 @@ class Grammars:
         if self.compiler is not None:
             self.compiler.close()
 
-    def _work(self) -> None:
-        while (waiting := self._next()) is not None:
-            prepared = self._prepare(waiting.message)
-            with self._lock:
-                self._compiling.discard(waiting.device)
-                self._count(waiting.device, prepared.seconds)
-            self.call(partial(self._tell, waiting, prepared))
+    def _submit(self, task: _Task) -> None:
+        with self._lock:
+            self._queues.setdefault(task.device, deque()).append(task)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="grammars")
+        self._pool.submit(self._work)
 
-    def _next(self) -> _Waiting | None:
-        """Return the oldest Open of the idle device with the least compile time; None if there is none."""
+    def _work(self) -> None:
+        while (task := self._next()) is not None:
+            seconds = task.run()
+            with self._lock:
+                self._compiling.discard(task.device)
+                self._count(task.device, seconds)
+
+    def _next(self) -> _Task | None:
+        """Return the oldest task of the idle device with the least compile time; None if there is none."""
         with self._lock:
             able = [device for device in self._queues if device not in self._compiling]
             if not able:
                 return None
             device = min(able, key=lambda device: self._taken_s.get(device, 0.0))
-            waiting = self._queues[device].popleft()
+            task = self._queues[device].popleft()
             if not self._queues[device]:
                 del self._queues[device]
             self._compiling.add(device)
-            return waiting
+            return task
 
     def _count(self, device: str, seconds: float) -> None:
         taken = {name: _REMEMBERED * each for name, each in self._taken_s.items() if each > _FORGOTTEN_S}
         taken[device] = taken.get(device, 0.0) + seconds + _FORGOTTEN_S
         self._taken_s = taken
 
-    def _prepare(self, message: Open) -> PreparedGrammar:
+    def _prepare(self, device: str, message: Open) -> PreparedGrammar:
         compiler, grammar = self._compiler(), message.policy.grammar
         assert grammar is not None
         known, began, killed = compiler.knows(grammar), self.clock(), ""
         try:
-            compiled = compiler.compiled(grammar)
-            found: Constraint | OpenRefused = Constraint.begin(compiled, message.resume or ())
-            return PreparedGrammar(found, 0.0 if known else compiled.compile_s)
+            matcher = compiler.matcher(grammar, device)
+            found: Constraint | OpenRefused = Constraint.begin(matcher, message.resume or ())
+            return PreparedGrammar(found, 0.0 if known else matcher.compile_s)
         except GrammarBusy as error:
             found = OpenRefused(RefusalCode.BUSY, str(error))
         except GrammarError as error:
             found = OpenRefused(RefusalCode.GRAMMAR, str(error))
-            killed = error.digest if isinstance(error, GrammarKilled) else ""
+            killed = error.report if isinstance(error, GrammarKilled) else ""
         except Exception:  # noqa: BLE001 - the device is not to wait for ever
             _log.exception("A grammar could not be prepared.")
             found = OpenRefused(RefusalCode.GRAMMAR, "The edge could not prepare the grammar; its log says more.")
         return PreparedGrammar(found, 0.0 if known else self.clock() - began, killed)
 
-    def _tell(self, waiting: _Waiting, prepared: PreparedGrammar) -> None:
-        if self._attempts.get(waiting.key) == waiting.message.attempt:
-            del self._attempts[waiting.key]
+    def _tell(self, device: str, message: Open, then: Prepared, prepared: PreparedGrammar) -> None:
+        if self._attempts.get((device, message.session)) == message.attempt:
+            del self._attempts[device, message.session]
         else:
             prepared = replace(prepared, found=None)
-        waiting.then(prepared)
+        then(prepared)
 
     def _compiler(self) -> GrammarCompiler:
         if self.compiler is None:

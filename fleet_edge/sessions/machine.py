@@ -226,7 +226,12 @@ class EdgeSession:
 
     @property
     def ready(self) -> ReceivedDraft | None:
-        """The draft to verify next: the one at the committed position, or the next of edge-only decoding."""
+        """The draft to verify next; none while another process for the session's grammar is sought."""
+        return None if self.constraint is not None and self.constraint.lost else self._next_draft
+
+    @property
+    def _next_draft(self) -> ReceivedDraft | None:
+        """The draft at the committed position, or the next of edge-only decoding."""
         if self.finished or self.rejected is not None:
             return None
         if (waiting := self._waiting.at(self.committed)) is not None:
@@ -261,7 +266,7 @@ class EdgeSession:
         The generation may have ended, and drafts and requests for edge-only decoding replace each other. But a token of
         edge-only decoding is the same for any request.
         """
-        ready, first = self.ready, chain[0]
+        ready, first = self._next_draft, chain[0]
         if ready is None:
             return False
         if first.draft.write is not None:

@@ -1,4 +1,5 @@
 import random
+import signal
 from pathlib import Path
 
 import psutil
@@ -42,10 +43,20 @@ class Scene:
         (reply,) = (each for each in self.open(grammar).messages if isinstance(each, Refused))
         return reply
 
-    def kill_grammars(self) -> None:
-        for worker in set(psutil.Process().children()) - self.before:
-            for child in worker.children():
-                child.kill()
+    def move(self, device: Device) -> None:
+        """Move the fleet once; if nothing moves, either a process is sought on another thread, or time passes."""
+        moved = [self.fleet.broker.step(), self.fleet.step(), device.act()]
+        if not any(moved) and not any(each.constraint and each.constraint.lost for each in self.fleet.edge.sessions):
+            device.nudge()
+
+    def end_followers(self, number: int) -> list[int]:
+        """End the processes that follow generations; return their ids."""
+        workers = set(psutil.Process().children()) - self.before
+        found = [each for worker in workers for grammar in worker.children() for each in grammar.children()]
+        for each in found:
+            each.send_signal(number)
+        psutil.wait_procs(found, timeout=10)
+        return [each.pid for each in found]
 
     def events(self) -> list[EventLogged]:
         return [event for event in self.fleet.sink.of(EventLogged) if event.kind == "grammar"]
@@ -81,15 +92,32 @@ def test_two_in_a_row_shut_their_device_out(scene: Scene, monkeypatch: pytest.Mo
     scene.others_are_untouched()
 
 
-def test_one_that_ends_its_process_while_it_is_followed_ends_its_session_alone(scene: Scene) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_session_whose_process_ends_goes_on_in_another(scene: Scene, number: int) -> None:
     device = scene.open(GRAMMAR)
-    scene.kill_grammars()
+    ended = list[int]()
+    while not device.done:
+        scene.move(device)
+        ended += scene.end_followers(number) if not ended else []
+    assert ended
+    assert tuple(token for token in device.session.committed if token) in TEXTS
+    assert (device.faults, scene.events()) == ([], [])
+    scene.others_are_untouched()
+
+
+def test_a_session_that_ends_a_process_alone_is_ended_and_its_device_struck(scene: Scene) -> None:
+    device = scene.open(GRAMMAR)
     with pytest.raises(SessionFailed):
-        run(scene.fleet, [device], random.Random(0))
+        while not device.done:
+            scene.move(device)
+            scene.end_followers(signal.SIGSEGV)
     assert [(fault.code, fault.action) for fault in device.faults] == [(FaultCode.INTERNAL, Action.GIVE_UP)]
     (event,) = scene.events()
     assert (event.device, event.session) == ("bad", device.terms.session.hex())
-    assert scene.refusal(GRAMMAR).code is RefusalCode.GRAMMAR
+    assert "SIGSEGV" in event.sentence
+    again = scene.open(GRAMMAR)
+    run(scene.fleet, [again], random.Random(0))
+    assert again.faults == [], "the grammar is not banned"
     scene.others_are_untouched()
 
 

@@ -1,5 +1,7 @@
 import random
+import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -7,8 +9,21 @@ import pytest
 
 from benchmarks.hostile.grammars import random_bomb
 from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
-from fleet_common.grammar.errors import GrammarBanned, GrammarError, GrammarKilled, GrammarUnavailable
-from fleet_common.grammar.process import GrammarMatcher, GrammarProcess, GrammarTokenizer, token_pieces
+from fleet_common.grammar.errors import (
+    GrammarBanned,
+    GrammarBusy,
+    GrammarError,
+    GrammarKilled,
+    GrammarLost,
+    GrammarUnavailable,
+)
+from fleet_common.grammar.process import (
+    GrammarMatcher,
+    GrammarProcess,
+    GrammarTokenizer,
+    WorkerLink,
+    token_pieces,
+)
 from schemas.policy import Grammar, GrammarKind
 from tests.support.toy_grammar import GRAMMAR
 
@@ -16,6 +31,8 @@ LETTERS = [chr(code) for code in range(32, 127)]
 WORDS = GrammarTokenizer.of_words([*LETTERS, "end"], end_tokens=[len(LETTERS)])
 TOY = GrammarTokenizer.of_words([f"t{token} " for token in range(6)], end_tokens=[0])
 SMALL = Grammar.regex("ab|ac")
+SMALL_TOY = Grammar.regex("t2 ")
+JSON_OBJECT = Grammar.json_object()
 
 
 def schema_chain(length: int) -> Grammar:
@@ -46,27 +63,43 @@ def workers_of(use: Callable[[], object]) -> list[psutil.Process]:
     return [each for each in psutil.Process().children() if each not in before]
 
 
-def ignore(_grammar: Grammar) -> None:
-    pass
+def followers(compiler: GrammarCompiler, use: Callable[[], object] = lambda: None) -> list[psutil.Process]:
+    """Return the processes that follow generations, of those that are started in `use` or were before."""
+    use()
+    (worker,) = (each for each in psutil.Process().children() if each.pid == pid_of(compiler))
+    return [each for grammar in worker.children() for each in grammar.children()]
+
+
+def pid_of(compiler: GrammarCompiler) -> int:
+    process = compiler._process
+    assert process is not None
+    found = process._end.peek()
+    assert found is not None
+    return int(found[2][1].pid)
+
+
+def signalled(processes: list[psutil.Process], number: int) -> None:
+    for each in processes:
+        each.send_signal(number)
+    psutil.wait_procs(processes, timeout=10)
 
 
 @pytest.mark.parametrize("grammar", DEADLY.values(), ids=DEADLY)
 def test_a_stack_overflow_ends_only_the_grammars_process(process: GrammarProcess, grammar: Grammar) -> None:
-    other = process.compile(SMALL, SMALL.text, ignore)
-    killed: list[Grammar] = []
+    other = GrammarMatcher(partial(process.compile, SMALL, SMALL.text))
     with pytest.raises(GrammarKilled) as found:
-        process.compile(grammar, grammar.text, killed.append)
-    assert found.value.digest == grammar.digest
-    assert killed == [grammar]
-    assert other.allowed(other.new_matcher(), 0, [LETTERS.index("a")]).tolist() == [LETTERS.index(c) for c in "bc"]
-    assert process.compile(SMALL, SMALL.text, ignore).usable
+        process.compile(grammar, grammar.text)
+    assert grammar.digest in found.value.report
+    assert "SIG" in found.value.report
+    assert other.allowed([LETTERS.index("a")]).tolist() == [LETTERS.index(c) for c in "bc"]
+    assert process.compile(SMALL, SMALL.text).usable
 
 
 @pytest.mark.timeout(60)
 def test_a_grammar_that_compiles_for_minutes_is_given_up(process: GrammarProcess) -> None:
     endless = lark_chain(1800, '{}+ "a"')
     with pytest.raises(GrammarKilled):
-        process.compile(endless, endless.text, ignore)
+        process.compile(endless, endless.text)
 
 
 @pytest.mark.parametrize("grammar", DEADLY.values(), ids=DEADLY)
@@ -78,28 +111,174 @@ def test_the_shape_of_such_a_grammar_is_refused_before_any_process_sees_it(gramm
         GrammarCompiler(load).matcher(grammar)
 
 
-def test_a_grammar_whose_process_ends_while_it_is_followed_is_banned_and_no_other(tmp_path: Path) -> None:
-    file = tmp_path / "banned"
-    compiler = GrammarCompiler(lambda: TOY, BannedGrammars(file))
-    (worker,) = workers_of(lambda: compiler.matcher(Grammar.regex("t2 ")))
-    matcher = compiler.matcher(GRAMMAR)
-    assert matcher.allowed((4,)).tolist() == [5]
-    for each in worker.children():
-        each.kill()
+def test_a_grammar_that_ends_its_process_while_it_is_compiled_is_banned_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_common.grammar.compiler.bounded_text", lambda grammar: grammar.text)
+    now = [0.0]
+    banned = BannedGrammars(tmp_path / "banned", lambda: now[0])
+    compiler = GrammarCompiler(lambda: WORDS, banned)
+    deadly = DEADLY["schema"]
     with pytest.raises(GrammarKilled):
-        matcher.allowed((4, 5))
+        compiler.matcher(deadly)
     with pytest.raises(GrammarBanned):
-        compiler.matcher(GRAMMAR)
-    assert compiler.matcher(Grammar.regex("t1 t2 ")).allowed(()).tolist() == [1]
+        compiler.matcher(deadly)
     with pytest.raises(GrammarBanned):
-        GrammarCompiler(lambda: TOY, BannedGrammars(file)).matcher(GRAMMAR)
+        BannedGrammars(tmp_path / "banned", lambda: now[0]).check(deadly)
+    assert list(banned.until()) == [deadly.digest]
+    now[0] = 90_000.0
+    banned.check(deadly)
     compiler.close()
 
 
-def test_what_another_version_of_the_library_could_not_bear_is_tried_again(tmp_path: Path) -> None:
-    file = tmp_path / "banned"
-    file.write_text(f"0.0.1 {GRAMMAR.digest}\n")
-    BannedGrammars(file).check(GRAMMAR)
+def test_a_ban_is_lifted_while_the_edge_runs(tmp_path: Path) -> None:
+    banned = BannedGrammars(tmp_path / "banned")
+    banned.add(GRAMMAR)
+    banned.add(SMALL)
+    BannedGrammars(tmp_path / "banned").lift(GRAMMAR.digest)
+    banned.check(GRAMMAR)
+    with pytest.raises(GrammarBanned):
+        banned.check(SMALL)
+
+
+def test_a_compilation_that_the_kernel_ends_bans_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = GrammarCompiler(lambda: TOY)
+    compiler.matcher(SMALL_TOY)
+    exchange = WorkerLink.exchange
+
+    def killed(link: WorkerLink, request: bytes | None, wait_s: float) -> tuple[bytes, int, int, bytes]:
+        if request is not None:
+            (worker,) = (each for each in psutil.Process().children() if each.pid == pid_of(compiler))
+            signalled(worker.children(), signal.SIGKILL)
+        return exchange(link, request, wait_s)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerLink, "exchange", killed)
+        with pytest.raises(GrammarBusy):
+            compiler.matcher(GRAMMAR)
+    assert compiler.matcher(GRAMMAR).allowed((4,)).tolist() == [5]
+    compiler.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_no_generation_fails_whose_process_ends(number: int) -> None:
+    compiler = GrammarCompiler(lambda: TOY)
+    matchers = [compiler.matcher(GRAMMAR) for _ in range(3)]
+    signalled(followers(compiler, lambda: [each.allowed((4,)) for each in matchers]), number)
+    for matcher in matchers:
+        assert follow(matcher, (4, 5)) == [1]
+    assert compiler.matcher(GRAMMAR).allowed((4, 5)).tolist() == [1]
+    compiler.close()
+
+
+def test_a_generation_that_ends_the_process_that_it_has_for_itself_is_given_up() -> None:
+    compiler = GrammarCompiler(lambda: TOY)
+    guilty, innocent = compiler.matcher(GRAMMAR), compiler.matcher(GRAMMAR)
+    innocent.allowed((4,))
+
+    guilty.allowed((4,))
+    signalled(followers(compiler), signal.SIGSEGV)
+    with pytest.raises(GrammarLost):
+        guilty.allowed((4, 5))
+    guilty.restore((4,))
+    assert guilty._link is not innocent._link
+    signalled(followers(compiler), signal.SIGSEGV)
+    for _ in range(2):
+        with pytest.raises(GrammarKilled):
+            guilty.allowed((4, 5))
+    assert follow(innocent, (4, 5)) == [1]
+    assert compiler.matcher(GRAMMAR).allowed((4,)).tolist() == [5], "the grammar is not banned"
+    compiler.close()
+
+
+def test_a_grammar_whose_own_process_is_killed_is_compiled_again() -> None:
+    compiler = GrammarCompiler(lambda: TOY)
+    running = compiler.matcher(GRAMMAR)
+    (worker,) = (each for each in psutil.Process().children() if each.pid == pid_of(compiler))
+    before = followers(compiler, lambda: running.allowed((4,)))
+    signalled(worker.children(), signal.SIGKILL)
+    assert running.allowed((4, 5)).tolist() == [1], "another process follows it"
+    signalled(before, signal.SIGKILL)
+    assert follow(running, (4, 5, 1)) == [1]
+    assert follow(compiler.matcher(GRAMMAR), (4,)) == [5]
+    compiler.close()
+
+
+def follow(matcher: GrammarMatcher, text: tuple[int, ...]) -> list[int]:
+    try:
+        return matcher.allowed(text).tolist()
+    except GrammarLost:
+        matcher.restore(text)
+        return matcher.allowed(text).tolist()
+
+
+def test_a_process_follows_a_bounded_number_of_generations() -> None:
+    compiler = GrammarCompiler(lambda: TOY)
+    matchers = [compiler.matcher(GRAMMAR) for _ in range(70)]
+    running = followers(compiler, lambda: [each.allowed((4,)) for each in matchers])
+    assert len(running) == 3
+    matchers.clear()
+    _, left = psutil.wait_procs(running[:2], timeout=10)
+    assert not left
+    compiler.close()
+
+
+def test_a_generation_that_takes_much_memory_gets_a_process_for_itself_and_a_device_a_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleet_common.grammar.compiler._MOST_OF_DEVICE_KB", 16 << 10)
+    compiler = GrammarCompiler(lambda: WORDS)
+    text = [LETTERS.index(letter) for letter in '{"a": "'] + [LETTERS.index("#")] * 40_000
+    honest = compiler.matcher(JSON_OBJECT, "honest")
+    honest.allowed(text[:7])
+    heavy = list[GrammarMatcher]()
+
+    def begin() -> None:
+        heavy.append(compiler.matcher(JSON_OBJECT, "greedy"))
+        heavy[-1].restore(text)
+
+    with pytest.raises(GrammarBusy):
+        [begin() for _ in range(20)]
+    assert len({each._link for each in heavy} | {honest._link}) == len(heavy) + 1
+    compiler.matcher(JSON_OBJECT, "honest").restore(text)
+    assert len(honest.allowed(text[:9])) > 80
+    heavy.clear()
+    compiler.matcher(JSON_OBJECT, "greedy").restore(text)
+    compiler.close()
+
+
+def test_a_long_text_is_replayed_in_pieces_whatever_one_request_may_take() -> None:
+    compiler = GrammarCompiler(lambda: WORDS)
+    matcher = compiler.matcher(JSON_OBJECT)
+    text = [LETTERS.index(letter) for letter in '{"a": "' + "Some text of a long answer. " * 4000]
+    matcher.restore(text)
+    assert LETTERS.index('"') in matcher.allowed(text)
+    compiler.close()
+
+
+WORN = {
+    "states": Grammar.regex("(.*a.{13}.*)(.*b.{13}.*)"),
+    "counted": Grammar.json_schema(
+        {
+            "type": "object",
+            "properties": {"p": {"type": "string", "pattern": r"^(?:\S+\s+){0,49}\S+$", "maxLength": 500}},
+            "required": ["p"],
+            "additionalProperties": False,
+        }
+    ),
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("grammar", WORN.values(), ids=WORN)
+def test_a_grammar_that_wears_out_never_shows_it(grammar: Grammar) -> None:
+    rng = random.Random(1)
+    compiler = GrammarCompiler(lambda: WORDS)
+    for _ in range(200):
+        matcher, text = compiler.matcher(grammar), list[int]()
+        while len(text) < 40 and text[-1:] != [len(LETTERS)]:
+            text.append(rng.choice(follow(matcher, tuple(text))))
+    compiler.close()
 
 
 def test_the_process_that_others_are_forked_from_is_replaced_when_it_ends() -> None:
@@ -115,7 +294,8 @@ def test_the_process_of_a_grammar_ends_with_its_last_matcher() -> None:
     matchers = list[GrammarMatcher]()
 
     def use() -> None:
-        matchers.append(GrammarMatcher(process.compile(GRAMMAR, GRAMMAR.text, ignore)))
+        compiled = process.compile(GRAMMAR, GRAMMAR.text)
+        matchers.append(GrammarMatcher(lambda: compiled))
 
     before = {child for each in psutil.Process().children() for child in each.children()}
     use()
