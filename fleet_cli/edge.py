@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,6 +15,7 @@ from fleet_cli.edge_advise import advise_command
 from fleet_cli.errors import CommandError
 from fleet_cli.identities import enroll_command
 from fleet_cli.options import alerts_of, end_checks, ignore_check, show_check, with_events, with_settings
+from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars
 from fleet_common.host import Systemd, use_one_heap
 from fleet_common.identity.certificates import probe_name
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
@@ -179,6 +181,29 @@ def _check_identity(name: str, settings: EdgeSettings) -> None:
             f"Asking as {name!r} would throw the running edge of that name off the broker: leave --probe out, or "
             "give another name."
         )
+
+
+@app.command("grammars")
+@with_settings(EdgeSettings, only=("spool",))
+def grammars_command(
+    settings: EdgeSettings,
+    *,
+    lift: Annotated[str | None, typer.Option(help="SHA-256, or its beginning, of a grammar to allow again.")] = None,
+) -> None:
+    """List the grammars that this edge refuses for a day, because they ended the process that compiled them."""
+    banned = BannedGrammars(settings.spool / BANNED_FILE)
+    found = banned.until()
+    if lift is not None:
+        chosen = [digest for digest in found if digest.startswith(lift)]
+        if len(chosen) != 1:
+            raise CommandError(f"{len(chosen)} banned grammars begin with {lift!r}; the list is `fleet edge grammars`.")
+        banned.lift(chosen[0])
+        print(f"The grammar {chosen[0]} is allowed again.")
+        return
+    for digest, until in found.items():
+        print(digest, "until", datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds"))
+    if not found:
+        print("No grammar is banned.")
 
 
 app.command("advise")(advise_command)

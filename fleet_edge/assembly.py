@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
+from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars, GrammarCompiler
 from fleet_common.mqtt.link import Link
 from fleet_edge.answers.answers import Responder
 from fleet_edge.answers.publisher import Publisher
@@ -106,7 +106,7 @@ def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callab
         return Grammars(refusal=SWITCHED_OFF)
     if verifier.info.most_top_k is not None or not isinstance(verifier, ProvidesTokenizer):
         return Grammars()
-    banned = BannedGrammars(settings.spool / "banned-grammars")
+    banned = BannedGrammars(settings.spool / BANNED_FILE)
     return Grammars(
         GrammarCompiler(verifier.grammar_tokenizer, banned), call, most_per_device=settings.max_sessions_per_device
     )

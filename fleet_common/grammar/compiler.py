@@ -22,6 +22,9 @@ from schemas.policy import Grammar
 _log = logging.getLogger(__name__)
 
 
+BANNED_FILE: Final = "banned-grammars"
+"""In the edge's spool folder."""
+
 _MOST_BANNED: Final = 1000
 """Number of banned grammars that are remembered. Each new one costs its sender strikes."""
 
@@ -130,8 +133,7 @@ class GrammarCompiler:
 
     def matcher(self, grammar: Grammar, device: str = "") -> GrammarMatcher:
         """Return a matcher at the start of a device's generation; raise GrammarError as `compile_grammar` does."""
-        with self._keeping:
-            self._check_memory(device, self._share_kb())
+        self._check_memory(device)
         made = GrammarMatcher(partial(self.compiled, grammar), partial(self._check_memory, device, _MOST_OF_DEVICE_KB))
         with self._keeping:
             if device not in self._matchers:
@@ -210,8 +212,12 @@ class GrammarCompiler:
             return _MOST_OF_DEVICE_KB
         return min(_MOST_OF_DEVICE_KB, _MOST_KB / max(1, sum(map(bool, map(len, self._matchers.values())))))
 
-    def _check_memory(self, device: str, most_kb: float) -> None:
-        if sum(each.cost_kb for each in self._matchers.get(device, ())) > most_kb:
+    def _check_memory(self, device: str, most_kb: float | None = None) -> None:
+        """Check what a device's generations take; by default whether another may begin."""
+        with self._keeping:
+            most_kb = self._share_kb() if most_kb is None else most_kb
+            used_kb = sum(each.cost_kb for each in self._matchers.get(device, ()))
+        if used_kb > most_kb:
             raise GrammarBusy(
                 f"The device's generations with grammars take more than {most_kb / 1024:.0f} MiB; try again when some "
                 "have ended, or with shorter ones."

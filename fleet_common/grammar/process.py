@@ -349,7 +349,8 @@ class CompiledGrammar:
     @property
     def memory_kb(self) -> int:
         """Memory of its process, and of those that follow generations."""
-        return sum(link.memory_kb + _PROCESS_KB for link in (self.link, *self._followers))
+        with self._lock:
+            return sum(link.memory_kb + _PROCESS_KB for link in (self.link, *self._followers))
 
     def follower(self, *, alone: bool) -> WorkerLink:
         """Return a process for one more generation, which is the only one if `alone`; raise OSError if there is none.
@@ -526,7 +527,7 @@ class GrammarMatcher:
                 except GrammarError as error:
                     self._failure = error
                     raise
-                else:
+                if self._link is not None:
                     return
             self._failure = GrammarError("The grammar's processes end again and again; try again later.")
             raise self._failure

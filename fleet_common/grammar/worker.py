@@ -309,8 +309,10 @@ class Follower:
             forced = native.compute_ff_tokens()
             ended = not forced and native.is_stopped()
             content = struct.pack(f"=?{len(forced)}I", ended, *forced)
-        if native.is_error():
-            return _failed(native.get_error(), worn=self._worn())
+        if native.is_error() or taken < len(new):
+            worn = self._worn()
+            if worn or native.is_error():
+                return _failed(worn or native.get_error(), worn=bool(worn))
         used_kb = self._memory.used_kb()
         own_kb += max(0, used_kb - before_kb)
         self._matchers[number] = native, tokens, own_kb
@@ -318,11 +320,14 @@ class Follower:
             return REPLY.pack(Status.OUTSIDE, len(tokens), 0)
         return REPLY.pack(Status.DONE, used_kb, own_kb) + content
 
-    def _worn(self) -> bool:
-        """Whether other generations fail as well: they share the lexer, with its states and its errors."""
+    def _worn(self) -> str:
+        """Return why all other generations fail as well, if they do: they share the lexer with its errors.
+
+        A lexer that has reached a limit takes no token, and reports it with the next mask only.
+        """
         fresh = self._first.deep_copy()
         fresh.compute_bitmask()
-        return fresh.is_error()
+        return fresh.get_error()
 
 
 class Memory:

@@ -60,6 +60,8 @@ class Constraint:
             matcher.restore(text)
             matcher.check(text)
         constraint.look_ahead(text)
+        if constraint.lost:
+            constraint.restore(text)
         constraint._spent_s = 0.0
         return constraint
 
@@ -250,7 +252,11 @@ class Grammars:
 
     def _work(self) -> None:
         while (task := self._next()) is not None:
-            seconds = task.run()
+            seconds = 0.0
+            try:
+                seconds = task.run()
+            except Exception:  # noqa: BLE001 - logged with its traceback
+                _log.exception("A grammar could not be prepared or restored.")
             with self._lock:
                 self._compiling.discard(task.device)
                 self._count(task.device, seconds)
@@ -281,7 +287,7 @@ class Grammars:
             matcher = compiler.matcher(grammar, device)
             found: Constraint | OpenRefused = Constraint.begin(matcher, message.resume or ())
             return PreparedGrammar(found, 0.0 if known else matcher.compile_s)
-        except GrammarBusy as error:
+        except (GrammarBusy, GrammarLost) as error:
             found = OpenRefused(RefusalCode.BUSY, str(error))
         except GrammarError as error:
             found = OpenRefused(RefusalCode.GRAMMAR, str(error))

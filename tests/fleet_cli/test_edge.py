@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars
 from fleet_common.identity.certificates import IdentityRole
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport
+from schemas.policy import Grammar
 from tests.support.command import Run, refused
 from tests.support.tls_fleet import enrol, new_authority
 
@@ -100,3 +102,16 @@ def test_a_selftest_as_the_edge_itself_is_refused(edge: Run, asked: list[EdgeChe
 def test_a_selftest_under_the_edges_own_name_is_refused_without_tls_too(edge: Run, asked: list[EdgeCheck]) -> None:
     assert "--probe" in refused(edge("selftest", "--edge", "north", "--probe", "north"))
     assert asked == []
+
+
+def test_banned_grammars_are_listed_and_allowed_again(edge: Run, tmp_path: Path) -> None:
+    banned = BannedGrammars(tmp_path / BANNED_FILE)
+    banned.add(Grammar.regex("a"))
+    banned.add(Grammar.regex("b"))
+    digest = Grammar.regex("a").digest
+    spool = ("--spool", str(tmp_path))
+    assert digest in edge("grammars", *spool)[1]
+    assert edge("grammars", "--lift", "", *spool)[0] == 2
+    assert edge("grammars", "--lift", digest[:12], *spool)[0] == 0
+    assert list(banned.until()) == [Grammar.regex("b").digest]
+    assert edge("grammars", "--lift", digest, *spool)[0] == 2

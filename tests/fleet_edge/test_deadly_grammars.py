@@ -107,10 +107,14 @@ def test_a_session_whose_process_ends_goes_on_in_another(scene: Scene, number: i
 
 def test_a_session_that_ends_a_process_alone_is_ended_and_its_device_struck(scene: Scene) -> None:
     device = scene.open(GRAMMAR)
-    with pytest.raises(SessionFailed):
+
+    def run_to_end() -> None:
         while not device.done:
             scene.move(device)
             scene.end_followers(signal.SIGSEGV)
+
+    with pytest.raises(SessionFailed):
+        run_to_end()
     assert [(fault.code, fault.action) for fault in device.faults] == [(FaultCode.INTERNAL, Action.GIVE_UP)]
     (event,) = scene.events()
     assert (event.device, event.session) == ("bad", device.terms.session.hex())
