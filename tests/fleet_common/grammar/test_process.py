@@ -223,6 +223,17 @@ def test_a_process_follows_a_bounded_number_of_generations() -> None:
     compiler.close()
 
 
+@pytest.mark.timeout(300)
+def test_two_thousand_generations_of_json_objects_run_at_once() -> None:
+    compiler = GrammarCompiler(lambda: WORDS)
+    text = tuple(LETTERS.index(letter) for letter in '{"a": "' + "Some text of an answer. " * 60)
+    matchers = [compiler.matcher(JSON_OBJECT, f"device-{number // 8}") for number in range(2000)]
+    for length in (100, len(text)):
+        for matcher in matchers:
+            assert LETTERS.index('"') in follow(matcher, text[:length])
+    compiler.close()
+
+
 def test_a_generation_that_takes_much_memory_gets_a_process_for_itself_and_a_device_a_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
