@@ -74,7 +74,7 @@ def test_a_known_grammar_begins_a_session_without_its_process() -> None:
     edge.settle()
     assert isinstance(edge.told[0].found, Constraint)
     compiled = edge.told[0].found.matcher._compiled
-    with compiled._lock:  # its process is asked for nothing
+    with compiled.link._lock:  # its process is asked for nothing
         found = edge.grammars.at_once("a", message())
         assert found.matcher.allowed(()).tolist() == compiled.first_allowed.tolist()
         assert found.guess((), 8) == compiled.first_forced
