@@ -113,10 +113,9 @@ class MessageHandlers:
 
     def grammar_killed(self, device: str, session: bytes, report: str) -> None:
         """Strike a device whose grammar has killed the grammar's process, and log it."""
-        sentence = f"{report}."
-        _log.warning("%s: %s", device, sentence, extra={"device": device, "session": session.hex()})
+        _log.warning("%s: %s", device, report, extra={"device": device, "session": session.hex()})
         self.guard.strike_grammar(device)
-        self.recorder.events.note(EventKind.GRAMMAR, "killed", sentence, device, session=session)
+        self.recorder.events.note(EventKind.GRAMMAR, "killed", report, device, session=session)
 
     # By kind
 

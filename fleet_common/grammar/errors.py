@@ -53,9 +53,9 @@ class GrammarBanned(GrammarError):  # noqa: N818
 class GrammarKilled(GrammarError):  # noqa: N818
     """A grammar has ended the process that compiled it, or a generation the process that followed it alone."""
 
-    def __init__(self, digest: str, cause: str) -> None:
+    def __init__(self, digest: str, how: str) -> None:
         super().__init__("The grammar cannot be used: it takes too much time, memory or stack. Simplify it.")
-        self.report = f"{cause}; its SHA-256 is {digest}"
+        self.report = f"A grammar ended its process ({how}); its SHA-256 is {digest}."
 
 
 def unusable(reason: str) -> GrammarError:

@@ -200,7 +200,7 @@ class WorkerEnded(OSError):  # noqa: N818
     def failure(self, grammar: Grammar) -> GrammarError:
         code = self.code or 0
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return self.worn or GrammarKilled(grammar.digest, f"A grammar ended its process ({how})")
+        return self.worn or GrammarKilled(grammar.digest, how)
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)

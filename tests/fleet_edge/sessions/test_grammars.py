@@ -124,7 +124,7 @@ def test_of_a_session_that_is_closed_meanwhile_only_the_cost_is_told() -> None:
 def test_a_grammar_that_ends_its_process_is_told_by_its_digest() -> None:
     class Deadly(GrammarCompiler):
         def compiled(self, grammar: Grammar) -> CompiledGrammar:
-            raise GrammarKilled(grammar.digest, "A grammar ended its process (SIGSEGV)")
+            raise GrammarKilled(grammar.digest, "SIGSEGV")
 
     edge = Edge(Deadly(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0])))
     edge.prepare(message())
