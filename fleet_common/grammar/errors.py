@@ -42,6 +42,9 @@ class OutsideGrammar(GrammarError):  # noqa: N818
 class GrammarLost(GrammarError):  # noqa: N818
     """The process that followed a generation has ended, or is not to follow it any longer; `restore` finds another."""
 
+    def __init__(self) -> None:
+        super().__init__("The process that followed the grammar has ended; try again shortly.")
+
 
 class GrammarBanned(GrammarError):  # noqa: N818
     def __init__(self) -> None:

@@ -552,11 +552,11 @@ class GrammarMatcher:
             raise self._failure.with_traceback(None)
         if self._link is None:
             if len(text) > _PIECE or self._alone:
-                raise GrammarLost("The generation has to be replayed.")
+                raise GrammarLost
             try:
                 self._use(self._compiled.follower(alone=False))
             except OSError:
-                raise GrammarLost("The grammar has to be compiled again.") from None
+                raise GrammarLost from None
         keep = len(self._tokens)
         if list(text[:keep]) != self._tokens:
             pairs = zip(self._tokens, text, strict=False)
@@ -569,7 +569,7 @@ class GrammarMatcher:
     def _request(self, op: bytes, keep: int, new: Sequence[int]) -> bytes:
         link = self._link
         if link is None:
-            raise GrammarLost("The generation has to be replayed.")
+            raise GrammarLost
         request = OP.pack(op, self._number, keep) + np.asarray(new, dtype=np.uint32).tobytes()
         try:
             status, number, own_kb, content = link.exchange(request, _STEP_S)
@@ -577,7 +577,7 @@ class GrammarMatcher:
             if ended.guilty and self._alone:
                 self._failure = ended.failure(self._compiled.grammar)
             self._lose(alone=ended.guilty)
-            raise self._failure or GrammarLost("The generation has to be replayed.") from None
+            raise self._failure or GrammarLost from None
         except GrammarError as error:
             self._failure = error
             raise
