@@ -34,7 +34,7 @@ def run(bench: Bench) -> Report:
     wrong = []
     with (
         bench.broker() as broker,
-        bench.edge(broker.port, bench.model("target"), engine="int8"),
+        bench.edge(broker.port, bench.target(), engine="blocks"),
         bench.device(broker.port, context=2048) as device,
     ):
         for package, folder in programs.items():

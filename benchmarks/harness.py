@@ -176,13 +176,13 @@ class ServedDevice:
 
 
 ENGINES: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
-    {"int8": {"engine": "torch", "dtype": "int8"}, "llama.cpp": {"engine": "llama.cpp"}, "torch": {"engine": "torch"}}
+    {name: {"engine": name} for name in ("blocks", "llama.cpp", "torch")}
 )
 """Settings of an edge by the names that suites give its engines."""
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engine", choices=("int8", "llama.cpp"), default="int8", help="(default: %(default)s)")
+    parser.add_argument("--engine", choices=("blocks", "llama.cpp"), default="blocks", help="(default: %(default)s)")
 
 
 class Bench:

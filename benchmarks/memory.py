@@ -27,7 +27,7 @@ from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 
 _MB: Final = 1e6
-_ALLOWED_MB: Final = {"llama.cpp": 100, "int8": 350, "device": 250}
+_ALLOWED_MB: Final = {"llama.cpp": 100, "blocks": 350, "device": 250}
 """In addition to weights and budget, or to the model's file."""
 
 _GROWTH_MB: Final = 5.0
@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=number_of(int, 1), help="tokens of prompts (24; of a device at most 256)")
     parser.add_argument("--tokens", type=number_of(int, 1), help="of a text (4; of a device 8)")
     parser.add_argument("--context", type=number_of(int, 1), help="1024 of an edge, 2048 of a device")
-    parser.add_argument("--engine", default="int8", choices=("llama.cpp", "int8"), help="of the edge")
+    parser.add_argument("--engine", default="blocks", choices=("blocks", "llama.cpp"), help="of the edge")
     parser.add_argument("--kv-bytes", type=int, default=256 << 20, help="the edge's budget (default: %(default)s)")
     parser.add_argument("--draft", default="Q4_0", help="of the device (default: %(default)s)")
     parser.add_argument("--suffix", action="store_true", help="let the device draft from earlier text too")
@@ -89,12 +89,6 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float, float
     return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 
-def weight_bytes(target: Path) -> int:
-    """Return the size of a target's weights: of a GGUF its file, of a folder what the edge has made of it in int8."""
-    file = target if target.is_file() else target.with_name(f"{target.name}.int8.safetensors")
-    return file.stat().st_size
-
-
 def _sampled(pid: int, texts: int, at_once: int, write: Callable[[int], object]) -> list[Resident]:
     """Run requests, some at once; return samples of a process's memory, the first from before."""
     samples, lock, done = [resident(pid, 0)], threading.Lock(), 0
@@ -115,7 +109,7 @@ def _sampled(pid: int, texts: int, at_once: int, write: Callable[[int], object])
 
 def _edge(bench: Bench) -> tuple[list[Resident], float]:
     options = bench.options
-    target = bench.model("target" if options.engine == "int8" else "target-Q8_0.gguf")
+    target = bench.target()
     with (
         closing(GgufModel(bench.model("Q4_1.gguf"), vocabulary_only=True)) as codec,
         bench.broker() as broker,
@@ -137,7 +131,7 @@ def _edge(bench: Bench) -> tuple[list[Resident], float]:
             idle.append(agent)
 
         samples = _sampled(edge.pid, options.texts, options.at_once, write)
-    weights = weight_bytes(target) / _MB
+    weights = target.stat().st_size / _MB
     print(f"weights {weights:.0f} MB, budget {options.kv_bytes / _MB:.0f} MB")
     return samples, weights + options.kv_bytes / _MB + _ALLOWED_MB[options.engine]
 

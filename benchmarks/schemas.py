@@ -56,7 +56,7 @@ def run(bench: Bench) -> Report:
         schemas = {line["path"]: line["schema"] for line in lines}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise BenchError(f"{options.file} is no collection of schemas: {error!r}.") from None
-    target = bench.model("target") if options.engine == "int8" else bench.target()
+    target = bench.target()
     with (
         bench.broker() as broker,
         bench.edge(broker.port, target),

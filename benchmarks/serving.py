@@ -1,6 +1,6 @@
 """Serving: a fleet and llama.cpp's own server under load generators of others (tokens/s; ms to a token, and between).
 
-Both run the same target on one and the same core: an edge in int8, llama-server in Q8_0. Broker, devices and load
+Both run the same target on one and the same core: an edge in blocks, llama-server in Q8_0. Broker, devices and load
 generator have the other core. guidellm and AIPerf each run 1, 4, 8 and 16 clients against several devices behind a
 relay that takes turns, and against llama-server; guidellm also against one device. Both systems get the same prompts
 and sampling parameters; ours may end an answer early, since it ignores `ignore_eos`. Last, AIPerf loads a device that
@@ -94,7 +94,7 @@ def run(bench: Bench) -> Report:
                 measure("llama-server", url, [clients])
         except BenchError as error:
             rows.append({"load": "", "system": "llama-server", "clients": clients, "error": str(error)})
-    target = bench.model("target") if options.engine == "int8" else bench.target()
+    target = bench.target()
     with bench.broker() as broker, bench.edge(broker.port, target) as edge, contextlib.ExitStack() as stack:
         most = max(options.clients)
         devices = [

@@ -217,7 +217,7 @@ _TargetVocabulary = Annotated[
         help="A GGUF of the target, if the target is a folder and its vocabulary differs from the draft model's."
     ),
 ]
-_Dtype = Annotated[str, typer.Option(help="Precision of the target: auto, int8, float32 or bfloat16.")]
+_Dtype = Annotated[str, typer.Option(help="Precision of the target: auto, float32 or bfloat16.")]
 
 
 @app.command("check")

@@ -18,7 +18,7 @@ from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVIC
 from schemas.names import Name
 
 AUTO: Final = "auto"
-"""The engine is the faster one, measured on this machine, of those that are installed and can serve the target."""
+"""The engine is chosen by a rule (`verifiers.registry`)."""
 
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -133,13 +133,11 @@ class EdgeSettings(Settings):
     )
     engine: EngineName = setting(
         AUTO,
-        "Engine of the large model; `auto` measures torch, on a CPU in int8, and llama.cpp once and takes the faster "
-        "one (docs/engines.md).",
+        "Engine of the large model. `auto` is torch on a GPU, else `blocks` where it serves the model, else llama.cpp "
+        "for a GGUF and torch for a folder (docs/engines.md).",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = setting(
-        "auto",
-        "Number format of the large model in torch. `int8` is for CPUs and models of the llama family. `auto` is int8 "
-        "for them with `engine = auto`, else bfloat16 if fast, else float32 (docs/engines.md).",
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "Number format of the large model in torch; `auto` is bfloat16 where that is fast, else float32."
     )
     torch_device: str = setting(
         "auto",

@@ -65,10 +65,10 @@ def forced_dtype(pytestconfig: pytest.Config) -> str | None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[Any]) -> Iterator[None]:
-    """Run the tests that load real models, or compile the int8 engine's loops, in one worker each."""
+    """Run the tests that load real models, or compile the loops of the engine blocks, in one worker each."""
     for item in items:
-        if "/verifiers/packed/" in item.nodeid or "[int8" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group("int8"))
+        if "/verifiers/blocks/" in item.nodeid or "[blocks" in item.nodeid:
+            item.add_marker(pytest.mark.xdist_group("blocks"))
         if _REAL_MODELS & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("models"):
             item.add_marker(pytest.mark.xdist_group("models"))
     yield

@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import linear
 
 from benchmarks.engines.steps import Step
-from fleet_edge.verifiers.packed.int8 import load_int8
 from fleet_edge.verifiers.packed.target import Target, load_target
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 
@@ -18,8 +17,6 @@ __all__ = ["PackedVerifier", "finisher", "load", "products"]
 
 def load(folder: Path, *, dtype: str, device: str, threads: int) -> Target:
     torch.set_num_threads(threads)
-    if dtype == "int8":
-        return load_int8(folder, device=device)
     return load_target(folder, dtype=dtype, device=device)
 
 

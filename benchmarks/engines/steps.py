@@ -2,9 +2,9 @@
 
 For B sequences with T new tokens each, some tokens into them: our step, and what it cannot be faster than. For
 llama.cpp that is the library itself on the same batch, in processes of its own, with flash attention and without; the
-faster counts. For the engine blocks it is llama.cpp with the same file. For torch it is the matrix products of a step
-alone; for torch in int8 it is llama.cpp with Q8_0, which has weights of the same size. All take turns, so that a slow
-moment of the machine hits all, and the ratio is of their medians. Takes 20 minutes, `--quick` a few.
+faster counts. For the engine blocks it is llama.cpp with the same file, for torch the matrix products of a step alone.
+All take turns, so that a slow moment of the machine hits all, and the ratio is of their medians. Takes 20 minutes,
+`--quick` a few.
 
 With `--shape` the models are random ones in a real shape, which llama.cpp computes without flash attention alone, since
 each of its processes keeps a copy: `--shape 7b --engines blocks:Q4_0 blocks:Q4_K_M --threads 2 --sequences 1 4 16
@@ -157,7 +157,7 @@ def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: in
             process.kill()
 
 
-_GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5, "packed int8": 0.6, "blocks": 0.6, "blocks Q4_0": 0.45}
+_GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5, "blocks": 0.6, "blocks Q4_0": 0.45}
 """Largest median time of ours, as a multiple of the raw engine's."""
 
 _LLAMA_CPP: Final = ("without flash attention", "with flash attention")
@@ -165,7 +165,7 @@ _PRODUCTS: Final = ("matrix products",)
 _FILES: Final = {"Q8_0": "target-Q8_0.gguf", "Q4_0": "Q4_0.gguf"}
 # llama.cpp and blocks first: an edge that uses them has no torch in its process.
 ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "blocks:Q4_0", "blocks:Q4_K_M", "packed:float32",
-                  "packed:bfloat16", "packed:int8")  # fmt: skip
+                  "packed:bfloat16")  # fmt: skip
 _DEFAULT: Final = tuple(name for name in ENGINES if name != "blocks:Q4_K_M")
 _COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": ""}
 
@@ -203,7 +203,7 @@ def run(bench: Bench) -> Report:
             with _prepared(bench, kind, dtype, context, sequences[-1]) as (ours, raw):
                 for number, new in ((number, new) for number in sequences for new in tokens):
                     cell = by_turns(ours, raw, sequences=number, tokens=new, **pace)  # type: ignore[arg-type]
-                    found = {"B": number, "T": new, "raw": _ways(kind, dtype)[cell.way], "ratio": cell.ratio}
+                    found = {"B": number, "T": new, "raw": _ways(kind)[cell.way], "ratio": cell.ratio}
                     here.append({**asdict(cell), "engine": kind, "dtype": dtype, "context": context, **found})
             table(here, _COLUMNS, title=f"{kind}, {dtype}, context {context}; raw is the engine alone")
             rows += here
@@ -220,8 +220,8 @@ def _group(kind: str, dtype: str) -> str:
     return f"{kind} {dtype}" if f"{kind} {dtype}" in _GOALS else kind
 
 
-def _ways(kind: str, dtype: str) -> tuple[str, ...]:
-    return _PRODUCTS if kind == "packed" and dtype != "int8" else _LLAMA_CPP
+def _ways(kind: str) -> tuple[str, ...]:
+    return _PRODUCTS if kind == "packed" else _LLAMA_CPP
 
 
 def _model(bench: Bench, file: str) -> Path:
@@ -250,14 +250,12 @@ def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> I
     else:
         from benchmarks.engines import of_torch  # noqa: PLC0415 - llama.cpp alone may be measured without torch
 
-        path = bench.model(_FILES["Q8_0"])
         target = of_torch.load(bench.model("target"), dtype=dtype, device=options.torch_device, threads=threads)
         ours = of_torch.PackedVerifier(target, budget_bytes=_KV_BYTES)
         finish = of_torch.finisher(target.model.device)
         step = steps(ours, fill(ours, sequences=most, context=context), finish=finish)
-        if dtype != "int8":
-            yield step, (of_torch.products(target.model, finish),)
-            return
+        yield step, (of_torch.products(target.model, finish),)
+        return
     with raw_llama(path, **size, flash=False) as plain:
         if options.shape is not None:
             yield step, (plain,)

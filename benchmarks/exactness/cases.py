@@ -203,7 +203,13 @@ _WAYS = (
     (Mode.RESIDUAL, FormName.DENSE),
     (Mode.COUPLED, FormName.AUTO),
 )
-_ENGINES = (ToyEngine.LLAMA_CPP, ToyEngine.INT8, ToyEngine.VLLM, ToyEngine.SGLANG)
+_ENGINES = (
+    ToyEngine.LLAMA_CPP,
+    ToyEngine.EIGHT_BITS,
+    ToyEngine.FOUR_BITS,
+    ToyEngine.VLLM,
+    ToyEngine.SGLANG,
+)
 _SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
 _NEAR = Case(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
 _BLOCKS = Case(Mode.RESIDUAL, FormName.AUTO, 3, blocks=True)

@@ -37,7 +37,6 @@ def test_every_engine_has_its_rows_beside_the_raw_engine(tmp_path: Path) -> None
     tiny_folder(tmp_path / "target")
     for name in ("target-Q8_0.gguf", "Q4_0.gguf"):
         tiny_target_gguf(tmp_path / name)
-    # Without int8, which a processor may refuse.
     engines = ["--engines", "llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "packed:float32", "packed:bfloat16"]
     sizes = ["--sequences", "1", "3", "--tokens", "1", "4", "--contexts", "40"]
     report = tmp_path / "report.json"

@@ -335,11 +335,11 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
     elif kind in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE, Sabotage.MASK_NOT_RENORMALISED):
         _mask_wrongly(kind, stack)
     elif kind is Sabotage.SHIFTED:
+        from fleet_edge.verifiers.blocks.verifier import BlocksVerifier  # noqa: PLC0415 - likewise
         from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415 - likewise
-        from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415 - likewise
 
         _shift_rows(LlamaCppVerifier, stack)
-        _shift_rows(PackedVerifier, stack)
+        _shift_rows(BlocksVerifier, stack)
         _change_answers(_shift, stack)
     elif kind is Sabotage.TEMPERED_TWICE:
         _change_answers(_temper_again, stack)

@@ -1,4 +1,4 @@
-"""Engines of the toy edge: the toy target in llama.cpp or in int8, or behind stand-ins of inference servers."""
+"""Engines of the toy edge: the toy target in llama.cpp, in blocks, or behind stand-ins of inference servers."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,9 +26,13 @@ _CONTEXT: Final = 256
 class ToyEngine(StrEnum):
     SCRIPTED = "scripted"
     LLAMA_CPP = "llama.cpp"
-    INT8 = "int8"
+    EIGHT_BITS = "8-bit"
+    FOUR_BITS = "4-bit"
     VLLM = "vllm"
     SGLANG = "sglang"
+
+
+_BLOCKS: Final = (ToyEngine.EIGHT_BITS, ToyEngine.FOUR_BITS)
 
 
 def pair_of(engine: ToyEngine, languages: Languages = Languages.STANDARD) -> ToyPair:
@@ -40,7 +44,7 @@ def pair_of(engine: ToyEngine, languages: Languages = Languages.STANDARD) -> Toy
     if engine is ToyEngine.SCRIPTED:
         return ToyPair.standard()
     pair = ToyPair.transformer()
-    return replace(pair, target=_quantized()) if engine is ToyEngine.INT8 else pair
+    return replace(pair, target=_quantized(engine)) if engine in _BLOCKS else pair
 
 
 def toy_verifier(engine: ToyEngine, languages: Languages) -> AbstractContextManager[Verifier]:
@@ -66,19 +70,21 @@ def _llama_cpp() -> Iterator[Verifier]:
 
 
 @contextmanager
-def _int8() -> Iterator[Verifier]:
-    from fleet_edge.verifiers.packed.int8 import load_int8  # noqa: PLC0415 - only where it is installed
-    from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
+def _blocks(engine: ToyEngine) -> Iterator[Verifier]:
+    from fleet_edge.settings import EdgeSettings  # noqa: PLC0415 - only where it is installed
+    from fleet_edge.verifiers.registry import load_verifier  # noqa: PLC0415
 
     target = ToyPair.transformer().target
     assert isinstance(target, ToyTransformer)
     with tempfile.TemporaryDirectory(prefix="toy-") as folder:
-        path = target.write_gguf(Path(folder) / "toy.gguf", end_token=END_TOKENS[0])
-        yield PackedVerifier(load_int8(path), budget_bytes=_KV_BYTES)
+        path = Path(folder) / "toy.gguf"
+        target.write_gguf(path, end_token=END_TOKENS[0], four_bits=engine is ToyEngine.FOUR_BITS)
+        settings = {"engine": "blocks", "target": str(path), "kv_bytes": _KV_BYTES, "threads": 1}
+        yield load_verifier(EdgeSettings.model_validate(settings))
 
 
 class QuantizedTransformer(ToyTransformer):
-    """The toy transformer in int8: each row computed alone and from its first token, without drafts or rollback."""
+    """The toy transformer in blocks: each row computed alone and from its first token, without drafts or rollback."""
 
     def __init__(self, of: ToyTransformer, verifier: Verifier) -> None:
         self._words = of.words
@@ -97,10 +103,10 @@ class QuantizedTransformer(ToyTransformer):
 
 
 @cache
-def _quantized() -> QuantizedTransformer:
+def _quantized(engine: ToyEngine) -> QuantizedTransformer:
     target = ToyPair.transformer().target
     assert isinstance(target, ToyTransformer)
-    with _int8() as verifier:
+    with _blocks(engine) as verifier:
         return QuantizedTransformer(target, verifier)
 
 
@@ -135,7 +141,8 @@ def _remote(engine: ToyEngine) -> Iterator[Verifier]:
 
 _VERIFIERS: Final[dict[ToyEngine, Callable[[], AbstractContextManager[Verifier]]]] = {
     ToyEngine.LLAMA_CPP: _llama_cpp,
-    ToyEngine.INT8: _int8,
+    ToyEngine.EIGHT_BITS: partial(_blocks, ToyEngine.EIGHT_BITS),
+    ToyEngine.FOUR_BITS: partial(_blocks, ToyEngine.FOUR_BITS),
     ToyEngine.VLLM: partial(_remote, ToyEngine.VLLM),
     ToyEngine.SGLANG: partial(_remote, ToyEngine.SGLANG),
 }

@@ -93,7 +93,7 @@ class ToyTransformer:
                 law[head] *= row.reshape(-1, *(1,) * (length - 1 - position))
         return law
 
-    def write_gguf(self, path: Path, *, end_token: int) -> Path:
+    def write_gguf(self, path: Path, *, end_token: int, four_bits: bool = False) -> Path:
         import gguf  # noqa: PLC0415 - only where a file is written
 
         writer = gguf.GGUFWriter(path, "llama")
@@ -117,7 +117,11 @@ class ToyTransformer:
         writer.add_eos_token_id(end_token)
         writer.add_add_bos_token(value=False)
         for name, weight in self._weights.items():
-            writer.add_tensor(f"{name}.weight", weight)
+            if four_bits:
+                kind = gguf.GGMLQuantizationType.Q4_0
+                writer.add_tensor(f"{name}.weight", gguf.quants.quantize(weight, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(f"{name}.weight", weight)
         for name in _NORMS:
             writer.add_tensor(f"{name}.weight", np.ones(_WIDTH, dtype=np.float32))
         writer.write_header_to_file()

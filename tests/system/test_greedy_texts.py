@@ -139,10 +139,10 @@ def test_greedy_text_is_the_engine_s_own(
 
 
 @pytest.mark.parametrize("mode", [Mode.RESIDUAL, pytest.param(Mode.COUPLED, marks=pytest.mark.exhaustive)])
-def test_greedy_text_in_int8_is_the_engine_s_own_to_the_bit(
+def test_greedy_text_in_blocks_is_the_engine_s_own_to_the_bit(
     mode: Mode, mosquitto: MosquittoProcess, tmp_path: Path, drafters: Load
 ) -> None:
-    settings = EdgeSettings(engine="torch", target=str(prepared("target")), dtype="int8", kv_bytes=1 << 28)
+    settings = EdgeSettings(engine="blocks", target=str(prepared("target-Q8_0.gguf")), kv_bytes=1 << 28)
     verifier = load_verifier(settings)
     policy = SamplingPolicy(mode=mode, temperature=0.0, seed=1)
     drafter = drafters(DRAFT)

@@ -426,11 +426,6 @@ def check(settings: EdgeSettings) -> None:
 
 def load(settings: EdgeSettings) -> Verifier:
     check(settings)
-    if settings.dtype == "int8":
-        raise VerifierError(
-            "The number format int8 is the engine torch's; set engine to torch, or leave dtype out: llama.cpp computes "
-            "in that of its GGUF."
-        )
     target = open_target(Path(settings.target), gpu_layers=settings.gpu_layers)
     return LlamaCppVerifier(
         target,

@@ -14,11 +14,6 @@ def check(settings: EdgeSettings) -> None:
             "The engine torch needs the extra `edge`; install it: pip install 'dssd-fleet[edge]'; or set engine to "
             "another one."
         )
-    if settings.dtype == "int8" and find_spec("numba") is None:
-        raise VerifierError(
-            "The number format int8 needs numba, which the extra `edge` has; install it: pip install "
-            "'dssd-fleet[edge]'; or set dtype to auto."
-        )
     check_source(settings.target)
 
 
@@ -26,14 +21,10 @@ def load(settings: EdgeSettings) -> Verifier:
     check(settings)  # before transformers is imported, which takes seconds
     import torch  # noqa: PLC0415 - only where a model is loaded
 
-    from fleet_edge.verifiers.packed.int8 import load_int8  # noqa: PLC0415
     from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415
     from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    if settings.dtype == "int8":
-        target = load_int8(settings.target, device=settings.torch_device)
-    else:
-        target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
+    target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
     return PackedVerifier(target, budget_bytes=settings.kv_bytes)

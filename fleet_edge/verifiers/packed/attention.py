@@ -206,7 +206,7 @@ def inspect_model(model: Any) -> tuple[LayerShape, ...]:  # noqa: ANN401 - trans
     foreign = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - _SERVED_LAYERS)
     if foreign:
         raise refusal(model, f"It has layers of kind {', '.join(foreign)}.")
-    from transformers import AttentionInterface  # noqa: PLC0415 - 110 MB that int8 does without
+    from transformers import AttentionInterface  # noqa: PLC0415 - 110 MB
 
     AttentionInterface.register(IMPLEMENTATION, attend)
     recorder = _Recorder()
@@ -329,32 +329,6 @@ def run_trial(verifier: _TensorVerifier, model: Any) -> None:  # noqa: ANN401 - 
         distance = float((mine - reference).square().mean().sqrt() / reference.std().clamp_min(1e-9))
         if not distance <= _TOLERANCES[model.dtype]:  # also if it is not a number
             raise refusal(model, f"In a trial run its logits were off by {distance:.1e} of their spread.")
-
-
-def rows_repeat(verifier: _TensorVerifier) -> bool:
-    """Return whether rows are bit-identical however a sequence is split, alone and among others."""
-    size, length = verifier.info.vocabulary.size, min(2 * LENGTH, verifier.info.context)
-    generator = torch.Generator().manual_seed(SEED)
-    mine, *others = (torch.randint(size, (length,), generator=generator).tolist() for _ in range(4))
-    keys = range(-1, -1 - len(others) - 1, -1)  # no session has these
-    try:
-        for key in keys:
-            verifier.open(key)
-        whole = verifier.score([Item(keys[0], mine, length)]).clone()
-        verifier.truncate(keys[0], 0)
-        pieces, begin, new = [], 0, 1
-        while begin < length:
-            piece = mine[begin : begin + new]
-            items = [Item(key, other[:new], 1) for key, other in zip(keys[1:], others, strict=True)]
-            rows = verifier.score([*items, Item(keys[0], piece, len(piece))])
-            pieces.append(rows[len(items) :].clone())
-            for key in keys[1:]:
-                verifier.truncate(key, 0)
-            begin, new = begin + len(piece), new % 5 + 1
-    finally:
-        for key in keys:
-            verifier.close(key)
-    return torch.equal(whole, torch.cat(pieces))
 
 
 def _packed(verifier: _TensorVerifier, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:

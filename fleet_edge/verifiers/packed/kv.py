@@ -12,7 +12,7 @@ which are given up again when a step needs their memory.
 
 import bisect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,10 +32,7 @@ class LayerShape:
 
 @dataclass(slots=True, eq=False)
 class Slab:
-    """Memory of some slots: by layer, keys and values `[slots, kv_heads, capacity, dim]`.
-
-    Keys are a view of `[slots, kv_heads, dim, capacity]` if the memory has `keys_transposed`.
-    """
+    """Memory of some slots: by layer, keys and values `[slots, kv_heads, capacity, dim]`."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -74,10 +71,8 @@ class SlabMemory:
         budget_bytes: int,
         dtype: torch.dtype,
         device: torch.device,
-        keys_transposed: bool = False,
     ) -> None:
         self._shapes = tuple(shapes)
-        self._keys_transposed = keys_transposed
         self._dtype = dtype
         self._device = device
         self._taken = 0
@@ -105,7 +100,7 @@ class SlabMemory:
         slab = Slab([], [], slots, capacity)
         try:
             for shape in self._shapes:
-                slab.keys.append(self._take_keys(slots, shape.kv_heads, capacity, shape.key_dim))
+                slab.keys.append(self._take(slots, shape.kv_heads, capacity, shape.key_dim))
                 slab.values.append(self._take(slots, shape.kv_heads, capacity, shape.value_dim))
         except MemoryError:
             self.free(slab)
@@ -130,21 +125,16 @@ class SlabMemory:
         slab.values.clear()
 
     def _replace(self, slab: Slab, slots: int, keep: int) -> None:
-        for tensors, take in ((slab.keys, self._take_keys), (slab.values, self._take)):
+        for tensors in (slab.keys, slab.values):
             for layer in range(len(tensors)):
                 # The old tensor is freed when this returns, so that the next one has memory.
-                tensors[layer] = self._resized(tensors[layer], take, slots, keep)
+                tensors[layer] = self._resized(tensors[layer], slots, keep)
 
-    def _resized(self, old: torch.Tensor, take: Callable[..., torch.Tensor], slots: int, keep: int) -> torch.Tensor:
-        new = take(slots, *old.shape[1:])
+    def _resized(self, old: torch.Tensor, slots: int, keep: int) -> torch.Tensor:
+        new = self._take(slots, *old.shape[1:])
         new[:keep] = old[:keep]
         self._taken -= old.nbytes
         return new
-
-    def _take_keys(self, slots: int, kv_heads: int, capacity: int, dim: int) -> torch.Tensor:
-        if self._keys_transposed:
-            return self._take(slots, kv_heads, dim, capacity).transpose(2, 3)
-        return self._take(slots, kv_heads, capacity, dim)
 
     def _take(self, *shape: int) -> torch.Tensor:
         size = self._dtype.itemsize

@@ -281,7 +281,7 @@ def text_config(name: str) -> Any:  # noqa: ANN401
 
     Raises `UnsupportedModel` if it is no causal language model, `VerifierError` if it cannot be read.
     """
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - 110 MB that int8 does without
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - 110 MB
 
     try:
         config = AutoConfig.from_pretrained(name).get_text_config()

@@ -2,7 +2,7 @@
 
 The model's own code computes everything but attention. Ours keeps sequences apart: it stores each row's key and value
 in its sequence's slot and lets it see that slot up to its own position. Rollback is a shorter length; what lies beyond
-is overwritten later. With int8 weights our own forward replaces the model's (`lean`).
+is overwritten later.
 """
 
 import logging
@@ -14,10 +14,9 @@ import torch
 
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TableVerifier, TargetInfo, VerifierError
-from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, rows_repeat, run_trial, running
+from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, run_trial, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
 from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
-from fleet_edge.verifiers.packed.lean import LeanModel
 from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.tokens import encode, grammar_tokenizer
 
@@ -28,7 +27,7 @@ FEWEST_TOKENS: Final = 256
 
 
 class PackedVerifier(TableVerifier):
-    """`Verifier` over a transformers model, or over one in int8."""
+    """`Verifier` over a transformers model."""
 
     def __init__(self, target: Target, *, budget_bytes: int) -> None:
         """Prepare a model to be served, and check that it can be; nothing else may use it from now on.
@@ -40,20 +39,15 @@ class PackedVerifier(TableVerifier):
         self._model: Any = target.model
         self._source = target.source
         self._device: torch.device = target.model.device
-        lean = isinstance(self._model, LeanModel)
         memory = SlabMemory(
-            self._model.shapes if lean else inspect_model(self._model),
+            inspect_model(self._model),
             budget_bytes=budget_bytes,
             dtype=target.model.dtype,
             device=self._device,
-            keys_transposed=lean,
         )
         super().__init__(replace(target.info, context=_context(target.info, memory)))
         self._store = KVStore(memory, context=self._info.context)
-        if not lean:
-            run_trial(self, self._model)
-        else:
-            self._info = replace(self._info, batch_invariant=rows_repeat(self))
+        run_trial(self, self._model)
 
     @property
     def allocated_bytes(self) -> int:
@@ -113,9 +107,6 @@ class PackedVerifier(TableVerifier):
             Part(self._store.slot(item.sequence), self._table.computed(item.sequence), len(item.tokens))
             for item in items
         ]
-        if isinstance(self._model, LeanModel):
-            found = self._model.forward(parts, [item.tokens for item in items], [item.rows for item in items])
-            return torch.from_numpy(found)[:, : self._info.vocabulary.size]
         indices = Indices(self._device)
         layout = lay_out(parts, indices)
         tokens: list[int] = []

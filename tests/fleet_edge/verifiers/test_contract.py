@@ -21,7 +21,6 @@ GGUF_TOKENS = (1 << 20) // (1 * 2 * 1 * 32 * 2)  # likewise, of the tiny GGUF
 
 REMOTE = ("vllm", "sglang")
 IN_PROCESS = [name for name in VERIFIERS if name != "remote"]
-INT8 = "int8"
 OF_GGUF = ("blocks", "llama.cpp")
 READ = [word.replace("Ġ", " ") for word in WORDS]
 
@@ -78,7 +77,7 @@ def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
     verifier.shut_down()
 
 
-@pytest.fixture(params=[*IN_PROCESS, INT8, *REMOTE, _scripted, _scripted_by_prefix, _cached])
+@pytest.fixture(params=[*IN_PROCESS, *REMOTE, _scripted, _scripted_by_prefix, _cached])
 def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterator[Verifier]:
     if request.param in REMOTE:
         servers = request.getfixturevalue("servers")
@@ -88,8 +87,7 @@ def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterat
     if isinstance(request.param, str):
         # The smallest budget that settings accept: 1 MiB, about four contexts of the tiny target.
         path = str(gguf if request.param in OF_GGUF else target)
-        engine, dtype = ("torch", INT8) if request.param == INT8 else (request.param, "float32")
-        settings = {"engine": engine, "target": path, "dtype": dtype, "kv_bytes": 1 << 20, "threads": 1}
+        settings = {"engine": request.param, "target": path, "dtype": "float32", "kv_bytes": 1 << 20, "threads": 1}
         yield load_verifier(EdgeSettings.model_validate(settings))
         return
     made: Verifier = request.param()

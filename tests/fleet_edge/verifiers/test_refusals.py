@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers import blocks_engine as blocks_loader
 from fleet_edge.verifiers import packed as packed_loader
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.llama_cpp import slab as llama_target
@@ -22,7 +23,12 @@ def settings(target: Path, **more: Any) -> EdgeSettings:
 
 
 @pytest.mark.parametrize(
-    ("engine", "loader", "extra"), [("torch", packed_loader, "edge"), ("llama.cpp", llama_loader, "edge-llama")]
+    ("engine", "loader", "extra"),
+    [
+        ("torch", packed_loader, "edge"),
+        ("llama.cpp", llama_loader, "edge-llama"),
+        ("blocks", blocks_loader, "edge"),
+    ],
 )
 def test_an_engine_that_is_not_installed_says_how_to_get_it(
     gguf: Path, engine: str, loader: Any, extra: str, monkeypatch: pytest.MonkeyPatch
@@ -33,38 +39,22 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(
             attempt(settings(gguf, engine=engine))
 
 
-@pytest.mark.parametrize(
-    ("refused", "said"),
-    [
-        ({"engine": "llama.cpp"}, "llama.cpp"),
-        ({"engine": "torch", "torch_device": "cuda"}, "torch_device"),
-        ({"engine": "auto", "torch_device": "cuda"}, "torch_device"),
-    ],
-)
-def test_int8_is_refused_where_it_does_not_exist(gguf: Path, refused: dict[str, str], said: str) -> None:
-    with pytest.raises(VerifierError, match=said):
-        load_verifier(settings(gguf, dtype="int8", **refused))
-
-
-def test_int8_without_numba_says_how_to_get_it(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_loader, "find_spec", lambda name: name != "numba" or None)
-    with pytest.raises(VerifierError, match="numba"):
-        check_verifier(settings(gguf, engine="torch", dtype="int8"))
-
-
 def test_layers_on_a_gpu_that_is_not_there_are_refused_and_all_layers_are_not(gguf: Path) -> None:
     with pytest.raises(VerifierError, match="gpu_layers"):
         load_verifier(settings(gguf, engine="llama.cpp", gpu_layers=3))
     load_verifier(settings(gguf, engine="llama.cpp", gpu_layers=-1))
 
 
-def test_a_gguf_larger_than_what_is_left_of_the_memory_is_refused(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_target, "available_memory", lambda: gguf.stat().st_size - 1)
+@pytest.mark.parametrize(("engine", "module"), [("llama.cpp", llama_target), ("blocks", blocks_loader)])
+def test_a_gguf_larger_than_what_is_left_of_the_memory_is_refused(
+    gguf: Path, engine: str, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "available_memory", lambda: gguf.stat().st_size // 8)
     with pytest.raises(VerifierError, match="memory"):
-        load_verifier(settings(gguf, engine="llama.cpp"))
+        load_verifier(settings(gguf, engine=engine))
 
 
-@pytest.mark.parametrize("engine", ["llama.cpp", "torch", "auto"])
+@pytest.mark.parametrize("engine", ["llama.cpp", "torch", "blocks", "auto"])
 @pytest.mark.parametrize("kept", [4, 200, 0.5, 0.99])
 def test_a_damaged_gguf_is_a_sentence(
     gguf: Path, engine: str, kept: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
