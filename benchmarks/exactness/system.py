@@ -6,8 +6,8 @@ through the real device, link, broker and edge, for each mode, each downlink for
 devices choose, block verification, a draft model of another vocabulary or nearly the target, ids above 65,535,
 positions up to 1,500, grammars, and with the transformer in llama.cpp, in blocks of 8 and 4 bits (whose rows are then
 computed alone), and at inference servers that answer as vLLM and SGLang do. Three tests compare the outputs: chi-square
-of the joint distribution of three tokens, a score test that finds mistakes of two percent, and one for dependence between sessions.
-Then they must find planted faults. Takes two hours; with `--only blocks`, some minutes.
+of the joint distribution of three tokens, a score test that finds mistakes of two percent, and one for dependence
+between sessions. Then they must find planted faults. Takes two hours; with `--only blocks`, some minutes.
 """
 
 import argparse

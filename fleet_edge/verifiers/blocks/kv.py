@@ -18,6 +18,8 @@ PAGE: Final = 64
 """Tokens of a page: few enough that a short sequence wastes little, a multiple of the lanes of the attention loops."""
 
 _NUMBER_BYTES: Final = 2
+_SPARE_BYTES: Final = 64
+"""Loops read whole vectors, behind the last number too."""
 _MAP_NORESERVE: Final = 0x4000
 """Linux: a budget larger than what is free now is not refused; what is used counts."""
 
@@ -119,7 +121,5 @@ class Pages:
 
 def _reserve(shape: tuple[int, ...]) -> Halves:
     size = math.prod(shape) * _NUMBER_BYTES
-    if not size:
-        return np.empty(shape, np.uint16)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    return np.frombuffer(memory, np.uint16).reshape(shape)
+    memory = mmap.mmap(-1, size + _SPARE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    return np.frombuffer(memory, np.uint16, math.prod(shape)).reshape(shape)

@@ -9,19 +9,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import prange, types
+from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from fleet_edge.verifiers.blocks.kv import PAGE, Halves
 from fleet_edge.verifiers.blocks.layout import BLOCK
-from fleet_edge.verifiers.blocks.portable import Floats, compiled, fma, from_half
+from fleet_edge.verifiers.blocks.portable import Floats, compiled, fma
 from fleet_edge.verifiers.blocks.weights import to_half
 
 SignedBytes = npt.NDArray[np.int8]
@@ -41,7 +42,7 @@ _ZERO_POINT: Final = np.int32(128)
 _TINY: Final = np.float32(1e-30)
 _LARGEST_HALF: Final = np.float32(65504)
 
-_I32, _F32 = ir.IntType(32), ir.FloatType()
+_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -80,21 +81,16 @@ def _reordered(builder: Any, bits: Any) -> Any:
     return builder.xor(bits, builder.and_(negative, ir.Constant(_I32, 0x7FFFFFFF)))
 
 
+def has_feature(*names: str) -> bool:
+    """Return whether the processor has one of these features, as LLVM names them."""
+    features = numba.config.CPU_FEATURES
+    known = (get_host_cpu_features() if features is None else features).split(",")
+    return any(f"+{name}" in known for name in names)
+
+
 def _has_halves() -> bool:
     """Return whether the processor has instructions that convert float16; all of AVX2 and of ARM64 have."""
-    features = numba.config.CPU_FEATURES
-    known = get_host_cpu_features() if features is None else features
-    return not {"+f16c", "+neon"}.isdisjoint(known.split(","))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _widened(context: Any, half: Any) -> Any:
-    """Compute what `from_half` does in one instruction."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _F32)
-
-    return types.float32(types.uint16), generate
+    return has_feature("f16c", "neon")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -107,7 +103,93 @@ def _narrowed(context: Any, number: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
-_of_half, _to_half = (_widened, _narrowed) if _has_halves() else (from_half, to_half)
+_to_half = _narrowed if _has_halves() else to_half
+
+
+def _product_of(rows: int, vectors: int) -> Callable[..., None]:
+    """Return the function that adds `rows` floats rows times float16 rows, `vectors * LANES` columns of them, to sums.
+
+    It takes addresses and the lengths of rows: left, its row; right, its row; the number of terms; sums, their row.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def add(_context: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any, c: Any, c_row: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            _emit_product(builder, rows, vectors, args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return cast("Callable[..., None]", add)
+
+
+def _emit_product(builder: Any, rows: int, vectors: int, args: Any) -> None:
+    a, a_row, b, b_row, depth, c, c_row = args
+    floats = ir.VectorType(_F32, LANES)
+    kind = ir.FunctionType(floats, [floats] * 3)
+    fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+
+    def at(begin: Any, index: Any, kind: Any, size: int) -> Any:
+        place = builder.add(begin, builder.mul(index, ir.Constant(_I64, size)))
+        return builder.inttoptr(place, kind.as_pointer())
+
+    def load(place: Any, align: int) -> Any:
+        found = builder.load(place)
+        found.align = align
+        return found
+
+    sums_at = [
+        [
+            at(c, builder.add(builder.mul(c_row, _I64(row)), _I64(LANES * vector)), floats, 4)
+            for vector in range(vectors)
+        ]
+        for row in range(rows)
+    ]
+    begun = [[load(place, 4) for place in of_row] for of_row in sums_at]
+    before, loop, after = builder.block, builder.append_basic_block("terms"), builder.append_basic_block("added")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    term = builder.phi(_I64)
+    term.add_incoming(_I64(0), before)
+    sums = [[builder.phi(floats) for _ in range(vectors)] for _ in range(rows)]
+    right_at = builder.mul(term, b_row)
+    right = [
+        _floats_of(builder, load(at(b, builder.add(right_at, _I64(LANES * vector)), ir.VectorType(_I16, LANES), 2), 2))
+        for vector in range(vectors)
+    ]
+    for row, of_row in enumerate(sums):
+        left = load(at(a, builder.add(builder.mul(a_row, _I64(row)), term), _F32, 4), 4)
+        first = builder.insert_element(ir.Constant(floats, ir.Undefined), left, ir.Constant(_I32, 0))
+        mask = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+        spread = builder.shuffle_vector(first, ir.Constant(floats, ir.Undefined), mask)
+        for vector, total in enumerate(of_row):
+            total.add_incoming(begun[row][vector], before)
+            total.add_incoming(builder.call(fused, [spread, right[vector], total]), loop)
+    following = builder.add(term, _I64(1))
+    term.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
+    builder.position_at_end(after)
+    for places, of_row in zip(sums_at, sums, strict=True):
+        for place, total in zip(places, of_row, strict=True):
+            builder.store(total.incomings[1][0], place).align = 4
+
+
+def _floats_of(builder: Any, halves: Any) -> Any:
+    """Convert a vector of float16, all of which are finite."""
+    if _has_halves():
+        return builder.fpext(builder.bitcast(halves, ir.VectorType(ir.HalfType(), LANES)), ir.VectorType(_F32, LANES))
+    wide, floats = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
+    bits = builder.zext(halves, wide)
+    size = builder.shl(builder.and_(bits, ir.Constant(wide, [0x7FFF] * LANES)), ir.Constant(wide, [13] * LANES))
+    scaled = builder.fmul(builder.bitcast(size, floats), ir.Constant(floats, [2.0**112] * LANES))
+    sign = builder.shl(builder.and_(bits, ir.Constant(wide, [0x8000] * LANES)), ir.Constant(wide, [16] * LANES))
+    return builder.bitcast(builder.or_(builder.bitcast(scaled, wide), sign), floats)
+
+
+_TALL, _MIDDLE, _WIDE = (6, 3, 4) if has_feature("avx512f") else (2, 2, 2)
+"""Rows and vectors that share a pass: as many sums as the processor has registers for."""
+_tall_wide, _middle_wide, _one_wide = (_product_of(rows, _WIDE) for rows in (_TALL, _MIDDLE, 1))
+_tall, _middle, _one = (_product_of(rows, 1) for rows in (_TALL, _MIDDLE, 1))
 
 
 @compiled
@@ -218,34 +300,6 @@ def _turn(left: Floats, right: Floats, cos: Floats, sin: Floats) -> None:
 
 
 @compiled
-def _scores(query: Floats, keys: Floats, into: Floats) -> None:
-    """Scores of one query and the keys of a page, `[dim, PAGE]`."""
-    for t in range(PAGE):
-        into[t] = _f32(0)
-    for d in range(0, len(query), 4):
-        q0, q1, q2, q3 = query[d], query[d + 1], query[d + 2], query[d + 3]
-        k0, k1, k2, k3 = keys[d], keys[d + 1], keys[d + 2], keys[d + 3]
-        for t in range(PAGE):
-            into[t] = fma(q3, k3[t], fma(q2, k2[t], fma(q1, k1[t], fma(q0, k0[t], into[t]))))
-
-
-@compiled
-def _two_scores(query: Floats, other: Floats, keys: Floats, into: Floats, other_into: Floats) -> None:
-    """Compute what `_scores` does for two queries that read the keys together."""
-    for t in range(PAGE):
-        into[t] = _f32(0)
-        other_into[t] = _f32(0)
-    for d in range(0, len(query), 4):
-        q0, q1, q2, q3 = query[d], query[d + 1], query[d + 2], query[d + 3]
-        p0, p1, p2, p3 = other[d], other[d + 1], other[d + 2], other[d + 3]
-        k0, k1, k2, k3 = keys[d], keys[d + 1], keys[d + 2], keys[d + 3]
-        for t in range(PAGE):
-            a, b, c, e = k0[t], k1[t], k2[t], k3[t]
-            into[t] = fma(q3, e, fma(q2, c, fma(q1, b, fma(q0, a, into[t]))))
-            other_into[t] = fma(p3, e, fma(p2, c, fma(p1, b, fma(p0, a, other_into[t]))))
-
-
-@compiled
 def _exponentials(scores: Floats, lanes: Floats) -> Any:
     """Replace scores by their exponentials, up to a factor; return the sum."""
     largest = np.int32(-(2**31))
@@ -267,104 +321,44 @@ def _exponentials(scores: Floats, lanes: Floats) -> Any:
 
 
 @compiled
-def _add_values(weights: Floats, values: Floats, into: Floats) -> None:
-    n = len(weights)
-    whole = n // 4 * 4
-    for t in range(0, whole, 4):
-        w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
-        v0, v1, v2, v3 = values[t], values[t + 1], values[t + 2], values[t + 3]
-        for i in range(len(into)):
-            into[i] = fma(w3, v3[i], fma(w2, v2[i], fma(w1, v1[i], fma(w0, v0[i], into[i]))))
-    for t in range(whole, n):
-        weight, value = weights[t], values[t]
-        for i in range(len(into)):
-            into[i] = fma(weight, value[i], into[i])
-
-
-@compiled
-def _widen(halves: Halves, into: Floats) -> None:
-    for row in range(len(halves)):
-        half, wide = halves[row], into[row]
-        for i in range(len(half)):
-            wide[i] = _of_half(half[i])
-
-
-@compiled
-def _score_rows(
-    query: Floats,
-    first: int,
-    left: int,
-    positions: Integers,
-    window: int,
-    table: Integers,
-    layer: int,
-    head: int,
-    keys: Halves,
-    shared: int,
-    scores: Floats,
-) -> None:
-    """Write the scores of `shared` heads of some rows of a sequence, whose queries begin at `left`."""
-    dim = keys.shape[3]
-    wide = np.empty((dim, PAGE), np.float32)
-    for number in range(_first_key(positions[0], window) // PAGE, positions[-1] // PAGE + 1):
-        begin, end = number * PAGE, number * PAGE + PAGE
-        _widen(keys[table[number], layer, head], wide)
-        for row in range(len(positions)):
-            if positions[row] < begin or _first_key(positions[row], window) >= end:
-                continue
-            mine, at, place = query[first + row], left, row * shared
-            for _ in range(shared // 2):
-                one, other = mine[at : at + dim], mine[at + dim : at + 2 * dim]
-                _two_scores(one, other, wide, scores[place, begin:end], scores[place + 1, begin:end])
-                at, place = at + 2 * dim, place + 2
-            if shared % 2:
-                _scores(mine[at : at + dim], wide, scores[place, begin:end])
-
-
-@compiled
 def _first_key(position: int, window: int) -> Any:
     """The first position that a row sees; a window of 0 is unlimited."""
     return max(0, position - window + 1) if window else 0
 
 
 @compiled
-def _mix_rows(
-    scores: Floats,
-    positions: Integers,
-    window: int,
-    table: Integers,
-    layer: int,
-    head: int,
-    values: Halves,
-    shared: int,
-    out: Floats,
-    first: int,
-    left: int,
-) -> None:
-    """Write the means of values, weighted by the exponentials of the scores."""
-    dim = values.shape[4]
-    lanes, totals = np.empty(LANES, np.float32), np.empty(len(scores), np.float32)
-    wide = np.empty((PAGE, dim), np.float32)
-    for row in range(len(positions)):
-        begin = _first_key(positions[row], window)
-        for place in range(row * shared, row * shared + shared):
-            totals[place] = _exponentials(scores[place, begin : positions[row] + 1], lanes)
-        out[first + row, left : left + shared * dim] = _f32(0)
-    for number in range(_first_key(positions[0], window) // PAGE, positions[-1] // PAGE + 1):
-        page = number * PAGE
-        _widen(values[table[number], layer, head], wide)
-        for row in range(len(positions)):
-            begin = max(page, _first_key(positions[row], window))
-            end = min(page + PAGE, positions[row] + 1)
-            if begin < end:
-                for each in range(shared):
-                    into = out[first + row, left + each * dim : left + each * dim + dim]
-                    _add_values(scores[row * shared + each, begin:end], wide[begin - page : end - page], into)
-    for row in range(len(positions)):
-        for each in range(shared):
-            factor = _ONE / totals[row * shared + each]
-            for i in range(left + each * dim, left + each * dim + dim):
-                out[first + row, i] *= factor
+def _add_product(left: Floats, begin: int, halves: Halves, out: Floats, column: int, width: int) -> None:
+    """Add the product of `left[:, begin:]` and float16 rows to `width` columns of `out`.
+
+    Each number adds its terms one after the other, so its bits do not depend on the other rows.
+    """
+    depth, stride = len(halves), halves.shape[1]
+    row = 0
+    while row < len(left):
+        rows = len(left) - row
+        height = _TALL if rows >= _TALL else _MIDDLE if rows >= _MIDDLE else 1
+        a = left.ctypes.data + 4 * (row * left.shape[1] + begin)
+        done = 0
+        while done < width:
+            wide = width - done >= _WIDE * LANES
+            b = halves.ctypes.data + 2 * done
+            c = out.ctypes.data + 4 * (row * out.shape[1] + column + done)
+            if height == _TALL:
+                if wide:
+                    _tall_wide(a, left.shape[1], b, stride, depth, c, out.shape[1])
+                else:
+                    _tall(a, left.shape[1], b, stride, depth, c, out.shape[1])
+            elif height == _MIDDLE:
+                if wide:
+                    _middle_wide(a, left.shape[1], b, stride, depth, c, out.shape[1])
+                else:
+                    _middle(a, left.shape[1], b, stride, depth, c, out.shape[1])
+            elif wide:
+                _one_wide(a, left.shape[1], b, stride, depth, c, out.shape[1])
+            else:
+                _one(a, left.shape[1], b, stride, depth, c, out.shape[1])
+            done += (_WIDE if wide else 1) * LANES
+        row += height
 
 
 def _normalize(
@@ -471,15 +465,35 @@ def _attend(
     out: Floats,
 ) -> None:
     """Write the attention of rows to `out`; `starts` are the first rows of parts of one sequence, and the end."""
-    kv_heads = keys.shape[2]
+    kv_heads, dim = keys.shape[2], keys.shape[3]
+    padded = (dim + LANES - 1) // LANES * LANES
     for task in prange((len(starts) - 1) * kv_heads):
         part, head = task // kv_heads, task % kv_heads
         begin, end = starts[part], starts[part + 1]
-        table, mine = tables[places[begin]], positions[begin:end]
-        scores = np.empty(((end - begin) * shared, (mine[-1] // PAGE + 1) * PAGE), np.float32)
-        left = head * shared * keys.shape[3]
-        _score_rows(query, begin, left, mine, window, table, layer, head, keys, shared, scores)
-        _mix_rows(scores, mine, window, table, layer, head, values, shared, out, begin, left)
+        table, mine, count = tables[places[begin]], positions[begin:end], (end - begin) * shared
+        page, last = _first_key(mine[0], window) // PAGE, mine[-1] // PAGE
+        queries, mixed = np.empty((count, dim), np.float32), np.zeros((count, padded), np.float32)
+        scores, totals = np.zeros((count, (last - page + 1) * PAGE), np.float32), np.empty(count, np.float32)
+        lanes = np.empty(LANES, np.float32)
+        left = head * shared * dim
+        for place in range(count):
+            at = left + place % shared * dim
+            queries[place] = query[begin + place // shared, at : at + dim]
+        for number in range(page, last + 1):
+            _add_product(queries, 0, keys[table[number], layer, head], scores, (number - page) * PAGE, PAGE)
+        for place in range(count):
+            position = mine[place // shared]
+            first, after = _first_key(position, window) - page * PAGE, position + 1 - page * PAGE
+            scores[place, :first] = _f32(0)
+            totals[place] = _exponentials(scores[place, first:after], lanes)
+            scores[place, after:] = _f32(0)
+        for number in range(page, last + 1):
+            _add_product(scores, (number - page) * PAGE, values[table[number], layer, head], mixed, 0, padded)
+        for place in range(count):
+            factor, at = _ONE / totals[place], left + place % shared * dim
+            into = out[begin + place // shared, at : at + dim]
+            for i in range(dim):
+                into[i] = mixed[place, i] * factor
 
 
 def _quantize_rows(x: Floats, into: SignedBytes, scales: Floats, sums: Integers) -> None:
