@@ -105,6 +105,7 @@ class Case:
         suffix: Whether suffix drafts alternate with those of the draft model.
         constrained: Whether requests have a grammar.
         blocks: Whether the edge verifies drafts as blocks.
+        edge_draft: Whether the edge has a draft model for edge-only decoding.
         sabotage: The planted fault.
     """
 
@@ -122,6 +123,7 @@ class Case:
     greedy: bool = False
     constrained: bool = False
     blocks: bool = False
+    edge_draft: bool = False
     sabotage: Sabotage = Sabotage.NONE
 
     @property
@@ -131,6 +133,7 @@ class Case:
         if self.stream:
             ahead = " drafted and streamed in turns" if self.draft_length is None else " streamed"
         ahead = f"{ahead} guessed" if self.guessed else ahead
+        ahead = f"{ahead} edge-draft" if self.edge_draft else ahead
         ahead = f" stopped{ahead}" if self.stops else ahead
         ahead = f" suffix{ahead}" if self.suffix else ahead
         form = f"{form} blocks" if self.blocks else form
@@ -253,6 +256,11 @@ CASES = (
     *(replace(_NEAR, mode=mode, languages=Languages.ENDLESS, tokens=LATE) for mode in Mode),
     replace(_NEAR, blocks=True, languages=Languages.ENDLESS, tokens=LATE),
     Case(Mode.COUPLED, FormName.AUTO, None, stream=True, languages=Languages.ENDLESS, tokens=LATE),
+    *(
+        replace(_NEAR, mode=mode, draft_length=length, stream=True, edge_draft=True)
+        for length in (8, None)
+        for mode in Mode
+    ),
 )
 
 FAULTS = (
@@ -275,6 +283,7 @@ FAULTS = (
         for mode in Mode
         for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
     ),
+    *(Case(mode, FormName.AUTO, 3, stream=True, edge_draft=True, sabotage=Sabotage.GUESS_KEPT) for mode in Mode),
     Case(Mode.RESIDUAL, FormName.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
     Case(Mode.RESIDUAL, FormName.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
     *(

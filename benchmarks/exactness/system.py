@@ -111,6 +111,7 @@ def _edge(case: Case, port: int) -> Iterator[None]:
         "--form", case.form.value, "--engine", case.engine.value, "--languages", case.languages.value,
         "--sabotage", case.sabotage.value,
         "--guesses", str(LENGTH - 1 if case.guessed else 0), *(["--blocks"] if case.blocks else []),
+        *(["--drafts"] if case.edge_draft else []),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

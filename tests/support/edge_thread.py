@@ -44,7 +44,12 @@ class NoLog:
 
 @contextmanager
 def edge_thread(
-    settings: EdgeSettings, verifier: Verifier, *, link: Link | None = None, first_handle: int | None = None
+    settings: EdgeSettings,
+    verifier: Verifier,
+    *,
+    link: Link | None = None,
+    first_handle: int | None = None,
+    draft_verifier: Verifier | None = None,
 ) -> Iterator[None]:
     """Serve a fleet while the context lasts; on entry the edge takes sessions."""
     if link is None:
@@ -52,6 +57,7 @@ def edge_thread(
     orchestrator = assemble(
         settings,
         verifier=verifier,
+        draft_verifier=draft_verifier,
         link=link,
         sink=NoLog(),
         clock=time.monotonic,

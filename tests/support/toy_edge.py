@@ -1,6 +1,7 @@
 """Toy edge: an edge over the toy target, as a process; all of the real edge but the model and the database."""
 
 import argparse
+import itertools
 import signal
 import sys
 import threading
@@ -10,11 +11,12 @@ from unittest.mock import patch
 from dssd.downlink import FormName
 from fleet_common.logs import Event, EventStream
 from fleet_common.mqtt.settings import BrokerSettings
+from fleet_edge.batching.edge_draft import LENGTHS, DraftLengths
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.settings import EdgeSettings
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.sabotage import Sabotage, at_the_edge
-from tests.support.toy_engines import ToyEngine, toy_verifier
+from tests.support.toy_engines import ToyEngine, toy_draft, toy_verifier
 from tests.support.toy_pair import Languages
 
 
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--blocks", action="store_true", help="verify drafts as blocks")
     parser.add_argument("--engine", type=ToyEngine, default=ToyEngine.SCRIPTED)
     parser.add_argument("--languages", type=Languages, default=Languages.STANDARD)
+    parser.add_argument("--drafts", action="store_true", help="draft for edge-only decoding, all lengths in turn")
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
     parser.add_argument("--guesses", type=int, default=0, help="tokens behind each text it writes, whatever they cost")
     arguments = parser.parse_args()
@@ -49,7 +52,12 @@ def main() -> None:
         at_the_edge(arguments.sabotage, stack)
         # Whether speculation pays depends on the machine's speed, and the proof must not.
         stack.enter_context(patch.object(StepCost, "guesses", lambda *_, **__: arguments.guesses))
-        stack.enter_context(edge_thread(settings, verifier))
+        draft = None
+        if arguments.drafts:
+            draft = stack.enter_context(toy_draft(arguments.languages))
+            turns = itertools.cycle(LENGTHS)
+            stack.enter_context(patch.object(DraftLengths, "choose", lambda *_, **__: next(turns)))
+        stack.enter_context(edge_thread(settings, verifier, draft_verifier=draft))
         EventStream(sys.stdout).write(Event.ONLINE, fleet=settings.fleet, edge=settings.edge)
         stop.wait()
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from functools import cache, partial
@@ -49,6 +49,12 @@ def pair_of(engine: ToyEngine, languages: Languages = Languages.STANDARD) -> Toy
 
 def toy_verifier(engine: ToyEngine, languages: Languages) -> AbstractContextManager[Verifier]:
     return _VERIFIERS[engine]() if engine in _VERIFIERS else _scripted(languages)
+
+
+def toy_draft(languages: Languages) -> AbstractContextManager[Verifier]:
+    """Return the draft model of a pair as an edge runs it."""
+    pair = pair_of(ToyEngine.SCRIPTED, languages)
+    return nullcontext(ScriptedVerifier(pair.draft, pair.draft_words, end_tokens=END_TOKENS, name="toy-draft"))
 
 
 @contextmanager

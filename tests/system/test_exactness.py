@@ -57,6 +57,8 @@ IN_SMALL = {
     "residual auto blocks near",
     "residual sparse wide",
     "residual auto endless",
+    "residual streamed edge-draft near",
+    "coupled streamed edge-draft fault:guess-kept",
     "residual auto near fault:acceptance-low",
     "residual auto near fault:reported-high",
     "residual auto fault:corrected-from-p",
