@@ -8,7 +8,7 @@ sum, and `fma(bits, scale, -1.5 * 2**23 * scale)` is the rounded product of sum 
 conversion and a product. It needs `1.5 * scale` to be exact, so scales of inputs have two zero bits at the end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
@@ -119,15 +119,20 @@ class Emitter:
         place = self.builder.add(before, self.scaled(self.group, BLOCK, step * DEPTH))
         return self.builder.bitcast(self.spread(self.load(self.values, place, I32)), self.bytes)
 
-    def steps(self) -> "list[tuple[list[Any], int]]":
-        """Return the weights of a block with the step of the inputs that each is multiplied with."""
+    def steps(self) -> Iterator[tuple[list[Any], int]]:
+        """Load a block's weights piece by piece; yield them with the step of the inputs that they are multiplied with.
+
+        What is written in between stays in this order, if it may use memory: else the compiler loads all weights first,
+        and has no registers left.
+        """
         if self.kind.bits == EIGHT.bits:
-            return [(self.weights(step), step) for step in range(STEPS)]
-        found = []
+            for step in range(STEPS):
+                yield self.weights(step), step
+            return
         for step in range(STEPS // 2):
             low, high = self.nibbles(step)
-            found += [(low, step), (high, step + STEPS // 2)]
-        return found
+            yield low, step
+            yield high, step + STEPS // 2
 
 
 def emit_pass(e: Emitter) -> None:

@@ -19,7 +19,7 @@ def dot(instruction: str) -> Callable[[Emitter, list[Any], list[list[Any]]], lis
             for row in range(e.rows):
                 inputs = e.inputs(row, step)
                 sums[row] = [
-                    e.builder.asm(kind, instruction, "=v,0,v,v", [total, weight, inputs], side_effect=True)
+                    e.builder.asm(kind, instruction, "=v,0,v,v,~{memory}", [total, weight, inputs], side_effect=True)
                     for total, weight in zip(sums[row], weights, strict=True)
                 ]
         return sums
@@ -43,7 +43,9 @@ def pairs(e: Emitter, starts: list[Any], sums: list[list[Any]]) -> list[list[Any
 
     def call(kind: Any, instruction: str, *args: Any) -> Any:
         places = ", ".join(f"${len(args) - place}" for place in range(len(args) + 1))
-        return builder.asm(kind, f"{instruction} {places}", "=x" + ",x" * len(args), args, side_effect=True)
+        return builder.asm(
+            kind, f"{instruction} {places}", "=x" + ",x" * len(args) + ",~{memory}", args, side_effect=True
+        )
 
     if e.kind.bits == FOUR.bits:
         added = [[zeros] * e.processor.vectors for _ in range(e.rows)]
