@@ -4,8 +4,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from fleet_edge.verifiers.blocks.emitter import DEPTH, I32, I64, STEPS, Emitter
-from fleet_edge.verifiers.blocks.layout import BLOCK, EIGHT
+from fleet_edge.verifiers.blocks.emitter import I32, I64, STEPS, Emitter
+from fleet_edge.verifiers.blocks.layout import EIGHT
 from fleet_edge.verifiers.blocks.portable import MAGIC_BITS
 
 
@@ -69,7 +69,6 @@ def _two_rows(e: Emitter, rows: tuple[int, int], step: int) -> Any:
     builder = e.builder
     vector: Any = ir.Constant(ir.VectorType(I64, 2), ir.Undefined)
     for place, row in enumerate(rows):
-        before = builder.mul(e.groups, ir.Constant(I64, row * BLOCK))
-        begin = builder.add(before, e.scaled(e.group, BLOCK, step * DEPTH))
-        vector = builder.insert_element(vector, e.load(e.values, begin, I64), ir.Constant(I32, place))
+        two = e.load(e.rows_of_block, e.place(row, step), I64)
+        vector = builder.insert_element(vector, two, ir.Constant(I32, place))
     return builder.bitcast(vector, e.bytes)

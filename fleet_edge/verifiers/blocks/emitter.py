@@ -17,10 +17,11 @@ from llvmlite import ir
 
 from fleet_edge.verifiers.blocks.layout import BLOCK, EIGHT, TILE, Format
 
-PREPARED: Final = 16
-"""Bytes that `products` prepares for a row and block: four numbers of 32 bits.
+PREPARED: Final = 12
+"""Words of 32 bits that `products` prepares for a block of a row: the values, and four numbers.
 
 They are the scale, the scale times -1.5 * 2**23, the integer at which sums start, and the scale times the inputs' sum.
+The rows of a pass lie together, block by block, so that the kernel reads on in memory.
 """
 
 _PREFETCH: Final = "llvm.prefetch.p0"
@@ -29,7 +30,7 @@ _AHEAD: Final = 32 << 10
 _LINE: Final = 64  # bytes of a cache line
 DEPTH: Final = 4  # inputs of an output that lie together
 STEPS: Final = BLOCK // DEPTH
-F32_BYTES: Final = 4
+WORD: Final = 4
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -61,11 +62,12 @@ class Emitter:
     def __init__(self, function: ir.Function, processor: Processor, kind: Format, rows: int) -> None:
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.processor, self.kind, self.rows = processor, kind, rows
-        self.tile, self.values, self.prepared, self.bias, self.out, self.groups, self.stride = function.args
+        self.tile, self.prepared, self.bias, self.out, self.groups, self.stride = function.args
         self.floats = ir.VectorType(F32, processor.lanes)
         self.sums = ir.VectorType(I32, processor.lanes)
         self.bytes = ir.VectorType(I8, processor.lanes * DEPTH)
         self.block: Any = None
+        self.rows_of_block: Any = None
         self.group: Any = None
         self.first = 0
 
@@ -96,10 +98,8 @@ class Emitter:
         """Return `a * b + c`, rounded once."""
         return self.call(f"llvm.fma.v{self.processor.lanes}f32", self.floats, a, b, c)
 
-    def scaled(self, index: Any, factor: int, more: int = 0) -> Any:
-        """Return `index * factor + more`."""
-        product_ = self.builder.mul(index, ir.Constant(I64, factor))
-        return self.builder.add(product_, ir.Constant(I64, more)) if more else product_
+    def scaled(self, index: Any, factor: int) -> Any:
+        return self.builder.mul(index, ir.Constant(I64, factor))
 
     def weights(self, step: int) -> list[Any]:
         """Load the bytes of four inputs, or of four and the sixteenth after each."""
@@ -115,9 +115,11 @@ class Emitter:
 
     def inputs(self, row: int, step: int) -> Any:
         """Return four inputs of a row in every lane."""
-        before = self.builder.mul(self.groups, ir.Constant(I64, row * BLOCK))
-        place = self.builder.add(before, self.scaled(self.group, BLOCK, step * DEPTH))
-        return self.builder.bitcast(self.spread(self.load(self.values, place, I32)), self.bytes)
+        return self.builder.bitcast(self.spread(self.load(self.rows_of_block, self.place(row, step), I32)), self.bytes)
+
+    def place(self, row: int, word: int) -> int:
+        """Return where a prepared word of a row is, in bytes."""
+        return (row * PREPARED + word) * WORD
 
     def steps(self) -> Iterator[tuple[list[Any], int]]:
         """Load a block's weights piece by piece; yield them with the step of the inputs that they are multiplied with.
@@ -146,6 +148,7 @@ def emit_pass(e: Emitter) -> None:
     e.group = builder.phi(I64)
     totals = {place: builder.phi(e.floats) for place in places}
     e.block = builder.gep(e.tile, [e.scaled(e.group, e.kind.block_bytes)])
+    e.rows_of_block = builder.gep(e.prepared, [e.scaled(e.group, e.place(e.rows, 0))])
     if not e.first:
         emit_prefetch(e)
     found = _emit_block(e, totals)
@@ -158,9 +161,9 @@ def emit_pass(e: Emitter) -> None:
     builder.cbranch(builder.icmp_unsigned("<", following, e.groups), loop, after)
     builder.position_at_end(after)
     for row, vector in places:
-        offset = (e.first + vector * lanes) * F32_BYTES
+        offset = (e.first + vector * lanes) * WORD
         added = builder.fadd(found[row, vector], e.load(e.bias, offset, e.floats))
-        place = builder.add(builder.mul(e.stride, ir.Constant(I64, row * F32_BYTES)), ir.Constant(I64, offset))
+        place = builder.add(builder.mul(e.stride, ir.Constant(I64, row * WORD)), ir.Constant(I64, offset))
         builder.store(added, e.at(e.out, place, e.floats)).align = 4
 
 
@@ -176,9 +179,7 @@ def _emit_block(e: Emitter, totals: dict[tuple[int, int], Any]) -> dict[tuple[in
     builder, vectors = e.builder, e.processor.vectors
 
     def prepared(row: int, field: int, kind: Any) -> Any:
-        before = builder.mul(e.groups, ir.Constant(I64, row * PREPARED))
-        place = builder.add(before, e.scaled(e.group, PREPARED, field * 4))
-        return e.spread(e.load(e.prepared, place, kind))
+        return e.spread(e.load(e.rows_of_block, e.place(row, STEPS + field), kind))
 
     starts = [prepared(row, 2, I32) for row in range(e.rows)]
     sums = e.processor.multiply(e, starts, [[start] * vectors for start in starts])

@@ -65,7 +65,7 @@ PROCESSORS: Final = {
 
 
 def _emit(module: ir.Module, processor: Processor, kind: Format, rows: int) -> None:
-    kinds = [BYTES] * 5 + [I64] * 2
+    kinds = [BYTES] * 4 + [I64] * 2
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name_of(rows))
     emitter = Emitter(function, processor, kind, rows)
     for first in range(0, TILE, processor.lanes * processor.vectors):

@@ -15,6 +15,11 @@ from fleet_edge.verifiers.blocks.layout import BLOCK, FOUR, TILE
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
+PlainInputs = tuple[npt.NDArray[np.int8], Floats, npt.NDArray[np.int32]]
+"""Values, scales and sums of `Inputs`, for compiled loops."""
+PlainFormat = tuple[int, int, bool, np.float32]
+"""Bits, zero, whether there are minimums, and the factor of all scales."""
+
 MAGIC: Final = np.float32(1.5 * 2**23)
 MAGIC_BITS: Final = 0x4B400000
 
@@ -87,17 +92,16 @@ def _add(weights: Bytes, inputs: npt.NDArray[np.int8], sums: npt.NDArray[np.int3
 
 
 @compiled
-def portable_tile(
-    tile: Bytes,
-    values: npt.NDArray[np.int8],
-    prepared: Floats,
-    kind: tuple[int, bool],
-    bias: Floats,
-    out: Floats,
-) -> None:
-    """Multiply rows with a tile of weights with these bits, and with minimums or without."""
-    bits, minimums = kind
-    blocks = prepared.shape[1]
+def cleared(scale: np.float32) -> Any:
+    """Return a scale whose two lowest bits are zero."""
+    return from_bits(bits_of(scale) & np.int32(-4))
+
+
+@compiled
+def portable_tile(tile: Bytes, inputs: PlainInputs, kind: PlainFormat, bias: Floats, out: Floats) -> None:
+    values, input_scales, input_sums = inputs
+    bits, zero, minimums, factor = kind
+    blocks = input_scales.shape[1]
     size = len(tile) // blocks
     unpacked = np.empty((BLOCK // 4, TILE, 4), np.uint8)
     scales, least, sums = np.empty(TILE, np.float32), np.zeros(TILE, np.float32), np.empty(TILE, np.int32)
@@ -111,9 +115,10 @@ def portable_tile(
             if minimums:
                 least[i] = half_at(factors, TILE + i)
         for row in range(len(out)):
-            sums[:] = bits_of(prepared[row, block, 2]) - np.int32(MAGIC_BITS)
+            sums[:] = -zero * input_sums[row, block]
             _add(unpacked, values[row, block * BLOCK : block * BLOCK + BLOCK], sums)
-            scale, of_inputs = prepared[row, block, 0], prepared[row, block, 3]
+            scale = cleared(input_scales[row, block]) * factor
+            of_inputs = scale * _f32(input_sums[row, block])
             for i in range(TILE):
                 total = fma(_f32(sums[i]) * scale, scales[i], out[row, i])
                 out[row, i] = fma(of_inputs, least[i], total) if minimums else total

@@ -23,15 +23,18 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from fleet_edge.verifiers.blocks import kernels
+from fleet_edge.verifiers.blocks.emitter import PREPARED
 from fleet_edge.verifiers.blocks.layout import BLOCK, TILE, Format
 from fleet_edge.verifiers.blocks.portable import (
     MAGIC,
     MAGIC_BITS,
     Bytes,
     Floats,
+    PlainFormat,
+    PlainInputs,
     bits_of,
+    cleared,
     compiled,
-    from_bits,
     portable_tile,
 )
 from fleet_edge.verifiers.blocks.weights import Weights
@@ -58,60 +61,67 @@ class Inputs:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _call(
-    _context: Any, address: Any, tile: Any, values: Any, prepared: Any, bias: Any, out: Any, groups: Any, stride: Any
-) -> Any:
+def _call(_context: Any, address: Any, tile: Any, prepared: Any, bias: Any, out: Any, groups: Any, stride: Any) -> Any:
     """Call a compiled kernel."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         integer, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer] * 5 + [integer] * 2)
-        pointers = [builder.inttoptr(arg, pointer) for arg in args[1:6]]
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [*pointers, *args[6:]])
+        kind = ir.FunctionType(ir.VoidType(), [pointer] * 4 + [integer] * 2)
+        pointers = [builder.inttoptr(arg, pointer) for arg in args[1:5]]
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [*pointers, *args[5:]])
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), generate
+    return types.void(*[types.int64] * 7), generate
 
 
 @compiled
-def _prepare(scales: Floats, sums: npt.NDArray[np.int32], zero: int, factor: np.float32, into: Floats) -> None:
-    """Write what kernels read for each row and block."""
-    for row in range(len(scales)):
-        for block in range(scales.shape[1]):
-            scale = from_bits(bits_of(scales[row, block]) & np.int32(-4)) * factor
-            into[row, block, 0] = scale
-            into[row, block, 1] = scale * -MAGIC
-            into[row, block, 2] = from_bits(np.int32(MAGIC_BITS - zero * sums[row, block]))
-            into[row, block, 3] = scale * _f32(sums[row, block])
+def _prepare(
+    values: npt.NDArray[np.int32],
+    scales: Floats,
+    sums: npt.NDArray[np.int32],
+    numbers: tuple[int, np.float32],
+    most: int,
+    into: npt.NDArray[np.int32],
+) -> None:
+    """Write what kernels read, for passes of so many rows at most; `numbers` are the format's zero and the factor."""
+    rows, groups = scales.shape
+    zero, factor = numbers
+    passes = (rows + most - 1) // most
+    at = 0
+    for part in range(passes):
+        begin, end = part * rows // passes, (part + 1) * rows // passes
+        for block in range(groups):
+            for row in range(begin, end):
+                for word in range(BLOCK // 4):
+                    into[at + word] = values[row, block * (BLOCK // 4) + word]
+                scale, total = cleared(scales[row, block]) * factor, sums[row, block]
+                into[at + BLOCK // 4] = bits_of(scale)
+                into[at + BLOCK // 4 + 1] = bits_of(scale * -MAGIC)
+                into[at + BLOCK // 4 + 2] = np.int32(MAGIC_BITS - zero * total)
+                into[at + BLOCK // 4 + 3] = bits_of(scale * _f32(total))
+                at += PREPARED
 
 
 def _multiply_portable(
-    tiles: Bytes,
-    values: npt.NDArray[np.int8],
-    prepared: Floats,
-    bits: int,
-    minimums: bool,
-    bias: Floats,
-    out: Floats,
-    column: int,
+    tiles: Bytes, inputs: PlainInputs, kind: PlainFormat, bias: Floats, out: Floats, column: int
 ) -> None:
     for number in prange(len(tiles)):
         begin = number * TILE
         its = out[:, column + begin : column + begin + TILE]
-        portable_tile(tiles[number], values, prepared, (bits, minimums), bias[begin : begin + TILE], its)
+        portable_tile(tiles[number], inputs, kind, bias[begin : begin + TILE], its)
 
 
 def _multiply(
     addresses: npt.NDArray[np.int64],
     tiles: Bytes,
-    values: Any,
-    prepared: Floats,
+    prepared: npt.NDArray[np.int32],
     bias: Floats,
     out: Floats,
     column: int,
 ) -> None:
     """Multiply all rows with all tiles; `addresses` are the kernels for 1, 2, … rows."""
-    rows, groups, stride = len(values), prepared.shape[1], out.shape[1]
+    rows, stride = out.shape
+    groups = len(prepared) // (rows * PREPARED)
     passes = (rows + len(addresses) - 1) // len(addresses)
     for number in prange(len(tiles)):
         for part in range(passes):
@@ -119,8 +129,7 @@ def _multiply(
             _call(
                 addresses[end - row - 1],
                 tiles[number].ctypes.data,
-                values[row].ctypes.data,
-                prepared[row].ctypes.data,
+                prepared.ctypes.data + row * groups * PREPARED * 4,
                 bias.ctypes.data + number * TILE * 4,
                 out[row].ctypes.data + (column + number * TILE) * 4,
                 groups,
@@ -179,11 +188,14 @@ def multiply(
     elif len(bias) < weights.padded_outputs:
         bias = np.pad(bias, (0, weights.padded_outputs - len(bias)))
     variant = variant or variants()[0]
-    kind = weights.format
-    prepared = np.empty((*inputs.scales.shape, 4), np.float32)
-    _prepare(inputs.scales, inputs.sums, kind.zero, _f32(weights.factor), prepared)
+    kind, factor = weights.format, _f32(weights.factor)
     fast, portable = _loops(parallel=numba.get_num_threads() > 1)
     if variant == PORTABLE:
-        portable(weights.tiles, inputs.values, prepared, kind.bits, kind.minimums, bias, out, column)
-    else:
-        fast(_addresses(variant, kind), weights.tiles, inputs.values, prepared, bias, out, column)
+        given = (inputs.values, inputs.scales, inputs.sums)
+        portable(weights.tiles, given, (kind.bits, kind.zero, kind.minimums, factor), bias, out, column)
+        return
+    addresses = _addresses(variant, kind)
+    prepared = np.empty(inputs.scales.size * PREPARED, np.int32)
+    words = inputs.values.view(np.int32)
+    _prepare(words, inputs.scales, inputs.sums, (kind.zero, factor), len(addresses), prepared)
+    fast(addresses, weights.tiles, prepared, bias, out, column)

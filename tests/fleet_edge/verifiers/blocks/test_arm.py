@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fleet_edge.verifiers.blocks import kernels
+from fleet_edge.verifiers.blocks.emitter import PREPARED
 from fleet_edge.verifiers.blocks.layout import EIGHT, FOUR, FOUR_WITH_MINIMUMS, Format
 from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, _prepare, multiply
 from fleet_edge.verifiers.blocks.weights import pack
@@ -45,10 +46,10 @@ def test_kernels_for_arm_give_the_bits_of_the_portable_one(tmp_path: Path, varia
         factors = rng.uniform(1e-4, 1, (rows, blocks)).astype(np.float32)
         inputs = Inputs(x, factors, x.reshape(rows, blocks, 32).sum(2, dtype=np.int32))
         bias = rng.standard_normal(32).astype(np.float32)
-        prepared = np.empty((rows, blocks, 4), np.float32)
-        _prepare(inputs.scales, inputs.sums, kind.zero, np.float32(1), prepared)
+        prepared = np.empty(rows * blocks * PREPARED, np.int32)
+        _prepare(x.view(np.int32), inputs.scales, inputs.sums, (kind.zero, np.float32(1)), most, prepared)
         head = np.array([rows, blocks, weights.nbytes], np.int64)
-        given.append(b"".join(array.tobytes() for array in (head, weights.tiles, x, prepared, bias)))
+        given.append(b"".join(array.tobytes() for array in (head, weights.tiles, prepared, bias)))
         out = np.empty((rows, 32), np.float32)
         multiply(weights, inputs, bias, out, variant=PORTABLE)
         wanted.append(out.tobytes())
