@@ -11,17 +11,12 @@ import pytest
 from fleet_edge.verifiers.blocks import kernels
 from fleet_edge.verifiers.blocks.emitter import PREPARED
 from fleet_edge.verifiers.blocks.layout import EIGHT, FOUR, FOUR_WITH_MINIMUMS, Format
-from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, _prepare, multiply
+from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, _prepare, arm_features, multiply
 from fleet_edge.verifiers.blocks.weights import pack
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
 MISSING = [name for name in (COMPILER, EMULATOR) if shutil.which(name) is None]
 KINDS = {"4 bits": FOUR, "4 bits with minimums": FOUR_WITH_MINIMUMS, "8 bits": EIGHT}
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"It needs {' and '.join(MISSING)} (gcc-aarch64-linux-gnu, qemu-user)."),
-]
 
 
 @pytest.fixture(scope="module", params=["dotprod", "i8mm"])
@@ -30,6 +25,22 @@ def variant(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.mark.parametrize(
+    ("cores", "wanted"),
+    [
+        (["fp asimd aes"], set()),
+        (["fp asimd asimddp", "fp asimd asimddp i8mm"], {"dotprod"}),
+        (["fp asimd asimddp i8mm bf16"] * 4, {"dotprod", "i8mm"}),
+        ([], set()),
+    ],
+)
+def test_features_of_all_cores_count(cores: list[str], wanted: set[str]) -> None:
+    lines = [f"processor\t: {number}\nFeatures\t: {features}\n" for number, features in enumerate(cores)]
+    assert arm_features("\n".join(lines)) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"It needs {' and '.join(MISSING)} (gcc-aarch64-linux-gnu, qemu-user).")
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_kernels_for_arm_give_the_bits_of_the_portable_one(tmp_path: Path, variant: str, kind: Format) -> None:
     rng = np.random.default_rng(8)
