@@ -351,6 +351,9 @@ class AdaptivePacing:
         if self._edge_only and self._stream_step.known and not self._has_no_other:
             # Use the edge's present step times, not those of the last verified draft.
             compute_s = self._stream_step.at(0)
+        if ahead and (ahead not in self._times or self._edge_only):
+            # Measured with drafts that have a bonus token, or edge-only: drafts ahead compute one token less.
+            compute_s -= compute_token_s
         return Conditions(
             acceptance=self._rate,
             token_s=times.token.at(0),

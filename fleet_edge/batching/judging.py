@@ -55,7 +55,7 @@ class Case:
 
     @property
     def rows(self) -> int:
-        return len(self.tokens) + 1
+        return len(self.tokens) + (self.bonus or self.written or not self.tokens)
 
 
 def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]:

@@ -197,12 +197,12 @@ class StepPlanner:
         if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
             computed = self._computed(session)
             tokens = (*session.tokens[computed:], *drafted)
-            self._add(
-                session,
-                Item(session.handle, tokens, len(drafted) + 1, stable=session.policy.repeats),
-                chain,
-                background=background,
-            )
+            rows = len(drafted) + 1
+            if drafted and chain[0].draft.write is None and not session.wants_token_after(chain):
+                # The last token is computed with what follows it, as the last committed one always is.
+                tokens, rows = tokens[:-1], len(drafted)
+            item = Item(session.handle, tokens, rows, stable=session.policy.repeats)
+            self._add(session, item, chain, background=background)
             if chain[0].draft.write is not None and session.constraint is not None:
                 self._forced[session.device] += len(drafted)
             return len(tokens)

@@ -23,7 +23,7 @@ def write(
         return accept(message)
 
     fleet.broker.accept = note  # type: ignore[method-assign]
-    asked = terms(6, mode=mode, max_new_tokens=30, top_k=0, top_p=1.0)
+    asked = terms(3, mode=mode, max_new_tokens=30, top_k=0, top_p=1.0)
     device = Device(fleet, "device-1", asked, length=3, ahead=True, padding=DRAFT_BYTES if padded else 0)
     while not device.done:
         while device.act():

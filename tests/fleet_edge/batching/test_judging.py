@@ -50,7 +50,7 @@ def batches(draw: st.DrawFn) -> tuple[Rows, list[Case]]:
         counts = tuple(proposal.count or 0 for proposal in proposals) if policy.mode is Mode.RESIDUAL else None
         tokens = tuple(proposal.token for proposal in proposals)
         cases.append(Case(tokens, counts, policy, base, bonus=draw(st.booleans())))
-        rows.append(logits)
+        rows.append(logits[: cases[-1].rows])
     return np.concatenate(rows), cases
 
 

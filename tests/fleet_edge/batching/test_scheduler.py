@@ -28,6 +28,20 @@ def test_prompt_and_draft_are_computed_in_one_step_where_both_fit() -> None:
     assert edge.compute(edge.next_batch()) == [session]
 
 
+def test_the_last_token_of_a_draft_is_computed_with_the_next_draft_if_one_follows() -> None:
+    edge = Edge()
+    session = edge.session(prompt=3)
+    session.admit(arrived(draft((4, 5), handle=session.handle, more=True)))
+    batch = edge.next_batch()
+    (work,) = batch.works
+    assert (work.item.tokens, work.item.rows, work.prefilled) == ((1, 1, 1, 4), 2, 2)
+    edge.scheduler.score(batch)
+    session.settle(work.chain, Judgement(2, rejected=False))
+    session.admit(arrived(draft((6, 7), handle=session.handle, text=(4, 5), round_=1)))
+    (work,) = edge.next_batch().works
+    assert (work.item.tokens, work.item.rows, work.prefilled) == ((5, 6, 7), 3, 0)
+
+
 def test_the_prompt_is_computed_before_the_draft_arrives_all_but_its_last_token() -> None:
     edge = Edge()
     edge.session(prompt=5)
