@@ -7,9 +7,9 @@ including the correction or bonus token. Divided by the mean time this gives the
   draft model reads two tokens, its last one and the bonus token, which adds a^g·t.
 - Drafting ahead: a cycle ends with the first draft that has a rejection, draft k with probability
   a^(g(k-1))·(1 - a^g), or with draft N, which is waited for because the window is full. Without rejections the course
-  is fixed: draft k is sent at k·g·t, enters the step after the present one, and its verdict arrives at v(k). The mean
-  time of a cycle is the sum of P(k)·v(k). The device notices a verdict half a token late. If verdicts arrive before the
-  window is full, N is infinite.
+  is fixed: draft k is sent at k·g·t, enters the step after the present one with all that were sent until then, and its
+  verdict arrives at v(k). The mean time of a cycle is the sum of P(k)·v(k). The device notices a verdict half a token
+  late. If verdicts arrive before the window is full, N is infinite.
 
 If the edge has other requests, a plan is rated as if all of them used it: see `SharedSteps`.
 """
@@ -82,19 +82,18 @@ class Conditions:
             # The last draft follows a bonus token, which the draft model has to read as well.
             last_s = self.token_s * (1.0 - self.acceptance**tokens) if tokens else 0.0
             step_s, wait_s = shared.waiting_s(tokens, outside_s=outside_s, last_s=last_s)
-            return self._in_steps(step_s, tokens, wait_s=wait_s)
+            return self._in_steps(step_s, wait_s=wait_s)
         present = 1.0
         for last in reversed(range(_ROUNDS)):
             step_s = shared.ahead_s(tokens, token_s=self.token_s, window=self.window, present=present)
-            own = self._in_steps(step_s, tokens, wait_s=step_s / 2)
+            own = self._in_steps(step_s, wait_s=step_s / 2)
             if last:
                 _, cycle_s = own.cycle(plan)
                 present = max(0.0, 1.0 - (outside_s + own.wait_s) / cycle_s)
         return own
 
-    def _in_steps(self, step_s: float, tokens: int, *, wait_s: float) -> "Conditions":
-        compute_s = step_s - tokens * self.compute_token_s
-        return replace(self, wait_s=wait_s, compute_s=compute_s, shared=None)
+    def _in_steps(self, step_s: float, *, wait_s: float) -> "Conditions":
+        return replace(self, wait_s=wait_s, compute_s=step_s, compute_token_s=0.0, shared=None)
 
     def _draft_s(self, tokens: int) -> float:
         return (tokens + self.acceptance**tokens) * self.token_s if tokens else 0.0
@@ -110,23 +109,26 @@ class Conditions:
         if full:
             cycle_s += reached * (verdicts[-1] + self.token_s)
             return self._committed(tokens * len(verdicts)), cycle_s
-        distance_s = verdicts[-1] - verdicts[-2]
+        distance_s = (verdicts[-1] - verdicts[0]) / (len(verdicts) - 1)
         cycle_s += reached * (verdicts[-1] + late_s + distance_s / (1.0 - accepted))
         return 1.0 / (1.0 - self.acceptance), cycle_s
 
     def _verdicts(self, tokens: int) -> tuple[list[float], bool]:
         """Return the verdicts' arrival times without rejections, and whether a full window waits for the last."""
         verdicts: list[float] = []
-        step_s = 0.0  # when the last step began
+        ended_s = 0.0  # when the last step ended
         while len(verdicts) < _FOLLOWED:
             sent_s = (len(verdicts) + 1) * tokens * self.token_s
-            if not verdicts:
-                step_s = sent_s + self.wait_s
-            elif sent_s > step_s:  # else it arrives before the next step begins anyway
-                step_s = max(sent_s, step_s + self._step_s(tokens))
-            verdicts.append(step_s + self.answer_s(tokens) - self.wait_s)
-            if len(verdicts) >= self.window and verdicts[-self.window] + self.token_s / 2 > sent_s:
-                return verdicts, True
+            begin_s = max(sent_s, ended_s) if verdicts else sent_s + self.wait_s
+            # All that is sent until then is in the step, and makes it longer.
+            drafts = 1 + int((begin_s - sent_s) / (tokens * self.token_s)) if self.token_s else self.window
+            drafts = min(drafts, self.window)
+            ended_s = begin_s + self._step_s(drafts * tokens)
+            for _ in range(drafts):
+                verdicts.append(ended_s + self.beside_s + tokens * self.beside_token_s)
+                if len(verdicts) >= self.window and verdicts[-self.window] + self.token_s / 2 > sent_s:
+                    return verdicts, True
+                sent_s += tokens * self.token_s
         return verdicts, False
 
     def _committed(self, tokens: float) -> float:

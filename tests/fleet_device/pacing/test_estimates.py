@@ -296,3 +296,28 @@ def test_tokens_that_are_computed_anyway_cost_nothing() -> None:
     together_s = 0.001 + 0.001 * (1.0 - 0.8) + 0.04 + 16 * 0.005
     assert shared(free, beside_s=0.001, token_s=0.001).answer_s(1) == pytest.approx(together_s)
     assert shared(free).rate(Plan(0)) == shared(SIXTEEN).rate(Plan(0))
+
+
+@pytest.mark.parametrize(
+    ("compute_s", "compute_token_s", "acceptance", "tokens", "simulated"),
+    [
+        (0.0644, 0.0171, 0.8, 2, 16.5),
+        (0.0644, 0.0171, 0.8, 4, 15.5),
+        (0.0644, 0.0171, 0.6, 2, 11.4),
+        (0.0650, 0.0022, 0.8, 3, 23.5),
+        (0.0650, 0.0022, 0.6, 2, 15.8),
+    ],
+)
+def test_drafts_that_share_a_step_lengthen_it(
+    compute_s: float, compute_token_s: float, acceptance: float, tokens: int, simulated: float
+) -> None:
+    """Rates of a simulation of one device with drafts of 15 ms a token, 28 ms of line and a window of four."""
+    conditions = Conditions(
+        acceptance=acceptance,
+        token_s=0.015,
+        beside_s=0.028,
+        compute_s=compute_s,
+        compute_token_s=compute_token_s,
+        window=4,
+    )
+    assert conditions.rate(Plan(tokens, ahead=True)) == pytest.approx(simulated, rel=0.08)
