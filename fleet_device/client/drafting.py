@@ -3,6 +3,7 @@
 The edge decides which tokens are possible. An error in the constraint here costs speed and nothing else.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -37,6 +38,7 @@ class SessionPacing:
     _piece_at: float | None = None  # when the last piece of edge-only decoding arrived
     _repeated: set[int] = field(default_factory=set)  # rounds with suffix drafts
     _draft_ms: float = 0.0  # the session's count at the beginning of the draft
+    _opening_until: float = -math.inf  # when the first verdict arrived: steps before it may have computed the prompt
 
     def plan(self) -> Plan:
         opened = self.session.opened
@@ -116,6 +118,8 @@ class SessionPacing:
             self.session.counters.suffix_tested += min(tokens, verdict.accepted + 1)
             self.session.counters.suffix_accepted += verdict.accepted
         answer_s = self.clock() - sent.at
+        if sent.first:
+            self._opening_until = self.clock()
         self.round_trips.add(answer_s * 1e3)
         self.pacing.learn(
             DraftOutcome(
@@ -125,7 +129,7 @@ class SessionPacing:
                 token_s=sent.draft_s / tokens if tokens else 0.0,
                 answer_s=answer_s,
                 compute_s=verdict.compute_ms / 1e3,
-                opening=sent.first,
+                opening=sent.first or sent.at < self._opening_until,
                 chances=tuple(proposal.chance for proposal in sent.proposals),
                 queue_s=verdict.queue_ms / 1e3,
                 chained=verdict.chained or 0,

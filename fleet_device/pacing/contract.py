@@ -175,7 +175,7 @@ class DraftOutcome:
     Attributes:
         ahead: Whether another draft was announced, so that the edge drew no bonus token.
         compute_s: Time of the edge's step that verified it.
-        opening: Whether it was the first draft of the session: its times then include the prompt.
+        opening: Whether it was sent before the session's first verdict: its times may then include the prompt.
         chances: Probability that each token was drawn with; empty if unknown.
         queue_s: Waiting time before that step.
         repeats: Whether it came from the suffix index, which says nothing about the draft model.

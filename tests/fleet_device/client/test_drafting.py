@@ -230,9 +230,9 @@ def test_what_became_of_a_draft_is_told() -> None:
     scene.now += 0.1
     scene.judge(second, 1)
     assert scene.pupil.asked == [(9, 4), (9, 4)]
-    usual = {"ahead": True, "token_s": 0.01, "compute_s": 0.04}
+    usual = {"ahead": True, "token_s": 0.01, "compute_s": 0.04, "opening": True}
     one, two = scene.pupil.outcomes
-    assert one == DraftOutcome(tokens=2, accepted=2, answer_s=one.answer_s, opening=True, chances=one.chances, **usual)
+    assert one == DraftOutcome(tokens=2, accepted=2, answer_s=one.answer_s, chances=one.chances, **usual)
     assert two == DraftOutcome(tokens=3, accepted=1, answer_s=two.answer_s, chances=two.chances, **usual)
     assert (len(one.chances), len(two.chances)) == (2, 3)
     assert all(0.0 < chance <= 1.0 for chance in (*one.chances, *two.chances))
@@ -293,6 +293,17 @@ def test_after_a_resume_the_times_hold_the_text_once_more() -> None:
     scene.judge(scene.draft(), 2)
     scene.judge(scene.draft(), 2)
     assert [outcome.opening for outcome in scene.pupil.outcomes] == [True, False]
+
+
+def test_drafts_that_were_sent_before_the_first_verdict_may_have_waited_for_the_prompt() -> None:
+    scene = PacingScene()
+    first, second = scene.draft(), scene.draft()
+    scene.now += 0.2
+    scene.judge(first, 2)
+    third = scene.draft()
+    scene.judge(second, 2)
+    scene.judge(third, 2)
+    assert [outcome.opening for outcome in scene.pupil.outcomes] == [True, True, False]
 
 
 def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
