@@ -1,6 +1,7 @@
 """Command group `fleet models`: make the models of the demo, check and try pairs of models."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -279,6 +280,7 @@ def try_command(
     Acceptance by category of prompts, times of a step, and tokens/s and bytes per token of a device, an edge and a
     broker on this machine. Both models are loaded several times: it takes minutes.
     """
+    from fleet_admin.models.facts import ModelFormat
     from fleet_cli.models_report import show, show_claims, show_measured
 
     end_as_interrupted()
@@ -305,10 +307,36 @@ def try_command(
         models = ["--draft", str(Path(draft).absolute()), "--target", target, *raw]
         demo = ["demo", "--once", "--devices", "1", *models, "--db", f"sqlite:///{folder}/fleet.sqlite3"]
         found["demo"] = _report_of(*demo, *how, "-", environment=environment)
+    chosen = found["measured"]["steps"]["runs_on"].partition(",")[0]
+    other = _OTHER.get(chosen, "") if engine == "auto" and pair.target.form is ModelFormat.GGUF else ""
+    if other and find_spec(_PACKAGES[other]):
+        short = ["--measure", "--each", "1", "--tokens", "2", "--engine", other, "--json"]
+        found["other"] = _report_of("models", "check", draft, target, *words, *short)["measured"]
     if as_json:
         print_json(found)
-    else:
-        show_claims(found)
+        return
+    show_claims(found)
+    if "other" in found:
+        print(rule_sentence(found["measured"]["steps"], found["other"]["steps"], chosen=chosen, other=other))
+
+
+_OTHER: Final = {"blocks": "llama.cpp", "llama.cpp": "blocks"}
+"""Engine that may be faster than the one that the rule of `auto` chooses for a GGUF on a CPU."""
+
+_PACKAGES: Final = {"blocks": "numba", "llama.cpp": "llama_cpp"}
+
+
+def rule_sentence(chosen_steps: Mapping[str, Any], other_steps: Mapping[str, Any], *, chosen: str, other: str) -> str:
+    """Say whether the engine that `auto` chooses is the faster one here, by steps of one and of five tokens."""
+    times = [(chosen_steps[step], other_steps[step]) for step in ("1x1_ms", "1x5_ms")]
+    steps = " and ".join(f"{ours:.1f} against {theirs:.1f} ms" for ours, theirs in times)
+    ratio = math.prod(theirs / ours for ours, theirs in times) ** (1 / len(times))
+    verdict = (
+        f"auto is right with {chosen}"
+        if ratio >= 1
+        else f'auto is wrong here: set engine = "{other}", which is {1 / ratio:.1f} times as fast'
+    )
+    return f"Steps of one and five tokens take {steps} in {chosen} and {other}: {verdict}."
 
 
 def _report_of(*words: str, environment: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:

