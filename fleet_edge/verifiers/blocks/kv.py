@@ -46,17 +46,15 @@ class Pages:
         count = budget_bytes // size
         self.keys = _reserve((count, layers, kv_heads, dim, PAGE))
         self.values = _reserve((count, layers, kv_heads, PAGE, dim))
-        self._free = list(range(count - 1, -1, -1))
-        self._users = [0] * count
+        self.count = count
+        self._fresh = 0  # pages that were never used begin here
+        self._free: list[int] = []  # pages before it that are free again
+        self._users: dict[int, int] = {}
         self._tables: dict[int, list[int]] = {}
 
     @property
-    def count(self) -> int:
-        return len(self._users)
-
-    @property
     def used(self) -> int:
-        return self.count - len(self._free)
+        return self._fresh - len(self._free)
 
     def table(self, sequence: int) -> Sequence[int]:
         """Return the pages of a sequence, in order."""
@@ -71,15 +69,18 @@ class Pages:
         """Give a sequence its own pages for `count` more tokens; there MUST be as many free ones as are `needed`."""
         table = self._tables.setdefault(sequence, [])
         if count and self._shared(sequence, length):
-            page, place = self._free.pop(), length // PAGE
+            page, place = self._take(), length // PAGE
             self.keys[page], self.values[page] = self.keys[table[place]], self.values[table[place]]
             self._users[table[place]] -= 1
-            self._users[page] = 1
             table[place] = page
         while len(table) * PAGE < length + count:
-            page = self._free.pop()
-            self._users[page] = 1
-            table.append(page)
+            table.append(self._take())
+
+    def _take(self) -> int:
+        page = self._free.pop() if self._free else self._fresh
+        self._fresh = max(self._fresh, page + 1)
+        self._users[page] = 1
+        return page
 
     def fork(self, sequence: int, source: int, length: int) -> None:
         """Share the pages with the first `length` tokens of another sequence."""
@@ -103,15 +104,16 @@ class Pages:
     def room(self, lengths: Iterable[tuple[int, int]]) -> int:
         """Return a number of tokens that fits, whichever sequences they go to, given each sequence and its length."""
         # The worst use: each page that is taken next is that which takes the fewest tokens.
-        left = len(self._free)
-        firsts = sorted(self._unused(sequence, length) + 1 for sequence, length in lengths)[: left + 1]
-        if not firsts:
+        left = self.count - self.used
+        costs = list[int]()
+        for sequence, length in lengths:
+            unused = -length % PAGE
+            # The first token takes a copy of a page that others use, which then has as much room as the page had.
+            costs += [1, unused] if self._shared(sequence, length) else [unused + 1]
+        if not costs:
             return left * PAGE
-        return sum(firsts) + PAGE * (left + 1 - len(firsts)) - 1
-
-    def _unused(self, sequence: int, length: int) -> int:
-        """Return how many tokens a sequence can write before it needs a page."""
-        return 0 if self._shared(sequence, length) else -length % PAGE
+        first = sorted(costs)[: left + 1]
+        return sum(first) + PAGE * (left + 1 - len(first)) - 1
 
     def _shared(self, sequence: int, length: int) -> bool:
         """Return whether the next token after the first `length` goes to a page that others use."""

@@ -278,7 +278,7 @@ def _scale_by(row: Floats, factor: np.float32, weight: Floats, into: Floats) -> 
 def _gated(gate: Floats, up: Floats, into: Floats) -> None:
     """SwiGLU."""
     for i in range(len(into)):
-        into[i] = gate[i] / (_ONE + _exp(-gate[i])) * up[i]
+        into[i] = gate[i] / (_ONE + _exp(min(-gate[i], _f32(88)))) * up[i]
 
 
 @compiled
