@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from benchmarks.hostile.client import Attacker, ConnectRefused, HostileClient, Place, Source, flood, pool
-from benchmarks.hostile.grammars import SMALL, bombs, deadly, dear, forced, known, large
+from benchmarks.hostile.grammars import SMALL, bombs, deadly, dear, forced, known, large, long_opens
 from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
     HostileSession,
@@ -52,7 +52,8 @@ class Attack:
     control: bool = True
     devices: int = 1
     has_plain: bool = False
-    """Whether it takes `plain`: the same load without its harmful part, which is the control."""
+    """Whether it takes `plain`: the same load without its harmful part, which is the control. The honest devices then
+    write short JSON texts."""
     newcomer: Grammar | None = None
 
 
@@ -374,7 +375,7 @@ def _drafting(name: str, summary: str, *, top_k: int | None = None) -> Attack:
     return Attack(name, f"{summary}, 8 sessions at full rate", run, control=False)
 
 
-def _by_grammar(
+def _by_requests(
     name: str, summary: str, run: Callable[..., None], *, devices: int = 1, newcomer: Grammar | None = None
 ) -> Attack:
     return Attack(name, summary, run, devices=devices, has_plain=True, newcomer=newcomer)
@@ -420,17 +421,20 @@ _ALL: Final = (
         partial(deadly, rate=1),
         control=False,
     ),
-    _by_grammar(
+    _by_requests(
+        "long-opens", "4 requests with 4,092 tokens of prompt or resume", partial(long_opens, sessions=4, length=4092)
+    ),
+    _by_requests(
         "forced-text", "constants of 15,000 characters, 4 requests that the edge decodes", partial(forced, sessions=4)
     ),
-    _by_grammar(
+    _by_requests(
         "dear-masks", "a grammar with expensive masks, 4 requests that the edge decodes", partial(dear, sessions=4)
     ),
-    _by_grammar("known-grammar", "a known schema of 1,900 properties, opened and closed, 2/s", partial(known, rate=2)),
-    _by_grammar(
+    _by_requests("known-grammar", "a known schema of 1,900 properties, opened and closed, 2/s", partial(known, rate=2)),
+    _by_requests(
         "large-grammars", "new schemas of 1,900 properties, 4 waiting", partial(large, at_once=4), newcomer=SMALL
     ),
-    _by_grammar(
+    _by_requests(
         "grammar-bombs",
         "200 random grammars of 10 devices, each followed for 32 tokens",
         bombs,

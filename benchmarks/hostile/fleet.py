@@ -37,7 +37,10 @@ class Running:
 
 @dataclass(slots=True)
 class Fleet:
-    """Makes the identities once, and starts a new broker and a new edge as often as requested."""
+    """Makes the identities once, and starts a new broker and a new edge as often as requested.
+
+    With `json` the honest devices write short JSON texts.
+    """
 
     folder: Path
     target: Path | None
@@ -48,6 +51,7 @@ class Fleet:
     cores: Cores
     seed: int
     tokens: int
+    json: bool = False
     texts: list[list[int]] = field(default_factory=list)
     _runs: int = 0
     _language: Language | None = None
@@ -159,6 +163,7 @@ class Fleet:
             "seeds": [self.seed + each for each in prompts],
             "texts": [self.texts[each] for each in prompts] if self.texts else [],
             "tokens": self.tokens,
+            "json": self.json,
         }
         device.tell(json.dumps(task))
         return device

@@ -1,4 +1,4 @@
-"""Attacks by grammars: those that crash or hang a compiler, that are slow to follow, and that force text."""
+"""Attacks by requests: long prompts, and grammars that crash or hang a compiler, are slow to follow or force text."""
 
 import json
 import random
@@ -23,7 +23,7 @@ from schemas.messages import Closed, Draft, Fault, Opened, Refused, SessionReply
 from schemas.policy import MAX_GRAMMAR_BYTES, Grammar, GrammarKind, SamplingPolicy
 from schemas.reasons import Action, Finish, RefusalCode
 from schemas.topics import Topic
-from schemas.vocabulary import EMPTY_DIGEST
+from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 
 
 def random_bomb(rng: random.Random) -> Grammar:
@@ -164,6 +164,7 @@ _AGAIN_S: Final = 2.5
 _TEXT: Final = 4000
 _BOMBS: Final = 20
 _FAREWELL_S: Final = 0.3
+_SHORTEST: Final = 3  # tokens of a prompt
 
 SMALL: Final = Grammar.json_schema({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
 """A schema of an honest device."""
@@ -180,6 +181,11 @@ def deadly(attacker: Attacker, *, rate: float) -> None:
 def forced(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
     """Requests that the edge decodes, of one of two constants of 15,000 characters."""
     _request(attacker, _policies(repeat(None if plain else _FORCED)), at_once=sessions, tokens=_TEXT)
+
+
+def long_opens(attacker: Attacker, *, sessions: int, length: int, plain: bool = False) -> None:
+    """Requests that the edge decodes after a prompt of `length` tokens, or every second one after a long resume."""
+    _request(attacker, _policies(repeat(None)), at_once=sessions, tokens=_TEXT, length=_SHORTEST if plain else length)
 
 
 def dear(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
@@ -245,6 +251,7 @@ class _Request:
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_BYTES))
     handle: int | None = None
     tokens: int = 0
+    resumed: tuple[int, int] = (0, EMPTY_DIGEST)  # number of tokens, and their digest
 
 
 @dataclass(slots=True)
@@ -257,10 +264,12 @@ class _Requests:
     at_once: int
     tokens: int
     rate: float = float("inf")
+    length: int = _SHORTEST  # of the prompt, or in every second request of the resume if it is long
     client: HostileClient = field(init=False)
     _open: list[_Request] = field(default_factory=list)
     _again: deque[SamplingPolicy] = field(default_factory=deque)
     _not_before: float = 0.0
+    _number: int = 0
 
     def __post_init__(self) -> None:
         self.client = self.attacker.client(self.identity, self._take)
@@ -275,9 +284,25 @@ class _Requests:
                 self._not_before = max(self._not_before, now - 1.0) + 1.0 / self.rate
                 request = _Request(policy, now)
                 self._open.append(request)
-                payload = open_of(self.attacker.place.vocabulary, policy=policy, session=request.session)
+                payload = self._open_of(request)
                 self.attacker.send(self.client, Topic.OPEN, payload)
         self.client.pump(wait_s)
+
+    def _open_of(self, request: _Request) -> bytes:
+        self._number += 1
+        size = self.attacker.place.vocabulary.size
+        words = range(size // 8, size // 4)  # no special tokens
+        long = tuple(self.attacker.rng.choices(words, k=self.length))
+        resumes = self.length > _SHORTEST and self._number % 2
+        prompt, resume = (long[:_SHORTEST], long[_SHORTEST:]) if resumes else (long, ())
+        request.resumed = len(resume), extend_digest(EMPTY_DIGEST, resume)
+        return open_of(
+            self.attacker.place.vocabulary,
+            prompt=prompt,
+            resume=resume or None,
+            policy=request.policy,
+            session=request.session,
+        )
 
     def close(self) -> None:
         for request in list(self._open):
@@ -320,7 +345,8 @@ class _Requests:
         if not self.tokens:
             self._close(request)
             return
-        write = Draft(handle=opened.handle, round=1, epoch=0, base=0, digest=EMPTY_DIGEST, write=self.tokens)
+        length, digest = request.resumed
+        write = Draft(handle=opened.handle, round=1, epoch=0, base=length, counts=(), digest=digest, write=self.tokens)
         self.attacker.send(self.client, Topic.DRAFT, encode_draft(write))
 
     def _close(self, request: _Request) -> None:
@@ -337,10 +363,12 @@ def _request(
     at_once: int,
     tokens: int,
     rate: float = float("inf"),
+    length: int = _SHORTEST,
 ) -> None:
+    identity = attacker.place.identities[0]
     _run(
         attacker,
-        [_Requests(attacker, attacker.place.identities[0], policies, at_once=at_once, tokens=tokens, rate=rate)],
+        [_Requests(attacker, identity, policies, at_once=at_once, tokens=tokens, rate=rate, length=length)],
     )
 
 

@@ -22,13 +22,27 @@ from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from schemas.errors import FleetError
-from schemas.policy import Mode, SamplingPolicy
+from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.replay_drafter import ReplayDrafter
 from tests.support.scripted_language import LANGUAGE
 
 _DRAFT: Final = 4
 _PAUSE_S: Final = 0.5  # after a failed request
+
+_SHORT: Final = Grammar.json_schema(
+    {
+        "type": "object",
+        "properties": {
+            "topic": {"type": "string", "maxLength": 20},
+            "stars": {"type": "integer", "minimum": 0, "maximum": 9},
+            "sure": {"type": "boolean"},
+        },
+        "required": ["topic", "stars", "sure"],
+        "additionalProperties": False,
+    }
+)
+"""Schema of short JSON texts, some 25 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,8 @@ def _write(
     index: int,
     ending: Ending,
 ) -> None:
-    policy = SamplingPolicy(mode=Mode.COUPLED, seed=task["seeds"][index])
+    grammar = _SHORT if task["json"] else None
+    policy = SamplingPolicy(mode=Mode.COUPLED, seed=task["seeds"][index], grammar=grammar)
     try:
         done = service.agent.generate(
             GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=task["tokens"]),

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -329,18 +329,29 @@ def run(bench: Bench) -> Report:
     )
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
+    fleets: dict[bool, Fleet] = {}
     with on_cores(bench.cores.others):
-        fleet.make()
-        say("recording the honest devices' texts")
-        fleet.record()
         for name in options.attack or ATTACKS:
-            result = Experiment(fleet, ATTACKS[name], timing, seed=options.seed).run()
+            attack = ATTACKS[name]
+            if attack.has_plain not in fleets:
+                fleets[attack.has_plain] = _recorded(fleet, json=attack.has_plain and not options.scripted)
+            result = Experiment(fleets[attack.has_plain], attack, timing, seed=options.seed).run()
             found = list(wrong_with(result))
             wrong += [f"{name}: {what}." for what in found]
             rows.append({**asdict(result), "met": not found, "notes": ", ".join(_notes(result))})
             table(rows[-1:], _COLUMNS)
     table(rows, _COLUMNS, title="all attacks; shares are of the same attack's baseline (tokens a second)")
     return Report(rows, more={"timing_s": asdict(timing)}, wrong=wrong)
+
+
+def _recorded(fleet: Fleet, *, json: bool) -> Fleet:
+    """Return a fleet whose honest devices have recorded their texts; attacks by requests meet short JSON texts."""
+    fleet = replace(fleet, folder=fleet.folder / ("json" if json else "plain"), json=json)
+    fleet.folder.mkdir(exist_ok=True)
+    fleet.make()
+    say("recording the honest devices' texts")
+    fleet.record()
+    return fleet
 
 
 def wrong_with(result: AttackResult) -> Iterator[str]:

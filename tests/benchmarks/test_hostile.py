@@ -3,6 +3,7 @@ import random
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.hostile import attacks, client
 from benchmarks.hostile.attacks import ATTACKS, Attacker, wide_policy
 from benchmarks.hostile.client import PATIENCE_S, ClientCounters, Place, _code_of
+from benchmarks.hostile.grammars import long_opens
 from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
     HostileSessions,
@@ -265,3 +267,37 @@ def test_one_that_asks_for_samples_stops_at_its_first_rejection() -> None:
     assert session.rejected
     asked = session.more_samples(64)
     assert (asked.tried, asked.base, asked.epoch) == (64, session.committed, session.epoch)
+
+
+class LinkedClient(SilentClient):
+    """Client of an edge in memory, which answers at once."""
+
+    def __init__(self, identity: Identity, *, on_publish: Callable[[bytes, bytes], None], **_: Any) -> None:
+        super().__init__(identity)
+        self.fleet = MemoryFleet(settings={"quotas": {"new_tokens_per_min": 1e6, "prompt_tokens_per_min": 1e6}})
+        self.link = MemoryLink(self.fleet.broker, identity.name)
+        for topic in (Topic.SESSION, Topic.VERDICT):
+            self.link.subscribe(
+                build(topic, fleet=FLEET, device=identity.name),
+                lambda message: on_publish(message.topic.encode(), message.payload),
+            )
+        self.link.start(timeout_s=1.0)
+
+    def pump(self, wait_s: float) -> None:
+        packets, self.sent = self.sent, bytearray()
+        for packet in split_packets(packets):
+            topic, _, payload = packet.publish()
+            self.link.publish(topic.decode(), payload)
+        self.fleet.settle()
+
+
+@pytest.mark.parametrize("length", [3, 40])
+def test_requests_of_an_attacker_are_decoded_by_the_edge(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    monkeypatch.setattr(client, "HostileClient", LinkedClient)
+    ticks: Iterator[int] = count()
+    vocabulary = MemoryFleet().verifier.info.vocabulary
+    there = replace(place(), fleet=FLEET, vocabulary_size=vocabulary.size, fingerprint=vocabulary.fingerprint.hex())
+    attacker = Attacker(there, random.Random(1), running=lambda: next(ticks) < 20, clock=lambda: next(ticks) / 1000)
+    long_opens(attacker, sessions=2, length=length)
+    assert attacker.answers["verdict"] >= 2, (attacker.answers, attacker.sent)
+    assert set(attacker.answers) == {"verdict", "other"}, "refusals and faults have a code"
