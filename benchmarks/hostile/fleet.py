@@ -39,7 +39,7 @@ class Running:
 class Fleet:
     """Makes the identities once, and starts a new broker and a new edge as often as requested.
 
-    With `json` the honest devices write short JSON texts.
+    With `json` the honest devices write short JSON texts, and the steps of a scripted target take time.
     """
 
     folder: Path
@@ -132,11 +132,13 @@ class Fleet:
         module, arguments = "tests.support.scripted_edge_process", [str(config)]
         if self.target is not None:
             module, arguments = "fleet_cli.main", ["edge", "run", "--events", "--config", str(config)]
+        elif self.json:
+            arguments += ["--letters", "--step-ms", "30", "--token-ms", "2"]
         return Program(module, arguments, cores=self.cores.edge, log=folder / "edge.log")
 
     def _place(self, broker: LocalBroker, *, context: int) -> Place:
         if self._language is None:
-            self._language = Language.load(self.vocabulary)
+            self._language = Language.load(self.vocabulary, json=self.json)
         vocabulary = self._language.vocabulary
         return Place(
             fleet=FLEET,

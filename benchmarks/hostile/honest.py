@@ -25,7 +25,7 @@ from schemas.errors import FleetError
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.replay_drafter import ReplayDrafter
-from tests.support.scripted_language import LANGUAGE
+from tests.support.scripted_language import LANGUAGE, LETTER_END, LETTER_WORDS, LetterCodec
 
 _DRAFT: Final = 4
 _PAUSE_S: Final = 0.5  # after a failed request
@@ -53,13 +53,18 @@ class Language:
     vocabulary: Vocabulary
 
     @classmethod
-    def load(cls, model: Path | None) -> "Language":
+    def load(cls, model: Path | None, *, json: bool) -> "Language":
+        """Open a model's vocabulary; without one, the words of a scripted target, letters for JSON texts."""
+        if model is None and json:
+            return cls(LetterCodec(LETTER_WORDS, LETTER_END), Vocabulary.of(LETTER_WORDS))
         if model is None:
             return cls(WordCodec(LANGUAGE.words), Vocabulary.of(LANGUAGE.words))
         opened = GgufModel(model, vocabulary_only=True)
         return cls(opened, opened.vocabulary)
 
     def encode(self, prompt: str) -> list[int]:
+        if isinstance(self.codec, LetterCodec):
+            return [LETTER_WORDS.index(letter) for letter in prompt if letter in LETTER_WORDS]
         if isinstance(self.codec, WordCodec):
             return [1 + sum(prompt.encode()) % (self.vocabulary.size - 1)]
         return encode_chat(self.codec, [ChatMessage("user", prompt)])
@@ -69,7 +74,7 @@ def main() -> None:
     """Generate until SIGTERM; the task comes as a line of JSON on standard input."""
     task = json.loads(sys.stdin.readline())
     ending = Ending().at_sigterm()
-    language = Language.load(Path(task["model"]) if task["model"] else None)
+    language = Language.load(Path(task["model"]) if task["model"] else None, json=task["json"])
     identity = Identity(**task["identity"])
     settings = DeviceSettings.model_validate(
         {

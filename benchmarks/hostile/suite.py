@@ -334,7 +334,7 @@ def run(bench: Bench) -> Report:
         for name in options.attack or ATTACKS:
             attack = ATTACKS[name]
             if attack.has_plain not in fleets:
-                fleets[attack.has_plain] = _recorded(fleet, json=attack.has_plain and not options.scripted)
+                fleets[attack.has_plain] = _recorded(fleet, json=attack.has_plain)
             result = Experiment(fleets[attack.has_plain], attack, timing, seed=options.seed).run()
             found = list(wrong_with(result))
             wrong += [f"{name}: {what}." for what in found]

@@ -6,18 +6,35 @@ It is configured as the real one is, session log and certificates included: a be
 import argparse
 import logging
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_common.host import use_one_heap
 from fleet_common.logs import Event, EventStream
 from fleet_edge.edge import Edge
+from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.offset_clock import OffsetClock
 from tests.support.scripted_language import CONTEXT, LANGUAGE, LETTER_END, LETTER_WORDS, LETTERS
 
 
-class _LetterVerifier(ScriptedVerifier):
+class _TimedVerifier(ScriptedVerifier):
+    """A target whose steps take a fixed time, and a time for each token."""
+
+    step_s = token_s = 0.0
+
+    def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        rows = super().score(items)
+        time.sleep(self.step_s + self.token_s * sum(len(item.tokens) for item in items))
+        return rows
+
+
+class _LetterVerifier(_TimedVerifier):
     def grammar_tokenizer(self) -> GrammarTokenizer:
         return GrammarTokenizer.of_words(self._words, end_tokens=LETTER_END)
 
@@ -28,14 +45,17 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="TOML file with the edge's settings")
     parser.add_argument("--kv-tokens", type=int, default=1 << 20, help="tokens that are kept, ended texts' too")
     parser.add_argument("--letters", action="store_true", help="serve the language of letters")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="time that each step takes")
+    parser.add_argument("--token-ms", type=float, default=0.0, help="time that each token adds to it")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     use_one_heap()
     size = {"context": CONTEXT, "budget_tokens": arguments.kv_tokens}
     if arguments.letters:
-        verifier: ScriptedVerifier = _LetterVerifier(LETTERS, LETTER_WORDS, end_tokens=LETTER_END, **size)
+        verifier: _TimedVerifier = _LetterVerifier(LETTERS, LETTER_WORDS, end_tokens=LETTER_END, **size)
     else:
-        verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, **size)
+        verifier = _TimedVerifier(LANGUAGE, LANGUAGE.words, **size)
+    verifier.step_s, verifier.token_s = arguments.step_ms / 1e3, arguments.token_ms / 1e3
     edge = Edge.from_config(arguments.config).settings
     events = EventStream(sys.stdout, outlives_reader=True)
 
