@@ -21,7 +21,19 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from benchmarks.hostile.client import Attacker, ConnectRefused, HostileClient, Place, Source, flood, pool
-from benchmarks.hostile.grammars import SMALL, bombs, deadly, dear, forced, known, large, long_opens
+from benchmarks.hostile.grammars import (
+    SMALL,
+    bombs,
+    deadly,
+    dear,
+    forced,
+    known,
+    large,
+    long_opens,
+    long_resumes,
+    objects,
+    worn,
+)
 from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
     HostileSession,
@@ -429,6 +441,28 @@ _ALL: Final = (
     ),
     _by_requests(
         "dear-masks", "a grammar with expensive masks, 4 requests that the edge decodes", partial(dear, sessions=4)
+    ),
+    _by_requests(
+        "long-resumes",
+        "JSON objects of the longest tokens, resumed by 3 devices, 4 requests each",
+        partial(long_resumes, devices=3, sessions=4, grammars=0),
+        devices=3,
+    ),
+    _by_requests(
+        "many-grammars",
+        "40 grammars of 5 devices, each with a long resume",
+        partial(long_resumes, devices=5, sessions=8, grammars=40),
+        devices=5,
+        newcomer=SMALL,
+    ),
+    _by_requests(
+        "many-objects",
+        f"JSON objects of {_SWARM} devices, 8 requests each that the edge decodes",
+        partial(objects, sessions=8),
+        devices=_SWARM,
+    ),
+    _by_requests(
+        "worn-grammars", "patterns that wear out a lexer, 8 requests that the edge decodes", partial(worn, sessions=8)
     ),
     _by_requests("known-grammar", "a known schema of 1,900 properties, opened and closed, 2/s", partial(known, rate=2)),
     _by_requests(

@@ -204,6 +204,8 @@ class Place:
         sink: Name of an edge that reads its drafts and ignores them.
         fingerprint: Of the target's vocabulary, in hexadecimal.
         context: Most tokens in one sequence of the target.
+        json_begin: Tokens that begin a JSON object, with a string as the value of "a".
+        json_filler: The longest token that this string may have.
         identities: The attacker's own, one for each device that it plays.
         control: Whether messages for the edge go to the sink instead.
     """
@@ -216,12 +218,15 @@ class Place:
     context: int
     max_packet_bytes: int
     identities: tuple[Identity, ...]
+    json_begin: tuple[int, ...] = ()
+    json_filler: int = 0
     control: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         fields: Mapping[str, Any] = json.loads(text)
-        return cls(**{**fields, "identities": tuple(Identity(**each) for each in fields["identities"])})
+        identities = tuple(Identity(**each) for each in fields["identities"])
+        return cls(**{**fields, "identities": identities, "json_begin": tuple(fields["json_begin"])})
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

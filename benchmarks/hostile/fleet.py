@@ -140,7 +140,10 @@ class Fleet:
         if self._language is None:
             self._language = Language.load(self.vocabulary, json=self.json)
         vocabulary = self._language.vocabulary
+        json_begin, json_filler = self._language.json_string()
         return Place(
+            json_begin=json_begin,
+            json_filler=json_filler,
             fleet=FLEET,
             edge=EDGE,
             sink=SINK,

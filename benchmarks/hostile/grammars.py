@@ -6,7 +6,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count, repeat
+from itertools import count, cycle, repeat
 from typing import Any, Final
 
 from benchmarks.hostile.client import Attacker, HostileClient
@@ -170,6 +170,11 @@ SMALL: Final = Grammar.json_schema({"type": "object", "properties": {"name": {"t
 """A schema of an honest device."""
 
 _FORCED: Final = Grammar.json_schema({"enum": ["a" * 15_000, "a" * 14_999 + "b"]})
+_OBJECT_TOKENS: Final = 370
+_WORN: Final = [
+    Grammar.json_schema({"type": "array", "items": {"type": "string", "pattern": pattern, "maxLength": 500}})
+    for pattern in (r"^[ab]*a[ab]{16}$", r"^(?:\S+\s+){0,49}\S+$")
+]
 _DEAR: Final = Grammar.lark("start: a\na: a a | a a a | /[a-z ]/ | /[a-z]+/\n")
 
 
@@ -186,6 +191,39 @@ def forced(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
 def long_opens(attacker: Attacker, *, sessions: int, length: int, plain: bool = False) -> None:
     """Requests that the edge decodes after a prompt of `length` tokens, or every second one after a long resume."""
     _request(attacker, _policies(repeat(None)), at_once=sessions, tokens=_TEXT, length=_SHORTEST if plain else length)
+
+
+def long_resumes(attacker: Attacker, *, devices: int, sessions: int, grammars: int, plain: bool = False) -> None:
+    """Requests of several devices that resume long JSON objects, all of one grammar or each of another."""
+    place = attacker.place
+    resume = (*place.json_begin, *[place.json_filler] * (place.context - 200))
+    made = [_object(number) for number in range(grammars)] or [Grammar.json_object()]
+    policies = [_policies(cycle([None] if plain else made[number::devices] or made)) for number in range(devices)]
+    _run(
+        attacker,
+        [
+            _Requests(attacker, identity, each, at_once=sessions, tokens=_TEXT, resume=resume)
+            for identity, each in zip(place.identities, policies, strict=False)
+        ],
+    )
+
+
+def objects(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
+    """Requests of JSON objects that the edge decodes, many of each device."""
+    grammar = None if plain else Grammar.json_object()
+    _run(
+        attacker,
+        [
+            _Requests(attacker, identity, _policies(repeat(grammar)), at_once=sessions, tokens=_OBJECT_TOKENS)
+            for identity in attacker.place.identities
+        ],
+    )
+
+
+def worn(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
+    """Requests that the edge decodes, of patterns whose lexer has more and more states."""
+    grammars = cycle([None] if plain else _WORN)
+    _request(attacker, _policies(grammars), at_once=sessions, tokens=_OBJECT_TOKENS)
 
 
 def dear(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
@@ -237,6 +275,11 @@ def _deadly() -> Iterator[Grammar]:
         yield Grammar.lark(f'start: A0 "{number}"\n{lines}A240: "a"\n')
 
 
+def _object(number: int) -> Grammar:
+    schema = {"title": str(number), "type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    return Grammar.json_schema(schema)
+
+
 def _large(number: int) -> Grammar:
     properties = {f"{number}_{each}": {"type": "string"} for each in range(1900)}
     return Grammar.model_validate(
@@ -265,6 +308,7 @@ class _Requests:
     tokens: int
     rate: float = float("inf")
     length: int = _SHORTEST  # of the prompt, or in every second request of the resume if it is long
+    resume: tuple[int, ...] = ()  # of every request
     client: HostileClient = field(init=False)
     _open: list[_Request] = field(default_factory=list)
     _again: deque[SamplingPolicy] = field(default_factory=deque)
@@ -294,7 +338,7 @@ class _Requests:
         words = range(size // 8, size // 4)  # no special tokens
         long = tuple(self.attacker.rng.choices(words, k=self.length))
         resumes = self.length > _SHORTEST and self._number % 2
-        prompt, resume = (long[:_SHORTEST], long[_SHORTEST:]) if resumes else (long, ())
+        prompt, resume = (long[:_SHORTEST], long[_SHORTEST:]) if resumes else (long, self.resume)
         request.resumed = len(resume), extend_digest(EMPTY_DIGEST, resume)
         return open_of(
             self.attacker.place.vocabulary,

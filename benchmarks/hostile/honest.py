@@ -30,6 +30,8 @@ from tests.support.scripted_language import LANGUAGE, LETTER_END, LETTER_WORDS, 
 _DRAFT: Final = 4
 _PAUSE_S: Final = 0.5  # after a failed request
 
+_OBJECT: Final = '{"a": "'
+
 _SHORT: Final = Grammar.json_schema(
     {
         "type": "object",
@@ -61,6 +63,15 @@ class Language:
             return cls(WordCodec(LANGUAGE.words), Vocabulary.of(LANGUAGE.words))
         opened = GgufModel(model, vocabulary_only=True)
         return cls(opened, opened.vocabulary)
+
+    def json_string(self) -> tuple[tuple[int, ...], int]:
+        """Return the tokens that begin a JSON object with a string, and the longest one that the string may have."""
+        pieces = [self.codec.piece(token) for token in range(self.vocabulary.size)]
+        plain = [token for token, piece in enumerate(pieces) if piece.isascii() and not set(piece) & set(b'"\\')]
+        filler = max(plain, key=lambda token: len(pieces[token]) if pieces[token].decode().isprintable() else 0)
+        if isinstance(self.codec, LetterCodec):
+            return tuple(LETTER_WORDS.index(letter) for letter in _OBJECT), filler
+        return tuple(token for token in self.codec.encode(_OBJECT) if pieces[token]), filler
 
     def encode(self, prompt: str) -> list[int]:
         if isinstance(self.codec, LetterCodec):

@@ -1,5 +1,6 @@
 """Meters: tokens of honest devices, rows of the session log, memory and processor time of processes and threads."""
 
+import contextlib
 import os
 import threading
 import time
@@ -117,6 +118,15 @@ class ProcessMeter:
         except psutil.Error:
             return
         self._samples.append((self._clock(), memory / _MIB, times.user + times.system))
+
+
+def children_mb(pid: int) -> float:
+    """Return the memory of all processes below one that they do not share with others."""
+    found = 0
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += child.memory_full_info().uss
+    return found / _MIB
 
 
 def thread_times_s(pid: int) -> dict[int, float]:

@@ -22,7 +22,7 @@ from benchmarks.harness import Bench, Report, number_of, say, table
 from benchmarks.hostile.attacks import ATTACKS, Attack
 from benchmarks.hostile.client import PATIENCE_S, HostileClient, Place, wait_for_answer
 from benchmarks.hostile.fleet import Fleet, Running
-from benchmarks.hostile.meters import ProcessMeter, rows_beside
+from benchmarks.hostile.meters import ProcessMeter, children_mb, rows_beside
 from benchmarks.processes import BenchError, Identity, Program, on_cores
 from schemas.policy import Grammar
 from schemas.topics import Topic, wildcard
@@ -56,6 +56,7 @@ class AttackResult:
         honest_during: Share that remains during the attack.
         honest_during_of_control: The same as a share of the control's tokens.
         honest_after: Share after the attack.
+        grammars_mb: Memory of the edge's grammar processes after the attack, less that before.
         edge_rss_mb: Greatest resident memory of the edge during and after the attack, less that before.
         rows: Database rows per hostile device in the attack's first minute, without those of honest work; the rest of a
             shorter attack is extrapolated from its second half.
@@ -73,6 +74,7 @@ class AttackResult:
     honest_during_of_control: float | None = None
     honest_after: float = 0.0
     edge_rss_mb: float = 0.0
+    grammars_mb: float = 0.0
     broker_rss_mb: float = 0.0
     rows: float = 0.0
     fresh_device_s: float = 0.0
@@ -158,6 +160,7 @@ class Experiment:
         rows = rows_beside(running.database, known)
         failed, differing = len(honest.failed), honest.differing
         attacker = self._attacker(running.place, timing.attack + PATIENCE_S)
+        grammars_mb = children_mb(running.edge.pid)
         before = time.monotonic()
         newcomers = _Newcomers(self.fleet, running, self.attack.newcomer)
         attacker.tell("go")
@@ -173,6 +176,7 @@ class Experiment:
         time.sleep(timing.recovery if not self.attack.has_plain else _BACK_S)
         after = self._measure(timing.after)
         time.sleep(_ROWS_S)
+        result.grammars_mb = children_mb(running.edge.pid) - grammars_mb
         added = rows_beside(running.database, known) - rows
         result.honest_during = honest.rate(began, end) / result.baseline
         result.honest_after = honest.rate(*after) / result.baseline
@@ -292,8 +296,8 @@ _MOST_ROWS: Final = 100.0
 _LONGEST_WAIT_S: Final = 1.0
 _COLUMNS: Final = {
     "name": "", "baseline": ".1f", "honest_control": ".2f", "honest_during": ".2f", "honest_during_of_control": ".2f",
-    "honest_after": ".2f", "edge_rss_mb": ".0f", "broker_rss_mb": ".0f", "rows": ".0f", "fresh_device_s": ".2f",
-    "notes": "",
+    "honest_after": ".2f", "edge_rss_mb": ".0f", "grammars_mb": ".0f", "broker_rss_mb": ".0f", "rows": ".0f",
+    "fresh_device_s": ".2f", "notes": "",
 }  # fmt: skip
 
 
@@ -363,6 +367,10 @@ def wrong_with(result: AttackResult) -> Iterator[str]:
         yield f"honest devices came back to {result.honest_after:.2f} of their pace ({_LEAST_AFTER} wanted)"
     if result.edge_rss_mb > _MOST_EDGE_MB:
         yield f"the edge grew by {result.edge_rss_mb:.0f} MB ({_MOST_EDGE_MB:.0f} allowed)"
+    if result.grammars_mb > _MOST_EDGE_MB:
+        yield f"the grammar processes kept {result.grammars_mb:.0f} MB ({_MOST_EDGE_MB:.0f} allowed)"
+    if result.failed_texts and ATTACKS[result.name].has_plain:
+        yield f"{len(result.failed_texts)} honest requests failed"
     if result.rows > _MOST_ROWS:
         yield f"{result.rows:.0f} database rows a minute ({_MOST_ROWS:.0f} allowed)"
     if result.fresh_device_s > _LONGEST_WAIT_S:
