@@ -85,8 +85,8 @@ class BannedGrammars:
         return found
 
 
-_KEPT: Final = 32
-"""Number of grammars that are kept compiled or known to be unusable."""
+_KEPT: Final = 16
+"""Number of grammars that are kept compiled, some 4 MB each, or known to be unusable."""
 
 _MOST_KB: Final = 1 << 20
 _MOST_OF_DEVICE_KB: Final = 96 << 10

@@ -371,6 +371,12 @@ class CompiledGrammar:
                 self._shared, self._begun = found, 1
             return found
 
+    def retire(self, link: WorkerLink) -> None:
+        """Let a process begin no more generations."""
+        with self._lock:
+            if self._shared is link:
+                self._shared = None
+
     def ids(self, mask: bytes) -> NDArray[np.int64]:
         bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")
         return np.flatnonzero(bits[: self.tokenizer.vocabulary])
@@ -590,6 +596,7 @@ class GrammarMatcher:
             self._check_memory()
         elif own_kb > _HEAVY_KB:
             self._lose(alone=True)
+            self._compiled.retire(link)
         return content
 
     def _lose(self, *, alone: bool) -> None:
