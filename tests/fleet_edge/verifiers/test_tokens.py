@@ -5,8 +5,9 @@ import pytest
 from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
-from fleet_edge.verifiers.tokens import grammar_tokenizer
+from fleet_edge.verifiers.tokens import encode, grammar_tokenizer
 from schemas.policy import Grammar
+from tests.support.tiny_gguf import sentencepiece_rows, tiny_gguf
 
 MODELS = Path("models/smollm2-135m")
 SCHEMA = Grammar.json_schema(
@@ -41,3 +42,26 @@ def test_both_files_of_a_model_allow_and_force_the_same_tokens() -> None:
 def test_a_model_that_was_made_here_has_no_tokenizer_for_grammars() -> None:
     with pytest.raises(GrammarUnavailable, match="loaded"):
         grammar_tokenizer(None, vocabulary=8, end_tokens=[0])
+
+
+TEXTS = ["the the\n  the 1234", "<|im_start|>user\nZähler 弁 \x02 it's<|im_end|>\n", "   \n\n t", "", "hht het"]
+
+
+@pytest.mark.models
+def test_a_gguf_reads_text_as_llama_cpp_does() -> None:
+    file = GgufTarget(MODELS / "Q4_0.gguf", vocabulary_only=True)
+    for text in [*TEXTS, Path("README.md").read_text(encoding="utf-8")]:
+        assert encode(file.path, text) == list(file.encode(text, special=True)), text
+    file.close()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_tiny_gguf_reads_text_and_spells_tokens_as_llama_cpp_does(kind: str, tmp_path: Path) -> None:
+    rows = sentencepiece_rows() if kind == "llama" else None
+    path = tiny_gguf(tmp_path / "tiny.gguf", rows=rows, tokenizer=kind)
+    file = GgufTarget(path, vocabulary_only=True)
+    for text in TEXTS:
+        assert encode(path, text) == list(file.encode(text, special=True)), text
+    ours = grammar_tokenizer(path, vocabulary=file.vocabulary.size, end_tokens=file.end_tokens)
+    assert ours.pieces == file.grammar_tokenizer().pieces
+    file.close()
