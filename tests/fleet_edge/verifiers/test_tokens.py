@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from gguf import TokenType
 
 from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import GrammarUnavailable
@@ -57,7 +58,9 @@ def test_a_gguf_reads_text_as_llama_cpp_does() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_tiny_gguf_reads_text_and_spells_tokens_as_llama_cpp_does(kind: str, tmp_path: Path) -> None:
-    rows = sentencepiece_rows() if kind == "llama" else None
+    # "the" is "t" and "he", since "he" has the better score.
+    pairs = [(word, TokenType.NORMAL) for word in ("he", "th")]
+    rows = [*sentencepiece_rows(), *pairs] if kind == "llama" else None
     path = tiny_gguf(tmp_path / "tiny.gguf", rows=rows, tokenizer=kind)
     file = GgufTarget(path, vocabulary_only=True)
     for text in TEXTS:
