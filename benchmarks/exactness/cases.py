@@ -165,8 +165,8 @@ class Case:
     @property
     def verified_singly(self) -> bool:
         """Whether draft tokens are accepted one by one, with probabilities that are known exactly."""
-        blurred = self.engine is ToyEngine.LLAMA_CPP  # its rows are rounded
-        return not (self.blocks or self.suffix or blurred or self.languages is Languages.UNLIKE)
+        exact = self.engine in (ToyEngine.SCRIPTED, *_SERVERS)  # other rows are rounded
+        return exact and not (self.blocks or self.suffix or self.languages is Languages.UNLIKE)
 
     @property
     def joint(self) -> Law:
