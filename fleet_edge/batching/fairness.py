@@ -6,6 +6,7 @@ not background work: a device has a credit of prompt tokens that are computed at
 tokens. Grammars of one device get a bounded share too, because their masks and forced tokens lengthen everybody's step.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +15,7 @@ from fleet_common.limits import TokenBucket
 from fleet_edge.sessions.ngrams import MAX_SPECULATED
 
 _HALF_LIFE_S: Final = 2.0
+_OF_SILENCE: Final = 0.25
 _CREDIT: Final = 512.0
 _CREDIT_PER_S: Final = 8.0
 _EARNED_PER_TOKEN: Final = 16.0
@@ -60,13 +62,15 @@ class _Credit:
 class BackgroundWork:
     """Decides which work may wait, and when it may run. Times are monotonic seconds.
 
-    `share` is the share of the time for background work while others are verified or expected.
+    `share` is the share of the computing time for background work while others are served. Time in which nothing is
+    computed does not count: devices that pause between drafts would earn background time for somebody else.
     """
 
     share: float = 0.05
     _foreground_s: float = 0.0
     _background_s: float = 0.0
     _ended_at: float | None = None  # the latest step
+    _served_at: float = -math.inf  # the latest step with other work
     _drafts: dict[str, _Drafts] = field(default_factory=dict)
     _credits: dict[str, _Credit] = field(default_factory=dict)
 
@@ -74,14 +78,22 @@ class BackgroundWork:
         """Return whether background work may delay others in the next step."""
         return self._background_s * (1.0 - self.share) <= self._foreground_s * self.share
 
+    def quiet_s(self, now: float) -> float:
+        """Return how long background work may take while no other work is here.
+
+        Whatever arrives meanwhile waits for its end: for a fraction of the time in which nothing has arrived.
+        """
+        return _OF_SILENCE * (now - self._served_at)
+
     def stepped(self, *, started: float, ended: float, tokens: int, background: int) -> None:
         """Count a step; `background` of its `tokens` were background work."""
-        seconds = ended - (started if self._ended_at is None else min(started, self._ended_at))
-        kept = 0.5 ** (seconds / _HALF_LIFE_S)
+        kept = 1.0 if self._ended_at is None else 0.5 ** ((ended - self._ended_at) / _HALF_LIFE_S)
         mine = (ended - started) * background / tokens if tokens else 0.0
         self._background_s = self._background_s * kept + mine
-        self._foreground_s = self._foreground_s * kept + min(seconds, _HALF_LIFE_S) - mine
+        self._foreground_s = self._foreground_s * kept + ended - started - mine
         self._ended_at = ended
+        if background < tokens:
+            self._served_at = ended
 
     def judged(self, device: str, *, computed: int, committed: int) -> None:
         """Count drafts of a device: `computed` tokens verified, `committed` tokens gained."""

@@ -143,19 +143,24 @@ class StepPlanner:
         chunk = min(left, most, self.budget.prefill_chunk if others else left)
         chunk -= self._verifications(far, chunk)
         chunk -= self._prefills(at_once, chunk)
-        if others and not self.background.may_run():
-            chunk = 0 if self.batch.works else self._within_gap(chunk)
-        if chunk > 0:
+        if (chunk := self._background_tokens(chunk)) > 0:
             credited = {session.handle for session in at_once}
             chunk -= self._verifications(may_wait, chunk, background=True)
             rest = [session for session in behind if session.handle not in credited]
             self._prefills(rest, chunk, background=True)
         return self.batch
 
-    def _within_gap(self, most: int) -> int:
-        """Return how many tokens can be computed before the next draft is due; 0 if too few for a step."""
-        tokens = self.cost.prompt_tokens(self.gap_s, most)
-        return tokens if tokens >= _LEAST_CHUNK else 0
+    def _background_tokens(self, most: int) -> int:
+        """Return how many tokens of background work may be computed: a step's time, or what delays nobody for long."""
+        if self.background.may_run():
+            most_s, least = self.cost.mean_s, _LEAST_CHUNK
+        else:
+            most_s, least = 0.0, 0
+        if not self.batch.works:
+            gap_s = 0.0 if self.gap_s == math.inf else self.gap_s
+            most_s = max(most_s, gap_s, self.background.quiet_s(self.now))
+        tokens = max(least, self.cost.prompt_tokens(most_s, most))
+        return min(most, tokens) if tokens >= min(most, _LEAST_CHUNK) else 0
 
     def _may_wait(self, session: EdgeSession) -> bool:
         if self.background.wasteful(session.device) or self.grammar_share.over(session.device, self.now):

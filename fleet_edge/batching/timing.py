@@ -88,8 +88,6 @@ _PATIENCE: Final = 3.0
 """Number of mean turnarounds for which a device is expected."""
 
 _LEAST_PATIENCE_S: Final = 0.5
-_FIRST_TURNAROUND_S: Final = 0.5
-"""Turnaround assumed for a device that has not been measured."""
 
 
 @dataclass(slots=True)
@@ -129,10 +127,13 @@ class BatchingDelay:
         self._step_s = seconds if self._step_s == 0.0 else self._step_s + _SMOOTHING * (seconds - self._step_s)
 
     def gap_s(self, *, now: float) -> float:
-        """Return how long no draft is likely to arrive: 0 if one is overdue, infinity if none is expected."""
+        """Return how long no draft is likely to arrive: infinity if none is expected.
+
+        0 if one is overdue, or due from a device that has not been measured.
+        """
         gap_s = math.inf
         for handle, at in self._answered.items():
-            turnaround_s = self._turnaround.get(handle, _FIRST_TURNAROUND_S)
+            turnaround_s = self._turnaround.get(handle, 0.0)
             if now - at <= max(_LEAST_PATIENCE_S, _PATIENCE * turnaround_s):
                 gap_s = min(gap_s, max(0.0, at + turnaround_s - now))
         return gap_s

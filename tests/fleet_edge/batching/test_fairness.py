@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -25,14 +26,24 @@ def test_it_gets_its_share_of_the_time_while_others_are_verified() -> None:
     assert 0.08 < mine / whole < 0.14
 
 
-def test_time_in_which_nothing_is_computed_counts_for_its_share() -> None:
+def test_time_in_which_nothing_is_computed_does_not_count_for_its_share() -> None:
     work, now = BackgroundWork(share=0.1), 0.0
     now = step(work, now, 1.0, tokens=128, background=128)
-    now = step(work, now, 0.01, tokens=20, background=0)
-    assert not work.may_run()
     for _ in range(4):
         now = step(work, now + 2.0, 0.01, tokens=20, background=0)
-    assert work.may_run()
+        assert not work.may_run(), "devices that pause earn no time for another"
+    while not work.may_run():
+        now = step(work, now, 0.01, tokens=20, background=0)
+
+
+def test_what_it_takes_while_others_are_silent_is_a_fraction_of_their_silence() -> None:
+    work = BackgroundWork()
+    assert work.quiet_s(0.0) == math.inf, "nobody else is served"
+    now = step(work, 0.0, 0.01, tokens=20, background=10)
+    assert 0.0 < work.quiet_s(now + 0.1) < 0.1
+    assert work.quiet_s(now + 2.0) == pytest.approx(20.0 * work.quiet_s(now + 0.1))
+    step(work, now, 2.0, tokens=20, background=20)
+    assert work.quiet_s(now + 2.0) > work.quiet_s(now + 0.1), "it does not wait for itself"
 
 
 def test_who_drafts_much_for_nothing_is_wasteful_until_that_is_forgotten() -> None:

@@ -10,6 +10,7 @@ from dssd.verification import Judgement
 from fleet_edge.batching.planning import Batch, Budget, WorkItem
 from fleet_edge.batching.timing import StepTimes, VerdictGoal
 from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
@@ -215,6 +216,56 @@ def test_a_long_prompt_on_a_slow_edge_leaves_those_who_draft_their_pace(turnarou
     beside, longest_s, _ = _served(turnaround_s=turnaround_s, prompt=8000)
     assert beside >= 0.7 * alone, "a quarter of the time is the credit of the other device"
     assert longest_s <= usual_s + 0.6, "a prompt's chunk that has just begun, and one in the verdict's own step"
+
+
+def _short_texts(*, devices: int, turnaround_s: float, pause_s: float, long: int, seconds: float = 20.0) -> int:
+    """Let devices open one short session after another, while another device has opened `long` sessions at once.
+
+    A step takes 30 ms and 2 ms a token. Returns the devices' verdicts.
+    """
+    edge = Edge(token_s=0.0)
+    for _ in range(long):
+        edge.session(device="hostile", prompt=4092)
+    writing: dict[str, EdgeSession] = {}
+    due = {f"honest-{number}": pause_s * (1 + number) / devices for number in range(devices)}
+    rounds, verdicts = Counter[str](), 0
+    while edge.now < seconds:
+        for device in [device for device, at in due.items() if at <= edge.now]:
+            at = due.pop(device)
+            if device in writing:
+                edge.again(writing[device], at=at, round_=rounds[device])
+                edge.scheduler.arrived(writing[device], at=at)
+            else:
+                writing[device], rounds[device] = edge.session(device=device, prompt=60), 0
+                due[device] = at + turnaround_s
+        batch = edge.next_batch()
+        if not batch:
+            edge.now = max(edge.now + 1e-3, min(due.values(), default=seconds))
+            continue
+        step = StepTimes(edge.now, edge.now + 0.03 + 2e-3 * sum(computed(batch).values()), len(batch.verifications))
+        edge.now = step.ended
+        answered = edge.compute(batch)
+        edge.scheduler.computed(batch, step)
+        for work in batch.verifications:
+            edge.scheduler.judged(work, committed=2)
+        for session in answered:
+            verdicts += 1
+            rounds[session.device] += 1
+            if rounds[session.device] < 6:
+                edge.scheduler.answered(session, at=edge.now)
+                due[session.device] = edge.now + turnaround_s
+            else:
+                edge.scheduler.forget(session)
+                edge.sessions.remove(writing.pop(session.device))
+                due[session.device] = edge.now + pause_s
+    return verdicts
+
+
+@pytest.mark.parametrize(("devices", "turnaround_s", "pause_s"), [(1, 0.03, 0.03), (1, 0.05, 0.3), (3, 0.08, 0.03)])
+def test_long_opens_leave_short_texts_their_pace(devices: int, turnaround_s: float, pause_s: float) -> None:
+    alone = _short_texts(devices=devices, turnaround_s=turnaround_s, pause_s=pause_s, long=0)
+    beside = _short_texts(devices=devices, turnaround_s=turnaround_s, pause_s=pause_s, long=4)
+    assert beside >= 0.8 * alone
 
 
 def test_a_long_prompt_is_computed_while_those_who_draft_leave_the_edge_nothing_to_do() -> None:
