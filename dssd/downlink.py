@@ -23,9 +23,6 @@ from schemas.policy import SamplingPolicy
 FIRST_SAMPLES: Final = 16
 SAMPLES_GROWTH: Final = 4
 
-# Tries of block verification in one message: each costs the edge some microseconds.
-MOST_TRIES: Final = 128
-
 
 class FormName(StrEnum):
     """Form of p in a verdict; `AUTO` chooses the smallest that fits."""
@@ -79,12 +76,6 @@ class RejectedPosition:
     @property
     def samples(self) -> int:
         return min(self.wanted_samples, MAX_SAMPLES, max(1, self.max_bytes // self.entry_bytes))
-
-
-def wanted_tries(tried: int, *, vocabulary_size: int, max_bytes: int) -> int:
-    """Return the number of tries of block verification to send after `tried` ones."""
-    wanted = FIRST_SAMPLES if tried == 0 else SAMPLES_GROWTH * tried
-    return min(wanted, MOST_TRIES, max(1, max_bytes // (7 if vocabulary_size <= 1 << 16 else 9)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

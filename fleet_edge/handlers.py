@@ -209,6 +209,7 @@ class MessageHandlers:
             limits,
             sample_requests=self.guard.most_sample_requests(device),
             max_draft=self.scheduler.longest_draft(device, limits.max_draft),
+            blocks=limits.blocks and self.answers.can_send_rows(limits.max_draft, top_k=message.policy.top_k),
         )
 
     def _draft(self, device: str, draft: Draft, arrival: ReceivedMessage) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import cbor2
 import numpy as np
 
-from dssd.block import choose_try, reach, reject_block
+from dssd.block import choose_try, end_race, reach, reject_block
 from dssd.distribution import Dist, QuantizedDist, draw_draft, quantize, shape
 from dssd.downlink import correct, dense, samples, sparse
 from dssd.sampling import Purpose, accepts, coupled_token, gumbel, random_uniform, residual
 from dssd.verification import judge
-from schemas.downlink import DownlinkForm, Tries, pack_form
+from schemas.downlink import DownlinkForm, Rows, Tries, pack_form
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest, token_strings
 
@@ -172,7 +172,7 @@ def blocks() -> Iterator[dict[str, Any]]:
 
 
 def choices() -> Iterator[dict[str, Any]]:
-    """What a device takes of tries: q of each token of the block is the same. `taken` of null: more are asked for."""
+    """What a device takes of tries: q of each token of the block is the same. `taken` of null: the race goes on."""
     for heads, ids, bounds in (
         ((2, 2, 1), (0, 3, 7), (0.4, 0.3, 0.1)),
         ((2, 1, 0), (0, 3, 3), (0.5, 0.3, 0.4)),
@@ -181,6 +181,19 @@ def choices() -> Iterator[dict[str, Any]]:
         tries = Tries(heads=bytes(heads), ids=ids, bounds=bounds)
         wire = cbor2.dumps(pack_form(tries)).hex()
         yield {"form": wire, "q_ids": Q[0], "counts": Q[1], "taken": choose_try(tries, [quantized(*Q)] * 3)}
+
+
+def race_ends() -> Iterator[dict[str, Any]]:
+    """How a device ends a race. Every row of p is the same, and so is every q; `taken` is drawn."""
+    for seed in SEEDS:
+        for reached in ((1.0, 0.5, 0.25), (1.0, 1.0, 0.0625), (1.0,)):
+            number = len(reached)
+            rows = Rows(
+                reached=reached, sizes=(len(P[0]),) * number, ids=tuple(P[0]) * number, probs=tuple(P[1]) * number
+            )
+            wire = cbor2.dumps(pack_form(rows)).hex()
+            taken = end_race(rows, [quantized(*Q)] * 3, seed=seed, start=4)
+            yield {"seed": seed, "start": 4, "form": wire, "q_ids": Q[0], "counts": Q[1], "taken": taken}
 
 
 def couplings() -> Iterator[dict[str, Any]]:
@@ -330,7 +343,7 @@ def diagnostic(wire: bytes) -> str:
 FILES = {
     "random-numbers.json": (uniforms, noises),
     "distributions.json": (shapes, quantizations),
-    "device.json": (drafts, corrections, couplings, blocks, choices),
+    "device.json": (drafts, corrections, couplings, blocks, choices, race_ends),
     "edge.json": (acceptances, judgements, draws, races),
     "identity.json": (digests, vocabularies),
     "messages.json": (messages,),

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from dssd.block import choose_try
+from dssd.block import choose_try, end_race
 from dssd.distribution import QuantizedDist
 from dssd.downlink import correct
 from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation, SessionFailed, SessionRefused
-from schemas.downlink import DownlinkForm, Samples, Tries, UnknownForm
+from schemas.downlink import DownlinkForm, Rows, Samples, Tries, UnknownForm
 from schemas.fields import MAX_LABEL, MAX_TOKENS, TokenLogprobs
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import SamplingPolicy
@@ -353,11 +353,13 @@ class Rejection:
             return 0, following
         if isinstance(following, int):
             raise ProtocolViolation("In residual mode a correction is drawn by the device.")
-        if isinstance(following, Samples | Tries) and following.start != self.tried:
-            # Each index is one draw: to use some again, or to skip some, would change the distribution.
+        # Each index is one draw: to use some again, or to skip some, would change the distribution.
+        if isinstance(following, Samples) and following.start != self.tried:
             raise ProtocolViolation(
                 f"The edge sent samples from {following.start} on, the device has tried {self.tried}."
             )
+        if isinstance(following, Tries) and self.tried:
+            raise ProtocolViolation("The edge sent tries again where the rest of the race is due.")
         found = self._found(following, quantized, policy)
         if found is None:
             assert isinstance(following, Samples | Tries)
@@ -367,14 +369,18 @@ class Rejection:
     def _found(
         self, following: DownlinkForm, quantized: QuantizedDist, policy: SamplingPolicy
     ) -> tuple[int, int] | None:
-        if isinstance(following, Tries) is (self.block is None):
+        if isinstance(following, Tries | Rows) is (self.block is None):
             raise ProtocolViolation("The edge verifies in another way than it has granted.")
-        if not isinstance(following, Tries):
+        if not isinstance(following, Tries | Rows):
             token = correct(following, quantized, policy=policy, position=self.position)
             return None if token is None else (0, token)
-        if max(following.heads) >= len(self.proposals):
+        most = max(following.heads) if isinstance(following, Tries) else len(following.sizes) - 1
+        if most >= len(self.proposals):
             raise ProtocolViolation("The edge accepts more tokens than were drafted.")
-        return choose_try(following, [each.quantized for each in self.proposals if each.quantized is not None])
+        drafted = [each.quantized for each in self.proposals if each.quantized is not None]
+        if isinstance(following, Tries):
+            return choose_try(following, drafted)
+        return end_race(following, drafted, seed=policy.seed, start=self.position)
 
 
 _MOST_EARLY: Final = 64

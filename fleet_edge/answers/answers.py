@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from dssd.block import RejectedBlock
 from dssd.distribution import Dist
-from dssd.downlink import FormName, choose_form, wanted_tries
+from dssd.downlink import FIRST_SAMPLES, FormName, choose_form
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.timing import DraftTiming
@@ -70,7 +70,7 @@ _log = logging.getLogger(__name__)
 _VERDICT_BYTES: Final = 256
 """Most bytes of a verdict without tokens and log-probabilities."""
 
-_ID_BYTES: Final = 4
+_ID_BYTES, _FLOAT_BYTES = 4, 4
 
 _TOKEN: Final = "token"  # noqa: S105 - how the log calls a verdict's `next` that is no form of p
 _TRIES: Final = "tries"
@@ -396,11 +396,15 @@ class Responder:
         fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=1.0)
         self.fault(session.device, fault, session=session, draft=draft)
 
+    def can_send_rows(self, number: int, *, top_k: int) -> bool:
+        """Whether what ends the race of a rejected block fits in a verdict: without it the race might not end."""
+        return number * (top_k * (_ID_BYTES + _FLOAT_BYTES) + _ID_BYTES + _FLOAT_BYTES) <= self.publisher.max_form_bytes
+
     def _choose_form(self, session: EdgeSession, p: Dist | RejectedBlock, *, tried: int = 0) -> DownlinkForm:
         max_bytes = self.publisher.max_form_bytes - (session.limits.max_draft + 1) * session.logprobs_bytes
         size = session.limits.vocabulary
         if isinstance(p, RejectedBlock):
-            return p.tries(wanted_tries(tried, vocabulary_size=size, max_bytes=max_bytes))
+            return p.remainder() if tried else p.tries(FIRST_SAMPLES)
         return choose_form(
             p,
             policy=session.policy,

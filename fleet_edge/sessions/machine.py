@@ -400,7 +400,7 @@ class EdgeSession:
     def _may_follow(self, new: Sequence[int]) -> bool:
         match self.rejected:
             case RejectedBlock() as block:
-                return bool(new) and (len(new) - 1, new[-1]) in block.offered
+                return bool(new) and block.offers(len(new) - 1, new[-1])
             case Dist() as p:
                 return bool(new) and p.probability(new[-1]) > 0.0
             case None:
@@ -427,7 +427,7 @@ class EdgeSession:
         if self.rejected is None or draft.base != self.committed:
             raise desync("Samples are requested, but nothing was rejected.")
         if isinstance(self.rejected, RejectedBlock) and draft.tried != len(self.rejected.offered):
-            raise desync("Tries are requested, but not those after the last ones.")
+            raise desync("The rest of a race is requested, but not after the tries that were sent.")
         self._requests += 1
         if self._requests > self.limits.sample_requests:
             raise DraftFault(

@@ -1,7 +1,7 @@
 import numpy as np
 
 from benchmarks.engines.blocks import committed
-from dssd.block import choose_try, reject_block
+from dssd.block import choose_try, end_race, reject_block
 from dssd.distribution import Dist, QuantizedDist, quantize
 from dssd.sampling import propose
 from dssd.verification import judge
@@ -25,8 +25,7 @@ def raced(p: list[Dist], q: list[QuantizedDist], tokens: list[int], counts: list
     block = reject_block(p.__getitem__, tokens, counts, seed=seed, start=0)
     if block is None:
         return LENGTH + 1
-    while (chosen := choose_try(block.tries(16), q)) is None:
-        pass
+    chosen = choose_try(block.tries(2), q) or end_race(block.remainder(), q, seed=seed, start=0)
     return chosen[0] + 1
 
 

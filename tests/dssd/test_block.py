@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dssd.block import RejectedBlock, choose_try, reach, reject_block
+from dssd.block import RejectedBlock, choose_try, end_race, reach, reject_block
 from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize
 from dssd.sampling import Proposal, propose
 from dssd.verification import judge_blocks
@@ -97,8 +97,11 @@ def _add(committed: NDArray[np.float64], tokens: Text, mass: float) -> None:
         _add(committed, (*tokens, token), mass * prob)
 
 
-def write(draft: Callable[[Text], Dist], seed: int, *, ahead: bool = False) -> Text:
-    """Write LENGTH tokens as device and edge do; `ahead` verifies two drafts of one token together."""
+def write(draft: Callable[[Text], Dist], seed: int, *, ahead: bool = False, tries: int = 2) -> Text:
+    """Write LENGTH tokens as device and edge do; `ahead` verifies two drafts of one token together.
+
+    The device ends a race after `tries`.
+    """
     policy, text = SamplingPolicy(seed=seed), list[int]()
     while len(text) < LENGTH:
         drafts = [_draft(draft, policy, text)]
@@ -122,7 +125,8 @@ def write(draft: Callable[[Text], Dist], seed: int, *, ahead: bool = False) -> T
             continue
         assert isinstance(judged.p, RejectedBlock)
         rest = [each.quantized for each in proposals[judged.accepted :] if each.quantized is not None]
-        found = _race(judged.p, rest)
+        start = len(text)
+        found = _race(judged.p, rest, tries, start=start)
         text += [*tokens[judged.accepted :][: found[0]], found[1]]
     return tuple(text[:LENGTH])
 
@@ -135,24 +139,44 @@ def _draft(draft: Callable[[Text], Dist], policy: SamplingPolicy, text: Sequence
     return made
 
 
-def _race(block: RejectedBlock, drafted: Sequence[QuantizedDist]) -> tuple[int, int]:
-    for number in (1, 2, 4, 8, 32, 128, 1024):
-        tries = block.tries(number)
-        assert len(tries.ids) == number
-        assert len(block.offered) == tries.start + number
-        if (found := choose_try(tries, drafted)) is not None:
-            assert found in block.offered
-            return found
-    raise AssertionError("no try in a thousand")
+def _race(block: RejectedBlock, drafted: Sequence[QuantizedDist], number: int, *, start: int) -> tuple[int, int]:
+    tries = block.tries(number)
+    assert len(tries.ids) == len(block.offered) == number
+    found = choose_try(tries, drafted)
+    if found is None:
+        found = end_race(block.remainder(), drafted, seed=block.seed, start=start)
+    assert block.offers(*found)
+    return found
 
 
+@pytest.mark.parametrize("tries", [1, 16])
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("name", PAIRS)
-def test_committed_tokens_follow_the_target(name: str, ahead: bool) -> None:
+def test_committed_tokens_follow_the_target(name: str, ahead: bool, tries: int) -> None:
     counts = np.zeros((SIZE,) * LENGTH, dtype=np.int64)
     for seed in range(4000):
-        counts[write(PAIRS[name], seed, ahead=ahead)] += 1
+        counts[write(PAIRS[name], seed, ahead=ahead, tries=tries)] += 1
     assert p_value(counts, law()) > ALARM
+
+
+def test_what_ends_a_race_ends_every_race() -> None:
+    """Of a pair whose tries pass once in thousands."""
+    nearly = Dist(np.arange(2), np.array([0.5, 0.5]))
+    q = [quantize(Dist(np.arange(2), np.array([0.5001, 0.4999])))] * 3
+    for seed in range(200):
+        block = RejectedBlock([nearly] * 3, [1.0, 0.9999, 0.9998], seed=seed, start=0)
+        assert choose_try(block.tries(16), q) is None
+        assert block.offers(*end_race(block.remainder(), q, seed=seed, start=0))
+
+
+@pytest.mark.parametrize("accepted", range(3))
+def test_a_race_offers_what_was_sent_and_nothing_else(accepted: int) -> None:
+    p = Dist(np.arange(2), np.array([0.5, 0.5]))
+    block = RejectedBlock([p] * 2, [1.0, 0.5], seed=1, start=0)
+    assert not block.offers(accepted, 1)
+    block.remainder()
+    assert block.offers(accepted, 1) == (accepted < 2)
+    assert not block.offers(accepted, 2)
 
 
 def test_more_tokens_are_accepted_than_one_by_one() -> None:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from dssd.block import RejectedBlock, choose_try
+from dssd.block import RejectedBlock, choose_try, end_race
 from dssd.distribution import Dist, QuantizedDist, quantize, shape
-from dssd.downlink import FormName, choose_form, correct
+from dssd.downlink import FIRST_SAMPLES, FormName, choose_form, correct
 from dssd.sampling import propose
 from dssd.verification import judge, judge_blocks
 from fleet_device.session.sequence import DecidedDraft, VerdictEffect
@@ -91,9 +91,10 @@ class Replay:
         )
         head = draft.tokens[: judgement.accepted]
         if isinstance(judgement.p, RejectedBlock):
-            found, drafted = None, self._drafted(draft)
-            while found is None:
-                found = choose_try(judgement.p.tries(1), drafted)
+            drafted = self._drafted(draft)
+            found = choose_try(judgement.p.tries(FIRST_SAMPLES), drafted)
+            if found is None:
+                found = end_race(judgement.p.remainder(), drafted, seed=policy.seed, start=draft.base)
             assert verdict.accepted == found[0], (verdict, found)
             return (*draft.tokens[: found[0]], found[1])
         assert verdict.accepted == judgement.accepted, (verdict, judgement)

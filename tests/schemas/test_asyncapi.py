@@ -107,6 +107,7 @@ def test_no_binary_message_has_a_plain_array_of_numbers() -> None:
         "Sparse",
         "Samples",
         "Tries",
+        "Rows",
         "Dense",
         "Logprobs",
         "EdgeLoad",

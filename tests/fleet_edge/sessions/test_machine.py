@@ -446,7 +446,16 @@ def test_what_no_try_has_offered_is_refused(text: tuple[int, ...], fix: int | No
     assert (fault.code, fault.action) == (FaultCode.DESYNC, Action.RESUME)
 
 
-def test_tries_are_asked_for_in_order() -> None:
+def test_after_the_rest_of_a_race_any_token_of_its_rows_may_follow() -> None:
+    session = after_rejected_block()
+    assert isinstance(session.rejected, RejectedBlock)
+    session.rejected.remainder()
+    likely = int(P.ids[0])
+    (receipt,) = admitted(session, draft((7,), text=(4, likely), fix=likely, round_=1, epoch=1))
+    assert receipt == DraftReceipt(accepted=1)
+
+
+def test_the_rest_of_a_race_is_asked_for_after_all_tries() -> None:
     session = after_rejected_block()
     assert admitted(session, draft((), round_=1, epoch=1, counted=False, tried=3)) == [DraftReceipt(request=True)]
     fault = fault_of(session, draft((), round_=2, epoch=1, counted=False, tried=2))

@@ -350,8 +350,8 @@ def _form(value: Any) -> Any:
         return _maybe(_token)(value)
     _need(type(value) is list and len(value) > 1 and type(value[0]) is int, "neither a token nor a form")
     number, *parts = value
-    if number == 4:
-        return _tries(parts)
+    if number in (4, 5):
+        return (_tries if number == 4 else _rows)(parts)
     _need(number in (1, 2, 3), "a form of which this release can draw nothing")
     if number == 3:
         _need(type(parts[0]) is bytes and len(parts[0]) >= 8 and len(parts[0]) % 4 == 0, "not dense")
@@ -369,11 +369,25 @@ def _form(value: Any) -> Any:
 
 
 def _tries(parts: list[Any]) -> Any:
-    _need(len(parts) >= 4 and type(parts[1]) is bytes, "tries that are cut short")
-    heads, ids, bounds = parts[1], _ids(1 << 18)(parts[2]), _floats(parts[3])
+    _need(len(parts) >= 3 and type(parts[0]) is bytes, "tries that are cut short")
+    heads, ids, bounds = parts[0], _ids(1 << 18)(parts[1]), _floats(parts[2])
     _need(0 < len(heads) == len(ids) == len(bounds) <= 1024, "not as many of each, or too many")
     _need(all(0.0 <= each <= 1.0 + 1e-6 for each in bounds), "no probability")
-    return {"kind": "tries", "start": _whole(0, 1 << 20)(parts[0]), "heads": heads.hex(), "ids": ids, "bounds": bounds}
+    return {"kind": "tries", "heads": heads.hex(), "ids": ids, "bounds": bounds}
+
+
+def _rows(parts: list[Any]) -> Any:
+    _need(len(parts) >= 4, "rows that are cut short")
+    reached, sizes = _floats(parts[0]), _ids(64)(parts[1])
+    ids, probs = _ids(1 << 18)(parts[2]), _probabilities(parts[3])
+    _need(0 < len(reached) == len(sizes) <= 64 and len(ids) == len(probs) == sum(sizes), "not as many of each")
+    _need(all(0.0 <= each <= 1.0 + 1e-6 for each in reached), "no probability")
+    begin = 0
+    for size in sizes:
+        row, begin = slice(begin, begin + size), begin + size
+        distinct = 0 < size == len(set(ids[row]))
+        _need(distinct and abs(math.fsum(probs[row]) - 1.0) <= 1e-3, "not a distribution")
+    return {"kind": "rows", "reached": reached, "sizes": sizes, "ids": ids, "probs": probs}
 
 
 def _finish(value: Any) -> int:
