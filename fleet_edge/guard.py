@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.limits import KeptStanding, QuarantineSettings, QuotaSettings, Standing, Strikes
@@ -339,7 +339,7 @@ _MOST: Final = 4096
 
 
 class _File(BaseModel, extra="forbid", allow_inf_nan=False):
-    at: datetime
+    at: AwareDatetime
     devices: Annotated[dict[str, KeptStanding], Field(max_length=_MOST)]
 
 

@@ -243,8 +243,8 @@ class EdgeSettings(Settings):
     step_tokens: int = setting(512, "Maximum new tokens per forward pass.", unit="tokens", rare=True, ge=1, le=1 << 20)
     background_share: float = setting(
         0.05,
-        "Share of the large model's time for background work (disproportionate prompts, drafts that are almost "
-        "never accepted) while others are verified.",
+        "Share of the large model's time for background work (prompts above a device's share, drafts that are "
+        "almost never accepted) while others are verified.",
         rare=True,
         gt=0,
         le=1,

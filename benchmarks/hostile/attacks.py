@@ -67,6 +67,8 @@ class Attack:
     """Whether it takes `plain`: the same load without its harmful part, which is the control. The honest devices then
     write short JSON texts."""
     newcomer: Grammar | None = None
+    edge_mb: float = 100.0
+    """Most memory that the edge may gain."""
 
 
 _LONGEST_WILL: Final = (1 << 16) - 1  # its length has two bytes
@@ -387,10 +389,8 @@ def _drafting(name: str, summary: str, *, top_k: int | None = None) -> Attack:
     return Attack(name, f"{summary}, 8 sessions at full rate", run, control=False)
 
 
-def _by_requests(
-    name: str, summary: str, run: Callable[..., None], *, devices: int = 1, newcomer: Grammar | None = None
-) -> Attack:
-    return Attack(name, summary, run, devices=devices, has_plain=True, newcomer=newcomer)
+def _by_requests(name: str, summary: str, run: Callable[..., None], **options: Any) -> Attack:  # noqa: ANN401 - of `Attack`
+    return Attack(name, summary, run, has_plain=True, **options)
 
 
 _ALL: Final = (
@@ -434,7 +434,10 @@ _ALL: Final = (
         control=False,
     ),
     _by_requests(
-        "long-opens", "4 requests with 4,092 tokens of prompt or resume", partial(long_opens, sessions=4, length=4092)
+        "long-opens",
+        "4 requests with 4,092 tokens of prompt or resume",
+        partial(long_opens, sessions=4, length=4092),
+        edge_mb=1000.0,  # keys and values of 16,000 tokens, kept for reuse
     ),
     _by_requests(
         "forced-text", "constants of 15,000 characters, 4 requests that the edge decodes", partial(forced, sessions=4)

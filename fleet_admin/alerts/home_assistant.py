@@ -87,4 +87,5 @@ def _state(device: DeviceView) -> dict[str, Any]:
 
 def _identifier(fleet: str, device: str) -> str:
     """Return a name without dots, which Home Assistant does not allow, different for each device."""
-    return f"{fleet}-{device}".replace("_", "__").replace(".", "_d")
+    fleet, device = (name.replace("_", "__").replace(".", "_d") for name in (fleet, device))
+    return f"{fleet}_-{device}"

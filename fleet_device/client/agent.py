@@ -17,9 +17,9 @@ from fleet_device.client.driver import SessionDriver
 from fleet_device.client.messaging import ConnectionChanged, EdgeStateChanged, Event, Inbox, Outbound, Wake
 from fleet_device.client.reports import UnconfirmedCloses, UnverifiedReports
 from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
-from fleet_device.drafters.contract import Drafter, GrammarCodec, known_tokens, require_tokens
+from fleet_device.drafters.contract import Drafter, DrafterError, GrammarCodec, known_tokens, require_tokens
 from fleet_device.drafters.without_model import NoDrafter
-from fleet_device.errors import SessionRefused, TextCancelled
+from fleet_device.errors import InvalidRequest, SessionRefused, TextCancelled
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_device.session.machine import DeviceSession
@@ -207,8 +207,8 @@ class Agent:
         """Run a request, next to others, with its prompt and `max_new_tokens` unchanged; stop strings are the caller's.
 
         Raise SessionRefused, EdgeUnavailable, SessionFailed or ProtocolViolation as the edge's answers require,
-        DrafterError if the draft model failed or does not know a token of the prompt, TextCancelled if the request was
-        cancelled while it waited for the draft model.
+        InvalidRequest if the draft model does not know a token of the prompt, DrafterError if it failed, TextCancelled
+        if the request was cancelled while it waited for the draft model.
         """
         context = context or RequestContext()
         asked_at = self.clock()
@@ -225,7 +225,10 @@ class Agent:
         ):
             context.on_turn(self.clock() - asked_at)
             drafter = lane.drafter
-            require_tokens(request.prompt, drafter.vocabulary)
+            try:
+                require_tokens(request.prompt, drafter.vocabulary)
+            except DrafterError as error:
+                raise InvalidRequest(str(error)) from error
             asked = session_request(
                 secrets.token_bytes(SESSION_BYTES),
                 request.prompt,

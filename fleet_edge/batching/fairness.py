@@ -1,9 +1,8 @@
 """Fairness: which work may wait while other devices are verified, and which sessions keep their KV memory.
 
-Endless prompts and drafts that are rarely accepted would let one device slow down all others. While other devices are
-verified, such background work gets a small share of the time; on an idle edge it does not wait. Ordinary prompts are
-not background work: a device has a credit of prompt tokens that are computed at once, and earns more with committed
-tokens. Grammars of one device get a bounded share too, because their masks and forced tokens lengthen everybody's step.
+Long prompts and drafts that are rarely accepted would let one device slow down all others. So while other devices are
+served, prompts, masks and forced tokens of one device get a bounded share of the time each. Prompts above it, and
+drafts that are rarely accepted, are background work with a small share; on an idle edge they do not wait.
 """
 
 import math
@@ -15,14 +14,6 @@ from fleet_common.limits import TokenBucket
 from fleet_edge.sessions.ngrams import MAX_SPECULATED
 
 _HALF_LIFE_S: Final = 2.0
-_OF_SILENCE: Final = 0.25
-_CREDIT: Final = 512.0
-_CREDIT_PER_S: Final = 8.0
-_EARNED_PER_TOKEN: Final = 16.0
-_MOST_EARNED: Final = 4096.0
-"""Credit in prompt tokens: initial, per second, per committed token, and its limit. A device that opens sessions
-without generating runs out of credit soon."""
-
 _LEAST_YIELD: Final = 0.15
 _SHORT: Final = 4
 """Length of a draft (tokens) that pays even if it is rejected: five rows for one token."""
@@ -39,26 +30,6 @@ class _Drafts:
 
 
 @dataclass(slots=True)
-class _Credit:
-    given: TokenBucket
-    earned: float = 0.0
-
-    def left(self, now: float) -> bool:
-        return self.earned >= 1.0 or self.given.wait_s(1.0, now) == 0.0
-
-    def spend(self, tokens: float, now: float) -> None:
-        paid = min(tokens, self.earned)
-        self.earned -= paid
-        self.given.spend(tokens - paid, now)
-
-    def give_back(self, tokens: float) -> None:
-        self.earned = min(_MOST_EARNED, self.earned + tokens)
-
-    def earn(self, committed: int) -> None:
-        self.earned = min(_MOST_EARNED, self.earned + _EARNED_PER_TOKEN * committed)
-
-
-@dataclass(slots=True)
 class BackgroundWork:
     """Decides which work may wait, and when it may run. Times are monotonic seconds.
 
@@ -70,20 +41,11 @@ class BackgroundWork:
     _foreground_s: float = 0.0
     _background_s: float = 0.0
     _ended_at: float | None = None  # the latest step
-    _served_at: float = -math.inf  # the latest step with other work
     _drafts: dict[str, _Drafts] = field(default_factory=dict)
-    _credits: dict[str, _Credit] = field(default_factory=dict)
 
     def may_run(self) -> bool:
         """Return whether background work may delay others in the next step."""
         return self._background_s * (1.0 - self.share) <= self._foreground_s * self.share
-
-    def quiet_s(self, now: float) -> float:
-        """Return how long background work may take while no other work is here.
-
-        Whatever arrives meanwhile waits for its end: for a fraction of the time in which nothing has arrived.
-        """
-        return _OF_SILENCE * (now - self._served_at)
 
     def stepped(self, *, started: float, ended: float, tokens: int, background: int) -> None:
         """Count a step; `background` of its `tokens` were background work."""
@@ -92,8 +54,6 @@ class BackgroundWork:
         self._background_s = self._background_s * kept + mine
         self._foreground_s = self._foreground_s * kept + ended - started - mine
         self._ended_at = ended
-        if background < tokens:
-            self._served_at = ended
 
     def judged(self, device: str, *, computed: int, committed: int) -> None:
         """Count drafts of a device: `computed` tokens verified, `committed` tokens gained."""
@@ -101,8 +61,6 @@ class BackgroundWork:
         kept = 0.5 ** (computed / _MEMORY)
         drafts.computed = drafts.computed * kept + computed
         drafts.committed = drafts.committed * kept + committed
-        if (credit := self._credits.get(device)) is not None:
-            credit.earn(committed)
 
     def wasteful(self, device: str) -> bool:
         drafts = self._drafts.get(device)
@@ -114,28 +72,13 @@ class BackgroundWork:
         """Return the longest draft to grant a device's next session: short after wasteful drafts."""
         return min(most, _SHORT) if self.wasteful(device) else most
 
-    def has_credit(self, device: str, now: float) -> bool:
-        """Whether prompt tokens of a device are computed at once."""
-        return self._credit(device, now).left(now)
-
-    def prefilled(self, device: str, tokens: int, now: float) -> None:
-        self._credit(device, now).spend(tokens, now)
-
-    def left_out(self, device: str, tokens: int) -> None:
-        """Return the credit of prompt tokens that were removed from a step again."""
-        self._credits[device].give_back(tokens)
-
-    def _credit(self, device: str, now: float) -> _Credit:
-        credit = self._credits.get(device)
-        if credit is None:
-            credit = self._credits[device] = _Credit(TokenBucket(_CREDIT_PER_S, _CREDIT, now=now))
-        return credit
-
 
 _SHARE: Final = 0.2
-"""Share of the time for the masks of one device. Those of a schema take 1 to 3 % of a step of 40 ms."""
+"""Share of the time for each of: the masks of one device, its forced tokens, its prompts. Masks of a schema take 1 to
+3 % of a step of 40 ms."""
 
 _BURST_S: Final = 0.25
+_PROMPTS_BURST_S: Final = 0.5
 
 _FORCED_BESIDE: Final = 8
 """Forced tokens of one device that are speculated in a step with other devices' drafts."""
@@ -143,17 +86,16 @@ _FORCED_BESIDE: Final = 8
 _ACTIVE_S: Final = 0.5
 """Seconds after a verdict for which a device counts as served, because it is drafting."""
 
+_OF_SILENCE: Final = 0.25
+"""Longest time of background work in a step, as a share of the time for which no other device was served."""
+
 
 @dataclass(slots=True)
-class GrammarShare:
-    """Grammar time of each device, limited only while other devices are served. Times are monotonic seconds."""
+class _Shares:
+    """Share of the time of each device. Times are monotonic seconds."""
 
+    burst_s: float = _BURST_S
     _budgets: dict[str, TokenBucket] = field(default_factory=dict)
-    _served: dict[str, float] = field(default_factory=dict)  # when, by device, of late
-
-    def served(self, devices: Iterable[str], now: float) -> None:
-        self._served = {device: at for device, at in self._served.items() if now - at <= _ACTIVE_S}
-        self._served.update(dict.fromkeys(devices, now))
 
     def spend(self, device: str, seconds: float, now: float) -> None:
         if seconds <= 0.0:
@@ -163,20 +105,68 @@ class GrammarShare:
             full = [name for name, each in self._budgets.items() if each.wait_s(each.burst, now) == 0.0]
             for name in full:
                 del self._budgets[name]
-            budget = self._budgets[device] = TokenBucket(_SHARE, _BURST_S, now=now)
+            budget = self._budgets[device] = TokenBucket(_SHARE, self.burst_s, now=now)
         budget.spend(seconds, now)
 
-    def over(self, device: str, now: float) -> bool:
-        """Whether a device's grammars have used their share while others are served."""
+    def used_up(self, device: str, now: float) -> bool:
         budget = self._budgets.get(device)
-        return budget is not None and budget.wait_s(0.0, now) > 0.0 and self._others_served(device, now)
+        return budget is not None and budget.wait_s(0.0, now) > 0.0
+
+
+@dataclass(slots=True)
+class DeviceShares:
+    """Time of each device for what lengthens everybody's steps, limited only while other devices are served.
+
+    Masks, rows of forced tokens, and prompts have a share each. Without masks a device waits. Without rows its forced
+    tokens are computed one in a step, as others are. Without prompts those are background work. Times are monotonic
+    seconds.
+    """
+
+    _masks: _Shares = field(default_factory=_Shares)
+    _rows: _Shares = field(default_factory=_Shares)
+    _prompts: _Shares = field(default_factory=lambda: _Shares(_PROMPTS_BURST_S))
+    _latest: dict[str, float] = field(default_factory=dict)  # the two devices served last
+
+    def served(self, devices: Iterable[str], now: float) -> None:
+        for device in devices:
+            self._latest.pop(device, None)
+            self._latest[device] = now
+        while len(self._latest) > 2:  # noqa: PLR2004 - whoever asks, one of them is another
+            del self._latest[next(iter(self._latest))]
+
+    def spend(
+        self, device: str, now: float, *, masks_s: float = 0.0, rows_s: float = 0.0, prompts_s: float = 0.0
+    ) -> None:
+        self._masks.spend(device, masks_s, now)
+        self._rows.spend(device, rows_s, now)
+        self._prompts.spend(device, prompts_s, now)
+
+    def over(self, device: str, now: float) -> bool:
+        """Whether a device's masks have used their share while others are served."""
+        return self._masks.used_up(device, now) and self._others_served(device, now)
+
+    def prompts_over(self, device: str, now: float) -> bool:
+        """Whether a device's prompts have used their share while others are served."""
+        return self._prompts.used_up(device, now) and self._others_served(device, now)
 
     def most_forced(self, device: str, guessed: int, now: float) -> int:
         """Return how many more forced tokens of a device may be speculated in a step."""
-        return max(0, _FORCED_BESIDE - guessed) if self._others_served(device, now) else MAX_SPECULATED
+        if not self._others_served(device, now):
+            return MAX_SPECULATED
+        return 0 if self._rows.used_up(device, now) else max(0, _FORCED_BESIDE - guessed)
+
+    def quiet_s(self, devices: Iterable[str], now: float) -> float:
+        """Return how long work of these devices may take in a step without delaying others by much.
+
+        That is a fraction of the time for which the others were silent: then they are delayed by no more than that.
+        """
+        return _OF_SILENCE * min((self._silent_s(device, now) for device in devices), default=math.inf)
 
     def _others_served(self, device: str, now: float) -> bool:
-        return any(name != device and now - at <= _ACTIVE_S for name, at in self._served.items())
+        return self._silent_s(device, now) <= _ACTIVE_S
+
+    def _silent_s(self, device: str, now: float) -> float:
+        return min((now - at for name, at in self._latest.items() if name != device), default=math.inf)
 
 
 _ABSENT_S: Final = 2.0

@@ -11,12 +11,12 @@ session waits for the end of the step.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from fleet_edge.batching.fairness import BackgroundWork, GrammarShare
+from fleet_edge.batching.fairness import BackgroundWork, DeviceShares
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault
@@ -98,7 +98,7 @@ class StepPlanner:
     cache: PrefixCache
     budget: Budget
     background: BackgroundWork
-    grammar_share: GrammarShare
+    shares: DeviceShares
     cost: StepCost
     used: Mapping[int, int]
     now: float
@@ -134,40 +134,46 @@ class StepPlanner:
         # ready.
         near = [session for session in due if self._backlog(session) < LEAST_REUSED]
         far = [session for session in due if self._backlog(session) >= LEAST_REUSED]
+        at_once = [session for session in behind if not self.shares.prompts_over(session.device, self.now)]
         left = self.budget.tokens
         most = max(_LEAST_CHUNK, self.cost.prompt_tokens(self.prompts_s, left))
         reserved = min(self.budget.prefill_chunk, most, left // 2) if far else 0
         left -= self._verifications(near, left - reserved)
-        at_once = [session for session in behind if self.background.has_credit(session.device, self.now)]
         others = bool(self.batch.verifications) or self.gap_s < math.inf
         chunk = min(left, most, self.budget.prefill_chunk if others else left)
         chunk -= self._verifications(far, chunk)
         chunk -= self._prefills(at_once, chunk)
-        if (chunk := self._background_tokens(chunk)) > 0:
-            credited = {session.handle for session in at_once}
+        first = {session.handle for session in at_once}
+        rest = [session for session in behind if session.handle not in first]
+        chunk = self._background_tokens(chunk, {session.device for session in (*may_wait, *rest)})
+        if chunk > 0:
             chunk -= self._verifications(may_wait, chunk, background=True)
-            rest = [session for session in behind if session.handle not in credited]
             self._prefills(rest, chunk, background=True)
         return self.batch
 
-    def _background_tokens(self, most: int) -> int:
-        """Return how many tokens of background work may be computed: a step's time, or what delays nobody for long."""
+    def _background_tokens(self, most: int, devices: Collection[str]) -> int:
+        """Return how many tokens of background work of these devices may be computed; 0 if too few for a step.
+
+        A step's time, or what delays nobody for long.
+        """
+        if not devices:
+            return 0
         if self.background.may_run():
             most_s, least = self.cost.mean_s, _LEAST_CHUNK
         else:
             most_s, least = 0.0, 0
         if not self.batch.works:
             gap_s = 0.0 if self.gap_s == math.inf else self.gap_s
-            most_s = max(most_s, gap_s, self.background.quiet_s(self.now))
+            most_s = max(most_s, gap_s, self.shares.quiet_s(devices, self.now))
         tokens = max(least, self.cost.prompt_tokens(most_s, most))
         return min(most, tokens) if tokens >= min(most, _LEAST_CHUNK) else 0
 
     def _may_wait(self, session: EdgeSession) -> bool:
-        if self.background.wasteful(session.device) or self.grammar_share.over(session.device, self.now):
+        if self.background.wasteful(session.device) or self.shares.over(session.device, self.now):
             return True
-        if not self._backlog(session) or self.background.has_credit(session.device, self.now):
+        if not self._backlog(session) or not self.shares.prompts_over(session.device, self.now):
             return False
-        self._reuse(session)  # reused tokens need no credit
+        self._reuse(session)  # reused tokens take no time
         return self._backlog(session) > 0
 
     def _verifications(self, due: Sequence[EdgeSession], most: int, *, background: bool = False) -> int:
@@ -190,7 +196,7 @@ class StepPlanner:
         first = session.ready
         try:
             guesses = partial(self.cost.guesses, stable=session.policy.repeats) if self.cost.max_guess else None
-            forced = self.grammar_share.most_forced(session.device, self._forced[session.device], self.now)
+            forced = self.shares.most_forced(session.device, self._forced[session.device], self.now)
             chain = session.chain(allowance, guesses=guesses, forced=forced)
         except DraftFault as fault:
             assert first is not None
@@ -260,7 +266,6 @@ class StepPlanner:
         work = WorkItem(session, item, chain, background=background)
         self.batch.works.append(work)
         self._computing.add(session.handle)
-        self.background.prefilled(session.device, work.prefilled, self.now)
 
     def _backlog(self, session: EdgeSession) -> int:
         """Return how many tokens to compute before the last one, which is computed with a draft."""

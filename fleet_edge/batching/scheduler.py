@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fleet_edge.batching.edge_draft import DraftOrder, EdgeDrafter, with_proposed
-from fleet_edge.batching.fairness import BackgroundWork, GrammarShare, MemoryTurns
+from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTurns
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, WorkItem
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
 from fleet_edge.batching.timing import BatchingDelay, DraftTiming, PrefillLog, StepTimes, VerdictGoal
@@ -68,7 +68,7 @@ class Scheduler:
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()
-        self._grammar_share = GrammarShare()
+        self._shares = DeviceShares()
         self._cost = cost or StepCost(verifier.info.least_tokens, max_guess=0)
         self._present = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
@@ -181,7 +181,7 @@ class Scheduler:
             self._verifier,
             self._budget,
             self._background,
-            self._grammar_share,
+            self._shares,
             self._cost,
             self._used,
             now,
@@ -255,10 +255,16 @@ class Scheduler:
             tokens=sum(len(work.item.tokens) for work in batch.works),
             background=sum(len(work.item.tokens) for work in batch.works if work.background),
         )
-        self._grammar_share.served((work.session.device for work in batch.verifications), step.ended)
+        self._shares.served((work.session.device for work in batch.verifications), step.ended)
+        token_s = (step.ended - step.started) / max(1, sum(len(work.item.tokens) for work in batch.works))
+        row_s = min(token_s, self._cost.token_s or token_s)
         for work in batch.works:
+            if not work.background:
+                self._shares.spend(work.session.device, step.ended, prompts_s=token_s * work.prefilled)
             if (constraint := work.session.constraint) is not None:
-                self._grammar_share.spend(work.session.device, constraint.take_spent_s(), step.ended)
+                self._shares.spend(
+                    work.session.device, step.ended, masks_s=constraint.take_spent_s(), rows_s=row_s * work.guessed
+                )
             if work.session.handle not in self._used:
                 continue  # ended meanwhile
             self._evicted.discard(work.session.handle)
@@ -353,7 +359,6 @@ class Scheduler:
 
     def _leave_out(self, batch: Batch, work: WorkItem) -> WorkItem:
         batch.works.remove(work)
-        self._background.left_out(work.session.device, work.prefilled)
         return work
 
     def _above_their_share(self, sessions: Iterable[EdgeSession]) -> set[str]:

@@ -324,7 +324,10 @@ def test_of_too_many_those_with_strikes_are_kept(edge: Edge) -> None:
     assert len(edge.guard.kept(4)) == 4
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"at": "now", "devices": {}}', b"\xff"])
+_WITHOUT_ZONE = b'{"at": "2026-11-29T12:00:00", "devices": {}}'
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"at": "now", "devices": {}}', _WITHOUT_ZONE, b"\xff"])
 def test_a_damaged_file_is_as_none(edge: Edge, content: bytes) -> None:
     edge.path.write_bytes(content)
     edge.start()

@@ -22,18 +22,18 @@ from tests.support.waiting import until
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SETTINGS = AlertSettings(fleet="north", home_assistant=True)
-DEVICE = "homeassistant/device/north-pump_d1"
+DEVICE = "homeassistant/device/north_-pump_d1"
 
 
 class Home:
     """What a Home Assistant has retained, by topic; each `look` evaluates the rules once."""
 
-    def __init__(self, folder: Path, publish: Any = None) -> None:
+    def __init__(self, folder: Path, publish: Any = None, *, fleet: str = "north") -> None:
         url = f"sqlite:///{folder / 'fleet.sqlite3'}"
         self.store = open_store(url)
         self.seen: dict[str, bytes] = {}
         self.messages = 0
-        self.home = HomeAssistant("north", publish or self.publish)
+        self.home = HomeAssistant(fleet, publish or self.publish)
         self.evaluator = Evaluator(Alerts(url), SETTINGS, show=self.home.show, now=lambda: NOW)
 
     def publish(self, topic: str, payload: bytes) -> None:
@@ -60,6 +60,17 @@ def test_a_device_appears_with_its_state_acceptance_and_tokens_of_today(tmp_path
         assert sensor["value_template"] == f"{{{{ value_json.{name} }}}}"
         assert name in home.state
     assert home.state["state"] in config["components"]["state"]["options"]
+
+
+def test_devices_of_two_fleets_never_have_the_same_name(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for fleet, device in (("a-b", "c"), ("a", "b-c"), ("a_b", "c"), ("a", "b_c"), ("a.b", "c"), ("a", "b.c")):
+        folder = tmp_path / f"{fleet} {device}"
+        folder.mkdir()
+        home = Home(folder, fleet=fleet)
+        home.look(samples.device_seen(device=device, at=NOW))
+        assert not seen & home.seen.keys()
+        seen |= home.seen.keys()
 
 
 def test_only_what_has_changed_is_published_and_all_of_it_to_a_broker_that_may_have_lost_it(tmp_path: Path) -> None:

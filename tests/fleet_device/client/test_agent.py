@@ -13,11 +13,10 @@ from benchmarks.exactness.cases import fold_ends
 from dssd.distribution import Dist
 from fleet_device.client.agent import Agent
 from fleet_device.client.messaging import ConnectionChanged
-from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.without_model import ScriptedDrafter
-from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
+from fleet_device.errors import EdgeUnavailable, InvalidRequest, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
@@ -138,7 +137,7 @@ def test_behind_the_draft_models_context_the_target_writes_alone() -> None:
 
 def test_a_prompt_outside_the_draft_vocabulary_is_refused_before_any_open() -> None:
     scene = Scene()
-    with pytest.raises(DrafterError, match="vocabulary"):
+    with pytest.raises(InvalidRequest, match="vocabulary"):
         scene.write(prompt=(99,))
     scene.fleet.settle()
     assert list(scene.fleet.sink) == []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_edge.batching.fairness import BackgroundWork, GrammarShare, MemoryTurns
+from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTurns
 from fleet_edge.sessions.ngrams import MAX_SPECULATED
 from fleet_edge.verifiers.contract import Item, Logits
 from schemas.policy import Mode
@@ -36,14 +36,14 @@ def test_time_in_which_nothing_is_computed_does_not_count_for_its_share() -> Non
         now = step(work, now, 0.01, tokens=20, background=0)
 
 
-def test_what_it_takes_while_others_are_silent_is_a_fraction_of_their_silence() -> None:
-    work = BackgroundWork()
-    assert work.quiet_s(0.0) == math.inf, "nobody else is served"
-    now = step(work, 0.0, 0.01, tokens=20, background=10)
-    assert 0.0 < work.quiet_s(now + 0.1) < 0.1
-    assert work.quiet_s(now + 2.0) == pytest.approx(20.0 * work.quiet_s(now + 0.1))
-    step(work, now, 2.0, tokens=20, background=20)
-    assert work.quiet_s(now + 2.0) > work.quiet_s(now + 0.1), "it does not wait for itself"
+def test_work_that_waits_may_take_a_fraction_of_the_silence_of_others() -> None:
+    shares = DeviceShares()
+    assert shares.quiet_s(["a"], 0.0) == math.inf, "nobody else is served"
+    shares.served(["b"], 1.0)
+    shares.served(["a"], 1.9)
+    assert 0.0 < shares.quiet_s(["a"], 2.0) < 0.5
+    assert shares.quiet_s(["a"], 9.0) == pytest.approx(8.0 * shares.quiet_s(["a"], 2.0))
+    assert shares.quiet_s(["b", "c"], 2.0) < 0.1
 
 
 def test_who_drafts_much_for_nothing_is_wasteful_until_that_is_forgotten() -> None:
@@ -66,63 +66,53 @@ def test_long_drafts_that_are_often_accepted_are_none() -> None:
     assert not work.wasteful("device-1")
 
 
-def test_prompts_have_a_credit_that_comes_back() -> None:
-    work = BackgroundWork()
-    work.prefilled("device-1", 560, 0.0)
-    assert not work.has_credit("device-1", 5.0)
-    assert work.has_credit("device-2", 5.0)
-    assert work.has_credit("device-1", 10.0)
-
-
-def test_who_writes_earns_credit_for_long_prompts() -> None:
-    work = BackgroundWork()
-    for _ in range(20):
-        assert work.has_credit("device-1", 0.0), "a prompt of ten times the text is in proportion"
-        work.prefilled("device-1", 500, 0.0)
-        work.judged("device-1", computed=60, committed=50)
-
-
-def test_credit_is_not_earned_without_bound() -> None:
-    work = BackgroundWork()
-    assert work.has_credit("device-1", 0.0)
-    work.judged("device-1", computed=5000, committed=5000)
-    work.prefilled("device-1", 6000, 0.0)
-    assert not work.has_credit("device-1", 60.0)
+def test_prompts_get_their_share_of_the_time_while_others_are_served() -> None:
+    share, now, prompts_s = DeviceShares(), 0.0, 0.0
+    while now < 100.0:
+        mine_s = 0.0 if share.prompts_over("a", now) else 0.1
+        now += 0.04 + mine_s
+        share.served(["b"], now)
+        share.spend("a", now, prompts_s=mine_s)
+        prompts_s += mine_s
+    assert 0.15 < prompts_s / now < 0.25
+    assert not share.prompts_over("a", now + 10.0)
 
 
 def test_a_device_that_is_alone_is_not_limited() -> None:
-    share = GrammarShare()
+    share = DeviceShares()
     share.served(["a"], 0.0)
-    share.spend("a", 100.0, 0.0)
+    share.spend("a", 0.0, masks_s=100.0, rows_s=100.0)
     assert not share.over("a", 0.1)
     assert share.most_forced("a", 1000, 0.1) == MAX_SPECULATED
+    share.spend("a", 0.1, prompts_s=100.0)
+    assert not share.prompts_over("a", 0.1)
 
 
 def test_masks_of_a_device_get_their_share_of_the_time_while_others_are_served() -> None:
-    share, now, masks = GrammarShare(), 0.0, 0.0
+    share, now, masks = DeviceShares(), 0.0, 0.0
     while now < 100.0:
         devices = ["b"] if share.over("a", now) else ["a", "b"]
         step_s = 0.04 + (0.2 if "a" in devices else 0.0)
         now += step_s
         share.served(devices, now)
         if "a" in devices:
-            share.spend("a", 0.2, now)
+            share.spend("a", now, masks_s=0.2)
             masks += 0.2
     assert 0.15 < masks / now < 0.25
     assert not share.over("b", now)
 
 
 def test_small_masks_never_reach_it() -> None:
-    share, now = GrammarShare(), 0.0
+    share, now = DeviceShares(), 0.0
     for _ in range(10_000):
         now += 0.04
         share.served(["a", "b"], now)
-        share.spend("a", 0.002, now)
+        share.spend("a", now, masks_s=0.002)
         assert not share.over("a", now)
 
 
 def test_few_forced_tokens_are_guessed_beside_others() -> None:
-    share = GrammarShare()
+    share = DeviceShares()
     share.served(["a", "b"], 0.0)
     first = share.most_forced("a", 0, 0.1)
     assert 0 < first < MAX_SPECULATED
@@ -130,13 +120,25 @@ def test_few_forced_tokens_are_guessed_beside_others() -> None:
     assert share.most_forced("a", first, 10.0) == MAX_SPECULATED
 
 
+def test_rows_of_forced_tokens_get_their_share_of_the_time_while_others_are_served() -> None:
+    share, now, rows_s = DeviceShares(), 0.0, 0.0
+    while now < 100.0:
+        forced = share.most_forced("a", 0, now)
+        now += 0.03 + 0.004 * forced
+        share.served(["a", "b"], now)
+        share.spend("a", now, rows_s=0.004 * forced)
+        rows_s += 0.004 * forced
+        assert not share.over("a", now), "its other tokens do not wait"
+    assert 0.15 < rows_s / now < 0.25
+
+
 def test_what_is_known_of_devices_is_forgotten_with_what_they_used() -> None:
-    share = GrammarShare()
+    share = DeviceShares()
     for number in range(1000):
         share.served([f"device-{number}"], float(number))
-        share.spend(f"device-{number}", 0.01, float(number))
-    assert len(share._budgets) < 10
-    assert len(share._served) < 10
+        share.spend(f"device-{number}", float(number), masks_s=0.01)
+    assert len(share._masks._budgets) < 10
+    assert len(share._latest) < 10
 
 
 DEVICES = 32

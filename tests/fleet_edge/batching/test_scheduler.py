@@ -1,7 +1,7 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,6 +10,7 @@ from dssd.verification import Judgement
 from fleet_edge.batching.planning import Batch, Budget, WorkItem
 from fleet_edge.batching.timing import StepTimes, VerdictGoal
 from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Item, Verifier
@@ -151,8 +152,8 @@ def test_prompts_without_end_wait_for_those_who_draft() -> None:
         for session in prompts:
             if edge.verifier.computed(session.handle) >= 899:
                 edge.scheduler.evict(session)
-    credit = 0.512 + 0.008 * edge.now + 2 * 0.128  # and the chunks that it, and the last of the share, end in
-    assert seconds["hostile"] - credit < 0.08 * seconds["honest"]
+    burst_s = 0.5 + 2 * 0.128  # and the chunks that it, and the last of the share, end in
+    assert seconds["hostile"] - burst_s < 0.28 * edge.now
 
 
 def test_no_prompt_delays_those_who_draft_by_more_than_a_chunk_even_while_none_of_their_drafts_is_here() -> None:
@@ -265,7 +266,46 @@ def _short_texts(*, devices: int, turnaround_s: float, pause_s: float, long: int
 def test_long_opens_leave_short_texts_their_pace(devices: int, turnaround_s: float, pause_s: float) -> None:
     alone = _short_texts(devices=devices, turnaround_s=turnaround_s, pause_s=pause_s, long=0)
     beside = _short_texts(devices=devices, turnaround_s=turnaround_s, pause_s=pause_s, long=4)
-    assert beside >= 0.8 * alone
+    assert beside >= 0.7 * alone
+
+
+class _Forcing(Constraint):
+    """A grammar that forces every token."""
+
+    def __init__(self) -> None:
+        super().__init__(matcher=None)  # type: ignore[arg-type]
+
+    def guess(self, text: Sequence[int], most: int) -> tuple[int, ...]:
+        del text
+        return (4,) * most
+
+
+def _decoded(*, forced: bool, seconds: float = 10.0) -> int:
+    """Return the tokens of three devices in edge-only decoding, next to four requests of another.
+
+    A step takes 20 ms and 4 ms a row; of the other device's tokens all may be forced.
+    """
+    edge = Edge()
+    limits = replace(LIMITS, max_new_tokens=4000)
+    honest = [edge.session(device=f"honest-{number}", limits=limits) for number in range(3)]
+    hostile = [edge.session(device="hostile", limits=limits) for _ in range(4)]
+    for session in hostile:
+        session.constraint = _Forcing() if forced else None
+    for session in edge.sessions:
+        session.admit(arrived(draft((), handle=session.handle, write=4000)))
+    while edge.now < seconds:
+        batch = edge.next_batch()
+        edge.compute(batch)
+        rows = sum(work.item.rows for work in batch.works)
+        step = StepTimes(edge.now, edge.now + 0.02 + 4e-3 * rows, len(batch.verifications))
+        edge.scheduler.computed(batch, step)
+        edge.now = step.ended
+    assert all(session.committed > 10 for session in hostile)
+    return sum(session.committed for session in honest)
+
+
+def test_forced_tokens_leave_the_others_most_of_what_plain_requests_leave_them() -> None:
+    assert _decoded(forced=True) >= 0.75 * _decoded(forced=False)
 
 
 def test_a_long_prompt_is_computed_while_those_who_draft_leave_the_edge_nothing_to_do() -> None:
