@@ -547,7 +547,7 @@ def test_a_finish_that_is_unknown_ends_the_text_there(ahead: bool) -> None:
     assert len(scene.fleet.edge.sessions) == 0
 
 
-@pytest.mark.parametrize("number", [0, 5, 255])
+@pytest.mark.parametrize("number", [0, 6, 255])
 def test_a_form_of_p_that_is_unknown_fails_the_session_by_name_and_nothing_is_guessed(number: int) -> None:
     scene = Scene()
 
