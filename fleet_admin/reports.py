@@ -16,9 +16,6 @@ if TYPE_CHECKING:
         DeviceView,
         EdgeView,
         EventView,
-        MachineRelease,
-        MachineRollout,
-        Rollout,
         SessionView,
         Tally,
     )
@@ -233,67 +230,6 @@ def trend_columns(grain: str) -> list[Column[Point]]:
 
 
 # What administrators did
-
-
-def rollout_state(rollout: "Rollout") -> str:
-    """Return the outcome of a rollout as a whole."""
-    outcomes = rollout.outcomes.keys()
-    if "failed" in outcomes:
-        return "failed"
-    if "went-back" in outcomes:
-        return "went back"
-    if rollout.ended_at is None:
-        return "waiting"
-    return "done" if outcomes <= {"proven", "unchanged", "removed"} else "stopped"
-
-
-def _outcomes(row: "Rollout") -> str:
-    return ", ".join(f"{number:,} {_words(outcome)}" for outcome, number in sorted(row.outcomes.items()))
-
-
-def _words(outcome: str) -> str:
-    return outcome.replace("-", " ")
-
-
-ROLLOUTS: "Final[list[Column[Rollout]]]" = [
-    Column("rollout", lambda row: row.rollout, rank=0),
-    Column("state", rollout_state, "state", rank=0),
-    Column("action", lambda row: row.action, rank=1),
-    Column("began", lambda row: row.started_at, "moment", key="started", rank=1),
-    Column("machines", lambda row: row.machines, "count", rank=1),
-    Column("outcomes", _outcomes, "sentence", rank=0),
-    Column("ended", lambda row: row.ended_at, "moment", rank=2),
-    Column("requested release", lambda row: row.wanted, key="release", rank=2,
-           meaning="Version and digest of the configuration; none where machines were to run different ones."),
-    Column("who", lambda row: row.who, rank=2),
-]  # fmt: skip
-
-MACHINES: "Final[list[Column[MachineRollout]]]" = [
-    Column("name", lambda row: row.name, rank=0),
-    Column("machine", lambda row: row.host, key="host", rank=2),
-    Column("kind", lambda row: row.kind, rank=2),
-    Column("outcome", lambda row: _words(row.outcome), "state", rank=0),
-    Column("wanted", lambda row: row.wanted, rank=1),
-    Column("found", lambda row: row.found, rank=1),
-    Column("running", lambda row: row.running, rank=2),
-    Column("began", lambda row: row.started_at, "moment", key="started", rank=3),
-    Column("ended", lambda row: row.ended_at, "moment", rank=2),
-    Column("why", lambda row: row.sentence or None, "sentence", rank=0),
-]
-
-RELEASES: "Final[list[Column[MachineRelease]]]" = [
-    Column("name", lambda row: row.name, rank=0),
-    Column("kind", lambda row: row.kind, rank=1),
-    Column("as wanted", lambda row: "differs" if row.drift else "ok", "state", key="drift", rank=0),
-    Column("wanted", lambda row: row.wanted, rank=0),
-    Column("running", lambda row: row.running, rank=0),
-    Column("reported", lambda row: row.software, key="software", rank=1,
-           meaning="The version that the machine itself publishes at the broker."),
-    Column("machine", lambda row: row.host, key="host", rank=2),
-    Column("latest outcome", lambda row: _words(row.outcome), "state", key="outcome", rank=2),
-    Column("since", lambda row: row.since, "ago", rank=2),
-    Column("by rollout", lambda row: row.rollout, key="rollout", rank=2),
-]  # fmt: skip
 
 
 def alert_state(alert: "AlertView") -> str:

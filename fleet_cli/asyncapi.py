@@ -1,7 +1,4 @@
-"""`fleet asyncapi`: the AsyncAPI document of all topics and messages.
-
-docs/asyncapi.yaml is its output: `python -m fleet_cli.asyncapi --out docs/asyncapi.yaml`.
-"""
+"""`fleet dev asyncapi`: the AsyncAPI document of all topics and messages."""
 
 import json
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars, GrammarCo
 from fleet_common.mqtt.link import Link
 from fleet_edge.answers.answers import Responder
 from fleet_edge.answers.publisher import Publisher
-from fleet_edge.answers.recorder import GenerationRecorder, Recorder, Sink, token_bytes
+from fleet_edge.answers.recorder import Recorder, Sink
 from fleet_edge.batching.edge_draft import EdgeDrafter
 from fleet_edge.batching.fairness import BackgroundWork
 from fleet_edge.batching.planning import Budget
@@ -63,8 +63,7 @@ def assemble(
         drafter=None if draft_verifier is None else EdgeDrafter(draft_verifier),
         goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
-    texts = GenerationRecorder(sink.put, settings.store_text, token_bytes(verifier, settings.store_text))
-    recorder = Recorder(sink, settings.edge, now, settings.trace_share, texts)
+    recorder = Recorder(sink, settings.edge, now, settings.trace_share)
     figures = Figures(clock)
     answers = Responder(
         edge=settings.edge,

@@ -17,7 +17,7 @@ from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.housekeeping import Pace, give_back_space
-from fleet_edge.store.models import CommandRow, EventRow, RoundRow, TextRow
+from fleet_edge.store.models import CommandRow, EventRow, RoundRow
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import RETENTION, Retention
@@ -66,7 +66,6 @@ class EdgeJobs:
         flush_log: Callable[[], object],
         warn_certificates: Callable[[], object],
         apply_quarantines: Callable[[Quarantines], object],
-        back_up: Callable[[], object] | None = None,
         tell: Callable[..., object] = lambda *_event, **_more: None,
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -89,7 +88,6 @@ class EdgeJobs:
             "roll-up": (300.0, lambda: roll_up(store.engine, now=now(), enough=self._stopping.is_set)),
             "purge": (3600.0, self._purge),
             "give-back-memory": (60.0, give_back_free_memory),
-            **({} if back_up is None else {"back-up": (300.0, back_up)}),
         }
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -165,7 +163,6 @@ class EdgeJobs:
         # Rows that are not rolled up yet would be missing in the totals.
         roll_up(engine, now=now, enough=self._stopping.is_set)
         rounds = housekeeping.purge(engine, RoundRow, before=now - timedelta(days=keep.rounds_days), **pace)
-        texts = housekeeping.purge(engine, TextRow, before=now - timedelta(days=keep.texts_days), **pace)
         oldest = floor(Grain.DAY, now - timedelta(days=keep.sessions_days))
         whole = housekeeping.rolled_up_until(engine, oldest)
         sessions = housekeeping.purge_sessions(engine, before=whole, **pace)
@@ -183,18 +180,14 @@ class EdgeJobs:
         given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)
         if given:
             _log.info("The file of the session log is %.0f MB smaller.", given / _MB)
-        if rounds or texts or sessions or events:
+        if rounds or sessions or events:
             _log.info(
-                "Purged %d rounds, %d pieces of texts, %d sessions and %d events by age.",
+                "Purged %d rounds, %d sessions and %d events by age.",
                 rounds,
-                texts,
                 sessions,
                 events,
             )
-            sentence = (
-                f"Deleted after their retention: {rounds} rounds, {texts} pieces of texts, "
-                f"{sessions} sessions, {events} events."
-            )
+            sentence = f"Deleted after their retention: {rounds} rounds, {sessions} sessions, {events} events."
             self._tell(EventKind.DATABASE, "purged", sentence)
 
 

@@ -10,7 +10,6 @@ from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.settings import SettingsError, check_all
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.backup import check_backups
 from fleet_edge.store.database import check_database
 from fleet_edge.store.errors import SpoolInUse
 from fleet_edge.store.spool import Spool
@@ -37,10 +36,6 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
             runs_already = True
             raise
 
-    def check_backup_folder() -> None:
-        if settings.backup_folder is not None:
-            check_backups(settings.db, settings.backup_folder)
-
     wrong: SettingsError | None = None
     try:
         check_all(
@@ -50,7 +45,6 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
                 "edge_draft": partial(check_draft, settings),
                 "db": partial(check_database, settings.db),
                 "spool": check_spool,
-                "backup_folder": check_backup_folder,
             },
         )
     except SettingsError as error:

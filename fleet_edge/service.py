@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from threading import Event, Lock
 from typing import Final
@@ -30,7 +30,6 @@ from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import HANDLES, SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.backup import back_up_into, is_due
 from fleet_edge.store.database import ReopeningStore
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.event_codes import EventKind
@@ -163,7 +162,6 @@ class EdgeService:
             apply_quarantines=lambda quarantines: call(partial(handlers.apply_quarantines, quarantines)),
             tell=handlers.recorder.events.note,
             settings=JobSettings(lease_every_s=min(2.0, settings.lease_s / 4), keep=keep),
-            back_up=self._back_up if settings.backup_folder else None,
             now=self.now,
         )
         recorder = handlers.recorder
@@ -316,13 +314,6 @@ class EdgeService:
                 return edge(connection, self.settings.edge, now=self.now())
         except (StoreError, SQLAlchemyError):
             return None
-
-    def _back_up(self) -> None:
-        folder, every = self.settings.backup_folder, timedelta(hours=self.settings.backup_every_h)
-        assert folder is not None
-        if is_due(folder, every=every, now=self.now()):
-            made = back_up_into(self.settings.db, folder, keep=self.settings.backup_keep, now=self.now())
-            _log.info("The session log is backed up in %s.", made)
 
     @property
     def _state_topic(self) -> str:

@@ -21,15 +21,14 @@ from sqlalchemy import Connection
 
 from fleet_common.closing import Closing
 from fleet_common.validation import read_duration, read_time
-from fleet_edge.store import export, quarantines, queries, rollouts, texts, totals
+from fleet_edge.store import export, quarantines, queries, totals
 from fleet_edge.store.database import open_existing, transaction
-from fleet_edge.store.errors import InvalidQuery, NotFound
+from fleet_edge.store.errors import InvalidQuery
 from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.periods import Grain
 from fleet_edge.store.queries import EventFilter, EventGrouping
 from fleet_edge.store.records import ADMINISTRATOR, EventLogged
 from fleet_edge.store.steering import devices_with_labels, read_labels, record_audit
-from fleet_edge.store.texts import StoredText
 from fleet_edge.store.totals import Distribution
 from fleet_edge.store.views import (
     AuditEntry,
@@ -39,10 +38,7 @@ from fleet_edge.store.views import (
     EventView,
     HourView,
     LoadView,
-    MachineRelease,
-    MachineRollout,
     QuarantineView,
-    Rollout,
     RoundView,
     SegmentView,
     SessionView,
@@ -52,7 +48,6 @@ from fleet_edge.store.views import (
 from schemas.errors import InvalidName
 from schemas.names import check_name
 from schemas.policy import Mode
-from schemas.printable import printable_line
 from schemas.reasons import EndReason
 
 Time = str | datetime | timedelta
@@ -64,7 +59,7 @@ E = TypeVar("E", bound=StrEnum)
 class SessionLog(Closing):
     """A session log, opened for reading; nothing is created or migrated. Thread-safe.
 
-    Only `quarantine`, `unquarantine`, `record_event` and `record_rollouts` write, each over a separate connection.
+    Only `quarantine`, `unquarantine` and `record_event` write, each over a separate connection.
     Close the log, use it as a context manager, or drop it. Times are aware; ages count back from `now`.
 
     Every method raises `StoreUnavailable` if the database does not answer, `InvalidQuery` for an argument that cannot
@@ -163,13 +158,6 @@ class SessionLog(Closing):
         with self._reading() as connection:
             found = queries.session(connection, session, device=device)
             return queries.rounds(connection, found.session, device=found.device, skip=skip, limit=limit)
-
-    def text(self, session: str, *, device: str | None = None) -> StoredText | None:
-        """Return what is stored of a session's text, None if nothing is. Arguments and errors as for `session`."""
-        with self._reading() as connection:
-            found = queries.session(connection, session, device=device)
-            own = queries.segments(connection, found.session, device=found.device)
-            return texts.read_text(connection, found, own)
 
     def devices(self, *, counted: bool = True) -> list[DeviceView]:
         """Return all devices, by name.
@@ -480,35 +468,6 @@ class SessionLog(Closing):
             entry = AuditEntry(who=who, action="unquarantine", subject=device, before=before, source=source)
             record_audit(connection, [entry], now=now)
         return held
-
-    def rollouts(self, *, since: Time | None = None, limit: int = 100) -> list[Rollout]:
-        """Return rollouts, rollbacks and decommissionings, the latest first."""
-        _check_limit(limit)
-        after = self._time("since", since)
-        with self._reading() as connection:
-            return rollouts.rollouts(connection, since=after, limit=limit)
-
-    def rollout(self, rollout: str) -> list[MachineRollout]:
-        """Return what one rollout did to each of its machines, by name; raises `NotFound`."""
-        with self._reading() as connection:
-            found = rollouts.machines_of(connection, rollout)
-        if not found:
-            raise NotFound(f"There is no rollout {printable_line(rollout)[:60]}.")
-        return found
-
-    def releases(self) -> list[MachineRelease]:
-        """Return the release that each machine should run next to the one that it runs, by kind and name."""
-        with self._reading() as connection:
-            return rollouts.releases(connection)
-
-    def record_rollouts(self, machines: Sequence[MachineRollout], *, stopped: bool = False) -> None:
-        """Write the progress of a rollout, and an event for each machine that is done.
-
-        The same row again changes nothing. `stopped`: their rollouts are over, so machines that still wait were not
-        touched.
-        """
-        with self._writing() as connection:
-            rollouts.record_rollouts(connection, machines, stopped=stopped)
 
     def close(self) -> None:
         """Close all connections to the database."""

@@ -13,7 +13,7 @@ from fleet_common.metrics import MetricsSettings
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
-from fleet_edge.store.records import RETENTION, StoreText
+from fleet_edge.store.records import RETENTION
 from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 
@@ -284,15 +284,6 @@ class EdgeSettings(Settings):
     keep_rounds_days: float = setting(
         RETENTION.rounds_days, "Retention of logged rounds.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
-    store_text: StoreText = setting(
-        StoreText.NONE,
-        "Output stored in the session log: `none`; `hash`, the origin of each token and a hash; `full`, also the "
-        "output. Never prompts (docs/texts.md).",
-        rare=True,
-    )
-    keep_texts_days: float = setting(
-        RETENTION.texts_days, "Retention of stored output.", unit="days", rare=True, gt=0, le=_MOST_DAYS
-    )
     keep_sessions_days: float = setting(
         RETENTION.sessions_days, "Retention of sessions.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
@@ -307,11 +298,6 @@ class EdgeSettings(Settings):
         ge=1,
         le=_MOST_DAYS,
     )
-    backup_folder: Path | None = setting(
-        None, "Folder for regular backups of a SQLite session log; without it none are made.", rare=True
-    )
-    backup_every_h: float = setting(24.0, "Time between backups.", unit="hours", rare=True, ge=0.25, le=8760)
-    backup_keep: int = setting(14, "Number of latest backups to keep.", rare=True, ge=1, le=10_000)
     log_format: Literal["plain", "json"] = setting(
         "plain",
         "Format of the log: `plain` lines, or `json`, one object per line, including messages below a warning.",

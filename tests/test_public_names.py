@@ -59,8 +59,8 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
             (
                 "active_devices beginning close device devices edge_loads edges ends event_counts events "
                 "export_columns export_rows failures hours labels latencies latencies_over_time latest quarantine "
-                "quarantines record_event record_rollouts releases rollout rollouts rounds segments session sessions "
-                "stats text unquarantine usage"
+                "quarantines record_event rounds segments session sessions "
+                "stats unquarantine usage"
             ),
         ),
     ],

@@ -369,7 +369,6 @@ PAGES: Final = (
     "/usage",
     "/usage?range=30d",
     "/usage?range=365d&by=device",
-    "/rollouts",
     "/alerts",
     "/audit",
 )

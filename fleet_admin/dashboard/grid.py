@@ -22,7 +22,7 @@ Link = Callable[[T], str]
 
 
 def address(kind: str, name: str) -> str:
-    """Return the address of the page of a device, an edge or a rollout; `kind` is the first part of its path."""
+    """Return the address of the page of a device or an edge; `kind` is the first part of its path."""
     return f"/{kind}/{quote(name, safe='')}"
 
 

@@ -1,4 +1,4 @@
-"""Commands of `fleet admin` about machines and data: releases, rollouts, alerts, backups, exports, the dashboard."""
+"""Commands of `fleet admin` about machines and data: releases, alerts, exports, the dashboard."""
 
 import json
 import signal
@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
 
 import typer
 
 from fleet_admin.columns import write_csv
 from fleet_admin.dashboard.settings import DashboardSettings
-from fleet_admin.reports import ALERTS, MACHINES, RELEASES, ROLLOUTS, edge_columns
+from fleet_admin.reports import ALERTS, edge_columns
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import (
     DEFAULT_DB,
@@ -25,7 +24,6 @@ from fleet_cli.options import (
     AsJson,
     Database,
     Interruption,
-    Since,
     Wide,
     actor_of,
     alerts_of,
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from fleet_admin.alerts.alerts import Alerts
     from fleet_admin.settings import PriceList
     from fleet_admin.unmatched import UnmatchedMachine
-    from fleet_edge.store.views import AlertView, MachineRollout
+    from fleet_edge.store.views import AlertView
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,117 +80,6 @@ def versions(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = Fa
     ]
     empty = "No edge and no device has been seen."
     print_table(f"Releases: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty)
-
-
-_MOST_BYTES: Final = 4_000_000
-_MOST_MACHINES: Final = 10_000
-_LONGEST_SENTENCE: Final = 1000
-_NO_ROLLOUTS: Final = "Nothing was rolled out: the playbooks in ansible/ record what they do."
-
-_writing = typer.Typer(name="rollout", help="Record what a rollout does; used by the playbooks.", no_args_is_help=True)
-
-
-def rollouts(
-    rollout: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Show the result of this rollout for each machine.")
-    ] = None,
-    since: Since = None,
-    limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number, latest first.")] = 20,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
-    """List rollouts, rollbacks and removals, with user and result."""
-    after = time_of("--since", since)
-    with open_log(db) as log:
-        machines = None if rollout is None else log.rollout(rollout)
-        found = log.rollouts(since=after, limit=limit) if machines is None else []
-    if as_json:
-        print_json(found if machines is None else machines)
-    elif machines is None:
-        print_table(f"Rollouts: {len(found)}", ROLLOUTS, found, wide=wide, empty=_NO_ROLLOUTS)
-    else:
-        title = f"Rollout {cell(machines[0].rollout)}: {cell(machines[0].action)} by {cell(machines[0].who)}"
-        print_table(title, MACHINES, machines, wide=wide)
-
-
-def releases(
-    drift: Annotated[bool, typer.Option("--drift", help="Only machines that run another release.")] = False,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
-    """Compare the release that each machine should run, by its last rollout, with the one that it runs."""
-    with open_log(db) as log:
-        found = [machine for machine in log.releases() if machine.drift or not drift]
-    empty = "Every machine runs its requested release." if drift else _NO_ROLLOUTS
-    print_table(f"Machines: {len(found)}", RELEASES, found, as_json=as_json, wide=wide, empty=empty)
-
-
-@_writing.command()
-def record(
-    stopped: Annotated[
-        bool, typer.Option("--stopped", help="The rollout has ended: mark waiting machines as untouched.")
-    ] = False,
-    db: Database = DEFAULT_DB,
-) -> None:
-    """Record the results of a rollout, from a JSON array on standard input.
-
-    Each element has rollout, host, kind (device or edge), action (site, rollout, rollback or decommission) and outcome
-    (waiting, proven, unchanged, went-back, failed, untouched or removed); it may have name, wanted, found, running,
-    sentence, who, started_at and ended_at (ISO 8601).
-    """
-    text = sys.stdin.buffer.read(_MOST_BYTES + 1)
-    if len(text) > _MOST_BYTES:
-        raise CommandError(f"Standard input has more than {_MOST_BYTES:,} bytes; write fewer machines at once.")
-    machines = _read(text, now=datetime.now(UTC))
-    with open_log(db) as log:
-        log.record_rollouts(machines, stopped=stopped)
-
-
-def _read(text: bytes, *, now: datetime) -> "list[MachineRollout]":
-    from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
-    from fleet_edge.store.rollouts import RolloutAction, RolloutOutcome
-    from fleet_edge.store.views import MachineRollout
-    from schemas.names import MAX_NAME_LENGTH
-
-    word = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
-    release = Annotated[str | None, Field(max_length=128), AfterValidator(lambda text: text or None)]
-
-    class Written(BaseModel):
-        model_config = ConfigDict(extra="forbid", use_enum_values=True)
-
-        rollout: word
-        host: Annotated[str, Field(min_length=1, max_length=255)]
-        kind: Literal["device", "edge"]
-        name: word | None = None
-        action: RolloutAction
-        outcome: RolloutOutcome
-        wanted: release = None
-        found: release = None
-        running: release = None
-        sentence: Annotated[str, Field(max_length=100_000)] = ""
-        who: Annotated[str, Field(max_length=255)] = ""
-        started_at: AwareDatetime = now
-        ended_at: AwareDatetime | None = None
-
-    try:
-        written = TypeAdapter(Annotated[list[Written], Field(max_length=_MOST_MACHINES)]).validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CommandError(
-            f"Standard input is no JSON array of machines{f', at {cell(where)}' if where else ''}: "
-            f"{cell(first['msg'])}; see fleet admin rollout record --help."
-        ) from None
-    for each in written:
-        each.name = each.name or each.host
-        each.sentence = " ".join(each.sentence.split())[:_LONGEST_SENTENCE]
-        each.who = each.who or "unknown"
-        if each.outcome != RolloutOutcome.WAITING:
-            each.ended_at = each.ended_at or now
-    return [MachineRollout(**dict(each)) for each in written]
 
 
 _MOST: Final = 1000
@@ -294,50 +181,6 @@ def unmatched(
     print_table(title, columns, found, as_json=as_json, wide=wide, empty=empty)
 
 
-_MB: Final = 1e6
-
-
-def backup(
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="File to write; must not exist.")],
-    db: Database = DEFAULT_DB,
-) -> None:
-    """Copy a SQLite session log into one file while edges write to it. For PostgreSQL, names the tool."""
-    from fleet_edge.store.backup import back_up
-
-    def show(done: int, pages: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done / max(pages, 1):.0%}", end="", file=sys.stderr, flush=True)
-
-    size = back_up(db, to, progress=show)
-    if sys.stderr.isatty():
-        print("\r", end="", file=sys.stderr)
-    typer.echo(f"{to}: {size / _MB:.1f} MB, checked. Restore it with: fleet admin restore {to}")
-
-
-def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Backup made by 'fleet admin backup'.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Move an existing database aside.")] = False,
-    db: Database = DEFAULT_DB,
-) -> None:
-    """Replace the session log by a backup. No edge and no dashboard may have it open."""
-    from fleet_edge.store.backup import restore as put_back
-
-    aside = put_back(file, db, replace=replace, now=datetime.now(UTC))
-    kept = f" The previous database is {aside}." if aside else ""
-    typer.echo(f"The backup is restored; an edge updates its schema at the next start.{kept}")
-
-
-def compact(db: Database = DEFAULT_DB) -> None:
-    """Make the file of a session log smaller. Edges wait meanwhile."""
-    from fleet_edge.store.backup import compact as make_smaller
-
-    before, after = make_smaller(db)
-    typer.echo(f"{before / _MB:.1f} MB before, {after / _MB:.1f} MB after.")
-
-
-_PARQUET_ROWS: Final = 20_000
-"""Rows of one row group, which is held in memory."""
-
 _USAGE: Final = ("device", "edge", "app", "draft_model", "quantization")
 
 Row = Sequence[Any]
@@ -354,7 +197,6 @@ class ExportKind(StrEnum):
 class ExportFormat(StrEnum):
     CSV = "csv"
     JSONL = "jsonl"
-    PARQUET = "parquet"
 
 
 def export(
@@ -362,17 +204,13 @@ def export(
         ExportKind,
         typer.Argument(help="What to export; usage is the sum of segments by day, device, edge, app and model."),
     ],
-    form: Annotated[
-        ExportFormat, typer.Option("--format", help="Parquet needs --to and the extra 'export'.")
-    ] = ExportFormat.CSV,
+    form: Annotated[ExportFormat, typer.Option("--format", help="Format of the rows.")] = ExportFormat.CSV,
     to: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
     since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
     until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
     db: Database = DEFAULT_DB,
 ) -> None:
     """Write all rows of a kind within a period, earliest first."""
-    if form is ExportFormat.PARQUET and to is None:
-        raise CommandError("Parquet is binary: give the file to write with --to FILE.")
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:
         if what is ExportKind.USAGE:
@@ -402,9 +240,6 @@ def _usage(found: Iterable[Any], prices: "PriceList") -> tuple[tuple[str, ...], 
 
 
 def _write(form: ExportFormat, to: Path | None, columns: Sequence[str], rows: Iterable[Row]) -> int:
-    if form is ExportFormat.PARQUET:
-        assert to is not None
-        return _write_parquet(to, columns, rows)
     with _opened(to) as out:
         return write_csv(out, columns, rows) if form is ExportFormat.CSV else _write_lines(out, columns, rows)
 
@@ -433,51 +268,6 @@ def _write_lines(out: TextIO, columns: Sequence[str], rows: Iterable[Row]) -> in
     return number
 
 
-def _write_parquet(to: Path, columns: Sequence[str], rows: Iterable[Row]) -> int:
-    """Write row groups. Column types derive from the names, because a group may have no value in a column."""
-    with needs_extra("export"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    schema = pa.schema([(name, _arrow_type(pa, name)) for name in columns])
-    rows, number = iter(rows), 0
-    try:
-        with pq.ParquetWriter(to, schema, compression="zstd") as writer:
-            while group := list(islice(rows, _PARQUET_ROWS)):
-                arrays = [
-                    pa.array([_fitting(value, field) for value in values], type=field.type, from_pandas=False)
-                    for values, field in zip(zip(*group, strict=True), schema, strict=True)
-                ]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-                number += len(group)
-    except OSError as error:
-        raise CommandError(f"The file {to} cannot be written: {error}.") from error
-    return number
-
-
-_TEXTS: Final = frozenset(
-    {
-        *("session", "device", "app", "edge", "draft_model", "quantization", "target", "mode", "reason", "end_code"),
-        *("end_sentence", "seed", "form", "id", "kind", "code", "sentence", "who", "severity"),
-    }
-)
-_REALS: Final = frozenset({"temperature", "top_p", "cost"})
-
-
-def _arrow_type(pa: Any, name: str) -> Any:  # noqa: ANN401 - pyarrow is not there for the type checker
-    if name in _TEXTS:
-        return pa.string()
-    if name.endswith("_at") or name in {"at", "day"}:
-        return pa.timestamp("us", tz="UTC")
-    return pa.float64() if name.endswith("_ms") or name in _REALS else pa.int64()
-
-
-def _fitting(value: Any, field: Any) -> Any:  # noqa: ANN401 - whatever a column holds
-    """Return a value as its column takes it; a seed has 64 unsigned bits, which no integer column has."""
-    if value is None:
-        return None
-    return str(value) if str(field.type) == "string" else value
-
-
 @with_settings(DashboardSettings)
 def serve(settings: DashboardSettings) -> None:
     """Serve the dashboard until interrupted."""
@@ -503,6 +293,5 @@ def serve(settings: DashboardSettings) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (edges, versions, backup, restore, compact, rollouts, releases, alerts, unmatched, export, serve):
+    for command in (edges, versions, alerts, unmatched, export, serve):
         app.command()(command)
-    app.add_typer(_writing)

@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -22,9 +21,7 @@ from schemas.reasons import EndReason
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fleet_device.requests.generate import Piece
     from fleet_edge.session_log import SessionLog
-    from fleet_edge.store.texts import StoredText, StoredToken
     from fleet_edge.store.views import (
         DeviceView,
         EventCount,
@@ -289,7 +286,6 @@ def sessions(
 def session(
     prefix: Annotated[str, typer.Argument(metavar="ID", help="Session id, or a unique prefix of it.")],
     rounds: Annotated[bool, typer.Option("--rounds", help="Show every round, if the session was traced.")] = False,
-    text: Annotated[bool, typer.Option("--text", help="Show the output, if an edge has stored it.")] = False,
     device: Annotated[str | None, typer.Option(help="Device of the session, if two devices used the same id.")] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
@@ -300,10 +296,9 @@ def session(
         found = log.session(prefix, device=device)
         segments = log.segments(found.session, device=found.device)
         traced = log.rounds(found.session, device=found.device) if rounds else []
-        stored = log.text(found.session, device=found.device) if text else None
         events = log.events(session=found.session, device=found.device, limit=_EVENTS)
     if as_json:
-        asked = {**({"rounds": traced} if rounds else {}), **({"text": stored} if text else {})}
+        asked = {"rounds": traced} if rounds else {}
         print_json({"session": found, "segments": segments, "events": events, **asked})
         return
     describe(f"Session {found.session}", _session_facts(found))
@@ -312,8 +307,6 @@ def session(
     if rounds:
         empty = "No rounds: the session was not traced, or they were purged.\n"
         print_table(f"Rounds: {len(traced)}", _ROUNDS, traced, wide=wide, empty=empty)
-    if text:
-        show_text(stored)
     print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
 
 
@@ -356,44 +349,6 @@ def _order(option: str, word: str, orders: "Mapping[str, str]") -> str:
 def _sorted(rows: "Sequence[T]", columns: "Sequence[Column[T]]", order: str) -> "list[T]":
     column = next(each for each in columns if each.key == order.removeprefix("-"))
     return in_order(rows, column, falling=order.startswith("-"))
-
-
-def show_text(stored: "StoredText | None") -> None:
-    print()
-    if stored is None:
-        print("The text is not stored: the edge's setting store_text was none, or it is purged.")
-        return
-    if stored.hash is not None:
-        print(f"The hash of the text is stored: {stored.hash}")
-        print("It is the SHA-256 of the session's id, a newline and the text.")
-        return
-    from fleet_cli.device_chat import Painter, wants_colours
-
-    painter = Painter(colours=wants_colours(sys.stdout))
-    for known, tokens in groupby(stored.tokens, key=lambda token: token.text is not None):
-        run = list(tokens)
-        print(painter.paint(_piece(run)) if known else _gap(run), end="")
-    print()
-    if legend := painter.legend():
-        print(legend)
-
-
-def _piece(tokens: "list[StoredToken]") -> "Piece":
-    from fleet_device.requests.generate import Piece, TokenText
-    from fleet_device.session.sequence import TokenOrigin
-
-    parts = tuple(
-        TokenText(token=token.id or 0, origin=TokenOrigin[token.kind.name], text=token.text or "") for token in tokens
-    )
-    return Piece("".join(part.text for part in parts), tokens=len(parts), parts=parts)
-
-
-def _gap(tokens: "list[StoredToken]") -> str:
-    ids = [str(token.id) for token in tokens if token.id is not None]
-    if ids:
-        return f"[token ids {' '.join(ids)}]"
-    kind = "not stored by an edge" if tokens[0].kind.name == "UNKNOWN" else "generated without an edge"
-    return f"[{len(tokens):,} tokens {kind}]"
 
 
 _POLL_S: Final = 1.0

@@ -1,7 +1,7 @@
 """Drafts of a session: waiting for verification, answered, and the results of one judgement."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -10,7 +10,6 @@ from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.errors import desync
 from fleet_edge.sessions.admission import SessionLimits
-from fleet_edge.store.records import TokenKind
 from schemas.fields import TokenLogprobs
 from schemas.messages import Draft
 from schemas.reasons import Finish
@@ -189,34 +188,3 @@ def split_judgement(
         if rejected or finish is not Finish.NO:
             break
     return settled
-
-
-CORRECTED: Final = TokenKind.CORRECTED.value.encode("ascii")
-DRAFTED: Final = TokenKind.DRAFTED.value.encode("ascii")
-_BONUS: Final = TokenKind.BONUS.value.encode("ascii")
-_FORCED: Final = TokenKind.FORCED.value.encode("ascii")[0]
-_STREAMED: Final = TokenKind.STREAMED.value.encode("ascii")
-
-
-def kinds_of(part: DraftResult, *, place: int, forced: Collection[int]) -> bytes:
-    """Return the origin of each token that a draft's result adds, one character each.
-
-    `place` is the index of its first token in the judgement, `forced` has the indices of tokens forced by the grammar.
-    """
-    bonus = part.token is not None and not part.rejected
-    kinds = _with_forced(DRAFTED * part.accepted + _BONUS * bonus, place=place, forced=forced)
-    return kinds if part.token is None or bonus else kinds + CORRECTED
-
-
-def kinds_of_decoded(number: int, *, forced: Collection[int]) -> bytes:
-    return _with_forced(_STREAMED * number, place=0, forced=forced)
-
-
-def _with_forced(plain: bytes, *, place: int, forced: Collection[int]) -> bytes:
-    if not forced:
-        return plain
-    kinds = bytearray(plain)
-    for each in forced:
-        if 0 <= each - place < len(kinds):
-            kinds[each - place] = _FORCED
-    return bytes(kinds)

@@ -17,14 +17,10 @@ from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, desync
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import (
-    CORRECTED,
-    DRAFTED,
     DraftResult,
     ReceivedDraft,
     Rounds,
     WaitingDrafts,
-    kinds_of,
-    kinds_of_decoded,
     split_judgement,
 )
 from fleet_edge.sessions.grammars import Constraint
@@ -108,7 +104,6 @@ class EdgeSession:
     """State machine of one session at the edge.
 
     Attributes:
-        kinds: Origin of each token committed here, one character each.
         logprobs: Number of top log-probabilities that the device requests; None for no log-probabilities.
         sent: Position up to which the device was sent tokens.
         count_block: Counts the rejected block; to be called with its number of accepted tokens once that is known.
@@ -124,7 +119,6 @@ class EdgeSession:
     limits: SessionLimits
     tokens: list[int]
     prompt_length: int
-    kinds: bytearray = field(default_factory=bytearray)
     counters: SegmentCounters = field(default_factory=SegmentCounters)
     logprobs: int | None = None
     token_logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -278,11 +272,9 @@ class EdgeSession:
         if chain[0].draft.write is not None:
             return [self._settle_decoded(chain[0], judgement)]
         settled = split_judgement(chain, judgement, limits=self.limits, committed=self.committed)
-        place = 0
         for part in settled:
             self._waiting.remove(part.arrived)
-            self._extend(part.tokens, kinds_of(part, place=place, forced=judgement.forced))
-            place += len(part.tokens)
+            self._extend(part.tokens)
             self.token_logprobs.extend(part.logprobs[: len(part.tokens)])
             self.counters += SegmentCounters(tokens=len(part.tokens), accepted=part.accepted, tested=part.tested)
             self.recent.count(tested=part.tested, accepted=part.accepted)
@@ -329,7 +321,7 @@ class EdgeSession:
         assert self.stream is not None
         result = self.stream.result(arrived, judgement, limits=self.limits, committed=self.committed)
         written = len(result.tokens)
-        self._extend(result.tokens, kinds_of_decoded(written, forced=judgement.forced))
+        self._extend(result.tokens)
         self.token_logprobs.extend(result.logprobs)
         self.counters += SegmentCounters(
             tokens=written,
@@ -412,7 +404,7 @@ class EdgeSession:
         if not new:
             return None
         accepted = len(new) - 1
-        self._extend(new, DRAFTED * accepted + CORRECTED)
+        self._extend(new)
         # The device's own correction: it already has these log-probabilities.
         self.token_logprobs.extend(self.rejected_logprobs)
         self.counters += SegmentCounters(tokens=len(new))
@@ -467,9 +459,8 @@ class EdgeSession:
             return self._digest
         return extend_digest(EMPTY_DIGEST, self.tokens[self.prompt_length : self.prompt_length + position])
 
-    def _extend(self, tokens: Sequence[int], kinds: bytes) -> None:
+    def _extend(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
-        self.kinds.extend(kinds)
         self._digest = extend_digest(self._digest, tokens)
 
     def _finish(self) -> None:

@@ -36,7 +36,6 @@ class EventKind(StrEnum):
     CONFIG = "config"
     COMMAND = "command"
     ALERT = "alert"
-    ROLLOUT = "rollout"
     OTHER = "other"
 
 
@@ -143,14 +142,6 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(EventKind.ALERT, "opened", _WARNING, "An alert's rule is met."),
     EventCode(EventKind.ALERT, "acknowledged", _INFO, "An alert was acknowledged."),
     EventCode(EventKind.ALERT, "cleared", _INFO, "An alert's rule is no longer met, or it was cleared."),
-    EventCode(
-        EventKind.ROLLOUT, "proven", _INFO, "A release was rolled out or back on a machine, and passed its tests."
-    ),
-    EventCode(EventKind.ROLLOUT, "unchanged", _INFO, "A machine already ran the release."),
-    EventCode(EventKind.ROLLOUT, "went-back", _ERROR, "A release failed its tests; the previous one runs again."),
-    EventCode(EventKind.ROLLOUT, "failed", _ERROR, "A roll-out failed, and the running release is untested."),
-    EventCode(EventKind.ROLLOUT, "untouched", _WARNING, "A roll-out stopped before this machine."),
-    EventCode(EventKind.ROLLOUT, "removed", _INFO, "The software was removed from a machine."),
     EventCode(
         EventKind.OTHER, "other", _WARNING, "Events of a minute beyond the number of kinds that are counted separately."
     ),

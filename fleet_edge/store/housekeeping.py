@@ -196,7 +196,7 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
 
 
 def purge(engine: Engine, row: type[Base], *, before: datetime, **pace: Unpack[Pace]) -> int:
-    """Delete the old rows of a table that nothing else refers to: of rounds, texts, events or commands."""
+    """Delete the old rows of a table that nothing else refers to: of rounds, events or commands."""
     return delete_rows(engine, row, row.at < before, **pace)
 
 

@@ -48,7 +48,6 @@ from fleet_edge.store.models import (
     RoundRow,
     SegmentRow,
     SessionRow,
-    TextRow,
 )
 from fleet_edge.store.periods import Grain, floor, mark_stale
 from fleet_edge.store.records import (
@@ -67,12 +66,11 @@ from fleet_edge.store.records import (
     SessionClosed,
     SessionOpened,
     TelemetryReported,
-    TextWritten,
     minute_of,
     segment_time,
 )
 
-_OfSession = SessionOpened | SegmentProgress | RoundJudged | TextWritten | SegmentLeft | SessionClosed
+_OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed
 _Parameters = dict[str, Any]
 K = TypeVar("K")
 R = TypeVar("R", bound=Record)
@@ -202,7 +200,6 @@ class _Inserts:
         self.segment = self._upsert(SegmentRow, greatest=("duration_ms",))
         self.progress = self._progress()
         self.round = self._upsert(RoundRow)
-        self.text = self._upsert(TextRow)
         self.event = self._upsert(EventRow, greatest=("count", "last_at"))
         self.reported = self._latest(ReportedCloseRow, "closed_at")
         self.quarantine = self._latest(QuarantineRow, "since_at")
@@ -301,7 +298,6 @@ def merge_records(connection: Connection, records: Sequence[Record], *, writer: 
     _update(connection, _CLOSE_BY_DEVICE, [each for each in closed if each.counters is not None])
     _apply_reported(connection, records, inserts)
     _insert(connection, inserts.round, [_row(each, RoundRow) for each in _only(records, RoundJudged)])
-    _insert(connection, inserts.text, [_row(each, TextRow) for each in _only(records, TextWritten)])
     events = _only(records, EventLogged)
     _insert(connection, inserts.event, [_row(each, EventRow) | {"last_at": each.last_at or each.at} for each in events])
     # Sorted for the same reason as in `_make_rows`.

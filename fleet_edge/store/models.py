@@ -38,7 +38,7 @@ from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from fleet_edge.counters import SegmentCounters
-from fleet_edge.store.records import DeviceCounters, LoadReported, TextWritten
+from fleet_edge.store.records import DeviceCounters, LoadReported
 from fleet_edge.store.views import (
     AlertView,
     AuditView,
@@ -46,7 +46,6 @@ from fleet_edge.store.views import (
     DeviceColumns,
     EdgeColumns,
     EventView,
-    MachineRollout,
     QuarantineView,
     ReportedView,
     RoundView,
@@ -309,16 +308,6 @@ class RoundRow(Base):
     )
 
 
-class TextRow(Base):
-    """A piece of a generated text; deleted with its segment. Only where an edge's settings say that it is stored."""
-
-    __table__ = _table(
-        "texts",
-        _columns(TextWritten, key=("session", "segment", "start"), without=("device",)),
-        more=[_of_segment(), Index(None, "at")],
-    )
-
-
 class ReportedCloseRow(Base):
     """A device's latest Close of a session that its edge did not serve. No foreign keys: it may never have been."""
 
@@ -474,14 +463,6 @@ class AuditRow(Base):
         _key("id"),
         _columns(AuditView),
         more=[Index(None, "at"), Index(None, "who", "at"), Index(None, "subject", "at")],
-    )
-
-
-class RolloutRow(Base):
-    __table__ = _table(
-        "rollouts",
-        _columns(MachineRollout, key=("rollout", "host")),
-        more=[Index(None, "started_at"), Index(None, "kind", "name", "started_at")],
     )
 
 

@@ -64,8 +64,6 @@ def test_what_cannot_be_run_is_refused(words: list[str]) -> None:
         "overhead verdicts --answers 100 --devices 4 --seconds 0.5",
         "overhead connections --count 60",
         "administration steering --devices 3 --rounds 2",
-        "faults reconnect --devices 50 --outage 1 --real --links 2 --kills 1",
-        "hostile quarantine --seconds 0.5 --rate 500",
         "exactness system --sessions 40 --only stopped",
     ],
 )

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from scripts.printed_commands import DOCUMENTS, check, commands, run_apart, runs
+from tests.system.printed_commands import DOCUMENTS, check, commands, run_apart, runs
 
 RUN = [document for document in DOCUMENTS if any(runs(each) and not each.reason for each in commands(document))]
 

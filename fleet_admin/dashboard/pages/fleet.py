@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from fleet_admin.columns import Column
 from fleet_admin.dashboard.acts import ACTS, MOST_DEVICES, act_of
 from fleet_admin.dashboard.charts import RANGES, Timeline, sparkline
 from fleet_admin.dashboard.errors import Problem
@@ -22,7 +21,7 @@ from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import days_left, device_columns, edge_columns, model_name
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.totals import Distribution
-from fleet_edge.store.views import SERVING, DeviceView, EdgeView, LoadView, MachineState, UsageView
+from fleet_edge.store.views import SERVING, DeviceView, LoadView, MachineState, UsageView
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -187,15 +186,11 @@ def _acts(visit: Visit) -> dict[str, Any]:
 
 def _device_grid(visit: Visit, query: Values) -> GridView[DeviceView]:
     log = visit.services.log
-    wanted = {each.name: each.wanted for each in log.releases() if each.kind == "device"}
-    rolled_out: Column[DeviceView] = Column(
-        "wanted", lambda row: wanted.get(row.device), rank=2, meaning="The release that was last rolled out to it."
-    )
     links = {
         "device": lambda row: address("devices", row.device),
         "edge": lambda row: address("edges", row.last_edge),
     }
-    grid = Grid([*device_columns(visit.now), rolled_out], sort="device", links=links)
+    grid = Grid(device_columns(visit.now), sort="device", links=links)
     return grid.view(log.devices(), query)
 
 
@@ -210,7 +205,6 @@ def show_device(visit: Visit) -> Response:
     quarantine = next((each for each in log.quarantines() if each.device == name), None)
     line = Timeline.of(visit)
     steering = visit.services.steering
-    wanted = next((each for each in log.releases() if each.kind == "device" and each.name == name), None)
     return visit.page(
         "device.html",
         title=name,
@@ -218,7 +212,6 @@ def show_device(visit: Visit) -> Response:
         **_acts(visit),
         quarantine=quarantine,
         certificate_days=days_left(device.certificate_until, visit.now),
-        wanted=wanted,
         settings=steering.settings_of(name),
         commands=steering.log.commands(devices=[name], limit=_COMMANDS),
         sessions=log.sessions(device=name, limit=_SESSIONS),
@@ -292,14 +285,8 @@ def _checked(names: Sequence[str]) -> list[str]:
 
 def show_edges(visit: Visit) -> Response:
     log = visit.services.log
-    wanted = {each.name: each.wanted for each in log.releases() if each.kind == "edge"}
-    rolled_out: Column[EdgeView] = Column(
-        "requested release", lambda row: wanted.get(row.edge), key="wanted", rank=2, meaning="By the latest rollout."
-    )
     rows = log.edges()
-    grid = Grid(
-        [*edge_columns(visit.now), rolled_out], sort="edge", links={"edge": lambda row: address("edges", row.edge)}
-    )
+    grid = Grid(edge_columns(visit.now), sort="edge", links={"edge": lambda row: address("edges", row.edge)})
     view = grid.view(rows, visit.admission.query)
     if visit.query("format") == "csv":
         return csv_response("edges", view.headings, view.lines())

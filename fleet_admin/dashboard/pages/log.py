@@ -1,4 +1,4 @@
-"""Pages of what the session log holds: usage, rollouts, alerts, the audit log."""
+"""Pages of what the session log holds: usage, alerts, the audit log."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,16 +16,13 @@ from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import (
     ALERTS,
     AUDIT,
-    MACHINES,
-    RELEASES,
-    ROLLOUTS,
     alert_state,
     edge_seconds,
     model_name,
     tally_columns,
 )
 from fleet_admin.settings import PriceList
-from fleet_edge.store.views import AlertView, AuditView, MachineRelease, MachineRollout, Rollout, UsageView
+from fleet_edge.store.views import AlertView, AuditView, UsageView
 
 _BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "app": ("application", ("app",)),
@@ -99,48 +96,6 @@ def show_usage(visit: Visit) -> Response:
             ),
         },
     )
-
-
-_ROLLOUTS_PATH: Final = "/rollouts"
-_MAX_ROLLOUTS: Final = 500
-
-
-_ROLLOUTS_GRID: Final = Grid[Rollout](
-    ROLLOUTS, sort="-started", links={"rollout": lambda row: address("rollouts", row.rollout)}
-)
-
-
-def _machine(row: MachineRollout | MachineRelease) -> str:
-    return address(f"{row.kind}s", row.name)
-
-
-_MACHINES: Final = Grid[MachineRollout](MACHINES, sort="name", links={"name": _machine})
-_RELEASES: Final = Grid[MachineRelease](
-    RELEASES, sort="name", links={"name": _machine, "rollout": lambda row: address("rollouts", row.rollout)}
-)
-
-
-def show_rollouts(visit: Visit) -> Response:
-    view = _ROLLOUTS_GRID.view(visit.services.log.rollouts(limit=_MAX_ROLLOUTS), visit.admission.query)
-    if visit.query("format") == "csv":
-        return csv_response("rollouts", view.headings, view.lines())
-    drifting = sum(each.drift for each in visit.services.log.releases())
-    return visit.page("rollouts.html", title="Rollouts", view=view, drifting=drifting)
-
-
-def show_rollout(visit: Visit) -> Response:
-    name = visit.path("rollout")
-    view = _MACHINES.view(visit.services.log.rollout(name), visit.admission.query)
-    if visit.query("format") == "csv":
-        return csv_response("rollout", view.headings, view.lines())
-    return visit.page("machines.html", title=f"Rollout {name}", view=view, name="machines")
-
-
-def show_releases(visit: Visit) -> Response:
-    view = _RELEASES.view(visit.services.log.releases(), visit.admission.query)
-    if visit.query("format") == "csv":
-        return csv_response("releases", view.headings, view.lines())
-    return visit.page("machines.html", title="Releases", view=view, name="machines")
 
 
 _ALERTS_PATH: Final = "/alerts"
@@ -218,10 +173,6 @@ def show_audit(visit: Visit) -> Response:
 
 PAGES: Final = (
     Page("/usage", "Usage", show_usage, menu=True),
-    Page(_ROLLOUTS_PATH, "Rollouts", show_rollouts, menu=True),
-    # Before the next path, which would match it as a rollout's name.
-    Page(f"{_ROLLOUTS_PATH}/releases", "Releases", show_releases),
-    Page(f"{_ROLLOUTS_PATH}/{{rollout}}", "Rollout", show_rollout),
     Page(_ALERTS_PATH, "Alerts", show_alerts, menu=True),
     action(f"{_ALERTS_PATH}/acknowledge", acknowledge),
     action(f"{_ALERTS_PATH}/clear", clear),

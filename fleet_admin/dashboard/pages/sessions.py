@@ -1,14 +1,12 @@
-"""Pages of sessions: the list, and one session with its rounds in time and its generated text.
+"""Pages of sessions: the list, and one session with its rounds in time.
 
 An edge knows when a draft arrived and what it did until the verdict. The time between a verdict and the next draft is
 the device's drafting and the link both ways; the device's mean time per token says which part was drafting.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -21,8 +19,6 @@ from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.reports import RUNNING, SESSIONS
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.errors import NotFound, StoreError, StoreUnavailable
-from fleet_edge.store.records import TokenKind
-from fleet_edge.store.texts import StoredText, StoredToken
 from fleet_edge.store.views import RoundView, SegmentView, SessionView
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -217,68 +213,6 @@ def _bar(round_: RoundView, lengths: Sequence[tuple[str, float]], *, begin_ms: f
     return Bar(round_, tuple(stretches))
 
 
-_MOST_TOKENS: Final = 4_096
-"""Displayed tokens of an output; `fleet admin session --text` shows all."""
-
-_WORDS: Final = {
-    TokenKind.DRAFTED: "drafted and accepted",
-    TokenKind.CORRECTED: "corrected",
-    TokenKind.BONUS: "bonus",
-    TokenKind.FORCED: "forced by the grammar",
-    TokenKind.STREAMED: "edge-only",
-    TokenKind.UNVERIFIED: "unverified",
-    TokenKind.UNKNOWN: "not stored",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Consecutive tokens of one kind; `text` is their text if `known`, else their number."""
-
-    kind: str
-    words: str
-    text: str
-    known: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SessionText:
-    """A session's output for its page.
-
-    Attributes:
-        runs: Empty if the visitor may not read it, or only a hash is stored.
-        counts: Kind, label, number of tokens.
-        hidden: Whether there is output that this visitor may not read.
-        left_out: Tokens that are not shown because the output is long.
-    """
-
-    runs: tuple[Run, ...]
-    counts: tuple[tuple[str, str, int], ...]
-    hash: str | None
-    hidden: bool
-    left_out: int
-
-
-def written_text(stored: StoredText, *, readable: bool) -> SessionText:
-    """Return stored output for its page; `readable`: whether the visitor may read it."""
-    counts = Counter(token.kind for token in stored.tokens)
-    has_text = any(token.id is not None for token in stored.tokens)
-    return SessionText(
-        runs=tuple(_runs(stored.tokens[:_MOST_TOKENS])) if readable and has_text else (),
-        counts=tuple((kind.name.lower(), words, counts[kind]) for kind, words in _WORDS.items() if counts[kind]),
-        hash=stored.hash,
-        hidden=has_text and not readable,
-        left_out=max(0, len(stored.tokens) - _MOST_TOKENS) if readable and has_text else 0,
-    )
-
-
-def _runs(tokens: tuple[StoredToken, ...]) -> Iterator[Run]:
-    for (kind, known), group in groupby(tokens, key=lambda token: (token.kind, token.text is not None)):
-        run = list(group)
-        text = "".join(token.text or "" for token in run) if known else f"[{len(run):,} {_WORDS[kind]}]"
-        yield Run(kind.name.lower(), _WORDS[kind], text, known)
-
-
 _ROUNDS: Final = 25
 _EVENTS: Final = 50
 _MOST_SEGMENTS: Final = 100
@@ -291,7 +225,7 @@ _LEAST_WIDTH: Final = 1.5
 def show_session(visit: Visit) -> Response:
     session = _find(visit)
     log, device = visit.services.log, session.device
-    segments, stored = log.segments(session.session, device=device), log.text(session.session, device=device)
+    segments = log.segments(session.session, device=device)
     first = number_from_one(visit.query("first", "1"), "first round")
     # One more on either side: the one before dates the first draft, the one after says whether there are more.
     skip = max(first - 2, 0)
@@ -316,7 +250,6 @@ def show_session(visit: Visit) -> Response:
         width=_WIDTH,
         length_ms=length_ms,
         stretches=[(kind, words) for kind, words in STRETCHES if any(bar.length_of(kind) for bar in laid)],
-        text=None if stored is None else written_text(stored, readable=visit.may_act),
         first=first,
         earlier=max(first - _ROUNDS, 1) if first > 1 else None,
         later=first + _ROUNDS if len(shown) > _ROUNDS else None,

@@ -1,6 +1,5 @@
 """Filled session log for the dashboard's tests: a small fleet with some history, and names that try to break out."""
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fleet_admin.alerts import alerts as book
@@ -8,8 +7,6 @@ from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.rolling import roll_up
-from fleet_edge.store.rollouts import RolloutOutcome, record_rollouts
-from fleet_edge.store.views import MachineRollout
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -18,7 +15,6 @@ HOSTILE = (
     '<img src=x onerror="document.title=\'broken\'">\'"--><script>document.title="broken"</script>\u202e\x1b[2J=1+1'
 )
 EVIL = "ee" * 8
-ROLLOUT = "20260305-090000"
 ALERTS = {
     "device-silent": RuleReading(subject="evil", device="evil", sentence=HOSTILE, value=20.0),
     "edge-away": RuleReading(subject="edge-2", severity=AlertSeverity.CRITICAL, sentence="The edge edge-2 is offline."),
@@ -30,7 +26,6 @@ def fill(url: str, *, now: datetime) -> None:
     with open_store(url) as store:
         store.apply(records(now))
         with store.engine.begin() as connection:
-            record_rollouts(connection, rollouts(now), stopped=True)
             for rule, reading in ALERTS.items():
                 book.see(connection, rule, reading, since=now - timedelta(minutes=20), now=now - timedelta(minutes=1))
         roll_up(store.engine, now=now)
@@ -51,31 +46,6 @@ def records(now: datetime) -> list[Record]:
     found += session("gateway-1", at=now - timedelta(minutes=1), number=999, ended=False)
     found += hostile(now)
     return found
-
-
-def rollouts(now: datetime) -> list[MachineRollout]:
-    """Return a rollout that was stopped after its first machine had failed."""
-    at = now - timedelta(hours=3)
-    made = [
-        MachineRollout(
-            rollout=ROLLOUT,
-            host=f"host-{number}",
-            kind="device",
-            name=device,
-            action="rollout",
-            wanted="0.3.0-abcdef",
-            found="0.2.0-abcdef",
-            running="0.2.0-abcdef",
-            started_at=at,
-            ended_at=None,
-            outcome=RolloutOutcome.WAITING,
-            sentence="",
-            who="olga",
-        )
-        for number, device in enumerate(DEVICES)
-    ]
-    failed = replace(made[0], outcome=RolloutOutcome.WENT_BACK, ended_at=at + timedelta(minutes=2), sentence=HOSTILE)
-    return [*made, failed]
 
 
 def session(device: str, *, at: datetime, number: int, ended: bool = True) -> list[Record]:
@@ -100,13 +70,6 @@ def hostile(now: datetime) -> list[Record]:
         ),
         samples.opened(**own, at=at, app=HOSTILE, draft_model=HOSTILE, quantization=HOSTILE, target=HOSTILE),
         samples.judged(**own, at=at + timedelta(seconds=1), form=HOSTILE),
-        samples.text_written(
-            **own,
-            kinds="dcbfs",
-            ids="1,2,3,4,5",
-            pieces=",".join(each.encode().hex() for each in ("Secret ", HOSTILE, "\n", "& so", " on")),
-            at=at + timedelta(seconds=2),
-        ),
         samples.closed(
             **own, at=at + timedelta(seconds=3), reason=EndReason.FAILED, tokens=5, code=HOSTILE, sentence=HOSTILE
         ),

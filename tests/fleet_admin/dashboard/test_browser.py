@@ -11,7 +11,7 @@ from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.app import PAGES
 from fleet_edge.store.database import open_store
 from tests.fleet_admin.dashboard.conftest import NOW
-from tests.fleet_admin.dashboard.fleet_log import ALERTS, EVIL, ROLLOUT
+from tests.fleet_admin.dashboard.fleet_log import ALERTS, EVIL
 from tests.fleet_edge.store import samples
 from tests.support.chromium import Chromium, Tab
 
@@ -23,7 +23,6 @@ NAMED = [
     "/edges/edge-1",
     f"/sessions/{999:016x}?device=gateway-1",
     f"/sessions/{EVIL}",
-    f"/rollouts/{ROLLOUT}",
 ]
 """Pages with a name in their path."""
 

@@ -125,7 +125,7 @@ def wrong(data: dict[str, Any], found: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("width", [620, 390, 300])
 def test_each_label_of_a_chart_can_be_read(log_in_tab: Callable[..., Tab], served: str, width: int) -> None:
     tab = log_in_tab()
-    tab.goto(f"{served}/rollouts")
+    tab.goto(f"{served}/audit")
     tab.evaluate(_RECORD)
     cases = list(generated())
     assert len(cases) == 723
@@ -148,7 +148,7 @@ def test_each_label_of_a_chart_can_be_read(log_in_tab: Callable[..., Tab], serve
 @pytest.mark.xdist_group("chromium")
 def test_labels_are_round_figures_and_times(log_in_tab: Callable[..., Tab], served: str) -> None:
     tab = log_in_tab()
-    tab.goto(f"{served}/rollouts")
+    tab.goto(f"{served}/audit")
     tab.evaluate(_RECORD)
     day = floor(Grain.DAY, END)
     for data, texts in (

@@ -40,17 +40,6 @@ def url(tmp_path: Path) -> str:
     return url
 
 
-def test_a_stored_text_is_shown_where_it_is_asked_for(admin: Run, url: str) -> None:
-    assert "is not stored" in admin("session", SESSION[:6], "--text")[1]
-    with open_store(url) as store:
-        store.apply([samples.text_written(pieces=",".join(each.encode().hex() for each in ("A", "\x1b[2J", "b", "c")))])
-    _, output, _ = admin("session", SESSION[:6], "--text")
-    assert "\nA\ufffd[2Jbc[16 tokens not stored by an edge]\n" in output
-    stored = as_json(admin("session", SESSION[:6], "--text", "--json"))["text"]["tokens"][:4]
-    assert [(token["kind"], token["id"]) for token in stored] == [("d", 11), ("d", 12), ("c", 13), ("b", 14)]
-    assert "text" not in as_json(admin("session", SESSION[:6], "--json"))
-
-
 def test_a_label_from_a_device_can_neither_style_nor_move_the_terminal(admin: Run) -> None:
     _, output, _ = admin("devices")
     assert "last seen (UTC)" in output
@@ -258,18 +247,3 @@ def test_reading_loads_nothing_that_is_heavy_and_not_needed(url: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=False)
     assert json.loads(done.stdout)
     assert done.stderr == "[]\n"
-
-
-def test_a_log_is_backed_up_and_put_back(admin: Run, url: str, tmp_path: Path) -> None:
-    copy = tmp_path / "copy.sqlite3"
-    before = as_json(admin("sessions", "--json"))
-    code, output, _ = admin("backup", "--to", str(copy))
-    assert (code, "checked" in output) == (0, True)
-    assert "already; name another" in refused(admin("backup", "--to", copy))
-    Path(url.removeprefix("sqlite:///")).unlink()
-    code, output, _ = admin("restore", str(copy))
-    assert (code, "is restored" in output) == (0, True)
-    assert as_json(admin("sessions", "--json")) == before
-    assert "--replace" in refused(admin("restore", copy))
-    code, output, _ = admin("compact")
-    assert (code, "MB after" in output) == (0, True)

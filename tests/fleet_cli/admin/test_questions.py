@@ -232,7 +232,6 @@ def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, fir
         ("compare yesterday tomorrow", "'tomorrow' is no period: take today"),
         ("compare 2020-13 7d", "'2020-13' is no period"),
         ("compare 7d..9d 7d", "is empty or has not begun"),
-        ("export sessions --format parquet", "Parquet is binary: give the file"),
         ("export sessions --to /nowhere/at/all.csv", "The file /nowhere/at/all.csv cannot be written"),
     ],
 )
@@ -265,20 +264,11 @@ def test_cells_are_one_line_and_no_formula(value: object, expected: object) -> N
 
 
 @pytest.mark.parametrize("what", ["sessions", "segments", "rounds", "events", "usage"])
-def test_every_export_says_the_same_in_each_form(admin: Run, what: str, tmp_path: Path) -> None:
+def test_every_export_says_the_same_in_each_form(admin: Run, what: str) -> None:
     table = list(csv.DictReader(io.StringIO(_said(admin, f"export {what}"))))
     lines = [json.loads(line) for line in _said(admin, f"export {what} --format jsonl").splitlines()]
     assert len(table) == len(lines)
     assert not lines or list(table[0]) == list(lines[0])
-    parquet = pytest.importorskip("pyarrow.parquet")
-    code, _, complaint = admin("export", what, "--format", "parquet", "--to", f"{tmp_path}/{what}.parquet")
-    assert (code, complaint) == (0, f"{len(lines)} rows of {what} are in {tmp_path}/{what}.parquet.\n")
-    rows = parquet.read_table(tmp_path / f"{what}.parquet").to_pylist()
-    told = [
-        {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
-        for row in rows
-    ]
-    assert told == [{**line, **({"seed": str(line["seed"])} if line.get("seed") else {})} for line in lines]
 
 
 def test_events_are_followed_each_once_the_earliest_first(url: str) -> None:

@@ -4,7 +4,6 @@ import threading
 import pytest
 from paho.mqtt.client import topic_matches_sub
 
-from benchmarks.faults.reconnect import simulate
 from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import (
     NO_MATCHING_SUBSCRIBERS,
@@ -19,6 +18,7 @@ from fleet_common.mqtt.settings import LinkSettings
 from tests.support.links import START_S
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
+from tests.support.reconnect import simulate
 from tests.support.scripted_broker import ScriptedBroker, connack, puback
 from tests.support.waiting import until
 

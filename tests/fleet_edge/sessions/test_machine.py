@@ -429,7 +429,6 @@ def test_a_rejected_block_waits_for_what_the_device_takes_of_it(head: tuple[int,
     (receipt,) = admitted(session, draft((7,), text=(*head, 6), fix=6, round_=1, epoch=1))
     assert receipt == DraftReceipt(accepted=len(head))
     assert session.tokens == [1, 2, 3, *head, 6]
-    assert bytes(session.kinds) == b"d" * len(head) + b"c"
     counters = session.counters
     assert (counters.tokens, counters.accepted, counters.tested) == (len(head) + 1, len(head), len(head) + 1)
     assert session.ready is not None

@@ -22,7 +22,6 @@ from fleet_edge.store.records import (
     SessionClosed,
     SessionOpened,
     TelemetryReported,
-    TextWritten,
     segment_number,
 )
 from schemas.control import Presence
@@ -168,21 +167,6 @@ judged = partial(
         prefill_ms=0.0,
         at=after(1),
         device="sensor-1",
-    ),
-)
-
-text_written = partial(
-    replace,
-    TextWritten(
-        session=SESSION,
-        segment=SEGMENT,
-        device="sensor-1",
-        start=0,
-        kinds="ddcb",
-        ids="11,12,13,14",
-        pieces=",".join(piece.encode().hex() for piece in ("The", " sky", " is", " blue")),
-        hash=None,
-        at=after(2),
     ),
 )
 

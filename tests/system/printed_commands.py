@@ -1,15 +1,11 @@
-#!/usr/bin/env python3
-r"""Check the commands that README and docs print, or run them as printed.
-
-    scripts/printed_commands.py check [DOCUMENT …]    parses each command against the real command line
-    scripts/printed_commands.py run [DOCUMENT …]      runs them, each document on a throw-away copy of this machine
+"""The commands that README and docs print: parsed against the real command line, or run as printed.
 
 A comment before a block says what the block cannot, and renders as nothing:
 
     <!-- not run: REASON -->              its commands need something that is not here
     <!-- run with: NAME=WORD … -->        from here on NAME stands for WORD, which may be a variable of `_KNOWN`
 
-`run` needs root, and Linux with namespaces and overlayfs. It has no network, and nothing that a command writes stays.
+Running needs root, and Linux with namespaces and overlayfs. It has no network, and nothing that a command writes stays.
 """
 
 import argparse
@@ -39,7 +35,7 @@ from benchmarks.__main__ import SUITES
 from fleet_cli.commands import COMMANDS
 from fleet_cli.main import global_options
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENTS: Final = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 
 _FLEET: Final = re.compile(r"(?:\S*/)?fleet")
@@ -344,7 +340,7 @@ hostname broker.north.example
 printf '127.0.0.1 localhost broker.north.example db.north.example\n' > "$1/root/etc/hosts"
 exec chroot "$1/root" env -i HOME=/root TERM=dumb COLUMNS=100 LANG=C.UTF-8 "PYTHONPATH=$2" \
   "PATH=$2/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
-  bash -c 'cd "$1" && exec python "$2" inside "$3"' - "$2" "$3" "$4"
+  bash -c 'cd "$1" && exec python "$2" "$3"' - "$2" "$3" "$4"
 """
 _SITE: Final = r"""
 set -euo pipefail
@@ -428,30 +424,5 @@ def run_apart(document: str) -> DocumentResult:
         return DocumentResult(failed=[f"{document}: the machine did not come up: {done.stderr[-2000:].strip()}"])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["check", "run", "inside"])
-    parser.add_argument("documents", nargs="*", metavar="DOCUMENT", default=DOCUMENTS)
-    asked = parser.parse_args()
-    if asked.what == "inside":
-        print(json.dumps(asdict(run_here(asked.documents[0]))))
-        return 0
-    failed = 0
-    for document in asked.documents:
-        if asked.what == "check":
-            wrong = [f"{each.where}\n    {why}" for each in commands(document) if (why := check(each))]
-            outcome = DocumentResult(failed=wrong)
-        elif any(map(runs, commands(document))):
-            outcome = run_apart(document)
-            print(f"{document}: {outcome.ran} ran, {len(outcome.left)} not, {len(outcome.failed)} failed", flush=True)
-        else:
-            continue
-        failed += len(outcome.failed)
-        for word, lines in (("not run", outcome.left), ("FAILED", outcome.failed)):
-            for line in lines:
-                print(f"  {word} {line}", flush=True)
-    return min(failed, 1)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(asdict(run_here(sys.argv[1]))))
