@@ -35,7 +35,7 @@ from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_edge.settings import EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_edge.verifiers.remote.loading import ServerKey, endpoint_urls, load_local
+from fleet_edge.verifiers.remote.loading import ServerKey, endpoint_url, load_local
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value
 
@@ -288,7 +288,7 @@ _DRAFT: Final = 4
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--endpoints", required=True, help="addresses of the servers, with commas between them")
+    parser.add_argument("--endpoint", required=True, help="address of the server")
     parser.add_argument("--api", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--api-key-file", type=Path)
     parser.add_argument("--target", type=Path, default=MODELS / "target", help="folder or GGUF with the tokenizer")
@@ -322,7 +322,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
     with closing(GgufModel(options.draft, vocabulary_only=True)) as codec:
         prompts = [encode_chat(codec, [ChatMessage("user", text)]) for text in PROMPTS]
         story = codec.encode("Once upon a time there was a")
-    url, headers = endpoint_urls(options.endpoints)[0], ServerKey(options.api_key_file).headers
+    url, headers = endpoint_url(options.endpoint), ServerKey(options.api_key_file).headers
     oracle = Oracle(url, options.api, headers=headers, vocabulary=len(local.strings))
     ends, top = local.end_tokens, options.top_logprobs
     with closing(oracle), _fleet(bench) as devices:
@@ -354,7 +354,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the edge's settings of its servers."""
-    names = ("api", "endpoints", "top_logprobs", "request_s", "api_key_file")
+    names = ("api", "endpoint", "top_logprobs", "request_s", "api_key_file")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return {**given, "step_s": 2 * options.request_s}
 

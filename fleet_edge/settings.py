@@ -48,25 +48,22 @@ class PrefixSharing(StrEnum):
 
 
 class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
-    """Inference servers that compute the target model; read where the setting `engine` is `remote`."""
+    """Inference server that computes the target model; read where the setting `engine` is `remote`."""
 
-    endpoints: str = setting(
+    endpoint: str = setting(
         "",
-        "Addresses of inference servers with the same model, separated by commas: "
-        "`http://10.0.0.5:8000,http://10.0.0.6:8000`.",
+        "Address of the inference server, or of a router or load balancer in front of several: `http://10.0.0.5:8000`.",
     )
-    api: Literal["vllm", "sglang"] = setting("vllm", "Kind of the inference servers.")
+    api: Literal["vllm", "sglang"] = setting("vllm", "Kind of the inference server.")
     api_key_file: Path | None = setting(
-        None, "File with the API key of the inference servers; only its owner may read it."
+        None, "File with the API key of the inference server; only its owner may read it."
     )
     server_ca: Path | None = setting(
         None,
         "Certificate authorities (PEM) for https:// addresses; by default those of the system.",
         rare=True,
     )
-    served_model: str = setting(
-        "", "Name of the model at the inference servers; optional if they serve one.", rare=True
-    )
+    served_model: str = setting("", "Name of the model at the inference server; optional if it serves one.", rare=True)
     top_logprobs: int = setting(
         50,
         "Log-probabilities requested per position, and the largest `top_k` that devices may use.",
@@ -75,7 +72,7 @@ class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     )
     request_s: float = setting(
         5.0,
-        "Longest wait for an inference server's response; then another one is tried.",
+        "Longest wait for the inference server's response; then it is asked again.",
         unit="seconds",
         rare=True,
         gt=0,
@@ -89,28 +86,17 @@ class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
         gt=0,
         le=600,
     )
-    health_s: float = setting(
-        2.0,
-        "Interval of health checks.",
-        unit="seconds",
-        rare=True,
-        gt=0,
-        le=600,
-    )
     away_s: float = setting(
         5.0,
-        "Time without any inference server after which this edge reports itself offline.",
+        "Time without the inference server after which this edge reports itself offline.",
         unit="seconds",
         rare=True,
         ge=0,
         le=3600,
     )
-    connections: int = setting(
-        64, "Maximum connections per inference server.", unit="connections", rare=True, ge=1, le=4096
-    )
     known_tokens: int = setting(
         1 << 20,
-        "Maximum tokens of all open sessions; use what the servers' memory for keys and values holds.",
+        "Maximum tokens of all open sessions; use what the server's memory for keys and values holds.",
         unit="tokens",
         rare=True,
         ge=1,

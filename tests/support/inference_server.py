@@ -137,6 +137,7 @@ class InferenceServer:
             if self.key and path != "/health" and request.headers.get("authorization") != f"Bearer {self.key}":
                 return JSONResponse({"error": "Unauthorized"}, status_code=401)
             body = await request.json() if method == "POST" else {}
+            body |= {"session": request.headers.get("x-session-id", "")}
             try:
                 found = await answer(body)
             except HTTPException as error:

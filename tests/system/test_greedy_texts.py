@@ -90,7 +90,7 @@ def remote(api: str) -> Iterator[Verifier]:
     model.close()
     with InferenceServer(in_process(), words, api=api) as server:
         settings = InferenceServerSettings.model_validate(
-            {"endpoints": server.url, "api": api, "request_s": 60, "step_s": 60}
+            {"endpoint": server.url, "api": api, "request_s": 60, "step_s": 60}
         )
         verifier = load_verifier(EdgeSettings(engine="remote", target=str(path), remote=settings))
         yield verifier

@@ -24,6 +24,9 @@ _KEEP_ALIVE_S: Final = 4.0
 _ERROR_BYTES: Final = 1 << 14
 _PAGE: Final = "a web page"
 
+SESSION_HEADER: Final = "X-Session-Id"
+"""Header with the session's key, for routers that send a session to one server."""
+
 
 class InferenceClient:
     """HTTP client for one event loop; without `ca` it trusts the system's certificates.
@@ -48,18 +51,20 @@ class InferenceClient:
         """Return the JSON at a path, None if the body is empty; raises `EndpointFailed`."""
         return await self._send("GET", endpoint, HttpCall(path, {}, _ERROR_BYTES * 64), timeout_s=timeout_s)
 
-    async def post(self, endpoint: str, call: HttpCall, *, timeout_s: float) -> object:
+    async def post(self, endpoint: str, call: HttpCall, *, timeout_s: float, session: str = "") -> object:
         """Return the JSON answer to a call; raises `EndpointFailed`, or `QueryRefused` if the server rejects it."""
-        return await self._send("POST", endpoint, call, timeout_s=timeout_s)
+        return await self._send("POST", endpoint, call, timeout_s=timeout_s, session=session)
 
     async def _send(
-        self, method: str, endpoint: str, call: HttpCall, *, timeout_s: float, again: bool = True
+        self, method: str, endpoint: str, call: HttpCall, *, timeout_s: float, session: str = "", again: bool = True
     ) -> object:
         content = None if method == "GET" else json.dumps(call.body, separators=(",", ":")).encode()
         # A small compressed answer may expand to a large one.
         headers = self._key.headers | {"Accept-Encoding": "identity"}
         if content:
             headers["Content-Type"] = "application/json"
+        if session:
+            headers[SESSION_HEADER] = session
         timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
         try:
             # httpx bounds the wait for each chunk only.
@@ -82,7 +87,7 @@ class InferenceClient:
         status = response.status_code
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             if again and self._key.reload():
-                return await self._send(method, endpoint, call, timeout_s=timeout_s, again=False)
+                return await self._send(method, endpoint, call, timeout_s=timeout_s, session=session, again=False)
             self._refuse_key(endpoint)
         if status != httpx.codes.OK:
             _raise_status(endpoint, call.path, response, body)
@@ -179,7 +184,7 @@ def _raise_status(endpoint: str, path: str, response: httpx.Response, body: byte
         retry_s = min(float(word), _LONGEST_RETRY_S) if word.isdecimal() else 0.25
         raise EndpointBusy(f"{where} is overloaded.", retry_s=retry_s)
     if response.is_redirect:
-        raise EndpointFailed(f"{where} redirects (status {status}); give the address itself in 'remote.endpoints'.")
+        raise EndpointFailed(f"{where} redirects (status {status}); give the address itself in 'remote.endpoint'.")
     if status == httpx.codes.NOT_FOUND:
         raise EndpointFailed(
             f"{where} has no {path} ({said.rstrip('.')}); check the address and the setting 'remote.api'."

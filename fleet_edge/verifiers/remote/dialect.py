@@ -68,13 +68,14 @@ class LogprobsQuery:
 
     `tokens` are all up to the last one to compute; `rows` counts the last positions with log-probabilities, 0 to only
     compute the prefix; `top` counts entries per row. The server may reuse its prefix cache only within a namespace;
-    empty for the common one.
+    empty for the common one. A router that knows `session` sends it to the server that has its prefix.
     """
 
     tokens: Sequence[int]
     rows: int
     top: int
     namespace: str = ""
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

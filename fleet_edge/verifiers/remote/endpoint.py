@@ -1,10 +1,7 @@
-"""Endpoint: one inference server, its circuit breaker, and the trial that identifies its model."""
+"""Endpoint: the inference server, or a router in front of several, and the trial that identifies its model."""
 
-import logging
-import math
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -25,71 +22,7 @@ from fleet_edge.verifiers.remote.dialect import (
 from fleet_edge.verifiers.remote.loading import readings
 from schemas.printable import printable_line
 
-_FIRST_S: Final = 0.5
-_LONGEST_S: Final = 15.0
-
-
-@dataclass(slots=True)
-class Breaker:
-    """Circuit breaker of an endpoint: whether it gets work, and if not, when to try it again.
-
-    No session's query is used as a trial: only `proved`, after a trial of our own, closes it again. If the query may be
-    the cause, `tolerance` consecutive failures do not open it. `rng` spreads the trials of many edges.
-    """
-
-    clock: Callable[[], float]
-    rng: random.Random = field(default_factory=random.Random)
-    tolerance: int = 2
-    reason: str = ""
-    _in_a_row: int = 0
-    _trials: int = 0
-    _not_before: float = -math.inf
-
-    @property
-    def closed(self) -> bool:
-        return not self.reason
-
-    @property
-    def trial_in_s(self) -> float:
-        """Seconds until the next trial; 0 for now."""
-        return max(0.0, self._not_before - self.clock())
-
-    def succeeded(self) -> None:
-        self._in_a_row = 0
-
-    def failed(self, reason: str, *, suspect: bool = False) -> bool:
-        """Count a failure; return whether it opened the breaker.
-
-        If `suspect`, the query may be the cause, and it takes several failures in a row.
-        """
-        self._in_a_row += 1
-        if not self.closed or (suspect and self._in_a_row <= self.tolerance):
-            return False
-        self.reason = reason
-        self._trials = 0
-        self._postpone()
-        return True
-
-    def disproved(self, reason: str) -> None:
-        self.reason = reason
-        self._trials += 1
-        self._postpone()
-
-    def proved(self) -> bool:
-        """Record a successful trial; return whether it closed the breaker."""
-        was_open = not self.closed
-        self.reason = ""
-        self._in_a_row = 0
-        return was_open
-
-    def _postpone(self) -> None:
-        delay = min(_LONGEST_S, _FIRST_S * 2 ** min(self._trials, 10))
-        self._not_before = self.clock() + delay * self.rng.uniform(0.75, 1.25)
-
-
-_log = logging.getLogger(__name__)
-
-# Servers of one model may use different number formats; other weights differ much more.
+# A server may come back with another number format; other weights differ much more.
 _MOST_VARIATION: Final = 0.3
 _TRIAL_TOKENS: Final = 8
 
@@ -106,7 +39,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What every server has to be: model name (empty for any), token strings, ids to compare, entries per row."""
+    """What the server has to be: model name (empty for any), token strings, ids to compare, entries per row."""
 
     model: str
     strings: Sequence[str]
@@ -119,13 +52,12 @@ class RemoteEndpoint:
     url: str
     dialect: Dialect
     client: InferenceClient
-    breaker: Breaker
     model: str = ""
 
     async def compute(self, question: LogprobsQuery, *, vocabulary: int, timeout_s: float) -> TopRows:
         """Return the rows of a query; raises `EndpointFailed`, or `QueryRefused` if the server rejects the query."""
         call = self.dialect.ask(question, model=self.model)
-        answer = await self.client.post(self.url, call, timeout_s=timeout_s)
+        answer = await self.client.post(self.url, call, timeout_s=timeout_s, session=question.session)
         try:
             return self.dialect.read(answer, question, vocabulary=vocabulary)
         except BadAnswer as error:
@@ -145,19 +77,22 @@ class RemoteEndpoint:
         rows = await self._try(expected, timeout_s=timeout_s)
         return Identity(model, context, printable_line(version)[:40], rows)
 
-    def check_same(self, mine: Identity, other: Identity, *, other_url: str) -> None:
-        """Check that two servers have computed the same; raises `EndpointFailed`."""
+    def check_same(self, now: Identity, before: Identity) -> None:
+        """Check that a server that is back computes what it did; raises `EndpointFailed`."""
         apart = max(
-            _variation(row, mine.rows.logprobs[at], other.rows.ids[at], other.rows.logprobs[at])
-            for at, row in enumerate(mine.rows.ids)
+            _variation(row, now.rows.logprobs[at], before.rows.ids[at], before.rows.logprobs[at])
+            for at, row in enumerate(now.rows.ids)
         )
         if apart > _MOST_VARIATION:
             raise EndpointFailed(
-                f"The inference servers at {self.url} and {other_url} do not serve the same model: what they compute "
-                f"lies {apart:.2f} apart in total variation."
+                f"The inference server at {self.url} does not serve the same model as before: what it computes differs "
+                f"by {apart:.2f} in total variation."
             )
-        if apart > 0:
-            _log.debug("The distributions of %s and %s differ by %.4f in total variation.", self.url, other_url, apart)
+        if now.context < before.context:
+            raise EndpointFailed(
+                f"The inference server at {self.url} came back with a context of {now.context} tokens, fewer than open "
+                "sessions may have; start it with the context that it had, or restart this edge."
+            )
 
     def _model(self, answer: object, expected: Expected) -> tuple[str, int]:
         models: dict[str, Any] = {}
@@ -189,7 +124,7 @@ class RemoteEndpoint:
             except QueryRefused as error:
                 raise EndpointFailed(
                     f"The model at {self.url} has no token {token}, and the target's tokenizer has: they are not of "
-                    "one family; check the settings 'target' and 'remote.endpoints'."
+                    "one family; check the settings 'target' and 'remote.endpoint'."
                 ) from error
             if text not in readings(expected.strings[token]):
                 raise EndpointFailed(
@@ -198,7 +133,7 @@ class RemoteEndpoint:
                 )
 
     async def _try(self, expected: Expected, *, timeout_s: float) -> TopRows:
-        """Send a query like those of sessions, on a sequence that is the same for every server."""
+        """Send a query like those of sessions, on a sequence that is always the same."""
         tokens = [expected.samples[at % len(expected.samples)] for at in range(_TRIAL_TOKENS)]
         question = LogprobsQuery(tokens, rows=3, top=expected.top)
         try:

@@ -19,7 +19,7 @@ from schemas.vocabulary import token_strings
 if TYPE_CHECKING:
     from fleet_edge.settings import EdgeSettings
 
-_ENDPOINTS: Final = "remote.endpoints"
+_ENDPOINT: Final = "remote.endpoint"
 
 
 def check(settings: "EdgeSettings") -> None:
@@ -30,7 +30,7 @@ def check(settings: "EdgeSettings") -> None:
         raise VerifierError(
             "The engine `remote` needs the extra `edge-remote`; install it: pip install 'dssd-fleet[edge-remote]'."
         ) from error
-    endpoint_urls(settings.remote.endpoints)
+    endpoint_url(settings.remote.endpoint)
     ServerKey(settings.remote.api_key_file)
     check_local(settings.target)
 
@@ -42,44 +42,36 @@ def load(settings: "EdgeSettings") -> Verifier:
 
     local = load_local(settings.target)
     samples = sample_tokens(local.strings, local.end_tokens)
-    return connect(settings.remote, local, endpoint_urls(settings.remote.endpoints), samples=samples)
+    return connect(settings.remote, local, endpoint_url(settings.remote.endpoint), samples=samples)
 
 
-def endpoint_urls(text: str) -> list[str]:
-    """Return the addresses in a setting; raises `VerifierError` if there is none, or one is invalid."""
-    urls = [word.strip().rstrip("/").removesuffix("/v1") for word in text.split(",") if word.strip()]
-    if not urls:
+def endpoint_url(text: str) -> str:
+    """Return the address in a setting; raises `VerifierError` if there is none, or it is invalid."""
+    url = text.strip().rstrip("/").removesuffix("/v1")
+    if not url:
         raise BadSetting(
-            "The engine `remote` needs the address of an inference server; set 'remote.endpoints', for example to "
+            "The engine `remote` needs the address of an inference server; set 'remote.endpoint', for example to "
             "http://10.0.0.5:8000.",
-            setting=_ENDPOINTS,
+            setting=_ENDPOINT,
         )
-    for url in urls:
-        _check_url(url)
-    if len(set(urls)) < len(urls):
-        raise BadSetting(
-            "An address is listed twice in 'remote.endpoints'; name every inference server once.", setting=_ENDPOINTS
-        )
-    return urls
-
-
-def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         sound = False
-    if not sound or parts.query or parts.fragment:
+    if not sound or parts.query or parts.fragment or "," in url:
         raise BadSetting(
-            f"{url!r} is not an address of an inference server; write it as http://10.0.0.5:8000 or https://NAME.",
-            setting=_ENDPOINTS,
+            f"{url!r} is not an address of an inference server; write it as http://10.0.0.5:8000 or https://NAME. For "
+            "several servers, give the address of a router or load balancer.",
+            setting=_ENDPOINT,
         )
     if parts.username or parts.password:
         raise BadSetting(
-            "An address in 'remote.endpoints' holds a name or password; put the key into a file and set "
+            "The address in 'remote.endpoint' holds a name or password; put the key into a file and set "
             "'remote.api_key_file'.",
-            setting=_ENDPOINTS,
+            setting=_ENDPOINT,
         )
+    return url
 
 
 _MOST_BYTES: Final = 4096

@@ -6,6 +6,7 @@ target distribution.
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -18,9 +19,9 @@ from fleet_edge.settings import InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, TargetAway, TargetInfo, TokenVerifier, VerifierError
 from fleet_edge.verifiers.remote.client import InferenceClient, LoopThread
 from fleet_edge.verifiers.remote.dialect import DIALECTS, LogprobsQuery
-from fleet_edge.verifiers.remote.endpoint import Breaker, Expected, Identity, RemoteEndpoint
+from fleet_edge.verifiers.remote.endpoint import Expected, Identity, RemoteEndpoint
 from fleet_edge.verifiers.remote.loading import LocalTokens, ServerKey
-from fleet_edge.verifiers.remote.pool import Pool
+from fleet_edge.verifiers.remote.queries import Queries
 from schemas.vocabulary import Vocabulary
 
 # Added to a step's own limit, since the loop's thread may be delayed.
@@ -29,7 +30,7 @@ _CLOSE_S: Final = 5.0
 
 
 class RemoteVerifier(TokenVerifier):
-    """`Verifier` over inference servers. It stores only the tokens of open sequences.
+    """`Verifier` over an inference server. It stores only the tokens of open sequences.
 
     `top` is the number of known entries of a row.
     """
@@ -40,7 +41,7 @@ class RemoteVerifier(TokenVerifier):
         self,
         *,
         local: LocalTokens,
-        pool: Pool,
+        queries: Queries,
         client: InferenceClient,
         loop: LoopThread,
         identity: Identity,
@@ -64,22 +65,28 @@ class RemoteVerifier(TokenVerifier):
             most_top_k=top if top < size else None,
         )
         super().__init__(info, known_tokens)
-        self._pool = pool
+        self._queries = queries
         self._client = client
         self._loop = loop
         self._top = top
         self._step_s = settings.step_s
         self._namespaces: dict[int, str] = {}
+        self._run = secrets.token_hex(4)  # of this process, so that keys of several edges differ
+        self._keys: dict[int, str] = {}
 
     def fork(self, sequence: int, source: int, length: int) -> None:
-        """Begin a sequence with the first tokens of another, at the same server if it has room."""
+        """Begin a sequence with the first tokens of another; a router sends it to the server that has these."""
         super().fork(sequence, source, length)
-        self._loop.call(self._pool.follow, sequence, source)
+        self._keys[sequence] = self._key(source)
 
     def close(self, sequence: int) -> None:
         super().close(sequence)
         self._namespaces.pop(sequence, None)
-        self._loop.call(self._pool.forget, sequence)
+        self._keys.pop(sequence, None)
+        self._loop.call(self._queries.forget, sequence)
+
+    def _key(self, sequence: int) -> str:
+        return self._keys.get(sequence) or f"{self._run}-{sequence}"
 
     def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
         self._check(items)
@@ -89,6 +96,7 @@ class RemoteVerifier(TokenVerifier):
                 item.rows,
                 self._top,
                 self._namespaces.get(item.sequence, ""),
+                self._key(item.sequence),
             )
             for item in items
         }
@@ -96,9 +104,9 @@ class RemoteVerifier(TokenVerifier):
         if not questions:
             return logits
         try:
-            answers = self._loop.run(self._pool.score(questions), timeout_s=self._step_s + _LATE_S)
+            answers = self._loop.run(self._queries.score(questions), timeout_s=self._step_s + _LATE_S)
         except TimeoutError as error:
-            raise TargetAway("The inference servers' answers could not be read in time.", retry_s=1.0) from error
+            raise TargetAway("The inference server's answers could not be read in time.", retry_s=1.0) from error
         start = 0
         for item in items:
             rows = answers[item.sequence]
@@ -115,7 +123,7 @@ class RemoteVerifier(TokenVerifier):
     # As `RunsElsewhere`
 
     def away(self) -> str:
-        return self._pool.away
+        return self._queries.away
 
     def shut_down(self) -> None:
         try:
@@ -126,7 +134,7 @@ class RemoteVerifier(TokenVerifier):
             self._loop.stop()
 
     async def _end(self) -> None:
-        await self._pool.close()
+        await self._queries.close()
         await self._client.close()
 
 
@@ -135,48 +143,47 @@ _log = logging.getLogger(__name__)
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _START_S: Final = 60.0
+_CONNECTIONS: Final = 256
 
 
 def connect(
     settings: InferenceServerSettings,
     local: LocalTokens,
-    urls: Sequence[str],
+    url: str,
     *,
     samples: Sequence[int],
     clock: Callable[[], float] = time.monotonic,
 ) -> RemoteVerifier:
-    """Return the verifier, once the servers have proved that they serve the target; raises `VerifierError`."""
+    """Return the verifier, once the server has proved that it serves the target; raises `VerifierError`."""
     key = ServerKey(settings.api_key_file)
-    for url in urls:
-        if key.source and url.startswith("http://") and urlsplit(url).hostname not in _LOOPBACK:
-            _log.warning("The key in %s goes to %s unencrypted; use https:// where others may listen.", key.source, url)
+    if key.source and url.startswith("http://") and urlsplit(url).hostname not in _LOOPBACK:
+        _log.warning("The key in %s goes to %s unencrypted; use https:// where others may listen.", key.source, url)
     top = min(settings.top_logprobs, len(local.strings))
     loop = LoopThread("remote")
 
     async def start() -> RemoteVerifier:
-        client = InferenceClient(key, ca=settings.server_ca, connections=settings.connections * len(urls))
+        client = InferenceClient(key, ca=settings.server_ca, connections=_CONNECTIONS)
         dialect = DIALECTS[settings.api]()
-        pool = Pool(
-            [RemoteEndpoint(url, dialect, client, Breaker(clock)) for url in urls],
+        queries = Queries(
+            RemoteEndpoint(url, dialect, client),
             Expected(settings.served_model, local.strings, samples, top),
             settings,
             clock=clock,
         )
         try:
-            identity = await pool.start()
-            name = f"{dialect.name} {identity.version}".rstrip()
+            identity = await queries.start()
             return RemoteVerifier(
                 local=local,
-                pool=pool,
+                queries=queries,
                 client=client,
                 loop=loop,
                 identity=identity,
-                runs_on=f"{name}, {len(urls)} {'server' if len(urls) == 1 else 'servers'}",
+                runs_on=f"{dialect.name} {identity.version}".rstrip(),
                 top=top,
                 settings=settings,
             )
         except BaseException:
-            await pool.close()
+            await queries.close()
             await client.close()
             raise
 

@@ -70,7 +70,7 @@ def servers(target: Path) -> Iterator[dict[str, InferenceServer]]:
 
 @contextmanager
 def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
-    remote = InferenceServerSettings(endpoints=url, api=api, top_logprobs=64, known_tokens=BUDGET_TOKENS)
+    remote = InferenceServerSettings(endpoint=url, api=api, top_logprobs=64, known_tokens=BUDGET_TOKENS)
     verifier = load_verifier(EdgeSettings(engine="remote", target=str(target), remote=remote))
     assert isinstance(verifier, RunsElsewhere)
     yield verifier

@@ -1,12 +1,12 @@
-"""Inference servers over a toy language, and the verifier that asks them."""
+"""An inference server over a toy language, and the verifier that asks it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 from fleet_edge.settings import InferenceServerSettings
-from fleet_edge.verifiers.remote import endpoint, pool
+from fleet_edge.verifiers.remote import queries
 from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier, connect
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -25,14 +25,14 @@ def server(api: str = "vllm", *, script: MarkovScript = SCRIPT, context: int = 2
 
 
 @contextmanager
-def asking(servers: Sequence[InferenceServer] | str, **settings: Any) -> Iterator[RemoteVerifier]:
-    """Yield a verifier over servers or addresses, with time limits short enough for a test."""
-    urls = servers.split(",") if isinstance(servers, str) else [each.url for each in servers]
-    quick = {"request_s": 5.0, "step_s": 10.0, "health_s": 0.05, "top_logprobs": TOP}
+def asking(asked: InferenceServer | str, **settings: Any) -> Iterator[RemoteVerifier]:
+    """Yield a verifier over a server or address, with time limits short enough for a test."""
+    url = asked if isinstance(asked, str) else asked.url
+    quick = {"request_s": 5.0, "step_s": 10.0, "top_logprobs": TOP}
     local = LocalTokens("toy", list(SCRIPT.words), (0,))
     samples = sample_tokens(local.strings, local.end_tokens)
-    with patch.multiple(endpoint, _FIRST_S=0.05), patch.multiple(pool, _BRIDGED_S=0.1):
-        verifier = connect(InferenceServerSettings.model_validate(quick | settings), local, urls, samples=samples)
+    with patch.multiple(queries, _FIRST_TRIAL_S=0.05, _HEALTH_S=0.05, _BRIDGED_S=0.1):
+        verifier = connect(InferenceServerSettings.model_validate(quick | settings), local, url, samples=samples)
         try:
             yield verifier
         finally:

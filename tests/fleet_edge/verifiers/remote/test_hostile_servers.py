@@ -148,7 +148,7 @@ def number(word: str) -> Callable[[str], str]:
     ids=["nan", "infinity", "digits", "overflow", "true", "null", "half", "nothing", "long"],
 )
 def test_a_wrong_answer_is_not_taken(api: str, change: Callable[[str], str], sentence: str) -> None:
-    with server(api) as one, asking([one], api=api, step_s=0.15) as verifier:
+    with server(api) as one, asking(one, api=api, step_s=0.15) as verifier:
         verifier.open(1)
         verifier.score([Item(1, [1, 2, 3], 2)])
         one.fault = Fault(change=raw(change))

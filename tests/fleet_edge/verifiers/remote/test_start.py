@@ -8,14 +8,15 @@ import pytest
 from fleet_common.settings import SettingsError, load_settings
 from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import Item, VerifierError
+from fleet_edge.verifiers.contract import Item, TargetAway, VerifierError
 from fleet_edge.verifiers.registry import check_verifier
-from fleet_edge.verifiers.remote.loading import endpoint_urls
+from fleet_edge.verifiers.remote.loading import endpoint_url
 from tests.fleet_edge.verifiers.remote.serving import SCRIPT, SIZE, TOP, asking, server
 from tests.support.inference_server import Fault
 from tests.support.markov import MarkovScript
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
+from tests.support.waiting import until
 
 
 def key_file(folder: Path, key: str = "right", mode: int = 0o600) -> Path:
@@ -26,7 +27,7 @@ def key_file(folder: Path, key: str = "right", mode: int = 0o600) -> Path:
 
 
 def test_a_server_that_names_all_tokens_serves_every_policy() -> None:
-    with server() as one, asking([one], top_logprobs=64) as verifier:
+    with server() as one, asking(one, top_logprobs=64) as verifier:
         assert verifier.info.most_top_k is None
 
 
@@ -47,7 +48,7 @@ def test_a_server_that_names_all_tokens_serves_every_policy() -> None:
 def test_an_unfit_server_is_refused(options: dict[str, Any], settings: dict[str, Any], sentence: str) -> None:
     one = server(**{name: value for name, value in options.items() if name != "words"})
     one.words = options.get("words", one.words)
-    with one, pytest.raises(VerifierError, match=sentence) as caught, asking([one], **settings):
+    with one, pytest.raises(VerifierError, match=sentence) as caught, asking(one, **settings):
         pass
     assert "\n" not in str(caught.value)
 
@@ -57,43 +58,37 @@ def test_a_port_where_nobody_listens_is_told_of() -> None:
         pass
     with (
         pytest.raises(VerifierError, match="answers"),
-        asking([one]),
+        asking(one),
     ):
         pass
 
 
 def test_a_server_that_does_not_answer_is_given_up() -> None:
     with server(fault=Fault(hangs=True)) as one:
-        with pytest.raises(VerifierError, match=r"0\.2"), asking([one], request_s=0.2):
+        with pytest.raises(VerifierError, match=r"0\.2"), asking(one, request_s=0.2):
             pass
         one.fault.hangs = False
 
 
-def test_two_servers_of_different_models_are_told_of() -> None:
-    other_script = MarkovScript(size=SIZE, seed=4, period=5)
-    with server() as one, server(script=other_script) as other, asking([one, other]) as verifier:
-        assert verifier.away() == ""
-        assert len(verifier._pool.available) == 1
-        reasons = [each.breaker.reason for each in verifier._pool._endpoints.values()]
-        assert any("serve" in reason for reason in reasons)
-
-
-def test_one_server_of_two_is_enough_to_start(caplog: pytest.LogCaptureFixture) -> None:
-    with server() as one, server() as other:
-        pass
-    with one, caplog.at_level(logging.WARNING), asking([one, other]) as verifier:
-        assert verifier.away() == ""
-        assert "starts" in caplog.text
+def test_another_model_at_the_address_is_not_used() -> None:
+    other = MarkovScript(size=SIZE, seed=4, period=5)
+    with server() as one, asking(one) as verifier:
+        one.kill(None, None, None)
+        verifier.open(1)
+        with pytest.raises(TargetAway):
+            verifier.score([Item(1, [1, 2], 1)])
+        with server(script=other, port=one.port):
+            until(lambda: "the same model" in verifier.away())
 
 
 def test_the_key_goes_with_every_request_and_nowhere_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with server(key="right") as one, caplog.at_level(logging.DEBUG):
-        with asking([one], api_key_file=key_file(tmp_path)) as verifier:
+        with asking(one, api_key_file=key_file(tmp_path)) as verifier:
             assert verifier.away() == ""
         wrong = key_file(tmp_path, "wrong-secret")
         with (
             pytest.raises(VerifierError, match="key") as caught,
-            asking([one], api_key_file=wrong),
+            asking(one, api_key_file=wrong),
         ):
             pass
     assert "wrong-secret" not in caplog.text + str(caught.value) + repr(caught.value)
@@ -101,7 +96,7 @@ def test_the_key_goes_with_every_request_and_nowhere_else(tmp_path: Path, caplog
 
 
 def test_a_key_that_was_replaced_is_read_again(tmp_path: Path) -> None:
-    with server(key="right") as one, asking([one], api_key_file=key_file(tmp_path)) as verifier:
+    with server(key="right") as one, asking(one, api_key_file=key_file(tmp_path)) as verifier:
         one.key = "newer"
         key_file(tmp_path, "newer")
         verifier.open(1)
@@ -127,28 +122,28 @@ def test_a_key_file_that_cannot_be_used_is_told_of(make: Callable[[Path], Path],
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "remote.endpoints"),
-        (" , ", "remote.endpoints"),
+        ("", "remote.endpoint"),
+        ("http://a:1, http://b:1", "router"),
         ("10.0.0.5:8000", "inference"),
         ("ftp://host", "inference"),
         ("http://host:99999", "inference"),
         ("http://host/?x=1", "inference"),
         ("http://user:secret@host", "key"),
-        ("http://a:1, http://a:1/", "twice"),
     ],
 )
 def test_addresses_that_are_none_are_told_of(text: str, sentence: str) -> None:
     with pytest.raises(VerifierError, match=sentence) as caught:
-        endpoint_urls(text)
+        endpoint_url(text)
     assert "secret" not in str(caught.value)
 
 
 def test_addresses_are_taken_as_people_write_them() -> None:
-    assert endpoint_urls("http://a:8000/, https://b/v1") == ["http://a:8000", "https://b"]
+    assert endpoint_url(" http://a:8000/") == "http://a:8000"
+    assert endpoint_url("https://b/v1") == "https://b"
 
 
 def test_the_preflight_looks_for_the_tokenizer(tmp_path: Path) -> None:
-    settings = {"engine": "remote", "remote": {"endpoints": "http://a:1"}, "target": str(tmp_path)}
+    settings = {"engine": "remote", "remote": {"endpoint": "http://a:1"}, "target": str(tmp_path)}
     with pytest.raises(VerifierError, match=r"tokenizer\.json"):
         check_verifier(EdgeSettings.model_validate(settings))
     with pytest.raises(VerifierError, match="served"):
@@ -159,10 +154,10 @@ def test_the_preflight_says_which_setting_is_wrong_and_where_it_comes_from(tmp_p
     usual: dict[str, Any] = {"engine": "remote", "target": str(tmp_path)}
     usual |= {"db": f"sqlite:///{tmp_path / 'log'}", "spool": tmp_path / "spool"}
     broker = MemoryBroker()
-    key = {"endpoints": "http://a:1", "api_key_file": tmp_path / "key"}
+    key = {"endpoint": "http://a:1", "api_key_file": tmp_path / "key"}
     for wrong, place in (
-        ({}, r"\(setting 'remote.endpoints', the default\)"),
-        ({"endpoints": "10.0.0.5:8000"}, r"\(setting 'remote.endpoints', flag --endpoints\)"),
+        ({}, r"\(setting 'remote.endpoint', the default\)"),
+        ({"endpoint": "10.0.0.5:8000"}, r"\(setting 'remote.endpoint', flag --endpoint\)"),
         (key, r"\(setting 'remote.api_key_file', flag --api-key-file\)"),
     ):
         settings = load_settings(EdgeSettings, config=None, flags=usual | {"remote": wrong}, environment={})
