@@ -140,7 +140,7 @@ def _device(bench: Bench) -> tuple[list[Resident], float]:
     options, draft = bench.options, bench.model(f"{bench.options.draft}.gguf")
     settings = {
         "model": draft, "context": options.context, "texts_at_once": options.at_once, "truncate": "start",
-        "history_dir": bench.folder / "history", "suffix": options.suffix,
+        "suffix": options.suffix,
     }  # fmt: skip
     with (
         bench.broker() as broker,

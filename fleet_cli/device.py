@@ -32,8 +32,6 @@ from fleet_device.checks.selftest import SelfTest
 from fleet_device.device import Device, preflight
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import load_drafter
-from fleet_device.drafters.suffix import history_folder
-from fleet_device.drafters.suffix_index import forget_histories
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.requests.generate import GeneratedText
 from fleet_device.service import DeviceService
@@ -370,23 +368,6 @@ def selftest_command(
     """
     report = SelfTest(settings, on_check=ignore_check if as_json else show_check).run()
     end_checks(report, as_json=as_json)
-
-
-@app.command("forget")
-@with_settings(DeviceSettings, only=("device", "history_dir"))
-def forget_command(settings: DeviceSettings) -> None:
-    """Delete the history from which `suffix` drafts: the outputs of this device.
-
-    A running device keeps in memory what it has read; restart it.
-    """
-    folder = history_folder(settings)
-    if folder is None:
-        raise CommandError("There is no folder for a history: this user has no home; name one as history_dir.")
-    try:
-        number = forget_histories(folder)
-    except OSError as error:
-        raise CommandError(f"The history in {folder} cannot be deleted: {error.strerror or error}.") from error
-    print(f"The history in {folder} is deleted." if number else f"Nothing was kept in {folder}.")
 
 
 _Name = Annotated[str, typer.Argument(help="Name of the application in the session log and in errors.")]

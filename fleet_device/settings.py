@@ -129,20 +129,6 @@ class DeviceSettings(Settings):
         False,  # noqa: FBT003 - a default
         "Whether to draft also from earlier output and this request, where that promises more tokens/s than the model.",
     )
-    history_mb: int = setting(
-        8,
-        "Memory limit of the output history, from which `suffix` drafts; a quarter of it on disk. 0 keeps nothing.",
-        unit="megabytes",
-        rare=True,
-        ge=0,
-        le=1024,
-    )
-    history_dir: Path | None = setting(
-        None,
-        "Folder of the output history; by default a folder with the device's name in the state folder "
-        "(`STATE_DIRECTORY`, `$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
-        rare=True,
-    )
     target_vocabulary: Path | None = setting(
         None,
         "Vocabulary of the target, if the draft model has another one: a file made by `fleet models vocabulary`. "
@@ -266,7 +252,10 @@ class DeviceSettings(Settings):
     )
     steering_fixed: str = setting("", "Settings that remote changes do not affect, separated by commas.", rare=True)
     steering_dir: Path | None = setting(
-        None, "Folder that keeps remote settings; by default in the state folder (see `history_dir`).", rare=True
+        None,
+        "Folder that keeps remote settings; by default in the state folder (`STATE_DIRECTORY`, "
+        "`$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
+        rare=True,
     )
     log_level: LogLevel | None = setting(
         None, "Lowest severity that is logged; by default `warning`, or `info` with `--verbose`.", rare=True

@@ -107,7 +107,6 @@ def _device(bench: Bench, port: int, way: str) -> Device:
             model=str(bench.model(f"{bench.options.draft}.gguf")),
             drafter="suffix" if way == _SUFFIX else next(iter(DRAFTERS)),
             suffix=way == _BOTH,
-            history_dir=bench.folder / way,
             mode=bench.options.mode,
             stream=AUTO if bench.options.stream else False,
             draft_length=AUTO,

@@ -293,5 +293,5 @@ def load_drafter(settings: DeviceSettings) -> Drafter:
     if settings.target_vocabulary is not None:
         drafter = resolve_name("fleet_device.drafters.unlike:wrap")(drafter, settings)
     if settings.suffix:
-        drafter = resolve_name("fleet_device.drafters.suffix:with_suffix")(drafter, settings)
+        drafter = resolve_name("fleet_device.drafters.suffix:with_suffix")(drafter)
     return drafter

@@ -12,16 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from dssd.distribution import Dist, Ids, point_mass
-from fleet_common.host import state_folder
 from fleet_device.drafters.contract import Drafter, DrafterError, Prospect, TextCodec, common_prefix, require_tokens
 from fleet_device.drafters.model_file import GgufModel, locate_model
-from fleet_device.drafters.suffix_index import LONGEST, History, HistoryFile, Match, SuffixIndex
+from fleet_device.drafters.suffix_index import LONGEST, History, Match, SuffixIndex
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -364,40 +362,14 @@ def _mean(mean: float, value: float) -> float:
     return mean + (value - mean) / _HORIZON if mean else value
 
 
-_MEGA: Final = 1_000_000
-_ON_DISK: Final = 4
-"""Bytes of memory for each byte on disk, at least."""
-
-
-def history_folder(settings: DeviceSettings) -> Path | None:
-    """Return the folder of the history files; None for a user without a home, if the settings name none."""
-    if settings.history_dir is not None:
-        return settings.history_dir.expanduser()
-    folder = state_folder()
-    return None if folder is None else folder / settings.device
-
-
 def load(settings: DeviceSettings) -> SuffixDrafter:
-    """Load the vocabulary and the history that the settings name; raise DrafterError."""
+    """Load the vocabulary that the settings name; raise DrafterError."""
     model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
-    history = _history(settings, model.vocabulary)
-    return SuffixDrafter(None, vocabulary=model.vocabulary, codec=model, context=settings.context, history=history)
+    return SuffixDrafter(None, vocabulary=model.vocabulary, codec=model, context=settings.context, history=History())
 
 
-def with_suffix(model: Drafter, settings: DeviceSettings) -> Drafter:
+def with_suffix(model: Drafter) -> Drafter:
     """Combine a draft model with a suffix drafter, unless it is one or drafts nothing."""
     if isinstance(model, SuffixDrafter) or model.name == "none":
         return model
-    try:
-        return SuffixDrafter.before(model, _history(settings, model.vocabulary))
-    except DrafterError:
-        model.close()
-        raise
-
-
-def _history(settings: DeviceSettings, vocabulary: Vocabulary) -> History | None:
-    if not settings.history_mb:
-        return None
-    memory_bytes, folder = settings.history_mb * _MEGA, history_folder(settings)
-    file = None if folder is None else HistoryFile(folder, vocabulary, most_bytes=memory_bytes // _ON_DISK)
-    return History(memory_bytes=memory_bytes, file=file)
+    return SuffixDrafter.before(model, History())

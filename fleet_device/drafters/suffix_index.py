@@ -1,30 +1,19 @@
-"""Suffix index: where in earlier tokens the same ones occurred as at the end of a sequence; and the history on disk.
+"""Suffix index: where in earlier tokens the same ones occurred as at the end of a sequence; and the history.
 
 A place is the number of the token that followed. Each is chained under a hash of its last 2, 4 and 8 tokens, so that a
 search looks at a bounded number of places. What was appended last can be taken back, exactly. (A
 suffix tree, as in SuffixDecoding, arXiv 2411.04975, finds the same places in several times the memory.)
 """
 
-import contextlib
-import fcntl
-import logging
-import os
-import struct
 import threading
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-from fleet_common.host import write_atomically
-from schemas.vocabulary import Vocabulary
 
 LENGTHS: Final = (2, 4, 8)
 """Numbers of tokens that are hashed together. A single token occurs nearly everywhere."""
@@ -214,150 +203,6 @@ class SuffixIndex:
         return hashes
 
 
-_log = logging.getLogger(__name__)
-
-_MAGIC: Final = b"fleet-history 1\n"
-_RECORD: Final = struct.Struct("<II")  # tokens, CRC-32 of their bytes
-_TOKEN_BYTES: Final = 4
-_PREFIX, _FILE_SUFFIX = "history-", ".log"
-_MOST_FILES: Final = 4
-"""Vocabularies with a history file; the least recently used one goes first."""
-
-
-class HistoryFile:
-    """Generated tokens on disk, at most `most_bytes`. An error is logged once, and the device continues without."""
-
-    def __init__(self, folder: Path, vocabulary: Vocabulary, *, most_bytes: int) -> None:
-        # The whole header is compared, so that a shortened name can do no harm.
-        fingerprint = vocabulary.fingerprint.hex()
-        self.path = folder / f"{_PREFIX}{fingerprint[:16]}{_FILE_SUFFIX}"
-        self._header = _MAGIC + f"{vocabulary.size} {fingerprint}\n".encode()
-        self._size = vocabulary.size
-        self._most_bytes = most_bytes
-        self._failed = False
-
-    def read(self) -> list[Ints]:
-        """Return the generations, the oldest first, as far as the file is intact."""
-        try:
-            with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size > 2 * self._most_bytes:
-                    _log.warning("The history %s is longer than 'history_mb' allows now; it is deleted.", self.path)
-                    self.path.unlink()
-                    return []
-                data = file.read(2 * self._most_bytes)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            self._complain("read", error)
-            return []
-        texts, sound = self._parse(data)
-        if sound < len(data):
-            self._drop(whole=sound == 0, texts=texts)
-        return texts
-
-    def append(self, text: Sequence[int]) -> None:
-        record = _record(text)
-        if len(self._header) + len(record) > self._most_bytes:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with self._locked() as descriptor:
-                size = os.fstat(descriptor).st_size
-                if size == 0:
-                    self._make_way()
-                    record = self._header + record
-                if os.write(descriptor, record) < len(record):  # the disk is full
-                    os.ftruncate(descriptor, size)
-                    return
-                if size + len(record) > self._most_bytes:
-                    self._replace(self._newer_half())
-        except OSError as error:
-            self._complain("written", error)
-
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.fchmod(descriptor, 0o600)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _parse(self, data: bytes) -> tuple[list[Ints], int]:
-        """Return the intact generations, and the number of bytes up to their end."""
-        if not data.startswith(self._header):
-            return [], 0
-        texts, place = list[Ints](), len(self._header)
-        while place + _RECORD.size <= len(data):
-            count, checksum = _RECORD.unpack_from(data, place)
-            begin = place + _RECORD.size
-            end = begin + count * _TOKEN_BYTES
-            if end > len(data) or zlib.crc32(data[begin:end]) != checksum:
-                break
-            tokens = np.frombuffer(data[begin:end], dtype="<i4").astype(np.int32)
-            if len(tokens) and not (tokens.min() >= 0 and tokens.max() < self._size):
-                break
-            texts.append(tokens)
-            place = end
-        return texts, place
-
-    def _drop(self, *, whole: bool, texts: Sequence[Ints]) -> None:
-        what = "belongs to another vocabulary" if whole else f"is damaged after {len(texts)} outputs"
-        _log.warning("The history %s %s; the unreadable part is dropped.", self.path, what)
-        with contextlib.suppress(OSError):
-            if whole:
-                self.path.unlink()
-            else:
-                self._replace(texts)
-
-    def _newer_half(self) -> list[Ints]:
-        texts, _ = self._parse(self.path.read_bytes())
-        kept, room = [], self._most_bytes // 2
-        for text in reversed(texts):
-            room -= _RECORD.size + _TOKEN_BYTES * len(text)
-            if room < 0:
-                break
-            kept.append(text)
-        return kept[::-1]
-
-    def _replace(self, texts: Sequence[Ints]) -> None:
-        content = bytearray(self._header)
-        for text in texts:
-            content += _record(text)
-        write_atomically(self.path, bytes(content))
-
-    def _make_way(self) -> None:
-        others = [path for path in self.path.parent.glob(f"{_PREFIX}*{_FILE_SUFFIX}") if path != self.path]
-        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in others[_MOST_FILES - 1 :]:
-            path.unlink(missing_ok=True)
-
-    def _complain(self, what: str, error: OSError) -> None:
-        if not self._failed:
-            _log.warning(
-                "The history %s cannot be %s (%s); drafts are made without it. Set another folder by "
-                "'history_dir', or turn it off by 'history_mb' = 0.",
-                self.path,
-                what,
-                error.strerror or error,
-            )
-        self._failed = True
-
-
-def _record(text: Sequence[int] | Ints) -> bytes:
-    tokens = np.asarray(text, dtype="<i4").tobytes()
-    return _RECORD.pack(len(text), zlib.crc32(tokens)) + tokens
-
-
-def forget_histories(folder: Path) -> int:
-    """Delete all history files of a folder, also unfinished ones; return their number. Raise OSError."""
-    paths = [*folder.glob(f"{_PREFIX}*{_FILE_SUFFIX}"), *folder.glob(f".{_PREFIX}*{_FILE_SUFFIX}-*")]
-    for path in paths:
-        path.unlink(missing_ok=True)
-    return len(paths)
-
-
 _BETWEEN: Final = (-1,)
 
 _PROMPT_TOKENS: Final = 8
@@ -367,16 +212,17 @@ _SHORTEST: Final = 2
 """Tokens; a shorter text is not worth its place."""
 
 
-class History:
-    """Earlier generations, in memory or also in a file. Several threads may use it."""
+HISTORY_BYTES: Final = 8_000_000
+"""Memory of a device's history: about 280,000 tokens."""
 
-    def __init__(self, *, memory_bytes: int, file: HistoryFile | None = None) -> None:
+
+class History:
+    """Earlier generations of this process. Several threads may use it."""
+
+    def __init__(self, *, memory_bytes: int = HISTORY_BYTES) -> None:
         self._capacity = max(64, memory_bytes // TOKEN_BYTES)
         self._index = SuffixIndex(capacity=self._capacity)
-        self._file = file
         self._lock = threading.Lock()
-        if file is not None:
-            self._take([np.asarray(text, dtype=np.int32) for text in file.read()])
 
     @property
     def tokens(self) -> int:
@@ -386,25 +232,16 @@ class History:
         """Add a generation, behind the last tokens of its prompt."""
         if len(text) < _SHORTEST:
             return
-        kept = [*prompt[-_PROMPT_TOKENS:], *text]
+        new = np.asarray([*prompt[-_PROMPT_TOKENS:], *text, *_BETWEEN], dtype=np.int32)[-self._capacity :]
         with self._lock:
-            self._take([np.asarray(kept, dtype=np.int32)])
-            if self._file is not None:
-                self._file.append(kept)
+            if len(new) > self._index.room:
+                # The older half goes, so that this is done rarely.
+                keep = max(0, min(self._capacity // 2, self._capacity - len(new)))
+                old = self._index.tokens[len(self._index) - min(keep, len(self._index)) :]
+                new = np.concatenate([old, new])
+                self._index.clear()
+            self._index.append(new)
 
     def find(self, end: Sequence[int] | Ints) -> Match | None:
         with self._lock:
             return self._index.find(end)
-
-    def _take(self, texts: Iterable[Ints]) -> None:
-        parts = [part for text in texts for part in (text, np.array(_BETWEEN, dtype=np.int32))]
-        if not parts:
-            return
-        new = np.concatenate(parts)[-self._capacity :]
-        if len(new) > self._index.room:
-            # The older half goes, so that this is done rarely.
-            keep = max(0, min(self._capacity // 2, self._capacity - len(new)))
-            old = self._index.tokens[len(self._index) - min(keep, len(self._index)) :]
-            new = np.concatenate([old, new])
-            self._index.clear()
-        self._index.append(new)

@@ -54,7 +54,7 @@ STEERABLE: Final[Mapping[str, Effect]] = {
         Effect.NOW,
     ),
     **dict.fromkeys(
-        ("model", "drafter", "suffix", "history_mb", "threads", "context", "memory_mb", "texts_at_once", "gpu_layers"),
+        ("model", "drafter", "suffix", "threads", "context", "memory_mb", "texts_at_once", "gpu_layers"),
         Effect.RELOAD,
     ),
 }  # fmt: skip

@@ -17,12 +17,10 @@ from fleet_common.logs import Event
 from fleet_common.settings import load_settings
 from fleet_device.api.app import listen
 from fleet_device.applications import ApplicationsFile
-from fleet_device.drafters.suffix_index import HistoryFile
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 from schemas.errors import FleetError
 from schemas.policy import Grammar
-from schemas.vocabulary import Vocabulary
 from tests.support.command import Run, refused
 from tests.support.tiny_gguf import tiny_gguf
 
@@ -160,16 +158,6 @@ def test_a_system_prompt_is_printed_as_the_edges_setting(device: Run, tmp_path: 
     (prefix,) = load_settings(EdgeSettings, config=config, flags={}).shared_prefixes
     assert code == 0
     assert prefix.startswith(f"<|im_start|>system\n{system}<|im_end|>")
-
-
-def test_the_history_is_deleted_on_request(device: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "history"
-    HistoryFile(folder, Vocabulary.of(["a", "b"]), most_bytes=1000).append([0, 1, 0])
-    code, out, _ = device("forget", "--history-dir", str(folder))
-    assert code == 0
-    assert "is deleted" in out
-    assert not list(folder.iterdir())
-    assert "Nothing was kept" in device("forget", "--history-dir", str(folder))[1]
 
 
 def test_applications_are_added_listed_and_removed(device: Run, tmp_path: Path) -> None:

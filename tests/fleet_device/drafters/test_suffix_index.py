@@ -1,21 +1,14 @@
-import logging
 import random
-import stat
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from fleet_device.drafters.suffix_index import (
     LENGTHS,
     LONGEST,
     TOKEN_BYTES,
     History,
-    HistoryFile,
     SuffixIndex,
-    forget_histories,
 )
-from schemas.vocabulary import Vocabulary
 
 
 def search(tokens: list[int], end: list[int]) -> list[int]:
@@ -77,135 +70,32 @@ def test_a_text_of_one_token_is_searched_in_bounded_steps() -> None:
     assert len(match.followers) <= 16
 
 
-VOCABULARY = Vocabulary.of([f"t{number}" for number in range(1000)])
 TEXT = list(range(100, 140))
 
 
-def open_history(folder: Path, *, memory_bytes: int = 100_000, most_bytes: int = 10_000) -> History:
-    return History(memory_bytes=memory_bytes, file=HistoryFile(folder, VOCABULARY, most_bytes=most_bytes))
-
-
-def only(folder: Path) -> Path:
-    (path,) = folder.iterdir()
-    return path
-
-
-def test_what_was_written_is_found_also_by_the_next_run(tmp_path: Path) -> None:
-    folder = tmp_path / "a" / "b"
-    open_history(folder).remember([1, 2, 3], TEXT)
-    match = open_history(folder).find([2, 3, 100, 101])
-    assert match.followers == [102]
-
-
-def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
-    open_history(tmp_path / "history").remember([], TEXT)
-    assert stat.S_IMODE(only(tmp_path / "history").stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "history").stat().st_mode) == 0o700
-
-
-def test_of_a_prompt_only_its_end_is_kept(tmp_path: Path) -> None:
-    history = open_history(tmp_path)
+def test_of_a_prompt_only_its_end_is_kept() -> None:
+    history = History()
     history.remember(list(range(500, 600)), TEXT)
     assert history.tokens == 8 + len(TEXT) + 1
     assert history.find([500, 501]) is None
+    match = history.find([598, 599, 100, 101])
+    assert match is not None
+    assert match.followers == [102]
 
 
-def test_memory_and_disk_are_bounded_and_the_latest_texts_are_kept(tmp_path: Path) -> None:
-    memory_bytes, rng = 300 * TOKEN_BYTES, random.Random(2)
-    history = open_history(tmp_path, memory_bytes=memory_bytes, most_bytes=2000)
+def test_memory_is_bounded_and_the_latest_generations_are_kept() -> None:
+    rng = random.Random(2)
+    history = History(memory_bytes=300 * TOKEN_BYTES)
     for _ in range(200):
         text = [rng.randrange(1000) for _ in range(30)]
         history.remember([], text)
         assert history.tokens <= 300
-        assert only(tmp_path).stat().st_size <= 2000
         match = history.find(text[:10])
+        assert match is not None
         assert match.followers[0] == text[10]
-    again = open_history(tmp_path, memory_bytes=memory_bytes, most_bytes=2000)
-    assert again.find(text[:10]) is not None
 
 
-def test_a_text_longer_than_all_there_is_room_for_is_kept_as_far_as_there_is_room(tmp_path: Path) -> None:
-    history = open_history(tmp_path, memory_bytes=100 * TOKEN_BYTES)
+def test_a_generation_longer_than_all_there_is_room_for_is_kept_as_far_as_there_is_room() -> None:
+    history = History(memory_bytes=100 * TOKEN_BYTES)
     history.remember([], [number % 1000 for number in range(5000)])
     assert history.tokens <= 100
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "longer", "alien", "emptied", "outside"])
-def test_a_damaged_file_loses_what_is_damaged(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    history = open_history(tmp_path)
-    history.remember([], TEXT)
-    history.remember([], [*range(200, 240)])
-    path = only(tmp_path)
-    data = bytearray(path.read_bytes())
-    match damage:
-        case "cut":
-            del data[-3:]
-        case "flipped":
-            data[-20] ^= 64
-        case "longer":
-            data += b"\xff\xff\xff\xff\xff\xff\xff\xff1234"
-        case "alien":
-            data = bytearray(b"something else")
-        case "emptied":
-            data = bytearray()
-        case _:
-            other = HistoryFile(tmp_path / "other", VOCABULARY.model_copy(update={"size": 9}), most_bytes=10_000)
-            del other
-            data[-4:] = b"\xff\xff\xff\x7f"
-    path.write_bytes(data)
-    with caplog.at_level(logging.WARNING):
-        again = open_history(tmp_path)
-    whole = damage in ("alien", "emptied")
-    assert (again.find(TEXT[:10]) is None) == whole
-    assert (again.find([*range(200, 210)]) is None) == (damage != "longer")
-    assert any("is dropped" in message for message in caplog.messages) == (damage != "emptied")
-    caplog.clear()
-    again.remember([], [*range(300, 340)])
-    assert open_history(tmp_path).find([*range(300, 310)]) is not None
-    assert not caplog.messages
-
-
-def test_a_file_over_the_present_bound_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    history = open_history(tmp_path)
-    for _ in range(20):
-        history.remember([], TEXT)
-    assert open_history(tmp_path, most_bytes=1000).tokens == 0
-    assert any("'history_mb'" in message for message in caplog.messages)
-    assert not list(tmp_path.iterdir())
-
-
-def test_any_bytes_can_stand_in_the_file(tmp_path: Path) -> None:
-    rng = random.Random(9)
-    open_history(tmp_path).remember([], TEXT)
-    path = only(tmp_path)
-    whole = path.read_bytes()
-    for _ in range(150):
-        data = bytearray(whole)
-        for _ in range(rng.randint(1, 8)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        path.write_bytes(data[: rng.randint(0, len(data))])
-        open_history(tmp_path).remember([], TEXT)
-
-
-def test_a_folder_that_cannot_be_written_is_a_sentence_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_text("no folder")
-    history = open_history(tmp_path / "file")
-    for _ in range(3):
-        history.remember([], TEXT)
-    assert history.find(TEXT[:10]) is not None
-    assert len([message for message in caplog.messages if "history_dir" in message]) == 1
-
-
-def test_texts_of_other_vocabularies_are_apart_and_bounded(tmp_path: Path) -> None:
-    for number in range(9):
-        vocabulary = Vocabulary.of([f"{number}", "b"])
-        HistoryFile(tmp_path, vocabulary, most_bytes=1000).append([0, 1, 0, 1])
-    assert len(list(tmp_path.iterdir())) <= 4
-    assert HistoryFile(tmp_path, VOCABULARY, most_bytes=1000).read() == []
-
-
-def test_forgetting_leaves_nothing(tmp_path: Path) -> None:
-    open_history(tmp_path).remember([], TEXT)
-    assert forget_histories(tmp_path) == 1
-    assert not list(tmp_path.iterdir())
-    assert forget_histories(tmp_path / "none") == 0
