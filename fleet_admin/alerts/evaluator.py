@@ -39,6 +39,7 @@ _LEASE_LOOKS: Final = 4
 """Evaluations within one lease, so that a missed one does not lose the lease."""
 
 _FORGET_EVERY: Final = timedelta(hours=1)
+_KEPT: Final = timedelta(days=365)  # alerts that are over
 
 _Key = tuple[str, str]
 """Rule and subject."""
@@ -85,7 +86,7 @@ class Evaluator:
                     self._right_since.clear()
                     return None
             with self.alerts.connection() as connection:
-                facts = self.read(connection, self.settings, now=now)
+                facts = self.read(connection, now=now)
                 devices = queries.devices(connection, now=now) if self.show is not None else []
             with self.alerts.connection() as connection:
                 changed = self._apply(connection, facts)
@@ -129,7 +130,7 @@ class Evaluator:
             del self._right_since[key]
         if self._forgotten_at is None or now - self._forgotten_at >= _FORGET_EVERY:
             self._forgotten_at = now
-            book.forget(connection, before=now - timedelta(days=self.settings.keep_days))
+            book.forget(connection, before=now - _KEPT)
         return changed
 
     def _settle(self, connection: Connection, alert: AlertView, now: datetime, *, right: bool) -> list[AlertView]:
@@ -137,7 +138,7 @@ class Evaluator:
         if not right:
             self._right_since.pop(key, None)
             return []
-        if now - self._right_since.setdefault(key, now) < timedelta(seconds=self.settings.clear_s):
+        if now - self._right_since.setdefault(key, now) < timedelta(seconds=2 * self.settings.hold_s):
             return []
         del self._right_since[key]
         return [book.clear(connection, alert, now=now)]

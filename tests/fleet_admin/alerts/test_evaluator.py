@@ -19,7 +19,7 @@ from schemas.control import Alert, AlertState
 from tests.fleet_edge.store import samples
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
-SETTINGS = AlertSettings(hold_s=60, clear_s=120)
+SETTINGS = AlertSettings(hold_s=60)
 OPEN, CLEARED = AlertState.OPEN, AlertState.CLEARED
 
 
@@ -61,7 +61,7 @@ class World:
         finally:
             engine.dispose()
 
-    def _read(self, _connection: object, _settings: AlertSettings, *, now: datetime) -> Facts:
+    def _read(self, _connection: object, *, now: datetime) -> Facts:
         if self.broken:
             raise StoreUnavailable("It is away.")
         edges = [

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -6,43 +5,23 @@ import pytest
 from fleet_admin.alerts import alerts as book
 from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.alerts.evaluator import Evaluator
-from fleet_admin.alerts.rules import AcceptanceWindow, Facts, read_facts
+from fleet_admin.alerts.rules import Facts, read_facts
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.store.database import Store
-from fleet_edge.store.records import DeviceSeen, EventLogged, Record, segment_number
+from fleet_edge.store.records import DeviceSeen, EventLogged, Record
 from fleet_edge.store.steering import retire
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
-SETTINGS = AlertSettings(hold_s=0, clear_s=0)
+SETTINGS = AlertSettings(hold_s=0)
 
 
 def facts(store: Store, *records: Record) -> Facts:
     store.apply(records)
     with store.engine.connect() as connection:
-        return read_facts(connection, SETTINGS, now=NOW)
-
-
-def session(number: int, *, at: datetime, tested: int, accepted: int) -> list[Record]:
-    name, segment = f"{number:016x}", segment_number(at)
-    opened = replace(samples.opened(), session=name, segment=segment, at=at)
-    rounds = [
-        replace(
-            samples.judged(),
-            session=name,
-            segment=segment,
-            round=each,
-            queue_ms=10.0 * each,
-            compute_ms=float(each),
-            batch=2,
-            at=at,
-        )
-        for each in range(1, 31)
-    ]
-    progress = replace(samples.progress(), session=name, segment=segment, at=at, tested=tested, accepted=accepted)
-    return [opened, *rounds, progress]
+        return read_facts(connection, now=NOW)
 
 
 def event(kind: str, code: str, count: int, *, at: datetime = NOW - MINUTE, device: str = "sensor-1") -> EventLogged:
@@ -71,36 +50,17 @@ def test_devices_and_edges_with_their_certificates_and_load(store: Store) -> Non
     assert (device.device, device.state, device.last_sign_at) == ("sensor-1", "offline", NOW - HOUR)
     assert device.certificate_until == edge.certificate_until == until
     assert (edge.edge, edge.kv_usage, edge.spooled_records, edge.load_at) == ("edge-1", 0.95, 7, NOW - MINUTE)
-    assert found.rounds == {"edge-1": ([], [])}
 
 
-def test_rounds_of_five_minutes_and_acceptance_of_an_hour_against_the_day_before(store: Store) -> None:
-    found = facts(
-        store,
-        *session(1, at=NOW - 2 * MINUTE, tested=100, accepted=30),
-        *session(2, at=NOW - 10 * MINUTE, tested=10, accepted=5),
-        *session(3, at=NOW - 5 * HOUR, tested=1000, accepted=700),
-        *session(4, at=NOW - 30 * HOUR, tested=5000, accepted=5000),
-    )
-    queues, steps = found.rounds["edge-1"]
-    assert sorted(queues) == [10.0 * each for each in range(1, 31)]
-    assert sorted(steps) == [float(each) for each in range(1, 31)]
-    assert found.acceptance == {"sensor-1": AcceptanceWindow(110, 35, 1000, 700)}
-
-
-def test_refusals_and_faults_by_code_and_clocks_by_device_within_the_window(store: Store) -> None:
+def test_refusals_by_code_within_the_window(store: Store) -> None:
     found = facts(
         store,
         event("refused", "busy", 12),
         event("refused", "busy", 9, device="sensor-2"),
         event("refused", "busy", 1000, at=NOW - HOUR),
         event("fault", "malformed", 3),
-        event("device", "clock-wrong", 1),
-        event("device", "other", 1, device="sensor-2"),
     )
     assert found.refusals == {("edge-1", "busy"): 21}
-    assert found.faults == {("edge-1", "malformed"): 3}
-    assert found.skews == {"sensor-1": "sensor-1: clock-wrong."}
 
 
 def test_from_the_log_to_an_alert_and_back(store: Store, database_url: str) -> None:

@@ -79,7 +79,7 @@ def test_a_broker_that_is_away_fails_and_is_tried_again() -> None:
 
 def test_a_database_that_comes_later_is_opened_when_it_is_there(tmp_path: Path) -> None:
     url, ears = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", Ears()
-    running = RunningAlerts(Alerts(url, later=True), AlertSettings(hold_s=0, clear_s=0), channels=[ears])
+    running = RunningAlerts(Alerts(url, later=True), AlertSettings(hold_s=0), channels=[ears])
     try:
         assert running.step() == []
         until(lambda: ears.heard == [("database-away", AlertState.OPEN)])

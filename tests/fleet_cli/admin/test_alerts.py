@@ -67,9 +67,9 @@ def test_what_is_wrong_is_a_sentence(admin: Run, arguments: tuple[str, ...], sen
 
 def test_a_threshold_that_cannot_be_is_named_with_its_line(admin: Run, tmp_path: Path) -> None:
     config = tmp_path / "alerts.toml"
-    config.write_text('kv_share = 2\nwebhook = "http://hooks.example/"\n')
+    config.write_text('every_s = 0\nwebhook = "http://hooks.example/"\n')
     code, _, complaint = admin("alerts", "--watch", "--config", config)
     lines = complaint.splitlines()
     assert (code, len(lines)) == (2, 2)
-    assert "'kv_share' = 2" in lines[0]
+    assert "'every_s' = 0" in lines[0]
     assert "must begin with https://" in lines[1]
