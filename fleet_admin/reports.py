@@ -1,7 +1,6 @@
 """Columns of the session log's reports on the command line, the dashboard and in CSV."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -200,33 +199,9 @@ def cost_column(take: "Callable[[T], Tally]", prices: "PriceList") -> Column[T]:
                   meaning="By the prices of the settings.")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """Tokens and latencies of an hour, a day or a month."""
-
-    start: datetime
-    counted: "Tally"
-    first_token_p50_ms: float | None
-    first_token_p95_ms: float | None
-    gap_p95_ms: float | None
-
-
 def start_column(grain: str, take: "Callable[[T], datetime | None]") -> Column[T]:
     """Return the column of a row's start time."""
     return Column(grain, take, "moment" if grain == "hour" else "day", key="start", rank=0)
-
-
-def trend_columns(grain: str) -> list[Column[Point]]:
-    """Return the columns of points in time, one for each `grain`."""
-    counted: list[Column[Point]] = tally_columns(lambda row: row.counted)
-    return [
-        start_column(grain, lambda row: row.start),
-        counted[0],
-        Column("first token p95", lambda row: row.first_token_p95_ms, "ms", key="first_token_p95_ms", rank=0),
-        Column("gap p95", lambda row: row.gap_p95_ms, "ms", key="gap_p95_ms", rank=1),
-        *counted[1:],
-        Column("first token p50", lambda row: row.first_token_p50_ms, "ms", key="first_token_p50_ms", rank=2),
-    ]
 
 
 # What administrators did

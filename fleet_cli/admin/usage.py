@@ -1,18 +1,16 @@
-"""Commands of `fleet admin` that add up and compare: usage, trends, rankings, periods."""
+"""Command `fleet admin usage`: sums by dimension and time, rankings, and two periods compared."""
 
 import re
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from fleet_admin.columns import ABSENT, Kind, in_order, shown, write_csv
-from fleet_admin.reports import Point, model_name, start_column, tally_columns, trend_columns
+from fleet_admin.reports import model_name, start_column, tally_columns
 from fleet_cli.errors import CommandError
 from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, load_profile, open_log, time_of
 from fleet_cli.tables import Column, cell, print_json, print_table
@@ -96,25 +94,47 @@ def _limits(text: str, now: datetime) -> tuple[datetime, datetime]:
         raise CommandError(f"{cell(text)!r} is no period: take {_HELP}.") from None
 
 
-AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables.")]
-
 _DIMENSIONS: Final = ("app", "device", "edge", "model", "label")
 _GRAINS: Final = ("hour", "day", "month")
 _NOTHING: Final = "No sessions in this period."
+_LEAST: Final = 100
+"""Fewest tokens, or tested draft tokens, for a meaningful speed or acceptance rate."""
+
+_LOWEST: Final = {"speed": "tokens", "acceptance": "tested draft tokens"}
+"""Figures of which the lowest comes first, and what a row needs enough of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Usage:
+    """Sums of a combination of names and a time; latencies by time alone, refusals and errors by device alone."""
+
     start: datetime | None
     names: tuple[str | None, ...]
     counted: "Tally"
+    latencies: "Mapping[str, Distribution]" = field(default_factory=dict)
+    refusals: int = 0
+    errors: int = 0
 
-
-T = TypeVar("T")
+    def quantile(self, measure: str, share: float) -> float | None:
+        return self.latencies[measure].quantile(share) if measure in self.latencies else None
 
 
 def usage(
-    by: Annotated[str, typer.Option(metavar="app,device,edge,model,label,hour|day|month")] = "app",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="app,device,edge,model,label", help="Rows for each of these; by default app, or the time."
+        ),
+    ] = None,
+    per: Annotated[str | None, typer.Option(metavar="hour|day|month", help="Rows for each hour, day or month.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="Column to sort by: tokens, sessions, bytes, resumes, refusals, … the highest first; speed and "
+            f"acceptance the lowest first, with at least {_LEAST} tokens."
+        ),
+    ] = None,
+    between: Annotated[str | None, typer.Option(metavar="PERIOD,PERIOD", help=f"Compare two periods: {_HELP}.")] = None,
     since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
     until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="Only this device; repeatable.")] = None,
@@ -123,28 +143,72 @@ def usage(
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum number of rows.")] = 1000,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
-    as_csv: AsCsv = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables.")] = False,
     wide: Wide = False,
 ) -> None:
-    """Add up tokens, bytes and time by application, device, edge, model or label, also over time."""
-    names, grain = _groups(by)
-    after, before, prices = time_of("--since", since), time_of("--until", until), load_profile().prices
+    """Add up tokens, latencies, acceptance and bytes by application, device, edge, model, label or time."""
+    if between is not None:
+        if by or per or sort or since or until or device or label:
+            raise CommandError("--between goes with --edge alone: it compares sums of all devices.")
+        _compare(between, edge, db, as_json=as_json, wide=wide)
+        return
+    names = _names("app" if by is None and per is None else by or "")
+    if per not in {None, *_GRAINS}:
+        raise CommandError(f"--per takes hour, day or month, not {cell(per)!r}.")
+    period: dict[str, Any] = {"since": time_of("--since", since), "until": time_of("--until", until)}
+    prices = load_profile().prices
     with open_log(db) as log:
         chosen = _labelled(log, device, label)
-        found = [] if chosen == [] else _usage(log, names, grain, since=after, until=before, device=chosen, edge=edge)
+        found = [] if chosen == [] else _usage(log, names, per, **period, device=chosen, edge=edge)
+        if names == ["device"] and per is None:
+            found = _with_events(log, found, **period, edge=edge, devices=chosen)
+        elif not names and per and chosen is None:  # latencies are not known by device
+            known = log.latencies_over_time(per, **period, edge=edge)
+            found = [replace(row, latencies=known.get(row.start, {})) for row in found if row.start is not None]
+    columns = _columns(names, per, prices)
+    found, empty = (found, _NOTHING) if sort is None else _sorted(found, columns, sort)
     found = found[:limit]
-    columns: list[Column[_Usage]] = [
-        *([start_column(grain, lambda row: row.start)] if grain else ()),
-        *(Column(name, lambda row, place=place: row.names[place], rank=0) for place, name in enumerate(names)),  # type: ignore[misc]
-        *tally_columns(lambda row: row.counted, prices),
-    ]
     if as_json:
-        print_json([_as_json(row, names, grain, prices) for row in found])
+        print_json([_as_json(row, names, per, prices) for row in found])
     elif as_csv:
-        _write_csv(columns, found)
+        headings = [column.key for column in columns]
+        write_csv(sys.stdout, headings, ([column.value(row) for column in columns] for row in found))
     else:
         more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
-        print_table(f"Usage{more}", columns, found, sort="tokens", wide=wide, empty=_NOTHING)
+        print_table(f"Usage{more}", columns, found, sort=sort or "tokens", wide=wide, empty=empty)
+
+
+def _sorted(rows: Sequence[_Usage], columns: Sequence[Column[_Usage]], sort: str) -> tuple[list[_Usage], str]:
+    """Return the rows in order, and what to say if there are none."""
+    keys = {column.key: column for column in columns}
+    if sort not in keys:
+        raise CommandError(f"--sort takes {', '.join(keys)}, not {cell(sort)!r}.")
+    if sort not in _LOWEST:
+        return in_order(rows, keys[sort], falling=True), _NOTHING
+    enough = [row for row in rows if (row.counted.tested if sort == "acceptance" else row.counted.tokens) >= _LEAST]
+    return in_order(enough, keys[sort], falling=False), f"No row has at least {_LEAST} {_LOWEST[sort]} in this period."
+
+
+def _columns(names: Sequence[str], per: str | None, prices: "PriceList") -> list[Column[_Usage]]:
+    counted: list[Column[_Usage]] = tally_columns(lambda row: row.counted, prices)
+    columns: list[Column[_Usage]] = [
+        *([start_column(per, lambda row: row.start)] if per else ()),
+        *(Column(name, lambda row, place=place: row.names[place], rank=0) for place, name in enumerate(names)),  # type: ignore[misc]
+        counted[0],
+    ]
+    if not names:
+        columns += [
+            Column("first token p95", lambda row: row.quantile("first_token", 0.95), "ms", key="first_token", rank=0),
+            Column("gap p95", lambda row: row.quantile("gap", 0.95), "ms", key="gap", rank=1),
+        ]
+    columns += counted[1:]
+    columns.append(Column("bytes", lambda row: row.counted.uplink_bytes + row.counted.downlink_bytes, "bytes", rank=2))
+    if list(names) == ["device"] and per is None:
+        columns += [
+            Column("refusals", lambda row: row.refusals, "count", rank=1),
+            Column("errors", lambda row: row.errors, "count", rank=1),
+        ]
+    return columns
 
 
 def _as_json(row: _Usage, names: Sequence[str], grain: str | None, prices: "PriceList") -> dict[str, object]:
@@ -153,55 +217,20 @@ def _as_json(row: _Usage, names: Sequence[str], grain: str | None, prices: "Pric
         **dict(zip(names, row.names, strict=True)),
         **({"cost": prices.cost(row.counted)} if prices else {}),
         "counted": row.counted,
+        **(
+            {}
+            if names
+            else {"first_token_p95_ms": row.quantile("first_token", 0.95), "gap_p95_ms": row.quantile("gap", 0.95)}
+        ),
+        **({"refusals": row.refusals, "errors": row.errors} if list(names) == ["device"] and not grain else {}),
     }
 
 
-def _write_csv(columns: Sequence[Column[T]], rows: Iterable[T]) -> None:
-    headings = [column.key for column in columns]
-    write_csv(sys.stdout, headings, ([column.value(row) for column in columns] for row in rows))
-
-
-def trend(
-    grain: Annotated[
-        str, typer.Option(metavar="hour|day|month", help="Length of the time that a row covers.")
-    ] = "hour",
-    since: Annotated[str, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = "24h",
-    until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Only this device; repeatable.")] = None,
-    edge: Annotated[str | None, typer.Option(help="Only this edge.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Only devices with this label.")] = None,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    as_csv: AsCsv = False,
-    wide: Wide = False,
-) -> None:
-    """Show tokens, latencies, acceptance, speed and bytes by hour, day or month."""
-    if grain not in _GRAINS:
-        raise CommandError(f"--grain takes hour, day or month, not {cell(grain)!r}.")
-    after, before = time_of("--since", since), time_of("--until", until)
-    with open_log(db) as log:
-        chosen = _labelled(log, device, label)
-        views = [] if chosen == [] else log.usage(since=after, until=before, grain=grain, device=chosen, edge=edge)
-        # Latencies are not known by device.
-        known = {} if chosen is not None else log.latencies_over_time(grain, since=after, until=before, edge=edge)
-    points = [_point(view.start, view.counted, known.get(view.start, {})) for view in views if view.start is not None]
-    if as_json:
-        print_json(points)
-    elif as_csv:
-        _write_csv(trend_columns(grain), points)
-    else:
-        print_table(f"By {grain}", trend_columns(grain), points, wide=wide, empty=_NOTHING)
-
-
-def _groups(text: str) -> tuple[list[str], str | None]:
-    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    names = [word for word in words if word not in _GRAINS]
-    grains = [word for word in words if word in _GRAINS]
-    unknown = [name for name in names if name not in _DIMENSIONS]
-    if unknown or len(grains) > 1 or not words:
-        wrong = unknown[0] if unknown else ",".join(grains)
-        raise CommandError(f"--by takes {', '.join(_DIMENSIONS)} and one of hour, day, month, not {cell(wrong)!r}.")
-    return names, grains[0] if grains else None
+def _names(text: str) -> list[str]:
+    names = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if unknown := [name for name in names if name not in _DIMENSIONS]:
+        raise CommandError(f"--by takes {', '.join(_DIMENSIONS)}, not {cell(unknown[0])!r}; for times see --per.")
+    return names
 
 
 def _labelled(log: "SessionLog", devices: list[str] | None, labels: list[str] | None) -> list[str] | None:
@@ -258,65 +287,34 @@ def _sum(one: "Tally", other: "Tally") -> "Tally":
     return replace(one, **{each.name: getattr(one, each.name) + getattr(other, each.name) for each in fields(one)})
 
 
-def _point(start: datetime, counted: "Tally", latencies: "Mapping[str, Distribution]") -> Point:
-    first, gap = latencies.get("first_token"), latencies.get("gap")
-    return Point(
-        start=start,
-        counted=counted,
-        first_token_p50_ms=None if first is None else first.quantile(0.5),
-        first_token_p95_ms=None if first is None else first.quantile(0.95),
-        gap_p95_ms=None if gap is None else gap.quantile(0.95),
-    )
+def _with_events(
+    log: "SessionLog",
+    found: Sequence[_Usage],
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    edge: str | None,
+    devices: list[str] | None,
+) -> list[_Usage]:
+    """Add what devices were refused and what failed, also of those without a session."""
+    from fleet_edge.store.views import Tally
+
+    refusals = _times(log, since=since, until=until, edge=edge, kind="refused")
+    errors = _times(log, since=since, until=until, edge=edge, severity="error")
+    rows = {row.names[0]: row for row in found}
+    others = sorted({*refusals, *errors} - rows.keys())
+    nothing = Tally(sessions=0, segments=0, duration_ms=0.0)
+    rows |= {name: _Usage(start=None, names=(name,), counted=nothing) for name in others}
+    return [
+        replace(row, refusals=refusals.get(name or "", 0), errors=errors.get(name or "", 0))
+        for name, row in rows.items()
+        if devices is None or name in devices
+    ]
 
 
-_WATCH_S: Final = 5.0
-
-_LEAST: Final = 100
-"""Fewest tokens, or tested draft tokens, for a meaningful speed or acceptance rate."""
-
-
-class Rank(StrEnum):
-    TOKENS = "tokens"
-    SESSIONS = "sessions"
-    ROUNDS = "rounds"
-    BYTES = "bytes"
-    SLOWEST = "slowest"  # tokens a second that a session gets
-    ACCEPTANCE = "acceptance"  # the lowest first
-    REFUSALS = "refusals"
-    ERRORS = "errors"
-    RESUMES = "resumes"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ranked:
-    device: str
-    sessions: int
-    tokens: int
-    rounds: int
-    bytes: int
-    tokens_per_s: float | None
-    tested: int
-    acceptance: float | None
-    resumes: int
-    refusals: int
-    errors: int
-
-
-_NEEDED: Final = {Rank.SLOWEST: "tokens", Rank.ACCEPTANCE: "tested"}
-"""Of what a device needs enough to be ranked by how low a figure is."""
-
-_RANKED: Final[list[Column[_Ranked]]] = [
-    Column("device", lambda row: row.device, rank=0),
-    Column("tokens", lambda row: row.tokens, "count"),
-    Column("sessions", lambda row: row.sessions, "count"),
-    Column("tokens/s per session", lambda row: row.tokens_per_s, "figure", key="slowest"),
-    Column("acceptance", lambda row: row.acceptance, "percent"),
-    Column("bytes", lambda row: row.bytes, "bytes"),
-    Column("refusals", lambda row: row.refusals, "count"),
-    Column("errors", lambda row: row.errors, "count"),
-    Column("rounds", lambda row: row.rounds, "count", rank=2),
-    Column("resumes", lambda row: row.resumes, "count", rank=2),
-]
+def _times(log: "SessionLog", **chosen: Any) -> dict[str, int]:  # noqa: ANN401 - as `SessionLog.event_counts`
+    found = log.event_counts(by=("device",), limit=100_000, **chosen)
+    return {count.device: count.times for count in found if count.device is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,49 +333,12 @@ class _Compared:
         return 100.0 * (self.after - self.before) / self.before
 
 
-def top(
-    by: Annotated[
-        Rank,
-        typer.Option(
-            help=f"Figure to rank by; slowest and acceptance list the lowest, of devices with at least {_LEAST} tokens."
-        ),
-    ] = Rank.TOKENS,
-    since: Annotated[str, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = "1h",
-    edge: Annotated[str | None, typer.Option(help="Only this edge.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Only devices with this label.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number.")] = 20,
-    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
-    """Rank the devices by a figure of the last hour, or of any period."""
-    with open_log(db) as log:
-        while True:
-            after = time_of("--since", since) or datetime.now(UTC)
-            found = _ranked(log, by, since=after, edge=edge, label=label)
-            if as_json:
-                print_json(found[:limit])
-            else:
-                if watch and sys.stdout.isatty():
-                    print("\x1b[2J\x1b[H", end="")
-                _show_ranked(found[:limit], by, since=after, wide=wide)
-            if not watch:
-                return
-            time.sleep(_WATCH_S)
-
-
-def compare(
-    first: Annotated[str, typer.Argument(metavar="PERIOD")],
-    second: Annotated[str, typer.Argument(metavar="PERIOD")],
-    edge: Annotated[str | None, typer.Option(help="Only this edge.")] = None,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
-    """Compare two periods: today, last-week, 2026-11, 2026-11-03, 7d, FROM..TO; 14d..7d and 7d."""
+def _compare(text: str, edge: str | None, db: str, *, as_json: bool, wide: bool) -> None:
     now = datetime.now(UTC)
-    named = read_period(first, now=now), read_period(second, now=now)
+    words = text.split(",")
+    if len(words) != 2:  # noqa: PLR2004
+        raise CommandError(f"--between takes two periods with a comma between them, not {cell(text)!r}: {_HELP}.")
+    named = read_period(words[0], now=now), read_period(words[1], now=now)
     periods = equal_parts(*named)
     with open_log(db) as log:
         before, after = (_figures(log, period, edge) for period in periods)
@@ -395,56 +356,6 @@ def compare(
         cut, other = named if periods[0] != named[0] else named[::-1]
         title += f": {cell(cut.name)} cut to the length of {cell(other.name)}"
     print_table(title, columns, found, as_json=as_json, wide=wide)
-
-
-def _ranked(
-    log: "SessionLog", by: Rank, *, since: datetime | None, edge: str | None, label: list[str] | None
-) -> list[_Ranked]:
-    from fleet_edge.store.views import Tally
-
-    found = log.usage(since=since, by=("device",), edge=edge)
-    counted = {view.device: view.counted for view in found if view.device is not None}
-    refusals = _times(log, since=since, edge=edge, kind="refused")
-    errors = _times(log, since=since, edge=edge, severity="error")
-    names = {*counted, *refusals, *errors}
-    if label:
-        names &= {name for name, words in log.labels().items() if set(words) & set(label)}
-    nothing = Tally(sessions=0, segments=0, duration_ms=0.0)
-    rows = [
-        _Ranked(
-            device=name,
-            sessions=sums.sessions,
-            tokens=sums.tokens,
-            rounds=sums.rounds,
-            bytes=sums.uplink_bytes + sums.downlink_bytes,
-            tokens_per_s=sums.tokens_per_s,
-            tested=sums.tested,
-            acceptance=sums.acceptance,
-            resumes=sums.segments - sums.sessions,
-            refusals=refusals.get(name, 0),
-            errors=errors.get(name, 0),
-        )
-        for name in sorted(names)
-        for sums in (counted.get(name, nothing),)
-    ]
-    needed = _NEEDED.get(by)
-    enough = [row for row in rows if needed is None or getattr(row, needed) >= _LEAST]
-    return in_order(enough, next(each for each in _RANKED if each.key == by.value), falling=needed is None)
-
-
-def _times(
-    log: "SessionLog", *, since: datetime | None, edge: str | None, kind: str | None = None, severity: str | None = None
-) -> dict[str, int]:
-    found = log.event_counts(by=("device",), since=since, edge=edge, kind=kind, severity=severity, limit=100_000)
-    return {count.device: count.times for count in found if count.device is not None}
-
-
-def _show_ranked(found: list[_Ranked], by: Rank, *, since: datetime, wide: bool) -> None:
-    least = {Rank.SLOWEST: "tokens", Rank.ACCEPTANCE: "tested draft tokens"}.get(by)
-    when = f"since {since:%Y-%m-%d %H:%M} UTC"
-    title = f"Devices by {by.value} {when}" + (f", with at least {_LEAST} {least}" if least else "")
-    empty = f"No device has {f'at least {_LEAST} {least}' if least else 'done anything'} {when}."
-    print_table(title, _RANKED, found, sort=by.value, wide=wide, empty=empty)
 
 
 def _figures(log: "SessionLog", period: UsagePeriod, edge: str | None) -> "Mapping[str, tuple[float | None, Kind]]":
@@ -487,5 +398,4 @@ def _percent(change: float | None) -> str:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (usage, trend, top, compare):
-        app.command()(command)
+    app.command()(usage)

@@ -124,12 +124,12 @@ def test_what_the_page_names_can_be_run(admin: Run, command: str) -> None:
         ("versions", ["0.2.0", "0.1.0"], []),
         ("usage --by label", ["hall_a", "north", "—"], ["gateway-8"]),
         ("usage --by app,device", ["chat", "gateway-7"], []),
-        ("usage --by month", [f"{NOW:%Y-%m}-01"], []),
+        ("usage --per month", [f"{NOW:%Y-%m}-01"], []),
         ("usage --by device --label hall_a", ["gateway-8"], ["gateway-7"]),
-        ("trend --grain day --since 20d", ["75.0 %", "first token p95"], []),
-        ("top --by refusals", ["gateway-7"], []),
-        ("top --label north", ["gateway-8"], ["gateway-7"]),
-        ("compare 14d..7d 7d", ["+100.0 %", "sessions failed"], []),
+        ("usage --per day --since 20d", ["75.0 %", "first token p95"], []),
+        ("usage --by device --sort refusals --since 1h", ["gateway-7"], []),
+        ("usage --by device --sort tokens --label north", ["gateway-8"], ["gateway-7"]),
+        ("usage --between 14d..7d,7d", ["+100.0 %", "sessions failed"], []),
         ("events --kind refused", ["busy", "gateway-7"], ["internal"]),
         ("events --severity error", ["internal"], ["busy"]),
         ("events --device gateway-8", ["handed-over", "silent"], ["busy"]),
@@ -178,11 +178,11 @@ def test_the_column_that_devices_are_sorted_by_is_shown(admin: Run, sort: str, m
     assert sort.partition("-")[0] in output
 
 
-def test_top_leaves_out_who_has_written_too_little_for_a_speed(admin: Run) -> None:
-    found = [each["device"] for each in json.loads(_said(admin, "top --by tokens --since 30d --json"))]
+def test_a_ranking_by_speed_leaves_out_devices_with_few_tokens(admin: Run) -> None:
+    found = [each["device"] for each in json.loads(_said(admin, "usage --by device --sort tokens --since 30d --json"))]
     assert found == ["gateway-8", "gateway-7"]
-    assert json.loads(_said(admin, "top --by slowest --since 30d --json")) == []
-    assert "100 tokens" in _said(admin, "top --by slowest --since 30d")
+    assert json.loads(_said(admin, "usage --by device --sort speed --since 30d --json")) == []
+    assert "100 tokens" in _said(admin, "usage --by device --sort speed --since 30d")
 
 
 def test_of_two_periods_equal_parts_are_compared() -> None:
@@ -209,8 +209,8 @@ def test_devices_are_limited_and_the_title_says_of_how_many(admin: Run) -> None:
     [
         ("devices --sort certificate", "gateway-8"),
         ("devices --sort round-trip", "gateway-7"),
-        ("top --by sessions --since 30d", "gateway-8"),
-        ("top --by errors", "gateway-7"),
+        ("usage --by device --sort sessions --since 30d", "gateway-8"),
+        ("usage --by device --sort errors --since 1h", "gateway-7"),
     ],
 )
 def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, first: str) -> None:
@@ -222,16 +222,19 @@ def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, fir
     [
         ("devices --sort size", "--sort takes name, seen, sessions"),
         ("sessions --sort size", "--sort takes opened, tokens"),
-        ("usage --by country", "--by takes app, device, edge, model, label and one of hour, day, month, not 'country'"),
-        ("usage --by day,month", "not 'day,month'"),
-        ("trend --grain week", "--grain takes hour, day or month, not 'week'"),
+        ("usage --by country", "--by takes app, device, edge, model, label, not 'country'"),
+        ("usage --by day", "for times see --per"),
+        ("usage --per week", "--per takes hour, day or month, not 'week'"),
+        ("usage --sort size", "--sort takes app, tokens"),
+        ("usage --between 7d", "--between takes two periods"),
+        ("usage --between 14d,7d --by app", "--between goes with --edge alone"),
         ("events --severity dreadful", "--severity takes info, warning or error, not 'dreadful'"),
         ("events --count moon", "--count takes kind, code"),
         ("events --count kind --follow", "--count goes with neither --follow"),
         ("events --until 1h --follow", "--until and --follow exclude"),
-        ("compare yesterday tomorrow", "'tomorrow' is no period: take today"),
-        ("compare 2020-13 7d", "'2020-13' is no period"),
-        ("compare 7d..9d 7d", "is empty or has not begun"),
+        ("usage --between yesterday,tomorrow", "'tomorrow' is no period: take today"),
+        ("usage --between 2020-13,7d", "'2020-13' is no period"),
+        ("usage --between 7d..9d,7d", "is empty or has not begun"),
         ("export sessions --to /nowhere/at/all.csv", "The file /nowhere/at/all.csv cannot be written"),
     ],
 )
