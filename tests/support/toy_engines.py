@@ -18,7 +18,6 @@ from tests.support.toy_pair import END_TOKENS, TOP_K, Languages, ToyPair
 from tests.support.toy_transformer import ToyTransformer
 
 _KV_BYTES: Final = 1 << 24
-_SERVERS: Final = 2
 _SPARE: Final = 8  # positions that a server keeps for itself
 _CONTEXT: Final = 256
 
@@ -128,19 +127,16 @@ def _remote(engine: ToyEngine) -> Iterator[Verifier]:
     local = LocalTokens("toy", list(target.words), END_TOKENS)
     settings = InferenceServerSettings(api=engine.value, top_logprobs=TOP_K)
     with ExitStack() as stack:
-        servers = [
-            stack.enter_context(
-                InferenceServer(
-                    ScriptedVerifier(target, target.words, context=_CONTEXT),
-                    target.words,
-                    api=engine.value,
-                    max_model_len=_CONTEXT + _SPARE,
-                )
+        server = stack.enter_context(
+            InferenceServer(
+                ScriptedVerifier(target, target.words, context=_CONTEXT),
+                target.words,
+                api=engine.value,
+                max_model_len=_CONTEXT + _SPARE,
             )
-            for _ in range(_SERVERS)
-        ]
+        )
         samples = sample_tokens(local.strings, local.end_tokens)
-        verifier = connect(settings, local, [server.url for server in servers], samples=samples)
+        verifier = connect(settings, local, server.url, samples=samples)
         stack.callback(verifier.shut_down)
         yield verifier
 
