@@ -1,4 +1,4 @@
-"""`fleet dev asyncapi`: the AsyncAPI document of all topics and messages."""
+"""`fleet asyncapi`: the AsyncAPI document of all topics and messages."""
 
 import json
 from collections.abc import Iterator
