@@ -11,6 +11,7 @@ from typing import Final
 import typer
 
 from fleet_cli.errors import CommandError
+from fleet_common.extras import install_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def not_installed(error: ModuleNotFoundError, arguments: Sequence[str]) -> Comma
     name = next((argument for argument in arguments if argument in COMMANDS), "")
     return CommandError(
         f"`fleet {name}` needs the package {missing!r}; install it with: "
-        f"pip install 'dssd-fleet[{COMMANDS[name].extra if name else 'demo'}]'"
+        f"{install_command(COMMANDS[name].extra if name else 'demo')}"
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from fleet_cli.errors import CommandError, ExitCode
+from fleet_common.extras import install_command
 from fleet_common.logs import EventStream
 from fleet_common.settings import SettingField, Settings, fields_of, load_settings
 from fleet_common.validation import read_time
@@ -279,8 +280,7 @@ def needs_extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise CommandError(
-            f"The package {error.name!r} is missing; install this one with the extra {name!r}: "
-            f"pip install 'dssd-fleet[{name}]'"
+            f"The package {error.name!r} is missing; install this one with the extra {name!r}: {install_command(name)}"
         ) from error
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
+from fleet_common.extras import install_command
 from fleet_common.grammar.process import GrammarTokenizer
 from schemas.errors import FleetError
 from schemas.fields import MAX_VOCABULARY
@@ -37,7 +38,7 @@ def library() -> Any:  # noqa: ANN401 - the binding is untyped
     except ImportError:
         raise LlamaError(
             "Drafting, and an edge's engine llama.cpp, need llama-cpp-python; install it with: "
-            "pip install 'dssd-fleet[device]'"
+            f"{install_command('device')}"
         ) from None
     if not hasattr(llama_cpp, "LLAMA_FLASH_ATTN_TYPE_ENABLED"):
         # Older structures would silently ignore our settings.

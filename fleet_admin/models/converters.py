@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from fleet_common.extras import install_command
+
 
 def exit_with_parent() -> None:
     """End this process when its standard input ends."""
@@ -38,7 +40,7 @@ def quantize(source: str, output: str, quantization: str) -> None:
     try:
         import llama_cpp
     except ImportError:
-        sys.exit("Quantizing needs llama-cpp-python; install it with: pip install 'dssd-fleet[device]'")
+        sys.exit(f"Quantizing needs llama-cpp-python; install it with: {install_command('device')}")
     kind = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quantization}", None)
     if kind is None:
         sys.exit(f"This llama.cpp knows no quantization {quantization}.")
@@ -58,7 +60,7 @@ def dequantize(source: Path, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
-        sys.exit(f"Making the target needs {error.name}; install it with: pip install 'dssd-fleet[edge]'")
+        sys.exit(f"Making the target needs {error.name}; install it with: {install_command('edge')}")
     where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -88,7 +90,7 @@ def deepen_folder(source: Path, folder: Path, times: int) -> None:
         from safetensors import safe_open
         from safetensors.torch import save_file
     except ImportError as error:
-        sys.exit(f"Deepening the target needs {error.name}; install it with: pip install 'dssd-fleet[edge]'")
+        sys.exit(f"Deepening the target needs {error.name}; install it with: {install_command('edge')}")
     import torch
 
     folder.mkdir()
@@ -121,7 +123,7 @@ def deepen_gguf(source: Path, output: Path, times: int) -> None:
     try:
         import gguf
     except ImportError:
-        sys.exit("Deepening a GGUF needs gguf; install it with: pip install 'dssd-fleet[edge]'")
+        sys.exit(f"Deepening a GGUF needs gguf; install it with: {install_command('edge')}")
     reader = gguf.GGUFReader(source)
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
     count_key = gguf.Keys.LLM.BLOCK_COUNT.format(arch=architecture)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet_admin.models.files import PARTIAL, ModelsError, seal
+from fleet_common.extras import install_command
 from schemas.vocabulary import Vocabulary, token_strings
 
 Value = int | float | str | tuple[int | float, ...]
@@ -255,7 +256,7 @@ def _reader(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the l
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise ModelsError("Reading a GGUF needs gguf; install it with: pip install 'dssd-fleet[edge]'") from None
+        raise ModelsError(f"Reading a GGUF needs gguf; install it with: {install_command('edge')}") from None
     if path.is_dir():
         raise VocabularyUnusable(
             f"{path} is a folder; give a GGUF of the same model, in any quantization: a device reads it with llama.cpp."

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from fleet_common.extras import install_command
 from fleet_common.host import available_memory
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
@@ -29,8 +30,8 @@ def check(settings: EdgeSettings) -> None:
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise VerifierError(
-            f"The engine blocks needs {' and '.join(missing)}, which the extra `edge` has; install it: pip install "
-            "'dssd-fleet[edge]'; or set engine to another one."
+            f"The engine blocks needs {' and '.join(missing)}, which the extra `edge` has; set engine to another one, "
+            f"or install it: {install_command('edge')}"
         )
     check_source(settings.target)
     path = Path(settings.target).expanduser()

@@ -11,6 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Final
 
+from fleet_common.extras import install_command
 from fleet_common.host import NVIDIA_DRIVER
 from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
@@ -136,8 +137,8 @@ def read_target_tokens(settings: EdgeSettings) -> list[str]:
             file.close()
     if find_spec("torch") is None:
         raise VerifierError(
-            f"Reading the tokens of {settings.target} needs the extra `edge`; install it: pip install "
-            "'dssd-fleet[edge]', or name a GGUF as target."
+            f"Reading the tokens of {settings.target} needs the extra `edge`; name a GGUF as target, or install it: "
+            f"{install_command('edge')}"
         )
     from fleet_edge.verifiers.packed.target import target_tokens  # noqa: PLC0415 - likewise
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from fleet_common.extras import install_command
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 
 _CONFIG: Final = "config.json"
@@ -57,7 +58,7 @@ def check_repository(name: str) -> None:
     except ImportError:
         raise VerifierError(
             f"There is no folder or file {name}, and fetching a model from a hub needs the extra `edge`; correct the "
-            "target model's path, or install it: pip install 'dssd-fleet[edge]'."
+            f"target model's path, or install it: {install_command('edge')}"
         ) from None
     if not is_cached(name, _CONFIG) and not is_reachable():
         raise VerifierError(

@@ -13,6 +13,7 @@ import pytest
 
 from fleet_cli.commands import COMMANDS, program
 from fleet_cli.main import command_line
+from fleet_common.extras import install_command
 from tests.support.command import Run, refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ def test_a_missing_extra_is_named(command: str, models: Path, monkeypatch: pytes
     arguments = {"edge": ["run"], "demo": ["--models-dir", str(models)]}[command]
     sentence = refused(fleet(command, *arguments))
     assert "'sqlalchemy'" in sentence
-    assert f"dssd-fleet[{COMMANDS[command].extra}]" in sentence
+    assert install_command(COMMANDS[command].extra) in sentence
 
 
 def test_a_program_off_the_path_is_called_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_common.extras import install_command
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import (
@@ -413,8 +414,8 @@ def check(settings: EdgeSettings) -> None:
     """Check that the target is a GGUF, and that llama.cpp is installed; raises `VerifierError`."""
     if find_spec("llama_cpp") is None:
         raise VerifierError(
-            "The engine llama.cpp needs the extra `edge-llama`; install it: pip install 'dssd-fleet[edge-llama]'; or "
-            "set engine to another one."
+            "The engine llama.cpp needs the extra `edge-llama`; set engine to another one, or install it: "
+            f"{install_command('edge-llama')}"
         )
     check_source(settings.target)
     if not is_gguf(Path(settings.target).expanduser()):

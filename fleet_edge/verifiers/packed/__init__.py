@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from fleet_common.extras import install_command
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Verifier, VerifierError
 from fleet_edge.verifiers.source import check_source
@@ -11,8 +12,8 @@ def check(settings: EdgeSettings) -> None:
     """Check that there is a target model, from its files alone; raises `VerifierError` also without torch."""
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise VerifierError(
-            "The engine torch needs the extra `edge`; install it: pip install 'dssd-fleet[edge]'; or set engine to "
-            "another one."
+            "The engine torch needs the extra `edge`; set engine to another one, or install it: "
+            f"{install_command('edge')}"
         )
     check_source(settings.target)
 

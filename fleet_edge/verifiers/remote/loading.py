@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from fleet_common.extras import install_command
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
 from fleet_edge.verifiers.remote.dialect import BadSetting
 from schemas.vocabulary import token_strings
@@ -28,7 +29,7 @@ def check(settings: "EdgeSettings") -> None:
         import httpx  # noqa: F401, PLC0415 - comes with the extra
     except ImportError as error:
         raise VerifierError(
-            "The engine `remote` needs the extra `edge-remote`; install it: pip install 'dssd-fleet[edge-remote]'."
+            f"The engine `remote` needs the extra `edge-remote`; install it: {install_command('edge-remote')}"
         ) from error
     endpoint_url(settings.remote.endpoint)
     ServerKey(settings.remote.api_key_file)

@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet_common.extras import install_command
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers import blocks_engine as blocks_loader
 from fleet_edge.verifiers import packed as packed_loader
@@ -35,7 +37,7 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(loader, "find_spec", lambda _name: None)
     for attempt in (check_verifier, load_verifier):
-        with pytest.raises(VerifierError, match=rf"dssd-fleet\[{extra}\]"):
+        with pytest.raises(VerifierError, match=re.escape(install_command(extra))):
             attempt(settings(gguf, engine=engine))
 
 
