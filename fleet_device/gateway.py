@@ -300,7 +300,7 @@ class Gateway:
             "edges": [
                 {
                     "edge": state.edge,
-                    "presence": state.presence.value,
+                    "presence": "loading" if state.loading else state.presence.value,
                     "target": state.target,
                     "vocabulary": state.vocabulary,
                     "software": state.software,

@@ -239,9 +239,7 @@ class DeviceService:
         if not self.edges.online():
             if self.agent.inbox.rejected is not None:
                 return EdgeUnavailable(str(self.agent.inbox.rejected), code=LinkFault.NOT_AUTHORIZED)
-            return EdgeUnavailable(
-                f"No edge of fleet {self.settings.fleet!r} is online now; start one with `fleet edge run`."
-            )
+            return EdgeUnavailable(self.edges.absence(self.settings.fleet))
         return None
 
     def on_connection(self, listener: Callable[[bool], None]) -> None:

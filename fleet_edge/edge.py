@@ -11,23 +11,29 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from fleet_common.mqtt.link import Link
+from fleet_common.mqtt.errors import LinkError
+from fleet_common.mqtt.link import Link, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.settings import load_settings
 from fleet_edge.errors import EdgeError
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_draft, load_verifier
+from schemas.control import MAX_LABEL, EdgeState, Presence, encode_json
+from schemas.names import VERSION
+from schemas.topics import Topic, build
 
 if TYPE_CHECKING:
     from fleet_edge.service import EdgeService
     from fleet_edge.verifiers.contract import TargetInfo, Verifier
+
+_CONNECT_S: Final = 10.0
 
 CONFIG_VARIABLE: Final = "FLEET_EDGE_CONFIG"
 """Environment variable that names the TOML file."""
@@ -173,7 +179,8 @@ class Edge:
         if self._verifier is None:
             if not self._checked:
                 self.check()
-            self._verifier = load_verifier(self.settings)
+            with self._announced_as_loading():
+                self._verifier = load_verifier(self.settings)
             self._loaded = True
         draft = load_draft(self.settings, self._verifier)
         # Imported late, because it takes seconds.
@@ -184,6 +191,37 @@ class Edge:
         )
         service.start()
         return service
+
+    @contextmanager
+    def _announced_as_loading(self) -> Iterator[None]:
+        """Announce that this edge loads its target model, which may take minutes; until it is online, or fails."""
+        settings = self.settings
+        topic = build(Topic.EDGE_STATE, fleet=settings.fleet, edge=settings.edge)
+        offline = EdgeState(
+            presence=Presence.OFFLINE,
+            software=VERSION,
+            edge=settings.edge,
+            target=str(settings.target)[:MAX_LABEL],
+            vocabulary="",
+            since=self._now(),
+        )
+        will = Will(topic, encode_json(offline))
+        link = self._make_link(settings.broker.link(settings.fleet, settings.edge, will=will))
+
+        def publish(state: EdgeState) -> None:
+            with suppress(LinkError):  # it is published again after a reconnect
+                link.publish(topic, encode_json(state), retain=True, content_type="application/json")
+
+        loading = offline.model_copy(update={"loading": True})
+        link.on_connection(lambda up: publish(loading) if up else None)
+        try:
+            link.start(timeout_s=_CONNECT_S)
+            yield
+        except BaseException:
+            publish(offline)
+            raise
+        finally:
+            link.stop()
 
     def _end(self, service: "EdgeService") -> int:
         from fleet_edge.verifiers.contract import RunsElsewhere  # noqa: PLC0415 - see `_start`

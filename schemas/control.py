@@ -20,7 +20,10 @@ from schemas.reasons import unknown_as
 
 MAX_CONTROL_BYTES = 64 << 10
 
-_Label = Annotated[str, Field(max_length=200), PRINTABLE]
+MAX_LABEL: Final = 200
+"""Characters."""
+
+_Label = Annotated[str, Field(max_length=MAX_LABEL), PRINTABLE]
 
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
@@ -81,6 +84,7 @@ class EdgeState(ControlMessage):
         since: When the process connected (UTC).
         certificate_until: End of validity of its client certificate, if it has one.
         sessions_per_device: Most open sessions of a device here; a device with more requests lets them wait.
+        loading: Whether an edge that is offline loads its target model.
     """
 
     presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
@@ -91,6 +95,7 @@ class EdgeState(ControlMessage):
     since: Instant
     certificate_until: Instant | None = None
     sessions_per_device: Annotated[int, Field(ge=1, le=1 << 16, strict=True)] | None = None
+    loading: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Telemetry(ControlMessage):

@@ -38,9 +38,7 @@ class EdgeVocabulary(Protocol):
 def check_online(edges: EdgePresences, fleet: str, *, wait_s: float) -> str:
     """Return which edges are online within `wait_s`; raise EdgeUnavailable if none is."""
     if not edges.wait_online(wait_s):
-        known = [f"{state.edge} is {state.presence.value}" for state in edges.known()]
-        heard = f"edge {', '.join(known)}" if known else "none has sent a message"
-        raise EdgeUnavailable(f"No edge of fleet {fleet!r} is online ({heard}); start one with `fleet edge run`.")
+        raise EdgeUnavailable(edges.absence(fleet))
     online = [f"{state.edge} with {state.target}, software {state.software}" for state in edges.online()]
     return f"Online: {'; '.join(online)}. This device has software {VERSION}."
 

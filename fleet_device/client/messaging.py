@@ -44,6 +44,18 @@ class EdgePresences:
     def online(self) -> tuple[EdgeState, ...]:
         return tuple(state for state in self.known() if state.presence is Presence.ONLINE)
 
+    def absence(self, fleet: str) -> str:
+        """Return why no edge of the fleet can be used, and what to do."""
+        loading = [state.edge for state in self.known() if state.loading]
+        if loading:
+            return f"Edge {loading[0]!r} of fleet {fleet!r} loads its target model; wait until it is online."
+        known = [f"{state.edge} is {state.presence.value}" for state in self.known()]
+        heard = f"edge {', '.join(known)}" if known else "none has sent a message"
+        return (
+            f"No edge of fleet {fleet!r} is online ({heard}); start one with `fleet edge run`, or check that it uses "
+            "the same broker and fleet name."
+        )
+
     def wait_online(self, timeout_s: float, *, edge: str | None = None) -> bool:
         """Return whether an edge is online, or the named one; wait for it at most `timeout_s`."""
 
@@ -241,10 +253,13 @@ class Outbound:
             )
         if self.inbox.rejected is not None:
             return EdgeUnavailable(str(self.inbox.rejected), code=LinkFault.NOT_AUTHORIZED)
-        return EdgeUnavailable(
-            f"No edge of fleet {self.fleet!r} answered within {waited_s:.0f} s; start one with `fleet edge run`, "
-            "or check that it uses the same broker and fleet name."
-        )
+        edges = self.inbox.edges
+        if online := [state.edge for state in edges.online()]:
+            return EdgeUnavailable(
+                f"Edge {online[0]!r} is online and has not answered within {waited_s:.0f} s: it has too much to do, or "
+                "prepares the request's grammar; try again."
+            )
+        return EdgeUnavailable(f"No answer within {waited_s:.0f} s. {edges.absence(self.fleet)}")
 
     def open(self, message: Open) -> None:
         self._send(Topic.OPEN, encode_open(message))

@@ -10,6 +10,7 @@ import pytest
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge import Edge, EdgeError, EdgeSettings
+from fleet_edge.verifiers.contract import Verifier, VerifierError
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.topics import Topic, build
@@ -35,9 +36,13 @@ class Place:
         return MemoryLink(self.broker, link.client_id, will=link.will)
 
     @property
-    def presence(self) -> Presence | None:
+    def state(self) -> EdgeState | None:
         kept = self.broker.retained(build(Topic.EDGE_STATE, fleet=FLEET, edge="edge-1"))
-        return None if kept is None else decode_json(EdgeState, kept).presence
+        return None if kept is None else decode_json(EdgeState, kept)
+
+    @property
+    def presence(self) -> Presence | None:
+        return None if self.state is None else self.state.presence
 
 
 @pytest.fixture
@@ -52,6 +57,34 @@ def test_in_a_with_block_the_edge_is_online_and_afterwards_it_is_not(place: Plac
     place.broker.pump()
     assert place.presence is Presence.OFFLINE
     assert not [thread for thread in threading.enumerate() if thread.name == "edge"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_while_it_loads_its_model_it_says_so(place: Place, monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
+    verifier = place.edge()._verifier
+    seen: list[tuple[Presence, bool | None]] = []
+
+    def load(_settings: EdgeSettings) -> Verifier | None:
+        until(lambda: place.state is not None)
+        assert place.state is not None
+        seen.append((place.state.presence, place.state.loading))
+        if fails:
+            raise VerifierError("It is damaged.")
+        return verifier
+
+    monkeypatch.setattr("fleet_edge.edge.load_verifier", load)
+    monkeypatch.setattr(Edge, "check", lambda _edge: None)
+    edge = Edge(place.edge().settings, make_link=place.link)
+    edge.stop()
+    with place.broker.running():
+        if fails:
+            with pytest.raises(VerifierError):
+                edge.run()
+        else:
+            edge.run()
+    assert seen == [(Presence.OFFLINE, True)]
+    assert place.state is not None
+    assert (place.state.presence, place.state.loading) == (Presence.OFFLINE, None)
 
 
 def test_on_a_thread_it_runs_until_it_is_stopped_from_another_one(place: Place) -> None:

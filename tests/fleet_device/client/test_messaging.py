@@ -1,4 +1,5 @@
 import logging
+import re
 
 import pytest
 
@@ -7,16 +8,17 @@ from fleet_device.client.messaging import (
     ConnectionChanged,
     EdgePresences,
     Inbox,
+    Outbound,
     ReceivedVerdict,
     Undelivered,
     Wake,
 )
 from schemas.codec import encode_verdict
-from schemas.control import Presence
+from schemas.control import EdgeState, Presence
 from schemas.messages import Verdict
 from schemas.topics import Topic, build
 from tests.support.memory_broker import MemoryBroker
-from tests.support.memory_fleet import edge_state
+from tests.support.memory_fleet import EDGE, FLEET, edge_state
 from tests.support.memory_link import MemoryLink
 
 VERDICT = Verdict(handle=1, round=2, accepted=3, next=4)
@@ -88,6 +90,23 @@ def test_only_edges_that_take_new_sessions_are_online() -> None:
         edges.note(name, edge_state(presence))
     assert len(edges.known()) == 3
     assert [state.presence for state in edges.online()] == [Presence.ONLINE]
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, "fleet edge run"),
+        (edge_state(Presence.DRAINING), "edge edge-1 is draining"),
+        (edge_state(Presence.OFFLINE, loading=True), "'edge-1' .* loads its target model"),
+        (edge_state(Presence.ONLINE), "'edge-1' is online and has not answered within 10 s"),
+    ],
+)
+def test_who_gets_no_answer_hears_what_is_known_of_the_edges(state: EdgeState | None, said: str) -> None:
+    scene = Scene()
+    if state is not None:
+        scene.inbox.edges.note(EDGE, state)
+    outbound = Outbound(scene.link, FLEET, "device-1", scene.inbox)
+    assert re.search(said, str(outbound.silence(10.0)))
 
 
 def test_the_last_state_of_an_edge_counts() -> None:
