@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from fleet_admin.columns import Column
 from fleet_edge.store.views import SERVING
+from schemas.names import model_name
 
 if TYPE_CHECKING:
     from fleet_admin.settings import PriceList
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DAY: Final = timedelta(days=1)
-
-
-def model_name(name: str | None, quantization: str | None) -> str | None:
-    """Return a draft model with its quantization."""
-    return " ".join(part for part in (name, quantization) if part) or None
 
 
 # Devices and edges
@@ -74,7 +70,7 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
     return [
         Column("edge", lambda row: row.edge, rank=0),
         Column("state", lambda row: row.state.value, "state", rank=0),
-        Column("since", lambda row: row.presence_since, "ago", rank=2),
+        Column("since", lambda row: row.state_since, "ago", rank=2),
         Column("open sessions", loaded("open_sessions"), "count", key="open", rank=1),
         Column("free sessions", free, "count", key="free", rank=1, meaning="Sessions that the edge can still open."),
         Column("tokens/s", loaded("tokens_per_s"), "figure", key="tokens", rank=1),
@@ -95,9 +91,9 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
     ]  # fmt: skip
 
 
-def days_left(until: datetime | None, now: datetime) -> float | None:
-    """Return the days until a certificate expires; negative afterwards."""
-    return None if until is None else (until - now) / _DAY
+def days_left(until: datetime | None, now: datetime) -> int | None:
+    """Return the whole days until a certificate expires, as `fleet broker list` does; negative afterwards."""
+    return None if until is None else (until - now) // _DAY
 
 
 # Sessions and events

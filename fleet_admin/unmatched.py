@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from fleet_common.identity.certificates import IdentityRole
+from fleet_common.identity.certificates import IdentityRole, probe_name
 from fleet_common.identity.index import CertificateState, CertificateStatus, Entry, certificate_statuses
 from fleet_edge.session_log import SessionLog
 
@@ -53,6 +53,8 @@ def find_unmatched(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now:
     }
     begun = {entry.serial: entry.not_before for entry in entries}
     seen = {(each.name, each.role): each for each in sighted}
+    # The identities of `fleet edge selftest`, which announce no state.
+    probes = {(probe_name(name), IdentityRole.DEVICE) for name, role in known if role is IdentityRole.EDGE}
     unmatched = [
         UnmatchedMachine(
             name=name,
@@ -63,7 +65,7 @@ def find_unmatched(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now:
             enrolled_at=begun[status.serial],
         )
         for (name, role), status in sorted(known.items())
-        if status.state in _IN_FORCE and (name, role) not in seen
+        if status.state in _IN_FORCE and (name, role) not in {*seen, *probes}
     ]
     for (name, role), each in sorted(seen.items()):
         status_or_none = known.get((name, role))

@@ -125,7 +125,8 @@ class ChatFigures:
         lines += [
             f"all answers     {self._answers} with {total} tokens, {rate}; {_by_origin(self._origins)}",
             f"  acceptance    {_share(self._accepted, self._tested)}",
-            f"conversation    {turns} turns; the last prompt had {prompt_tokens:,} tokens, the context has {context:,}",
+            f"conversation    {turns} turn{'s' * (turns != 1)}; the last prompt had {prompt_tokens:,} tokens, the context "
+            f"has {context:,}",
         ]
         return lines
 

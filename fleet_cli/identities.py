@@ -207,7 +207,7 @@ def sign_command(
     passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign a request for NAME; send back the certificate and the authority's own."""
+    """Sign an identity's certificate request, and print which files to send back."""
     authority = open_authority(ca, passphrase_file)
     entry = authority.sign(load_request(request), name=name, role=role, hosts=hosts or ())
     _write_signed(authority, [entry], out, as_json=as_json)
@@ -341,7 +341,7 @@ def _show_request(request: Path, device: str, *, command: str, as_json: bool) ->
         return
     print(f"The request is in {request}; the key stays here. Have the operator sign it:")
     print(f"  fleet broker sign {device} {request.name}")
-    print("Then come back with what he sends:")
+    print("When the operator has sent the two certificates, run:")
     print(f"  {command} {device} --folder {request.parent} --certificate {device}.pem --ca ca.pem")
 
 

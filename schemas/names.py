@@ -17,6 +17,11 @@ MAX_NAME_LENGTH = 63  # a DNS label's, so that a host name is always a valid dev
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
+def model_name(name: str | None, quantization: str | None) -> str | None:
+    """Return a draft model's name with its quantization; a drafter without a model has the quantization `none`."""
+    return " ".join(part for part in (name, quantization if quantization != "none" else None) if part) or None
+
+
 def check_name(name: str) -> str:
     """Return `name`, or raise InvalidName if a topic level or certificate cannot have it."""
     if not _NAME.fullmatch(name):

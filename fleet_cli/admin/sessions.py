@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from fleet_admin.columns import Kind, in_order, shown
-from fleet_admin.reports import EVENTS, RUNNING, SESSIONS, device_columns, model_name, tally_columns
+from fleet_admin.reports import EVENTS, RUNNING, SESSIONS, device_columns, tally_columns
 from fleet_cli.errors import CommandError
 from fleet_cli.options import DEFAULT_DB, SHOWN, AsJson, AtMost, Database, Since, Wide, open_log, shown_of, time_of
 from fleet_cli.tables import Column, cell, describe, plain, print_json, print_table
+from schemas.names import model_name
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from fleet_admin.columns import ABSENT, Kind, in_order, shown, write_csv
-from fleet_admin.reports import model_name, start_column, tally_columns
+from fleet_admin.reports import start_column, tally_columns
 from fleet_cli.errors import CommandError
 from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, load_profile, open_log, time_of
 from fleet_cli.tables import Column, cell, print_json, print_table
 from fleet_common.validation import read_time
+from schemas.names import model_name
 
 if TYPE_CHECKING:
     from fleet_admin.settings import PriceList

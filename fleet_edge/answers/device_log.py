@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.records import DeviceSeen, EdgeSeen, EventLogged, Record, TelemetryReported, minute_of
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
+from schemas.names import model_name
 
 _OTHER: Final = "other"
 
@@ -157,7 +158,7 @@ class DeviceChanges:
         now, before = self.now(), self._known.get(device)
         if before is None and len(self._known) >= self.most:
             return [], None
-        model = f"{state.draft_model} {state.quantization}".strip()
+        model = model_name(state.draft_model, state.quantization) or ""
         self._known[device] = state.presence, state.software, model
         if before is None:
             if state.presence is Presence.OFFLINE:

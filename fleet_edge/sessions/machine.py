@@ -28,6 +28,7 @@ from fleet_edge.sessions.ngrams import MAX_SPECULATED, NgramSpeculation
 from fleet_edge.sessions.statistics import RecentAcceptance, TokenTimes
 from schemas.fields import MAX_TOKENS, EdgeLoad, TokenLogprobs
 from schemas.messages import Close, Draft, Open
+from schemas.names import model_name
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, FaultCode, Finish
 from schemas.vocabulary import EMPTY_DIGEST, extend_digest
@@ -161,7 +162,7 @@ class EdgeSession:
             prompt_length=len(message.prompt),
             logprobs=message.logprobs,
             constraint=constraint,
-            draft_model=f"{message.draft_model} {message.quantization}",
+            draft_model=model_name(message.draft_model, message.quantization) or "",
             _digest=extend_digest(EMPTY_DIGEST, resumed),
         )
 

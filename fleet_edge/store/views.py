@@ -340,6 +340,11 @@ class EdgeView(EdgeColumns):
     state: MachineState
 
     @property
+    def state_since(self) -> datetime | None:
+        """Start of the state; a silent edge has been so since its latest load."""
+        return self.load_at if self.state is MachineState.SILENT else self.presence_since
+
+    @property
     def free_sessions(self) -> int | None:
         if self.most_sessions is None or self.open_sessions is None:
             return None

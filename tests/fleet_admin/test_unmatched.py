@@ -84,3 +84,8 @@ def test_the_command_over_a_real_authority_and_log(tmp_path: Path, fleet: Run) -
     found = [(each["name"], each["kind"]) for each in as_json(fleet(*asked, "--json"))]
     assert found == [("sensor-2", "never-seen"), ("stranger", "not-enrolled")]
     assert "Machines that only one side knows: 2" in fleet(*asked)[1]
+
+
+def test_the_identity_of_an_edge_s_self_test_is_not_unmatched() -> None:
+    entries = [entry("edge-1", role=EDGE), entry("probe-edge-1"), entry("probe-other")]
+    assert [each.name for each in find_unmatched(entries, [seen("edge-1", EDGE)], now=NOW)] == ["probe-other"]

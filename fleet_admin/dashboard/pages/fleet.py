@@ -18,12 +18,12 @@ from fleet_admin.dashboard.grid import Grid, GridView, about, address
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
-from fleet_admin.reports import days_left, device_columns, edge_columns, model_name
+from fleet_admin.reports import days_left, device_columns, edge_columns
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.totals import Distribution
 from fleet_edge.store.views import SERVING, DeviceView, LoadView, MachineState, UsageView
 from schemas.errors import InvalidName
-from schemas.names import check_name
+from schemas.names import check_name, model_name
 
 _ALERTS: Final = 8
 _CODES: Final = 4

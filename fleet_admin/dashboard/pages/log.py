@@ -18,11 +18,11 @@ from fleet_admin.reports import (
     AUDIT,
     alert_state,
     edge_seconds,
-    model_name,
     tally_columns,
 )
 from fleet_admin.settings import PriceList
 from fleet_edge.store.views import AlertView, AuditView, UsageView
+from schemas.names import model_name
 
 _BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "app": ("application", ("app",)),

@@ -163,7 +163,7 @@ def test_without_an_edge_it_gives_up_and_says_what_to_do() -> None:
     scene = Scene()
     scene.edge_works = False
     before = scene.fleet.clock()
-    with pytest.raises(EdgeUnavailable, match="fleet edge run"):
+    with pytest.raises(EdgeUnavailable, match="'edge-1' is online and has not answered"):
         scene.write()
     assert 5.0 <= scene.fleet.clock() - before <= 7.0
 
