@@ -120,13 +120,12 @@ class ChatFigures:
         ]
         if generation.choice is not None:
             lines.append(f"  plan          {generation.choice.plan}: {printable_line(generation.choice.reason)}")
-        total = self._origins.total()
+        total, had = self._origins.total(), f"{turns} turn{'s' * (turns != 1)}"
         rate = f"{total / self._wall_s if self._wall_s else 0.0:.1f} tokens/s"
         lines += [
             f"all answers     {self._answers} with {total} tokens, {rate}; {_by_origin(self._origins)}",
             f"  acceptance    {_share(self._accepted, self._tested)}",
-            f"conversation    {turns} turn{'s' * (turns != 1)}; the last prompt had {prompt_tokens:,} tokens, the context "
-            f"has {context:,}",
+            f"conversation    {had}; the last prompt had {prompt_tokens:,} tokens, the context has {context:,}",
         ]
         return lines
 

@@ -60,7 +60,7 @@ def dequantize(source: Path, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
-        sys.exit(f"Making the target needs {error.name}; install it with: {install_command('edge')}")
+        sys.exit(f"Making the target needs {error.name}; install it with: {install_command('edge-torch')}")
     where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -90,7 +90,7 @@ def deepen_folder(source: Path, folder: Path, times: int) -> None:
         from safetensors import safe_open
         from safetensors.torch import save_file
     except ImportError as error:
-        sys.exit(f"Deepening the target needs {error.name}; install it with: {install_command('edge')}")
+        sys.exit(f"Deepening the target needs {error.name}; install it with: {install_command('edge-torch')}")
     import torch
 
     folder.mkdir()

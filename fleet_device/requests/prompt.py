@@ -95,8 +95,7 @@ def _encoder(prompt: object, *, raw: bool) -> tuple[_Encode, _Shorten]:
         return lambda codec: codec.encode(prompt), lambda codec, most, how: shorten_text(codec, prompt, most, how)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise InvalidRequest(
-            f"A prompt cannot be of the type {type(prompt).__name__!r}; give a text, a list of chat messages, or a list "
-            "of token ids."
+            f"A prompt cannot be of the type {type(prompt).__name__!r}; give a text, chat messages, or token ids."
         )
     if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in prompt):
         ids = tuple(prompt)

@@ -137,8 +137,8 @@ def read_target_tokens(settings: EdgeSettings) -> list[str]:
             file.close()
     if find_spec("torch") is None:
         raise VerifierError(
-            f"Reading the tokens of {settings.target} needs the extra `edge`; name a GGUF as target, or install it: "
-            f"{install_command('edge')}"
+            f"Reading the tokens of {settings.target} needs the extra `edge-torch`; name a GGUF as target, or install "
+            f"it: {install_command('edge-torch')}"
         )
     from fleet_edge.verifiers.packed.target import target_tokens  # noqa: PLC0415 - likewise
 

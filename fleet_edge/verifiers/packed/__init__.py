@@ -12,8 +12,8 @@ def check(settings: EdgeSettings) -> None:
     """Check that there is a target model, from its files alone; raises `VerifierError` also without torch."""
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise VerifierError(
-            "The engine torch needs the extra `edge`; set engine to another one, or install it: "
-            f"{install_command('edge')}"
+            "The engine torch needs the extra `edge-torch`; set engine to another one, or install it: "
+            f"{install_command('edge-torch')}"
         )
     check_source(settings.target)
 

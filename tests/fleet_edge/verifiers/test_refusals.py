@@ -27,7 +27,7 @@ def settings(target: Path, **more: Any) -> EdgeSettings:
 @pytest.mark.parametrize(
     ("engine", "loader", "extra"),
     [
-        ("torch", packed_loader, "edge"),
+        ("torch", packed_loader, "edge-torch"),
         ("llama.cpp", llama_loader, "edge-llama"),
         ("blocks", blocks_loader, "edge"),
     ],
