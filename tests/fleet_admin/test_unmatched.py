@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from fleet_admin.reports import days_left
 from fleet_admin.unmatched import Sighted, UnmatchedKind, find_unmatched
 from fleet_common.identity.authority import create_authority, issue
 from fleet_common.identity.certificates import IdentityRole
-from fleet_common.identity.index import Entry
+from fleet_common.identity.index import Entry, certificate_statuses
 from fleet_edge.store.database import open_store
 from tests.fleet_edge.store import samples
 from tests.support.command import Run, as_json
@@ -89,3 +90,9 @@ def test_the_command_over_a_real_authority_and_log(tmp_path: Path, fleet: Run) -
 def test_the_identity_of_an_edge_s_self_test_is_not_unmatched() -> None:
     entries = [entry("edge-1", role=EDGE), entry("probe-edge-1"), entry("probe-other")]
     assert [each.name for each in find_unmatched(entries, [seen("edge-1", EDGE)], now=NOW)] == ["probe-other"]
+
+
+@pytest.mark.parametrize("days", [1.9, 0.1, -0.1, -1.5])
+def test_a_certificate_has_as_many_days_left_in_each_table(days: float) -> None:
+    (status,) = certificate_statuses([entry("a", days=days)], now=NOW)
+    assert status.days_left == days_left(status.not_after, NOW)

@@ -60,6 +60,7 @@ def test_nobody_there_is_told_at_once_unless_the_text_is_to_be_written_all_the_s
     assert not backend.agent.asked
     answer = complete(app, offline="local")
     assert (answer.status_code, answer.headers["x-fleet-verified"]) == (200, "false")
+    assert answer.json()["model"] == backend.drafter.name
 
 
 def test_an_outage_in_mid_text_is_an_error_in_the_apis_shape(make: Make) -> None:

@@ -1,4 +1,4 @@
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import product
 
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.store import housekeeping, quarantines, queries
 from fleet_edge.store.steering import add_labels, retire
-from fleet_edge.store.views import LATE_AFTER, SILENT_AFTER, MachineState, device_state, edge_state
+from fleet_edge.store.views import LATE_AFTER, SILENT_AFTER, EdgeView, MachineState, device_state, edge_state
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.conftest import Store
@@ -101,3 +101,9 @@ def test_a_view_has_the_state_and_since_when(store: Store) -> None:
     assert late["sensor-1"].labels == ("hall_a",)
     assert (late["shut-out"].state, late["shut-out"].state_since) == (MachineState.QUARANTINED, after(30))
     assert edge.state is MachineState.SILENT
+
+
+@pytest.mark.parametrize(("state", "since"), [(MachineState.SILENT, after(60)), (MachineState.ONLINE, START)])
+def test_a_silent_edge_is_silent_since_its_latest_load(state: MachineState, since: datetime) -> None:
+    edge = samples.view(EdgeView, edge="edge-1", state=state, presence_since=START, load_at=after(60))
+    assert edge.state_since == since
