@@ -152,7 +152,7 @@ PATIENT = {"retry_policy": type(PATIENCE)(open_s=40.0, resume_s=60.0, verdict_s=
     ("prepare", "sentence"),
     [
         (lambda device: ScriptedEdge(device.broker), "Edge 'edge-1' has the session and has not answered for 10 s;"),
-        (lambda _device: None, "No edge of fleet 'memory' answer"),
+        (lambda _device: None, "No edge of fleet 'memory' is online"),
         (lambda device: device.broker.go_down(), "The broker has not been reachable for 10 s"),
     ],
     ids=["hung edge", "no edge", "no broker"],
@@ -161,7 +161,8 @@ def test_what_is_waited_for_is_told_once_and_in_time(prepare: Callable[[LoneDevi
     device = LoneDevice(**PATIENT)
     prepare(device)
     ((at, told),) = told_by(device)
-    assert (at, told[: len(sentence)]) == (REPORT_AFTER_S, sentence)
+    assert at == REPORT_AFTER_S
+    assert sentence in told
 
 
 def test_a_wait_that_an_edge_asks_for_is_told_in_its_words() -> None:
