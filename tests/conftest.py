@@ -10,7 +10,9 @@ from typing import Any
 # divide the cores among themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    threads = str(max(1, (os.cpu_count() or 1) // int(workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    os.environ.setdefault("FLEET_EDGE_THREADS", threads)
 
 # Devices' state and an operator's profile are stored here, not in the user's home.
 os.environ["XDG_STATE_HOME"] = os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fleet-tests-")

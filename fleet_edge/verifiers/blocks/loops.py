@@ -477,16 +477,19 @@ def _attend(
         lanes = np.empty(LANES, np.float32)
         left = head * shared * dim
         for place in range(count):
-            at = left + place % shared * dim
-            queries[place] = query[begin + place // shared, at : at + dim]
+            row, at = begin + place // shared, left + place % shared * dim
+            for i in range(dim):  # an assignment of slices would take seconds to compile
+                queries[place, i] = query[row, at + i]
         for number in range(page, last + 1):
             _add_product(queries, 0, keys[table[number], layer, head], scores, (number - page) * PAGE, PAGE)
         for place in range(count):
             position = mine[place // shared]
             first, after = _first_key(position, window) - page * PAGE, position + 1 - page * PAGE
-            scores[place, :first] = _f32(0)
             totals[place] = _exponentials(scores[place, first:after], lanes)
-            scores[place, after:] = _f32(0)
+            for key in range(first):
+                scores[place, key] = _f32(0)
+            for key in range(after, scores.shape[1]):
+                scores[place, key] = _f32(0)
         for number in range(page, last + 1):
             _add_product(scores, (number - page) * PAGE, values[table[number], layer, head], mixed, 0, padded)
         for place in range(count):
