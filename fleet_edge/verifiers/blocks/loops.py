@@ -451,6 +451,12 @@ def _limited(number: np.float32) -> Any:
     return min(max(number, -_LARGEST_HALF), _LARGEST_HALF)
 
 
+@compiled
+def _clear(row: Floats) -> None:
+    for i in range(len(row)):
+        row[i] = _f32(0)
+
+
 def _attend(
     query: Floats,
     tables: Integers,
@@ -486,10 +492,8 @@ def _attend(
             position = mine[place // shared]
             first, after = _first_key(position, window) - page * PAGE, position + 1 - page * PAGE
             totals[place] = _exponentials(scores[place, first:after], lanes)
-            for key in range(first):
-                scores[place, key] = _f32(0)
-            for key in range(after, scores.shape[1]):
-                scores[place, key] = _f32(0)
+            _clear(scores[place, :first])
+            _clear(scores[place, after:])
         for number in range(page, last + 1):
             _add_product(scores, (number - page) * PAGE, values[table[number], layer, head], mixed, 0, padded)
         for place in range(count):
