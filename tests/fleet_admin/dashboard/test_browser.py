@@ -90,7 +90,7 @@ def test_a_page_that_is_not_there_has_the_menu(log_in_tab: Callable[..., Tab], s
     tab = log_in_tab()
     tab.goto(f"{served}/edges/nowhere")
     assert "There is no edge" in tab.evaluate("document.querySelector('main').innerText")
-    assert tab.evaluate("document.querySelectorAll('nav a').length") == 8
+    assert tab.evaluate("document.querySelectorAll('nav a').length") > 1
     assert tab.axe() == []
 
 
