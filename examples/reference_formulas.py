@@ -28,12 +28,14 @@ def gumbel(seed: int, position: int, token: int) -> float:
 
 
 def shape(logits: list[float], policy: dict[str, Any]) -> dict[int, float]:
-    """Return the distribution that is sampled from: probabilities by token, falling."""
+    """Return the distribution that is sampled from: probabilities by token, falling if any are cut, else by id."""
     scores, temperature = np.array(logits, dtype=float), policy["temperature"]
     if temperature == 0:
         return {int(np.argmax(scores)): 1.0}
-    ids = np.argsort(-scores, kind="stable")[: policy["top_k"] or None]
-    weights = np.exp((scores[ids] - scores[ids[0]]) / temperature)
+    ids, cut = np.arange(len(scores)), 0 < policy["top_k"] < len(scores) or policy["top_p"] < 1
+    if cut:
+        ids = np.argsort(-scores, kind="stable")[: policy["top_k"] or None]
+    weights = np.exp((scores[ids] - scores.max()) / temperature)
     weights /= weights.sum()
     if policy["top_p"] < 1:
         weights = weights[: np.searchsorted(np.cumsum(weights), policy["top_p"]) + 1]
