@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from dssd.downlink import FormName
 from fleet_common.metrics import MetricsSettings
@@ -303,6 +303,11 @@ class EdgeSettings(Settings):
         "`FLEET_DASHBOARD_…`.",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+
+    @field_validator("weight_bits", mode="before")
+    @classmethod
+    def _number(cls, bits: object) -> object:
+        return int(bits) if isinstance(bits, str) and bits.isdecimal() else bits  # a flag, or a variable
 
     @property
     def verifies_blocks(self) -> bool:

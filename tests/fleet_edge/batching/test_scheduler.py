@@ -385,7 +385,7 @@ def test_a_draft_that_is_void_in_its_turn_is_reported_and_holds_up_nobody() -> N
     edge = Edge()
     wrong, right = edge.session(), edge.drafting()
     wrong.admit(arrived(draft((4,), text=(9,), handle=0, round_=1)))
-    wrong._extend((8,), b"c")  # as if a verdict had put another token there
+    wrong._extend((8,))  # as if a verdict had put another token there
     batch = edge.next_batch()
     assert [(session, message.round) for session, message, _ in batch.faults] == [(wrong, 1)]
     assert edge.compute(batch) == [right]

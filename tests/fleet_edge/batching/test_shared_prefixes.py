@@ -107,13 +107,14 @@ def test_a_session_that_cannot_go_on_holds_up_none_that_begin_alike() -> None:
 
 
 def spend_credit(edge: Edge, device: str) -> None:
-    edge.scheduler._background.prefilled(device, 100_000, edge.now)
+    edge.scheduler._shares.spend(device, edge.now, prompts_s=100.0)
 
 
 def busy(edge: Edge) -> EdgeSession:
     """Let a device be verified, so that the background work of others waits."""
     writer = edge.drafting(device="writer", prompt=3)
     edge.run()
+    edge.scheduler._shares.served(["writer"], edge.now)  # as if its last verdict were of this moment
     return writer
 
 
