@@ -113,7 +113,7 @@ class EdgeSettings(Settings):
     edge: Name = setting("edge-1", "Name of this edge; its identity at the broker.")
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     target: str = setting(
-        "models/smollm2-135m/target",
+        "models/smollm2-135m/target-Q8_0.gguf",
         "Large model: a folder, a Hugging Face repository id, or a GGUF file.",
         min_length=1,
     )

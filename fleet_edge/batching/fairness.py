@@ -131,7 +131,7 @@ class DeviceShares:
         for device in devices:
             self._latest.pop(device, None)
             self._latest[device] = now
-        while len(self._latest) > 2:  # noqa: PLR2004 - whoever asks, one of them is another
+        while len(self._latest) > 2:  # noqa: PLR2004 - of any two devices one is another
             del self._latest[next(iter(self._latest))]
 
     def spend(
