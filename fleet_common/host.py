@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Final, Self, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Final, Self
 
 NVIDIA_DRIVER: Final = Path("/dev/nvidiactl")
 """Exists wherever the driver of an NVIDIA GPU is loaded, unless systemd hides the devices."""
@@ -207,35 +205,9 @@ def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     return _standard_folder(environment, service="STATE_DIRECTORY", user="XDG_STATE_HOME", default=".local/state")
 
 
-_MOST_BYTES: Final = 1 << 20
-
-Content = TypeVar("Content", bound=BaseModel)
-
-
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the folder of cache files, which need not exist; None for a user without a home."""
     return _standard_folder(environment, service="CACHE_DIRECTORY", user="XDG_CACHE_HOME", default=".cache")
-
-
-def read_cache(path: Path, content: type[Content]) -> Content | None:
-    """Return the content of a JSON cache file; None if it is missing or invalid."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except OSError:
-        return None
-    if len(data) > _MOST_BYTES:
-        return None
-    try:
-        return content.model_validate_json(data)
-    except ValidationError:
-        return None
-
-
-def write_cache(path: Path, content: BaseModel) -> None:
-    """Replace a JSON cache file, and create its folder if needed; raise OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.model_dump_json(indent=2).encode() + b"\n")
 
 
 def sync(path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleet_common.host import state_folder, write_cache
+from fleet_common.host import state_folder, write_atomically
 from fleet_common.settings import fields_of, shown_value
 from fleet_common.validation import plain_sentence
 from fleet_device.applications import Application, ApplicationsFile
@@ -410,7 +410,7 @@ class SteeredSettings:
             return
         try:
             self._file.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-            write_cache(self._file, kept)
+            write_atomically(self._file, kept.model_dump_json(indent=2).encode() + b"\n")
         except OSError as error:
             why = error.strerror or str(error)
             _log.warning("Remote settings cannot be saved in %s and are lost at a restart: %s.", self._file, why)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from fleet_common import host
 from fleet_common.host import (
@@ -16,10 +15,9 @@ from fleet_common.host import (
     available_memory,
     cache_folder,
     give_back_free_memory,
-    read_cache,
     state_folder,
     use_one_heap,
-    write_cache,
+    write_atomically,
 )
 
 GIB = 1 << 30
@@ -174,35 +172,11 @@ def test_the_folder_is_systemds_then_xdgs_then_the_homes(
     assert folder({}) is None
 
 
-class Found(BaseModel):
-    number: int = 0
-
-
-def test_what_was_written_is_read_and_nothing_else_is_left(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "found.json"
-    for number in (1, 2):
-        write_cache(file, Found(number=number))
-        assert read_cache(file, Found) == Found(number=number)
-    assert list(file.parent.iterdir()) == [file]
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"number": "many"}', b"\xff\x00", b" " * (1 << 21)])
-def test_a_damaged_file_counts_as_none(tmp_path: Path, damage: bytes) -> None:
-    file = tmp_path / "found.json"
-    file.write_bytes(damage)
-    assert read_cache(file, Found) is None
-
-
-def test_no_file_and_a_folder_in_its_place_count_as_none(tmp_path: Path) -> None:
-    assert read_cache(tmp_path / "found.json", Found) is None
-    assert read_cache(tmp_path, Found) is None
-
-
 def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     file.mkdir()
     with pytest.raises(OSError, match="director"):
-        write_cache(file, Found())
+        write_atomically(file, b"new")
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
-from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
+from fleet_edge.verifiers.blocks.compiler import compiled, processor_features
 from fleet_edge.verifiers.blocks.kv import PAGE, Halves
 from fleet_edge.verifiers.blocks.layout import BLOCK
-from fleet_edge.verifiers.blocks.portable import Floats, compiled, fma
+from fleet_edge.verifiers.blocks.portable import Floats, fma
 from fleet_edge.verifiers.blocks.weights import to_half
 
 SignedBytes = npt.NDArray[np.int8]
@@ -81,16 +80,9 @@ def _reordered(builder: Any, bits: Any) -> Any:
     return builder.xor(bits, builder.and_(negative, ir.Constant(_I32, 0x7FFFFFFF)))
 
 
-def has_feature(*names: str) -> bool:
-    """Return whether the processor has one of these features, as LLVM names them."""
-    features = numba.config.CPU_FEATURES
-    known = (get_host_cpu_features() if features is None else features).split(",")
-    return any(f"+{name}" in known for name in names)
-
-
 def _has_halves() -> bool:
     """Return whether the processor has instructions that convert float16; all of AVX2 and of ARM64 have."""
-    return has_feature("f16c", "neon")
+    return bool({"f16c", "neon"} & processor_features())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -186,7 +178,7 @@ def _floats_of(builder: Any, halves: Any) -> Any:
     return builder.bitcast(builder.or_(builder.bitcast(scaled, wide), sign), floats)
 
 
-_TALL, _MIDDLE, _WIDE = (6, 3, 4) if has_feature("avx512f") else (2, 2, 2)
+_TALL, _MIDDLE, _WIDE = (6, 3, 4) if "avx512f" in processor_features() else (2, 2, 2)
 """Rows and vectors that share a pass: as many sums as the processor has registers for."""
 _tall_wide, _middle_wide, _one_wide = (_product_of(rows, _WIDE) for rows in (_TALL, _MIDDLE, 1))
 _tall, _middle, _one = (_product_of(rows, 1) for rows in (_TALL, _MIDDLE, 1))
@@ -535,6 +527,6 @@ class Loops:
 
 @cache
 def loops(*, parallel: bool) -> Loops:
-    """Return the loops, which are compiled at their first call: some seconds."""
+    """Return the loops, which are compiled at their first call: some seconds, unless the cache has them."""
     every = (_normalize, _add_normalized, _route, _place, _attend, _quantize_rows, _gate)
     return Loops(*(compiled(loop, parallel=parallel) for loop in every))

@@ -1,15 +1,14 @@
 """Product with a tile in plain loops, for processors that no kernel serves; it also says what the kernels compute."""
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fleet_edge.verifiers.blocks.compiler import compiled
 from fleet_edge.verifiers.blocks.layout import BLOCK, FOUR, TILE
 
 Floats = npt.NDArray[np.float32]
@@ -25,10 +24,6 @@ MAGIC_BITS: Final = 0x4B400000
 
 _f32 = np.float32
 _FOUR_BITS: Final = FOUR.bits
-
-
-def compiled(function: Callable[..., Any], *, parallel: bool = False) -> Callable[..., Any]:
-    return cast("Callable[..., Any]", numba.njit(error_model="numpy", nogil=True, parallel=parallel)(function))
 
 
 @intrinsic  # type: ignore[untyped-decorator]

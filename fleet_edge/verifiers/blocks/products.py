@@ -9,11 +9,9 @@ the blocks of a row are added in their order, each with fused operations,
 then the bias is added. The two lowest bits of an input's scale count as zero.
 """
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import numba
@@ -21,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import prange, types
-from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from fleet_edge.verifiers.blocks import kernels
+from fleet_edge.verifiers.blocks.compiler import compiled, processor_features
 from fleet_edge.verifiers.blocks.emitter import PREPARED
 from fleet_edge.verifiers.blocks.layout import BLOCK, TILE, Format
 from fleet_edge.verifiers.blocks.portable import (
@@ -36,13 +34,11 @@ from fleet_edge.verifiers.blocks.portable import (
     PlainInputs,
     bits_of,
     cleared,
-    compiled,
     portable_tile,
 )
 from fleet_edge.verifiers.blocks.weights import Weights
 
 PORTABLE: Final = "portable"
-_CPU_INFO: Final = Path("/proc/cpuinfo")
 
 _f32 = np.float32
 
@@ -146,27 +142,10 @@ def _loops(*, parallel: bool) -> tuple[Callable[..., None], Callable[..., None]]
     return compiled(_multiply, parallel=parallel), compiled(_multiply_portable, parallel=parallel)
 
 
-def _features() -> set[str]:
-    """Return the features of the processor, or those that NUMBA_CPU_FEATURES allows."""
-    features = numba.config.CPU_FEATURES
-    if features is None and platform.machine() == "aarch64":
-        return arm_features(_CPU_INFO.read_text(encoding="utf-8"))
-    listed = (get_host_cpu_features() if features is None else features).split(",")
-    return {each.removeprefix("+") for each in listed if each.startswith("+")}
-
-
-def arm_features(cpu_info: str) -> set[str]:
-    """Return what all processors have, by LLVM's names; LLVM itself does not look for these features."""
-    names = {"asimddp": "dotprod", "i8mm": "i8mm"}
-    listed = [set(line.split(":")[1].split()) for line in cpu_info.splitlines() if line.startswith("Features")]
-    return {names[each] for each in set.intersection(*listed) & set(names)} if listed else set()
-
-
 @cache
 def variants() -> tuple[str, ...]:
     """Return the names of the kernels that this processor can run, best first."""
-    found = _features()
-    runs = [name for name, its in kernels.PROCESSORS.items() if its.needs <= found]
+    runs = [name for name, its in kernels.PROCESSORS.items() if its.needs <= processor_features()]
     return (*runs, PORTABLE)
 
 

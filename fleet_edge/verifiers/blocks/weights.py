@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.quants import dequantize
 
+from fleet_edge.verifiers.blocks.compiler import compiled
 from fleet_edge.verifiers.blocks.layout import BLOCK, EIGHT, FOUR, FOUR_WITH_MINIMUMS, TILE, Format
 from fleet_edge.verifiers.blocks.portable import (
     MAGIC,
@@ -20,7 +21,6 @@ from fleet_edge.verifiers.blocks.portable import (
     Bytes,
     Floats,
     bits_of,
-    compiled,
     fma,
     from_bits,
     from_half,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fleet_edge.verifiers.blocks import kernels
+from fleet_edge.verifiers.blocks.compiler import arm_features
 from fleet_edge.verifiers.blocks.emitter import PREPARED
 from fleet_edge.verifiers.blocks.layout import EIGHT, FOUR, FOUR_WITH_MINIMUMS, Format
-from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, _prepare, arm_features, multiply
+from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, _prepare, multiply
 from fleet_edge.verifiers.blocks.weights import pack
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"

@@ -1,0 +1,55 @@
+"""The cache of compiled loops."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMPILE = """
+from fleet_edge.verifiers.blocks.portable import from_half
+assert from_half(0x3C00) == 1
+print(sum(from_half.stats.cache_hits.values()))
+"""
+
+
+def _hits(cache: Path) -> int:
+    """Return how many functions a new process read from the cache."""
+    environment = os.environ | {"CACHE_DIRECTORY": str(cache)}
+    return int(subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, check=True).stdout)
+
+
+def _folder(cache: Path) -> Path:
+    (folder,) = (cache / "blocks").iterdir()
+    return folder
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    assert [_hits(tmp_path), _hits(tmp_path)] == [0, 1]
+    assert _folder(tmp_path).stat().st_mode & 0o777 == 0o700
+
+
+def test_code_of_other_sources_is_not_taken(tmp_path: Path) -> None:
+    _hits(tmp_path)
+    _folder(tmp_path).rename(tmp_path / "blocks" / ("0" * 16))
+    assert _hits(tmp_path) == 0
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_damaged_code_is_compiled_again(tmp_path: Path, suffix: str) -> None:
+    _hits(tmp_path)
+    for path in _folder(tmp_path).rglob(f"*.{suffix}"):
+        path.write_bytes(path.read_bytes()[:-9])
+    assert [_hits(tmp_path), _hits(tmp_path)] == [0, 1]
+
+
+def test_code_that_others_can_write_is_not_executed(tmp_path: Path) -> None:
+    _hits(tmp_path)
+    _folder(tmp_path).chmod(0o770)
+    assert _hits(tmp_path) == 0
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "blocks").write_text("a file")
+    assert _hits(tmp_path) == 0
