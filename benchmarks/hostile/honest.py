@@ -71,6 +71,8 @@ class Language:
         filler = max(plain, key=lambda token: len(pieces[token]) if pieces[token].decode().isprintable() else 0)
         if isinstance(self.codec, LetterCodec):
             return tuple(LETTER_WORDS.index(letter) for letter in _OBJECT), filler
+        if isinstance(self.codec, WordCodec):
+            return (), filler  # the words of a scripted target spell no JSON
         return tuple(token for token in self.codec.encode(_OBJECT) if pieces[token]), filler
 
     def encode(self, prompt: str) -> list[int]:
