@@ -19,6 +19,7 @@ from fleet_admin.models.acceptance import (
 from fleet_admin.models.files import ModelsError
 from fleet_admin.models.prompts import read_prompts_by_category
 from fleet_cli import models
+from fleet_cli.models_report import show_claims
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode
@@ -215,12 +216,22 @@ def test_a_measurement_that_fails_ends_the_trial(tmp_path: Path, fleet: Run) -> 
 
 @pytest.mark.models
 @pytest.mark.broker
-def test_a_real_pair_is_tried_whole(fleet: Run) -> None:
+def test_a_real_pair_is_tried_whole(fleet: Run, capsys: pytest.CaptureFixture[str]) -> None:
     pair = prepared("Q4_0.gguf"), prepared("target-Q8_0.gguf")
-    code, output, complaint = fleet("models", "try", *pair, "--each", 1, "--tokens", 8, "--engine", "llama.cpp")
-    assert code == 0, complaint
-    for claim in ("The pair fits.", "Acceptance on 6 texts", "five new tokens", "bytes per token in residual mode"):
-        assert claim in output
+    tried = fleet("models", "try", *pair, "--each", 1, "--tokens", 8, "--engine", "llama.cpp", "--json")
+    assert tried[0] == 0, tried[2]
+    found = as_json(tried)
+    measured, compared = found["measured"], found["demo"]["comparisons"][0]
+    assert measured["texts"] == 6
+    assert 0.4 < measured["residual"]["acceptance"] < 0.95
+    assert min(measured["steps"]["1x1_ms"], measured["steps"]["1x5_ms"]) > 0
+    edge_only, drafting = compared["edge_only"], compared["drafting"]
+    assert min(edge_only["tokens_per_s"], drafting["tokens_per_s"], compared["chosen"]["tokens_per_s"]) > 0
+    assert 0 < edge_only["bytes_per_token"] < drafting["bytes_per_token"], "drafts of the residual mode cost bytes"
+    show_claims(found)
+    shown = capsys.readouterr().out
+    for way in (edge_only, drafting):
+        assert f"{way['bytes_per_token']:.1f}" in shown
 
 
 def test_prompts_that_have_no_room_are_told_before_anything_is_written(tmp_path: Path, fleet: Run) -> None:
