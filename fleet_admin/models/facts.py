@@ -150,7 +150,8 @@ def folder_facts(folder: Path) -> ModelFacts:
     weights = read_weights(folder) if (folder / "config.json").is_file() else None
     # Both take seconds to import.
     from fleet_edge.verifiers.packed.attention import context_of
-    from fleet_edge.verifiers.packed.target import end_tokens, target_tokens, text_config
+    from fleet_edge.verifiers.packed.target import end_tokens, text_config
+    from fleet_edge.verifiers.tokens import target_tokens
 
     try:
         tokens = target_tokens(folder)

@@ -10,8 +10,8 @@ from fleet_common.extras import install_command
 from fleet_common.host import available_memory
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
-from fleet_edge.verifiers.source import check_source, is_gguf, target_name
-from schemas.vocabulary import Vocabulary, token_strings
+from fleet_edge.verifiers.source import check_source, fetch_files, is_gguf, target_name
+from schemas.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from fleet_edge.verifiers.blocks.folder_weights import FolderWeights
@@ -48,7 +48,7 @@ def check_architecture(settings: EdgeSettings) -> None:
         return
     from fleet_edge.verifiers.blocks.architectures import of_config  # noqa: PLC0415 - likewise
 
-    config = _fetched(settings.target, "config.json") / "config.json"
+    config = fetch_files(settings.target, "config.json") / "config.json"
     of_config(json.loads(config.read_text(encoding="utf-8")), {})
 
 
@@ -64,7 +64,7 @@ def load(settings: EdgeSettings) -> Verifier:
     from fleet_edge.verifiers.blocks.products import variants  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.verifier import BlocksVerifier  # noqa: PLC0415
     from fleet_edge.verifiers.contract import TargetInfo  # noqa: PLC0415
-    from fleet_edge.verifiers.tokens import encode, gguf_tokens, grammar_tokenizer, repository_tokens  # noqa: PLC0415
+    from fleet_edge.verifiers.tokens import encode, grammar_tokenizer, target_tokens  # noqa: PLC0415
 
     class Loaded(BlocksVerifier):
         def grammar_tokenizer(self) -> Any:  # noqa: ANN401
@@ -75,7 +75,7 @@ def load(settings: EdgeSettings) -> Verifier:
 
     path = _local(settings.target)
     file = open_weights(path, bits=settings.weight_bits)
-    strings = token_strings(gguf_tokens(path) if path.is_file() else repository_tokens(str(path)))
+    strings = target_tokens(path)
     name = target_name(settings.target)
     geometry = file.geometry
     if len(strings) > geometry.rows:
@@ -107,23 +107,7 @@ def open_weights(path: Path, *, bits: int) -> "GgufWeights | FolderWeights":
 def _local(target: str) -> Path:
     """Return the folder or file of a target; a repository is fetched unless it is cached."""
     path = Path(target).expanduser()
-    return path if path.is_dir() or is_gguf(path) else _fetched(target, *_FILES)
-
-
-def _fetched(target: str, *files: str) -> Path:
-    """Return the folder with a repository's files, which are fetched unless they are cached."""
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for a repository
-
-    from fleet_common.hub import hub_access  # noqa: PLC0415
-
-    with hub_access():
-        try:
-            return Path(snapshot_download(target, allow_patterns=list(files)))
-        except Exception as error:  # the client raises its own errors, the network's and the system's
-            raise VerifierError(
-                f"The target model {target} cannot be fetched from here; give a folder, a GGUF or a repository id "
-                f"that can: {str(error).partition(chr(10))[0]}"
-            ) from error
+    return path if path.is_dir() or is_gguf(path) else fetch_files(target, *_FILES)
 
 
 def _check_memory(name: str, file: "GgufWeights | FolderWeights") -> None:

@@ -127,19 +127,19 @@ def read_target_tokens(settings: EdgeSettings) -> list[str]:
         from fleet_edge.verifiers.remote.loading import load_local  # noqa: PLC0415
 
         return load_local(settings.target).strings
-    if is_gguf(path) and find_spec("llama_cpp") is not None:
-        from fleet_edge.verifiers.llama_cpp.slab import GgufTarget  # noqa: PLC0415 - an edge may do without it
+    if find_spec("gguf") is not None:
+        from fleet_edge.verifiers.tokens import target_tokens  # noqa: PLC0415 - reads GGUFs
 
-        file = GgufTarget(path, vocabulary_only=True)
-        try:
-            return file.strings
-        finally:
-            file.close()
-    if find_spec("torch") is None:
+        return target_tokens(settings.target)
+    if not is_gguf(path):
         raise VerifierError(
-            f"Reading the tokens of {settings.target} needs the extra `edge-torch`; name a GGUF as target, or install "
-            f"it: {install_command('edge-torch')}"
+            f"Reading the tokens of {settings.target} needs the extra `edge`; name a GGUF as target, or install it: "
+            f"{install_command('edge')}"
         )
-    from fleet_edge.verifiers.packed.target import target_tokens  # noqa: PLC0415 - likewise
+    from fleet_edge.verifiers.llama_cpp.slab import GgufTarget  # noqa: PLC0415 - an edge may do without it
 
-    return target_tokens(settings.target)
+    file = GgufTarget(path, vocabulary_only=True)
+    try:
+        return file.strings
+    finally:
+        file.close()

@@ -67,6 +67,22 @@ def check_repository(name: str) -> None:
         )
 
 
+def fetch_files(repository: str, *patterns: str) -> Path:
+    """Return the folder with a repository's files, which are fetched unless they are cached; raises `VerifierError`."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for a repository
+
+    from fleet_common.hub import hub_access  # noqa: PLC0415 - likewise
+
+    with hub_access():
+        try:
+            return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+        except Exception as error:  # the client raises its own errors, the network's and the system's
+            raise VerifierError(
+                f"The target model {repository} cannot be fetched from here; give a folder, a GGUF or a repository id "
+                f"that can: {str(error).partition(chr(10))[0]}"
+            ) from error
+
+
 def target_name(source: str | Path) -> str:
     """Return a model's name for the log: its repository, file or folder; of `<family>/target`, the family."""
     path = Path(source).expanduser()

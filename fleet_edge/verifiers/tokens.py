@@ -18,7 +18,9 @@ from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_edge.verifiers.blocks.gguf_reader import read_header
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_edge.verifiers.source import check_source, fetch_files, is_gguf
 from schemas.fields import MAX_VOCABULARY
+from schemas.vocabulary import token_strings
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
@@ -37,6 +39,21 @@ def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
     return [str(token) for token in tokens]
 
 
+def target_tokens(source: str | Path) -> list[str]:
+    """Read the token strings of a target model by id, without padding and without loading its weights.
+
+    Raises `UnsupportedModel` if the files are not a model's, `VerifierError` if there is no such model.
+    """
+    check_source(source)
+    path = Path(source).expanduser()
+    if is_gguf(path):
+        return token_strings(gguf_tokens(path))
+    return token_strings(repository_tokens(str(path if path.is_dir() else fetch_files(str(source), *_TOKENIZER_FILES))))
+
+
+_TOKENIZER_FILES: Final = ("*.json", "*.model", "*.txt")
+
+
 def repository_tokens(name: str) -> list[str]:
     """Read the strings of a folder or a repository, gaps filled with `[PAD<id>]` as converters do it.
 
@@ -50,9 +67,9 @@ def repository_tokens(name: str) -> list[str]:
             return _by_id(_fast_tokens(json.loads(found.read_text(encoding="utf-8")), rows))
         except (ValueError, KeyError, TypeError) as error:
             raise UnsupportedModel(f"The tokenizer.json of {name} is damaged; fetch the model again.") from error
-    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds, and an edge may do without it
-
     try:
+        from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds, and an edge may do without it
+
         tokenizer = AutoTokenizer.from_pretrained(name)
         added = {index for index in tokenizer.get_added_vocab().values() if index >= rows}
         return _by_id((index, token) for token, index in tokenizer.get_vocab().items() if index not in added)

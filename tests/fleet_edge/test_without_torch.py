@@ -5,17 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf
+
 ROOT = Path(__file__).resolve().parents[2]
 
-PROGRAM = """
-import importlib, importlib.abc, pkgutil, random, sys
+ABSENT = """
+import importlib, importlib.abc, importlib.util, pkgutil, random, sys
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "accelerate", "gguf", "safetensors", "huggingface_hub"}:
+        if name.partition(".")[0] in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name in absent else found(name)
+"""
+
+PROGRAM = """
 
 import fleet_edge
 OF_ENGINES = (
@@ -50,14 +57,37 @@ print("verified")
 """
 
 
-@pytest.mark.slow
-def test_an_edge_verifies_without_torch() -> None:
+READING = """
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.registry import read_target_tokens
+
+for target in sys.argv[1:]:
+    print(read_target_tokens(EdgeSettings(target=target)))
+"""
+
+
+def run_without(absent: set[str], program: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", f"absent = {absent}\n{ABSENT}\n{program}", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout == "verified\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_an_edge_verifies_without_torch() -> None:
+    absent = {"torch", "transformers", "accelerate", "gguf", "safetensors", "huggingface_hub"}
+    assert run_without(absent, PROGRAM) == "verified\n"
+
+
+@pytest.mark.slow
+def test_an_edge_on_a_cpu_reads_the_tokens_of_its_target(tmp_path: Path) -> None:
+    """Its self-test needs them; the extra `edge` has neither torch nor llama.cpp."""
+    targets = tiny_target_gguf(tmp_path / "tiny.gguf"), tiny_folder(tmp_path / "tiny")
+    absent = {"torch", "transformers", "accelerate", "llama_cpp"}
+    assert run_without(absent, READING, *map(str, targets)) == f"{WORDS}\n" * 2

@@ -1,15 +1,23 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import TokenType
 
+from broker_config.processes import MosquittoProcess
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
-from fleet_edge.verifiers.packed.target import load_target, target_tokens
+from fleet_device.requests.generate import GenerateRequest
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.packed.target import load_target
+from fleet_edge.verifiers.registry import load_verifier
+from fleet_edge.verifiers.tokens import target_tokens
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
 from schemas.vocabulary import Vocabulary
+from tests.support.one_thread import OnOneThread
 from tests.support.tiny_gguf import Row, sentencepiece_rows, tiny_gguf, tiny_rows
+from tests.support.whole import Whole
 
 PLAIN = {"gpt2": tiny_rows(), "llama": sentencepiece_rows()}
 
@@ -84,27 +92,23 @@ def test_bytes_that_are_no_unicode_are_told_apart_by_both_ends(tmp_path: Path) -
 
 
 @pytest.mark.broker
-def test_one_file_with_unused_tokens_writes_at_both_ends(tmp_path: Path) -> None:
-    """Draft model and target are the same, in one precision: nearly all drafted tokens are accepted."""
+@pytest.mark.parametrize("engine", ["torch", "llama.cpp", "blocks"])
+def test_one_file_with_unused_tokens_writes_at_both_ends(
+    engine: str, mosquitto: MosquittoProcess, tmp_path: Path
+) -> None:
+    """Draft model and target are the same: nearly all drafted tokens are accepted."""
     unused = [(f"<unused{index}>", TokenType.CONTROL) for index in range(5)]
     path = tiny_gguf(tmp_path / "tiny.gguf", rows=[*PLAIN["llama"], *unused], tokenizer="llama")
-    (tmp_path / "prompts.txt").write_text("the teeth")
-    report = tmp_path / "report.json"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "fleet_cli.main", "demo", "--raw", "--draft", str(path), "--target", str(path),
-            "--devices", "1", "--max-new-tokens", "64", "--seed", "5", "--dtype", "float32", "--json", str(report),
-            "--prompts", str(tmp_path / "prompts.txt"), "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(report.read_text())["devices"]
-    model = GgufModel(path, vocabulary_only=True)
-    assert row["prompt_tokens"] == len(model.encode("the teeth"))
-    model.close()
-    assert row["tokens"] == 64 or row["finish"] == "stop"
-    assert row["acceptance"] > 0.9
+    settings = EdgeSettings(engine=engine, target=str(path), dtype="float32", kv_bytes=1 << 28)
+    drafter: Any = OnOneThread(lambda: LlamaCppDrafter(LlamaCppSettings(path=path, threads=1)))
+    whole = Whole(mosquitto.port, tmp_path, load_verifier(settings))
+    try:
+        with whole.edge(), whole.device(drafter, draft_length=4) as device:
+            prompt = tuple(drafter.codec.encode("the teeth"))
+            policy = SamplingPolicy(mode=Mode.RESIDUAL, seed=5)
+            done = device.agent.generate(GenerateRequest(prompt, policy=policy, max_new_tokens=64))
+    finally:
+        drafter.close()
+    assert len(done.tokens) == 64 or done.reason is EndReason.STOP
+    assert done.counters.tested > len(done.tokens) / 2
+    assert done.counters.accepted > 0.9 * done.counters.tested

@@ -212,25 +212,6 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
     return Target.of(model, name=target_name(source), tokens=tokens, source=source)
 
 
-def target_tokens(source: str | Path) -> list[str]:
-    """Read the token strings of a target model by id, without padding and without loading its weights.
-
-    Raises as `load_target`.
-    """
-    path = Path(source).expanduser()
-    with _quiet():
-        check_source(source)
-        if path.is_dir():
-            tokens = repository_tokens(str(path))
-        elif is_gguf(path):
-            tokens = gguf_tokens(path)
-        else:
-            with hub_access():
-                text_config(str(source))
-                tokens = repository_tokens(str(source))
-    return token_strings(tokens)
-
-
 def loading_bytes(path: Path, dtype: torch.dtype) -> int | None:
     """Return the peak bytes of loading; None if unknown."""
     if path.is_dir():

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from fleet_edge.verifiers.packed.target import load_target, resolve_device, resolve_dtype, target_tokens
-from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
+from fleet_edge.verifiers.packed.target import load_target, resolve_device, resolve_dtype
+from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens, target_tokens
 from schemas.vocabulary import Vocabulary
 from tests.fleet_edge.verifiers.oracle import CONFIGS, CONTEXT, WORDS, random_model, tiny_folder, tokenizer
 
