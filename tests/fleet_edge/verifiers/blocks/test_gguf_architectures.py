@@ -102,7 +102,11 @@ def _write(path: Path, kind: str, own: Mapping[str, Any], *, split: int = 0) -> 
 def _write_layer(writer: _Writer, kind: str, at: str, dim: int) -> None:
     outputs = {"attn_q": HEADS * dim, "attn_k": KV_HEADS * dim, "attn_v": KV_HEADS * dim}
     norms = {"attn_norm": HIDDEN, "ffn_norm": HIDDEN}
-    feed = {"ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
+    feed: dict[str, tuple[int, ...]] = {
+        "ffn_gate": (INNER, HIDDEN),
+        "ffn_up": (INNER, HIDDEN),
+        "ffn_down": (HIDDEN, INNER),
+    }
     if kind == "phi3":
         outputs = {"attn_qkv": sum(outputs.values())}
         feed = {"ffn_up": (2 * INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
