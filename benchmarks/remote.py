@@ -355,8 +355,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the edge's settings of its servers."""
     names = ("api", "endpoint", "top_logprobs", "request_s", "api_key_file")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return {**given, "step_s": 2 * options.request_s}
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 @contextmanager

@@ -21,7 +21,9 @@ from typing import Any, Final
 from fleet_common.mqtt.packets import publish_packet_bytes
 from fleet_device.pacing.contract import STREAMED, Plan
 from fleet_device.pacing.estimates import Conditions
+from fleet_edge.batching.planning import Budget
 from fleet_edge.jobs import JobSettings
+from fleet_edge.orchestrator import PIECE_S
 from fleet_edge.session_log import SessionLog
 from fleet_edge.step_time import StepCurve
 from schemas.codec import encode_draft, encode_verdict
@@ -167,8 +169,6 @@ class Workload:
     prompt_tokens: int = 64
     max_draft: int = 16
     window: int = 4  # most drafts of one session in flight
-    prefill_chunk: int = 128  # most prompt tokens in a step that also verifies
-    piece_s: float = 0.1  # longest wait of tokens of edge-only decoding for later ones
 
     @property
     def prompt_s(self) -> float:
@@ -191,7 +191,7 @@ def edge_only(workload: Workload, devices: int) -> Rate:
     step_s = workload.curve.step_ms(devices, 1) / 1e3
     prompts_s = devices * workload.prompt_s
     seconds = workload.text_tokens * step_s + prompts_s + workload.round_trip_s
-    chunk = min(workload.prefill_chunk, workload.prompt_tokens)
+    chunk = min(Budget().prefill_chunk, workload.prompt_tokens)
     chunks = devices * workload.prompt_tokens / chunk / workload.text_tokens  # per step
     slow_s = workload.curve.step_ms(devices, 1, prefill=chunk) / 1e3
     return Rate(
@@ -199,7 +199,7 @@ def edge_only(workload: Workload, devices: int) -> Rate:
         gap_s=slow_s if chunks > _RARE else step_s,
         busy=1.0 - workload.round_trip_s / seconds,
         up_messages=2.0 / STREAMED,
-        down_messages=1.0 / max(1, round(workload.piece_s / step_s)),
+        down_messages=1.0 / max(1, round(PIECE_S / step_s)),
         plan=Plan(1, stream=True),
     )
 
@@ -332,7 +332,6 @@ class Assumptions:
 
     writing: float = 0.02  # share of the devices that generate at once
     headroom: float = 0.8  # share of an edge's capacity that is planned for
-    trace_share: float = 1.0  # share of the sessions whose verdicts are logged
     mode: Mode = Mode.RESIDUAL
 
 
@@ -398,7 +397,7 @@ def need_of(devices: int, *, per_edge: int, traffic: DeviceTraffic, assumptions:
     writing = math.ceil(devices * assumptions.writing)
     tokens_per_s = writing * traffic.tokens_per_s
     messages = tokens_per_s * (traffic.up_messages + traffic.down_messages)
-    rows = writing * traffic.texts_per_s * _ROWS + tokens_per_s * traffic.verdicts * assumptions.trace_share
+    rows = writing * traffic.texts_per_s * _ROWS + tokens_per_s * traffic.verdicts
     return FleetNeed(
         devices=devices,
         writing=writing,
@@ -415,7 +414,7 @@ def sources(assumptions: Assumptions, *, per_edge: int) -> Sequence[tuple[str, s
     edges = f"{planned_devices(per_edge, assumptions)} devices each: {assumptions.headroom:.0%} (--headroom) of the "
     brokers = f"{_BROKER_MESSAGES:,.0f} messages/s and {_BROKER_CONNECTIONS:,} connections each, assumed: measure yours"
     rows = (
-        f"2 for each request, and {assumptions.trace_share:g} (trace_share) for each verdict on a draft; updates: the "
+        "2 for each request, and 1 for each verdict on a draft; updates: the "
         f"counters of each open session every {JobSettings().progress_every_s:g} s"
     )
     return (

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 DEFAULT_DB: Final = "sqlite:///fleet.sqlite3"
 
 _MILLION: Final = 1e6
-_HOUR_MS: Final = 3.6e6
 
 
 class PriceList(BaseModel):
-    """What tokens, payload and energy cost; nothing is computed without a price."""
+    """What tokens and payload cost; nothing is computed without a price."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,17 +26,13 @@ class PriceList(BaseModel):
     megabyte: float = setting(
         0.0, "Price of a megabyte of payload, both ways. Packets are 3 to 13 times as large.", in_flags=False, ge=0
     )
-    watt_hour: float = setting(0.0, "Price of a watt-hour of an edge, used with `prices.edge_w`.", in_flags=False, ge=0)
-    edge_w: float = setting(0.0, "Power of an edge during a step.", unit="watts", in_flags=False, ge=0)
 
     def __bool__(self) -> bool:
-        return bool(self.million_tokens or self.megabyte or (self.watt_hour and self.edge_w))
+        return bool(self.million_tokens or self.megabyte)
 
     def cost(self, counted: "SegmentCounters") -> float:
-        """Return the price of what was counted; a step's energy is shared equally by its sessions."""
         megabytes = (counted.uplink_bytes + counted.downlink_bytes) / _MILLION
-        watt_hours = self.edge_w * counted.own_compute_ms / _HOUR_MS
-        return self.million_tokens * counted.tokens / _MILLION + self.megabyte * megabytes + self.watt_hour * watt_hours
+        return self.million_tokens * counted.tokens / _MILLION + self.megabyte * megabytes
 
 
 class AdminSettings(Settings):

@@ -251,10 +251,8 @@ def advise_command(
         prompt_tokens=prompt_tokens,
         max_draft=settings.max_draft,
         window=settings.window,
-        prefill_chunk=settings.prefill_chunk,
-        piece_s=settings.piece_s,
     )
-    assumptions = Assumptions(writing=writing_share, headroom=headroom, trace_share=settings.trace_share, mode=mode)
+    assumptions = Assumptions(writing=writing_share, headroom=headroom, mode=mode)
     found = find(workload, level)
     traffic = None
     needs: list[FleetNeed] = []

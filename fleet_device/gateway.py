@@ -6,7 +6,6 @@ import queue
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import date, datetime
 from enum import Enum, auto
@@ -25,17 +24,14 @@ from schemas.control import Telemetry
 from schemas.names import VERSION
 from schemas.policy import Grammar
 
-_SHOWN: Final = 2000
-"""Characters of a text that are kept."""
-
 
 class Journal:
-    """Count requests of today and since the start; keep the `texts` latest outputs. Callable on any thread.
+    """Count requests of today and since the start. Callable on any thread.
 
     Days begin at this machine's midnight.
     """
 
-    def __init__(self, *, texts: int, now: Callable[[], datetime]) -> None:
+    def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._lock = threading.Lock()
         self._totals = DeviceTotals()
@@ -43,27 +39,14 @@ class Journal:
         self._plan_reason: str | None = None
         self._day: date | None = None
         self._texts_today = self._tokens_today = 0
-        self._entries: deque[dict[str, Any]] | None = deque(maxlen=texts) if texts else None
 
     def note(self, text: GeneratedText) -> None:
-        ended = self._now().astimezone()
         with self._lock:
-            self._begin_day(ended.date())
+            self._begin_day(self._now().astimezone().date())
             self._texts_today += 1
             self._tokens_today += len(text.tokens)
             self._latest = self._totals.add(text.generation)
             self._plan_reason = text.generation.choice.reason if text.generation.choice is not None else None
-            if self._entries is not None:
-                entry = {
-                    "ended": ended.isoformat(timespec="seconds"),
-                    "session": text.session,
-                    "tokens": len(text.tokens),
-                    "tokens_per_s": text.tokens_per_s,
-                    "finish": text.reason.value,
-                    "unverified": text.unverified,
-                    "text": text.text[:_SHOWN],
-                }
-                self._entries.appendleft(entry)
 
     def json(self) -> dict[str, Any]:
         today = self._now().astimezone().date()
@@ -79,7 +62,6 @@ class Journal:
                 "draft_ms_per_token": latest.get("draft_ms_per_token"),
                 "plan": latest.get("plan"),
                 "plan_reason": self._plan_reason,
-                "last_texts": None if self._entries is None else list(self._entries),
             }
 
     def _begin_day(self, today: date) -> None:
@@ -137,7 +119,7 @@ class Gateway:
             on_idle=lambda: self.ask(Asked.IDLE),
         )
         self._server: ApiServer | None = None
-        self._journal = Journal(texts=self._settings.status_texts, now=service.now)
+        self._journal = Journal(service.now)
         self._steering: SteeringListener | None = None
         if remote is not None and self._settings.steering:
             remote.on_change(service.take_settings)

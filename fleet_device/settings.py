@@ -198,7 +198,6 @@ class DeviceSettings(Settings):
     open_s: float = setting(
         INTERRUPTION_S, "Longest wait for an edge to answer an Open.", unit="seconds", rare=True, gt=0
     )
-    resume_s: float = setting(120.0, "Longest wait for an edge to resume a session.", unit="seconds", rare=True, gt=0)
     offline: OfflinePolicy = setting(
         OfflinePolicy.FAIL,
         "When no edge answers: `fail` ends the request with an error, `wait` continues when an edge is back, "
@@ -264,14 +263,6 @@ class DeviceSettings(Settings):
         "plain",
         "Format of the log: `plain` lines, or `json`, one object per line, including messages below a warning.",
         rare=True,
-    )
-    status_texts: int = setting(
-        0,
-        "Number of latest outputs on the status page, visible to all users of the local API; 0 shows none.",
-        unit="texts",
-        rare=True,
-        ge=0,
-        le=100,
     )
 
     @field_validator("steering_fixed")

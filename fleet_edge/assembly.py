@@ -10,11 +10,8 @@ from fleet_edge.answers.answers import Responder
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder, Sink
 from fleet_edge.batching.edge_draft import EdgeDrafter
-from fleet_edge.batching.fairness import BackgroundWork
-from fleet_edge.batching.planning import Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.step_cost import StepCost
-from fleet_edge.batching.timing import BatchingDelay, VerdictGoal
 from fleet_edge.guard import DeviceGuard, SharedQuarantines
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import Intake, IntakeQueue
@@ -49,21 +46,16 @@ def assemble(
     sessions = SessionTable(
         settings.lease_s, settings.max_sessions, settings.max_sessions_per_device, first_handle=first_handle
     )
-    budget = Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
     guard = DeviceGuard(settings.quotas, settings.quarantine, clock=clock)
     scheduler = Scheduler(
         verifier,
-        budget,
-        delay=BatchingDelay(settings.gather_share),
-        background=BackgroundWork(settings.background_share),
         kv_share=guard.kv_share,
         sharing=settings.prefix_sharing,
         shared=_shared_prefixes(verifier, settings.shared_prefixes),
         cost=StepCost(verifier.info.least_tokens, settings.max_guess),
         drafter=None if draft_verifier is None else EdgeDrafter(draft_verifier),
-        goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
-    recorder = Recorder(sink, settings.edge, now, settings.trace_share)
+    recorder = Recorder(sink, settings.edge, now)
     figures = Figures(clock)
     answers = Responder(
         edge=settings.edge,
@@ -91,12 +83,11 @@ def assemble(
         offer=SessionOffer(
             settings.max_draft, settings.window, settings.max_new_tokens, blocks=settings.verifies_blocks
         ),
-        grace_s=settings.grace_s,
         grammars=_grammars(settings, verifier, inbox.put),
     )
     link.screen(guard.accepts)
     Intake(inbox, clock).subscribe(link, fleet=settings.fleet, edge=settings.edge)
-    return Orchestrator(inbox, handlers, sessions, scheduler, answers, clock, piece_s=settings.piece_s)
+    return Orchestrator(inbox, handlers, sessions, scheduler, answers, clock)
 
 
 def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callable[[], None]], object]) -> Grammars:

@@ -150,9 +150,6 @@ class DeviceGuard:
     def spend(self, device: str, tokens: int) -> None:
         self._standing(device).new_tokens.spend(tokens, self._clock())
 
-    def most_sample_requests(self, device: str) -> int:
-        return self._standing(device).quotas.sample_requests
-
     def kv_share(self, device: str) -> float:
         """Return the share of the KV memory that a device may hold while others need some."""
         return self._standing(device).quotas.kv_share

@@ -1,7 +1,6 @@
 """Message handlers: what each arrived message does to the sessions, on the orchestrator's thread."""
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -165,14 +164,12 @@ class MessageHandlers:
         try:
             if old is not None:
                 self.answers.left(old, LeaveReason.RESUMED)
-                self._forget(old, resumed=True)
+                self._forget(old)
             session = self.sessions.add(message, device=device, limits=limits, now=self.clock(), constraint=constraint)
         except OpenRefused as error:
             self.answers.refused(device, message, error)
             return
-        if message.resume is None:
-            self.scheduler.granted(now=self.clock())
-        else:
+        if message.resume is not None:
             self._resumed(session, here=old is not None)
         self.scheduler.opened(session)
         self.answers.opened(session, message, size=size)
@@ -198,16 +195,9 @@ class MessageHandlers:
         if self.away:
             raise OpenRefused(RefusalCode.DRAINING, "The edge cannot reach its large model; try again shortly.")
         limits = grant(message, target=self.scheduler.target, offer=self.offer)
-        if message.resume is None and (wait_s := self.scheduler.busy_s(now=self.clock())) > 0.0:
-            raise OpenRefused(
-                RefusalCode.BUSY,
-                f"The edge cannot serve more sessions in time; ask again in {math.ceil(wait_s)} s.",
-                retry_s=wait_s,
-            )
         self.guard.admit_open(device, message)
         return replace(
             limits,
-            sample_requests=self.guard.most_sample_requests(device),
             max_draft=self.scheduler.longest_draft(device, limits.max_draft),
             blocks=limits.blocks and self.answers.can_send_rows(limits.max_draft, top_k=message.policy.top_k),
         )
@@ -300,10 +290,8 @@ class MessageHandlers:
                 self.answers.ended(session, EndReason.FAILED, cause=cause)
                 self._forget(session)
 
-    def _forget(self, session: EdgeSession, *, resumed: bool = False) -> None:
+    def _forget(self, session: EdgeSession) -> None:
         self.sessions.remove(session)
-        if not resumed:
-            self.scheduler.ended_session(now=self.clock())
         self.scheduler.forget(session)
 
 

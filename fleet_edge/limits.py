@@ -25,22 +25,12 @@ class Quotas(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     opens_per_min: float = _rate(
         120.0, "Maximum sessions opened per device, three quarters of them at once.", "sessions per minute"
     )
-    states_per_min: float = _rate(120.0, "Maximum states published per device.", "messages per minute")
     uplink_bytes_per_s: float = _rate(262_144.0, "Maximum bytes sent per device, as packets.", "bytes per second")
-    repeat_bytes_per_s: float = _rate(262_144.0, "Maximum bytes of repeated verdicts per device.", "bytes per second")
     prompt_tokens_per_min: float = _rate(
         60_000.0, "Maximum tokens per device in prompts and resumed sessions.", "tokens per minute"
     )
     new_tokens_per_min: float = _rate(12_000.0, "Maximum tokens generated per device.", "tokens per minute")
     grammar_s_per_min: float = _rate(10.0, "Maximum time to compile grammars per device.", "seconds per minute")
-    sample_requests: int = setting(
-        32,
-        "Maximum requests for further samples after one rejection.",
-        unit="requests",
-        in_flags=False,
-        ge=1,
-        le=1 << 20,
-    )
     top_k: int = setting(
         1024,
         "Largest `top_k` of a policy; 0 (whole vocabulary) is always allowed.",
@@ -86,6 +76,13 @@ class QuotaSettings(Quotas):
         return Quotas(**everybody)
 
 
+_FORGIVEN_PER_S: Final = 10.0
+"""Strikes that expire in a second."""
+
+_FIRST_S: Final = 10.0
+_LONGEST_S: Final = 3600.0
+"""Seconds of the first quarantine, twice as many of each further one, and of the longest."""
+
 _SLOWED: Final = 0.5
 FORGIVEN: Final = 3.0
 """Multiple of the last quarantine without offence after which the next one is as short as the first."""
@@ -97,18 +94,6 @@ class QuarantineSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=F
     strikes: float = setting(
         300.0, "Strikes after which a device is quarantined.", unit="strikes", in_flags=False, ge=1, le=1e9
     )
-    forgiven_per_s: float = setting(
-        10.0, "Strikes that expire.", unit="strikes per second", in_flags=False, gt=0, le=1e9
-    )
-    first_s: float = setting(
-        10.0,
-        "Length of the first quarantine; each further one is twice as long.",
-        unit="seconds",
-        in_flags=False,
-        gt=0,
-        le=1e9,
-    )
-    most_s: float = setting(3600.0, "Length of the longest quarantine.", unit="seconds", in_flags=False, gt=0, le=1e9)
 
 
 @dataclass(slots=True)
@@ -137,7 +122,7 @@ class Strikes:
             return 0.0
         if now - self.until > FORGIVEN * self.last_s:
             self.level = 0
-        self.last_s = min(self.settings.first_s * 2.0**self.level, self.settings.most_s)
+        self.last_s = min(_FIRST_S * 2.0**self.level, _LONGEST_S)
         self.level = min(self.level + 1, 64)
         self.until = now + self.last_s
         self._forget(self.until)
@@ -156,8 +141,11 @@ class Strikes:
         return self._left.wait_s(_SLOWED * self.settings.strikes, now) > 0.0
 
     def _forget(self, now: float) -> None:
-        self._left = TokenBucket(self.settings.forgiven_per_s, self.settings.strikes, now=now)
+        self._left = TokenBucket(_FORGIVEN_PER_S, self.settings.strikes, now=now)
 
+
+_STATES_PER_MIN: Final = 120.0
+"""Largest mean rate of states and telemetry of a device."""
 
 _BURST_S: Final = 2.0
 """Burst of a rate per second, in seconds."""
@@ -233,15 +221,15 @@ class Standing:
             Topic.DRAFT: TokenBucket(quotas.drafts_per_s, max(1.0, _BURST_S * quotas.drafts_per_s), now=now),
             Topic.OPEN: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
             Topic.CLOSE: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
-            Topic.STATE: _by_minute(quotas.states_per_min, now),
-            Topic.TELEMETRY: _by_minute(quotas.states_per_min, now),
+            Topic.STATE: _by_minute(_STATES_PER_MIN, now),
+            Topic.TELEMETRY: _by_minute(_STATES_PER_MIN, now),
         }
         self.uplink = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
         self.opens = _by_minute(quotas.opens_per_min, now, burst=_OPENS_BURST_MIN)
         self.prompts = TokenBucket(quotas.prompt_tokens_per_min / 60.0, quotas.prompt_tokens_per_min, now=now)
         self.new_tokens = TokenBucket(quotas.new_tokens_per_min / 60.0, quotas.new_tokens_per_min, now=now)
         self.grammars = TokenBucket(quotas.grammar_s_per_min / 60.0, quotas.grammar_s_per_min, now=now)
-        self.repeats = TokenBucket(quotas.repeat_bytes_per_s, _UPLINK_BURST_S * quotas.repeat_bytes_per_s, now=now)
+        self.repeats = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
         self.answers = TokenBucket(_ANSWERS_PER_S, _ANSWERS, now=now)
         self.strikes = Strikes(self.quarantine, now)
 
@@ -264,7 +252,7 @@ class Standing:
         for name, bucket in self._buckets().items():
             bucket.spend(max(0.0, kept.used.get(name, 0.0) - ago_s * bucket.rate), now)
         self.strikes.restore(
-            max(0.0, kept.strikes - ago_s * self.quarantine.forgiven_per_s),
+            max(0.0, kept.strikes - ago_s * _FORGIVEN_PER_S),
             level=kept.level,
             last_s=kept.last_s,
             since_s=kept.since_s + ago_s,

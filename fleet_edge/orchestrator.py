@@ -38,6 +38,9 @@ _TAKEN: Final = 256
 _TAKEN_MEANWHILE: Final = 16
 """Messages handled in a row, between steps and during one; during a step fewer, so that its end is noticed soon."""
 
+PIECE_S: Final = 0.1
+"""Longest time that tokens of edge-only decoding wait to be sent with later ones."""
+
 _POLL_S: Final = 1.0
 """Longest wait for messages during a step; its end wakes the thread earlier."""
 
@@ -79,7 +82,8 @@ class WorkResult:
 class Orchestrator:
     """The edge's main loop: receive messages, compute batches, send and record verdicts.
 
-    `piece_s` is the longest time that tokens of edge-only decoding wait to be sent together with the next ones.
+    `piece_s` is the longest time that tokens of edge-only decoding wait to be sent together with the next ones; 0 sends
+    each at once.
     """
 
     inbox: IntakeQueue
@@ -88,7 +92,7 @@ class Orchestrator:
     scheduler: Scheduler
     answers: Responder
     clock: Callable[[], float]
-    piece_s: float = 0.0
+    piece_s: float = PIECE_S
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="computing"))
     _running: RunningStep | None = None
     _held: dict[int, WorkResult] = field(default_factory=dict)  # by session, tokens that wait to be sent

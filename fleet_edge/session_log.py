@@ -149,7 +149,7 @@ class SessionLog(Closing):
     def rounds(
         self, session: str, *, device: str | None = None, skip: int = 0, limit: int | None = None
     ) -> list[RoundView]:
-        """Return a session's verdicts, in order, from number `skip` on; none unless it was traced.
+        """Return a session's verdicts, in order, from number `skip` on.
 
         Otherwise as `session`.
         """

@@ -58,11 +58,6 @@ class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     api_key_file: Path | None = setting(
         None, "File with the API key of the inference server; only its owner may read it."
     )
-    server_ca: Path | None = setting(
-        None,
-        "Certificate authorities (PEM) for https:// addresses; by default those of the system.",
-        rare=True,
-    )
     served_model: str = setting("", "Name of the model at the inference server; optional if it serves one.", rare=True)
     top_logprobs: int = setting(
         50,
@@ -72,15 +67,7 @@ class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     )
     request_s: float = setting(
         5.0,
-        "Longest wait for the inference server's response; then it is asked again.",
-        unit="seconds",
-        rare=True,
-        gt=0,
-        le=600,
-    )
-    step_s: float = setting(
-        15.0,
-        "Longest time of one step, all attempts included.",
+        "Longest wait for the inference server's response; then it is asked again, for up to three times as long.",
         unit="seconds",
         rare=True,
         gt=0,
@@ -102,6 +89,11 @@ class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
         ge=1,
         le=1 << 40,
     )
+
+    @property
+    def step_s(self) -> float:
+        """Longest time of one step, all attempts included."""
+        return 3.0 * self.request_s
 
 
 class EdgeSettings(Settings):
@@ -178,14 +170,6 @@ class EdgeSettings(Settings):
         ge=0,
         le=1 << 16,
     )
-    piece_s: float = setting(
-        0.1,
-        "In edge-only decoding, longest time that tokens wait to be sent with later ones; 0 sends each at once.",
-        unit="seconds",
-        rare=True,
-        ge=0,
-        le=10,
-    )
     grammars: bool = setting(
         True,  # noqa: FBT003 - a default
         "Serve generations that follow a grammar (`response_format`, `tools`, `grammar`); without it they are refused.",
@@ -199,15 +183,6 @@ class EdgeSettings(Settings):
         ge=0,
         le=16,
     )
-    verdict_ms: float = setting(
-        0.0,
-        "Target for the mean time from draft to verdict, or between edge-only tokens. New sessions that would "
-        "exceed it are refused; 0 is off.",
-        unit="milliseconds",
-        rare=True,
-        ge=0,
-        le=60_000,
-    )
     max_draft: int = setting(16, "Maximum tokens per draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
     window: int = setting(4, "Maximum drafts in flight per session.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW)
     max_new_tokens: int = setting(4096, "Maximum tokens of one output.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)
@@ -216,34 +191,8 @@ class EdgeSettings(Settings):
         SESSIONS_PER_DEVICE, "Maximum open sessions per device.", unit="sessions", rare=True, ge=1, le=60_000
     )
     lease_s: float = setting(60.0, "Silence after which a session is lost.", unit="seconds", rare=True, gt=0)
-    grace_s: float = setting(
-        15.0,
-        "Time for a device to return after the broker has reported it gone.",
-        unit="seconds",
-        rare=True,
-        ge=0,
-    )
     drain_s: float = setting(
         10.0, "Time for open sessions to end when the edge stops.", unit="seconds", rare=True, ge=0
-    )
-    step_tokens: int = setting(512, "Maximum new tokens per forward pass.", unit="tokens", rare=True, ge=1, le=1 << 20)
-    background_share: float = setting(
-        0.05,
-        "Share of the large model's time for background work (prompts above a device's share, drafts that are "
-        "almost never accepted) while others are verified.",
-        rare=True,
-        gt=0,
-        le=1,
-    )
-    prefill_chunk: int = setting(
-        128, "Maximum prompt tokens in a pass that also verifies.", unit="tokens", rare=True, ge=1, le=1 << 20
-    )
-    gather_share: float = setting(
-        0.5,
-        "Longest batching delay, as a fraction of the step.",
-        rare=True,
-        ge=0,
-        le=1,
     )
     kv_bytes: int = setting(
         2 << 30,
@@ -266,7 +215,6 @@ class EdgeSettings(Settings):
         rare=True,
         in_flags=False,
     )
-    trace_share: float = setting(1.0, "Fraction of sessions whose rounds are logged.", rare=True, ge=0, le=1)
     keep_rounds_days: float = setting(
         RETENTION.rounds_days, "Retention of logged rounds.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )

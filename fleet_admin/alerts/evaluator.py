@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 DATABASE_AWAY: Final = "database-away"
 """The only alert that is delivered but not stored: the table cannot be reached."""
 
+EVERY_S: Final = 15.0
+"""Seconds between two evaluations."""
+
 _LEASE_LOOKS: Final = 4
 """Evaluations within one lease, so that a missed one does not lose the lease."""
 
@@ -73,14 +76,14 @@ class Evaluator:
                 _log.warning("The alerts could not be evaluated: %s", error)
             except Exception:  # noqa: BLE001 - logged with its traceback; the next look may succeed
                 _log.exception("The alerts could not be evaluated.")
-            stop.wait(self.settings.every_s)
+            stop.wait(EVERY_S)
 
     def step(self) -> list[AlertView] | None:
         """Evaluate once and return the changed alerts; None if another process evaluates or the database is away."""
         now = self.now()
         try:
             with self.alerts.connection() as connection:
-                lease_s = max(30.0, _LEASE_LOOKS * self.settings.every_s)
+                lease_s = _LEASE_LOOKS * EVERY_S
                 if not book.take_lease(connection, holder=self.holder, now=now, for_s=lease_s):
                     self._wrong_since.clear()
                     self._right_since.clear()

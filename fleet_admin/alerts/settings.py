@@ -17,7 +17,6 @@ class AlertSettings(Settings):
 
     variable_prefix: ClassVar[str] = "FLEET_ALERTS_"
 
-    every_s: float = setting(15.0, "Time between two evaluations.", unit="seconds", rare=True, ge=1, le=3600)
     hold_s: float = setting(
         60.0,
         "Time for which a condition must hold before the alert opens; it is over after twice that time without it.",

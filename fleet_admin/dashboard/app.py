@@ -34,6 +34,15 @@ from schemas.errors import FleetError
 PAGES: Final[tuple[Page, ...]] = (*fleet.PAGES, *sessions.PAGES, *log.PAGES, *account.PAGES)
 """All pages, in the order of the menu."""
 
+_THREADS: Final = 8
+"""Requests processed at once; at most a third of them for one account."""
+
+_ANSWER_S: Final = 20.0
+"""Time limit of one response."""
+
+_WATCHERS: Final = 100
+"""Pages with live updates; others must be reloaded."""
+
 _log = logging.getLogger(__name__)
 
 _STATUS: Final[tuple[tuple[type[FleetError], int], ...]] = (
@@ -49,8 +58,8 @@ _STATUS: Final[tuple[tuple[type[FleetError], int], ...]] = (
 
 def create_app(services: Services) -> Starlette:
     settings = services.settings
-    workers = Workers(threads=settings.threads, answer_s=settings.answer_s)
-    live = Live(services.log.latest, most=settings.watchers, clock=services.clock)
+    workers = Workers(threads=_THREADS, answer_s=_ANSWER_S)
+    live = Live(services.log.latest, most=_WATCHERS, clock=services.clock)
     menu = tuple((page.path, page.title) for page in PAGES if page.menu)
 
     async def watch(request: Request) -> Response:

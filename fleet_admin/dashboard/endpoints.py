@@ -248,7 +248,7 @@ ENDPOINTS: Final = (
           WhichOfDevice),
     _Read("/sessions/{session}/segments", "Its stays at edges.", _log(SessionLog.segments), list[SegmentView],
           WhichOfDevice),
-    _Read("/sessions/{session}/rounds", "Its verdicts, if it was traced.", _log(SessionLog.rounds), list[RoundView],
+    _Read("/sessions/{session}/rounds", "Its verdicts.", _log(SessionLog.rounds), list[RoundView],
           WhichOfDevice),
     _Read("/events", "What happened, the latest first.", _log(SessionLog.events), list[EventView], WhichEvents),
     _Read("/edges", "All edges with their latest load.", _log(SessionLog.edges), list[EdgeView]),

@@ -130,6 +130,10 @@ class Said:
             return self._kept.pop(name)[1]
 
 
+_IDLE: Final = timedelta(hours=8)
+_LOGIN: Final = timedelta(days=7)
+"""Inactivity after which a browser must log in again, and the time after which it must in any case."""
+
 _AGAIN_S: Final = 15.0
 
 _log = logging.getLogger(__name__)
@@ -230,7 +234,7 @@ def open_services(
         settings=settings,
         log=SessionLog(settings.db, now=now),
         accounts=Accounts(database, passwords=passwords),
-        logins=Logins(database, idle=timedelta(hours=settings.idle_h), longest=timedelta(hours=settings.login_h)),
+        logins=Logins(database, idle=_IDLE, longest=_LOGIN),
         keys=ApiKeys(database),
         attempts=Attempts(clock),
         said=Said(),

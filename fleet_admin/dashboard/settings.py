@@ -91,20 +91,6 @@ class DashboardSettings(AdminSettings):
         "127.0.0.1:8400",
         "Address and port of the pages. Beyond this machine, HTTPS (`https_certificate`) or a proxy is needed.",
     )
-    idle_h: float = setting(
-        8.0, "Inactivity after which a browser must log in again.", unit="hours", rare=True, gt=0, le=720
-    )
-    login_h: float = setting(
-        168.0, "Time after which it must log in again in any case.", unit="hours", rare=True, gt=0, le=8_760
-    )
-    threads: int = setting(
-        8, "Requests processed at once; at most a third of them for one account.", rare=True, ge=3, le=64
-    )
-    answer_s: float = setting(20.0, "Time limit of one response.", unit="seconds", rare=True, ge=1, le=600)
-    watchers: int = setting(
-        100, "Maximum number of pages with live updates; others must be reloaded.", rare=True, ge=1,
-        le=10_000,
-    )  # fmt: skip
 
     @field_validator("https_key")
     @classmethod

@@ -130,7 +130,7 @@ def _open_alerts(url: str, *, read_only: bool) -> "Alerts":
 
 
 def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
-    from fleet_admin.alerts.evaluator import RunningAlerts
+    from fleet_admin.alerts.evaluator import EVERY_S, RunningAlerts
 
     settings = load_alert_settings(config)
     interruption = Interruption()
@@ -145,11 +145,11 @@ def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
     with _open_alerts(db, read_only=False) as book, RunningAlerts(book, settings) as running:
         for alert in book.open():
             show(alert)
-        typer.echo(f"Evaluating every {settings.every_s:g} s until interrupted.", err=True)
+        typer.echo(f"Evaluating every {EVERY_S:g} s until interrupted.", err=True)
         while True:
             for alert in running.step():
                 show(alert)
-            if interruption.wait(settings.every_s):
+            if interruption.wait(EVERY_S):
                 break
 
 

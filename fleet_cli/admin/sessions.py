@@ -286,7 +286,7 @@ def sessions(
 
 def session(
     prefix: Annotated[str, typer.Argument(metavar="ID", help="Session id, or a unique prefix of it.")],
-    rounds: Annotated[bool, typer.Option("--rounds", help="Show every round, if the session was traced.")] = False,
+    rounds: Annotated[bool, typer.Option("--rounds", help="Show every round.")] = False,
     device: Annotated[str | None, typer.Option(help="Device of the session, if two devices used the same id.")] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
@@ -296,18 +296,18 @@ def session(
     with open_log(db) as log:
         found = log.session(prefix, device=device)
         segments = log.segments(found.session, device=found.device)
-        traced = log.rounds(found.session, device=found.device) if rounds else []
+        judged = log.rounds(found.session, device=found.device) if rounds else []
         events = log.events(session=found.session, device=found.device, limit=_EVENTS)
     if as_json:
-        asked = {"rounds": traced} if rounds else {}
+        asked = {"rounds": judged} if rounds else {}
         print_json({"session": found, "segments": segments, "events": events, **asked})
         return
     describe(f"Session {found.session}", _session_facts(found))
     print_table("Counted", _COMPARED, _comparison(found), wide=wide)
     print_table("Segments", _SEGMENTS, segments, wide=wide, empty="No segments: the session was served by no edge.\n")
     if rounds:
-        empty = "No rounds: the session was not traced, or they were purged.\n"
-        print_table(f"Rounds: {len(traced)}", _ROUNDS, traced, wide=wide, empty=empty)
+        empty = "No rounds: none was judged, or they were purged.\n"
+        print_table(f"Rounds: {len(judged)}", _ROUNDS, judged, wide=wide, empty=empty)
     print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
 
 

@@ -172,14 +172,12 @@ def _log_tail(device: SteeredDevice, arguments: Arguments, _limit_s: float) -> A
 def _support_bundle(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
     """Return what support asks for first, without generations, prompts or secrets."""
     settings = device.service.settings
-    status = device.status()
-    status.pop("last_texts", None)
     shown = {field.name: _shown(settings, field.path) for field in fields_of(type(settings)) if field.shown}
     bundle = {
         "software": VERSION,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "status": status,
+        "status": device.status(),
         "settings": shown,
         "from_afar": device.settings_report(),
         "link": asdict(device.service.link.counters),

@@ -89,12 +89,11 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Recorder:
-    """Writes the session log of one edge; logs every round of a `trace_share` of the sessions."""
+    """Writes the session log of one edge."""
 
     sink: Sink
     edge: str
     now: Callable[[], datetime]
-    trace_share: float = 1.0
     events: EventCounts = field(init=False)
     sightings: StateRecorder = field(init=False)
     _segments: dict[int, int] = field(default_factory=dict)  # segment numbers by handle
@@ -137,7 +136,7 @@ class Recorder:
     def judged(
         self, session: EdgeSession, result: DraftResult, timing: DraftTiming, *, form: str | None, downlink_bytes: int
     ) -> None:
-        """Log a verdict of a traced session, unless the device has had too many within a minute."""
+        """Log a verdict, unless the device has had too many within a minute."""
         draft = result.arrived.draft
         ordinary = not timing.background and (result.tested or draft.tokens)
         self._round(
@@ -254,9 +253,7 @@ class Recorder:
         rates: DeviceRates,
         **fields: Any,  # noqa: ANN401
     ) -> None:
-        # By the session's random name, so that all its segments are traced or none.
-        traced = int.from_bytes(session.session[:4], "big") < self.trace_share * (1 << 32)
-        if traced and rates.admit(session.device, self.now()):
+        if rates.admit(session.device, self.now()):
             own = {name: getattr(timing, name) for name in ("batch", "queue_ms", "prefill_ms", "compute_ms")}
             self.sink.put(RoundJudged(**self._of(session), round=draft.round, base=draft.base, **own, **fields))
 

@@ -15,7 +15,7 @@ from fleet_edge.batching.edge_draft import DraftOrder, EdgeDrafter, with_propose
 from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTurns
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, WorkItem
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
-from fleet_edge.batching.timing import BatchingDelay, DraftTiming, PrefillLog, StepTimes, VerdictGoal
+from fleet_edge.batching.timing import BatchingDelay, DraftTiming, PrefillLog, StepTimes
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
@@ -27,6 +27,10 @@ from schemas.fields import EdgeLoad
 _log = logging.getLogger(__name__)
 
 _MOST_TEXTS: Final = (1 << 16) - 1
+
+_PROMPTS_S: Final = 0.25
+_PROMPTS_STEPS: Final = 2.0
+"""Longest time for the prompts of a step, the longer of: seconds, or multiples of a mean step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,6 @@ class Scheduler:
         shared: Sequence[Sequence[int]] = (),
         cost: StepCost | None = None,
         drafter: EdgeDrafter | None = None,
-        goal: VerdictGoal | None = None,
     ) -> None:
         self._verifier = PrefixCache(verifier, sharing=sharing, public=shared, share=kv_share)
         self._budget = budget or Budget()
@@ -73,7 +76,6 @@ class Scheduler:
         self._present = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
         self._drafter = drafter
-        self._goal = goal or VerdictGoal()
         self._measured = False  # whether the latest step was measured
         self._kv_share = kv_share
         self._prefill_log = PrefillLog()
@@ -156,17 +158,6 @@ class Scheduler:
         self._load = None
         self._between_steps(lambda: self._close(session.handle))
 
-    def busy_s(self, *, now: float) -> float:
-        """Return the seconds after which to ask for a new session; 0 if one can be granted now."""
-        return self._goal.retry_s(now, growing_s=self._cost.growing_s)
-
-    def granted(self, *, now: float) -> None:
-        self._goal.granted(now)
-
-    def ended_session(self, *, now: float) -> None:
-        """Record the end of a session that is not resumed here."""
-        self._goal.ended(now)
-
     # Steps
 
     def hold_s(self, sessions: Iterable[EdgeSession], *, now: float) -> float:
@@ -185,7 +176,7 @@ class Scheduler:
             self._cost,
             self._used,
             now,
-            prompts_s=self._goal.prompts_s(self._cost.mean_s),
+            prompts_s=max(_PROMPTS_S, _PROMPTS_STEPS * self._cost.mean_s),
             gap_s=self._delay.gap_s(now=now),
         )
         batch = planner.plan(sessions, evicted=self._evicted)
@@ -240,15 +231,6 @@ class Scheduler:
         present = (work.session.handle for work in batch.works)
         self._present.stepped(present, step_s=step.ended - step.started, at=step.ended)
         self._load = None
-        waits = [
-            self._prefill_log.timing(arrived, step).queue_ms
-            for work in batch.verifications
-            if not work.background
-            for arrived in work.chain
-        ]
-        if waits:
-            verdict_s = (sum(waits) / len(waits) + step.compute_ms) / 1e3
-            self._goal.verified(verdict_s, sessions=step.sessions, at=step.ended)
         self._background.stepped(
             started=step.started,
             ended=step.ended,

@@ -238,15 +238,6 @@ class StepCost:
             return None
         return token_s * self._committed / self._lately
 
-    @property
-    def growing_s(self) -> float | None:
-        """Part of a mean step that grows with its requests and tokens, in seconds; None if unknown."""
-        mean = self._all.slopes()
-        if mean.text_s is None and mean.token_s is None:
-            return None
-        grown_s = (mean.text_s or 0.0) * self._all.texts + (mean.token_s or 0.0) * self._all.further
-        return grown_s / self._all.weight
-
     def guesses(self, rate: float, *, stable: bool = True) -> int:
         """Return how many speculated tokens pay, if each is right with probability `rate` given those before it."""
         if rate < _LEAST_RATE:

@@ -14,8 +14,7 @@ from schemas.reasons import Action, FaultCode, Finish, RefusalCode
 class SessionLimits:
     """Limits granted to a session.
 
-    `window` counts drafts in flight; `sample_requests` bounds requests for further samples after one rejection;
-    `blocks` is block verification.
+    `window` counts drafts in flight; `blocks` is block verification.
     """
 
     max_new_tokens: int
@@ -23,7 +22,6 @@ class SessionLimits:
     window: int
     vocabulary: int
     end_tokens: frozenset[int]
-    sample_requests: int = 32
     blocks: bool = False
 
     def ends(self, tokens: Sequence[int]) -> bool:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from typing import Final
 
 from dssd.block import RejectedBlock
 from dssd.distribution import Dist
@@ -32,6 +33,9 @@ from schemas.names import model_name
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, FaultCode, Finish
 from schemas.vocabulary import EMPTY_DIGEST, extend_digest
+
+_SAMPLE_REQUESTS: Final = 32
+"""Requests for further samples after one rejection; a sound device needs more than a few almost never."""
 
 
 @dataclass(slots=True)
@@ -422,11 +426,11 @@ class EdgeSession:
         if isinstance(self.rejected, RejectedBlock) and draft.tried != len(self.rejected.offered):
             raise desync("The rest of a race is requested, but not after the tries that were sent.")
         self._requests += 1
-        if self._requests > self.limits.sample_requests:
+        if self._requests > _SAMPLE_REQUESTS:
             raise DraftFault(
                 FaultCode.QUOTA,
                 Action.GIVE_UP,
-                f"Samples were requested more than {self.limits.sample_requests} times after one rejection.",
+                f"Samples were requested more than {_SAMPLE_REQUESTS} times after one rejection.",
             )
         return DraftReceipt(request=True)
 

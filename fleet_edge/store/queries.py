@@ -170,7 +170,7 @@ def segments(connection: Connection, session: str, *, device: str) -> list[Segme
 def rounds(
     connection: Connection, session: str, *, device: str, skip: int = 0, limit: int | None = None
 ) -> list[RoundView]:
-    """Return the rounds of a device's session (full id), in order; none unless it was traced."""
+    """Return the rounds of a device's session (full id), in order."""
     own = select(SegmentRow.segment).where(SegmentRow.session == session, SegmentRow.device == device)
     chosen = (RoundRow.session == session, RoundRow.segment.in_(own))
     query = select(RoundRow).where(*chosen).order_by(RoundRow.segment, RoundRow.round)

@@ -134,7 +134,7 @@ class SegmentProgress(SegmentCounters):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundJudged(RoundView):
-    """One verdict, for traced sessions only."""
+    """One verdict."""
 
     session: str
     device: str

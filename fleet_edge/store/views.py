@@ -240,7 +240,7 @@ class SegmentView(SegmentColumns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundView:
-    """One verdict of a traced session; with edge-only decoding, the first piece of each request.
+    """One verdict; with edge-only decoding, the first piece of each request.
 
     Attributes:
         base: Tokens committed before it.

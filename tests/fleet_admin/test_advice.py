@@ -24,7 +24,7 @@ from tests.support.step_curves import AVX2, CHEAP_TOKENS, EPYC_CORE
 TRAFFIC = DeviceTraffic(
     tokens_per_s=10.0, up_messages=0.3, down_messages=0.2, up_bytes=12.0, down_bytes=8.0, verdicts=0.25, texts_per_s=0.1
 )
-ASSUMED = Assumptions(writing=0.1, headroom=0.5, trace_share=0.5)
+ASSUMED = Assumptions(writing=0.1, headroom=0.5)
 
 
 def test_what_a_fleet_needs_is_worked_out_from_what_one_device_causes() -> None:

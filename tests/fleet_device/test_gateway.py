@@ -4,7 +4,7 @@ from fleet_device.gateway import Journal
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
 from fleet_device.requests.queue import Failed
 from schemas.policy import SamplingPolicy
-from tests.support.memory_device import SESSION, ScriptedAgent, TalkingDrafter, announce_edge, at_work, memory_service
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter, announce_edge, at_work, memory_service
 from tests.support.memory_fleet import MemoryFleet
 from tests.support.waiting import until
 
@@ -25,35 +25,18 @@ def text() -> GeneratedText:
 
 def test_tokens_of_today_begin_anew_at_midnight_and_the_rest_does_not() -> None:
     now = Now()
-    journal = Journal(texts=0, now=now)
+    journal = Journal(now)
     assert journal.json()["today"]["tokens"] == 0
     assert journal.json()["acceptance"] is None
     journal.note(text())
     journal.note(text())
     found = journal.json()
     assert found["today"] == {"date": now.time.date().isoformat(), "texts": 2, "tokens": 6}
-    assert (found["acceptance"], found["mean_draft"], found["last_texts"]) == (0.75, 4.0, None)
+    assert (found["acceptance"], found["mean_draft"]) == (0.75, 4.0)
     now.time += timedelta(days=1)
     found = journal.json()
     assert found["today"] == {"date": now.time.date().isoformat(), "texts": 0, "tokens": 0}
     assert found["acceptance"] == 0.75
-
-
-def test_the_latest_texts_are_kept_only_as_many_as_are_asked_for() -> None:
-    now = Now()
-    journal = Journal(texts=2, now=now)
-    assert journal.json()["last_texts"] == []
-    for _ in range(3):
-        now.time += timedelta(seconds=1)
-        journal.note(text())
-    kept = journal.json()["last_texts"]
-    assert [each["ended"] for each in kept] == [
-        (now.time - timedelta(seconds=age)).isoformat(timespec="seconds") for age in (0, 1)
-    ]
-    assert kept[0] == {
-        "ended": now.time.isoformat(timespec="seconds"), "session": SESSION.hex(), "tokens": 3, "tokens_per_s": 30.0,
-        "finish": "stop", "unverified": 0, "text": "t1 t2 t3 ",
-    }  # fmt: skip
 
 
 def test_a_gateway_s_status_has_what_its_texts_have_shown() -> None:
@@ -62,7 +45,7 @@ def test_a_gateway_s_status_has_what_its_texts_have_shown() -> None:
     fleet = MemoryFleet()
     announce_edge(fleet)
     with at_work(fleet):
-        served = Gateway(memory_service(fleet, status_texts=1, draft_length=4))
+        served = Gateway(memory_service(fleet, draft_length=4))
         served.start()
         until(lambda: served.absence() is None)
         events: list[object] = []
@@ -72,6 +55,5 @@ def test_a_gateway_s_status_has_what_its_texts_have_shown() -> None:
         served.stop()
     (written,) = [each for each in events if isinstance(each, GeneratedText)]
     assert status["today"]["tokens"] == len(written.tokens)
-    assert status["last_texts"][0]["text"] == written.text
     assert (status["plan"], status["status"], status["device"]) == ("draft", "ok", "device-1")
     assert 0.0 <= status["acceptance"] <= 1.0

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_edge import limits
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard, KeptStandings, OverQuota, QuarantineBegun
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
@@ -73,18 +74,19 @@ def test_what_is_on_no_devices_topic_is_others_to_judge(name: bytes) -> None:
 
 
 def test_strikes_shut_out_and_the_time_doubles() -> None:
-    scene = Scene(first_s=8)
-    assert scene.shut_out() == 8
+    scene = Scene()
+    assert scene.shut_out() == 10
     assert scene.send(Topic.DRAFT, 100) == 0
     assert scene.send(Topic.STATE, 100) == 0
     assert scene.send(Topic.DRAFT, 5, device="device-2") == 5
-    scene.clock.seconds += 8
+    scene.clock.seconds += 10
     assert scene.send(Topic.DRAFT, 5) == 5
-    assert scene.shut_out() == 16
+    assert scene.shut_out() == 20
 
 
-def test_who_is_shut_out_is_told_so_on_an_open_now_and_then() -> None:
-    scene = Scene(first_s=1000)
+def test_who_is_shut_out_is_told_so_on_an_open_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_FIRST_S", 1000.0)
+    scene = Scene()
     scene.shut_out()
     scene.clock.seconds += 10
     assert scene.send(Topic.OPEN, 3000) == 1
@@ -178,7 +180,7 @@ def test_who_has_written_its_tokens_waits() -> None:
 
 
 def test_answers_and_repeats_of_one_device_are_bounded() -> None:
-    scene = Scene({"repeat_bytes_per_s": 1000})
+    scene = Scene({"uplink_bytes_per_s": 1000})
     assert sum(scene.guard.may_answer("device-1") for _ in range(1000)) == 64
     assert sum(scene.guard.may_repeat("device-1", 100) for _ in range(1000)) == 160
     assert scene.guard.may_answer("device-2")
@@ -187,7 +189,7 @@ def test_answers_and_repeats_of_one_device_are_bounded() -> None:
 
 
 def test_others_quarantines_hold_beside_our_own_until_both_are_over() -> None:
-    scene = Scene(first_s=10)
+    scene = Scene()
     scene.shut_out()
     assert scene.guard.quarantined_by_others({"device-1": 5.0, "device-2": float("inf")}) == {"device-2"}
     scene.clock.seconds += 6.0

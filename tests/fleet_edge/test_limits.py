@@ -2,7 +2,7 @@ import pytest
 
 from fleet_edge.limits import QuarantineSettings, QuotaSettings, Strikes
 
-SETTINGS = QuarantineSettings(strikes=100, forgiven_per_s=10, first_s=8, most_s=30)
+SETTINGS = QuarantineSettings(strikes=100)
 
 
 def shut_out_for(strikes: Strikes, now: float) -> float:
@@ -14,18 +14,18 @@ def shut_out_for(strikes: Strikes, now: float) -> float:
 
 def test_a_burst_shuts_out_and_each_time_for_twice_as_long_up_to_a_bound() -> None:
     strikes, now, times = Strikes(SETTINGS, 0.0), 0.0, []
-    for _ in range(4):
+    for _ in range(11):
         times.append(shut_out_for(strikes, now))
         now += times[-1]
-    assert times == [8, 16, 30, 30]
+    assert times == [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]
 
 
 def test_who_keeps_the_peace_begins_anew() -> None:
     strikes = Strikes(SETTINGS, 0.0)
-    assert shut_out_for(strikes, 0.0) == 8
-    assert shut_out_for(strikes, 8.0 + 8 * 2.9) == 16
-    end = 8.0 + 8 * 2.9 + 16
-    assert shut_out_for(strikes, end + 16 * 3.1) == 8
+    assert shut_out_for(strikes, 0.0) == 10
+    assert shut_out_for(strikes, 10.0 + 10 * 2.9) == 20
+    end = 10.0 + 10 * 2.9 + 20
+    assert shut_out_for(strikes, end + 20 * 3.1) == 10
 
 
 @pytest.mark.parametrize(("weight", "slowed"), [(49.0, False), (51.0, True)])

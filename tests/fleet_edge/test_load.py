@@ -16,7 +16,6 @@ from fleet_edge.verifiers.contract import Item, Logits
 from schemas.fields import EdgeLoad
 from schemas.messages import Opened, Verdict
 from schemas.policy import Mode
-from schemas.reasons import RefusalCode
 from tests.support.memory_fleet import Device, MemoryFleet, terms
 
 STEP_S = 0.02
@@ -134,43 +133,3 @@ def test_where_all_cannot_be_in_a_step_they_are_written_alike(monkeypatch: pytes
             written = [session.committed for session in open_]
             assert max(written) - min(written) <= 2
     assert sum(session.committed for session in fleet.known.values()) > 100
-
-
-def test_an_edge_over_its_goal_refuses_with_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    goal_ms = (STEP_S + 4 * TOKEN_S) * 1e3
-    fleet, devices = loaded(
-        monkeypatch, 10, lambda: FixedPacing(16, stream=True), verdict_ms=goal_ms, max_guess=0, lease_s=1e6
-    )
-    for count in range(1, len(devices) + 1):  # they come one after the other
-        for _ in range(12):
-            fleet.broker.pump()
-            for device in devices[:count]:
-                if not device.done:
-                    device.act()
-            fleet.broker.pump()
-            fleet.step()
-    refused = [device.refused for device in devices if device.refused is not None]
-    served = len(devices) - len(refused)
-    assert 2 <= served <= 4
-    assert refused
-    for error in refused:
-        assert error.code is RefusalCode.BUSY
-        assert error.retry_s is not None
-        assert error.retry_s >= 1.0
-        assert "ask again in" in str(error)
-    # Admitted requests finish within the goal; then there is capacity again.
-    serve(fleet, [device for device in devices if device.refused is None])
-    assert fleet.edge.scheduler._goal._verdict_s <= goal_ms / 1e3
-    fleet.clock.seconds += 3.0
-    assert fleet.edge.scheduler.busy_s(now=fleet.clock()) == 0.0
-
-
-def test_a_text_that_goes_on_is_taken_however_much_there_is_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet, devices = loaded(monkeypatch, 1, lambda: FixedPacing(16, stream=True), verdict_ms=1.0)
-    (device,) = devices
-    serve(fleet, devices, steps=10)
-    assert fleet.edge.scheduler.busy_s(now=fleet.clock()) > 0.0
-    device.resume()
-    serve(fleet, devices)
-    assert device.refused is None
-    assert device.session.committed

@@ -140,6 +140,6 @@ def test_the_state_of_a_newer_device_is_logged_and_one_that_we_do_not_know_keeps
     (seen,) = fleet.sink.of(DeviceSeen)
     assert (seen.presence, seen.software) == (Presence.DRAINING, "9.9")
     assert newer.seen["state"] == 1
-    fleet.clock.seconds += 2 * fleet.settings.grace_s
+    fleet.clock.seconds += 2 * fleet.edge.handlers.grace_s
     fleet.edge.handlers.expire()
     assert len(fleet.edge.sessions) == 1  # the grace of a device that is gone has passed, and it is not gone

@@ -16,6 +16,7 @@ from schemas.control import Presence, encode_json
 from schemas.topics import Topic, build
 from tests.protocol_model.network import SteeredBroker, TappedLink
 from tests.support.memory_fleet import END, FLEET, TARGET, Clock, Sink, edge_state
+from tests.support.tuning import tune, without_tuning
 
 STEPS = 200  # of one edge in a row; more are a loop
 
@@ -54,7 +55,7 @@ class ModelEdge:
 
     def start(self) -> None:
         self.lives += 1
-        settings = EdgeSettings.model_validate({"fleet": FLEET, "edge": self.name, "gather_share": 0.0, **self.options})
+        settings = EdgeSettings.model_validate({"fleet": FLEET, "edge": self.name, **without_tuning(self.options)})
         verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=self.kv_tokens, end_tokens=(END,))
         will = Will(self._topic, self._state(Presence.OFFLINE))
         link = TappedLink(self.broker, self.name, self._published, will=will)
@@ -67,6 +68,7 @@ class ModelEdge:
             now=self.clock.now,
             first_handle=self.first_handle,
         )
+        tune(orchestrator, {"gather_share": 0.0, **self.options})
         self.life, self.draining = Life(orchestrator, verifier, link), False
         link.on_connection(lambda up: self._announce() if up else None)
         link.start(timeout_s=1.0)

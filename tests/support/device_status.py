@@ -24,6 +24,5 @@ def device_status(**given: Any) -> dict[str, Any]:
         "draft_ms_per_token": 11.3,
         "plan": "ahead",
         "plan_reason": "Drafting ahead 31.0 tokens/s with 5 a draft.",
-        "last_texts": None,
         **given,
     }

@@ -20,7 +20,6 @@ from fleet_edge.verifiers.contract import Verifier
 NO_QUOTAS: Final = QuotaSettings(
     drafts_per_s=1e6,
     opens_per_min=1e6,
-    states_per_min=1e6,
     prompt_tokens_per_min=1e9,
     new_tokens_per_min=1e9,
     uplink_bytes_per_s=1e9,

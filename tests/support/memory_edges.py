@@ -23,6 +23,7 @@ from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_device import TalkingDrafter, settings
 from tests.support.memory_fleet import END, FLEET, TARGET, Clock, lossless_text, terms
 from tests.support.memory_link import MemoryLink
+from tests.support.tuning import tune
 from tests.support.waiting import until
 
 PROMPT = (1, 2)
@@ -109,13 +110,14 @@ class Site:
                 "db": f"sqlite:///{self.folder / 'fleet.sqlite3'}",
                 "spool": self.folder / name,
                 "drain_s": DRAIN_S,
-                "gather_share": 0.0,  # holding a step needs a clock that runs
                 **options,
             }
         )
         verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=1 << 20, end_tokens=(END,))
         clock = Clock()
-        edge = RunningEdge(EdgeService(chosen, verifier, make_link=self._link, clock=clock), clock)
+        service = EdgeService(chosen, verifier, make_link=self._link, clock=clock)
+        tune(service.orchestrator, {"gather_share": 0.0})
+        edge = RunningEdge(service, clock)
         try:
             until(lambda: (name, Presence.ONLINE) in self.states)
             yield edge

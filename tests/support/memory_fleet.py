@@ -40,6 +40,7 @@ from schemas.vocabulary import Vocabulary
 from tests.support.markov import MarkovScript, coupled_text
 from tests.support.memory_broker import Faults, MemoryBroker
 from tests.support.memory_link import MemoryLink
+from tests.support.tuning import tune, without_tuning
 
 FLEET, EDGE = "memory", "edge-1"
 END = 0
@@ -107,8 +108,9 @@ class MemoryFleet:
         # The clock may not move, so no quota recovers; requests follow each other all the same.
         quotas = {"opens_per_min": 6000.0}
         self.settings = EdgeSettings.model_validate(
-            {"fleet": FLEET, "edge": EDGE, "form": form, "quotas": quotas, **settings}
+            {"fleet": FLEET, "edge": EDGE, "form": form, "quotas": quotas, **without_tuning(settings)}
         )
+        self._options = settings
         self.kv_tokens = kv_tokens
         self.known: dict[tuple[str, bytes, int], EdgeSession] = {}
         self.start_edge()
@@ -134,6 +136,7 @@ class MemoryFleet:
             clock=self.clock,
             now=self.clock.now,
         )
+        tune(self._edge, self._options)
         self._link.start(timeout_s=1.0)
 
     def restart_edge(self) -> None:

@@ -6,7 +6,7 @@ from dssd.verification import Judgement
 from fleet_edge.batching.planning import Batch, Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.step_cost import StepCost
-from fleet_edge.batching.timing import StepTimes, VerdictGoal
+from fleet_edge.batching.timing import StepTimes
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
@@ -27,7 +27,6 @@ class Edge:
         verifier: Verifier | None = None,
         sharing: PrefixSharing = PrefixSharing.OFF,
         shared: Sequence[Sequence[int]] = (),
-        goal: VerdictGoal | None = None,
         token_s: float = 1e-6,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
     ) -> None:
@@ -40,7 +39,6 @@ class Edge:
             budget or Budget(),
             sharing=sharing,
             shared=shared,
-            goal=goal,
             cost=cost,
             kv_share=kv_share,
         )

@@ -89,9 +89,7 @@ def remote(api: str) -> Iterator[Verifier]:
     words = [model.piece(token).decode("utf-8", "replace") or stored[token] for token in range(len(stored))]
     model.close()
     with InferenceServer(in_process(), words, api=api) as server:
-        settings = InferenceServerSettings.model_validate(
-            {"endpoint": server.url, "api": api, "request_s": 60, "step_s": 60}
-        )
+        settings = InferenceServerSettings.model_validate({"endpoint": server.url, "api": api, "request_s": 60})
         verifier = load_verifier(EdgeSettings(engine="remote", target=str(path), remote=settings))
         yield verifier
         assert isinstance(verifier, RunsElsewhere)

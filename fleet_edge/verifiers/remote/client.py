@@ -6,12 +6,10 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import httpx
 
-from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.remote.dialect import EndpointBusy, EndpointFailed, HttpCall, QueryRefused
 from fleet_edge.verifiers.remote.loading import ServerKey
 from schemas.printable import printable_line
@@ -34,14 +32,14 @@ class InferenceClient:
     Raises `VerifierError` if the file of certificates cannot be used.
     """
 
-    def __init__(self, key: ServerKey, *, ca: Path | None, connections: int) -> None:
+    def __init__(self, key: ServerKey, *, connections: int) -> None:
         self._key = key
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_ALIVE_S
         )
         # No proxies or passwords from the environment: the key must not leak.
         self._http = httpx.AsyncClient(
-            limits=limits, verify=_context(ca), trust_env=False, follow_redirects=False, http2=False
+            limits=limits, verify=_context(), trust_env=False, follow_redirects=False, http2=False
         )
 
     async def close(self) -> None:
@@ -111,11 +109,8 @@ class InferenceClient:
         )
 
 
-def _context(ca: Path | None) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=None if ca is None else str(ca.expanduser()))
-    except (OSError, ssl.SSLError) as error:
-        raise VerifierError(f"The certificates {ca} cannot be read; check the setting 'remote.server_ca'.") from error
+def _context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
@@ -144,7 +139,7 @@ def _unreachable(endpoint: str, error: Exception) -> str:
         if "CERTIFICATE_VERIFY_FAILED" in text:
             return (
                 f"The certificate of the inference server at {endpoint} is signed by no trusted authority; "
-                "set 'remote.server_ca'."
+                "set the environment variable SSL_CERT_FILE to a file with its authority."
             )
         if "SSL" in text.upper():
             return f"The inference server at {endpoint} does not speak TLS; check whether it is http:// or https://."

@@ -162,7 +162,7 @@ def connect(
     loop = LoopThread("remote")
 
     async def start() -> RemoteVerifier:
-        client = InferenceClient(key, ca=settings.server_ca, connections=_CONNECTIONS)
+        client = InferenceClient(key, connections=_CONNECTIONS)
         dialect = DIALECTS[settings.api]()
         queries = Queries(
             RemoteEndpoint(url, dialect, client),

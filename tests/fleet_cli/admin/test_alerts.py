@@ -23,7 +23,7 @@ def url(tmp_path: Path) -> str:
 
 
 def watch(url: str, folder: Path) -> None:
-    (folder / "alerts.toml").write_text("hold_s = 0\nevery_s = 1\n")
+    (folder / "alerts.toml").write_text("hold_s = 0\n")
     program = [sys.executable, "-m", "fleet_cli.main", "admin", "alerts", "--watch", "--db", url]
     with subprocess.Popen(
         [*program, "--config", str(folder / "alerts.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -67,9 +67,9 @@ def test_what_is_wrong_is_a_sentence(admin: Run, arguments: tuple[str, ...], sen
 
 def test_a_threshold_that_cannot_be_is_named_with_its_line(admin: Run, tmp_path: Path) -> None:
     config = tmp_path / "alerts.toml"
-    config.write_text('every_s = 0\nwebhook = "http://hooks.example/"\n')
+    config.write_text('hold_s = -1\nwebhook = "http://hooks.example/"\n')
     code, _, complaint = admin("alerts", "--watch", "--config", config)
     lines = complaint.splitlines()
     assert (code, len(lines)) == (2, 2)
-    assert "'every_s' = 0" in lines[0]
+    assert "'hold_s' = -1" in lines[0]
     assert "must begin with https://" in lines[1]

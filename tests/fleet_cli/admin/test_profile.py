@@ -9,7 +9,7 @@ from fleet_edge.store.database import open_store
 from tests.fleet_edge.store import samples
 from tests.support.command import Run, as_json, refused
 
-PRICES = "[prices]\nmillion_tokens = 3.0\nmegabyte = 0.5\nwatt_hour = 0.01\nedge_w = 360.0\n"
+PRICES = "[prices]\nmillion_tokens = 3.0\nmegabyte = 0.5\n"
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def test_usage_costs_what_the_prices_say(admin: Run, file: Path, tmp_path: Path)
     assert "cost" not in admin("usage")[1], "nothing costs anything without a price"
     file.parent.mkdir(parents=True)
     file.write_text(PRICES)
-    assert [each["cost"] for each in as_json(admin("usage", "--json"))] == [pytest.approx(3.0 + 1.0 + 0.01)]
+    assert [each["cost"] for each in as_json(admin("usage", "--json"))] == [pytest.approx(3.0 + 1.0)]
     assert "cost (EUR)" in admin("usage")[1]
     for command in ("usage --csv", "export usage"):
         rows = list(csv.DictReader(io.StringIO(admin(*command.split())[1])))
-        assert [float(row["cost"]) for row in rows] == [pytest.approx(4.01)], command
+        assert [float(row["cost"]) for row in rows] == [pytest.approx(4.0)], command

@@ -86,23 +86,16 @@ def test_the_page_says_how_the_device_is(app: Starlette) -> None:
         "Since 2026-01-02 00:00 UTC 1,234 tokens in 3 texts",
     ):
         assert part in said, part
-    assert "Last texts" not in said
 
 
 def test_unverified_tokens_are_shown_as_such() -> None:
-    text = {
-        "ended": "2026-01-03T10:00:00+00:00", "session": "00ff", "tokens": 12, "tokens_per_s": 8.25,
-        "finish": "stop", "unverified": 1, "text": "The sky is blue.",
-    }  # fmt: skip
-    page = render_status(device_status(offline="local", unverified=1234, last_texts=[text]))
+    page = render_status(device_status(offline="local", unverified=1234))
     said = words(page)
     assert "1,234" in said
-    assert "stop, 1 token unverified · session 00ff" in said
 
 
 def test_whatever_a_text_or_a_name_says_is_text() -> None:
-    text = {"ended": "", "session": "", "tokens": 1, "tokens_per_s": 1.0, "finish": "", "unverified": 1, "text": ""}
-    plain = device_status(reason="x", last_texts=[text])
+    plain = device_status(reason="x")
     page, usual = Elements(render_status(poisoned(plain))), Elements(render_status(plain))
     # Except classes of good and bad words, which hostile words are not.
     names = [tag for tag, _ in page.found]
@@ -153,7 +146,7 @@ def test_both_are_guarded_as_everything_else(make: Make) -> None:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
 def test_a_browser_applies_the_style_and_runs_nothing(make: Make, tmp_path: Path) -> None:
     _, backend = make()
-    backend.status = lambda: poisoned(device_status(last_texts=[]))  # type: ignore[method-assign]
+    backend.status = lambda: poisoned(device_status())  # type: ignore[method-assign]
     server = ApiServer(create_app(backend, settings()), listen(0))
     server.start()
     try:

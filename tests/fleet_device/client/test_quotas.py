@@ -11,6 +11,7 @@ from fleet_device.client.messaging import EdgePresences
 from fleet_device.client.retry import EdgeAvailability
 from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
+from fleet_edge import limits
 from fleet_edge.store.records import EventLogged
 from schemas.codec import encode_draft
 from schemas.messages import Draft, Fault, Open
@@ -214,8 +215,11 @@ def test_what_is_no_fault_of_the_device_stands_against_no_other_text(code: Refus
     assert availability.refused_s == 0.0
 
 
-def test_a_device_that_is_shut_out_while_it_writes_ends_in_a_sentence_and_then_keeps_the_peace() -> None:
-    fleet = fleet_with({}, strikes=1000.0, first_s=30.0)
+def test_a_device_that_is_shut_out_while_it_writes_ends_in_a_sentence_and_then_keeps_the_peace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "_FIRST_S", 30.0)
+    fleet = fleet_with({}, strikes=1000.0)
     device = LoneDevice(fleet)
 
     def misbehave(number: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fleet_device.errors import TextCancelled
 from fleet_device.gateway import Asked, Gateway
-from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.generate import GeneratedText, GenerateRequest
 from fleet_device.service import DeviceService
 from fleet_device.steering import commands
 from fleet_device.steering.commands import MOST_LINES, Answer, CommandAction, Commands, LogTail, in_parts
@@ -425,11 +425,11 @@ def test_the_log_tail_has_the_last_lines(device: Steered) -> None:
 
 def test_a_support_bundle_tells_no_secret_and_no_text(tmp_path: Path) -> None:
     secrets = {"api_token": "TOKEN-SECRET", "broker": {"username": "u", "password": "PASSWORD-SECRET"}}
-    with steered(tmp_path, status_texts=5, **secrets) as it:
+    with steered(tmp_path, **secrets) as it:
         ended: list[Any] = []
         it.gateway.submit(lambda _codec: REQUEST, ended.append)
-        until(lambda: it.gateway.status()["last_texts"] not in (None, []))
-        shown = it.gateway.status()["last_texts"]
+        until(lambda: any(isinstance(each, GeneratedText) for each in ended))
+        written = next(each.text for each in ended if isinstance(each, GeneratedText))
         answer = it.monitor.command("support-bundle")
         assert answer.outcome.value == "ok"
         until(lambda: it.monitor.answers[-1].part == it.monitor.answers[-1].parts - 1)
@@ -438,9 +438,8 @@ def test_a_support_bundle_tells_no_secret_and_no_text(tmp_path: Path) -> None:
     assert bundle["settings"]["top_k"] == 50
     assert "SECRET" not in text
     assert not {"api_token", "broker.password"} & set(bundle["settings"])
-    assert shown[0]["text"]
-    assert "last_texts" not in bundle["status"]
-    assert shown[0]["text"] not in text
+    assert written
+    assert written not in text
 
 
 def test_a_device_may_listen_to_nobody(tmp_path: Path) -> None:

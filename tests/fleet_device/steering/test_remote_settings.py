@@ -265,7 +265,7 @@ def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
 
 def test_the_catalogue_names_settings_and_none_that_are_the_devices_own() -> None:
     assert set(STEERABLE) <= set(DeviceSettings.model_fields)
-    private = {"fleet", "device", "broker", "models_dir", "api_port", "api_token", "applications", "status_texts"}
+    private = {"fleet", "device", "broker", "models_dir", "api_port", "api_token", "applications"}
     assert not private & set(STEERABLE)
     assert not [name for name in STEERABLE if name.startswith("steering") or name.endswith(("_dir", "_log"))]
     assert (effect_of("model"), effect_of("top_k"), effect_of("broker")) == (Effect.RELOAD, Effect.NOW, None)

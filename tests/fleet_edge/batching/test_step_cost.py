@@ -70,8 +70,6 @@ def test_a_text_more_and_a_token_more_of_a_text_are_told_apart() -> None:
         cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further)
         cost.committed(texts)
     assert cost.token_s == pytest.approx(0.001, rel=0.2)
-    assert cost.growing_s is not None
-    assert 0.009 < cost.growing_s <= 0.013  # of 2.5 requests and 3 further tokens, estimated conservatively
 
 
 def test_what_was_learnt_at_other_loads_stays_known_while_all_draft_alike() -> None:
@@ -96,7 +94,6 @@ def test_where_edges_only_write_texts_alone_are_told() -> None:
         cost.committed(texts)
     assert cost.token_s is None
     assert (cost.parts(4).step_s, cost.parts(4).token_s) == (None, None)
-    assert cost.growing_s == pytest.approx(0.010, rel=0.3)
 
 
 def test_steps_that_are_all_alike_tell_nothing() -> None:

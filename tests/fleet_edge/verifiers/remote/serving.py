@@ -25,10 +25,17 @@ def server(api: str = "vllm", *, script: MarkovScript = SCRIPT, context: int = 2
 
 
 @contextmanager
+def steps_of(seconds: float) -> Iterator[None]:
+    """Limit the time of a step, all attempts included."""
+    with patch.object(InferenceServerSettings, "step_s", seconds):
+        yield
+
+
+@contextmanager
 def asking(asked: InferenceServer | str, **settings: Any) -> Iterator[RemoteVerifier]:
     """Yield a verifier over a server or address, with time limits short enough for a test."""
     url = asked if isinstance(asked, str) else asked.url
-    quick = {"request_s": 5.0, "step_s": 10.0, "top_logprobs": TOP}
+    quick = {"request_s": 5.0, "top_logprobs": TOP}
     local = LocalTokens("toy", list(SCRIPT.words), (0,))
     samples = sample_tokens(local.strings, local.end_tokens)
     with patch.multiple(queries, _FIRST_TRIAL_S=0.05, _HEALTH_S=0.05, _BRIDGED_S=0.1):

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from fleet_edge.verifiers.contract import Item, SequenceFailed, TargetAway
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier
-from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
+from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server, steps_of
 from tests.support.inference_server import Fault, InferenceServer
 from tests.support.waiting import until
 
@@ -110,7 +110,7 @@ def test_with_the_server_away_a_step_says_so_and_succeeds_when_it_is_back() -> N
 
 
 def test_a_step_ends_in_time_though_the_server_does_not_answer() -> None:
-    with server() as one, asking(one, request_s=0.2, step_s=0.5) as verifier:
+    with steps_of(0.5), server() as one, asking(one, request_s=0.2) as verifier:
         opened(verifier)
         one.fault = Fault(hangs=True)
         before = time.monotonic()
@@ -134,7 +134,7 @@ class FailsOn(InferenceServer):
 def test_a_text_on_which_servers_fail_is_given_up_and_no_other() -> None:
     one = server()
     poisoned = FailsOn(one.verifier, one.words, max_model_len=200)
-    with poisoned, asking(poisoned, step_s=0.4) as verifier:
+    with steps_of(0.4), poisoned, asking(poisoned) as verifier:
         verifier.open(1)
         verifier.open(2)
         poisoned.token = 33

@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import Response
 
 from fleet_edge.verifiers.contract import Item, TargetAway, VerifierError
-from tests.fleet_edge.verifiers.remote.serving import asking, server
+from tests.fleet_edge.verifiers.remote.serving import asking, server, steps_of
 from tests.support.inference_server import Fault
 from tests.support.waiting import until
 
@@ -148,7 +148,7 @@ def number(word: str) -> Callable[[str], str]:
     ids=["nan", "infinity", "digits", "overflow", "true", "null", "half", "nothing", "long"],
 )
 def test_a_wrong_answer_is_not_taken(api: str, change: Callable[[str], str], sentence: str) -> None:
-    with server(api) as one, asking(one, api=api, step_s=0.15) as verifier:
+    with steps_of(0.3), server(api) as one, asking(one, api=api) as verifier:
         verifier.open(1)
         verifier.score([Item(1, [1, 2, 3], 2)])
         one.fault = Fault(change=raw(change))
