@@ -176,7 +176,6 @@ class Device:
         truncate: Truncate | Literal["refuse", "start", "middle"] | None = None,
         logprobs: int | None = None,
         offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
-        rejoin: bool | None = None,
         grammar: Grammar | None = None,
         speculation: bool = True,
         timeout: float | None = None,
@@ -202,7 +201,6 @@ class Device:
             logprobs: 0 to 20: return the large model's log-probabilities of all tokens, and of this many alternatives
                 each.
             offline: What the device does when no edge answers.
-            rejoin: Whether an edge that is back verifies the rest of a generation that went on without one.
             grammar: Constraint on the text; none if left out.
             speculation: Draft on this device; otherwise the edge decodes alone.
             timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default.
@@ -232,12 +230,11 @@ class Device:
             truncate=truncate,
             logprobs=logprobs,
             offline=offline,
-            rejoin=rejoin,
             grammar=grammar,
             speculation=speculation,
             timeout=timeout,
         )
-        with self._begin(prompt, options, revisable=True) as stream:
+        with self._begin(prompt, options) as stream:
             return stream.result()
 
     def stream(  # noqa: D417 - `generate` describes the options
@@ -255,7 +252,6 @@ class Device:
         truncate: Truncate | Literal["refuse", "start", "middle"] | None = None,
         logprobs: int | None = None,
         offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
-        rejoin: bool | None = None,
         grammar: Grammar | None = None,
         speculation: bool = True,
         timeout: float | None = None,
@@ -284,12 +280,11 @@ class Device:
             truncate=truncate,
             logprobs=logprobs,
             offline=offline,
-            rejoin=rejoin,
             grammar=grammar,
             speculation=speculation,
             timeout=timeout,
         )
-        return self._begin(prompt, options, revisable=False)
+        return self._begin(prompt, options)
 
     def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
         """Return the number of tokens of a prompt, chat template included.
@@ -322,8 +317,8 @@ class Device:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, prompt: Prompt, options: TextOptions, *, revisable: bool) -> TextStream:
-        encode = prepare_request(prompt, self.settings, revisable=revisable, **options)
+    def _begin(self, prompt: Prompt, options: TextOptions) -> TextStream:
+        encode = prepare_request(prompt, self.settings, **options)
         opened = self._require_open()
         if (grammar := options.get("grammar")) is not None:
             try:

@@ -35,15 +35,12 @@ class Outages:
     """What a request does in an outage.
 
     Attributes:
-        revisable: Whether nobody reads the generation before its end, so that its unverified part can be replaced.
         after_s: Seconds without a broker, or without an edge that is online, after which the policy applies; None
             depends on the policy.
         answer_s: Seconds of silence of an online edge after which it applies.
     """
 
     policy: OfflinePolicy = OfflinePolicy.WAIT
-    rejoin: bool = False
-    revisable: bool = False
     after_s: float | None = None
     answer_s: float = INTERRUPTION_S
 
@@ -203,11 +200,6 @@ class DeviceSettings(Settings):
         "When no edge answers: `fail` ends the request with an error, `wait` continues when an edge is back, "
         "`local` continues with the draft model, marked as unverified.",
     )
-    rejoin: bool = setting(
-        False,  # noqa: FBT003 - a default
-        "Whether a returning edge verifies the rest of such a request. Unverified output is replaced unless it "
-        "was streamed.",
-    )
     offline_s: float | None = setting(
         None,
         "Time without a broker or an online edge after which `offline` applies; by default 20 with `fail`, 2 with "
@@ -289,7 +281,7 @@ class DeviceSettings(Settings):
 
     def outages(self) -> Outages:
         """Return what a request does when no edge answers."""
-        return Outages(policy=self.offline, rejoin=self.rejoin, after_s=self.offline_s, answer_s=self.answer_s)
+        return Outages(policy=self.offline, after_s=self.offline_s, answer_s=self.answer_s)
 
     def policy(self) -> SamplingPolicy:
         """Return the sampling policy, with a fresh seed unless one is set."""

@@ -261,7 +261,7 @@ class IgnoredFields(StrictModel):
 class GenerationRequest(IgnoredFields):
     """Fields that all requests have.
 
-    `truncate`, `top_k`, `mode`, `offline`, `rejoin`, `grammar` and `speculation` are extensions of OpenAI's API.
+    `truncate`, `top_k`, `mode`, `offline`, `grammar` and `speculation` are extensions of OpenAI's API.
     `model` has no effect, because a device has one pair of models; OpenAI's API requires it in some requests.
     """
 
@@ -275,7 +275,6 @@ class GenerationRequest(IgnoredFields):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     truncate: Truncate | None = None
     offline: OfflinePolicy | None = None
-    rejoin: bool | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     grammar: Grammar | None = None
@@ -332,8 +331,6 @@ class TextRequest(GenerationRequest):
             truncate=self.truncate,
             logprobs=self.most_logprobs,
             offline=self.offline,
-            rejoin=self.rejoin,
-            revisable=not self.stream,
             grammar=self.text_grammar(),
             speculation=self.speculation != "off",
         )(codec)

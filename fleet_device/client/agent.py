@@ -243,7 +243,7 @@ class Agent:
             outages = request.outages
             constraint = self._constraint(request.policy)
             self._availability.check_refusal(self.retry_policy.open_s)
-            session = DeviceSession(asked, window=self.window, revisable=outages.revisable and outages.rejoin)
+            session = DeviceSession(asked, window=self.window)
             pacing = self.pacing if lane.pacing is None else lane.pacing
             if not request.speculation:
                 pacing = FixedPacing(STREAMED, stream=True, reason="The request says so.")
@@ -258,7 +258,7 @@ class Agent:
                 outbound=outbound,
                 inbox=lane.inbox,
                 retry=retry,
-                context=replace(context, on_void=self._forgetting(asked.session, context.on_void)),
+                context=context,
                 on_local=self._keep_under_way,
                 claim=lambda handle: self._handles.claim(asked.session, handle),
             )
@@ -300,16 +300,6 @@ class Agent:
     def _keep_under_way(self, close: Close) -> None:
         if self.reports is not None:
             self.reports.keep(close, under_way=True)
-
-    def _forgetting(self, session: bytes, on_void: Callable[[int], None]) -> Callable[[int], None]:
-        """Return a callback that drops a session's report once no unverified token is left."""
-
-        def void(length: int) -> None:
-            if self.reports is not None:
-                self.reports.forget(session)
-            on_void(length)
-
-        return void
 
     def absent_s(self) -> float:
         """Return the time without a broker or without an edge (seconds); 0 if there is one."""

@@ -9,7 +9,7 @@ sleeping.
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_device.client.drafting import Drafting
@@ -148,11 +148,7 @@ class SessionDriver:
         if self.closing.begun:
             self.closing.on_event(event)
             return
-        if self.session.local:  # other events concern a grant that is void
-            if isinstance(event, ConnectionChanged | EdgeStateChanged) and (
-                event.up if isinstance(event, ConnectionChanged) else event.presence is Presence.ONLINE
-            ):
-                self.retry.hasten_rejoin()
+        if self.session.local:  # events concern a grant that is void
             return
         match event:
             case ReceivedVerdict():
@@ -183,8 +179,6 @@ class SessionDriver:
             if effect.tokens:
                 self.first_at = self.first_at or self.retry.clock()
                 tokens = self.drafting.drafts.committed(effect, begin=begin)
-                if session.sequence.unverified:  # those behind unverified tokens count as such
-                    tokens = replace(tokens, origins=(TokenOrigin.UNVERIFIED,) * len(tokens))
                 if self.context.on_tokens(tokens):
                     session.cancel(EndReason.STOP)
                     return
@@ -202,9 +196,6 @@ class SessionDriver:
         match reply:
             case Opened():
                 self._take_grant(reply)
-            case Refused() if self.retry.rejoining and reply.session == session.request.session:
-                self.retry.note_local_refusal(reply)
-                self._go_local()
             case Refused() if reply.session == session.request.session and session.state is SessionState.OPENING:
                 self.retry.postpone(reply)
                 session.on_postponed()
@@ -225,12 +216,9 @@ class SessionDriver:
             self.resume(fault.sentence)
 
     def _take_grant(self, opened: Opened) -> None:
-        length = len(self.session.committed)
         if not self.session.on_opened(opened):
             return
         self.retry.note_granted()
-        if len(self.session.committed) < length:
-            self.context.on_void(len(self.session.committed))
         self.drafting.restart()
         if not self.claim(opened.handle):
             self.resume("another request of this device has the same handle.")
@@ -239,9 +227,6 @@ class SessionDriver:
         """Handle a message that no edge was subscribed to."""
         if topic is Topic.OPEN:
             self.session.on_undelivered()
-            if self.retry.rejoining:
-                self.retry.note_local(self.retry.local_cause)
-                self._go_local()
         elif topic is Topic.DRAFT and self.session.opened is not None:
             self.resume()
 
@@ -267,16 +252,10 @@ class SessionDriver:
     def _check(self) -> None:
         if (cause := self.retry.check()) is not None:
             self.retry.note_local(cause)
-            self._go_local()
-
-    def _go_local(self) -> None:
-        self.session.go_local(self.drafting.drafts.drafter.codec.end_tokens)
-        self.drafting.restart()
+            self.session.go_local(self.drafting.drafts.drafter.codec.end_tokens)
+            self.drafting.restart()
 
     def _generate_alone(self) -> None:
-        if self.retry.rejoin_due and self.retry.begin_rejoin():
-            self._open()
-            return
         session, drafter = self.session, self.drafting.drafts.drafter
         if len(session.request.prompt) + len(session.committed) >= drafter.context:
             session.cancel(EndReason.LENGTH)

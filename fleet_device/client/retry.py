@@ -66,10 +66,6 @@ _ELSEWHERE: Final = _TIMED | {RefusalCode.BUSY}
 _MOST_EDGES: Final = 8  # asked in turn for what one of them refuses
 _WAIT_WITH_ALL_S: Final = 1.0  # an edge repeats once a second that the device as a whole is over its quota
 
-# Without an edge: interval between attempts to rejoin, and the time that an edge has to answer one.
-_REJOIN_EVERY_S: Final = 5.0
-_REJOIN_WITHIN_S: Final = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -148,8 +144,7 @@ class RetryState:
 
     Attributes:
         outages: When the offline policy applies, and which.
-        rejoining: Whether an edge is asked to verify a generation that goes on without one.
-        local_cause: Why the generation goes on without an edge, or last did.
+        local_cause: Why the generation goes on without an edge.
     """
 
     policy: RetryPolicy
@@ -162,7 +157,6 @@ class RetryState:
     owed: bool = True
     refusal: SessionRefused | None = None
     quota_wait_s: float = 0.0
-    rejoining: bool = False
     local_cause: str = ""
     # Counted since the last committed token
     _credit: int = _MAX_FRUITLESS  # resumes that are left; each token adds one
@@ -182,8 +176,6 @@ class RetryState:
     _reported: bool = False  # the reason of this wait
     _absent_since: float | None = None  # this request has had no edge since then
     _next_edge_at: float = math.inf  # when the first of the edges that refused may be asked again
-    _rejoin_at: float = 0.0  # the next attempt; during one, its end
-    _rejoin_not_before: float = 0.0
 
     def __post_init__(self) -> None:
         self._progress_at = self._waiting_since = self._silent_since = self._asked_at = self.clock()
@@ -206,7 +198,7 @@ class RetryState:
         self.refusal = None
 
     def note_granted(self) -> None:
-        self.refusal, self.rejoining = None, False
+        self.refusal = None
         self.availability.clear_refusal()
         self.note_answer(tokens=0)
 
@@ -266,8 +258,7 @@ class RetryState:
         report_s = math.inf
         if not self._reported and self._waits:
             report_s = max(0.0, self._progress_at + REPORT_AFTER_S - self.clock())
-        quiet_s = min(self.repeat_in_s(), report_s, self._outage_in_s())
-        return min(quiet_s, self.rejoin_in_s) if self.rejoining else quiet_s
+        return min(self.repeat_in_s(), report_s, self._outage_in_s())
 
     def repeat_in_s(self) -> float:
         """Return the time until something is to be sent again, or the wait is over (seconds)."""
@@ -333,9 +324,7 @@ class RetryState:
         self.availability.note_refusal(error)
         if refused.code in _TIMED:
             self._wait_out(error, retry_s)
-        # An edge that is too slow for a new session is for the application to handle; one short of places is not.
-        sheds_load = refused.code is RefusalCode.BUSY and refused.retry_s is not None
-        if refused.code not in _PASSING | _TIMED or (sheds_load and not self.resumes):
+        if refused.code not in _PASSING | _TIMED:
             raise error
         self.refusal = error
 
@@ -368,8 +357,6 @@ class RetryState:
         When the wait is over, raise SessionRefused if the last answer was a refusal, else EdgeUnavailable, which is
         also raised if the offline policy is to fail.
         """
-        if self.rejoining:
-            return self.local_cause if not self.outbound.connected or self.rejoin_due else None
         if (cause := self._outage()) is None:
             self.check_wait()
             return None
@@ -398,41 +385,9 @@ class RetryState:
 
     # Without an edge
 
-    @property
-    def rejoin_in_s(self) -> float:
-        """Time until the next attempt to rejoin; during one, the time that the edge has left (seconds)."""
-        return max(0.0, self._rejoin_at - self.clock())
-
-    @property
-    def rejoin_due(self) -> bool:
-        return self.clock() >= self._rejoin_at
-
-    def note_local(self, cause: str, *, pause_s: float = 0.0) -> None:
-        """Record that the generation goes on without an edge.
-
-        `cause` is a sentence; `pause_s` is added before the next attempt to rejoin.
-        """
-        now = self.clock()
-        self.owed, self._asks = False, 0
-        self.local_cause, self.rejoining = cause, False
-        self._rejoin_at, self._rejoin_not_before = now + _REJOIN_EVERY_S + pause_s, now + _REJOIN_WITHIN_S
-
-    def note_local_refusal(self, refused: Refused) -> None:
-        elsewhere = self.ask_another(refused.retry_s)
-        self.note_local(refused.sentence, pause_s=0.0 if elsewhere else min(refused.retry_s or 0.0, RECHECK_S))
-
-    def hasten_rejoin(self) -> None:
-        """Bring the next attempt forward: an edge or the broker is back."""
-        self._rejoin_at = min(self._rejoin_at, self._rejoin_not_before)
-
-    def begin_rejoin(self) -> bool:
-        """Return whether to ask an edge now to verify the rest; postpone the attempt if there is none."""
-        if not (self.outages.rejoin and self.outbound.connected and self.availability.edges.online()):
-            self._rejoin_at = self.clock() + _REJOIN_EVERY_S
-            return False
-        self.rejoining, self._rejoin_at = True, self.clock() + _REJOIN_WITHIN_S
-        self.resumes += 1
-        return True
+    def note_local(self, cause: str) -> None:
+        """Record that the generation goes on without an edge; `cause` is a sentence."""
+        self.owed, self._asks, self.local_cause = False, 0, cause
 
     # Private
 

@@ -110,14 +110,12 @@ class RequestContext:
 
     Attributes:
         on_tokens: Receives committed tokens; returns True to end the generation, at a stop string for example.
-        on_void: Receives the number of tokens that remain when an edge replaces those behind them.
         on_wait: Receives a sentence that says why no tokens come, once for each long wait.
         on_turn: Receives how long the request waited for the draft model (seconds), once, before anything else.
     """
 
     on_piece: Callable[[Piece], None] = lambda _piece: None
     on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None
-    on_void: Callable[[int], None] = lambda _length: None
     on_wait: Callable[[str], None] = lambda _reason: None
     on_turn: Callable[[float], None] = lambda _waited_s: None
     cancellation: Cancellation = field(default_factory=Cancellation)
@@ -269,7 +267,7 @@ def generate_text(
 
     generation = agent.generate(
         replace(request, max_new_tokens=min(request.max_new_tokens, room)),
-        replace(context, on_tokens=on_tokens, on_void=text.cut),
+        replace(context, on_tokens=on_tokens),
     )
     if rest := text.finish():
         context.on_piece(Piece(rest, 0, verified=text.verified, prompt=len(request.prompt)))
@@ -355,14 +353,6 @@ class _GrowingText:
     @property
     def verified(self) -> bool:
         return not self.origins or self.origins[-1] is not TokenOrigin.UNVERIFIED
-
-    def cut(self, length: int) -> None:
-        kept = CommittedTokens(
-            tuple(self._tokens[:length]), tuple(self.origins[:length]), tuple(self.logprobs[:length])
-        )
-        self._tokens, self.origins, self.logprobs = [], [], []
-        self._begin()
-        self.feed(kept)
 
     def finish(self) -> str:
         self.pieces.append(self.stops.finish())

@@ -50,21 +50,19 @@ class TextOptions(TypedDict, total=False):
     truncate: Truncate | Literal["refuse", "start", "middle"] | None
     logprobs: int | None
     offline: OfflinePolicy | Literal["fail", "wait", "local"] | None
-    rejoin: bool | None
     grammar: Grammar | None
     speculation: bool
     timeout: float | None
 
 
 def prepare_request(
-    prompt: Prompt, defaults: DeviceSettings, *, revisable: bool = False, **options: Unpack[TextOptions]
+    prompt: Prompt, defaults: DeviceSettings, **options: Unpack[TextOptions]
 ) -> Callable[[TextCodec], GenerateRequest]:
     """Check a prompt and options, and return a function that makes them a request with token ids.
 
     The two steps are separate because a vocabulary serves one request at a time: errors (InvalidRequest) are reported
     at once, and the prompt is encoded when the request's turn has come. The function takes the draft model's codec; it
-    raises `ChatError` without a chat template, or if that fails or declines the messages. `revisable`: nobody reads the
-    text before its end.
+    raises `ChatError` without a chat template, or if that fails or declines the messages.
     """
     encode, shorten = _encoder(prompt, raw=options.get("raw", False))
     how = _truncate(defaults, options.get("truncate"))
@@ -73,7 +71,7 @@ def prepare_request(
     most = defaults.max_new_tokens if limit is None else limit
     logprobs = _number("logprobs", options.get("logprobs"), MAX_TOP_LOGPROBS)
     _check_timeout(options.get("timeout"))
-    outages = _outages(defaults, options, revisable=revisable)
+    outages = _outages(defaults, options)
     if logprobs is not None and outages.policy is OfflinePolicy.LOCAL:
         # Without an edge there are no log-probabilities of the target.
         outages = replace(outages, policy=OfflinePolicy.FAIL)
@@ -150,16 +148,13 @@ def _policy(defaults: DeviceSettings, options: TextOptions) -> SamplingPolicy:
     return policy
 
 
-def _outages(defaults: DeviceSettings, options: TextOptions, *, revisable: bool) -> Outages:
-    outages, policy, rejoin = defaults.outages(), options.get("offline"), options.get("rejoin")
+def _outages(defaults: DeviceSettings, options: TextOptions) -> Outages:
+    outages, policy = defaults.outages(), options.get("offline")
     try:
         policy = outages.policy if policy is None else OfflinePolicy(policy)
     except ValueError:
         raise InvalidRequest(f"The option 'offline' cannot be used: it is {', '.join(OfflinePolicy)}.") from None
-    if not isinstance(rejoin, bool | None):
-        raise InvalidRequest("The option 'rejoin' cannot be used: it is True or False.")
-    rejoin = outages.rejoin if rejoin is None else rejoin
-    return replace(outages, policy=policy, rejoin=rejoin, revisable=revisable)
+    return replace(outages, policy=policy)
 
 
 def _number(name: str, value: object, most: int) -> int | None:

@@ -36,13 +36,10 @@ class DeviceSession:
     Attributes:
         counters: Times are added by the caller.
         granted: Whether any edge has taken the session so far.
-        revisable: Whether tokens that no edge has verified are replaced once an edge has the session again; otherwise
-            they stay, and the generation goes on behind them.
     """
 
     request: Open
     window: int = MAX_WINDOW
-    revisable: bool = False
     sequence: TokenSequence = field(init=False)
     counters: SessionCounters = field(default_factory=SessionCounters)
     ended: EndReason | None = None
@@ -79,8 +76,7 @@ class DeviceSession:
         self._move(SessionEvent.OPEN)
         self._attempt += 1
         self._let_go()
-        text = self.committed[: self.sequence.verified] if self.revisable else self.committed
-        resume = tuple(text) if self._attempt or text else None
+        resume = tuple(self.committed) if self._attempt or self.committed else None
         self._asking = self.request.model_copy(update={"attempt": self._attempt, "resume": resume})
         return self._asking
 
@@ -110,8 +106,6 @@ class DeviceSession:
         self._move(SessionEvent.GRANTED)
         self.opened, self.granted, self._asking = opened, True, None
         self.sequence.most, self.sequence.end_tokens = opened.max_new_tokens, opened.end_tokens
-        if position < len(self.committed):
-            self.sequence.revise(position)
         self._epoch, self._first = 0, True
         self._heard = False
         if opened.blocks and not self.request.blocks:

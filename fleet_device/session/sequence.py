@@ -100,8 +100,7 @@ class TokenSequence:
     """The committed tokens of a session.
 
     `most` and `end_tokens` are its limits, as its last edge has named them; the latter is None before that.
-    `verified` is the number of tokens that follow the target distribution, None while all do. Tokens behind one that
-    was generated without an edge do not, even where an edge has verified them since.
+    `verified` is the number of tokens that follow the target distribution, None while all do.
     """
 
     vocabulary: int
@@ -131,12 +130,6 @@ class TokenSequence:
         if self.verified is None:
             self.verified = len(self.tokens)
         self.commit((token,))
-
-    def revise(self, position: int) -> None:
-        """Drop what no edge has verified: an edge continues from `position`."""
-        del self.tokens[position:]
-        self.digest = extend_digest(EMPTY_DIGEST, self.tokens)
-        self.verified = None
 
     def go_on_alone(self, end_tokens: Collection[int]) -> None:
         """Use the draft model's own end tokens, if no edge has named any."""

@@ -14,7 +14,7 @@
                    │   │                           └───────────────┘
                    │   │                                   DRAFTING ◀──▶ STREAMING: stream asked, stream over
                    │   ├── open, from any state but ENDED: again, or to resume, maybe by way of POSTPONED
-                   │   ├── went local, from any state but ENDED ──▶ LOCAL, and from there open, to rejoin
+                   │   ├── went local, from any state but ENDED ──▶ LOCAL
                    └────── ended, from any state ──▶ ENDED
 
 A session that is opened again continues behind the committed tokens; drafts in flight are void.
@@ -64,11 +64,8 @@ _GRANTED: Final = (
 
 TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
     (SessionState.NEW, SessionEvent.OPEN): SessionState.OPENING,
-    **{(state, SessionEvent.OPEN): SessionState.OPENING for state in (*_UNGRANTED, *_GRANTED, SessionState.LOCAL)},
-    **{
-        (state, SessionEvent.WENT_LOCAL): SessionState.LOCAL
-        for state in (SessionState.NEW, *_UNGRANTED, *_GRANTED, SessionState.LOCAL)
-    },
+    **{(state, SessionEvent.OPEN): SessionState.OPENING for state in (*_UNGRANTED, *_GRANTED)},
+    **{(state, SessionEvent.WENT_LOCAL): SessionState.LOCAL for state in (SessionState.NEW, *_UNGRANTED, *_GRANTED)},
     **{(state, SessionEvent.UNDELIVERED): SessionState.UNDELIVERED for state in _UNGRANTED},
     **{(state, SessionEvent.POSTPONED): SessionState.POSTPONED for state in (*_UNGRANTED, *_GRANTED)},
     **{(state, SessionEvent.GRANTED): SessionState.DRAFTING for state in _UNGRANTED},

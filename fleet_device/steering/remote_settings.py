@@ -48,7 +48,7 @@ STEERABLE: Final[Mapping[str, Effect]] = {
         (
             "draft_length", "ahead", "stream", "window", "padding",
             "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "truncate",
-            "offline", "rejoin", "offline_s", "answer_s", "open_s", "verdict_s", "drain_s",
+            "offline", "offline_s", "answer_s", "open_s", "verdict_s", "drain_s",
             "log_level",
         ),
         Effect.NOW,

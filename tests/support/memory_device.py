@@ -117,7 +117,6 @@ class ScriptedAgent:
     gate: threading.Semaphore | None = None
     late: str | None = None
     alone: Collection[int] = ()
-    void: int | None = None
     outages: list[Outages] = field(default_factory=list)
     started: threading.Event = field(default_factory=threading.Event)
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -156,10 +155,6 @@ class ScriptedAgent:
                 if context.on_tokens(told):
                     reason = EndReason.STOP
                     break
-                if number == self.void and outages.revisable:
-                    del tokens[len(self.batches[0]) :]
-                    verified = None
-                    context.on_void(len(tokens))
         if self.error is not None:
             raise self.error
         self.ended.append(reason)

@@ -26,19 +26,6 @@ def test_each_chunk_of_a_stream_that_is_unverified_says_so(make: Make) -> None:
     assert (last["fleet"]["verified"], last["fleet"]["unverified_tokens"]) == (False, 2)
 
 
-def test_what_nobody_has_read_is_replaced_and_what_was_sent_stands(make: Make) -> None:
-    app, backend = make(ScriptedAgent(BATCHES, alone=(1,), void=1))
-    whole = complete(app, offline="local", rejoin=True)
-    assert whole.headers["x-fleet-verified"] == "true"
-    assert (
-        whole.json()["choices"][0]["text"]
-        == complete(make(ScriptedAgent(((1, 2), (4,))))[0]).json()["choices"][0]["text"]
-    )
-    sent = "".join(chunk["choices"][0]["text"] for chunk in chunks(complete(app, stream=True, rejoin=True))[:-1])
-    assert sent == complete(make(ScriptedAgent(BATCHES))[0]).json()["choices"][0]["text"]
-    assert [(each.rejoin, each.revisable) for each in backend.agent.outages] == [(True, True), (True, False)]
-
-
 def test_the_policy_is_the_requests_or_the_settings(make: Make) -> None:
     app, backend = make(ScriptedAgent(BATCHES), offline="wait", offline_s=0.5, answer_s=7.0)
     for fields in ({}, {"offline": "local"}, {"offline": "fail"}):

@@ -274,16 +274,6 @@ def test_a_full_edge_is_waited_for_as_long_as_an_open_may_take() -> None:
     assert scene.fleet.clock() >= before + 2.0
 
 
-def test_an_edge_that_sheds_load_is_reported_at_once() -> None:
-    scene = Scene()
-    scene.fleet.edge.handlers.scheduler.busy_s = lambda **_: 3.0  # type: ignore[method-assign]
-    before = scene.fleet.clock()
-    with pytest.raises(SessionRefused) as caught:
-        scene.write()
-    assert (caught.value.code, caught.value.retry_s) == (RefusalCode.BUSY, 3.0)
-    assert scene.fleet.clock() == before
-
-
 def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> None:
     scene = Scene()
 

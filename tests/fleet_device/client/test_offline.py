@@ -18,13 +18,12 @@ from schemas.control import Presence
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.client.test_agent import PROMPT, SEED, Scene, expected
-from tests.support.memory_fleet import DRAFT, END, ChangingPacing, possible, terms
+from tests.support.memory_fleet import DRAFT, END, ChangingPacing
 from tests.support.waiting import until
 
 AFTER_S, ANSWER_S = 2.0, 4.0
 FAIL = Outages(policy=OfflinePolicy.FAIL, after_s=AFTER_S, answer_s=ANSWER_S)
 LOCAL = replace(FAIL, policy=OfflinePolicy.LOCAL)
-REJOIN = replace(LOCAL, rejoin=True)
 MOST = 40
 
 
@@ -32,7 +31,6 @@ class Text:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.verified: list[bool] = []
-        self.voided: list[int] = []
         self.at: Callable[[int], None] = lambda _length: None
 
     @property
@@ -44,17 +42,13 @@ class Text:
         self.verified += [origin is not TokenOrigin.UNVERIFIED for origin in tokens.origins]
         self.at(len(self.tokens))
 
-    def on_void(self, length: int) -> None:
-        self.voided.append(length)
-        del self.tokens[length:], self.verified[length:]
-
 
 def write(scene: Scene, outages: Outages, text: Text | None = None, *, mode: Mode = Mode.COUPLED) -> Generation:
     text = text or Text()
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
     done = scene.agent.generate(
         GenerateRequest(PROMPT, policy=policy, max_new_tokens=MOST, outages=outages),
-        RequestContext(on_tokens=text.on_tokens, on_void=text.on_void),
+        RequestContext(on_tokens=text.on_tokens),
     )
     assert text.tokens == list(done.tokens)
     assert text.verified == [True] * (len(done.tokens) - done.unverified) + [False] * done.unverified
@@ -227,48 +221,7 @@ def test_another_edge_that_is_there_goes_on_whatever_the_policy() -> None:
         assert (done.tokens, done.unverified, done.edge) == (expected(), 0, "edge-2")
 
 
-def met_again(scene: Scene, text: Text) -> list[int]:
-    """Let the edge go, and be back at the first unverified token, whose place is in the list then."""
-    met: list[int] = []
-
-    def at(_length: int) -> None:
-        if text.verified[-1:] == [False] and not met:
-            met.append(text.verified.index(False))
-            scene.fleet.clock.seconds += 1.5
-            bring_back(scene)
-
-    scene.when(5, lambda: end_edge(scene))
-    text.at = at
-    return met
-
-
-@pytest.mark.parametrize("mode", Mode)
-def test_what_nobody_has_read_is_replaced_when_an_edge_is_back(mode: Mode) -> None:
-    scene, text = Scene(), Text()
-    met = met_again(scene, text)
-    done = write(scene, replace(REJOIN, revisable=True), text, mode=mode)
-    assert met
-    assert len(text.voided) == 1
-    assert (done.unverified, done.resumes) == (0, 2)
-    assert possible(terms(SEED, max_new_tokens=MOST), done.tokens)
-    if mode is Mode.COUPLED:
-        assert done.tokens == expected()
-
-
-@pytest.mark.parametrize("mode", Mode)
-def test_what_was_read_stands_and_an_edge_goes_on_behind_it(mode: Mode) -> None:
-    scene, text = Scene(), Text()
-    met = met_again(scene, text)
-    done = write(scene, REJOIN, text, mode=mode)
-    assert done.edge is not None
-    assert done.closed is not None
-    assert not text.voided
-    assert done.unverified == len(done.tokens) - met[0] > 1, (
-        "what stands behind an unverified token follows no law either"
-    )
-
-
-def test_an_edge_that_is_back_for_a_moment_does_not_stop_a_text() -> None:
+def test_an_edge_that_is_back_changes_nothing_for_a_request_that_goes_on_alone() -> None:
     scene, text = Scene(), Text()
     scene.when(5, lambda: end_edge(scene))
 
@@ -279,9 +232,8 @@ def test_an_edge_that_is_back_for_a_moment_does_not_stop_a_text() -> None:
             scene.fleet.broker.pump()
 
     text.at = at
-    done = write(scene, replace(REJOIN, revisable=True), text)
+    done = write(scene, LOCAL, text)
     assert done.unverified
-    assert not text.voided
     for position in range(len(done.tokens) - done.unverified, len(done.tokens)):
         assert done.tokens[position] == alone(done.tokens[:position])
 
@@ -350,13 +302,10 @@ def test_whatever_happens_the_verified_head_follows_the_target(seed: int) -> Non
     weather = Weather(scene, rng)
     scene.inbox.on_wait = lambda _wait: weather.may_change(0.25)
     text.at = lambda _length: None if text.reads_verified else weather.pass_time()
-    outages = replace(LOCAL, rejoin=rng.random() < 0.7, revisable=rng.random() < 0.5)
-    done = write(scene, outages, text)
+    done = write(scene, LOCAL, text)
     verified = len(done.tokens) - done.unverified
     assert done.reason is (EndReason.STOP if done.tokens[-1] == END else EndReason.LENGTH)
     assert done.unverified or len(done.tokens) == MOST
     assert done.tokens[:verified] == expected()[:verified]
-    assert outages.rejoin or all(
-        done.tokens[position] == alone(done.tokens[:position]) for position in range(verified, len(done.tokens))
-    )
-    assert (outages.rejoin and outages.revisable) or not text.voided
+    for position in range(verified, len(done.tokens)):
+        assert done.tokens[position] == alone(done.tokens[:position])

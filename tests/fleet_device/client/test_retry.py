@@ -7,8 +7,6 @@ import pytest
 from fleet_device.client.messaging import EdgePresences
 from fleet_device.client.retry import LEAST_WAIT_S, EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.errors import SessionFailed
-from fleet_device.settings import Outages
-from tests.support.memory_fleet import edge_state
 
 PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, retry_s=1.0)
 
@@ -113,56 +111,3 @@ def test_a_device_that_drafts_for_long_has_not_waited_meanwhile() -> None:
     assert seen(watch, opened=True).exhausted_s() is None
     pass_s(30.1)
     assert seen(watch, opened=True).exhausted_s() == 30.0
-
-
-# Rejoining: when a generation that goes on without an edge asks for one again
-
-
-class AloneRequest:
-    def __init__(self) -> None:
-        self.times = [100.0]
-        self.state, self.pass_s = watch_at(self.times, outages=Outages(rejoin=True))
-        self.state.note_local("The edge is gone.")
-
-    def edge(self) -> None:
-        self.state.availability.edges.note("edge-1", edge_state())
-
-
-@pytest.fixture
-def alone() -> AloneRequest:
-    return AloneRequest()
-
-
-def test_an_edge_that_is_back_is_asked_sooner_but_not_at_once(alone: AloneRequest) -> None:
-    alone.state.hasten_rejoin()
-    assert alone.state.rejoin_in_s == pytest.approx(1.0)
-    alone.pass_s(3.0)
-    alone.state.hasten_rejoin()
-    assert alone.state.rejoin_due
-
-
-def test_an_edge_has_a_second_to_answer(alone: AloneRequest) -> None:
-    alone.edge()
-    assert alone.state.begin_rejoin()
-    assert alone.state.rejoining
-    assert alone.state.rejoin_in_s == pytest.approx(1.0)
-    alone.pass_s(1.0)
-    assert alone.state.rejoin_due
-    alone.state.note_local(alone.state.local_cause)
-    assert not alone.state.rejoining
-    assert alone.state.rejoin_in_s == pytest.approx(5.0)
-
-
-def test_an_edge_that_refuses_is_asked_no_sooner_than_it_says(alone: AloneRequest) -> None:
-    alone.edge()
-    assert alone.state.begin_rejoin()
-    alone.state.note_local("The edge is full.", pause_s=30.0)
-    assert alone.state.local_cause == "The edge is full."
-    assert alone.state.rejoin_in_s == pytest.approx(35.0)
-
-
-def test_where_no_edge_is_there_it_is_put_off(alone: AloneRequest) -> None:
-    alone.pass_s(10.0)
-    assert not alone.state.begin_rejoin()
-    assert not alone.state.rejoining
-    assert alone.state.rejoin_in_s == pytest.approx(5.0)
