@@ -38,7 +38,7 @@ from fleet_device.service import DeviceService
 from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings, OfflinePolicy
 from fleet_device.steering.commands import LogTail
-from fleet_device.steering.remote_settings import SteeredSettings, apply_log_level, load_steered
+from fleet_device.steering.remote_settings import SteeredSettings, load_steered
 from schemas.policy import MAX_GRAMMAR_BYTES, Grammar
 from schemas.printable import json_text, printable
 from schemas.reasons import EndReason
@@ -60,12 +60,12 @@ def run_command(settings: DeviceSettings, *, events: EventStream) -> None:
     """
     write_log_as(settings.log_format, fleet=settings.fleet, device=settings.device)
     hold_back_repetition()
-    tail, usual = LogTail(), logging.getLogger().level
+    tail = LogTail()
     logging.getLogger().addHandler(tail)
     unit, watched = Systemd.from_environment(), list[Gateway]()
     unit.watch(lambda: [each.health() for each in watched])
     try:
-        while _run_once(settings, tail, usual, unit=unit, watched=watched, events=events):
+        while _run_once(settings, tail, unit=unit, watched=watched, events=events):
             events.write(Event.STOPPED)
     finally:
         unit.close()
@@ -74,7 +74,7 @@ def run_command(settings: DeviceSettings, *, events: EventStream) -> None:
 
 
 def _run_once(
-    own: DeviceSettings, tail: LogTail, usual: int, *, unit: Systemd, watched: list[Gateway], events: EventStream
+    own: DeviceSettings, tail: LogTail, *, unit: Systemd, watched: list[Gateway], events: EventStream
 ) -> bool:
     """Serve until the end; return whether an administrator has requested a reload."""
     remote = SteeredSettings.of(own)
@@ -86,8 +86,6 @@ def _run_once(
 
     drafter = load_steered(remote, load)
     settings = remote.settings
-    apply_log_level(settings, usual)
-    remote.on_change(lambda _changed: apply_log_level(settings, usual))
     service = DeviceService(settings, drafter)
     broker = settings.broker
 

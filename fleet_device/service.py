@@ -143,7 +143,6 @@ class DeviceService:
             retry_policy(settings),
             Inbox(),
             padding=settings.padding,
-            window=settings.window,
             beside=[(drafter, make_pacing(settings)) for drafter in further],
             edge_only=edge_only,
             may_stream=settings.stream is not False,
@@ -222,7 +221,7 @@ class DeviceService:
             agent.repace(lambda: make_pacing(settings))
         agent.may_stream = settings.stream is not False
         agent.retry_policy = retry_policy(settings)
-        agent.padding, agent.window = settings.padding, settings.window
+        agent.padding = settings.padding
 
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
         """Return why no request can be served now; None if one can, or after an absence of less than `for_s`."""

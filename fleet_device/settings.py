@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_valid
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
 from schemas.codec import MAX_DRAFT_BYTES
-from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
+from schemas.fields import MAX_DRAFT, MAX_TOKENS, SESSIONS_PER_DEVICE
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
@@ -84,7 +84,6 @@ class Truncate(StrEnum):
     MIDDLE = "middle"
 
 
-LogLevel = Literal["debug", "info", "warning", "error"]
 MemoryBudget = Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"]
 DraftLength = Annotated[int, Field(ge=0, le=MAX_DRAFT)] | Literal["auto"]
 
@@ -173,9 +172,6 @@ class DeviceSettings(Settings):
         "Whether to use edge-only decoding. `auto` chooses if `draft_length` is `auto`; otherwise only requests "
         "that find the draft model busy are edge-only.",
     )
-    window: int = setting(
-        8, "Maximum drafts in flight, even if the edge grants more.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW
-    )
     mode: Mode = setting(Mode.RESIDUAL, "How drafts are verified.")
     padding: int = setting(
         0,
@@ -247,9 +243,6 @@ class DeviceSettings(Settings):
         "Folder that keeps remote settings; by default in the state folder (`STATE_DIRECTORY`, "
         "`$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
         rare=True,
-    )
-    log_level: LogLevel | None = setting(
-        None, "Lowest severity that is logged; by default `warning`, or `info` with `--verbose`.", rare=True
     )
     log_format: Literal["plain", "json"] = setting(
         "plain",

@@ -11,7 +11,6 @@ from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder, Sink
 from fleet_edge.batching.edge_draft import EdgeDrafter
 from fleet_edge.batching.scheduler import Scheduler
-from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.guard import DeviceGuard, SharedQuarantines
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import Intake, IntakeQueue
@@ -19,7 +18,7 @@ from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.admission import SessionOffer
 from fleet_edge.sessions.grammars import SWITCHED_OFF, Grammars
-from fleet_edge.sessions.table import SessionTable
+from fleet_edge.sessions.table import MAX_SESSIONS, SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import ProvidesTokenizer, ReadsText, Verifier
 from fleet_edge.watch import CertificateWatch
@@ -43,16 +42,13 @@ def assemble(
     `first_handle` is random unless there is only one edge that never restarts.
     """
     inbox = IntakeQueue()
-    sessions = SessionTable(
-        settings.lease_s, settings.max_sessions, settings.max_sessions_per_device, first_handle=first_handle
-    )
+    sessions = SessionTable(settings.lease_s, MAX_SESSIONS, settings.max_sessions_per_device, first_handle=first_handle)
     guard = DeviceGuard(settings.quotas, settings.quarantine, clock=clock)
     scheduler = Scheduler(
         verifier,
         kv_share=guard.kv_share,
         sharing=settings.prefix_sharing,
         shared=_shared_prefixes(verifier, settings.shared_prefixes),
-        cost=StepCost(verifier.info.least_tokens, settings.max_guess),
         drafter=None if draft_verifier is None else EdgeDrafter(draft_verifier),
     )
     recorder = Recorder(sink, settings.edge, now)

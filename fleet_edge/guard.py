@@ -18,7 +18,7 @@ from typing import Annotated, Final
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.limits import KeptStanding, QuarantineSettings, QuotaSettings, Standing, Strikes
+from fleet_edge.limits import GRAMMAR_S_PER_MIN, KeptStanding, QuarantineSettings, QuotaSettings, Standing, Strikes
 from fleet_edge.store.quarantines import Quarantines
 from schemas.errors import TopicError
 from schemas.messages import Open
@@ -129,8 +129,7 @@ class DeviceGuard:
         """Check that a device may have another grammar compiled; raises `OpenRefused`."""
         standing = self._standing(device)
         if (wait_s := standing.grammars.wait_s(0.0, self._clock())) > 0.0:
-            most = standing.quotas.grammar_s_per_min
-            raise _over(f"The device's grammars may take {most:g} s a minute to compile", wait_s)
+            raise _over(f"The device's grammars may take {GRAMMAR_S_PER_MIN:g} s a minute to compile", wait_s)
 
     def spend_grammar(self, device: str, seconds: float) -> None:
         self._standing(device).grammars.spend(seconds, self._clock())

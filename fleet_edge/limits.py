@@ -30,7 +30,6 @@ class Quotas(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         60_000.0, "Maximum tokens per device in prompts and resumed sessions.", "tokens per minute"
     )
     new_tokens_per_min: float = _rate(12_000.0, "Maximum tokens generated per device.", "tokens per minute")
-    grammar_s_per_min: float = _rate(10.0, "Maximum time to compile grammars per device.", "seconds per minute")
     top_k: int = setting(
         1024,
         "Largest `top_k` of a policy; 0 (whole vocabulary) is always allowed.",
@@ -144,6 +143,9 @@ class Strikes:
         self._left = TokenBucket(_FORGIVEN_PER_S, self.settings.strikes, now=now)
 
 
+GRAMMAR_S_PER_MIN: Final = 10.0
+"""Time for compiling grammars of a device."""
+
 _STATES_PER_MIN: Final = 120.0
 """Largest mean rate of states and telemetry of a device."""
 
@@ -228,7 +230,7 @@ class Standing:
         self.opens = _by_minute(quotas.opens_per_min, now, burst=_OPENS_BURST_MIN)
         self.prompts = TokenBucket(quotas.prompt_tokens_per_min / 60.0, quotas.prompt_tokens_per_min, now=now)
         self.new_tokens = TokenBucket(quotas.new_tokens_per_min / 60.0, quotas.new_tokens_per_min, now=now)
-        self.grammars = TokenBucket(quotas.grammar_s_per_min / 60.0, quotas.grammar_s_per_min, now=now)
+        self.grammars = TokenBucket(GRAMMAR_S_PER_MIN / 60.0, GRAMMAR_S_PER_MIN, now=now)
         self.repeats = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
         self.answers = TokenBucket(_ANSWERS_PER_S, _ANSWERS, now=now)
         self.strikes = Strikes(self.quarantine, now)

@@ -28,7 +28,7 @@ from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.observer import EdgeObserver, SelfWatch
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.sessions.table import HANDLES, SessionTable
+from fleet_edge.sessions.table import HANDLES, MAX_SESSIONS, SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import ReopeningStore
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
@@ -166,7 +166,7 @@ class EdgeService:
         )
         recorder = handlers.recorder
         self._life = LifeEvents(recorder, VERSION, self.verifier.info.name, self.clock)
-        self._watch = SelfWatch(self.observer(), recorder, settings.max_sessions, self.clock, self.now)
+        self._watch = SelfWatch(self.observer(), recorder, MAX_SESSIONS, self.clock, self.now)
         self.writer.tell = partial(self._life.note, EventKind.DATABASE)
         self._link.on_connection(self._connection)
         try:

@@ -174,19 +174,9 @@ class EdgeSettings(Settings):
         True,  # noqa: FBT003 - a default
         "Serve generations that follow a grammar (`response_format`, `tools`, `grammar`); without it they are refused.",
     )
-    max_guess: int = setting(
-        1,
-        "Maximum tokens of n-gram speculation per edge-only step: 1 where that is free, more where it seems to "
-        "pay, 0 never.",
-        unit="tokens",
-        rare=True,
-        ge=0,
-        le=16,
-    )
     max_draft: int = setting(16, "Maximum tokens per draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
     window: int = setting(4, "Maximum drafts in flight per session.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW)
     max_new_tokens: int = setting(4096, "Maximum tokens of one output.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)
-    max_sessions: int = setting(4096, "Maximum open sessions.", unit="sessions", rare=True, ge=1, le=60_000)
     max_sessions_per_device: int = setting(
         SESSIONS_PER_DEVICE, "Maximum open sessions per device.", unit="sessions", rare=True, ge=1, le=60_000
     )

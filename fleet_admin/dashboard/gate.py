@@ -265,7 +265,7 @@ class Gate:
         if request.url.path.startswith(API) and kind.lower() == "bearer":
             return self._keys.find(shown.strip(), address=origin.address)
         if (name := self._named_by_proxy(request.headers, origin)) is not None:
-            role = self._accounts.role(name) or self._settings.proxy_role
+            role = self._accounts.role(name)
             return None if role is None else Visitor(name, role, "proxy", origin.address)
         login = self._logins.find(cookie) if cookie else None
         return None if login is None else Visitor(login.account, login.role, "login", origin.address)

@@ -83,10 +83,6 @@ class DashboardSettings(AdminSettings):
         "Header with the user that a proxy has authenticated, such as X-Forwarded-User; empty for none.",
         rare=True,
     )
-    proxy_role: AccountRole | None = setting(
-        None, "Role of such users without an account; without it they are refused.",
-        rare=True,
-    )  # fmt: skip
     listen: str = setting(
         "127.0.0.1:8400",
         "Address and port of the pages. Beyond this machine, HTTPS (`https_certificate`) or a proxy is needed.",

@@ -26,7 +26,7 @@ from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import session_request
 from fleet_device.settings import OfflinePolicy
 from schemas.control import Presence
-from schemas.fields import MAX_WINDOW, SESSION_BYTES
+from schemas.fields import SESSION_BYTES
 from schemas.messages import Close
 from schemas.policy import Grammar, SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
@@ -166,7 +166,7 @@ class Agent:
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     inbox: Inbox = field(default_factory=Inbox)
     padding: int = 0
-    window: int = MAX_WINDOW
+    window: int = 8
     beside: Sequence[tuple[Drafter, Pacing]] = ()
     edge_only: int = 0
     may_stream: bool = True

@@ -46,10 +46,9 @@ class Effect(StrEnum):
 STEERABLE: Final[Mapping[str, Effect]] = {
     **dict.fromkeys(
         (
-            "draft_length", "ahead", "stream", "window", "padding",
+            "draft_length", "ahead", "stream", "padding",
             "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "truncate",
             "offline", "offline_s", "answer_s", "open_s", "verdict_s", "drain_s",
-            "log_level",
         ),
         Effect.NOW,
     ),
@@ -435,9 +434,3 @@ def load_steered(remote: SteeredSettings, load: Callable[[DeviceSettings], Draft
             return drafter
     assert failure is not None  # there is at least one candidate
     raise failure
-
-
-def apply_log_level(settings: DeviceSettings, usual: int) -> None:
-    """Set the log level of the settings, or the usual one."""
-    level = settings.log_level
-    logging.getLogger().setLevel(usual if level is None else level.upper())

@@ -195,7 +195,7 @@ class StepPlanner:
         """Add a session's drafts, or the first part of its backlog; return the tokens to compute."""
         first = session.ready
         try:
-            guesses = partial(self.cost.guesses, stable=session.policy.repeats) if self.cost.max_guess else None
+            guesses = partial(self.cost.guesses, stable=session.policy.repeats)
             forced = self.shares.most_forced(session.device, self._forced[session.device], self.now)
             chain = session.chain(allowance, guesses=guesses, forced=forced)
         except DraftFault as fault:

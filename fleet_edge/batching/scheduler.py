@@ -72,7 +72,7 @@ class Scheduler:
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()
         self._shares = DeviceShares()
-        self._cost = cost or StepCost(verifier.info.least_tokens, max_guess=0)
+        self._cost = cost or StepCost(verifier.info.least_tokens)
         self._present = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
         self._drafter = drafter

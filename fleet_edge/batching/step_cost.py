@@ -1,12 +1,9 @@
-"""Step cost: the duration of a step, and how many speculated tokens pay in edge-only decoding.
+"""Step cost: the duration of a step, and whether a speculated token is free in edge-only decoding.
 
 A step has a fixed cost, a cost for each request, and a smaller one for each further token of a request, since keys and
 values are read once for all its tokens (llama.cpp on two cores: 4 ms a request, 1.3 ms a further token). Least squares
 over the latest steps fit both, with forgetting, and also for the present load alone, because on a CPU the marginal cost
 falls with the number of rows (7 ms with one request, 1 to 4 ms with sixteen).
-
-A speculated token that is right yields one token; right or wrong, it lengthens the step for all. It pays if the
-expected gain exceeds the tokens that would be generated in that time.
 """
 
 from collections.abc import Hashable, Iterable
@@ -49,9 +46,6 @@ class RunningRequests:
             self.count = len(self._seen)
 
 
-_KEPT: Final = 1.0 - 1.0 / 64
-"""Weight kept by the token rate with each step."""
-
 _KEPT_COST: Final = 1.0 - 1.0 / 1024
 """Weight kept by step times with each step: long, since loads must differ for a fit."""
 
@@ -68,9 +62,6 @@ _FIRST_PROMPT: Final = 16
 """Prompt tokens in a step before their cost is measured."""
 
 _LEAST_TOKEN_S: Final = 1e-9
-
-_UNKNOWN: Final = 0.4
-"""Price of a speculated token (in tokens) before it is measured."""
 
 _LEAST_RATE: Final = 0.1
 """Acceptance below which speculation never pays, because its logits must be computed and read."""
@@ -148,12 +139,10 @@ class _Steps:
 class StepCost:
     """Measured step times.
 
-    A batch-invariant step computes at least `least` tokens of a session; fewer cost as much. `max_guess` limits
-    speculated tokens of a request; with 1 only those that cost nothing.
+    A batch-invariant step computes at least `least` tokens of a session; fewer cost as much.
     """
 
     least: int = 1
-    max_guess: int = 1
     _all: _Steps = field(default_factory=_Steps)
     _writing: _Steps = field(default_factory=_Steps)  # steps of edge-only decoding
     _written: float = 0.0  # tokens that these generated, at least one for each request
@@ -162,8 +151,6 @@ class StepCost:
     _verifying: _Steps = field(default_factory=_Steps)
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
     _load: int = 0  # of the latest step
-    _committed: float = 0.0
-    _lately: float = 0.0  # seconds in which that was committed
     _prompt_token_s: float | None = None
 
     def stepped(
@@ -182,8 +169,6 @@ class StepCost:
         alike = self._alike.setdefault(self._load, _Steps())
         for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
             steps.add(seconds, texts=texts, further=further)
-        self._committed *= _KEPT
-        self._lately = _KEPT * self._lately + seconds + drafting_s
 
     def prefilled(self, seconds: float, *, tokens: int) -> None:
         """Count a step with prompt tokens; `tokens` are all tokens in it."""
@@ -201,7 +186,6 @@ class StepCost:
         return self._all.seconds / self._all.weight if self._all.weight else 0.0
 
     def committed(self, tokens: int) -> None:
-        self._committed += tokens
         if self._wrote:
             self._expected -= tokens
             self._written += max(0, -self._expected)
@@ -230,23 +214,6 @@ class StepCost:
         expected = self._all.slopes()
         return (self._alike[self._load].slopes(expected) if self._load in self._alike else expected).token_s
 
-    @property
-    def price(self) -> float | None:
-        """Cost of one more token, in tokens generated in that time; None if unknown."""
-        token_s = self.token_s
-        if token_s is None or self._lately <= 0.0:
-            return None
-        return token_s * self._committed / self._lately
-
     def guesses(self, rate: float, *, stable: bool = True) -> int:
-        """Return how many speculated tokens pay, if each is right with probability `rate` given those before it."""
-        if rate < _LEAST_RATE:
-            return 0
-        known = self.price
-        price = _UNKNOWN if known is None else known
-        count, right = 0, rate
-        least = self.least if stable else 1
-        while count < self.max_guess and (count + 1 < least or (self.max_guess > 1 and right > price)):
-            count += 1
-            right *= rate
-        return count
+        """Return how many tokens to speculate if one is right with probability `rate`: one that is computed anyway."""
+        return int(stable and self.least > 1 and rate >= _LEAST_RATE)

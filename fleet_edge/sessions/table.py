@@ -14,6 +14,10 @@ from schemas.reasons import Action, FaultCode, RefusalCode
 HANDLES: Final = 1 << 16
 
 
+MAX_SESSIONS: Final = 4096
+"""Open sessions of an edge, so that their records take a bounded memory."""
+
+
 @dataclass(slots=True)
 class _Lease:
     session: EdgeSession
@@ -29,7 +33,7 @@ class SessionTable:
     """
 
     lease_s: float
-    most: int = 4096
+    most: int = MAX_SESSIONS
     most_per_device: int = 8
     first_handle: int = 0
     _by_handle: dict[int, _Lease] = field(default_factory=dict)

@@ -34,7 +34,7 @@ def test_what_a_fleet_needs_is_worked_out_from_what_one_device_causes() -> None:
     assert need.messages_per_s == pytest.approx(5000.0)
     assert need.brokers == 1
     assert need.bytes_per_s == pytest.approx(200_000.0)
-    assert need.rows_per_s == pytest.approx(1000 * 0.1 * 2 + 1000 * 10 * 0.25 * 0.5)
+    assert need.rows_per_s == pytest.approx(1000 * 0.1 * 2 + 1000 * 10 * 0.25)
     assert need.updates_per_s == pytest.approx(1000 / 5)
 
 

@@ -24,7 +24,7 @@ def decoded(
     draft: MarkovScript | None, modes: Sequence[Mode], temperature: float, *, seed: int = 1
 ) -> tuple[list[list[int]], int]:
     """Return the outputs of devices in edge-only decoding, and the number of steps of the target."""
-    fleet = MemoryFleet(settings={"max_guess": 0}, draft=draft)
+    fleet = MemoryFleet(draft=draft)
     steps, score = 0, fleet.verifier.score
 
     def counting(items: Sequence[Item]):  # type: ignore[no-untyped-def]
@@ -63,7 +63,7 @@ def test_a_draft_model_saves_steps_and_a_better_one_more() -> None:
 def test_whatever_is_lost_or_restarted_the_output_is_the_same(seed: int) -> None:
     rng = random.Random(seed)
     faults = Faults(drop=0.1, duplicate=0.1, reorder=0.2)
-    fleet = MemoryFleet(rng=rng, faults=faults, settings={"max_guess": 0}, draft=DRAFT)
+    fleet = MemoryFleet(rng=rng, faults=faults, draft=DRAFT)
     asked = asked_of(seed, Mode.COUPLED, 0.4)
     device = Device(
         fleet, "device-1", asked, length=0, ahead=False, pacing=FixedPacing(rng.randint(1, 32), stream=True)

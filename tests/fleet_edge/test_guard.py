@@ -225,9 +225,9 @@ def test_a_device_that_keeps_within_its_quotas_is_never_refused(messages: list[t
 
 
 def test_grammars_have_a_quota_of_the_time_that_they_take_to_compile() -> None:
-    scene = Scene({"grammar_s_per_min": 6})
+    scene = Scene()
     scene.guard.admit_grammar("device-1")
-    scene.guard.spend_grammar("device-1", 9.0)
+    scene.guard.spend_grammar("device-1", 15.0)
     with pytest.raises(OpenRefused) as refused:
         scene.guard.admit_grammar("device-1")
     assert refused.value.code is RefusalCode.QUOTA

@@ -50,6 +50,7 @@ class RunningEdge:
 
     def __post_init__(self) -> None:
         self.service.start()
+        tune(self.service.orchestrator, {"gather_share": 0.0})
         self._thread = threading.Thread(target=self._run, name=self.service.settings.edge)
         self._thread.start()
 
@@ -115,9 +116,7 @@ class Site:
         )
         verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=1 << 20, end_tokens=(END,))
         clock = Clock()
-        service = EdgeService(chosen, verifier, make_link=self._link, clock=clock)
-        tune(service.orchestrator, {"gather_share": 0.0})
-        edge = RunningEdge(service, clock)
+        edge = RunningEdge(EdgeService(chosen, verifier, make_link=self._link, clock=clock), clock)
         try:
             until(lambda: (name, Presence.ONLINE) in self.states)
             yield edge

@@ -31,7 +31,7 @@ class Edge:
         kv_share: Callable[[str], float] = lambda _device: 1.0,
     ) -> None:
         self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
-        cost = StepCost(self.verifier.info.least_tokens, max_guess=0)
+        cost = StepCost(self.verifier.info.least_tokens)
         if token_s:
             cost.prefilled(token_s, tokens=1)
         self.scheduler = Scheduler(

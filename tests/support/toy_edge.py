@@ -39,7 +39,6 @@ def main() -> None:
         broker=BrokerSettings(port=arguments.port),
         form=arguments.form,
         blocks=arguments.blocks,
-        max_guess=max(1, arguments.guesses),
         quotas=NO_QUOTAS,
     )
     stop = threading.Event()

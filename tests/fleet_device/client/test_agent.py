@@ -257,7 +257,8 @@ def test_a_device_is_refused_by_edges_that_end_only_as_long_as_an_open_may_take(
 
 
 def test_a_full_edge_is_waited_for_as_long_as_an_open_may_take() -> None:
-    scene = Scene(fleet=MemoryFleet(settings={"max_sessions": 1}))
+    scene = Scene(fleet=MemoryFleet())
+    scene.fleet.edge.sessions.most = 1
     other = Device(scene.fleet, "other", terms(1), length=2, ahead=False)
     other.open()
     scene.fleet.settle()

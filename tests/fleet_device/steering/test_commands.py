@@ -276,13 +276,13 @@ def device(tmp_path: Path) -> Iterator[Steered]:
 
 def test_settings_are_used_by_the_next_text_without_a_restart(device: Steered) -> None:
     before = device.service.agent._lanes._all[0].pacing
-    device.monitor.want(1, draft_length=2, window=3, padding=16, open_s=7.5)
+    device.monitor.want(1, draft_length=2, padding=16, open_s=7.5)
     device.applied(1)
     agent = device.service.agent
     pacing = agent._lanes._all[0].pacing
     assert pacing is not before
     assert pacing.plan(longest=8, window=8).tokens == 2
-    assert (agent.window, agent.padding, agent.retry_policy.open_s) == (3, 16, 7.5)
+    assert (agent.padding, agent.retry_policy.open_s) == (16, 7.5)
     text = device.service.generate(REQUEST)
     assert text.generation.choice.reason == "The settings say so."
 

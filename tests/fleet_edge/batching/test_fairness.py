@@ -169,7 +169,7 @@ def test_who_is_absent_for_long_keeps_no_place() -> None:
 @pytest.mark.parametrize("pacing", [FixedPacing(32, stream=True), FixedPacing(3)], ids=["written", "drafted"])
 def test_busy_sessions_that_do_not_all_fit_take_turns(pacing: Pacing, monkeypatch: pytest.MonkeyPatch) -> None:
     # Holding a step needs a running clock; and where further tokens cost no time, the edge speculates many.
-    settings = {"prefix_sharing": "off", "step_tokens": 256, "gather_share": 0.0, "max_guess": 0}
+    settings = {"prefix_sharing": "off", "step_tokens": 256, "gather_share": 0.0}
     fleet = MemoryFleet(kv_tokens=ROOM_FOR * 2 * PROMPT, settings=settings)
     computed = 0
     score = fleet.verifier.score

@@ -41,7 +41,7 @@ class EdgeTarget(FramedTarget):
 
     def __init__(self) -> None:
         self._settings = EdgeSettings.model_validate(
-            {"fleet": FLEET, "edge": EDGE, "max_sessions": 6, "max_sessions_per_device": 4, "max_new_tokens": 64}
+            {"fleet": FLEET, "edge": EDGE, "max_sessions_per_device": 4, "max_new_tokens": 64}
         )
 
     def __call__(self, data: bytes) -> None:
