@@ -139,7 +139,7 @@ def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: R
     for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "prompt (edge)"):
         assert expected in output
     _, output, _ = admin("session", OTHER[:2], "--rounds")
-    assert "was not traced" in output
+    assert "No rounds" in output
     shown = as_json(admin("session", SESSION[:5], "--json"))
     assert set(shown) == {"session", "segments", "events"}
     assert (shown["session"]["device_accepted"], shown["session"]["counted"]["accepted"]) == (30, 15)
