@@ -163,10 +163,11 @@ class Case:
         return partial(policy, self.mode, greedy=self.greedy, grammar=self.grammar, top_k=top_k)
 
     @property
-    def verified_singly(self) -> bool:
-        """Whether draft tokens are accepted one by one, with probabilities that are known exactly."""
+    def verified_exactly(self) -> bool:
+        """Whether the probabilities that draft tokens are accepted are known exactly."""
         exact = self.engine in (ToyEngine.SCRIPTED, *_SERVERS)  # other rows are rounded
-        return exact and not (self.blocks or self.suffix or self.languages is Languages.UNLIKE)
+        unknown = self.blocks and (self.ahead or self.draft_length is None)  # where a block begins is not recorded
+        return exact and not (unknown or self.suffix or self.languages is Languages.UNLIKE)
 
     @property
     def joint(self) -> Law:
@@ -275,6 +276,7 @@ FAULTS = (
     ),
     *(Case(mode, FormName.AUTO, 2, sabotage=Sabotage.NUCLEUS_SHORT) for mode in Mode),
     *(replace(_NEAR, sabotage=sabotage) for sabotage in (Sabotage.ACCEPTANCE_LOW, Sabotage.REPORTED_HIGH)),
+    *(replace(_NEAR, blocks=True, sabotage=sabotage) for sabotage in (Sabotage.RACE_FROM_P, Sabotage.RACE_STOPPED)),
     Case(Mode.RESIDUAL, FormName.AUTO, 2, sabotage=Sabotage.CORRECTED_FROM_P),
     *(Case(mode, FormName.AUTO, 2, sabotage=Sabotage.SEEDS_SHARED) for mode in Mode),
     Case(Mode.RESIDUAL, FormName.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),

@@ -52,22 +52,35 @@ class Expectation:
     """What may become of each token of a case, from the languages and the reference of shaping alone."""
 
     case: Case
-    _known: dict[tuple[Hashable, bool], Outcomes] = field(default_factory=dict)
+    _known: dict[tuple[Hashable, float | None], Outcomes] = field(default_factory=dict)
     _pair: ToyPair = field(init=False)
     _prompt: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self._pair, self._prompt = self.case.pair, self.case.prompt
 
-    def outcomes(self, text: Sequence[int], *, tested: bool) -> Outcomes:
-        """Return the outcomes of the token after a text; `tested` if a draft token was verified there."""
+    def outcomes(self, text: Sequence[int], *, reach: float | None) -> Outcomes:
+        """Return the outcomes of the token after a text.
+
+        Args:
+            text: The tokens before it.
+            reach: None if no draft token was verified there. Of a draft that is verified as a block, P after as many of
+                its tokens as the text ends with: given that they are accepted, the next one is with min(q / P, p).
+        """
         prefix = (*self._prompt, *text)
         state = self._pair.target.state(prefix) if self.case.grammar is None else prefix
-        if (state, tested) not in self._known:
+        found = self._known.get((state, reach))
+        if found is None:
             p, q = self.rows(text)
-            rule = untested if not tested else coupled if self.case.mode is Mode.COUPLED else residual
-            self._known[state, tested] = rule(p, q)
-        return self._known[state, tested]
+            if reach is None:
+                found = untested(p, q)
+            elif self.case.mode is Mode.COUPLED:
+                found = coupled(p, q)
+            else:
+                found = residual(p, {token: prob / reach for token, prob in q.items()})
+            if reach in (None, 1.0):  # others hardly repeat
+                self._known[state, reach] = found
+        return found
 
     def rows(self, text: Sequence[int]) -> tuple[dict[int, float], dict[int, float]]:
         """Return p after a text, and q as it is drawn from; p in its place if only the device knows q."""
@@ -100,11 +113,18 @@ def evidence(case: Case, tally: Tally) -> Evidence:
 
 def _add(score: ScoreTest, expected: Expectation, text: OriginatedText) -> Scored:
     scored: list[tuple[float, float]] = []
-    tokens = [token for token, _ in text]
+    tokens, case, reach = [token for token, _ in text], expected.case, 1.0
     for place, (token, origin) in enumerate(text):
-        corrected = CORRECTED.get(origin) if expected.case.verified_singly else None
-        outcomes, outcome = expected.outcomes(tokens[:place], tested=corrected is not None), (token, corrected)
-        score.add(outcomes, outcome)
-        if outcome in outcomes.scores:
-            scored.append((float(outcomes.scores[outcome][LOG_P]), float(outcomes.covariance[LOG_P, LOG_P])))
+        corrected = CORRECTED.get(origin) if case.verified_exactly else None
+        outcomes = expected.outcomes(tokens[:place], reach=None if corrected is None else reach)
+        score.add(outcomes, (token, corrected))
+        if (token, corrected) not in outcomes.scores:
+            break
+        scores = outcomes.scores[token, corrected]
+        scored.append((float(scores[LOG_P]), float(outcomes.covariance[LOG_P, LOG_P])))
+        if case.blocks and corrected is False:
+            p, q = expected.rows(tokens[:place])
+            reach = min(1.0, reach * p[token] / q[token])
+        else:
+            reach = 1.0  # a block begins behind a correction or a bonus token
     return scored

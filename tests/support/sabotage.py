@@ -12,10 +12,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dssd.block import RejectedBlock, reach
+from dssd.block import RejectedBlock, end_race, reach
 from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
 from dssd.downlink import correct
-from dssd.sampling import Proposal, Purpose, propose, random_uniform
+from dssd.sampling import Proposal, Purpose, draw, propose, random_uniform
 from dssd.verification import Judgement, decode
 from fleet_device.client.agent import Agent
 from fleet_device.client.drafting import DraftSequence
@@ -26,7 +26,7 @@ from fleet_edge.batching.judging import Case
 from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Item, Verifier
-from schemas.downlink import DownlinkForm, Tries
+from schemas.downlink import DownlinkForm, Rows, Tries
 from schemas.policy import SamplingPolicy
 from tests.support.toy_pair import TEMPERATURE, ToyPair
 
@@ -49,6 +49,8 @@ class Sabotage(StrEnum):
     NOT_RENORMALISED = "not-renormalised"
     NUCLEUS_SHORT = "nucleus-short"
     NUMBERS_REUSED = "numbers-reused"
+    RACE_FROM_P = "race-from-p"
+    RACE_STOPPED = "race-stopped"
     REPORTED_HIGH = "reported-high"
     SEEDS_SHARED = "seeds-shared"
     SHIFTED = "shifted"
@@ -121,6 +123,18 @@ def _propose_by_position(q: Dist, *, policy: SamplingPolicy, position: int, inde
 
 def _uniform_for_all_blocks(seed: int, _start: int, purpose: Purpose, index: int = 0) -> float:
     return random_uniform(seed, 0, purpose, index)
+
+
+def _end_race_from_p(rows: Rows, drafted: Sequence[QuantizedDist], *, seed: int, start: int) -> tuple[int, int]:
+    head, _ = end_race(rows, drafted, seed=seed, start=start)
+    begin = sum(rows.sizes[:head])
+    kept = slice(begin, begin + rows.sizes[head])
+    p = Dist(np.array(rows.ids[kept], dtype=np.int64), np.array(rows.probs[kept]))
+    return head, draw(p, random_uniform(seed, start, Purpose.RESIDUAL, head))
+
+
+def _uniform_that_stops_races(seed: int, start: int, purpose: Purpose, index: int = 0) -> float:
+    return 0.0 if purpose is Purpose.THIN else random_uniform(seed, start, purpose, index)
 
 
 def _reach_uncapped(
@@ -364,6 +378,8 @@ _AT_THE_DEVICE: Final[dict[Sabotage, dict[str, Callable[..., Any]]]] = {
         "dssd.distribution.shape": _shape_short,
     },
     Sabotage.NO_RESIDUAL: {"fleet_device.session.sequence.correct": _correct_without_residual},
+    Sabotage.RACE_FROM_P: {"fleet_device.session.sequence.end_race": _end_race_from_p},
+    Sabotage.RACE_STOPPED: {"dssd.block.random_uniform": _uniform_that_stops_races},
     Sabotage.CORRECTED_FROM_P: {"fleet_device.session.sequence.correct": _correct_sometimes_from_p},
     Sabotage.SEEDS_SHARED: {"fleet_device.client.agent.Agent.generate": _generate_in_pairs},
 }
