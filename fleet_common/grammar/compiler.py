@@ -126,15 +126,25 @@ class GrammarCompiler:
         self._living: weakref.WeakSet[CompiledGrammar] = weakref.WeakSet()  # also those in use but not kept
         self._matchers: defaultdict[str, weakref.WeakSet[GrammarMatcher]] = defaultdict(weakref.WeakSet)
 
-    def knows(self, grammar: Grammar) -> bool:
-        """Whether a matcher, or the reason why there is none, is available at once."""
-        kept = self._kept.get(grammar)
-        return kept is not None and kept.done() and (kept.exception() is not None or kept.result().usable)
+    def known(self, grammar: Grammar) -> CompiledGrammar | None:
+        """Return the compiled grammar, None if that takes time; raise GrammarError if it is known to be unusable."""
+        with self._keeping:
+            kept = self._kept.get(grammar)
+            if kept is None or not kept.done():
+                return None
+            self._kept.move_to_end(grammar)
+        if (failure := kept.exception()) is not None:
+            raise failure.with_traceback(None)  # which would grow each time
+        return kept.result() if kept.result().usable else None
 
-    def matcher(self, grammar: Grammar, device: str = "") -> GrammarMatcher:
+    def matcher(self, grammar: Grammar, device: str = "", compiled: CompiledGrammar | None = None) -> GrammarMatcher:
         """Return a matcher at the start of a device's generation; raise GrammarError as `compile_grammar` does."""
         self._check_memory(device)
-        made = GrammarMatcher(partial(self.compiled, grammar), partial(self._check_memory, device, _MOST_OF_DEVICE_KB))
+        made = GrammarMatcher(
+            compiled or self.compiled(grammar),
+            partial(self.compiled, grammar),
+            partial(self._check_memory, device, _MOST_OF_DEVICE_KB),
+        )
         with self._keeping:
             if device not in self._matchers:
                 for gone in [name for name, matchers in self._matchers.items() if not matchers]:
@@ -146,7 +156,7 @@ class GrammarCompiler:
         """Return the compiled grammar; raise GrammarError as `compile_grammar` does."""
         with self._keeping:
             kept = self._kept.get(grammar)
-            if kept is not None and kept.done() and not self.knows(grammar):
+            if kept is not None and kept.done() and kept.exception() is None and not kept.result().usable:
                 kept = None  # its process has ended
             if mine := kept is None:
                 kept = self._kept[grammar] = Future()

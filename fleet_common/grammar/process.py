@@ -446,15 +446,18 @@ class GrammarMatcher:
     allowed, `GrammarLost` that `restore` must be called first, another `GrammarError` that the grammar cannot continue
     or takes too long.
 
-    `compiled` returns the compiled grammar, again if its process has ended. `check_memory` raises GrammarError if the
+    `compile_again` replaces the compiled grammar if its process has ended. `check_memory` raises GrammarError if the
     generation may not take any more.
     """
 
     def __init__(
-        self, compiled: Callable[[], CompiledGrammar], check_memory: Callable[[], None] = lambda: None
+        self,
+        compiled: CompiledGrammar,
+        compile_again: Callable[[], CompiledGrammar],
+        check_memory: Callable[[], None] = lambda: None,
     ) -> None:
-        self._compile = compiled
-        self._compiled = compiled()
+        self._compiled = compiled
+        self._compile_again = compile_again
         self._check_memory = check_memory
         self._ends = np.array(sorted(set(self._compiled.tokenizer.end_tokens)), dtype=np.int64)
         self._link: WorkerLink | None = None
@@ -523,7 +526,7 @@ class GrammarMatcher:
             for _ in range(_TRIES):
                 try:
                     if not self._compiled.usable:
-                        self._compiled = self._compile()
+                        self._compiled = self._compile_again()
                     self._use(self._compiled.follower(alone=self._alone))
                     self._move(Op.CONSUME, text)
                 except (GrammarLost, OSError):

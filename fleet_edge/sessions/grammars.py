@@ -202,10 +202,11 @@ class Grammars:
         """Return the constraint of an Open if it needs no compilation, otherwise None; raises `OpenRefused`."""
         compiler, grammar = self._compiler(), message.policy.grammar
         assert grammar is not None
-        if message.resume or not compiler.knows(grammar):
+        if message.resume:
             return None
         try:
-            return Constraint.begin(compiler.matcher(grammar, device))
+            known = compiler.known(grammar)
+            return None if known is None else Constraint.begin(compiler.matcher(grammar, device, known))
         except GrammarBusy as error:
             raise OpenRefused(RefusalCode.BUSY, str(error)) from None
         except GrammarError as error:
@@ -282,9 +283,10 @@ class Grammars:
     def _prepare(self, device: str, message: Open) -> PreparedGrammar:
         compiler, grammar = self._compiler(), message.policy.grammar
         assert grammar is not None
-        known, began, killed = compiler.knows(grammar), self.clock(), ""
+        known, began, killed = None, self.clock(), ""
         try:
-            matcher = compiler.matcher(grammar, device)
+            known = compiler.known(grammar)
+            matcher = compiler.matcher(grammar, device, known)
             found: Constraint | OpenRefused = Constraint.begin(matcher, message.resume or ())
             return PreparedGrammar(found, 0.0 if known else matcher.compile_s)
         except (GrammarBusy, GrammarLost) as error:

@@ -1,8 +1,10 @@
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fleet_device.client.agent import Handles, Lane, Lanes
@@ -13,13 +15,14 @@ from fleet_device.requests.generate import Cancellation
 from fleet_device.settings import DeviceSettings
 from fleet_edge.store.records import EventLogged
 from schemas.codec import decode_open
-from schemas.policy import Grammar, Mode
+from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.topics import Topic, wildcard
 from tests.fleet_device.test_device import COUPLED, LONG, at_home, made
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, edge_at_work
 from tests.support.memory_fleet import FLEET, MemoryFleet, lossless_text, terms
 from tests.support.memory_link import MemoryLink
 from tests.support.scripted_edge import LoneDevice
+from tests.support.toy_grammar import GRAMMAR, TEXTS
 from tests.support.waiting import until
 
 DEFAULT = DeviceSettings.model_fields["texts_at_once"].default
@@ -81,6 +84,33 @@ def test_new_grammars_of_all_running_requests_wait_to_be_compiled() -> None:
             lambda grammar: device.generate("t1 t2", raw=True, max_new_tokens=LONG, grammar=grammar), grammars
         )
         assert [text.text.count(f"t{number % 4 + 2}") for number, text in enumerate(texts)] == [*range(1, DEFAULT + 1)]
+
+
+def test_an_application_whose_request_ends_grammar_processes_bans_the_grammar_for_no_other() -> None:
+    before = set(psutil.Process().children())
+
+    def end_followers() -> None:
+        workers = set(psutil.Process().children()) - before
+        found = [each for worker in workers for grammar in worker.children() for each in grammar.children()]
+        assert found
+        for each in found:
+            each.send_signal(signal.SIGSEGV)
+        psutil.wait_procs(found, timeout=10)
+
+    with at_home() as (device, _):
+        agent, policy = device._require_open().service.agent, SamplingPolicy(grammar=GRAMMAR)
+        guilty = agent._constraint(policy)
+        assert guilty is not None
+        assert guilty.forced((4,)) == 5
+        end_followers()
+        assert guilty.forced((4,)) == 5, "in a process for itself"
+        end_followers()
+        assert guilty.forced((4,)) is None
+        other = agent._constraint(policy)
+        assert other is not None
+        assert other.forced((4,)) == 5
+        found = device.generate("t1 t2", raw=True, max_new_tokens=LONG, grammar=GRAMMAR)
+        assert tuple(token for token in found.tokens if token) in TEXTS
 
 
 def test_a_text_that_waits_for_ever_does_not_keep_the_other_from_being_written() -> None:

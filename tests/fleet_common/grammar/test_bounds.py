@@ -212,7 +212,7 @@ def test_llguidance_takes_rewritten_schemas(schema: dict[str, Any], allowed: lis
     end = len(LETTERS)
 
     def takes(text: str) -> bool:
-        matcher = GrammarMatcher(lambda: compiled)
+        matcher = GrammarMatcher(compiled, lambda: compiled)
         try:
             return end in matcher.allowed([LETTERS.index(letter) for letter in text])
         except OutsideGrammar:

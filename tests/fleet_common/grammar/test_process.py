@@ -1,6 +1,7 @@
 import random
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def process() -> Iterator[GrammarProcess]:
     found.close()
 
 
+def matcher_of(process: GrammarProcess, grammar: Grammar) -> GrammarMatcher:
+    again = partial(process.compile, grammar, grammar.text)
+    return GrammarMatcher(again(), again)
+
+
 def workers_of(use: Callable[[], object]) -> list[psutil.Process]:
     before = set(psutil.Process().children())
     use()
@@ -86,7 +92,7 @@ def signalled(processes: list[psutil.Process], number: int) -> None:
 
 @pytest.mark.parametrize("grammar", DEADLY.values(), ids=DEADLY)
 def test_a_stack_overflow_ends_only_the_grammars_process(process: GrammarProcess, grammar: Grammar) -> None:
-    other = GrammarMatcher(partial(process.compile, SMALL, SMALL.text))
+    other = matcher_of(process, SMALL)
     with pytest.raises(GrammarKilled) as found:
         process.compile(grammar, grammar.text)
     assert grammar.digest in found.value.report
@@ -260,6 +266,33 @@ def test_a_generation_that_takes_much_memory_gets_a_process_for_itself_and_a_dev
     compiler.close()
 
 
+def test_devices_have_equal_parts_of_the_memory_of_all_grammars(monkeypatch: pytest.MonkeyPatch) -> None:
+    most_kb = 32 << 10
+    monkeypatch.setattr("fleet_common.grammar.compiler._MOST_KB", most_kb)
+    compiler = GrammarCompiler(lambda: WORDS)
+    text = [LETTERS.index(letter) for letter in '{"a": "'] + [LETTERS.index("#")] * 40_000
+    heavy: dict[str, list[GrammarMatcher]] = {"one": [], "other": []}
+
+    def begin(device: str) -> None:
+        heavy[device].append(compiler.matcher(JSON_OBJECT, device))
+        heavy[device][-1].restore(text)
+
+    small = compiler.matcher(JSON_OBJECT, "small")
+    small.allowed(text[:7])
+    for _ in range(20):
+        with suppress(GrammarBusy):
+            begin("one")
+    begin("other")  # it has less than a third
+    parts_kb = {device: sum(each.cost_kb for each in matchers) for device, matchers in heavy.items()}
+    assert parts_kb["one"] > most_kb / 3 > parts_kb["other"], "or nothing is shown"
+    with pytest.raises(GrammarBusy):
+        begin("one")
+    assert len(compiler.matcher(JSON_OBJECT, "small").allowed(text[:9])) > 80
+    heavy["one"].clear()
+    begin("one")
+    compiler.close()
+
+
 def test_a_long_text_is_replayed_in_pieces_whatever_one_request_may_take() -> None:
     compiler = GrammarCompiler(lambda: WORDS)
     matcher = compiler.matcher(JSON_OBJECT)
@@ -316,8 +349,7 @@ def test_the_process_of_a_grammar_ends_with_its_last_matcher() -> None:
     matchers = list[GrammarMatcher]()
 
     def use() -> None:
-        compiled = process.compile(GRAMMAR, GRAMMAR.text)
-        matchers.append(GrammarMatcher(lambda: compiled))
+        matchers.append(matcher_of(process, GRAMMAR))
 
     before = {child for each in psutil.Process().children() for child in each.children()}
     use()

@@ -5,7 +5,7 @@ import pytest
 
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarKilled
-from fleet_common.grammar.process import CompiledGrammar, GrammarTokenizer
+from fleet_common.grammar.process import CompiledGrammar, GrammarProcess, GrammarTokenizer, WorkerEnded
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
 from schemas.messages import Open
@@ -79,6 +79,62 @@ def test_a_known_grammar_begins_a_session_without_its_process() -> None:
         assert found.matcher.allowed(()).tolist() == compiled.first_allowed.tolist()
         assert found.guess((), 8) == compiled.first_forced
     assert edge.grammars.at_once("a", message(resume=(1,))) is None
+
+
+def end_by_timeout(compiled: CompiledGrammar) -> None:
+    with pytest.raises(WorkerEnded):
+        compiled.link.exchange(None, 1e-3)  # it has nothing to answer
+
+
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """Threads that have compiled a grammar."""
+    found = list[threading.Thread]()
+    compile_it = GrammarProcess.compile
+
+    def recorded(self: GrammarProcess, grammar: Grammar, text: str) -> CompiledGrammar:
+        found.append(threading.current_thread())
+        return compile_it(self, grammar, text)
+
+    monkeypatch.setattr(GrammarProcess, "compile", recorded)
+    return found
+
+
+def test_a_grammar_whose_process_was_silent_is_compiled_again_on_another_thread(
+    compiling: list[threading.Thread],
+) -> None:
+    edge = Edge()
+    edge.prepare(message())
+    edge.settle()
+    assert isinstance(edge.told[0].found, Constraint)
+    end_by_timeout(edge.told[0].found.matcher._compiled)
+    assert edge.grammars.at_once("a", message()) is None
+    edge.prepare(message())
+    edge.settle()
+    assert isinstance(edge.told[1].found, Constraint)
+    assert len(compiling) == 2
+    assert threading.current_thread() not in compiling
+
+
+def test_nor_does_the_thread_that_answers_devices_compile_if_the_process_ends_meanwhile(
+    compiling: list[threading.Thread],
+) -> None:
+    class Ending(GrammarCompiler):
+        def known(self, grammar: Grammar) -> CompiledGrammar | None:
+            found = super().known(grammar)
+            if found is not None:
+                end_by_timeout(found)
+            return found
+
+    edge = Edge(Ending(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0])))
+    edge.prepare(message())
+    edge.settle()
+    found = edge.grammars.at_once("a", message())
+    assert found is not None
+    assert found.guess((), 8) == found.matcher.forced(())
+    assert len(compiling) == 1
+    found.restore((4,))  # as on another thread
+    assert found.matcher.allowed((4,)).tolist() == [5]
 
 
 @pytest.mark.parametrize("grammar", [Grammar.regex("("), Grammar.lark("start: x")])
