@@ -1,9 +1,10 @@
 import itertools
 from dataclasses import replace
 
+from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.store import queries
 from fleet_edge.store.database import Store
-from fleet_edge.store.records import Record
+from fleet_edge.store.records import Record, Retention
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows, clear
 from tests.fleet_edge.store.samples import COUNTERS, OTHER, SESSION, START, after
@@ -39,3 +40,29 @@ def test_a_text_that_lost_its_edge_is_the_session_that_it_was_in_any_order(store
     assert all(rows == seen[0] for rows in seen)
     (session,) = seen[0]
     assert (session["device_unverified"], session["opened_at"], session["target"]) == (25, START, "SmolLM2")
+
+
+def test_an_unknown_close_with_unverified_tokens_is_kept_as_long_as_a_session(store: Store) -> None:
+    """A device may invent 30 a minute."""
+    day = 86_400.0
+    for number in range(20):
+        at = after(-4 * day * number)
+        told = samples.reported(session=f"{number:016x}", counters=ALONE, app="meter", at=at)
+        store.apply([told])
+        if number % 2:
+            store.apply([told])  # the device repeats what is not confirmed
+    jobs = EdgeJobs(
+        store,
+        expire_leases=lambda: None,
+        flush_progress=lambda: None,
+        flush_log=lambda: None,
+        warn_certificates=lambda: None,
+        apply_quarantines=lambda _quarantines: None,
+        now=lambda: after(day),
+        settings=JobSettings(keep=Retention(sessions_days=30)),
+    )
+    assert jobs.run("purge")
+    rows = all_rows(store)
+    assert [row["session"] for row in rows["sessions"]] == [f"{number:016x}" for number in range(8)]
+    assert len(rows["reported_closes"]) == 2, "of a week"
+    assert rows["rounds"] == rows["segments"] == rows["rollups"] == rows["events"] == []
