@@ -1,4 +1,5 @@
 import hashlib
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,30 @@ def test_a_file_that_is_not_what_was_meant_is_refused(tmp_path: Path, model: dic
     Path(model["dest"]).parent.mkdir(parents=True)
     for part_mb in (1, 32):
         assert not send(tmp_path, {**model, "checksum": "0" * 64}, part_mb)[0]
+
+
+@pytest.mark.parametrize("files", [["model.gguf"], ["config.json", "model.safetensors"]])
+def test_a_target_is_sent_as_a_file_or_as_a_folder(tmp_path: Path, files: list[str]) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "other").mkdir()
+    for name in files:
+        (tmp_path / "target" / name).write_text("{}")
+    # Inventories name paths relative to a playbook.
+    target = tmp_path / "other" / ".." / "target" / ("" if len(files) > 1 else files[0])
+    passed, said = play(
+        tmp_path,
+        {"ansible.builtin.include_role": {"name": "edge", "tasks_from": "name.yml"}},
+        {"ansible.builtin.copy": {"content": "{{ [edge_model_path, edge_models] }}", "dest": str(tmp_path / "named")}},
+        fleet_name="lab",
+        fleet_version="0.1.0",
+        fleet_ca_dir="/ca",
+        fleet_broker_host="broker",
+        fleet_broker_port=8883,
+        fleet_target_model=str(target),
+    )
+    assert passed, said
+    place, models = json.loads((tmp_path / "named").read_text())
+    assert [each["dest"] for each in models] == ([place] if len(files) == 1 else [f"{place}/{name}" for name in files])
 
 
 def test_a_model_that_nobody_has_vouched_for_is_not_sent(tmp_path: Path, model: dict[str, Any]) -> None:
