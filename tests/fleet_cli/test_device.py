@@ -35,7 +35,7 @@ def device(fleet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     ("words", "said"),
     [
         ("generate hello --model nope:Q4_0", "fleet models prepare"),
-        ("run --model nope:Q4_0", "fleet models prepare"),
+        ("run --model nope:Q4_0 --api-port 0", "fleet models prepare"),
         ("generate hello --model draft.gguf", "GGUF"),
         ("generate hello --config device.toml", "api_prot"),
         ("run --config device.toml", "api_prot"),
