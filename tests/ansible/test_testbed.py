@@ -7,13 +7,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT / "scripts" / "ansible-testbed"
 
-# Bundles, four plays and booting the machines take about four minutes on two cores.
+# Bundles, eight plays and booting the machines take many minutes.
 pytestmark = [
     pytest.mark.root,
     pytest.mark.exhaustive,
     pytest.mark.broker,
     pytest.mark.models,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(2400),
 ]
 
 
@@ -27,9 +27,9 @@ def _machines(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.usefixtures("_machines")
-def test_a_fleet_is_rolled_out_from_nothing_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+def test_a_fleet_is_rolled_out_from_nothing_and_its_log_is_restored(tmp_path: Path) -> None:
     environment = {**os.environ, "FLEET_BUNDLES": os.environ.get("FLEET_BUNDLES", str(tmp_path / "bundles"))}
     command = [ROOT / "scripts" / "ansible-system-test", "small"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert done.stdout.count("ok      ") >= 4
+    assert done.stdout.count("ok      ") >= 6
