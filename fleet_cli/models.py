@@ -150,7 +150,7 @@ def prepare_command(
     source = locate(SMOLLM2)
     steps = _chosen(steps_of(SMOLLM2, source, cost=cost), only or ())
     if not only and find_spec("torch") is None:
-        console.print("Without torch (extra `edge`) only what llama.cpp loads is made.", highlight=False)
+        console.print("Without torch (extra `edge-torch`) only what llama.cpp loads is made.", highlight=False)
         steps = [step for step in steps if step.output.endswith(".gguf")]
     with reporter(console, clock=time.monotonic) as report:
         done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
@@ -376,8 +376,9 @@ def _checked(draft: str, target: str, models_dir: Path, target_vocabulary: Path 
     try:
         return check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
     except ModuleNotFoundError as error:
+        extra = "edge" if error.name == "gguf" else "edge-torch"
         raise CommandError(
-            f"The package {error.name!r} is missing; install this one with the extra 'edge', and with 'device' too "
+            f"The package {error.name!r} is missing; install this one with the extra '{extra}', and with 'device' too "
             "where the vocabularies differ."
         ) from error
 
