@@ -27,7 +27,7 @@ from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import Interruption, with_options
 from fleet_cli.tables import cell, print_json
 from fleet_common.identity.certificates import probe_name
-from fleet_common.metrics import MetricsServer, MetricsSettings, require_library
+from fleet_common.metrics import MetricsSettings, require_library
 from fleet_common.mqtt.link import Link, Message
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
@@ -179,6 +179,8 @@ def metrics_command(
     if settings.address is None:
         raise CommandError("--listen: give an address and a port, such as 127.0.0.1:9465.")
     require_library()
+    from fleet_common.metrics_server import MetricsServer
+
     figures = BrokerFigures(link)
     figures.subscribe()
     server = MetricsServer(settings.address, figures.pages(), token=settings.token())

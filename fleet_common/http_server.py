@@ -5,6 +5,7 @@ connections. Here we accept connections ourselves, so that silent and slow ones 
 """
 
 import asyncio
+import math
 import socket
 import threading
 import time
@@ -23,6 +24,9 @@ _MOST: Final = 500
 _REQUEST_S: Final = 20.0
 """Seconds within which a whole request must arrive, including the TLS handshake."""
 
+_UNREAD_S: Final = 1.0
+"""Seconds after which a connection whose client does not read its answer may be closed, to make room for another."""
+
 _SWEEP_S: Final = 1.0
 _PAUSE_S: Final = 0.1
 
@@ -30,8 +34,9 @@ _PAUSE_S: Final = 0.1
 class HttpServer:
     """Serves an application from `start` until it is stopped. Connections are accepted once the socket listens.
 
-    `sock` is closed at the end; `grace_s` is the time for running answers then. Without a `certificate` (PEM file) the
-    server uses HTTP. Raise OSError or ValueError if the certificate or its key cannot be used.
+    `sock` is closed at the end; `grace_s` is the time for running answers then. With a finite `answer_s` a connection
+    is closed if an answer takes longer, and earlier if that makes room for another. Without a `certificate` (PEM file)
+    the server uses HTTP. Raise OSError or ValueError if the certificate or its key cannot be used.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class HttpServer:
         key: Path | None = None,
         most: int = _MOST,
         request_s: float = _REQUEST_S,
+        answer_s: float = math.inf,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -63,7 +69,7 @@ class HttpServer:
         )
         config.load()
         self._sock = sock
-        self._server = _Server(config, sock, most=most, request_s=request_s)
+        self._server = _Server(config, sock, most=most, request_s=request_s, answer_s=answer_s)
         self._thread = threading.Thread(target=self._server.run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -82,11 +88,15 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, sock: socket.socket, *, most: int, request_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, sock: socket.socket, *, most: int, request_s: float, answer_s: float
+    ) -> None:
         super().__init__(config)
         self._sock = sock
-        self._request_s = request_s
-        self._connections: Connections[socket.socket] = Connections(most, clock=time.monotonic)
+        self._request_s, self._answer_s = request_s, answer_s
+        self._connections: Connections[socket.socket] = Connections(
+            most, clock=time.monotonic, answer_s=_UNREAD_S if answer_s < math.inf else math.inf
+        )
         self._working: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -146,7 +156,7 @@ class _Server(uvicorn.Server):
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(min(_SWEEP_S, self._request_s / 2))
-            for connection in self._connections.overdue(wait_s=self._request_s):
+            for connection in self._connections.overdue(wait_s=self._request_s, answer_s=self._answer_s):
                 cut(connection)
 
 

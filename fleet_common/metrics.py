@@ -1,30 +1,19 @@
-"""Metrics for Prometheus: families and their values, and the HTTP endpoint `/metrics`, `/healthz`, `/readyz`.
+"""Metrics for Prometheus: families and their values, and where an endpoint serves them (`metrics_server`).
 
 Counting needs no library: a counter is a number, a histogram a list of numbers. `exposition` needs prometheus-client.
-
-Slow requests, floods and web pages that make a browser send requests get nothing: there are few connections, silent
-ones are closed first, each is closed after some seconds, and on loopback a request must name a loopback host.
 """
 
-import hmac
 import ipaddress
-import json
 import logging
-import socket
-import threading
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from fleet_common.limits import Connections, cut
 from fleet_common.settings import setting
 from schemas.errors import FleetError
 
@@ -221,13 +210,6 @@ class MetricsSettings(BaseModel):
         None, "File with the bearer token for reading metrics.", rare=True, in_flags=False
     )
 
-    traces: bool = setting(
-        False,  # noqa: FBT003 - a default
-        "Whether to send a span per session and step by OTLP (variables `OTEL_…`).",
-        rare=True,
-        in_flags=False,
-    )
-
     @field_validator("listen")
     @classmethod
     def _check_listen(cls, text: str) -> str:
@@ -268,16 +250,6 @@ def read_token(path: Path) -> bytes:
     return token
 
 
-_AT_ONCE: Final = 64
-_LONGEST_S: Final = 10.0
-_ANSWER_S: Final = 1.0
-"""Seconds after which a connection whose client does not read its answer may be closed, to make room for another."""
-
-_BACKLOG: Final = 512
-_SWEEP_S: Final = 0.1
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
-
-
 @dataclass(frozen=True, slots=True)
 class Health:
     """Result of a health check: a sentence for each failed check, an empty string for others."""
@@ -299,164 +271,3 @@ class Pages:
     metrics: Callable[[], bytes]
     alive: Callable[[], Health]
     ready: Callable[[], Health]
-
-
-class MetricsServer:
-    """Serve pages until stopped; raise MetricsError if the address cannot be listened on.
-
-    Without a `token` no bearer token is required; any connection is closed after `longest_s`.
-    """
-
-    def __init__(
-        self, address: ListenAddress, pages: Pages, *, token: bytes | None = None, longest_s: float = _LONGEST_S
-    ) -> None:
-        handler = type("_BoundHandler", (_Handler,), {"pages": pages, "token": token, "local": address.loopback})
-        try:
-            self._server = _Server(address, handler, longest_s)
-        except OSError as error:
-            raise MetricsError(
-                f"Metrics cannot be served on {address.host}:{address.port} ({error.strerror}): set "
-                "`metrics.listen` to another address or port."
-            ) from error
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": _SWEEP_S}, name="metrics", daemon=True
-        )
-
-    @property
-    def url(self) -> str:
-        host, port = self._server.server_address[:2]
-        name = str(host)
-        return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop and close all connections. Idempotent."""
-        if self._thread.ident is not None:
-            self._server.shutdown()
-            self._thread.join()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = _BACKLOG
-
-    def __init__(self, address: ListenAddress, handler: type[BaseHTTPRequestHandler], longest_s: float) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        self._connections: Connections[socket.socket] = Connections(_AT_ONCE, clock=time.monotonic, answer_s=_ANSWER_S)
-        self._counting = threading.Lock()
-        self._longest_s = longest_s
-        super().__init__((address.host, address.port), handler)
-
-    def server_bind(self) -> None:
-        """Bind without looking up the machine's name, which may take long."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401 - as its base has it
-        with self._counting:
-            ends = self._connections.add(request, str(client_address[0]))
-        if ends is not None:
-            cut(ends)
-        return ends is not request
-
-    def service_actions(self) -> None:
-        with self._counting:
-            overdue = self._connections.overdue(wait_s=self._longest_s, answer_s=self._longest_s)
-        for each in overdue:
-            cut(each)
-
-    def answers(self, request: socket.socket) -> None:
-        with self._counting:
-            self._connections.note(request, waits=False)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as its base has it
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self._counting:
-                self._connections.discard(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - as its base has it
-        """Log at debug level only: a client that goes away is no fault of ours."""
-        _log.debug("A request for metrics could not be answered.", exc_info=True)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    pages: ClassVar[Pages]
-    token: ClassVar[bytes | None]
-    local: ClassVar[bool]
-    timeout = 5.0  # seconds without a byte
-
-    def do_GET(self) -> None:
-        assert isinstance(self.server, _Server)
-        self.server.answers(self.connection)
-        if self.local and _host_name(self.headers.get("Host", "")) not in _LOOPBACK:
-            self._answer(HTTPStatus.MISDIRECTED_REQUEST, "This endpoint only answers under a loopback name.\n")
-            return
-        try:
-            self._serve(self.path.partition("?")[0], trusted=self._trusted())
-        except OSError:
-            raise  # the client's connection
-        except Exception:  # noqa: BLE001 - logged with its traceback
-            _log.exception("A request to the metrics endpoint failed.")
-            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; see the log of the program.\n")
-
-    def _serve(self, path: str, *, trusted: bool) -> None:
-        if path == "/healthz":
-            self._send_health(self.pages.alive(), trusted=trusted)
-        elif path == "/readyz":
-            self._send_health(self.pages.ready(), trusted=trusted)
-        elif path != "/metrics":
-            self._answer(HTTPStatus.NOT_FOUND, "There are /metrics, /healthz and /readyz.\n")
-        elif not trusted:
-            self._answer(HTTPStatus.UNAUTHORIZED, "A bearer token is required.\n")
-        else:
-            self._answer(HTTPStatus.OK, self.pages.metrics(), kind=CONTENT_TYPE)
-
-    do_HEAD = do_GET  # noqa: N815 - as its base calls it
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - as its base has it
-        """Log nothing: scrapes are frequent, and the log must not contain what clients send."""
-
-    def version_string(self) -> str:
-        return "dssd-fleet"
-
-    def _trusted(self) -> bool:
-        if self.token is None:
-            return True
-        kind, _, given = self.headers.get("Authorization", "").partition(" ")
-        # Constant time: the duration must not reveal how much of a guess was right.
-        same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token)
-        return kind.lower() == "bearer" and same
-
-    def _send_health(self, health: Health, *, trusted: bool) -> None:
-        """Send the health to everybody, and the failed checks only to clients with the token."""
-        body: dict[str, object] = {"status": "ok" if health.well else "unavailable"}
-        if trusted:
-            body["checks"] = {name: sentence or "ok" for name, sentence in health.checks.items()}
-        status = HTTPStatus.OK if health.well else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(status, json.dumps(body) + "\n", kind="application/json")
-
-    def _answer(self, status: HTTPStatus, body: str | bytes, *, kind: str = "text/plain; charset=utf-8") -> None:
-        payload = body.encode() if isinstance(body, str) else body
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(payload)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        if status is HTTPStatus.UNAUTHORIZED:
-            self.send_header("WWW-Authenticate", "Bearer")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(payload)
-
-
-def _host_name(host: str) -> str:
-    name, colon, port = host.lower().rpartition(":")
-    return name if colon and port.isdigit() and name else host.lower()

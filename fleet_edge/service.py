@@ -1,6 +1,7 @@
 """Edge service: assemble the parts, run them, and shut them down in order."""
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -8,11 +9,11 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event, Lock
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_common.metrics import MetricsServer, require_library
+from fleet_common.metrics import require_library
 from fleet_common.mqtt.errors import LinkError, PublishRejected
 from fleet_common.mqtt.link import Link, PublishOutcome, Will
 from fleet_common.mqtt.paho_link import PahoLink
@@ -24,7 +25,7 @@ from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.guard import KeptStandings
 from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import EdgeJobs, JobSettings
-from fleet_edge.metrics.tracing import Tracing
+from fleet_edge.metrics.tracing import COLLECTORS, Tracing
 from fleet_edge.observer import EdgeObserver, SelfWatch
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
@@ -73,6 +74,9 @@ def _known_end(session: EdgeSession) -> EndReason | None:
     return EndReason.LENGTH if session.committed >= session.limits.max_new_tokens else EndReason.FAILED
 
 
+if TYPE_CHECKING:
+    from fleet_common.metrics_server import MetricsServer
+
 _log = logging.getLogger(__name__)
 
 # Interval of checking the stop flag when nothing arrives.
@@ -91,7 +95,7 @@ class EdgeService:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     orchestrator: Orchestrator = field(init=False)
     writer: LogWriter = field(init=False)
-    metrics: MetricsServer | None = field(default=None, init=False)
+    metrics: "MetricsServer | None" = field(default=None, init=False)
     _link: Link = field(init=False)
     _standings: KeptStandings = field(init=False)
     _store: ReopeningStore = field(init=False)
@@ -252,12 +256,14 @@ class EdgeService:
 
     def _serve_metrics(self) -> None:
         settings, edge = self.settings.metrics, self.settings
-        if settings.traces:
+        if any(os.environ.get(name) for name in COLLECTORS):
             target = self.verifier.info.name
             self.orchestrator.answers.figures.tracing = Tracing.start(fleet=edge.fleet, edge=edge.edge, target=target)
         if settings.address is None:
             return
         require_library()
+        from fleet_common.metrics_server import MetricsServer  # noqa: PLC0415 - most edges need no HTTP server
+
         self.metrics = MetricsServer(settings.address, self.observer().pages(), token=settings.token())
         self.metrics.start()
         _log.info("Metrics are at %s/metrics.", self.metrics.url)

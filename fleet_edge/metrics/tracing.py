@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
+COLLECTORS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""OpenTelemetry's variables that name a collector; an edge sends traces if one is set."""
+
 _SHUTDOWN_MS: Final = 2000
 _NANOSECONDS: Final = 1e9
 
@@ -46,8 +49,8 @@ class Tracing:
                 exporter = OTLPSpanExporter()
         except ModuleNotFoundError as error:
             raise MetricsUnavailable(
-                f"Traces need the package {error.name!r}: install this one with the extra 'otel', or set "
-                "`metrics.traces` to false."
+                f"Traces need the package {error.name!r}: install this one with the extra 'otel', or unset "
+                f"{' and '.join(COLLECTORS)}."
             ) from error
         named = {"service.name": "fleet-edge", "service.version": VERSION, "service.instance.id": edge}
         provider = TracerProvider(resource=Resource.create({**named, "dssd.fleet": fleet}), shutdown_on_exit=False)

@@ -64,11 +64,11 @@ def test_an_edges_metrics_are_served_with_the_token_that_the_role_writes(tmp_pat
     read = rendered(
         "edge",
         tmp_path,
-        edge_metrics_listen="10.0.0.5:9464",
+        edge_metrics_listen="127.0.0.1:9464",
         edge_metrics_token="0123456789abcdef",
-        edge_settings={"metrics": {"traces": True}},
+        edge_settings={"metrics": {"listen": "10.0.0.5:9464"}},
     )
     token = "/etc/fleet/credentials/metrics-token"
-    assert read["metrics"] == {"listen": "10.0.0.5:9464", "token_file": token, "traces": True}
+    assert read["metrics"] == {"listen": "10.0.0.5:9464", "token_file": token}
     assert "0123456789abcdef" not in str(read)
     assert EdgeSettings.model_validate(read).metrics.address is not None

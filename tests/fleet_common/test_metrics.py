@@ -18,12 +18,12 @@ from fleet_common.metrics import (
     Metric,
     MetricKind,
     MetricsError,
-    MetricsServer,
     MetricsSettings,
     Pages,
     exposition,
     read_token,
 )
+from fleet_common.metrics_server import MetricsServer
 from tests.support.waiting import until
 
 
@@ -123,7 +123,7 @@ def test_the_three_pages_and_no_others() -> None:
         assert ask(port, "/metrics", method="HEAD") == (200, "")
         assert ask(port, "/healthz")[0] == 200
         assert ask(port, "/../etc/passwd")[0] == 404
-        assert ask(port, "/metrics", method="POST")[0] == 501
+        assert ask(port, "/metrics", method="POST")[0] == 405
 
 
 def test_who_is_not_ready_says_why() -> None:
@@ -187,11 +187,6 @@ def test_a_connection_ends_in_time() -> None:
         assert silent.recv(1) == b""
 
 
-def test_a_long_request_line_is_refused() -> None:
-    with serving() as port:
-        assert ask(port, "/" + "x" * 100_000)[0] == 414
-
-
 def test_an_exception_ends_one_request_alone(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> bytes:
         raise ValueError
@@ -199,7 +194,7 @@ def test_an_exception_ends_one_request_alone(caplog: pytest.LogCaptureFixture) -
     with serving(fail) as port:
         assert ask(port, "/metrics")[0] == 500
         assert ask(port, "/healthz")[0] == 200
-    assert "request to the metrics endpoint failed" in caplog.text
+    assert "ValueError" in caplog.text
 
 
 def test_a_port_in_use_is_one_sentence() -> None:

@@ -6,7 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker_config.broker import Broker
 from broker_config.monitoring import BROKER_CATALOGUE, BrokerFigures
 from fleet_cli.broker import broker_settings
-from fleet_common.metrics import ListenAddress, MetricsServer
+from fleet_common.metrics import ListenAddress
+from fleet_common.metrics_server import MetricsServer
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_edge.metrics.catalogue import CATALOGUE

@@ -53,6 +53,6 @@ def test_a_library_that_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 def test_a_collector_that_is_away_keeps_no_edge_from_ending(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    with site.edge(metrics={"traces": True}), site.device() as device:
+    with site.edge(), site.device() as device:
         done = device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
     assert len(done.tokens) == LENGTH
