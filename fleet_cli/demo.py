@@ -203,8 +203,8 @@ class _Fleet:
 
     def add_device(self, name: str, *arguments: str, port: int = 0) -> None:
         port = free_port(port)
-        steering = self.stack.enter_context(tempfile.TemporaryDirectory(prefix=f"fleet-{name}-"))
-        own = ["--api-port", str(port), "--steering-dir", steering, *self.place.arguments(name)]
+        state = self.stack.enter_context(tempfile.TemporaryDirectory(prefix=f"fleet-{name}-"))
+        own = ["--api-port", str(port), "--state-dir", state, *self.place.arguments(name)]
         self.stack.enter_context(device_service(name, [*self.device_arguments, *own, *arguments]))
         self.ports[name] = port
 

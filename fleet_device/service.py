@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final, Self
 
 from fleet_common.host import give_back_free_memory
@@ -126,7 +127,7 @@ class DeviceService:
     def __post_init__(self) -> None:
         settings = self.settings
         self.since = self.now()
-        self._reports = UnverifiedReports(settings.offline_log)
+        self._reports = UnverifiedReports(settings.state_file(".unverified.db") or Path("fleet-unverified.db"))
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
         further = sequences_of(self.drafter, settings.draft_sequences)[1:]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
+from fleet_common.host import state_folder
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
 from schemas.codec import MAX_DRAFT_BYTES
@@ -212,11 +213,6 @@ class DeviceSettings(Settings):
         rare=True,
         gt=0,
     )
-    offline_log: Path = setting(
-        Path("fleet-unverified.db"),
-        "File that keeps counts and times of requests without an edge, until an edge has logged them.",
-        rare=True,
-    )
     verdict_s: float = setting(10.0, "Wait before an unanswered draft is repeated.", unit="seconds", rare=True, gt=0)
     drain_s: float = setting(
         10.0, "Time for running requests to end when the device stops.", unit="seconds", rare=True, ge=0
@@ -238,10 +234,10 @@ class DeviceSettings(Settings):
         "Whether an administrator may change settings and send commands remotely.",
     )
     steering_fixed: str = setting("", "Settings that remote changes do not affect, separated by commas.", rare=True)
-    steering_dir: Path | None = setting(
+    state_dir: Path | None = setting(
         None,
-        "Folder that keeps remote settings; by default in the state folder (`STATE_DIRECTORY`, "
-        "`$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
+        "Folder that keeps remote settings, and counts of requests without an edge; by default `STATE_DIRECTORY`, "
+        "`$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`.",
         rare=True,
     )
     log_format: Literal["plain", "json"] = setting(
@@ -271,6 +267,11 @@ class DeviceSettings(Settings):
         if self.stream is False or self.drafter != "llama.cpp":
             return self.texts_at_once
         return min(self.texts_at_once, _DRAFT_SEQUENCES)
+
+    def state_file(self, ending: str) -> Path | None:
+        """Return a file of this device in the state folder; None for a user without a home."""
+        folder = state_folder() if self.state_dir is None else self.state_dir.expanduser()
+        return None if folder is None else folder / f"{self.fleet}.{self.device}{ending}"
 
     def outages(self) -> Outages:
         """Return what a request does when no edge answers."""

@@ -88,7 +88,7 @@ class Site:
                     "context": 4096,
                     "offline_s": AFTER_S,
                     "answer_s": ANSWER_S,
-                    "offline_log": str(self._folder / "unverified.db"),
+                    "state_dir": str(self._folder),
                     "api_port": 0,
                 }
             )

@@ -340,7 +340,7 @@ def _judge(presence: Presence | None, version: int, said: _Reported | None, *, l
     if said.version > latest:
         return SettingState.AHEAD, (
             f"The device reports version {said.version}, but {latest} is the latest that was set: it ignores these "
-            "settings. Check its clock; delete its steering_dir and restart it. If it reports such a version again, "
+            "settings. Check its clock; delete its state_dir and restart it. If it reports such a version again, "
             "revoke its identity."
         )
     if said.refused:

@@ -202,12 +202,13 @@ class UnverifiedReports:
     def _open(self) -> sqlite3.Connection | None:
         if self._database is None:
             try:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 database = sqlite3.connect(self.path, timeout=5.0, check_same_thread=False)
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA synchronous=FULL")
                 database.execute(_CREATE)
                 database.commit()
-            except sqlite3.Error as error:
+            except (OSError, sqlite3.Error) as error:
                 _log.warning("The file %s for reports of unverified sessions cannot be used: %s.", self.path, error)
                 return None
             self._database = database

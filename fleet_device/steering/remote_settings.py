@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleet_common.host import state_folder, write_atomically
+from fleet_common.host import write_atomically
 from fleet_common.settings import fields_of, shown_value
 from fleet_common.validation import plain_sentence
 from fleet_device.applications import Application, ApplicationsFile
@@ -211,11 +211,7 @@ class Kept(BaseModel):
 
 def kept_file(settings: DeviceSettings) -> Path | None:
     """Return the path of the file; None for a user without a home, if the settings name none."""
-    folder = settings.steering_dir
-    if folder is None:
-        state = state_folder()
-        folder = None if state is None else state / "steering"
-    return None if folder is None else folder.expanduser() / f"{settings.fleet}.{settings.device}.json"
+    return settings.state_file(".json")
 
 
 def read_kept(path: Path | None) -> Kept:
@@ -271,7 +267,7 @@ class SteeredSettings:
         if file is None and own.steering:
             _log.warning(
                 "There is no folder for remote settings, so that it is lost at a restart: this user has no home; "
-                "name one as steering_dir."
+                "name one as state_dir."
             )
         return cls(own, file)
 

@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -307,3 +308,10 @@ def test_free_memory_is_given_back_after_many_requests(monkeypatch: pytest.Monke
             service.generate(REQUEST)
             clock.seconds += 40.0
     assert given == [100.0, 180.0]
+
+
+def test_two_devices_of_a_user_keep_their_reports_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    paths = {memory_service(MemoryFleet(), device=name)._reports.path for name in ("device-1", "device-2")}
+    assert len(paths) == 2
+    assert {path.parent for path in paths} == {tmp_path}

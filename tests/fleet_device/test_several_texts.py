@@ -183,7 +183,7 @@ def test_requests_that_may_go_on_alone_always_have_the_draft_model(tmp_path: Pat
     fleet = MemoryFleet()
     with (
         fleet.broker.running(),
-        made(fleet, texts_at_once=DEFAULT, offline_s=0.0, offline_log=tmp_path / "unverified.db") as device,
+        made(fleet, texts_at_once=DEFAULT, offline_s=0.0, state_dir=tmp_path) as device,
         ThreadPoolExecutor(8) as pool,
     ):
         texts = list(

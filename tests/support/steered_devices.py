@@ -31,8 +31,7 @@ def steered_devices(
                     "broker": brokers[name],
                     "api_port": 0,
                     "texts_at_once": 1,
-                    "steering_dir": folder / "steering",
-                    "offline_log": folder / f"{name}.db",
+                    "state_dir": folder / "state",
                     **given,
                 }
             )

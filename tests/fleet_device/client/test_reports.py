@@ -139,7 +139,8 @@ def test_they_are_bounded_and_the_oldest_go_first(site: Site) -> None:
 
 
 def test_a_file_that_cannot_be_used_costs_the_reports_and_nothing_else(tmp_path: Path) -> None:
-    site = Site(tmp_path / "missing")
+    (tmp_path / "state").write_text("a file where a folder should be")
+    site = Site(tmp_path / "state")
     reports = site.reports()
     reports.keep(unverified(1))
     assert (reports.forgotten, len(reports)) == (1, 0)

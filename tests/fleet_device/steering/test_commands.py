@@ -231,7 +231,7 @@ class Monitor:
 
 class Steered:
     def __init__(self, fleet: MemoryFleet, tmp_path: Path, **given: Any) -> None:
-        own = settings(steering_dir=tmp_path, seed=None, **given)
+        own = settings(state_dir=tmp_path, seed=None, **given)
         self.remote = SteeredSettings.of(own)
         self.tail = LogTail()
         service = DeviceService(

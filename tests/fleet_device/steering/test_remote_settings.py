@@ -27,7 +27,7 @@ def own(tmp_path: Path, **given: Any) -> DeviceSettings:
     (tmp_path / "models" / "small").mkdir(parents=True, exist_ok=True)
     for quantization in ("Q4_0", "Q2_K"):
         (tmp_path / "models" / "small" / f"{quantization}.gguf").touch()
-    fields = {"models_dir": tmp_path / "models", "model": "small:Q4_0", "steering_dir": tmp_path / "state"}
+    fields = {"models_dir": tmp_path / "models", "model": "small:Q4_0", "state_dir": tmp_path / "state"}
     return DeviceSettings.model_validate(fields | given)
 
 
@@ -248,8 +248,8 @@ def test_a_disk_that_is_full_is_told_and_ends_nothing(tmp_path: Path, caplog: py
 def test_a_user_without_a_home_is_told_that_nothing_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleet_device.steering.remote_settings.state_folder", lambda: None)
-    it = remote(own(tmp_path, steering_dir=None))
+    monkeypatch.setattr("fleet_device.settings.state_folder", lambda: None)
+    it = remote(own(tmp_path, state_dir=None))
     assert "restart" in caplog.text
     it.consider(wanted(1, top_k=5))
     assert it.settings.top_k == 5
