@@ -67,8 +67,6 @@ class Attack:
     """Whether it takes `plain`: the same load without its harmful part, which is the control. The honest devices then
     write short JSON texts."""
     newcomer: Grammar | None = None
-    edge_mb: float = 100.0
-    """Most memory that the edge may gain."""
 
 
 _LONGEST_WILL: Final = (1 << 16) - 1  # its length has two bytes
@@ -437,7 +435,6 @@ _ALL: Final = (
         "long-opens",
         "4 requests with 4,092 tokens of prompt or resume",
         partial(long_opens, sessions=4, length=4092),
-        edge_mb=1000.0,  # keys and values of 16,000 tokens, kept for reuse
     ),
     _by_requests(
         "forced-text", "constants of 15,000 characters, 4 requests that the edge decodes", partial(forced, sessions=4)

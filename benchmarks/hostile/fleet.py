@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import psutil
 
+from benchmarks.harness import free_address
 from benchmarks.hostile.client import Place
 from benchmarks.hostile.honest import Language
-from benchmarks.hostile.meters import Throughput
+from benchmarks.hostile.meters import KvMeter, Throughput
 from benchmarks.processes import BenchError, Cores, Identity, Program, edge_settings
 from broker_config.processes import LocalBroker
 from broker_config.site import make_local_broker
@@ -23,6 +24,7 @@ EDGE: Final = "edge-1"
 SINK: Final = "edge-sink"
 _ONLINE_S: Final = 120.0
 _READY_S: Final = 60.0
+_KV_BYTES: Final = 2 << 30
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class Running:
     database: Path
     honest: Throughput
     mosquitto: LocalBroker
+    kept_mb: Callable[[], float]
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ class Fleet:
     texts: list[list[int]] = field(default_factory=list)
     _runs: int = 0
     _language: Language | None = None
+    _metrics: str = ""
 
     @property
     def home(self) -> Path:
@@ -101,6 +105,8 @@ class Fleet:
                 database=database,
                 honest=honest,
                 mosquitto=broker,
+                # A scripted target has no keys and values.
+                kept_mb=KvMeter(f"http://{self._metrics}/metrics", _KV_BYTES) if self.target else lambda: 0.0,
             )
 
     @contextlib.contextmanager
@@ -119,15 +125,17 @@ class Fleet:
 
     def _edge(self, broker: LocalBroker, folder: Path) -> Program:
         settings: dict[str, object] = {"threads": len(self.cores.edge)}
-        quotas: list[str] = []
+        lines: list[str] = []
         if self.target is not None:
-            settings |= {"target": str(self.target.resolve()), "dtype": "float32"}
+            self._metrics = free_address()
+            settings |= {"target": str(self.target.resolve()), "dtype": "float32", "kv_bytes": _KV_BYTES}
+            lines = ["[metrics]", f"listen = {json.dumps(self._metrics)}"]
         else:
             # With a scripted target the honest devices generate far more than with a real one.
-            quotas = ["[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
-            quotas += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
+            lines = ["[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
+            lines += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
         config = folder / "edge.toml"
-        content = edge_settings(Identity.at(broker, EDGE), fleet=FLEET, folder=folder, lines=quotas, **settings)
+        content = edge_settings(Identity.at(broker, EDGE), fleet=FLEET, folder=folder, lines=lines, **settings)
         config.write_text(content, encoding="utf-8")
         module, arguments = "tests.support.scripted_edge_process", [str(config)]
         if self.target is not None:

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+import httpx
 import psutil
 import sqlalchemy as sa
 
 _SAMPLE_S: Final = 0.2
+_SCRAPE_S: Final = 1.0
+_KV_SHARES: Final = ("kv_cache_usage_ratio", "kv_cache_retained_ratio")
 _MIB: Final = 1 << 20
 _TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 _USER, _SYSTEM = 11, 12  # fields of `stat` behind the name
@@ -78,10 +81,17 @@ def _not_of(table: sa.Table, tables: Any, honest: Collection[str]) -> sa.Select[
 
 
 class ProcessMeter:
-    """Memory and processor time of a process, sampled on a thread; a context manager."""
+    """Memory and processor time of a process, sampled on a thread; a context manager.
 
-    def __init__(self, pid: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    `kept_mb` returns memory that is there to be kept; it stays in the process, so the most so far is left out.
+    """
+
+    def __init__(
+        self, pid: int, *, kept_mb: Callable[[], float] = lambda: 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._process = psutil.Process(pid)
+        self._kept_mb = kept_mb
+        self._most_kept_mb = 0.0
         self._clock = clock
         self._samples: list[tuple[float, float, float]] = []
         self._stopping = threading.Event()
@@ -117,7 +127,30 @@ class ProcessMeter:
                 memory, times = self._process.memory_info().rss, self._process.cpu_times()
         except psutil.Error:
             return
-        self._samples.append((self._clock(), memory / _MIB, times.user + times.system))
+        self._most_kept_mb = max(self._most_kept_mb, self._kept_mb())
+        self._samples.append((self._clock(), memory / _MIB - self._most_kept_mb, times.user + times.system))
+
+
+class KvMeter:
+    """Memory for keys and values (MB) that an edge has used, by its metrics; it keeps it within `kv_bytes`."""
+
+    def __init__(self, url: str, kv_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._url, self._whole_mb, self._clock = url, kv_bytes / _MIB, clock
+        self._found_mb, self._not_before = 0.0, 0.0
+
+    def __call__(self) -> float:
+        """Return what the metrics said last; they are read once a second."""
+        if self._clock() >= self._not_before:
+            self._not_before = self._clock() + _SCRAPE_S
+            with contextlib.suppress(httpx.HTTPError):
+                self._found_mb = kv_share(httpx.get(self._url, timeout=_SCRAPE_S).text) * self._whole_mb
+        return self._found_mb
+
+
+def kv_share(metrics: str) -> float:
+    """Return the share of the memory for keys and values that is in use or kept."""
+    lines = (line.rpartition(" ") for line in metrics.splitlines() if not line.startswith("#"))
+    return sum(float(value) for name, _, value in lines if name.partition("{")[0].endswith(_KV_SHARES))
 
 
 def children_mb(pid: int) -> float:

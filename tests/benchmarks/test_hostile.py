@@ -19,10 +19,12 @@ from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
     HostileSessions,
 )
-from benchmarks.hostile.meters import rows_beside
+from benchmarks.hostile.meters import kv_share, rows_beside
 from benchmarks.hostile.suite import AttackResult, wrong_with
 from benchmarks.processes import Identity
+from fleet_common.metrics import exposition
 from fleet_common.mqtt.link import Message
+from fleet_edge.metrics import catalogue
 from fleet_edge.store.records import EventLogged
 from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
 from schemas.messages import Draft, Fault, Refused, Verdict
@@ -212,6 +214,11 @@ def test_rows_of_honest_work_are_left_out_and_those_of_nobody_are_not(tmp_path: 
         )
     # Sessions 2 and 3, their round and that of no session, one quarantine, and what concerns no device.
     assert rows_beside(database, ["honest"]) == 6
+
+
+def test_keys_and_values_are_left_out_as_the_edges_metrics_have_them() -> None:
+    families = [catalogue.KV_USAGE.of(0.25), catalogue.KV_RETAINED.of(0.5), catalogue.RUNNING.of(3)]
+    assert kv_share(exposition(families).decode()) == 0.75
 
 
 NAME = "hostile-1"
