@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fleet_admin.columns import shown
-from fleet_admin.models.files import Manifest, read_manifest
-from fleet_admin.models.gguf_files import write_vocabulary
+from fleet_admin.models.files import Manifest, read_manifest, write_vocabulary
 from fleet_admin.models.prepare import (
     SMOLLM2,
     Preparation,

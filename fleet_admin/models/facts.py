@@ -11,7 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from fleet_admin.models.gguf_files import GgufHeader, ModelUnreadable, read_header
+from fleet_admin.models.files import ModelUnreadable
+from fleet_common.gguf_files import GgufHeader, GgufUnreadable, read_header
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
@@ -245,7 +246,10 @@ _EVERY: Final = "attention.sliding_window_pattern"
 
 def gguf_facts(path: Path) -> ModelFacts:
     """Read a GGUF; raises `ModelUnreadable` if it does not hold a whole model."""
-    header = read_header(path)
+    try:
+        header = read_header(path)
+    except GgufUnreadable as error:
+        raise ModelUnreadable(str(error)) from error
     if not header.tensors:
         raise ModelUnreadable(f"The GGUF {path} has no weights; give a file of the whole model.")
     try:
@@ -285,8 +289,8 @@ def _number_format(header: GgufHeader) -> str:
         if kind == stated:
             return str(kind.name).removeprefix("MOSTLY_").removeprefix("ALL_")
     sizes = Counter[int]()
-    for tensor in header.tensors:
-        sizes[tensor.kind] += tensor.parameters
+    for tensor in header.tensors.values():
+        sizes[tensor.kind] += tensor.numbers
     names = {int(kind): str(kind.name) for kind in GGMLQuantizationType}
     return names.get(sizes.most_common(1)[0][0], "unknown")
 
@@ -318,7 +322,7 @@ def layers_of(header: GgufHeader, path: Path) -> tuple[LayerShape, ...]:
 def _by_layer(header: GgufHeader, key: str, count: int) -> Sequence[int]:
     """Return a number per layer, stated once or for each; empty if it is missing."""
     found = header.of(key)
-    if isinstance(found, tuple):
+    if isinstance(found, list):
         whole = len(found) >= count and all(isinstance(number, int) for number in found)
         return [int(number) for number in found[:count]] if whole else []
     return [found] * count if isinstance(found, int) and count <= _MOST_LAYERS else []
@@ -327,7 +331,7 @@ def _by_layer(header: GgufHeader, key: str, count: int) -> Sequence[int]:
 def _sliding(header: GgufHeader, count: int) -> Sequence[bool]:
     """Return which layers have a sliding window; by default all."""
     pattern = header.of(_EVERY)
-    if isinstance(pattern, tuple) and len(pattern) >= count:
+    if isinstance(pattern, list) and len(pattern) >= count:
         return [bool(each) for each in pattern[:count]]
     if isinstance(pattern, int) and pattern > 1:
         return [(layer + 1) % pattern != 0 for layer in range(count)]

@@ -11,8 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleet_common.gguf_files import GgufUnreadable, vocabulary_of
 from fleet_common.host import sync, write_atomically
 from schemas.errors import FleetError
+from schemas.vocabulary import Vocabulary, token_strings
 
 
 class ModelsError(FleetError):
@@ -37,6 +39,10 @@ class FolderUnusable(ModelsError):  # noqa: N818
 
 class StepFailed(ModelsError):  # noqa: N818
     """A conversion failed; what was finished before it is kept."""
+
+
+class ModelUnreadable(ModelsError):  # noqa: N818
+    """The file or folder is no readable model."""
 
 
 PARTIAL = ".partial-"
@@ -163,3 +169,26 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n", mode=0o644)
+
+
+def write_vocabulary(target: Path, out: Path) -> Vocabulary:
+    """Write the vocabulary of a target's GGUF to its own file, and return it; raises `ModelsError`."""
+    if target.is_dir():
+        raise ModelUnreadable(
+            f"{target} is a folder; give a GGUF of the same model, in any quantization, for llama.cpp on the devices."
+        )
+    try:
+        strings, content = vocabulary_of(target)
+    except GgufUnreadable as error:
+        raise ModelUnreadable(str(error)) from error
+    if out.exists() and out.samefile(target):
+        raise ModelsError(f"{out} is the target itself; name another file with --out.")
+    partial = out.with_name(f"{PARTIAL}{out.name}")
+    try:
+        partial.write_bytes(content)
+        seal(partial)
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ModelsError(f"The file {out} cannot be written: {error.strerror or error}.") from error
+    return Vocabulary.of(token_strings(strings))

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet_admin.models.facts import ModelFacts, ModelFormat, folder_facts, gguf_facts
-from fleet_admin.models.files import read_manifest
-from fleet_admin.models.gguf_files import ModelUnreadable
+from fleet_admin.models.files import ModelUnreadable, read_manifest
 from fleet_device.drafters.contract import DrafterError, ModelNotFound
 from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_model
 from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from gguf import TokenType
 
+from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_edge.verifiers.blocks.gguf_reader import read_header
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from fleet_edge.verifiers.source import check_source, fetch_files, is_gguf
 from schemas.fields import MAX_VOCABULARY
@@ -30,7 +30,10 @@ def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
 
     Raises `UnsupportedModel` if it is damaged, has no strings, or, unless `vocabulary_only`, no weights.
     """
-    header = read_header(path)
+    try:
+        header = read_header(path)
+    except GgufUnreadable as error:
+        raise UnsupportedModel(str(error)) from error
     if not header.tensors and not vocabulary_only:
         raise UnsupportedModel(f"The GGUF {path} has no weights; choose a file of a whole model.")
     tokens = header.metadata.get(_TOKENS_KEY)
@@ -151,7 +154,7 @@ class GgufTokenizer:
     def __init__(self, path: Path) -> None:
         try:
             metadata = read_header(path).metadata
-        except UnsupportedModel as error:
+        except GgufUnreadable as error:
             raise GrammarUnavailable(str(error)) from error
         self._get: Callable[[str, Any], Any] = lambda key, default: metadata.get(f"tokenizer.ggml.{key}", default)
         self._model = str(self._get("model", ""))

@@ -5,8 +5,7 @@ import gguf
 import pytest
 from typer.testing import CliRunner
 
-from fleet_admin.models.files import ModelsError
-from fleet_admin.models.gguf_files import VocabularyUnusable, write_vocabulary
+from fleet_admin.models.files import ModelsError, ModelUnreadable, write_vocabulary
 from fleet_cli.models import app
 from fleet_device.drafters.model_file import GgufModel
 from tests.support.tiny_gguf import CHAT_TEMPLATE, sentencepiece_rows, tiny_gguf
@@ -66,14 +65,14 @@ def test_the_command_says_what_to_do_with_the_file(tmp_path: Path) -> None:
 
 def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    with pytest.raises(VocabularyUnusable, match="GGUF"):
+    with pytest.raises(ModelUnreadable, match="GGUF"):
         write_vocabulary(tmp_path, out)
-    with pytest.raises(VocabularyUnusable):
+    with pytest.raises(ModelUnreadable):
         write_vocabulary(tmp_path / "none.gguf", out)
     (tmp_path / "noise.gguf").write_bytes(b"noise" * 100)
-    with pytest.raises(VocabularyUnusable, match="GGUF"):
+    with pytest.raises(ModelUnreadable, match="GGUF"):
         write_vocabulary(tmp_path / "noise.gguf", out)
-    with pytest.raises(VocabularyUnusable, match="tokenizer"):
+    with pytest.raises(ModelUnreadable, match="tokenizer"):
         write_vocabulary(tiny_gguf(tmp_path / "bare.gguf", vocabulary=False), out)
     target = tiny_gguf(tmp_path / "target.gguf")
     with pytest.raises(ModelsError, match="itself"):

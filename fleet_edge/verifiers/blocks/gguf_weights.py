@@ -10,8 +10,8 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from fleet_common.gguf_files import GgufHeader, GgufUnreadable, Tensor, damaged, read_header
 from fleet_edge.verifiers.blocks.architectures import Geometry, of_gguf
-from fleet_edge.verifiers.blocks.gguf_reader import GgufHeader, Tensor, damaged, read_header
 from fleet_edge.verifiers.contract import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ class GgufWeights:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        header = read_header(path)
+        try:
+            header = read_header(path)
+        except GgufUnreadable as error:
+            raise UnsupportedModel(str(error)) from error
         self._tensors = header.tensors
         self.geometry: Geometry = _geometry(path, header, self.vector)
 
@@ -112,7 +115,7 @@ def _geometry(path: Path, header: GgufHeader, vector: Callable[[str], npt.NDArra
     try:
         return of_gguf(get, vector)
     except (ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError) as error:
-        raise damaged(path) from error
+        raise UnsupportedModel(str(damaged(path))) from error
 
 
 def _read(tensor: Tensor, *, part: int = 0, parts: int = 1) -> npt.NDArray[np.uint8]:
@@ -120,5 +123,5 @@ def _read(tensor: Tensor, *, part: int = 0, parts: int = 1) -> npt.NDArray[np.ui
     size = tensor.nbytes // parts
     raw = np.fromfile(tensor.file, np.uint8, size, offset=tensor.offset + part * size)
     if len(raw) != size:
-        raise damaged(tensor.file)
+        raise UnsupportedModel(str(damaged(tensor.file)))
     return raw

@@ -18,9 +18,9 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_common.host import NVIDIA_DRIVER, available_memory
 from fleet_common.hub import hub_access
-from fleet_edge.verifiers.blocks.gguf_reader import read_header
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
 from fleet_edge.verifiers.source import check_source, is_gguf, target_name
@@ -119,8 +119,8 @@ def folder_numbers(folder: Path) -> int | None:
 def gguf_numbers(path: Path) -> int | None:
     """Return the number of weights in a GGUF; None if it is damaged."""
     try:
-        return sum(tensor.numbers for tensor in read_header(path).tensors.values())
-    except UnsupportedModel:
+        return read_header(path).parameters
+    except GgufUnreadable:
         return None  # loading it reports the damage
 
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from fleet_common.extras import install_command
@@ -224,10 +224,13 @@ def _folder_ends(path: Path) -> tuple[int, ...]:
 
 
 def _gguf_ends(path: Path) -> tuple[int, ...]:
-    from gguf import GGUFReader  # noqa: PLC0415 - only where there is a GGUF to read
+    from fleet_common.gguf_files import GgufUnreadable, read_header  # noqa: PLC0415 - only where there is a GGUF
 
-    reader = GGUFReader(path)
-    found: list[Any] = [field.contents() for key in _END_KEYS if (field := reader.get_field(key)) is not None]
+    try:
+        metadata = read_header(path).metadata
+    except GgufUnreadable as error:
+        raise UnsupportedModel(str(error)) from error
+    found = [metadata[key] for key in _END_KEYS if key in metadata]
     if not found:
         raise UnsupportedModel(f"The GGUF {path} does not name an end token; choose another file.")
     return _ids(found, path)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fleet_admin.models.facts import LayerShape, folder_facts, gguf_facts, layers_of
-from fleet_admin.models.gguf_files import ModelUnreadable, read_header
+from fleet_admin.models.files import ModelUnreadable
+from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.packed.attention import context_of, inspect_model
 from tests.fleet_edge.verifiers.oracle import CONFIGS, tiny_folder, tiny_model
@@ -90,20 +91,20 @@ def test_a_model_in_several_files_is_read_whole(tmp_path: Path) -> None:
         writer.close()
     header = read_header(tmp_path / "model-00001-of-00003.gguf")
     assert (header.parameters, header.weight_bytes) == (48, 192)
-    with pytest.raises(ModelUnreadable, match="files"):
+    with pytest.raises(GgufUnreadable, match="files"):
         read_header(tmp_path / "model-00002-of-00003.gguf")
     (tmp_path / "model-00003-of-00003.gguf").unlink()
-    with pytest.raises(ModelUnreadable, match=r"model-00003-of-00003\.gguf"):
+    with pytest.raises(GgufUnreadable, match=r"model-00003-of-00003\.gguf"):
         read_header(tmp_path / "model-00001-of-00003.gguf")
 
 
 def test_a_gguf_that_is_none_or_is_cut_off_is_told_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    with pytest.raises(ModelUnreadable):
+    with pytest.raises(GgufUnreadable):
         read_header(path)
     for content in (b"", b"GG", b"noise" * 1000):
         path.write_bytes(content)
-        with pytest.raises(ModelUnreadable, match="GGUF"):
+        with pytest.raises(GgufUnreadable, match="GGUF"):
             read_header(path)
     whole = family_gguf(path, MISTRAL).stat().st_size
     with path.open("rb") as file:
@@ -113,7 +114,7 @@ def test_a_gguf_that_is_none_or_is_cut_off_is_told_in_a_sentence(tmp_path: Path)
     with pytest.raises(ModelUnreadable, match="byte"):
         gguf_facts(path)
     path.write_bytes(header[:4] + b"\1\0\0\0" + header[8:])
-    with pytest.raises(ModelUnreadable, match="version"):
+    with pytest.raises(GgufUnreadable, match="version"):
         read_header(path)
 
 
@@ -125,7 +126,7 @@ def test_no_file_makes_the_reader_of_headers_fail_otherwise_than_in_a_sentence(t
     head = whole.index(b"tokenizer.ggml.token_type")
     for length in [*range(64), *(rng.randrange(len(whole)) for _ in range(150))]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ModelUnreadable):
+        with pytest.raises(GgufUnreadable):
             read_header(path)
     read = 0
     for _ in range(300):
@@ -133,7 +134,7 @@ def test_no_file_makes_the_reader_of_headers_fail_otherwise_than_in_a_sentence(t
         for _ in range(rng.randrange(1, 4)):
             damaged[rng.randrange(4, head)] = rng.randrange(256)
         path.write_bytes(damaged)
-        with contextlib.suppress(ModelUnreadable):
+        with contextlib.suppress(GgufUnreadable):
             read_header(path)
             read += 1
     assert 0 < read < 300

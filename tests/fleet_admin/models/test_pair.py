@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType, TokenType
 from huggingface_hub import constants
 
 from fleet_admin.models.facts import ModelFacts, gguf_facts
-from fleet_admin.models.gguf_files import ModelUnreadable, write_vocabulary
+from fleet_admin.models.files import ModelUnreadable, write_vocabulary
 from fleet_admin.models.pair import CheckedPair, Compatibility, check_pair, device_need, edge_needs, findings_of
 from tests.support.command import Run, as_json, refused
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, weight_bytes
@@ -195,7 +195,7 @@ def test_what_a_file_says_cannot_steer_a_terminal(check: Run, tmp_path: Path) ->
         ("draft.gguf", "owner/model:x.gguf", "The model owner/model is not in the local cache"),
         ("noise.gguf", "target.gguf", "is no GGUF"),
         ("draft.gguf", "noise.gguf", "is no GGUF"),
-        ("draft.gguf", "half.gguf", "is cut off"),
+        ("draft.gguf", "half.gguf", "is truncated"),
         ("draft.gguf", "empty", "has no config.json"),
         ("draft.gguf", "words.gguf", "has no weights; give a file of the whole model"),
     ],
