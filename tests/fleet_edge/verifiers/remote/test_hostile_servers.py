@@ -148,7 +148,7 @@ def number(word: str) -> Callable[[str], str]:
     ids=["nan", "infinity", "digits", "overflow", "true", "null", "half", "nothing", "long"],
 )
 def test_a_wrong_answer_is_not_taken(api: str, change: Callable[[str], str], sentence: str) -> None:
-    with steps_of(0.3), server(api) as one, asking(one, api=api) as verifier:
+    with steps_of(1.0), server(api) as one, asking(one, api=api) as verifier:
         verifier.open(1)
         verifier.score([Item(1, [1, 2, 3], 2)])
         one.fault = Fault(change=raw(change))
