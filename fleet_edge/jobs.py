@@ -21,7 +21,6 @@ from fleet_edge.store.models import CommandRow, EventRow, RoundRow
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import RETENTION, Retention
-from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.views import SILENT_AFTER
 
 _log = logging.getLogger(__name__)
@@ -85,7 +84,6 @@ class EdgeJobs:
             "warn-certificates": (600.0, warn_certificates),
             "mark-silent": (60.0, self._mark_silent),
             "close-abandoned": (300.0, self._close_abandoned),
-            "roll-up": (300.0, lambda: roll_up(store.engine, now=now(), enough=self._stopping.is_set)),
             "purge": (3600.0, self._purge),
             "give-back-memory": (60.0, give_back_free_memory),
         }
@@ -160,18 +158,11 @@ class EdgeJobs:
         keep = settings.keep
         # A purge may take longer than an edge has to end, and runs next to the writer.
         pace: Pace = {"chunk": settings.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
-        # Rows that are not rolled up yet would be missing in the totals.
-        roll_up(engine, now=now, enough=self._stopping.is_set)
         rounds = housekeeping.purge(engine, RoundRow, before=now - timedelta(days=keep.rounds_days), **pace)
         oldest = floor(Grain.DAY, now - timedelta(days=keep.sessions_days))
-        whole = housekeeping.rolled_up_until(engine, oldest)
-        sessions = housekeeping.purge_sessions(engine, before=whole, **pace)
-        housekeeping.purge_rollups(
-            engine,
-            hours_before=floor(Grain.DAY, now - timedelta(days=keep.hourly_days)),
-            days_before=floor(Grain.MONTH, now - timedelta(days=keep.daily_days)),
-            **pace,
-        )
+        sessions = housekeeping.purge_sessions(engine, before=oldest, **pace)
+        kept_days = max(keep.totals_days, keep.sessions_days)
+        housekeeping.purge_rollups(engine, before=floor(Grain.DAY, now - timedelta(days=kept_days)), **pace)
         housekeeping.purge_loads(engine, thin_before=now - _MINUTES_KEPT, before=oldest, **pace)
         events = housekeeping.purge(engine, EventRow, before=oldest, **pace)
         housekeeping.purge(engine, CommandRow, before=oldest, **pace)

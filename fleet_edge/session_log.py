@@ -28,6 +28,7 @@ from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.periods import Grain
 from fleet_edge.store.queries import EventFilter, EventGrouping
 from fleet_edge.store.records import ADMINISTRATOR, EventLogged
+from fleet_edge.store.rollups import Dimension, Measure
 from fleet_edge.store.steering import devices_with_labels, read_labels, record_audit
 from fleet_edge.store.totals import Distribution
 from fleet_edge.store.views import (
@@ -300,8 +301,8 @@ class SessionLog(Closing):
     def stats(self, *, since: Time | None = None, until: Time | None = None, by: str | None = None) -> dict[str, Tally]:
         """Add up what the edges counted, including what is purged.
 
-        Of segments opened from `since` until before `until`; where segments are purged, the hour, day or month that
-        contains these counts. `by` one of `device`, `draft`, `edge`, `app`, `hour`, `day`, `month`.
+        Of segments opened from `since` until before `until`; where segments are purged, the hour that contains these
+        counts. `by` one of `device`, `draft`, `edge`, `app`, `hour`, `day`, `month`.
 
         Returns a tally by name, the most tokens first, or by time; without `by` the one name `all`.
         """
@@ -327,8 +328,8 @@ class SessionLog(Closing):
             since: As `stats`.
             until: As `stats`.
             by: Of `device`, `edge`, `app`, `draft_model`, `quantization`.
-            grain: Also by `minute`, `5-minutes`, `hour`, `day` or `month`; where only coarser rollups are left, by
-                these. Minutes are read from segments, which takes long for a long time.
+            grain: Also by `minute`, `5-minutes`, `hour`, `day` or `month`. Minutes are read from segments, which takes
+                long for a long time; where those are purged, by the hour.
             device: Of this device, or of one of these.
             edge: Of segments at this edge.
             app: Of this application, on any device.
@@ -337,7 +338,7 @@ class SessionLog(Closing):
             Sums in the order of time, then the most tokens first.
         """
         period = self._period(since, until, device=device, edge=edge, app=app)
-        dimensions, length = [_known(totals.Dimension, name) for name in by], _member(Grain, grain)
+        dimensions, length = [_known(Dimension, name) for name in by], _member(Grain, grain)
         with self._reading() as connection:
             found = totals.usage(connection, period=period, by=dimensions, grain=length)
         names = [dimension.value for dimension in dimensions]
@@ -358,7 +359,7 @@ class SessionLog(Closing):
         Times as for `stats`.
         """
         found = self._latencies(since, until, edge, None).get(None, {})
-        return {measure.value: found.get(measure, Distribution({})) for measure in totals.Measure}
+        return {measure.value: found.get(measure, Distribution({})) for measure in Measure}
 
     def latencies_over_time(
         self, grain: str, *, since: Time | None = None, until: Time | None = None, edge: str | None = None
@@ -373,7 +374,7 @@ class SessionLog(Closing):
 
     def _latencies(
         self, since: Time | None, until: Time | None, edge: str | None, grain: Grain | None
-    ) -> dict[datetime | None, dict[totals.Measure, Distribution]]:
+    ) -> dict[datetime | None, dict[Measure, Distribution]]:
         period = self._period(since, until, edge=edge)
         with self._reading() as connection:
             return totals.latencies(connection, period=period, grain=grain)
@@ -476,7 +477,7 @@ class SessionLog(Closing):
     def _period(
         self, since: Time | None, until: Time | None, **chosen: str | Sequence[str] | None
     ) -> totals.UsageFilter:
-        named = {totals.Dimension(name): _several(values) for name, values in chosen.items() if values is not None}
+        named = {Dimension(name): _several(values) for name, values in chosen.items() if values is not None}
         return totals.UsageFilter(since=self._time("since", since), until=self._time("until", until), chosen=named)
 
     def _events(

@@ -211,12 +211,9 @@ class EdgeSettings(Settings):
     keep_sessions_days: float = setting(
         RETENTION.sessions_days, "Retention of sessions.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
-    keep_hourly_days: float = setting(
-        RETENTION.hourly_days, "Retention of hourly totals.", unit="days", rare=True, ge=1, le=_MOST_DAYS
-    )
-    keep_daily_days: float = setting(
-        RETENTION.daily_days,
-        "Retention of daily totals; monthly totals stay.",
+    keep_totals_days: float = setting(
+        RETENTION.totals_days,
+        "Retention of totals, at least that of sessions.",
         unit="days",
         rare=True,
         ge=1,

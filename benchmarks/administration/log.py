@@ -37,9 +37,9 @@ from fleet_edge.store.engine import parse_url, sqlite_path
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.models import Base, DeviceRow, EdgeLoadRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.periods import BEGINNING, Grain, floor, following, mark_stale
+from fleet_edge.store.periods import BEGINNING
 from fleet_edge.store.records import SegmentProgress, SessionOpened, minute_of, segment_number
-from fleet_edge.store.rolling import roll_up
+from fleet_edge.store.rollups import add_difference, count_segments
 from fleet_edge.store.steering import add_labels, record_audit
 from fleet_edge.store.views import AuditEntry
 from schemas.policy import Mode
@@ -112,7 +112,6 @@ def fill(engine: Engine, scale: Scale, *, now: datetime, progress: Progress, see
         for number, index in enumerate(indexes):
             progress("indexing", number / len(indexes))
             index.create(connection)
-    _make_rollups(engine, begin, now, progress)
 
 
 def _times(chance: random.Random, begin: datetime, now: datetime, sessions: int) -> Iterator[datetime]:
@@ -127,30 +126,15 @@ def _times(chance: random.Random, begin: datetime, now: datetime, sessions: int)
         yield from sorted(hour + min(_HOUR, now - hour) * chance.random() for _ in range(number))
 
 
-def _make_rollups(engine: Engine, begin: datetime, now: datetime, progress: Progress) -> None:
-    hour, hours = floor(Grain.HOUR, begin), []
-    while hour <= now:
-        hours.append(hour)
-        hour = following(Grain.HOUR, hour)
-    with engine.begin() as connection:
-        mark_stale(connection, hours, writer="filling")
-    made = 0
-
-    def enough() -> bool:
-        nonlocal made
-        made += 1
-        progress("rolling up", min(1.0, made / len(hours)))
-        return False
-
-    roll_up(engine, now=now, enough=enough)
-
-
 def _write(engine: Engine, rows: Mapping[type[Base], list[Row]]) -> None:
+    sessions = {(row["session"], row["device"]) for row in rows[SessionRow]}
     with engine.begin() as connection:
+        nothing = count_segments(connection, ())
         for table, own in rows.items():
             if own:
                 connection.execute(insert(table), own)
             own.clear()
+        add_difference(connection, nothing, count_segments(connection, sessions))
 
 
 def _device(chance: random.Random, number: int, begin: datetime, now: datetime) -> Row:

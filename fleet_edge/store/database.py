@@ -1,7 +1,6 @@
 """Database of the session log: opened to write by an edge, or to read by an administrator."""
 
 import logging
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ class Store(Closing):
     def __init__(self, engine: Engine, *, name: str) -> None:
         self.engine = engine
         self.name = name
-        self._writer = secrets.token_hex(8)
 
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.
@@ -38,7 +36,7 @@ class Store(Closing):
         try:
             with self.engine.connect() as connection:
                 with connection.begin():
-                    merge_records(connection, records, writer=self._writer)
+                    merge_records(connection, records)
                 check_file(connection)
         except (DataError, IntegrityError) as error:
             self._check_schema()

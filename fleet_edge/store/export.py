@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tup
 
 from fleet_edge.store.models import EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records import segment_number
-from fleet_edge.store.totals import SUMMED
+from fleet_edge.store.rollups import SUMMED
 
 PAGE_ROWS: Final = 2000
 """Rows in memory at a time."""

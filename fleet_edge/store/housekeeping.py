@@ -14,13 +14,13 @@ from typing import Any, Final, Required, TypedDict, Unpack
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, or_, select, tuple_, update
 
 from fleet_edge.store.database import SessionStore
+from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.models import (
     Base,
-    DeviceRollupRow,
     DeviceRow,
     DistributionRow,
     EdgeLoadRow,
-    FleetRollupRow,
+    PurgeRow,
     QuarantineLiftRow,
     QuarantineRow,
     ReportedCloseRow,
@@ -28,13 +28,16 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
-from fleet_edge.store.periods import Grain, Mark, Marks, ceiling, floor, raise_mark
+from fleet_edge.store.periods import Grain, ceiling
 from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import SessionClosed, minute_of
-from fleet_edge.store.rolling import Enough
+from fleet_edge.store.rollups import DISTRIBUTION_GRAINS, Scope
 from fleet_edge.store.views import SILENT_AFTER
 from schemas.control import Presence
 from schemas.reasons import EndReason
+
+Enough = Callable[[], bool]
+"""Called between two transactions: whether to leave the rest to the next run."""
 
 Pause = Callable[[float], object]
 """Wait for a number of seconds, or until stopped."""
@@ -207,45 +210,23 @@ def purge_loads(engine: Engine, *, thin_before: datetime, before: datetime, **pa
     return delete_rows(engine, EdgeLoadRow, or_(minute < minute_of(before), thin), **pace)
 
 
-def rolled_up_until(engine: Engine, before: datetime) -> datetime:
-    """Return the start of the first day, up to `before`, that is not completely rolled up."""
-    with engine.connect() as connection:
-        stale = Marks.read(connection).stale
-    return min(before, floor(Grain.DAY, stale[0])) if stale else before
-
-
 def purge_sessions(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
-    """Delete sessions without a record since `before`, with segments and rounds; return the number of sessions.
-
-    Sessions that are not rolled up by then are missing in all totals.
-    """
+    """Delete sessions without a record since `before`, with segments and rounds; return the number of sessions."""
     with engine.begin() as connection:
-        raise_mark(connection, Mark.SEGMENTS_FROM, ceiling(Grain.DAY, before))
+        insert = insert_into(PurgeRow, engine.dialect.name)
+        rising = replacing(insert, where=insert.excluded.before > PurgeRow.before)
+        connection.execute(rising, {"what": "segments", "before": ceiling(Grain.HOUR, before)})
     return delete_rows(engine, SessionRow, SessionRow.last_at < before, **pace)
 
 
-def purge_rollups(
-    engine: Engine,
-    *,
-    hours_before: datetime,
-    days_before: datetime,
-    **pace: Unpack[Pace],
-) -> int:
-    """Delete hourly and daily rollups, except those that coarser ones are not made of yet.
-
-    `hours_before` is the start of a day, `days_before` of a month (UTC).
-    """
+def purge_rollups(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+    """Delete rollups of old hours and days; return the number."""
     deleted = 0
-    for grain, before, kept, made in (
-        (Grain.HOUR, hours_before, Mark.HOURS_FROM, Mark.DAYS_UNTIL),
-        (Grain.DAY, days_before, Mark.DAYS_FROM, Mark.MONTHS_UNTIL),
-    ):
-        with engine.begin() as connection:
-            end = min(before, Marks.read(connection).at[made])
-            raise_mark(connection, kept, end)
-        for row in (RollupRow, FleetRollupRow, DeviceRollupRow, DistributionRow):
-            old = and_(row.grain == grain, row.start < end)
-            deleted += delete_rows(engine, row, old, **pace)
+    for scope in Scope:
+        deleted += delete_rows(engine, RollupRow, and_(RollupRow.scope == scope, RollupRow.start < before), **pace)
+    for grain in DISTRIBUTION_GRAINS:
+        old = and_(DistributionRow.grain == grain, DistributionRow.start < before)
+        deleted += delete_rows(engine, DistributionRow, old, **pace)
     return deleted
 
 

@@ -49,7 +49,6 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
-from fleet_edge.store.periods import Grain, floor, mark_stale
 from fleet_edge.store.records import (
     CloseReported,
     DeviceCounters,
@@ -69,6 +68,7 @@ from fleet_edge.store.records import (
     minute_of,
     segment_time,
 )
+from fleet_edge.store.rollups import SegmentCounts, add_difference, count_segments
 
 _OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed
 _Parameters = dict[str, Any]
@@ -269,13 +269,10 @@ def _insert(connection: Connection, statement: Insert, rows: Sequence[_Parameter
 # The merge
 
 
-def merge_records(connection: Connection, records: Sequence[Record], *, writer: str = "other") -> None:
-    """Merge records, kind by kind, in the transaction that `connection` is in.
-
-    `writer` names the process among all that write segments at a time.
-    """
+def merge_records(connection: Connection, records: Sequence[Record]) -> None:
+    """Merge records, kind by kind, in the transaction that `connection` is in."""
     inserts = _inserts(connection.dialect.name)
-    _make_rows(connection, records, inserts)
+    before = _make_rows(connection, records, inserts)
     seen = _only(records, DeviceSeen)
     _update(connection, _DEVICE_STATE, seen)
     _update(connection, _DEVICE_PRESENCE_SINCE, [each for each in seen if each.presence_since is not None])
@@ -306,12 +303,15 @@ def merge_records(connection: Connection, records: Sequence[Record], *, writer: 
     lifts = sorted(_only(records, QuarantineLifted), key=attrgetter("device", "at"))
     lifted = [{"device": each.device, "lifted_at": each.at, "lifted_by": each.by} for each in lifts]
     _insert(connection, inserts.lift, lifted)
-    hours = {floor(Grain.HOUR, segment_time(each.segment)) for each in records if isinstance(each, _OfSession)}
-    mark_stale(connection, hours, writer=writer)
+    sessions = {(each.session, each.device) for each in records if isinstance(each, _OfSession)}
+    add_difference(connection, before, count_segments(connection, sessions, since=before))
 
 
-def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:
-    """Make the rows that the records belong to, one statement a row however many records there are."""
+def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> SegmentCounts:
+    """Make the rows that the records belong to, one statement a row however many records there are.
+
+    Returns what the segments of their sessions have counted so far.
+    """
     of_session = [each for each in records if isinstance(each, _OfSession)]
     seen = [each for each in records if isinstance(each, DeviceSeen | TelemetryReported | _OfSession)]
     at_edges = [each for each in records if isinstance(each, EdgeSeen | LoadReported | SessionOpened)]
@@ -326,6 +326,7 @@ def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inse
     _insert(connection, inserts.device, _seen("device", seen))
     _insert(connection, inserts.edge, _seen("edge", at_edges))
     _insert(connection, inserts.session, list(sessions.values()))
+    before = count_segments(connection, sessions.keys())  # which this transaction has locked
     _insert(
         connection,
         inserts.segment,
@@ -334,6 +335,7 @@ def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inse
             for (session, device, segment), (_, last) in sorted(segments.items())
         ],
     )
+    return before
 
 
 def _apply_reported(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:

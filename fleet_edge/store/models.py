@@ -368,61 +368,35 @@ def _sums() -> list[Column[Any]]:
     return [*counted, _column("duration_ms", float), *_counters()]
 
 
-def _rollup(name: str, *dimensions: str, by_device: bool) -> Table:
-    return _table(
-        name,
-        _key("grain", start=datetime),
-        _key(*dimensions),
+class RollupRow(Base):
+    """Sum of the segments that share the key; `rollups.Scope` says which there are. '' is unknown, or left out."""
+
+    __table__ = _table(
+        "rollups",
+        _key("scope", start=datetime),
+        _key("device", "edge", "app", "draft_model", "quantization"),
         _sums(),
-        more=[Index(None, "device", "grain", "start")] if by_device else [],
+        more=[Index(None, "device", "scope", "start")],
         sqlite_with_rowid=False,  # clustered by its key: a period is read from front to back
     )
 
 
-class RollupRow(Base):
-    """Sum of the segments of an hour, day or month (UTC) that share the rest of the key; '' is an unknown dimension."""
-
-    __table__ = _rollup("rollups", "device", "edge", "app", "draft_model", "quantization", by_device=True)
-
-
-class FleetRollupRow(Base):
-    """Sum of the rollups of all devices: few rows, however many devices there are."""
-
-    __table__ = _rollup("fleet_rollups", "edge", "app", "draft_model", "quantization", by_device=False)
-
-
-class DeviceRollupRow(Base):
-    """Sum of the rollups of a device and an application, at any edge, with any draft model."""
-
-    __table__ = _rollup("device_rollups", "device", "app", by_device=True)
-
-
 class DistributionRow(Base):
-    """Distribution of a measure of an edge's segments opened in an hour, a day or a month (UTC)."""
+    """Number of an edge's segments opened in an hour or a day (UTC) whose measure is in a bucket."""
 
     __table__ = _table(
         "distributions",
         _key("grain", start=datetime),
-        _key("edge", "measure"),
-        [_column("counts", str)],  # as `totals.Distribution` writes it
+        _key("edge", "measure", bucket=int),
+        [_column("count", int)],
         sqlite_with_rowid=False,
     )
 
 
-class StaleHourRow(Base):
-    """An hour of which segments have been written since it was rolled up.
+class PurgeRow(Base):
+    """The hour before which segments may be purged: what comes later than that is in no total."""
 
-    Each process that writes has its own rows, which it never shares with another's transaction. `changes` counts its
-    writes: greater than when it was read, the hour is still stale.
-    """
-
-    __table__ = _table("stale_hours", _key(hour=datetime), _key("writer"), [_column("changes", int)])
-
-
-class RollupMarkRow(Base):
-    """How far rollups and purges have come; `periods.Mark` says what each name means."""
-
-    __table__ = _table("rollup_marks", _key("name"), [_column("at", datetime)])
+    __table__ = _table("purges", _key("what"), [_column("before", datetime)])
 
 
 # An administrator's decisions. No foreign keys: a device may be managed before any edge has seen it.

@@ -43,11 +43,12 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
-from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, Mark, Marks, floor
+from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, floor
 from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import minute_of, segment_time
+from fleet_edge.store.rollups import SUMMED, Dimension, Scope
 from fleet_edge.store.steering import read_labels
-from fleet_edge.store.totals import SUMMED, Dimension, by_row, tally
+from fleet_edge.store.totals import by_row, tally
 from fleet_edge.store.views import (
     DeviceColumns,
     DeviceView,
@@ -184,9 +185,9 @@ def rounds(
 
 def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
     """Return what a device did in the latest hours in which it did something, the latest first."""
-    rolled = select(RollupRow.start).where(RollupRow.device == device, RollupRow.grain == Grain.HOUR)
+    rolled = select(RollupRow.start).where(RollupRow.device == device, RollupRow.scope == Scope.DETAIL)
     starts = connection.scalars(rolled.distinct().order_by(RollupRow.start.desc()).limit(limit)).all()
-    first = starts[-1] if len(starts) == limit else Marks.read(connection).at[Mark.HOURS_FROM]
+    first = starts[-1] if len(starts) == limit else None
     period = totals.UsageFilter(since=first, chosen={Dimension.DEVICE: (device,)})
     found = totals.usage(connection, period=period, grain=Grain.HOUR)
     views = [HourView(hour=view.start, counted=view.counted) for view in found if view.start is not None]

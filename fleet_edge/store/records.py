@@ -33,13 +33,12 @@ ADMINISTRATOR: Final = "the administrator"
 class Retention:
     """Ages in days at which rows are deleted.
 
-    `sessions_days` counts whole days and covers events; daily and monthly rollups stay when hourly and daily ones go.
+    `sessions_days` counts whole days and covers events; totals are kept at least as long.
     """
 
     rounds_days: float = 7.0
     sessions_days: float = 365.0
-    hourly_days: float = 14.0
-    daily_days: float = 400.0
+    totals_days: float = 400.0
 
 
 RETENTION: Final = Retention()

@@ -1,8 +1,7 @@
 """Totals over a period: of a whole fleet, or by device, draft model, edge, application or time."""
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -22,36 +21,29 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.store.models import DeviceRollupRow, DistributionRow, FleetRollupRow, RollupRow, SegmentRow
-from fleet_edge.store.periods import BEGINNING, HOUR, MINUTES, Grain, Marks, PeriodPiece, cover, floor
+from fleet_edge.store.models import DistributionRow, RollupRow, SegmentRow
+from fleet_edge.store.periods import BEGINNING, HOUR, MINUTES, Grain, ceiling, floor
 from fleet_edge.store.records import segment_number, segment_time
+from fleet_edge.store.rollups import (
+    BUCKETS_PER_DOUBLING,
+    COUNTED,
+    DIMENSIONS,
+    MEASURED,
+    SUMMED,
+    Dimension,
+    Measure,
+    Scope,
+    measure_segment,
+    purged_before,
+)
 from fleet_edge.store.views import Tally, UsageView
-
-_BUCKETS_PER_DOUBLING: Final = 8
-_LEAST: Final = -8 * _BUCKETS_PER_DOUBLING  # 4 µs, in ms
-_MOST: Final = 24 * _BUCKETS_PER_DOUBLING  # 4.6 hours
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Number of values (ms) in each bucket: bucket `i` holds those from 2^(i/8) to below 2^((i+1)/8).
-
-    A quantile is exact to within 5 %.
-    """
+    """Number of values (ms) in each bucket; a quantile is exact to within 5 %."""
 
     counts: Mapping[int, int]
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Self:
-        """Count values (ms). Those not above zero are in the lowest bucket, too large ones in the last."""
-        places = (_LEAST if each <= 0 else math.floor(math.log2(each) * _BUCKETS_PER_DOUBLING) for each in values)
-        return cls(Counter(min(max(place, _LEAST), _MOST) for place in places))
-
-    @classmethod
-    def read(cls, text: str) -> Self:
-        pairs = (pair.split(":") for pair in text.split())
-        return cls({int(bucket): int(count) for bucket, count in pairs})
 
     @classmethod
     def total(cls, parts: Iterable["Distribution"]) -> Self:
@@ -59,9 +51,6 @@ class Distribution:
         for part in parts:
             counts.update(part.counts)
         return cls(counts)
-
-    def __str__(self) -> str:
-        return " ".join(f"{bucket}:{count}" for bucket, count in sorted(self.counts.items()))
 
     @property
     def count(self) -> int:
@@ -74,39 +63,72 @@ class Distribution:
         for bucket, count in sorted(self.counts.items()):
             passed += count
             if passed >= wanted:
-                return float(2.0 ** ((bucket + 0.5) / _BUCKETS_PER_DOUBLING))
+                return float(2.0 ** ((bucket + 0.5) / BUCKETS_PER_DOUBLING))
         return None
 
-
-SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
-
-COUNTED: Final = ("sessions", "visits", "segments")
-"""Counts in addition to these sums."""
 
 _UNKNOWN: Final[ColumnElement[str]] = literal_column("''")
 
 
-class Dimension(StrEnum):
-    """What rollups are grouped by, in addition to time."""
+@dataclass(frozen=True, slots=True)
+class PeriodPiece:
+    """Part of a period: which rows to add up (None: segments), from `start` to `end` (None: no end)."""
 
-    DEVICE = "device"
-    EDGE = "edge"
-    APP = "app"
-    DRAFT_MODEL = "draft_model"
-    QUANTIZATION = "quantization"
-
-
-COARSER: Final[Mapping[type[FleetRollupRow | DeviceRollupRow], tuple[Dimension, ...]]] = {
-    # Devices name their applications, most of a fleet alike.
-    FleetRollupRow: tuple(each for each in Dimension if each is not Dimension.DEVICE),
-    DeviceRollupRow: (Dimension.DEVICE, Dimension.APP),
-}
-"""Tables of sums over rollups, and their dimensions: the first that has those of a query answers it."""
-
-KEY: Final = ("grain", "start", *Dimension)
+    scope: Scope | None
+    start: datetime
+    end: datetime | None
 
 
-def sums(
+def cover(
+    connection: Connection,
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    grain: Grain | None = None,
+    needed: Collection[Dimension] = (),
+) -> list[PeriodPiece]:
+    """Divide a period into pieces whose rows have the dimensions `needed` and distinguish times of a grain.
+
+    Parts of an hour are read from segments; where those are purged, a period begins and ends with whole hours.
+    `since` None: from the beginning; `until` None: no end.
+    """
+    purged, start = purged_before(connection), since or BEGINNING
+    if until is not None and until <= start:
+        return []
+    if grain in MINUTES:
+        turn = max(start, purged) if until is None else min(max(start, purged), until)
+        older = cover(connection, since=since, until=turn, grain=Grain.HOUR, needed=needed)
+        return [*older, PeriodPiece(None, turn, until)]
+    if start < purged:
+        start = floor(Grain.HOUR, start)
+    if until is not None and until < purged:
+        until = ceiling(Grain.HOUR, until)
+    first, last = ceiling(Grain.HOUR, start), None if until is None else floor(Grain.HOUR, until)
+    if last is not None and last < first:
+        return [PeriodPiece(None, start, until)]  # within one hour
+    pieces = [PeriodPiece(None, start, first), *_rolled_up(first, last, grain, {*needed})]
+    pieces += [] if last is None else [PeriodPiece(None, last, until)]
+    return [piece for piece in pieces if piece.start != piece.end]
+
+
+def _rolled_up(
+    start: datetime, end: datetime | None, grain: Grain | None, needed: set[Dimension]
+) -> Iterator[PeriodPiece]:
+    """Return pieces of whole hours."""
+    if needed <= {*DIMENSIONS[Scope.FLEET]}:
+        yield PeriodPiece(Scope.FLEET, start, end)
+        return
+    begin, stop = ceiling(Grain.DAY, start), None if end is None else floor(Grain.DAY, end)
+    if grain is Grain.HOUR or not needed <= {*DIMENSIONS[Scope.DEVICE]} or (stop is not None and stop <= begin):
+        yield PeriodPiece(Scope.DETAIL, start, end)
+        return
+    yield PeriodPiece(Scope.DETAIL, start, begin)
+    yield PeriodPiece(Scope.DEVICE, begin, stop)
+    if stop is not None:
+        yield PeriodPiece(Scope.DETAIL, stop, end)
+
+
+def _sums(
     piece: PeriodPiece,
     *,
     by: Sequence[Dimension],
@@ -119,31 +141,30 @@ def sums(
     With a grain, also for each time; `_start_of` returns its start. `chosen` restricts dimensions to values; `columns`
     of `SUMMED` are summed in addition to `COUNTED`.
     """
-    if piece.grain is None:
-        return segment_sums(piece.start, piece.end, by=by, grain=grain, chosen=chosen, columns=columns)
-    needed = {*by, *(name for name, _ in chosen)}
-    row = next((row for row, kept in COARSER.items() if needed <= {*kept}), RollupRow)
-    own = [getattr(row, name) for name in by]
-    start = [] if grain is None else [row.start]
-    added = (func.sum(getattr(row, name)).label(name) for name in (*COUNTED, *columns))
+    if piece.scope is None:
+        return _segment_sums(piece, by=by, grain=grain, chosen=chosen, columns=columns)
+    own = [getattr(RollupRow, name) for name in by]
+    start = [] if grain is None else [RollupRow.start]
+    added = (func.sum(getattr(RollupRow, name)).label(name) for name in (*COUNTED, *columns))
     columns_read: list[Any] = [*start, *own, *added]
-    query = select(*columns_read).where(row.grain == piece.grain, row.start >= piece.start)
-    if piece.end is not None:
-        query = query.where(row.start < piece.end)
-    query = query.where(*(getattr(row, name).in_(values) for name, values in chosen))
+    query = select(*columns_read).where(RollupRow.scope == piece.scope, *_within(RollupRow.start, piece))
+    query = query.where(*(getattr(RollupRow, name).in_(values) for name, values in chosen))
     return query.group_by(*start, *own)
 
 
-def segment_sums(
-    start: datetime,
-    end: datetime | None,
+def _within(start: Any, piece: PeriodPiece) -> list[ColumnElement[bool]]:  # noqa: ANN401 - a column
+    return [start >= piece.start] if piece.end is None else [start >= piece.start, start < piece.end]
+
+
+def _segment_sums(
+    piece: PeriodPiece,
     *,
     by: Sequence[Dimension],
-    grain: Grain | None = None,
-    chosen: Sequence[tuple[Dimension, Sequence[str]]] = (),
-    columns: Sequence[str] = SUMMED,
+    grain: Grain | None,
+    chosen: Sequence[tuple[Dimension, Sequence[str]]],
+    columns: Sequence[str],
 ) -> Select[Any]:
-    """Return a query for the sums of the segments opened within a time; otherwise as `sums`."""
+    """Return a query for the sums of the segments opened within a piece; otherwise as `_sums`."""
     own: dict[str, Any] = {name: _known(name) for name in by}
     number = [] if grain is None else [_number(grain).label("start")]
     firsts = {"sessions": func.sum(_none_before(at_its_edge=False)), "visits": func.sum(_none_before(at_its_edge=True))}
@@ -153,15 +174,15 @@ def segment_sums(
         *(column.label(name) for name, column in (own | counted).items()),
         *(func.sum(getattr(SegmentRow, name)).label(name) for name in columns),
     ]
-    query = select(*columns_read).where(*opened_in(start, end))
+    query = select(*columns_read).where(*_opened_in(piece))
     query = query.where(*(_known(name).in_(values) for name, values in chosen))
     return query.group_by(*number, *own.values())
 
 
-def opened_in(start: datetime, end: datetime | None) -> list[ColumnElement[bool]]:
-    """Return conditions for segments opened within a time, whose Open has arrived."""
-    conditions: list[ColumnElement[bool]] = [SegmentRow.segment >= segment_number(start), SegmentRow.edge.is_not(None)]
-    return conditions if end is None else [*conditions, SegmentRow.segment < segment_number(end)]
+def _opened_in(piece: PeriodPiece) -> list[ColumnElement[bool]]:
+    """Return conditions for segments opened within a piece, whose Open has arrived."""
+    begun = [SegmentRow.segment >= segment_number(piece.start), SegmentRow.edge.is_not(None)]
+    return begun if piece.end is None else [*begun, SegmentRow.segment < segment_number(piece.end)]
 
 
 def by_row(column: Any) -> ColumnElement[str]:  # noqa: ANN401 - of a mapped class
@@ -189,67 +210,6 @@ def _known(name: Dimension) -> ColumnElement[str]:
     if name in (Dimension.DEVICE, Dimension.EDGE):
         return type_coerce(column, Text)
     return type_coerce(func.coalesce(column, _UNKNOWN), Text)
-
-
-class Measure(StrEnum):
-    """What is measured once in each segment, in milliseconds."""
-
-    FIRST_TOKEN = "first_token"  # noqa: S105 - from its Open to the first token
-    GAP = "gap"  # between tokens, not exceeded by 95 %
-    QUEUE = "queue"  # mean of its rounds
-    STEP = "step"  # mean of its rounds in which something was verified
-
-
-def _measured() -> dict[Measure, tuple[ColumnElement[float], ColumnElement[int]]]:
-    row: Any = SegmentRow
-    return {
-        Measure.FIRST_TOKEN: (row.first_token_ms, literal_column("1")),
-        Measure.GAP: (row.gap_p95_ms, literal_column("1")),
-        Measure.QUEUE: (row.queue_ms, row.rounds),
-        Measure.STEP: (row.compute_ms, row.rounds - row.resampled),
-    }
-
-
-_MEASURED: Final = _measured()
-_Key = tuple[datetime | None, str, Measure]
-"""Start if there is a grain, edge, measure."""
-
-
-def distributions(
-    connection: Connection, pieces: Iterable[PeriodPiece], *, grain: Grain | None = None
-) -> dict[_Key, Distribution]:
-    """Return the distributions of pieces of a period, with a grain separately for each time."""
-    counts: dict[_Key, Counter[int]] = {}
-    for piece in pieces:
-        start_of = _start_of(piece, grain)
-        for start, edge, measure, own in _counted(connection, piece, grain):
-            key = (None if grain is None else start_of(start), edge, measure)
-            counts.setdefault(key, Counter()).update(own.counts)
-    return {key: Distribution(own) for key, own in counts.items()}
-
-
-def _counted(
-    connection: Connection, piece: PeriodPiece, grain: Grain | None
-) -> Iterator[tuple[Any, str, Measure, Distribution]]:
-    if piece.grain is None:
-        place = literal_column("0") if grain is None else _number(grain)
-        for measure, (total, number) in _MEASURED.items():
-            of_measure = select(place, SegmentRow.edge, total, number).where(total.is_not(None), number > 0)
-            values: dict[tuple[int, str], list[float]] = {}
-            for start, edge, summed, counted in connection.execute(
-                of_measure.where(*opened_in(piece.start, piece.end))
-            ):
-                values.setdefault((start, edge or ""), []).append(summed / counted)
-            yield from ((*key, measure, Distribution.of(own)) for key, own in values.items())
-        return
-    row, known = DistributionRow, set(Measure)
-    query = select(row.start, row.edge, row.measure, row.counts)
-    query = query.where(row.grain == piece.grain, row.start >= piece.start)
-    if piece.end is not None:
-        query = query.where(row.start < piece.end)
-    for start, edge, measure, text in connection.execute(query):
-        if measure in known:
-            yield start, edge, Measure(measure), Distribution.read(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,18 +276,18 @@ def usage(
 ) -> list[UsageView]:
     """Add up the segments opened within a period, separately for each combination of dimensions.
 
-    Reads the rows of months, days and hours that are rolled up, and segments only for the rest: exact at any time, and
-    fast for any period. Also groups by `grain`, or a coarser one where only that is left. Columns of `SUMMED` that are
-    not chosen are zero. Returns views in no order; without `by` and `grain` always one.
+    Also groups by `grain`; minutes that are purged are hours. Columns of `SUMMED` that are not chosen are zero. Returns
+    views in no order; without `by` and `grain` always one.
     """
     period = period or UsageFilter()
     chosen = tuple((period.chosen or {}).items())
-    pieces = cover(Marks.read(connection), since=period.since, until=period.until, finest=grain or Grain.MONTH)
+    needed = {*by, *(name for name, _ in chosen)}
+    pieces = cover(connection, since=period.since, until=period.until, grain=grain, needed=needed)
     names = (*COUNTED, *columns)
     added: dict[tuple[Any, ...], list[Any]] = {}
     for piece in pieces:
         start_of = _start_of(piece, grain)
-        for row in connection.execute(sums(piece, by=by, grain=grain, chosen=chosen, columns=columns)):
+        for row in connection.execute(_sums(piece, by=by, grain=grain, chosen=chosen, columns=columns)):
             place = len(row) - len(names)
             key = tuple(row[:place]) if grain is None else (start_of(row[0]), *row[1:place])
             known = added.get(key)
@@ -341,11 +301,13 @@ def usage(
 
 
 def _start_of(piece: PeriodPiece, grain: Grain | None) -> Callable[[Any], datetime]:
-    if grain is None or piece.grain is grain:
+    if grain is None:
         return lambda start: start
-    if piece.grain is None:
+    if piece.scope is None:
         length = MINUTES.get(grain, HOUR)
         return lambda number: floor(grain, BEGINNING + int(number) * length)
+    if grain in MINUTES or grain is Grain.HOUR:
+        return lambda start: start
     return lambda start: floor(grain, start)
 
 
@@ -363,37 +325,75 @@ def latencies(
 ) -> dict[datetime | None, dict[Measure, Distribution]]:
     """Return the distributions of a period, with a grain by time; only edges can be chosen."""
     period = period or UsageFilter()
-    pieces = cover(Marks.read(connection), since=period.since, until=period.until, finest=grain or Grain.MONTH)
     edges = (period.chosen or {}).get(Dimension.EDGE)
-    parts: dict[datetime | None, dict[Measure, list[Distribution]]] = {}
-    for (start, edge, measure), own in distributions(connection, pieces, grain=grain).items():
-        if edges is None or edge in edges:
-            parts.setdefault(start, {}).setdefault(measure, []).append(own)
+    counts: dict[datetime | None, dict[Measure, Counter[int]]] = {}
+    for piece in cover(connection, since=period.since, until=period.until, grain=grain):
+        for start, measure, bucket, number in _counted(connection, piece, grain, edges):
+            measured = counts.setdefault(start, {})
+            measured.setdefault(measure, Counter())[bucket] += number
     return {
-        start: {measure: Distribution.total(own) for measure, own in measured.items()}
-        for start, measured in parts.items()
+        start: {measure: Distribution(own) for measure, own in measured.items()} for start, measured in counts.items()
     }
+
+
+def _counted(
+    connection: Connection, piece: PeriodPiece, grain: Grain | None, edges: Sequence[str] | None
+) -> Iterator[tuple[datetime | None, Measure, int, int]]:
+    start_of = _start_of(piece, grain)
+    if piece.scope is None:
+        number = literal_column("0") if grain is None else _number(grain)
+        query = select(number.label("start"), *(getattr(SegmentRow, name) for name in MEASURED))
+        query = query.where(*_opened_in(piece), *([] if edges is None else [SegmentRow.edge.in_(edges)]))
+        for row in connection.execute(query):
+            start = None if grain is None else start_of(row.start)
+            yield from ((start, measure, bucket, 1) for measure, bucket in measure_segment(row))
+        return
+    of: Any = DistributionRow
+    starts = [] if grain is None else [of.start]
+    of_edges = [] if edges is None else [of.edge.in_(edges)]
+    for length, part in _days_and_hours(piece, grain):
+        columns = [*starts, of.measure, of.bucket]
+        query = select(*columns, func.sum(of.count)).where(of.grain == length, *_within(of.start, part), *of_edges)
+        for *at, measure, bucket, counted in connection.execute(query.where(of.count > 0).group_by(*columns)):
+            yield (start_of(at[0]) if at else None), Measure(measure), bucket, int(counted)
+
+
+def _days_and_hours(piece: PeriodPiece, grain: Grain | None) -> Iterator[tuple[Grain, PeriodPiece]]:
+    begin, stop = ceiling(Grain.DAY, piece.start), piece.end and floor(Grain.DAY, piece.end)
+    if grain in {*MINUTES, Grain.HOUR} or (stop is not None and stop <= begin):
+        yield Grain.HOUR, piece
+        return
+    yield Grain.HOUR, PeriodPiece(piece.scope, piece.start, begin)
+    yield Grain.DAY, PeriodPiece(piece.scope, begin, stop)
+    if stop is not None:
+        yield Grain.HOUR, PeriodPiece(piece.scope, stop, piece.end)
 
 
 def active(connection: Connection, *, since: datetime, grain: Grain) -> dict[datetime, int]:
     """Return how many devices opened segments, by time."""
     devices: dict[datetime, set[str]] = {}
-    for piece in cover(Marks.read(connection), since=since, until=None, finest=grain):
+    whole: dict[datetime, int] = {}
+    by = (Dimension.DEVICE,)
+    for piece in cover(connection, since=since, until=None, grain=grain, needed=by):
+        if piece.scope is Scope.DEVICE and grain is Grain.DAY:  # all rows of a day are in this piece
+            query = select(RollupRow.start, func.count(RollupRow.device.distinct()))
+            query = query.where(RollupRow.scope == piece.scope, *_within(RollupRow.start, piece))
+            rows = connection.execute(query.group_by(RollupRow.start))
+            whole = {start: int(count) for start, count in rows}
+            continue
         start_of = _start_of(piece, grain)
-        for row in connection.execute(sums(piece, by=(Dimension.DEVICE,), grain=grain, columns=())):
+        for row in connection.execute(_sums(piece, by=by, grain=grain, columns=())):
             devices.setdefault(start_of(row[0]), set()).add(row[1])
-    return {start: len(names) for start, names in devices.items()}
+    return {start: len(names) for start, names in devices.items()} | whole
 
 
 def beginning(connection: Connection) -> datetime | None:
-    """Return when the first segment was opened; of a purged one, the start of its hour, day or month."""
+    """Return when the first segment was opened; of a purged one, the start of its hour."""
     number = connection.scalar(select(func.min(SegmentRow.segment)))
     first = None if number is None else segment_time(number)
-    row = FleetRollupRow
-    starts = {grain: connection.scalar(select(func.min(row.start)).where(row.grain == grain)) for grain in Grain}
-    # The rollups of the first segment begin before it.
-    earlier = [start for grain, start in starts.items() if start and (first is None or start < floor(grain, first))]
-    return min(earlier, default=first)
+    hour = connection.scalar(select(func.min(RollupRow.start)).where(RollupRow.scope == Scope.FLEET))
+    # The hour of the first segment begins before it.
+    return hour if hour and (first is None or hour < floor(Grain.HOUR, first)) else first
 
 
 def tally(row: Mapping[str, Any] | RowMapping, *, sessions: int, segments: int) -> Tally:

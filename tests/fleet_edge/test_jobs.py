@@ -8,7 +8,6 @@ import pytest
 from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.store.database import ReopeningStore, SessionStore, Store
 from fleet_edge.store.records import Retention, segment_number
-from fleet_edge.store.rolling import roll_up
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
@@ -38,7 +37,6 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
         "warn-certificates",
         "mark-silent",
         "close-abandoned",
-        "roll-up",
         "purge",
         "give-back-memory",
     }
@@ -63,11 +61,17 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
     assert rows["devices"][0]["silent_since"] == after(3601)
     assert [row["session"] for row in rows["sessions"]] == [samples.SESSION]
     assert (rows["rounds"], rows["events"]) == ([], [])
-    assert {(row["grain"], row["start"]) for row in rows["rollups"]} == {
-        ("hour", samples.START.replace(minute=0)),
-        ("day", datetime(2026, 1, 23, tzinfo=UTC)),
-        ("month", datetime(2026, 1, 1, tzinfo=UTC)),
-    }, "the hours of long ago are purged, their day stays"
+    assert {(row["scope"], row["start"]) for row in rows["rollups"]} == {
+        ("detail", samples.START.replace(minute=0)),
+        ("fleet", samples.START.replace(minute=0)),
+        ("device", samples.START.replace(hour=0, minute=0)),
+        ("detail", datetime(2026, 1, 23, 10, tzinfo=UTC)),
+        ("fleet", datetime(2026, 1, 23, 10, tzinfo=UTC)),
+        ("device", datetime(2026, 1, 23, tzinfo=UTC)),
+    }, "totals stay when their sessions go"
+    settings = JobSettings(keep=Retention(rounds_days=23 / 24, sessions_days=30, totals_days=39))
+    assert _jobs(store, settings=settings, now=lambda: after(3601)).run("purge")
+    assert {row["start"].date() for row in all_rows(store)["rollups"]} == {samples.START.date()}
 
 
 def test_a_chore_that_fails_is_logged_and_leaves_the_others_be(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,10 +86,9 @@ def test_a_chore_that_fails_is_logged_and_leaves_the_others_be(store: Store, cap
 
 
 def test_an_absent_database_costs_one_sentence(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    with store.engine.begin() as connection:
-        connection.exec_driver_sql("DROP TABLE rollups")
-        connection.exec_driver_sql("DROP TABLE rounds")
     store.apply([samples.opened()])
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE rounds")
     jobs = _jobs(store)
     assert not jobs.run("purge")
     [record] = caplog.records
@@ -134,7 +137,6 @@ def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:
     for number in range(5):
         key = {"session": f"{number:016x}", "segment": segment_number(after(-400 * 86400 + number))}
         store.apply([samples.opened(**key, at=after(-400 * 86400 + number))])
-    roll_up(store.engine, now=after(0))
     jobs = _jobs(store, settings=JobSettings(purge_chunk=1))
     jobs.stop()  # while it purges, say: it looks between two chunks
     assert jobs.run("purge")

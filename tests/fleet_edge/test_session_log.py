@@ -7,7 +7,6 @@ import pytest
 from fleet_edge import InvalidQuery, NotFound, SessionLog, StoreError, StoreUnavailable
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import ADMINISTRATOR, segment_number
-from fleet_edge.store.rolling import roll_up
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -33,7 +32,6 @@ def url(tmp_path: Path) -> str:
                 samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, at=at),
             ]
         )
-        roll_up(store.engine, now=after(60))
     return url
 
 

@@ -6,7 +6,6 @@ from fleet_admin.alerts import alerts as book
 from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import Record, segment_number
-from fleet_edge.store.rolling import roll_up
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -28,7 +27,6 @@ def fill(url: str, *, now: datetime) -> None:
         with store.engine.begin() as connection:
             for rule, reading in ALERTS.items():
                 book.see(connection, rule, reading, since=now - timedelta(minutes=20), now=now - timedelta(minutes=1))
-        roll_up(store.engine, now=now)
 
 
 def records(now: datetime) -> list[Record]:

@@ -9,7 +9,6 @@ import pytest
 from fleet_cli import tables
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import segment_number
-from fleet_edge.store.rolling import roll_up
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -36,7 +35,6 @@ def url(tmp_path: Path) -> str:
                 samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, at=recent),
             ]
         )
-        roll_up(store.engine, now=after(60))
     return url
 
 

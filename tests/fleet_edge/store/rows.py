@@ -5,18 +5,24 @@ from typing import Any
 from sqlalchemy import delete, select
 
 from fleet_edge.store.database import Store
-from fleet_edge.store.models import Base, StaleHourRow
+from fleet_edge.store.models import Base, DistributionRow
 
 Rows = dict[str, list[dict[str, Any]]]
 
 
 def all_rows(store: Store) -> Rows:
-    """Return every row of every table, sorted by key, except who wrote when; see `stale_hours`."""
+    """Return every row of every table, sorted by key, without buckets that nothing is in any more.
+
+    Sums are rounded: their last digits depend on the order of the summands.
+    """
     with store.engine.connect() as connection:
         return {
-            table.name: [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
+            table.name: [
+                {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
+                for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()
+                if table is not DistributionRow.__table__ or row["count"]
+            ]
             for table in Base.metadata.sorted_tables
-            if table is not StaleHourRow.__table__
         }
 
 

@@ -11,7 +11,6 @@ from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.models import CommandRow, EventRow, RoundRow
 from fleet_edge.store.periods import Grain
 from fleet_edge.store.records import Record, segment_number
-from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.steering import retire
 from fleet_edge.store.views import LoadView
 from schemas.control import Presence
@@ -107,10 +106,8 @@ def test_a_session_that_no_edge_serves_is_lost_until_its_true_end_arrives(store:
 
 def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store) -> None:
     store.apply([*_session(1, 0), *_session(2, 60), *_session(3, 1800), *_session(4, 0, device="sensor-2")])
-    assert roll_up(store.engine, now=after(3600)) == 2
-    assert roll_up(store.engine, now=after(3600)) == 0
     hour = START.replace(minute=0)
-    rows = {(row["device"], row["start"]): row for row in all_rows(store)["rollups"]}
+    rows = {(row["device"], row["start"]): row for row in all_rows(store)["rollups"] if row["scope"] == "detail"}
     assert set(rows) == {
         ("sensor-1", hour),
         ("sensor-1", hour + timedelta(hours=1)),
@@ -119,10 +116,17 @@ def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store) -
     first = rows["sensor-1", hour]
     assert (first["sessions"], first["tokens"], first["duration_ms"]) == (2, 40, 4000.0)
     store.apply([samples.progress(session=f"{1:016x}", tokens=50, at=after(9))])
-    roll_up(store.engine, now=after(3600))
     with store.engine.connect() as connection:
         views = queries.hours(connection, "sensor-1", limit=5)
     assert [(view.hour, view.counted.tokens) for view in views] == [(hour + timedelta(hours=1), 20), (hour, 70)]
+
+
+def test_rollups_are_purged_by_their_own_age(store: Store) -> None:
+    store.apply([*_session(1, 0), *_session(2, 86400)])
+    housekeeping.purge_sessions(store.engine, before=after(2 * 86400), chunk=10)
+    housekeeping.purge_rollups(store.engine, before=after(86400).replace(hour=0, minute=0), chunk=1)
+    rows = all_rows(store)
+    assert {row["start"].date() for row in (*rows["rollups"], *rows["distributions"])} == {after(86400).date()}
 
 
 def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -> None:
@@ -141,11 +145,10 @@ def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -
 
 def test_a_purged_session_waits_its_rounds_along_and_leaves_its_rollup(store: Store) -> None:
     store.apply(_session(1, 0))
-    roll_up(store.engine, now=after(10))
     housekeeping.purge_sessions(store.engine, before=after(100), chunk=10)
     rows = all_rows(store)
     assert (rows["sessions"], rows["segments"], rows["rounds"]) == ([], [], [])
-    assert len(rows["rollups"]) == 1
+    assert [row["sessions"] for row in rows["rollups"]] == [1, 1, 1]
 
 
 def test_closes_that_no_session_was_found_to_are_purged_by_age_and_bounded_by_device(store: Store) -> None:

@@ -1,23 +1,19 @@
-import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from sqlalchemy import func, select
 
-from fleet_edge.store import housekeeping, rolling, totals
-from fleet_edge.store.database import Store
-from fleet_edge.store.models import DeviceRollupRow, FleetRollupRow, RollupRow
-from fleet_edge.store.periods import DAY, Grain, Marks, cover, floor, following
+from fleet_edge.store import housekeeping, totals
+from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.periods import DAY, Grain, ceiling, floor
 from fleet_edge.store.records import segment_number
-from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.totals import Grouping, UsageFilter
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.samples import START
+from tests.fleet_edge.store.samples import START, after
 
 BEGIN = datetime(2025, 11, 20, 7, 30, tzinfo=UTC)
 SPAN = timedelta(days=100)
@@ -94,37 +90,29 @@ def test_totals_are_what_was_written_at_any_time(store: Store, seed: int) -> Non
     chance = random.Random(seed)
     now = BEGIN
     stays: list[Stay] = []
-    purged_until = BEGIN  # periods begin and end with a month before this
+    purged_until = BEGIN  # periods begin and end with an hour before this
     while now < BEGIN + SPAN:
         now += chance.choice([timedelta(hours=1), timedelta(days=1), timedelta(days=9)])
         for _ in range(chance.randrange(1, 6)):
-            new = [stay for stay in _stays(chance, session=len(stays), before=now) if stay.at > purged_until]
+            new = [stay for stay in _stays(chance, session=len(stays), before=now) if stay.at >= purged_until]
             chance.shuffle(new)  # what an edge has spooled comes late
             for stay in new:
                 _write(store, stay)
-            stays += new
-        if chance.random() < 0.7:
-            roll_up(store.engine, now=now)
+                if chance.random() < 0.1:
+                    _write(store, chance.choice([stay, *new]))  # a batch that was spooled although it was stored
+            stays += dict.fromkeys(stay for stay in new)
         if chance.random() < 0.2:
-            roll_up(store.engine, now=now)
-            housekeeping.purge_rollups(
-                store.engine,
-                hours_before=floor(Grain.DAY, now - 10 * DAY),
-                days_before=floor(Grain.MONTH, now - 60 * DAY),
-                chunk=50,
-            )
-            housekeeping.purge_sessions(store.engine, before=floor(Grain.DAY, now - 30 * DAY), chunk=50)
-            purged_until = max(purged_until, following(Grain.MONTH, floor(Grain.MONTH, now - 30 * DAY)))
+            housekeeping.purge_sessions(store.engine, before=now - 30 * DAY, chunk=50)
+            purged_until = max(purged_until, ceiling(Grain.HOUR, now - 30 * DAY))
         since = now - chance.random() * (now - BEGIN)
         until = chance.choice([None, since + chance.random() * (now - since)])
         if since < purged_until:
-            since, until = floor(Grain.MONTH, since), None
+            since = floor(Grain.HOUR, since)
+        if until is not None and until < purged_until:
+            until = ceiling(Grain.HOUR, until)
         for period in (UsageFilter(), UsageFilter(since=since), UsageFilter(since=since, until=until)):
-            for by in (None, *set(Grouping) - {Grouping.HOUR, Grouping.DAY}):
+            for by in (None, *Grouping):
                 assert _found(store, period, by) == _expected(stays, period, by), (now, period, by)
-    for grouping, age in ((Grouping.HOUR, 9 * DAY), (Grouping.DAY, 50 * DAY)):
-        period = UsageFilter(since=max(floor(Grain.DAY, now - age), floor(Grain.MONTH, BEGIN)))
-        assert _found(store, period, grouping) == _expected(stays, period, grouping)
     _check_minutes(store, [stay for stay in stays if stay.at >= now - 9 * DAY], since=now - 9 * DAY)
 
 
@@ -149,15 +137,13 @@ def test_minutes_become_hours_where_segments_are_purged(store: Store) -> None:
     for number, hours in enumerate((0.1, 0.2, 30.1)):
         _write(store, Stay(number, _at(hours), "a", "north", None, "small", 10))
     assert _beginning(store) == _at(0.1)
-    roll_up(store.engine, now=_at(80))
-    assert _beginning(store) == _at(0.1)
     housekeeping.purge_sessions(store.engine, before=floor(Grain.DAY, _at(30)), chunk=10)
     with store.engine.connect() as connection:
         found = totals.usage(connection, grain=Grain.MINUTE)
         latencies = totals.latencies(connection, grain=Grain.MINUTE)
     assert {view.start: view.counted.tokens for view in found} == {_at(0): 20, _at(30.1): 10}
     assert {start: own[totals.Measure.QUEUE].count for start, own in latencies.items()} == {_at(0): 2, _at(30.1): 1}
-    assert _beginning(store) == floor(Grain.DAY, _at(0))
+    assert _beginning(store) == _at(0)
 
 
 def _beginning(store: Store) -> datetime | None:
@@ -173,113 +159,76 @@ def _stay(hours: float, *, session: int = 1, tokens: int = 5) -> Stay:
     return Stay(session, _at(hours), "a", "north", None, "small", tokens)
 
 
-def _rolled(store: Store, grain: Grain) -> dict[str, int]:
-    """Return the tokens of each device; sums over devices are stored next to them."""
-    query = select(RollupRow.device, func.sum(RollupRow.__table__.c.tokens)).where(RollupRow.grain == grain)
-    with store.engine.connect() as connection:
-        found = {name: int(tokens) for name, tokens in connection.execute(query.group_by(RollupRow.device))}
-        for row in (FleetRollupRow, DeviceRollupRow):
-            all_tokens = select(func.sum(row.__table__.c.tokens)).where(row.grain == grain)
-            assert int(connection.scalar(all_tokens) or 0) == sum(found.values())
-    return found
-
-
 def test_a_session_whose_beginning_comes_late_is_counted_once_and_in_its_own_time(store: Store) -> None:
     later, first = _stay(5), _stay(1)
-    _write(store, later)
-    roll_up(store.engine, now=_at(6))
-    _write(store, first)
-    for _ in range(2):
-        roll_up(store.engine, now=_at(6))
+    for stay in (later, first, later):
+        _write(store, stay)
     assert _found(store, UsageFilter(), None) == {"all": (1, 2, 10)}
     assert _found(store, UsageFilter(since=_at(4)), None) == {"all": (0, 1, 5)}
 
 
-def test_an_hour_that_is_written_while_it_is_made_is_made_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(store, _stay(0))
-    rows = rolling._rows
-
-    def written_meanwhile(*arguments: Any) -> list[dict[str, Any]]:
-        found = rows(*arguments)
-        monkeypatch.undo()
-        _write(store, _stay(0.5, session=2))
-        return found
-
-    monkeypatch.setattr(rolling, "_rows", written_meanwhile)
-    assert roll_up(store.engine, now=_at(1)) == 1
-    assert _rolled(store, Grain.HOUR) == {"a": 10}
+def test_what_changes_after_the_end_of_a_session_counts_once(store: Store) -> None:
+    ended = [samples.opened(), samples.progress(tokens=20), samples.closed(counters=None)]
+    for records in (ended, ended, [samples.progress(tokens=25, at=after(9))], ended, [samples.reported(tokens=25)]):
+        store.apply(records)
+    for by in (None, *Grouping):
+        assert list(_found(store, UsageFilter(), by).values()) == [(1, 1, 25)]
     with store.engine.connect() as connection:
-        assert Marks.read(connection).stale == []
+        measured = totals.latencies(connection)[None]
+    assert {measure: own.count for measure, own in measured.items()} == {
+        totals.Measure.QUEUE: 1,
+        totals.Measure.STEP: 1,
+    }
 
 
-def test_an_hour_that_is_always_written_is_left_for_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_after_its_purge_is_in_no_total(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     _write(store, _stay(0))
-    rows, sessions = rolling._rows, itertools.count(2)
-
-    def written_meanwhile(*arguments: Any) -> list[dict[str, Any]]:
-        found = rows(*arguments)
-        _write(store, _stay(0.5, session=next(sessions), tokens=1))
-        return found
-
-    monkeypatch.setattr(rolling, "_rows", written_meanwhile)
-    assert roll_up(store.engine, now=_at(1)) == 0
-    assert _rolled(store, Grain.HOUR) == {}
-    assert _found(store, UsageFilter(), None) == {"all": (4, 4, 8)}
-
-
-def test_what_comes_after_its_day_was_made_is_in_the_day_and_the_month(store: Store) -> None:
-    now = _at(24 * 60)
+    housekeeping.purge_sessions(store.engine, before=_at(48), chunk=10)
     _write(store, _stay(0))
-    roll_up(store.engine, now=now)
-    assert _rolled(store, Grain.DAY) == _rolled(store, Grain.MONTH) == {"a": 5}
-    _write(store, _stay(1, session=2, tokens=7))
-    roll_up(store.engine, now=now)
-    assert _rolled(store, Grain.DAY) == _rolled(store, Grain.MONTH) == {"a": 12}
-
-
-def test_late_records_count_in_what_is_still_kept(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    now = _at(24 * 60)
-    _write(store, _stay(0))
-    roll_up(store.engine, now=now)
-    housekeeping.purge_rollups(
-        store.engine, hours_before=floor(Grain.DAY, now), days_before=floor(Grain.MONTH, START), chunk=10
-    )
-    _write(store, _stay(1, session=2, tokens=7))
-    roll_up(store.engine, now=now)
-    assert _rolled(store, Grain.DAY) == _rolled(store, Grain.MONTH) == {"a": 12}
-    housekeeping.purge_sessions(store.engine, before=floor(Grain.DAY, now), chunk=10)
     _write(store, _stay(2, session=3, tokens=9))
-    roll_up(store.engine, now=now)
-    assert _rolled(store, Grain.MONTH) == {"a": 12}
     assert "came so late that they are in no total" in caplog.text
-    assert _found(store, UsageFilter(), None) == {"all": (2, 2, 12)}
+    housekeeping.purge_sessions(store.engine, before=_at(24), chunk=10)
+    _write(store, _stay(30))
+    for by in (None, *Grouping):
+        assert sum(tokens for _, _, tokens in _found(store, UsageFilter(), by).values()) == 5
 
 
-def test_days_are_not_purged_before_their_month_is_made(store: Store) -> None:
-    _write(store, _stay(0))
-    roll_up(store.engine, now=_at(48))
-    late = _at(24 * 400)
-    housekeeping.purge_rollups(store.engine, hours_before=late, days_before=late, chunk=10)
-    assert (_rolled(store, Grain.HOUR), _rolled(store, Grain.DAY)) == ({}, {"a": 5})
-
-
-def test_a_long_time_is_few_pieces(store: Store) -> None:
-    for hours in (0, 30, 24 * 40, 24 * 200):
-        _write(store, _stay(hours, session=int(hours) + 1))
-    roll_up(store.engine, now=_at(24 * 201))
-    with store.engine.connect() as connection:
-        pieces = cover(Marks.read(connection), since=None, until=None)
-    assert [piece.grain for piece in pieces] == [Grain.MONTH, Grain.DAY, Grain.HOUR]
-
-
-def test_latencies_are_those_of_the_rounds_rolled_up_or_not(store: Store) -> None:
+def test_latencies_are_those_of_the_rounds_by_any_grain(store: Store) -> None:
     for number in range(100):
         key = {"session": f"{number:016x}", "segment": segment_number(_at(number))}
         store.apply([samples.opened(**key, at=_at(number)), samples.progress(**key, rounds=2, queue_ms=4.0 * number)])
-        if number == 72:
-            roll_up(store.engine, now=_at(72))
     with store.engine.connect() as connection:
         found = totals.latencies(connection)[None][totals.Measure.QUEUE]
+        parts = [totals.latencies(connection, grain=grain) for grain in (Grain.HOUR, Grain.DAY, Grain.MONTH)]
+        within = totals.latencies(connection, period=UsageFilter(since=_at(10.5), until=_at(60.5)))[None]
+    for by_time in parts:
+        assert totals.Distribution.total(each[totals.Measure.QUEUE] for each in by_time.values()) == found
     assert found.count == 100
+    assert within[totals.Measure.QUEUE].count == 50
     assert found.quantile(0.5) == pytest.approx(2 * 49, rel=0.05)
     assert found.quantile(0.95) == pytest.approx(2 * 94, rel=0.05)
+
+
+def test_two_edges_that_write_one_session_at_a_time_count_it_once(
+    database_url: str,
+) -> None:
+    writers = [open_store(database_url) for _ in range(4)]
+    keys = [{"session": f"{number:016x}", "segment": segment_number(_at(number))} for number in range(40)]
+    records = [
+        record
+        for key in keys
+        for record in (samples.opened(**key), *(samples.progress(**key, tokens=tokens) for tokens in (5, 9, 20)))
+    ]
+
+    def write(place: int) -> None:
+        own = records.copy()
+        random.Random(place).shuffle(own)
+        for start in range(0, len(own), 20):
+            writers[place].apply(own[start : start + 20])
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(len(writers))))
+    assert _found(writers[0], UsageFilter(), None) == {"all": (40, 40, 800)}
+    assert sum(tokens for _, _, tokens in _found(writers[0], UsageFilter(), Grouping.DEVICE).values()) == 800
+    for writer in writers:
+        writer.close()

@@ -4,7 +4,6 @@ from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store import queries, totals
 from fleet_edge.store.database import Store
 from fleet_edge.store.records import segment_number
-from fleet_edge.store.rolling import roll_up
 from fleet_edge.store.totals import Grouping, UsageFilter
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import OTHER, SEGMENT, SESSION, after
@@ -37,7 +36,6 @@ def test_every_counter_is_stored_added_up_and_rolled_up(store: Store) -> None:
         samples.progress(**other, **counted),
     )
     store.apply(records)
-    roll_up(store.engine, now=after(60))
     with store.engine.connect() as connection:
         total = totals.stats(connection)["all"]
         [hour] = queries.hours(connection, "sensor-1", limit=5)
