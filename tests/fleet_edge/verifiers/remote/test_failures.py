@@ -76,7 +76,7 @@ def _prompt(body: dict[str, Any]) -> list[int]:
 )
 def test_what_a_server_gets_wrong_once_it_is_asked_again(fault: Fault) -> None:
     """Behind a router, another server answers."""
-    with server() as one, asking(one, request_s=0.3 if fault.hangs else 5.0) as verifier:
+    with steps_of(10.0), server() as one, asking(one, request_s=0.3 if fault.hangs else 5.0) as verifier:
         opened(verifier)
         step(verifier, 0)
         one.fault = fault
