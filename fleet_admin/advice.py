@@ -309,14 +309,6 @@ def _scaled(curve: StepCurve, cost: int) -> StepCurve:
     return StepCurve(rows=rows, prefill=tuple((tokens, cost * ms) for tokens, ms in curve.prefill))
 
 
-def balance(curve: StepCurve) -> int:
-    """Return the tokens of one sequence whose step takes twice as long as that of one token."""
-    tokens, limit = 1, 2 * curve.step_ms(1, 1)
-    while tokens < _MOST_DEVICES and curve.step_ms(1, tokens + 1) <= limit:
-        tokens += 1
-    return tokens
-
-
 _PUBACK: Final = 4
 _TOPIC: Final = "dssd/v1/fleet/device/down/verdict"
 _TOKEN: Final = 20_000

@@ -19,7 +19,6 @@ from fleet_admin.advice import (
     Rate,
     ServiceLevel,
     Workload,
-    balance,
     best,
     find,
     find_drafts,
@@ -28,6 +27,7 @@ from fleet_admin.advice import (
     sources,
     traffic_of,
 )
+from fleet_cli.models_report import balance_sentence
 from fleet_cli.options import with_settings
 from fleet_cli.tables import Column, plain, print_table
 from fleet_device.pacing.contract import Plan
@@ -92,7 +92,7 @@ def show_findings(workload: Workload, found: EdgeFindings, drafts: DraftFigures,
         f"accepted ({drafts.sources['acceptance']}), the round trip is {drafts.round_trip_ms:.0f} ms "
         f"({drafts.sources['round_trip_ms']})."
     )
-    print(f"{balance_sentence(workload.curve)}\n")
+    print(f"{balance_sentence(workload.curve.balance())}\n")
     print(f"{verdict(found)}\n")
     print_table("What each device gets, and gain of drafting over edge-only by the target's cost", _LOADS, found.loads)
     print(f"{load_sentence(found)}\n")
@@ -100,12 +100,6 @@ def show_findings(workload: Workload, found: EdgeFindings, drafts: DraftFigures,
         f"At a service level of {level.tokens_per_s:g} tokens/s each, 95 % of the waits between tokens within "
         f"{level.gap_s * 1e3:.0f} ms, this edge serves {_devices(workload, found.holds)} that generate at once and "
         f"choose how, and {_devices(workload, found.holds_streaming)} with edge-only decoding.\n"
-    )
-
-
-def balance_sentence(curve: StepCurve) -> str:
-    return (
-        f"Up to {balance(curve)} tokens of one request take at most twice as long as one: more draft tokens cost time."
     )
 
 
@@ -149,7 +143,7 @@ def _advice_json(
 ) -> dict[str, Any]:
     return {
         "curve": curve_json(workload.curve),
-        "balance_tokens": balance(workload.curve),
+        "balance_tokens": workload.curve.balance(),
         "drafts": plain(drafts) | {"sources": dict(drafts.sources)},  # type: ignore[operator]
         "says": [verdict(found), load_sentence(found)],
         "loads": [

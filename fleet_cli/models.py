@@ -236,10 +236,7 @@ def check_command(
     ] = 2,
     tokens: Annotated[int, typer.Option(min=2, max=4096, help="Maximum tokens of each output.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Sampling temperature; 0 is greedy.")] = 0.7,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="Engine of the target: torch, llama.cpp or auto; by default llama.cpp for a GGUF."),
-    ] = None,
+    engine: Annotated[str, typer.Option(help="Engine of the target: auto, blocks, torch or llama.cpp.")] = "auto",
     dtype: _Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:

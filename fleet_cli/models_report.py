@@ -69,9 +69,13 @@ def show_measured(found: Measured) -> None:
     steps = found["steps"]
     print(
         f"A step with one new token takes {steps['1x1_ms']:.1f} ms, with five {steps['1x5_ms']:.1f} ms "
-        f"({steps['runs_on']}).",
+        f"({steps['runs_on']}). {balance_sentence(steps['balance_tokens'])}",
         flush=True,
     )
+
+
+def balance_sentence(tokens: int) -> str:
+    return f"Up to {tokens} tokens of one request take at most twice as long as one: more draft tokens cost time."
 
 
 _CLAIMS: Final[list[Column[tuple[str, str]]]] = [
@@ -89,6 +93,7 @@ def show_claims(found: Measured) -> None:
         ("acceptance, residual / coupled", " / ".join(f"{measured[mode]['acceptance']:.2f}" for mode, _ in _MODES)),
         ("tokens per verdict, drafts of 4", f"{measured['residual']['tokens_per_verdict']['4']:.2f}"),
         ("step of one / five new tokens", f"{steps['1x1_ms']:.1f} / {steps['1x5_ms']:.1f} ms"),
+        ("tokens in the time of two steps", f"{steps['balance_tokens']}"),
         ("edge-only / drafting / chosen, tokens/s", " / ".join(f"{way['tokens_per_s']:.1f}" for way in ways)),
         ("edge-only / drafting / chosen, bytes a token", " / ".join(f"{way['bytes_per_token']:.1f}" for way in ways)),
     ]
@@ -116,6 +121,7 @@ def measured_json(measured: MeasuredPair) -> dict[str, Any]:
         "steps": {
             "runs_on": measured.steps.runs_on,
             "machine": measured.steps.machine,
+            "balance_tokens": measured.steps.balance(),
             **{f"1x{tokens}_ms": ms for _, tokens, ms in measured.steps.steps()},
         },
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from fleet_common.host import state_folder
 from fleet_common.mqtt.settings import BrokerSettings
@@ -90,16 +90,6 @@ DraftLength = Annotated[int, Field(ge=0, le=MAX_DRAFT)] | Literal["auto"]
 
 _DRAFT_SEQUENCES: Final = 2
 """A small device drafts for one request while another waits for its verdict; more would share the same CPU."""
-
-_DRAFT_LENGTH: Final[TypeAdapter[int | Literal["auto"]]] = TypeAdapter(DraftLength)
-
-
-def read_draft_length(value: object) -> int | Literal["auto"]:
-    """Read a draft length; the message of ValueError says what is allowed."""
-    try:
-        return _DRAFT_LENGTH.validate_python(value)
-    except ValidationError:
-        raise ValueError(f"a draft has 0 to {MAX_DRAFT} tokens, or {AUTO!r} lets the device choose") from None
 
 
 class DeviceSettings(Settings):

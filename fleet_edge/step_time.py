@@ -32,6 +32,7 @@ Row = tuple[tuple[float, float], ...]
 """Pairs of a size (tokens or sessions) and milliseconds, both ascending."""
 
 _MOST_MS: Final = 3_600_000.0
+_MOST_BALANCE: Final = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,13 @@ class StepCurve:
             return verified
         # A prompt added to a step costs less than alone, as the weights are read once.
         return verified + max(0.0, _at(self.prefill, prefill) - self.prefill[0][1])
+
+    def balance(self) -> int:
+        """Return the tokens of one sequence whose step takes twice as long as that of one token."""
+        tokens, limit = 1, 2 * self.step_ms(1, 1)
+        while tokens < _MOST_BALANCE and self.step_ms(1, tokens + 1) <= limit:
+            tokens += 1
+        return tokens
 
     def steps(self) -> Iterable[tuple[int, int, float]]:
         return ((sessions, int(tokens), ms) for sessions, row in self.rows.items() for tokens, ms in row)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Dist, quantize, shape
 from dssd.sampling import coupled_token
-from fleet_admin.models.facts import ModelFormat
 from fleet_admin.models.files import ModelsError
 from fleet_admin.models.pair import CheckedPair
 from fleet_admin.models.prompts import Prompt
@@ -170,6 +169,7 @@ def _rows(logits: Logits) -> NDArray[Any]:
 _TOGETHER: Final = 8  # outputs that the target generates at a time
 _CELLS: Final = 256
 _LEAST_KV: Final = 64 << 20
+_STEPS: Final = (1, 5, 9, 17)  # new tokens of one sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +177,7 @@ class AcceptanceMeasurement:
     prompts: Sequence[Prompt]  # user messages, if there is a chat template
     tokens: int = 64  # maximum of each output
     temperature: float = 0.7
-    engine: str | None = None  # of the target; by default llama.cpp for a GGUF, else torch
+    engine: str = AUTO  # of the target
     dtype: str = AUTO  # of the target
     on_progress: Callable[[str], None] = field(default=lambda _done: None)
 
@@ -188,7 +188,7 @@ class AcceptanceMeasurement:
 @dataclass(frozen=True, slots=True)
 class MeasuredPair:
     acceptance: PairAcceptance
-    steps: StepCurve  # of one sequence with one and with five new tokens
+    steps: StepCurve  # of one sequence
 
 
 def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary: Path | None = None) -> MeasuredPair:
@@ -208,7 +208,7 @@ def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary:
             policies = [how.policy(first + number) for number in range(len(chosen))]
             texts += write_texts(verifier, chosen, policies=policies, tokens=how.tokens)
             how.on_progress(f"the target has written {len(texts)} of {len(prompts)} texts")
-        steps = CurveMeasurement(sessions=(1,), tokens=(1, 5), prefill=()).measure(verifier)
+        steps = CurveMeasurement(sessions=(1,), tokens=_STEPS, prefill=()).measure(verifier)
         measured = list[MeasuredText]()
 
         def read() -> None:
@@ -234,10 +234,8 @@ def _drafter(pair: CheckedPair, target_vocabulary: Path | None) -> Drafter:
 def _load(pair: CheckedPair, how: AcceptanceMeasurement, context: int) -> Verifier:
     cells = -(-(context + 1) // _CELLS) * _CELLS
     kv_bytes = _TOGETHER * pair.target.kv_bytes(tokens=2 * cells, number_bytes=4)
-    engine = how.engine or ("llama.cpp" if pair.target.form is ModelFormat.GGUF else "torch")
-    # `auto` chooses once for an edge with these settings, and sizes would count as others.
-    sizes = {} if engine == AUTO else {"context": cells - 1, "kv_bytes": max(_LEAST_KV, kv_bytes)}
-    settings = {"target": pair.target.source, "engine": engine, "dtype": how.dtype, **sizes}
+    sizes = {"context": cells - 1, "kv_bytes": max(_LEAST_KV, kv_bytes)}
+    settings = {"target": pair.target.source, "engine": how.engine, "dtype": how.dtype, **sizes}
     return load_verifier(EdgeSettings.model_validate(settings))
 
 

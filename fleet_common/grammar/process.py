@@ -131,18 +131,6 @@ _TRIES: Final = 4
 _NUMBERS: Final = itertools.count()
 
 
-def token_pieces(tokenizer: GrammarTokenizer) -> Sequence[bytes]:
-    """Return the bytes of each token, none for end and control tokens; raise GrammarUnavailable."""
-    if tokenizer.file is None:
-        return tokenizer.pieces[: tokenizer.vocabulary]
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, _start(tokenizer, theirs, "pieces", stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        found = process.stdout.read()
-        _await_start(ours)
-        return [piece.encode("latin-1") for piece in json.loads(found)]
-
-
 class GrammarProcess:
     """Parent of all grammar processes, which are forked from it. Callable on any thread.
 
@@ -385,9 +373,7 @@ class CompiledGrammar:
         return tuple(itertools.takewhile(lambda token: token < self.tokenizer.vocabulary, forced))
 
 
-def _start(
-    tokenizer: GrammarTokenizer, link: socket.socket, *arguments: str, stdout: int = subprocess.DEVNULL
-) -> "subprocess.Popen[bytes]":
+def _start(tokenizer: GrammarTokenizer, link: socket.socket) -> "subprocess.Popen[bytes]":
     if importlib.util.find_spec("llguidance") is None:
         raise GrammarUnavailable(
             "Grammars need the package llguidance, which is not installed; install it: pip install llguidance."
@@ -395,9 +381,9 @@ def _start(
     # The same modules as in this process, and none from the current folder (-P).
     places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", _PROGRAM, str(link.fileno()), *arguments],
+        [sys.executable, "-P", "-m", _PROGRAM, str(link.fileno())],
         stdin=subprocess.PIPE,
-        stdout=stdout,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # messages about hostile grammars do not belong in the log
         env=os.environ | {"PYTHONPATH": places, "MALLOC_ARENA_MAX": "1"},
         pass_fds=[link.fileno()],

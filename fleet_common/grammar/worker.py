@@ -114,9 +114,6 @@ def main() -> None:
         control.send(Status.FAILED + str(error).encode("utf-8", "replace")[:1000])
         return
     control.send(Status.DONE)
-    if "pieces" in sys.argv:
-        json.dump([piece.decode("latin-1") for piece in vocabulary.encoder.tokens], sys.stdout)
-        return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _fork_for_each(control, lambda link: _compile(link, vocabulary))

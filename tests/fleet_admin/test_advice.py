@@ -9,7 +9,6 @@ from fleet_admin.advice import (
     DeviceTraffic,
     ServiceLevel,
     Workload,
-    balance,
     drafting,
     edge_only,
     find,
@@ -88,7 +87,7 @@ def test_the_busier_the_edge_the_less_each_device_gets() -> None:
 
 
 def test_the_balance_is_where_a_step_takes_twice_as_long() -> None:
-    assert (balance(AVX2), balance(CHEAP_TOKENS)) == (3, 161)
+    assert (AVX2.balance(), CHEAP_TOKENS.balance()) == (3, 161)
 
 
 def test_estimates_are_within_15_percent_of_the_measured_capacity() -> None:

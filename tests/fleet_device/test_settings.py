@@ -5,7 +5,7 @@ import pytest
 from fleet_common.settings import SettingsError, load_settings
 from fleet_device.pacing.adaptive import AdaptivePacing, make_pacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
-from fleet_device.settings import DeviceSettings, read_draft_length
+from fleet_device.settings import DeviceSettings
 from schemas.fields import MAX_TOKENS
 from schemas.policy import MAX_TOP_K, Mode
 
@@ -89,5 +89,3 @@ def test_a_bad_draft_length_is_told_what_a_good_one_is() -> None:
         settings(draft_length="many")
     with pytest.raises(SettingsError, match="perhaps"):
         settings(ahead="perhaps")
-    with pytest.raises(ValueError, match="auto"):
-        read_draft_length("many")

@@ -23,7 +23,6 @@ from fleet_common.grammar.process import (
     GrammarProcess,
     GrammarTokenizer,
     WorkerLink,
-    token_pieces,
 )
 from schemas.policy import Grammar, GrammarKind
 from tests.support.toy_grammar import GRAMMAR
@@ -368,8 +367,6 @@ def test_a_tokenizer_that_the_library_does_not_know_is_told() -> None:
     broken = GrammarTokenizer.of_tokenizer_json("{}", vocabulary=8, end_tokens=[0])
     with pytest.raises(GrammarUnavailable):
         GrammarProcess(broken)
-    with pytest.raises(GrammarUnavailable):
-        token_pieces(broken)
 
 
 def test_what_the_vocabulary_raises_is_told_and_the_grammar_is_compiled_again_later() -> None:

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_edge.verifiers.blocks.balance import measure_balance
-from fleet_edge.verifiers.blocks.layout import BLOCK, FOUR, TILE
 from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, multiply, variants
 from fleet_edge.verifiers.blocks.weights import Weights, pack
 
@@ -187,11 +185,3 @@ def test_a_processor_with_fewer_features_takes_other_kernels_with_the_same_bits(
     numbers, *chosen = run(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES=features)
     assert chosen == wanted
     assert numbers == run()[0]
-
-
-def test_the_balance_of_a_machine_is_measured() -> None:
-    found = measure_balance(variant=variants()[0], size=1 << 20)
-    assert found.variant == variants()[0]
-    assert found.rows > 0
-    # With one row as well, no more weights are read a second than are multiplied.
-    assert found.bytes / FOUR.block_bytes * TILE * BLOCK < 2 * found.multiply_adds
