@@ -26,9 +26,9 @@ from fleet_admin.models.prepare import SMOLLM2
 from fleet_admin.models.prompts import read_prompts
 from fleet_cli.commands import program
 from fleet_cli.demo_processes import (
-    Answer,
     DemoBroker,
     StartedProcess,
+    StreamedAnswer,
     demo_broker,
     demo_dashboard,
     device_service,
@@ -116,12 +116,12 @@ def check_report_file(path: Path | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class PlanFigures:
     tokens_per_s: float
     bytes_per_token: float  # payload, both ways
 
     @classmethod
-    def of(cls, answer: Answer) -> "Measured":
+    def of(cls, answer: StreamedAnswer) -> "PlanFigures":
         sent = answer.summary["uplink_bytes"] + answer.summary["downlink_bytes"]
         return cls(round(answer.tokens_per_s, 1), round(sent / max(1, answer.tokens), 1))
 
@@ -131,9 +131,9 @@ class Comparison:
     """One device with one target, by the way in which it generates."""
 
     target: str
-    edge_only: Measured
-    drafting: Measured
-    chosen: Measured
+    edge_only: PlanFigures
+    drafting: PlanFigures
+    chosen: PlanFigures
     plan: str  # the choice
 
 
@@ -166,7 +166,7 @@ def plan_of(summary: Mapping[str, Any]) -> str:
 _EDGE_ONLY: Final = "stream"  # as the API has it
 
 
-def answer_row(device: str, answer: Answer) -> dict[str, Any]:
+def answer_row(device: str, answer: StreamedAnswer) -> dict[str, Any]:
     """Return the figures of one device's answer; bytes are payload."""
     summary, tokens = answer.summary, max(1, answer.tokens)
     return {
@@ -220,19 +220,19 @@ class _Fleet:
             self.edge.child.end()
             raise CommandError(f"The edge has ended: {self.edge.child.cause}")
 
-    def stream(self, device: str, prompt: str, **options: object) -> Iterator[Answer]:
+    def stream(self, device: str, prompt: str, **options: object) -> Iterator[StreamedAnswer]:
         """Yield a device's growing answer."""
         return stream_answer(self.ports[device], prompt, raw=self.raw, **options)
 
-    def ask(self, device: str, prompt: str, **options: object) -> Answer:
+    def ask(self, device: str, prompt: str, **options: object) -> StreamedAnswer:
         """Return a device's whole answer."""
         *_, answer = self.stream(device, prompt, **options)
         return answer
 
 
-def stream_all(fleet: _Fleet, prompts: Mapping[str, str], **options: object) -> dict[str, Answer]:
+def stream_all(fleet: _Fleet, prompts: Mapping[str, str], **options: object) -> dict[str, StreamedAnswer]:
     """Show the answers of several devices while they grow; return them."""
-    news: queue.SimpleQueue[tuple[str, Answer | BaseException | None]] = queue.SimpleQueue()
+    news: queue.SimpleQueue[tuple[str, StreamedAnswer | BaseException | None]] = queue.SimpleQueue()
 
     def follow(device: str, prompt: str) -> None:
         try:
@@ -242,7 +242,7 @@ def stream_all(fleet: _Fleet, prompts: Mapping[str, str], **options: object) -> 
         except BaseException as error:  # noqa: BLE001 - raised again on the demo's thread
             news.put((device, error))
 
-    answers = dict.fromkeys(prompts, Answer())
+    answers = dict.fromkeys(prompts, StreamedAnswer())
     for device, prompt in prompts.items():
         threading.Thread(target=follow, args=(device, prompt), daemon=True).start()
     running = set(prompts)
@@ -255,7 +255,7 @@ def stream_all(fleet: _Fleet, prompts: Mapping[str, str], **options: object) -> 
                 continue
             if new is None:
                 running.discard(device)
-            elif isinstance(new, Answer):
+            elif isinstance(new, StreamedAnswer):
                 answers[device] = new
                 show(Group(*(_panel(name, prompts[name], answer) for name, answer in answers.items())))
             else:
@@ -275,7 +275,7 @@ def _live(console: Console) -> Iterator[Callable[[RenderableType], None]]:
         yield live.update
 
 
-def _panel(device: str, prompt: str, answer: Answer, *, whole: bool = False) -> Panel:
+def _panel(device: str, prompt: str, answer: StreamedAnswer, *, whole: bool = False) -> Panel:
     text = printable(answer.text if whole else answer.text[-_SHOWN:])
     title = Text(f"{device}: {printable(prompt)}", overflow="ellipsis", no_wrap=True)
     return Panel(Text(text), title=title, title_align="left", subtitle=f"{answer.tokens_per_s:.1f} tokens/s")
@@ -318,7 +318,7 @@ def interrupt(fleet: _Fleet, device: str, prompt: str, max_tokens: int) -> Inter
     options = {"mode": Mode.COUPLED.value, "seed": random_seed() >> 12, "max_tokens": max_tokens}
     fleet.console.print("One answer without a disturbance, and once more while the edge is killed (SIGKILL) …")
     undisturbed = fleet.ask(device, prompt, **options)
-    killed_after, away_s, answer = 0, 0.0, Answer()
+    killed_after, away_s, answer = 0, 0.0, StreamedAnswer()
     for answer in fleet.stream(device, prompt, **options):
         if not killed_after and answer.tokens >= undisturbed.tokens // 2:
             killed_after, started = answer.tokens, time.monotonic()
@@ -348,7 +348,9 @@ def compare(fleet: _Fleet, name: str, prompt: str, *, choosing: str, drafting: s
     edge_only = fleet.ask(choosing, prompt, speculation="off", **options)
     drafts = [fleet.ask(drafting, prompt, **options) for _ in range(2)][-1]
     chosen = fleet.ask(choosing, prompt, **options)
-    return Comparison(name, Measured.of(edge_only), Measured.of(drafts), Measured.of(chosen), plan_of(chosen.summary))
+    return Comparison(
+        name, PlanFigures.of(edge_only), PlanFigures.of(drafts), PlanFigures.of(chosen), plan_of(chosen.summary)
+    )
 
 
 def write_device_file(path: Path, fleet: _Fleet, model: str, models: Path) -> None:

@@ -229,7 +229,7 @@ def _plain(wanted: str, description: Broker) -> tuple[str, ThrowAwayBroker]:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StreamedAnswer:
     """What a device has answered so far; `summary` is there once the answer is complete."""
 
     text: str = ""
@@ -243,14 +243,14 @@ class Answer:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
-def stream_answer(port: int, prompt: str, *, raw: bool = False, **options: object) -> Iterator[Answer]:
+def stream_answer(port: int, prompt: str, *, raw: bool = False, **options: object) -> Iterator[StreamedAnswer]:
     """Ask a device over its HTTP API and yield the growing answer; raises `CommandError` if it fails."""
     path = "/v1/completions" if raw else "/v1/chat/completions"
     asked = {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
     usage = {"include_usage": True, "continuous_usage_stats": True}
     body = {"model": "fleet", **asked, "stream": True, "stream_options": usage, **options}
     connection = http.client.HTTPConnection(_HOST, port, timeout=_REPLY_S)
-    answer, started = Answer(), time.monotonic()
+    answer, started = StreamedAnswer(), time.monotonic()
     try:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         reply = connection.getresponse()

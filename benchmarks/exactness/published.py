@@ -113,7 +113,7 @@ class Writer:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PublishedVerdict:
     name: str
     what: str
     texts: int
@@ -126,7 +126,7 @@ class Verdict:
         return (self.p >= ALARM) == self.exact
 
 
-def hold(name: str, *, texts: int, first_seed: int) -> Verdict:
+def hold(name: str, *, texts: int, first_seed: int) -> PublishedVerdict:
     """Generate with one variant, and test against the target distribution."""
     way = WAYS[name]
     expected = fold_ends(ToyPair.standard().target.joint(PROMPT, length=LENGTH, policy=_policy(0)), END_TOKENS)
@@ -136,7 +136,7 @@ def hold(name: str, *, texts: int, first_seed: int) -> Verdict:
         text = writer.write(_policy(seed))
         counts[(*text, *[text[-1]] * (LENGTH - len(text)))] += 1
     found, wanted = counts.ravel(), expected.ravel()
-    return Verdict(name, way.what, texts, p_value(found, wanted), total_variation(found, wanted), way.exact)
+    return PublishedVerdict(name, way.what, texts, p_value(found, wanted), total_variation(found, wanted), way.exact)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

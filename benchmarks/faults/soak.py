@@ -40,7 +40,7 @@ _DEVICES: Final = "devices"
 
 
 @dataclass(slots=True)
-class Memory:
+class ResidentMemory:
     samples: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
 
     def take(self, name: str, pid: int, at: float) -> None:
@@ -118,7 +118,7 @@ class _Soak:
     rng: random.Random
     warm_up_s: float
     seconds: float
-    memory: Memory = field(default_factory=Memory)
+    memory: ResidentMemory = field(default_factory=ResidentMemory)
     struck: dict[str, int] = field(default_factory=dict)
     moments: list[tuple[str, float]] = field(default_factory=list)
     stuck: dict[str, int] = field(default_factory=dict)

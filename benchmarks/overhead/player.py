@@ -131,7 +131,7 @@ class ReplayTally:
     wrong: int = 0
 
 
-class Connection:
+class ReplayConnection:
     def __init__(self, port: int, fleet: str, name: str, edge: str, tally: ReplayTally) -> None:
         self.tally = tally
         self._edge = edge
@@ -169,7 +169,7 @@ class Connection:
         self.tally.times_s.append(time.perf_counter() - self._sent_at)
 
 
-class Echoed(Connection):
+class Echoed(ReplayConnection):
     """Sends anything, to an edge that sends it back."""
 
     def begin(self) -> None:
@@ -182,7 +182,7 @@ class Echoed(Connection):
         self.send_draft(bytes(_ECHO_BYTES))
 
 
-class Played(Connection):
+class Played(ReplayConnection):
     """Replays sessions, one after another, forever."""
 
     def __init__(
@@ -235,7 +235,7 @@ class Played(Connection):
 class Player(AbstractContextManager["Player"]):
     """Connections that are served together."""
 
-    def __init__(self, connections: Sequence[Connection]) -> None:
+    def __init__(self, connections: Sequence[ReplayConnection]) -> None:
         self._connections = connections
         self._selector = selectors.DefaultSelector()
         for connection in connections:

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from benchmarks.harness import Bench, Goal, Report, at_least, at_most, cpu_s, number_of, say, table
-from benchmarks.overhead.player import Connection, Echoed, Played, PlayedSession, Player, ReplayTally, play
+from benchmarks.overhead.player import Echoed, Played, PlayedSession, Player, ReplayConnection, ReplayTally, play
 from benchmarks.processes import Identity, Program, scripted_edge
 from fleet_common.logs import Event
 from schemas.policy import Mode
@@ -66,7 +66,7 @@ def _goals(answers: Sequence[dict[str, Any]], loads: Sequence[dict[str, Any]]) -
 def _answers(bench: Bench, port: int, sessions: Sessions) -> list[dict[str, Any]]:
     """Time answers of an echo and of the edge in each mode, in turns; each by one device."""
     tallies = {name: ReplayTally() for name in ("echo", *sessions)}
-    connections: dict[str, Connection] = {"echo": Echoed(port, bench.fleet, _name(), _ECHO, tallies["echo"])}
+    connections: dict[str, ReplayConnection] = {"echo": Echoed(port, bench.fleet, _name(), _ECHO, tallies["echo"])}
     for mode, played in sessions.items():
         connections[mode] = Played(port, bench.fleet, _name(), _EDGE, tallies[mode], sessions=played, first=0)
     players = {name: Player([connection]) for name, connection in connections.items()}

@@ -25,7 +25,7 @@ class ModelFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class LayerShape:
+class KvShape:
     kv_heads: int
     key_dim: int  # numbers of a key, per head
     value_dim: int  # numbers of a value, per head
@@ -53,7 +53,7 @@ class ModelFacts:
     context: int  # tokens that it was trained for; 0 if unknown
     parameters: int
     weight_bytes: int  # as stored
-    layers: Sequence[LayerShape]
+    layers: Sequence[KvShape]
     refusal: str = ""  # why it cannot be used, as the end of a sentence; empty if it can
 
     def kv_bytes(self, *, tokens: int, number_bytes: int) -> int:
@@ -69,13 +69,13 @@ _LONGEST_HEADER: Final = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class FolderWeights:
+class FolderTensors:
     parameters: int  # number of elements
     bytes: int  # as stored
     number_format: str  # the most common one, such as BF16
 
 
-def read_weights(folder: Path) -> FolderWeights:
+def read_weights(folder: Path) -> FolderTensors:
     """Read the headers of a folder's weights; raises `ModelUnreadable` if one is missing or truncated."""
     elements = Counter[str]()
     total = 0
@@ -85,7 +85,7 @@ def read_weights(folder: Path) -> FolderWeights:
             total += bytes_
     if not elements:
         raise ModelUnreadable(f"The weights in {folder} have no tensor; fetch the model again.")
-    return FolderWeights(elements.total(), total, elements.most_common(1)[0][0])
+    return FolderTensors(elements.total(), total, elements.most_common(1)[0][0])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -190,7 +190,7 @@ def _refusal(config: Any) -> str:  # noqa: ANN401 - transformers has no type inf
     return f"has layers of kind {', '.join(foreign)}, which take no tokens back" if foreign else ""
 
 
-def _layers(config: Any, folder: Path) -> tuple[LayerShape, ...]:  # noqa: ANN401
+def _layers(config: Any, folder: Path) -> tuple[KvShape, ...]:  # noqa: ANN401
     try:
         heads = int(config.num_attention_heads)
         kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
@@ -200,9 +200,7 @@ def _layers(config: Any, folder: Path) -> tuple[LayerShape, ...]:  # noqa: ANN40
         raise ModelUnreadable(f"The config.json of {folder} does not say which layers it has.") from error
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * count
-    return tuple(
-        LayerShape(kv_heads, dim, dim, window if kind == "sliding_attention" else None) for kind in kinds[:count]
-    )
+    return tuple(KvShape(kv_heads, dim, dim, window if kind == "sliding_attention" else None) for kind in kinds[:count])
 
 
 def _template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
@@ -295,7 +293,7 @@ def _number_format(header: GgufHeader) -> str:
     return names.get(sizes.most_common(1)[0][0], "unknown")
 
 
-def layers_of(header: GgufHeader, path: Path) -> tuple[LayerShape, ...]:
+def layers_of(header: GgufHeader, path: Path) -> tuple[KvShape, ...]:
     """Return what each layer stores per token; raises `ModelUnreadable` if the header does not say."""
     count = header.number("block_count") - header.number("nextn_predict_layers")
     heads = _by_layer(header, "attention.head_count", count)
@@ -310,9 +308,9 @@ def layers_of(header: GgufHeader, path: Path) -> tuple[LayerShape, ...]:
     key_slides = header.number("attention.key_length_swa", key)
     value_slides = header.number("attention.value_length_swa", value)
     layers = [
-        LayerShape(kv_heads[layer], key_slides, value_slides, window)
+        KvShape(kv_heads[layer], key_slides, value_slides, window)
         if window and slides[layer]
-        else LayerShape(kv_heads[layer], key, value)
+        else KvShape(kv_heads[layer], key, value)
         for layer in range(count)
     ]
     shared = header.number("attention.shared_kv_layers")  # the last layers look at what others have stored

@@ -62,11 +62,11 @@ class SessionDriver:
     context: RequestContext = field(default_factory=RequestContext)
     on_local: Callable[[Close], None] = lambda _close: None
     claim: Callable[[int], bool] = lambda _handle: True
-    closing: "Closing" = field(init=False)
+    closing: "SessionEnd" = field(init=False)
     first_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.closing = Closing(self.session, self.outbound, self.retry.clock)
+        self.closing = SessionEnd(self.session, self.outbound, self.retry.clock)
 
     @property
     def done(self) -> bool:
@@ -296,7 +296,7 @@ class SessionDriver:
 
 
 @dataclass(slots=True)
-class Closing:
+class SessionEnd:
     """The end of a session: its Close, and the wait for the edge's confirmation.
 
     `sent` is the last Close that was sent, or is to be sent to the next edge that is online.

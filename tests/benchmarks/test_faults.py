@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.faults.fleet import Disk, EndedText, FaultTally, disagreements
-from benchmarks.faults.soak import Memory
+from benchmarks.faults.soak import ResidentMemory
 from benchmarks.faults.writer import verdict
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import require_mosquitto
@@ -132,14 +132,16 @@ def test_a_full_disk_has_no_room_until_it_is_freed(user: str, tmp_path: Path, mo
 
 
 def test_many_samples_are_thinned_to_medians() -> None:
-    memory = Memory({"edge-1": [(1, float(second), 100.0 + (second % 3 == 0) * 50.0) for second in range(3000)]})
+    memory = ResidentMemory(
+        {"edge-1": [(1, float(second), 100.0 + (second % 3 == 0) * 50.0) for second in range(3000)]}
+    )
     points = memory.points("edge-1", since=0.0)
     assert 300 <= len(points) <= 400
     assert {megabytes for _, megabytes in points} == {100.0}
 
 
 def test_a_process_that_has_ended_is_left_out() -> None:
-    memory = Memory()
+    memory = ResidentMemory()
     memory.take("self", os.getpid(), 1.0)
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from fleet_admin.models.facts import LayerShape, folder_facts, gguf_facts, layers_of
+from fleet_admin.models.facts import KvShape, folder_facts, gguf_facts, layers_of
 from fleet_admin.models.files import ModelUnreadable
 from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_device.drafters.model_file import GgufModel
@@ -77,7 +77,7 @@ def test_layers_that_differ_are_each_counted(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.close()
     found = layers_of(read_header(path), path)
-    assert found == (LayerShape(2, 8, 8, 10), LayerShape(2, 8, 8, 10), LayerShape(1, 32, 16))
+    assert found == (KvShape(2, 8, 8, 10), KvShape(2, 8, 8, 10), KvShape(1, 32, 16))
 
 
 def test_a_model_in_several_files_is_read_whole(tmp_path: Path) -> None:
