@@ -84,7 +84,7 @@ def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> 
             with httpx.stream(
                 "POST", f"{url}/v1/completions", json={**ask, "stream": True}, timeout=PATIENCE_S
             ) as reply:
-                lines = (line.removeprefix("data: ") for line in reply.iter_lines() if line)
+                lines = (line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: "))
                 text += json.loads(next(lines))["choices"][0]["text"]
                 process.send_signal(signal.SIGTERM)
                 *chunks, done = lines

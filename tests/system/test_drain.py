@@ -86,7 +86,7 @@ def test_another_edge_goes_on_with_the_session_of_one_that_ends(
 
     def end_the_serving_edge(length: int) -> None:
         if length >= DISTURB_AT and not ended:
-            until(lambda: len(whole.rows(OPEN)) == 1)
+            until(lambda: len(whole.rows(OPEN)) == 1, patience_s=PATIENCE_S)
             ended.append(str(whole.rows(OPEN)[0]["edge"]))
             edges[ended[0]].end(number)
 
@@ -141,7 +141,7 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
         until(lambda: status(url) == "ok", patience_s=PATIENCE_S)
         ask["seed"] = long_seed(url, ASK)
         with httpx.stream("POST", f"{url}/v1/completions", json={**ask, "stream": True}, timeout=PATIENCE_S) as reply:
-            lines = (line.removeprefix("data: ") for line in reply.iter_lines() if line)
+            lines = (line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: "))
             assert json.loads(next(lines))["choices"]
             asking.start()
             until(lambda: httpx.get(f"{url}/healthz").json()["sessions"]["waiting"] == 1)
