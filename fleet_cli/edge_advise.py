@@ -27,7 +27,6 @@ from fleet_admin.advice import (
     sources,
     traffic_of,
 )
-from fleet_cli.models_report import balance_sentence
 from fleet_cli.options import with_settings
 from fleet_cli.tables import Column, plain, print_table
 from fleet_device.pacing.contract import Plan
@@ -101,6 +100,10 @@ def show_findings(workload: Workload, found: EdgeFindings, drafts: DraftFigures,
         f"{level.gap_s * 1e3:.0f} ms, this edge serves {_devices(workload, found.holds)} that generate at once and "
         f"choose how, and {_devices(workload, found.holds_streaming)} with edge-only decoding.\n"
     )
+
+
+def balance_sentence(tokens: int) -> str:
+    return f"Up to {tokens} tokens of one request take at most twice as long as one: more draft tokens cost time."
 
 
 def verdict(found: EdgeFindings) -> str:

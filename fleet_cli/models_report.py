@@ -6,6 +6,7 @@ from typing import Any, Final
 from fleet_admin.models.acceptance import LONGEST_DRAFT, MeasuredPair, PairAcceptance
 from fleet_admin.models.facts import ModelFacts
 from fleet_admin.models.pair import UNIT, CheckedPair, EngineMemory, device_need, edge_needs, file_bytes
+from fleet_cli.edge_advise import balance_sentence
 from fleet_cli.tables import Column, print_table
 from schemas.printable import printable_line
 
@@ -72,10 +73,6 @@ def show_measured(found: Measured) -> None:
         f"({steps['runs_on']}). {balance_sentence(steps['balance_tokens'])}",
         flush=True,
     )
-
-
-def balance_sentence(tokens: int) -> str:
-    return f"Up to {tokens} tokens of one request take at most twice as long as one: more draft tokens cost time."
 
 
 _CLAIMS: Final[list[Column[tuple[str, str]]]] = [

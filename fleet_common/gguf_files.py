@@ -9,13 +9,16 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
+from fleet_common.extras import install_command
 from schemas.errors import FleetError
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -39,7 +42,7 @@ class Tensor:
     """Place of a tensor; its shape begins with the slowest dimension."""
 
     file: Path
-    kind: GGMLQuantizationType
+    kind: "GGMLQuantizationType"
     shape: tuple[int, ...]
     offset: int
     nbytes: int
@@ -116,6 +119,8 @@ def damaged(path: Path) -> GgufUnreadable:
 
 def _parse(path: Path) -> tuple[GgufHeader, dict[str, tuple[int, int]]]:
     """Return the header of one file, and where the fields of its metadata begin and end."""
+    if find_spec("gguf") is None:
+        raise GgufUnreadable(f"Reading a GGUF needs the package gguf; install it with: {install_command('edge')}")
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
@@ -135,6 +140,8 @@ class _Parser:
         self._path, self._data, self._at = path, data, len(_MAGIC)
 
     def parse(self) -> tuple[GgufHeader, dict[str, tuple[int, int]]]:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415 - some extras lack it
+
         version, count, pairs = self._unpack("IQQ")
         if version not in _VERSIONS:
             raise GgufUnreadable(
@@ -152,8 +159,10 @@ class _Parser:
         begin = -(-self._at // step) * step
         tensors = dict[str, Tensor]()
         for name, kind, shape, offset in found:
-            elements, size = GGML_QUANT_SIZES[kind]
-            tensor = Tensor(self._path, kind, shape, begin + offset, prod(shape) // elements * size)
+            elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            tensor = Tensor(
+                self._path, GGMLQuantizationType(kind), shape, begin + offset, prod(shape) // elements * size
+            )
             if shape[-1] % elements:
                 raise damaged(self._path)
             if tensor.offset + tensor.nbytes > len(self._data):
@@ -161,13 +170,13 @@ class _Parser:
             tensors[name] = tensor
         return GgufHeader(metadata, tensors), places
 
-    def _tensor(self) -> tuple[str, GGMLQuantizationType, tuple[int, ...], int]:
+    def _tensor(self) -> tuple[str, int, tuple[int, ...], int]:
         name, (dimensions,) = self._string(), self._unpack("I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise damaged(self._path)
         shape = self._unpack(f"{dimensions}Q")
         kind, offset = self._unpack("IQ")
-        return name, GGMLQuantizationType(kind), tuple(reversed(shape)), offset
+        return name, kind, tuple(reversed(shape)), offset
 
     def _value(self, kind: int) -> Any:  # noqa: ANN401
         if kind == _STRING:
