@@ -85,7 +85,7 @@ class InferenceServer:
         listening.bind(("127.0.0.1", self.port))
         self.port = listening.getsockname()[1]
         listening.listen(256)
-        self._server = _MortalServer(uvicorn.Config(self._app(), log_level="critical", lifespan="off"))
+        self._server = _MortalServer(uvicorn.Config(self._app(), log_config=None, lifespan="off"))
         self._thread = threading.Thread(target=self._serve, args=(self._server, listening), name="inference-server")
         self._thread.start()
         return self
