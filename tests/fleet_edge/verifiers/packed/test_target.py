@@ -148,18 +148,12 @@ def test_a_folder_that_holds_no_whole_model(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"hello", "GGUF"),
-        *(
-            (b"GGUF" + rest, "is damaged")
-            for rest in (b"", b"\x03", struct.pack("<IQQ", 3, 1 << 40, 1 << 40), b"\xff" * 64)
-        ),
-    ],
+    "content",
+    [b"hello", b"GGUF", b"GGUF\x03", b"GGUF" + struct.pack("<IQQ", 3, 1 << 40, 1 << 40), b"GGUF" + b"\xff" * 64],
 )
-def test_a_gguf_that_is_damaged(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_gguf_that_is_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.gguf").write_bytes(content)
-    _refused(tmp_path / "model.gguf", UnsupportedModel, said)
+    _refused(tmp_path / "model.gguf", UnsupportedModel, "GGUF")
 
 
 def test_a_gguf_without_tokenizer_or_weights(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_with_the_server_away_a_step_says_so_and_succeeds_when_it_is_back() -> N
 
 
 def test_a_step_ends_in_time_though_the_server_does_not_answer() -> None:
-    with steps_of(0.5), server() as one, asking(one, request_s=0.2) as verifier:
+    with steps_of(1.5), server() as one, asking(one, request_s=1.0) as verifier:
         opened(verifier)
         one.fault = Fault(hangs=True)
         before = time.monotonic()
