@@ -78,7 +78,7 @@ class Expectation:
                 found = coupled(p, q)
             else:
                 found = residual(p, {token: prob / reach for token, prob in q.items()})
-            if reach in (None, 1.0):  # others hardly repeat
+            if reach in (None, 1.0):  # others rarely repeat
                 self._known[state, reach] = found
         return found
 

@@ -91,7 +91,7 @@ def compiled(function: Callable[..., Any], *, parallel: bool = False) -> Callabl
     folder = _folder()
     if folder is not None:
         before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(folder / ("parallel" if parallel else "serial"))  # numba ignores options
+        numba.config.CACHE_DIR = str(folder / ("parallel" if parallel else "serial"))  # the key of numba lacks the options
         try:
             dispatcher._cache = _Cache(function)  # noqa: SLF001 - what `cache=True` does
         finally:

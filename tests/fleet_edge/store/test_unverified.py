@@ -47,10 +47,10 @@ def test_an_unknown_close_with_unverified_tokens_is_kept_as_long_as_a_session(st
     day = 86_400.0
     for number in range(20):
         at = after(-4 * day * number)
-        told = samples.reported(session=f"{number:016x}", counters=ALONE, app="meter", at=at)
-        store.apply([told])
+        record = samples.reported(session=f"{number:016x}", counters=ALONE, app="meter", at=at)
+        store.apply([record])
         if number % 2:
-            store.apply([told])  # the device repeats what is not confirmed
+            store.apply([record])  # the device repeats what is not confirmed
     jobs = EdgeJobs(
         store,
         expire_leases=lambda: None,
