@@ -91,7 +91,8 @@ def compiled(function: Callable[..., Any], *, parallel: bool = False) -> Callabl
     folder = _folder()
     if folder is not None:
         before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(folder / ("parallel" if parallel else "serial"))  # the key of numba lacks the options
+        # A folder for each, since numba's key lacks the options.
+        numba.config.CACHE_DIR = str(folder / ("parallel" if parallel else "serial"))
         try:
             dispatcher._cache = _Cache(function)  # noqa: SLF001 - what `cache=True` does
         finally:
