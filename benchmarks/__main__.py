@@ -33,6 +33,7 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "schemas": ("schemas", "A collection of JSON schemas, asked of a device: valid, refused or wrong answers."),
     "serving": ("serving", "Speed of a fleet and of llama.cpp's server, as the load generator guidellm sees it."),
     "large": ("large.suite", "A 7B target on this machine, devices of several speeds, and llama.cpp's server."),
+    "machines": ("machines", "Devices up to which drafts pay, by machine and target: computed, not measured."),
     "pacing": ("pacing", "Tokens per second under plans that devices choose, and under fixed ones."),
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),
     "engines blocks": ("engines.blocks", "Tokens of a round with drafts verified as blocks, and token by token."),
