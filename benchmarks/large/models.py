@@ -1,9 +1,9 @@
 """Random models in real shapes: GGUFs whose speed is that of the real ones, and whose greedy text is known.
 
-Each token's embedding is a row of random signs, and the output projection has these rows in another order. What the
-layers add to an embedding is small, so that the likeliest token after t is `successor[t]`, a walk through the whole
-vocabulary. A draft model follows the same walk, but for the share of the tokens that it is to get wrong. All layers
-have the same random weights, so a file is made in about the time that the disk takes.
+Each token's embedding is a row of random signs, and the output projection has these rows in another order. What all
+layers together add to an embedding is small, so that the likeliest token after t is `successor[t]`, a walk through the
+whole vocabulary. A draft model follows the same walk, but for the share of the tokens that it is to get wrong. All
+layers have the same random weights, so a file is made in about the time that the disk takes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +50,7 @@ class Shape:
 
 SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
     {
-        "tiny": Shape(2, 256, 512, 4, 2),
+        "tiny": Shape(24, 256, 512, 4, 2),
         "0.5b": Shape(24, 896, 4_864, 14, 2),
         "1.5b": Shape(28, 1_536, 8_960, 12, 2),
         "3b": Shape(36, 2_048, 11_008, 16, 2),
@@ -134,7 +134,8 @@ def _tensors(its: Shape, file: str, following: NDArray[np.int64]) -> Iterable[tu
     if its.hidden % 256:
         finest = Kind.Q8_0
     signs = random.integers(0, 256, (VOCABULARY, its.hidden // 8), dtype=np.uint8)
-    yield "token_embd.weight", _of_signs(usual, signs), usual
+    # As large as there are layers: these have the same weights, so what they add goes in one direction.
+    yield "token_embd.weight", _of_signs(usual, signs, its.layers), usual
     before = np.argsort(following)
     yield "output.weight", _of_signs(finest, signs[before]), finest
     yield "output_norm.weight", np.full(its.hidden, _LOGIT / its.hidden, np.float32), None
@@ -213,41 +214,41 @@ _RANDOM: Final[Mapping[Kind, Callable[[np.random.Generator, int, int, float], By
 )
 
 
-def _of_signs(kind: Kind, signs: Bytes) -> Bytes:
-    """Return rows of weights of 1 where a bit is set and of -1 elsewhere."""
+def _of_signs(kind: Kind, signs: Bytes, size: float = 1.0) -> Bytes:
+    """Return rows of weights of `size` where a bit is set and of `-size` elsewhere."""
     chunks = []
     for begin in range(0, len(signs), _CHUNK):
         some = signs[begin : begin + _CHUNK]
-        chunks.append(_rows(_SIGNED[kind](np.unpackbits(some, axis=1)), len(some)))
+        chunks.append(_rows(_SIGNED[kind](np.unpackbits(some, axis=1), size), len(some)))
     return np.concatenate(chunks)
 
 
-def _signed_q4_0(bits: Bytes) -> Iterable[NDArray[Any]]:
+def _signed_q4_0(bits: Bytes, size: float) -> Iterable[NDArray[Any]]:
     values = (1 + 14 * bits).reshape(-1, 2, 16)
-    return _half(1 / 7, len(values)), values[:, 0] | values[:, 1] << 4
+    return _half(size / 7, len(values)), values[:, 0] | values[:, 1] << 4
 
 
-def _signed_q8_0(bits: Bytes) -> Iterable[NDArray[Any]]:
+def _signed_q8_0(bits: Bytes, size: float) -> Iterable[NDArray[Any]]:
     values = np.where(bits, 127, -127).astype(np.int8).reshape(-1, 32)
-    return _half(1 / 127, len(values)), values.view(np.uint8)
+    return _half(size / 127, len(values)), values.view(np.uint8)
 
 
-def _signed_q4_k(bits: Bytes) -> Iterable[NDArray[Any]]:
+def _signed_q4_k(bits: Bytes, size: float) -> Iterable[NDArray[Any]]:
     values = (15 * bits).reshape(-1, 4, 2, 32)
     blocks = len(values)
     nibbles = (values[:, :, 0] | values[:, :, 1] << 4).reshape(blocks, 128)
-    return _half(1 / 7.5, blocks), _half(1.0, blocks), np.broadcast_to(_SCALES_K, (blocks, 12)), nibbles
+    return _half(size / 7.5, blocks), _half(size, blocks), np.broadcast_to(_SCALES_K, (blocks, 12)), nibbles
 
 
-def _signed_q6_k(bits: Bytes) -> Iterable[NDArray[Any]]:
+def _signed_q6_k(bits: Bytes, size: float) -> Iterable[NDArray[Any]]:
     # 63 or 1, as low and high bits: a block has two halves of four times 32 weights.
     low, high = (1 + 14 * bits).reshape(-1, 2, 4, 32), (3 * bits).reshape(-1, 2, 4, 32)
     blocks = len(low)
     nibbles = (low[:, :, :2] | low[:, :, 2:] << 4).reshape(blocks, 128)
     tops = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(blocks, 64)
-    return nibbles, tops, np.ones((blocks, 16), np.uint8), _half(1 / 31, blocks)
+    return nibbles, tops, np.ones((blocks, 16), np.uint8), _half(size / 31, blocks)
 
 
-_SIGNED: Final[Mapping[Kind, Callable[[Bytes], Iterable[NDArray[Any]]]]] = MappingProxyType(
+_SIGNED: Final[Mapping[Kind, Callable[[Bytes, float], Iterable[NDArray[Any]]]]] = MappingProxyType(
     {Kind.Q4_0: _signed_q4_0, Kind.Q8_0: _signed_q8_0, Kind.Q4_K: _signed_q4_k, Kind.Q6_K: _signed_q6_k}
 )
