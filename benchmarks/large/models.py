@@ -179,6 +179,16 @@ def _half(value: float, blocks: int) -> Bytes:
     return np.full((blocks, 1), value, dtype="<f2").view(np.uint8)
 
 
+def _both_ways(value: float, blocks: int) -> Bytes:
+    """Return scales of alternating sign: the mean of a block's random integers is half of one below zero.
+
+    Without that, all outputs have a part in common, which grows from layer to layer.
+    """
+    scales = _half(value, blocks).view("<f2")
+    scales[1::2] *= -1
+    return scales.view(np.uint8)
+
+
 def _noise(random: np.random.Generator, blocks: int, size: int) -> Bytes:
     return np.frombuffer(random.bytes(blocks * size), dtype=np.uint8).reshape(blocks, size)
 
@@ -189,12 +199,12 @@ def _rows(blocks: Iterable[NDArray[Any]], rows: int) -> Bytes:
 
 def _random_q4_0(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
     blocks = rows * columns // 32
-    return _rows((_half(spread / 4.6, blocks), _noise(random, blocks, 16)), rows)
+    return _rows((_both_ways(spread / 4.6, blocks), _noise(random, blocks, 16)), rows)
 
 
 def _random_q8_0(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
     blocks = rows * columns // 32
-    return _rows((_half(spread / 73.9, blocks), _noise(random, blocks, 32)), rows)
+    return _rows((_both_ways(spread / 73.9, blocks), _noise(random, blocks, 32)), rows)
 
 
 def _random_q4_k(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
@@ -206,7 +216,7 @@ def _random_q4_k(random: np.random.Generator, rows: int, columns: int, spread: f
 def _random_q6_k(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
     blocks = rows * columns // 256
     scales = np.ones((blocks, 16), np.uint8)
-    return _rows((_noise(random, blocks, 192), scales, _half(spread / 18.5, blocks)), rows)
+    return _rows((_noise(random, blocks, 192), scales, _both_ways(spread / 18.5, blocks)), rows)
 
 
 _RANDOM: Final[Mapping[Kind, Callable[[np.random.Generator, int, int, float], Bytes]]] = MappingProxyType(
