@@ -27,13 +27,8 @@ A setting is read from, in this order: a flag, an environment variable, the TOML
 | environment | the prefix of the table and the name in capitals, with `__` for a dot: `FLEET_DEVICE_BROKER__HOST` |
 | TOML file | `NAME`; with a dot, in a section: `host` below `[broker]`. The file is named by `--config` or the prefix and `CONFIG`: `FLEET_EDGE_CONFIG` |
 
-`fleet device run`, `generate`, `chat`, `doctor` and `selftest` take the device's flags, `fleet edge run` the edge's, `fleet edge selftest` those that it
-needs, `fleet admin serve` the dashboard's.
-
 Secrets have no flag, because every user of a machine can see the flags of its processes. Put them, and a URL `db` with a password, in a file that only the
 program may read, or in a variable.
-
-All invalid settings are reported together before a model is loaded, each with its value and source.
 """  # noqa: E501 - tables and paragraphs of a page
 EVENTS_HEAD = """# Events
 
@@ -115,12 +110,12 @@ def events_page() -> str:
     parts = [EVENTS_HEAD]
     for severity, title in SEVERITIES.items():
         rows = [
-            f"| `{each.kind}/{each.code}` | {each.meaning} |"
+            f"- `{each.kind}/{each.code}`: {each.meaning}"
             for kind in EventKind
             for each in EVENT_CODES
             if each.kind is kind and each.severity is severity
         ]
-        parts.append("\n".join([f"\n## {title}\n", "| kind/code | meaning |", "| --- | --- |", *rows, ""]))
+        parts.append("\n".join([f"\n## {title}\n", *rows, ""]))
     return "".join(parts)
 
 
