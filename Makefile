@@ -8,7 +8,7 @@ PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
 unexport PYTHONDONTWRITEBYTECODE
 FAST := not (broker or models or postgres or root or slow or exhaustive)
 
-.PHONY: demo bench check test test-all lint format clean
+.PHONY: demo bench check test test-all lint docs format clean
 
 demo:            ## A whole fleet on this machine, until Ctrl-C. Options: make demo ARGS="--devices 5 --once"
 	@scripts/setup demo
@@ -43,6 +43,10 @@ lint:            ## Style, types and the import layers.
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+docs:            ## The documentation as a site in build/site, with the Python reference.
+	@test -x build/docs/bin/mkdocs || { $(PYTHON) -m venv build/docs && build/docs/bin/pip install -q -c constraints.txt '.[docs]'; }
+	@build/docs/bin/mkdocs build --strict
 
 format:
 	.venv/bin/ruff check --fix .
