@@ -4,7 +4,6 @@ Names follow those that vLLM and llama.cpp share, with a prefix of our own. No m
 session: those are in the session log.
 """
 
-from pathlib import Path
 from typing import Final
 
 from fleet_common.metrics import PREFIX, Metric, MetricKind
@@ -80,31 +79,3 @@ INFO = _gauge("build_info", "Software of this edge; the value is always 1.", "ve
 
 CATALOGUE: Final[tuple[Metric, ...]] = tuple(each for each in list(globals().values()) if isinstance(each, Metric))
 """All metrics, in the order above."""
-
-
-PAGE: Final = Path(__file__).parents[2] / "docs" / "metrics.md"
-_BEGIN: Final = "<!-- table: begin; written by `python -m fleet_edge.metrics.catalogue` -->"
-_END: Final = "<!-- table: end -->"
-
-
-def with_table(text: str) -> str:
-    """Return the page's text with the table in its place; raises ValueError if it has no marks."""
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError("The text lacks the marks of the table.")
-    rows = ["| metric | kind | meaning |", "| --- | --- | --- |"]
-    for each in CATALOGUE:
-        labels = ", ".join(f"`{label}`" for label in each.labels)
-        kind = f"{each.kind} by {labels}" if labels else each.kind
-        rows.append(f"| `{each.name}` | {kind} | {each.meaning} |")
-    table = "\n".join(rows)
-    return f"{before}{_BEGIN}\n\n{table}\n\n{_END}{after}"
-
-
-def main() -> None:
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
