@@ -46,7 +46,7 @@ lint:            ## Style, types and the import layers.
 
 docs:            ## The documentation as a site in build/site, with the Python reference.
 	@test -x build/docs/bin/mkdocs || { $(PYTHON) -m venv build/docs && build/docs/bin/pip install -q -c constraints.txt '.[docs]'; }
-	@build/docs/bin/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict
 
 format:
 	.venv/bin/ruff check --fix .
