@@ -107,14 +107,16 @@ def settings_page() -> str:
 
 
 def events_page() -> str:
+    """Return the page of events; what is expected needs no explanation."""
     parts = [EVENTS_HEAD]
     for severity, title in SEVERITIES.items():
-        rows = [
-            f"- `{each.kind}/{each.code}`: {each.meaning}"
-            for kind in EventKind
-            for each in EVENT_CODES
-            if each.kind is kind and each.severity is severity
-        ]
+        rows = []
+        for kind in EventKind:
+            found = [each for each in EVENT_CODES if each.kind is kind and each.severity is severity]
+            if severity is not Severity.INFO:
+                rows += [f"- `{kind}/{each.code}`: {each.meaning}" for each in found]
+            elif found:
+                rows.append(f"- `{kind}`: {', '.join(f'`{each.code}`' for each in found)}")
         parts.append("\n".join([f"\n## {title}\n", *rows, ""]))
     return "".join(parts)
 
