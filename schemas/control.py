@@ -2,8 +2,8 @@
 
 Retained states double as last wills, so a reader always knows whether the sender is online.
 
-The desired settings of a device are sent as a whole, with an integer version. The device accepts or refuses them as a
-whole. It reports which version it last considered, which is in force, and why it refused a setting.
+The desired settings of a device are one retained message with an id. The device accepts or refuses them as a whole. It
+reports which id it last considered, which is in force, and why it refused a setting.
 """
 
 from datetime import UTC, datetime
@@ -188,7 +188,7 @@ MAX_SETTINGS: Final = 64
 MAX_SETTING_NAME: Final = 80
 MAX_SETTING_VALUE: Final = 300
 MAX_WHO: Final = 100
-MAX_VERSION: Final = (1 << 53) - 1
+_EXACT: Final = (1 << 53) - 1
 """Largest integer that every JSON reader represents exactly."""
 
 MAX_ARGUMENTS: Final = 8
@@ -201,7 +201,7 @@ _SettingName = Annotated[str, Field(min_length=1, max_length=MAX_SETTING_NAME, s
 _Text = Annotated[str, Field(max_length=MAX_SETTING_VALUE, strict=True), PRINTABLE]
 SettingValue = (
     Annotated[bool, Field(strict=True)]
-    | Annotated[int, Field(ge=-MAX_VERSION, le=(1 << 64) - 1, strict=True)]
+    | Annotated[int, Field(ge=-_EXACT, le=(1 << 64) - 1, strict=True)]
     | Annotated[float, Field(allow_inf_nan=False, strict=True)]
     | _Text
 )
@@ -210,21 +210,22 @@ SettingValue = (
 _Values = Annotated[dict[_SettingName, SettingValue], Field(max_length=MAX_SETTINGS)]
 _Names = Annotated[tuple[_SettingName, ...], Field(max_length=MAX_SETTINGS)]
 _Who = Annotated[str, Field(max_length=MAX_WHO, strict=True), PRINTABLE]
-_Version = Annotated[int, Field(ge=0, le=MAX_VERSION, strict=True)]
-_Id = Annotated[str, Field(pattern=r"^[0-9a-f]{8,32}$", strict=True)]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{8,32}$", strict=True)]
 
 
 class DesiredSettings(ControlMessage):
     """All settings that a device should have; others are as the device itself is configured.
 
+    The retained message is the only copy, and the last one counts.
+
     Attributes:
-        version: Above every earlier one of this device. A lower one is ignored, unless `at` is later.
+        id: Random. A device considers a set once.
         values: By the setting's name. An empty set removes all earlier values.
         who: Author, for the log.
         at: Time (UTC).
     """
 
-    version: Annotated[int, Field(ge=1, le=MAX_VERSION, strict=True)]
+    id: Id
     values: _Values
     who: _Who = ""
     at: Instant | None = None
@@ -234,8 +235,8 @@ class ReportedSettings(ControlMessage):
     """Remote settings of a device, and the result of the desired ones.
 
     Attributes:
-        version: Of the latest desired settings that it has considered; 0 if there were none.
-        applied: Of those in force; less than `version` if the latest were refused.
+        id: Of the desired settings that it has considered last; None if there were none.
+        applied: Of those in force; another than `id` if the last were refused.
         values: In force, by name.
         refused: Why the latest were refused, by name; then none of them was accepted.
         needs_restart: Settings that were accepted and take effect when the device next loads its model.
@@ -243,8 +244,8 @@ class ReportedSettings(ControlMessage):
         at: Time (UTC).
     """
 
-    version: _Version
-    applied: _Version
+    id: Id | None = None
+    applied: Id | None = None
     values: _Values
     refused: Annotated[dict[_SettingName, Sentence], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
     needs_restart: _Names = ()
@@ -271,7 +272,7 @@ class CommandRequest(ControlMessage):
         who: Author, for the log.
     """
 
-    id: _Id
+    id: Id
     command: Annotated[str, Field(min_length=1, max_length=40, strict=True), PRINTABLE]
     arguments: Annotated[dict[_SettingName, SettingValue], Field(max_length=MAX_ARGUMENTS)] = Field(
         default_factory=dict
@@ -291,7 +292,7 @@ class CommandResponse(ControlMessage):
         parts: Number of parts.
     """
 
-    id: _Id
+    id: Id
     outcome: Annotated[CommandOutcome, unknown_as(CommandOutcome.FAILED)]
     sentence: Sentence
     result: Annotated[str, Field(max_length=MAX_RESULT, strict=True)] | None = None

@@ -55,7 +55,7 @@ def run(bench: Bench) -> Report:
 
 def _await_all(steering: Steering, devices: int) -> None:
     deadline = time.monotonic() + _PATIENCE_S
-    while sum(each.reported_version is not None for each in steering.wanted_and_reported()) < devices:
+    while sum(each.reports for each in steering.wanted_and_reported()) < devices:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{devices} devices were not there within {_PATIENCE_S:.0f} s.")
         time.sleep(0.05)

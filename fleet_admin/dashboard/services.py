@@ -15,7 +15,6 @@ from fleet_admin.dashboard.accounts import AccountDatabase, Accounts, ApiKeys, A
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
-from fleet_admin.steering.planning import settings_views
 from fleet_edge.session_log import SessionLog
 from schemas.errors import FleetError
 
@@ -164,17 +163,13 @@ class DashboardSteering:
 
     def reach(self) -> Steering:
         """Return the connected `Steering`; raises `Problem` if there is none now."""
-        if self._steering is None:
-            raise Problem(503 if self._settings.steer else 409, self._why)
+        if self._steering is None or self.absence:
+            raise Problem(503 if self._settings.steer else 409, self.absence)
         return self._steering
 
     def settings_of(self, device: str) -> DeviceSettingsView | None:
-        """Return a device's settings from the broker, or else from the log."""
-        steering = self._steering
-        if steering is not None and steering.connected:
-            found = steering.wanted_and_reported([device])
-        else:
-            found = settings_views(self.log.known(), self.log.wanted(), self.log.reported(), devices=[device])
+        """Return a device's settings from the broker; None for an unknown device. Raises as `reach`."""
+        found = self.reach().wanted_and_reported([device])
         return found[0] if found else None
 
     def start(self) -> None:
@@ -194,7 +189,7 @@ class DashboardSteering:
         while not self._ended.is_set():
             steering = Steering.open(self._settings, self._settings.db)
             try:
-                steering.start(records=True)
+                steering.start()
             except FleetError as error:
                 if self._why != str(error):
                     _log.warning("Devices cannot be reached: %s", error)

@@ -1,4 +1,4 @@
-"""Steering log: labels, wanted and reported settings, commands and the audit log, in the session log's database."""
+"""Steering log: labels, retired devices, commands and the audit log, in the session log's database."""
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +14,6 @@ from fleet_common.closing import Closing
 from fleet_common.validation import read_time
 from fleet_edge.store import queries, steering
 from fleet_edge.store.database import open_existing, transaction
-from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.merge import merge_records
 from fleet_edge.store.models import (
@@ -22,15 +21,12 @@ from fleet_edge.store.models import (
     CommandRow,
     DeviceRow,
     LabelRow,
-    ReportedSettingsRow,
     SegmentRow,
-    WantedSettingsRow,
-    select_fields,
 )
 from fleet_edge.store.records import EventLogged, segment_number
 from fleet_edge.store.steering import audit_text, record_audit
-from fleet_edge.store.views import AuditEntry, AuditView, CommandView, ReportedView, WantedView
-from schemas.control import CommandRequest, DesiredSettings, Presence, ReportedSettings
+from fleet_edge.store.views import AuditEntry, AuditView, CommandView
+from schemas.control import CommandRequest, Presence
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -86,9 +82,6 @@ class SteeringLog(Closing):
             before = connection.scalar(select(DeviceRow.retired_at).where(DeviceRow.device == _checked(device)))
             if not steering.retire(connection, device, None if undo else before or now):
                 raise SteeringError(f"No device {device} has been seen, so that none can be retired; check the name.")
-            if not undo:
-                for row in (WantedSettingsRow, ReportedSettingsRow):
-                    connection.execute(delete(row).where(row.device == device))
             entry = actor.entry(
                 "restore" if undo else "retire",
                 device,
@@ -126,48 +119,9 @@ class SteeringLog(Closing):
                 )
                 for view in queries.devices(connection, now=now, counted=False)
             }
-            steered = {
-                *connection.scalars(select(WantedSettingsRow.device)),
-                *connection.scalars(select(ReportedSettingsRow.device)),
-            }
-        for device in (labelled.keys() | steered) - found.keys():
+        for device in labelled.keys() - found.keys():
             found[device] = KnownDevice(device=device, labels=labelled.get(device, ()))
         return found
-
-    def wanted(self) -> dict[str, WantedView]:
-        with self._reading() as connection:
-            rows = connection.execute(select_fields(WantedSettingsRow).order_by(WantedSettingsRow.device)).mappings()
-            return {row["device"]: WantedView(**row) for row in rows}
-
-    def reported(self) -> dict[str, ReportedView]:
-        """Return the latest reported settings that an administrator has received."""
-        with self._reading() as connection:
-            rows = connection.execute(
-                select_fields(ReportedSettingsRow).order_by(ReportedSettingsRow.device)
-            ).mappings()
-            return {row["device"]: ReportedView(**row) for row in rows}
-
-    def keep_wanted(self, wanted: Mapping[str, DesiredSettings], entries: Sequence[AuditEntry]) -> list[str]:
-        """Store wanted settings before they are sent, with audit entries; return the entries' ids."""
-        now = self._now()
-        rows = [
-            {"device": device, "version": each.version, "values": each.values, "who": each.who, "at": each.at or now}
-            for device, each in sorted(wanted.items())
-        ]
-        with self._writing() as connection:
-            if rows:
-                connection.execute(replacing(insert_into(WantedSettingsRow, connection.dialect.name)), rows)
-            return record_audit(connection, entries, now=now)
-
-    def keep_reported(self, reported: Mapping[str, ReportedSettings]) -> None:
-        shared = ("version", "applied", "values", "refused", "needs_restart", "fixed", "at")
-        rows = [
-            {"device": device, "heard_at": self._now(), **{name: getattr(each, name) for name in shared}}
-            for device, each in sorted(reported.items())
-        ]
-        if rows:
-            with self._writing() as connection:
-                connection.execute(replacing(insert_into(ReportedSettingsRow, connection.dialect.name)), rows)
 
     def commands(
         self, *, since: str | datetime | None = None, devices: Sequence[str] = (), limit: int = 100

@@ -1,6 +1,7 @@
 """Planning of changes: actors, selected devices, values, previews and outcomes."""
 
 import json
+import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,11 +10,10 @@ from typing import Any, Final
 
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import Effect, check_values, effect_of
-from fleet_edge.store.views import DONE, AuditEntry, MachineState, ReportedView, WantedView
+from fleet_edge.store.views import DONE, AuditEntry, MachineState
 from schemas.control import (
     MAX_SETTING_VALUE,
     MAX_SETTINGS,
-    MAX_VERSION,
     DesiredSettings,
     Presence,
     ReportedSettings,
@@ -47,12 +47,17 @@ class SettingsChange:
 
     device: str
     presence: Presence | None  # its latest; None if it has never published one
-    version: int
+    id: str  # of the settings that would be wanted
     before: Mapping[str, SettingValue]
     after: Mapping[str, SettingValue]  # a setting that is reset is missing
     wanted: Mapping[str, SettingValue]  # all settings, with those of the change
     dropped: tuple[str, ...] = ()  # settings that it has refused, and that are therefore no longer wanted
     needs_restart: tuple[str, ...] = ()  # settings of the change that take effect when it reloads its model
+
+    @property
+    def names(self) -> set[str]:
+        """Return the settings that it changes."""
+        return {*self.before, *self.after}
 
 
 class SettingState(StrEnum):
@@ -63,14 +68,13 @@ class SettingState(StrEnum):
     REFUSED = "refused"
     WAITING = "waiting"
     SILENT = "silent"
-    AHEAD = "ahead"
+    REPLACED = "replaced"
     NONE = "none wanted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetResult:
     device: str
-    version: int
     state: SettingState
     sentence: str
 
@@ -83,12 +87,11 @@ class DeviceSettingsView:
     presence: Presence | None  # its latest; None if it has never published one
     state: SettingState
     sentence: str
-    wanted_version: int = 0  # 0 if nothing is wanted
+    reports: bool  # whether it has ever reported its settings
     wanted: Mapping[str, SettingValue] = field(default_factory=dict)
     wanted_by: str = ""
     wanted_at: datetime | None = None
-    reported_version: int | None = None  # the latest that it has considered; None if it has never reported
-    applied: int | None = None
+    reported_at: datetime | None = None  # by its own clock
     values: Mapping[str, SettingValue] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)  # why the latest were refused, by name
     needs_restart: tuple[str, ...] = ()  # accepted, in force once it reloads its model
@@ -232,22 +235,19 @@ def plan_changes(
     unset: Collection[str],
     desired: Mapping[str, DesiredSettings],
     reported: Mapping[str, ReportedSettings],
-    kept: Mapping[str, WantedView],
 ) -> list[SettingsChange]:
     """Return the settings that devices would be wanted to have.
 
-    What the broker retains (`desired`) goes before the log (`kept`). What devices have `reported` does not count for
-    versions, since a device can report any. Raises `SteeringError` if the settings of a device exceed a message.
+    `desired` and `reported` are what the broker retains. Raises `SteeringError` if the settings of a device exceed a
+    message.
     """
     concerned = (*changes, *unset)
     needs_restart = tuple(name for name in concerned if effect_of(name) is Effect.RELOAD)
     planned = []
     for device in devices:
-        name, said = device.device, reported.get(device.device)
-        before = desired.get(name) or kept.get(name)
+        name, before, said = device.device, desired.get(device.device), reported.get(device.device)
         old = before.values if before is not None else {}
-        latest = max((each[name].version for each in (desired, kept) if name in each), default=0)
-        refused = said.refused if said is not None and said.version == latest else {}
+        refused = said.refused if before is not None and said is not None and said.id == before.id else {}
         # Settings that it has refused are dropped unless set again: it would refuse all others with them.
         dropped = tuple(key for key in refused if key in old and key not in changes)
         wanted = {key: value for key, value in {**old, **changes}.items() if key not in {*unset, *dropped}}
@@ -257,7 +257,7 @@ def plan_changes(
             SettingsChange(
                 device=name,
                 presence=device.presence,
-                version=latest % MAX_VERSION + 1,  # a device accepts a lower version of a later time
+                id=secrets.token_hex(8),
                 before={key: old[key] for key in concerned if key in old},
                 after=dict(changes),
                 wanted=wanted,
@@ -268,81 +268,71 @@ def plan_changes(
     return planned
 
 
-_Reported = ReportedSettings | ReportedView
-
-
 def outcome_of(
-    change: SettingsChange, reported: ReportedSettings | None, *, latest: int, rejected: bool = False
+    change: SettingsChange,
+    reported: ReportedSettings | None,
+    *,
+    desired: DesiredSettings | None,
+    rejected: bool = False,
 ) -> SetResult:
     """Return the result of a change.
 
-    `reported` is the device's report since then, `latest` the latest wanted version (above the change's if another one
-    has followed), and `rejected` whether the broker has not passed it on.
+    `desired` and `reported` are what the broker retains for the device now; `rejected` says whether it has refused the
+    change.
     """
     if rejected:
         state, sentence = SettingState.REFUSED, "The broker has not passed it on; see its access rules."
+    elif desired is not None and any(desired.values.get(name) != change.wanted.get(name) for name in change.names):
+        state, sentence = SettingState.REPLACED, f"Replaced since by settings of {desired.who or 'another monitor'}."
     else:
-        state, sentence = _judge(change.presence, change.version, reported, latest=latest)
-    return SetResult(device=change.device, version=change.version, state=state, sentence=sentence)
+        # Settings that another monitor has added since include the change.
+        state, sentence = _judge(change.presence, change.id if desired is None else desired.id, reported)
+    return SetResult(device=change.device, state=state, sentence=sentence)
 
 
 def settings_views(
     known: Mapping[str, KnownDevice],
-    kept: Mapping[str, WantedView],
-    heard: Mapping[str, ReportedView],
+    desired: Mapping[str, DesiredSettings],
+    reported: Mapping[str, ReportedSettings],
     *,
-    desired: Mapping[str, DesiredSettings] | None = None,
-    reported: Mapping[str, ReportedSettings] | None = None,
     devices: Collection[str] | None = None,
 ) -> list[DeviceSettingsView]:
-    """Return devices' wanted and reported settings; what the broker retains goes before the log.
-
-    The broker retains `desired` and `reported`, the log has `kept` and `heard`.
-    """
-    wanted: dict[str, DesiredSettings | WantedView] = {**kept, **(desired or {})}
-    said: dict[str, _Reported] = {**heard, **(reported or {})}
-    names = known.keys() | wanted.keys() | said.keys()
-    return [
-        _view(device, known.get(device), wanted.get(device), said.get(device))
-        for device in sorted(names if devices is None else names & set(devices))
-    ]
+    """Return the desired and reported settings that the broker retains, of known devices or of some of them."""
+    names = known.keys() if devices is None else known.keys() & set(devices)
+    return [_view(known[device], desired.get(device), reported.get(device)) for device in sorted(names)]
 
 
-def _view(
-    device: str, known: KnownDevice | None, wanted: DesiredSettings | WantedView | None, said: _Reported | None
-) -> DeviceSettingsView:
-    presence = known.presence if known is not None else None
-    version = wanted.version if wanted is not None else 0
-    state, sentence = _judge(presence, version, said, latest=version)
-    if not version:
+def _view(device: KnownDevice, wanted: DesiredSettings | None, said: ReportedSettings | None) -> DeviceSettingsView:
+    if wanted is not None:
+        state, sentence = _judge(device.presence, wanted.id, said)
+    elif said is not None and said.applied is not None:
+        state, sentence = (
+            SettingState.NONE,
+            ("The broker retains no settings for it; it keeps those that it accepted last. Set them again."),
+        )
+    else:
         state, sentence = SettingState.NONE, "No remote settings are requested."
     more: dict[str, Any] = {}
     if wanted is not None:
         more = {"wanted": wanted.values, "wanted_by": wanted.who, "wanted_at": wanted.at}
     if said is not None:
-        more |= {name: getattr(said, name) for name in ("applied", "values", "refused", "needs_restart", "fixed")}
+        shared = ("values", "refused", "needs_restart", "fixed")
+        more |= {"reported_at": said.at, **{name: getattr(said, name) for name in shared}}
     return DeviceSettingsView(
-        device=device,
-        presence=presence,
+        device=device.device,
+        presence=device.presence,
         state=state,
         sentence=sentence,
-        wanted_version=version,
-        reported_version=None if said is None else said.version,
+        reports=said is not None,
         **more,
     )
 
 
-def _judge(presence: Presence | None, version: int, said: _Reported | None, *, latest: int) -> tuple[SettingState, str]:
-    if said is None or said.version < version:
+def _judge(presence: Presence | None, wanted: str, said: ReportedSettings | None) -> tuple[SettingState, str]:
+    if said is None or said.id != wanted:
         if presence in {None, Presence.OFFLINE}:
             return SettingState.WAITING, "The device is offline; it takes them when it is back."
         return SettingState.SILENT, "The device has not answered; it may not listen (steering)."
-    if said.version > latest:
-        return SettingState.AHEAD, (
-            f"The device reports version {said.version}, but {latest} is the latest that was set: it ignores these "
-            "settings. Check its clock; delete its state_dir and restart it. If it reports such a version again, "
-            "revoke its identity."
-        )
     if said.refused:
         return SettingState.REFUSED, " ".join(f"{name}: {why}" for name, why in said.refused.items())
     if said.needs_restart:

@@ -125,7 +125,6 @@ def limit_of(command: str, asked_s: float | None) -> float:
 
 
 _WAIT_S: Final = 10.0
-_RECORD_S: Final = 2.0
 
 # Codes of events, as `fleet_edge.store.event_codes` has them.
 _CODES: Final[Mapping[SettingState, str]] = {
@@ -134,7 +133,7 @@ _CODES: Final[Mapping[SettingState, str]] = {
     SettingState.REFUSED: "refused",
     SettingState.WAITING: "wanted",
     SettingState.SILENT: "wanted",
-    SettingState.AHEAD: "refused",
+    SettingState.REPLACED: "wanted",
 }
 
 
@@ -145,8 +144,6 @@ class Steering:
         self.log = log
         self._wire = wire
         self._setting = threading.Lock()
-        self._ended = threading.Event()
-        self._recorder: threading.Thread | None = None
 
     @classmethod
     def open(cls, settings: AdminSettings, db: str, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> Self:
@@ -154,24 +151,15 @@ class Steering:
         link = make_link(settings.broker.link(settings.fleet, settings.name, will=None))
         return cls(SteeringLog(db), SteeringWire(link, fleet=settings.fleet, name=settings.name))
 
-    def start(self, *, records: bool = False) -> None:
-        """Connect, and receive what the broker retains; raises as `SteeringWire.start`.
-
-        With `records`, store what devices report until stopped, as a dashboard does.
-        """
+    def start(self) -> None:
+        """Connect, and receive what the broker retains; raises as `SteeringWire.start`."""
         try:
             self._wire.start()
         except BaseException:
             self.stop()
             raise
-        if records:
-            self._recorder = threading.Thread(target=self._record, name="steering", daemon=True)
-            self._recorder.start()
 
     def stop(self) -> None:
-        self._ended.set()
-        if self._recorder is not None:
-            self._recorder.join()
         self._wire.stop()
         self.log.close()
 
@@ -189,6 +177,8 @@ class Steering:
     def known(self, *, edges: bool = False) -> dict[str, KnownDevice]:
         """Return the devices that the log or the broker knows, by name; the broker's data is newer."""
         found = self.log.known(edges=edges)
+        for device in {*self._wire.desired(), *self._wire.reported()} - found.keys():
+            found[device] = KnownDevice(device=device)
         for device, state in self._wire.states().items():
             of_log = found.get(device, KnownDevice(device=device))
             found[device] = replace(
@@ -224,7 +214,6 @@ class Steering:
             unset=unset,
             desired=self._wire.desired(),
             reported=self._wire.reported(),
-            kept=self.log.wanted(),
         )
 
     def set(
@@ -241,28 +230,20 @@ class Steering:
         It waits at most `wait_s` for the devices that are online. Nothing is changed if it raises `SteeringError` (no
         device is chosen, or a setting is invalid) or `StoreUnavailable` (the change cannot be recorded).
         """
-        with self._setting:  # two changes at once would be of one version
+        with self._setting:  # of two changes at once, the later one would undo the earlier one
             planned = self.preview(changes, selection, unset=unset)
             entries = self._want(planned, actor=actor)
         return self._results(planned, entries, actor=actor, wait_s=wait_s)
 
     def wanted_and_reported(self, devices: Collection[str] | None = None) -> list[DeviceSettingsView]:
-        """Return wanted and reported settings, of all devices or of some."""
-        self._keep_fresh()
-        return settings_views(
-            self.known(),
-            self.log.wanted(),
-            self.log.reported(),
-            desired=self._wire.desired(),
-            reported=self._wire.reported(),
-            devices=devices,
-        )
+        """Return the desired and reported settings that the broker retains, of all devices or of some."""
+        return settings_views(self.known(), self._wire.desired(), self._wire.reported(), devices=devices)
 
     def _want(self, planned: Sequence[SettingsChange], *, actor: Actor) -> dict[str, str]:
         """Record and publish wanted settings; return the ids of the audit entries."""
         now = datetime.now(UTC)
         wanted = {
-            each.device: DesiredSettings(version=each.version, values=dict(each.wanted), who=actor.who[:100], at=now)
+            each.device: DesiredSettings(id=each.id, values=dict(each.wanted), who=actor.who[:100], at=now)
             for each in planned
         }
         entries = [
@@ -275,7 +256,7 @@ class Steering:
             )
             for each in planned
         ]
-        ids = self.log.keep_wanted(wanted, entries)
+        ids = self.log.record(entries)
         for device, settings in wanted.items():
             self._wire.want(device, settings)
         return dict(zip(wanted, ids, strict=True))
@@ -292,23 +273,19 @@ class Steering:
             reported, desired = self._wire.reported(), self._wire.desired()
             return [
                 outcome_of(
-                    each,
-                    reported.get(device),
-                    latest=max(each.version, desired[device].version if device in desired else 0),
-                    rejected=self._wire.rejected(device),
+                    each, reported.get(device), desired=desired.get(device), rejected=self._wire.rejected(device)
                 )
                 for device, each in there.items()
                 if device not in done
             ]
 
         def answered() -> list[SetResult]:
-            # A report that is ahead may be older than the change.
-            return [each for each in judged() if each.state not in {SettingState.SILENT, SettingState.AHEAD}]
+            return [each for each in judged() if each.state is not SettingState.SILENT]
 
         try:
             for each in planned:
                 if each.device not in there:
-                    done[each.device] = outcome_of(each, None, latest=each.version)
+                    done[each.device] = outcome_of(each, None, desired=None)
                     yield done[each.device]
             while len(done) < len(planned) and (left_s := deadline - time.monotonic()) > 0:
                 for result in self._wire.wait(answered, left_s):
@@ -318,7 +295,6 @@ class Steering:
                 done[result.device] = result
                 yield result
         finally:
-            self._keep_fresh()
             self.log.end_audit({entries[device]: f"{each.state}: {each.sentence}" for device, each in done.items()})
             noted = [(each.device, _CODES[each.state], each.sentence) for each in done.values()]
             self.log.note(EventKind.CONFIG, noted, actor=actor)
@@ -410,13 +386,6 @@ class Steering:
         self.log.retire(device, undo=undo, actor=actor)
         if not undo:
             self._wire.forget(device)
-
-    def _record(self) -> None:
-        while not self._ended.wait(_RECORD_S):
-            self._keep_fresh()
-
-    def _keep_fresh(self) -> None:
-        self.log.keep_reported(self._wire.take_fresh())
 
 
 def _as_json(values: Mapping[str, SettingValue]) -> str | None:

@@ -43,8 +43,8 @@ class SteeringWire:
         self._changed = threading.Condition()
         self._states: dict[str, DeviceState] = {}
         self._desired: dict[str, DesiredSettings] = {}
+        self._sent: dict[str, DesiredSettings] = {}
         self._reported: dict[str, ReportedSettings] = {}
-        self._fresh: dict[str, ReportedSettings] = {}
         self._answers: dict[str, Callable[[CommandResponse], None]] = {}
         self._marks: set[str] = set()
         self._rejected: dict[str, int] = {}
@@ -93,19 +93,13 @@ class SteeringWire:
             return dict(self._states)
 
     def desired(self) -> Mapping[str, DesiredSettings]:
-        """Return the wanted settings that the broker retains, by device."""
+        """Return the desired settings that the broker retains or is about to, by device."""
         with self._changed:
-            return dict(self._desired)
+            return {**self._desired, **self._sent}
 
     def reported(self) -> Mapping[str, ReportedSettings]:
         with self._changed:
             return dict(self._reported)
-
-    def take_fresh(self) -> Mapping[str, ReportedSettings]:
-        """Return the settings reported since the last call."""
-        with self._changed:
-            fresh, self._fresh = self._fresh, {}
-            return fresh
 
     def wait(self, ready: Callable[[], T], timeout_s: float) -> T:
         """Return `ready()` once it is true, or after the time limit; evaluated after each message."""
@@ -113,14 +107,23 @@ class SteeringWire:
             return self._changed.wait_for(ready, timeout_s)
 
     def want(self, device: str, settings: DesiredSettings) -> None:
-        """Publish wanted settings, retained; raises `SteeringError` if they exceed a message or the link is full."""
-        self._publish(build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device), encode_json(settings), retain=True)
+        """Publish desired settings, retained; raises `SteeringError` if they exceed a message or the link is full."""
+        topic = build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device)
+        with self._changed:
+            self._sent[device] = settings
+        try:
+            self._publish(topic, encode_json(settings), retain=True)
+        except SteeringError:
+            with self._changed:
+                self._sent.pop(device, None)
+            raise
 
     def forget(self, device: str) -> None:
         """Delete the wanted settings that the broker retains for a device."""
         self._publish(build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device), b"", retain=True)
         with self._changed:
             self._desired.pop(device, None)
+            self._sent.pop(device, None)
 
     def rejected(self, device: str) -> bool:
         return build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device) in self._rejected
@@ -153,6 +156,7 @@ class SteeringWire:
         if not outcome.accepted:
             with self._changed:
                 self._rejected[outcome.topic] = outcome.reason
+                self._sent.pop(parse(outcome.topic).device or "", None)
                 self._changed.notify_all()
 
     def _hear(self, message: Message) -> None:
@@ -165,23 +169,27 @@ class SteeringWire:
             return
         with self._changed:
             try:
-                self._take(address.topic, device, message.payload)
+                self._update(address.topic, device, message)
             except CodecError as error:
                 _log.debug("A message of %s is not looked at: %s", device, error)
             self._changed.notify_all()
 
-    def _take(self, topic: Topic, device: str, payload: bytes) -> None:
+    def _update(self, topic: Topic, device: str, message: Message) -> None:
+        payload = message.payload
         match topic:
             case Topic.STATE:
                 _keep(self._states, device, decode_json(DeviceState, payload) if payload else None)
             case Topic.CONFIG_DESIRED if device == self._name:
                 self._marks.add(_mark_of(payload))
             case Topic.CONFIG_DESIRED:
-                _keep(self._desired, device, decode_json(DesiredSettings, payload) if payload else None)
+                desired = decode_json(DesiredSettings, payload) if payload else None
+                _keep(self._desired, device, desired)
+                # Until its own settings come back, what arrives is older than these.
+                sent = self._sent.get(device)
+                if message.retained or (sent is not None and desired is not None and desired.id == sent.id):
+                    self._sent.pop(device, None)
             case Topic.CONFIG_REPORTED:
-                reported = decode_json(ReportedSettings, payload) if payload else None
-                _keep(self._reported, device, reported)
-                _keep(self._fresh, device, reported)
+                _keep(self._reported, device, decode_json(ReportedSettings, payload) if payload else None)
             case Topic.COMMAND_RESPONSE:
                 response = decode_json(CommandResponse, payload)
                 if (answer := self._answers.get(f"{device}/{response.id}")) is not None:

@@ -108,23 +108,14 @@ def settings_command(
     *,
     settings: AdminSettings,
     device: Devices = None,
-    log_only: Annotated[
-        bool, typer.Option("--log-only", help="Read the database instead of asking the broker.")
-    ] = False,
     limit: AtMost = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
     """Compare requested settings with reported ones; for a named device, show all settings."""
-    if log_only:
-        from fleet_admin.steering.planning import settings_views
-
-        with steering_log(db) as log:
-            found = settings_views(log.known(), log.wanted(), log.reported(), devices=device)
-    else:
-        with open_steering(settings, db) as steering:
-            found = steering.wanted_and_reported(device)
+    with open_steering(settings, db) as steering:
+        found = steering.wanted_and_reported(device)
     if missing := sorted(set(device or ()) - {each.device for each in found}):
         raise CommandError(f"There is no device {missing[0]!r}; check the name.")
     if as_json:
@@ -209,7 +200,6 @@ def _end_set(results: "list[SetResult]", *, as_json: bool, wide: bool) -> None:
     results.sort(key=lambda each: each.device)
     columns: list[Column[SetResult]] = [
         Column("device", lambda each: each.device, rank=0),
-        Column("version", lambda each: each.version, "count"),
         Column("state", lambda each: each.state.value, "state", rank=0),
         Column("", lambda each: each.sentence, "sentence", rank=0),
     ]
@@ -240,13 +230,11 @@ def _show_settings(found: "Sequence[DeviceSettingsView]", *, limit: int, wide: b
     columns: list[Column[DeviceSettingsView]] = [
         Column("device", lambda each: each.device, rank=0),
         Column("presence", lambda each: each.presence and each.presence.value, "state", rank=2),
-        Column("wanted", lambda each: each.wanted_version, "count", rank=1),
-        Column("reported", lambda each: each.reported_version, "count", rank=2),
-        Column("in force", lambda each: each.applied, "count", rank=1),
         Column("state", lambda each: each.state.value, "state", rank=0),
         Column("remote settings", lambda each: _assignments(each.wanted), rank=1),
         Column("by", lambda each: each.wanted_by or None, rank=2),
         Column("since", lambda each: each.wanted_at, "moment", rank=2),
+        Column("reported", lambda each: each.reported_at, "moment", rank=2),
         Column("", lambda each: each.sentence, "sentence", rank=0),
     ]
     empty = "No device is known: neither the broker nor the session log has heard of one."

@@ -3,8 +3,8 @@
 All other settings belong to the device: its identity, broker and files, who may use its API, and whether its status
 page shows generations. Quotas of applications are set as `quota.<application>.tokens_per_min` and the like.
 
-Desired settings are a set with a version. A set is applied or refused as a whole, by the rules of the device's own
-settings; one that is older than the last is ignored. What was applied is kept on disk.
+A set of desired settings is applied or refused as a whole, by the rules of the device's own settings. The broker
+retains the latest set, which the device considers once; what it has applied is kept on disk.
 """
 
 import difflib
@@ -27,7 +27,7 @@ from fleet_device.drafters.contract import Drafter, ModelNotFound
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.errors import ConfigurationError
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy
-from schemas.control import MAX_SETTINGS, MAX_VERSION, DesiredSettings, Instant, ReportedSettings, SettingValue
+from schemas.control import MAX_SETTINGS, DesiredSettings, Id, ReportedSettings, SettingValue
 from schemas.errors import FleetError
 from schemas.fields import MAX_SENTENCE
 
@@ -183,14 +183,11 @@ _log = logging.getLogger(__name__)
 _MOST_BYTES: Final = 1 << 18
 _PRIVATE: Final = 0o700
 
-_Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
-
 
 class SettingsSet(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    version: _Version = 0
-    at: Instant | None = None
+    id: Id | None = None
     values: Annotated[dict[str, SettingValue], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
 
 
@@ -306,12 +303,8 @@ class SteeredSettings:
         """Apply or refuse desired settings; return whether there is anything new to report."""
         with self._changing:
             kept = self._kept
-            asked = SettingsSet(version=wanted.version, values=wanted.values, at=wanted.at)
-            # Of two with the same version, the broker keeps the later one.
-            before = kept.considered
-            # By version, or by time where the monitors have lost the versions.
-            later = asked.at is not None and before.at is not None and asked.at > before.at
-            if asked == before or (asked.version < before.version and not later):
+            asked = SettingsSet(id=wanted.id, values=wanted.values)
+            if asked == kept.considered:
                 return False
             checked = self._check(wanted.values)
             if checked.refused:
@@ -319,11 +312,11 @@ class SteeredSettings:
                 kept = kept.model_copy(update={"considered": asked, "refused": refused})
                 self._keep(kept)
                 for name, why in refused.items():
-                    _log.warning("Wanted settings %d of %s are refused: %s: %s", wanted.version, wanted.who, name, why)
+                    _log.warning("Settings %s of %s are refused: %s: %s", wanted.id, wanted.who, name, why)
                 return True
             self._keep(kept.model_copy(update={"considered": asked, "taken": asked, "refused": {}}))
             changed = self._hold(asked, checked, starting=False)
-        _log.info("Settings %d of %s are in force: %s.", wanted.version, wanted.who, ", ".join(sorted(changed)) or "-")
+        _log.info("Settings %s of %s are in force: %s.", wanted.id, wanted.who, ", ".join(sorted(changed)) or "-")
         for listener in self._listeners:
             listener(changed)
         return True
@@ -336,8 +329,8 @@ class SteeredSettings:
                 f"quota.{app}.{name}": each for app, found in self._quotas.items() for name, each in found.items()
             }
             return ReportedSettings(
-                version=kept.considered.version,
-                applied=kept.taken.version,
+                id=kept.considered.id,
+                applied=kept.taken.id,
                 values={name: value for name, value in values.items() if value is not None} | quotas,
                 refused=kept.refused,
                 needs_restart=tuple(self._waiting()),
@@ -360,7 +353,7 @@ class SteeredSettings:
             for name, why in checked.refused.items():
                 _log.warning("%s, set remotely, is left out: %s", name, why)
             chosen = SettingsSet(
-                version=chosen.version,
+                id=chosen.id,
                 values={name: value for name, value in chosen.values.items() if name not in checked.refused},
             )
             refused = dict(list(checked.refused.items())[:_MOST_REFUSED])

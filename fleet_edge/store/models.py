@@ -47,11 +47,9 @@ from fleet_edge.store.views import (
     EdgeColumns,
     EventView,
     QuarantineView,
-    ReportedView,
     RoundView,
     SegmentColumns,
     SessionColumns,
-    WantedView,
 )
 
 
@@ -408,18 +406,6 @@ class LabelRow(Base):
         _key("device", "label"),
         [_column("at", datetime), _column("who", str)],
         more=[Index(None, "label", "device")],
-    )
-
-
-class WantedSettingsRow(Base):
-    __table__ = _table(
-        "settings_wanted", _columns(WantedView, key=("device",), values={"name": "settings", "key": "values"})
-    )
-
-
-class ReportedSettingsRow(Base):
-    __table__ = _table(
-        "settings_reported", _columns(ReportedView, key=("device",), values={"name": "settings", "key": "values"})
     )
 
 

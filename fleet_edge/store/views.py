@@ -439,32 +439,6 @@ class AuditView(AuditEntry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedView:
-    """The latest settings that a device is wanted to have."""
-
-    device: str
-    version: int
-    values: Mapping[str, SettingValue]
-    who: str
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportedView:
-    """What a device last reported of its settings; see `schemas.steering.ReportedSettings`."""
-
-    device: str
-    version: int
-    applied: int
-    values: Mapping[str, SettingValue]
-    refused: Mapping[str, str]
-    needs_restart: tuple[str, ...]
-    fixed: tuple[str, ...]
-    at: datetime | None
-    heard_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandView:
     """A command to one device; commands given together share a batch.
 

@@ -106,8 +106,8 @@ JSON = st.recursive(
 )
 MODELS = (DesiredSettings, ReportedSettings, CommandRequest, CommandResponse)
 VALID: dict[type[Any], dict[str, Any]] = {
-    DesiredSettings: {"version": 1, "values": {"top_k": 5}},
-    ReportedSettings: {"version": 1, "applied": 0, "values": {}},
+    DesiredSettings: {"id": "0" * 16, "values": {"top_k": 5}},
+    ReportedSettings: {"id": "0" * 16, "values": {}},
     CommandRequest: {"id": "0" * 16, "command": "drain", "deadline": "2026-01-01T00:00:00Z"},
     CommandResponse: {"id": "0" * 16, "outcome": "ok", "sentence": "Done."},
 }
@@ -134,10 +134,10 @@ def test_bytes_that_are_no_json_are_a_codec_error(model: type[Any], payload: byt
 @pytest.mark.parametrize(
     ("model", "change"),
     [
-        (DesiredSettings, {"version": 0}),
-        (DesiredSettings, {"version": 1.0}),
-        (DesiredSettings, {"version": True}),
-        (DesiredSettings, {"version": 1 << 53}),
+        (DesiredSettings, {"id": None}),
+        (DesiredSettings, {"id": 12345678}),
+        (DesiredSettings, {"id": "0" * 33}),
+        (ReportedSettings, {"applied": ""}),
         (DesiredSettings, {"values": {"model": ["a"]}}),
         (DesiredSettings, {"values": {"model": None}}),
         (DesiredSettings, {"values": {"": 1}}),
@@ -178,7 +178,7 @@ def test_an_outcome_of_a_later_release_is_no_success() -> None:
 
 
 def test_names_and_texts_cannot_steer_a_terminal() -> None:
-    wanted = DesiredSettings(version=1, values={"a\x1b[2J": "b\nc"}, who="d\re", at=datetime(2026, 1, 1, tzinfo=UTC))
+    wanted = DesiredSettings(id="0" * 8, values={"a\x1b[2J": "b\nc"}, who="d\re", at=datetime(2026, 1, 1, tzinfo=UTC))
     assert all(text.isprintable() for text in (*wanted.values, *map(str, wanted.values.values()), wanted.who))
 
 

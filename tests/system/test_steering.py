@@ -10,12 +10,7 @@ from fleet_admin.steering import Actor, Selection, SetResult, SettingState, Stee
 from fleet_common.identity.certificates import IdentityRole
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_edge.store.database import open_store
-from schemas.control import (
-    MAX_VERSION,
-    DeviceState,
-    Presence,
-    encode_json,
-)
+from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic, build
 from tests.support.steered_devices import steered_devices
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
@@ -48,7 +43,7 @@ def monitor(fleet: TlsFleet, url: str) -> Steering:
 
 
 def reported(steering: Steering, devices: int) -> None:
-    until(lambda: sum(each.reported_version is not None for each in steering.wanted_and_reported()) >= devices)
+    until(lambda: sum(each.reports for each in steering.wanted_and_reported()) >= devices)
 
 
 def states(results: Iterator[SetResult]) -> dict[str, SettingState]:
@@ -81,10 +76,10 @@ def test_a_bad_report_concerns_the_device_that_sent_it_alone(fleet: TlsFleet, tm
     hostile = fleet.link(fleet.enrol("gw-2"), "gw-2")
     hostile.start(timeout_s=10.0)
     reports = [
-        {"version": MAX_VERSION, "applied": 0, "values": {}, "at": "0001-01-01T00:00:00+23:59"},
+        {"id": "f" * 32, "values": {}, "at": "0001-01-01T00:00:00+23:59"},
         {
-            "version": MAX_VERSION,
-            "applied": 0,
+            "id": "f" * 32,
+            "applied": "0" * 32,
             "values": {},
             "refused": {f"k{number}": "x" * 500 for number in range(60)},
         },
@@ -93,7 +88,7 @@ def test_a_bad_report_concerns_the_device_that_sent_it_alone(fleet: TlsFleet, tm
         steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path),
         monitor(fleet, url) as steering,
     ):
-        for version, report in enumerate(reports, 1):
+        for number, report in enumerate(reports, 1):
             for topic, payload in (
                 (Topic.STATE, encode_json(state)),
                 (Topic.CONFIG_REPORTED, json.dumps(report).encode()),
@@ -102,13 +97,25 @@ def test_a_bad_report_concerns_the_device_that_sent_it_alone(fleet: TlsFleet, tm
                     hostile, build(topic, fleet=FLEET, device="gw-2"), payload, timeout_s=10.0, retain=True
                 )
             reported(steering, 2)
-            results = {each.device: each for each in steering.set({"top_k": version}, ALL, actor=ALICE, wait_s=2.0)}
-            assert {device: (each.version, each.state) for device, each in results.items()} == {
-                "gw-1": (version, SettingState.IN_FORCE),
-                "gw-2": (version, SettingState.AHEAD),
+            assert states(steering.set({"top_k": number}, ALL, actor=ALICE, wait_s=2.0)) == {
+                "gw-1": SettingState.IN_FORCE,
+                "gw-2": SettingState.SILENT,
             }
-        assert {each.device: each.state for each in steering.wanted_and_reported()}["gw-2"] is SettingState.AHEAD
-        assert steering.log.reported()["gw-2"].version == MAX_VERSION
+        assert {each.device: each.state for each in steering.wanted_and_reported()}["gw-2"] is SettingState.SILENT
+
+
+def test_changes_in_quick_succession_add_up(fleet: TlsFleet, tmp_path: Path) -> None:
+    url = database(tmp_path)
+    brokers = {"gw-1": fleet.settings(fleet.enrol("gw-1"))}
+    with (
+        steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path) as [gateway],
+        monitor(fleet, url) as steering,
+    ):
+        reported(steering, 1)
+        changes = [steering.set({name: 5}, ALL, actor=ALICE) for name in ("top_k", "draft_length", "max_new_tokens")]
+        assert [states(each)["gw-1"] for each in changes] == [SettingState.IN_FORCE] * 3
+        settings = gateway.service.settings
+        assert (settings.top_k, settings.draft_length, settings.max_new_tokens) == (5, 5, 5)
 
 
 def test_a_device_cannot_be_a_monitor(fleet: TlsFleet, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def show_device(visit: Visit) -> Response:
         **_acts(visit),
         quarantine=quarantine,
         certificate_days=days_left(device.certificate_until, visit.now),
-        settings=steering.settings_of(name),
+        settings=None if steering.absence else steering.settings_of(name),
         commands=steering.log.commands(devices=[name], limit=_COMMANDS),
         sessions=log.sessions(device=name, limit=_SESSIONS),
         events=log.events(device=name, limit=_EVENTS),

@@ -11,7 +11,7 @@ from fleet_edge.store.engine import parse_url
 from fleet_edge.store.errors import StoreError, StoreUnavailable
 from fleet_edge.store.records import DeviceSeen
 from fleet_edge.store.views import AuditEntry
-from schemas.control import CommandRequest, DesiredSettings, ReportedSettings
+from schemas.control import CommandRequest
 from tests.fleet_admin.steering.conftest import ALICE, NOW
 
 
@@ -46,11 +46,8 @@ def test_nothing_to_label_is_told(log: SteeringLog) -> None:
 
 
 def test_a_retired_device_is_out_of_service_until_it_is_put_back(log: SteeringLog) -> None:
-    log.keep_wanted({"gw-1": DesiredSettings(version=1, values={"top_k": 5})}, [])
-    log.keep_reported({"gw-1": ReportedSettings(version=1, applied=1, values={"top_k": 5})})
     log.retire("gw-1", actor=ALICE)
     assert log.known()["gw-1"].retired_at == NOW
-    assert (log.wanted(), log.reported()) == ({}, {})
     log.retire("gw-1", undo=True, actor=ALICE)
     assert log.known()["gw-1"].retired_at is None
     with pytest.raises(SteeringError, match="gw-9"):
@@ -64,27 +61,6 @@ def test_an_edge_that_sees_a_retired_device_does_not_put_it_back(log: SteeringLo
         seen = {"software": "0.2", "draft_model": "small", "quantization": "Q4_0"}
         store.apply([DeviceSeen(device="gw-1", at=NOW + timedelta(hours=1), presence="online", **seen)])
     assert log.known()["gw-1"].retired_at == NOW
-
-
-def test_wanted_and_reported_settings_are_kept_the_latest_of_each_device(log: SteeringLog) -> None:
-    for version in (1, 2):
-        wanted = DesiredSettings(version=version, values={"top_k": version, "ahead": True}, who="alice", at=NOW)
-        log.keep_wanted({"gw-1": wanted, "gw-2": wanted}, [])
-        reported = ReportedSettings(
-            version=version,
-            applied=1,
-            values={"top_k": 1},
-            refused={"top_k": "No."},
-            needs_restart=("model",),
-            fixed=("threads",),
-            at=NOW,
-        )
-        log.keep_reported({"gw-1": reported})
-    kept = log.wanted()["gw-1"]
-    assert (kept.version, kept.values, kept.who, kept.at) == (2, {"top_k": 2, "ahead": True}, "alice", NOW)
-    said = log.reported()["gw-1"]
-    assert (said.version, said.applied, said.values, said.refused) == (2, 1, {"top_k": 1}, {"top_k": "No."})
-    assert (said.needs_restart, said.fixed, said.at, said.heard_at) == (("model",), ("threads",), NOW, NOW)
 
 
 def test_commands_are_kept_with_what_came_of_them(log: SteeringLog) -> None:

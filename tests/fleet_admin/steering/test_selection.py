@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,14 +11,14 @@ from fleet_admin.steering.planning import (
     outcome_of,
     plan_changes,
     read_assignments,
+    settings_views,
 )
 from fleet_admin.steering.steering import CommandAnswers
 from fleet_device.steering.commands import ACTIONS
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind
-from fleet_edge.store.views import MachineState, WantedView
+from fleet_edge.store.views import MachineState
 from schemas.control import (
     MAX_SETTINGS,
-    MAX_VERSION,
     CommandOutcome,
     CommandRequest,
     CommandResponse,
@@ -74,20 +75,17 @@ def test_a_selection_of_nobody_is_told(given: dict[str, object], why: str) -> No
         Selection(**given).choose(KNOWN)
 
 
-def wanted(version: int, **values: object) -> DesiredSettings:
-    return DesiredSettings.model_validate({"version": version, "values": values})
+def wanted(number: int, **values: object) -> DesiredSettings:
+    return DesiredSettings.model_validate({"id": f"{number:08x}", "values": values})
 
 
-def said(version: int, *, applied: int | None = None, **refused: str) -> ReportedSettings:
-    return ReportedSettings(
-        version=version, applied=version if applied is None else applied, values={}, refused=refused
-    )
+def said(number: int, **refused: str) -> ReportedSettings:
+    return ReportedSettings(id=f"{number:08x}", values={}, refused=refused)
 
 
 def plan(
     desired: DesiredSettings | None = None,
     reported: ReportedSettings | None = None,
-    kept: WantedView | None = None,
     **changes: object,
 ) -> SettingsChange:
     [found] = plan_changes(
@@ -96,41 +94,18 @@ def plan(
         unset=(),
         desired={} if desired is None else {"a": desired},
         reported={} if reported is None else {"a": reported},
-        kept={} if kept is None else {"a": kept},
     )
     return found
 
 
-def test_a_change_keeps_what_else_is_wanted_and_has_the_next_version() -> None:
+def test_a_change_keeps_what_else_is_wanted_and_has_an_id_of_its_own() -> None:
     found = plan(wanted(4, top_k=5, ahead=True), said(4), top_k=7)
-    assert (found.version, found.wanted, found.before) == (5, {"top_k": 7, "ahead": True}, {"top_k": 5})
-
-
-def test_the_next_version_is_above_what_was_wanted() -> None:
-    kept = WantedView(device="a", version=9, values={"ahead": True}, who="", at=NOW)
-    assert plan(wanted(4), said(6), kept, top_k=7).version == 10
-    assert plan(None, None, kept, top_k=7).wanted == {"ahead": True, "top_k": 7}
-    assert plan(top_k=7).version == 1
-
-
-def test_a_report_has_no_say_in_the_version() -> None:
-    changes = plan_changes(
-        [KNOWN["a"], KNOWN["b"]],
-        {"top_k": 5},
-        unset=(),
-        desired={"a": wanted(3)},
-        reported={"a": said(MAX_VERSION), "b": said(MAX_VERSION - 1)},
-        kept={},
-    )
-    assert [(each.device, each.version) for each in changes] == [("a", 4), ("b", 1)]
-
-
-def test_versions_start_over_behind_the_greatest() -> None:
-    assert plan(wanted(MAX_VERSION), top_k=7).version == 1
+    assert (found.wanted, found.before) == ({"top_k": 7, "ahead": True}, {"top_k": 5})
+    assert found.id != plan(wanted(4, top_k=5, ahead=True), said(4), top_k=7).id
 
 
 def test_what_was_refused_is_wanted_no_more_unless_it_is_given_again() -> None:
-    refused = said(4, applied=3, model="There is none.")
+    refused = said(4, model="There is none.")
     found = plan(wanted(4, model="x", top_k=5), refused, ahead=True)
     assert (found.wanted, found.dropped) == ({"top_k": 5, "ahead": True}, ("model",))
     again = plan(wanted(4, model="x", top_k=5), refused, model="y")
@@ -200,29 +175,67 @@ def test_a_setting_that_is_taken_back_is_checked_by_its_name_alone() -> None:
     check_change({}, ("model", "quota.chat.tokens_per_min", "top_k"))
 
 
+def change(device: str = "a", unset: tuple[str, ...] = (), **changes: object) -> SettingsChange:
+    before = {device: wanted(3, ahead=True)}
+    [found] = plan_changes([KNOWN[device]], changes, unset=unset, desired=before, reported={})
+    return replace(found, id=wanted(4).id)
+
+
 @pytest.mark.parametrize(
-    ("device", "latest", "reported", "state"),
+    ("device", "reported", "state"),
     [
-        ("a", 4, None, SettingState.SILENT),
-        ("a", 4, said(3), SettingState.SILENT),
-        ("a", 4, said(4), SettingState.IN_FORCE),
-        ("a", 4, said(5), SettingState.AHEAD),
-        ("a", 4, said(MAX_VERSION, top_k="No."), SettingState.AHEAD),
-        ("a", 6, said(5), SettingState.IN_FORCE),  # another monitor has set it since
-        ("a", 4, said(4, applied=3, top_k="No."), SettingState.REFUSED),
-        ("a", 4, said(4).model_copy(update={"needs_restart": ("model",)}), SettingState.NEEDS_RESTART),
-        ("c", 4, None, SettingState.WAITING),
-        ("c", 4, said(3), SettingState.WAITING),
-        ("c", 4, said(5), SettingState.AHEAD),
-        ("d", 4, None, SettingState.WAITING),
+        ("a", None, SettingState.SILENT),
+        ("a", said(3), SettingState.SILENT),
+        ("a", said(4), SettingState.IN_FORCE),
+        ("a", said(4, top_k="No."), SettingState.REFUSED),
+        ("a", said(3, top_k="No."), SettingState.SILENT),
+        ("a", said(4).model_copy(update={"needs_restart": ("model",)}), SettingState.NEEDS_RESTART),
+        ("c", None, SettingState.WAITING),
+        ("c", said(3), SettingState.WAITING),
+        ("d", None, SettingState.WAITING),
     ],
 )
-def test_what_has_become_of_a_change(
-    device: str, latest: int, reported: ReportedSettings | None, state: SettingState
+def test_what_has_become_of_a_change(device: str, reported: ReportedSettings | None, state: SettingState) -> None:
+    made = change(device, top_k=5)
+    assert outcome_of(made, reported, desired=wanted(4, top_k=5, ahead=True)).state is state
+    assert outcome_of(made, reported, desired=None).state is state
+    assert outcome_of(made, reported, desired=None, rejected=True).state is SettingState.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("unset", "latest", "state"),
+    [
+        ((), {"top_k": 5, "ahead": True, "top_p": 0.5}, SettingState.IN_FORCE),
+        ((), {"top_k": 5}, SettingState.IN_FORCE),
+        ((), {"top_k": 6, "ahead": True}, SettingState.REPLACED),
+        ((), {}, SettingState.REPLACED),
+        (("ahead",), {"top_k": 5}, SettingState.IN_FORCE),
+        (("ahead",), {"top_k": 5, "ahead": False}, SettingState.REPLACED),
+    ],
+)
+def test_settings_of_another_monitor_since_include_the_change_or_replace_it(
+    unset: tuple[str, ...], latest: dict[str, object], state: SettingState
 ) -> None:
-    [change] = plan_changes([KNOWN[device]], {"top_k": 5}, unset=(), desired={device: wanted(3)}, reported={}, kept={})
-    assert outcome_of(change, reported, latest=latest).state is state
-    assert outcome_of(change, reported, latest=latest, rejected=True).state is SettingState.REFUSED
+    assert outcome_of(change("a", unset, top_k=5), said(6), desired=wanted(6, **latest)).state is state
+
+
+@pytest.mark.parametrize(
+    ("desired", "reported", "state"),
+    [
+        (None, None, SettingState.NONE),
+        (None, said(1), SettingState.NONE),
+        (wanted(1, top_k=5), None, SettingState.SILENT),
+        (wanted(1, top_k=5), said(1), SettingState.IN_FORCE),
+        (wanted(2), said(1), SettingState.SILENT),
+    ],
+)
+def test_desired_is_compared_with_reported(
+    desired: DesiredSettings | None, reported: ReportedSettings | None, state: SettingState
+) -> None:
+    messages = {"a": desired} if desired else {}, {"a": reported} if reported else {}
+    [found] = settings_views(KNOWN, *messages, devices=["a", "never-seen"])
+    assert (found.device, found.state, found.reports) == ("a", state, reported is not None)
+    assert len(settings_views(KNOWN, *messages)) == len(KNOWN)
 
 
 def response(part: int = 0, parts: int = 1, result: str | None = None) -> CommandResponse:

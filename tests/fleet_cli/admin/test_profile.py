@@ -55,7 +55,7 @@ def test_a_flag_and_a_variable_override_the_profile(
     monkeypatch.delenv("FLEET_DB")
     other = tmp_path / "other.toml"
     other.write_text(f'db = "{url}"\n')
-    assert as_json(admin("settings", "--log-only", "--json", "--config", other)) == []
+    assert "No device gw-9 has been seen" in refused(admin("retire", "gw-9", "--log-only", "--config", other))
     monkeypatch.setenv("FLEET_ADMIN_CONFIG", str(other))
     assert as_json(admin("devices", "--json")) == []
     new = tmp_path / "new" / "south.toml"

@@ -205,8 +205,8 @@ class Monitor:
         self.link.start(timeout_s=1.0)
         self._number = 0
 
-    def want(self, version: int, **values: Any) -> None:
-        self.say(encode_json(DesiredSettings(version=version, values=values, who="alice")))
+    def want(self, number: int, **values: Any) -> None:
+        self.say(encode_json(DesiredSettings(id=f"{number:08x}", values=values, who="alice")))
 
     def say(self, payload: bytes) -> None:
         self.link.publish(topic(Topic.CONFIG_DESIRED), payload, retain=True)
@@ -247,8 +247,8 @@ class Steered:
         kept = self.monitor.fleet.broker.retained(topic(Topic.STATE))
         return None if kept is None else decode_json(DeviceState, kept).presence.value
 
-    def applied(self, version: int) -> ReportedSettings:
-        until(lambda: (said := self.monitor.reported()) is not None and said.version == version)
+    def applied(self, number: int) -> ReportedSettings:
+        until(lambda: (said := self.monitor.reported()) is not None and said.id == f"{number:08x}")
         said = self.monitor.reported()
         assert said is not None
         return said
@@ -317,11 +317,11 @@ def test_a_report_is_said_again_after_a_reconnect(device: Steered) -> None:
         b"{",
         b"[]",
         b"{}",
-        b'{"version":2}',
-        b'{"version":"2","values":{}}',
-        b'{"version":2,"values":{"top_k":[1]}}',
-        json.dumps({"version": 2, "values": {f"k{number}": 1 for number in range(65)}}).encode(),
-        b'{"version":2,"values":{},"x":"' + b"a" * (64 << 10) + b'"}',
+        b'{"id":"00000002"}',
+        b'{"id":2,"values":{}}',
+        b'{"id":"00000002","values":{"top_k":[1]}}',
+        json.dumps({"id": "00000002", "values": {f"k{number}": 1 for number in range(65)}}).encode(),
+        b'{"id":"00000002","values":{},"x":"' + b"a" * (64 << 10) + b'"}',
         b"[" * 20_000,
     ],
 )
@@ -334,8 +334,8 @@ def test_what_is_no_message_changes_nothing(device: Steered, payload: bytes, cap
 
 def test_of_a_flood_of_wanted_settings_the_latest_hold(device: Steered) -> None:
     with device.remote._changing:  # the thread that looks at them waits
-        for version in range(1, 200):
-            device.monitor.want(version, top_k=version)
+        for number in range(1, 200):
+            device.monitor.want(number, top_k=number)
         device.monitor.want(200, top_k=7)
     assert device.applied(200).values["top_k"] == 7
 

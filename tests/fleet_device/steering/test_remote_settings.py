@@ -1,5 +1,4 @@
 import json
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,12 @@ def remote(settings: DeviceSettings) -> SteeredSettings:
     return SteeredSettings.of(settings)
 
 
-def wanted(version: int, **values: Any) -> DesiredSettings:
-    return DesiredSettings(version=version, values=values, who="alice")
+def wanted(number: int, **values: Any) -> DesiredSettings:
+    return DesiredSettings(id=id_of(number), values=values, who="alice")
+
+
+def id_of(number: int) -> str:
+    return f"{number:08x}"
 
 
 def test_what_is_wanted_holds_at_once_and_is_reported(tmp_path: Path) -> None:
@@ -47,7 +50,7 @@ def test_what_is_wanted_holds_at_once_and_is_reported(tmp_path: Path) -> None:
     assert (it.settings.temperature, it.settings.draft_length, it.settings.offline.value) == (0.25, 3, "wait")
     assert heard == [{"temperature", "draft_length", "offline"}]
     report = it.report()
-    assert (report.version, report.applied, report.refused, report.needs_restart) == (1, 1, {}, ())
+    assert (report.id, report.applied, report.refused, report.needs_restart) == (id_of(1), id_of(1), {}, ())
     assert (report.values["temperature"], report.values["offline"], report.values["top_k"]) == (0.25, "wait", 50)
 
 
@@ -61,7 +64,7 @@ def test_an_invalid_setting_changes_nothing_and_says_why(tmp_path: Path) -> None
     assert it.settings == before
     assert heard == []
     report = it.report()
-    assert (report.version, report.applied, report.values["temperature"]) == (2, 1, 0.25)
+    assert (report.id, report.applied, report.values["temperature"]) == (id_of(2), id_of(1), 0.25)
     assert set(report.refused) == {"top_k", "made_up", "api_port"}
     assert report.refused["top_k"] == "-1 cannot be used: it must be a whole number from 0 to 1000000."
     assert "cannot be set remotely" in report.refused["api_port"]
@@ -77,26 +80,13 @@ def test_what_is_wanted_no_more_is_the_devices_own_again(tmp_path: Path) -> None
     assert it.settings == own(tmp_path, temperature=0.4)
 
 
-def test_older_versions_are_ignored_and_of_equal_ones_the_later_holds(tmp_path: Path) -> None:
+def test_the_last_message_counts_and_is_considered_once(tmp_path: Path) -> None:
     it = remote(own(tmp_path))
-    assert it.consider(wanted(5, top_k=5))
-    assert not it.consider(wanted(4, top_k=4))
-    assert not it.consider(wanted(5, top_k=5))
-    assert it.settings.top_k == 5
-    assert it.consider(wanted(5, top_k=6))
-    assert it.settings.top_k == 6
-
-
-def test_a_lower_version_that_was_written_later_holds(tmp_path: Path) -> None:
-    """Broker and log may have lost the versions; a late message is older."""
-    now = datetime(2026, 3, 4, 12, tzinfo=UTC)
-    it = remote(own(tmp_path))
-    it.consider(wanted(5, top_k=5).model_copy(update={"at": now}))
-    again = remote(own(tmp_path))
-    for at in (None, now, now - timedelta(seconds=1)):
-        assert not again.consider(wanted(1, top_k=7).model_copy(update={"at": at}))
-    assert again.consider(wanted(1, top_k=8).model_copy(update={"at": now + timedelta(seconds=1)}))
-    assert (again.settings.top_k, again.report().version) == (8, 1)
+    for number in (5, 4):
+        assert it.consider(wanted(number, top_k=number))
+        assert not it.consider(wanted(number, top_k=number))
+        assert (it.settings.top_k, it.report().id) == (number, id_of(number))
+    assert not remote(own(tmp_path)).consider(wanted(4, top_k=4))
 
 
 def test_what_was_taken_and_what_was_refused_survives_a_restart(tmp_path: Path) -> None:
@@ -106,39 +96,36 @@ def test_what_was_taken_and_what_was_refused_survives_a_restart(tmp_path: Path) 
     again = remote(own(tmp_path))
     assert again.settings.top_k == 5
     report = again.report()
-    assert (report.version, report.applied, list(report.refused)) == (2, 1, ["top_k"])
-    assert not again.consider(wanted(1, top_k=7))
-    assert again.settings.top_k == 5
+    assert (report.id, report.applied, list(report.refused)) == (id_of(2), id_of(1), ["top_k"])
+    assert not again.consider(wanted(2, top_k=-5))
 
 
 @given(steps=st.lists(st.tuples(st.integers(1, 6), st.sampled_from([-1, 1, 2, 3]), st.booleans()), max_size=12))
-def test_versions_never_fall_and_what_holds_was_valid(
+def test_what_is_in_force_was_valid_and_the_last_set_is_reported(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int, bool]]
 ) -> None:
-    folder = tmp_path_factory.mktemp("versions")
-    it, considered, holds = remote(own(folder)), 0, 50
-    latest = None
-    for version, top_k, restarts in steps:
+    folder = tmp_path_factory.mktemp("sets")
+    it, holds, applied = remote(own(folder)), 50, None
+    for number, top_k, restarts in steps:
         if restarts:
             it = remote(own(folder))
-        it.consider(wanted(version, top_k=top_k))
-        if version >= considered and (version, top_k) != latest:
-            considered, latest = version, (version, top_k)
-            holds = top_k if top_k >= 0 else holds
+        it.consider(wanted(number, top_k=top_k))
+        if top_k >= 0:
+            holds, applied = top_k, id_of(number)
         report = it.report()
-        assert (report.version, it.settings.top_k, report.values["top_k"]) == (considered, holds, holds)
-        assert report.applied <= report.version
-        assert bool(report.refused) == (latest is not None and latest[1] < 0)
+        assert (report.id, report.applied) == (id_of(number), applied)
+        assert (it.settings.top_k, report.values["top_k"]) == (holds, holds)
+        assert bool(report.refused) == (top_k < 0)
 
 
 def test_a_damaged_or_foreign_file_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = kept_file(own(tmp_path))
     file.parent.mkdir()
     for content in (
-        '{"taken": {"version": -1}}',
+        '{"taken": {"id": -1}}',
         "[]",
         "{",
-        '{"taken":{"version":1,"values":{"x":[1]}}}',
+        '{"taken":{"id":"00000001","values":{"x":[1]}}}',
         "\0" * 300_000,
     ):
         file.write_text(content)
@@ -204,7 +191,7 @@ def test_a_device_whose_model_does_not_load_goes_back_and_says_so(tmp_path: Path
     assert load_steered(third, load) == "small:Q4_0"  # type: ignore[arg-type, comparison-overlap]
     assert (third.settings.model, third.settings.threads) == ("small:Q4_0", 2), "it goes back to what it last ran with"
     report = third.report()
-    assert (report.version, report.applied, set(report.refused)) == (2, 1, {"threads", "model"})
+    assert (report.id, report.applied, set(report.refused)) == (id_of(2), id_of(1), {"threads", "model"})
     assert "damaged" in report.refused["model"]
     fourth = remote(own(tmp_path))
     load_steered(fourth, load)  # type: ignore[arg-type]
@@ -225,16 +212,16 @@ def test_quotas_of_applications_hold_at_once(tmp_path: Path) -> None:
     with file.changing() as found:
         found.append(Application(name="chat", sha256=digest, tokens_per_min=100))
     it = remote(own(tmp_path, applications=tmp_path / "apps.json"))
-    it.consider(DesiredSettings(version=1, values={"quota.chat.tokens_per_min": 7, "quota.chat.texts_at_once": 1}))
+    it.consider(wanted(1, **{"quota.chat.tokens_per_min": 7, "quota.chat.texts_at_once": 1}))
     application = it.applications.find(key.encode())
     assert (application.tokens_per_min, application.texts_at_once, application.tokens_per_day) == (7, 1, None)
     assert it.report().values["quota.chat.tokens_per_min"] == 7
-    it.consider(DesiredSettings(version=2, values={}))
+    it.consider(wanted(2))
     application = it.applications.find(key.encode())
     assert application.tokens_per_min == 100
-    for version, value in (("quota.other.tokens_per_min", 7), ("quota.chat.tokens_per_min", 0)):
-        it.consider(DesiredSettings(version=it.report().version + 1, values={version: value}))
-        assert list(it.report().refused) == [version]
+    for number, (quota, value) in enumerate((("quota.other.tokens_per_min", 7), ("quota.chat.tokens_per_min", 0)), 3):
+        it.consider(wanted(number, **{quota: value}))
+        assert list(it.report().refused) == [quota]
 
 
 def test_a_disk_that_is_full_is_told_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,7 +247,7 @@ def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
     it.consider(wanted(1, top_k=5))
     file = kept_file(own(tmp_path))
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    assert json.loads(file.read_text())["taken"] == {"version": 1, "values": {"top_k": 5}, "at": None}
+    assert json.loads(file.read_text())["taken"] == {"id": id_of(1), "values": {"top_k": 5}}
 
 
 def test_the_catalogue_names_settings_and_none_that_are_the_devices_own() -> None:
