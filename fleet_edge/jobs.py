@@ -17,10 +17,10 @@ from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.housekeeping import Pace, give_back_space
-from fleet_edge.store.models import CommandRow, EventRow, RoundRow
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import RETENTION, Retention
+from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
 from fleet_edge.store.views import SILENT_AFTER
 
 _log = logging.getLogger(__name__)
@@ -158,14 +158,14 @@ class EdgeJobs:
         keep = settings.keep
         # A purge may take longer than an edge has to end, and runs next to the writer.
         pace: Pace = {"chunk": settings.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
-        rounds = housekeeping.purge(engine, RoundRow, before=now - timedelta(days=keep.rounds_days), **pace)
+        rounds = housekeeping.purge(engine, ROUNDS, before=now - timedelta(days=keep.rounds_days), **pace)
         oldest = floor(Grain.DAY, now - timedelta(days=keep.sessions_days))
         sessions = housekeeping.purge_sessions(engine, before=oldest, **pace)
         kept_days = max(keep.totals_days, keep.sessions_days)
         housekeeping.purge_rollups(engine, before=floor(Grain.DAY, now - timedelta(days=kept_days)), **pace)
         housekeeping.purge_loads(engine, thin_before=now - _MINUTES_KEPT, before=oldest, **pace)
-        events = housekeeping.purge(engine, EventRow, before=oldest, **pace)
-        housekeeping.purge(engine, CommandRow, before=oldest, **pace)
+        events = housekeeping.purge(engine, EVENTS, before=oldest, **pace)
+        housekeeping.purge(engine, COMMANDS, before=oldest, **pace)
         housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MOST_REPORTED, **pace)
         housekeeping.purge_quarantines(engine, before=oldest, **pace)
         given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)

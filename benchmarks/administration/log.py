@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from sqlalchemy import Engine, func, insert, select, text
+from sqlalchemy import Engine, Table, func, insert, select, text
 
 from benchmarks.administration.observability import Viewer
 from benchmarks.harness import Bench, Report, at_most, number_of
@@ -36,11 +36,11 @@ from fleet_edge.store.database import open_store
 from fleet_edge.store.engine import parse_url, sqlite_path
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.housekeeping import give_back_space
-from fleet_edge.store.models import Base, DeviceRow, EdgeLoadRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.periods import BEGINNING
 from fleet_edge.store.records import SegmentProgress, SessionOpened, minute_of, segment_number
 from fleet_edge.store.rollups import add_difference, count_segments
 from fleet_edge.store.steering import add_labels, record_audit
+from fleet_edge.store.tables import DEVICES, EDGE_LOADS, EDGES, EVENTS, ROUNDS, SEGMENTS, SESSIONS
 from fleet_edge.store.views import AuditEntry
 from schemas.policy import Mode
 
@@ -48,7 +48,7 @@ _BATCH: Final = 10_000
 _CACHE_KB: Final = 500_000  # ids are random, and so is where each goes
 _HOUR: Final = timedelta(hours=1)
 _MS: Final = timedelta(milliseconds=1)
-_TABLES: Final[Sequence[type[Base]]] = (SessionRow, SegmentRow, RoundRow, EventRow)
+_TABLES: Final = (SESSIONS, SEGMENTS, ROUNDS, EVENTS)
 _REASONS: Final = {"stop": 60, "length": 30, "failed": 4, "lost": 3, "cancelled": 3}
 
 _ENDS: Final = {
@@ -90,21 +90,21 @@ def fill(engine: Engine, scale: Scale, *, now: datetime, progress: Progress, see
             connection.exec_driver_sql("PRAGMA synchronous = OFF")
             connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KB}")
     with engine.begin() as connection:
-        connection.execute(insert(DeviceRow), [_device(chance, number, begin, now) for number in range(scale.devices)])
-        connection.execute(insert(EdgeRow), [_edge(chance, name, begin, now) for name in (*_edges(scale), _RARE)])
+        connection.execute(insert(DEVICES), [_device(chance, number, begin, now) for number in range(scale.devices)])
+        connection.execute(insert(EDGES), [_edge(chance, name, begin, now) for name in (*_edges(scale), _RARE)])
         halls = {name_of(number): (f"hall_{'ab'[number % 2]}",) for number in range(scale.devices)}
-        connection.execute(insert(EdgeLoadRow), list(_loads(chance, scale, begin, now)))
+        connection.execute(insert(EDGE_LOADS), list(_loads(chance, scale, begin, now)))
         add_labels(connection, halls, who="ada", now=begin)
         record_audit(connection, [AuditEntry(who="ada", action="label", subject=name) for name in halls], now=begin)
-    indexes = [index for row in _TABLES for index in row.__table__.indexes]
+    indexes = [index for table in _TABLES for index in table.indexes]
     with engine.begin() as connection:  # sorted once, they take a fraction of the time
         for index in indexes:
             index.drop(connection)
-    rows: dict[type[Base], list[Row]] = {table: [] for table in _TABLES}
+    rows: dict[Table, list[Row]] = {table: [] for table in _TABLES}
     for number, at in enumerate(_times(chance, begin, now, scale.sessions)):
         for table, row in _session(chance, at, scale, now):
             rows[table].append(row)
-        if len(rows[SessionRow]) == _BATCH:
+        if len(rows[SESSIONS]) == _BATCH:
             _write(engine, rows)
             progress("filling", number / scale.sessions)
     _write(engine, rows)
@@ -126,8 +126,8 @@ def _times(chance: random.Random, begin: datetime, now: datetime, sessions: int)
         yield from sorted(hour + min(_HOUR, now - hour) * chance.random() for _ in range(number))
 
 
-def _write(engine: Engine, rows: Mapping[type[Base], list[Row]]) -> None:
-    sessions = {(row["session"], row["device"]) for row in rows[SessionRow]}
+def _write(engine: Engine, rows: Mapping[Table, list[Row]]) -> None:
+    sessions = {(row["session"], row["device"]) for row in rows[SESSIONS]}
     with engine.begin() as connection:
         nothing = count_segments(connection, ())
         for table, own in rows.items():
@@ -200,7 +200,7 @@ def _loads(chance: random.Random, scale: Scale, begin: datetime, now: datetime) 
             }
 
 
-def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -> Iterator[tuple[type[Base], Row]]:
+def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -> Iterator[tuple[Table, Row]]:
     session, device = f"{chance.getrandbits(64):016x}", name_of(chance.randrange(scale.devices))
     app = chance.choice((None, "alarms", "reports"))
     quantization = chance.choice(("Q4_0", "Q4_0", "Q2_K"))
@@ -221,7 +221,7 @@ def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -
     tokens = sum(segment["tokens"] for segment in segments)
     last = segments[-1]
     yield (
-        SessionRow,
+        SESSIONS,
         {
             "session": session,
             "device": device,
@@ -261,11 +261,11 @@ def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -
         },
     )
     for segment in segments:
-        yield SegmentRow, segment
+        yield SEGMENTS, segment
     if chance.random() < 0.01:
         yield from _rounds(chance, segments[0], at)
     if chance.random() < 0.1:
-        yield EventRow, _event(chance, session, device, edge, at)
+        yield EVENTS, _event(chance, session, device, edge, at)
 
 
 def _segment(chance: random.Random, at: datetime, length: timedelta, edge: str) -> Row:
@@ -293,10 +293,10 @@ def _segment(chance: random.Random, at: datetime, length: timedelta, edge: str) 
     }
 
 
-def _rounds(chance: random.Random, segment: Row, at: datetime) -> Iterator[tuple[type[Base], Row]]:
+def _rounds(chance: random.Random, segment: Row, at: datetime) -> Iterator[tuple[Table, Row]]:
     for number in range(10):
         yield (
-            RoundRow,
+            ROUNDS,
             {
                 "session": segment["session"],
                 "segment": segment["segment"],
@@ -434,8 +434,8 @@ def run(bench: Bench) -> Report:
     more: dict[str, Any] = {}
     with open_store(url) as store:
         with store.engine.connect() as connection:
-            now = connection.scalar(select(func.max(EdgeRow.seen_at)))
-            devices = connection.scalar(select(func.count()).select_from(DeviceRow)) or scale.devices
+            now = connection.scalar(select(func.max(EDGES.c.seen_at)))
+            devices = connection.scalar(select(func.count()).select_from(DEVICES)) or scale.devices
         if now is None:
             begun, now = time.perf_counter(), datetime.now(UTC)
             fill(store.engine, scale, now=now, progress=_Progress())

@@ -24,9 +24,9 @@ from fleet_common.closing import Closing
 from fleet_edge.store.database import open_existing, transaction
 from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.merge import merge_records
-from fleet_edge.store.models import AlertLeaseRow, AlertRow
 from fleet_edge.store.records import EventLogged
 from fleet_edge.store.steering import record_audit
+from fleet_edge.store.tables import ALERT_LEASES, ALERTS
 from fleet_edge.store.views import AlertView, AuditEntry
 from schemas.control import Alert, AlertState
 from schemas.errors import FleetError
@@ -100,16 +100,16 @@ class AlertFilter(TypedDict, total=False):
 
 def list_alerts(connection: Connection, **chosen: Unpack[AlertFilter]) -> list[AlertView]:
     """Return alerts: open ones first, critical ones before others, then the latest; 100 unless `limit` is given."""
-    query = select(AlertRow.__table__)
+    query = select(ALERTS)
     if (is_open := chosen.get("open")) is not None:
-        query = query.where(AlertRow.cleared_at.is_(None) if is_open else AlertRow.cleared_at.is_not(None))
+        query = query.where(ALERTS.c.cleared_at.is_(None) if is_open else ALERTS.c.cleared_at.is_not(None))
     if (rule := chosen.get("rule")) is not None:
-        query = query.where(AlertRow.rule == rule)
+        query = query.where(ALERTS.c.rule == rule)
     if (subject := chosen.get("subject")) is not None:
-        query = query.where(AlertRow.subject == subject)
-    is_over = AlertRow.cleared_at.is_not(None)
-    can_wait = or_(is_over, AlertRow.severity != AlertSeverity.CRITICAL)
-    ordered = query.order_by(is_over, can_wait, AlertRow.since_at.desc(), AlertRow.id).limit(chosen.get("limit", 100))
+        query = query.where(ALERTS.c.subject == subject)
+    is_over = ALERTS.c.cleared_at.is_not(None)
+    can_wait = or_(is_over, ALERTS.c.severity != AlertSeverity.CRITICAL)
+    ordered = query.order_by(is_over, can_wait, ALERTS.c.since_at.desc(), ALERTS.c.id).limit(chosen.get("limit", 100))
     return [AlertView(**row) for row in connection.execute(ordered).mappings()]
 
 
@@ -118,7 +118,7 @@ def find(connection: Connection, prefix: str) -> AlertView:
     escaped = prefix.lower()
     if not escaped or not set(escaped) <= set("0123456789abcdef"):
         raise NoSuchAlert(f"{prefix[:40]!r} is no alert's id; `fleet admin alerts` lists them.")
-    query = select(AlertRow.__table__).where(AlertRow.id.startswith(escaped)).limit(2)
+    query = select(ALERTS).where(ALERTS.c.id.startswith(escaped)).limit(2)
     found = connection.execute(query).mappings().all()
     if not found:
         raise NoSuchAlert(f"There is no alert {prefix[:40]!r}; `fleet admin alerts --all` lists them.")
@@ -130,8 +130,8 @@ def find(connection: Connection, prefix: str) -> AlertView:
 def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: datetime) -> AlertView:
     """Record who has acknowledged an alert; the first one counts."""
     changed = connection.execute(
-        update(AlertRow)
-        .where(AlertRow.id == alert.id, AlertRow.acknowledged_at.is_(None))
+        update(ALERTS)
+        .where(ALERTS.c.id == alert.id, ALERTS.c.acknowledged_at.is_(None))
         .values(acknowledged_at=now, acknowledged_by=who)
     )
     if changed.rowcount:
@@ -149,8 +149,8 @@ def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: date
 def clear(connection: Connection, alert: AlertView, *, now: datetime, who: str | None = None) -> AlertView:
     """End an alert; `who` None: its rule no longer matches."""
     changed = connection.execute(
-        update(AlertRow)
-        .where(AlertRow.id == alert.id, AlertRow.cleared_at.is_(None))
+        update(ALERTS)
+        .where(ALERTS.c.id == alert.id, ALERTS.c.cleared_at.is_(None))
         .values(cleared_at=now, cleared_by=who)
     )
     if changed.rowcount:
@@ -171,17 +171,17 @@ def see(connection: Connection, rule: str, reading: RuleReading, *, since: datet
         "value": reading.value,
         "threshold": reading.threshold,
     }
-    held = (AlertRow.rule == rule, AlertRow.subject == reading.subject, AlertRow.cleared_at.is_(None))
-    before = connection.execute(select(AlertRow.id, AlertRow.severity).where(*held)).first()
+    held = (ALERTS.c.rule == rule, ALERTS.c.subject == reading.subject, ALERTS.c.cleared_at.is_(None))
+    before = connection.execute(select(ALERTS.c.id, ALERTS.c.severity).where(*held)).first()
     if before is not None:
-        connection.execute(update(AlertRow).where(AlertRow.id == before.id).values(**last))
+        connection.execute(update(ALERTS).where(ALERTS.c.id == before.id).values(**last))
         graver = reading.severity == AlertSeverity.CRITICAL and before.severity != AlertSeverity.CRITICAL
         return find(connection, before.id) if graver else None
-    crowd = select(AlertRow.id).where(AlertRow.cleared_at.is_(None)).limit(1).offset(MOST_OPEN - 1)
+    crowd = select(ALERTS.c.id).where(ALERTS.c.cleared_at.is_(None)).limit(1).offset(MOST_OPEN - 1)
     if connection.execute(crowd).first() is not None:
         return None
     key = {"id": uuid.uuid4().hex, "rule": rule, "subject": reading.subject, "device": reading.device}
-    connection.execute(insert(AlertRow).values(**key, since_at=since, **last))
+    connection.execute(insert(ALERTS).values(**key, since_at=since, **last))
     alert = find(connection, str(key["id"]))
     _log(connection, alert, code="opened", sentence=alert.sentence, now=now)
     return alert
@@ -192,24 +192,26 @@ def take_lease(connection: Connection, *, holder: str, now: datetime, for_s: flo
     until = now + timedelta(seconds=for_s)
     # A holder whose clock is ahead must not keep the lease for hours after its end.
     over = or_(
-        AlertLeaseRow.holder == holder, AlertLeaseRow.until_at < now, AlertLeaseRow.until_at > now + timedelta(hours=1)
+        ALERT_LEASES.c.holder == holder,
+        ALERT_LEASES.c.until_at < now,
+        ALERT_LEASES.c.until_at > now + timedelta(hours=1),
     )
-    mine = update(AlertLeaseRow).where(AlertLeaseRow.name == _EVALUATOR, over).values(holder=holder, until_at=until)
+    mine = update(ALERT_LEASES).where(ALERT_LEASES.c.name == _EVALUATOR, over).values(holder=holder, until_at=until)
     if connection.execute(mine).rowcount:
         return True
-    known = connection.execute(select(AlertLeaseRow.holder).where(AlertLeaseRow.name == _EVALUATOR)).first()
+    known = connection.execute(select(ALERT_LEASES.c.holder).where(ALERT_LEASES.c.name == _EVALUATOR)).first()
     if known is not None:
         return False
     try:
         with connection.begin_nested():
-            connection.execute(insert(AlertLeaseRow).values(name=_EVALUATOR, holder=holder, until_at=until))
+            connection.execute(insert(ALERT_LEASES).values(name=_EVALUATOR, holder=holder, until_at=until))
     except IntegrityError:
         return False  # another was faster
     return True
 
 
 def forget(connection: Connection, *, before: datetime) -> int:
-    return connection.execute(delete(AlertRow).where(AlertRow.cleared_at < before)).rowcount
+    return connection.execute(delete(ALERTS).where(ALERTS.c.cleared_at < before)).rowcount
 
 
 def _log(

@@ -18,7 +18,7 @@ from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.store import queries
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.models import EventRow
+from fleet_edge.store.tables import EVENTS
 from fleet_edge.store.views import DeviceView, EdgeView, MachineState
 
 _LONGEST_CODE: Final = 64
@@ -58,9 +58,9 @@ def read_facts(connection: Connection, *, now: datetime) -> Facts:
 
 def _counts(connection: Connection, kind: EventKind, since: datetime) -> dict[tuple[str, str], int]:
     found = (
-        select(EventRow.edge, EventRow.code, func.sum(EventRow.count))
-        .where(EventRow.at >= since, EventRow.kind == kind.value)
-        .group_by(EventRow.edge, EventRow.code)
+        select(EVENTS.c.edge, EVENTS.c.code, func.sum(EVENTS.c.count))
+        .where(EVENTS.c.at >= since, EVENTS.c.kind == kind.value)
+        .group_by(EVENTS.c.edge, EVENTS.c.code)
     )
     counts = Counter[tuple[str, str]]()
     for edge, code, count in connection.execute(found):

@@ -29,8 +29,8 @@ from fleet_admin.dashboard.settings import AccountRole, Visitor
 from fleet_admin.steering.planning import Actor
 from fleet_common.limits import TokenBucket, network_of
 from fleet_edge.store.database import open_existing, transaction
-from fleet_edge.store.models import AccountRow, ApiKeyRow, LoginRow
 from fleet_edge.store.steering import record_audit
+from fleet_edge.store.tables import ACCOUNTS, API_KEYS, LOGINS
 from fleet_edge.store.views import AuditEntry
 from schemas.errors import InvalidName
 from schemas.names import check_name
@@ -139,7 +139,7 @@ class Accounts:
 
     def list(self) -> list[Account]:
         with self._database.begin() as connection:
-            rows = connection.execute(select(AccountRow.__table__).order_by(AccountRow.account)).all()
+            rows = connection.execute(select(ACCOUNTS).order_by(ACCOUNTS.c.account)).all()
         return [
             Account(row.account, AccountRole(row.role), row.password is not None, row.created_at, row.changed_at)
             for row in rows
@@ -147,7 +147,7 @@ class Accounts:
 
     def role(self, name: str) -> AccountRole | None:
         with self._database.begin() as connection:
-            found = connection.scalar(select(AccountRow.role).where(AccountRow.account == name))
+            found = connection.scalar(select(ACCOUNTS.c.role).where(ACCOUNTS.c.account == name))
         return None if found is None else AccountRole(found)
 
     def add(self, name: str, *, role: AccountRole, password: str | None, actor: Actor) -> None:
@@ -161,7 +161,7 @@ class Accounts:
         row = {"account": name, "role": role, "password": hashed, "created_at": now, "changed_at": now}
         with self._database.begin() as connection:
             try:
-                connection.execute(insert(AccountRow).values(row))
+                connection.execute(insert(ACCOUNTS).values(row))
             except IntegrityError:
                 raise AccountError(
                     f"There is an account {name} already; `fleet admin user password {name}` gives it another password."
@@ -171,10 +171,10 @@ class Accounts:
     def remove(self, name: str, *, actor: Actor) -> None:
         """Remove an account with its keys and logins; raises `AccountError` if there is none."""
         with self._database.begin() as connection:
-            removed = connection.execute(delete(AccountRow).where(AccountRow.account == name)).rowcount
+            removed = connection.execute(delete(ACCOUNTS).where(ACCOUNTS.c.account == name)).rowcount
             if removed:
-                connection.execute(delete(ApiKeyRow).where(ApiKeyRow.account == name))
-                connection.execute(delete(LoginRow).where(LoginRow.account == name))
+                connection.execute(delete(API_KEYS).where(API_KEYS.c.account == name))
+                connection.execute(delete(LOGINS).where(LOGINS.c.account == name))
                 self._database.audit(connection, "account remove", name, actor=actor)
         if not removed:
             raise AccountError(_unknown(name))
@@ -210,15 +210,15 @@ class Accounts:
 
     def _hash(self, name: str) -> str | None:
         with self._database.begin() as connection:
-            return connection.scalar(select(AccountRow.password).where(AccountRow.account == name))
+            return connection.scalar(select(ACCOUNTS.c.password).where(ACCOUNTS.c.account == name))
 
     def _change(self, connection: Connection, name: str, **values: str) -> None:
         changed = connection.execute(
-            update(AccountRow).where(AccountRow.account == name).values(changed_at=self._database.now(), **values)
+            update(ACCOUNTS).where(ACCOUNTS.c.account == name).values(changed_at=self._database.now(), **values)
         ).rowcount
         if not changed:
             raise AccountError(_unknown(name))
-        connection.execute(delete(LoginRow).where(LoginRow.account == name))
+        connection.execute(delete(LOGINS).where(LOGINS.c.account == name))
 
 
 def _unknown(name: str) -> str:
@@ -259,39 +259,37 @@ class Logins:
             "expires_at": now + self._longest,
         }
         of_account = (
-            select(LoginRow.fingerprint)
-            .where(LoginRow.account == account)
-            .order_by(LoginRow.seen_at.desc())
+            select(LOGINS.c.fingerprint)
+            .where(LOGINS.c.account == account)
+            .order_by(LOGINS.c.seen_at.desc())
             .offset(_MAX_LOGINS - 1)
         )
         with self._database.begin() as connection:
-            connection.execute(delete(LoginRow).where(LoginRow.expires_at < now))
+            connection.execute(delete(LOGINS).where(LOGINS.c.expires_at < now))
             too_many = connection.scalars(of_account).all()
-            connection.execute(delete(LoginRow).where(LoginRow.fingerprint.in_(too_many)))
-            connection.execute(insert(LoginRow).values(row))
+            connection.execute(delete(LOGINS).where(LOGINS.c.fingerprint.in_(too_many)))
+            connection.execute(insert(LOGINS).values(row))
         return token
 
     def find(self, token: str) -> Login | None:
         """Return the login of a cookie; None if it is unknown, ended or expired."""
         now = self._database.now()
         query = (
-            select(LoginRow.account, LoginRow.seen_at, LoginRow.expires_at, AccountRow.role)
-            .join(AccountRow, AccountRow.account == LoginRow.account)
-            .where(LoginRow.fingerprint == fingerprint(token))
+            select(LOGINS.c.account, LOGINS.c.seen_at, LOGINS.c.expires_at, ACCOUNTS.c.role)
+            .join(ACCOUNTS, ACCOUNTS.c.account == LOGINS.c.account)
+            .where(LOGINS.c.fingerprint == fingerprint(token))
         )
         with self._database.begin() as connection:
             row = connection.execute(query).one_or_none()
             if row is None or now >= row.expires_at or now - row.seen_at >= self._idle:
                 return None
             if now - row.seen_at >= _NOTED_EVERY:
-                connection.execute(
-                    update(LoginRow).where(LoginRow.fingerprint == fingerprint(token)).values(seen_at=now)
-                )
+                connection.execute(update(LOGINS).where(LOGINS.c.fingerprint == fingerprint(token)).values(seen_at=now))
         return Login(row.account, AccountRole(row.role), row.expires_at)
 
     def end(self, token: str) -> None:
         with self._database.begin() as connection:
-            connection.execute(delete(LoginRow).where(LoginRow.fingerprint == fingerprint(token)))
+            connection.execute(delete(LOGINS).where(LOGINS.c.fingerprint == fingerprint(token)))
 
 
 _MAX_KEYS: Final = 100
@@ -318,9 +316,9 @@ class ApiKeys:
 
     def list(self, *, account: str | None = None) -> list[AccountKey]:
         """Return the keys of one account or all, by account and name."""
-        query = select(ApiKeyRow.__table__).order_by(ApiKeyRow.account, ApiKeyRow.name)
+        query = select(API_KEYS).order_by(API_KEYS.c.account, API_KEYS.c.name)
         if account is not None:
-            query = query.where(ApiKeyRow.account == account)
+            query = query.where(API_KEYS.c.account == account)
         with self._database.begin() as connection:
             rows = connection.execute(query).mappings().all()
         return [
@@ -352,13 +350,13 @@ class ApiKeys:
             "expires_at": None if lasts is None else now + lasts,
             "used_at": None,
         }
-        own = select(func.count()).select_from(ApiKeyRow).where(ApiKeyRow.account == account)
+        own = select(func.count()).select_from(API_KEYS).where(API_KEYS.c.account == account)
         with self._database.begin() as connection:
-            if connection.scalar(select(AccountRow.account).where(AccountRow.account == account)) is None:
+            if connection.scalar(select(ACCOUNTS.c.account).where(ACCOUNTS.c.account == account)) is None:
                 raise AccountError(_unknown(account))
             if (connection.scalar(own) or 0) >= _MAX_KEYS:
                 raise AccountError(f"The account {account} has {_MAX_KEYS} keys; remove some that are no longer used.")
-            connection.execute(insert(ApiKeyRow).values(row))
+            connection.execute(insert(API_KEYS).values(row))
             shown = f"{role} {fingerprint(key)[:_SHOWN]}"
             self._database.audit(connection, "key add", f"{account}/{name}", actor=actor, after=shown)
         return key
@@ -370,9 +368,9 @@ class ApiKeys:
             raise AccountError(f"There is no key {key_id[:_SHOWN]!r}; `fleet admin key list` lists those there are.")
         with self._database.begin() as connection:
             connection.execute(
-                delete(ApiKeyRow).where(
-                    ApiKeyRow.fingerprint.startswith(found[0].id, autoescape=True),
-                    ApiKeyRow.account == found[0].account,
+                delete(API_KEYS).where(
+                    API_KEYS.c.fingerprint.startswith(found[0].id, autoescape=True),
+                    API_KEYS.c.account == found[0].account,
                 )
             )
             self._database.audit(connection, "key remove", f"{found[0].account}/{found[0].name}", actor=actor)
@@ -383,10 +381,10 @@ class ApiKeys:
         if not key.startswith(KEY_PREFIX):
             return None
         now = self._database.now()
-        own = ApiKeyRow.fingerprint == fingerprint(key)
+        own = API_KEYS.c.fingerprint == fingerprint(key)
         query = (
-            select(ApiKeyRow.account, ApiKeyRow.role, ApiKeyRow.expires_at, ApiKeyRow.used_at, AccountRow.role)
-            .join(AccountRow, AccountRow.account == ApiKeyRow.account)
+            select(API_KEYS.c.account, API_KEYS.c.role, API_KEYS.c.expires_at, API_KEYS.c.used_at, ACCOUNTS.c.role)
+            .join(ACCOUNTS, ACCOUNTS.c.account == API_KEYS.c.account)
             .where(own)
         )
         with self._database.begin() as connection:
@@ -397,7 +395,7 @@ class ApiKeys:
             if expires_at is not None and now >= expires_at:
                 return None
             if used_at is None or now - used_at >= _NOTED_EVERY:
-                connection.execute(update(ApiKeyRow).where(own).values(used_at=now))
+                connection.execute(update(API_KEYS).where(own).values(used_at=now))
         operator = AccountRole(role) is AccountRole(most) is AccountRole.OPERATOR
         held = AccountRole.OPERATOR if operator else AccountRole.VIEWER
         return Visitor(account, held, "key", address)

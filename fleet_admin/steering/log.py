@@ -16,15 +16,15 @@ from fleet_edge.store import queries, steering
 from fleet_edge.store.database import open_existing, transaction
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.merge import merge_records
-from fleet_edge.store.models import (
-    AuditRow,
-    CommandRow,
-    DeviceRow,
-    LabelRow,
-    SegmentRow,
-)
 from fleet_edge.store.records import EventLogged, segment_number
 from fleet_edge.store.steering import audit_text, record_audit
+from fleet_edge.store.tables import (
+    AUDIT,
+    COMMANDS,
+    DEVICES,
+    LABELS,
+    SEGMENTS,
+)
 from fleet_edge.store.views import AuditEntry, AuditView, CommandView
 from schemas.control import CommandRequest, Presence
 from schemas.errors import InvalidName
@@ -64,7 +64,7 @@ class SteeringLog(Closing):
         now = self._now()
         with self._writing() as connection:
             before = steering.read_labels(connection, devices=devices)
-            connection.execute(delete(LabelRow).where(LabelRow.device.in_(devices), LabelRow.label.in_(remove)))
+            connection.execute(delete(LABELS).where(LABELS.c.device.in_(devices), LABELS.c.label.in_(remove)))
             steering.add_labels(connection, dict.fromkeys(devices, add), who=actor.who, now=now)
             after = steering.read_labels(connection, devices=devices)
             entries = [
@@ -79,7 +79,7 @@ class SteeringLog(Closing):
         """Retire a device that the log knows, or undo that: it is selected only by name, and never silent."""
         now = self._now()
         with self._writing() as connection:
-            before = connection.scalar(select(DeviceRow.retired_at).where(DeviceRow.device == _checked(device)))
+            before = connection.scalar(select(DEVICES.c.retired_at).where(DEVICES.c.device == _checked(device)))
             if not steering.retire(connection, device, None if undo else before or now):
                 raise SteeringError(f"No device {device} has been seen, so that none can be retired; check the name.")
             entry = actor.entry(
@@ -97,8 +97,8 @@ class SteeringLog(Closing):
         """
         now = self._now()
         recent = (
-            select(SegmentRow.device, SegmentRow.edge)
-            .where(SegmentRow.segment >= segment_number(now - _EDGE_DAY), SegmentRow.edge.is_not(None))
+            select(SEGMENTS.c.device, SEGMENTS.c.edge)
+            .where(SEGMENTS.c.segment >= segment_number(now - _EDGE_DAY), SEGMENTS.c.edge.is_not(None))
             .distinct()
         )
         with self._reading() as connection:
@@ -127,11 +127,11 @@ class SteeringLog(Closing):
         self, *, since: str | datetime | None = None, devices: Sequence[str] = (), limit: int = 100
     ) -> list[CommandView]:
         """Return commands, the latest first; arguments left out admit all."""
-        query = select(CommandRow).order_by(CommandRow.at.desc(), CommandRow.device, CommandRow.id).limit(limit)
+        query = select(COMMANDS).order_by(COMMANDS.c.at.desc(), COMMANDS.c.device, COMMANDS.c.id).limit(limit)
         if (after := self._time(since)) is not None:
-            query = query.where(CommandRow.at >= after)
+            query = query.where(COMMANDS.c.at >= after)
         if devices:
-            query = query.where(CommandRow.device.in_(devices))
+            query = query.where(COMMANDS.c.device.in_(devices))
         with self._reading() as connection:
             return [CommandView(**row) for row in connection.execute(query).mappings()]
 
@@ -155,7 +155,7 @@ class SteeringLog(Closing):
         ]
         with self._writing() as connection:
             if rows:
-                connection.execute(insert(CommandRow), rows)
+                connection.execute(insert(COMMANDS), rows)
             return record_audit(connection, entries, now=now)
 
     def end_commands(self, ended: Mapping[str, tuple[str, str]]) -> None:
@@ -164,7 +164,7 @@ class SteeringLog(Closing):
             with self._writing() as connection:
                 for command, (outcome, sentence) in ended.items():
                     values = {"outcome": outcome, "sentence": sentence, "ended_at": self._now()}
-                    connection.execute(update(CommandRow).where(CommandRow.id == command).values(values))
+                    connection.execute(update(COMMANDS).where(COMMANDS.c.id == command).values(values))
 
     def audit(
         self,
@@ -177,15 +177,15 @@ class SteeringLog(Closing):
         limit: int = 100,
     ) -> list[AuditView]:
         """Return actions of administrators, the latest first; raises `SteeringError` for an invalid time."""
-        query = select(*(getattr(AuditRow, field.name) for field in fields(AuditView)))
+        query = select(*(AUDIT.c[field.name] for field in fields(AuditView)))
         if (after := self._time(since)) is not None:
-            query = query.where(AuditRow.at >= after)
+            query = query.where(AUDIT.c.at >= after)
         if (before := self._time(until)) is not None:
-            query = query.where(AuditRow.at < before)
+            query = query.where(AUDIT.c.at < before)
         chosen = {"who": who, "subject": subject, "action": action}
         query = query.filter_by(**{name: value for name, value in chosen.items() if value is not None})
         with self._reading() as connection:
-            rows = connection.execute(query.order_by(AuditRow.at.desc(), AuditRow.id).limit(limit)).mappings()
+            rows = connection.execute(query.order_by(AUDIT.c.at.desc(), AUDIT.c.id).limit(limit)).mappings()
             return [AuditView(**row) for row in rows]
 
     def record(self, entries: Sequence[AuditEntry]) -> list[str]:
@@ -199,7 +199,7 @@ class SteeringLog(Closing):
             with self._writing() as connection:
                 for entry, outcome in outcomes.items():
                     values = {"outcome": audit_text(outcome)}
-                    connection.execute(update(AuditRow).where(AuditRow.id == entry).values(values))
+                    connection.execute(update(AUDIT).where(AUDIT.c.id == entry).values(values))
 
     def note(self, kind: EventKind, events: Sequence[tuple[str, str, str]], *, actor: Actor) -> None:
         """Record what came of an administrator's settings or commands: device, code of `event_codes`, sentence."""

@@ -13,9 +13,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from fleet_common.closing import Closing
 from fleet_edge.store.engine import check_file, connect_engine, parse_url, shown, sqlite_path, unavailable
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
-from fleet_edge.store.models import REVISION
 from fleet_edge.store.quarantines import Quarantines, read_quarantines
 from fleet_edge.store.records import Record
+from fleet_edge.store.tables import REVISION
 
 
 class Store(Closing):

@@ -8,12 +8,11 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
-from fleet_edge.store.models import Base
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
@@ -212,15 +211,15 @@ def _postgresql(url: URL, *, read_only: bool) -> Engine:
     return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)
 
 
-def insert_into(row: type[Base], dialect: str) -> "Upsert":
+def insert_into(table: Table, dialect: str) -> "Upsert":
     """Return an insert that can do upserts, for `sqlite` or `postgresql`; loads the dialect only when called."""
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite  # noqa: PLC0415
 
-        return sqlite.insert(row)
+        return sqlite.insert(table)
     from sqlalchemy.dialects import postgresql  # noqa: PLC0415
 
-    return postgresql.insert(row)
+    return postgresql.insert(table)
 
 
 def replacing(insert: "Upsert", *, where: ColumnElement[bool] | None = None) -> "Upsert":

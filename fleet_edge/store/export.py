@@ -12,11 +12,11 @@ from enum import StrEnum
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, select, tuple_
 
-from fleet_edge.store.models import EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records import segment_number
 from fleet_edge.store.rollups import SUMMED
+from fleet_edge.store.tables import EVENTS, ROUNDS, SEGMENTS, SESSIONS
 
 PAGE_ROWS: Final = 2000
 """Rows in memory at a time."""
@@ -49,28 +49,28 @@ Page = Callable[[], AbstractContextManager[Connection]]
 _INTERNAL: Final = frozenset({"last_segment", "described_by", "device_counted_at", "edge_segment", "moved"})
 
 
-def _all_of(row: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a mapped class
-    return tuple(column for column in row.__table__.columns if column.name not in _INTERNAL)
+def _all_of(table: Table) -> tuple[Any, ...]:
+    return tuple(column for column in table.c if column.name not in _INTERNAL)
 
 
 _SOURCES: Final = {
     Exported.SESSIONS: _Source(
-        columns=_all_of(SessionRow),
-        order=(SessionRow.opened_at, SessionRow.session, SessionRow.device),
-        at=SessionRow.opened_at,
+        columns=_all_of(SESSIONS),
+        order=(SESSIONS.c.opened_at, SESSIONS.c.session, SESSIONS.c.device),
+        at=SESSIONS.c.opened_at,
     ),
     Exported.SEGMENTS: _Source(
-        columns=_all_of(SegmentRow),
-        order=(SegmentRow.segment, SegmentRow.session),
-        at=SegmentRow.segment,
+        columns=_all_of(SEGMENTS),
+        order=(SEGMENTS.c.segment, SEGMENTS.c.session),
+        at=SEGMENTS.c.segment,
         number=True,
     ),
     Exported.ROUNDS: _Source(
-        columns=_all_of(RoundRow),
-        order=(RoundRow.at, RoundRow.session, RoundRow.segment, RoundRow.round),
-        at=RoundRow.at,
+        columns=_all_of(ROUNDS),
+        order=(ROUNDS.c.at, ROUNDS.c.session, ROUNDS.c.segment, ROUNDS.c.round),
+        at=ROUNDS.c.at,
     ),
-    Exported.EVENTS: _Source(columns=_all_of(EventRow), order=(EventRow.at, EventRow.id), at=EventRow.at),
+    Exported.EVENTS: _Source(columns=_all_of(EVENTS), order=(EVENTS.c.at, EVENTS.c.id), at=EVENTS.c.at),
 }
 _OF_SEGMENTS: Final = ("segments", *SUMMED)
 
@@ -128,11 +128,11 @@ def _limits(source: _Source, since: datetime | None, until: datetime | None) -> 
 
 
 def _counted(connection: Connection, found: Sequence[Row[Any]]) -> dict[tuple[str, str], tuple[Any, ...]]:
-    sums = [func.count(), *(func.sum(getattr(SegmentRow, name)) for name in SUMMED)]
-    query: Select[Any] = select(*[SegmentRow.session, SegmentRow.device, *sums])
-    own = query.where(SegmentRow.session.in_([row[0] for row in found]))
+    sums = [func.count(), *(func.sum(SEGMENTS.c[name]) for name in SUMMED)]
+    query: Select[Any] = select(*[SEGMENTS.c.session, SEGMENTS.c.device, *sums])
+    own = query.where(SEGMENTS.c.session.in_([row[0] for row in found]))
     kinds = (int, *(float if name.endswith("_ms") else int for name in SUMMED))
     return {
         (row[0], row[1]): tuple(kind(value) for kind, value in zip(kinds, row[2:], strict=True))
-        for row in connection.execute(own.group_by(SegmentRow.session, SegmentRow.device))
+        for row in connection.execute(own.group_by(SEGMENTS.c.session, SEGMENTS.c.device))
     }

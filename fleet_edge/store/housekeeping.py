@@ -11,27 +11,26 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Required, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, or_, select, tuple_, update
 
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.engine import insert_into, replacing
-from fleet_edge.store.models import (
-    Base,
-    DeviceRow,
-    DistributionRow,
-    EdgeLoadRow,
-    PurgeRow,
-    QuarantineLiftRow,
-    QuarantineRow,
-    ReportedCloseRow,
-    RollupRow,
-    SegmentRow,
-    SessionRow,
-)
 from fleet_edge.store.periods import Grain, ceiling
 from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import SessionClosed, minute_of
 from fleet_edge.store.rollups import DISTRIBUTION_GRAINS, Scope
+from fleet_edge.store.tables import (
+    DEVICES,
+    DISTRIBUTIONS,
+    EDGE_LOADS,
+    PURGES,
+    QUARANTINE_LIFTS,
+    QUARANTINES,
+    REPORTED_CLOSES,
+    ROLLUPS,
+    SEGMENTS,
+    SESSIONS,
+)
 from fleet_edge.store.views import SILENT_AFTER
 from schemas.control import Presence
 from schemas.reasons import EndReason
@@ -71,7 +70,7 @@ def rest_not(seconds: float) -> None:
 
 def delete_rows(
     engine: Engine,
-    row: type[Base],
+    table: Table,
     condition: ColumnElement[bool],
     *,
     chunk: int,
@@ -79,7 +78,6 @@ def delete_rows(
     pause: Pause = rest_not,
 ) -> int:
     """Delete the rows of a table that meet a condition, as `Pace` says; return their number."""
-    table = row.__table__
     key = list(table.primary_key)
     total, size = 0, chunk if pause is rest_not else min(chunk, 5 * _LEAST_CHUNK)
     while True:
@@ -146,36 +144,36 @@ def mark_silent(engine: Engine, *, now: datetime) -> list[str]:
     Returns those newly marked: of several processes that look at once, one marks each.
     """
     limit = now - SILENT_AFTER
-    recent = select(SessionRow.session).where(SessionRow.device == DeviceRow.device, SessionRow.last_at >= limit)
+    recent = select(SESSIONS.c.session).where(SESSIONS.c.device == DEVICES.c.device, SESSIONS.c.last_at >= limit)
     mark = (
-        update(DeviceRow)
-        .where(DeviceRow.presence != Presence.OFFLINE.value, DeviceRow.silent_since.is_(None))
-        .where(or_(DeviceRow.telemetry_at.is_(None), DeviceRow.telemetry_at < limit))
-        .where(DeviceRow.seen_at < limit, DeviceRow.retired_at.is_(None), ~recent.exists())
+        update(DEVICES)
+        .where(DEVICES.c.presence != Presence.OFFLINE.value, DEVICES.c.silent_since.is_(None))
+        .where(or_(DEVICES.c.telemetry_at.is_(None), DEVICES.c.telemetry_at < limit))
+        .where(DEVICES.c.seen_at < limit, DEVICES.c.retired_at.is_(None), ~recent.exists())
         .values(silent_since=now)
-        .returning(DeviceRow.device)
+        .returning(DEVICES.c.device)
     )
     with engine.begin() as connection:
         quarantined = read_quarantines(connection, now=now).active
-        return sorted(connection.scalars(mark.where(DeviceRow.device.not_in(quarantined))))
+        return sorted(connection.scalars(mark.where(DEVICES.c.device.not_in(quarantined))))
 
 
 def silent_devices(engine: Engine) -> frozenset[str]:
     with engine.connect() as connection:
-        return frozenset(connection.scalars(select(DeviceRow.device).where(DeviceRow.silent_since.is_not(None))))
+        return frozenset(connection.scalars(select(DEVICES.c.device).where(DEVICES.c.silent_since.is_not(None))))
 
 
 def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:
     """Close as `lost` what an edge left open when it died, and no device resumed; return the number."""
     old = (
-        select(SessionRow.session, SessionRow.device, SessionRow.last_segment, SessionRow.last_at)
-        .where(SessionRow.reason.is_(None), SessionRow.last_at < now - abandoned_after)
+        select(SESSIONS.c.session, SESSIONS.c.device, SESSIONS.c.last_segment, SESSIONS.c.last_at)
+        .where(SESSIONS.c.reason.is_(None), SESSIONS.c.last_at < now - abandoned_after)
         .limit(limit)
     )
     with store.engine.connect() as connection:
         found = connection.execute(old).all()
-        counted = select(SegmentRow.session, SegmentRow.segment, SegmentRow.resumed_tokens, SegmentRow.tokens)
-        segments = connection.execute(counted.where(SegmentRow.session.in_([row.session for row in found])))
+        counted = select(SEGMENTS.c.session, SEGMENTS.c.segment, SEGMENTS.c.resumed_tokens, SEGMENTS.c.tokens)
+        segments = connection.execute(counted.where(SEGMENTS.c.session.in_([row.session for row in found])))
         positions = {(row.session, row.segment): (row.resumed_tokens or 0) + row.tokens for row in segments}
     # Dated by the last record, so that the true end wins if it is only late.
     store.apply(
@@ -198,49 +196,49 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
     return len(found)
 
 
-def purge(engine: Engine, row: type[Base], *, before: datetime, **pace: Unpack[Pace]) -> int:
+def purge(engine: Engine, table: Table, *, before: datetime, **pace: Unpack[Pace]) -> int:
     """Delete the old rows of a table that nothing else refers to: of rounds, events or commands."""
-    return delete_rows(engine, row, row.at < before, **pace)
+    return delete_rows(engine, table, table.c.at < before, **pace)
 
 
 def purge_loads(engine: Engine, *, thin_before: datetime, before: datetime, **pace: Unpack[Pace]) -> int:
     """Delete old loads of edges, and of those before `thin_before` all but every tenth minute; return the number."""
-    minute = EdgeLoadRow.minute
+    minute = EDGE_LOADS.c.minute
     thin = and_(minute < minute_of(thin_before), minute % _KEPT_MINUTE != 0)
-    return delete_rows(engine, EdgeLoadRow, or_(minute < minute_of(before), thin), **pace)
+    return delete_rows(engine, EDGE_LOADS, or_(minute < minute_of(before), thin), **pace)
 
 
 def purge_sessions(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
     """Delete sessions without a record since `before`, with segments and rounds; return the number of sessions."""
     with engine.begin() as connection:
-        insert = insert_into(PurgeRow, engine.dialect.name)
-        rising = replacing(insert, where=insert.excluded.before > PurgeRow.before)
+        insert = insert_into(PURGES, engine.dialect.name)
+        rising = replacing(insert, where=insert.excluded.before > PURGES.c.before)
         connection.execute(rising, {"what": "segments", "before": ceiling(Grain.HOUR, before)})
-    return delete_rows(engine, SessionRow, SessionRow.last_at < before, **pace)
+    return delete_rows(engine, SESSIONS, SESSIONS.c.last_at < before, **pace)
 
 
 def purge_rollups(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
     """Delete rollups of old hours and days; return the number."""
     deleted = 0
     for scope in Scope:
-        deleted += delete_rows(engine, RollupRow, and_(RollupRow.scope == scope, RollupRow.start < before), **pace)
+        deleted += delete_rows(engine, ROLLUPS, and_(ROLLUPS.c.scope == scope, ROLLUPS.c.start < before), **pace)
     for grain in DISTRIBUTION_GRAINS:
-        old = and_(DistributionRow.grain == grain, DistributionRow.start < before)
-        deleted += delete_rows(engine, DistributionRow, old, **pace)
+        old = and_(DISTRIBUTIONS.c.grain == grain, DISTRIBUTIONS.c.start < before)
+        deleted += delete_rows(engine, DISTRIBUTIONS, old, **pace)
     return deleted
 
 
 def purge_reported(engine: Engine, *, before: datetime, most: int, **pace: Unpack[Pace]) -> int:
     """Delete old reported closes, and of each device all but the latest `most`; return the number."""
-    deleted = delete_rows(engine, ReportedCloseRow, ReportedCloseRow.closed_at < before, **pace)
-    device = ReportedCloseRow.device
+    deleted = delete_rows(engine, REPORTED_CLOSES, REPORTED_CLOSES.c.closed_at < before, **pace)
+    device = REPORTED_CLOSES.c.device
     with engine.connect() as connection:
         crowded = connection.scalars(select(device).group_by(device).having(func.count() > most)).all()
         for name in crowded:
-            latest = select(ReportedCloseRow.closed_at).where(device == name)
-            last = connection.scalar(latest.order_by(ReportedCloseRow.closed_at.desc()).offset(most - 1).limit(1))
-            surplus = and_(device == name, ReportedCloseRow.closed_at < last)
-            deleted += delete_rows(engine, ReportedCloseRow, surplus, **pace)
+            latest = select(REPORTED_CLOSES.c.closed_at).where(device == name)
+            last = connection.scalar(latest.order_by(REPORTED_CLOSES.c.closed_at.desc()).offset(most - 1).limit(1))
+            surplus = and_(device == name, REPORTED_CLOSES.c.closed_at < last)
+            deleted += delete_rows(engine, REPORTED_CLOSES, surplus, **pace)
     return deleted
 
 
@@ -249,11 +247,11 @@ def purge_quarantines(engine: Engine, *, before: datetime, **pace: Unpack[Pace])
 
     A lift stays as long as a quarantine that it lifted.
     """
-    lift = select(QuarantineLiftRow.device).where(QuarantineLiftRow.device == QuarantineRow.device)
+    lift = select(QUARANTINE_LIFTS.c.device).where(QUARANTINE_LIFTS.c.device == QUARANTINES.c.device)
     lifted = lift.where(
-        QuarantineLiftRow.lifted_at >= QuarantineRow.since_at, QuarantineLiftRow.lifted_at < before
+        QUARANTINE_LIFTS.c.lifted_at >= QUARANTINES.c.since_at, QUARANTINE_LIFTS.c.lifted_at < before
     ).exists()
-    quarantines = delete_rows(engine, QuarantineRow, or_(QuarantineRow.until_at < before, lifted), **pace)
-    needed = select(QuarantineRow.device).where(QuarantineRow.device == QuarantineLiftRow.device).exists()
-    unneeded = and_(QuarantineLiftRow.lifted_at < before, ~needed)
-    return quarantines + delete_rows(engine, QuarantineLiftRow, unneeded, **pace)
+    quarantines = delete_rows(engine, QUARANTINES, or_(QUARANTINES.c.until_at < before, lifted), **pace)
+    needed = select(QUARANTINES.c.device).where(QUARANTINES.c.device == QUARANTINE_LIFTS.c.device).exists()
+    unneeded = and_(QUARANTINE_LIFTS.c.lifted_at < before, ~needed)
+    return quarantines + delete_rows(engine, QUARANTINE_LIFTS, unneeded, **pace)

@@ -22,6 +22,7 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
+    Table,
     and_,
     bindparam,
     case,
@@ -36,19 +37,6 @@ from sqlalchemy.sql.dml import Insert, Update
 
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.engine import insert_into, replacing
-from fleet_edge.store.models import (
-    Base,
-    DeviceRow,
-    EdgeLoadRow,
-    EdgeRow,
-    EventRow,
-    QuarantineLiftRow,
-    QuarantineRow,
-    ReportedCloseRow,
-    RoundRow,
-    SegmentRow,
-    SessionRow,
-)
 from fleet_edge.store.records import (
     CloseReported,
     DeviceCounters,
@@ -69,6 +57,18 @@ from fleet_edge.store.records import (
     segment_time,
 )
 from fleet_edge.store.rollups import SegmentCounts, add_difference, count_segments
+from fleet_edge.store.tables import (
+    DEVICES,
+    EDGE_LOADS,
+    EDGES,
+    EVENTS,
+    QUARANTINE_LIFTS,
+    QUARANTINES,
+    REPORTED_CLOSES,
+    ROUNDS,
+    SEGMENTS,
+    SESSIONS,
+)
 
 _OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed
 _Parameters = dict[str, Any]
@@ -86,64 +86,58 @@ def _bind(field: str) -> BindParameter[Any]:
     return bindparam(f"b_{field}")
 
 
-def _shared(record: type[Record], row: type[Base], *, without: Collection[str]) -> dict[str, BindParameter[Any]]:
+def _shared(record: type[Record], table: Table, *, without: Collection[str]) -> dict[str, BindParameter[Any]]:
     """Return the fields of a record that are columns of a table, as values of an update."""
-    return {
-        each.name: _bind(each.name)
-        for each in fields(record)
-        if each.name in row.__table__.c
-        if each.name not in without
-    }
+    return {each.name: _bind(each.name) for each in fields(record) if each.name in table.c if each.name not in without}
 
 
-def _set_latest(row: type[Base], record: type[Record], key: str, at: str, *, without: str = "") -> Update:
-    table = row.__table__
+def _set_latest(table: Table, record: type[Record], key: str, at: str, *, without: str = "") -> Update:
     return (
-        update(row)
+        update(table)
         .where(table.c[key] == _bind(key))
         .where(or_(table.c[at].is_(None), table.c[at] < _bind("at")))
-        .values({at: _bind("at"), **_shared(record, row, without=(key, without))})
+        .values({at: _bind("at"), **_shared(record, table, without=(key, without))})
     )
 
 
-_DEVICE_STATE: Final = _set_latest(DeviceRow, DeviceSeen, "device", "state_at", without="presence_since")
-_DEVICE_TELEMETRY: Final = _set_latest(DeviceRow, TelemetryReported, "device", "telemetry_at")
-_EDGE_STATE: Final = _set_latest(EdgeRow, EdgeSeen, "edge", "state_at")
-_EDGE_LOAD: Final = _set_latest(EdgeRow, LoadReported, "edge", "load_at")
+_DEVICE_STATE: Final = _set_latest(DEVICES, DeviceSeen, "device", "state_at", without="presence_since")
+_DEVICE_TELEMETRY: Final = _set_latest(DEVICES, TelemetryReported, "device", "telemetry_at")
+_EDGE_STATE: Final = _set_latest(EDGES, EdgeSeen, "edge", "state_at")
+_EDGE_LOAD: Final = _set_latest(EDGES, LoadReported, "edge", "load_at")
 _DEVICE_PRESENCE_SINCE: Final = (
-    update(DeviceRow)
-    .where(DeviceRow.device == _bind("device"))
-    .where(or_(DeviceRow.presence_since.is_(None), DeviceRow.presence_since < _bind("presence_since")))
+    update(DEVICES)
+    .where(DEVICES.c.device == _bind("device"))
+    .where(or_(DEVICES.c.presence_since.is_(None), DEVICES.c.presence_since < _bind("presence_since")))
     .values(presence_since=_bind("presence_since"))
 )
-_OF_SESSION: Final = (SessionRow.session == _bind("session"), SessionRow.device == _bind("device"))
-_OF_SEGMENT: Final = (SegmentRow.session == _bind("session"), SegmentRow.segment == _bind("segment"))
+_OF_SESSION: Final = (SESSIONS.c.session == _bind("session"), SESSIONS.c.device == _bind("device"))
+_OF_SEGMENT: Final = (SEGMENTS.c.session == _bind("session"), SEGMENTS.c.segment == _bind("segment"))
 _DESCRIBE_SESSION: Final = (
-    update(SessionRow)
+    update(SESSIONS)
     .where(*_OF_SESSION)
-    .where(or_(SessionRow.described_by.is_(None), SessionRow.described_by > _bind("segment")))
-    .values(described_by=_bind("segment"), **_shared(SessionOpened, SessionRow, without=("session", "device", "edge")))
+    .where(or_(SESSIONS.c.described_by.is_(None), SESSIONS.c.described_by > _bind("segment")))
+    .values(described_by=_bind("segment"), **_shared(SessionOpened, SESSIONS, without=("session", "device", "edge")))
 )
 # Whichever of two edges' records arrives last finds the other.
-_ELSEWHERE: Final = SessionRow.edge != _bind("edge")
-_LATER: Final = or_(SessionRow.edge_segment.is_(None), SessionRow.edge_segment < _bind("segment"))
+_ELSEWHERE: Final = SESSIONS.c.edge != _bind("edge")
+_LATER: Final = or_(SESSIONS.c.edge_segment.is_(None), SESSIONS.c.edge_segment < _bind("segment"))
 _SERVE_SESSION: Final = (
-    update(SessionRow)
+    update(SESSIONS)
     .where(*_OF_SESSION, or_(_LATER, _ELSEWHERE))
     .values(
-        moved=case((_ELSEWHERE, true()), else_=SessionRow.moved),
-        edge=case((_LATER, _bind("edge")), else_=SessionRow.edge),
-        edge_segment=case((_LATER, _bind("segment")), else_=SessionRow.edge_segment),
+        moved=case((_ELSEWHERE, true()), else_=SESSIONS.c.moved),
+        edge=case((_LATER, _bind("edge")), else_=SESSIONS.c.edge),
+        edge_segment=case((_LATER, _bind("segment")), else_=SESSIONS.c.edge_segment),
     )
 )
 _DESCRIBE_SEGMENT: Final = (
-    update(SegmentRow)
-    .where(*_OF_SEGMENT, SegmentRow.edge.is_(None))
-    .values(_shared(SessionOpened, SegmentRow, without=("session", "segment", "device")))
+    update(SEGMENTS)
+    .where(*_OF_SEGMENT, SEGMENTS.c.edge.is_(None))
+    .values(_shared(SessionOpened, SEGMENTS, without=("session", "segment", "device")))
 )
 _CLOSE_SEGMENT: Final = (
-    update(SegmentRow)
-    .where(*_OF_SEGMENT, or_(SegmentRow.closed_at.is_(None), SegmentRow.closed_at < _bind("at")))
+    update(SEGMENTS)
+    .where(*_OF_SEGMENT, or_(SEGMENTS.c.closed_at.is_(None), SEGMENTS.c.closed_at < _bind("at")))
     .values(reason=_bind("reason"), closed_at=_bind("at"))
 )
 _END: Final = {
@@ -154,15 +148,15 @@ _END: Final = {
     "end_sentence": _bind("sentence"),
 }
 _CLOSE_SESSION: Final = (
-    update(SessionRow)
-    .where(*_OF_SESSION, SessionRow.last_segment == _bind("segment"), SessionRow.device_counted_at.is_(None))
-    .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < _bind("at")))
+    update(SESSIONS)
+    .where(*_OF_SESSION, SESSIONS.c.last_segment == _bind("segment"), SESSIONS.c.device_counted_at.is_(None))
+    .where(or_(SESSIONS.c.closed_at.is_(None), SESSIONS.c.closed_at < _bind("at")))
     .values(_END)
 )
 _CLOSE_BY_DEVICE: Final = (
-    update(SessionRow)
+    update(SESSIONS)
     .where(*_OF_SESSION)
-    .where(or_(SessionRow.device_counted_at.is_(None), SessionRow.device_counted_at < _bind("at")))
+    .where(or_(SESSIONS.c.device_counted_at.is_(None), SESSIONS.c.device_counted_at < _bind("at")))
     .values(
         {**_END, "device_counted_at": _bind("at")}
         | {f"device_{name}": _bind(f"counters__{name}") for name in _DEVICE_COUNTERS}
@@ -192,32 +186,32 @@ class _Inserts:
         self._dialect = dialect
         self._greatest = func.max if dialect == "sqlite" else func.greatest
         self._least = func.min if dialect == "sqlite" else func.least
-        self.device = self._upsert(DeviceRow, least=("first_seen_at",), greatest=("seen_at",))
-        self.edge = self._upsert(EdgeRow, least=("first_seen_at",), greatest=("seen_at",))
-        self.load = self._latest(EdgeLoadRow, "at")
-        self.session = self._upsert(SessionRow, least=("opened_at",), greatest=("last_at", "last_segment"))
-        self.local_session = self._upsert(SessionRow)
-        self.segment = self._upsert(SegmentRow, greatest=("duration_ms",))
+        self.device = self._upsert(DEVICES, least=("first_seen_at",), greatest=("seen_at",))
+        self.edge = self._upsert(EDGES, least=("first_seen_at",), greatest=("seen_at",))
+        self.load = self._latest(EDGE_LOADS, "at")
+        self.session = self._upsert(SESSIONS, least=("opened_at",), greatest=("last_at", "last_segment"))
+        self.local_session = self._upsert(SESSIONS)
+        self.segment = self._upsert(SEGMENTS, greatest=("duration_ms",))
         self.progress = self._progress()
-        self.round = self._upsert(RoundRow)
-        self.event = self._upsert(EventRow, greatest=("count", "last_at"))
-        self.reported = self._latest(ReportedCloseRow, "closed_at")
-        self.quarantine = self._latest(QuarantineRow, "since_at")
+        self.round = self._upsert(ROUNDS)
+        self.event = self._upsert(EVENTS, greatest=("count", "last_at"))
+        self.reported = self._latest(REPORTED_CLOSES, "closed_at")
+        self.quarantine = self._latest(QUARANTINES, "since_at")
         # Of two lifts at one instant the greater name counts.
-        self.lift = self._latest(QuarantineLiftRow, "lifted_at", "lifted_by")
+        self.lift = self._latest(QUARANTINE_LIFTS, "lifted_at", "lifted_by")
 
-    def _upsert(self, row: type[Base], *, least: Sequence[str] = (), greatest: Sequence[str] = ()) -> Insert:
+    def _upsert(self, table: Table, *, least: Sequence[str] = (), greatest: Sequence[str] = ()) -> Insert:
         """Return an insert that, where the row exists, takes the lesser or greater value of some columns."""
-        table, statement = row.__table__, insert_into(row, self._dialect)
+        statement = insert_into(table, self._dialect)
         if not least and not greatest:
             return statement.on_conflict_do_nothing(index_elements=list(table.primary_key))
         new = statement.excluded
         changes: dict[str, ColumnElement[Any]] = {name: self._least(table.c[name], new[name]) for name in least}
         changes |= {name: self._greatest(table.c[name], new[name]) for name in greatest}
-        if row is DeviceRow:
+        if table is DEVICES:
             heard = new["seen_at"] > table.c["seen_at"]
             changes["silent_since"] = case((heard, null()), else_=table.c["silent_since"])
-        if row is SessionRow:
+        if table is SESSIONS:
             # A later segment reopens the session: it ends as its last segment does. What its device has ended stays so.
             reopened = and_(new["last_segment"] > table.c["last_segment"], table.c["device_counted_at"].is_(None))
             changes |= {name: case((reopened, null()), else_=table.c[name]) for name in _END}
@@ -225,7 +219,7 @@ class _Inserts:
 
     def _progress(self) -> Insert:
         """Return an insert of a segment's counters; its latencies are those reported with most tokens."""
-        old, statement = SegmentRow.__table__.c, insert_into(SegmentRow, self._dialect)
+        old, statement = SEGMENTS.c, insert_into(SEGMENTS, self._dialect)
         new = statement.excluded
         more = new["tokens"] > old["tokens"]
         latencies = {
@@ -233,13 +227,11 @@ class _Inserts:
             for name in ("first_token_ms", "gap_p95_ms")
         }
         counters = {name: self._greatest(old[name], new[name]) for name in ("duration_ms", *SEGMENT_COUNTERS)}
-        return statement.on_conflict_do_update(
-            index_elements=list(SegmentRow.__table__.primary_key), set_=counters | latencies
-        )
+        return statement.on_conflict_do_update(index_elements=list(SEGMENTS.primary_key), set_=counters | latencies)
 
-    def _latest(self, row: type[Base], at: str, tie: str | None = None) -> Insert:
+    def _latest(self, table: Table, at: str, tie: str | None = None) -> Insert:
         """Return an insert that yields only to a later row; of two at one time, to the greater `tie`."""
-        table, statement = row.__table__, insert_into(row, self._dialect)
+        statement = insert_into(table, self._dialect)
         new = statement.excluded
         later = new[at] > table.c[at]
         if tie is not None:
@@ -251,13 +243,13 @@ _inserts = functools.cache(_Inserts)  # a database may be opened often
 
 
 @functools.cache
-def _reader(kind: type[Record], row: type[Base]) -> tuple[list[str], Callable[[Record], tuple[Any, ...]]]:
-    names = [field.name for field in fields(kind) if field.name in row.__table__.c]
+def _reader(kind: type[Record], table: Table) -> tuple[list[str], Callable[[Record], tuple[Any, ...]]]:
+    names = [field.name for field in fields(kind) if field.name in table.c]
     return names, attrgetter(*names)
 
 
-def _row(record: Record, row: type[Base]) -> _Parameters:
-    names, values = _reader(type(record), row)  # type: ignore[arg-type]  # a class is hashable
+def _row(record: Record, table: Table) -> _Parameters:
+    names, values = _reader(type(record), table)  # type: ignore[arg-type]  # a class is hashable
     return dict(zip(names, values(record), strict=True))
 
 
@@ -281,25 +273,25 @@ def merge_records(connection: Connection, records: Sequence[Record]) -> None:
     loads = _only(records, LoadReported)
     _update(connection, _EDGE_LOAD, loads)
     by_minute = sorted(loads, key=attrgetter("at", "edge"))
-    _insert(connection, inserts.load, [_row(each, EdgeLoadRow) | {"minute": minute_of(each.at)} for each in by_minute])
+    _insert(connection, inserts.load, [_row(each, EDGE_LOADS) | {"minute": minute_of(each.at)} for each in by_minute])
     opened = _only(records, SessionOpened)
     _update(connection, _DESCRIBE_SESSION, opened)
     _update(connection, _SERVE_SESSION, opened)
     _update(connection, _DESCRIBE_SEGMENT, opened)
     progress = _only(records, SegmentProgress)
-    counted = [_row(each, SegmentRow) | {"duration_ms": _since_open(each.segment, each.at)} for each in progress]
+    counted = [_row(each, SEGMENTS) | {"duration_ms": _since_open(each.segment, each.at)} for each in progress]
     _insert(connection, inserts.progress, counted)
     closed = _only(records, SessionClosed)
     _update(connection, _CLOSE_SEGMENT, [*_only(records, SegmentLeft), *closed])
     _update(connection, _CLOSE_SESSION, [each for each in closed if each.counters is None])
     _update(connection, _CLOSE_BY_DEVICE, [each for each in closed if each.counters is not None])
     _apply_reported(connection, records, inserts)
-    _insert(connection, inserts.round, [_row(each, RoundRow) for each in _only(records, RoundJudged)])
+    _insert(connection, inserts.round, [_row(each, ROUNDS) for each in _only(records, RoundJudged)])
     events = _only(records, EventLogged)
-    _insert(connection, inserts.event, [_row(each, EventRow) | {"last_at": each.last_at or each.at} for each in events])
+    _insert(connection, inserts.event, [_row(each, EVENTS) | {"last_at": each.last_at or each.at} for each in events])
     # Sorted for the same reason as in `_make_rows`.
     quarantines = sorted(_only(records, DeviceQuarantined), key=attrgetter("device", "by", "since_at"))
-    _insert(connection, inserts.quarantine, [_row(each, QuarantineRow) for each in quarantines])
+    _insert(connection, inserts.quarantine, [_row(each, QUARANTINES) for each in quarantines])
     lifts = sorted(_only(records, QuarantineLifted), key=attrgetter("device", "at"))
     lifted = [{"device": each.device, "lifted_at": each.at, "lifted_by": each.by} for each in lifts]
     _insert(connection, inserts.lift, lifted)
@@ -348,7 +340,7 @@ def _apply_reported(connection: Connection, records: Sequence[Record], inserts: 
     touched = {(each.session, each.device) for each in records if isinstance(each, _OfSession | CloseReported)}
     if not touched:
         return
-    waiting = select(ReportedCloseRow).where(ReportedCloseRow.session.in_({session for session, _ in touched}))
+    waiting = select(REPORTED_CLOSES).where(REPORTED_CLOSES.c.session.in_({session for session, _ in touched}))
     rows = [row for row in connection.execute(waiting).mappings() if (row["session"], row["device"]) in touched]
     closes = [
         CloseReported(
@@ -369,7 +361,7 @@ def _apply_reported(connection: Connection, records: Sequence[Record], inserts: 
 def _waiting(record: CloseReported) -> _Parameters:
     why = {"closed_at": record.at, "end_code": record.code, "end_sentence": record.sentence}
     counters = {f"device_{name}": getattr(record.counters, name) for name in _DEVICE_COUNTERS}
-    return _row(record, ReportedCloseRow) | why | counters
+    return _row(record, REPORTED_CLOSES) | why | counters
 
 
 def _local_session(record: CloseReported) -> _Parameters:

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
 from fleet_edge.store.errors import StoreError
-from fleet_edge.store.models import REVISION
+from fleet_edge.store.tables import REVISION
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 

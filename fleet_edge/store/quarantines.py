@@ -13,8 +13,8 @@ from typing import Final
 from sqlalchemy import Connection, or_, select
 
 from fleet_edge.store.event_codes import Severity
-from fleet_edge.store.models import QuarantineLiftRow, QuarantineRow, select_fields
 from fleet_edge.store.records import ADMINISTRATOR, DeviceQuarantined, EventLogged, QuarantineLifted
+from fleet_edge.store.tables import QUARANTINE_LIFTS, QUARANTINES
 from fleet_edge.store.views import QuarantineView
 
 _INSTANT: Final = timedelta(microseconds=1)
@@ -35,11 +35,11 @@ class Quarantines:
 
 def read_quarantines(connection: Connection, *, now: datetime) -> Quarantines:
     """Return the quarantines in force at `now` (aware), by device, and when quarantines were lifted."""
-    lifts = connection.execute(select(QuarantineLiftRow.device, QuarantineLiftRow.lifted_at))
+    lifts = connection.execute(select(QUARANTINE_LIFTS.c.device, QUARANTINE_LIFTS.c.lifted_at))
     lifted = {row.device: row.lifted_at for row in lifts}
-    in_force = select_fields(QuarantineRow).where(or_(QuarantineRow.until_at.is_(None), QuarantineRow.until_at > now))
+    in_force = select(QUARANTINES).where(or_(QUARANTINES.c.until_at.is_(None), QUARANTINES.c.until_at > now))
     active: dict[str, QuarantineView] = {}
-    for row in connection.execute(in_force.order_by(QuarantineRow.device)).mappings():
+    for row in connection.execute(in_force.order_by(QUARANTINES.c.device)).mappings():
         quarantine = QuarantineView(**row)
         if quarantine.device in lifted and lifted[quarantine.device] >= quarantine.since_at:
             continue
@@ -57,8 +57,8 @@ def quarantine_device(
     Returns the quarantine in force: this one, or one by an edge that ends later; None if `until` has passed.
     """
     # A clock that lags behind that of the stored quarantine must not make this the earlier one.
-    own = select(QuarantineRow.since_at).where(QuarantineRow.device == device, QuarantineRow.by == ADMINISTRATOR)
-    lifted = select(QuarantineLiftRow.lifted_at).where(QuarantineLiftRow.device == device)
+    own = select(QUARANTINES.c.since_at).where(QUARANTINES.c.device == device, QUARANTINES.c.by == ADMINISTRATOR)
+    lifted = select(QUARANTINE_LIFTS.c.lifted_at).where(QUARANTINE_LIFTS.c.device == device)
     earlier = [at for at in (connection.scalar(own), connection.scalar(lifted)) if at is not None]
     at = max([now, *(each + _INSTANT for each in earlier)])
     quarantine = DeviceQuarantined(
@@ -75,7 +75,7 @@ def lift_quarantines(connection: Connection, device: str, *, now: datetime) -> Q
     quarantine that was in force, if one was.
     """
     quarantine = read_quarantines(connection, now=now).active.get(device)
-    known = connection.scalars(select(QuarantineRow.since_at).where(QuarantineRow.device == device)).all()
+    known = connection.scalars(select(QUARANTINES.c.since_at).where(QUARANTINES.c.device == device)).all()
     lift = QuarantineLifted(device=device, by=ADMINISTRATOR, at=max([now, *known]))
     sentence = "The quarantine was lifted." if quarantine else "Quarantines were lifted; none was in force."
     _apply(connection, lift, _event(device, code="lifted", sentence=sentence, at=now))

@@ -33,21 +33,21 @@ from sqlalchemy import (
 from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.event_codes import EventKind, Severity
-from fleet_edge.store.models import (
-    DeviceRow,
-    EdgeLoadRow,
-    EdgeRow,
-    EventRow,
-    RollupRow,
-    RoundRow,
-    SegmentRow,
-    SessionRow,
-)
 from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, floor
 from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import minute_of, segment_time
 from fleet_edge.store.rollups import SUMMED, Dimension, Scope
 from fleet_edge.store.steering import read_labels
+from fleet_edge.store.tables import (
+    DEVICES,
+    EDGE_LOADS,
+    EDGES,
+    EVENTS,
+    ROLLUPS,
+    ROUNDS,
+    SEGMENTS,
+    SESSIONS,
+)
 from fleet_edge.store.totals import by_row, tally
 from fleet_edge.store.views import (
     DeviceColumns,
@@ -73,8 +73,8 @@ _ID_LENGTH: Final = 16
 _ALL: Final = 2**31
 """More rows than there are: SQLite has no OFFSET without LIMIT."""
 
-_OF_DEVICE: Final = tuple(getattr(DeviceRow, field.name) for field in fields(DeviceColumns))
-_OF_EDGE: Final = tuple(getattr(EdgeRow, field.name) for field in fields(EdgeColumns))
+_OF_DEVICE: Final = tuple(DEVICES.c[field.name] for field in fields(DeviceColumns))
+_OF_EDGE: Final = tuple(EDGES.c[field.name] for field in fields(EdgeColumns))
 _OF_SESSION: Final = tuple(field.name for field in fields(SessionColumns))
 _OF_SEGMENT: Final = tuple(field.name for field in fields(SegmentColumns))
 
@@ -94,27 +94,27 @@ class SessionFilter:
 
 
 def devices(connection: Connection, *, now: datetime, counted: bool = True) -> list[DeviceView]:
-    query = _devices().order_by(DeviceRow.device)
+    query = _devices().order_by(DEVICES.c.device)
     return _device_views(connection, query, now=now, names=None if counted else ())
 
 
 def device(connection: Connection, name: str, *, now: datetime) -> DeviceView:
     """Return one device; raises `NotFound`."""
-    found = _device_views(connection, _devices().where(DeviceRow.device == name), now=now, names=(name,))
+    found = _device_views(connection, _devices().where(DEVICES.c.device == name), now=now, names=(name,))
     if not found:
         raise NotFound(f"There is no device {name!r} in the session log; 'devices' lists those there are.")
     return found[0]
 
 
 def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> list[SessionView]:
-    query = select(SessionRow).where(*_conditions(chosen)).order_by(SessionRow.opened_at.desc()).limit(limit)
+    query = select(SESSIONS).where(*_conditions(chosen)).order_by(SESSIONS.c.opened_at.desc()).limit(limit)
     if chosen.edge is None:
         return _session_views(connection, connection.execute(query).mappings().all())
     # One index has the sessions that the edge served last, another the few that moved to other edges.
-    last = connection.execute(query.where(SessionRow.edge == chosen.edge)).mappings().all()
-    own = (SegmentRow.session == SessionRow.session, by_row(SegmentRow.device) == SessionRow.device)
-    served = select(SegmentRow.session).where(*own, by_row(SegmentRow.edge) == chosen.edge).exists()
-    left = query.where(text("sessions.moved"), SessionRow.edge != chosen.edge, served)
+    last = connection.execute(query.where(SESSIONS.c.edge == chosen.edge)).mappings().all()
+    own = (SEGMENTS.c.session == SESSIONS.c.session, by_row(SEGMENTS.c.device) == SESSIONS.c.device)
+    served = select(SEGMENTS.c.session).where(*own, by_row(SEGMENTS.c.edge) == chosen.edge).exists()
+    left = query.where(text("sessions.moved"), SESSIONS.c.edge != chosen.edge, served)
     both = heapq.merge(last, connection.execute(left).mappings().all(), key=itemgetter("opened_at"), reverse=True)
     return _session_views(connection, list(islice(both, limit)))
 
@@ -128,10 +128,10 @@ def session(connection: Connection, prefix: str, *, device: str | None = None) -
     if not wanted or len(wanted) > _ID_LENGTH or set(wanted) - set("0123456789abcdef"):
         raise NotFound(f"{prefix[:40]!r} is not the beginning of a session id: 1 to 16 hexadecimal characters.")
     # "g" follows every hexadecimal digit; a range uses the key's index where LIKE does not.
-    within = (SessionRow.session >= wanted, SessionRow.session < wanted + "g")
-    query = select(SessionRow).where(*within).order_by(SessionRow.session, SessionRow.device).limit(2)
+    within = (SESSIONS.c.session >= wanted, SESSIONS.c.session < wanted + "g")
+    query = select(SESSIONS).where(*within).order_by(SESSIONS.c.session, SESSIONS.c.device).limit(2)
     if device is not None:
-        query = query.where(SessionRow.device == device)
+        query = query.where(SESSIONS.c.device == device)
     rows = connection.execute(query).mappings().all()
     if not rows:
         raise NotFound(f"There is no session {prefix} in the session log; 'sessions' lists the latest.")
@@ -148,7 +148,7 @@ def ends(
     """Return the number of sessions opened within a time by the reason of their end, of those that are kept."""
     found = {}
     for reason in reasons:  # one range of an index each
-        query = select(func.count()).select_from(SessionRow)
+        query = select(func.count()).select_from(SESSIONS)
         of_time = _conditions(SessionFilter(reason=reason, since=since, until=until))
         found[reason] = int(connection.scalar(query.where(*of_time)) or 0)
     return found
@@ -156,8 +156,8 @@ def ends(
 
 def segments(connection: Connection, session: str, *, device: str) -> list[SegmentView]:
     """Return the segments of a device's session (full id), in order."""
-    own = (SegmentRow.session == session, SegmentRow.device == device)
-    query = select(SegmentRow).where(*own).order_by(SegmentRow.segment)
+    own = (SEGMENTS.c.session == session, SEGMENTS.c.device == device)
+    query = select(SEGMENTS).where(*own).order_by(SEGMENTS.c.segment)
     return [
         SegmentView(
             opened_at=segment_time(row["segment"]),
@@ -172,9 +172,9 @@ def rounds(
     connection: Connection, session: str, *, device: str, skip: int = 0, limit: int | None = None
 ) -> list[RoundView]:
     """Return the rounds of a device's session (full id), in order."""
-    own = select(SegmentRow.segment).where(SegmentRow.session == session, SegmentRow.device == device)
-    chosen = (RoundRow.session == session, RoundRow.segment.in_(own))
-    query = select(RoundRow).where(*chosen).order_by(RoundRow.segment, RoundRow.round)
+    own = select(SEGMENTS.c.segment).where(SEGMENTS.c.session == session, SEGMENTS.c.device == device)
+    chosen = (ROUNDS.c.session == session, ROUNDS.c.segment.in_(own))
+    query = select(ROUNDS).where(*chosen).order_by(ROUNDS.c.segment, ROUNDS.c.round)
     if skip or limit is not None:
         query = query.offset(skip).limit(_ALL if limit is None else limit)
     return [
@@ -185,8 +185,8 @@ def rounds(
 
 def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
     """Return what a device did in the latest hours in which it did something, the latest first."""
-    rolled = select(RollupRow.start).where(RollupRow.device == device, RollupRow.scope == Scope.DETAIL)
-    starts = connection.scalars(rolled.distinct().order_by(RollupRow.start.desc()).limit(limit)).all()
+    rolled = select(ROLLUPS.c.start).where(ROLLUPS.c.device == device, ROLLUPS.c.scope == Scope.DETAIL)
+    starts = connection.scalars(rolled.distinct().order_by(ROLLUPS.c.start.desc()).limit(limit)).all()
     first = starts[-1] if len(starts) == limit else None
     period = totals.UsageFilter(since=first, chosen={Dimension.DEVICE: (device,)})
     found = totals.usage(connection, period=period, grain=Grain.HOUR)
@@ -195,20 +195,20 @@ def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
 
 
 def latest(connection: Connection) -> datetime | None:
-    heard = (SessionRow.last_at, DeviceRow.seen_at, EventRow.at)
+    heard = (SESSIONS.c.last_at, DEVICES.c.seen_at, EVENTS.c.at)
     times = (connection.scalar(select(func.max(column))) for column in heard)
     return max((each for each in times if each is not None), default=None)
 
 
 def _devices() -> Select[Any]:
-    of_device = SessionRow.device == DeviceRow.device
+    of_device = SESSIONS.c.device == DEVICES.c.device
     columns: list[Any] = [
         *_OF_DEVICE,
-        select(func.max(SessionRow.opened_at)).where(of_device).scalar_subquery().label("last_session_at"),
-        select(func.max(SessionRow.last_at)).where(of_device).scalar_subquery().label("last_verdict_at"),
-        select(SessionRow.edge)
+        select(func.max(SESSIONS.c.opened_at)).where(of_device).scalar_subquery().label("last_session_at"),
+        select(func.max(SESSIONS.c.last_at)).where(of_device).scalar_subquery().label("last_verdict_at"),
+        select(SESSIONS.c.edge)
         .where(of_device)
-        .order_by(SessionRow.opened_at.desc())
+        .order_by(SESSIONS.c.opened_at.desc())
         .limit(1)
         .scalar_subquery()
         .label("last_edge"),
@@ -266,22 +266,22 @@ def _device_views(
 def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
     """Return the conditions, except that on the edge."""
     equal = {"reason": chosen.reason, "mode": chosen.mode, "draft_model": chosen.draft_model}
-    conditions = [getattr(SessionRow, name) == value for name, value in equal.items() if value is not None]
+    conditions = [SESSIONS.c[name] == value for name, value in equal.items() if value is not None]
     if chosen.devices:
-        conditions.append(SessionRow.device.in_(chosen.devices))
+        conditions.append(SESSIONS.c.device.in_(chosen.devices))
     if chosen.since is not None:
-        conditions.append(SessionRow.opened_at >= chosen.since)
+        conditions.append(SESSIONS.c.opened_at >= chosen.since)
     if chosen.until is not None:
-        conditions.append(SessionRow.opened_at < chosen.until)
+        conditions.append(SESSIONS.c.opened_at < chosen.until)
     if chosen.open:
-        conditions.append(SessionRow.reason.is_(None))
+        conditions.append(SESSIONS.c.reason.is_(None))
     return conditions
 
 
 def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[SessionView]:
-    found = select(SegmentRow).where(SegmentRow.session.in_([row["session"] for row in rows]))
+    found = select(SEGMENTS).where(SEGMENTS.c.session.in_([row["session"] for row in rows]))
     by_session: dict[tuple[str, str], list[RowMapping]] = {}
-    for segment in connection.execute(found.order_by(SegmentRow.segment)).mappings():
+    for segment in connection.execute(found.order_by(SEGMENTS.c.segment)).mappings():
         by_session.setdefault((segment["session"], segment["device"]), []).append(segment)
     views = []
     for row in rows:
@@ -300,12 +300,12 @@ def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[S
 
 
 def edge(connection: Connection, name: str, *, now: datetime) -> EdgeView | None:
-    row = connection.execute(select(*_OF_EDGE).where(EdgeRow.edge == name)).mappings().one_or_none()
+    row = connection.execute(select(*_OF_EDGE).where(EDGES.c.edge == name)).mappings().one_or_none()
     return None if row is None else _edge_view(row, now)
 
 
 def edges(connection: Connection, *, now: datetime) -> list[EdgeView]:
-    query = select(*_OF_EDGE).order_by(EdgeRow.edge)
+    query = select(*_OF_EDGE).order_by(EDGES.c.edge)
     return [_edge_view(row, now) for row in connection.execute(query).mappings()]
 
 
@@ -321,12 +321,12 @@ def loads(
     length = MINUTES.get(grain, HOUR if grain is Grain.HOUR else DAY)
     number: ColumnElement[int] = literal_column(f"edge_loads.minute / {length // timedelta(minutes=1)}")
     names = [field.name for field in fields(LoadView)]
-    means = (func.avg(getattr(EdgeLoadRow, name)) for name in names)
-    query = select(number, EdgeLoadRow.edge, *means).where(EdgeLoadRow.minute >= minute_of(since))
+    means = (func.avg(EDGE_LOADS.c[name]) for name in names)
+    query = select(number, EDGE_LOADS.c.edge, *means).where(EDGE_LOADS.c.minute >= minute_of(since))
     if edge is not None:
-        query = query.where(EdgeLoadRow.edge == edge)
+        query = query.where(EDGE_LOADS.c.edge == edge)
     found: dict[datetime, dict[str, list[Sequence[Any]]]] = {}
-    for place, name, *values in connection.execute(query.group_by(number, EdgeLoadRow.edge)):
+    for place, name, *values in connection.execute(query.group_by(number, EDGE_LOADS.c.edge)):
         # Months differ in length: they are means of their days.
         found.setdefault(floor(grain, BEGINNING + place * length), {}).setdefault(name, []).append(values)
     return {
@@ -373,7 +373,7 @@ _MINUTE_LENGTH: Final = 16
 
 
 def events(connection: Connection, chosen: EventFilter, *, limit: int) -> list[EventView]:
-    query = select(EventRow).where(*_event_conditions(chosen)).order_by(EventRow.at.desc(), EventRow.id).limit(limit)
+    query = select(EVENTS).where(*_event_conditions(chosen)).order_by(EVENTS.c.at.desc(), EVENTS.c.id).limit(limit)
     return [EventView(**row) for row in connection.execute(query).mappings()]
 
 
@@ -383,10 +383,10 @@ def event_counts(
     """Return how often what happened, the most frequent first; by day, the latest first."""
     day_of = _begin_of_time(_DAY_LENGTH, dialect=connection.dialect.name)
     names: dict[EventGrouping, Label[Any]] = {
-        group: (day_of if group is EventGrouping.DAY else getattr(EventRow, group)).label(group.value) for group in by
+        group: (day_of if group is EventGrouping.DAY else EVENTS.c[group]).label(group.value) for group in by
     }
-    times = func.sum(EventRow.count).label("times")
-    counted = (func.count().label("events"), times, func.max(EventRow.last_at).label("last_at"))
+    times = func.sum(EVENTS.c.count).label("times")
+    counted = (func.count().label("events"), times, func.max(EVENTS.c.last_at).label("last_at"))
     query = select(*names.values(), *counted).where(*_event_conditions(chosen)).limit(limit)
     if names:
         query = query.group_by(*(name.element for name in names.values()))
@@ -399,7 +399,7 @@ def event_counts(
 
 def _begin_of_time(length: int, *, dialect: str) -> ColumnElement[str]:
     """Return the first characters of an event's time in ISO 8601, UTC."""
-    at: ColumnElement[Any] = EventRow.__table__.c.at
+    at: ColumnElement[Any] = EVENTS.c.at
     if dialect == "postgresql":
         at = func.timezone(literal_column("'UTC'"), at)
     return func.substr(cast(at, Text), literal_column("1"), literal_column(str(length)))
@@ -409,7 +409,7 @@ def failures(connection: Connection, chosen: EventFilter, *, grain: Grain) -> di
     """Return how often sessions failed or were lost, and devices were refused or at fault, by time and code."""
     length = _MINUTE_LENGTH if grain in MINUTES else _HOUR_LENGTH
     time = _begin_of_time(length, dialect=connection.dialect.name)
-    row: Any = EventRow
+    row = EVENTS.c
     of_sessions = and_(row.kind == EventKind.SESSION, row.code.in_(("failed", "lost", "abandoned")))
     query = select(time, row.kind, row.code, func.sum(row.count)).where(*_event_conditions(chosen))
     query = query.where(or_(row.kind.in_((EventKind.REFUSED, EventKind.FAULT)), of_sessions))
@@ -425,12 +425,12 @@ def _event_conditions(chosen: EventFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if chosen.since is not None:
         # An event lasts a minute at most; the index has its beginning.
-        conditions += [EventRow.at >= chosen.since - _LONGEST, EventRow.last_at >= chosen.since]
+        conditions += [EVENTS.c.at >= chosen.since - _LONGEST, EVENTS.c.last_at >= chosen.since]
     if chosen.until is not None:
-        conditions.append(EventRow.at < chosen.until)
+        conditions.append(EVENTS.c.at < chosen.until)
     if chosen.devices:
-        conditions.append(EventRow.device.in_(chosen.devices))
+        conditions.append(EVENTS.c.device.in_(chosen.devices))
     if chosen.severity is not None:
-        conditions.append(EventRow.severity.in_(_GRAVEST[_GRAVEST.index(chosen.severity) :]))
+        conditions.append(EVENTS.c.severity.in_(_GRAVEST[_GRAVEST.index(chosen.severity) :]))
     equal = {name: getattr(chosen, name) for name in ("edge", "session", "kind", "code", "who")}
-    return conditions + [getattr(EventRow, name) == value for name, value in equal.items() if value is not None]
+    return conditions + [EVENTS.c[name] == value for name, value in equal.items() if value is not None]

@@ -16,13 +16,13 @@ from itertools import groupby
 from operator import add, attrgetter, neg
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Table, select
 
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.engine import insert_into
-from fleet_edge.store.models import Base, DistributionRow, PurgeRow, RollupRow, SegmentRow
 from fleet_edge.store.periods import BEGINNING, HOUR, Grain, floor
 from fleet_edge.store.records import segment_number
+from fleet_edge.store.tables import DISTRIBUTIONS, PURGES, ROLLUPS, SEGMENTS
 
 if TYPE_CHECKING:
     from fleet_edge.store.engine import Upsert
@@ -116,7 +116,7 @@ _session: Final = attrgetter("session", "device")
 
 def purged_before(connection: Connection) -> datetime:
     """Return the hour before which segments may be purged."""
-    return connection.scalar(select(PurgeRow.before)) or BEGINNING
+    return connection.scalar(select(PURGES.c.before)) or BEGINNING
 
 
 def count_segments(
@@ -130,10 +130,10 @@ def count_segments(
         return SegmentCounts(BEGINNING)
     # Another process may purge meanwhile: both counts leave out the same hours.
     counts = SegmentCounts(purged_before(connection) if since is None else since.purged_before)
-    columns = [getattr(SegmentRow, name) for name in _READ]
-    query = select(*columns).where(SegmentRow.session.in_({session for session, _ in sessions}))
-    query = query.where(SegmentRow.edge.is_not(None))
-    rows = connection.execute(query.order_by(SegmentRow.session, SegmentRow.device, SegmentRow.segment))
+    columns = [SEGMENTS.c[name] for name in _READ]
+    query = select(*columns).where(SEGMENTS.c.session.in_({session for session, _ in sessions}))
+    query = query.where(SEGMENTS.c.edge.is_not(None))
+    rows = connection.execute(query.order_by(SEGMENTS.c.session, SEGMENTS.c.device, SEGMENTS.c.segment))
     for owner, segments in groupby(rows, key=_session):
         if owner in sessions:
             _count_session(counts, segments)
@@ -170,7 +170,7 @@ def add_difference(connection: Connection, before: SegmentCounts, after: Segment
             key = (scope, floor(_GRAINS[scope], hour), *own)
             known = changes.get(key)
             changes[key] = numbers if known is None else list(map(add, known, numbers))
-    _write(connection, RollupRow, changes)
+    _write(connection, ROLLUPS, changes)
     moved = after.measured.copy()
     moved.subtract(before.measured)
     spread: Counter[tuple[Any, ...]] = Counter()
@@ -178,7 +178,7 @@ def add_difference(connection: Connection, before: SegmentCounts, after: Segment
         if count:
             for grain in DISTRIBUTION_GRAINS:
                 spread[(grain, floor(grain, BEGINNING + number * HOUR), *rest)] += count
-    _write(connection, DistributionRow, {key: [count] for key, count in spread.items() if count})
+    _write(connection, DISTRIBUTIONS, {key: [count] for key, count in spread.items() if count})
 
 
 def _difference(
@@ -194,17 +194,17 @@ def _difference(
             yield key, [one - other for one, other in zip(new, old, strict=True)]
 
 
-def _write(connection: Connection, row: type[Base], changes: Mapping[tuple[Any, ...], list[float]]) -> None:
+def _write(connection: Connection, table: Table, changes: Mapping[tuple[Any, ...], list[float]]) -> None:
     if changes:
-        names = [column.name for column in row.__table__.c]
+        names = [column.name for column in table.c]
         # Sorted, so that two edges lock rows of a common PostgreSQL in the same order.
         rows = [dict(zip(names, (*key, *numbers), strict=True)) for key, numbers in sorted(changes.items())]
-        connection.execute(_adding(row, connection.dialect.name), rows)
+        connection.execute(_adding(table, connection.dialect.name), rows)
 
 
 @functools.cache
-def _adding(row: type[Base], dialect: str) -> "Upsert":
+def _adding(table: Table, dialect: str) -> "Upsert":
     """Return an insert that adds to a row that exists."""
-    table, insert = row.__table__, insert_into(row, dialect)
+    insert = insert_into(table, dialect)
     added = {column.name: column + insert.excluded[column.name] for column in table.c if not column.primary_key}
     return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=added)

@@ -8,24 +8,24 @@ from typing import Final
 
 from sqlalchemy import Connection, insert, select, update
 
-from fleet_edge.store.models import AuditRow, DeviceRow, LabelRow
+from fleet_edge.store.tables import AUDIT, DEVICES, LABELS
 from fleet_edge.store.views import AuditEntry
 from schemas.printable import printable_line
 
 
 def read_labels(connection: Connection, *, devices: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
     """Return the labels of each device that has any, by its name; of all devices unless some are named."""
-    query = select(LabelRow.device, LabelRow.label)
+    query = select(LABELS.c.device, LABELS.c.label)
     if devices is not None:
-        query = query.where(LabelRow.device.in_(devices))
+        query = query.where(LABELS.c.device.in_(devices))
     found: dict[str, tuple[str, ...]] = {}
-    for row in connection.execute(query.order_by(LabelRow.device, LabelRow.label)):
+    for row in connection.execute(query.order_by(LABELS.c.device, LABELS.c.label)):
         found[row.device] = (*found.get(row.device, ()), row.label)
     return found
 
 
 def devices_with_labels(connection: Connection, labels: Collection[str]) -> frozenset[str]:
-    query = select(LabelRow.device).where(LabelRow.label.in_(labels))
+    query = select(LABELS.c.device).where(LABELS.c.label.in_(labels))
     return frozenset(connection.scalars(query))
 
 
@@ -38,12 +38,12 @@ def add_labels(connection: Connection, wanted: Mapping[str, Collection[str]], *,
         for label in sorted(set(labels) - set(have.get(device, ())))
     ]
     if rows:
-        connection.execute(insert(LabelRow), rows)
+        connection.execute(insert(LABELS), rows)
 
 
 def retire(connection: Connection, device: str, at: datetime | None) -> bool:
     """Take a device out of service, or with None put it back; return whether the log knows it."""
-    known = connection.execute(update(DeviceRow).where(DeviceRow.device == device).values(retired_at=at))
+    known = connection.execute(update(DEVICES).where(DEVICES.c.device == device).values(retired_at=at))
     return known.rowcount > 0
 
 
@@ -61,7 +61,7 @@ def record_audit(connection: Connection, entries: Sequence[AuditEntry], *, now: 
         for each in entries
     ]
     if rows:
-        connection.execute(insert(AuditRow), rows)
+        connection.execute(insert(AUDIT), rows)
     return [str(row["id"]) for row in rows]
 
 

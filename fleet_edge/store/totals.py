@@ -21,7 +21,6 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from fleet_edge.store.models import DistributionRow, RollupRow, SegmentRow
 from fleet_edge.store.periods import BEGINNING, HOUR, MINUTES, Grain, ceiling, floor
 from fleet_edge.store.records import segment_number, segment_time
 from fleet_edge.store.rollups import (
@@ -36,6 +35,7 @@ from fleet_edge.store.rollups import (
     measure_segment,
     purged_before,
 )
+from fleet_edge.store.tables import DISTRIBUTIONS, ROLLUPS, SEGMENTS
 from fleet_edge.store.views import Tally, UsageView
 
 
@@ -143,12 +143,12 @@ def _sums(
     """
     if piece.scope is None:
         return _segment_sums(piece, by=by, grain=grain, chosen=chosen, columns=columns)
-    own = [getattr(RollupRow, name) for name in by]
-    start = [] if grain is None else [RollupRow.start]
-    added = (func.sum(getattr(RollupRow, name)).label(name) for name in (*COUNTED, *columns))
+    own = [ROLLUPS.c[name] for name in by]
+    start = [] if grain is None else [ROLLUPS.c.start]
+    added = (func.sum(ROLLUPS.c[name]).label(name) for name in (*COUNTED, *columns))
     columns_read: list[Any] = [*start, *own, *added]
-    query = select(*columns_read).where(RollupRow.scope == piece.scope, *_within(RollupRow.start, piece))
-    query = query.where(*(getattr(RollupRow, name).in_(values) for name, values in chosen))
+    query = select(*columns_read).where(ROLLUPS.c.scope == piece.scope, *_within(ROLLUPS.c.start, piece))
+    query = query.where(*(ROLLUPS.c[name].in_(values) for name, values in chosen))
     return query.group_by(*start, *own)
 
 
@@ -172,7 +172,7 @@ def _segment_sums(
     columns_read: list[Any] = [
         *number,
         *(column.label(name) for name, column in (own | counted).items()),
-        *(func.sum(getattr(SegmentRow, name)).label(name) for name in columns),
+        *(func.sum(SEGMENTS.c[name]).label(name) for name in columns),
     ]
     query = select(*columns_read).where(*_opened_in(piece))
     query = query.where(*(_known(name).in_(values) for name, values in chosen))
@@ -181,11 +181,11 @@ def _segment_sums(
 
 def _opened_in(piece: PeriodPiece) -> list[ColumnElement[bool]]:
     """Return conditions for segments opened within a piece, whose Open has arrived."""
-    begun = [SegmentRow.segment >= segment_number(piece.start), SegmentRow.edge.is_not(None)]
-    return begun if piece.end is None else [*begun, SegmentRow.segment < segment_number(piece.end)]
+    begun = [SEGMENTS.c.segment >= segment_number(piece.start), SEGMENTS.c.edge.is_not(None)]
+    return begun if piece.end is None else [*begun, SEGMENTS.c.segment < segment_number(piece.end)]
 
 
-def by_row(column: Any) -> ColumnElement[str]:  # noqa: ANN401 - of a mapped class
+def by_row(column: ColumnElement[Any]) -> ColumnElement[str]:
     """Return a text column to compare row by row, without an index: one that begins with it has too many equal rows."""
     return func.coalesce(column, _UNKNOWN)
 
@@ -198,15 +198,15 @@ def _number(grain: Grain) -> ColumnElement[int]:
 
 def _none_before(*, at_its_edge: bool) -> ColumnElement[int]:
     """Return 1 for a session's first segment, or for its first at the same edge; else 0."""
-    earlier = SegmentRow.__table__.alias().c
-    condition = by_row(earlier.edge) == SegmentRow.edge if at_its_edge else earlier.edge.is_not(None)
-    same = (earlier.session == SegmentRow.session, by_row(earlier.device) == SegmentRow.device)
-    found = select(earlier.session).where(*same, earlier.segment < SegmentRow.segment, condition)
+    earlier = SEGMENTS.alias().c
+    condition = by_row(earlier.edge) == SEGMENTS.c.edge if at_its_edge else earlier.edge.is_not(None)
+    same = (earlier.session == SEGMENTS.c.session, by_row(earlier.device) == SEGMENTS.c.device)
+    found = select(earlier.session).where(*same, earlier.segment < SEGMENTS.c.segment, condition)
     return case((found.exists(), literal_column("0")), else_=literal_column("1"))
 
 
 def _known(name: Dimension) -> ColumnElement[str]:
-    column: ColumnElement[str] = getattr(SegmentRow, name)
+    column: ColumnElement[str] = SEGMENTS.c[name]
     if name in (Dimension.DEVICE, Dimension.EDGE):
         return type_coerce(column, Text)
     return type_coerce(func.coalesce(column, _UNKNOWN), Text)
@@ -342,13 +342,13 @@ def _counted(
     start_of = _start_of(piece, grain)
     if piece.scope is None:
         number = literal_column("0") if grain is None else _number(grain)
-        query = select(number.label("start"), *(getattr(SegmentRow, name) for name in MEASURED))
-        query = query.where(*_opened_in(piece), *([] if edges is None else [SegmentRow.edge.in_(edges)]))
+        query = select(number.label("start"), *(SEGMENTS.c[name] for name in MEASURED))
+        query = query.where(*_opened_in(piece), *([] if edges is None else [SEGMENTS.c.edge.in_(edges)]))
         for row in connection.execute(query):
             start = None if grain is None else start_of(row.start)
             yield from ((start, measure, bucket, 1) for measure, bucket in measure_segment(row))
         return
-    of: Any = DistributionRow
+    of = DISTRIBUTIONS.c
     starts = [] if grain is None else [of.start]
     of_edges = [] if edges is None else [of.edge.in_(edges)]
     for length, part in _days_and_hours(piece, grain):
@@ -376,9 +376,9 @@ def active(connection: Connection, *, since: datetime, grain: Grain) -> dict[dat
     by = (Dimension.DEVICE,)
     for piece in cover(connection, since=since, until=None, grain=grain, needed=by):
         if piece.scope is Scope.DEVICE and grain is Grain.DAY:  # all rows of a day are in this piece
-            query = select(RollupRow.start, func.count(RollupRow.device.distinct()))
-            query = query.where(RollupRow.scope == piece.scope, *_within(RollupRow.start, piece))
-            rows = connection.execute(query.group_by(RollupRow.start))
+            query = select(ROLLUPS.c.start, func.count(ROLLUPS.c.device.distinct()))
+            query = query.where(ROLLUPS.c.scope == piece.scope, *_within(ROLLUPS.c.start, piece))
+            rows = connection.execute(query.group_by(ROLLUPS.c.start))
             whole = {start: int(count) for start, count in rows}
             continue
         start_of = _start_of(piece, grain)
@@ -389,9 +389,9 @@ def active(connection: Connection, *, since: datetime, grain: Grain) -> dict[dat
 
 def beginning(connection: Connection) -> datetime | None:
     """Return when the first segment was opened; of a purged one, the start of its hour."""
-    number = connection.scalar(select(func.min(SegmentRow.segment)))
+    number = connection.scalar(select(func.min(SEGMENTS.c.segment)))
     first = None if number is None else segment_time(number)
-    hour = connection.scalar(select(func.min(RollupRow.start)).where(RollupRow.scope == Scope.FLEET))
+    hour = connection.scalar(select(func.min(ROLLUPS.c.start)).where(ROLLUPS.c.scope == Scope.FLEET))
     # The hour of the first segment begins before it.
     return hour if hour and (first is None or hour < floor(Grain.HOUR, first)) else first
 

@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from fleet_edge.store.models import Base
+from fleet_edge.store.tables import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=METADATA,
     # SQLite can roll a schema change back too, and so a half-made schema never stays behind.
     transactional_ddl=True,
 )

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import delete, select
 
 from fleet_edge.store.database import Store
-from fleet_edge.store.models import Base, DistributionRow
+from fleet_edge.store.tables import DISTRIBUTIONS, METADATA
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -20,13 +20,13 @@ def all_rows(store: Store) -> Rows:
             table.name: [
                 {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
                 for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()
-                if table is not DistributionRow.__table__ or row["count"]
+                if table is not DISTRIBUTIONS or row["count"]
             ]
-            for table in Base.metadata.sorted_tables
+            for table in METADATA.sorted_tables
         }
 
 
 def clear(store: Store) -> None:
     with store.engine.begin() as connection:
-        for table in reversed(Base.metadata.sorted_tables):
+        for table in reversed(METADATA.sorted_tables):
             connection.execute(delete(table))

@@ -21,8 +21,8 @@ from fleet_edge.store import engine, migrate
 from fleet_edge.store.database import ReopeningStore, check_database, open_existing, open_store
 from fleet_edge.store.engine import connect_engine, parse_url, unavailable
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
-from fleet_edge.store.models import REVISION, Base
 from fleet_edge.store.spool import Spool
+from fleet_edge.store.tables import METADATA, REVISION
 from fleet_edge.store.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.postgres import PostgresServer, running_server
@@ -51,7 +51,7 @@ def test_the_revision_known_without_alembic_is_the_last_migration() -> None:
 
 def test_the_migrations_make_the_tables_that_the_models_describe(database_url: str) -> None:
     with open_store(database_url) as store, store.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
 @pytest.mark.slow

@@ -8,10 +8,10 @@ from sqlalchemy import insert
 from fleet_edge.store import housekeeping, queries
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.housekeeping import give_back_space
-from fleet_edge.store.models import CommandRow, EventRow, RoundRow
 from fleet_edge.store.periods import Grain
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.steering import retire
+from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
 from fleet_edge.store.views import LoadView
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
@@ -55,8 +55,8 @@ def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
     given = {"batch": "b", "device": "sensor-1", "command": "drain", "arguments": {}, "who": "ada"}
     with store.engine.begin() as connection:
         for name, at in (("old", after(0)), ("new", after(100))):
-            connection.execute(insert(CommandRow).values(id=name, at=at, deadline_at=at, **given))
-    assert housekeeping.purge(store.engine, CommandRow, before=after(50), chunk=1) == 1
+            connection.execute(insert(COMMANDS).values(id=name, at=at, deadline_at=at, **given))
+    assert housekeeping.purge(store.engine, COMMANDS, before=after(50), chunk=1) == 1
     assert [row["id"] for row in all_rows(store)["commands"]] == ["new"]
 
 
@@ -133,9 +133,9 @@ def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -
     for number in range(7):
         store.apply(_session(number, 1000 * number))
     store.apply([samples.event(id="old"), samples.event(id="new", at=after(9000))])
-    assert housekeeping.purge(store.engine, RoundRow, before=after(4001), chunk=2) == 4
+    assert housekeeping.purge(store.engine, ROUNDS, before=after(4001), chunk=2) == 4
     assert housekeeping.purge_sessions(store.engine, before=after(2500), chunk=2) == 3
-    assert housekeeping.purge(store.engine, EventRow, before=after(2500), chunk=2) == 1
+    assert housekeeping.purge(store.engine, EVENTS, before=after(2500), chunk=2) == 1
     rows = all_rows(store)
     assert [row["session"] for row in rows["sessions"]] == [f"{number:016x}" for number in range(3, 7)]
     assert len(rows["segments"]) == 4

@@ -1,12 +1,12 @@
 """Session log: devices, sessions, rollups, events, quarantines, settings, alerts, accounts.
 
-Until the first release this revision makes the tables that `models` describes. A release writes them out here, since a
+Until the first release this revision makes the tables that `tables` describes. A release writes them out here, since a
 released migration stays as it is when the models change.
 """
 
 from alembic import op
 
-from fleet_edge.store.models import Base
+from fleet_edge.store.tables import METADATA
 
 revision = "0001"
 down_revision = None
@@ -15,4 +15,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    Base.metadata.create_all(op.get_bind())
+    METADATA.create_all(op.get_bind())
