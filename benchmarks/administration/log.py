@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from benchmarks.harness import Bench, Report, at_most, number_of
 from fleet_admin.dashboard.app import DashboardServer
 from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_edge.counters import SegmentCounters
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
@@ -38,7 +39,7 @@ from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.periods import BEGINNING
 from fleet_edge.store.records import SegmentProgress, SessionOpened, minute_of, segment_number
-from fleet_edge.store.rollups import add_difference, count_segments
+from fleet_edge.store.rollups import add_segments
 from fleet_edge.store.steering import add_labels, record_audit
 from fleet_edge.store.tables import DEVICES, EDGE_LOADS, EDGES, EVENTS, ROUNDS, SEGMENTS, SESSIONS
 from fleet_edge.store.views import AuditEntry
@@ -49,6 +50,7 @@ _CACHE_KB: Final = 500_000  # ids are random, and so is where each goes
 _HOUR: Final = timedelta(hours=1)
 _MS: Final = timedelta(milliseconds=1)
 _TABLES: Final = (SESSIONS, SEGMENTS, ROUNDS, EVENTS)
+_NOTHING_COUNTED: Final = asdict(SegmentCounters())
 _REASONS: Final = {"stop": 60, "length": 30, "failed": 4, "lost": 3, "cancelled": 3}
 
 _ENDS: Final = {
@@ -127,14 +129,12 @@ def _times(chance: random.Random, begin: datetime, now: datetime, sessions: int)
 
 
 def _write(engine: Engine, rows: Mapping[Table, list[Row]]) -> None:
-    sessions = {(row["session"], row["device"]) for row in rows[SESSIONS]}
     with engine.begin() as connection:
-        nothing = count_segments(connection, ())
+        add_segments(connection, (), [_NOTHING_COUNTED | row for row in rows[SEGMENTS]])
         for table, own in rows.items():
             if own:
                 connection.execute(insert(table), own)
             own.clear()
-        add_difference(connection, nothing, count_segments(connection, sessions))
 
 
 def _device(chance: random.Random, number: int, begin: datetime, now: datetime) -> Row:

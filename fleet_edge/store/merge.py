@@ -13,10 +13,10 @@ of that device's session change. So the two may arrive in either order.
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import datetime, timedelta
 from operator import attrgetter, itemgetter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from sqlalchemy import (
     BindParameter,
@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import Insert, Update
 
-from fleet_edge.counters import SEGMENT_COUNTERS
+from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
 from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.records import (
     CloseReported,
@@ -56,7 +56,7 @@ from fleet_edge.store.records import (
     minute_of,
     segment_time,
 )
-from fleet_edge.store.rollups import SegmentCounts, add_difference, count_segments
+from fleet_edge.store.rollups import add_segments
 from fleet_edge.store.tables import (
     DEVICES,
     EDGE_LOADS,
@@ -70,13 +70,14 @@ from fleet_edge.store.tables import (
     SESSIONS,
 )
 
-_OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed
+_OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed  # in the order of merging
 _Parameters = dict[str, Any]
 K = TypeVar("K")
 R = TypeVar("R", bound=Record)
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _DEVICE_COUNTERS: Final = tuple(field.name for field in fields(DeviceCounters))
+_NEW_SEGMENT: Final[_Parameters] = dict.fromkeys(SEGMENTS.c.keys()) | {"duration_ms": 0.0} | asdict(SegmentCounters())
 
 
 # Updates, the same in every SQL dialect. Their parameters are named after the records' fields, and apart from columns.
@@ -111,7 +112,6 @@ _DEVICE_PRESENCE_SINCE: Final = (
     .values(presence_since=_bind("presence_since"))
 )
 _OF_SESSION: Final = (SESSIONS.c.session == _bind("session"), SESSIONS.c.device == _bind("device"))
-_OF_SEGMENT: Final = (SEGMENTS.c.session == _bind("session"), SEGMENTS.c.segment == _bind("segment"))
 _DESCRIBE_SESSION: Final = (
     update(SESSIONS)
     .where(*_OF_SESSION)
@@ -129,16 +129,6 @@ _SERVE_SESSION: Final = (
         edge=case((_LATER, _bind("edge")), else_=SESSIONS.c.edge),
         edge_segment=case((_LATER, _bind("segment")), else_=SESSIONS.c.edge_segment),
     )
-)
-_DESCRIBE_SEGMENT: Final = (
-    update(SEGMENTS)
-    .where(*_OF_SEGMENT, SEGMENTS.c.edge.is_(None))
-    .values(_shared(SessionOpened, SEGMENTS, without=("session", "segment", "device")))
-)
-_CLOSE_SEGMENT: Final = (
-    update(SEGMENTS)
-    .where(*_OF_SEGMENT, or_(SEGMENTS.c.closed_at.is_(None), SEGMENTS.c.closed_at < _bind("at")))
-    .values(reason=_bind("reason"), closed_at=_bind("at"))
 )
 _END: Final = {
     "reason": _bind("reason"),
@@ -191,8 +181,7 @@ class _Inserts:
         self.load = self._latest(EDGE_LOADS, "at")
         self.session = self._upsert(SESSIONS, least=("opened_at",), greatest=("last_at", "last_segment"))
         self.local_session = self._upsert(SESSIONS)
-        self.segment = self._upsert(SEGMENTS, greatest=("duration_ms",))
-        self.progress = self._progress()
+        self.segment = replacing(insert_into(SEGMENTS, dialect))
         self.round = self._upsert(ROUNDS)
         self.event = self._upsert(EVENTS, greatest=("count", "last_at"))
         self.reported = self._latest(REPORTED_CLOSES, "closed_at")
@@ -216,18 +205,6 @@ class _Inserts:
             reopened = and_(new["last_segment"] > table.c["last_segment"], table.c["device_counted_at"].is_(None))
             changes |= {name: case((reopened, null()), else_=table.c[name]) for name in _END}
         return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
-
-    def _progress(self) -> Insert:
-        """Return an insert of a segment's counters; its latencies are those reported with most tokens."""
-        old, statement = SEGMENTS.c, insert_into(SEGMENTS, self._dialect)
-        new = statement.excluded
-        more = new["tokens"] > old["tokens"]
-        latencies = {
-            name: case((more, func.coalesce(new[name], old[name])), else_=func.coalesce(old[name], new[name]))
-            for name in ("first_token_ms", "gap_p95_ms")
-        }
-        counters = {name: self._greatest(old[name], new[name]) for name in ("duration_ms", *SEGMENT_COUNTERS)}
-        return statement.on_conflict_do_update(index_elements=list(SEGMENTS.primary_key), set_=counters | latencies)
 
     def _latest(self, table: Table, at: str, tie: str | None = None) -> Insert:
         """Return an insert that yields only to a later row; of two at one time, to the greater `tie`."""
@@ -264,7 +241,8 @@ def _insert(connection: Connection, statement: Insert, rows: Sequence[_Parameter
 def merge_records(connection: Connection, records: Sequence[Record]) -> None:
     """Merge records, kind by kind, in the transaction that `connection` is in."""
     inserts = _inserts(connection.dialect.name)
-    before = _make_rows(connection, records, inserts)
+    _make_rows(connection, records, inserts)
+    _merge_segments(connection, records, inserts)
     seen = _only(records, DeviceSeen)
     _update(connection, _DEVICE_STATE, seen)
     _update(connection, _DEVICE_PRESENCE_SINCE, [each for each in seen if each.presence_since is not None])
@@ -277,12 +255,7 @@ def merge_records(connection: Connection, records: Sequence[Record]) -> None:
     opened = _only(records, SessionOpened)
     _update(connection, _DESCRIBE_SESSION, opened)
     _update(connection, _SERVE_SESSION, opened)
-    _update(connection, _DESCRIBE_SEGMENT, opened)
-    progress = _only(records, SegmentProgress)
-    counted = [_row(each, SEGMENTS) | {"duration_ms": _since_open(each.segment, each.at)} for each in progress]
-    _insert(connection, inserts.progress, counted)
     closed = _only(records, SessionClosed)
-    _update(connection, _CLOSE_SEGMENT, [*_only(records, SegmentLeft), *closed])
     _update(connection, _CLOSE_SESSION, [each for each in closed if each.counters is None])
     _update(connection, _CLOSE_BY_DEVICE, [each for each in closed if each.counters is not None])
     _apply_reported(connection, records, inserts)
@@ -295,15 +268,10 @@ def merge_records(connection: Connection, records: Sequence[Record]) -> None:
     lifts = sorted(_only(records, QuarantineLifted), key=attrgetter("device", "at"))
     lifted = [{"device": each.device, "lifted_at": each.at, "lifted_by": each.by} for each in lifts]
     _insert(connection, inserts.lift, lifted)
-    sessions = {(each.session, each.device) for each in records if isinstance(each, _OfSession)}
-    add_difference(connection, before, count_segments(connection, sessions, since=before))
 
 
-def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> SegmentCounts:
-    """Make the rows that the records belong to, one statement a row however many records there are.
-
-    Returns what the segments of their sessions have counted so far.
-    """
+def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:
+    """Make the devices, edges and sessions that the records belong to, one statement a row."""
     of_session = [each for each in records if isinstance(each, _OfSession)]
     seen = [each for each in records if isinstance(each, DeviceSeen | TelemetryReported | _OfSession)]
     at_edges = [each for each in records if isinstance(each, EdgeSeen | LoadReported | SessionOpened)]
@@ -318,16 +286,49 @@ def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inse
     _insert(connection, inserts.device, _seen("device", seen))
     _insert(connection, inserts.edge, _seen("edge", at_edges))
     _insert(connection, inserts.session, list(sessions.values()))
-    before = count_segments(connection, sessions.keys())  # which this transaction has locked
-    _insert(
-        connection,
-        inserts.segment,
-        [
-            {"session": session, "device": device, "segment": segment, "duration_ms": _since_open(segment, last)}
-            for (session, device, segment), (_, last) in sorted(segments.items())
-        ],
+
+
+def _merge_segments(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:
+    """Merge records into the segments of their sessions, which this transaction has locked, and into the rollups."""
+    of_session = [each for kind in get_args(_OfSession) for each in _only(records, kind)]
+    if not of_session:
+        return
+    query = select(SEGMENTS).where(SEGMENTS.c.session.in_({each.session for each in of_session}))
+    found = (dict(zip(_NEW_SEGMENT, row, strict=True)) for row in connection.execute(query))
+    stored = {(row["session"], row["segment"]): row for row in found}
+    rows = {key: row.copy() for key, row in stored.items()}
+    for each in of_session:
+        key = each.session, each.segment
+        if key not in rows:
+            rows[key] = _NEW_SEGMENT | {"session": each.session, "segment": each.segment, "device": each.device}
+        if rows[key]["device"] == each.device:  # else two devices have used one session id at one instant
+            _merge_segment(rows[key], each)
+    changed = [row for key, row in sorted(rows.items()) if row != stored.get(key)]
+    if not changed:
+        return
+    _insert(connection, inserts.segment, changed)
+    sessions = {(row["session"], row["device"]) for row in changed}
+    before, after = (
+        [row for row in of.values() if (row["session"], row["device"]) in sessions] for of in (stored, rows)
     )
-    return before
+    add_segments(connection, before, after)
+
+
+def _merge_segment(row: _Parameters, record: _OfSession) -> None:
+    row["duration_ms"] = max(row["duration_ms"], _since_open(record.segment, record.at))
+    match record:
+        case SessionOpened() if row["edge"] is None:
+            row |= _row(record, SEGMENTS)
+        case SegmentProgress():
+            new = _row(record, SEGMENTS)
+            # Latencies are those reported with most tokens.
+            for name in ("first_token_ms", "gap_p95_ms"):
+                if row[name] is None or (new[name] is not None and new["tokens"] > row["tokens"]):
+                    row[name] = new[name]
+            for name in SEGMENT_COUNTERS:
+                row[name] = max(row[name], new[name])
+        case SegmentLeft() | SessionClosed() if row["closed_at"] is None or row["closed_at"] < record.at:
+            row |= {"reason": record.reason, "closed_at": record.at}
 
 
 def _apply_reported(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:

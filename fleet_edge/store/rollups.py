@@ -1,19 +1,18 @@
 """Rollups: sums and distributions over segments, changed in the transaction that changes the segments.
 
-A merge reads what the segments of its sessions count before and after, and adds the difference. So a replay adds
-nothing, late records find their hour, and totals are exact at any time. `Scope` says which rows there are.
+A merge adds the difference that it makes to the segments of its sessions. So a replay adds nothing, late records find
+their hour, and totals are exact at any time. `Scope` says which rows there are.
 """
 
 import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from itertools import groupby
-from operator import add, attrgetter, neg
+from operator import add, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Table, select
@@ -22,7 +21,7 @@ from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.engine import insert_into
 from fleet_edge.store.periods import BEGINNING, HOUR, Grain, floor
 from fleet_edge.store.records import segment_number
-from fleet_edge.store.tables import DISTRIBUTIONS, PURGES, ROLLUPS, SEGMENTS
+from fleet_edge.store.tables import DISTRIBUTIONS, PURGES, ROLLUPS
 
 if TYPE_CHECKING:
     from fleet_edge.store.engine import Upsert
@@ -81,13 +80,13 @@ MEASURED: Final = ("first_token_ms", "gap_p95_ms", "queue_ms", "compute_ms", "ro
 """Columns that `measure_segment` reads."""
 
 
-def measure_segment(row: Any) -> Iterator[tuple[Measure, int]]:  # noqa: ANN401 - a row of segments
+def measure_segment(row: Mapping[str, Any]) -> Iterator[tuple[Measure, int]]:
     """Yield what a segment measures, with its bucket."""
     values = {
-        Measure.FIRST_TOKEN: (row.first_token_ms, 1),
-        Measure.GAP: (row.gap_p95_ms, 1),
-        Measure.QUEUE: (row.queue_ms, row.rounds),
-        Measure.STEP: (row.compute_ms, row.rounds - row.resampled),
+        Measure.FIRST_TOKEN: (row["first_token_ms"], 1),
+        Measure.GAP: (row["gap_p95_ms"], 1),
+        Measure.QUEUE: (row["queue_ms"], row["rounds"]),
+        Measure.STEP: (row["compute_ms"], row["rounds"] - row["resampled"]),
     }
     for measure, (total, number) in values.items():
         if total is not None and number > 0:
@@ -96,74 +95,63 @@ def measure_segment(row: Any) -> Iterator[tuple[Measure, int]]:  # noqa: ANN401 
             yield measure, min(max(place, _LEAST), _MOST)
 
 
-@dataclass(slots=True)
-class SegmentCounts:
-    """What the segments of some sessions count, by number of the hour and dimensions; `late` ones are purged by age."""
-
-    purged_before: datetime
-    sums: dict[tuple[int, tuple[str, ...]], list[float]] = field(default_factory=dict)
-    measured: Counter[tuple[int, str, Measure, int]] = field(default_factory=Counter)
-    late: int = 0
-
-
-_HOUR_LENGTH: Final = segment_number(BEGINNING + HOUR)
-_OF_DIMENSION: Final = tuple(Dimension)
-_READ: Final = ("session", "segment", *_OF_DIMENSION, *SUMMED, "first_token_ms", "gap_p95_ms")
-_names: Final = attrgetter(*_OF_DIMENSION)
-_sums: Final = attrgetter(*SUMMED)
-_session: Final = attrgetter("session", "device")
-
-
 def purged_before(connection: Connection) -> datetime:
     """Return the hour before which segments may be purged."""
     return connection.scalar(select(PURGES.c.before)) or BEGINNING
 
 
-def count_segments(
-    connection: Connection, sessions: Collection[tuple[str, str]], *, since: SegmentCounts | None = None
-) -> SegmentCounts:
-    """Count the segments of sessions, given by id and device, whose Open has arrived.
+_HOUR_LENGTH: Final = segment_number(BEGINNING + HOUR)
+_OF_DIMENSION: Final = tuple(Dimension)
+_names: Final = itemgetter(*_OF_DIMENSION)
+_sums: Final = itemgetter(*SUMMED)
 
-    The caller has locked the sessions. `since` is an earlier count in the same transaction.
+
+def add_segments(
+    connection: Connection, before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]
+) -> None:
+    """Add to the rollups what segments count more after a change than before it.
+
+    Both are rows with all segments of the same sessions, which the caller has locked. Late segments are in no total:
+    they may have been purged.
     """
-    if not sessions:
-        return SegmentCounts(BEGINNING)
-    # Another process may purge meanwhile: both counts leave out the same hours.
-    counts = SegmentCounts(purged_before(connection) if since is None else since.purged_before)
-    columns = [SEGMENTS.c[name] for name in _READ]
-    query = select(*columns).where(SEGMENTS.c.session.in_({session for session, _ in sessions}))
-    query = query.where(SEGMENTS.c.edge.is_not(None))
-    rows = connection.execute(query.order_by(SEGMENTS.c.session, SEGMENTS.c.device, SEGMENTS.c.segment))
-    for owner, segments in groupby(rows, key=_session):
-        if owner in sessions:
-            _count_session(counts, segments)
-    return counts
+    kept_from = segment_number(purged_before(connection))
+    sums: dict[tuple[int, tuple[str, ...]], list[float]] = {}
+    measured: Counter[tuple[int, str, Measure, int]] = Counter()
+    late = 0
+    for sign, segments in ((-1, before), (1, after)):
+        for row, firsts in _opened(segments):
+            if row["segment"] < kept_from:
+                late += sign
+                continue
+            hour = row["segment"] // _HOUR_LENGTH
+            key = hour, tuple(name or "" for name in _names(row))
+            counted = [sign * number for number in (*firsts, 1, *_sums(row))]
+            known = sums.get(key)
+            sums[key] = counted if known is None else list(map(add, known, counted))
+            for measure, bucket in measure_segment(row):
+                measured[hour, row["edge"], measure, bucket] += sign
+    if late > 0:
+        _log.warning("%d segments came so late that they are in no total.", late)
+    _add_sums(connection, sums)
+    _add_measured(connection, measured)
 
 
-def _count_session(counts: SegmentCounts, segments: Iterator[Any]) -> None:
-    edges: set[str] = set()
-    kept_from = segment_number(counts.purged_before)
-    for row in segments:
-        # A session counts where its first segment is, a visit where its first segment at that edge is.
-        counted = [int(not edges), int(row.edge not in edges), 1, *_sums(row)]
-        edges.add(row.edge)
-        if row.segment < kept_from:
-            counts.late += 1
-            continue
-        hour = row.segment // _HOUR_LENGTH
-        key = (hour, tuple(name or "" for name in _names(row)))
-        known = counts.sums.get(key)
-        counts.sums[key] = counted if known is None else list(map(add, known, counted))
-        for measure, bucket in measure_segment(row):
-            counts.measured[hour, row.edge, measure, bucket] += 1
+def _opened(segments: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], tuple[int, int]]]:
+    """Yield segments whose Open has arrived, and whether each is the first of its session, and of that at its edge."""
+    opened = (row for row in segments if row["edge"] is not None)
+    in_order = sorted(opened, key=itemgetter("session", "device", "segment"))
+    for _, own in groupby(in_order, key=itemgetter("session", "device")):
+        edges: set[str] = set()
+        for row in own:
+            yield row, (int(not edges), int(row["edge"] not in edges))
+            edges.add(row["edge"])
 
 
-def add_difference(connection: Connection, before: SegmentCounts, after: SegmentCounts) -> None:
-    """Add to the rollups what segments count more than before."""
-    if after.late > before.late:
-        _log.warning("%d segments came so late that they are in no total.", after.late - before.late)
+def _add_sums(connection: Connection, sums: Mapping[tuple[int, tuple[str, ...]], list[float]]) -> None:
     changes: dict[tuple[Any, ...], list[float]] = {}
-    for (number, names), numbers in _difference(before, after):
+    for (number, names), numbers in sums.items():
+        if not any(numbers):
+            continue
         hour = BEGINNING + number * HOUR
         for scope, kept in DIMENSIONS.items():
             own = (name if each in kept else "" for each, name in zip(_OF_DIMENSION, names, strict=True))
@@ -171,27 +159,15 @@ def add_difference(connection: Connection, before: SegmentCounts, after: Segment
             known = changes.get(key)
             changes[key] = numbers if known is None else list(map(add, known, numbers))
     _write(connection, ROLLUPS, changes)
-    moved = after.measured.copy()
-    moved.subtract(before.measured)
+
+
+def _add_measured(connection: Connection, measured: Mapping[tuple[int, str, Measure, int], int]) -> None:
     spread: Counter[tuple[Any, ...]] = Counter()
-    for (number, *rest), count in moved.items():
+    for (number, *rest), count in measured.items():
         if count:
             for grain in DISTRIBUTION_GRAINS:
                 spread[(grain, floor(grain, BEGINNING + number * HOUR), *rest)] += count
     _write(connection, DISTRIBUTIONS, {key: [count] for key, count in spread.items() if count})
-
-
-def _difference(
-    before: SegmentCounts, after: SegmentCounts
-) -> Iterator[tuple[tuple[int, tuple[str, ...]], list[float]]]:
-    for key in before.sums.keys() | after.sums.keys():
-        old, new = before.sums.get(key), after.sums.get(key)
-        if new is None:
-            yield key, list(map(neg, old or ()))
-        elif old is None:
-            yield key, new
-        elif old != new:
-            yield key, [one - other for one, other in zip(new, old, strict=True)]
 
 
 def _write(connection: Connection, table: Table, changes: Mapping[tuple[Any, ...], list[float]]) -> None:

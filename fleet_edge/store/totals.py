@@ -344,8 +344,8 @@ def _counted(
         number = literal_column("0") if grain is None else _number(grain)
         query = select(number.label("start"), *(SEGMENTS.c[name] for name in MEASURED))
         query = query.where(*_opened_in(piece), *([] if edges is None else [SEGMENTS.c.edge.in_(edges)]))
-        for row in connection.execute(query):
-            start = None if grain is None else start_of(row.start)
+        for row in connection.execute(query).mappings():
+            start = None if grain is None else start_of(row["start"])
             yield from ((start, measure, bucket, 1) for measure, bucket in measure_segment(row))
         return
     of = DISTRIBUTIONS.c

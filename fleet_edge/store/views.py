@@ -1,6 +1,6 @@
 """Views: what the queries return, with rates and states computed in one place.
 
-The tables of `tables` take columns from the `…Columns` classes; docs/administration.md describes each state.
+`tables` takes columns from the `…Columns` classes; docs/administration.md describes each state.
 """
 
 from collections.abc import Mapping

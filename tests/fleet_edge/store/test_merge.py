@@ -83,6 +83,15 @@ def test_a_segment_that_was_left_ends_and_its_session_does_not(store: Store) -> 
     assert [(row["edge"], row["reason"]) for row in rows["segments"]] == [("edge-1", "handed-over"), ("edge-2", "stop")]
 
 
+def test_a_segment_of_another_device_with_the_same_key_stays_as_it_is(store: Store) -> None:
+    store.apply([samples.opened(), samples.progress(tokens=20), samples.left()])
+    before = all_rows(store)["segments"]
+    other = {"device": "sensor-2"}
+    store.apply([samples.opened(**other, edge="edge-2"), samples.progress(**other, tokens=90), samples.closed(**other)])
+    assert all_rows(store)["segments"] == before
+    assert len(all_rows(store)["sessions"]) == 2
+
+
 def test_a_label_that_a_database_could_not_store_is_cleaned(store: Store) -> None:
     store.apply([samples.device_seen(draft_model="a\0b\ud800", software="' OR 1=1; --")])
     [device] = all_rows(store)["devices"]
