@@ -34,7 +34,7 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import ReopeningStore
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.queries import edge
+from fleet_edge.store.queries import edges
 from fleet_edge.store.records import LeaveReason, Retention
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.views import EdgeView
@@ -317,7 +317,7 @@ class EdgeService:
     def _last_run(self) -> EdgeView | None:
         try:
             with self._store.engine.connect() as connection:
-                return edge(connection, self.settings.edge, now=self.now())
+                return next(iter(edges(connection, now=self.now(), only=self.settings.edge)), None)
         except (StoreError, SQLAlchemyError):
             return None
 

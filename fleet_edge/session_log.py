@@ -8,29 +8,41 @@
         print(session.session, session.counted.acceptance)
 """
 
+import heapq
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, TypeVar
+from itertools import islice
+from operator import attrgetter, itemgetter
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, Text, and_, cast, func, literal_column, or_, select, text
 
 from fleet_common.closing import Closing
 from fleet_common.validation import read_duration, read_time
 from fleet_edge.store import export, quarantines, queries, totals
 from fleet_edge.store.database import open_existing, transaction
-from fleet_edge.store.errors import InvalidQuery
-from fleet_edge.store.event_codes import Severity
-from fleet_edge.store.periods import Grain
-from fleet_edge.store.queries import EventFilter, EventGrouping
-from fleet_edge.store.records import ADMINISTRATOR, EventLogged
-from fleet_edge.store.rollups import Dimension, Measure
-from fleet_edge.store.steering import devices_with_labels, read_labels, record_audit
-from fleet_edge.store.totals import Distribution
+from fleet_edge.store.errors import InvalidQuery, NotFound
+from fleet_edge.store.event_codes import EventKind, Severity
+from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, floor
+from fleet_edge.store.records import ADMINISTRATOR, EventLogged, minute_of
+from fleet_edge.store.rollups import Dimension, Measure, Scope
+from fleet_edge.store.steering import read_labels, record_audit
+from fleet_edge.store.tables import (
+    DEVICES,
+    EDGE_LOADS,
+    EVENTS,
+    LABELS,
+    ROLLUPS,
+    ROUNDS,
+    SEGMENTS,
+    SESSIONS,
+)
+from fleet_edge.store.totals import Distribution, by_row
 from fleet_edge.store.views import (
     AuditEntry,
     DeviceView,
@@ -55,6 +67,26 @@ Time = str | datetime | timedelta
 """An age (`"90s"`, `"30m"`, `"2h"`, `"7d"`, a timedelta) or a time (ISO 8601, a datetime; UTC is assumed)."""
 
 E = TypeVar("E", bound=StrEnum)
+
+_ALL: Final = 2**31
+"""More rows than there are: SQLite has no OFFSET without LIMIT."""
+
+_GRAVEST: Final = tuple(Severity)
+_LONGEST: Final = timedelta(minutes=1)
+"""Longest time that an event lasts."""
+
+_DAY_LENGTH: Final = 10  # of a date in ISO 8601
+_HOUR_LENGTH: Final = 13
+_MINUTE_LENGTH: Final = 16
+
+
+class _EventGrouping(StrEnum):
+    KIND = "kind"
+    CODE = "code"
+    SEVERITY = "severity"
+    EDGE = "edge"
+    DEVICE = "device"
+    DAY = "day"
 
 
 class SessionLog(Closing):
@@ -110,24 +142,27 @@ class SessionLog(Closing):
             limit: Maximum number.
         """
         _check_limit(limit)
-        chosen = queries.SessionFilter(
-            devices=_several(device),
-            edge=edge,
-            reason=_member(EndReason, reason),
-            mode=_member(Mode, mode),
-            since=self._time("since", since),
-            until=self._time("until", until),
-            open=open,
-            draft_model=model,
-        )
+        equal = {"reason": _member(EndReason, reason), "mode": _member(Mode, mode), "draft_model": model}
+        conditions = [SESSIONS.c[name] == value for name, value in equal.items() if value is not None]
+        conditions += self._within(SESSIONS.c.opened_at, since, until)
+        if devices := _several(device):
+            conditions.append(SESSIONS.c.device.in_(devices))
+        if open:
+            conditions.append(SESSIONS.c.reason.is_(None))
         with self._reading() as connection:
             if label is not None:
-                labelled = devices_with_labels(connection, (label,) if isinstance(label, str) else label)
-                names = labelled.intersection(chosen.devices) if chosen.devices else labelled
-                if not names:
-                    return []
-                chosen = replace(chosen, devices=tuple(sorted(names)))
-            return queries.sessions(connection, chosen, limit=limit)
+                labelled = select(LABELS.c.device).where(LABELS.c.label.in_(_several(label))).distinct()
+                conditions.append(SESSIONS.c.device.in_(connection.scalars(labelled).all()))
+            query = select(SESSIONS).where(*conditions).order_by(SESSIONS.c.opened_at.desc()).limit(limit)
+            if edge is None:
+                return queries.session_views(connection, connection.execute(query).mappings().all())
+            # One index has the sessions that the edge served last, another the few that moved to other edges.
+            last = connection.execute(query.where(SESSIONS.c.edge == edge)).mappings().all()
+            own = (SEGMENTS.c.session == SESSIONS.c.session, by_row(SEGMENTS.c.device) == SESSIONS.c.device)
+            served = select(SEGMENTS.c.session).where(*own, by_row(SEGMENTS.c.edge) == edge).exists()
+            left = connection.execute(query.where(text("sessions.moved"), SESSIONS.c.edge != edge, served)).mappings()
+            both = heapq.merge(last, left.all(), key=itemgetter("opened_at"), reverse=True)
+            return queries.session_views(connection, list(islice(both, limit)))
 
     def session(self, session: str, *, device: str | None = None) -> SessionView:
         """Return one session, by its id or enough of its beginning.
@@ -139,13 +174,15 @@ class SessionLog(Closing):
             StoreError: There are several.
         """
         with self._reading() as connection:
-            return queries.session(connection, session, device=device)
+            return queries.session_views(connection, [queries.find_session(connection, session, device=device)])[0]
 
     def segments(self, session: str, *, device: str | None = None) -> list[SegmentView]:
         """Return a session's stays at edges, in order. Arguments and errors as for `session`."""
         with self._reading() as connection:
-            found = queries.session(connection, session, device=device)
-            return queries.segments(connection, found.session, device=found.device)
+            found = queries.find_session(connection, session, device=device)
+            own = (SEGMENTS.c.session == found["session"], SEGMENTS.c.device == found["device"])
+            query = select(SEGMENTS).where(*own).order_by(SEGMENTS.c.segment)
+            return [queries.segment_view(row) for row in connection.execute(query).mappings()]
 
     def rounds(
         self, session: str, *, device: str | None = None, skip: int = 0, limit: int | None = None
@@ -157,8 +194,15 @@ class SessionLog(Closing):
         if skip < 0 or (limit is not None and limit < 1):
             raise InvalidQuery("Rounds are left out from 0 on, and at least 1 is returned.")
         with self._reading() as connection:
-            found = queries.session(connection, session, device=device)
-            return queries.rounds(connection, found.session, device=found.device, skip=skip, limit=limit)
+            found = queries.find_session(connection, session, device=device)
+            of_session = SEGMENTS.c.session == found["session"], SEGMENTS.c.device == found["device"]
+            own = select(SEGMENTS.c.segment).where(*of_session)
+            query = select(*(ROUNDS.c[field.name] for field in fields(RoundView)))
+            query = query.where(ROUNDS.c.session == found["session"], ROUNDS.c.segment.in_(own))
+            query = query.order_by(ROUNDS.c.segment, ROUNDS.c.round)
+            if skip or limit is not None:
+                query = query.offset(skip).limit(_ALL if limit is None else limit)
+            return [RoundView(**row) for row in connection.execute(query).mappings()]
 
     def devices(self, *, counted: bool = True) -> list[DeviceView]:
         """Return all devices, by name.
@@ -171,12 +215,21 @@ class SessionLog(Closing):
     def device(self, name: str) -> DeviceView:
         """Return one device; raises `NotFound` if there is none of that name."""
         with self._reading() as connection:
-            return queries.device(connection, name, now=self._now())
+            found = queries.devices(connection, now=self._now(), only=name)
+        if not found:
+            raise NotFound(f"There is no device {name!r} in the session log; 'devices' lists those there are.")
+        return found[0]
 
     def hours(self, device: str, *, limit: int = 24) -> list[HourView]:
-        """Return a device's totals by hour, the latest first."""
+        """Return a device's totals of the latest hours in which it did something, the latest first."""
+        rolled = select(ROLLUPS.c.start).where(ROLLUPS.c.device == device, ROLLUPS.c.scope == Scope.DETAIL)
         with self._reading() as connection:
-            return queries.hours(connection, device, limit=limit)
+            starts = connection.scalars(rolled.distinct().order_by(ROLLUPS.c.start.desc()).limit(limit)).all()
+            first = starts[-1] if len(starts) == limit else None
+            period = totals.UsageFilter(since=first, chosen={Dimension.DEVICE: (device,)})
+            found = totals.usage(connection, period=period, grain=Grain.HOUR)
+        views = [HourView(hour=view.start, counted=view.counted) for view in found if view.start is not None]
+        return sorted(views, key=attrgetter("hour"), reverse=True)[:limit]
 
     def events(
         self,
@@ -212,18 +265,20 @@ class SessionLog(Closing):
             StoreError: There are several.
         """
         _check_limit(limit)
-        chosen = self._events(since, until, device, severity, edge=edge, kind=kind, code=code, who=who)
+        devices, of_session = _several(device), None
         with self._reading() as connection:
             if session is not None:
-                owner = chosen.devices[0] if chosen.devices else None
-                found = queries.session(connection, session, device=owner)
-                chosen = replace(chosen, session=found.session, devices=(found.device,))
-            return queries.events(connection, chosen, limit=limit)
+                found = queries.find_session(connection, session, device=devices[0] if devices else None)
+                of_session, devices = found["session"], (found["device"],)
+            equal = {"edge": edge, "session": of_session, "kind": kind, "code": code, "who": who}
+            query = select(EVENTS).where(*self._event_conditions(since, until, devices, equal, severity))
+            query = query.order_by(EVENTS.c.at.desc(), EVENTS.c.id).limit(limit)
+            return [EventView(**row) for row in connection.execute(query).mappings()]
 
     def event_counts(
         self,
         *,
-        by: Sequence[EventGrouping | str] = ("kind", "code"),
+        by: Sequence[str] = ("kind", "code"),
         since: Time | None = None,
         until: Time | None = None,
         device: str | Sequence[str] | None = None,
@@ -233,23 +288,44 @@ class SessionLog(Closing):
         severity: Severity | str | None = None,
         limit: int = 100,
     ) -> list[EventCount]:
-        """Return the number of events, the most frequent first.
+        """Return the number of events, the most frequent first; by day, the latest first.
 
         Grouped by some of `kind`, `code`, `severity`, `edge`, `device`, `day`; otherwise as `events`.
         """
         _check_limit(limit)
-        grouping = [group for each in by if (group := _member(EventGrouping, each)) is not None]
-        chosen = self._events(since, until, device, severity, edge=edge, kind=kind, code=code)
+        grouping = [_known(_EventGrouping, each) for each in by]
+        conditions = self._event_conditions(
+            since, until, _several(device), {"edge": edge, "kind": kind, "code": code}, severity
+        )
+        day = self._begin_of_time(_DAY_LENGTH)
+        groups = {each: day if each is _EventGrouping.DAY else EVENTS.c[each] for each in grouping}
+        named = [column.label(each.value) for each, column in groups.items()]
+        times = func.sum(EVENTS.c.count).label("times")
+        counted = (func.count().label("events"), times, func.max(EVENTS.c.last_at).label("last_at"))
+        query = select(*named, *counted).where(*conditions).group_by(*groups.values()).limit(limit)
+        query = query.order_by(*(label.desc() for label in named if label.name == "day"), times.desc())
         with self._reading() as connection:
-            return queries.event_counts(connection, chosen, by=grouping, limit=limit)
+            rows = connection.execute(query).mappings().all()
+        nothing = {each.value: None for each in _EventGrouping}
+        return [EventCount(**{**nothing, **row, "times": int(row["times"])}) for row in rows if row["events"]]
 
     def failures(
         self, grain: str, *, since: Time | None = None, device: str | None = None, edge: str | None = None
     ) -> dict[datetime, Counter[str]]:
         """Return the number of failures, refusals and faults by time and code; arguments as for `usage`, `events`."""
-        chosen = self._events(since, None, device, edge=edge)
+        length = _known(Grain, grain)
+        time = self._begin_of_time(_MINUTE_LENGTH if length in MINUTES else _HOUR_LENGTH)
+        kind, code = EVENTS.c.kind, EVENTS.c.code
+        of_sessions = and_(kind == EventKind.SESSION, code.in_(("failed", "lost", "abandoned")))
+        query = select(time, kind, code, func.sum(EVENTS.c.count)).group_by(time, kind, code)
+        query = query.where(*self._event_conditions(since, None, _several(device), {"edge": edge}))
+        query = query.where(or_(kind.in_((EventKind.REFUSED, EventKind.FAULT)), of_sessions))
+        found: dict[datetime, Counter[str]] = {}
         with self._reading() as connection:
-            return queries.failures(connection, chosen, grain=_known(Grain, grain))
+            for at, of_kind, of_code, times in connection.execute(query):
+                start = floor(length, datetime.fromisoformat(at).replace(tzinfo=UTC))
+                found.setdefault(start, Counter())[f"{of_kind} {of_code}"] += int(times)
+        return found
 
     def record_event(
         self,
@@ -288,10 +364,11 @@ class SessionLog(Closing):
 
     def ends(self, *, since: Time | None = None, until: Time | None = None) -> dict[str, int]:
         """Return how many sessions opened within a time did not end as they should, by reason, of those kept."""
-        after, before = self._time("since", since), self._time("until", until)
+        query = select(func.count()).select_from(SESSIONS).where(*self._within(SESSIONS.c.opened_at, since, until))
         reasons = (EndReason.CANCELLED, EndReason.LOST, EndReason.FAILED)
-        with self._reading() as connection:
-            return queries.ends(connection, [reason.value for reason in reasons], since=after, until=before)
+        with self._reading() as connection:  # one range of an index each
+            counts = [connection.scalar(query.where(SESSIONS.c.reason == reason)) for reason in reasons]
+        return {reason.value: int(count or 0) for reason, count in zip(reasons, counts, strict=True)}
 
     def edges(self) -> list[EdgeView]:
         """Return all edges with their latest load, by name."""
@@ -388,8 +465,22 @@ class SessionLog(Closing):
         self, grain: str, *, since: datetime, edge: str | None = None
     ) -> dict[datetime, dict[str, LoadView]]:
         """Return the mean loads of edges by time and edge; `grain` as for `usage`."""
+        by = _known(Grain, grain)
+        length = MINUTES.get(by, HOUR if by is Grain.HOUR else DAY)
+        number: ColumnElement[int] = literal_column(f"edge_loads.minute / {length // timedelta(minutes=1)}")
+        means = (func.avg(EDGE_LOADS.c[field.name]) for field in fields(LoadView))
+        query = select(number, EDGE_LOADS.c.edge, *means).where(EDGE_LOADS.c.minute >= minute_of(since))
+        if edge is not None:
+            query = query.where(EDGE_LOADS.c.edge == edge)
+        found: dict[datetime, dict[str, list[Sequence[Any]]]] = {}
         with self._reading() as connection:
-            return queries.loads(connection, since=since, grain=_known(Grain, grain), edge=edge)
+            for place, name, *values in connection.execute(query.group_by(number, EDGE_LOADS.c.edge)):
+                # Months differ in length: they are means of their days.
+                found.setdefault(floor(by, BEGINNING + place * length), {}).setdefault(name, []).append(values)
+        return {
+            start: {name: LoadView(*map(_mean, zip(*rows, strict=True))) for name, rows in own.items()}
+            for start, own in found.items()
+        }
 
     def beginning(self) -> datetime | None:
         """Return when the first session was opened, of purged ones roughly; None without any. Cheap."""
@@ -416,8 +507,10 @@ class SessionLog(Closing):
 
     def latest(self) -> datetime | None:
         """Return the time of the log's latest record; None if it has none. Cheap."""
+        heard = (SESSIONS.c.last_at, DEVICES.c.seen_at, EVENTS.c.at)
         with self._reading() as connection:
-            return queries.latest(connection)
+            times = [connection.scalar(select(func.max(column))) for column in heard]
+        return max((each for each in times if each is not None), default=None)
 
     def quarantines(self) -> list[QuarantineView]:
         """Return the quarantined devices, by name."""
@@ -480,17 +573,38 @@ class SessionLog(Closing):
         named = {Dimension(name): _several(values) for name, values in chosen.items() if values is not None}
         return totals.UsageFilter(since=self._time("since", since), until=self._time("until", until), chosen=named)
 
-    def _events(
+    def _within(self, column: ColumnElement[Any], since: Time | None, until: Time | None) -> list[ColumnElement[bool]]:
+        after, before = self._time("since", since), self._time("until", until)
+        return [
+            *([] if after is None else [column >= after]),
+            *([] if before is None else [column < before]),
+        ]
+
+    def _event_conditions(
         self,
         since: Time | None,
         until: Time | None,
-        device: str | Sequence[str] | None,
+        devices: Sequence[str],
+        equal: Mapping[str, str | None],
         severity: Severity | str | None = None,
-        **equal: Any,  # noqa: ANN401 - further fields
-    ) -> EventFilter:
-        after, before = self._time("since", since), self._time("until", until)
-        grave = _member(Severity, severity)
-        return EventFilter(since=after, until=before, devices=_several(device), severity=grave, **equal)
+    ) -> list[ColumnElement[bool]]:
+        """Return conditions on events that lasted until `since` or later, of columns that are `equal` to values."""
+        conditions = self._within(EVENTS.c.at, None, until)
+        if (after := self._time("since", since)) is not None:
+            # The index has their beginning.
+            conditions += [EVENTS.c.at >= after - _LONGEST, EVENTS.c.last_at >= after]
+        if devices:
+            conditions.append(EVENTS.c.device.in_(devices))
+        if (grave := _member(Severity, severity)) is not None:
+            conditions.append(EVENTS.c.severity.in_(_GRAVEST[_GRAVEST.index(grave) :]))
+        return conditions + [EVENTS.c[name] == value for name, value in equal.items() if value is not None]
+
+    def _begin_of_time(self, length: int) -> ColumnElement[str]:
+        """Return the first characters of an event's time in ISO 8601, UTC."""
+        at: ColumnElement[Any] = EVENTS.c.at
+        if self._engine.dialect.name == "postgresql":
+            at = func.timezone(literal_column("'UTC'"), at)
+        return func.substr(cast(at, Text), literal_column("1"), literal_column(str(length)))
 
     def _time(self, name: str, value: Time | None) -> datetime | None:
         try:
@@ -537,3 +651,9 @@ def _known(kind: type[E], value: str) -> E:
     except ValueError:
         known = ", ".join(sorted(kind))
         raise InvalidQuery(f"There is no {value[:40]!r} to choose by; there are {known}.") from None
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    # PostgreSQL's means of integers are decimals.
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -24,11 +24,6 @@ def read_labels(connection: Connection, *, devices: Collection[str] | None = Non
     return found
 
 
-def devices_with_labels(connection: Connection, labels: Collection[str]) -> frozenset[str]:
-    query = select(LABELS.c.device).where(LABELS.c.label.in_(labels))
-    return frozenset(connection.scalars(query))
-
-
 def add_labels(connection: Connection, wanted: Mapping[str, Collection[str]], *, who: str, now: datetime) -> None:
     """Add labels by device; existing ones stay as they are."""
     have = read_labels(connection, devices=list(wanted))

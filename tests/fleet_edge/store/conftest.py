@@ -3,11 +3,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
 
+from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import Store, open_store
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.postgres import PostgresServer, running_server
+from tests.fleet_edge.store.samples import after
 
 postgres = pytest.fixture(scope="session")(running_server)
 
@@ -39,8 +40,14 @@ def sqlite_store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def connection(store: Store) -> Iterator[Connection]:
-    """Return a connection to a database in which `samples.fleet` has been stored."""
-    store.apply(samples.fleet())
-    with store.engine.connect() as opened:
+def log(store: Store, database_url: str) -> Iterator[SessionLog]:
+    del store  # creates the tables
+    with SessionLog(database_url, now=lambda: after(7300)) as opened:
         yield opened
+
+
+@pytest.fixture
+def fleet_log(store: Store, log: SessionLog) -> SessionLog:
+    """Return a log in which `samples.fleet` has been stored."""
+    store.apply(samples.fleet())
+    return log

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from fleet_edge.store import housekeeping, queries
+from fleet_edge.session_log import SessionLog
+from fleet_edge.store import housekeeping
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.periods import Grain
@@ -60,7 +61,7 @@ def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
     assert [row["id"] for row in all_rows(store)["commands"]] == ["new"]
 
 
-def test_loads_of_edges_are_kept_by_minute_for_days_then_by_ten_minutes(store: Store) -> None:
+def test_loads_of_edges_are_kept_by_minute_for_days_then_by_ten_minutes(store: Store, log: SessionLog) -> None:
     hours = {"old": 0, "older than days": 20, "new": 90}
     loads = [
         samples.edge_load(edge=edge, at=after(3600 * hour + 60 * minute + second), open_sessions=minute)
@@ -72,10 +73,9 @@ def test_loads_of_edges_are_kept_by_minute_for_days_then_by_ten_minutes(store: S
     store.apply(loads)
     for _ in range(2):
         housekeeping.purge_loads(store.engine, thin_before=after(3600 * 80), before=after(3600 * 10), chunk=7)
-    with store.engine.connect() as connection:
-        found = queries.loads(connection, since=START, grain=Grain.MINUTE)
-        by_day = queries.loads(connection, since=START, grain=Grain.DAY, edge="edge-2")
-        by_month = queries.loads(connection, since=START, grain=Grain.MONTH, edge="edge-2")
+    found = log.edge_loads(Grain.MINUTE, since=START)
+    by_day = log.edge_loads(Grain.DAY, since=START, edge="edge-2")
+    by_month = log.edge_loads(Grain.MONTH, since=START, edge="edge-2")
     kept = [*(after(3600 * 20 + 60 * minute) for minute in (0, 10)), *(after(3600 * 90 + 60 * m) for m in range(20))]
     assert sorted(found) == kept
     assert [row["at"].second for row in all_rows(store)["edge_loads"]] == [50] * 44
@@ -104,7 +104,7 @@ def test_a_session_that_no_edge_serves_is_lost_until_its_true_end_arrives(store:
     assert {row["reason"] for row in all_rows(store)["sessions"]} == {"stop", None}
 
 
-def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store) -> None:
+def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store, log: SessionLog) -> None:
     store.apply([*_session(1, 0), *_session(2, 60), *_session(3, 1800), *_session(4, 0, device="sensor-2")])
     hour = START.replace(minute=0)
     rows = {(row["device"], row["start"]): row for row in all_rows(store)["rollups"] if row["scope"] == "detail"}
@@ -116,8 +116,7 @@ def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store) -
     first = rows["sensor-1", hour]
     assert (first["sessions"], first["tokens"], first["duration_ms"]) == (2, 40, 4000.0)
     store.apply([samples.progress(session=f"{1:016x}", tokens=50, at=after(9))])
-    with store.engine.connect() as connection:
-        views = queries.hours(connection, "sensor-1", limit=5)
+    views = log.hours("sensor-1")
     assert [(view.hour, view.counted.tokens) for view in views] == [(hour + timedelta(hours=1), 20), (hour, 70)]
 
 

@@ -2,14 +2,13 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
-from fleet_edge.store import queries
+from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.periods import Grain, floor
-from fleet_edge.store.queries import EventFilter, EventGrouping, SessionFilter, event_counts, events
 from fleet_edge.store.records import segment_number
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -17,13 +16,8 @@ from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import OTHER, SESSION, THIRD, after
 
 
-def _found(connection: Connection, **chosen: object) -> list[str]:
-    views = queries.sessions(connection, SessionFilter(**chosen), limit=10)  # type: ignore[arg-type]
-    return [view.session for view in views]
-
-
-def test_a_session_sums_its_segments_and_stands_beside_its_devices_count(connection: Connection) -> None:
-    view = queries.session(connection, SESSION)
+def test_a_session_sums_its_segments_and_stands_beside_its_devices_count(fleet_log: SessionLog) -> None:
+    view = fleet_log.session(SESSION)
     assert (view.counted.segments, view.counted.tokens, view.counted.rounds) == (2, 40, 10)
     assert view.counted.acceptance == (15 + 5) / (20 + 20)
     assert view.counted.duration_ms == 6000.0
@@ -35,39 +29,39 @@ def test_a_session_sums_its_segments_and_stands_beside_its_devices_count(connect
     assert view.network_ms == 900.0 - 20.0 - 400.0
 
 
-def test_segments_and_rounds_of_a_session_come_in_order(connection: Connection) -> None:
-    segments = queries.segments(connection, SESSION, device="sensor-1")
+def test_segments_and_rounds_of_a_session_come_in_order(fleet_log: SessionLog) -> None:
+    segments = fleet_log.segments(SESSION, device="sensor-1")
     assert [(segment.edge, segment.reason, segment.resumed_tokens) for segment in segments] == [
         ("edge-1", "lost", 0),
         ("edge-2", "stop", 20),
     ]
     assert segments[1].opened_at == after(100)
-    assert [(judged.round, judged.base) for judged in queries.rounds(connection, SESSION, device="sensor-1")] == [
+    assert [(judged.round, judged.base) for judged in fleet_log.rounds(SESSION, device="sensor-1")] == [
         (0, 0),
         (7, 20),
     ]
-    assert queries.rounds(connection, OTHER, device="sensor-2") == []
+    assert fleet_log.rounds(OTHER, device="sensor-2") == []
 
 
-def test_a_unique_prefix_names_a_session(connection: Connection) -> None:
-    assert queries.session(connection, "0").session == SESSION
-    assert queries.session(connection, OTHER.upper()).session == OTHER
+def test_a_unique_prefix_names_a_session(fleet_log: SessionLog) -> None:
+    assert fleet_log.session("0").session == SESSION
+    assert fleet_log.session(OTHER.upper()).session == OTHER
     with pytest.raises(StoreError, match="sessions"):
-        queries.session(connection, "ff")
+        fleet_log.session("ff")
 
 
 @pytest.mark.parametrize("prefix", ["abc", "", "xyz", "%", "0" * 17])
-def test_an_unknown_session_is_not_found(connection: Connection, prefix: str) -> None:
+def test_an_unknown_session_is_not_found(fleet_log: SessionLog, prefix: str) -> None:
     with pytest.raises(NotFound, match="session"):
-        queries.session(connection, prefix)
+        fleet_log.session(prefix)
 
 
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [
         ({}, [THIRD, OTHER, SESSION]),
-        ({"devices": ("sensor-2",)}, [THIRD, OTHER]),
-        ({"devices": ("sensor-2", "nobody", "sensor-1")}, [THIRD, OTHER, SESSION]),
+        ({"device": "sensor-2"}, [THIRD, OTHER]),
+        ({"device": ["sensor-2", "nobody", "sensor-1"]}, [THIRD, OTHER, SESSION]),
         ({"edge": "edge-2"}, [SESSION]),
         ({"edge": "edge-1"}, [THIRD, OTHER, SESSION]),
         ({"reason": EndReason.LENGTH}, [OTHER]),
@@ -75,31 +69,31 @@ def test_an_unknown_session_is_not_found(connection: Connection, prefix: str) ->
         ({"since": after(3600)}, [THIRD, OTHER]),
         ({"until": after(3600)}, [SESSION]),
         ({"open": True}, [THIRD]),
-        ({"devices": ("nobody",)}, []),
+        ({"device": "nobody"}, []),
     ],
 )
-def test_filters_choose_latest_first(connection: Connection, chosen: dict[str, object], expected: list[str]) -> None:
-    assert _found(connection, **chosen) == expected
+def test_filters_choose_latest_first(fleet_log: SessionLog, chosen: dict[str, object], expected: list[str]) -> None:
+    assert [view.session for view in fleet_log.sessions(**chosen)] == expected  # type: ignore[arg-type]
 
 
-def test_the_limit_keeps_the_latest(connection: Connection) -> None:
-    assert [view.session for view in queries.sessions(connection, SessionFilter(), limit=1)] == [THIRD]
+def test_the_limit_keeps_the_latest(fleet_log: SessionLog) -> None:
+    assert [view.session for view in fleet_log.sessions(limit=1)] == [THIRD]
 
 
-def test_devices_tell_of_their_sessions(connection: Connection) -> None:
-    found = {view.device: view for view in queries.devices(connection, now=after(7300))}
+def test_devices_tell_of_their_sessions(fleet_log: SessionLog) -> None:
+    found = {view.device: view for view in fleet_log.devices()}
     assert [(name, view.sessions) for name, view in found.items()] == [("idle", 0), ("sensor-1", 1), ("sensor-2", 2)]
     assert found["sensor-2"].last_session_at == after(7200)
     assert found["idle"].last_session_at is None
     assert (found["sensor-2"].last_verdict_at, found["sensor-2"].tokens_today) == (after(7200), 7)
     assert (found["sensor-2"].acceptance_1h, found["sensor-2"].acceptance_24h) == (None, 15 / 20)
     assert found["sensor-1"].acceptance_24h == (15 + 5) / 40
-    assert queries.device(connection, "sensor-1", now=after(7300)) == found["sensor-1"]
+    assert fleet_log.device("sensor-1") == found["sensor-1"]
     with pytest.raises(NotFound, match="nobody"):
-        queries.device(connection, "nobody", now=after(7300))
+        fleet_log.device("nobody")
 
 
-def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(store: Store) -> None:
+def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(store: Store, log: SessionLog) -> None:
     stranger = {"session": SESSION, "segment": segment_number(after(50)), "device": "stranger"}
     store.apply(
         [
@@ -110,13 +104,12 @@ def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(stor
             samples.judged(**stranger),
         ]
     )
-    with store.engine.connect() as connection:
-        with pytest.raises(StoreError, match=f"{SESSION}"):
-            queries.session(connection, SESSION)
-        view = queries.session(connection, SESSION, device="sensor-1")
-        assert (view.device, view.counted.tokens) == ("sensor-1", 20)
-        assert queries.rounds(connection, SESSION, device="sensor-1") == []
-        assert [row.device for row in queries.segments(connection, SESSION, device="stranger")] == ["stranger"]
+    with pytest.raises(StoreError, match=f"{SESSION}"):
+        log.session(SESSION)
+    view = log.session(SESSION, device="sensor-1")
+    assert (view.device, view.counted.tokens) == ("sensor-1", 20)
+    assert log.rounds(SESSION, device="sensor-1") == []
+    assert [row.device for row in log.segments(SESSION, device="stranger")] == ["stranger"]
 
 
 def test_lists_and_prefixes_are_served_by_indexes(sqlite_store: Store) -> None:
@@ -139,7 +132,7 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-def event_log(store: Store) -> Connection:
+def event_log(store: Store, log: SessionLog) -> SessionLog:
     kept = {"session": None, "last_at": None}
     store.apply(
         [
@@ -151,19 +144,14 @@ def event_log(store: Store) -> Connection:
             ),
         ]
     )
-    with store.engine.connect() as connection:
-        yield connection  # type: ignore[misc]
-
-
-def _found_events(connection: Connection, **chosen: object) -> str:
-    return "".join(event.id for event in events(connection, EventFilter(**chosen), limit=9))  # type: ignore[arg-type]
+    return log
 
 
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [
         ({}, "dcba"),
-        ({"devices": ("sensor-1", "sensor-2")}, "cba"),
+        ({"device": ["sensor-1", "sensor-2"]}, "cba"),
         ({"edge": "edge-2"}, "b"),
         ({"session": SESSION}, "a"),
         ({"kind": "fault"}, "ba"),
@@ -178,37 +166,37 @@ def _found_events(connection: Connection, **chosen: object) -> str:
         ({"until": after(0)}, ""),
     ],
 )
-def test_filters_choose_events(event_log: Connection, chosen: dict[str, object], expected: str) -> None:
-    assert _found_events(event_log, **chosen) == expected
+def test_filters_choose_events(event_log: SessionLog, chosen: dict[str, object], expected: str) -> None:
+    assert "".join(event.id for event in event_log.events(**chosen)) == expected  # type: ignore[arg-type]
 
 
-def test_events_are_limited_and_say_who_and_how_grave(event_log: Connection) -> None:
-    [event] = events(event_log, EventFilter(), limit=1)
+def test_events_are_limited_and_say_who_and_how_grave(event_log: SessionLog) -> None:
+    [event] = event_log.events(limit=1)
     assert (event.id, event.who, event.severity, event.sentence) == ("d", "ada", "info", "The prefix differs.")
 
 
-def _counted(connection: Connection, *by: EventGrouping, **chosen: object) -> list[tuple[object, ...]]:
-    found = event_counts(connection, EventFilter(**chosen), by=by, limit=9)  # type: ignore[arg-type]
-    return [(*(getattr(count, group.value) for group in by), count.events, count.times) for count in found]
+def _counted(log: SessionLog, *by: str, kind: str | None = None) -> list[tuple[object, ...]]:
+    found = log.event_counts(by=by, kind=kind)
+    return [(*(getattr(count, group) for group in by), count.events, count.times) for count in found]
 
 
-def test_events_are_counted_by_what_is_asked_for(event_log: Connection) -> None:
-    assert _counted(event_log, EventGrouping.CODE)[0] == ("desync", 1, 3)
-    assert sorted(_counted(event_log, EventGrouping.KIND, EventGrouping.DEVICE), key=str) == [
+def test_events_are_counted_by_what_is_asked_for(event_log: SessionLog) -> None:
+    assert _counted(event_log, "code")[0] == ("desync", 1, 3)
+    assert sorted(_counted(event_log, "kind", "device"), key=str) == [
         ("fault", "sensor-1", 2, 4),
         ("quarantine", None, 1, 1),
         ("refused", "sensor-2", 1, 1),
     ]
-    assert _counted(event_log, EventGrouping.DAY) == [("2026-03-05", 1, 1), ("2026-03-04", 3, 5)]
-    assert _counted(event_log, EventGrouping.EDGE, kind="fault") == [("edge-1", 1, 3), ("edge-2", 1, 1)]
+    assert _counted(event_log, "day") == [("2026-03-05", 1, 1), ("2026-03-04", 3, 5)]
+    assert _counted(event_log, "edge", kind="fault") == [("edge-1", 1, 3), ("edge-2", 1, 1)]
     assert _counted(event_log) == [(4, 6)]
     assert _counted(event_log, kind="nothing") == []
 
 
 @pytest.mark.parametrize("grain", [Grain.MINUTE, Grain.FIVE_MINUTES, Grain.HOUR, Grain.DAY])
-def test_failures_are_counted_by_time_and_code(event_log: Connection, grain: Grain) -> None:
+def test_failures_are_counted_by_time_and_code(event_log: SessionLog, grain: Grain) -> None:
     expected: dict[datetime, Counter[str]] = {}
     for seconds, code, times in ((0, "fault desync", 3), (100, "fault internal", 1), (200, "refused busy", 1)):
         expected.setdefault(floor(grain, after(seconds)), Counter())[code] += times
-    assert queries.failures(event_log, EventFilter(), grain=grain) == expected
-    assert queries.failures(event_log, EventFilter(edge="edge-2"), grain=grain).keys() == {floor(grain, after(100))}
+    assert event_log.failures(grain) == expected
+    assert event_log.failures(grain, edge="edge-2").keys() == {floor(grain, after(100))}

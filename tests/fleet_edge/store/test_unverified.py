@@ -2,7 +2,7 @@ import itertools
 from dataclasses import replace
 
 from fleet_edge.jobs import EdgeJobs, JobSettings
-from fleet_edge.store import queries
+from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import Store
 from fleet_edge.store.records import Record, Retention
 from tests.fleet_edge.store import samples
@@ -12,15 +12,16 @@ from tests.fleet_edge.store.samples import COUNTERS, OTHER, SESSION, START, afte
 ALONE = replace(COUNTERS, unverified=25, wall_ms=2000.0)
 
 
-def test_a_text_of_which_no_edge_knew_is_a_session_and_is_one_however_often_it_is_told(store: Store) -> None:
+def test_a_text_of_which_no_edge_knew_is_a_session_and_is_one_however_often_it_is_told(
+    store: Store, log: SessionLog
+) -> None:
     told = replace(samples.reported(session=OTHER, counters=ALONE, at=after(10)), app="meter")
     for batch in ([told], [told, told], [replace(told, at=after(11))]):
         store.apply(batch)
     (session,) = all_rows(store)["sessions"]
     assert (session["session"], session["device_unverified"], session["reason"]) == (OTHER, 25, told.reason.value)
     assert (session["opened_at"], session["tokens"]) == (after(8), told.tokens)
-    with store.engine.connect() as connection:
-        (view,) = queries.sessions(connection, queries.SessionFilter(), limit=5)
+    (view,) = log.sessions()
     assert (view.device_unverified, view.counted.tokens, view.edge, view.app) == (25, 0, None, "meter")
 
 
