@@ -1,21 +1,25 @@
 """Columns of the session log's reports on the command line, the dashboard and in CSV."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from fleet_admin.columns import Column
+from fleet_admin.columns import Column, Kind, plain, shown
 from fleet_edge.store.views import SERVING
 from schemas.names import model_name
 
 if TYPE_CHECKING:
     from fleet_admin.settings import PriceList
+    from fleet_admin.steering import DeviceSettingsView
     from fleet_edge.store.views import (
         AlertView,
         AuditView,
+        CommandView,
         DeviceView,
         EdgeView,
         EventView,
+        RoundView,
+        SegmentView,
         SessionView,
         Tally,
     )
@@ -48,6 +52,7 @@ def device_columns(now: datetime) -> "list[Column[DeviceView]]":
         Column("plan", lambda row: row.plan, rank=2),
         Column("sessions", lambda row: row.sessions, "count", rank=2),
         Column("certificate", lambda row: days_left(row.certificate_until, now), "days", rank=2, meaning="Days left."),
+        Column("certificate until", lambda row: row.certificate_until, "moment", rank=3),
         Column("labels", lambda row: " ".join(row.labels) or None, rank=2),
         Column("last verdict", lambda row: row.last_verdict_at, "ago", key="verdict", rank=3),
         Column("acceptance reported", lambda row: row.told_acceptance, "percent", key="told", rank=3,
@@ -102,6 +107,11 @@ def days_left(until: datetime | None, now: datetime) -> int | None:
 RUNNING: Final = "running"
 """End of a session that has not ended."""
 
+
+def _why(session: "SessionView") -> str | None:
+    return session.end_sentence and f"{session.end_sentence} ({session.end_code})"
+
+
 SESSIONS: "Final[list[Column[SessionView]]]" = [
     Column("session", lambda row: row.session, "id", rank=0),
     Column("opened", lambda row: row.opened_at, "moment", rank=1),
@@ -117,8 +127,7 @@ SESSIONS: "Final[list[Column[SessionView]]]" = [
     Column("first token", lambda row: row.first_token_ms, "ms", rank=2),
     Column("gap p95", lambda row: row.gap_p95_ms, "ms", rank=2,
            meaning="19 of 20 tokens came no later than this after the one before."),
-    Column("why", lambda row: row.end_sentence, "sentence", rank=0,
-           meaning="It ended so, where that is more than its end says."),
+    Column("why", _why, "sentence", rank=0, meaning="It ended so, where that is more than its end says."),
     Column("mode", lambda row: row.mode, rank=2),
     Column("draft model", lambda row: model_name(row.draft_model, row.quantization), key="draft", rank=2),
     Column("prompt tokens", lambda row: row.prompt_tokens, "count", rank=3),
@@ -133,6 +142,82 @@ SESSIONS: "Final[list[Column[SessionView]]]" = [
     Column("up per token", lambda row: row.counted.uplink_bytes_per_token, "bytes", rank=3),
     Column("down per token", lambda row: row.counted.downlink_bytes_per_token, "bytes", rank=3),
 ]  # fmt: skip
+
+SESSION_FACTS: "Final[list[Column[SessionView]]]" = [
+    *SESSIONS[1:],
+    Column("closed", lambda row: row.closed_at, "moment"),
+    Column("target model", lambda row: row.target),
+    Column("temperature", lambda row: row.temperature),
+    Column("top-k", lambda row: row.top_k),
+    Column("top-p", lambda row: row.top_p),
+    Column("seed", lambda row: row.seed),
+    Column("most new tokens", lambda row: row.max_new_tokens, "count"),
+    Column("tokens at the end", lambda row: row.final_tokens, "count", meaning="Of the whole sequence."),
+]
+"""Columns of one session."""
+
+COMPARED: "Final[list[Column[tuple[str, str, str]]]]" = [
+    Column("counted", lambda row: row[0], rank=0),
+    Column("by the edge", lambda row: row[1], "number", rank=0),
+    Column("by the device", lambda row: row[2], "number", rank=0),
+]
+
+
+def compared(session: "SessionView") -> list[tuple[str, str, str]]:
+    """Return what edge and device counted of a session, as rows of `COMPARED`."""
+    edge = session.counted
+    rows: list[tuple[str, object, object, Kind]] = [
+        ("tokens", edge.tokens, session.device_tokens, "count"),
+        ("rounds", edge.rounds, session.device_rounds, "count"),
+        ("drafted tokens", edge.drafted, session.device_drafted, "count"),
+        ("tested tokens", edge.tested, session.device_tested, "count"),
+        ("accepted tokens", edge.accepted, session.device_accepted, "count"),
+        ("acceptance", edge.acceptance, session.device_acceptance, "percent"),
+        ("uplink", edge.uplink_bytes, session.device_uplink_bytes, "bytes"),
+        ("downlink", edge.downlink_bytes, session.device_downlink_bytes, "bytes"),
+        ("queue", edge.queue_ms, None, "ms"),
+        ("prompt", edge.prefill_ms, None, "ms"),
+        ("steps", edge.compute_ms, None, "ms"),
+        ("drafting", None, session.device_draft_ms, "ms"),
+        ("waiting", None, session.device_wait_ms, "ms"),
+        ("of that network", None, session.network_ms, "ms"),
+        ("total", edge.duration_ms, session.device_wall_ms, "ms"),
+    ]
+    return [(name, shown(one, kind), shown(other, kind)) for name, one, other, kind in rows]
+
+
+SEGMENTS: "Final[list[Column[SegmentView]]]" = [
+    Column("opened", lambda row: row.opened_at, "moment", rank=0),
+    Column("edge", lambda row: row.edge, rank=0),
+    Column("end", lambda row: row.reason or RUNNING, "state", rank=0),
+    Column("tokens", lambda row: row.counted.tokens, "count", rank=0),
+    Column("resumed tokens", lambda row: row.resumed_tokens, "count", rank=1),
+    Column("acceptance", lambda row: row.counted.acceptance, "percent", rank=1),
+    Column("first token", lambda row: row.first_token_ms, "ms", rank=1),
+    Column("gap p95", lambda row: row.gap_p95_ms, "ms", rank=1),
+    Column("rounds", lambda row: row.counted.rounds, "count", rank=2),
+    Column("Open", lambda row: row.open_bytes, "bytes", rank=2, meaning="Its size."),
+    Column("prefilled", lambda row: row.counted.prefill_tokens, "count", rank=2),
+    Column("reused", lambda row: row.counted.reused_tokens, "count", rank=2),
+    Column("target model", lambda row: row.target, rank=3),
+    Column("draft model", lambda row: model_name(row.draft_model, row.quantization), rank=3),
+]
+
+ROUNDS: "Final[list[Column[RoundView]]]" = [
+    Column("round", lambda row: row.round, "count", rank=0),
+    Column("judged", lambda row: f"{row.at:%H:%M:%S}", rank=0),
+    Column("drafted", lambda row: row.drafted, "count", rank=1),
+    Column("tested", lambda row: row.tested, "count", rank=1),
+    Column("accepted", lambda row: row.accepted, "count", rank=0),
+    Column("batch", lambda row: row.batch, "count", rank=2),
+    Column("up", lambda row: row.uplink_bytes, "bytes", rank=1),
+    Column("down", lambda row: row.downlink_bytes, "bytes", rank=1),
+    Column("queue", lambda row: row.queue_ms, "ms", rank=1),
+    Column("step", lambda row: row.compute_ms, "ms", rank=1),
+    Column("prompt wait", lambda row: row.prefill_ms, "ms", rank=2),
+    Column("base", lambda row: row.base, "count", rank=3, meaning="Tokens before it."),
+    Column("form", lambda row: row.form, rank=3, meaning="How the verdict sends the next token."),
+]
 
 EVENTS: "Final[list[Column[EventView]]]" = [
     Column("at", lambda row: row.at, "moment", rank=0),
@@ -208,6 +293,44 @@ def alert_state(alert: "AlertView") -> str:
     if not alert.open:
         return "cleared"
     return "acknowledged" if alert.acknowledged_at is not None else alert.severity
+
+
+def as_assignments(values: Mapping[str, object]) -> str | None:
+    """Return settings or arguments as they are written on the command line."""
+    return ", ".join(f"{name}={setting(value)}" for name, value in values.items()) or None
+
+
+def setting(value: object) -> str | None:
+    return str(value).lower() if isinstance(value, bool) else value if value is None else str(plain(value))
+
+
+COMMANDS: "Final[list[Column[CommandView]]]" = [
+    Column("at", lambda row: row.at, "moment", rank=0),
+    Column("who", lambda row: row.who, rank=2),
+    Column("command", lambda row: " ".join(filter(None, (row.command, as_assignments(row.arguments)))), rank=0),
+    Column("device", lambda row: row.device, rank=0),
+    Column("outcome", lambda row: row.outcome or "waiting", "state", rank=0),
+    Column("message", lambda row: row.sentence, "sentence", rank=1),
+    Column("id", lambda row: row.id, "id", rank=3),
+]
+
+
+def setting_columns(view: "DeviceSettingsView") -> list[Column[str]]:
+    """Return the columns of a device's settings, whose rows are names."""
+
+    def note(name: str) -> str | None:
+        if name in view.refused:
+            return f"refused: {view.refused[name]}"
+        if name in view.needs_restart:
+            return "in force after a reload"
+        return "fixed by the device" if name in view.fixed else None
+
+    return [
+        Column("setting", lambda name: name, rank=0),
+        Column("wanted", lambda name: setting(view.wanted.get(name)), rank=0),
+        Column("in force", lambda name: setting(view.values.get(name)), rank=0),
+        Column("note", note, "sentence", rank=0),
+    ]
 
 
 ALERTS: "Final[list[Column[AlertView]]]" = [

@@ -69,8 +69,13 @@ def print_table(
     sys.stdout.write("\n".join(lines if body else [empty]) + "\n")
 
 
-def describe(title: str, facts: Iterable[tuple[str, object]]) -> None:
-    named = [(name, cell(value)) for name, value in facts]
+def describe(title: str, columns: Sequence[Column[T]], row: T) -> None:
+    """Print the columns in which a row has a value, one a line."""
+    named = [
+        (_heading(column), printable_line(shown(value, column.kind)))
+        for column in columns
+        if (value := column.value(row)) not in (None, "")
+    ]
     indent = max(cell_len(name) for name, _ in named) + len(_GAP)
     room = max((terminal_width() or sys.maxsize) - indent, _NARROWEST)
     print(title)
@@ -119,9 +124,13 @@ def table_lines(columns: Sequence[Column[T]], rows: Sequence[T], *, width: int |
     return lines
 
 
+def _heading(column: Column[T]) -> str:
+    return f"{column.heading} (UTC)" if column.kind in _TIMES else column.heading
+
+
 def _laid(column: Column[T], rows: Sequence[T], *, whole: bool) -> _Laid[T]:
     values = [column.value(row) for row in rows]
-    heading = f"{column.heading} (UTC)" if column.kind in _TIMES else column.heading
+    heading = _heading(column)
     if whole:
         cells = [printable_line(shown(value, column.kind)) for value in values]
     elif column.kind in ("moment", "ago"):

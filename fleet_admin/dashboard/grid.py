@@ -8,11 +8,12 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Generic, TypeVar
-from urllib.parse import quote
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, urlencode
 
 from fleet_admin.columns import Column, in_order
 from fleet_admin.dashboard.errors import Problem
+from fleet_edge.store.records import ADMINISTRATOR
 from fleet_edge.store.views import AlertView
 
 T = TypeVar("T")
@@ -33,6 +34,14 @@ def about(alert: AlertView) -> str:
     # An edge, or an edge and a code.
     return "" if alert.subject == "database" else address("edges", alert.subject.partition(" ")[0])
 
+
+LINKS: Final[Mapping[str, Link[Any]]] = {
+    # With the device, because session ids are unique only per device.
+    "session": lambda row: f"/sessions/{row.session}?{urlencode({'device': row.device or ''})}",
+    "device": lambda row: address("devices", row.device),
+    "edge": lambda row: "" if row.edge == ADMINISTRATOR else address("edges", row.edge),
+}
+"""Links of the log's rows, by the column's key."""
 
 _PAGE: Final = 100
 _FIELDS: Final = 5

@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from fleet_admin.columns import moment, shown, write_csv
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import address
-from fleet_edge.store.records import ADMINISTRATOR
+from fleet_admin.dashboard.grid import LINKS, MOST_SHOWN, address
+from fleet_admin.reports import EVENTS, SESSIONS
 from schemas.printable import printable
 
 _PACKAGE: Final = "fleet_admin.dashboard"
@@ -95,7 +95,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown, "moment": moment}
-    environment.globals |= {"asset": asset_url, "address": address, "administrator": ADMINISTRATOR}
+    environment.globals |= {"asset": asset_url, "address": address, "row_links": LINKS}
+    columns = {"session_columns": SESSIONS, "event_columns": EVENTS}
+    environment.globals |= {name: [each for each in of if each.rank <= MOST_SHOWN] for name, of in columns.items()}
     return environment
 
 

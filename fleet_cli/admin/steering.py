@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from fleet_admin.reports import AUDIT
+from fleet_admin.reports import AUDIT, COMMANDS, as_assignments, setting_columns
 from fleet_admin.settings import AdminSettings
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import (
@@ -29,13 +29,13 @@ from fleet_cli.options import (
     with_selection,
     with_settings,
 )
-from fleet_cli.tables import Column, cell, plain, print_json, print_table
+from fleet_cli.tables import Column, cell, print_json, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SettingsChange
-    from fleet_edge.store.views import CommandView, QuarantineView
+    from fleet_edge.store.views import QuarantineView
 
 R = TypeVar("R")
 
@@ -171,16 +171,7 @@ def commands_command(
     """List commands and their results."""
     with steering_log(db) as log:
         found = log.commands(since=since, devices=device or (), limit=limit)
-    columns: list[Column[CommandView]] = [
-        Column("at", lambda each: each.at, "moment", rank=0),
-        Column("who", lambda each: each.who, rank=2),
-        Column("command", lambda each: " ".join(filter(None, (each.command, _assignments(each.arguments)))), rank=0),
-        Column("device", lambda each: each.device, rank=0),
-        Column("outcome", lambda each: each.outcome, "state", rank=0),
-        Column("", lambda each: each.sentence, "sentence", rank=1),
-        Column("id", lambda each: each.id, "id", rank=3),
-    ]
-    print_table(f"Commands: {len(found)}", columns, found, as_json=as_json, wide=wide, empty="No command was given.")
+    print_table(f"Commands: {len(found)}", COMMANDS, found, as_json=as_json, wide=wide, empty="No command was given.")
 
 
 def _shown_as_they_come(results: "Iterable[R]", expected: int, *, as_json: bool) -> "list[R]":
@@ -212,8 +203,8 @@ def _show_changes(planned: "Sequence[SettingsChange]", *, as_json: bool, wide: b
     columns: list[Column[SettingsChange]] = [
         Column("device", lambda each: each.device, rank=0),
         Column("presence", lambda each: each.presence and each.presence.value, "state"),
-        Column("wanted now", lambda each: _assignments(each.before), rank=0),
-        Column("would be wanted", lambda each: _assignments(each.after), rank=0),
+        Column("wanted now", lambda each: as_assignments(each.before), rank=0),
+        Column("would be wanted", lambda each: as_assignments(each.after), rank=0),
         Column("no longer requested: refused", lambda each: ", ".join(each.dropped) or None, rank=0),
         Column("needs a reload", lambda each: ", ".join(each.needs_restart) or None, rank=0),
     ]
@@ -231,7 +222,7 @@ def _show_settings(found: "Sequence[DeviceSettingsView]", *, limit: int, wide: b
         Column("device", lambda each: each.device, rank=0),
         Column("presence", lambda each: each.presence and each.presence.value, "state", rank=2),
         Column("state", lambda each: each.state.value, "state", rank=0),
-        Column("remote settings", lambda each: _assignments(each.wanted), rank=1),
+        Column("remote settings", lambda each: as_assignments(each.wanted), rank=1),
         Column("by", lambda each: each.wanted_by or None, rank=2),
         Column("since", lambda each: each.wanted_at, "moment", rank=2),
         Column("reported", lambda each: each.reported_at, "moment", rank=2),
@@ -242,21 +233,7 @@ def _show_settings(found: "Sequence[DeviceSettingsView]", *, limit: int, wide: b
     print_table(f"Devices: {shown_of(len(rows), len(found))}", columns, rows, wide=wide, empty=empty)
     for each in rows if whole else ():
         names = sorted({*each.values, *each.wanted})
-        facts: list[Column[str]] = [
-            Column("setting", lambda name: name, rank=0),
-            Column("wanted", lambda name, each=each: each.wanted.get(name), rank=0),  # type: ignore[misc]
-            Column("in force", lambda name, each=each: each.values.get(name), rank=0),  # type: ignore[misc]
-            Column("", lambda name, each=each: _remark(each, name), "sentence", rank=0),  # type: ignore[misc]
-        ]
-        print_table(f"Settings of {cell(each.device)}", facts, names, wide=wide)
-
-
-def _remark(view: "DeviceSettingsView", name: str) -> str | None:
-    if name in view.refused:
-        return f"refused: {view.refused[name]}"
-    if name in view.needs_restart:
-        return "in force after a reload"
-    return "fixed by the device" if name in view.fixed else None
+        print_table(f"Settings of {cell(each.device)}", setting_columns(each), names, wide=wide)
 
 
 def _show_results(results: "Sequence[CommandResult]", *, as_json: bool, wide: bool, texts: bool) -> None:
@@ -282,14 +259,6 @@ def _write_results(folder: Path, name: str, results: "Sequence[CommandResult]") 
                 (folder / f"{each.device}.{name}.txt").write_text(each.result + "\n", encoding="utf-8")
     except OSError as error:
         raise CommandError(f"The devices' answers cannot be written to {folder}: {error.strerror}.") from error
-
-
-def _assignments(values: "Mapping[str, object]") -> str | None:
-    return ", ".join(f"{name}={_value(value)}" for name, value in values.items()) or None
-
-
-def _value(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(plain(value))
 
 
 def label(

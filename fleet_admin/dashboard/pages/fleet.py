@@ -14,11 +14,11 @@ from fleet_admin.dashboard.acts import ACTS, MOST_DEVICES, act_of
 from fleet_admin.dashboard.charts import RANGES, Timeline, sparkline
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.gate import Values, parse_values
-from fleet_admin.dashboard.grid import Grid, GridView, about, address
+from fleet_admin.dashboard.grid import Grid, GridView, Link, about, address
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
-from fleet_admin.reports import days_left, device_columns, edge_columns
+from fleet_admin.reports import COMMANDS, device_columns, edge_columns, setting_columns
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.totals import Distribution
 from fleet_edge.store.views import SERVING, DeviceView, LoadView, MachineState, UsageView
@@ -184,13 +184,15 @@ def _acts(visit: Visit) -> dict[str, Any]:
     return {"acts": [each for each in ACTS if not (each.live and absence)], "absence": absence}
 
 
+_DEVICE_LINKS: Final[dict[str, Link[DeviceView]]] = {
+    "device": lambda row: address("devices", row.device),
+    "edge": lambda row: address("edges", row.last_edge or ""),
+}
+
+
 def _device_grid(visit: Visit, query: Values) -> GridView[DeviceView]:
     log = visit.services.log
-    links = {
-        "device": lambda row: address("devices", row.device),
-        "edge": lambda row: address("edges", row.last_edge),
-    }
-    grid = Grid(device_columns(visit.now), sort="device", links=links)
+    grid = Grid(device_columns(visit.now), sort="device", links=_DEVICE_LINKS)
     return grid.view(log.devices(), query)
 
 
@@ -205,14 +207,18 @@ def show_device(visit: Visit) -> Response:
     quarantine = next((each for each in log.quarantines() if each.device == name), None)
     line = Timeline.of(visit)
     steering = visit.services.steering
+    settings = None if steering.absence else steering.settings_of(name)
     return visit.page(
         "device.html",
         title=name,
         device=device,
+        columns=device_columns(visit.now)[1:],
+        links=_DEVICE_LINKS,
         **_acts(visit),
         quarantine=quarantine,
-        certificate_days=days_left(device.certificate_until, visit.now),
-        settings=None if steering.absence else steering.settings_of(name),
+        settings=settings,
+        setting_columns=settings and setting_columns(settings),
+        command_columns=[each for each in COMMANDS if each.key not in {"device", "id"}],
         commands=steering.log.commands(devices=[name], limit=_COMMANDS),
         sessions=log.sessions(device=name, limit=_SESSIONS),
         events=log.events(device=name, limit=_EVENTS),

@@ -5,18 +5,18 @@ the device's drafting and the link both ways; the device's mean time per token s
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from urllib.parse import urlencode
 
 from starlette.responses import Response
 
+from fleet_admin.columns import Column
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import MOST_SHOWN, Link, address, number_from_one
+from fleet_admin.dashboard.grid import number_from_one
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.visit import Page, Visit
-from fleet_admin.reports import RUNNING, SESSIONS
+from fleet_admin.reports import COMPARED, ROUNDS, RUNNING, SEGMENTS, SESSION_FACTS, SESSIONS, compared
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.errors import NotFound, StoreError, StoreUnavailable
 from fleet_edge.store.views import RoundView, SegmentView, SessionView
@@ -32,19 +32,6 @@ _MOST_CSV: Final = 200_000
 _MOST_SKIPPED: Final = 10_000
 _INSTANT: Final = timedelta(microseconds=1)
 _CHOICES: Final = ("device", "edge", "reason", "mode", "since", "until")
-
-
-def address_of(session: SessionView) -> str:
-    """Return a session page's address, with the device because session ids are unique only per device."""
-    return f"{_PATH}/{session.session}?{urlencode({'device': session.device})}"
-
-
-_LINKS: Final[dict[str, Link[SessionView]]] = {
-    "session": address_of,
-    "device": lambda row: address("devices", row.device),
-    "edge": lambda row: address("edges", row.edge or ""),
-}
-_SHOWN: Final = [column for column in SESSIONS if column.rank <= MOST_SHOWN]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +77,6 @@ def show_sessions(visit: Visit) -> Response:
     return visit.page(
         "sessions.html",
         title="Sessions",
-        columns=_SHOWN,
-        links=_LINKS,
         rows=rows,
         chosen=chosen,
         reasons=[RUNNING, *EndReason],
@@ -222,6 +207,17 @@ _WIDTH: Final = 1_000
 _LEAST_WIDTH: Final = 1.5
 
 
+def _of_round(column: Column[RoundView]) -> Column[Bar]:
+    return replace(column, value=lambda bar: column.value(bar.round))  # type: ignore[arg-type, return-value]
+
+
+_BARS: Final[list[Column[Bar]]] = [
+    *map(_of_round, ROUNDS),
+    Column("drafting", lambda bar: bar.length_of("draft"), "ms"),
+    Column("link", lambda bar: bar.length_of("link") or bar.length_of("away"), "ms", meaning="Both ways."),
+]
+
+
 def show_session(visit: Visit) -> Response:
     session = _find(visit)
     log, device = visit.services.log, session.device
@@ -237,6 +233,11 @@ def show_session(visit: Visit) -> Response:
         "session.html",
         title=f"Session {session.session}",
         session=session,
+        facts=SESSION_FACTS,
+        counter_columns=COMPARED,
+        counters=compared(session),
+        segment_columns=SEGMENTS,
+        bar_columns=_BARS,
         segments=segments[-_MOST_SEGMENTS:],
         events=log.events(session=session.session, device=device, limit=_EVENTS),
         bars=laid,

@@ -134,7 +134,7 @@ def test_each_open_of_a_session_is_shown_with_what_it_computed_and_took_over(adm
 
 def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: Run) -> None:
     _, output, _ = admin("session", SESSION[:5], "--rounds")
-    for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "prompt (edge)"):
+    for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "drafting"):
         assert expected in output
     _, output, _ = admin("session", OTHER[:2], "--rounds")
     assert "No rounds" in output
