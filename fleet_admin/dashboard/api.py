@@ -51,7 +51,7 @@ _PROBLEMS: Final = {
     "413": "The request is too large.",
     "415": "The body is no JSON.",
     "429": "This account has too many running requests.",
-    "503": "The database does not answer now.",
+    "503": "The database or the broker does not answer now.",
 }
 _PROBLEM: Final = {
     "type": "object",

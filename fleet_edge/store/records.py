@@ -11,12 +11,13 @@ microseconds.
 
 import uuid
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Self
 
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.store.event_codes import Severity, severity_of
+from fleet_edge.store.periods import BEGINNING
 from fleet_edge.store.views import QuarantineView, RoundView
 from schemas.control import Presence
 from schemas.policy import Mode
@@ -43,21 +44,20 @@ class Retention:
 
 RETENTION: Final = Retention()
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def segment_number(at: datetime) -> int:
-    return (at - _EPOCH) // _MICROSECOND
+    return (at - BEGINNING) // _MICROSECOND
 
 
 def segment_time(segment: int) -> datetime:
-    return _EPOCH + segment * _MICROSECOND
+    return BEGINNING + segment * _MICROSECOND
 
 
 def minute_of(at: datetime) -> int:
     """Return the number of a time's minute since 1970."""
-    return (at - _EPOCH) // timedelta(minutes=1)
+    return (at - BEGINNING) // timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from fleet_edge.counters import SegmentCounters, share
-from schemas.control import Presence
-
-SettingValue = bool | int | float | str
-"""The same as in `schemas.control`."""
+from schemas.control import Presence, SettingValue
 
 LATE_AFTER: Final = timedelta(minutes=5)
 SILENT_AFTER: Final = timedelta(minutes=15)

@@ -14,9 +14,14 @@ from fleet_admin.dashboard.accounts import Passwords
 from fleet_admin.dashboard.app import DashboardServer, create_app
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
-from fleet_admin.steering import Actor
+from fleet_admin.steering import Actor, Steering
+from fleet_admin.steering.wire import SteeringWire
+from schemas.control import DesiredSettings, ReportedSettings, encode_json
+from schemas.topics import Topic, build
 from tests.fleet_admin.dashboard.fleet_log import fill
 from tests.support.chromium import Chromium, Tab, chromium_path
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
 from tests.support.needs import missing
 
 NOW = datetime(2026, 3, 5, 12, 0, tzinfo=UTC)
@@ -91,6 +96,22 @@ def make_services(url: str, clock: Clock) -> Callable[..., Services]:
 @pytest.fixture
 def services(make_services: Callable[..., Services]) -> Services:
     return make_services()
+
+
+@pytest.fixture
+def steering(services: Services) -> None:
+    """Connect the dashboard to a broker that retains settings of a device."""
+    broker = MemoryBroker()
+    link = MemoryLink(broker, "dashboard")
+    wire = SteeringWire(link, fleet=services.settings.fleet, name="dashboard")
+    link.start(timeout_s=1.0)
+    desired = DesiredSettings(id="0" * 16, values={"top_k": 7}, who="ada", at=NOW)
+    wire.want("gateway-1", desired)
+    reported = ReportedSettings(id=desired.id, applied=desired.id, values={"top_k": 7, "ahead": True})
+    topic = build(Topic.CONFIG_REPORTED, fleet=services.settings.fleet, device="gateway-1")
+    link.publish(topic, encode_json(reported), retain=True)
+    broker.pump()
+    services.steering._steering = Steering(services.steering.log, wire)
 
 
 @pytest.fixture

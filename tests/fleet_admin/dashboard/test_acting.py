@@ -114,6 +114,14 @@ def test_without_steering_only_what_needs_no_broker_is_offered(operator: Browser
         assert "--steer" in page
 
 
+@pytest.mark.usefixtures("steering")
+def test_a_device_is_shown_with_its_settings(operator: Browser) -> None:
+    page = operator.get("/devices/gateway-1").text
+    assert "state in-force" in page
+    assert "Requested by ada" in page
+    assert "--steer" not in page
+
+
 def test_what_needs_the_broker_says_that_there_is_none(operator: Browser) -> None:
     shown = operator.post("/devices/act", of="/devices", device="gateway-1", act="drain")
     assert "--steer" in shown.text

@@ -47,6 +47,7 @@ def test_without_a_key_there_is_no_data(client: TestClient, endpoint: Any) -> No
         assert "gateway" not in answer.text
 
 
+@pytest.mark.usefixtures("steering")
 @pytest.mark.parametrize("endpoint", READ, ids=lambda each: each.path)
 def test_answers_match_the_document(client: TestClient, bearer: Callable[..., dict[str, str]], endpoint: Any) -> None:
     headers = bearer(AccountRole.VIEWER)
@@ -55,6 +56,18 @@ def test_answers_match_the_document(client: TestClient, bearer: Callable[..., di
     assert answer.status_code == 200
     said = document["paths"][PREFIX + endpoint.path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     jsonschema.validate(answer.json(), {**said, "components": document["components"]})
+
+
+def test_settings_are_read_from_the_broker(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
+    answer = client.get(f"{PREFIX}/devices/gateway-1/settings", headers=bearer(AccountRole.VIEWER))
+    assert answer.status_code == 409
+    assert "--steer" in answer.json()["error"]["sentence"]
+
+
+@pytest.mark.usefixtures("steering")
+def test_settings_are_those_that_the_broker_retains(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
+    found = client.get(f"{PREFIX}/devices/gateway-1/settings", headers=bearer(AccountRole.VIEWER)).json()
+    assert (found["state"], found["wanted"], found["values"]) == ("in force", {"top_k": 7}, {"top_k": 7, "ahead": True})
 
 
 def test_derived_rates_are_documented(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
