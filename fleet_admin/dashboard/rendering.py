@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from fleet_admin.columns import moment, shown, write_csv
+from fleet_admin.columns import Column, moment, shown, write_csv
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.grid import LINKS, MOST_SHOWN, address
 from fleet_admin.reports import EVENTS, SESSIONS
@@ -96,7 +96,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"shown": shown, "moment": moment}
     environment.globals |= {"asset": asset_url, "address": address, "row_links": LINKS}
-    columns = {"session_columns": SESSIONS, "event_columns": EVENTS}
+    columns: dict[str, list[Column[Any]]] = {"session_columns": SESSIONS, "event_columns": EVENTS}
     environment.globals |= {name: [each for each in of if each.rank <= MOST_SHOWN] for name, of in columns.items()}
     return environment
 
