@@ -72,7 +72,6 @@ from fleet_edge.store.tables import (
 
 _OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed  # in the order of merging
 _Parameters = dict[str, Any]
-K = TypeVar("K")
 R = TypeVar("R", bound=Record)
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -275,17 +274,18 @@ def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inse
     of_session = [each for each in records if isinstance(each, _OfSession)]
     seen = [each for each in records if isinstance(each, DeviceSeen | TelemetryReported | _OfSession)]
     at_edges = [each for each in records if isinstance(each, EdgeSeen | LoadReported | SessionOpened)]
-    segments = _spans(((each.session, each.device, each.segment), each.at) for each in of_session)
     sessions: dict[tuple[str, str], _Parameters] = {}
-    for (session, device, segment), (_, last) in sorted(segments.items()):
-        new = {"session": session, "device": device, "opened_at": segment_time(segment), "last_at": last}
-        row = sessions.setdefault((session, device), new)
-        row["last_at"] = max(row["last_at"], last)
-        row["last_segment"] = segment
+    for each in of_session:
+        first = segment_time(each.segment)
+        new = {"session": each.session, "device": each.device, "opened_at": first, "last_at": each.at}
+        row = sessions.setdefault((each.session, each.device), new | {"last_segment": each.segment})
+        row["opened_at"] = min(row["opened_at"], first)
+        row["last_at"] = max(row["last_at"], each.at)
+        row["last_segment"] = max(row["last_segment"], each.segment)
     # Sorted, so that two edges lock rows of a common PostgreSQL in the same order.
     _insert(connection, inserts.device, _seen("device", seen))
     _insert(connection, inserts.edge, _seen("edge", at_edges))
-    _insert(connection, inserts.session, list(sessions.values()))
+    _insert(connection, inserts.session, [row for _, row in sorted(sessions.items())])
 
 
 def _merge_segments(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:
@@ -372,17 +372,14 @@ def _local_session(record: CloseReported) -> _Parameters:
     return key | {"app": record.app, "opened_at": opened_at, "last_at": record.at, "last_segment": 0}
 
 
-def _spans(sightings: Iterable[tuple[K, datetime]]) -> dict[K, tuple[datetime, datetime]]:
-    spans: dict[K, tuple[datetime, datetime]] = {}
-    for key, at in sightings:
-        first, last = spans.get(key, (at, at))
-        spans[key] = (min(first, at), max(last, at))
-    return spans
-
-
 def _seen(key: str, records: Iterable[Any]) -> list[_Parameters]:
-    spans = _spans((getattr(each, key), each.at) for each in records)
-    return [{key: name, "first_seen_at": first, "seen_at": last} for name, (first, last) in sorted(spans.items())]
+    rows: dict[str, _Parameters] = {}
+    for each in records:
+        name = getattr(each, key)
+        row = rows.setdefault(name, {key: name, "first_seen_at": each.at, "seen_at": each.at})
+        row["first_seen_at"] = min(row["first_seen_at"], each.at)
+        row["seen_at"] = max(row["seen_at"], each.at)
+    return [row for _, row in sorted(rows.items())]
 
 
 def _since_open(segment: int, at: datetime) -> float:
