@@ -3,7 +3,9 @@
 import hashlib
 import logging
 import os
+import shutil
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -19,6 +21,9 @@ from fleet_common.host import cache_folder
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 _ARM_FEATURES: Final = {"asimddp": "dotprod", "i8mm": "i8mm"}
 """LLVM does not look for these on ARM."""
+
+_UNUSED_S: Final = 30 * 86_400.0
+"""Time after which code that no process has read is deleted: that of other releases."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +87,11 @@ def _folder() -> Path | None:
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         _log.warning("Compiled code is not kept: other users may write to %s; correct its owner and mode.", folder)
         return None
+    with suppress(OSError):
+        os.utime(folder)
+        for other in folder.parent.iterdir():
+            if other.stat().st_mtime < time.time() - _UNUSED_S:
+                shutil.rmtree(other)
     return folder
 
 

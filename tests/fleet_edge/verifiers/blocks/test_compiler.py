@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_code_of_other_sources_is_not_taken(tmp_path: Path) -> None:
     _hits(tmp_path)
     _folder(tmp_path).rename(tmp_path / "blocks" / ("0" * 16))
     assert _hits(tmp_path) == 0
+
+
+def test_code_that_was_not_read_for_a_month_is_deleted(tmp_path: Path) -> None:
+    for name, days in (("old", 31), ("recent", 29)):
+        folder = tmp_path / "blocks" / name
+        (folder / "serial").mkdir(parents=True)
+        used = time.time() - 86_400 * days
+        os.utime(folder, (used, used))
+    _hits(tmp_path)
+    assert {path.name for path in (tmp_path / "blocks").iterdir()} > {"recent"}
+    assert not (tmp_path / "blocks" / "old").exists()
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
