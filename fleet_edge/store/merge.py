@@ -241,7 +241,7 @@ def merge_records(connection: Connection, records: Sequence[Record]) -> None:
     """Merge records, kind by kind, in the transaction that `connection` is in."""
     inserts = _inserts(connection.dialect.name)
     _make_rows(connection, records, inserts)
-    _merge_segments(connection, records, inserts)
+    before, after = _merge_segments(connection, records, inserts)
     seen = _only(records, DeviceSeen)
     _update(connection, _DEVICE_STATE, seen)
     _update(connection, _DEVICE_PRESENCE_SINCE, [each for each in seen if each.presence_since is not None])
@@ -267,6 +267,8 @@ def merge_records(connection: Connection, records: Sequence[Record]) -> None:
     lifts = sorted(_only(records, QuarantineLifted), key=attrgetter("device", "at"))
     lifted = [{"device": each.device, "lifted_at": each.at, "lifted_by": each.by} for each in lifts]
     _insert(connection, inserts.lift, lifted)
+    # Last: edges share these rows, and lock them after all others.
+    add_segments(connection, before, after)
 
 
 def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:
@@ -288,11 +290,16 @@ def _make_rows(connection: Connection, records: Sequence[Record], inserts: _Inse
     _insert(connection, inserts.session, [row for _, row in sorted(sessions.items())])
 
 
-def _merge_segments(connection: Connection, records: Sequence[Record], inserts: _Inserts) -> None:
-    """Merge records into the segments of their sessions, which this transaction has locked, and into the rollups."""
+def _merge_segments(
+    connection: Connection, records: Sequence[Record], inserts: _Inserts
+) -> tuple[list[_Parameters], list[_Parameters]]:
+    """Merge records into the segments of their sessions, which this transaction has locked.
+
+    Returns all segments of the sessions that have changed, before and after that.
+    """
     of_session = [each for kind in get_args(_OfSession) for each in _only(records, kind)]
     if not of_session:
-        return
+        return [], []
     query = select(SEGMENTS).where(SEGMENTS.c.session.in_({each.session for each in of_session}))
     found = (dict(zip(_NEW_SEGMENT, row, strict=True)) for row in connection.execute(query))
     stored = {(row["session"], row["segment"]): row for row in found}
@@ -304,14 +311,12 @@ def _merge_segments(connection: Connection, records: Sequence[Record], inserts: 
         if rows[key]["device"] == each.device:  # else two devices have used one session id at one instant
             _merge_segment(rows[key], each)
     changed = [row for key, row in sorted(rows.items()) if row != stored.get(key)]
-    if not changed:
-        return
     _insert(connection, inserts.segment, changed)
     sessions = {(row["session"], row["device"]) for row in changed}
     before, after = (
         [row for row in of.values() if (row["session"], row["device"]) in sessions] for of in (stored, rows)
     )
-    add_segments(connection, before, after)
+    return before, after
 
 
 def _merge_segment(row: _Parameters, record: _OfSession) -> None:

@@ -8,7 +8,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from itertools import groupby
@@ -107,13 +107,15 @@ _sums: Final = itemgetter(*SUMMED)
 
 
 def add_segments(
-    connection: Connection, before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]
+    connection: Connection, before: Collection[Mapping[str, Any]], after: Collection[Mapping[str, Any]]
 ) -> None:
     """Add to the rollups what segments count more after a change than before it.
 
     Both are rows with all segments of the same sessions, which the caller has locked. Late segments are in no total:
     they may have been purged.
     """
+    if not after:
+        return
     kept_from = segment_number(purged_before(connection))
     sums: dict[tuple[int, tuple[str, ...]], list[float]] = {}
     measured: Counter[tuple[int, str, Measure, int]] = Counter()
