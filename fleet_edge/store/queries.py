@@ -3,7 +3,7 @@
 What adds up is in `totals`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
 from operator import itemgetter
@@ -148,7 +148,7 @@ def session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[Se
     return views
 
 
-def segment_view(row: Mapping[str, Any]) -> SegmentView:
+def segment_view(row: RowMapping) -> SegmentView:
     return SegmentView(
         opened_at=segment_time(row["segment"]),
         counted=tally(row, sessions=1, segments=1),

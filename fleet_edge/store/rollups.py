@@ -15,7 +15,7 @@ from itertools import groupby
 from operator import add, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, RowMapping, Table, select
 
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.engine import insert_into
@@ -80,7 +80,7 @@ MEASURED: Final = ("first_token_ms", "gap_p95_ms", "queue_ms", "compute_ms", "ro
 """Columns that `measure_segment` reads."""
 
 
-def measure_segment(row: Mapping[str, Any]) -> Iterator[tuple[Measure, int]]:
+def measure_segment(row: Mapping[str, Any] | RowMapping) -> Iterator[tuple[Measure, int]]:
     """Yield what a segment measures, with its bucket."""
     values = {
         Measure.FIRST_TOKEN: (row["first_token_ms"], 1),

@@ -136,6 +136,7 @@ def event_log(store: Store, log: SessionLog) -> SessionLog:
     kept = {"session": None, "last_at": None}
     store.apply(
         [
+            samples.opened(),
             samples.event(id="a", count=3, last_at=after(50), severity=Severity.WARNING),
             samples.event(id="b", **kept, at=after(100), code="internal", severity=Severity.ERROR, edge="edge-2"),
             samples.event(id="c", **kept, at=after(200), device="sensor-2", kind="refused", code="busy"),
