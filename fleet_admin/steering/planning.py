@@ -54,11 +54,6 @@ class SettingsChange:
     dropped: tuple[str, ...] = ()  # settings that it has refused, and that are therefore no longer wanted
     needs_restart: tuple[str, ...] = ()  # settings of the change that take effect when it reloads its model
 
-    @property
-    def names(self) -> set[str]:
-        """Return the settings that it changes."""
-        return {*self.before, *self.after}
-
 
 class SettingState(StrEnum):
     """What has become of wanted settings at one device."""
@@ -282,7 +277,9 @@ def outcome_of(
     """
     if rejected:
         state, sentence = SettingState.REFUSED, "The broker has not passed it on; see its access rules."
-    elif desired is not None and any(desired.values.get(name) != change.wanted.get(name) for name in change.names):
+    elif desired is not None and any(
+        desired.values.get(name) != change.wanted.get(name) for name in {*change.before, *change.after}
+    ):
         state, sentence = SettingState.REPLACED, f"Replaced since by settings of {desired.who or 'another monitor'}."
     else:
         # Settings that another monitor has added since include the change.
