@@ -11,7 +11,7 @@ from fleet_common.lazy import lazy_names
 if TYPE_CHECKING:
     from fleet_common.mqtt.errors import ConnectFailed
     from fleet_common.settings import SettingsError
-    from fleet_device.device import Device
+    from fleet_device.device import AsyncDevice, Device
     from fleet_device.drafters.contract import DrafterError
     from fleet_device.errors import (
         DeviceClosed,
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from fleet_device.requests.chat import ChatError, ChatMessage
     from fleet_device.requests.generate import GeneratedText
     from fleet_device.requests.prompt import Prompt, TextOptions
-    from fleet_device.requests.queue import TextStream
+    from fleet_device.requests.queue import AsyncTextStream, TextStream
+    from fleet_device.requests.structured import ToolCall
     from fleet_device.session.sequence import TokenOrigin
     from fleet_device.settings import DeviceSettings
     from schemas.errors import FleetError
     from schemas.policy import Grammar
 
 __all__ = [
+    "AsyncDevice",
+    "AsyncTextStream",
     "ChatError",
     "ChatMessage",
     "ConnectFailed",
@@ -59,12 +62,15 @@ __all__ = [
     "TextOptions",
     "TextStream",
     "TokenOrigin",
+    "ToolCall",
 ]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "AsyncDevice": "fleet_device.device",
+            "AsyncTextStream": "fleet_device.requests.queue",
             "ChatError": "fleet_device.requests.chat",
             "ChatMessage": "fleet_device.requests.chat",
             "ConnectFailed": "fleet_common.mqtt.errors",
@@ -89,5 +95,6 @@ if not TYPE_CHECKING:
             "TextOptions": "fleet_device.requests.prompt",
             "TextStream": "fleet_device.requests.queue",
             "TokenOrigin": "fleet_device.session.sequence",
+            "ToolCall": "fleet_device.requests.structured",
         },
     )

@@ -8,15 +8,18 @@
         print(device.generate("Why is the sky blue?").text)
         for piece in device.stream("Tell me a story."):
             print(piece, end="")
+
+`AsyncDevice` is the same for asyncio.
 """
 
+import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self, Unpack
 
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
@@ -25,9 +28,9 @@ from fleet_common.settings import check_all, load_settings
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import load_drafter, locate_model
 from fleet_device.errors import ConfigurationError, DeviceClosed, InvalidRequest, SessionRefused
-from fleet_device.requests.generate import GeneratedText
-from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request
-from fleet_device.requests.queue import RequestQueue, TextStream
+from fleet_device.requests.generate import GeneratedText, GenerateRequest
+from fleet_device.requests.prompt import PreparedRequest, Prompt, TextOptions, prepare_request
+from fleet_device.requests.queue import AsyncTextStream, RequestQueue, TextStream
 from fleet_device.service import DeviceService
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy, Truncate
 from schemas.policy import Grammar, Mode
@@ -39,15 +42,20 @@ def preflight(settings: DeviceSettings, *, serves: bool) -> None:
     `serves`: the local API is to run. Raise SettingsError with a line for each problem.
     """
     broker = settings.broker
-    files = {"broker.ca": broker.ca, "broker.certificate": broker.certificate, "broker.key": broker.key}
+    files = {
+        "broker.ca": broker.ca,
+        "broker.certificate": broker.certificate,
+        "broker.key": broker.key,
+        "api_certificate": settings.api_certificate if serves else None,
+    }
     checks: dict[str, Callable[[], object]] = {
         "model": partial(locate_model, settings.model, folder=settings.models_dir),
         "target_vocabulary": partial(_check_vocabulary, settings.target_vocabulary),
         "offline": partial(_check_writes_alone, settings),
         **{name: partial(_check_readable, path) for name, path in files.items() if path is not None},
     }
-    if serves and settings.api_port:
-        checks["api_port"] = partial(_check_free, settings.api_port)
+    if serves and settings.api_listen:
+        checks["api_listen"] = partial(_check_free, settings)
     check_all(settings, checks)
 
 
@@ -73,10 +81,10 @@ def _check_readable(path: Path) -> None:
         raise ConfigurationError(f"The file {path} cannot be read: {error.strerror}.") from error
 
 
-def _check_free(port: int) -> None:
-    from fleet_device.api.app import listen  # noqa: PLC0415 - a web server, only where there is to be one
+def _check_free(settings: DeviceSettings) -> None:
+    from fleet_device.api.listening import listen_as, release  # noqa: PLC0415 - a web server, only where there is one
 
-    listen(port).close()
+    release(listen_as(settings))
 
 
 CONFIG_VARIABLE: Final = "FLEET_DEVICE_CONFIG"
@@ -93,13 +101,17 @@ class _Open:
     service: DeviceService
     queue: RequestQueue
 
+    def check_grammar(self, prepared: PreparedRequest) -> None:
+        """Raise InvalidRequest if a request's grammar cannot be used; may take seconds."""
+        if (grammar := prepared.policy.grammar) is not None:
+            try:
+                self.service.agent.check_grammar(grammar)
+            except SessionRefused as error:
+                raise InvalidRequest(str(error)) from None
 
-class Device:
-    """A device of a fleet. Use it as a context manager, or `open` it and `close` it.
 
-    Several threads may use it. Requests run in the order in which they were made, as many at once as the setting
-    `texts_at_once` says.
-    """
+class _AnyDevice:
+    """What both devices have: settings, and a device that is open or not."""
 
     def __init__(
         self,
@@ -129,14 +141,7 @@ class Device:
         path = path or os.environ.get(CONFIG_VARIABLE)
         return cls(load_settings(DeviceSettings, config=Path(path) if path else None, flags=settings, by_program=True))
 
-    def open(self) -> None:
-        """Load the draft model, connect, and announce that this device is online. Idempotent.
-
-        Raises:
-            SettingsError: Settings cannot work, the draft model's among them; a line for each.
-            DrafterError: The draft model cannot be loaded.
-            ConnectFailed: The broker cannot be reached.
-        """
+    def _start(self) -> None:
         with self._changing:
             if self._open is not None:
                 return
@@ -151,8 +156,7 @@ class Device:
             queue.start()
             self._open = _Open(service, queue)
 
-    def close(self) -> None:
-        """Cancel all requests, disconnect, and release everything. Idempotent."""
+    def _end(self) -> None:
         with self._changing:
             if (closing := self._open) is None:
                 return
@@ -160,6 +164,42 @@ class Device:
             closing.queue.abandon()
             closing.queue.join()
             closing.service.stop()
+
+    def _count(self, prompt: Prompt, *, raw: bool) -> int:
+        codec = self._require_open().service.drafter.codec
+        return len(prepare_request(prompt, self.settings, raw=raw).encode(codec).prompt)
+
+    @property
+    def drafter(self) -> Drafter:
+        """The draft model; raises `DeviceClosed` if the device is not open."""
+        return self._require_open().service.drafter
+
+    def _require_open(self) -> _Open:
+        if (opened := self._open) is None:
+            raise DeviceClosed("The device is not open; use it in a `with` statement, or open it first.")
+        return opened
+
+
+class Device(_AnyDevice):
+    """A device of a fleet. Use it as a context manager, or `open` it and `close` it.
+
+    Several threads may use it. Requests run in the order in which they were made, as many at once as the setting
+    `texts_at_once` says.
+    """
+
+    def open(self) -> None:
+        """Load the draft model, connect, and announce that this device is online. Idempotent.
+
+        Raises:
+            SettingsError: Settings cannot work, the draft model's among them; a line for each.
+            DrafterError: The draft model cannot be loaded.
+            ConnectFailed: The broker cannot be reached.
+        """
+        self._start()
+
+    def close(self) -> None:
+        """Cancel all requests, disconnect, and release everything. Idempotent."""
+        self._end()
 
     def generate(
         self,
@@ -177,6 +217,9 @@ class Device:
         logprobs: int | None = None,
         offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
         grammar: Grammar | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         speculation: bool = True,
         timeout: float | None = None,
     ) -> GeneratedText:
@@ -202,6 +245,10 @@ class Device:
                 each.
             offline: What the device does when no edge answers.
             grammar: Constraint on the text; none if left out.
+            tools: Functions that the model may call, in OpenAI's shape; the calls are the result's `tool_calls`.
+            tool_choice: Whether it may call one (`auto`, the default), must (`required`, or a function by name), or
+                must not.
+            parallel_tool_calls: Whether it may call several at once; True by default.
             speculation: Draft on this device; otherwise the edge decodes alone.
             timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default.
 
@@ -231,6 +278,9 @@ class Device:
             logprobs=logprobs,
             offline=offline,
             grammar=grammar,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
             speculation=speculation,
             timeout=timeout,
         )
@@ -253,6 +303,9 @@ class Device:
         logprobs: int | None = None,
         offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
         grammar: Grammar | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         speculation: bool = True,
         timeout: float | None = None,
     ) -> TextStream:
@@ -281,6 +334,9 @@ class Device:
             logprobs=logprobs,
             offline=offline,
             grammar=grammar,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
             speculation=speculation,
             timeout=timeout,
         )
@@ -298,17 +354,11 @@ class Device:
             ChatError: The draft model has no chat template, or it declines the messages.
             DeviceClosed: The device is not open.
         """
-        encode = prepare_request(prompt, self.settings, raw=raw)
-        return len(encode(self._require_open().service.drafter.codec).prompt)
+        return self._count(prompt, raw=raw)
 
     def wait_for_edge(self, timeout_s: float) -> bool:
         """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds."""
         return self._require_open().service.edges.wait_online(timeout_s)
-
-    @property
-    def drafter(self) -> Drafter:
-        """The draft model; raises `DeviceClosed` if the device is not open."""
-        return self._require_open().service.drafter
 
     def __enter__(self) -> Self:
         self.open()
@@ -318,16 +368,53 @@ class Device:
         self.close()
 
     def _begin(self, prompt: Prompt, options: TextOptions) -> TextStream:
-        encode = prepare_request(prompt, self.settings, **options)
+        prepared = prepare_request(prompt, self.settings, **options)
         opened = self._require_open()
-        if (grammar := options.get("grammar")) is not None:
-            try:
-                opened.service.agent.check_grammar(grammar)
-            except SessionRefused as error:
-                raise InvalidRequest(str(error)) from None
-        return TextStream(opened.queue, lambda: encode(opened.service.codec), timeout=options.get("timeout"))
+        opened.check_grammar(prepared)
+        return TextStream(opened.queue, lambda: prepared.encode(opened.service.codec), timeout=options.get("timeout"))
 
-    def _require_open(self) -> _Open:
-        if (opened := self._open) is None:
-            raise DeviceClosed("The device is not open; use it in a `with` statement, or open it first.")
-        return opened
+
+class AsyncDevice(_AnyDevice):
+    """A device of a fleet for asyncio. Use it in `async with`, or `open` it and `close` it.
+
+    Options and errors are those of `Device`. A request is cancelled with the task that waits for it.
+    """
+
+    async def open(self) -> None:
+        """Load the draft model, connect, and announce that this device is online. Idempotent."""
+        await asyncio.to_thread(self._start)
+
+    async def close(self) -> None:
+        """Cancel all requests, disconnect, and release everything. Idempotent."""
+        await asyncio.to_thread(self._end)
+
+    async def generate(self, prompt: Prompt, **options: Unpack[TextOptions]) -> GeneratedText:
+        """Generate a text, and return it when it is complete; see `Device.generate`."""
+        async with self.stream(prompt, **options) as stream:
+            return await stream.result()
+
+    def stream(self, prompt: Prompt, **options: Unpack[TextOptions]) -> AsyncTextStream:
+        """Begin to generate a text, and return an asynchronous iterator over its pieces; see `Device.stream`."""
+        prepared = prepare_request(prompt, self.settings, **options)
+        opened = self._require_open()
+
+        def prepare() -> GenerateRequest:
+            opened.check_grammar(prepared)  # here, because it would stop the event loop
+            return prepared.encode(opened.service.codec)
+
+        return AsyncTextStream(opened.queue, prepare, timeout=options.get("timeout"))
+
+    async def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
+        """Return the number of tokens of a prompt, chat template included; see `Device.count_tokens`."""
+        return await asyncio.to_thread(self._count, prompt, raw=raw)
+
+    async def wait_for_edge(self, timeout_s: float) -> bool:
+        """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds."""
+        return await asyncio.to_thread(self._require_open().service.edges.wait_online, timeout_s)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -11,10 +11,10 @@ import pytest
 from schemas.errors import FleetError
 
 DEVICE = [
-    "ChatError", "ChatMessage", "ConnectFailed", "Device", "DeviceClosed", "DeviceError", "DeviceSettings",
-    "DrafterError", "EdgeUnavailable", "FleetError", "GeneratedText", "Grammar", "InvalidRequest", "Prompt",
-    "PromptTooLong", "ProtocolViolation", "RequestTimeout", "SessionFailed", "SessionRefused", "SettingsError",
-    "TextCancelled", "TextOptions", "TextStream", "TokenOrigin",
+    "AsyncDevice", "AsyncTextStream", "ChatError", "ChatMessage", "ConnectFailed", "Device", "DeviceClosed",
+    "DeviceError", "DeviceSettings", "DrafterError", "EdgeUnavailable", "FleetError", "GeneratedText", "Grammar",
+    "InvalidRequest", "Prompt", "PromptTooLong", "ProtocolViolation", "RequestTimeout", "SessionFailed",
+    "SessionRefused", "SettingsError", "TextCancelled", "TextOptions", "TextStream", "TokenOrigin", "ToolCall",
 ]  # fmt: skip
 EDGE = [
     "ConnectFailed", "DeviceView", "Edge", "EdgeError", "EdgeSettings", "EventView", "QuarantineView", "FleetError",
@@ -51,7 +51,9 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
     ("face", "members"),
     [
         ("fleet_device.Device", "close count_tokens drafter from_config generate open stream wait_for_edge"),
+        ("fleet_device.AsyncDevice", "close count_tokens drafter from_config generate open stream wait_for_edge"),
         ("fleet_device.TextStream", "cancel close pieces request result"),
+        ("fleet_device.AsyncTextStream", "cancel close pieces result"),
         ("fleet_device.GeneratedText", "acceptance reason seed session tokens tokens_per_s unverified verified"),
         ("fleet_edge.Edge", "check drain from_config run stop target"),
         (
@@ -67,7 +69,8 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
 )
 def test_what_the_public_classes_can_do_is_this_and_each_is_documented(face: str, members: str) -> None:
     package, _, name = face.partition(".")
-    own = vars(getattr(importlib.import_module(package), name))
+    classes = getattr(importlib.import_module(package), name).__mro__
+    own = {each: member for one in reversed(classes) for each, member in vars(one).items()}
     found = {each: member for each, member in own.items() if not each.startswith("_")}
     found = {each: member for each, member in found.items() if not inspect.ismemberdescriptor(member)}
     assert " ".join(sorted(found)) == members

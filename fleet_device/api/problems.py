@@ -17,6 +17,7 @@ from fleet_device.errors import (
     TextCancelled,
 )
 from fleet_device.requests.chat import ChatError
+from fleet_device.requests.structured import UnusableParameter
 from schemas.reasons import RefusalCode
 
 # An edge or a broker that is away is usually back within seconds; OpenAI's clients obey this header.
@@ -34,6 +35,9 @@ _THE_APPLICATIONS: Final[Mapping[RefusalCode, str]] = {
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
 _OF_THE_DEVICE: Final = frozenset({RefusalCode.QUOTA, RefusalCode.QUARANTINED})
 _LONGEST_RETRY_S: Final = 86_400
+
+OLLAMA: Final = "/api/"
+"""Beginning of the paths of Ollama's API."""
 
 
 class ApiProblem(DeviceError):  # noqa: N818 - reads as what it says
@@ -59,13 +63,10 @@ class ApiProblem(DeviceError):  # noqa: N818 - reads as what it says
     def body(self) -> dict[str, Any]:
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, headers=self.headers)
-
-
-def unusable(param: str, what: str) -> ApiProblem:
-    """Return the answer to a request with a wrong parameter; `what` completes the sentence, without a full stop."""
-    return ApiProblem(400, f"The parameter {param!r} cannot be used: {what}.", param=param)
+    def response(self, path: str = "") -> JSONResponse:
+        """Return the answer to a request for a path: Ollama's clients read another shape."""
+        body = {"error": str(self)} if path.startswith(OLLAMA) else self.body()
+        return JSONResponse(body, self.status, headers=self.headers)
 
 
 def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "grammar") -> ApiProblem:
@@ -81,8 +82,8 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
             problem = _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
         case EdgeUnavailable() | TextCancelled():
             problem = _later(503, str(error), code="cancelled" if isinstance(error, TextCancelled) else error.code)
-        case InvalidRequest():
-            problem = ApiProblem(400, str(error))
+        case UnusableParameter() | InvalidRequest():
+            problem = ApiProblem(400, str(error), param=getattr(error, "param", None))
         case ChatError():
             problem = ApiProblem(400, str(error), code="chat_template", param="messages")
         case DeviceError():

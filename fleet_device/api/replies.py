@@ -22,10 +22,10 @@ from fleet_device.api.logprobs import (
     spelled_tokens,
 )
 from fleet_device.api.problems import problem_of
-from fleet_device.api.structured import ToolCalls
 from fleet_device.client.retry import REPORT_AFTER_S
 from fleet_device.requests.generate import GeneratedText, Piece
 from fleet_device.requests.queue import Delayed, Failed, Ticket
+from fleet_device.requests.structured import ToolCalls
 from fleet_device.session.sequence import TokenOrigin
 from schemas.reasons import EndReason
 
@@ -162,7 +162,7 @@ class Reply:
         for number, text in enumerate(texts):
             said: dict[str, Any] = {"content": text.text}
             if self.tools is not None:
-                said = self.tools.message(text.text, ended=text.reason is EndReason.STOP)
+                said = self.tools.message(text.text)
             content = (
                 {"message": {"role": "assistant", **said, "refusal": None, "annotations": []}}
                 if self.chat
@@ -208,8 +208,8 @@ class Reply:
     def last(self, text: GeneratedText, number: int = 0) -> list[dict[str, Any]]:
         tools, chunks, calls = self.tools, list[dict[str, Any]](), False
         if tools is not None:
-            chunks = [self._chunk(each, number) for each in tools.last(number, ended=text.reason is EndReason.STOP)]
-            calls = tools.calls(number)
+            chunks = [self._chunk(each, number) for each in tools.last(number)]
+            calls = tools.called(number)
         last = self._chunk({} if self.chat else "", number, _finish(text, calls=calls))
         chunks.append({**last, "fleet": session_summary(text)})
         self._tokens[number] = len(text.tokens)
@@ -268,10 +268,17 @@ _QUEUED: Final = "Other requests run first; this one waits for its turn."
 
 
 class EventsResponse(StreamingResponse):
-    """Server-sent events; `at_end` is called at the end, also if the client disconnects."""
+    """A stream, of server-sent events by default; `at_end` is called at the end, also if the client disconnects."""
 
-    def __init__(self, content: AsyncIterator[bytes], *, headers: dict[str, str], at_end: Callable[[], None]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store", **headers})
+    def __init__(
+        self,
+        content: AsyncIterator[bytes],
+        *,
+        headers: dict[str, str],
+        at_end: Callable[[], None],
+        media_type: str = "text/event-stream",
+    ) -> None:
+        super().__init__(content, media_type=media_type, headers={"Cache-Control": "no-store", **headers})
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,31 +5,28 @@ log-probabilities must not get an answer without them and continue as if they we
 """
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from fleet_common.validation import field_at, plain_sentence
-from fleet_device.api.problems import ApiProblem, unusable
-from fleet_device.api.structured import (
-    NamedFunction,
+from fleet_device.api.problems import ApiProblem, problem_of
+from fleet_device.drafters.contract import TextCodec
+from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, Prompt, prepare_request
+from fleet_device.requests.structured import (
+    RequestMessage,
     ResponseFormat,
     StrictModel,
-    Tool,
     ToolCalls,
-    ToolChoice,
-    format_schema,
-    may_talk,
-    offered_tools,
+    ToolOffer,
+    ToolOptions,
+    UnusableParameter,
     schema_grammar,
-    tool_grammar,
-    tool_prompt,
+    unusable,
 )
-from fleet_device.drafters.contract import TextCodec
-from fleet_device.requests.chat import ChatMessage, encode_chat
-from fleet_device.requests.generate import GenerateRequest
-from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, PLAIN_ROLES, Prompt, prepare_request
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Truncate
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, Mode
@@ -123,32 +120,6 @@ def _strings(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class TextPart(BaseModel):
-    """A part of a content; `refusal` and `annotations`, of an answer that is sent back, are ignored."""
-
-    type: Literal["text", "input_text", "output_text"]
-    text: str
-
-
-_PARTS: Final = get_args(TextPart.model_fields["type"].annotation)
-
-
-def _content(value: object) -> object:
-    if not isinstance(value, list):
-        return value
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _PARTS or not isinstance(part.get("text"), str):
-            what = f"a part of type {kind!r}" if isinstance(kind, str) else "a part that is none"
-            raise ValueError(f"{what} is not supported, the model reads text only")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-TextContent = Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[TextPart])]
-
-
 def _prompt(value: object) -> object:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
         value = value[0]
@@ -189,53 +160,6 @@ class StreamOptions(StrictModel):
     include_usage: bool = False
     include_obfuscation: bool = False
     continuous_usage_stats: bool = False
-
-
-class CalledFunction(StrictModel):
-    name: str
-    arguments: str
-
-
-class ToolCall(StrictModel):
-    id: str = ""
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class RequestMessage(StrictModel):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: TextContent
-    name: str | None = None
-    tool_calls: tuple[ToolCall, ...] | None = None
-    tool_call_id: str | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError("only a message of the assistant has tool_calls")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("a message of the role tool has a tool_call_id, and no other has one")
-        return self
-
-    def plain(self) -> ChatMessage:
-        """Return the message for a chat template, with tool calls and their results in words."""
-        content = self.content
-        for call in self.tool_calls or ():
-            called = f'{{"name": {to_json(call.function.name).decode()}, "arguments": {call.function.arguments}}}'
-            content = f"{content}\n{called}" if content else called
-        if self.role == "tool":
-            return ChatMessage("user", f"The function returned: {content}")
-        return ChatMessage(PLAIN_ROLES[self.role], content)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was sent
-        # Applications send answers back unchanged, with empty fields.
-        if not isinstance(value, dict):
-            return value
-        if value.get("tool_calls") and value.get("content") is None:
-            value = value | {"content": ""}
-        return {key: inner for key, inner in value.items() if key in cls.model_fields or inner not in (None, [])}
 
 
 class IgnoredFields(StrictModel):
@@ -333,7 +257,7 @@ class TextRequest(GenerationRequest):
             offline=self.offline,
             grammar=self.text_grammar(),
             speculation=self.speculation != "off",
-        )(codec)
+        ).encode(codec)
 
     def text_grammar(self) -> Grammar | None:
         return self.grammar
@@ -357,7 +281,7 @@ class TextRequest(GenerationRequest):
         raise NotImplementedError
 
 
-class ChatRequest(TextRequest):
+class ChatRequest(TextRequest, ToolOptions):
     """`POST /v1/chat/completions`."""
 
     prompt_field: ClassVar[str] = "messages"
@@ -369,8 +293,6 @@ class ChatRequest(TextRequest):
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[tuple[Tool, ...], Field(max_length=128, fail_fast=True)] | None = None
-    tool_choice: ToolChoice | None = None
 
     @model_validator(mode="after")
     def _one_grammar(self) -> Self:
@@ -397,36 +319,29 @@ class ChatRequest(TextRequest):
         return self.max_completion_tokens or self.max_tokens
 
     def text_prompt(self) -> Prompt:
-        plain = [each.plain() for each in self.messages]
-        if not self._offered:
-            return plain
-        said = tool_prompt(self._offered, self._choice, format_schema(self.response_format))
-        if plain[0].role == "system":
-            return [ChatMessage("system", f"{plain[0].content}\n\n{said}"), *plain[1:]]
-        return [ChatMessage("system", said), *plain]
+        plain, offer = [each.plain() for each in self.messages], self.offer
+        return plain if offer is None else offer.chat(plain)
 
     @property
-    def _choice(self) -> ToolChoice:
-        return self.tool_choice or "auto"
+    def offer(self) -> ToolOffer | None:
+        return self.tool_offer(self._schema)
 
     @property
-    def _offered(self) -> tuple[Tool, ...]:
-        return offered_tools(self.tools or (), self._choice)
+    def _schema(self) -> dict[str, Any] | None:
+        return None if self.response_format is None else self.response_format.schema_of_answer
 
     def text_grammar(self) -> Grammar | None:
-        """Return the grammar of the request; raise ApiProblem for two grammars, a too long one or an unknown tool."""
-        if not self.tools and self._choice not in ("none", "auto"):
-            raise unusable("tool_choice", "it asks for a call, and there are no tools")
-        schema, tools = format_schema(self.response_format), self._offered
-        param = "tools" if tools else self.format_field
+        """Return the grammar of the request; raise UnusableParameter if it cannot have one."""
+        schema, offer = self._schema, self.offer
         try:
-            if tools:
-                found: Grammar | None = tool_grammar(tools, self._choice, schema)
+            if offer is not None:
+                found: Grammar | None = offer.grammar()
             else:
                 found = None if schema is None else schema_grammar(schema)
         except ValidationError:
-            raise unusable(param, f"its grammar has more than {MAX_GRAMMAR_BYTES} bytes") from None
+            raise unusable(self.format_field, f"its grammar has more than {MAX_GRAMMAR_BYTES} bytes") from None
         if found is not None and self.grammar is not None:
+            param = self.format_field if offer is None else "tools"
             raise unusable(param, "a request with the field grammar cannot have it")
         return self.grammar or found
 
@@ -434,13 +349,11 @@ class ChatRequest(TextRequest):
     def grammar_field(self) -> str:
         if self.grammar is not None:
             return "grammar"
-        return "tools" if self._offered else self.format_field
+        return self.format_field if self.offer is None else "tools"
 
     def tool_calls(self) -> ToolCalls | None:
-        if not self._offered:
-            return None
-        names, choice = [tool.function.name for tool in self._offered], self._choice
-        return ToolCalls(names, is_arguments=isinstance(choice, NamedFunction), may_talk=may_talk(choice))
+        offer = self.offer
+        return None if offer is None else offer.calls()
 
 
 class TokenizeRequest(StrictModel):
@@ -487,11 +400,18 @@ def read_request(model: type[R], body: bytes) -> R:
         raise ApiProblem(400, f"The body is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ApiProblem(400, "The body is not a JSON object.")
+    return validated(model, supported(value, known=model.model_fields))
+
+
+def validated(model: type[R], fields: Mapping[str, Any]) -> R:
+    """Return a request with these fields; ApiProblem names the first error."""
     try:
-        return model.model_validate(supported(value, known=model.model_fields))
+        return model.model_validate(fields)
+    except UnusableParameter as error:
+        raise problem_of(error) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:100] for part in field_at(model, first))
         what = plain_sentence(first)
         problem = unusable(where, what) if where else ApiProblem(400, f"The body cannot be used: {what}.")
-        raise problem from error
+        raise problem_of(problem) from error

@@ -13,29 +13,26 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from fleet_device.api.logprobs import TokenSpelling, spelled_tokens, token_logprobs
-from fleet_device.api.problems import problem_of, unusable
+from fleet_device.api.problems import problem_of
 from fleet_device.api.replies import ChoiceEvents, Happened, session_summary, speculation_of, usage_of
-from fleet_device.api.requests import (
-    CalledFunction,
-    ChatRequest,
-    GenerationRequest,
-    RequestMessage,
-    TextContent,
-    TokenLimit,
-    ToolCall,
-)
-from fleet_device.api.structured import (
+from fleet_device.api.requests import ChatRequest, GenerationRequest, TokenLimit
+from fleet_device.requests.generate import GeneratedText, Piece
+from fleet_device.requests.queue import Failed
+from fleet_device.requests.structured import (
     AllowedTools,
+    CalledFunction,
     Function,
     NamedFunction,
     NamedSchema,
+    RequestMessage,
     ResponseFormat,
     StrictModel,
+    TextContent,
     Tool,
+    ToolCall,
     ToolCalls,
+    unusable,
 )
-from fleet_device.requests.generate import GeneratedText, Piece
-from fleet_device.requests.queue import Failed
 from fleet_device.settings import DeviceSettings
 from schemas.fields import MAX_TOP_LOGPROBS
 from schemas.reasons import EndReason
@@ -156,6 +153,7 @@ class ResponsesRequest(GenerationRequest):
     text: TextField | None = None
     tools: Annotated[tuple[FunctionTool, ...], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedChoice | None = None
+    parallel_tool_calls: Annotated[bool, Field(strict=True)] | None = None
     include: tuple[Literal["message.output_text.logprobs"], ...] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     metadata: dict[str, Any] | None = None
@@ -163,7 +161,7 @@ class ResponsesRequest(GenerationRequest):
     prompt_cache_key: str | None = None
 
     def chat(self) -> ChatRequest:
-        """Return the same as a chat; raise ApiProblem as that does."""
+        """Return the same as a chat; raise UnusableParameter as that does."""
         choice = self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.of_chat()
         given = {name: getattr(self, name) for name in GenerationRequest.model_fields}
         if self.text is not None and self.text.verbosity is not None:
@@ -175,6 +173,7 @@ class ResponsesRequest(GenerationRequest):
             response_format=self.text.format.response_format() if self.text and self.text.format else None,
             tools=tuple(Tool(type="function", function=each) for each in self.tools or ()),
             tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls,
             logprobs=bool(self.include or self.top_logprobs),
             top_logprobs=self.top_logprobs,
         )
@@ -222,19 +221,17 @@ class ResponseReply:
     tools: ToolCalls | None = None
     spelling: TokenSpelling | None = None
     _events: int = 0
-    _item: dict[str, Any] | None = None  # the item of a stream that has begun
-    _grown: str = ""  # its text or arguments
+    _items: list[dict[str, Any]] = field(default_factory=list)  # of a stream; the last one grows
+    _grown: str = ""  # text or arguments of the last one
     _logprobs: list[dict[str, Any]] = field(default_factory=list)  # of its text
     _unsent: int = 0  # of these, at the end
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:
-        said: dict[str, Any] = {"content": text.text}
-        if self.tools is not None:
-            said = self.tools.message(text.text, ended=text.reason is EndReason.STOP)
-        calls = said.get("tool_calls")
+        said: dict[str, Any] = {"content": text.text} if self.tools is None else self.tools.message(text.text)
+        if calls := said.get("tool_calls"):
+            return self._ended(text, [self._call(place, call, **call["function"]) for place, call in enumerate(calls)])
         logprobs = token_logprobs(spelled_tokens(text, self.spelling), self.spelling) if self.spelling else []
-        item = self._call(calls[0]["id"], **calls[0]["function"]) if calls else self._message(said["content"], logprobs)
-        return self._ended(text, item)
+        return self._ended(text, [self._message(said["content"], logprobs)])
 
     def first(self) -> list[bytes]:
         begun = self._head("in_progress") | {"output": [], "usage": None}
@@ -249,65 +246,73 @@ class ResponseReply:
         return [sent for delta in deltas for sent in self._delta(delta)]
 
     def last(self, text: GeneratedText) -> list[bytes]:
-        rest = [] if self.tools is None else self.tools.last(0, ended=text.reason is EndReason.STOP)
+        rest = [] if self.tools is None else self.tools.last(0)
         sent = [each for delta in rest for each in self._delta(delta)]
-        if self._item is None:
+        if not self._items:
             sent += self._begin(self._message(""))
-        assert self._item is not None
-        if self._item["type"] == "function_call":
-            item = self._item | {"arguments": self._grown}
-            name, done = self._item["name"], {"item_id": item["id"], "output_index": 0}
-            sent.append(self._event("response.function_call_arguments.done", **done, name=name, arguments=self._grown))
-        else:
-            item = self._message(self._grown, self._logprobs)
-            sent += [
-                self._event("response.output_text.done", **self._place, text=self._grown, logprobs=self._logprobs),
-                self._event("response.content_part.done", **self._place, part=item["content"][0]),
-            ]
-        whole = self._ended(text, item)
-        return [
-            *sent,
-            self._event("response.output_item.done", output_index=0, item=whole["output"][0]),
-            self._event(f"response.{whole['status']}", response=whole),
-        ]
+        status = _status(text)
+        whole = self._ended(text, [*self._items[:-1], self._finished()])
+        return [*sent, *self._end(status), self._event(f"response.{status}", response=whole)]
 
     def failed(self, error: Exception) -> bytes:
         problem = problem_of(error)
         return self._event("error", code=problem.code, message=str(problem), param=problem.param)
 
     def _delta(self, delta: dict[str, Any]) -> list[bytes]:
-        """Return the events of a delta in a chat's shape; the first one begins the item."""
+        """Return the events of a delta in a chat's shape; the first one of each item begins it."""
         sent, kind = [], "response.output_text.delta"
         if calls := delta.get("tool_calls"):
-            kind, text = "response.function_call_arguments.delta", calls[0]["function"]["arguments"]
-            if self._item is None:
-                sent = self._begin(self._call(calls[0]["id"], calls[0]["function"]["name"], ""))
-            place: dict[str, Any] = {"item_id": self._item_id, "output_index": 0}
+            [call] = calls
+            kind, text = "response.function_call_arguments.delta", call["function"]["arguments"]
+            if "id" in call:
+                if self._items:
+                    sent += self._end("completed")
+                sent += self._begin(self._call(call["index"], call, call["function"]["name"], ""))
+            place = self._place
         else:
             text = delta["content"]
-            if self._item is None:
-                sent = self._begin(self._message(""))
-            place = self._place | {"logprobs": self._logprobs[len(self._logprobs) - self._unsent :]}
+            if not self._items:
+                sent += self._begin(self._message(""))
+            place = self._part | {"logprobs": self._logprobs[len(self._logprobs) - self._unsent :]}
             self._unsent = 0 if text else self._unsent
         self._grown += text
         return [*sent, self._event(kind, **place, delta=text)] if text else sent
 
     def _begin(self, item: dict[str, Any]) -> list[bytes]:
-        self._item = item
+        self._items.append(item)
+        self._grown = ""
         empty = item | {"status": "in_progress"} | ({"content": []} if "content" in item else {})
-        sent = [self._event("response.output_item.added", output_index=0, item=empty)]
+        sent = [self._event("response.output_item.added", output_index=len(self._items) - 1, item=empty)]
         if "content" in item:
-            sent.append(self._event("response.content_part.added", **self._place, part=_part("")))
+            sent.append(self._event("response.content_part.added", **self._part, part=_part("")))
         return sent
 
-    @property
-    def _item_id(self) -> str:
-        assert self._item is not None
-        return str(self._item["id"])
+    def _finished(self) -> dict[str, Any]:
+        """Return the last item with all of its text or arguments."""
+        if self._items[-1]["type"] == "function_call":
+            return self._items[-1] | {"arguments": self._grown}
+        return self._message(self._grown, self._logprobs)
+
+    def _end(self, status: str) -> list[bytes]:
+        """Return the events that end the last item."""
+        self._items[-1] = item = self._finished() | {"status": status}
+        if item["type"] == "function_call":
+            done = self._place | {"name": item["name"], "arguments": self._grown}
+            sent = [self._event("response.function_call_arguments.done", **done)]
+        else:
+            sent = [
+                self._event("response.output_text.done", **self._part, text=self._grown, logprobs=self._logprobs),
+                self._event("response.content_part.done", **self._part, part=item["content"][0]),
+            ]
+        return [*sent, self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)]
 
     @property
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
+
+    @property
+    def _part(self) -> dict[str, Any]:
+        return self._place | {"content_index": 0}
 
     def _message(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         return {
@@ -315,20 +320,19 @@ class ResponseReply:
             "content": [_part(text, logprobs)],
         }  # fmt: skip
 
-    def _call(self, identifier: str, name: str, arguments: str) -> dict[str, Any]:
+    def _call(self, place: int, call: dict[str, Any], name: str, arguments: str) -> dict[str, Any]:
         return {
-            "type": "function_call", "id": f"fc_{self.name}", "call_id": identifier, "status": "completed",
+            "type": "function_call", "id": f"fc_{self.name}_{place}", "call_id": call["id"], "status": "completed",
             "name": name, "arguments": arguments,
         }  # fmt: skip
 
-    def _ended(self, text: GeneratedText, item: dict[str, Any]) -> dict[str, Any]:
-        status = "incomplete" if text.reason is EndReason.LENGTH else "completed"
-        usage = usage_of([text])
+    def _ended(self, text: GeneratedText, items: list[dict[str, Any]]) -> dict[str, Any]:
+        status, usage = _status(text), usage_of([text])
         return {
             **self._head(status),
             "completed_at": int(self.wall_clock()) if status == "completed" else None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "output": [item | {"status": status}],
+            "output": [*items[:-1], items[-1] | {"status": status}],
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
@@ -367,7 +371,7 @@ class ResponseReply:
             "text": {"format": described, "verbosity": "medium"},
             "tools": [tool.model_dump() for tool in asked.tools or ()],
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "max_tool_calls": None,
             "reasoning": None,
             "truncation": "disabled",
@@ -384,6 +388,10 @@ class ResponseReply:
         body = {"type": kind, "sequence_number": self._events, **content}
         self._events += 1
         return f"event: {kind}\ndata: ".encode() + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _status(text: GeneratedText) -> str:
+    return "incomplete" if text.reason is EndReason.LENGTH else "completed"
 
 
 def _part(text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:

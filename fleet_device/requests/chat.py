@@ -28,6 +28,10 @@ _MAX_REPEAT = 1 << 16
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
+PLAIN_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""Roles of messages, and their names in chat templates."""
+
+
 class ChatError(DrafterError):
     """The messages cannot be made into a prompt; one sentence for the user."""
 

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.errors import PromptTooLong
 from fleet_device.pacing.contract import Choice, RoundTrips
+from fleet_device.requests.structured import ToolCall, ToolOffer
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
 from fleet_device.settings import Outages
@@ -31,6 +32,7 @@ class GenerateRequest:
         logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
         outages: What happens when no edge answers.
         speculation: Whether the device may draft; otherwise it uses edge-only decoding.
+        offer: Functions whose calls `GeneratedText.tool_calls` has.
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +44,7 @@ class GenerateRequest:
     outages: Outages = field(default_factory=Outages)
     app: str | None = None
     speculation: bool = True
+    offer: ToolOffer | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,7 @@ class GeneratedText:
         origins: Origin of each token.
         logprobs: The large model's log-probabilities of each token and of the likeliest alternatives, before any
             shaping; None if they were not asked for.
+        tool_calls: Calls of functions, their arguments as JSON; cut off if `reason` is `length`.
     """
 
     request: GenerateRequest
@@ -181,6 +185,7 @@ class GeneratedText:
     generation: Generation
     origins: tuple[TokenOrigin, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= _SHOWN else f"{self.text[: _SHOWN - 1]}…"
@@ -272,7 +277,9 @@ def generate_text(
     if rest := text.finish():
         context.on_piece(Piece(rest, 0, verified=text.verified, prompt=len(request.prompt)))
     logprobs = None if request.logprobs is None else tuple(text.logprobs)
-    return GeneratedText(request, "".join(text.pieces), text.stops.found, generation, tuple(text.origins), logprobs)
+    whole = "".join(text.pieces)
+    calls = () if request.offer is None else request.offer.read(whole)
+    return GeneratedText(request, whole, text.stops.found, generation, tuple(text.origins), logprobs, calls)
 
 
 class Detokenizer:

@@ -1,23 +1,24 @@
 """From a text, a chat or token ids, and options, to a request."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import TIMEOUT_MAX
 from typing import Any, Final, Literal, TypedDict, Unpack
 
 from pydantic import ValidationError
 
-from fleet_common.validation import plain_sentence
+from fleet_common.validation import field_at, plain_sentence
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
 from fleet_device.requests.chat import ChatMessage, encode_chat
 from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.structured import RequestMessage, ToolOffer, ToolOptions, UnusableParameter
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Outages, Truncate
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import Grammar, Mode, SamplingPolicy
 
-Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
+Prompt = str | Sequence[ChatMessage | Mapping[str, Any]] | Sequence[int]
 
 _Encode = Callable[[TextCodec], Sequence[int]]
 _Shorten = Callable[[TextCodec, int, Truncate], Sequence[int] | None]
@@ -26,8 +27,6 @@ MOST_STOPS: Final = 4
 LONGEST_STOP: Final = 256
 
 _SYSTEM: Final = "system"
-PLAIN_ROLES: Final = {_SYSTEM: _SYSTEM, "developer": _SYSTEM, "user": "user", "assistant": "assistant"}
-"""Roles of messages, and their names in chat templates."""
 
 _NEARER: Final = 0.95  # fraction of what should fit: tokens differ in length
 _CUT: Final = "…"  # replaces what was left out of a message
@@ -51,22 +50,36 @@ class TextOptions(TypedDict, total=False):
     logprobs: int | None
     offline: OfflinePolicy | Literal["fail", "wait", "local"] | None
     grammar: Grammar | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
     speculation: bool
     timeout: float | None
 
 
-def prepare_request(
-    prompt: Prompt, defaults: DeviceSettings, **options: Unpack[TextOptions]
-) -> Callable[[TextCodec], GenerateRequest]:
-    """Check a prompt and options, and return a function that makes them a request with token ids.
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A checked request. `encode` makes it one with token ids, by the draft model's codec.
+
+    It raises `ChatError` without a chat template, or if that fails or declines the messages.
+    """
+
+    policy: SamplingPolicy
+    encode: Callable[[TextCodec], GenerateRequest]
+
+
+def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[TextOptions]) -> PreparedRequest:
+    """Check a prompt and options, and return what makes them a request.
 
     The two steps are separate because a vocabulary serves one request at a time: errors (InvalidRequest) are reported
-    at once, and the prompt is encoded when the request's turn has come. The function takes the draft model's codec; it
-    raises `ChatError` without a chat template, or if that fails or declines the messages.
+    at once, and the prompt is encoded when the request's turn has come.
     """
-    encode, shorten = _encoder(prompt, raw=options.get("raw", False))
+    offer = _offer(options)
+    encode, shorten = _encoder(prompt, offer, raw=options.get("raw", False))
     how = _truncate(defaults, options.get("truncate"))
     policy, stop = _policy(defaults, options), _stops(options.get("stop"))
+    if offer is not None:
+        policy = policy.model_copy(update={"grammar": _grammar_of(offer, options)})
     limit = _number("max_new_tokens", options.get("max_new_tokens"), MAX_TOKENS)
     most = defaults.max_new_tokens if limit is None else limit
     logprobs = _number("logprobs", options.get("logprobs"), MAX_TOP_LOGPROBS)
@@ -79,17 +92,39 @@ def prepare_request(
     def prepare(codec: TextCodec) -> GenerateRequest:
         cut = None if how is Truncate.REFUSE else lambda tokens: shorten(codec, tokens, how)
         prompt, speculation = tuple(encode(codec)), options.get("speculation", True)
-        return GenerateRequest(prompt, policy, most, stop, cut, logprobs, outages, speculation=speculation)
+        return GenerateRequest(prompt, policy, most, stop, cut, logprobs, outages, speculation=speculation, offer=offer)
 
-    return prepare
+    return PreparedRequest(policy, prepare)
 
 
-def _encoder(prompt: object, *, raw: bool) -> tuple[_Encode, _Shorten]:
+def _offer(options: TextOptions) -> ToolOffer | None:
+    given = {name: value for name in ToolOptions.model_fields if (value := options.get(name)) is not None}
+    try:
+        return ToolOptions.model_validate(given).tool_offer()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, field_at(ToolOptions, first)))
+        raise InvalidRequest(f"The option {where!r} cannot be used: {plain_sentence(first)}.") from None
+    except UnusableParameter as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _grammar_of(offer: ToolOffer, options: TextOptions) -> Grammar:
+    if options.get("grammar") is not None:
+        raise InvalidRequest("The option 'tools' cannot be used: a request with the option 'grammar' cannot have it.")
+    try:
+        return offer.grammar()
+    except UnusableParameter as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _encoder(prompt: object, offer: ToolOffer | None, *, raw: bool) -> tuple[_Encode, _Shorten]:
     if isinstance(prompt, str | Sequence) and not prompt:
         raise InvalidRequest("The prompt is empty; give some text, chat messages, or token ids.")
     if isinstance(prompt, str):
         if not raw:
-            return _chat_encoder([ChatMessage("user", prompt)])
+            return _chat_encoder([ChatMessage("user", prompt)], offer)
+        _check_chat(offer)
         return lambda codec: codec.encode(prompt), lambda codec, most, how: shorten_text(codec, prompt, most, how)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise InvalidRequest(
@@ -97,14 +132,22 @@ def _encoder(prompt: object, *, raw: bool) -> tuple[_Encode, _Shorten]:
         )
     if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in prompt):
         ids = tuple(prompt)
+        _check_chat(offer)
         return lambda _codec: ids, lambda _codec, most, how: shorten_tokens(ids, most, how)
     messages = [_message(each) for each in prompt]
     if not any(message.content for message in messages):
         raise InvalidRequest("There is no text in the chat messages; give some.")
-    return _chat_encoder(messages)
+    return _chat_encoder(messages, offer)
 
 
-def _chat_encoder(messages: Sequence[ChatMessage]) -> tuple[_Encode, _Shorten]:
+def _check_chat(offer: ToolOffer | None) -> None:
+    if offer is not None:
+        raise InvalidRequest("The option 'tools' cannot be used: functions are described in a chat, so give one.")
+
+
+def _chat_encoder(messages: Sequence[ChatMessage], offer: ToolOffer | None) -> tuple[_Encode, _Shorten]:
+    if offer is not None:
+        messages = offer.chat(messages)
     return (
         lambda codec: encode_chat(codec, messages),
         lambda codec, most, how: shorten_chat(partial(encode_chat, codec), messages, most, how),
@@ -121,18 +164,18 @@ def _truncate(defaults: DeviceSettings, value: object) -> Truncate:
 
 
 def _message(message: object) -> ChatMessage:
-    role = content = None
+    """Return a message for a chat template; it is read as by the HTTP API, with tool calls and their results."""
     if isinstance(message, ChatMessage):
-        role, content = message.role, message.content
-    elif isinstance(message, Mapping) and set(message) == {"role", "content"}:
-        role, content = message["role"], message["content"]
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise InvalidRequest(
-            'A chat message cannot be used: give ChatMessage(role, content), or {"role": "user", "content": "…"}.'
-        )
-    if role not in PLAIN_ROLES:
-        raise InvalidRequest(f"The role {role[:40]!r} of a chat message is unknown; give {', '.join(PLAIN_ROLES)}.")
-    return ChatMessage(PLAIN_ROLES[role], content)
+        message = {"role": message.role, "content": message.content}
+    try:
+        return RequestMessage.model_validate(dict(message) if isinstance(message, Mapping) else message).plain()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        what = ": ".join(filter(None, (".".join(map(str, field_at(RequestMessage, first))), plain_sentence(first))))
+    raise InvalidRequest(
+        f"A chat message cannot be used ({what}): give ChatMessage(role, content), or "
+        '{"role": "user", "content": "…"}.'
+    )
 
 
 def _policy(defaults: DeviceSettings, options: TextOptions) -> SamplingPolicy:

@@ -1,14 +1,15 @@
-"""Queue of requests, and the stream that an application reads a generation from."""
+"""Queue of requests, and the streams that an application reads a generation from."""
 
+import asyncio
 import logging
 import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from fleet_common.closing import Closing
 from fleet_device.drafters.contract import DrafterError
@@ -250,7 +251,51 @@ class RequestQueue:
 _Happened = GenerateRequest | Piece | Delayed | GeneratedText | Failed
 
 
-class TextStream(Closing, Iterator[str]):
+class _Stream:
+    """What both streams have: the request's place in the queue, and its end."""
+
+    def __init__(self, requests: RequestQueue, prepare: Prepare, listener: Listener) -> None:
+        self._end: GeneratedText | Failed | None = None
+        self._cancelled = self._closed = False
+        self._requests = requests
+        self._ticket = requests.submit(prepare, listener)
+
+    def cancel(self) -> None:
+        """End the generation where it is. `result` and the iterator still return what was generated."""
+        self._cancelled = True
+        self._requests.cancel(self._ticket)
+
+    def close(self) -> None:
+        """Cancel the request; no more pieces come. Idempotent."""
+        self._closed = True
+        if self._end is None:
+            self.cancel()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_ticket"):
+            self.close()
+
+    def _note(self, event: Piece | Delayed | GeneratedText | Failed) -> None:
+        if isinstance(event, GeneratedText | Failed):
+            self._end = event
+
+    def _raise_failure(self) -> None:
+        if isinstance(self._end, Failed) and not self._cancelled:
+            raise self._end.error
+
+    def _whole(self, end: GeneratedText | Failed) -> GeneratedText:
+        if isinstance(end, GeneratedText):
+            return end
+        if self._cancelled and end.text is not None:
+            return end.text
+        raise end.error
+
+    def _late(self, timeout: float | None) -> RequestTimeout:
+        self.close()
+        return RequestTimeout(f"The request was not complete after {timeout:g} s, and is cancelled.")
+
+
+class TextStream(_Stream, Closing, Iterator[str]):
     """A running or waiting generation: iterate over its pieces as they are verified.
 
     It is cancelled when a loop over it is left, for example with `break`, and when the stream is closed, left as a
@@ -283,9 +328,6 @@ class TextStream(Closing, Iterator[str]):
         self._events: queue.SimpleQueue[_Happened] = queue.SimpleQueue()
         self.on_wait: Callable[[str], None] = lambda _reason: None
         self._request: GenerateRequest | None = None
-        self._end: GeneratedText | Failed | None = None
-        self._cancelled = self._closed = False
-        self._requests = requests
         self._timeout, self._clock = timeout, clock
         self._deadline = None if timeout is None else clock() + timeout
         events = self._events  # the queue must not keep an unread stream alive
@@ -295,7 +337,7 @@ class TextStream(Closing, Iterator[str]):
             events.put(request)
             return request
 
-        self._ticket = requests.submit(begin, events.put)
+        super().__init__(requests, begin, events.put)
 
     def __iter__(self) -> Iterator[str]:  # noqa: PYI034 - a generator, which a loop closes when it is left
         return (piece.text for piece in self.pieces() if piece.text)
@@ -327,33 +369,13 @@ class TextStream(Closing, Iterator[str]):
         """Wait for the end, and return the text; if it was cancelled, what was generated until then."""
         while self._end is None:
             self._take()
-        if isinstance(self._end, GeneratedText):
-            return self._end
-        if self._cancelled and self._end.text is not None:
-            return self._end.text
-        raise self._end.error
-
-    def cancel(self) -> None:
-        """End the generation where it is. `result` and the iterator still return what was generated."""
-        self._cancelled = True
-        self._requests.cancel(self._ticket)
-
-    def close(self) -> None:
-        """Cancel the request; no more pieces come. Idempotent."""
-        self._closed = True
-        if self._end is None:
-            self.cancel()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_ticket"):
-            self.close()
+        return self._whole(self._end)
 
     def _next(self) -> Piece | None:
         while self._end is None and not self._closed:
             if isinstance(event := self._take(), Piece):
                 return event
-        if isinstance(self._end, Failed) and not self._cancelled:
-            raise self._end.error
+        self._raise_failure()
         return None
 
     def _take(self) -> _Happened:
@@ -362,13 +384,75 @@ class TextStream(Closing, Iterator[str]):
             event = self._events.get(timeout=left_s)
         except queue.Empty:
             self._deadline = None
-            self.close()
-            raise RequestTimeout(f"The request was not complete after {self._timeout:g} s, and is cancelled.") from None
+            raise self._late(self._timeout) from None
         match event:
             case GenerateRequest():
                 self._request = event
             case Delayed():
                 self.on_wait(event.reason)
-            case GeneratedText() | Failed():
-                self._end = event
+            case _:
+                self._note(event)
+        return event
+
+
+class AsyncTextStream(_Stream):
+    """A running or waiting generation for asyncio: iterate over its pieces as they are verified, with `async for`.
+
+    It is cancelled when a loop over it is left, when the task that waits for it is cancelled, and when it is closed,
+    left as a context manager, or dropped. Iteration and `result` raise what a `TextStream` does, and `InvalidRequest`
+    for a grammar that cannot be used.
+    """
+
+    def __init__(self, requests: RequestQueue, prepare: Prepare, *, timeout: float | None = None) -> None:
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Piece | Delayed | GeneratedText | Failed]()
+        self._events = events
+        self._timeout = timeout
+        self._deadline = None if timeout is None else loop.time() + timeout
+
+        def listen(event: Piece | Delayed | GeneratedText | Failed) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        super().__init__(requests, prepare, listen)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            async for piece in self.pieces():
+                if piece.text:
+                    yield piece.text
+        finally:
+            self.close()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Iterate over the pieces with their numbers of tokens, also those that complete no text."""
+        try:
+            while self._end is None and not self._closed:
+                if isinstance(event := await self._take(), Piece):
+                    yield event
+            self._raise_failure()
+        finally:  # also when a loop is left, even if somebody keeps the stream
+            self.close()
+
+    async def result(self) -> GeneratedText:
+        """Wait for the end, and return the text; if it was cancelled, what was generated until then."""
+        while self._end is None:
+            await self._take()
+        return self._whole(self._end)
+
+    async def _take(self) -> Piece | Delayed | GeneratedText | Failed:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                event = await self._events.get()
+        except TimeoutError:
+            self._deadline = None
+            raise self._late(self._timeout) from None
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        self._note(event)
         return event

@@ -20,12 +20,12 @@ class ScriptedTalker:
         self._queue.start()
 
     def count_tokens(self, prompt: Sequence[ChatMessage]) -> int:
-        return len(prepare_request(prompt, self._settings)(self.drafter.codec).prompt)
+        return len(prepare_request(prompt, self._settings).encode(self.drafter.codec).prompt)
 
     def stream(self, prompt: Sequence[ChatMessage]) -> TextStream:
         self.asked.append(list(prompt))
-        encode = prepare_request(prompt, self._settings)
-        return TextStream(self._queue, lambda: encode(self.drafter.codec))
+        prepared = prepare_request(prompt, self._settings)
+        return TextStream(self._queue, lambda: prepared.encode(self.drafter.codec))
 
     def close(self) -> None:
         self._queue.abandon()

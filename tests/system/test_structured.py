@@ -3,6 +3,7 @@
 The target's logits are random, so that only the grammar makes an output follow its schema.
 """
 
+import asyncio
 import functools
 import json
 import time
@@ -22,6 +23,7 @@ from broker_config.broker import Broker
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
+from fleet_device import AsyncDevice, DeviceSettings
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import ScriptedDrafter
@@ -43,19 +45,22 @@ VOCABULARY = Path("models/smollm2-135m/Q4_0.gguf")
 
 
 class Lots:
-    """A random language: each prefix has its own logits."""
+    """A random language: each prefix has its own logits. Line feeds are likely, so that there are several calls."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, file: GgufModel) -> None:
+        self.size = file.vocabulary.size
+        [self._line_feed] = file.encode("\n")
 
     def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
         seed = hash((len(prefix), *prefix[-3:])) % (1 << 32)
-        return np.random.default_rng(seed).standard_normal(self.size, dtype=np.float32) * 3
+        logits = np.random.default_rng(seed).standard_normal(self.size, dtype=np.float32) * 3
+        logits[self._line_feed] += 4
+        return logits
 
 
 class Target(ScriptedVerifier):
     def __init__(self, file: GgufModel) -> None:
-        super().__init__(Lots(file.vocabulary.size), file.strings, end_tokens=file.end_tokens)
+        super().__init__(Lots(file), file.strings, end_tokens=file.end_tokens)
         self._file = file
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
@@ -64,7 +69,7 @@ class Target(ScriptedVerifier):
 
 class Draft(ScriptedDrafter):
     def __init__(self, file: GgufModel) -> None:
-        super().__init__(Lots(file.vocabulary.size), file.strings, end_tokens=file.end_tokens)
+        super().__init__(Lots(file), file.strings, end_tokens=file.end_tokens)
         self.codec = file  # type: ignore[assignment]
         self.owns_file = False
 
@@ -145,7 +150,7 @@ def test_regular_expressions_and_lark_are_kept_to(agents: Any) -> None:
 def client(file: GgufModel, start_mosquitto: StartBroker, tmp_path: Path) -> Iterator[openai.OpenAI]:
     broker = start_mosquitto(Broker(fleet=FLEET))
     whole = Whole(broker.port, tmp_path, Target(file), {"quotas": NO_QUOTAS})
-    with whole.edge(), device_at(whole, Draft(file)) as served:
+    with whole.edge(), device_at(whole, Draft(file), draft_length=4) as served:
         yield openai.OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
 
 
@@ -179,15 +184,63 @@ def test_openais_client_is_called_back(client: openai.OpenAI) -> None:
     weather, other = WEATHER, {"type": "function", "function": {"name": "other"}}
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         tools = [weather] if choice == "required" else [weather, other]
-        reply = client.chat.completions.create(**ASKED, tools=tools, tool_choice=choice)
+        reply = client.chat.completions.create(**ASKED, tools=tools, tool_choice=choice, parallel_tool_calls=False)
         (call,) = reply.choices[0].message.tool_calls or ()
         assert (reply.choices[0].finish_reason, reply.choices[0].message.content) == ("tool_calls", None)
         jsonschema.validate(json.loads(call.function.arguments), weather["function"]["parameters"])
         assert call.function.name == "weather"
-    with client.chat.completions.stream(**ASKED, tools=[weather], tool_choice="required") as stream:
-        final = stream.get_final_completion()
-    (streamed,) = final.choices[0].message.tool_calls or ()
-    jsonschema.validate(json.loads(streamed.function.arguments), weather["function"]["parameters"])
+
+
+def test_openais_client_assembles_several_calls_whole_and_streamed(client: openai.OpenAI) -> None:
+    other: Any = {"type": "function", "function": {"name": "other", "parameters": SCHEMAS["reading"][1]}}
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in (WEATHER, other)}
+    counts = list[int]()
+    for seed in range(6):  # by lot: the model's logits are random
+        coupled = {"mode": "coupled", "seed": seed}
+        asked: Any = ASKED | {"max_tokens": 1000, "tools": [WEATHER, other], "tool_choice": "required"}
+        reply = client.chat.completions.create(**asked, extra_body=coupled)
+        calls = [(each.function.name, each.function.arguments) for each in reply.choices[0].message.tool_calls or ()]
+        for name, arguments in calls:
+            jsonschema.validate(json.loads(arguments), schemas[name])
+        assert reply.choices[0].finish_reason == "tool_calls"
+        assert reply.usage is not None
+        told: Any = reply.usage.model_extra
+        assert told["fleet"]["drafted"] > 0
+        with client.chat.completions.stream(**asked, extra_body=coupled) as stream:
+            message = stream.get_final_completion().choices[0].message
+        assert [(each.function.name, each.function.arguments) for each in message.tool_calls or ()] == calls
+        flat: Any = [{"type": "function", **tool["function"]} for tool in (WEATHER, other)]
+        fixed: Any = {"model": "fleet", "input": "How is the weather?", "max_output_tokens": 1000}
+        fixed |= {"tools": flat, "tool_choice": "required", "extra_body": coupled}
+        whole = client.responses.create(**fixed).output
+        with client.responses.stream(**fixed) as responses:
+            streamed = responses.get_final_response().output
+        for output in (whole, streamed):
+            assert [(item.name, item.arguments) for item in output if item.type == "function_call"] == calls
+        counts.append(len(calls))
+    assert max(counts) > 1, counts
+
+
+def test_python_gets_several_calls(file: GgufModel, start_mosquitto: StartBroker, tmp_path: Path) -> None:
+    broker = start_mosquitto(Broker(fleet=FLEET))
+    settings = DeviceSettings(
+        fleet=FLEET, device="device-1", broker=BrokerSettings(port=broker.port), draft_length=4, mode=Mode.COUPLED
+    )
+
+    async def answers() -> list[GeneratedText]:
+        async with AsyncDevice(settings, load=lambda _settings: Draft(file)) as device:
+            assert await device.wait_for_edge(10.0)
+            asked: Any = {"tools": [WEATHER], "tool_choice": "required", "max_new_tokens": 500}
+            return await asyncio.gather(*(device.generate("How is it?", seed=seed, **asked) for seed in range(6)))
+
+    with Whole(broker.port, tmp_path, Target(file), {"quotas": NO_QUOTAS}).edge():
+        texts = asyncio.run(answers())
+    for text in texts:
+        assert text.reason is EndReason.STOP
+        assert text.tool_calls
+        for call in text.tool_calls:
+            jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])
+    assert max(len(text.tool_calls) for text in texts) > 1
 
 
 class Reading(BaseModel):

@@ -143,6 +143,27 @@ def test_an_answer_is_text_or_a_call_whole_and_in_pieces(choice: Any, text: str,
         assert (found["type"], found.get("name"), said, found["status"]) == item
 
 
+def test_several_calls_are_items_of_their_own_whole_and_in_pieces() -> None:
+    text = f'{CALL}\n{{"name": "weather", "arguments": {{}}}}\n{CALL[:-6]}'
+    ended = generated(text, EndReason.LENGTH)
+    stream = reply_to(tools=[TOOL])
+    sent = [*stream.first(), *(each for place in range(len(text)) for each in stream.piece(Piece(text[place], 1)))]
+    bodies = [json.loads(each.partition(b"data: ")[2]) for each in [*sent, *stream.last(ended)]]
+    grown: dict[int, str] = {}
+    for body in bodies:
+        if body["type"] == "response.function_call_arguments.delta":
+            grown[body["output_index"]] = grown.get(body["output_index"], "") + body["delta"]
+    items = [body["item"] for body in bodies if body["type"] == "response.output_item.done"]
+    expected = [('{"city": "Bonn"}', "completed"), ("{}", "completed"), ('{"city": "B', "incomplete")]
+    assert [grown[index] for index in range(3)] == [arguments for arguments, _ in expected]
+    whole = reply_to(tools=[TOOL]).whole(ended)
+    for output in (items, bodies[-1]["response"]["output"], whole["output"]):
+        assert [(item["arguments"], item["status"]) for item in output] == expected
+        assert len({item["id"] for item in output}) == len({item["call_id"] for item in output}) == 3
+    assert whole["parallel_tool_calls"]
+    assert not reply_to(tools=[TOOL], parallel_tool_calls=False).whole(generated(CALL))["parallel_tool_calls"]
+
+
 def test_log_probabilities_come_with_the_text_whole_and_in_pieces(app: Starlette) -> None:
     fields = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
     body = respond(app, **fields).json()

@@ -11,7 +11,7 @@ from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import OutsideGrammar
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
-from fleet_device.api.structured import ToolCalls
+from fleet_device.requests.structured import MOST_CALLS, ToolCalls
 from schemas.policy import Grammar, GrammarKind
 
 WEATHER = {
@@ -61,6 +61,8 @@ def takes(grammar: Grammar | None, text: str) -> bool:
     assert grammar is not None
     matcher, ids = compile_grammar(grammar, CHARACTERS), [WORDS.index(character) for character in text]
     try:
+        for end in range(100, len(ids), 100):  # as a generation grows; only a short one begins as a whole
+            matcher.check(ids[:end])
         matcher.check([*ids, len(WORDS) - 1])
     except OutsideGrammar:
         return False
@@ -87,6 +89,13 @@ def test_a_response_format_is_a_grammar() -> None:
         ("required", '{"name": "weather", "arguments": {"city": "Rom"}}', False),
         ("required", '{"name": "other", "arguments": {}}', False),
         ("required", "Bonn", False),
+        ("required", f"{CALL}\n{CALL}", True),
+        ("required", "\n".join([CALL] * MOST_CALLS), True),
+        ("required", "\n".join([CALL] * (MOST_CALLS + 1)), False),
+        ("required", f"{CALL}\n", False),
+        ("required", f"{CALL} {CALL}", False),
+        ("auto", f'{CALL}\n{{"name": "stop", "arguments": {{}}}}', True),
+        ("auto", f"{CALL}\nIt is warm.", False),
         ("auto", CALL, True),
         ("auto", "It is warm in {Bonn}.", True),
         ("auto", "", True),
@@ -108,7 +117,9 @@ def test_an_answer_with_tools_is_a_call_or_plain_words(choice: Any, text: str, *
     ("form", "choice", "text", "taken"),
     [
         ("json_schema", "auto", CALL, True),
+        ("json_schema", "auto", f"{CALL}\n{CALL}", True),
         ("json_schema", "auto", '{"warm": true}', True),
+        ("json_schema", "auto", f'{{"warm": true}}\n{CALL}', False),
         ("json_schema", "auto", "It is warm.", False),
         ("json_schema", "auto", '{"name": "weather", "arguments": {"city": "Rom"}}', False),
         ("json_schema", "required", '{"warm": true}', False),
@@ -125,7 +136,7 @@ def test_an_answer_with_tools_and_a_format_is_a_call_or_follows_the_format(
     assert takes(asked.text_grammar(), text) is taken
     calls = asked.tool_calls()
     if taken and calls is not None:
-        assert ("tool_calls" in calls.message(text, ended=True)) is (text == CALL)
+        assert ("tool_calls" in calls.message(text)) is text.startswith(CALL)
 
 
 def test_an_object_without_a_call_is_streamed_as_it_comes() -> None:
@@ -160,42 +171,60 @@ def test_the_model_is_told_of_its_tools_and_of_what_they_returned() -> None:
     assert "weather" not in str(chat(tools=TOOLS, tool_choice="none").text_prompt())
 
 
-def joined(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for delta in deltas:
-        if "content" in delta:
-            found["content"] = found.get("content", "") + delta["content"]
-        for call in delta.get("tool_calls", ()):
-            function = found.setdefault("function", {"name": None, "arguments": "", "id": call.get("id")})
-            function["name"] = call["function"].get("name", function["name"])
-            function["arguments"] += call["function"]["arguments"]
-    return found
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_one_call_at_a_time_is_one(choice: str) -> None:
+    grammar = chat(tools=TOOLS, tool_choice=choice, parallel_tool_calls=False).text_grammar()
+    assert takes(grammar, CALL)
+    assert not takes(grammar, f"{CALL}\n{CALL}")
 
 
-@given(cuts=st.sets(st.integers(1, len(CALL) - 1)), may_talk=st.booleans())
-def test_a_call_is_the_same_whole_and_however_it_is_cut(cuts: set[int], *, may_talk: bool) -> None:
-    calls, places = ToolCalls(NAMES, may_talk=may_talk), [0, *sorted(cuts), len(CALL)]
-    deltas = [delta for begin, end in pairwise(places) for delta in calls.pieces(0, CALL[begin:end])]
-    found = joined([*deltas, *calls.last(0, ended=True)])
-    assert calls.calls(0)
-    assert "content" not in found
-    assert (found["function"]["name"], json.loads(found["function"]["arguments"])) == ("weather", {"city": "Bonn"})
-    whole = calls.message(CALL, ended=True)
+def joined(deltas: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Assemble calls as clients do, by index; all deltas must be of calls."""
+    found: dict[int, dict[str, str]] = {}
+    for [call] in (delta["tool_calls"] for delta in deltas):
+        function = found.setdefault(call["index"], {"id": call.get("id", ""), "name": "", "arguments": ""})
+        function["name"] += call["function"].get("name", "")
+        function["arguments"] += call["function"]["arguments"]
+    assert sorted(found) == list(range(len(found)))
+    assert len({each["id"] for each in found.values()} - {""}) == len(found)
+    return [found[index] for index in sorted(found)]
+
+
+QUOTED = '{"name": "stop", "arguments": {"why": "}\\"}{\\\\", "at": [{}, [1]]}}'
+SEVERAL = f"{CALL}\n{QUOTED}\n{CALL}"
+
+
+@given(cuts=st.sets(st.integers(1, len(SEVERAL) - 1)), may_talk=st.booleans(), count=st.integers(1, 3))
+def test_calls_are_the_same_whole_and_however_they_are_cut(cuts: set[int], *, may_talk: bool, count: int) -> None:
+    lines = SEVERAL.split("\n")[:count]
+    text = "\n".join(lines)
+    places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    calls = ToolCalls(NAMES, may_talk=may_talk)
+    deltas = [delta for begin, end in pairwise(places) for delta in calls.pieces(0, text[begin:end])]
+    found = joined([*deltas, *calls.last(0)])
+    assert calls.called(0)
+    expected = [(json.loads(line)["name"], json.loads(line)["arguments"]) for line in lines]
+    assert [(each["name"], json.loads(each["arguments"])) for each in found] == expected
+    whole = calls.message(text)
     assert whole["content"] is None
-    assert whole["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Bonn"}'}
+    functions = [each["function"] for each in whole["tool_calls"]]
+    assert [(each["name"], json.loads(each["arguments"])) for each in functions] == expected
 
 
 def test_plain_words_stay_words_and_the_arguments_of_a_named_function_are_the_text() -> None:
-    assert ToolCalls(NAMES, may_talk=True).message("Warm {Bonn}", ended=True) == {"content": "Warm {Bonn}"}
-    assert ToolCalls(NAMES, may_talk=True).message("", ended=True) == {"content": ""}
-    named = ToolCalls(NAMES[:1], is_arguments=True).message('{"city": "Bonn"}', ended=True)["tool_calls"][0]
+    assert ToolCalls(NAMES, may_talk=True).message("Warm {Bonn}") == {"content": "Warm {Bonn}"}
+    assert ToolCalls(NAMES, may_talk=True).message("") == {"content": ""}
+    named = ToolCalls(NAMES[:1], is_arguments=True).message('{"city": "Bonn"}')["tool_calls"][0]
     assert named["function"] == {"name": "weather", "arguments": '{"city": "Bonn"}'}
 
 
 def test_a_call_that_was_cut_short_is_given_out_as_far_as_it_came() -> None:
-    cut = ToolCalls(NAMES).message(CALL[:-4], ended=False)["tool_calls"][0]["function"]
+    cut = ToolCalls(NAMES).message(CALL[:-4])["tool_calls"][0]["function"]
     assert cut == {"name": "weather", "arguments": '{"city": "Bon'}
-    assert ToolCalls(NAMES).message('{"name": "wea', ended=False) == {"content": '{"name": "wea'}
+    assert ToolCalls(NAMES).message('{"name": "wea') == {"content": '{"name": "wea'}
+    for rest in ("\n", '\n{"name": "wea'):
+        [whole] = ToolCalls(NAMES).message(CALL + rest)["tool_calls"]
+        assert json.loads(whole["function"]["arguments"]) == {"city": "Bonn"}
 
 
 def test_a_grammar_is_part_of_what_is_asked_of_the_edge() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fleet_device.api.requests import ChatRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.without_model import WordCodec
 from fleet_device.errors import InvalidRequest, PromptTooLong
@@ -11,7 +12,7 @@ from fleet_device.requests.chat import ChatError, ChatMessage, encode_chat
 from fleet_device.requests.generate import GenerateRequest, fit_prompt
 from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request, shorten_chat, shorten_tokens
 from fleet_device.settings import DeviceSettings, Truncate
-from schemas.policy import Mode, SamplingPolicy
+from schemas.policy import Grammar, Mode, SamplingPolicy
 from tests.support.memory_device import TalkingDrafter, settings
 from tests.support.tiny_gguf import tiny_gguf
 
@@ -20,7 +21,7 @@ CODEC = TalkingDrafter().codec
 
 def prepare(prompt: Any = "t1", **options: Any) -> GenerateRequest:
     defaults = settings(temperature=0.5, top_k=7, top_p=0.9, max_new_tokens=20, seed=4)
-    return prepare_request(prompt, defaults, **options)(CODEC)
+    return prepare_request(prompt, defaults, **options).encode(CODEC)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_options_that_are_given_override_the_settings() -> None:
 
 def test_texts_without_a_seed_get_seeds_of_their_own() -> None:
     defaults = settings(seed=None)
-    seeds = {prepare_request("t1", defaults)(CODEC).policy.seed for _ in range(3)}
+    seeds = {prepare_request("t1", defaults).encode(CODEC).policy.seed for _ in range(3)}
     assert len(seeds) == 3
 
 
@@ -100,6 +101,8 @@ def test_an_option_that_cannot_be_used_is_named(options: TextOptions, named: str
         3,
         b"t1",
         {"role": "user"},
+        [{"role": "tool", "content": "warm"}],
+        [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
         [-1],
         [1, "t1"],
         [True],
@@ -118,11 +121,63 @@ def test_a_prompt_that_is_none_is_refused_in_a_sentence(prompt: object) -> None:
         prepare(prompt)
 
 
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+CALLED = {"type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+def test_functions_are_offered_as_by_the_http_api() -> None:
+    messages = [
+        {"role": "user", "content": "t1"},
+        {"role": "assistant", "content": None, "tool_calls": [CALLED | {"id": "1"}]},
+        {"role": "tool", "tool_call_id": "1", "content": "t2"},
+    ]
+    for choice in ("auto", "required", {"type": "function", "function": {"name": "weather"}}):
+        fields: Any = {"tools": [WEATHER], "tool_choice": choice, "parallel_tool_calls": False}
+        prepared = prepare_request(messages, settings(), **fields)
+        asked = ChatRequest.model_validate({"model": "m", "messages": messages, **fields})
+        assert prepared.policy.grammar == asked.text_grammar()
+        assert prepared.encode(CODEC).prompt == asked.generate_request(CODEC, settings()).prompt
+    assert prepare_request(messages, settings(), tools=[WEATHER], tool_choice="none").policy.grammar is None
+
+
+def test_a_request_reads_the_calls_in_its_text() -> None:
+    request = prepare(tools=[WEATHER])
+    assert request.offer is not None
+    one = '{"name": "weather", "arguments": {"city": "Bonn"}}'
+    calls = request.offer.read(f"{one}\n{one}")
+    assert [(call.function.name, call.function.arguments) for call in calls] == [("weather", '{"city": "Bonn"}')] * 2
+    assert len({call.id for call in calls}) == 2
+    assert request.offer.read("Warm.") == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [WEATHER | {"more": 1}]}, "tools"),
+        ({"tools": "weather"}, "tools"),
+        ({"tools": [WEATHER], "tool_choice": "all"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER], "parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"tools": [WEATHER], "grammar": Grammar.json_object()}, "grammar"),
+        ({"tools": [WEATHER], "raw": True}, "tools"),
+    ],
+)
+def test_functions_that_cannot_be_offered_are_refused(options: TextOptions, named: str) -> None:
+    with pytest.raises(InvalidRequest, match=named) as caught:
+        prepare(**options)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_chat_is_rendered_only_when_its_turn_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(CODEC), "chat_template", None)
-    encode = prepare_request("t1", settings())
+    prepared = prepare_request("t1", settings())
     with pytest.raises(ChatError, match="template"):
-        encode(CODEC)
+        prepared.encode(CODEC)
     assert prepare("t1", raw=True).prompt == (1,)
 
 
@@ -182,18 +237,18 @@ def test_without_being_asked_it_is_refused_with_what_to_do() -> None:
 def test_room_is_left_for_the_text() -> None:
     settings = DeviceSettings()
     prepare = prepare_request(list(range(100)), settings, truncate="start", max_new_tokens=30)
-    request = fit_prompt(prepare(WordCodec(("a",))), 64)
+    request = fit_prompt(prepare.encode(WordCodec(("a",))), 64)
     assert request.prompt == tuple(range(66, 100))
     request = fit_prompt(
-        prepare_request(list(range(100)), settings, truncate="start", max_new_tokens=500)(WordCodec(("a",))), 64
+        prepare_request(list(range(100)), settings, truncate="start", max_new_tokens=500).encode(WordCodec(("a",))), 64
     )
     assert len(request.prompt) == 32
 
 
 def test_the_setting_holds_where_no_option_is_given_and_others_are_refused() -> None:
     settings = DeviceSettings(truncate=Truncate.MIDDLE)
-    assert prepare_request([1, 2], settings)(WordCodec(("a",))).shorten is not None
-    assert prepare_request([1, 2], settings, truncate="refuse")(WordCodec(("a",))).shorten is None
+    assert prepare_request([1, 2], settings).encode(WordCodec(("a",))).shorten is not None
+    assert prepare_request([1, 2], settings, truncate="refuse").encode(WordCodec(("a",))).shorten is None
     with pytest.raises(InvalidRequest, match="refuse, start or middle"):
         prepare_request([1, 2], settings, truncate="end")
 
@@ -208,7 +263,7 @@ def test_no_size_of_prompt_and_context_breaks_a_device(tmp_path: Path, context: 
         prompts = ("th e" * (length // 4) + "x" * (length % 4), [3 + index % 200 for index in range(length)])
         for prompt, raw in ((prompts[0], True), (prompts[0], False), (prompts[1], True)):
             prepare = prepare_request(prompt, settings, raw=raw, truncate=how, max_new_tokens=most)
-            request = prepare(drafter.codec)
+            request = prepare.encode(drafter.codec)
             try:
                 fitted = fit_prompt(request, drafter.context)
             except PromptTooLong:
@@ -234,7 +289,7 @@ def test_a_real_template_stays_whole(tmp_path: Path) -> None:
     messages = chat(*["the " * 20] * 5)
     for how in CUTTING:
         prepare = prepare_request(messages, DeviceSettings(), truncate=how, max_new_tokens=10)
-        prompt = fit_prompt(prepare(drafter.codec), 64).prompt
+        prompt = fit_prompt(prepare.encode(drafter.codec), 64).prompt
         whole = encode_chat(drafter.codec, [ChatMessage("user", "x")])
         begin = encode_chat(drafter.codec, [ChatMessage("user", "")])
         assert prompt[:3] == tuple(begin[:3])
