@@ -241,7 +241,7 @@ class Bench:
         """Run `fleet device run` on the other cores; on entry an edge is online."""
         address = free_address()
         given = {"fleet": self.fleet, "device": f"device-{number}", "port": port, "model": self.model("Q4_0.gguf")}
-        words = ["device", "run", "--events", *_flags(given | {"api_port": address.rpartition(":")[2]} | settings)]
+        words = ["device", "run", "--events", *_flags(given | {"api_listen": address} | settings)]
         log = self.new_folder() / f"device-{number}"
         with Program("fleet_cli.main", words, cores=self.cores.others, log=log) as program:
             program.wait_for('"online"', timeout_s=_START_S)

@@ -204,7 +204,7 @@ class _Fleet:
     def add_device(self, name: str, *arguments: str, port: int = 0) -> None:
         port = free_port(port)
         state = self.stack.enter_context(tempfile.TemporaryDirectory(prefix=f"fleet-{name}-"))
-        own = ["--api-port", str(port), "--state-dir", state, *self.place.arguments(name)]
+        own = ["--api-listen", f"127.0.0.1:{port}", "--state-dir", state, *self.place.arguments(name)]
         self.stack.enter_context(device_service(name, [*self.device_arguments, *own, *arguments]))
         self.ports[name] = port
 
@@ -392,7 +392,7 @@ Dashboard: {dashboard}""",
 def run_chat(device: str, arguments: Sequence[str]) -> int:
     """Run `fleet device chat` and return its exit code. Only the chat handles Ctrl-C, which stops an answer there."""
     # The demo's device serves no applications, so a used port does not matter.
-    command = ["device", "chat", "--device", device, "--api-port", "0", *arguments]
+    command = ["device", "chat", "--device", device, "--api-listen", "", *arguments]
     with on_interrupt(signal.SIG_IGN):
         return subprocess.run([sys.executable, "-m", "fleet_cli.main", *command], check=False).returncode
 

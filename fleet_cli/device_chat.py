@@ -343,7 +343,7 @@ def chat_command(
     Ctrl-C stops an answer, Ctrl-D ends. NO_COLOR turns colours off. Without a terminal, each line of standard input is
     a message.
     """
-    refuse_beside_running(settings.api_port, settings.device)
+    refuse_beside_running(settings)
     # A conversation runs one request at a time, whose context gets all the memory.
     settings = settings.model_copy(update={"texts_at_once": 1})
     with ends_with_reader(), Device(settings) as device:

@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
             except OSError:  # the client has gone, or there are no file descriptors left
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            ends = self._connections.add(connection, str(address[0]))
+            ends = self._connections.add(connection, str(address[0]) if address else "")  # none of a Unix socket
             if ends is not None:
                 cut(ends)
             if ends is not connection:

@@ -72,7 +72,7 @@ class Journal:
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from fleet_device.api.app import ApiServer
+    from fleet_device.api.listening import ApiServer
 
 _REFUSED: Final = frozenset(LinkFault) - {LinkFault.UNREACHABLE, LinkFault.BUSY}
 _DRAINED: Final = "The device's administrator has stopped new requests for now; try again later, or another device."
@@ -137,20 +137,22 @@ class Gateway:
 
     def start(self) -> None:
         """Serve the API, and connect as soon as possible; raise ConfigurationError if the port cannot be used."""
-        if self._settings.api_port:
-            from fleet_device.api.app import listen  # noqa: PLC0415 - a web server, only where there is to be one
+        if self._settings.api_listen:
+            from fleet_device.api.listening import listen_as  # noqa: PLC0415 - a web server, only where there is to be one
 
-            self.serve(listen(self._settings.api_port))
+            self.serve(listen_as(self._settings))
         if self._steering is not None:
             self._steering.start()
         self.service.start_patiently()
         self._queue.start()
 
     def serve(self, sock: socket.socket) -> None:
-        from fleet_device.api.app import ApiServer, create_app  # noqa: PLC0415 - likewise
+        from fleet_device.api.app import create_app  # noqa: PLC0415 - likewise
+        from fleet_device.api.listening import ApiServer  # noqa: PLC0415 - likewise
 
         applications = None if self._remote is None else self._remote.applications
-        self._server = ApiServer(create_app(self, self._settings, applications=applications), sock)
+        app, certificate = create_app(self, self._settings, applications=applications), self._settings.api_certificate
+        self._server = ApiServer(app, sock, certificate=certificate and certificate.expanduser())
         self._server.start()
 
     def run(

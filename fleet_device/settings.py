@@ -7,9 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from fleet_common.host import state_folder
+from fleet_common.metrics import ListenAddress
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
 from schemas.codec import MAX_DRAFT_BYTES
@@ -207,7 +208,6 @@ class DeviceSettings(Settings):
     drain_s: float = setting(
         10.0, "Time for running requests to end when the device stops.", unit="seconds", rare=True, ge=0
     )
-    api_port: int = setting(8321, "Port of the local HTTP API; 0 turns it off.", ge=0, le=65535)
     api_token: SecretStr | None = setting(
         None, "Bearer token that applications must send; none by default.", rare=True, min_length=1
     )
@@ -216,6 +216,19 @@ class DeviceSettings(Settings):
         "File of the applications that may use the local API, with keys and quotas, made by `fleet device app`; "
         "without it only `api_token` applies.",
         rare=True,
+    )
+    api_listen: str = setting(
+        "127.0.0.1:8321",
+        "Address and port of the local HTTP API, or the path of a Unix socket; beyond loopback only with "
+        "`applications`. Empty for none.",
+    )
+    api_hosts: str = setting(
+        "",
+        "Names, separated by commas, under which containers and other machines may call the API: the URL's host.",
+        rare=True,
+    )
+    api_certificate: Path | None = setting(
+        None, "Server certificate, its chain and its key (PEM, one file): turns the API's port into HTTPS.", rare=True
     )
     api_waiting: int = setting(8, "Maximum number of waiting requests.", unit="requests", rare=True, ge=0, le=1000)
 
@@ -236,6 +249,19 @@ class DeviceSettings(Settings):
         rare=True,
     )
 
+    # Declared after `applications`, which it depends on.
+    @field_validator("api_listen")
+    @classmethod
+    def _protected(cls, listen: str, seen: ValidationInfo) -> str:
+        address = _api_address(listen)
+        beyond = isinstance(address, ListenAddress) and not address.loopback
+        if beyond and seen.data.get("applications", listen) is None:
+            raise ValueError(
+                "it must be a loopback address as long as applications have no keys, since other machines reach this "
+                "one; give each a key with 'fleet device app add', and name their file in 'applications'"
+            )
+        return listen
+
     @field_validator("steering_fixed")
     @classmethod
     def _known(cls, names: str) -> str:
@@ -243,6 +269,11 @@ class DeviceSettings(Settings):
             if name not in cls.model_fields and not name.startswith("quota."):
                 raise ValueError(f"it must be names of settings with commas between, and none is called {name[:60]!r}")
         return names
+
+    @property
+    def api_address(self) -> ListenAddress | Path | None:
+        """Where the API listens; None if it is turned off."""
+        return _api_address(self.api_listen)
 
     def stays(self) -> frozenset[str]:
         """Return the settings that cannot be set remotely."""
@@ -276,3 +307,16 @@ class DeviceSettings(Settings):
             top_p=self.top_p,
             seed=random_seed() if self.seed is None else self.seed,
         )
+
+
+def _api_address(text: str) -> ListenAddress | Path | None:
+    if not text:
+        return None
+    if text.startswith("/"):
+        return Path(text)
+    try:
+        return ListenAddress.read(text)
+    except ValueError:
+        raise ValueError(
+            "it must be an address and a port, such as 127.0.0.1:8321, or the absolute path of a Unix socket"
+        ) from None

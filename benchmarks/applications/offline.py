@@ -30,7 +30,7 @@ from benchmarks.processes import BenchError, Identity, Program, scripted_edge
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
-from fleet_device.api.app import listen
+from fleet_device.api.listening import listen
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
@@ -89,11 +89,11 @@ class Site:
                     "offline_s": AFTER_S,
                     "answer_s": ANSWER_S,
                     "state_dir": str(self._folder),
-                    "api_port": 0,
+                    "api_listen": "",
                 }
             )
             self._gateway = Gateway(DeviceService(settings, PacedDrafter(script, script.words)))
-            self._gateway.serve(listen(0))
+            self._gateway.serve(listen())
             self._gateway.start()
             self._stack.callback(self._gateway.stop)
             self.wait_until_there()

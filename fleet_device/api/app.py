@@ -1,15 +1,14 @@
-"""Local HTTP API: its server on loopback, and its routes."""
+"""Local HTTP API: its routes."""
 
 import asyncio
-import errno
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from starlette.applications import Starlette
@@ -19,11 +18,16 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
-from fleet_common.http_server import HttpServer
-from fleet_device.api.guard import HEALTH_PATHS, AccessGuard, ApplicationQuotas
+from fleet_device.api.guard import HEALTH_PATHS, LOOPBACK, AccessGuard, ApplicationQuotas
 from fleet_device.api.logprobs import TokenSpelling
+from fleet_device.api.ollama import (
+    MEDIA_TYPE,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaReply,
+    stream_lines,
+)
 from fleet_device.api.openapi import openapi
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import (
@@ -43,44 +47,12 @@ from fleet_device.api.responses import ResponseReply, ResponsesRequest, stream_r
 from fleet_device.api.status import metrics_route, status_routes
 from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.drafters.contract import DrafterError, TextCodec
-from fleet_device.errors import ConfigurationError, DeviceError, EdgeUnavailable, SessionRefused
+from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
 from fleet_device.settings import DeviceSettings, OfflinePolicy
 from schemas.names import VERSION
 from schemas.policy import Grammar
-
-HOST: Final = "127.0.0.1"
-
-# For running answers when the device stops.
-_GRACE_S: Final = 3
-
-
-def listen(port: int) -> socket.socket:
-    """Take the port, or any free one for 0; raise ConfigurationError if it is in use or not permitted."""
-    try:
-        listener = socket.create_server((HOST, port))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            what = "is in use: stop what listens there (maybe a device that runs already)"
-        else:
-            what = f"cannot be used ({error.strerror})"
-        raise ConfigurationError(
-            f"The API's port {HOST}:{port} {what}, or set api_port to another; 0 turns the API off."
-        ) from error
-    # Accepted connections inherit it. asyncio sets it only on sockets that name their protocol, unlike this one: an
-    # answer's second packet would wait for the client's delayed acknowledgement, 40 ms.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-class ApiServer(HttpServer):
-    """Serve an application on a socket of `listen`, which is closed at the end; `address` is its URL."""
-
-    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
-        self.address = f"http://{HOST}:{sock.getsockname()[1]}"
-        super().__init__(app, sock, name="api", grace_s=_GRACE_S)
-
 
 MAX_BODY_BYTES: Final = 1 << 20
 """Largest request body."""
@@ -148,10 +120,14 @@ def create_app(
             Route("/v1/embeddings", api.embeddings, methods=["POST"]),
             *(Route(path, api.health) for path in HEALTH_PATHS),
             Route("/version", api.version),
+            Route("/api/chat", api.ollama_chat, methods=["POST"]),
+            Route("/api/generate", api.ollama_generate, methods=["POST"]),
+            Route("/api/tags", api.tags),
+            Route("/api/version", api.version),
             *status_routes(backend.status),
             metrics_route(backend.status),
         ],
-        middleware=[Middleware(AccessGuard, token=token, applications=applications)],
+        middleware=[Middleware(AccessGuard, token=token, applications=applications, names=_names(settings))],
         exception_handlers={
             ApiProblem: _answer_problem,
             HTTPException: _answer_http,
@@ -161,15 +137,22 @@ def create_app(
     )
 
 
-async def _answer_problem(_request: Request, error: Exception) -> Response:
-    return problem_of(error).response()
+def _names(settings: DeviceSettings) -> frozenset[str] | None:
+    """Return the hosts that a URL may name; None for any, over a Unix socket, which no web page reaches."""
+    if isinstance(settings.api_address, Path):
+        return None
+    return LOOPBACK.union(filter(None, (name.strip().lower() for name in settings.api_hosts.split(","))))
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    return problem_of(error).response(request.scope["path"])
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     sentence = f"{error.detail}: {request.method} {request.url.path[:200]}."
     code = error.detail.lower().replace(" ", "_")
-    return ApiProblem(error.status_code, sentence, code=code, headers=error.headers).response()
+    return ApiProblem(error.status_code, sentence, code=code, headers=error.headers).response(request.scope["path"])
 
 
 _ABLE: Final = frozenset({"ok", "local"})
@@ -210,6 +193,35 @@ class _Api:
             stream=lambda text, first: stream_response(reply, text, first),
         )
 
+    async def ollama_chat(self, request: Request) -> Response:
+        return await self._ollama(request, read_request(OllamaChatRequest, await _body(request)))
+
+    async def ollama_generate(self, request: Request) -> Response:
+        return await self._ollama(request, read_request(OllamaGenerateRequest, await _body(request)))
+
+    async def _ollama(self, request: Request, asked: OllamaChatRequest | OllamaGenerateRequest) -> Response:
+        openai = asked.openai()
+        reply = OllamaReply(
+            chat=isinstance(asked, OllamaChatRequest),
+            model=asked.model,
+            created_at=datetime.fromtimestamp(self.wall_clock(), UTC).isoformat(),
+            tools=None if openai is None else openai.tool_calls(),
+        )
+        if openai is None:
+            return JSONResponse(reply.loaded())
+        return await self._answer(
+            request,
+            openai,
+            whole=lambda texts: reply.whole(texts[0]),
+            stream=lambda text, first: stream_lines(reply, text, first),
+            media_type=MEDIA_TYPE,
+        )
+
+    async def tags(self, _request: Request) -> Response:
+        since, details = self.backend.since.isoformat(), {"format": "", "family": "", "parameter_size": ""}
+        facts = {"modified_at": since, "size": 0, "digest": "", "details": details}
+        return JSONResponse({"models": [{"name": name, "model": name, **facts} for name in self.backend.targets()]})
+
     async def tokenize(self, request: Request) -> Response:
         asked, codec = read_request(TokenizeRequest, await _body(request)), self.backend.codec
         try:
@@ -233,9 +245,13 @@ class _Api:
             raise ApiProblem(404, f"There is no model {name[:100]!r} now.", code="model_not_found", param="model")
         return JSONResponse(self._model(name))
 
-    async def health(self, _request: Request) -> Response:
+    async def health(self, request: Request) -> Response:
         health = self.backend.health()
-        return JSONResponse(health, 200 if health["status"] in _ABLE else 503)
+        status = 200 if health["status"] in _ABLE else 503
+        client, server = request.client, request.scope.get("server")
+        if client is not None and server is not None and client.host != server[0]:
+            health = {"status": health["status"], "reason": None}  # another machine, which has shown no key
+        return JSONResponse(health, status)
 
     async def document(self, _request: Request) -> Response:
         return JSONResponse(openapi())
@@ -259,6 +275,7 @@ class _Api:
         *,
         whole: Callable[[list[GeneratedText]], dict[str, Any]],
         stream: Callable[[ChoiceEvents, Happened], AsyncIterator[bytes]],
+        media_type: str = "text/event-stream",
     ) -> Response:
         if (grammar := asked.text_grammar()) is not None:
             try:
@@ -286,8 +303,9 @@ class _Api:
         except BaseException:
             self._cancel(tickets)
             raise
+        headers = {**_waited(tickets), **_ignored(asked)}
         return EventsResponse(
-            stream(text, first), headers={**_waited(tickets), **_ignored(asked)}, at_end=lambda: self._cancel(tickets)
+            stream(text, first), headers=headers, at_end=lambda: self._cancel(tickets), media_type=media_type
         )
 
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:

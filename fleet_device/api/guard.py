@@ -1,8 +1,8 @@
 """Access to the API: which programs may use it, and quotas of applications.
 
-The port is open on loopback only. A page of any origin can still make a browser send requests there, under a name of
-its own that it lets resolve to 127.0.0.1; such a request carries that name in its Host header. Requests under the right
-name cannot be read by the page, since no CORS header is sent, nor can it send JSON without asking.
+A page of any origin can make a browser send requests to the port, also on loopback, under a name of its own that it
+lets resolve to that address; such a request carries that name in its Host header. Requests under the right name cannot
+be read by the page, since no CORS header is sent, nor can it send JSON without asking.
 
 Quotas count the tokens of prompts and generations since the start of the device. A request that has begun runs to its
 end, so an application may exceed its quota once; it then waits until that is made up for.
@@ -10,6 +10,7 @@ end, so an application may exceed its quota once; it then waits until that is ma
 
 import base64
 import hmac
+import ipaddress
 import math
 import threading
 from collections.abc import Callable
@@ -101,7 +102,7 @@ def _over(what: str, application: Application, wait_s: float) -> ApiProblem:
     )
 
 
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 HEALTH_PATHS: Final = ("/healthz", "/health")
 """Need no token. vLLM and llama.cpp serve `/health`; load generators ask for it first."""
 
@@ -113,24 +114,39 @@ only permits reading."""
 
 
 class AccessGuard:
-    """ASGI middleware that accepts the bearer token or an application's key, and sets `state.application`."""
+    """ASGI middleware that accepts the bearer token or an application's key, and sets `state.application`.
 
-    def __init__(self, app: ASGIApp, *, token: str | None, applications: ApplicationsFile | None = None) -> None:
+    `names` are hosts that a request may name, besides the address at which it arrives; None for any.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        token: str | None,
+        applications: ApplicationsFile | None = None,
+        names: frozenset[str] | None = LOOPBACK,
+    ) -> None:
         self._app = app
+        self._names = names
         self._token = token.encode() if token is not None else None
         self._applications = applications
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (problem := self._problem(scope)) is not None:
-            await problem.response()(scope, receive, send)
+            await problem.response(scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     def _problem(self, scope: Scope) -> ApiProblem | None:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or _name(hosts[0]) not in _LOOPBACK:
-            return ApiProblem(421, "This API answers only under the names 127.0.0.1 and localhost.", code="wrong_host")
+        if len(hosts) != 1 or not self._is_named(_name(hosts[0]), scope):
+            return ApiProblem(
+                421,
+                "This API does not answer under that name: use localhost or its address, or add the name to api_hosts.",
+                code="wrong_host",
+            )
         if (self._token is None and self._applications is None) or scope["path"] in HEALTH_PATHS:
             return None
         shown = scope["path"] in _SHOWN and scope["method"] in _READS
@@ -155,6 +171,11 @@ class AccessGuard:
             headers={"WWW-Authenticate": 'Basic realm="fleet device", charset="UTF-8"' if shown else "Bearer"},
         )
 
+    def _is_named(self, name: str, scope: Scope) -> bool:
+        # A page cannot let a name resolve to a host that is an address already.
+        arrived, _ = scope.get("server") or (None, None)
+        return self._names is None or name in self._names or (_is_address(name) and name.strip("[]") == arrived)
+
 
 def _given(authorization: str, *, password: bool) -> bytes:
     """Return the token of an Authorization header, or with `password` a browser user's password; may be empty."""
@@ -168,6 +189,14 @@ def _given(authorization: str, *, password: bool) -> bytes:
         return base64.b64decode(raw, validate=True).partition(b":")[2]
     except ValueError:
         return b""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _name(host: str) -> str:

@@ -5,6 +5,8 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
+from fleet_device.api.ollama import MEDIA_TYPE, OllamaChatRequest, OllamaGenerateRequest
+from fleet_device.api.problems import OLLAMA
 from fleet_device.api.requests import (
     LABELS,
     NEUTRAL,
@@ -81,6 +83,9 @@ _TOKENS: Final = _object(count=_NUMBER, max_model_len=_NUMBER, tokens=_list(_NUM
 _HEALTH: Final = _object(status=_TEXT, reason=_maybe(_TEXT))
 _EVENT: Final = _object(data=_TEXT)
 _ERROR: Final = _object(error=_object(message=_TEXT, type=_TEXT, param=_maybe(_TEXT), code=_maybe(_TEXT)))
+_OLLAMA_HEAD: Final = {"model": _TEXT, "created_at": _TEXT, "done": {"type": "boolean"}}
+_OLLAMA_MESSAGE: Final = _object(role={"const": "assistant"}, content=_TEXT)
+_OLLAMA_MODEL: Final = _object(name=_TEXT, model=_TEXT, modified_at=_TEXT, size=_NUMBER, digest=_TEXT)
 
 
 class DeviceEndpoint(NamedTuple):
@@ -114,6 +119,22 @@ ENDPOINTS: Final = (
     DeviceEndpoint("/health", "Say whether the device can generate.", _HEALTH),
     DeviceEndpoint("/version", "Return the version.", _object(version=_TEXT)),
     DeviceEndpoint("/status", "Describe the device.", {"type": "object"}),
+    DeviceEndpoint(
+        "/api/chat",
+        "Answer a chat, as Ollama does.",
+        _object(**_OLLAMA_HEAD, message=_OLLAMA_MESSAGE),
+        OllamaChatRequest,
+        streams=True,
+    ),
+    DeviceEndpoint(
+        "/api/generate",
+        "Answer a prompt, as Ollama does.",
+        _object(**_OLLAMA_HEAD, response=_TEXT),
+        OllamaGenerateRequest,
+        streams=True,
+    ),
+    DeviceEndpoint("/api/tags", "List the models of the edges, as Ollama does.", _object(models=_list(_OLLAMA_MODEL))),
+    DeviceEndpoint("/api/version", "Return the version.", _object(version=_TEXT)),
 )
 
 _PROBLEMS: Final = {
@@ -131,7 +152,7 @@ _PROBLEMS: Final = {
 
 @cache
 def openapi() -> _Schema:
-    components: _Schema = {"Error": _ERROR}
+    components: _Schema = {"Error": _ERROR, "OllamaError": _object(error=_TEXT)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Device", "version": VERSION, "description": "OpenAI's API on a device."},
@@ -146,9 +167,10 @@ def openapi() -> _Schema:
 
 def _operation(endpoint: DeviceEndpoint, components: _Schema) -> _Schema:
     content: _Schema = {_JSON: {"schema": endpoint.answer}}
+    ollama = endpoint.path.startswith(OLLAMA)
     if endpoint.streams:
-        content["text/event-stream"] = {"schema": _EVENT}
-    error = {_JSON: {"schema": {"$ref": _REFERENCES.format(model="Error")}}}
+        content |= {MEDIA_TYPE: {"schema": endpoint.answer}} if ollama else {"text/event-stream": {"schema": _EVENT}}
+    error = {_JSON: {"schema": {"$ref": _REFERENCES.format(model="OllamaError" if ollama else "Error")}}}
     operation: _Schema = {
         "summary": endpoint.summary,
         "responses": {

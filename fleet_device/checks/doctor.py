@@ -5,11 +5,15 @@ device of this name runs, it asks that one over its local API, because a broker 
 """
 
 import http.client
+import ipaddress
 import os
+import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
@@ -41,7 +45,6 @@ from schemas.control import EdgeState, Presence, Telemetry, encode_json
 from schemas.reasons import RefusalCode
 from schemas.topics import Topic, build
 
-_HOST: Final = "127.0.0.1"
 _HTTP_WAIT_S: Final = 2.0
 _MOST_BYTES: Final = 1 << 20
 
@@ -81,27 +84,53 @@ class RunningDevice(BaseModel):
         return tuple(each for each in self.edges if each.presence == Presence.ONLINE)
 
 
-def running_device(port: int, name: str) -> RunningDevice | None:
-    """Return the device of this name that serves the local API at `port`, None if there is none."""
-    if not port:
-        return None
-    connection = http.client.HTTPConnection(_HOST, port, timeout=_HTTP_WAIT_S)
+def running_device(settings: DeviceSettings) -> RunningDevice | None:
+    """Return the device of this name that serves the API at this address, None if there is none."""
+    connection = http.client.HTTPConnection("localhost", timeout=_HTTP_WAIT_S)
     try:
+        if (sock := _connect(settings)) is None:
+            return None
+        connection.sock = sock
         connection.request("GET", "/healthz")
         found = RunningDevice.model_validate_json(connection.getresponse().read(_MOST_BYTES))
     except (OSError, ValidationError, http.client.HTTPException):
         return None
     finally:
         connection.close()
-    return found if found.device == name else None
+    return found if found.device == settings.device else None
 
 
-def refuse_beside_running(port: int, name: str) -> None:
+def _connect(settings: DeviceSettings) -> socket.socket | None:
+    """Connect to the API; return None if it is turned off, raise OSError if nothing listens there."""
+    match settings.api_address:
+        case None:
+            return None
+        case Path() as path:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(_HTTP_WAIT_S)
+            try:
+                sock.connect(str(path))
+            except OSError:
+                sock.close()
+                raise
+            return sock
+        case address:
+            here = address.host != "localhost" and ipaddress.ip_address(address.host).is_unspecified
+            sock = socket.create_connection(("localhost" if here else address.host, address.port), _HTTP_WAIT_S)
+    if settings.api_certificate is None:
+        return sock
+    # Nothing secret is sent, and the certificate names the host that other machines use.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(sock)
+
+
+def refuse_beside_running(settings: DeviceSettings) -> None:
     """Raise ConfigurationError if the device runs: it must not be disconnected."""
-    if running_device(port, name) is not None:
+    if running_device(settings) is not None:
         raise ConfigurationError(
-            f"Device {name} runs already, and serves applications at {_HOST}:{port}: the broker keeps one connection "
-            "for each name, so stop it first, or give this one a name of its own with --device."
+            f"Device {settings.device} runs already, and serves applications at {settings.api_listen}: the broker "
+            "keeps one connection for each name, so stop it first, or give this one a name of its own with --device."
         )
 
 
@@ -110,9 +139,9 @@ def require_alike(running: RunningDevice, settings: DeviceSettings) -> None:
     broker, own = running.broker, settings.broker
     if (running.fleet, broker.host, broker.port) != (settings.fleet, own.host, own.port):
         raise ConfigurationError(
-            f"Device {running.device} runs here (API at {_HOST}:{settings.api_port}) in fleet {running.fleet!r} at "
+            f"Device {running.device} runs here (API at {settings.api_listen}) in fleet {running.fleet!r} at "
             f"{broker.host}:{broker.port}, and this configuration has fleet {settings.fleet!r} at {own.host}:"
-            f"{own.port}: name the configuration of the service with --config, or set another 'device' or 'api_port'."
+            f"{own.port}: name the configuration of the service with --config, or set another 'device' or 'api_listen'."
         )
 
 
@@ -244,7 +273,7 @@ class Doctor:
     settings: DeviceSettings
     load: Callable[[DeviceSettings], Drafter] = load_drafter
     make_link: Callable[[LinkSettings], Link] = PahoLink
-    running: Callable[[int, str], RunningDevice | None] = running_device
+    running: Callable[[DeviceSettings], RunningDevice | None] = running_device
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     available: Callable[[], int | None] = available_memory
@@ -262,7 +291,7 @@ class Doctor:
         Raise ConfigurationError if a device of this name runs with another configuration.
         """
         settings = self.settings
-        self._running = self.running(settings.api_port, settings.device)
+        self._running = self.running(settings)
         if self._running is not None:
             require_alike(self._running, settings)
         checks = Checklist(CHECKS, self.on_check, self.clock)

@@ -168,10 +168,10 @@ class SelfTest:
 
     def _configuration(self) -> str:
         settings = self.settings
-        if settings.api_port:
-            from fleet_device.api.app import listen  # noqa: PLC0415 - a web server, only where there is to be one
+        if settings.api_listen:
+            from fleet_device.api.listening import listen_as, release  # noqa: PLC0415 - a web server, only where needed
 
-            listen(settings.api_port).close()
+            release(listen_as(settings))
         broker = settings.broker
         return f"Device {settings.device} of fleet {settings.fleet}, broker {broker.host}:{broker.port}."
 

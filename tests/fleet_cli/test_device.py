@@ -15,7 +15,7 @@ from fleet_cli.main import _Formatter, main
 from fleet_cli.options import on_interrupt
 from fleet_common.logs import Event
 from fleet_common.settings import load_settings
-from fleet_device.api.app import listen
+from fleet_device.api.listening import listen
 from fleet_device.applications import ApplicationsFile
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
@@ -35,7 +35,7 @@ def device(fleet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     ("words", "said"),
     [
         ("generate hello --model nope:Q4_0", "fleet models prepare"),
-        ("run --model nope:Q4_0 --api-port 0", "fleet models prepare"),
+        ("run --model nope:Q4_0 --api-listen ''", "fleet models prepare"),
         ("generate hello --model draft.gguf", "GGUF"),
         ("generate hello --config device.toml", "api_prot"),
         ("run --config device.toml", "api_prot"),
@@ -56,25 +56,25 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 def test_a_chat_beside_a_running_device_uses_all_the_memory(device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[int, str]] = []
 
-    def refuse(port: int, _name: str) -> None:
-        if port == 1:
+    def refuse(settings: DeviceSettings) -> None:
+        if settings.api_listen:
             raise FleetError("It runs already.")
 
     def open_device(settings: DeviceSettings) -> None:
-        asked.append((settings.texts_at_once, settings.api_port))
+        asked.append((settings.texts_at_once, settings.api_listen))
         raise FleetError("Enough.")
 
     monkeypatch.setattr("fleet_cli.device_chat.refuse_beside_running", refuse)
     monkeypatch.setattr("fleet_cli.device_chat.Device", open_device)
-    assert device("chat", "--api-port", "1")[::2] == (2, "fleet: It runs already.\n")
-    assert device("chat", "--api-port", "0")[::2] == (2, "fleet: Enough.\n")
-    assert asked == [(1, 0)]
+    assert device("chat", "--api-listen", "127.0.0.1:1")[::2] == (2, "fleet: It runs already.\n")
+    assert device("chat", "--api-listen", "")[::2] == (2, "fleet: Enough.\n")
+    assert asked == [(1, "")]
 
 
 def test_a_self_test_that_fails_has_exit_code_1_and_says_what_failed(device: Run) -> None:
-    code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-port", "0")
+    code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-listen", "")
     assert code == 1
     assert "FAILED  model" in out
     assert "Skipped, because model failed." in out
@@ -82,7 +82,7 @@ def test_a_self_test_that_fails_has_exit_code_1_and_says_what_failed(device: Run
 
 @pytest.mark.slow
 def test_a_doctor_that_finds_something_wrong_has_exit_code_1_and_goes_on(device: Run) -> None:
-    arguments = ["doctor", "--model", "nope:Q4_0", "--api-port", "0", "--port", "1"]
+    arguments = ["doctor", "--model", "nope:Q4_0", "--api-listen", "", "--port", "1"]
     code, out, err = device(*arguments)
     assert (code, err) == (1, "")
     lines = out.splitlines()
@@ -97,9 +97,9 @@ def test_a_doctor_that_finds_something_wrong_has_exit_code_1_and_goes_on(device:
 
 
 def test_a_self_test_beside_a_running_device_says_so(device: Run) -> None:
-    with listen(0) as taken:
+    with listen() as taken:
         port = str(taken.getsockname()[1])
-        code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-port", port, "--json")
+        code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-listen", f"127.0.0.1:{port}", "--json")
     assert code == 1
     assert "maybe a device that runs already" in out
 

@@ -4,13 +4,13 @@ from typing import Any
 import pytest
 
 from fleet_common.settings import SettingsError, load_settings
-from fleet_device.api.app import listen
+from fleet_device.api.listening import listen
 from fleet_device.device import preflight
 from fleet_device.settings import DeviceSettings
 
 
 def settings(model: Path, **flags: Any) -> DeviceSettings:
-    usual = {"model": str(model), "api_port": 0}
+    usual = {"model": str(model), "api_listen": ""}
     return load_settings(DeviceSettings, config=None, flags=usual | flags, environment={})
 
 
@@ -28,8 +28,8 @@ def test_what_is_well_passes(model: Path) -> None:
 
 def test_all_that_cannot_work_is_told_at_once(tmp_path: Path) -> None:
     files = {"ca": "/no/ca.pem", "certificate": "/no/own.pem"}
-    with listen(0) as taken:
-        wrong = settings(tmp_path / "none.gguf", api_port=taken.getsockname()[1], broker=files)
+    with listen() as taken:
+        wrong = settings(tmp_path / "none.gguf", api_listen=f"127.0.0.1:{taken.getsockname()[1]}", broker=files)
         with pytest.raises(SettingsError) as caught:
             preflight(wrong, serves=True)
     lines = str(caught.value).splitlines()
@@ -37,7 +37,7 @@ def test_all_that_cannot_work_is_told_at_once(tmp_path: Path) -> None:
         "setting 'model', flag --model).",
         "setting 'broker.ca', flag --ca).",
         "setting 'broker.certificate', flag --certificate).",
-        "setting 'api_port', flag --api-port).",
+        "setting 'api_listen', flag --api-listen).",
     ]
     assert "does not exist" in lines[0]
     assert "The file /no/ca.pem cannot be read: No such file" in lines[1]
@@ -45,8 +45,8 @@ def test_all_that_cannot_work_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_not_served_on_may_be_taken(model: Path) -> None:
-    with listen(0) as taken:
-        preflight(settings(model, api_port=taken.getsockname()[1]), serves=False)
+    with listen() as taken:
+        preflight(settings(model, api_listen=f"127.0.0.1:{taken.getsockname()[1]}"), serves=False)
 
 
 @pytest.mark.parametrize("drafter", ["none", "prompt-lookup", "suffix"])

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from fleet_common.mqtt.errors import ConnectFailed, LinkFault
-from fleet_device.api.app import listen
+from fleet_device.api.listening import listen
 from fleet_device.api.problems import problem_of
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
@@ -168,7 +168,7 @@ def gateway(fleet: MemoryFleet, drafter: TalkingDrafter | None = None) -> Iterat
     with fleet.broker.running():
         served = Gateway(memory_service(fleet, drafter, drain_s=30.0))
         served.start()
-        served.serve(listen(0))
+        served.serve(listen())
         until(lambda: served.absence() is None)
         yield served
         served.stop()
@@ -288,8 +288,8 @@ def test_a_draft_model_that_dies_is_told_to_its_application(stream: bool, monkey
 
 def test_a_gateway_whose_port_is_taken_says_so_and_can_still_be_stopped() -> None:
     drafter = TalkingDrafter()
-    with listen(0) as taken:
-        served = Gateway(memory_service(MemoryFleet(), drafter, api_port=taken.getsockname()[1]))
+    with listen() as taken:
+        served = Gateway(memory_service(MemoryFleet(), drafter, api_listen=f"127.0.0.1:{taken.getsockname()[1]}"))
         with pytest.raises(ConfigurationError, match="is in use"):
             served.start()
         served.stop()

@@ -9,7 +9,6 @@ from typing import Any
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_device.api.app import listen
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.gateway import Gateway
@@ -54,13 +53,11 @@ def scripted_whole(port: int, folder: Path) -> Whole:
 
 @contextmanager
 def device_at(whole: Whole, drafter: Drafter | None = None, **given: Any) -> Iterator[Served]:
-    fixed: dict[str, Any] = {"fleet": FLEET, "broker": BrokerSettings(port=whole.port), "api_port": 0}
-    service = DeviceService(DeviceSettings.model_validate(fixed | given), drafter or ReadingDrafter())
-    gateway = Gateway(service)
-    gateway.serve(listen(0))
+    fixed: dict[str, Any] = {"fleet": FLEET, "broker": BrokerSettings(port=whole.port), "api_listen": "127.0.0.1:0"}
+    gateway = Gateway(DeviceService(DeviceSettings.model_validate(fixed | given), drafter or ReadingDrafter()))
     gateway.start()
     try:
-        assert service.edges.wait_online(10.0)
+        assert gateway.service.edges.wait_online(10.0)
         yield Served(f"{gateway.address}/v1", gateway, whole)
     finally:
         gateway.stop()

@@ -29,7 +29,7 @@ def steered_devices(
                     "fleet": fleet,
                     "device": name,
                     "broker": brokers[name],
-                    "api_port": 0,
+                    "api_listen": "",
                     "texts_at_once": 1,
                     "state_dir": folder / "state",
                     **given,

@@ -364,7 +364,7 @@ cp edge.toml device.toml /opt/fleet/current
 """
 _BROKER: Final = "mosquitto -c /root/site/mosquitto.conf"
 _EDGE: Final = ("mosquitto -c /etc/plain.conf", "fleet edge run --config edge.toml --edge edge-0 --spool /tmp/spool")
-_DEVICES: Final = "fleet device run --drafter prompt-lookup --device {name} --api-port {port}"
+_DEVICES: Final = "fleet device run --drafter prompt-lookup --device {name} --api-listen '{listen}'"
 _KNOWN: Final = r"""
 set -euo pipefail
 exec 3>&1 >&2
@@ -400,8 +400,8 @@ def run_here(document: str) -> DocumentResult:
             grant(words)
         known = subprocess.run(["/bin/bash", "-c", _KNOWN], check=True, stdout=subprocess.PIPE, text=True)
         os.environ.update(json.loads(known.stdout))
-        grant(_DEVICES.format(name="gateway-7", port=0 if "device run" in printed else 8321))
-        grant(_DEVICES.format(name="gateway-8", port=0))
+        grant(_DEVICES.format(name="gateway-7", listen="" if "device run" in printed else "127.0.0.1:8321"))
+        grant(_DEVICES.format(name="gateway-8", listen=""))
         return run_document(document)
     finally:
         for shell in granted:

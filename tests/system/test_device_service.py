@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from fleet_common.logs import Event, wait_for_event
-from fleet_device.api.app import listen
+from fleet_device.api.listening import listen
 from tests.support.prepared_models import prepared
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole
@@ -30,7 +30,7 @@ def command(whole: Whole, name: str, *arguments: str) -> list[str]:
 
 
 def free_port() -> int:
-    with listen(0) as sock:
+    with listen() as sock:
         return int(sock.getsockname()[1])
 
 
@@ -72,7 +72,8 @@ def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> 
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     ask: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2 * LONG, "mode": "coupled"}
-    with running(command(whole, "served", "run", "--api-port", str(port)), FLEET_DEVICE_DRAIN_S="60") as process:
+    served = command(whole, "served", "run", "--api-listen", f"127.0.0.1:{port}")
+    with running(served, FLEET_DEVICE_DRAIN_S="60") as process:
         until(lambda: status(url) == "waiting", patience_s=PATIENCE_S)
         early = httpx.post(f"{url}/v1/completions", json=ask, timeout=PATIENCE_S)  # an edge may be starting too
         assert (early.status_code, early.json()["error"]["code"]) == (503, "edge_unavailable")

@@ -131,7 +131,7 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
     with (
         Unit(tmp_path / "device.unit") as unit,
         running(
-            command(whole, "late-1", "run", "--api-port", str(port)),
+            command(whole, "late-1", "run", "--api-listen", f"127.0.0.1:{port}"),
             FLEET_DEVICE_DRAIN_S=str(drain_s),
             FLEET_DEVICE_TEXTS_AT_ONCE="1",  # or the second would not wait
             **unit.environment,

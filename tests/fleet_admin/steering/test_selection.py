@@ -162,7 +162,7 @@ def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
         ({"temprature": 1}, (), "temperature"),
         ({"broker.host": "x"}, (), "remotely"),
         ({"temperature": float("nan")}, (), "temperature"),
-        ({}, ("api_port",), "remotely"),
+        ({}, ("api_listen",), "remotely"),
         ({}, ("nothing",), "nothing"),
     ],
 )

@@ -86,7 +86,7 @@ def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(subprocess, "run", run)
     assert run_chat("device-1", ["--fleet", "demo"]) == 3
-    arguments = ["device", "chat", "--device", "device-1", "--api-port", "0", "--fleet", "demo"]
+    arguments = ["device", "chat", "--device", "device-1", "--api-listen", "", "--fleet", "demo"]
     assert seen == [(arguments, signal.SIG_IGN)]
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -1,11 +1,10 @@
 import asyncio
-import socket
 import threading
 from typing import Any
 
 import pytest
 
-from fleet_device.api.app import MAX_BODY_BYTES, listen
+from fleet_device.api.app import MAX_BODY_BYTES
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from schemas.names import VERSION
@@ -448,8 +447,3 @@ def test_a_text_is_tokenized_as_by_vllm(make: Make, fields: dict[str, Any], toke
 def test_what_cannot_be_tokenized_is_named(make: Make, fields: dict[str, Any], param: str) -> None:
     answer = ask(make()[0], "POST", "/tokenize", body=fields)
     assert (answer.status_code, error(answer)["param"]) == (400, param)
-
-
-def test_connections_inherit_the_option_that_keeps_answers_from_waiting() -> None:
-    with listen(0) as listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

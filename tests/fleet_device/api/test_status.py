@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from fleet_device.api.app import ApiServer, create_app, listen
+from fleet_device.api.app import create_app
+from fleet_device.api.listening import ApiServer, listen
 from fleet_device.api.status import DEVICE_CATALOGUE, device_families, metrics_route, render_status
 from fleet_edge.metrics.catalogue import CATALOGUE
 from tests.fleet_device.api.client import ask, error
@@ -147,7 +148,7 @@ def test_both_are_guarded_as_everything_else(make: Make) -> None:
 def test_a_browser_applies_the_style_and_runs_nothing(make: Make, tmp_path: Path) -> None:
     _, backend = make()
     backend.status = lambda: poisoned(device_status())  # type: ignore[method-assign]
-    server = ApiServer(create_app(backend, settings()), listen(0))
+    server = ApiServer(create_app(backend, settings()), listen())
     server.start()
     try:
         done = subprocess.run(

@@ -33,7 +33,7 @@ def doctor(fleet: MemoryFleet, model: Path, drafter: TalkingDrafter | None = Non
         settings(model=str(model), **given),
         load=lambda _settings: drafter or TalkingDrafter(),
         make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
-        running=lambda _port, _name: None,
+        running=lambda _settings: None,
         now=lambda: NOW,
         available=lambda: 1_000_000_000,
     )
@@ -159,7 +159,7 @@ def test_a_device_of_this_name_with_another_configuration_is_not_taken_for_this_
 ) -> None:
     seen = list[Check]()
     patient = doctor(fleet, model)
-    patient.running = lambda _port, _name: RunningDevice.model_validate(RUNNING | other)
+    patient.running = lambda _settings: RunningDevice.model_validate(RUNNING | other)
     patient.on_check = seen.append
     with pytest.raises(ConfigurationError, match="--config"):
         patient.run()
@@ -169,7 +169,7 @@ def test_a_device_of_this_name_with_another_configuration_is_not_taken_for_this_
 
 def test_a_running_device_is_asked_instead_of_the_broker(fleet: MemoryFleet, model: Path) -> None:
     patient = doctor(fleet, model)
-    patient.running = lambda _port, _name: RunningDevice.model_validate(RUNNING)
+    patient.running = lambda _settings: RunningDevice.model_validate(RUNNING)
     diagnosis = patient.run()
     assert status(diagnosis) == {"certificate": "skipped", "clock": "skipped"}
     assert diagnosis.ok
@@ -177,7 +177,7 @@ def test_a_running_device_is_asked_instead_of_the_broker(fleet: MemoryFleet, mod
     broker = {"host": "127.0.0.1", "port": 1883, "connected": False}
     away = {**RUNNING, "reason": "The broker is away.", "broker": broker, "edges": []}
     patient = doctor(fleet, model)
-    patient.running = lambda _port, _name: RunningDevice.model_validate(away)
+    patient.running = lambda _settings: RunningDevice.model_validate(away)
     diagnosis = patient.run()
     assert status(diagnosis)["broker"] == "failed"
     assert sentence(diagnosis, "broker") == "The broker is away."
@@ -227,17 +227,19 @@ HEALTH = (
 
 def test_a_device_is_known_to_run_by_its_name_and_none_takes_its_place() -> None:
     with answering(HEALTH) as port:
-        found = running_device(port, "device-1")
+        own = settings(api_listen=f"127.0.0.1:{port}")
+        found = running_device(own)
         assert (found.reason, found.online) == ("No edge.", ())
-        assert running_device(port, "device-2") is None
-        refuse_beside_running(port, "device-2")
+        other = own.model_copy(update={"device": "device-2"})
+        assert running_device(other) is None
+        refuse_beside_running(other)
         with pytest.raises(ConfigurationError, match="runs already"):
-            refuse_beside_running(port, "device-1")
-    assert running_device(0, "device-1") is None
-    assert running_device(port, "device-1") is None
+            refuse_beside_running(own)
+    assert running_device(settings(api_listen="")) is None
+    assert running_device(own) is None
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"device": "device-1"}', b"\xff"])
 def test_what_is_no_device_is_not_taken_for_one(body: bytes) -> None:
     with answering(body) as port:
-        assert running_device(port, "device-1") is None
+        assert running_device(settings(api_listen=f"127.0.0.1:{port}")) is None

@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_device.api.app import listen
+from fleet_device.api.listening import listen
 from fleet_device.checks.edge_check import Check
 from fleet_device.checks.selftest import SelfTest
 from fleet_device.drafters.contract import DrafterError
@@ -88,8 +88,8 @@ def test_an_edge_that_refuses_fails_the_generation(fleet: MemoryFleet) -> None:
 
 
 def test_a_device_that_runs_already_is_not_thrown_off_the_broker(fleet: MemoryFleet) -> None:
-    with listen(0) as taken:
-        report = selftest(fleet, api_port=taken.getsockname()[1]).run()
+    with listen() as taken:
+        report = selftest(fleet, api_listen=f"127.0.0.1:{taken.getsockname()[1]}").run()
     assert failed(report.checks) == ["configuration", "broker", "edge", "generation"]
     assert "maybe" in report.checks[0].sentence
     assert fleet.broker.retained(STATE) is None

@@ -60,14 +60,14 @@ def test_an_invalid_setting_changes_nothing_and_says_why(tmp_path: Path) -> None
     before = it.settings.model_copy()
     heard: list[object] = []
     it.on_change(heard.append)
-    assert it.consider(wanted(2, temperature=0.5, top_k=-1, made_up=1, api_port=1))
+    assert it.consider(wanted(2, temperature=0.5, top_k=-1, made_up=1, api_listen=""))
     assert it.settings == before
     assert heard == []
     report = it.report()
     assert (report.id, report.applied, report.values["temperature"]) == (id_of(2), id_of(1), 0.25)
-    assert set(report.refused) == {"top_k", "made_up", "api_port"}
+    assert set(report.refused) == {"top_k", "made_up", "api_listen"}
     assert report.refused["top_k"] == "-1 cannot be used: it must be a whole number from 0 to 1000000."
-    assert "cannot be set remotely" in report.refused["api_port"]
+    assert "cannot be set remotely" in report.refused["api_listen"]
     assert "made_up" in report.refused["made_up"]
 
 
@@ -252,7 +252,7 @@ def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
 
 def test_the_catalogue_names_settings_and_none_that_are_the_devices_own() -> None:
     assert set(STEERABLE) <= set(DeviceSettings.model_fields)
-    private = {"fleet", "device", "broker", "models_dir", "api_port", "api_token", "applications"}
+    private = {"fleet", "device", "broker", "models_dir", "api_listen", "api_token", "applications"}
     assert not private & set(STEERABLE)
     assert not [name for name in STEERABLE if name.startswith("steering") or name.endswith(("_dir", "_log"))]
     assert (effect_of("model"), effect_of("top_k"), effect_of("broker")) == (Effect.RELOAD, Effect.NOW, None)

@@ -14,6 +14,8 @@ from urllib.parse import unquote
 from fleet_common.grammar.bounds import bounded_text
 from fleet_common.grammar.errors import GrammarError
 from fleet_device.api.app import create_app
+from fleet_device.api.ollama import MEDIA_TYPE
+from fleet_device.api.problems import OLLAMA
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
@@ -38,6 +40,7 @@ _TEMPLATE: Final = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
 )
 _CHAT, _COMPLETION = b"/v1/chat/completions", b"/v1/completions"
+_TOOL: Final = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 _BODIES: Final[tuple[tuple[bytes, Any], ...]] = (
     (_CHAT, {"messages": [{"role": "user", "content": "t1 t2"}]}),
     (_CHAT, {"messages": [{"role": "system", "content": "t1"}, {"role": "user", "content": "<|im_end|>"}]}),
@@ -47,6 +50,9 @@ _BODIES: Final[tuple[tuple[bytes, Any], ...]] = (
     (_COMPLETION, {"prompt": "t1 t2", "max_tokens": 7, "seed": 5, "mode": "coupled", "top_k": 3}),
     (_COMPLETION, {"prompt": [1, 2, 3], "stream": True, "stream_options": {"include_usage": True}}),
     (_COMPLETION, {"prompt": ["t1"], "n": 1, "echo": False, "logprobs": None, "user": "u", "best_of": 1}),
+    (_CHAT, {"messages": [{"role": "user", "content": "t1"}], "tools": [_TOOL], "parallel_tool_calls": True}),
+    (b"/api/chat", {"messages": [{"role": "user", "content": "t1"}], "tools": [_TOOL], "options": {"seed": 1}}),
+    (b"/api/generate", {"prompt": "t1", "raw": True, "format": "json", "stream": False}),
     (_CHAT, {"messages": [], "tools": [], "response_format": {"type": "text"}, "logit_bias": {}, "n": 2}),
 )  # fmt: skip
 
@@ -136,8 +142,9 @@ class ApiTarget(FramedTarget):
         first, frames = data[0], unpack(data[1:])
         self._backend.missing = str(EdgeUnavailable("No edge is up.")) if first & NO_EDGE else None
         self._backend.template = not first & NO_TEMPLATE
-        sent = self._loop.run_until_complete(self._exchange(_scope(first, frames), frames, first))
-        _check(sent, first)
+        scope = _scope(first, frames)
+        sent = self._loop.run_until_complete(self._exchange(scope, frames, first))
+        _check(sent, first, ollama=scope["path"].startswith(OLLAMA))
 
     def close(self) -> None:
         self._loop.close()
@@ -216,7 +223,7 @@ def _scope(first: int, frames: list[Frame]) -> dict[str, Any]:
     }
 
 
-def _check(sent: list[dict[str, Any]], first: int) -> None:
+def _check(sent: list[dict[str, Any]], first: int, *, ollama: bool) -> None:
     """Check the answer against the API's promises; a client that has disconnected gets none."""
     if not sent:
         return
@@ -234,12 +241,26 @@ def _check(sent: list[dict[str, Any]], first: int) -> None:
     if headers[b"content-type"].startswith(b"text/html"):
         _check_page(status, headers)
         return
+    if headers[b"content-type"].startswith(MEDIA_TYPE.encode()):
+        for line in body.decode().splitlines():
+            json.loads(line)
+        return
+    _check_json(status, body, ollama=ollama)
+
+
+def _check_json(status: int, body: bytes, *, ollama: bool) -> None:
     value = json.loads(body.decode())
     health = status == 503 and set(value) == {"status", "reason"}
-    if status >= 400 and not health and set(value["error"]) != {"message", "type", "param", "code"}:
+    if status >= 400 and not health and not _is_error(value["error"], ollama=ollama):
         raise Finding(f"an error of another shape: {body[:300]!r}")
     if len(body) > 1 << 16:
         raise Finding(f"an answer of {len(body)} bytes")
+
+
+def _is_error(error: object, *, ollama: bool) -> bool:
+    if ollama:
+        return isinstance(error, str)
+    return isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
 
 
 def _check_events(body: bytes) -> None:
