@@ -12,7 +12,7 @@ from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard, OverQuota, QuarantineBegun, SharedQuarantines
 from fleet_edge.intake import Malformed, ReceivedMessage
 from fleet_edge.sessions.admission import SessionLimits, SessionOffer, grant
-from fleet_edge.sessions.drafts import ReceivedDraft
+from fleet_edge.sessions.drafts import BlockVerdict, ReceivedDraft
 from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
@@ -212,7 +212,7 @@ class MessageHandlers:
         except DraftFault as error:
             self.answers.fault(device, error, session=session, draft=draft)
             return
-        self._chosen(session, receipt.accepted)
+        self._count_block(session, receipt.block)
         self.scheduler.arrived(session, at=arrival.at)
         if receipt.written:
             self.answers.send_missing(session)
@@ -221,11 +221,11 @@ class MessageHandlers:
         elif receipt.request:
             self.answers.more_samples(session, arrived)
 
-    def _chosen(self, session: EdgeSession, accepted: int | None) -> None:
-        """Count a rejected block once its device has said how many of its tokens are accepted."""
-        if accepted is not None:
-            session.count_block(accepted)
-            self.scheduler.chosen(session, accepted)
+    def _count_block(self, session: EdgeSession, block: BlockVerdict | None) -> None:
+        """Count a rejected block once its device has decided how many of its tokens are accepted."""
+        if block is not None:
+            self.answers.count_block(session, block)
+            self.scheduler.chosen(session, block.result.accepted)
 
     def _close(self, device: str, message: Close) -> None:
         session = self.sessions.named(device, message.session)
@@ -243,7 +243,7 @@ class MessageHandlers:
         if session is None:
             self.answers.closed_elsewhere(device, message)  # a repeat, or an edge that has restarted
             return
-        self._chosen(session, session.close(message))
+        self._count_block(session, session.close(message))
         self.answers.closed(session, message.reason, message=message)
         self._forget(session)
 

@@ -18,11 +18,11 @@ from fleet_edge.batching.edge_draft import DraftOrder, with_proposed
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.planning import Batch, WorkItem
 from fleet_edge.batching.scheduler import Scheduler
-from fleet_edge.batching.timing import DraftTiming, StepTimes
+from fleet_edge.batching.timing import StepTimes
 from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
-from fleet_edge.sessions.drafts import DraftResult
+from fleet_edge.sessions.drafts import DraftResult, DraftTiming
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.event_codes import EventKind

@@ -7,7 +7,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 from dssd.block import RejectedBlock
@@ -15,12 +14,11 @@ from dssd.distribution import Dist
 from dssd.downlink import FIRST_SAMPLES, FormName, choose_form
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
-from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.metrics.figures import Figures
-from fleet_edge.sessions.drafts import DraftResult, ReceivedDraft
+from fleet_edge.sessions.drafts import BlockVerdict, DraftResult, DraftTiming, ReceivedDraft
 from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.sessions.statistics import AcceptanceByModel
 from fleet_edge.store.event_codes import EventKind
@@ -148,7 +146,7 @@ class Responder:
         form = None if result.p is None else self._choose_form(session, result.p)
         payload = self._answer(session, result, form, timing)
         if result.undecided:
-            session.count_block = partial(self._count_block, session, result, timing, len(payload))
+            session.note_block(timing, size=len(payload))
         else:
             self._count(session, result, timing)
         self.publisher.verdict(session.device, payload, form=_kind(result, form) or _NOTHING)
@@ -161,12 +159,10 @@ class Responder:
                 EventKind.ACCEPTANCE, "acceptance-collapsed", sentence, session.device, session=session.session
             )
 
-    def _count_block(
-        self, session: EdgeSession, undecided: DraftResult, timing: DraftTiming, size: int, accepted: int
-    ) -> None:
-        result = undecided.decided(accepted)
-        self._count(session, result, timing)
-        self.recorder.judged(session, result, timing, form=_TRIES, downlink_bytes=size)
+    def count_block(self, session: EdgeSession, block: BlockVerdict) -> None:
+        """Count and record a rejected block, now that its device has decided on it."""
+        self._count(session, block.result, block.timing)
+        self.recorder.judged(session, block.result, block.timing, form=_TRIES, downlink_bytes=block.size)
 
     def _count(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
         self.guard.spend(session.device, len(result.tokens))
@@ -198,11 +194,13 @@ class Responder:
             self._send_more(session, stream.request, payload)
 
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
-        p, tried = session.rejected, arrived.draft.tried
-        assert p is not None
+        rejection, tried = session.rejection, arrived.draft.tried
+        assert rejection is not None
         assert tried is not None
-        logprobs = session.rejected_logprobs
-        result = DraftResult(arrived, accepted=0, tested=0, token=None, p=p, finish=Finish.NO, logprobs=logprobs)
+        p = rejection.p
+        result = DraftResult(
+            arrived, accepted=0, tested=0, token=None, p=p, finish=Finish.NO, logprobs=rejection.logprobs
+        )
         timing = DraftTiming(queue_ms=max(0.0, self.clock() - arrived.at) * 1e3)
         payload = self._answer(session, result, self._choose_form(session, p, tried=tried), timing)
         session.counters += SegmentCounters(resampled=1)

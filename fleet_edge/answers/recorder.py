@@ -10,9 +10,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from fleet_edge.answers.device_log import EventCounts, StateRecorder
-from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.sessions.drafts import DraftResult
+from fleet_edge.sessions.drafts import DraftResult, DraftTiming
 from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records import (

@@ -15,9 +15,9 @@ from fleet_edge.batching.edge_draft import DraftOrder, EdgeDrafter, with_propose
 from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTurns
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, WorkItem
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
-from fleet_edge.batching.timing import BatchingDelay, DraftTiming, PrefillLog, StepTimes
+from fleet_edge.batching.timing import BatchingDelay, PrefillLog, StepTimes
 from fleet_edge.counters import SegmentCounters
-from fleet_edge.sessions.drafts import ReceivedDraft
+from fleet_edge.sessions.drafts import DraftTiming, ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier

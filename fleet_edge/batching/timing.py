@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_edge.counters import SegmentCounters
-from fleet_edge.sessions.drafts import ReceivedDraft
+from fleet_edge.sessions.drafts import DraftTiming, ReceivedDraft
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,29 +23,6 @@ class StepTimes:
     @property
     def compute_ms(self) -> float:
         return (self.ended - self.started) * 1e3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftTiming:
-    """Parts of the time that a verdict took.
-
-    `queue_ms` lasts from the draft's arrival to the start of the step, without `prefill_ms`: steps that computed the
-    session's own prompt, which would make an idle edge look overloaded. `batch` counts sessions in the step; 0 if
-    nothing was verified. `chained` counts tokens of the session's other drafts in the step.
-    """
-
-    batch: int = 0
-    queue_ms: float = 0.0
-    prefill_ms: float = 0.0
-    compute_ms: float = 0.0
-    background: bool = False
-    chained: int = 0
-
-    @property
-    def counters(self) -> SegmentCounters:
-        return SegmentCounters(
-            queue_ms=self.queue_ms, compute_ms=self.compute_ms, batch_sum=self.batch, prefill_ms=self.prefill_ms
-        )
 
 
 @dataclass(slots=True)

@@ -13,9 +13,8 @@ from enum import StrEnum
 from typing import Final
 
 from fleet_common.metrics import Histogram
-from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.metrics.tracing import Tracing
-from fleet_edge.sessions.drafts import DraftResult
+from fleet_edge.sessions.drafts import DraftResult, DraftTiming
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.views import MachineState, device_state
 from schemas.control import Presence

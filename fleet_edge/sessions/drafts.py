@@ -1,4 +1,4 @@
-"""Drafts of a session: waiting for verification, answered, and the results of one judgement."""
+"""Drafts of a session: waiting for verification, answered or rejected, and the results of one judgement."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Final
 from dssd.block import RejectedBlock
 from dssd.distribution import Dist
 from dssd.verification import Judgement
+from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import desync
 from fleet_edge.sessions.admission import SessionLimits
 from schemas.fields import TokenLogprobs
@@ -158,6 +159,76 @@ class DraftResult:
     def decided(self, accepted: int) -> "DraftResult":
         """Return the result for counters, once the device has said how many tokens of the block are accepted."""
         return replace(self, accepted=accepted, tested=accepted + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftTiming:
+    """Parts of the time that a verdict took.
+
+    `queue_ms` lasts from the draft's arrival to the start of the step, without `prefill_ms`: steps that computed the
+    session's own prompt, which would make an idle edge look overloaded. `batch` counts sessions in the step; 0 if
+    nothing was verified. `chained` counts tokens of the session's other drafts in the step.
+    """
+
+    batch: int = 0
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    compute_ms: float = 0.0
+    background: bool = False
+    chained: int = 0
+
+    @property
+    def counters(self) -> SegmentCounters:
+        return SegmentCounters(
+            queue_ms=self.queue_ms, compute_ms=self.compute_ms, batch_sum=self.batch, prefill_ms=self.prefill_ms
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BlockVerdict:
+    """Result of a rejected block, which counts once the device has reported how many of its tokens are accepted.
+
+    `timing` and `size` (bytes) are those of the verdict that was sent.
+    """
+
+    result: DraftResult
+    timing: DraftTiming = DraftTiming()
+    size: int = 0
+
+    def decided(self, accepted: int) -> "BlockVerdict":
+        return replace(self, result=self.result.decided(accepted))
+
+
+@dataclass(slots=True)
+class Rejection:
+    """A rejected draft token, or a rejected block, whose correction the device draws.
+
+    Attributes:
+        p: Target distribution at the rejected position, or that of each position of the block.
+        logprobs: Log-probabilities of the correction, as far as the edge knows them.
+        requests: Number of requests for further samples.
+    """
+
+    p: Dist | RejectedBlock
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    block: BlockVerdict | None = None
+    requests: int = 0
+
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens that the device may commit in place of the rejection."""
+        return 1 if self.block is None else 1 + len(self.block.result.arrived.draft.tokens)
+
+    def corrected(self, fix: int, extra: int) -> tuple[int, ...]:
+        """Return the tokens that a device commits: `extra` in all, as far as the block has them, the last one `fix`."""
+        drafted = () if self.block is None else self.block.result.arrived.draft.tokens
+        return (*drafted[: max(0, extra - 1)], fix)
+
+    def offers(self, new: Sequence[int]) -> bool:
+        """Return whether the device may have drawn the last of these tokens, after the others."""
+        if isinstance(self.p, RejectedBlock):
+            return self.p.offers(len(new) - 1, new[-1])
+        return self.p.probability(new[-1]) > 0.0
 
 
 def split_judgement(

@@ -12,14 +12,16 @@ from itertools import takewhile
 from typing import Final
 
 from dssd.block import RejectedBlock
-from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, desync
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import (
+    BlockVerdict,
     DraftResult,
+    DraftTiming,
     ReceivedDraft,
+    Rejection,
     Rounds,
     WaitingDrafts,
     split_judgement,
@@ -95,13 +97,14 @@ class DraftReceipt:
     """What to send at once when a draft arrives: nothing if it waits for verification or is void.
 
     `repeat` is the verdict already given; `request` asks for samples of the last rejection, answered from memory;
-    `written` asks for edge-only decoding that is already done. `accepted` is what the device says of a rejected block.
+    `written` asks for edge-only decoding that is already done. `block` is a rejected block on which the device has
+    decided.
     """
 
     repeat: bytes | None = None
     request: bool = False
     written: bool = False
-    accepted: int | None = None
+    block: BlockVerdict | None = None
 
 
 @dataclass(slots=True)
@@ -111,8 +114,7 @@ class EdgeSession:
     Attributes:
         logprobs: Number of top log-probabilities that the device requests; None for no log-probabilities.
         sent: Position up to which the device was sent tokens.
-        count_block: Counts the rejected block; to be called with its number of accepted tokens once that is known.
-        rejected: Target distribution at the last rejection, or the rejected block, while the correction is awaited.
+        rejection: The last rejection, while its correction is awaited.
         failure: Fault with which the session has ended; it answers all further drafts.
     """
 
@@ -134,15 +136,11 @@ class EdgeSession:
     sent: int = 0
     draft_model: str = ""
     reported_load: EdgeLoad | None = None
-    count_block: Callable[[int], None] = lambda _accepted: None
-    rejected: Dist | RejectedBlock | None = None
-    rejected_logprobs: tuple[TokenLogprobs, ...] = ()
+    rejection: Rejection | None = None
     failure: DraftFault | None = None
     stream: DecodeRequest | None = None
     _epoch: int = 0
     _digest: int = EMPTY_DIGEST
-    _block: tuple[int, ...] = ()  # the tokens of a rejected block
-    _requests: int = 0  # for samples, since the rejection
     _guesses: NgramSpeculation | None = None
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
     _rounds: Rounds = field(init=False)
@@ -177,7 +175,7 @@ class EdgeSession:
     @property
     def longest_committed(self) -> int:
         """Most tokens that the device may have: it may have corrected a rejection without saying so yet."""
-        return self.committed + (self.rejected is not None) * (1 + len(self._block))
+        return self.committed + (0 if self.rejection is None else self.rejection.most_tokens)
 
     @property
     def logprobs_bytes(self) -> int:
@@ -211,10 +209,10 @@ class EdgeSession:
         if draft.tried is not None:
             return self._admit_request(draft)
         self._check_place(draft)
-        accepted = self._correct(draft.fix, draft.base)
+        block = self._correct(draft.fix, draft.base)
         self.stream = None
         self._waiting.add(arrived)
-        return DraftReceipt(accepted=accepted)
+        return DraftReceipt(block=block)
 
     def remember(self, round_: int, payload: bytes) -> None:
         """Keep a verdict's bytes for repeats."""
@@ -231,7 +229,7 @@ class EdgeSession:
     @property
     def _next_draft(self) -> ReceivedDraft | None:
         """The draft at the committed position, or the next of edge-only decoding."""
-        if self.finished or self.rejected is not None:
+        if self.finished or self.rejection is not None:
             return None
         if (waiting := self._waiting.at(self.committed)) is not None:
             return waiting
@@ -284,9 +282,7 @@ class EdgeSession:
             self.counters += SegmentCounters(tokens=len(part.tokens), accepted=part.accepted, tested=part.tested)
             self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
-                self._reject(part.p)
-                self._block = part.arrived.draft.tokens if part.undecided else ()
-                self.rejected_logprobs = part.logprobs[len(part.tokens) :]
+                self._reject(part)
             if part.finish is not Finish.NO:
                 self._finish()
         self.counters += SegmentCounters(forced=len(judgement.forced))
@@ -353,13 +349,18 @@ class EdgeSession:
         first = len(self.token_logprobs) - (self.committed - position)
         return tuple(self.token_logprobs[first : first + number])
 
-    def close(self, message: Close) -> int | None:
+    def note_block(self, timing: DraftTiming, *, size: int) -> None:
+        """Record the time and the size of the verdict that was sent on a rejected block."""
+        if self.rejection is not None and self.rejection.block is not None:
+            self.rejection.block = replace(self.rejection.block, timing=timing, size=size)
+
+    def close(self, message: Close) -> BlockVerdict | None:
         """Commit the device's last correction if no draft carried it, and end; return as `_correct` does."""
         new = self._corrected(message.fix, message.tokens)
         may = self._may_follow(new) and message.tokens == self.committed + len(new)
-        accepted = self._correct(message.fix, message.tokens) if may else None
+        block = self._correct(message.fix, message.tokens) if may else None
         self._finish()
-        return accepted
+        return block
 
     def fail(self, fault: DraftFault) -> None:
         self.failure = fault
@@ -379,11 +380,11 @@ class EdgeSession:
     def _check_prefix(self, draft: Draft) -> None:
         """Compare position and digest, including a correction."""
         new = self._corrected(draft.fix, draft.base)
-        if new and self.rejected is None:
+        if new and self.rejection is None:
             raise desync("The draft corrects a position that was not rejected.")
         if draft.base != self.committed + len(new) or draft.digest != extend_digest(self._digest, new):
             raise desync("The draft starts from other tokens than the edge has.")
-        if self.rejected is not None and not new:
+        if self.rejection is not None and not new:
             raise desync("The draft lacks the correction of the rejected position.")
         if new and not self._may_follow(new):
             raise desync("The correction is a token that the edge has not offered.")
@@ -392,41 +393,36 @@ class EdgeSession:
         """Return what a device of `length` tokens has committed since the rejection: the correction ends it."""
         if fix is None:
             return ()
-        return (*self._block[: max(0, length - self.committed - 1)], fix)
+        return (fix,) if self.rejection is None else self.rejection.corrected(fix, length - self.committed)
 
     def _may_follow(self, new: Sequence[int]) -> bool:
-        match self.rejected:
-            case RejectedBlock() as block:
-                return bool(new) and block.offers(len(new) - 1, new[-1])
-            case Dist() as p:
-                return bool(new) and p.probability(new[-1]) > 0.0
-            case None:
-                return False
+        return self.rejection is not None and bool(new) and self.rejection.offers(new)
 
-    def _correct(self, fix: int | None, length: int) -> int | None:
-        """Commit what a device has committed since the rejection; return the number of tokens it took of a block."""
-        new = self._corrected(fix, length)
-        if not new:
+    def _correct(self, fix: int | None, length: int) -> BlockVerdict | None:
+        """Commit what a device has committed since the rejection; return the block on which that decides."""
+        new, rejection = self._corrected(fix, length), self.rejection
+        if not new or rejection is None:
             return None
-        accepted = len(new) - 1
+        self.rejection = None
         self._extend(new)
         # The device's own correction: it already has these log-probabilities.
-        self.token_logprobs.extend(self.rejected_logprobs)
+        self.token_logprobs.extend(rejection.logprobs)
         self.counters += SegmentCounters(tokens=len(new))
-        block, self.rejected = isinstance(self.rejected, RejectedBlock), None
-        if not block:
+        if rejection.block is None:
             return None
-        self.counters += SegmentCounters(accepted=accepted, tested=len(new))
-        self.recent.count(tested=len(new), accepted=accepted)
-        return accepted
+        block = rejection.block.decided(len(new) - 1)
+        self.counters += SegmentCounters(accepted=block.result.accepted, tested=block.result.tested)
+        self.recent.count(tested=block.result.tested, accepted=block.result.accepted)
+        return block
 
     def _admit_request(self, draft: Draft) -> DraftReceipt:
-        if self.rejected is None or draft.base != self.committed:
+        rejection = self.rejection
+        if rejection is None or draft.base != self.committed:
             raise desync("Samples are requested, but nothing was rejected.")
-        if isinstance(self.rejected, RejectedBlock) and draft.tried != len(self.rejected.offered):
+        if isinstance(rejection.p, RejectedBlock) and draft.tried != len(rejection.p.offered):
             raise desync("The rest of a race is requested, but not after the tries that were sent.")
-        self._requests += 1
-        if self._requests > _SAMPLE_REQUESTS:
+        rejection.requests += 1
+        if rejection.requests > _SAMPLE_REQUESTS:
             raise DraftFault(
                 FaultCode.QUOTA,
                 Action.GIVE_UP,
@@ -443,10 +439,10 @@ class EdgeSession:
             return DraftReceipt()
         if draft.epoch > self._epoch:
             raise desync("The request's epoch is ahead of the edge's.")
-        accepted = None
-        if self.rejected is not None:
+        block = None
+        if self.rejection is not None:
             self._check_prefix(draft)
-            accepted = self._correct(draft.fix, draft.base)
+            block = self._correct(draft.fix, draft.base)
         elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
             raise desync("The request for edge-only decoding starts from other tokens than the edge has.")
         self._waiting.void()
@@ -457,7 +453,7 @@ class EdgeSession:
             draft, until=until, sent=draft.base, due_at=arrived.at, sent_at=sent_at, size=arrived.size
         )
         # Otherwise missing tokens are sent with the next ones.
-        return DraftReceipt(written=self.finished or self.committed >= until, accepted=accepted)
+        return DraftReceipt(written=self.finished or self.committed >= until, block=block)
 
     def _digest_at(self, position: int) -> int:
         if position == self.committed:
@@ -472,8 +468,9 @@ class EdgeSession:
         self.finished = True
         self._waiting.void()
 
-    def _reject(self, p: Dist | RejectedBlock | None) -> None:
+    def _reject(self, part: DraftResult) -> None:
         self._epoch += 1
         self._waiting.void()
-        self.rejected = p
-        self._requests = 0
+        if part.p is not None:  # otherwise the edge has drawn the correction
+            block = BlockVerdict(part) if part.undecided else None
+            self.rejection = Rejection(part.p, part.logprobs[len(part.tokens) :], block)

@@ -9,13 +9,13 @@ from fleet_common.mqtt.link import Message
 from fleet_edge.answers.answers import ReportedLoads, Responder, fault_reply
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder
-from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.sessions.admission import SessionLimits
+from fleet_edge.sessions.drafts import DraftTiming
 from fleet_edge.sessions.statistics import AcceptanceByModel
 from fleet_edge.store.records import (
     EventLogged,

@@ -4,8 +4,7 @@ from datetime import timedelta
 import pytest
 
 from fleet_edge.answers.recorder import DeviceRates, Recorder
-from fleet_edge.batching.timing import DraftTiming
-from fleet_edge.sessions.drafts import DraftResult
+from fleet_edge.sessions.drafts import DraftResult, DraftTiming
 from fleet_edge.store.records import CloseReported, EventLogged, RoundJudged
 from schemas.messages import Close
 from schemas.reasons import EndReason, Finish

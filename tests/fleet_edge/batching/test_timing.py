@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from fleet_edge.batching.timing import BatchingDelay, DraftTiming, PrefillLog, StepTimes
+from fleet_edge.batching.timing import BatchingDelay, PrefillLog, StepTimes
+from fleet_edge.sessions.drafts import DraftTiming
 from tests.support.drafts import arrived, draft
 
 VERIFIED = StepTimes(10.0, 10.5, sessions=3)

@@ -6,7 +6,7 @@ from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.admission import SessionLimits
-from fleet_edge.sessions.drafts import DraftResult, ReceivedDraft
+from fleet_edge.sessions.drafts import DraftResult, DraftTiming, ReceivedDraft
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
 from schemas.messages import Draft
 from schemas.policy import Mode, SamplingPolicy
@@ -17,6 +17,7 @@ from tests.support.drafts import arrived, close, draft, edge_session
 P = Dist(np.array([6, 4]), np.array([0.75, 0.25]))
 REJECTED = Judgement(1, rejected=True, p=P)
 ACCEPTED = Judgement(2, rejected=False, token=6)
+TIMING = DraftTiming(batch=2, compute_ms=40.0)
 
 
 def judged(session: EdgeSession, judgement: Judgement) -> list[DraftResult]:
@@ -41,10 +42,10 @@ def after_rejection() -> EdgeSession:
 
 
 def fault_of(session: EdgeSession, message: Draft) -> DraftFault:
-    before = (list(session.tokens), session.ready, session.rejected)
+    before = (list(session.tokens), session.ready, session.rejection)
     with pytest.raises(DraftFault) as caught:
         session.admit(arrived(message))
-    assert (session.tokens, session.ready, session.rejected) == before
+    assert (session.tokens, session.ready, session.rejection) == before
     return caught.value
 
 
@@ -62,11 +63,12 @@ def test_an_accepted_draft_is_committed_with_its_bonus_token() -> None:
 def test_a_rejection_waits_for_its_correction() -> None:
     session = after_rejection()
     assert session.tokens == [1, 2, 3, 4]
-    assert session.rejected is P
+    assert session.rejection is not None
+    assert session.rejection.p is P
     admitted(session, draft((7,), text=(4, 6), fix=6, round_=1, epoch=1))
     assert session.tokens == [1, 2, 3, 4, 6]
     assert session.ready is not None
-    assert session.rejected is None
+    assert session.rejection is None
 
 
 def test_a_repeat_is_answered_with_the_same_bytes() -> None:
@@ -419,6 +421,7 @@ def after_rejected_block() -> EdgeSession:
     (settled,) = judged(session, Judgement(0, rejected=True, p=block))
     assert (settled.accepted, settled.tested, settled.rejected, settled.undecided) == (0, 0, True, True)
     block.offered += [(2, 6), (2, 4), (0, 6)]
+    session.note_block(TIMING, size=300)
     return session
 
 
@@ -427,7 +430,9 @@ def test_a_rejected_block_waits_for_what_the_device_takes_of_it(head: tuple[int,
     session = after_rejected_block()
     assert (session.tokens, session.ready, session.longest_committed) == ([1, 2, 3], None, 4)
     (receipt,) = admitted(session, draft((7,), text=(*head, 6), fix=6, round_=1, epoch=1))
-    assert receipt == DraftReceipt(accepted=len(head))
+    assert receipt.block is not None
+    assert (receipt.block.result.accepted, receipt.block.result.tested) == (len(head), len(head) + 1)
+    assert (receipt.block.timing, receipt.block.size) == (TIMING, 300)
     assert session.tokens == [1, 2, 3, *head, 6]
     counters = session.counters
     assert (counters.tokens, counters.accepted, counters.tested) == (len(head) + 1, len(head), len(head) + 1)
@@ -447,11 +452,13 @@ def test_what_no_try_has_offered_is_refused(text: tuple[int, ...], fix: int | No
 
 def test_after_the_rest_of_a_race_any_token_of_its_rows_may_follow() -> None:
     session = after_rejected_block()
-    assert isinstance(session.rejected, RejectedBlock)
-    session.rejected.remainder()
+    assert session.rejection is not None
+    assert isinstance(session.rejection.p, RejectedBlock)
+    session.rejection.p.remainder()
     likely = int(P.ids[0])
     (receipt,) = admitted(session, draft((7,), text=(4, likely), fix=likely, round_=1, epoch=1))
-    assert receipt == DraftReceipt(accepted=1)
+    assert receipt.block is not None
+    assert receipt.block.result.accepted == 1
 
 
 def test_the_rest_of_a_race_is_asked_for_after_all_tries() -> None:
@@ -466,5 +473,6 @@ def test_the_rest_of_a_race_is_asked_for_after_all_tries() -> None:
 )
 def test_a_close_says_what_the_device_took_of_a_rejected_block(tokens: int, fix: int | None, kept: list[int]) -> None:
     session = after_rejected_block()
-    assert session.close(close(tokens=tokens, fix=fix)) == (2 if kept else None)
+    block = session.close(close(tokens=tokens, fix=fix))
+    assert (None if block is None else block.result.accepted) == (2 if kept else None)
     assert session.tokens == [1, 2, 3, *kept]
