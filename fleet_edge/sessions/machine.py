@@ -28,6 +28,7 @@ from fleet_edge.sessions.drafts import (
 )
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.sessions.ngrams import MAX_SPECULATED, NgramSpeculation
+from fleet_edge.sessions.states import SessionEvent, SessionState, next_state
 from fleet_edge.sessions.statistics import RecentAcceptance, TokenTimes
 from schemas.fields import MAX_TOKENS, EdgeLoad, TokenLogprobs
 from schemas.messages import Close, Draft, Open
@@ -109,7 +110,7 @@ class DraftReceipt:
 
 @dataclass(slots=True)
 class EdgeSession:
-    """State machine of one session at the edge.
+    """State machine of one session at the edge; its states are those of `fleet_edge.sessions.states`.
 
     Attributes:
         logprobs: Number of top log-probabilities that the device requests; None for no log-probabilities.
@@ -131,7 +132,7 @@ class EdgeSession:
     token_logprobs: list[TokenLogprobs] = field(default_factory=list)
     recent: RecentAcceptance = field(default_factory=RecentAcceptance)
     times: TokenTimes = field(default_factory=TokenTimes)
-    finished: bool = False
+    state: SessionState = SessionState.DRAFTING
     constraint: Constraint | None = None
     sent: int = 0
     draft_model: str = ""
@@ -167,6 +168,10 @@ class EdgeSession:
             draft_model=model_name(message.draft_model, message.quantization) or "",
             _digest=extend_digest(EMPTY_DIGEST, resumed),
         )
+
+    @property
+    def finished(self) -> bool:
+        return self.state in (SessionState.FINISHED, SessionState.FAILED)
 
     @property
     def committed(self) -> int:
@@ -210,6 +215,7 @@ class EdgeSession:
             return self._admit_request(draft)
         self._check_place(draft)
         block = self._correct(draft.fix, draft.base)
+        self._move(SessionEvent.DRAFT)
         self.stream = None
         self._waiting.add(arrived)
         return DraftReceipt(block=block)
@@ -229,11 +235,9 @@ class EdgeSession:
     @property
     def _next_draft(self) -> ReceivedDraft | None:
         """The draft at the committed position, or the next of edge-only decoding."""
-        if self.finished or self.rejection is not None:
-            return None
-        if (waiting := self._waiting.at(self.committed)) is not None:
-            return waiting
-        if self.stream is None or self.committed >= self.stream.until:
+        if self.state is SessionState.DRAFTING:
+            return self._waiting.at(self.committed)
+        if self.state is not SessionState.DECODING or self.stream is None or self.committed >= self.stream.until:
             return None
         return self.stream.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
 
@@ -364,7 +368,7 @@ class EdgeSession:
 
     def fail(self, fault: DraftFault) -> None:
         self.failure = fault
-        self._finish()
+        self._finish(SessionEvent.FAILED)
 
     # Internal
 
@@ -404,6 +408,7 @@ class EdgeSession:
         if not new or rejection is None:
             return None
         self.rejection = None
+        self._move(SessionEvent.CORRECTED)
         self._extend(new)
         # The device's own correction: it already has these log-probabilities.
         self.token_logprobs.extend(rejection.logprobs)
@@ -445,6 +450,7 @@ class EdgeSession:
             block = self._correct(draft.fix, draft.base)
         elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
             raise desync("The request for edge-only decoding starts from other tokens than the edge has.")
+        self._move(SessionEvent.DECODING_REQUESTED)
         self._waiting.void()
         until = min(draft.base + write, self.limits.max_new_tokens)
         self.sent = max(self.sent, draft.base)
@@ -464,13 +470,17 @@ class EdgeSession:
         self.tokens.extend(tokens)
         self._digest = extend_digest(self._digest, tokens)
 
-    def _finish(self) -> None:
-        self.finished = True
+    def _finish(self, event: SessionEvent = SessionEvent.ENDED) -> None:
+        self._move(event)
         self._waiting.void()
+
+    def _move(self, event: SessionEvent) -> None:
+        self.state = next_state(self.state, event)
 
     def _reject(self, part: DraftResult) -> None:
         self._epoch += 1
         self._waiting.void()
         if part.p is not None:  # otherwise the edge has drawn the correction
             block = BlockVerdict(part) if part.undecided else None
+            self._move(SessionEvent.REJECTED)
             self.rejection = Rejection(part.p, part.logprobs[len(part.tokens) :], block)
