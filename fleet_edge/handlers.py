@@ -171,7 +171,7 @@ class MessageHandlers:
             return
         if message.resume is not None:
             self._resumed(session, here=old is not None)
-        self.scheduler.opened(session)
+        self.scheduler.on_open(session)
         self.answers.opened(session, message, size=size)
 
     def _resumed(self, session: EdgeSession, *, here: bool) -> None:
@@ -213,7 +213,7 @@ class MessageHandlers:
             self.answers.fault(device, error, session=session, draft=draft)
             return
         self._count_block(session, receipt.block)
-        self.scheduler.arrived(session, at=arrival.at)
+        self.scheduler.on_draft(session, at=arrival.at)
         if receipt.written:
             self.answers.send_missing(session)
         elif receipt.repeat is not None:
@@ -225,7 +225,7 @@ class MessageHandlers:
         """Count a rejected block once its device has decided how many of its tokens are accepted."""
         if block is not None:
             self.answers.count_block(session, block)
-            self.scheduler.chosen(session, block.result.accepted)
+            self.scheduler.on_block(session, block.result.accepted)
 
     def _close(self, device: str, message: Close) -> None:
         session = self.sessions.named(device, message.session)

@@ -7,18 +7,17 @@ result still counts. The verifier learns of opened and closed sessions between t
 
 import logging
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dssd.verification import Judgement
 from fleet_edge.answers.answers import Responder
-from fleet_edge.batching.edge_draft import DraftOrder, with_proposed
+from fleet_edge.batching.edge_draft import with_proposed
 from fleet_edge.batching.judging import Case, judge_batch
-from fleet_edge.batching.planning import Batch, WorkItem
 from fleet_edge.batching.scheduler import Scheduler
-from fleet_edge.batching.timing import StepTimes
+from fleet_edge.batching.steps import Batch, DraftOrder, StepReport, StepTimes, WorkItem
 from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
@@ -50,18 +49,15 @@ _PAUSE_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ComputedStep:
-    """A step with the tokens that the edge's draft model proposed for it, and its decisions."""
+    """A step, and the decisions on its drafts."""
 
-    batch: Batch
+    report: StepReport
     judgements: list[Judgement | None]
-    times: StepTimes
-    proposed: Mapping[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class RunningStep:
     batch: Batch
-    orders: Sequence[DraftOrder]
     future: "Future[ComputedStep]"
 
 
@@ -169,10 +165,10 @@ class Orchestrator:
         if batch.items:
             cases = [_case(work) for work in batch.verifications]
             orders = self.scheduler.plan_drafts(batch)
-            self.scheduler.began()
+            self.scheduler.begin_step()
             future = self._pool.submit(self._compute, batch, cases, orders)
             future.add_done_callback(lambda _: self.inbox.wake())
-            self._running = RunningStep(batch, orders, future)
+            self._running = RunningStep(batch, future)
         for session, draft, fault in batch.faults:
             self.answers.fault(session.device, fault, session=session, draft=draft)
 
@@ -189,7 +185,7 @@ class Orchestrator:
             ]
         judgements = judge_batch(self.scheduler.score(batch), cases)
         times = StepTimes(started, self.clock(), len(judgements), drafted - started)
-        return ComputedStep(batch, judgements, times, proposed)
+        return ComputedStep(StepReport(batch, times, orders, proposed), judgements)
 
     # Post-process
 
@@ -198,11 +194,10 @@ class Orchestrator:
         while not running.future.done():
             self._receive(_POLL_S, most=_TAKEN_MEANWHILE)
         self._running = None
-        self.scheduler.ended()
+        self.scheduler.end_step()
         batch = running.batch
         try:
             step = running.future.result()
-            batch, times = step.batch, step.times
         except TargetAway as error:
             self._paused_until = self.clock() + error.retry_s
             _log.warning("A step of %d sessions is delayed: %s", len(batch.items), error)
@@ -211,13 +206,11 @@ class Orchestrator:
             return self._failed(Batch([work for work in batch.works if work.item.sequence == error.sequence]), error)
         except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
             return self._failed(batch, error)
-        self._step_s = times.ended - times.started
-        self.scheduler.computed(batch, times, running.orders, step.proposed)
-        self.answers.figures.stepped(
-            self._step_s,
-            sessions=times.sessions,
-            tokens=sum(len(work.item.tokens) for work in batch.works),
-            prefilled=sum(work.prefilled for work in batch.works),
+        batch, times = step.report.batch, step.report.times
+        self._step_s = times.seconds
+        self.scheduler.on_step(step.report)
+        self.answers.figures.on_step(
+            times.seconds, sessions=times.sessions, tokens=batch.tokens, prefilled=batch.prefilled
         )
         results = [
             self._commit(work, judgement, times)
@@ -235,11 +228,11 @@ class Orchestrator:
             return _give_up(work, failure or "The target model's logits are not numbers.")
         try:
             results = session.settle(work.chain, judgement)
-            self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
+            self.scheduler.on_commit(work, committed=sum(len(result.tokens) for result in results))
             if session.stream is not None:
                 session.stream.due_at = times.ended
             else:
-                self.scheduler.answered(session, at=self.clock())
+                self.scheduler.expect_draft(session, at=self.clock())
             return WorkResult(work, [(each, self.scheduler.timing(work, each.arrived, times)) for each in results])
         except Exception:  # noqa: BLE001 - logged with its traceback
             return _without_verdict(work)

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet_edge.batching.judging import Case, judge_batch
-from fleet_edge.batching.planning import Batch, WorkItem
+from fleet_edge.batching.steps import Batch, DraftOrder, StepReport, WorkItem
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item, Logits, Verifier, VerifierError
-from schemas.policy import SamplingPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class DraftLengths:
         side = 1 if self._steps // _EXPLORED_EVERY % 2 else -1
         return LENGTHS[min(max(LENGTHS.index(best) + side, 0), len(LENGTHS) - 1)]
 
-    def stepped(self, sessions: int, length: int, seconds: float) -> None:
+    def add_step(self, sessions: int, length: int, seconds: float) -> None:
         """Record the time of a step, drafting included."""
         key = _load(sessions), length
         before = self._seconds.get(key, seconds)
@@ -121,18 +120,6 @@ class _Sequence:
             if not right:
                 return place
         return self.at + len(self.proposed)
-
-
-@dataclass(frozen=True, slots=True)
-class DraftOrder:
-    """A session that is drafted for: tokens that the draft model has not computed, and the position of the next."""
-
-    handle: int
-    tokens: tuple[int, ...]
-    policy: SamplingPolicy
-    base: int
-    most: int  # tokens to propose
-    ends: frozenset[int]
 
 
 class EdgeDrafter:
@@ -196,20 +183,18 @@ class EdgeDrafter:
                     running.append(order)
         return found
 
-    def stepped(
-        self, batch: Batch, orders: Sequence[DraftOrder], proposed: Mapping[int, tuple[int, ...]], seconds: float
-    ) -> None:
-        """Record a step with these proposals; `seconds` include drafting."""
-        for work in batch.works:
+    def on_step(self, report: StepReport) -> None:
+        works, proposed = report.batch.works, report.proposed
+        for work in works:
             handle = work.session.handle
             if handle in self._sequences:
                 its = self._sequences[handle]
                 its.at, its.proposed = len(work.session.tokens), proposed.get(handle, ())
-        caught_up = all(len(order.tokens) <= LENGTHS[-1] + 1 for order in orders)
-        if caught_up and not any(work.prefilled for work in batch.works):
+        caught_up = all(len(order.tokens) <= LENGTHS[-1] + 1 for order in report.orders)
+        if caught_up and not report.batch.prefilled:
             length = max((len(tokens) for tokens in proposed.values()), default=0)
             if length in LENGTHS:
-                self._lengths.stepped(len(batch.works), length, seconds)
+                self._lengths.add_step(len(works), length, report.times.seconds)
 
     def forget(self, handle: int) -> None:
         if self._sequences.pop(handle, None) is not None:

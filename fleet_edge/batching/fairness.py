@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_common.limits import TokenBucket
+from fleet_edge.batching.steps import StepReport
 from fleet_edge.sessions.ngrams import MAX_SPECULATED
 
 _HALF_LIFE_S: Final = 2.0
@@ -47,15 +48,16 @@ class BackgroundWork:
         """Return whether background work may delay others in the next step."""
         return self._background_s * (1.0 - self.share) <= self._foreground_s * self.share
 
-    def stepped(self, *, started: float, ended: float, tokens: int, background: int) -> None:
-        """Count a step; `background` of its `tokens` were background work."""
+    def on_step(self, report: StepReport) -> None:
+        ended, seconds, tokens = report.times.ended, report.times.seconds, report.batch.tokens
+        background = sum(len(work.item.tokens) for work in report.batch.works if work.background)
         kept = 1.0 if self._ended_at is None else 0.5 ** ((ended - self._ended_at) / _HALF_LIFE_S)
-        mine = (ended - started) * background / tokens if tokens else 0.0
+        mine = seconds * background / tokens if tokens else 0.0
         self._background_s = self._background_s * kept + mine
-        self._foreground_s = self._foreground_s * kept + ended - started - mine
+        self._foreground_s = self._foreground_s * kept + seconds - mine
         self._ended_at = ended
 
-    def judged(self, device: str, *, computed: int, committed: int) -> None:
+    def count_drafts(self, device: str, *, computed: int, committed: int) -> None:
         """Count drafts of a device: `computed` tokens verified, `committed` tokens gained."""
         drafts = self._drafts.setdefault(device, _Drafts())
         kept = 0.5 ** (computed / _MEMORY)
@@ -102,8 +104,8 @@ class _Shares:
             return
         budget = self._budgets.get(device)
         if budget is None:
-            full = [name for name, each in self._budgets.items() if each.wait_s(each.burst, now) == 0.0]
-            for name in full:
+            unused = [name for name, each in self._budgets.items() if each.wait_s(each.burst, now) == 0.0]
+            for name in unused:
                 del self._budgets[name]
             budget = self._budgets[device] = TokenBucket(_SHARE, self.burst_s, now=now)
         budget.spend(seconds, now)
@@ -127,7 +129,18 @@ class DeviceShares:
     _prompts: _Shares = field(default_factory=lambda: _Shares(_PROMPTS_BURST_S))
     _latest: dict[str, float] = field(default_factory=dict)  # the two devices served last
 
-    def served(self, devices: Iterable[str], now: float) -> None:
+    def on_step(self, report: StepReport, *, row_s: float) -> None:
+        """Count the time of a step; `row_s` is what one more row costs."""
+        now = report.times.ended
+        self.note_served((work.session.device for work in report.batch.verifications), now)
+        for work in report.batch.works:
+            device = work.session.device
+            if not work.background:
+                self.spend(device, now, prompts_s=report.token_s * work.prefilled)
+            if (constraint := work.session.constraint) is not None:
+                self.spend(device, now, masks_s=constraint.take_spent_s(), rows_s=row_s * work.guessed)
+
+    def note_served(self, devices: Iterable[str], now: float) -> None:
         for device in devices:
             self._latest.pop(device, None)
             self._latest[device] = now
@@ -184,7 +197,12 @@ class MemoryTurns:
     _owed: dict[int, int] = field(default_factory=dict)  # tokens computed to come in, less those verified since
     _used_at: dict[int, float] = field(default_factory=dict)
 
-    def computed(self, handle: int, *, prefilled: int, verified: int, at: float) -> None:
+    def on_step(self, report: StepReport) -> None:
+        for work in report.batch.works:
+            verified = work.item.rows - work.guessed
+            self.count(work.session.handle, prefilled=work.prefilled, verified=verified, at=report.times.ended)
+
+    def count(self, handle: int, *, prefilled: int, verified: int, at: float) -> None:
         """Count a session's part of a step: `prefilled` tokens to bring it in, `verified` other tokens."""
         self._owed[handle] = self._owed.get(handle, 0) + prefilled - verified
         self._used_at[handle] = at

@@ -18,13 +18,13 @@ from typing import Final
 
 from fleet_edge.batching.fairness import BackgroundWork, DeviceShares
 from fleet_edge.batching.step_cost import StepCost
+from fleet_edge.batching.steps import Batch, WorkItem
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, PrefixCache
-from schemas.messages import Draft
 
 _LEAST_CHUNK: Final = 16
 """Prompt tokens in a step that has any, even on a slow edge: fewer cost nearly as much."""
@@ -42,48 +42,6 @@ class Budget:
     tokens: int = 512
     prefill_chunk: int = 128
     device_share: float = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class WorkItem:
-    """One session's part of a step; `chain` are the drafts to decide on, empty for prefill."""
-
-    session: EdgeSession
-    item: Item
-    chain: tuple[ReceivedDraft, ...] = ()
-    background: bool = False
-
-    @property
-    def prefilled(self) -> int:
-        """Tokens of the prompt or sequence that are computed without logits."""
-        return len(self.item.tokens) - self.item.rows
-
-    @property
-    def writes(self) -> bool:
-        return bool(self.chain) and self.chain[0].draft.write is not None
-
-    @property
-    def guessed(self) -> int:
-        return self.item.rows - 1 if self.writes else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A step: parts, the most urgent first, and drafts found void when their turn came."""
-
-    works: list[WorkItem] = field(default_factory=list)
-    faults: list[tuple[EdgeSession, Draft, DraftFault]] = field(default_factory=list)
-
-    @property
-    def verifications(self) -> list[WorkItem]:
-        return [work for work in self.works if work.chain]
-
-    @property
-    def items(self) -> list[Item]:
-        return [work.item for work in self.works]
-
-    def __bool__(self) -> bool:
-        return bool(self.works or self.faults)
 
 
 @dataclass(slots=True)

@@ -6,16 +6,16 @@ eviction and verification differ only in whether rows of logits are wanted at th
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Final
 
-from fleet_edge.batching.edge_draft import DraftOrder, EdgeDrafter, with_proposed
+from fleet_edge.batching.edge_draft import EdgeDrafter, with_proposed
 from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTurns
-from fleet_edge.batching.planning import Batch, Budget, StepPlanner, WorkItem
+from fleet_edge.batching.planning import Budget, StepPlanner
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
-from fleet_edge.batching.timing import BatchingDelay, PrefillLog, StepTimes
+from fleet_edge.batching.steps import Batch, DraftOrder, StepPolicy, StepReport, StepTimes, WorkItem
+from fleet_edge.batching.timing import BatchingDelay, PrefillLog
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.drafts import DraftTiming, ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
@@ -49,7 +49,7 @@ class KvMemory:
 class Scheduler:
     """Plan batches, evict KV blocks, run the verifier and record step times.
 
-    Times are monotonic seconds. Thread safety: call `score` from any thread between `began` and `ended`; call
+    Times are monotonic seconds. Thread safety: call `score` from any thread between `begin_step` and `end_step`; call
     everything else from one thread. Nothing else may call the verifier. `shared` are beginnings of prompts that all
     devices share; without `cost` nothing is speculated.
     """
@@ -73,10 +73,12 @@ class Scheduler:
         self._background = background or BackgroundWork()
         self._shares = DeviceShares()
         self._cost = cost or StepCost(verifier.info.least_tokens)
-        self._present = RunningRequests()
+        self._running = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
         self._drafter = drafter
-        self._measured = False  # whether the latest step was measured
+        self._policies: list[StepPolicy] = [self._delay, self._cost, self._running, self._background]
+        if drafter is not None:
+            self._policies.append(drafter)
         self._kv_share = kv_share
         self._prefill_log = PrefillLog()
         self._turns = MemoryTurns()
@@ -94,7 +96,7 @@ class Scheduler:
     def load(self) -> EdgeLoad:
         """Return the load and step times; the same object until they change."""
         if self._load is None:
-            texts = max(1, self._present.count)
+            texts = max(1, self._running.count)
             parts = self._cost.parts(texts)
             self._load = EdgeLoad(
                 texts=min(texts, _MOST_TEXTS),
@@ -126,19 +128,19 @@ class Scheduler:
 
     # Sessions
 
-    def opened(self, session: EdgeSession) -> None:
+    def on_open(self, session: EdgeSession) -> None:
         tokens = tuple(session.tokens)
-        self._present.opened(session.handle)
+        self._running.on_open(session.handle)
         self._load = None
         self._between_steps(lambda: self._open(session, tokens))
 
-    def arrived(self, session: EdgeSession, *, at: float) -> None:
-        self._delay.arrived(session.handle, at=at)
+    def on_draft(self, session: EdgeSession, *, at: float) -> None:
+        self._delay.on_draft(session.handle, at=at)
 
-    def answered(self, session: EdgeSession, *, at: float) -> None:
-        """Record a verdict; if the generation goes on, a draft is expected."""
+    def expect_draft(self, session: EdgeSession, *, at: float) -> None:
+        """Expect another draft after a verdict, unless the generation has ended."""
         if not session.finished:
-            self._delay.answered(session.handle, at=at)
+            self._delay.expect_draft(session.handle, at=at)
 
     def longest_draft(self, device: str, most: int) -> int:
         """Return the longest draft to grant a device's next session, at most `most` tokens."""
@@ -154,7 +156,7 @@ class Scheduler:
         self._delay.forget(session.handle)
         self._prefill_log.forget(session.handle)
         self._turns.end(session.handle)
-        self._present.forget(session.handle)
+        self._running.forget(session.handle)
         self._load = None
         self._between_steps(lambda: self._close(session.handle))
 
@@ -162,7 +164,7 @@ class Scheduler:
 
     def hold_s(self, sessions: Iterable[EdgeSession], *, now: float) -> float:
         """Return how long to hold the next step for drafts that are about to arrive, in seconds."""
-        if not self._delay.expects:
+        if not self._delay.expects_drafts:
             return 0.0
         return self._delay.hold_s(sum(session.ready is not None for session in sessions), now=now)
 
@@ -183,11 +185,11 @@ class Scheduler:
         self._make_room(batch, sessions, now=now)
         return batch
 
-    def began(self) -> None:
-        """Mark the start of a step: until `ended` only `score` uses the verifier."""
+    def begin_step(self) -> None:
+        """Mark the start of a step: until `end_step` only `score` uses the verifier."""
         self._computing = True
 
-    def ended(self) -> None:
+    def end_step(self) -> None:
         """Mark the end of the step, and run the verifier calls deferred meanwhile."""
         self._computing = False
         while self._later:
@@ -208,68 +210,36 @@ class Scheduler:
         return self._drafter.draft(orders) if self._drafter is not None and orders else {}
 
     def score(self, batch: Batch) -> Logits:
-        """Compute a step. Call it on any thread, between `began` and `ended`.
+        """Compute a step. Call it on any thread, between `begin_step` and `end_step`.
 
         Returns float32 logits `[sum of rows, vocabulary]` of the verifications, in order; valid until the next step.
         Raises `VerifierError` if nothing was computed: `TargetAway`, or `SequenceFailed` for one session.
         """
         return self._verifier.score(batch.items)
 
-    def computed(
-        self,
-        batch: Batch,
-        step: StepTimes,
-        orders: Sequence[DraftOrder] = (),
-        proposed: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
-    ) -> None:
-        """Record a batch that was computed and decided on, before its sessions commit."""
-        if self._drafter is not None:
-            self._drafter.stepped(batch, orders, proposed, step.ended - step.started)
-        if step.sessions:
-            self._delay.stepped(step.ended - step.started)
-        self._measure(batch, step)
-        present = (work.session.handle for work in batch.works)
-        self._present.stepped(present, step_s=step.ended - step.started, at=step.ended)
+    def on_step(self, report: StepReport) -> None:
+        """Hand a step to all policies, before its sessions commit."""
+        for policy in self._policies:
+            policy.on_step(report)
         self._load = None
-        self._background.stepped(
-            started=step.started,
-            ended=step.ended,
-            tokens=sum(len(work.item.tokens) for work in batch.works),
-            background=sum(len(work.item.tokens) for work in batch.works if work.background),
-        )
-        self._shares.served((work.session.device for work in batch.verifications), step.ended)
-        token_s = (step.ended - step.started) / max(1, sum(len(work.item.tokens) for work in batch.works))
-        row_s = min(token_s, self._cost.token_s or token_s)
-        for work in batch.works:
-            if not work.background:
-                self._shares.spend(work.session.device, step.ended, prompts_s=token_s * work.prefilled)
-            if (constraint := work.session.constraint) is not None:
-                self._shares.spend(
-                    work.session.device, step.ended, masks_s=constraint.take_spent_s(), rows_s=row_s * work.guessed
-                )
-            if work.session.handle not in self._used:
-                continue  # ended meanwhile
+        self._shares.on_step(report, row_s=min(report.token_s, self._cost.token_s or report.token_s))
+        still_open = report.of(self._used)
+        self._turns.on_step(still_open)
+        self._prefill_log.on_step(still_open)
+        for work in still_open.batch.works:
             self._evicted.discard(work.session.handle)
-            verified = work.item.rows - work.guessed
-            self._turns.computed(work.session.handle, prefilled=work.prefilled, verified=verified, at=step.ended)
             if work.prefilled:
                 work.session.counters += SegmentCounters(prefill_tokens=work.prefilled)
-            if work.chain:
-                self._prefill_log.verified(work.session.handle, oldest=min(arrived.at for arrived in work.chain))
-            else:
-                self._prefill_log.computed(work.session.handle, step)
 
-    def judged(self, work: WorkItem, *, committed: int) -> None:
-        if self._measured:
-            self._cost.committed(committed)
+    def on_commit(self, work: WorkItem, *, committed: int) -> None:
+        self._cost.add_committed(committed)
         # The device does not pay for what the edge has speculated.
         computed = work.item.rows - work.guessed
-        self._background.judged(work.session.device, computed=computed, committed=committed)
+        self._background.count_drafts(work.session.device, computed=computed, committed=committed)
 
-    def chosen(self, session: EdgeSession, accepted: int) -> None:
+    def on_block(self, session: EdgeSession, accepted: int) -> None:
         """Record what a rejected block has committed after all."""
-        self._cost.committed(accepted)
-        self._background.judged(session.device, computed=0, committed=accepted)
+        self._background.count_drafts(session.device, computed=0, committed=accepted)
 
     def timing(self, work: WorkItem, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
         chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)
@@ -277,22 +247,6 @@ class Scheduler:
         return replace(timing, background=work.background, chained=chained)
 
     # Internal
-
-    def _measure(self, batch: Batch, step: StepTimes) -> None:
-        """Measure a step: one with prompts for their cost, any other for the cost of verification."""
-        seconds = step.ended - step.started - step.drafting_s
-        self._measured = not any(work.prefilled for work in batch.works)
-        if self._measured:
-            least = self._cost.least if any(work.item.stable for work in batch.works) else 1
-            self._cost.stepped(
-                seconds,
-                texts=len(batch.works),
-                further=sum(max(0, len(work.item.tokens) - least) for work in batch.works),
-                verifies=any(not work.writes for work in batch.works),
-                drafting_s=step.drafting_s,
-            )
-        elif batch.works:
-            self._cost.prefilled(seconds, tokens=sum(len(work.item.tokens) for work in batch.works))
 
     def _make_room(self, batch: Batch, sessions: Sequence[EdgeSession], *, now: float) -> None:
         """Evict sessions until the step fits, or leave parts of it out.

@@ -6,10 +6,11 @@ over the latest steps fit both, with forgetting, and also for the present load a
 falls with the number of rows (7 ms with one request, 1 to 4 ms with sixteen).
 """
 
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Final
+
+from fleet_edge.batching.steps import StepReport
 
 _LATELY_S: Final = 1.0
 """A request that was in a step this recently is running: its device drafts, or messages are on their way."""
@@ -23,26 +24,27 @@ class RunningRequests:
     """Requests that were in a step recently; `count` is their number after the latest step."""
 
     count: int = 0
-    _seen: dict[Hashable, float] = field(default_factory=dict)
+    _seen: dict[int, float] = field(default_factory=dict)
 
-    def opened(self, text: Hashable) -> None:
-        self._seen[text] = inf
+    def on_open(self, handle: int) -> None:
+        self._seen[handle] = inf
         self.count = len(self._seen)
 
-    def stepped(self, texts: Iterable[Hashable], *, step_s: float, at: float) -> None:
-        """Record a step with these requests, and drop those that have fallen silent."""
-        for text in texts:
-            self._seen[text] = at
-        for text, seen_at in self._seen.items():
+    def on_step(self, report: StepReport) -> None:
+        """Record the requests of a step, and drop those that have fallen silent."""
+        at = report.times.ended
+        for work in report.batch.works:
+            self._seen[work.session.handle] = at
+        for handle, seen_at in self._seen.items():
             if seen_at == inf:
-                self._seen[text] = at
-        since = at - max(_LATELY_S, _STEPS * step_s)
-        for text in [text for text, seen_at in self._seen.items() if seen_at < since]:
-            del self._seen[text]
+                self._seen[handle] = at
+        since = at - max(_LATELY_S, _STEPS * report.times.seconds)
+        for handle in [handle for handle, seen_at in self._seen.items() if seen_at < since]:
+            del self._seen[handle]
         self.count = len(self._seen)
 
-    def forget(self, text: Hashable) -> None:
-        if self._seen.pop(text, None) is not None:
+    def forget(self, handle: int) -> None:
+        if self._seen.pop(handle, None) is not None:
             self.count = len(self._seen)
 
 
@@ -147,16 +149,32 @@ class StepCost:
     _writing: _Steps = field(default_factory=_Steps)  # steps of edge-only decoding
     _written: float = 0.0  # tokens that these generated, at least one for each request
     _expected: int = 0  # of these, assumed for the latest step and not confirmed yet
-    _wrote: bool = False  # whether the latest step verified no draft
+    _wrote: bool = False  # whether the latest step was of edge-only decoding alone
     _verifying: _Steps = field(default_factory=_Steps)
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
     _load: int = 0  # of the latest step
     _prompt_token_s: float | None = None
 
-    def stepped(
+    def on_step(self, report: StepReport) -> None:
+        """Measure a step: one with prompt tokens for their cost, any other for the cost of verification."""
+        works, drafting_s = report.batch.works, report.times.drafting_s
+        seconds = report.times.seconds - drafting_s
+        if report.batch.prefilled:
+            self.add_prompts(seconds, tokens=report.batch.tokens)
+            return
+        least = self.least if any(work.item.stable for work in works) else 1
+        self.add_step(
+            seconds,
+            texts=len(works),
+            further=sum(max(0, len(work.item.tokens) - least) for work in works),
+            verifies=any(not work.writes for work in works),
+            drafting_s=drafting_s,
+        )
+
+    def add_step(
         self, seconds: float, *, texts: int, further: int, verifies: bool = True, drafting_s: float = 0.0
     ) -> None:
-        """Count a step without prompt tokens; `committed` then reports what it generated.
+        """Count a step without prompt tokens; `add_committed` then reports what it generated.
 
         `further` counts tokens beyond the `least` of each request, `drafting_s` what drafting at the edge took before.
         """
@@ -170,8 +188,9 @@ class StepCost:
         for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
             steps.add(seconds, texts=texts, further=further)
 
-    def prefilled(self, seconds: float, *, tokens: int) -> None:
+    def add_prompts(self, seconds: float, *, tokens: int) -> None:
         """Count a step with prompt tokens; `tokens` are all tokens in it."""
+        self._wrote = False
         token_s = seconds / tokens
         before = token_s if self._prompt_token_s is None else self._prompt_token_s
         self._prompt_token_s = before + _SMOOTHING * (token_s - before)
@@ -185,7 +204,7 @@ class StepCost:
     def mean_s(self) -> float:
         return self._all.seconds / self._all.weight if self._all.weight else 0.0
 
-    def committed(self, tokens: int) -> None:
+    def add_committed(self, tokens: int) -> None:
         if self._wrote:
             self._expected -= tokens
             self._written += max(0, -self._expected)

@@ -4,25 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+from fleet_edge.batching.steps import StepReport, StepTimes
 from fleet_edge.sessions.drafts import DraftTiming, ReceivedDraft
-
-
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """A forward pass with the decisions on its drafts.
-
-    `started` and `ended` are monotonic seconds, `sessions` are those verified. Of that time the draft model at the edge
-    took `drafting_s`.
-    """
-
-    started: float
-    ended: float
-    sessions: int
-    drafting_s: float = 0.0
-
-    @property
-    def compute_ms(self) -> float:
-        return (self.ended - self.started) * 1e3
 
 
 @dataclass(slots=True)
@@ -31,13 +14,20 @@ class PrefillLog:
 
     _steps: dict[int, list[StepTimes]] = field(default_factory=dict)
 
-    def computed(self, handle: int, step: StepTimes) -> None:
+    def on_step(self, report: StepReport) -> None:
+        for work in report.batch.works:
+            if work.chain:
+                self.drop(work.session.handle, before=min(arrived.at for arrived in work.chain))
+            else:
+                self.add(work.session.handle, report.times)
+
+    def add(self, handle: int, step: StepTimes) -> None:
         self._steps.setdefault(handle, []).append(step)
 
-    def verified(self, handle: int, *, oldest: float) -> None:
+    def drop(self, handle: int, *, before: float) -> None:
         """Drop steps that ended before the oldest verified draft arrived."""
         if handle in self._steps:
-            self._steps[handle] = [step for step in self._steps[handle] if step.ended > oldest]
+            self._steps[handle] = [step for step in self._steps[handle] if step.ended > before]
 
     def forget(self, handle: int) -> None:
         self._steps.pop(handle, None)
@@ -81,14 +71,14 @@ class BatchingDelay:
     _turnaround: dict[int, float] = field(default_factory=dict)
 
     @property
-    def expects(self) -> bool:
+    def expects_drafts(self) -> bool:
         return bool(self._answered)
 
-    def answered(self, handle: int, *, at: float) -> None:
+    def expect_draft(self, handle: int, *, at: float) -> None:
         """Record a verdict after which the session's device drafts again."""
         self._answered[handle] = at
 
-    def arrived(self, handle: int, *, at: float) -> None:
+    def on_draft(self, handle: int, *, at: float) -> None:
         since = self._answered.pop(handle, None)
         if since is not None:
             took = max(0.0, at - since)
@@ -99,8 +89,10 @@ class BatchingDelay:
         self._answered.pop(handle, None)
         self._turnaround.pop(handle, None)
 
-    def stepped(self, seconds: float) -> None:
-        self._step_s = seconds if self._step_s == 0.0 else self._step_s + _SMOOTHING * (seconds - self._step_s)
+    def on_step(self, report: StepReport) -> None:
+        if report.times.sessions:
+            seconds = report.times.seconds
+            self._step_s = seconds if self._step_s == 0.0 else self._step_s + _SMOOTHING * (seconds - self._step_s)
 
     def gap_s(self, *, now: float) -> float:
         """Return how long no draft is likely to arrive: infinity if none is expected.

@@ -152,7 +152,7 @@ class Figures:
 
     # Steps
 
-    def stepped(self, seconds: float, *, sessions: int, tokens: int, prefilled: int) -> None:
+    def on_step(self, seconds: float, *, sessions: int, tokens: int, prefilled: int) -> None:
         self.step.observe(seconds)
         self.batch_tokens.observe(tokens)
         self.prefill_tokens += prefilled

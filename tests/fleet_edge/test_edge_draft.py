@@ -102,7 +102,7 @@ class TestLengths:
         lengths, choices = DraftLengths(), list[int]()
         for _ in range(400):
             length = lengths.choose([rate] * sessions)
-            lengths.stepped(sessions, length, step_s + length * token_s)
+            lengths.add_step(sessions, length, step_s + length * token_s)
             choices.append(length)
         late = choices[200:]
         return max(set(late), key=late.count)
@@ -119,9 +119,9 @@ class TestLengths:
         lengths = DraftLengths()
         for _ in range(400):
             length = lengths.choose([0.8])
-            lengths.stepped(1, length, 1.0 + 0.05 * length)
+            lengths.add_step(1, length, 1.0 + 0.05 * length)
             length = lengths.choose([0.8] * 16)
-            lengths.stepped(16, length, 1.0 + 0.9 * length)
+            lengths.add_step(16, length, 1.0 + 0.9 * length)
         late = [(lengths.choose([0.8]), lengths.choose([0.8] * 16)) for _ in range(_ROUND)]
         assert sum(one for one, _ in late) > 4 * _ROUND
         assert sum(many for _, many in late) < _ROUND / 2

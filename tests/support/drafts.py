@@ -1,10 +1,13 @@
-"""An edge session and messages for it, made by hand."""
+"""An edge session, messages for it and reports on its steps, made by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
+from fleet_edge.batching.steps import Batch, StepReport, StepTimes, WorkItem
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.verifiers.contract import Item
 from schemas.messages import Close, Draft, Open
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
@@ -42,6 +45,20 @@ def edge_session(
     *, handle: int = 7, device: str = "device-1", limits: SessionLimits = LIMITS, **message: object
 ) -> EdgeSession:
     return EdgeSession.from_open(open_message(**message), handle=handle, device=device, limits=limits)  # type: ignore[arg-type]
+
+
+_known_session = lru_cache(lambda handle: edge_session(handle=handle))
+
+
+def step_report(
+    tokens: Mapping[int, int], *, step_s: float, at: float = 0.0, background: Collection[int] = ()
+) -> StepReport:
+    """Return the report on a step that ends at a time, by the number of tokens of each session."""
+    works = [
+        WorkItem(_known_session(handle), Item(handle, (1,) * number, number), background=handle in background)
+        for handle, number in tokens.items()
+    ]
+    return StepReport(Batch(works), StepTimes(at - step_s, at, sessions=len(works)))
 
 
 def draft(

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from dssd.verification import Judgement
-from fleet_edge.batching.planning import Batch, Budget
+from fleet_edge.batching.planning import Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.step_cost import StepCost
-from fleet_edge.batching.timing import StepTimes
+from fleet_edge.batching.steps import Batch, StepReport, StepTimes
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
@@ -33,7 +33,7 @@ class Edge:
         self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
         cost = StepCost(self.verifier.info.least_tokens)
         if token_s:
-            cost.prefilled(token_s, tokens=1)
+            cost.add_prompts(token_s, tokens=1)
         self.scheduler = Scheduler(
             self.verifier,
             budget or Budget(),
@@ -53,7 +53,7 @@ class Edge:
         self._opened += 1
         tokens = (1,) * prompt if isinstance(prompt, int) else tuple(prompt)
         session = edge_session(handle=number, device=device or f"device-{number}", prompt=tokens, limits=limits)
-        self.scheduler.opened(session)
+        self.scheduler.on_open(session)
         self.sessions.append(session)
         return session
 
@@ -76,7 +76,8 @@ class Edge:
         steps = []
         while batch := self.next_batch():
             self.compute(batch)
-            self.scheduler.computed(batch, StepTimes(self.now, self.now + 1e-3, sessions=len(batch.verifications)))
+            times = StepTimes(self.now, self.now + 1e-3, sessions=len(batch.verifications))
+            self.scheduler.on_step(StepReport(batch, times))
             self.now += 1.0
             steps.append(batch)
         return steps

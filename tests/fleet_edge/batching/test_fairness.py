@@ -8,11 +8,13 @@ from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTur
 from fleet_edge.sessions.ngrams import MAX_SPECULATED
 from fleet_edge.verifiers.contract import Item, Logits
 from schemas.policy import Mode
+from tests.support.drafts import step_report
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, terms
 
 
 def step(work: BackgroundWork, at: float, seconds: float, *, tokens: int, background: int) -> float:
-    work.stepped(started=at, ended=at + seconds, tokens=tokens, background=background)
+    parts = {1: tokens - background, 2: background}
+    work.on_step(step_report(parts, step_s=seconds, at=at + seconds, background={2}))
     return at + seconds
 
 
@@ -39,8 +41,8 @@ def test_time_in_which_nothing_is_computed_does_not_count_for_its_share() -> Non
 def test_work_that_waits_may_take_a_fraction_of_the_silence_of_others() -> None:
     shares = DeviceShares()
     assert shares.quiet_s(["a"], 0.0) == math.inf, "nobody else is served"
-    shares.served(["b"], 1.0)
-    shares.served(["a"], 1.9)
+    shares.note_served(["b"], 1.0)
+    shares.note_served(["a"], 1.9)
     assert 0.0 < shares.quiet_s(["a"], 2.0) < 0.5
     assert shares.quiet_s(["a"], 9.0) == pytest.approx(8.0 * shares.quiet_s(["a"], 2.0))
     assert shares.quiet_s(["b", "c"], 2.0) < 0.1
@@ -48,21 +50,21 @@ def test_work_that_waits_may_take_a_fraction_of_the_silence_of_others() -> None:
 
 def test_who_drafts_much_for_nothing_is_wasteful_until_that_is_forgotten() -> None:
     work = BackgroundWork()
-    work.judged("device-1", computed=17, committed=1)
+    work.count_drafts("device-1", computed=17, committed=1)
     assert not work.wasteful("device-1"), "a few drafts say nothing"
     for _ in range(10):
-        work.judged("device-1", computed=17, committed=1)
+        work.count_drafts("device-1", computed=17, committed=1)
     assert work.wasteful("device-1")
     assert not work.wasteful("device-2")
     for _ in range(100):
-        work.judged("device-1", computed=5, committed=3)
+        work.count_drafts("device-1", computed=5, committed=3)
     assert not work.wasteful("device-1")
 
 
 def test_long_drafts_that_are_often_accepted_are_none() -> None:
     work = BackgroundWork()
     for _ in range(100):
-        work.judged("device-1", computed=17, committed=4)
+        work.count_drafts("device-1", computed=17, committed=4)
     assert not work.wasteful("device-1")
 
 
@@ -71,7 +73,7 @@ def test_prompts_get_their_share_of_the_time_while_others_are_served() -> None:
     while now < 100.0:
         mine_s = 0.0 if share.prompts_over("a", now) else 0.1
         now += 0.04 + mine_s
-        share.served(["b"], now)
+        share.note_served(["b"], now)
         share.spend("a", now, prompts_s=mine_s)
         prompts_s += mine_s
     assert 0.15 < prompts_s / now < 0.25
@@ -80,7 +82,7 @@ def test_prompts_get_their_share_of_the_time_while_others_are_served() -> None:
 
 def test_a_device_that_is_alone_is_not_limited() -> None:
     share = DeviceShares()
-    share.served(["a"], 0.0)
+    share.note_served(["a"], 0.0)
     share.spend("a", 0.0, masks_s=100.0, rows_s=100.0)
     assert not share.over("a", 0.1)
     assert share.most_forced("a", 1000, 0.1) == MAX_SPECULATED
@@ -94,7 +96,7 @@ def test_masks_of_a_device_get_their_share_of_the_time_while_others_are_served()
         devices = ["b"] if share.over("a", now) else ["a", "b"]
         step_s = 0.04 + (0.2 if "a" in devices else 0.0)
         now += step_s
-        share.served(devices, now)
+        share.note_served(devices, now)
         if "a" in devices:
             share.spend("a", now, masks_s=0.2)
             masks += 0.2
@@ -106,14 +108,14 @@ def test_small_masks_never_reach_it() -> None:
     share, now = DeviceShares(), 0.0
     for _ in range(10_000):
         now += 0.04
-        share.served(["a", "b"], now)
+        share.note_served(["a", "b"], now)
         share.spend("a", now, masks_s=0.002)
         assert not share.over("a", now)
 
 
 def test_few_forced_tokens_are_guessed_beside_others() -> None:
     share = DeviceShares()
-    share.served(["a", "b"], 0.0)
+    share.note_served(["a", "b"], 0.0)
     first = share.most_forced("a", 0, 0.1)
     assert 0 < first < MAX_SPECULATED
     assert share.most_forced("a", first, 0.1) == 0
@@ -125,7 +127,7 @@ def test_rows_of_forced_tokens_get_their_share_of_the_time_while_others_are_serv
     while now < 100.0:
         forced = share.most_forced("a", 0, now)
         now += 0.03 + 0.004 * forced
-        share.served(["a", "b"], now)
+        share.note_served(["a", "b"], now)
         share.spend("a", now, rows_s=0.004 * forced)
         rows_s += 0.004 * forced
         assert not share.over("a", now), "its other tokens do not wait"
@@ -135,7 +137,7 @@ def test_rows_of_forced_tokens_get_their_share_of_the_time_while_others_are_serv
 def test_what_is_known_of_devices_is_forgotten_with_what_they_used() -> None:
     share = DeviceShares()
     for number in range(1000):
-        share.served([f"device-{number}"], float(number))
+        share.note_served([f"device-{number}"], float(number))
         share.spend(f"device-{number}", float(number), masks_s=0.01)
     assert len(share._masks._budgets) < 10
     assert len(share._latest) < 10
@@ -149,19 +151,19 @@ ROOM_FOR = 10
 def test_a_turn_lasts_until_as_much_is_verified_as_was_computed_to_come_in() -> None:
     turns = MemoryTurns()
     assert not turns.lasts(1, now=0.0)
-    turns.computed(1, prefilled=20, verified=0, at=0.0)
-    turns.computed(1, prefilled=0, verified=19, at=1.0)
+    turns.count(1, prefilled=20, verified=0, at=0.0)
+    turns.count(1, prefilled=0, verified=19, at=1.0)
     assert turns.lasts(1, now=1.0)
-    turns.computed(1, prefilled=0, verified=3, at=1.0)
+    turns.count(1, prefilled=0, verified=3, at=1.0)
     assert (turns.lasts(1, now=1.0), turns.balance(1)) == (False, -2)
     turns.end(1)
-    turns.computed(1, prefilled=5, verified=0, at=1.0)
+    turns.count(1, prefilled=5, verified=0, at=1.0)
     assert (turns.lasts(1, now=1.0), turns.balance(1)) == (True, 5)
 
 
 def test_who_is_absent_for_long_keeps_no_place() -> None:
     turns = MemoryTurns()
-    turns.computed(1, prefilled=20, verified=0, at=5.0)
+    turns.count(1, prefilled=20, verified=0, at=5.0)
     assert turns.lasts(1, now=6.0)
     assert not turns.lasts(1, now=10.0)
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from dssd.verification import Judgement
-from fleet_edge.batching.planning import Batch, Budget, WorkItem
-from fleet_edge.batching.timing import StepTimes
+from fleet_edge.batching.planning import Budget
+from fleet_edge.batching.steps import Batch, StepReport, StepTimes, WorkItem
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.sessions.machine import EdgeSession
@@ -144,8 +144,8 @@ def test_prompts_without_end_wait_for_those_who_draft() -> None:
         parts = computed(batch)
         assert edge.compute(batch) == [writer]
         step = StepTimes(edge.now, edge.now + 1e-3 * sum(parts.values()), sessions=1)
-        edge.scheduler.computed(batch, step)
-        edge.scheduler.judged(batch.verifications[0], committed=3)
+        edge.scheduler.on_step(StepReport(batch, step))
+        edge.scheduler.on_commit(batch.verifications[0], committed=3)
         edge.now = step.ended
         seconds["honest"] += 1e-3 * parts.pop(writer.handle)
         seconds["hostile"] += 1e-3 * sum(parts.values())
@@ -161,8 +161,8 @@ def test_no_prompt_delays_those_who_draft_by_more_than_a_chunk_even_while_none_o
     writer = edge.drafting()
     batch = edge.next_batch()
     assert edge.compute(batch) == [writer]
-    edge.scheduler.computed(batch, StepTimes(0.0, 1e-3, sessions=1))
-    edge.scheduler.answered(writer, at=0.1)
+    edge.scheduler.on_step(StepReport(batch, StepTimes(0.0, 1e-3, sessions=1)))
+    edge.scheduler.expect_draft(writer, at=0.1)
     edge.now = 0.1
     long = edge.session(prompt=200)
     assert computed(edge.next_batch()) == {long.handle: 10}
@@ -190,7 +190,7 @@ def _served(*, turnaround_s: float, prompt: int, seconds: float = 30.0, devices:
                 arrived_at[writer.handle] = at
                 rounds[writer.handle] += 1
                 edge.again(writer, at=at, round_=rounds[writer.handle])
-                edge.scheduler.arrived(writer, at=at)
+                edge.scheduler.on_draft(writer, at=at)
         batch = edge.next_batch()
         if not batch:
             edge.now = max(edge.now + 1e-3, min(due.values(), default=seconds))
@@ -198,11 +198,11 @@ def _served(*, turnaround_s: float, prompt: int, seconds: float = 30.0, devices:
         step = StepTimes(edge.now, edge.now + 0.05 + 0.01 * sum(computed(batch).values()), len(batch.verifications))
         edge.now = step.ended
         answered = edge.compute(batch)
-        edge.scheduler.computed(batch, step)
+        edge.scheduler.on_step(StepReport(batch, step))
         for work in batch.verifications:
-            edge.scheduler.judged(work, committed=2)
+            edge.scheduler.on_commit(work, committed=2)
         for writer in answered:
-            edge.scheduler.answered(writer, at=edge.now)
+            edge.scheduler.expect_draft(writer, at=edge.now)
             verdicts += 1
             longest = max(longest, edge.now - arrived_at.pop(writer.handle))
             due[writer.handle] = edge.now + turnaround_s
@@ -233,7 +233,7 @@ def _short_texts(*, devices: int, turnaround_s: float, pause_s: float, long: int
             at = due.pop(device)
             if device in writing:
                 edge.again(writing[device], at=at, round_=rounds[device])
-                edge.scheduler.arrived(writing[device], at=at)
+                edge.scheduler.on_draft(writing[device], at=at)
             else:
                 writing[device], rounds[device] = edge.session(device=device, prompt=60), 0
                 due[device] = at + turnaround_s
@@ -244,14 +244,14 @@ def _short_texts(*, devices: int, turnaround_s: float, pause_s: float, long: int
         step = StepTimes(edge.now, edge.now + 0.03 + 2e-3 * sum(computed(batch).values()), len(batch.verifications))
         edge.now = step.ended
         answered = edge.compute(batch)
-        edge.scheduler.computed(batch, step)
+        edge.scheduler.on_step(StepReport(batch, step))
         for work in batch.verifications:
-            edge.scheduler.judged(work, committed=2)
+            edge.scheduler.on_commit(work, committed=2)
         for session in answered:
             verdicts += 1
             rounds[session.device] += 1
             if rounds[session.device] < 6:
-                edge.scheduler.answered(session, at=edge.now)
+                edge.scheduler.expect_draft(session, at=edge.now)
                 due[session.device] = edge.now + turnaround_s
             else:
                 edge.scheduler.forget(session)
@@ -296,7 +296,7 @@ def _decoded(*, forced: bool, seconds: float = 10.0) -> int:
         edge.compute(batch)
         rows = sum(work.item.rows for work in batch.works)
         step = StepTimes(edge.now, edge.now + 0.02 + 4e-3 * rows, len(batch.verifications))
-        edge.scheduler.computed(batch, step)
+        edge.scheduler.on_step(StepReport(batch, step))
         edge.now = step.ended
     assert all(session.committed > 10 for session in hostile)
     return sum(session.committed for session in honest)
@@ -321,9 +321,9 @@ def test_what_a_step_brings_is_not_taken_for_what_the_next_one_brings() -> None:
         tokens, step_s = (9, 0.2) if verifies else (1, 0.05)
         chain = drafted if verifies else written
         works = [WorkItem(text, Item(text.handle, (1,) * tokens, tokens), chain) for text in texts]
-        edge.scheduler.computed(Batch(works), StepTimes(edge.now, edge.now + step_s, sessions=2))
+        edge.scheduler.on_step(StepReport(Batch(works), StepTimes(edge.now, edge.now + step_s, sessions=2)))
         for work in works:
-            edge.scheduler.judged(work, committed=tokens)
+            edge.scheduler.on_commit(work, committed=tokens)
         edge.now += step_s
     assert edge.scheduler.load().writing_ms == pytest.approx(50.0)
 
@@ -333,8 +333,8 @@ def test_drafts_that_are_never_accepted_wait_for_others() -> None:
     honest = edge.drafting(at=1.0, device="honest")
     hostile = edge.drafting(at=0.0, device="hostile", tokens=4)
     for _ in range(40):
-        edge.scheduler.judged(WorkItem(hostile, Item(hostile.handle, (1,), 5), ()), committed=0)
-    edge.scheduler.computed(edge.next_batch([honest]), StepTimes(started=0.0, ended=0.1, sessions=1))
+        edge.scheduler.on_commit(WorkItem(hostile, Item(hostile.handle, (1,), 5), ()), committed=0)
+    edge.scheduler.on_step(StepReport(edge.next_batch([honest]), StepTimes(started=0.0, ended=0.1, sessions=1)))
     batch = edge.next_batch()
     assert batch.works[0].session is honest
     hostile_at_all = 0
@@ -342,7 +342,7 @@ def test_drafts_that_are_never_accepted_wait_for_others() -> None:
         edge.now += 0.02
         batch = edge.next_batch()
         hostile_at_all += any(work.session is hostile for work in batch.works)
-        edge.scheduler.computed(batch, StepTimes(started=edge.now - 0.02, ended=edge.now, sessions=number))
+        edge.scheduler.on_step(StepReport(batch, StepTimes(started=edge.now - 0.02, ended=edge.now, sessions=number)))
     assert 1 <= hostile_at_all < 15
     edge.now += 10.0
     assert [work.session for work in edge.next_batch([hostile]).works] == [hostile], "alone it does not wait"
@@ -415,7 +415,7 @@ def test_computing_an_evicted_text_anew_is_no_queue_time() -> None:
     now = 3.0
     while not (batch := edge.next_batch()).verifications:
         edge.scheduler.score(batch)
-        edge.scheduler.computed(batch, StepTimes(now, now + 1.0, sessions=0))
+        edge.scheduler.on_step(StepReport(batch, StepTimes(now, now + 1.0, sessions=0)))
         now += 1.0
     assert now > 3.0
     (work,) = batch.verifications
@@ -497,13 +497,13 @@ def test_a_step_is_held_for_a_session_that_goes_on_and_not_for_one_that_has_ende
     edge = Edge()
     going_on, ended = edge.session(), edge.session()
     edge.drafting()  # the draft that is ready, and would be held
-    edge.scheduler.computed(edge.next_batch(), StepTimes(started=0.0, ended=0.1, sessions=1))
+    edge.scheduler.on_step(StepReport(edge.next_batch(), StepTimes(started=0.0, ended=0.1, sessions=1)))
     for session in (going_on, ended):
-        edge.scheduler.answered(session, at=0.0)
-        edge.scheduler.arrived(session, at=0.004)
+        edge.scheduler.expect_draft(session, at=0.0)
+        edge.scheduler.on_draft(session, at=0.004)
     assert edge.scheduler.hold_s(edge.sessions, now=10.0) == 0.0
     ended.fail(DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "It has ended."))
-    edge.scheduler.answered(ended, at=10.0)
+    edge.scheduler.expect_draft(ended, at=10.0)
     assert edge.scheduler.hold_s(edge.sessions, now=10.0) == 0.0
-    edge.scheduler.answered(going_on, at=10.0)
+    edge.scheduler.expect_draft(going_on, at=10.0)
     assert edge.scheduler.hold_s(edge.sessions, now=10.0) == pytest.approx(0.005)

@@ -2,7 +2,8 @@ import random
 
 import pytest
 
-from fleet_edge.batching.planning import Batch, Budget
+from fleet_edge.batching.planning import Budget
+from fleet_edge.batching.steps import Batch
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from tests.support.drafts import arrived, draft
@@ -114,7 +115,7 @@ def busy(edge: Edge) -> EdgeSession:
     """Let a device be verified, so that the background work of others waits."""
     writer = edge.drafting(device="writer", prompt=3)
     edge.run()
-    edge.scheduler._shares.served(["writer"], edge.now)  # as if its last verdict were of this moment
+    edge.scheduler._shares.note_served(["writer"], edge.now)  # as if its last verdict were of this moment
     return writer
 
 

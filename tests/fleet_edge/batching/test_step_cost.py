@@ -3,29 +3,30 @@ import random
 import pytest
 
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
+from tests.support.drafts import step_report
 
 
 def test_texts_are_present_while_their_devices_draft() -> None:
     present = RunningRequests()
-    present.stepped([1, 2], step_s=0.02, at=10.0)
-    present.stepped([3], step_s=0.02, at=10.5)
+    present.on_step(step_report({1: 1, 2: 1}, step_s=0.02, at=10.0))
+    present.on_step(step_report({3: 1}, step_s=0.02, at=10.5))
     assert present.count == 3
-    present.stepped([3], step_s=0.02, at=11.2)
+    present.on_step(step_report({3: 1}, step_s=0.02, at=11.2))
     assert present.count == 1
 
 
 def test_where_steps_are_long_a_text_that_was_not_in_the_last_ones_is_present() -> None:
     present = RunningRequests()
-    present.stepped([1], step_s=0.8, at=10.0)
-    present.stepped([2], step_s=0.8, at=13.0)
+    present.on_step(step_report({1: 1}, step_s=0.8, at=10.0))
+    present.on_step(step_report({2: 1}, step_s=0.8, at=13.0))
     assert present.count == 2
-    present.stepped([2], step_s=0.8, at=13.3)
+    present.on_step(step_report({2: 1}, step_s=0.8, at=13.3))
     assert present.count == 1
 
 
 def test_a_text_that_has_ended_is_gone_at_once() -> None:
     present = RunningRequests()
-    present.stepped([1, 2], step_s=0.02, at=10.0)
+    present.on_step(step_report({1: 1, 2: 1}, step_s=0.02, at=10.0))
     present.forget(1)
     present.forget(7)
     assert present.count == 1
@@ -33,12 +34,12 @@ def test_a_text_that_has_ended_is_gone_at_once() -> None:
 
 def test_a_text_that_was_granted_is_present_before_it_is_in_a_step_but_not_for_ever() -> None:
     present = RunningRequests()
-    present.opened(1)
-    present.opened(2)
+    present.on_open(1)
+    present.on_open(2)
     assert present.count == 2
-    present.stepped([1], step_s=0.02, at=10.0)
+    present.on_step(step_report({1: 1}, step_s=0.02, at=10.0))
     assert present.count == 2
-    present.stepped([1], step_s=0.02, at=11.5)  # the other is open, and no session decodes
+    present.on_step(step_report({1: 1}, step_s=0.02, at=11.5))  # the other is open, and no session decodes
     assert present.count == 1
 
 
@@ -47,8 +48,8 @@ def measured(*, first_ms: float, token_ms: float, sessions: int = 1, least: int 
     for number in range(200):
         further = number % 5
         seconds = (first_ms + token_ms * (sessions + further)) * 1e-3 * (1.0 + noise * rng.uniform(-1.0, 1.0))
-        cost.stepped(seconds, texts=sessions, further=further)
-        cost.committed(sessions)
+        cost.add_step(seconds, texts=sessions, further=further)
+        cost.add_committed(sessions)
     return cost
 
 
@@ -65,8 +66,8 @@ def test_a_text_more_and_a_token_more_of_a_text_are_told_apart() -> None:
     cost = StepCost(1)
     for number in range(200):
         texts, further = 1 + number % 4, (number // 4) % 7
-        cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further)
-        cost.committed(texts)
+        cost.add_step(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further)
+        cost.add_committed(texts)
     assert cost.token_s == pytest.approx(0.001, rel=0.2)
 
 
@@ -75,12 +76,12 @@ def test_what_was_learnt_at_other_loads_stays_known_while_all_draft_alike() -> N
     cost = StepCost(1)
     for number in range(300):
         texts, further = 1 + number % 4, (number // 4) % 7
-        cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further)
-        cost.committed(texts)
+        cost.add_step(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further)
+        cost.add_committed(texts)
     for number in range(300):
         texts = 12 + number % 5
-        cost.stepped(0.010 + 0.007 * texts, texts=texts, further=3 * texts)
-        cost.committed(2 * texts)
+        cost.add_step(0.010 + 0.007 * texts, texts=texts, further=3 * texts)
+        cost.add_committed(2 * texts)
     assert cost.token_s == pytest.approx(0.001, rel=0.3)
 
 
@@ -88,8 +89,8 @@ def test_where_edges_only_write_texts_alone_are_told() -> None:
     cost = StepCost(1)
     for number in range(200):
         texts = 1 + number % 4
-        cost.stepped(0.010 + 0.004 * texts, texts=texts, further=0, verifies=False)
-        cost.committed(texts)
+        cost.add_step(0.010 + 0.004 * texts, texts=texts, further=0, verifies=False)
+        cost.add_committed(texts)
     assert cost.token_s is None
     assert (cost.parts(4).step_s, cost.parts(4).token_s) == (None, None)
 
@@ -98,8 +99,8 @@ def test_steps_that_are_all_alike_tell_nothing() -> None:
     cost = StepCost(1)
     assert cost.token_s is None
     for _ in range(100):
-        cost.stepped(0.02, texts=4, further=0)
-        cost.committed(4)
+        cost.add_step(0.02, texts=4, further=0)
+        cost.add_committed(4)
     assert cost.token_s is None
 
 
@@ -107,10 +108,10 @@ def test_a_token_costs_nothing_less_than_nothing_and_no_more_than_the_mean_one()
     falling, steep = StepCost(1), StepCost(1)
     for number in range(200):
         further = number % 5
-        falling.stepped(0.05 - 0.002 * further, texts=1, further=further)
-        falling.committed(1)
-        steep.stepped(0.001 * (1 + further) ** 3, texts=1, further=further)
-        steep.committed(1)
+        falling.add_step(0.05 - 0.002 * further, texts=1, further=further)
+        falling.add_committed(1)
+        steep.add_step(0.001 * (1 + further) ** 3, texts=1, further=further)
+        steep.add_committed(1)
     assert falling.token_s == 0.0
     assert steep.token_s is not None
 
@@ -129,12 +130,12 @@ def test_a_token_costs_what_it_does_at_the_present_load() -> None:
         texts = rng.choice((1, 2, 14, 15, 16))
         further = texts * rng.randrange(5)
         token_s = 0.007 if texts < 3 else 0.001
-        cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further)
-        cost.committed(texts)
+        cost.add_step(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further)
+        cost.add_committed(texts)
     told = {}
     for texts in (1, 16):
-        cost.stepped(0.012 + 0.009 * texts, texts=texts, further=0, verifies=False)
-        cost.committed(texts)
+        cost.add_step(0.012 + 0.009 * texts, texts=texts, further=0, verifies=False)
+        cost.add_committed(texts)
         told[texts] = cost.token_s
     assert told == {1: pytest.approx(0.007, rel=0.35), 16: pytest.approx(0.001, rel=0.35)}
 
@@ -146,8 +147,8 @@ def test_writing_and_verifying_are_told_apart() -> None:
         texts = rng.randrange(2, 17)
         further = texts * rng.randrange(1, 5) if number % 2 else 0
         seconds = 0.060 + 0.006 * texts + 0.002 * further if further else 0.020 + 0.005 * texts
-        cost.stepped(seconds, texts=texts, further=further, verifies=further > 0)
-        cost.committed(texts)
+        cost.add_step(seconds, texts=texts, further=further, verifies=further > 0)
+        cost.add_committed(texts)
     parts = cost.parts(16)
     assert parts.writing_s == pytest.approx(0.100, rel=0.03)
     assert parts.step_s == pytest.approx(0.060, rel=0.2)  # held back, as far as all steps say otherwise
@@ -159,12 +160,12 @@ def test_what_steps_take_that_write_is_known_however_long_ago_they_did() -> None
     cost = StepCost(1)
     for number in range(50):
         texts = 2 + number % 8
-        cost.stepped(0.020 + 0.005 * texts, texts=texts, further=0, verifies=False)
-        cost.committed(texts)
+        cost.add_step(0.020 + 0.005 * texts, texts=texts, further=0, verifies=False)
+        cost.add_committed(texts)
     for number in range(5000):
         texts, further = 2 + number % 8, 4 + number % 5
-        cost.stepped(0.100 + 0.010 * further, texts=texts, further=further)
-        cost.committed(texts)
+        cost.add_step(0.100 + 0.010 * further, texts=texts, further=further)
+        cost.add_committed(texts)
     assert cost.parts(8).writing_s == pytest.approx(0.060, rel=0.1)
 
 
@@ -173,8 +174,8 @@ def test_of_a_text_by_itself_the_steps_are_told_that_had_one() -> None:
     for number in range(400):
         texts, further = 1 + number % 2 * 15, number % 5
         token_s = 0.007 if texts == 1 else 0.001
-        cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further)
-        cost.committed(texts)
+        cost.add_step(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further)
+        cost.add_committed(texts)
     assert cost.parts(1).token_s == pytest.approx(0.007, rel=0.35)
 
 
@@ -182,8 +183,8 @@ def test_what_the_edge_guesses_right_makes_it_write_more_quickly() -> None:
     cost = StepCost(1)
     for number in range(50):
         texts = 2 + number % 8
-        cost.stepped(0.020 + 0.005 * texts, texts=texts, further=texts, verifies=False)
-        cost.committed(2 * texts)
+        cost.add_step(0.020 + 0.005 * texts, texts=texts, further=texts, verifies=False)
+        cost.add_committed(2 * texts)
     assert cost.parts(8).writing_s == pytest.approx(0.030, rel=0.1)
 
 
@@ -191,7 +192,7 @@ def test_a_token_that_its_device_gave_up_is_written_all_the_same() -> None:
     """A device that returns to drafting voids what the edge generates meanwhile."""
     cost = StepCost(1)
     for number in range(50):
-        cost.stepped(0.050, texts=4, further=0, verifies=False)
+        cost.add_step(0.050, texts=4, further=0, verifies=False)
         for _ in range(4 if number % 2 else 1):
-            cost.committed(1)
+            cost.add_committed(1)
     assert cost.parts(4).writing_s == pytest.approx(0.050)
