@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 _KEPT_EVERY: Final = 64  # tokens without an edge, between two reports of the unfinished session
 
+_LEAST_WAIT_S: Final = 0.01  # a deadline that has passed is handled after the messages that are here
+
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 _UNFINISHED: Final = {"code": "process-ended", "sentence": "The device's program ended during the generation."}
@@ -64,6 +66,7 @@ class SessionDriver:
     claim: Callable[[int], bool] = lambda _handle: True
     closing: "SessionEnd" = field(init=False)
     first_at: float | None = None
+    _local_cause: str = ""  # why the generation goes on without an edge
 
     def __post_init__(self) -> None:
         self.closing = SessionEnd(self.session, self.outbound, self.retry.clock)
@@ -85,7 +88,7 @@ class SessionDriver:
 
     def start(self) -> None:
         self.drafting.restart()  # first, so that no edge receives a prompt that cannot be drafted for
-        if not self.retry.holding:
+        if not self.retry.held:
             self._open()
 
     def step(self) -> bool:
@@ -98,7 +101,7 @@ class SessionDriver:
             self._handle(event)
         elif self.session.local:
             self._generate_alone()
-        elif self.session.may_send and not self.retry.holding:
+        elif self.session.may_send and not self.retry.held:
             if (draft := self.drafting.step()) is not None:
                 self._send_draft(draft)
         else:
@@ -107,7 +110,9 @@ class SessionDriver:
 
     def quiet_s(self) -> float:
         """Return how long to wait for the next message before `on_quiet` (seconds)."""
-        return self.closing.left_s if self.closing.begun else self.retry.quiet_s()
+        if self.closing.begun:
+            return self.closing.left_s
+        return max(_LEAST_WAIT_S, self.retry.deadline() - self.retry.clock())
 
     def on_quiet(self) -> None:
         """Send again, ask another edge, or give up, because nothing has arrived in time."""
@@ -125,7 +130,7 @@ class SessionDriver:
     def resume(self, cause: str = "the edge went away.", *, silent: bool = False) -> None:
         """Open the session again behind the committed tokens; see `RetryState.note_resume`."""
         self.retry.note_resume(cause, silent=silent)
-        if self.retry.holding:
+        if self.retry.held:
             self.session.suspend()
             self.drafting.drop()
         else:
@@ -157,7 +162,7 @@ class SessionDriver:
                 self._reply(event)
             case EdgeStateChanged():
                 self._edge_changed(event)
-            case ConnectionChanged(up=True) if not self.retry.holding:
+            case ConnectionChanged(up=True) if not self.retry.held:
                 self._repeat()
             case Undelivered(topic=topic):
                 self._undelivered(topic)
@@ -173,7 +178,7 @@ class SessionDriver:
         effects = session.on_verdict(received.verdict)
         self.drafting.pacing.learn(effects)
         for effect in effects:
-            if not self.retry.holding:
+            if not self.retry.held:
                 self.retry.refusal = None
             self.retry.note_answer(tokens=len(effect.tokens), more=bool(session.unanswered()))
             if effect.tokens:
@@ -184,9 +189,9 @@ class SessionDriver:
                     return
                 begin += len(effect.tokens)
             self.drafting.follow(effect)
-            if effect.request is not None:
+            if effect.request is not None and not self.retry.held:  # otherwise it is sent with the repeats
                 self._send_draft(effect.request)
-        if session.ended is None and session.may_renew_stream and not self.retry.holding:
+        if session.ended is None and session.may_renew_stream and not self.retry.held:
             renewal = self.drafting.renewal()
             if renewal is not None:
                 self._send_draft(renewal)
@@ -251,7 +256,8 @@ class SessionDriver:
 
     def _check(self) -> None:
         if (cause := self.retry.check()) is not None:
-            self.retry.note_local(cause)
+            self._local_cause = cause
+            self.retry.note_local()
             self.session.go_local(self.drafting.drafts.drafter.codec.end_tokens)
             self.drafting.restart()
 
@@ -263,7 +269,7 @@ class SessionDriver:
         token = self.drafting.drafts.generate_alone()
         if token is None:
             raise EdgeUnavailable(
-                f"{self.retry.local_cause} The drafter {drafter.name!r} cannot go on alone: it has no "
+                f"{self._local_cause} The drafter {drafter.name!r} cannot go on alone: it has no "
                 "model; set drafter = 'llama.cpp', or offline = 'wait'."
             )
         if session.ended is None and session.sequence.unverified % _KEPT_EVERY == 1:

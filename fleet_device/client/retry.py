@@ -2,12 +2,24 @@
 
 Whatever edges answer, a request asks a bounded number of times: only new tokens renew its budget of resumes and early
 retries, and the time that it may spend without an answer is limited.
+
+::
+
+                   granted              sent
+    ASKING ──┐ ─────────────▶ GRANTED ────────▶ AWAITING ──┐ sent, answered in part
+      ▲  ◀───┘ sent              ▲                │  ◀─────┘
+      │                          └────────────────┘ answered
+      └── resumed, from any phase but LOCAL
+          went local, from any phase but LOCAL ──▶ LOCAL
+
+In each phase an edge may have asked to be sent nothing until a moment, so that this delay is no phase of its own.
 """
 
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final
 
 from fleet_device.client.messaging import EdgePresences, Outbound
@@ -48,8 +60,6 @@ _MAX_RETURNS: Final = 5
 # Unanswered Opens after which the interval doubles, and the largest factor.
 _UNHURRIED: Final = 4
 _SLOWEST: Final = 8
-
-_MOMENT_S: Final = 0.01
 
 # A longer prompt gives the edge proportionally more time for the first verdict.
 _PROMPT_TOKENS: Final = 1024
@@ -110,6 +120,11 @@ class EdgeAvailability:
     def absent_s(self) -> float:
         return 0.0 if self._absent_since is None else self.clock() - self._absent_since
 
+    @property
+    def absent_since(self) -> float:
+        """Moment since which no edge is reachable; infinity if one is."""
+        return math.inf if self._absent_since is None else self._absent_since
+
     def note_refusal(self, refused: SessionRefused) -> None:
         if refused.code in _TIMED and refused.retry_s is not None:
             self._refused_until = self.clock() + min(refused.retry_s, RECHECK_S)
@@ -134,6 +149,60 @@ class EdgeAvailability:
         return frozenset(state.edge for state in self.edges.online())
 
 
+class RetryPhase(Enum):
+    """What a request waits for."""
+
+    ASKING = auto()  # a grant: no edge has the session
+    GRANTED = auto()  # nothing: an edge has the session, and the device drafts
+    AWAITING = auto()  # an answer of the edge that has the session
+    LOCAL = auto()  # nothing: the draft model generates without an edge
+
+
+class RetryEvent(Enum):
+    SENT = auto()
+    GRANTED = auto()
+    ANSWERED = auto()  # everything that was sent
+    ANSWERED_IN_PART = auto()
+    RESUMED = auto()  # the session has lost its edge
+    WENT_LOCAL = auto()
+
+
+_AT_AN_EDGE: Final = (RetryPhase.GRANTED, RetryPhase.AWAITING)
+
+TRANSITIONS: Final[dict[tuple[RetryPhase, RetryEvent], RetryPhase]] = {
+    (RetryPhase.ASKING, RetryEvent.SENT): RetryPhase.ASKING,
+    (RetryPhase.ASKING, RetryEvent.GRANTED): RetryPhase.GRANTED,
+    **{(phase, RetryEvent.SENT): RetryPhase.AWAITING for phase in _AT_AN_EDGE},
+    **{(phase, RetryEvent.ANSWERED): RetryPhase.GRANTED for phase in _AT_AN_EDGE},
+    **{(phase, RetryEvent.ANSWERED_IN_PART): RetryPhase.AWAITING for phase in _AT_AN_EDGE},
+    **{(phase, RetryEvent.RESUMED): RetryPhase.ASKING for phase in (RetryPhase.ASKING, *_AT_AN_EDGE)},
+    **{(phase, RetryEvent.WENT_LOCAL): RetryPhase.LOCAL for phase in (RetryPhase.ASKING, *_AT_AN_EDGE)},
+}
+
+
+@dataclass(slots=True)
+class RetryBudget:
+    """Attempts since the last committed token, which starts the counts again.
+
+    Attributes:
+        resumes_left: Resumes that are left; each committed token adds one.
+        moves: Resumes because an edge was silent.
+        early: Opens before their time, because an edge is back.
+        returns: Returns of the broker or an edge that have restarted the wait.
+        refusals: Refusals since every edge was last asked.
+    """
+
+    resumes_left: int = _MAX_FRUITLESS
+    resumes: int = 0
+    moves: int = 0
+    early: int = 0
+    returns: int = 0
+    refusals: int = 0
+
+    def renewed(self, tokens: int) -> "RetryBudget":
+        return RetryBudget(min(self.resumes_left + tokens, _MAX_FRUITLESS))
+
+
 @dataclass(slots=True)
 class RetryState:
     """All waits, retries and refusals of one request, and what follows from them.
@@ -144,7 +213,7 @@ class RetryState:
 
     Attributes:
         outages: When the offline policy applies, and which.
-        local_cause: Why the generation goes on without an edge.
+        refusal: The last refusal, until an edge answers otherwise.
     """
 
     policy: RetryPolicy
@@ -153,32 +222,22 @@ class RetryState:
     availability: EdgeAvailability
     outages: Outages = field(default_factory=Outages)
     on_wait: Callable[[str], None] = lambda _reason: None
+    phase: RetryPhase = RetryPhase.ASKING
     resumes: int = 0
-    owed: bool = True
     refusal: SessionRefused | None = None
     quota_wait_s: float = 0.0
-    local_cause: str = ""
-    # Counted since the last committed token
-    _credit: int = _MAX_FRUITLESS  # resumes that are left; each token adds one
-    _fruitless: int = 0  # resumes
-    _early: int = 0  # retries before their time
-    _returns: int = 0  # of a broker or an edge
-    _moves: int = 0  # resumes because an edge was silent
-    _declined: int = 0  # refusals
-    _asks: int = 0  # messages since the last answer
-    # Times
-    _progress_at: float = field(init=False)  # the last token
-    _waiting_since: float = field(init=False)  # the edge has owed an answer since, and given none that counts
-    _silent_since: float = field(init=False)  # and none at all
-    _asked_at: float = field(init=False)
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    _unanswered: int = 0  # messages since the last answer
+    _sent_at: float = field(init=False)  # the last message
+    _waiting_since: float = field(init=False)  # an answer is owed since
     _not_before: float = 0.0  # nothing is sent until then
-    _held: bool = False  # nothing was sent since
-    _reported: bool = False  # the reason of this wait
+    _report_at: float = field(init=False)  # when to report why no tokens come
     _absent_since: float | None = None  # this request has had no edge since then
     _next_edge_at: float = math.inf  # when the first of the edges that refused may be asked again
 
     def __post_init__(self) -> None:
-        self._progress_at = self._waiting_since = self._silent_since = self._asked_at = self.clock()
+        self._sent_at = self._waiting_since = self.clock()
+        self.note_progress()
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -187,35 +246,35 @@ class RetryState:
     # What has happened
 
     def note_sent(self) -> None:
-        self._asked_at = self.clock()
-        if not self.owed:
-            self.owed, self._waiting_since, self._silent_since = True, self._asked_at, self._asked_at
-        self._held = False
-        self._asks += 1
+        self._sent_at = self.clock()
+        if not self._owed:
+            self._waiting_since = self._sent_at
+        self._move(RetryEvent.SENT)
+        self._unanswered += 1
 
     def note_open(self) -> None:
         self.note_sent()
         self.refusal = None
 
     def note_granted(self) -> None:
+        self._move(RetryEvent.GRANTED)
         self.refusal = None
         self.availability.clear_refusal()
-        self.note_answer(tokens=0)
+        self._unanswered = 0
 
     def note_answer(self, *, tokens: int, more: bool = False) -> None:
         """Record an answer that has committed some tokens; `more` answers may be owed."""
-        self.owed = more
-        self._waiting_since = self._silent_since = self.clock()
-        self._asks = 0
+        self._move(RetryEvent.ANSWERED_IN_PART if more else RetryEvent.ANSWERED)
+        self._waiting_since = self.clock()
+        self._unanswered = 0
         if tokens:
-            self._credit = min(self._credit + tokens, _MAX_FRUITLESS)
-            self._fruitless = self._early = self._returns = self._moves = 0
-            self._forget_declines()
+            self.budget = self.budget.renewed(tokens)
+            self._next_edge_at = math.inf
             self.note_progress()
 
     def note_progress(self) -> None:
         """Restart the wait that is reported: new tokens have arrived."""
-        self._progress_at, self._reported = self.clock(), False
+        self._report_at = self.clock() + REPORT_AFTER_S
 
     def note_resume(self, cause: str, *, silent: bool = False) -> None:
         """Record that the session is opened again, and delay that if it happens too often.
@@ -223,23 +282,26 @@ class RetryState:
         `cause` ends a sentence; after a `silent` edge the next one gets twice the time. Raise SessionFailed after too
         many resumes for the tokens that were committed.
         """
-        if not self._credit:
+        if not self.budget.resumes_left:
             raise SessionFailed(f"The session was resumed {self.resumes} times without progress: {cause}")
+        self._move(RetryEvent.RESUMED)
         self.resumes += 1
-        self._credit -= 1
-        self._fruitless += 1
-        self._moves += silent
-        self._asks = 0
-        self.owed = True
-        self._waiting_since = self._silent_since = self.clock()
-        if self._fruitless > _AT_ONCE:
-            delay_s = _FIRST_DELAY_S * 2.0 ** (self._fruitless - _AT_ONCE - 1)
-            self._hold_until(self.clock() + min(delay_s, self.policy.retry_s))
+        self.budget.resumes_left -= 1
+        self.budget.resumes += 1
+        self.budget.moves += silent
+        self._unanswered = 0
+        self._waiting_since = self.clock()
+        if (late := self.budget.resumes - _AT_ONCE) > 0:
+            delay_s = min(_FIRST_DELAY_S * 2.0 ** (late - 1), self.policy.retry_s)
+            self._not_before = max(self._not_before, self.clock() + delay_s)
+
+    def note_local(self) -> None:
+        self._move(RetryEvent.WENT_LOCAL)
 
     def hold(self, seconds: float) -> None:
         """Send nothing for a time; several in a row add up to `LEAST_WAIT_S` each."""
         now = self.clock()
-        self._hold_until(max(now + seconds, max(now, self._not_before) + LEAST_WAIT_S))
+        self._not_before = max(now + seconds, max(now, self._not_before) + LEAST_WAIT_S)
 
     def hold_for_quota(self, seconds: float, reason: str) -> None:
         """Send nothing for a time, because the device has used up a quota at the edge."""
@@ -250,40 +312,24 @@ class RetryState:
     # How long to wait
 
     @property
-    def holding(self) -> bool:
+    def held(self) -> bool:
+        """Whether nothing is sent now, because an edge has asked for a delay, or after too many resumes."""
         return self.clock() < self._not_before
 
-    def quiet_s(self) -> float:
-        """Return how long to wait for the next message before `check` or a retry is due (seconds)."""
-        report_s = math.inf
-        if not self._reported and self._waits:
-            report_s = max(0.0, self._progress_at + REPORT_AFTER_S - self.clock())
-        return min(self.repeat_in_s(), report_s, self._outage_in_s())
-
-    def repeat_in_s(self) -> float:
-        """Return the time until something is to be sent again, or the wait is over (seconds)."""
-        now = self.clock()
-        left_s = self._limit_s - (now - self._waiting_since)
-        if self.holding:
-            due_s = self._not_before - now
-        elif self._opened:
-            due_s = self.policy.verdict_s - (now - self._asked_at)
-        else:
-            due_s = self._retry_s
-        return max(_MOMENT_S, min(due_s, left_s) if self.owed else due_s)
+    def deadline(self) -> float:
+        """Return the moment at which `check` or a repeat is due if nothing arrives."""
+        report_at = self._report_at if self._owed or self.held else math.inf
+        return min(self._repeat_at, self._give_up_at, report_at, self._outage_at())
 
     def may_repeat(self) -> bool:
         """Whether the answer is late enough to send again."""
-        if self.holding:
-            return False
-        late_s = self.policy.verdict_s if self._opened else self._retry_s
-        return self._held or self.clock() - self._asked_at >= late_s
+        return self.clock() >= self._repeat_at
 
     def may_repeat_early(self) -> bool:
         """Whether to send again before the time, because an edge is back; each use is counted."""
-        if self.holding or self._early >= _MAX_EARLY:
+        if self.held or self.budget.early >= _MAX_EARLY:
             return False
-        self._early += 1
+        self.budget.early += 1
         return True
 
     # When to go to another edge
@@ -291,9 +337,9 @@ class RetryState:
     def may_go_elsewhere(self) -> bool:
         """Whether the edge that has the session has been silent for too long, and another one is online."""
         opened = self.session.opened
-        if opened is None or not self.outbound.connected or not self.owed:
+        if self.phase is not RetryPhase.AWAITING or opened is None or not self.outbound.connected:
             return False
-        if self.clock() - self._silent_since < self.policy.verdict_s * self._patience * 2.0**self._moves:
+        if self.clock() - self._silent_since < self.policy.verdict_s * self._patience * 2.0**self.budget.moves:
             return False
         return any(state.edge != opened.edge for state in self.availability.edges.online())
 
@@ -304,10 +350,10 @@ class RetryState:
             self._next_edge_at = math.inf
         if retry_s is not None:
             self._next_edge_at = min(self._next_edge_at, now + retry_s)
-        self._declined += 1
+        self.budget.refusals += 1
         online = len(self.availability.edges.online())
         # One more than there are: an edge that answers what another was asked leaves that one time to answer too.
-        return online > 1 and self._declined <= min(online, _MOST_EDGES)
+        return online > 1 and self.budget.refusals <= min(online, _MOST_EDGES)
 
     # When to give up
 
@@ -332,7 +378,7 @@ class RetryState:
         """Keep the session and send nothing while a fault lasts; return False if another edge takes over."""
         seconds = fault.retry_s or 0.0
         # An edge that brings nothing for as long as a silent one may is left like a silent one.
-        if self.clock() + seconds - self._waiting_since >= self.policy.verdict_s and self.ask_another(seconds):
+        if self._waited_s + seconds >= self.policy.verdict_s and self.ask_another(seconds):
             return False
         self.refusal = SessionRefused(RefusalCode.QUOTA, fault.sentence, retry_s=fault.retry_s)
         self._wait_out(self.refusal, seconds, least_s=_WAIT_WITH_ALL_S if fault.handle is None else 0.0)
@@ -369,48 +415,74 @@ class RetryState:
         """Report why no tokens come once that has lasted; raise when the wait is over, as `check` does."""
         if self.session.ended is not None:
             return
-        if (waited_s := self.exhausted_s()) is not None:
-            raise self.refusal or self.outbound.silence(waited_s, edge=self._edge)
-        if not self._reported and self._waits and self.clock() >= self._progress_at + REPORT_AFTER_S:
-            self._reported = True
-            reason: Exception = self.outbound.silence(max(1.0, self.clock() - self._progress_at), edge=self._edge)
+        now = self.clock()
+        if now > self._give_up_at:
+            raise self.refusal or self.outbound.silence(self._limit_s, edge=self._edge)
+        if (self._owed or self.held) and now >= self._report_at:
+            waited_s = max(1.0, now - self._report_at + REPORT_AFTER_S)
+            self._report_at = math.inf
+            reason: Exception = self.outbound.silence(waited_s, edge=self._edge)
             if self.outbound.connected and self.refusal is not None:
                 reason = self.refusal
             logging.getLogger(WAIT_LOG).warning("Waiting: %s", reason)
             self.on_wait(str(reason))
 
-    def exhausted_s(self) -> float | None:
-        """Return the time limit once it is exceeded without an answer; None before."""
-        return self._limit_s if self.owed and self.clock() - self._waiting_since > self._limit_s else None
+    # Moments, infinity for never
 
-    # Without an edge
+    @property
+    def _repeat_at(self) -> float:
+        if self._sent_at < self._not_before:
+            return self._not_before
+        return self._sent_at + (self._interval_s if self.phase is RetryPhase.ASKING else self.policy.verdict_s)
 
-    def note_local(self, cause: str) -> None:
-        """Record that the generation goes on without an edge; `cause` is a sentence."""
-        self.owed, self._asks, self.local_cause = False, 0, cause
+    @property
+    def _give_up_at(self) -> float:
+        return self._waiting_since + self._limit_s if self._owed else math.inf
+
+    def _outage_at(self) -> float:
+        """Return the moment from which the offline policy applies."""
+        self._track_absence()
+        # With the policy `wait`, the time limits decide.
+        if self.outages.policy is OfflinePolicy.WAIT or self.session.ended is not None:
+            return math.inf
+        if self._absent_since is not None:
+            return min(self._absent_since, self.availability.absent_since) + self.outages.absence_s
+        return math.inf if self.held or not self._owed else self._silent_since + self._longest_silence_s
 
     # Private
 
+    def _move(self, event: RetryEvent) -> None:
+        try:
+            self.phase = TRANSITIONS[self.phase, event]
+        except KeyError:
+            raise ValueError(f"a request that is {self.phase.name} takes no {event.name}") from None
+
     @property
-    def _opened(self) -> bool:
-        return self.session.opened is not None
+    def _owed(self) -> bool:
+        """Whether an edge owes an answer."""
+        return self.phase in (RetryPhase.ASKING, RetryPhase.AWAITING)
+
+    @property
+    def _waited_s(self) -> float:
+        return self.clock() - self._waiting_since if self._owed else 0.0
+
+    @property
+    def _silent_since(self) -> float:
+        """Moment since which the edge is silent: one that asks for a delay is not."""
+        return max(self._waiting_since, self._not_before)
 
     @property
     def _edge(self) -> str | None:
         return None if self.session.opened is None else self.session.opened.edge
 
     @property
-    def _waits(self) -> bool:
-        return self.owed or self.holding
-
-    @property
-    def _retry_s(self) -> float:
+    def _interval_s(self) -> float:
         """Interval between two Opens: it grows, so that an edge that comes back does not find many."""
-        return self.policy.retry_s * min(2.0 ** (max(0, self._asks - 1) // _UNHURRIED), _SLOWEST)
+        return self.policy.retry_s * min(2.0 ** (max(0, self._unanswered - 1) // _UNHURRIED), _SLOWEST)
 
     @property
     def _limit_s(self) -> float:
-        first = not self._opened and self.resumes == 0
+        first = self.phase is RetryPhase.ASKING and self.resumes == 0
         return self.policy.open_s if first else self.policy.resume_s
 
     @property
@@ -420,75 +492,47 @@ class RetryState:
         prompt = len(self.session.request.prompt) + opened.position if opened and self.session.first_under_way else 0
         return max(1.0, prompt / _PROMPT_TOKENS)
 
-    def _hold_until(self, moment: float) -> None:
-        self._not_before, self._held = max(self._not_before, moment), True
-        self._silent_since = self._not_before  # an edge that asks for a delay is not silent
-
-    def _forget_declines(self) -> None:
-        self._declined, self._next_edge_at = 0, math.inf
-
-    def _shortest(self, retry_s: float | None) -> float | None:
-        return retry_s if retry_s is None else min(retry_s, max(0.0, self._next_edge_at - self.clock()))
-
-    def _wait_out(self, error: SessionRefused, retry_s: float | None, *, least_s: float = 0.0) -> None:
-        if retry_s is None or self.clock() + retry_s - self._waiting_since > self._limit_s:
-            raise error
-        self.hold_for_quota(max(retry_s, least_s), str(error))
-        self._forget_declines()  # after that time every edge is asked again
-
-    # Outages
-
-    def _outage(self) -> EdgeUnavailable | None:
-        """Return why no edge answers, once that has lasted long enough for the offline policy to apply."""
-        absent_s = self._absent_s()
-        if not self._watched:
-            return None
-        if absent_s is not None:
-            return self.outbound.silence(max(1.0, absent_s)) if absent_s >= self.outages.absence_s else None
-        if self._silence_left_s() <= 0.0:
-            return self.outbound.silence(self._longest_silence_s, edge=self._edge)
-        return None
-
-    def _outage_in_s(self) -> float:
-        absent_s = self._absent_s()
-        if not self._watched:
-            return math.inf
-        return max(0.0, self._silence_left_s() if absent_s is None else self.outages.absence_s - absent_s)
-
-    @property
-    def _watched(self) -> bool:
-        """Whether an outage changes anything: with the policy `wait`, the time limits decide."""
-        return self.outages.policy is not OfflinePolicy.WAIT and self.session.ended is None
-
-    def _absent_s(self) -> float | None:
-        """Return for how long this request has had no edge (seconds); None if it has one."""
-        if not self._absent():
-            if self._absent_since is not None:
-                self._absent_since = None
-                # The wait restarts, but not without end for an edge that comes and goes.
-                if self._returns < _MAX_RETURNS:
-                    self._returns += 1
-                    self._waiting_since = self._silent_since = max(self.clock(), self._silent_since)
-            return None
-        if self._absent_since is None:
-            self._absent_since = self.clock()
-        return max(self.clock() - self._absent_since, self.availability.absent_s)
-
-    def _absent(self) -> bool:
-        if not self.outbound.connected:
-            return True
-        # An edge that has granted the session reports when it goes, or the broker does so for it.
-        if self._opened:
-            return False
-        return self.session.state is SessionState.UNDELIVERED or not self.availability.edges.online()
-
     @property
     def _longest_silence_s(self) -> float:
         """Time for which an edge that is online may be silent (seconds)."""
         patience_s = self.outages.answer_s * self._patience
         return patience_s if self.session.granted else min(patience_s, self.policy.open_s)
 
-    def _silence_left_s(self) -> float:
-        if not self.owed or self.holding:
-            return math.inf
-        return self._longest_silence_s - (self.clock() - self._silent_since)
+    def _shortest(self, retry_s: float | None) -> float | None:
+        return retry_s if retry_s is None else min(retry_s, max(0.0, self._next_edge_at - self.clock()))
+
+    def _wait_out(self, error: SessionRefused, retry_s: float | None, *, least_s: float = 0.0) -> None:
+        if retry_s is None or self._waited_s + retry_s > self._limit_s:
+            raise error
+        self.hold_for_quota(max(retry_s, least_s), str(error))
+        self.budget.refusals, self._next_edge_at = 0, math.inf  # after that time every edge is asked again
+
+    def _outage(self) -> EdgeUnavailable | None:
+        """Return why no edge answers, once that has lasted long enough for the offline policy to apply."""
+        now = self.clock()
+        if now < self._outage_at():
+            return None
+        if self._absent_since is None:
+            return self.outbound.silence(self._longest_silence_s, edge=self._edge)
+        absent_s = now - min(self._absent_since, self.availability.absent_since)
+        return self.outbound.silence(max(1.0, absent_s))
+
+    def _track_absence(self) -> None:
+        """Record since when this request has no edge, and restart the wait when it has one again."""
+        if self._absent():
+            if self._absent_since is None:
+                self._absent_since = self.clock()
+        elif self._absent_since is not None:
+            self._absent_since = None
+            # Not without end, for an edge that comes and goes.
+            if self.budget.returns < _MAX_RETURNS:
+                self.budget.returns += 1
+                self._waiting_since = max(self.clock(), self._not_before)
+
+    def _absent(self) -> bool:
+        if not self.outbound.connected:
+            return True
+        # An edge that has granted the session reports when it goes, or the broker does so for it.
+        if self.phase in _AT_AN_EDGE:
+            return False
+        return self.session.state is SessionState.UNDELIVERED or not self.availability.edges.online()
