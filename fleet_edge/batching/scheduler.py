@@ -76,7 +76,7 @@ class Scheduler:
         self._running = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
         self._drafter = drafter
-        self._policies: list[StepPolicy] = [self._delay, self._cost, self._running, self._background]
+        self._policies: list[StepPolicy] = [self._cost, self._running, self._background]
         if drafter is not None:
             self._policies.append(drafter)
         self._kv_share = kv_share
@@ -166,7 +166,8 @@ class Scheduler:
         """Return how long to hold the next step for drafts that are about to arrive, in seconds."""
         if not self._delay.expects_drafts:
             return 0.0
-        return self._delay.hold_s(sum(session.ready is not None for session in sessions), now=now)
+        ready = sum(session.ready is not None for session in sessions)
+        return self._delay.hold_s(ready, now=now, step_s=self._cost.recent_s)
 
     def next_batch(self, sessions: Iterable[EdgeSession], *, now: float) -> Batch:
         sessions = list(sessions)

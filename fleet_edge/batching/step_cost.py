@@ -58,7 +58,7 @@ _LEAST_SPREAD: Final = 1.0 / 16
 """Spread from which a slope is believed at all."""
 
 _SMOOTHING: Final = 0.3
-"""Weight of the latest step in the time of a prompt token."""
+"""Weight of the latest step in the time of a prompt token, and in the recent time of a step."""
 
 _FIRST_PROMPT: Final = 16
 """Prompt tokens in a step before their cost is measured."""
@@ -137,9 +137,13 @@ class _Steps:
         )
 
 
+def _smoothed(before: float | None, latest: float) -> float:
+    return latest if before is None else before + _SMOOTHING * (latest - before)
+
+
 @dataclass(slots=True)
 class StepCost:
-    """Measured step times.
+    """All that the scheduler knows of the duration of steps.
 
     A batch-invariant step computes at least `least` tokens of a session; fewer cost as much.
     """
@@ -154,9 +158,12 @@ class StepCost:
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
     _load: int = 0  # of the latest step
     _prompt_token_s: float | None = None
+    _recent_s: float = 0.0
 
     def on_step(self, report: StepReport) -> None:
         """Measure a step: one with prompt tokens for their cost, any other for the cost of verification."""
+        if report.times.sessions:
+            self._recent_s = _smoothed(self._recent_s or None, report.times.seconds)
         works, drafting_s = report.batch.works, report.times.drafting_s
         seconds = report.times.seconds - drafting_s
         if report.batch.prefilled:
@@ -191,14 +198,17 @@ class StepCost:
     def add_prompts(self, seconds: float, *, tokens: int) -> None:
         """Count a step with prompt tokens; `tokens` are all tokens in it."""
         self._wrote = False
-        token_s = seconds / tokens
-        before = token_s if self._prompt_token_s is None else self._prompt_token_s
-        self._prompt_token_s = before + _SMOOTHING * (token_s - before)
+        self._prompt_token_s = _smoothed(self._prompt_token_s, seconds / tokens)
 
     def prompt_tokens(self, seconds: float, most: int) -> int:
         if self._prompt_token_s is None:
             return min(most, _FIRST_PROMPT)
         return int(min(most, seconds / max(self._prompt_token_s, _LEAST_TOKEN_S)))
+
+    @property
+    def recent_s(self) -> float:
+        """Duration of the latest steps with verification, smoothed; 0 before the first."""
+        return self._recent_s
 
     @property
     def mean_s(self) -> float:

@@ -66,7 +66,6 @@ class BatchingDelay:
     """
 
     share: float = 0.5
-    _step_s: float = 0.0
     _answered: dict[int, float] = field(default_factory=dict)
     _turnaround: dict[int, float] = field(default_factory=dict)
 
@@ -89,11 +88,6 @@ class BatchingDelay:
         self._answered.pop(handle, None)
         self._turnaround.pop(handle, None)
 
-    def on_step(self, report: StepReport) -> None:
-        if report.times.sessions:
-            seconds = report.times.seconds
-            self._step_s = seconds if self._step_s == 0.0 else self._step_s + _SMOOTHING * (seconds - self._step_s)
-
     def gap_s(self, *, now: float) -> float:
         """Return how long no draft is likely to arrive: infinity if none is expected.
 
@@ -106,8 +100,8 @@ class BatchingDelay:
                 gap_s = min(gap_s, max(0.0, at + turnaround_s - now))
         return gap_s
 
-    def hold_s(self, ready: int, *, now: float) -> float:
-        """Return how long to hold the step for which `ready` sessions wait, in seconds."""
+    def hold_s(self, ready: int, *, now: float, step_s: float) -> float:
+        """Return how long to hold a step of about `step_s` for which `ready` sessions wait, in seconds."""
         if ready == 0 or not self._answered:
             return 0.0
         due = sorted(
@@ -116,9 +110,9 @@ class BatchingDelay:
             if handle in self._turnaround
         )
         best, gain = 0.0, 0.0
-        for late, wait in enumerate((wait for wait in due if 0.0 < wait <= self.share * self._step_s), start=1):
+        for late, wait in enumerate((wait for wait in due if 0.0 < wait <= self.share * step_s), start=1):
             # Sessions that arrive in time save about a step; ready ones lose the wait.
-            saved = late * self._step_s - ready * wait
+            saved = late * step_s - ready * wait
             if saved > gain:
                 best, gain = wait, saved
         return best

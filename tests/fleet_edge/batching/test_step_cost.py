@@ -43,6 +43,20 @@ def test_a_text_that_was_granted_is_present_before_it_is_in_a_step_but_not_for_e
     assert present.count == 1
 
 
+def test_the_recent_time_of_a_step_is_smoothed() -> None:
+    """One quick step does not make all steps quick, and prompts alone are no steps that a draft waits for."""
+    cost = StepCost(1)
+    assert cost.recent_s == 0.0
+    cost.on_step(step_report({1: 1}, step_s=0.1))
+    assert cost.recent_s == pytest.approx(0.1)
+    cost.on_step(step_report({}, step_s=9.0))
+    cost.on_step(step_report({1: 1}, step_s=0.02))
+    assert 0.02 < cost.recent_s < 0.1
+    for _ in range(20):
+        cost.on_step(step_report({1: 1}, step_s=0.02))
+    assert cost.recent_s == pytest.approx(0.02, rel=0.01)
+
+
 def measured(*, first_ms: float, token_ms: float, sessions: int = 1, least: int = 1, noise: float = 0.0) -> StepCost:
     cost, rng = StepCost(least), random.Random(1)
     for number in range(200):

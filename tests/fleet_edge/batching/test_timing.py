@@ -5,7 +5,7 @@ import pytest
 from fleet_edge.batching.steps import StepTimes
 from fleet_edge.batching.timing import BatchingDelay, PrefillLog
 from fleet_edge.sessions.drafts import DraftTiming
-from tests.support.drafts import arrived, draft, step_report
+from tests.support.drafts import arrived, draft
 
 VERIFIED = StepTimes(10.0, 10.5, sessions=3)
 
@@ -52,7 +52,6 @@ STEP_S = 0.1
 def learned(**turnarounds_s: float) -> BatchingDelay:
     """Return a delay that has seen sessions 1, 2, … return after these times."""
     delay = BatchingDelay()
-    delay.on_step(step_report({1: 1}, step_s=STEP_S))
     for handle, seconds in enumerate(turnarounds_s.values(), start=1):
         delay.expect_draft(handle, at=0.0)
         delay.on_draft(handle, at=seconds)
@@ -62,37 +61,37 @@ def learned(**turnarounds_s: float) -> BatchingDelay:
 def test_a_step_is_held_for_a_quick_device() -> None:
     delay = learned(quick=0.004)
     delay.expect_draft(1, at=10.0)
-    assert 0.004 <= delay.hold_s(ready=4, now=10.0) <= 0.006
+    assert 0.004 <= delay.hold_s(4, now=10.0, step_s=STEP_S) <= 0.006
 
 
 def test_a_slow_device_is_not_waited_for() -> None:
     delay = learned(slow=0.08)
     delay.expect_draft(1, at=10.0)
-    assert delay.hold_s(ready=1, now=10.0) == 0.0
+    assert delay.hold_s(1, now=10.0, step_s=STEP_S) == 0.0
 
 
 def test_a_step_with_many_ready_drafts_is_not_held_for_one_late_device() -> None:
     delay = learned(late=0.03)
     delay.expect_draft(1, at=10.0)
-    assert delay.hold_s(ready=2, now=10.0) > 0.0  # two lose 75 ms where one is spared 100
-    assert delay.hold_s(ready=3, now=10.0) == 0.0
+    assert delay.hold_s(2, now=10.0, step_s=STEP_S) > 0.0  # two lose 75 ms where one is spared 100
+    assert delay.hold_s(3, now=10.0, step_s=STEP_S) == 0.0
 
 
 def test_a_step_is_held_for_several_late_devices() -> None:
     delay = learned(a=0.03, b=0.03, c=0.03)
     for handle in (1, 2, 3):
         delay.expect_draft(handle, at=10.0)
-    assert delay.hold_s(ready=5, now=10.0) > 0.03
+    assert delay.hold_s(5, now=10.0, step_s=STEP_S) > 0.03
 
 
 def test_a_device_that_is_overdue_or_gone_is_not_waited_for() -> None:
     delay = learned(a=0.004, b=0.004)
     delay.expect_draft(1, at=10.0)
     delay.expect_draft(2, at=10.0)
-    assert delay.hold_s(ready=1, now=10.5) == 0.0
+    assert delay.hold_s(1, now=10.5, step_s=STEP_S) == 0.0
     delay.forget(1)
     delay.forget(2)
-    assert delay.hold_s(ready=1, now=10.0) == 0.0
+    assert delay.hold_s(1, now=10.0, step_s=STEP_S) == 0.0
 
 
 def test_how_soon_a_device_comes_back_is_smoothed() -> None:
@@ -100,17 +99,14 @@ def test_how_soon_a_device_comes_back_is_smoothed() -> None:
     delay.expect_draft(1, at=5.0)
     delay.on_draft(1, at=5.02)
     delay.expect_draft(1, at=10.0)
-    assert delay.hold_s(ready=1, now=10.0) == pytest.approx(1.25 * (0.004 + 0.3 * (0.02 - 0.004)))
+    assert delay.hold_s(1, now=10.0, step_s=STEP_S) == pytest.approx(1.25 * (0.004 + 0.3 * (0.02 - 0.004)))
 
 
-def test_the_time_of_a_step_is_smoothed() -> None:
+def test_a_step_is_held_for_a_share_of_its_time_at_most() -> None:
     delay = learned(a=0.025)
     delay.expect_draft(1, at=10.0)
-    delay.on_step(step_report({1: 1}, step_s=0.02))  # one quick step does not make all steps quick
-    assert delay.hold_s(ready=1, now=10.0) > 0.0
-    for _ in range(20):
-        delay.on_step(step_report({1: 1}, step_s=0.02))
-    assert delay.hold_s(ready=1, now=10.0) == 0.0
+    assert delay.hold_s(1, now=10.0, step_s=0.1) > 0.0
+    assert delay.hold_s(1, now=10.0, step_s=0.02) == 0.0
 
 
 def test_nothing_is_known_of_a_new_session_under_the_handle_of_an_ended_one() -> None:
@@ -118,11 +114,11 @@ def test_nothing_is_known_of_a_new_session_under_the_handle_of_an_ended_one() ->
     delay.expect_draft(1, at=5.0)
     delay.forget(1)
     delay.expect_draft(1, at=10.0)
-    assert delay.hold_s(ready=1, now=10.0) == 0.0
+    assert delay.hold_s(1, now=10.0, step_s=STEP_S) == 0.0
     delay.forget(1)
     delay.on_draft(1, at=10.01)  # its first draft answers no verdict
     delay.expect_draft(1, at=20.0)
-    assert delay.hold_s(ready=1, now=20.0) == 0.0
+    assert delay.hold_s(1, now=20.0, step_s=STEP_S) == 0.0
 
 
 def test_the_gap_before_the_next_draft_is_known_of_each_device_for_as_long_as_it_plausibly_comes_back() -> None:
