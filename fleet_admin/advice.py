@@ -21,7 +21,7 @@ from typing import Any, Final
 from fleet_common.mqtt.packets import publish_packet_bytes
 from fleet_device.pacing.contract import STREAMED, Plan
 from fleet_device.pacing.estimates import Conditions
-from fleet_edge.batching.planning import Budget
+from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.jobs import JobSettings
 from fleet_edge.orchestrator import PIECE_S
 from fleet_edge.session_log import SessionLog

@@ -96,17 +96,17 @@ class Orchestrator:
     _paused_until: float = -math.inf
 
     def step(self, *, wait_s: float = 0.0) -> bool:
-        """Plan, run and post-process one step; the next one runs while its verdicts are sent.
+        """Schedule, run and post-process one step; the next one runs while its verdicts are sent.
 
         Waits at most `wait_s` for a message when there is nothing to compute. Returns whether anything was computed.
         """
         self._receive(0.0)
         if self._running is None:
-            self._run(self._plan(wait_s))
+            self._run(self._next_batch(wait_s))
         if self._running is None:
             return False
         results = self._finish(self._running)
-        self._run(self._plan_at_once())
+        self._run(self._batch_at_once())
         self._send(results)
         return True
 
@@ -129,26 +129,27 @@ class Orchestrator:
         computing = set() if self._running is None else {work.session.handle for work in self._running.batch.works}
         return sum(session.handle not in computing and session.ready is not None for session in self.sessions)
 
-    # Plan
+    # Schedule
 
-    def _plan(self, wait_s: float) -> Batch:
+    def _next_batch(self, wait_s: float) -> Batch:
         if self._away:
             self._receive(min(wait_s, _PAUSE_S))
             return Batch()
-        batch = self._plan_held()
+        batch = self._held_batch()
         if not batch and wait_s > 0:
             self._receive(wait_s)
-            batch = self._plan_held()
+            batch = self._held_batch()
         return batch
 
-    def _plan_held(self) -> Batch:
+    def _held_batch(self) -> Batch:
+        """Return the next batch, after the wait for drafts that are about to arrive."""
         now = self.clock()
         until = now + self.scheduler.hold_s(self.sessions, now=now)
         while (left := until - self.clock()) > 0:
             self._receive(left)
         return self.scheduler.next_batch(self.sessions, now=self.clock())
 
-    def _plan_at_once(self) -> Batch:
+    def _batch_at_once(self) -> Batch:
         """Return the next batch; empty if it should be held."""
         now = self.clock()
         if self._away or self.scheduler.hold_s(self.sessions, now=now) > 0.0:
@@ -164,7 +165,7 @@ class Orchestrator:
     def _run(self, batch: Batch) -> None:
         if batch.items:
             cases = [_case(work) for work in batch.verifications]
-            orders = self.scheduler.plan_drafts(batch)
+            orders = self.scheduler.order_drafts(batch)
             self.scheduler.begin_step()
             future = self._pool.submit(self._compute, batch, cases, orders)
             future.add_done_callback(lambda _: self.inbox.wake())

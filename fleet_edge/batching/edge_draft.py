@@ -133,8 +133,8 @@ class EdgeDrafter:
         self._lengths = DraftLengths()
         self._sequences: dict[int, _Sequence] = {}  # the least recently used first
 
-    def plan(self, batch: Batch) -> list[DraftOrder]:
-        """Return what to draft for a planned step."""
+    def order(self, batch: Batch) -> list[DraftOrder]:
+        """Return what to draft for a step."""
         works = {work.session.handle: work for work in batch.works if _draftable(work)}
         seen = {handle: self._follow(work.session) for handle, work in works.items()}
         ready = [work for handle, work in works.items() if len(work.session.tokens) - seen[handle] <= _CHUNK]

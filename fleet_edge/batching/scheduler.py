@@ -1,4 +1,4 @@
-"""Scheduler: plan batches, evict KV memory, run the verifier and keep track of step times.
+"""Scheduler: build batches, evict KV memory, run the verifier and keep track of step times.
 
 A session has known tokens and computed tokens; a step computes some of the difference. Prefill, resumption after an
 eviction and verification differ only in whether rows of logits are wanted at the end.
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fleet_edge.batching.batch_builder import BatchBuilder, Budget
 from fleet_edge.batching.edge_draft import EdgeDrafter, with_proposed
 from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTurns
-from fleet_edge.batching.planning import Budget, StepPlanner
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
 from fleet_edge.batching.steps import Batch, DraftOrder, StepPolicy, StepReport, StepTimes, WorkItem
 from fleet_edge.batching.timing import BatchingDelay, PrefillLog
@@ -47,7 +47,7 @@ class KvMemory:
 
 
 class Scheduler:
-    """Plan batches, evict KV blocks, run the verifier and record step times.
+    """Build batches, evict KV blocks, run the verifier and record step times.
 
     Times are monotonic seconds. Thread safety: call `score` from any thread between `begin_step` and `end_step`; call
     everything else from one thread. Nothing else may call the verifier. `shared` are beginnings of prompts that all
@@ -171,7 +171,7 @@ class Scheduler:
 
     def next_batch(self, sessions: Iterable[EdgeSession], *, now: float) -> Batch:
         sessions = list(sessions)
-        planner = StepPlanner(
+        builder = BatchBuilder(
             self._verifier,
             self._budget,
             self._background,
@@ -182,7 +182,7 @@ class Scheduler:
             prompts_s=max(_PROMPTS_S, _PROMPTS_STEPS * self._cost.mean_s),
             gap_s=self._delay.gap_s(now=now),
         )
-        batch = planner.plan(sessions, evicted=self._evicted)
+        batch = builder.build(sessions, evicted=self._evicted)
         self._make_room(batch, sessions, now=now)
         return batch
 
@@ -200,9 +200,9 @@ class Scheduler:
                 # One session must not stop the service of all others.
                 _log.exception("A request of a session could not be passed to the target model.")
 
-    def plan_drafts(self, batch: Batch) -> list[DraftOrder]:
-        """Return what the draft model at the edge is to draft for a planned step."""
-        orders = [] if self._drafter is None else self._drafter.plan(batch)
+    def order_drafts(self, batch: Batch) -> list[DraftOrder]:
+        """Return what the draft model at the edge is to draft for a step."""
+        orders = [] if self._drafter is None else self._drafter.order(batch)
         longer = {order.handle: (0,) * order.most for order in orders}
         return orders if self._verifier.fits(with_proposed(batch, longer).items) else []
 

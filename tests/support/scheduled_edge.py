@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from dssd.verification import Judgement
-from fleet_edge.batching.planning import Budget
+from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.steps import Batch, StepReport, StepTimes

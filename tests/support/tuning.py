@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fleet_edge.batching.planning import Budget
+from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.orchestrator import Orchestrator
 
 TUNING: Final = frozenset({"piece_s", "gather_share", "step_tokens", "prefill_chunk"})

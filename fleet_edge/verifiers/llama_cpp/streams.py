@@ -5,7 +5,7 @@ All streams have one length, so that a sequence fits into any. A slab is made wh
 llama.cpp computes neighbouring streams in one pass over the weights (see `layout`). Idle and retained sequences lie
 between the running ones, so the longer an edge runs, the more passes a step takes. Moving a sequence costs less than a
 pass. Each step adds its loss to a debt, and sequences are moved once the debt exceeds the price of moving. The total is
-at most twice that of the optimal plan.
+at most twice that of the best moves.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ class Moves:
     price: float
 
 
-def plan_moves(active: Sequence[int], *, lengths: Mapping[int, int], begins: Iterable[int]) -> Moves | None:
+def cheapest_moves(active: Sequence[int], *, lengths: Mapping[int, int], begins: Iterable[int]) -> Moves | None:
     """Return the cheapest moves that make the active sequences neighbours; None if there is no place for all.
 
     `active` are ascending streams, `lengths` their tokens, and `begins` the first streams of possible places.
@@ -114,7 +114,7 @@ _FLOAT32: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class StreamPlan:
+class StreamSizes:
     """Use of a budget: most tokens of a sequence, most slabs, and their shape."""
 
     context: int
@@ -126,9 +126,9 @@ class StreamPlan:
         return self.slabs * self.shape.streams
 
 
-def plan_streams(
+def size_streams(
     *, budget_bytes: int, token_bytes: int, trained: int, wanted: int, width: int, heads: int, threads: int
-) -> StreamPlan | None:
+) -> StreamSizes | None:
     """Return how to use a budget of KV memory; None if it does not hold a single stream.
 
     `trained` is the model's context, `wanted` the one asked for; 0 for as much as leaves room for several sequences.
@@ -155,7 +155,7 @@ def plan_streams(
     rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (_FLOAT32 * width * slabs)))
     tokens = max(_FEWEST_TOKENS, 2 * each, _SCORE_BYTES // (scores * slabs)) if scores else BATCH
     tokens = min(BATCH, each * cells, tokens)
-    return StreamPlan(context, slabs, SlabShape(each, cells, rows, tokens, threads))
+    return StreamSizes(context, slabs, SlabShape(each, cells, rows, tokens, threads))
 
 
 def _rounded_up(cells: int) -> int:
@@ -171,15 +171,15 @@ class StreamPlace:
 class StreamTable:
     """Places of sequences. Streams are also numbered through all slabs."""
 
-    def __init__(self, plan: StreamPlan, make: Callable[[], LlamaSlab], *, spare: bool = False) -> None:
+    def __init__(self, sizes: StreamSizes, make: Callable[[], LlamaSlab], *, spare: bool = False) -> None:
         """Begin with the first slab; with `spare`, the last stream of each slab stays free for exchanges."""
-        self._plan = plan
+        self._sizes = sizes
         self._make = make
         self.slabs = [make()]
         self._places: dict[int, StreamPlace] = {}
-        self.spare = plan.shape.streams - 1
+        self.spare = sizes.shape.streams - 1
         self._spare = spare and self.spare > 0
-        self._free: list[set[int]] = [set(range(plan.shape.streams - self._spare)) for _ in range(plan.slabs)]
+        self._free: list[set[int]] = [set(range(sizes.shape.streams - self._spare)) for _ in range(sizes.slabs)]
 
     @property
     def free(self) -> int:
@@ -206,14 +206,14 @@ class StreamTable:
         return place
 
     def number(self, place: StreamPlace) -> int:
-        return place.slab * self._plan.shape.streams + place.stream
+        return place.slab * self._sizes.shape.streams + place.stream
 
     def place(self, number: int) -> StreamPlace:
-        return StreamPlace(*divmod(number, self._plan.shape.streams))
+        return StreamPlace(*divmod(number, self._sizes.shape.streams))
 
     def begins(self, count: int) -> Iterator[int]:
         """Yield the first of each `count` neighbours, in as few slabs as possible: a pass covers only one slab."""
-        each = self._plan.shape.streams
+        each = self._sizes.shape.streams
         fewest = -(-count // each)
         for begin in range(each * len(self.slabs) - count + 1):
             last = begin + count - 1

@@ -32,7 +32,13 @@ from fleet_edge.verifiers.contract import (
 )
 from fleet_edge.verifiers.llama_cpp.layout import Call, CallLimits, StreamPart, cost, lay_out
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, LlamaSlab, open_target
-from fleet_edge.verifiers.llama_cpp.streams import ActiveSequences, StreamPlace, StreamTable, plan_moves, plan_streams
+from fleet_edge.verifiers.llama_cpp.streams import (
+    ActiveSequences,
+    StreamPlace,
+    StreamTable,
+    cheapest_moves,
+    size_streams,
+)
 from fleet_edge.verifiers.source import check_source, is_gguf
 
 _LENGTH: Final = 24
@@ -131,7 +137,7 @@ class LlamaCppVerifier(TableVerifier):
         """
         self._target = target
         threads = threads or len(os.sched_getaffinity(0))
-        plan = plan_streams(
+        sizes = size_streams(
             budget_bytes=budget_bytes,
             token_bytes=target.token_kv_bytes,
             trained=target.context or budget_bytes,
@@ -140,27 +146,27 @@ class LlamaCppVerifier(TableVerifier):
             heads=0 if target.on_gpu else target.heads,
             threads=threads,
         )
-        if plan is None:
+        if sizes is None:
             raise VerifierError(
                 f"The budget of {budget_bytes} bytes for keys and values holds no sequence of "
                 f"{target.name}; set kv_bytes "
                 f"to at least {_FEWEST_TOKENS * target.token_kv_bytes}."
             )
-        self._plan = plan
+        self._sizes = sizes
         self._batch_invariant = batch_invariant
         super().__init__(
             TargetInfo(
                 name=target.name,
                 vocabulary=target.vocabulary,
-                context=plan.context,
+                context=sizes.context,
                 end_tokens=target.end_tokens,
-                runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} sequences at a time",
+                runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {sizes.streams} sequences at a time",
                 least_tokens=_ALIKE if batch_invariant else 1,
                 batch_invariant=batch_invariant and not target.on_gpu,
             )
         )
         self._streams = StreamTable(
-            plan, lambda: target.thread.call(LlamaSlab, target, plan.shape), spare=bool(target.window)
+            sizes, lambda: target.thread.call(LlamaSlab, target, sizes.shape), spare=bool(target.window)
         )
         self._active = ActiveSequences()
         self._debt = 0.0  # cost of missing neighbours since the last move, in tokens
@@ -172,7 +178,7 @@ class LlamaCppVerifier(TableVerifier):
     @property
     def allocated_bytes(self) -> int:
         """KV memory allocated; never more than the budget."""
-        shape = self._plan.shape
+        shape = self._sizes.shape
         return len(self._streams.slabs) * shape.streams * shape.cells * self._target.token_kv_bytes
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
@@ -299,7 +305,7 @@ class LlamaCppVerifier(TableVerifier):
         return logits
 
     def _calls(self, parts: Sequence[StreamPart], lengths: Mapping[int, int], *, stable: bool) -> list[Call]:
-        shape = self._plan.shape
+        shape = self._sizes.shape
         # On a CPU llama.cpp uses other kernels for a stream's single token than for several, which round alike in any
         # number: with `_ALIKE` rows are bit-identical for the same text.
         least = _ALIKE if self._batch_invariant and stable else 1
@@ -312,7 +318,7 @@ class LlamaCppVerifier(TableVerifier):
 
     def _gather(self, items: Sequence[Item]) -> None:
         """Move the active sequences together once steps have lost more than that costs."""
-        slab = self._plan.shape.streams
+        slab = self._sizes.shape.streams
         active = self._active_streams()
         if active[-1] - active[0] < len(active) <= slab and active[0] // slab == active[-1] // slab:
             return
@@ -328,8 +334,8 @@ class LlamaCppVerifier(TableVerifier):
         self._debt += max(0.0, now - then)
         if self._debt <= 0.0:
             return
-        copied = dict.fromkeys(lengths, self._plan.shape.cells) if self._target.window else lengths
-        moves = plan_moves(active, lengths=copied, begins=self._streams.begins(len(active)))
+        copied = dict.fromkeys(lengths, self._sizes.shape.cells) if self._target.window else lengths
+        moves = cheapest_moves(active, lengths=copied, begins=self._streams.begins(len(active)))
         if moves is None or self._debt < moves.price:
             return
         self._debt = 0.0
@@ -338,7 +344,7 @@ class LlamaCppVerifier(TableVerifier):
 
     def _cost(self, items: Sequence[Item], number: Mapping[int, int], lengths: Mapping[int, int]) -> float:
         """Return the cost of a step in tokens if its sequences were in these streams."""
-        slab = self._plan.shape.streams
+        slab = self._sizes.shape.streams
         parts: dict[int, list[StreamPart]] = defaultdict(list)
         for item in items:
             which, stream = divmod(number[item.sequence], slab)
@@ -386,7 +392,7 @@ class LlamaCppVerifier(TableVerifier):
         self._streams.exchange(first, second)
 
     def _lengths(self, slab: int) -> dict[int, int]:
-        lengths = dict.fromkeys(range(self._plan.shape.streams), 0)
+        lengths = dict.fromkeys(range(self._sizes.shape.streams), 0)
         for sequence, place in self._streams.places.items():
             if place.slab == slab:
                 lengths[place.stream] = self._table.computed(sequence)

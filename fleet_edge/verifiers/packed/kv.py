@@ -6,7 +6,7 @@ tensor at equal distances. So a sequence has a *slot*; slots of one capacity for
 larger capacity, and the last slot of the size class fills the gap; a slab that empties is freed.
 
 Memory is planned a step at a time. All slots that a step needs exist before the first sequence moves, and a sequence's
-old slot is given back only when its new one is filled, so the plan counts both. Memory left over makes spare slots,
+old slot is given back only when its new one is filled, so that both count. Memory left over makes spare slots,
 which are given up again when a step needs their memory.
 """
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dssd.verification import Judgement
-from fleet_edge.batching.planning import Budget
+from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.batching.steps import Batch, StepReport, StepTimes, WorkItem
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.grammars import Constraint

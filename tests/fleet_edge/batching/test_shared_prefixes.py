@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from fleet_edge.batching.planning import Budget
+from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.batching.steps import Batch
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing

@@ -9,7 +9,7 @@ import pytest
 from fleet_edge.verifiers.contract import Item, SequenceFailed, Verifier, VerifierError
 from fleet_edge.verifiers.llama_cpp import slab, verifier
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, SlabShape, open_target
-from fleet_edge.verifiers.llama_cpp.streams import ActiveSequences, StreamPlan, StreamTable, nearest, plan_moves
+from fleet_edge.verifiers.llama_cpp.streams import ActiveSequences, StreamSizes, StreamTable, cheapest_moves, nearest
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from tests.fleet_edge.verifiers.oracle import VOCABULARY, tiny_target_gguf
@@ -139,7 +139,7 @@ def test_moves_make_neighbours_of_the_active_ones() -> None:
         rng = random.Random(seed)
         lengths = {stream: rng.randrange(1, 500) for stream in range(16) if rng.random() < 0.8}
         active = sorted(rng.sample(sorted(lengths), rng.randrange(1, len(lengths) + 1)))
-        moves = plan_moves(active, lengths=lengths, begins=range(17 - len(active)))
+        moves = cheapest_moves(active, lengths=lengths, begins=range(17 - len(active)))
         now = set(active)
         for first, second in moves.pairs:
             assert first not in now
@@ -150,14 +150,14 @@ def test_moves_make_neighbours_of_the_active_ones() -> None:
 
 def test_few_and_short_sequences_are_moved_rather_than_many_and_long_ones() -> None:
     lengths = {0: 4000, 1: 10, 2: 10, 3: 10, 7: 10}
-    moves = plan_moves([1, 2, 3, 7], lengths=lengths, begins=range(5))
+    moves = cheapest_moves([1, 2, 3, 7], lengths=lengths, begins=range(5))
     assert moves.pairs == ((4, 7),)
-    assert plan_moves([1, 2], lengths=lengths, begins=()) is None
+    assert cheapest_moves([1, 2], lengths=lengths, begins=()) is None
 
 
 @pytest.mark.parametrize(("count", "begins"), [(2, [0, 1, 2, 4, 5, 6]), (4, [0, 4]), (5, [0, 1, 2, 3])])
 def test_neighbours_are_in_as_few_slabs_as_can_be_and_never_in_a_spare_stream(count: int, begins: list[int]) -> None:
-    plan = StreamPlan(context=255, slabs=2, shape=SlabShape(streams=4, cells=256, rows=4, tokens=64, threads=1))
+    plan = StreamSizes(context=255, slabs=2, shape=SlabShape(streams=4, cells=256, rows=4, tokens=64, threads=1))
     table = StreamTable(plan, lambda: cast("slab.LlamaSlab", object()))
     table.slabs.append(table.slabs[0])
     assert list(table.begins(count)) == begins

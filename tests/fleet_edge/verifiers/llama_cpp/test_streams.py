@@ -1,12 +1,12 @@
 import pytest
 
-from fleet_edge.verifiers.llama_cpp.streams import StreamPlan, plan_streams
+from fleet_edge.verifiers.llama_cpp.streams import StreamSizes, size_streams
 
 TOKEN_BYTES = 23_040  # of SmolLM2-135M
 
 
-def plan(budget_bytes: int, *, wanted: int = 0, trained: int = 8192, heads: int = 9) -> StreamPlan:
-    found = plan_streams(
+def plan(budget_bytes: int, *, wanted: int = 0, trained: int = 8192, heads: int = 9) -> StreamSizes:
+    found = size_streams(
         budget_bytes=budget_bytes,
         token_bytes=TOKEN_BYTES,
         trained=trained,

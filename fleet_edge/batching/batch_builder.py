@@ -1,4 +1,4 @@
-"""Planning of one step: which sessions it computes, and how many tokens of each.
+"""Batch builder: which sessions a step computes, and how many tokens of each.
 
 Verification comes first, oldest draft first. The rest of the token budget goes to prefill, limited to a measured time,
 because a draft that arrives meanwhile waits for it, and to a chunk while others are verified or expected. Prompts whose
@@ -45,8 +45,8 @@ class Budget:
 
 
 @dataclass(slots=True)
-class StepPlanner:
-    """Plans one step.
+class BatchBuilder:
+    """Builds the batch of one step.
 
     Attributes:
         used: Step in which each session was last; the least recent are prefilled first.
@@ -67,8 +67,8 @@ class StepPlanner:
     _able: dict[int, EdgeSession] = field(default_factory=dict)
     _computing: set[int] = field(default_factory=set)
 
-    def plan(self, sessions: Iterable[EdgeSession], *, evicted: set[int]) -> Batch:
-        """Return the step; empty if there is nothing to do now.
+    def build(self, sessions: Iterable[EdgeSession], *, evicted: set[int]) -> Batch:
+        """Return the batch; empty if there is nothing to do now.
 
         Sessions in `evicted` are recomputed only when a draft needs it: otherwise sessions that do not all fit would
         evict each other forever.
