@@ -26,8 +26,8 @@ from fleet_device.drafters.contract import DrafterError, common_prefix, require_
 from fleet_device.drafters.model_file import (
     GgufModel,
     automatic_budget,
+    fit_memory,
     locate_model,
-    plan_memory,
     require_memory,
     require_truncatable,
 )
@@ -200,14 +200,14 @@ class _Native:
             require_truncatable(self.model)
             trained = self.library.llama_model_n_ctx_train(self.model.handle)
             wanted = min(settings.context, trained) if trained > 0 else settings.context
-            plan = plan_memory(
+            memory = fit_memory(
                 self.model,
                 context=wanted,
                 batch=settings.batch,
                 sequences=self.sequences,
                 budget=settings.memory_bytes,
             )
-            self.context, self.batch_size = plan.context, plan.batch
+            self.context, self.batch_size = memory.context, memory.batch
             if settings.gpu_layers == 0:
                 require_memory(self.model, self.context, sequences=self.sequences)
             if self.context < wanted:
@@ -227,13 +227,13 @@ class _Native:
                 batch=self.batch_size,
                 threads=settings.threads or default_threads(),
                 flash_attention=self.model.on_gpu,
-                small_keys=plan.small_keys,
+                small_keys=memory.small_keys,
             )
         except DrafterError:
             self.model.close()
             raise
         self.memory = self.library.llama_get_memory(self.handle)
-        self.kept = KeptSequences(plan.kept)
+        self.kept = KeptSequences(memory.kept)
         # Weights that llama.cpp has repacked for this CPU are not read from the file again.
         give_back_mapped(settings.path)
         self._batch = self.library.llama_batch_init(self.batch_size, 0, 1)

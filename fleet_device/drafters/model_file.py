@@ -191,7 +191,7 @@ class ModelSizes:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPlan:
+class ContextMemory:
     """Sizes of a context, in tokens: of each sequence, of a batch, and of kept copies of earlier sequences.
 
     `small_keys` keeps keys in q8_0; `needed` is in bytes, without the copies.
@@ -209,9 +209,9 @@ def automatic_budget(free: int | None, file_bytes: int) -> int | None:
     return None if free is None else max(0, free - file_bytes) // _FREE_SHARE
 
 
-def plan_memory(
+def fit_memory(
     sizes: ModelSizes | GgufModel, *, context: int, batch: int, sequences: int, budget: int | None
-) -> MemoryPlan:
+) -> ContextMemory:
     """Return the largest context up to the requested one, and the largest batch, that fit into the budget.
 
     Keys, values, llama.cpp's buffers and the copies of earlier sequences count. The weights do not: they are mapped
@@ -219,7 +219,7 @@ def plan_memory(
     """
     batch = min(batch, context)
     if budget is None:
-        return _plan(sizes, context, batch, sequences, small_keys=False, budget=None)
+        return _memory_of(sizes, context, batch, sequences, small_keys=False, budget=None)
     while batch > _SMALLEST_BATCH and _batch_bytes(sizes, batch) * _BATCH_SHARE > budget:
         batch = max(_SMALLEST_BATCH, batch // 2)
     fitting = _fitting(sizes, batch, sequences, budget=budget, small_keys=False)
@@ -227,7 +227,9 @@ def plan_memory(
     if small_keys:
         fitting = _fitting(sizes, batch, sequences, budget=budget, small_keys=True)
     if fitting < min(context, LEAST_CONTEXT):
-        least = _plan(sizes, min(context, LEAST_CONTEXT), batch, sequences, small_keys=small_keys, budget=budget).needed
+        least = _memory_of(
+            sizes, min(context, LEAST_CONTEXT), batch, sequences, small_keys=small_keys, budget=budget
+        ).needed
         several, fewer = "", ""
         if sequences > 1:
             several, fewer = f" for each of {sequences} sequences", f"set 'texts_at_once' below {sequences}, "
@@ -236,7 +238,7 @@ def plan_memory(
             f"tokens{several}, and may take {budget / _MEGA:,.0f} MB; raise 'memory_mb', {fewer}or "
             'draft without a model (drafter = "suffix" or "none").'
         )
-    return _plan(sizes, min(context, fitting), batch, sequences, small_keys=small_keys, budget=budget)
+    return _memory_of(sizes, min(context, fitting), batch, sequences, small_keys=small_keys, budget=budget)
 
 
 def _batch_bytes(sizes: ModelSizes | GgufModel, batch: int) -> int:
@@ -254,14 +256,14 @@ def _fitting(sizes: ModelSizes | GgufModel, batch: int, sequences: int, *, budge
     return max(0, int(left / each))
 
 
-def _plan(
+def _memory_of(
     sizes: ModelSizes | GgufModel, context: int, batch: int, sequences: int, *, small_keys: bool, budget: int | None
-) -> MemoryPlan:
+) -> ContextMemory:
     token = _token_bytes(sizes, small_keys=small_keys)
     buffers = _batch_bytes(sizes, batch) + batch * 4 * sizes.heads * context
     needed = int(sequences * context * token) + buffers
     kept = context if budget is None else min(context, max(0, int((budget - needed) / token)))
-    return MemoryPlan(context, min(batch, context), small_keys, kept, needed)
+    return ContextMemory(context, min(batch, context), small_keys, kept, needed)
 
 
 def require_truncatable(model: GgufModel) -> None:

@@ -12,8 +12,8 @@ from fleet_device.drafters.model_file import (
     GgufModel,
     ModelSizes,
     automatic_budget,
+    fit_memory,
     locate_model,
-    plan_memory,
 )
 from fleet_device.requests.generate import Detokenizer
 from fleet_device.settings import DeviceSettings
@@ -123,18 +123,18 @@ MEGA = 1_000_000
 
 
 def test_with_memory_enough_all_is_as_wanted() -> None:
-    plan = plan_memory(MODEL, context=2048, batch=256, sequences=2, budget=1000 * MEGA)
-    assert (plan.context, plan.batch, plan.small_keys, plan.kept) == (2048, 256, False, 2048)
-    assert plan_memory(MODEL, context=2048, batch=256, sequences=2, budget=None).context == 2048
+    memory = fit_memory(MODEL, context=2048, batch=256, sequences=2, budget=1000 * MEGA)
+    assert (memory.context, memory.batch, memory.small_keys, memory.kept) == (2048, 256, False, 2048)
+    assert fit_memory(MODEL, context=2048, batch=256, sequences=2, budget=None).context == 2048
 
 
 def test_with_less_the_batch_becomes_smaller_first_then_keys_then_the_context() -> None:
-    batches = plan_memory(MODEL, context=2048, batch=256, sequences=1, budget=100 * MEGA)
+    batches = fit_memory(MODEL, context=2048, batch=256, sequences=1, budget=100 * MEGA)
     assert (batches.context, batches.small_keys) == (2048, False)
     assert batches.batch < 256
-    keys = plan_memory(MODEL, context=2048, batch=256, sequences=1, budget=52 * MEGA)
+    keys = fit_memory(MODEL, context=2048, batch=256, sequences=1, budget=52 * MEGA)
     assert (keys.context, keys.small_keys) == (2048, True)
-    context = plan_memory(MODEL, context=2048, batch=256, sequences=1, budget=30 * MEGA)
+    context = fit_memory(MODEL, context=2048, batch=256, sequences=1, budget=30 * MEGA)
     assert context.context < 2048
     assert context.kept == 0
 
@@ -150,14 +150,14 @@ def test_any_budget_is_kept_or_refused() -> None:
         context, batch, sequences = rng.randint(1, 40_000), rng.randint(1, 512), rng.randint(1, 8)
         budget = int(10 ** rng.uniform(3, 10))
         try:
-            plan = plan_memory(sizes, context=context, batch=batch, sequences=sequences, budget=budget)
+            memory = fit_memory(sizes, context=context, batch=batch, sequences=sequences, budget=budget)
         except DrafterError:
             refused += 1
             continue
-        assert plan.needed <= budget
-        assert min(context, LEAST_CONTEXT) <= plan.context <= context
-        assert 1 <= plan.batch <= min(batch, plan.context)
-        assert 0 <= plan.kept <= context
+        assert memory.needed <= budget
+        assert min(context, LEAST_CONTEXT) <= memory.context <= context
+        assert 1 <= memory.batch <= min(batch, memory.context)
+        assert 0 <= memory.kept <= context
     assert 300 < refused < 2700
 
 
