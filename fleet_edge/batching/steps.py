@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Protocol
 
 from fleet_edge.errors import DraftFault
@@ -107,7 +106,7 @@ class StepReport:
     batch: Batch
     times: StepTimes
     orders: Sequence[DraftOrder] = ()
-    proposed: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    proposed: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def token_s(self) -> float:
