@@ -96,34 +96,26 @@ class RetryPolicy:
 class EdgeAvailability:
     """Absence of edges and the last timed refusal, kept from one request to the next.
 
-    An edge that was not online at the refusal may be asked.
+    An edge that was not online at the refusal may be asked. `absent_since` is infinity while an edge is reachable.
     """
 
     clock: Callable[[], float]
     edges: EdgePresences
-    _absent_since: float | None = field(init=False)
+    absent_since: float = field(init=False)
     _refused_until: float = -math.inf
     _code: RefusalCode = RefusalCode.OTHER
     _refused_by: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        self._absent_since = self.clock()
+        self.absent_since = self.clock()
 
     def note_presence(self, *, absent: bool) -> None:
         """Record whether broker and edge are reachable; call it whenever that may have changed."""
-        if not absent:
-            self._absent_since = None
-        elif self._absent_since is None:
-            self._absent_since = self.clock()
+        self.absent_since = min(self.absent_since, self.clock()) if absent else math.inf
 
     @property
     def absent_s(self) -> float:
-        return 0.0 if self._absent_since is None else self.clock() - self._absent_since
-
-    @property
-    def absent_since(self) -> float:
-        """Moment since which no edge is reachable; infinity if one is."""
-        return math.inf if self._absent_since is None else self._absent_since
+        return max(0.0, self.clock() - self.absent_since)
 
     def note_refusal(self, refused: SessionRefused) -> None:
         if refused.code in _TIMED and refused.retry_s is not None:
@@ -232,7 +224,7 @@ class RetryState:
     _waiting_since: float = field(init=False)  # an answer is owed since
     _not_before: float = 0.0  # nothing is sent until then
     _report_at: float = field(init=False)  # when to report why no tokens come
-    _absent_since: float | None = None  # this request has had no edge since then
+    _absent_since: float = math.inf  # this request has had no edge since then
     _next_edge_at: float = math.inf  # when the first of the edges that refused may be asked again
 
     def __post_init__(self) -> None:
@@ -445,7 +437,7 @@ class RetryState:
         # With the policy `wait`, the time limits decide.
         if self.outages.policy is OfflinePolicy.WAIT or self.session.ended is not None:
             return math.inf
-        if self._absent_since is not None:
+        if self._absent_since < math.inf:
             return min(self._absent_since, self.availability.absent_since) + self.outages.absence_s
         return math.inf if self.held or not self._owed else self._silent_since + self._longest_silence_s
 
@@ -512,7 +504,7 @@ class RetryState:
         now = self.clock()
         if now < self._outage_at():
             return None
-        if self._absent_since is None:
+        if self._absent_since == math.inf:
             return self.outbound.silence(self._longest_silence_s, edge=self._edge)
         absent_s = now - min(self._absent_since, self.availability.absent_since)
         return self.outbound.silence(max(1.0, absent_s))
@@ -520,10 +512,9 @@ class RetryState:
     def _track_absence(self) -> None:
         """Record since when this request has no edge, and restart the wait when it has one again."""
         if self._absent():
-            if self._absent_since is None:
-                self._absent_since = self.clock()
-        elif self._absent_since is not None:
-            self._absent_since = None
+            self._absent_since = min(self._absent_since, self.clock())
+        elif self._absent_since < math.inf:
+            self._absent_since = math.inf
             # Not without end, for an edge that comes and goes.
             if self.budget.returns < _MAX_RETURNS:
                 self.budget.returns += 1
