@@ -222,7 +222,7 @@ class RetryState:
     _unanswered: int = 0  # messages since the last answer
     _sent_at: float = field(init=False)  # the last message
     _waiting_since: float = field(init=False)  # an answer is owed since
-    _not_before: float = 0.0  # nothing is sent until then
+    _not_before: float = -math.inf  # nothing is sent until then
     _report_at: float = field(init=False)  # when to report why no tokens come
     _absent_since: float = math.inf  # this request has had no edge since then
     _next_edge_at: float = math.inf  # when the first of the edges that refused may be asked again
