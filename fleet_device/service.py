@@ -144,7 +144,7 @@ class DeviceService:
             retry_policy(settings),
             Inbox(),
             padding=settings.padding,
-            beside=[(drafter, make_pacing(settings)) for drafter in further],
+            further=[(drafter, make_pacing(settings)) for drafter in further],
             edge_only=edge_only,
             may_stream=settings.stream is not False,
             reports=self._reports,
@@ -264,7 +264,7 @@ class DeviceService:
         """Publish the retained state; `on_outcome` receives the broker's answer."""
 
         def listen(outcome: PublishOutcome) -> None:
-            self.agent.inbox.note(outcome)
+            self.agent.inbox.note_outcome(outcome)
             if on_outcome is not None:
                 on_outcome(outcome)
 

@@ -63,10 +63,10 @@ class Lanes:
         return len(self._waiting)
 
     @contextmanager
-    def take(
+    def acquire(
         self, prompt: Sequence[int], *, drafts: bool, cancellation: Cancellation, edge_only: bool = False
     ) -> Iterator[Lane]:
-        """Wait for a free lane and take it: the one whose draft model has computed most of the prompt.
+        """Wait for a free lane and yield it: the one whose draft model has computed most of the prompt.
 
         Requests that need the draft model get its lanes in order, before all others; others use an edge-only lane when
         those of the draft model are busy, or with `edge_only` if one is free. Raise TextCancelled if the request is
@@ -152,7 +152,7 @@ class Agent:
     """Runs the requests of a device at the edges of its fleet.
 
     Drafts are padded to a multiple of `padding` bytes, 0 for none. `window` limits the drafts of a request in flight,
-    whatever an edge grants. Each further sequence of the draft model in `beside` serves one more request at once, with
+    whatever an edge grants. Each further sequence of the draft model in `further` serves one more request at once, with
     a separate pacing. Without `may_stream`, requests wait for the draft model instead of using edge-only decoding.
     `reports` keeps the Closes of sessions that ended without an edge; without it, some are kept in memory.
     """
@@ -167,7 +167,7 @@ class Agent:
     inbox: Inbox = field(default_factory=Inbox)
     padding: int = 0
     window: int = 8
-    beside: Sequence[tuple[Drafter, Pacing]] = ()
+    further: Sequence[tuple[Drafter, Pacing]] = ()
     edge_only: int = 0
     may_stream: bool = True
     reports: UnverifiedReports | None = None
@@ -182,11 +182,11 @@ class Agent:
         self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
         self._availability = EdgeAvailability(self.clock, self.inbox.edges)
-        further = [Lane(drafter, pacing, self.inbox.beside()) for drafter, pacing in self.beside]
+        further = [Lane(drafter, pacing, self.inbox.another()) for drafter, pacing in self.further]
         drafter = NoDrafter(self.drafter.vocabulary, self.drafter.codec, context=self.drafter.context)
         streamed = FixedPacing(STREAMED, stream=True)
         further += [
-            Lane(drafter.another(), streamed, self.inbox.beside(), edge_only=True) for _ in range(self.edge_only)
+            Lane(drafter.another(), streamed, self.inbox.another(), edge_only=True) for _ in range(self.edge_only)
         ]
         self._lanes = Lanes([Lane(self.drafter, None, self.inbox), *further])
         self._grammars = GrammarCompiler(self._grammar_tokenizer)
@@ -211,11 +211,11 @@ class Agent:
         if the request was cancelled while it waited for the draft model.
         """
         context = context or RequestContext()
-        asked_at = self.clock()
+        requested_at = self.clock()
         # One that may have to go on alone cannot do so without a draft model.
         needs_model = not self.may_stream or request.outages.policy is OfflinePolicy.LOCAL
         with (
-            self._lanes.take(
+            self._lanes.acquire(
                 request.prompt,
                 drafts=needs_model,
                 cancellation=context.cancellation,
@@ -223,13 +223,13 @@ class Agent:
             ) as lane,
             lane.inbox.reading(),
         ):
-            context.on_turn(self.clock() - asked_at)
+            context.on_turn(self.clock() - requested_at)
             drafter = lane.drafter
             try:
                 require_tokens(request.prompt, drafter.vocabulary)
             except DrafterError as error:
                 raise InvalidRequest(str(error)) from error
-            asked = session_request(
+            opening = session_request(
                 secrets.token_bytes(SESSION_BYTES),
                 request.prompt,
                 request.policy,
@@ -243,7 +243,7 @@ class Agent:
             outages = request.outages
             constraint = self._constraint(request.policy)
             self._availability.check_refusal(self.retry_policy.open_s)
-            session = DeviceSession(asked, window=self.window)
+            session = DeviceSession(opening, window=self.window)
             pacing = self.pacing if lane.pacing is None else lane.pacing
             if not request.speculation:
                 pacing = FixedPacing(STREAMED, stream=True, reason="The request says so.")
@@ -260,20 +260,20 @@ class Agent:
                 retry=retry,
                 context=context,
                 on_local=self._keep_under_way,
-                claim=lambda handle: self._handles.claim(asked.session, handle),
+                claim=lambda handle: self._handles.claim(opening.session, handle),
             )
             closing = driver.closing
             try:
                 with context.cancellation.waking(lambda: lane.inbox.put(Wake())):
                     driver.run()
             finally:
-                self._handles.release(asked.session)
+                self._handles.release(opening.session)
                 if (source := drafts.source) is not None and not session.sequence.unverified:
-                    source.remember(asked.prompt, session.committed)
+                    source.remember(opening.prompt, session.committed)
                 if closing.sent is not None and closing.answer is None:
                     self._keep(closing.sent, granted=session.granted)
             generation = Generation(
-                session=asked.session,
+                session=opening.session,
                 tokens=tuple(session.committed),
                 reason=session.ended or EndReason.FAILED,
                 counters=session.counters,

@@ -160,7 +160,7 @@ class Drafting:
     drafts: "DraftSequence"
     pacing: SessionPacing
     _plan: Plan | None = None  # of the draft being built
-    _asked: int = 0  # tokens that the edge was last asked to decode
+    _requested: int = 0  # tokens that the edge was last asked to decode
     _behind: bool = False  # the drafter has not seen what the edge has decoded
 
     def step(self) -> Draft | None:
@@ -171,8 +171,8 @@ class Drafting:
         if self._plan.stream and self.session.unanswered():
             self._plan = Plan(0)  # the draft that the last one announced; edge-only decoding starts after its verdict
         if self._plan.stream:
-            self._asked, self._plan = self._plan.tokens, None
-            return self.pacing.stream(self._asked)
+            self._requested, self._plan = self._plan.tokens, None
+            return self.pacing.stream(self._requested)
         if self._behind:
             self._behind = False
             self.drafts.rewind()
@@ -191,12 +191,12 @@ class Drafting:
 
     def renewal(self) -> Draft | None:
         """Return the request that the edge decodes on, or stops, well before it reaches its limit."""
-        if self.session.stream_left * 2 > self._asked:
+        if self.session.stream_left * 2 > self._requested:
             return None
         self._catch_up()
         plan = self.pacing.plan()
-        self._asked = plan.tokens if plan.stream else 0
-        return self.pacing.stream(self._asked)
+        self._requested = plan.tokens if plan.stream else 0
+        return self.pacing.stream(self._requested)
 
     def drop(self) -> None:
         self._plan = None
@@ -317,7 +317,7 @@ class DraftConstraint:
     def forced(self, text: Sequence[int]) -> int | None:
         """Return the token that must follow; None if there is a choice, or that is not known."""
         try:
-            return next(iter(self._ask(self.matcher.forced, text)), None)
+            return next(iter(self._query(self.matcher.forced, text)), None)
         except GrammarError:
             return None
 
@@ -327,7 +327,7 @@ class DraftConstraint:
         `text` has the committed and drafted tokens, without the prompt; the drafter's sequence ends with it.
         """
         try:
-            allowed = self._ask(self.matcher.allowed, text)
+            allowed = self._query(self.matcher.allowed, text)
         except GrammarError:
             return drafter.next(policy)
         if isinstance(drafter, DraftsConstrained):
@@ -340,7 +340,7 @@ class DraftConstraint:
         place = 0
         while place < len(origins):
             try:
-                run = self._ask(self.matcher.forced, text[: begin + place])
+                run = self._query(self.matcher.forced, text[: begin + place])
             except GrammarError:
                 break
             for offset, token in enumerate(run[: len(origins) - place]):
@@ -349,7 +349,7 @@ class DraftConstraint:
             place += max(1, len(run))
         return replace(committed, origins=tuple(origins))
 
-    def _ask(self, question: Callable[[Sequence[int]], _Found], text: Sequence[int]) -> _Found:
+    def _query(self, question: Callable[[Sequence[int]], _Found], text: Sequence[int]) -> _Found:
         """Return what the matcher answers, in another process if the one that followed the text has ended."""
         try:
             return question(text)

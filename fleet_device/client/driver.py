@@ -97,7 +97,7 @@ class SessionDriver:
             self.session.cancel(EndReason.CANCELLED)
         if self.session.ended is not None and not self.closing.begun:
             self.closing.begin(within_s=self.retry.policy.close_s)
-        elif (event := self.inbox.take()) is not None:
+        elif (event := self.inbox.get()) is not None:
             self._handle(event)
         elif self.session.local:
             self._generate_alone()
@@ -139,7 +139,7 @@ class SessionDriver:
     def _wait(self) -> None:
         clock = self.retry.clock
         started = clock()
-        event = self.inbox.take(timeout_s=self.quiet_s())
+        event = self.inbox.get(timeout_s=self.quiet_s())
         if not self.closing.begun:
             self.session.counters.wait_ms += (clock() - started) * 1e3
         if event is None:
@@ -157,20 +157,20 @@ class SessionDriver:
             return
         match event:
             case ReceivedVerdict():
-                self._verdict(event)
+                self._on_verdict(event)
             case Opened() | Refused() | Fault() | Closed():
-                self._reply(event)
+                self._on_reply(event)
             case EdgeStateChanged():
-                self._edge_changed(event)
+                self._on_edge_state(event)
             case ConnectionChanged(up=True) if not self.retry.held:
                 self._repeat()
             case Undelivered(topic=topic):
-                self._undelivered(topic)
+                self._on_undelivered(topic)
             case _:
                 pass  # `Wake`: the next step checks for cancellation
         self._check()  # here too: an edge may send without end, and answer nothing
 
-    def _verdict(self, received: ReceivedVerdict) -> None:
+    def _on_verdict(self, received: ReceivedVerdict) -> None:
         session = self.session
         if session.opened is not None and received.verdict.handle == session.opened.handle:
             session.counters.downlink_bytes += received.size
@@ -196,22 +196,22 @@ class SessionDriver:
             if renewal is not None:
                 self._send_draft(renewal)
 
-    def _reply(self, reply: Opened | Refused | Fault | Closed) -> None:
+    def _on_reply(self, reply: Opened | Refused | Fault | Closed) -> None:
         session = self.session
         match reply:
             case Opened():
-                self._take_grant(reply)
+                self._on_opened(reply)
             case Refused() if reply.session == session.request.session and session.state is SessionState.OPENING:
                 self.retry.postpone(reply)
                 session.on_postponed()
             case Fault() if reply.handle is None or (session.opened and reply.handle == session.opened.handle):
-                self._fault(reply)
+                self._on_fault(reply)
             case Closed() if session.opened is not None and session.concerns(reply):
                 self.resume()  # the lease ended while we were away
             case _:
                 pass
 
-    def _fault(self, fault: Fault) -> None:
+    def _on_fault(self, fault: Fault) -> None:
         if fault.action is Action.GIVE_UP:
             self.retry.give_up(fault)
         elif fault.action is Action.WAIT and self.retry.wait_out(fault):
@@ -220,7 +220,7 @@ class SessionDriver:
             _log.info("Resuming session %s: %s", self.session.request.session.hex(), fault.sentence)
             self.resume(fault.sentence)
 
-    def _take_grant(self, opened: Opened) -> None:
+    def _on_opened(self, opened: Opened) -> None:
         if not self.session.on_opened(opened):
             return
         self.retry.note_granted()
@@ -228,14 +228,14 @@ class SessionDriver:
         if not self.claim(opened.handle):
             self.resume("another request of this device has the same handle.")
 
-    def _undelivered(self, topic: Topic) -> None:
+    def _on_undelivered(self, topic: Topic) -> None:
         """Handle a message that no edge was subscribed to."""
         if topic is Topic.OPEN:
             self.session.on_undelivered()
         elif topic is Topic.DRAFT and self.session.opened is not None:
             self.resume()
 
-    def _edge_changed(self, changed: EdgeStateChanged) -> None:
+    def _on_edge_state(self, changed: EdgeStateChanged) -> None:
         session = self.session
         if session.opened is None:
             is_back = changed.before in (Presence.OFFLINE, Presence.DRAINING)
@@ -335,7 +335,7 @@ class SessionEnd:
             self.sent, self.done = self._close_to_any(), True  # the agent keeps it until an edge is online
             self._until = self.clock()
             return
-        if self.session.asked:
+        if self.session.open_sent:
             self.send()
         self._until = self.clock() + within_s
         # An edge that takes the Open later finds the Close behind it.
@@ -348,7 +348,7 @@ class SessionEnd:
         self.failure = error
         self.session.cancel(EndReason.CANCELLED if isinstance(error, KeyboardInterrupt) else EndReason.FAILED)
         refused = isinstance(error, SessionRefused)
-        if self.session.granted or self.session.sequence.unverified or (self.session.asked and not refused):
+        if self.session.granted or self.session.sequence.unverified or (self.session.open_sent and not refused):
             self.send()  # also if no edge has answered: one may yet take the Open that was sent
 
     def send(self, *, to_any: bool = False) -> None:

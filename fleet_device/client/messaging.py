@@ -28,7 +28,7 @@ class EdgePresences:
         self._states: dict[str, EdgeState] = {}
         self._changed = threading.Condition()
 
-    def note(self, edge: str, state: EdgeState) -> Presence | None:
+    def note_state(self, edge: str, state: EdgeState) -> Presence | None:
         """Record an edge's state (named by the topic, which the broker checks); return its presence before."""
         with self._changed:
             before = self._states.get(edge)
@@ -113,7 +113,7 @@ Event = ReceivedVerdict | Opened | Refused | Closed | Fault | EdgeStateChanged |
 class Inbox:
     """The agent's events, in order of arrival.
 
-    Concurrent requests have an inbox each, made by `beside` from the one that the link fills: each receives all events,
+    Concurrent requests have an inbox each, made by `another` from the one that the link fills. Each receives all events
     and ignores those of other requests.
 
     Attributes:
@@ -132,13 +132,13 @@ class Inbox:
     _first: "Inbox | None" = None  # the one that the link fills, if this is not it
     _open: "tuple[Inbox, ...]" = ()  # further ones that are read
 
-    def beside(self) -> "Inbox":
+    def another(self) -> "Inbox":
         """Return a further inbox, for another request; it receives nothing until it is `reading`."""
         return Inbox(edges=self.edges, _first=self)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        while self.take() is not None:
+        while self.get() is not None:
             pass
         if (first := self._first) is None:
             yield
@@ -177,7 +177,7 @@ class Inbox:
                 self._waiting_bytes += size
         self._queue.put((event, size))
 
-    def take(self, *, timeout_s: float = 0.0) -> Event | None:
+    def get(self, *, timeout_s: float = 0.0) -> Event | None:
         try:
             event, size = self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait()
         except queue.Empty:
@@ -189,13 +189,13 @@ class Inbox:
 
     def on_undelivered(self, topic: Topic) -> OutcomeHandler:
         def listen(outcome: PublishOutcome) -> None:
-            self.note(outcome)
+            self.note_outcome(outcome)
             if outcome.reason == NO_MATCHING_SUBSCRIBERS:
                 self.put(Undelivered(topic))
 
         return listen
 
-    def note(self, outcome: PublishOutcome) -> None:
+    def note_outcome(self, outcome: PublishOutcome) -> None:
         rejected = outcome.reason == NOT_AUTHORIZED
         self.rejected = PublishRejected(topic=outcome.topic, reason=outcome.reason) if rejected else None
         if self._first is not None:
@@ -212,7 +212,7 @@ class Inbox:
                     self.put(decode_reply(message.payload), size=size)
                 case Topic.EDGE_STATE if address.edge is not None:
                     state = decode_json(EdgeState, message.payload)
-                    before = self.edges.note(address.edge, state)
+                    before = self.edges.note_state(address.edge, state)
                     self.put(EdgeStateChanged(address.edge, state.presence, before), size=size)
         except (CodecError, TopicError) as error:
             self.malformed += 1

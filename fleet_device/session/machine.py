@@ -67,7 +67,7 @@ class DeviceSession:
     # Opening and resuming
 
     @property
-    def asked(self) -> bool:
+    def open_sent(self) -> bool:
         """Whether an Open was made, so that some edge may have the session."""
         return self._attempt >= 0
 
@@ -232,7 +232,7 @@ class DeviceSession:
             counts=tuple(p.count for p in proposals if p.count is not None) if residual else None,
             more=more,
         )
-        self._drafts.sent(draft, at=at, draft_s=draft_s, first=self._first)
+        self._drafts.add(draft, at=at, draft_s=draft_s, first=self._first)
         self._fix, self._first = None, False
         self.counters.drafted += len(draft.tokens)
         return draft
@@ -299,11 +299,11 @@ class DeviceSession:
             return []
         self._heard = True
         if self._streaming is not None:
-            return self._take_streamed(verdict, self._streaming)
-        self._drafts.heard(verdict)
+            return self._apply_streamed(verdict, self._streaming)
+        self._drafts.keep_verdict(verdict)
         effects = []
         while (decided := self._drafts.next_decided()) is not None:  # none is left at the end
-            effects.append(self._take(decided))
+            effects.append(self._apply(decided))
         return effects
 
     def cancel(self, reason: EndReason) -> None:
@@ -352,7 +352,7 @@ class DeviceSession:
         self._round += 1
         return Draft.model_validate(names | fields)
 
-    def _take(self, decided: DecidedDraft) -> VerdictEffect:
+    def _apply(self, decided: DecidedDraft) -> VerdictEffect:
         self.counters.rounds += 1
         if decided.draft.tried is not None:
             return self._correct(decided)
@@ -384,23 +384,23 @@ class DeviceSession:
         logprobs = self._logprobs(decided.logprobs(), head + bonus)
         return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None, decided=decided, logprobs=logprobs)
 
-    def _take_streamed(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+    def _apply_streamed(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
         assert self.opened is not None
         if not stream.concerns(verdict):
             return []
         self._heard = True
         if verdict.written is None:
-            return self._take_unstreamed(verdict)
+            return self._apply_unstreamed(verdict)
         if verdict.base is not None and verdict.base > len(self.committed):
-            return self._ask_for_missing(verdict, stream)
+            return self._request_missing(verdict, stream)
         effects = []
         piece: Verdict | None = verdict
         while piece is not None and self.ended is None and self._streaming is stream:
-            effects += self._take_piece(piece, stream)
+            effects += self._apply_piece(piece, stream)
             piece = stream.take_early(len(self.committed))
         return effects
 
-    def _ask_for_missing(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+    def _request_missing(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
         """Keep a piece that came too early, and request the missing one, once: it may only be late."""
         stream.keep(verdict)
         if stream.missed_at == len(self.committed):
@@ -408,9 +408,9 @@ class DeviceSession:
         stream.missed_at = len(self.committed)
         return [VerdictEffect(request=self.stream(max(0, stream.until - len(self.committed))), streamed=True)]
 
-    def _take_piece(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+    def _apply_piece(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
         assert self.opened is not None
-        new = stream.news(verdict, text=self.committed, end_tokens=self.opened.end_tokens)
+        new = stream.new_tokens(verdict, text=self.committed, end_tokens=self.opened.end_tokens)
         rows = () if verdict.logprobs is None else verdict.logprobs.tokens()
         logprobs = self._logprobs(rows, verdict.written or ())
         logprobs = logprobs[len(logprobs) - len(new) :]
@@ -428,7 +428,7 @@ class DeviceSession:
             self._move(SessionEvent.STREAM_OVER)
         return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=logprobs, piece=verdict)]
 
-    def _take_unstreamed(self, verdict: Verdict) -> list[VerdictEffect]:
+    def _apply_unstreamed(self, verdict: Verdict) -> list[VerdictEffect]:
         """Apply the verdict of an edge without edge-only decoding, to which the request was an empty draft."""
         if not isinstance(verdict.next, int):
             raise ProtocolViolation("The edge was asked to decode, and has sent no token.")
@@ -446,9 +446,9 @@ class DeviceSession:
         assert rejection is not None
         found = rejection.correction(verdict.next, policy=self.request.policy)
         if found is None:
-            rejection.ask_again()
+            rejection.note_request()
             request = self._message(base=valid, digest=self.sequence.digest, tried=rejection.tried)
-            self._drafts.sent(request)
+            self._drafts.add(request)
             # Of a block nothing is decided yet.
             return VerdictEffect(valid=valid, request=request, decided=decided if rejection.block is None else None)
         accepted, token = found

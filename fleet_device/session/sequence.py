@@ -229,12 +229,12 @@ class DraftsInFlight:
             return self.building[-1].token
         return next((sent.draft.tokens[-1] for sent in reversed(self._sent) if sent.draft.tokens), None)
 
-    def sent(self, draft: Draft, *, at: float = 0.0, draft_s: float = 0.0, first: bool = False) -> None:
+    def add(self, draft: Draft, *, at: float = 0.0, draft_s: float = 0.0, first: bool = False) -> None:
         """Add a draft made of the proposals in `building`."""
         self._sent.append(SentDraft(draft, tuple(self.building), at, draft_s, first))
         self.building.clear()
 
-    def heard(self, verdict: Verdict) -> None:
+    def keep_verdict(self, verdict: Verdict) -> None:
         """Keep a verdict for its turn, unless it is a repeat or its draft is void."""
         if any(verdict.round == sent.draft.round for sent in self._sent):
             self._early[verdict.round] = verdict
@@ -313,7 +313,7 @@ class Rejection:
         """Whether the device draws the correction, so that the edge has to be informed of it."""
         return self.proposals[0].quantized is not None
 
-    def ask_again(self) -> None:
+    def note_request(self) -> None:
         """Count a request for more samples; raise SessionFailed after too many.
 
         Samples that often fail are probably not from the distribution that rejected.
@@ -415,7 +415,7 @@ class Streaming:
             self.early.remove(found)
         return found
 
-    def news(self, verdict: Verdict, *, text: Sequence[int], end_tokens: Collection[int]) -> tuple[int, ...]:
+    def new_tokens(self, verdict: Verdict, *, text: Sequence[int], end_tokens: Collection[int]) -> tuple[int, ...]:
         """Return the tokens that a piece adds; raise ProtocolViolation if it does not continue `text`."""
         base, written = verdict.base, verdict.written
         assert base is not None

@@ -225,7 +225,7 @@ class Turns:
 
         def run() -> None:
             cancels = cancellation or Cancellation()
-            with self.lanes.take([1], drafts=drafts, cancellation=cancels, edge_only=edge_only) as lane:
+            with self.lanes.acquire([1], drafts=drafts, cancellation=cancels, edge_only=edge_only) as lane:
                 got.append(lane)
                 over.wait(10.0)
 
@@ -284,8 +284,8 @@ def test_a_request_that_drafts_nothing_leaves_the_draft_model_to_others() -> Non
 
 def test_a_request_that_waits_for_the_draft_model_can_be_cancelled() -> None:
     turns, cancellation = Turns(), Cancellation()
-    with turns.lanes.take([1], drafts=True, cancellation=Cancellation()):
+    with turns.lanes.acquire([1], drafts=True, cancellation=Cancellation()):
         threading.Timer(0.0, lambda: (until(lambda: turns.lanes.waiting == 1), cancellation.cancel())).start()
-        with pytest.raises(TextCancelled), turns.lanes.take([1], drafts=True, cancellation=cancellation):
+        with pytest.raises(TextCancelled), turns.lanes.acquire([1], drafts=True, cancellation=cancellation):
             pass
         assert turns.lanes.waiting == 0

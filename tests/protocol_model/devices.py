@@ -100,7 +100,7 @@ class ModelDevice:
 
     def write(self, request: Open, *, pacing: Pacing, note: dict[str, DeviceSession]) -> None:
         assert self.link is not None
-        while self._inbox.take() is not None:
+        while self._inbox.get() is not None:
             pass  # of finished requests
         written: list[int] = []
         session = note[self.name] = RecordedSession(request)

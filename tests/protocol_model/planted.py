@@ -69,7 +69,7 @@ def _count_from_0(self: SessionTable) -> None:
     self._next = 0
 
 
-def _heard_as_oldest(self: DraftsInFlight, verdict: Verdict) -> None:
+def _keep_as_oldest(self: DraftsInFlight, verdict: Verdict) -> None:
     if self._sent:
         self._early[self._sent[0].draft.round] = verdict
 
@@ -111,8 +111,8 @@ def _named_by_anybody(self: SessionTable, device: str, session: bytes) -> EdgeSe
     return next((each for each in self if each.session == session), None)
 
 
-def _take_anywhere(self: DeviceSession, verdict: Verdict, stream: Streaming) -> Any:
-    return _take_streamed(self, verdict.model_copy(update={"base": len(self.committed)}), stream)
+def _apply_anywhere(self: DeviceSession, verdict: Verdict, stream: Streaming) -> Any:
+    return _apply_streamed(self, verdict.model_copy(update={"base": len(self.committed)}), stream)
 
 
 def _verdict_again(self: Responder, session: EdgeSession, draft: Draft, payload: bytes) -> None:
@@ -129,7 +129,7 @@ _MALFORMED: Final = FaultCode.MALFORMED
 _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, DeviceSession.open
 _found = Rejection._found
 _send, _again = DeviceSession.send, Responder.verdict_again
-_take_streamed = DeviceSession._take_streamed
+_apply_streamed = DeviceSession._apply_streamed
 
 
 _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]] = {
@@ -141,14 +141,14 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
     Planted.HANDLE: ((SessionTable, "_free_handle", _free_handle),),
     Planted.START: ((SessionTable, "__post_init__", _count_from_0),),
     Planted.ORPHAN: ((MessageHandlers, "_forget", _close_and_keep),),
-    Planted.ROUND: ((DraftsInFlight, "heard", _heard_as_oldest),),
+    Planted.ROUND: ((DraftsInFlight, "keep_verdict", _keep_as_oldest),),
     Planted.TWICE: ((DeviceSession, "on_verdict", _on_verdict_twice),),
     Planted.STALE: ((DeviceSession, "on_verdict", _on_any_verdict),),
     Planted.RESUME: ((DeviceSession, "open", _resume_short),),
     Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
     Planted.LAST: ((Rejection, "_found", _found_last),),
     Planted.OWNER: ((SessionTable, "named", _named_by_anybody),),
-    Planted.GAP: ((DeviceSession, "_take_streamed", _take_anywhere),),
+    Planted.GAP: ((DeviceSession, "_apply_streamed", _apply_anywhere),),
     Planted.REPEATS_STRUCK: ((Responder, "verdict_again", _verdict_again),),
 }
 

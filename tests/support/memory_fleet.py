@@ -179,8 +179,8 @@ class RecordingInbox(Inbox):
                 self.messages.append(event)
         Inbox.put(self, event, size=size)
 
-    def take(self, *, timeout_s: float = 0.0) -> Event | None:
-        event = Inbox.take(self, timeout_s=timeout_s)
+    def get(self, *, timeout_s: float = 0.0) -> Event | None:
+        event = Inbox.get(self, timeout_s=timeout_s)
         match event:
             case ReceivedVerdict() | Opened() | Refused() | Closed() | Fault():
                 self.messages.pop(0)

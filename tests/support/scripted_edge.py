@@ -158,15 +158,15 @@ class PassingInbox(Inbox):
     waits: int = 0
     taken: int = 0
 
-    def take(self, *, timeout_s: float = 0.0) -> Event | None:
-        event = Inbox.take(self)
+    def get(self, *, timeout_s: float = 0.0) -> Event | None:
+        event = Inbox.get(self)
         if event is not None or timeout_s <= 0.0:
             return self._count(event)
         self.on_wait(self.waits)
         self.waits += 1
         self._count(event, waited=True)
         until = self.clock.seconds + timeout_s
-        while (event := Inbox.take(self)) is None:
+        while (event := Inbox.get(self)) is None:
             if self.step():
                 continue
             if self.clock.seconds >= until:

@@ -34,7 +34,7 @@ class Scene:
         self.edge = MemoryLink(self.broker, "edge-1")
         self.edge.start(timeout_s=1.0)
         self.broker.pump()
-        assert self.inbox.take() == ConnectionChanged(up=True)
+        assert self.inbox.get() == ConnectionChanged(up=True)
 
     def says(self, topic: Topic, payload: bytes, *, device: str | None = "device-1", edge: str | None = None) -> None:
         self.edge.publish(build(topic, fleet="fleet", device=device, edge=edge), payload)
@@ -44,7 +44,7 @@ class Scene:
 def test_another_devices_messages_do_not_arrive() -> None:
     scene = Scene()
     scene.says(Topic.VERDICT, encode_verdict(VERDICT), device="device-2")
-    assert scene.inbox.take() is None
+    assert scene.inbox.get() is None
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_is_no_message_is_counted_logged_and_dropped(
     scene = Scene()
     with caplog.at_level(logging.WARNING):
         scene.says(topic, b"\xff", device=device, edge=edge)
-    assert scene.inbox.take() is None
+    assert scene.inbox.get() is None
     assert scene.inbox.malformed == 1
     assert len(caplog.records) == 1
     assert scene.link.counters.handler_errors == 0
@@ -67,7 +67,7 @@ def test_what_is_no_message_is_counted_logged_and_dropped(
 def test_a_message_that_nobody_listens_for_is_told(reason: int, told: bool) -> None:
     inbox = Inbox()
     inbox.on_undelivered(Topic.OPEN)(PublishOutcome("topic", reason))
-    assert inbox.take() == (Undelivered(Topic.OPEN) if told else None)
+    assert inbox.get() == (Undelivered(Topic.OPEN) if told else None)
 
 
 def test_an_edge_that_sends_without_end_between_two_texts_fills_no_memory() -> None:
@@ -76,18 +76,18 @@ def test_an_edge_that_sends_without_end_between_two_texts_fills_no_memory() -> N
     for _ in range(20_000):
         scene.says(Topic.VERDICT, payload)
     scene.inbox.put(Wake())
-    taken = list(iter(scene.inbox.take, None))
+    taken = list(iter(scene.inbox.get, None))
     assert taken[-1] == Wake()
     assert len(taken) - 1 + scene.inbox.dropped == 20_000
     assert len(taken) < 10_000
     scene.says(Topic.VERDICT, payload)
-    assert scene.inbox.take() == ReceivedVerdict(VERDICT, len(payload))
+    assert scene.inbox.get() == ReceivedVerdict(VERDICT, len(payload))
 
 
 def test_only_edges_that_take_new_sessions_are_online() -> None:
     edges = EdgePresences()
     for name, presence in (("b", Presence.ONLINE), ("a", Presence.DRAINING), ("c", Presence.OFFLINE)):
-        edges.note(name, edge_state(presence))
+        edges.note_state(name, edge_state(presence))
     assert len(edges.known()) == 3
     assert [state.presence for state in edges.online()] == [Presence.ONLINE]
 
@@ -104,16 +104,16 @@ def test_only_edges_that_take_new_sessions_are_online() -> None:
 def test_who_gets_no_answer_hears_what_is_known_of_the_edges(state: EdgeState | None, said: str) -> None:
     scene = Scene()
     if state is not None:
-        scene.inbox.edges.note(EDGE, state)
+        scene.inbox.edges.note_state(EDGE, state)
     outbound = Outbound(scene.link, FLEET, "device-1", scene.inbox)
     assert re.search(said, str(outbound.silence(10.0)))
 
 
 def test_the_last_state_of_an_edge_counts() -> None:
     edges = EdgePresences()
-    edges.note("a", edge_state())
+    edges.note_state("a", edge_state())
     assert edges.wait_online(0.0)
-    edges.note("a", edge_state(Presence.OFFLINE))
+    edges.note_state("a", edge_state(Presence.OFFLINE))
     assert not edges.wait_online(0.0)
     assert len(edges.known()) == 1
 
@@ -121,5 +121,5 @@ def test_the_last_state_of_an_edge_counts() -> None:
 def test_a_flood_of_names_does_not_fill_the_memory() -> None:
     edges = EdgePresences()
     for number in range(1100):
-        edges.note(f"edge-{number}", edge_state())
+        edges.note_state(f"edge-{number}", edge_state())
     assert len(edges.known()) == 1000

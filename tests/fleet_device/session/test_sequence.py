@@ -56,7 +56,7 @@ def test_nothing_else_may_follow_it(wrong: DecidedDraft) -> None:
 def put(window: DraftsInFlight, round_: int, *tokens: int, more: bool = False) -> Draft:
     window.building.extend(Proposal(token) for token in tokens)
     draft = Draft(handle=7, round=round_, epoch=0, base=0, tokens=tokens, more=more, digest=0)
-    window.sent(draft)
+    window.add(draft)
     return draft
 
 
