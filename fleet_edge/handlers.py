@@ -56,7 +56,7 @@ class MessageHandlers:
 
     def receive(self, arrival: ReceivedMessage) -> None:
         self.answers.figures.uplink_bytes += arrival.size
-        self.answers.figures.heard(arrival.device)
+        self.answers.figures.on_message(arrival.device)
         match arrival.message:
             case Draft() as draft:
                 self._draft(arrival.device, draft, arrival)
@@ -71,21 +71,21 @@ class MessageHandlers:
             case Malformed() as malformed:
                 self._malformed(arrival.device, malformed)
 
-    def announced(self, state: EdgeState) -> None:
+    def note_own_state(self, state: EdgeState) -> None:
         self.recorder.sightings.own(state)
         self.expiry.note(state.edge, state.certificate_until)
 
     def expire(self) -> None:
         for session in self.sessions.expired(self.clock()):
-            named = {"session": session.session.hex(), "device": session.device}
-            _log.info("Session %(session)s of %(device)s is lost: its lease ran out.", named, extra=named)
-            self.answers.closed(session, EndReason.LOST, cause=self._loss(session.device))
+            fields = {"session": session.session.hex(), "device": session.device}
+            _log.info("Session %(session)s of %(device)s is lost: its lease ran out.", fields, extra=fields)
+            self.answers.confirm_end(session, EndReason.LOST, cause=self._loss(session.device))
             self._forget(session)
 
     def flush(self) -> None:
         """Log the counters of open sessions, and messages that were dropped unread."""
         for session in self.sessions:
-            self.recorder.progress(session)
+            self.recorder.record_progress(session)
         for device, number in self.guard.take_dropped().items():
             sentence = "Messages were dropped unread: the device was over its quotas, or quarantined."
             self.recorder.events.note(EventKind.DROPPED, FaultCode.QUOTA, sentence, device, times=number)
@@ -119,11 +119,11 @@ class MessageHandlers:
     # By kind
 
     def _open(self, device: str, message: Open, size: int) -> None:
-        old = self.sessions.named(device, message.session)
+        old = self.sessions.by_name(device, message.session)
         if old is not None and message.attempt < old.attempt:
             return  # delivered late: the device has opened it again
         if old is not None and message.attempt == old.attempt:
-            self.answers.opened_again(old)  # delivered twice
+            self.answers.repeat_grant(old)  # delivered twice
             return
         if self.grammars.waits(device, message):
             return  # delivered twice, before it was granted
@@ -136,7 +136,7 @@ class MessageHandlers:
                 )
                 return
         except OpenRefused as error:
-            self.answers.refused(device, message, error)
+            self.answers.refuse(device, message, error)
             return
         self._begin(device, message, size, limits, constraint)
 
@@ -151,28 +151,28 @@ class MessageHandlers:
         if found is None:
             return
         if isinstance(found, OpenRefused):
-            self.answers.refused(device, message, found)
+            self.answers.refuse(device, message, found)
         elif self.draining or self.away:
-            self.answers.refused(device, message, OpenRefused(RefusalCode.DRAINING, _ENDING))
+            self.answers.refuse(device, message, OpenRefused(RefusalCode.DRAINING, _ENDING))
         else:
             self._begin(device, message, size, limits, found)
 
     def _begin(
         self, device: str, message: Open, size: int, limits: SessionLimits, constraint: Constraint | None
     ) -> None:
-        old = self.sessions.named(device, message.session)
+        old = self.sessions.by_name(device, message.session)
         try:
             if old is not None:
-                self.answers.left(old, LeaveReason.RESUMED)
+                self.answers.record_leave(old, LeaveReason.RESUMED)
                 self._forget(old)
             session = self.sessions.add(message, device=device, limits=limits, now=self.clock(), constraint=constraint)
         except OpenRefused as error:
-            self.answers.refused(device, message, error)
+            self.answers.refuse(device, message, error)
             return
         if message.resume is not None:
             self._resumed(session, here=old is not None)
         self.scheduler.on_open(session)
-        self.answers.opened(session, message, size=size)
+        self.answers.grant(session, message, size=size)
 
     def _resumed(self, session: EdgeSession, *, here: bool) -> None:
         code, where = ("resumed", "again here") if here else ("taken-over", "here, having begun elsewhere or earlier")
@@ -210,16 +210,16 @@ class MessageHandlers:
             arrived = ReceivedDraft(draft, arrival.at, arrival.size)
             receipt = session.admit(arrived)
         except DraftFault as error:
-            self.answers.fault(device, error, session=session, draft=draft)
+            self.answers.send_fault(device, error, session=session, draft=draft)
             return
         self._count_block(session, receipt.block)
         self.scheduler.on_draft(session, at=arrival.at)
         if receipt.written:
             self.answers.send_missing(session)
         elif receipt.repeat is not None:
-            self.answers.verdict_again(session, draft, receipt.repeat)
+            self.answers.repeat_verdict(session, draft, receipt.repeat)
         elif receipt.request:
-            self.answers.more_samples(session, arrived)
+            self.answers.send_samples(session, arrived)
 
     def _count_block(self, session: EdgeSession, block: BlockVerdict | None) -> None:
         """Count a rejected block once its device has decided how many of its tokens are accepted."""
@@ -228,28 +228,28 @@ class MessageHandlers:
             self.scheduler.on_block(session, block.result.accepted)
 
     def _close(self, device: str, message: Close) -> None:
-        session = self.sessions.named(device, message.session)
+        session = self.sessions.by_name(device, message.session)
         if message.edge not in (None, self.edge):
             if session is not None:  # resumed at another edge, which answers and logs the end
-                self.answers.left(session, LeaveReason.RESUMED)
+                self.answers.record_leave(session, LeaveReason.RESUMED)
                 self._forget(session)
             return
         self.grammars.forget(device, message.session)
         if session is not None and message.edge is None and _is_behind(session, message):
             # A repeated Open came here too, or it was resumed elsewhere: this edge does not know its end.
-            self.answers.left(session, LeaveReason.RESUMED)
+            self.answers.record_leave(session, LeaveReason.RESUMED)
             self._forget(session)
             session = None
         if session is None:
-            self.answers.closed_elsewhere(device, message)  # a repeat, or an edge that has restarted
+            self.answers.confirm_unknown_end(device, message)  # a repeat, or an edge that has restarted
             return
         self._count_block(session, session.close(message))
-        self.answers.closed(session, message.reason, message=message)
+        self.answers.confirm_end(session, message.reason, message=message)
         self._forget(session)
 
     def _state(self, device: str, state: DeviceState) -> None:
         self.recorder.sightings.device(device, state)
-        self.answers.figures.heard(device, state.presence)
+        self.answers.figures.on_message(device, state.presence)
         self.expiry.note(device, state.certificate_until)
         if wrong := self.clocks.note(device, state, now=self.recorder.now()):
             self.recorder.events.note(EventKind.DEVICE, "clock-wrong", wrong, device)
@@ -266,7 +266,7 @@ class MessageHandlers:
     def _malformed(self, device: str, malformed: Malformed) -> None:
         if malformed.topic in (Topic.DRAFT, Topic.OPEN, Topic.CLOSE):
             error = DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, malformed.sentence)
-            self.answers.fault(device, error)
+            self.answers.send_fault(device, error)
         else:
             self.guard.strike(device, FaultCode.MALFORMED)
             self.recorder.events.note(EventKind.FAULT, "malformed", malformed.sentence, device)
@@ -277,7 +277,9 @@ class MessageHandlers:
         device, for_s = quarantine.device, quarantine.for_s
         _log.warning("%s is quarantined for %.0f s: %s", device, for_s, reason, extra={"device": device})
         until, strikes = at + timedelta(seconds=for_s), quarantine.strikes
-        self.recorder.quarantined(device, at=at, until=until, reason=reason, strikes=strikes, level=quarantine.level)
+        self.recorder.record_quarantine(
+            device, at=at, until=until, reason=reason, strikes=strikes, level=quarantine.level
+        )
         self._end_sessions(device, reason)
         sentence = f"The device is quarantined for {for_s:.0f} s. {reason}"
         self.recorder.events.note(EventKind.QUARANTINE, "begun", sentence, device)
@@ -287,7 +289,7 @@ class MessageHandlers:
         for session in self.sessions:
             if session.device == device:
                 cause = EndCause("quarantined", f"The device was quarantined: {reason}")
-                self.answers.ended(session, EndReason.FAILED, cause=cause)
+                self.answers.record_end(session, EndReason.FAILED, cause=cause)
                 self._forget(session)
 
     def _forget(self, session: EdgeSession) -> None:

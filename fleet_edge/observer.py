@@ -34,7 +34,7 @@ _STORE_OUTCOMES: Final = ("written", "spooled", "replayed", "rejected", "dropped
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LoopState:
     """State of the orchestrator: open and waiting sessions, dropped messages, and why the target is away."""
 
     running: int
@@ -66,15 +66,15 @@ class EdgeObserver:
     def pages(self) -> Pages:
         return Pages(metrics=lambda: exposition(self.families()), alive=self.alive, ready=self.ready)
 
-    def look(self) -> Look | None:
+    def loop_state(self) -> LoopState | None:
         """Ask the loop for its state; None if it does not answer. Call it from any other thread."""
-        found: list[Look] = []
+        found: list[LoopState] = []
         answered, measured = threading.Event(), threading.Event()
 
-        def take() -> None:
+        def report() -> None:
             loop = self.orchestrator
             found.append(
-                Look(
+                LoopState(
                     running=len(loop.sessions),
                     waiting=loop.waiting(),
                     dropped=loop.inbox.dropped,
@@ -85,40 +85,40 @@ class EdgeObserver:
             answered.set()
             loop.scheduler.note_memory(list(loop.sessions), then=measured.set)
 
-        self.orchestrator.inbox.put(take)
+        self.orchestrator.inbox.put(report)
         if not answered.wait(self.answer_s):
             return None
         measured.wait(_STEP_S)
         return found[0]
 
     def alive(self) -> Health:
-        return Health({"loop": "" if self.look() is not None else self._hangs})
+        return Health({"loop": "" if self.loop_state() is not None else self._hangs})
 
     def ready(self) -> Health:
         """Report whether sessions can be opened here and are recorded."""
-        look, store = self.look(), self.writer.counters
-        if look is None:
+        state, store = self.loop_state(), self.writer.counters
+        if state is None:
             return Health({"loop": self._hangs})
         return Health(
             {
                 "loop": "",
-                "target": look.away,
+                "target": state.away,
                 "broker": "" if self.link.connected else str(self.link.failure or "The broker cannot be reached."),
                 "session_log": "Neither the database nor the spool takes records." if store.stuck else "",
-                "draining": "The edge takes no new sessions." if look.draining else "",
+                "draining": "The edge takes no new sessions." if state.draining else "",
             }
         )
 
     def families(self) -> Iterator[Family]:
-        look = self.look()
+        state = self.loop_state()
         yield Family(named.INFO, {(VERSION, self.fleet, self.edge, self.orchestrator.scheduler.target.name): 1.0})
         yield from self._counted()
-        if look is not None:
-            yield named.RUNNING.of(look.running)
-            yield named.WAITING.of(look.waiting)
-            yield named.DROPPED.of(look.dropped)
-            yield named.DRAINING.of(look.draining)
-            yield named.TARGET_UP.of(not look.away)
+        if state is not None:
+            yield named.RUNNING.of(state.running)
+            yield named.WAITING.of(state.waiting)
+            yield named.DROPPED.of(state.dropped)
+            yield named.DRAINING.of(state.draining)
+            yield named.TARGET_UP.of(not state.away)
         memory = self.memory
         if memory.whole:
             yield named.KV_USAGE.of(memory.computed / memory.whole)
@@ -182,7 +182,7 @@ def _per_position(lengths: list[int]) -> dict[str, int]:
     return per_position
 
 
-_LOOKS: Final = 2
+_UNANSWERED: Final = 2
 """Number of unanswered requests in a row after which a loop hangs; a single one may be a busy machine."""
 
 
@@ -195,7 +195,7 @@ class SelfWatch:
     most_sessions: int
     clock: Callable[[], float]
     now: Callable[[], datetime]
-    _before: dict[str, tuple[float, int]] = field(init=False)  # sums and numbers at the last look
+    _before: dict[str, tuple[float, int]] = field(init=False)  # sums and numbers at the last observation
     _dropped: int = 0
     _silent_since: float | None = None
     _silent: int = 0
@@ -203,20 +203,20 @@ class SelfWatch:
     def __post_init__(self) -> None:
         self._before = self._sums()
 
-    def look(self) -> None:
+    def observe(self) -> None:
         at = self.clock()
-        look = self.observer.look()
-        if look is None:
+        state = self.observer.loop_state()
+        if state is None:
             self._hangs(at)
             return
         self._turns()
-        self._report_load(look)
-        if (new := look.dropped - self._dropped) > 0:
-            self._dropped = look.dropped
+        self._report_load(state)
+        if (new := state.dropped - self._dropped) > 0:
+            self._dropped = state.dropped
             sentence = "The inbox was full; messages of the busiest devices were dropped."
             self._event("inbox-full", sentence, times=new)
 
-    def _report_load(self, look: Look) -> None:
+    def _report_load(self, state: LoopState) -> None:
         before, now = self._before, self._sums()
         self._before = now
 
@@ -232,7 +232,7 @@ class SelfWatch:
             LoadReported(
                 edge=self.observer.edge,
                 at=self.now(),
-                open_sessions=look.running,
+                open_sessions=state.running,
                 most_sessions=self.most_sessions,
                 batch_sessions=mean("batch_sessions"),
                 step_ms=None if step_s is None else step_s * 1e3,
@@ -257,12 +257,12 @@ class SelfWatch:
         self._silent += 1
         if self._silent_since is None:
             self._silent_since = at
-        if self._silent == _LOOKS:
+        if self._silent == _UNANSWERED:
             seconds = self.clock() - self._silent_since
             self._event("hangs", f"The edge's loop has not answered for {seconds:.0f} s; no session makes progress.")
 
     def _turns(self) -> None:
-        if self._silent >= _LOOKS and self._silent_since is not None:
+        if self._silent >= _UNANSWERED and self._silent_since is not None:
             seconds = self.clock() - self._silent_since
             self._event("hangs-no-more", f"The edge's loop answers again, after {seconds:.0f} s.")
         self._silent, self._silent_since = 0, None

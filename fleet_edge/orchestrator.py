@@ -30,11 +30,11 @@ from schemas.reasons import Action, FaultCode
 
 _log = logging.getLogger(__name__)
 
-_LAST_TAKES: Final = 20
+_LAST_BATCHES: Final = 20
 """Batches of messages handled at the end: a device that keeps sending must not keep an edge from ending."""
 
-_TAKEN: Final = 256
-_TAKEN_MEANWHILE: Final = 16
+_MESSAGES: Final = 256
+_MESSAGES_IN_A_STEP: Final = 16
 """Messages handled in a row, between steps and during one; during a step fewer, so that its end is noticed soon."""
 
 PIECE_S: Final = 0.1
@@ -70,8 +70,8 @@ class WorkResult:
     fault: DraftFault | None = None
 
     @property
-    def written(self) -> bool:
-        return self.fault is None and self.work.writes
+    def decoded(self) -> bool:
+        return self.fault is None and self.work.decodes
 
 
 @dataclass(slots=True)
@@ -110,18 +110,18 @@ class Orchestrator:
         self._send(results)
         return True
 
-    def rest(self) -> None:
+    def finish_step(self) -> None:
         """Finish a running step and send its verdicts; begin no other."""
         if self._running is not None:
             self._send(self._finish(self._running))
 
-    def take_last(self, *, wait_s: float) -> None:
+    def receive_last(self, *, wait_s: float) -> None:
         """Handle last messages before the edge ends, until `wait_s` seconds pass without any.
 
         A device that closes its session now should not appear as open in the log.
         """
-        self.rest()
-        for _ in range(_LAST_TAKES):
+        self.finish_step()
+        for _ in range(_LAST_BATCHES):
             if not self._receive(wait_s) or not len(self.sessions):
                 return
 
@@ -171,7 +171,7 @@ class Orchestrator:
             future.add_done_callback(lambda _: self.inbox.wake())
             self._running = RunningStep(batch, future)
         for session, draft, fault in batch.faults:
-            self.answers.fault(session.device, fault, session=session, draft=draft)
+            self.answers.send_fault(session.device, fault, session=session, draft=draft)
 
     def _compute(self, batch: Batch, cases: Sequence[Case], orders: Sequence[DraftOrder]) -> ComputedStep:
         started = self.clock()
@@ -193,7 +193,7 @@ class Orchestrator:
     def _finish(self, running: RunningStep) -> list[WorkResult]:
         """Handle messages until a step has ended, and let its sessions commit; return the results to send."""
         while not running.future.done():
-            self._receive(_POLL_S, most=_TAKEN_MEANWHILE)
+            self._receive(_POLL_S, most=_MESSAGES_IN_A_STEP)
         self._running = None
         self.scheduler.end_step()
         batch = running.batch
@@ -279,7 +279,7 @@ class Orchestrator:
         for result in results:
             handle = result.work.session.handle
             before = due.pop(handle, None)
-            if before is not None and result.written:
+            if before is not None and result.decoded:
                 due[handle] = replace(result, results=[*before.results, *result.results])
             else:
                 due[handle] = result
@@ -291,7 +291,7 @@ class Orchestrator:
 
     def _may_wait(self, result: WorkResult, running: Container[int]) -> bool:
         session, stream = result.work.session, result.work.session.stream
-        if session.handle not in running or not result.written or stream is None:
+        if session.handle not in running or not result.decoded or stream is None:
             return False
         return stream.may_wait(session.committed) and self.clock() + self._step_s - stream.sent_at < self.piece_s
 
@@ -299,20 +299,20 @@ class Orchestrator:
         work, session = result.work, result.work.session
         if result.fault is not None:
             draft = work.chain[0].draft if work.chain else None
-            self.answers.fault(session.device, result.fault, session=session, draft=draft)
+            self.answers.send_fault(session.device, result.fault, session=session, draft=draft)
             return
         try:
-            if not result.written:
+            if not result.decoded:
                 for each, timing in result.results:
-                    self.answers.verdict(session, each, timing)
+                    self.answers.send_verdict(session, each, timing)
             elif session.stream is not None:  # otherwise the device has asked for something else since
-                self.answers.written(session, [each for each, _ in result.results], result.results[-1][1])
+                self.answers.send_decoded(session, [each for each, _ in result.results], result.results[-1][1])
         except Exception:  # noqa: BLE001 - logged with its traceback
             self._answer(_without_verdict(work))
 
     # Receive
 
-    def _receive(self, wait_s: float, *, most: int = _TAKEN) -> int:
+    def _receive(self, wait_s: float, *, most: int = _MESSAGES) -> int:
         entries = self.inbox.take(timeout_s=wait_s, most=most)
         for entry in entries:
             try:

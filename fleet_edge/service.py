@@ -58,9 +58,9 @@ def migrate_sessions(sessions: SessionTable, *, answers: Responder, scheduler: S
         reason = _known_end(session)
         if reason is None:
             handed_over += 1
-            answers.left(session, LeaveReason.HANDED_OVER)
+            answers.record_leave(session, LeaveReason.HANDED_OVER)
         else:
-            answers.ended(session, reason)
+            answers.record_end(session, reason)
         sessions.remove(session)
         scheduler.forget(session)
     return handed_over
@@ -224,7 +224,7 @@ class EdgeService:
         if self.metrics is not None:
             self.metrics.stop()
         self._take_no_opens()
-        orchestrator.take_last(wait_s=_IDLE_S)
+        orchestrator.receive_last(wait_s=_IDLE_S)
         left = migrate_sessions(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
         if left:
             _log.info("Migrating %d open sessions to other edges.", left)
@@ -312,7 +312,7 @@ class EdgeService:
     def _flush_log(self) -> None:
         self.orchestrator.handlers.recorder.flush()
         self._standings.write()
-        self._watch.look()
+        self._watch.observe()
 
     def _last_run(self) -> EdgeView | None:
         try:
@@ -346,7 +346,7 @@ class EdgeService:
         with self._announcing:  # otherwise an older state could be published last
             self._presence = presence or self._presence
             state = self._state(self._presence)
-            self.orchestrator.handlers.announced(state)
+            self.orchestrator.handlers.note_own_state(state)
             try:
                 self._link.publish(
                     self._state_topic,

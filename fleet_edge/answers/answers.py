@@ -103,14 +103,14 @@ class Responder:
 
     # Opens
 
-    def opened(self, session: EdgeSession, message: Open, *, size: int) -> None:
+    def grant(self, session: EdgeSession, message: Open, *, size: int) -> None:
         """Grant a session, and record that it begins or goes on here."""
         session.times.begin(committed=session.committed, at=self.clock())
-        self.recorder.opened(session, message, target=self.target, size=size)
-        self.figures.opened(session, resumed=message.resume is not None)
-        self.opened_again(session)
+        self.recorder.record_open(session, message, target=self.target, size=size)
+        self.figures.on_open(session, resumed=message.resume is not None)
+        self.repeat_grant(session)
 
-    def opened_again(self, session: EdgeSession) -> None:
+    def repeat_grant(self, session: EdgeSession) -> None:
         """Repeat the grant for an Open that was delivered twice."""
         session.reported_load = self.loads.of(session, self.load(), self.acceptance)
         granted = Opened(
@@ -131,7 +131,7 @@ class Responder:
         )
         self.publisher.reply(session.device, granted)
 
-    def refused(self, device: str, message: Open, error: OpenRefused) -> None:
+    def refuse(self, device: str, message: Open, error: OpenRefused) -> None:
         """Refuse an Open, and record it. Replies to a device are rate-limited."""
         sentence = str(error)[:MAX_SENTENCE]
         reply = Refused(session=message.session, code=error.code, sentence=sentence, retry_s=error.retry_s)
@@ -142,7 +142,7 @@ class Responder:
 
     # Drafts
 
-    def verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
+    def send_verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
         form = None if result.p is None else self._choose_form(session, result.p)
         payload = self._answer(session, result, form, timing)
         if result.undecided:
@@ -162,15 +162,15 @@ class Responder:
     def count_block(self, session: EdgeSession, block: BlockVerdict) -> None:
         """Count and record a rejected block, now that its device has decided on it."""
         self._count(session, block.result, block.timing)
-        self.recorder.judged(session, block.result, block.timing, form=_TRIES, downlink_bytes=block.size)
+        self.recorder.record_verdict(session, block.result, block.timing, form=_TRIES, downlink_bytes=block.size)
 
     def _count(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
         self.guard.spend(session.device, len(result.tokens))
-        session.times.grew(committed=session.committed, at=self.clock())
-        self.figures.judged(session, result, timing)
+        session.times.add_tokens(committed=session.committed, at=self.clock())
+        self.figures.on_verdict(session, result, timing)
         self.acceptance.count(session.draft_model, session.device, tested=result.tested, accepted=result.accepted)
 
-    def written(self, session: EdgeSession, results: Sequence[DraftResult], timing: DraftTiming) -> None:
+    def send_decoded(self, session: EdgeSession, results: Sequence[DraftResult], timing: DraftTiming) -> None:
         """Send new tokens of edge-only decoding, with others that were not sent yet."""
         stream = session.stream
         assert stream is not None
@@ -178,13 +178,13 @@ class Responder:
         # If the device has asked again meanwhile, it has already received these tokens.
         payloads = [] if stream.sent >= session.committed else self._pieces(session, timing)
         session.counters += timing.counters
-        session.times.grew(committed=session.committed, at=self.clock())
-        self.figures.written(session, timing)
+        session.times.add_tokens(committed=session.committed, at=self.clock())
+        self.figures.on_decoded(session, timing)
         for payload in payloads:
             self.publisher.verdict(session.device, payload, form=_WRITTEN)
         if payloads and not stream.logged:
             stream.logged = True
-            self.recorder.written(session, stream, timing, downlink_bytes=sum(map(len, payloads)))
+            self.recorder.record_decoded(session, stream, timing, downlink_bytes=sum(map(len, payloads)))
 
     def send_missing(self, session: EdgeSession) -> None:
         """Send missing tokens of a generation whose edge-only decoding is complete."""
@@ -193,7 +193,7 @@ class Responder:
         for payload in self._pieces(session, DraftTiming()):
             self._send_more(session, stream.request, payload)
 
-    def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
+    def send_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
         rejection, tried = session.rejection, arrived.draft.tried
         assert rejection is not None
         assert tried is not None
@@ -206,11 +206,11 @@ class Responder:
         session.counters += SegmentCounters(resampled=1)
         self._send_more(session, arrived.draft, payload)
 
-    def verdict_again(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
+    def repeat_verdict(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
         session.counters += SegmentCounters(downlink_bytes=len(payload))
         self._send_more(session, draft, payload)
 
-    def fault(
+    def send_fault(
         self, device: str, error: DraftFault, *, session: EdgeSession | None = None, draft: Draft | None = None
     ) -> None:
         """Send a fault for a draft or an unreadable message, count strikes, and record it; replies are rate-limited."""
@@ -231,7 +231,7 @@ class Responder:
 
     # Ends
 
-    def closed(
+    def confirm_end(
         self, session: EdgeSession, reason: EndReason, *, message: Close | None = None, cause: EndCause | None = None
     ) -> None:
         """Record the end of a session, and confirm it to its device once the record cannot be lost.
@@ -252,11 +252,11 @@ class Responder:
         )
         self._over(session, reason)
         cause = cause or _cause(session, reason, message)
-        self.recorder.ended(
+        self.recorder.record_end(
             session, reason, message, cause=cause, then=lambda: self.publisher.reply(session.device, reply)
         )
 
-    def closed_elsewhere(self, device: str, message: Close) -> None:
+    def confirm_unknown_end(self, device: str, message: Close) -> None:
         """Confirm the end of a session that this edge does not know; the device's counters are the record."""
         if not message.unverified:  # not for generations made without an edge; the recorder limits those
             self.guard.strike(device, FaultCode.UNKNOWN_SESSION)
@@ -271,22 +271,22 @@ class Responder:
             queue_ms=0.0,
             compute_ms=0.0,
         )
-        self.recorder.ended_elsewhere(device, message, then=lambda: self.publisher.reply(device, reply))
+        self.recorder.record_unknown_end(device, message, then=lambda: self.publisher.reply(device, reply))
 
-    def ended(self, session: EdgeSession, reason: EndReason, *, cause: EndCause | None = None) -> None:
+    def record_end(self, session: EdgeSession, reason: EndReason, *, cause: EndCause | None = None) -> None:
         """Record the end of a session whose device knows about it."""
         self._over(session, reason)
-        self.recorder.ended(session, reason, None, cause=cause or _cause(session, reason, None))
+        self.recorder.record_end(session, reason, None, cause=cause or _cause(session, reason, None))
 
-    def left(self, session: EdgeSession, reason: LeaveReason) -> None:
+    def record_leave(self, session: EdgeSession, reason: LeaveReason) -> None:
         """Record that a session goes on elsewhere, or under another handle."""
-        self.figures.left(session)
-        self.recorder.left(session, reason)
+        self.figures.on_leave(session)
+        self.recorder.record_leave(session, reason)
 
     # Internal
 
     def _over(self, session: EdgeSession, reason: EndReason) -> None:
-        self.figures.closed(session, reason.value)
+        self.figures.on_close(session, reason.value)
         counted = session.counters
         fields = {
             "session": session.session.hex(),
@@ -319,7 +319,7 @@ class Responder:
         session.remember(draft.round, payload)
         session.counters += timing.counters + SegmentCounters(rounds=1, downlink_bytes=len(payload))
         if not result.undecided or draft.tried is not None:
-            self.recorder.judged(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
+            self.recorder.record_verdict(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
 
     def _encode(
@@ -392,7 +392,7 @@ class Responder:
             return
         sentence = "The device requests repeated verdicts too fast; it waits a second."
         fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=1.0)
-        self.fault(session.device, fault, session=session, draft=draft)
+        self.send_fault(session.device, fault, session=session, draft=draft)
 
     def can_send_rows(self, number: int, *, top_k: int) -> bool:
         """Whether what ends the race of a rejected block fits in a verdict: without it the race might not end."""

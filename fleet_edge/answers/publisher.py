@@ -40,7 +40,7 @@ class Publisher:
 
     def reply(self, device: str, message: SessionReply, *, qos: int = 1) -> None:
         payload = encode_reply(message)
-        self.figures.replied(len(payload))
+        self.figures.on_reply(len(payload))
         topic = build(Topic.SESSION, fleet=self.fleet, device=device)
         self._publish(topic, payload, content_type=_OF_TOPIC[Topic.SESSION].content_type, qos=qos)
 

@@ -110,7 +110,7 @@ class Recorder:
         self.events.flush()
         self.sightings.flush()
 
-    def opened(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
+    def record_open(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
         at = self.now()
         self._segments[session.handle] = segment_number(at)
         policy = session.policy.model_dump(include={"mode", "temperature", "top_k", "top_p", "seed"})
@@ -132,7 +132,7 @@ class Recorder:
             urgent=True,
         )
 
-    def judged(
+    def record_verdict(
         self, session: EdgeSession, result: DraftResult, timing: DraftTiming, *, form: str | None, downlink_bytes: int
     ) -> None:
         """Log a verdict, unless the device has had too many within a minute."""
@@ -151,12 +151,14 @@ class Recorder:
             form=form,
         )
 
-    def written(self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int) -> None:
+    def record_decoded(
+        self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int
+    ) -> None:
         counted = {"drafted": 0, "tested": 0, "accepted": 0, "uplink_bytes": stream.size}
         counted["downlink_bytes"] = downlink_bytes
         self._round(session, stream.request, timing, self._rounds, form=_WRITTEN, **counted)
 
-    def progress(self, session: EdgeSession) -> None:
+    def record_progress(self, session: EdgeSession) -> None:
         """Log a session's counters; absolute values, so that it may be called at any time."""
         counters = {name: getattr(session.counters, name) for name in SEGMENT_COUNTERS}
         first_token_ms, gap_p95_ms = session.times.first_token_ms, session.times.gap_p95_ms
@@ -164,7 +166,7 @@ class Recorder:
             SegmentProgress(**self._of(session), first_token_ms=first_token_ms, gap_p95_ms=gap_p95_ms, **counters)
         )
 
-    def ended(
+    def record_end(
         self,
         session: EdgeSession,
         reason: EndReason,
@@ -177,7 +179,7 @@ class Recorder:
 
         `then` is called on any thread once the record cannot be lost.
         """
-        self.progress(session)
+        self.record_progress(session)
         tokens = session.committed
         if message is not None:
             # Without this edge the device may have decoded more; one that ends early has not received all verdicts.
@@ -192,16 +194,16 @@ class Recorder:
             sentence = f"{cause.sentence} ({cause.code}; {session.committed} tokens were committed.)"
             self.events.note(EventKind.SESSION, reason, sentence, session.device, session=session.session)
 
-    def left(self, session: EdgeSession, reason: LeaveReason) -> None:
+    def record_leave(self, session: EdgeSession, reason: LeaveReason) -> None:
         """Complete the segment of a session that goes on elsewhere or under another handle."""
-        self.progress(session)
+        self.record_progress(session)
         self.sink.put(SegmentLeft(**self._of(session), reason=reason))
         del self._segments[session.handle]
         if reason is LeaveReason.HANDED_OVER:
             sentence = f"The session left this edge at {session.committed} tokens and continues at another edge."
             self.events.note(EventKind.SESSION, "handed-over", sentence, session.device, session=session.session)
 
-    def ended_elsewhere(self, device: str, message: Close, *, then: Callable[[], None]) -> None:
+    def record_unknown_end(self, device: str, message: Close, *, then: Callable[[], None]) -> None:
         """Log the Close of a session that this edge does not know, having restarted, or that never existed.
 
         Beyond a rate only one event a minute is logged. `then` is called on any thread once the record cannot be lost,
@@ -229,7 +231,7 @@ class Recorder:
             then=then,
         )
 
-    def quarantined(
+    def record_quarantine(
         self, device: str, *, at: datetime, until: datetime, reason: str, strikes: float, level: int
     ) -> None:
         self.sink.put(

@@ -127,7 +127,7 @@ class BatchBuilder:
         return min(most, tokens) if tokens >= min(most, _LEAST_CHUNK) else 0
 
     def _may_wait(self, session: EdgeSession) -> bool:
-        if self.background.wasteful(session.device) or self.shares.over(session.device, self.now):
+        if self.background.wasteful(session.device) or self.shares.masks_over(session.device, self.now):
             return True
         if not self._backlog(session) or not self.shares.prompts_over(session.device, self.now):
             return False
@@ -153,9 +153,9 @@ class BatchBuilder:
         """Add a session's drafts, or the first part of its backlog; return the tokens to compute."""
         first = session.ready
         try:
-            guesses = partial(self.cost.guesses, stable=session.policy.repeats)
+            speculated = partial(self.cost.speculated_tokens, stable=session.policy.repeats)
             forced = self.shares.most_forced(session.device, self._forced[session.device], self.now)
-            chain = session.chain(allowance, guesses=guesses, forced=forced)
+            chain = session.chain(allowance, speculated=speculated, forced=forced)
         except DraftFault as fault:
             assert first is not None
             self.batch.faults.append((session, first.draft, fault))

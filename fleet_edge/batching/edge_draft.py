@@ -174,11 +174,11 @@ class EdgeDrafter:
                 for order in wanted
             ]
             running = []
-            for order, judged in zip(wanted, judge_batch(logits, cases) if cases else (), strict=True):
-                if judged is None or judged.token is None or judged.token in order.ends:
+            for order, judgement in zip(wanted, judge_batch(logits, cases) if cases else (), strict=True):
+                if judgement is None or judgement.token is None or judgement.token in order.ends:
                     continue
-                found[order.handle] += (judged.token,)
-                inputs[order.handle] = (judged.token,)
+                found[order.handle] += (judgement.token,)
+                inputs[order.handle] = (judgement.token,)
                 if len(found[order.handle]) < order.most:
                     running.append(order)
         return found
@@ -235,7 +235,7 @@ class EdgeDrafter:
 
 def _draftable(work: WorkItem) -> bool:
     """Return whether a step decodes one token of a session without a grammar, and nothing else is speculated."""
-    return work.writes and not work.guessed and work.session.constraint is None
+    return work.decodes and not work.speculated and work.session.constraint is None
 
 
 def _room(session: EdgeSession) -> int:

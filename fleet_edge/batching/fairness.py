@@ -19,7 +19,7 @@ _LEAST_YIELD: Final = 0.15
 _SHORT: Final = 4
 """Length of a draft (tokens) that pays even if it is rejected: five rows for one token."""
 
-_JUDGED_AT_LEAST: Final = 64.0
+_LEAST_VERIFIED: Final = 64.0
 _MEMORY: Final = 512.0
 """Tokens computed after which half of a device's draft statistics is forgotten."""
 
@@ -67,7 +67,7 @@ class BackgroundWork:
     def wasteful(self, device: str) -> bool:
         drafts = self._drafts.get(device)
         return drafts is not None and (
-            drafts.computed >= _JUDGED_AT_LEAST and drafts.committed < _LEAST_YIELD * drafts.computed
+            drafts.computed >= _LEAST_VERIFIED and drafts.committed < _LEAST_YIELD * drafts.computed
         )
 
     def longest_draft(self, device: str, most: int) -> int:
@@ -82,7 +82,7 @@ _SHARE: Final = 0.2
 _BURST_S: Final = 0.25
 _PROMPTS_BURST_S: Final = 0.5
 
-_FORCED_BESIDE: Final = 8
+_FORCED_WITH_OTHERS: Final = 8
 """Forced tokens of one device that are speculated in a step with other devices' drafts."""
 
 _ACTIVE_S: Final = 0.5
@@ -138,7 +138,7 @@ class DeviceShares:
             if not work.background:
                 self.spend(device, now, prompts_s=report.token_s * work.prefilled)
             if (constraint := work.session.constraint) is not None:
-                self.spend(device, now, masks_s=constraint.take_spent_s(), rows_s=row_s * work.guessed)
+                self.spend(device, now, masks_s=constraint.take_spent_s(), rows_s=row_s * work.speculated)
 
     def note_served(self, devices: Iterable[str], now: float) -> None:
         for device in devices:
@@ -154,7 +154,7 @@ class DeviceShares:
         self._rows.spend(device, rows_s, now)
         self._prompts.spend(device, prompts_s, now)
 
-    def over(self, device: str, now: float) -> bool:
+    def masks_over(self, device: str, now: float) -> bool:
         """Whether a device's masks have used their share while others are served."""
         return self._masks.used_up(device, now) and self._others_served(device, now)
 
@@ -162,11 +162,11 @@ class DeviceShares:
         """Whether a device's prompts have used their share while others are served."""
         return self._prompts.used_up(device, now) and self._others_served(device, now)
 
-    def most_forced(self, device: str, guessed: int, now: float) -> int:
+    def most_forced(self, device: str, speculated: int, now: float) -> int:
         """Return how many more forced tokens of a device may be speculated in a step."""
         if not self._others_served(device, now):
             return MAX_SPECULATED
-        return 0 if self._rows.used_up(device, now) else max(0, _FORCED_BESIDE - guessed)
+        return 0 if self._rows.used_up(device, now) else max(0, _FORCED_WITH_OTHERS - speculated)
 
     def quiet_s(self, devices: Iterable[str], now: float) -> float:
         """Return how long work of these devices may take in a step without delaying others by much.
@@ -199,7 +199,7 @@ class MemoryTurns:
 
     def on_step(self, report: StepReport) -> None:
         for work in report.batch.works:
-            verified = work.item.rows - work.guessed
+            verified = work.item.rows - work.speculated
             self.count(work.session.handle, prefilled=work.prefilled, verified=verified, at=report.times.ended)
 
     def count(self, handle: int, *, prefilled: int, verified: int, at: float) -> None:

@@ -167,9 +167,9 @@ def _unbounded(row_at: Callable[[int], NDArray[np.float32]], offset: int, case: 
 def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
     try:
         if case.written:
-            judged = decode(at, case.tokens, policy=case.policy, base=case.base)
+            judgement = decode(at, case.tokens, policy=case.policy, base=case.base)
         elif case.blocks is not None and case.counts is not None:
-            judged = judge_blocks(
+            judgement = judge_blocks(
                 at,
                 case.tokens,
                 case.counts,
@@ -179,12 +179,12 @@ def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
                 bonus=case.bonus,
             )
         else:
-            judged = judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
+            judgement = judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
     except ValueError:
         return None
     if (constraint := case.constraint) is None:
-        return judged
+        return judgement
     if case.written:
-        written = case.tokens[: judged.accepted] + (() if judged.token is None else (judged.token,))
+        written = case.tokens[: judgement.accepted] + (() if judgement.token is None else (judgement.token,))
         constraint.look_ahead((*case.text, *written))
-    return constraint.count(judged)
+    return constraint.count(judgement)

@@ -235,7 +235,7 @@ class Scheduler:
     def on_commit(self, work: WorkItem, *, committed: int) -> None:
         self._cost.add_committed(committed)
         # The device does not pay for what the edge has speculated.
-        computed = work.item.rows - work.guessed
+        computed = work.item.rows - work.speculated
         self._background.count_drafts(work.session.device, computed=computed, committed=committed)
 
     def on_block(self, session: EdgeSession, accepted: int) -> None:

@@ -174,7 +174,7 @@ class StepCost:
             seconds,
             texts=len(works),
             further=sum(max(0, len(work.item.tokens) - least) for work in works),
-            verifies=any(not work.writes for work in works),
+            verifies=any(not work.decodes for work in works),
             drafting_s=drafting_s,
         )
 
@@ -243,6 +243,6 @@ class StepCost:
         expected = self._all.slopes()
         return (self._alike[self._load].slopes(expected) if self._load in self._alike else expected).token_s
 
-    def guesses(self, rate: float, *, stable: bool = True) -> int:
+    def speculated_tokens(self, rate: float, *, stable: bool = True) -> int:
         """Return how many tokens to speculate if one is right with probability `rate`: one that is computed anyway."""
         return int(stable and self.least > 1 and rate >= _LEAST_RATE)

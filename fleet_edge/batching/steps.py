@@ -27,12 +27,12 @@ class WorkItem:
         return len(self.item.tokens) - self.item.rows
 
     @property
-    def writes(self) -> bool:
+    def decodes(self) -> bool:
         return bool(self.chain) and self.chain[0].draft.write is not None
 
     @property
-    def guessed(self) -> int:
-        return self.item.rows - 1 if self.writes else 0
+    def speculated(self) -> int:
+        return self.item.rows - 1 if self.decodes else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,17 +55,19 @@ def shape_groups(
     """Shape groups of rows, and copy them and the unshaped rows `whole` to the host."""
     found: list[torch.Tensor] = []
     for group in groups:
-        rows = logits if len(group.rows) == len(logits) else logits.index_select(0, _sent(group.rows, logits.device))
+        rows = (
+            logits if len(group.rows) == len(logits) else logits.index_select(0, _to_device(group.rows, logits.device))
+        )
         found.extend(_shaped(rows, group.policies, group.support))
     if whole:
-        found.append(logits.index_select(0, _sent(np.array(whole, dtype=np.int64), logits.device)))
-    arrays = _brought(found)
+        found.append(logits.index_select(0, _to_device(np.array(whole, dtype=np.int64), logits.device)))
+    arrays = _to_host(found)
     shaped = [ShapedRows(ids, probs) for ids, probs in zip(arrays[0::2], arrays[1::2], strict=False)]
     return shaped, arrays[-1] if whole else np.empty((0, logits.shape[1]), dtype=np.float32)
 
 
 def shape_rows(logits: torch.Tensor, policies: Sequence[SamplingPolicy], support: int) -> ShapedRows:
-    return ShapedRows(*_brought(_shaped(logits, policies, support)))
+    return ShapedRows(*_to_host(_shaped(logits, policies, support)))
 
 
 def _shaped(
@@ -74,7 +76,7 @@ def _shaped(
     values, ids = top_k(logits, support)
     if support == 1:
         return ids, torch.isfinite(values).double()
-    columns = _sent(np.array([[policy.temperature, policy.top_p] for policy in policies]), logits.device)
+    columns = _to_device(np.array([[policy.temperature, policy.top_p] for policy in policies]), logits.device)
     temperature, top_p = columns[:, :1], columns[:, 1:]
     scores = values.double()
     weights = torch.exp((scores - scores[:, :1]) / temperature)
@@ -86,12 +88,12 @@ def _shaped(
     return ids, weights.float().double()
 
 
-def _sent(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+def _to_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _brought(tensors: Sequence[torch.Tensor]) -> list[NDArray[Any]]:
+def _to_host(tensors: Sequence[torch.Tensor]) -> list[NDArray[Any]]:
     """Copy tensors of one device to the host; the only synchronization."""
     if not any(tensor.device.type == "cuda" for tensor in tensors):
         return [tensor.cpu().numpy() for tensor in tensors]

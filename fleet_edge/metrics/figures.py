@@ -97,14 +97,14 @@ class Figures:
 
     # Sessions
 
-    def opened(self, session: EdgeSession, *, resumed: bool) -> None:
+    def on_open(self, session: EdgeSession, *, resumed: bool) -> None:
         """Count a session that begins here, or goes on here."""
         now = self.clock()
         self._open[session.handle] = _Progress(now, now, session.committed)
         if not resumed:
             self.prompt_tokens += session.prompt_length
 
-    def judged(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
+    def on_verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
         drafted = len(result.arrived.draft.tokens)
         if drafted:
             self.drafts += 1
@@ -113,25 +113,25 @@ class Figures:
             self.accepted += result.accepted
             self.accepted_lengths[min(result.accepted, MAX_DRAFT)] += 1
         self.queue_time.observe(timing.queue_ms / 1e3)
-        self._grew(session, DRAFT)
+        self._add_tokens(session, DRAFT)
 
-    def written(self, session: EdgeSession, timing: DraftTiming) -> None:
+    def on_decoded(self, session: EdgeSession, timing: DraftTiming) -> None:
         """Count tokens of edge-only decoding that were sent, or are about to be."""
         self.queue_time.observe(timing.queue_ms / 1e3)
-        self._grew(session, STREAM)
+        self._add_tokens(session, STREAM)
 
-    def closed(self, session: EdgeSession, reason: str) -> None:
+    def on_close(self, session: EdgeSession, reason: str) -> None:
         self.ended[reason] += 1
         if self.tracing is not None and (progress := self._open.get(session.handle)) is not None:
             self.tracing.session(session, reason=reason, seconds=self.clock() - progress.opened)
         self.left(session)
 
-    def left(self, session: EdgeSession) -> None:
+    def on_leave(self, session: EdgeSession) -> None:
         progress = self._open.pop(session.handle, None)
         if progress is not None:  # corrections that came after the last verdict
             self.generation_tokens[DRAFT] += max(0, session.committed - progress.committed)
 
-    def _grew(self, session: EdgeSession, plan: str) -> None:
+    def _add_tokens(self, session: EdgeSession, plan: str) -> None:
         """Count the new tokens of a session since the last call, and their time."""
         progress = self._open.get(session.handle)
         if progress is None:
@@ -163,12 +163,12 @@ class Figures:
 
     # Messages
 
-    def replied(self, size: int) -> None:
+    def on_reply(self, size: int) -> None:
         """Count a reply to a device. From any thread."""
         with self._replies:
             self.downlink_bytes["reply"] += size
 
-    def heard(self, device: str, presence: Presence | None = None) -> None:
+    def on_message(self, device: str, presence: Presence | None = None) -> None:
         """Record a sign of life from a device, with its presence if the message was its state."""
         if presence is not None and (device in self.presence or len(self.presence) < _MOST_DEVICES):
             self.presence[device] = presence

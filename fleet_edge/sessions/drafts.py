@@ -105,18 +105,18 @@ class Rounds:
         self._verdicts[round_] = payload
         while len(self._verdicts) > self._most:
             self._verdicts.popitem(last=False)
-        self.answered(round_)
+        self.mark_answered(round_)
 
-    def answered(self, round_: int) -> None:
+    def mark_answered(self, round_: int) -> None:
         self._last_answered = max(self._last_answered, round_)
 
     def first_seen(self, round_: int) -> bool:
         """Count a round's draft; return whether it arrived for the first time, in whatever order."""
-        full = len(self._counted) >= self._most
-        if round_ in self._counted or (full and round_ < next(iter(self._counted))):
+        at_limit = len(self._counted) >= self._most
+        if round_ in self._counted or (at_limit and round_ < next(iter(self._counted))):
             return False
         self._counted[round_] = None
-        if full:
+        if at_limit:
             self._counted.popitem(last=False)
         return True
 

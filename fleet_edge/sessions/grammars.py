@@ -106,7 +106,7 @@ class Constraint:
         return replace(judgement, forced=tuple(place for place, each in enumerate(decided) if each))
 
     def look_ahead(self, text: Sequence[int]) -> None:
-        """Compute what must follow a text, for `guess`."""
+        """Compute what must follow a text, for `next_forced`."""
         began = self.clock()
         try:
             self._ahead = tuple(text), self.matcher.forced(text)
@@ -115,7 +115,7 @@ class Constraint:
             self.lost = isinstance(error, GrammarLost)
         self._spent_s += self.clock() - began
 
-    def guess(self, text: Sequence[int], most: int) -> tuple[int, ...]:
+    def next_forced(self, text: Sequence[int], most: int) -> tuple[int, ...]:
         """Return at most `most` tokens that must follow a text; none unless `look_ahead` was last called with it."""
         known, forced = self._ahead
         return forced[: max(0, most)] if known == tuple(text) else ()

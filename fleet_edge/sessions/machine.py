@@ -142,7 +142,7 @@ class EdgeSession:
     stream: DecodeRequest | None = None
     _epoch: int = 0
     _digest: int = EMPTY_DIGEST
-    _guesses: NgramSpeculation | None = None
+    _speculation: NgramSpeculation | None = None
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
     _rounds: Rounds = field(init=False)
 
@@ -242,18 +242,18 @@ class EdgeSession:
         return self.stream.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
 
     def chain(
-        self, most: int, *, guesses: Callable[[float], int] | None = None, forced: int = MAX_SPECULATED
+        self, most: int, *, speculated: Callable[[float], int] | None = None, forced: int = MAX_SPECULATED
     ) -> tuple[ReceivedDraft, ...]:
         """Return the drafts that can be verified at once, each starting at the end of the one before.
 
-        They hold at most `most` tokens, but always the first draft. `guesses` returns how many tokens to speculate at
-        an acceptance rate; at most `forced` of them are forced by the grammar. Raises `DraftFault` if the first draft
-        starts from other tokens; it is dropped.
+        They hold at most `most` tokens, but always the first draft. `speculated` returns the number of tokens to
+        speculate at an acceptance rate; at most `forced` of them are forced by the grammar. Raises `DraftFault` if the
+        first draft starts from other tokens; it is dropped.
         """
         if (ready := self.ready) is None:
             return ()
         if ready.draft.write is not None:
-            return (self._with_speculated(ready, guesses, most=most, most_forced=forced),)
+            return (self._with_speculated(ready, speculated, most=most, most_forced=forced),)
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
@@ -301,7 +301,7 @@ class EdgeSession:
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
 
     def _with_speculated(
-        self, ready: ReceivedDraft, guesses: Callable[[float], int] | None, *, most: int, most_forced: int
+        self, ready: ReceivedDraft, speculated: Callable[[float], int] | None, *, most: int, most_forced: int
     ) -> ReceivedDraft:
         """Add speculated tokens to a draft of edge-only decoding, as far as they pay."""
         assert self.stream is not None
@@ -309,16 +309,16 @@ class EdgeSession:
         room = max(0, min(most, self.stream.until - self.committed) - 1)
         if self.constraint is not None:
             # A forced token costs less in this step than in a step of its own.
-            forced = self.constraint.guess(self.text, min(room, most_forced))
+            forced = self.constraint.next_forced(self.text, min(room, most_forced))
             if forced := tuple(takewhile(lambda token: token not in self.limits.end_tokens, forced)):
                 return replace(ready, draft=ready.draft.model_copy(update={"tokens": forced}))
-        if guesses is None:
+        if speculated is None:
             return ready
-        if self._guesses is None:
-            self._guesses = NgramSpeculation()
+        if self._speculation is None:
+            self._speculation = NgramSpeculation()
         # Speculate even if it is not used: that measures how often it would be right.
-        found = self._guesses.next(self.tokens, ends=self.limits.end_tokens)
-        tokens = found[: min(room, guesses(self._guesses.rate))]
+        found = self._speculation.next(self.tokens, ends=self.limits.end_tokens)
+        tokens = found[: min(room, speculated(self._speculation.rate))]
         return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
 
     def _settle_decoded(self, arrived: ReceivedDraft, judgement: Judgement) -> DraftResult:
@@ -344,7 +344,7 @@ class EdgeSession:
         begin, stream.sent_at = stream.sent, at
         stream.sent = min(self.committed, begin + most)
         self.sent = max(self.sent, stream.sent)
-        self._rounds.answered(stream.request.round)
+        self._rounds.mark_answered(stream.request.round)
         return tuple(self.tokens[self.prompt_length + begin : self.prompt_length + stream.sent])
 
     def logprobs_from(self, position: int, number: int) -> tuple[TokenLogprobs, ...]:

@@ -102,7 +102,7 @@ class TokenTimes:
     def begin(self, *, committed: int, at: float) -> None:
         self._last, self._committed = at, committed
 
-    def grew(self, *, committed: int, at: float) -> None:
+    def add_tokens(self, *, committed: int, at: float) -> None:
         """Count new tokens: they came together and share the time since the last."""
         new = committed - self._committed
         if new <= 0:

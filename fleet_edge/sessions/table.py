@@ -55,7 +55,7 @@ class SessionTable:
         lease = self._by_handle.get(session.handle)
         return lease is not None and lease.session is session
 
-    def named(self, device: str, session: bytes) -> EdgeSession | None:
+    def by_name(self, device: str, session: bytes) -> EdgeSession | None:
         handle = self._by_name.get((device, session))
         return None if handle is None else self._by_handle[handle].session
 
@@ -66,7 +66,7 @@ class SessionTable:
 
         Raises `OpenRefused` if the table is full, or the device has too many sessions.
         """
-        old = self.named(device, message.session)
+        old = self.by_name(device, message.session)
         if old is not None:
             self.remove(old)
         if len(self) >= self.most:

@@ -37,7 +37,7 @@ def test_a_session_in_the_middle_of_its_text_is_left_with_all_that_was_counted()
         device.act()
         fleet.settle()
     room = fleet.verifier.capacity()
-    held = fleet.edge.sessions.named(device.name, device.terms.session)
+    held = fleet.edge.sessions.by_name(device.name, device.terms.session)
     assert give_up(fleet) == 1
     assert len(fleet.edge.sessions) == 0
     assert fleet.verifier.capacity() > room
@@ -79,7 +79,7 @@ def test_closes_that_follow_each_other_are_all_taken_before_the_end(monkeypatch:
         return list(take(**options))
 
     monkeypatch.setattr(type(fleet.edge.inbox), "take", lambda _inbox, **options: take_one(**options))
-    fleet.edge.take_last(wait_s=0.01)
+    fleet.edge.receive_last(wait_s=0.01)
     assert len(fleet.edge.sessions) == 0
     assert [closed.counters is not None for closed in fleet.sink.of(SessionClosed)] == [True] * 3
 
@@ -88,5 +88,5 @@ def test_a_device_that_never_falls_silent_does_not_keep_the_edge(monkeypatch: py
     fleet = MemoryFleet()
     ended(fleet, 6, most=SHORT)
     monkeypatch.setattr(type(fleet.edge.inbox), "take", lambda _inbox, **_wait: [lambda: None])
-    fleet.edge.take_last(wait_s=0.01)
+    fleet.edge.receive_last(wait_s=0.01)
     assert len(fleet.edge.sessions) == 1

@@ -33,7 +33,7 @@ def asked_of(seed: int, mode: Mode, temperature: float, prompt: Sequence[int] = 
 
 def speculating(tokens: int) -> AbstractContextManager[object]:
     """Speculate up to this number of tokens, whatever they cost."""
-    return patch.object(StepCost, "guesses", lambda *_, **__: tokens)
+    return patch.object(StepCost, "speculated_tokens", lambda *_, **__: tokens)
 
 
 def streamed(asked: Open, *, guesses: int, write: int = 16) -> tuple[list[int], MemoryFleet]:

@@ -71,7 +71,7 @@ class Scene:
         return received
 
     def session(self) -> EdgeSession:
-        found = self.fleet.edge.sessions.named("bad", self.bad.terms.session)
+        found = self.fleet.edge.sessions.by_name("bad", self.bad.terms.session)
         assert found is not None
         return found
 
@@ -373,7 +373,7 @@ def test_a_session_that_goes_on_is_told_where_it_was(scene: Scene) -> None:
     scene.fleet.settle()
     assert ("good", "session", "resumed") in scene.events()
     for session in scene.fleet.edge.sessions:
-        scene.fleet.edge.answers.left(session, LeaveReason.HANDED_OVER)
+        scene.fleet.edge.answers.record_leave(session, LeaveReason.HANDED_OVER)
         scene.fleet.edge.sessions.remove(session)
     scene.good.driver.resume()
     scene.fleet.settle()

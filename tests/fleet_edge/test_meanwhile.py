@@ -104,7 +104,7 @@ class Scene:
 
     @property
     def written(self) -> list[int]:
-        session = self.fleet.edge.sessions.named(self.device.name, self.device.terms.session)
+        session = self.fleet.edge.sessions.by_name(self.device.name, self.device.terms.session)
         return session.tokens[session.prompt_length :]
 
     @property
@@ -135,7 +135,7 @@ def test_an_open_is_answered_while_a_step_is_computed(scene: Scene) -> None:
     scene.fleet.step()
     assert [type(message) for message in answered] == [Opened]
     assert scene.written == scene.text[:3]
-    session = scene.fleet.edge.sessions.named(other.name, other.terms.session)
+    session = scene.fleet.edge.sessions.by_name(other.name, other.terms.session)
     scene.fleet.settle()
     assert scene.fleet.verifier.computed(session.handle) == len(other.terms.prompt) - 1
 
@@ -278,5 +278,5 @@ def test_a_failed_step_reports_to_those_who_wait(scene: Scene, caplog: pytest.Lo
 def test_what_has_begun_is_told_before_the_end(scene: Scene) -> None:
     scene.ask(0, base=0, write=LENGTH)
     scene.fleet.step()  # has begun the next one
-    scene.fleet.edge.take_last(wait_s=0.0)
+    scene.fleet.edge.receive_last(wait_s=0.0)
     assert len(scene.verdicts) == len(scene.steps.computed) == 2

@@ -142,7 +142,7 @@ def test_a_verdict_that_cannot_be_given_stops_nobody_else(caplog: pytest.LogCapt
     fleet = MemoryFleet()
     devices = waiting(fleet, 2)
     fleet.edge._receive(0.0)
-    first = fleet.edge.sessions.named(devices[0].name, devices[0].terms.session)
+    first = fleet.edge.sessions.by_name(devices[0].name, devices[0].terms.session)
     first.counters = None  # type: ignore[assignment] # any defect will do
     with caplog.at_level(logging.CRITICAL):
         fleet.step()
@@ -167,7 +167,7 @@ def test_a_message_that_cannot_be_handled_stops_nobody_else(caplog: pytest.LogCa
 def test_a_draft_that_was_void_in_its_turn_is_answered_and_logged() -> None:
     fleet = MemoryFleet()
     (device,) = waiting(fleet, 1)
-    session = fleet.edge.sessions.named(device.name, device.terms.session)
+    session = fleet.edge.sessions.by_name(device.name, device.terms.session)
     fleet.edge._receive(0.0)
     session._digest ^= 1
     fleet.step()

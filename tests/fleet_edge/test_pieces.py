@@ -56,7 +56,7 @@ class Scene:
         return [len(piece) for piece in self.pieces()]
 
     def session(self) -> EdgeSession:
-        session = self.fleet.edge.sessions.named(self.device.name, self.device.terms.session)
+        session = self.fleet.edge.sessions.by_name(self.device.name, self.device.terms.session)
         assert session is not None
         return session
 
@@ -130,7 +130,7 @@ def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(mon
     scene.fleet.step()
     scene.fleet.step()
     assert scene.lengths() == [1]
-    scene.fleet.edge.rest()
+    scene.fleet.edge.finish_step()
     assert scene.lengths() == [2]
     scene.fleet.step()  # and has begun the next, whose token waits
     scene.failure = TargetAway("It is away.", retry_s=60.0)
@@ -157,7 +157,7 @@ def test_a_failed_session_sends_nothing(monkeypatch: pytest.MonkeyPatch, caplog:
     scene.fleet.step()
     scene.fleet.step()
     scene.pieces()
-    scene.fleet.edge.rest()
+    scene.fleet.edge.finish_step()
     scene.pieces()
     scene.failure = RuntimeError("no power")
     with caplog.at_level("CRITICAL"):

@@ -6,7 +6,7 @@ import pytest
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics.figures import Figures
-from fleet_edge.observer import Look, SelfWatch
+from fleet_edge.observer import LoopState, SelfWatch
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.records import EventLogged, LoadReported
 from fleet_edge.store.views import SILENT_AFTER, MachineState
@@ -29,9 +29,9 @@ class _Observer:
     def __init__(self, clock: Clock) -> None:
         self.edge, self.writer = "edge-1", _Writer()
         self.figures, self.memory = Figures(clock), KvMemory(computed=25, retained=50, free=25)
-        self.answer: Look | None = Look(running=3, waiting=1, dropped=0, draining=False, away="")
+        self.answer: LoopState | None = LoopState(running=3, waiting=1, dropped=0, draining=False, away="")
 
-    def look(self) -> Look | None:
+    def loop_state(self) -> LoopState | None:
         return self.answer
 
     def device_states(self) -> Counter[MachineState]:
@@ -47,7 +47,7 @@ class Scene:
 
     def look(self) -> None:
         self.clock.seconds += 10.0
-        self.watch.look()
+        self.watch.observe()
 
     def codes(self) -> list[str]:
         told = [(event.kind, event.code) for event in self.sink.of(EventLogged)]
@@ -79,9 +79,9 @@ def test_load_is_that_of_the_last_seconds(scene: Scene) -> None:
 
 def test_load_counts_devices_at_the_broker_and_those_heard_of_them(scene: Scene) -> None:
     for device, presence in {"idle": Presence.ONLINE, "gone": Presence.OFFLINE, "busy": Presence.ONLINE}.items():
-        scene.observer.figures.heard(device, presence)
+        scene.observer.figures.on_message(device, presence)
     scene.clock.seconds += SILENT_AFTER.total_seconds()
-    scene.observer.figures.heard("busy")
+    scene.observer.figures.on_message("busy")
     scene.look()
     load = scene.sink.of(LoadReported)[-1]
     assert (load.devices_online, load.devices_connected) == (1, 2)
@@ -103,7 +103,7 @@ def test_a_loop_that_hangs_is_told_once_and_again_when_it_answers(scene: Scene) 
 
 
 def test_what_an_inbox_drops_is_counted(scene: Scene) -> None:
-    scene.observer.answer = Look(running=3, waiting=1, dropped=40, draining=False, away="")
+    scene.observer.answer = LoopState(running=3, waiting=1, dropped=40, draining=False, away="")
     scene.look()
     scene.look()
     assert [(event.code, event.count) for event in scene.sink.of(EventLogged)] == [("inbox-full", 40)]

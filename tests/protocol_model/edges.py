@@ -87,7 +87,7 @@ class ModelEdge:
     def end(self) -> None:
         life = self._alive
         self.drain()
-        life.orchestrator.take_last(wait_s=0.0)
+        life.orchestrator.receive_last(wait_s=0.0)
         migrate_sessions(
             life.orchestrator.sessions, answers=life.orchestrator.answers, scheduler=life.orchestrator.scheduler
         )

@@ -106,7 +106,7 @@ def _found_last(self: Rejection, following: Any, quantized: QuantizedDist, polic
     return _found(self, following, quantized, policy)
 
 
-def _named_by_anybody(self: SessionTable, device: str, session: bytes) -> EdgeSession | None:
+def _by_name_alone(self: SessionTable, device: str, session: bytes) -> EdgeSession | None:
     del device
     return next((each for each in self if each.session == session), None)
 
@@ -115,7 +115,7 @@ def _apply_anywhere(self: DeviceSession, verdict: Verdict, stream: Streaming) ->
     return _apply_streamed(self, verdict.model_copy(update={"base": len(self.committed)}), stream)
 
 
-def _verdict_again(self: Responder, session: EdgeSession, draft: Draft, payload: bytes) -> None:
+def _repeat_verdict_struck(self: Responder, session: EdgeSession, draft: Draft, payload: bytes) -> None:
     for _ in range(20):
         self.guard.strike(session.device, _MALFORMED)
     _again(self, session, draft, payload)
@@ -128,7 +128,7 @@ def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
 _MALFORMED: Final = FaultCode.MALFORMED
 _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, DeviceSession.open
 _found = Rejection._found
-_send, _again = DeviceSession.send, Responder.verdict_again
+_send, _again = DeviceSession.send, Responder.repeat_verdict
 _apply_streamed = DeviceSession._apply_streamed
 
 
@@ -147,9 +147,9 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
     Planted.RESUME: ((DeviceSession, "open", _resume_short),),
     Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
     Planted.LAST: ((Rejection, "_found", _found_last),),
-    Planted.OWNER: ((SessionTable, "named", _named_by_anybody),),
+    Planted.OWNER: ((SessionTable, "by_name", _by_name_alone),),
     Planted.GAP: ((DeviceSession, "_apply_streamed", _apply_anywhere),),
-    Planted.REPEATS_STRUCK: ((Responder, "verdict_again", _verdict_again),),
+    Planted.REPEATS_STRUCK: ((Responder, "repeat_verdict", _repeat_verdict_struck),),
 }
 
 

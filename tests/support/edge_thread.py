@@ -68,7 +68,7 @@ def edge_thread(
     def serve() -> None:
         while not stopping.is_set():
             orchestrator.step(wait_s=0.1)
-        orchestrator.rest()
+        orchestrator.finish_step()
 
     thread = threading.Thread(target=serve, name=f"edge-{settings.edge}", daemon=True)
     link.start(timeout_s=_START_S)

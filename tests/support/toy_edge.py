@@ -50,7 +50,7 @@ def main() -> None:
         )  # which is tried before anybody is served
         at_the_edge(arguments.sabotage, stack)
         # Whether speculation pays depends on the machine's speed, and the proof must not.
-        stack.enter_context(patch.object(StepCost, "guesses", lambda *_, **__: arguments.guesses))
+        stack.enter_context(patch.object(StepCost, "speculated_tokens", lambda *_, **__: arguments.guesses))
         draft = None
         if arguments.drafts:
             draft = stack.enter_context(toy_draft(arguments.languages))

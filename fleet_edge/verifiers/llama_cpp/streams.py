@@ -190,7 +190,7 @@ class StreamTable:
         """Places of the sequences that have computed tokens."""
         return self._places
 
-    def take(self, sequence: int, *, active: Sequence[int] = (), slab: int | None = None) -> StreamPlace:
+    def assign(self, sequence: int, *, active: Sequence[int] = (), slab: int | None = None) -> StreamPlace:
         """Give a sequence without a stream a free one near the `active` streams; `slab` or any MUST have one.
 
         Raises `CapacityExceeded` if the machine has no memory for another slab.

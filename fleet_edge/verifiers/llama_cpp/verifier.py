@@ -261,7 +261,7 @@ class LlamaCppVerifier(TableVerifier):
                 )
 
     def _take(self, sequence: int, *, slab: int | None = None) -> StreamPlace:
-        place = self._streams.take(sequence, active=self._active_streams(), slab=slab)
+        place = self._streams.assign(sequence, active=self._active_streams(), slab=slab)
         self._active.began(sequence)
         return place
 

@@ -43,7 +43,7 @@ def test_a_grant_names_the_session_and_its_limits() -> None:
     session = edge_session(attempt=3, resume=(4, 5), limits=limits)
     load = EdgeLoad(texts=2, text_ms=4.5, token_ms=1.25)
     exchange = Exchange()
-    replace(exchange.answers, target="t" * 5000, load=lambda: load).opened_again(session)
+    replace(exchange.answers, target="t" * 5000, load=lambda: load).repeat_grant(session)
     granted = exchange.listen()[-1]
     assert isinstance(granted, Opened)
     assert (granted.session, granted.attempt, granted.handle, granted.position) == (b"session1", 3, 7, 2)
@@ -56,7 +56,7 @@ def test_a_grant_names_the_session_and_its_limits() -> None:
 
 def test_sentences_are_cut_to_what_a_message_holds() -> None:
     exchange = Exchange()
-    exchange.answers.refused("device-1", open_message(), OpenRefused(RefusalCode.BUSY, "x" * 5000))
+    exchange.answers.refuse("device-1", open_message(), OpenRefused(RefusalCode.BUSY, "x" * 5000))
     refused = exchange.listen()[-1]
     assert isinstance(refused, Refused)
     assert len(refused.sentence) == 500
@@ -140,12 +140,12 @@ class Exchange:
             form=form,
         )
         self.session = edge_session(**message)
-        self.answers.opened(self.session, open_message(), size=150)
+        self.answers.grant(self.session, open_message(), size=150)
 
     def judge(self, judgement: Judgement, timing: DraftTiming = TIMING, **fields: object) -> None:
         self.session.admit(arrived(draft(**fields), at=self.clock()))  # type: ignore[arg-type]
         for result in self.session.settle(self.session.chain(100), judgement):
-            self.answers.verdict(self.session, result, timing)
+            self.answers.send_verdict(self.session, result, timing)
 
     def reject(self) -> None:
         self.judge(Judgement(1, rejected=True, p=shape(TARGET.logits((1, 2)), self.session.policy)))
@@ -170,8 +170,8 @@ def exchange() -> Exchange:
 
 def test_a_fault_is_told_and_logged_with_its_session(exchange: Exchange) -> None:
     error = DraftFault(FaultCode.DESYNC, Action.RESUME, "Another text.")
-    exchange.answers.fault("device-1", error, session=exchange.session, draft=draft(round_=4))
-    exchange.answers.fault("device-1", DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, "No message."))
+    exchange.answers.send_fault("device-1", error, session=exchange.session, draft=draft(round_=4))
+    exchange.answers.send_fault("device-1", DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, "No message."))
     of_draft, of_nothing = exchange.listen()[-2:]
     assert isinstance(of_draft, Fault)
     assert isinstance(of_nothing, Fault)
@@ -212,7 +212,7 @@ def test_p_goes_down_in_the_form_that_was_set_and_more_of_it_when_it_failed() ->
     request = arrived(draft((), text=(4,), counted=False, round_=1, epoch=1, tried=tried), at=exchange.clock())
     exchange.session.admit(request)
     exchange.clock.seconds += 0.25
-    exchange.answers.more_samples(exchange.session, request)
+    exchange.answers.send_samples(exchange.session, request)
     more = exchange.listen()[-1]
     assert isinstance(more, Verdict)
     assert isinstance(more.next, Samples)
@@ -224,7 +224,7 @@ def test_p_goes_down_in_the_form_that_was_set_and_more_of_it_when_it_failed() ->
 
 def test_the_end_is_told_and_logged_with_all_that_was_counted(exchange: Exchange) -> None:
     exchange.judge(Judgement(2, rejected=False, token=7))
-    exchange.answers.closed(exchange.session, EndReason.LOST)
+    exchange.answers.confirm_end(exchange.session, EndReason.LOST)
     closed = exchange.listen()[-1]
     assert isinstance(closed, Closed)
     assert (closed.reason, closed.tokens, closed.rounds, closed.mean_batch) == (EndReason.LOST, 3, 1, 3.0)
@@ -237,14 +237,14 @@ def test_the_end_is_told_and_logged_with_all_that_was_counted(exchange: Exchange
 def test_the_end_of_a_session_is_confirmed_only_when_its_record_is_safe(exchange: Exchange) -> None:
     exchange.listen()
     exchange.sink.crashing = True
-    exchange.answers.closed(exchange.session, EndReason.STOP)
+    exchange.answers.confirm_end(exchange.session, EndReason.STOP)
     assert exchange.listen() == []
 
 
 def test_a_resumed_session_counts_what_it_writes_here() -> None:
     exchange = Exchange(resume=(4, 5))
     exchange.judge(Judgement(2, rejected=False, token=7), text=(4, 5))
-    exchange.answers.left(exchange.session, LeaveReason.HANDED_OVER)
+    exchange.answers.record_leave(exchange.session, LeaveReason.HANDED_OVER)
     (progress,) = exchange.sink.of(SegmentProgress)
     assert (progress.tokens, exchange.session.committed) == (3, 5)
     assert len(exchange.sink.of(SegmentLeft)) == 1

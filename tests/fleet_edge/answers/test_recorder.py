@@ -38,7 +38,7 @@ class Scene:
         told = {name: getattr(COUNTERS, name) for name in COUNTERS.__slots__}
         named = {"session": number.to_bytes(8, "big"), "handle": None, "digest": 0}
         message = Close.model_validate({**named, "reason": EndReason.STOP, **told, **fields})
-        self.recorder.ended_elsewhere("sensor-1", message, then=then)
+        self.recorder.record_unknown_end("sensor-1", message, then=then)
 
 
 @pytest.fixture
@@ -77,23 +77,23 @@ def test_texts_written_without_an_edge_are_all_kept_those_over_the_rate_later(sc
 
 def test_a_flood_of_requests_for_samples_is_not_a_row_each_and_hides_no_round(scene: Scene) -> None:
     session = edge_session()
-    scene.recorder.opened(session, open_message(), target="toy", size=100)
+    scene.recorder.record_open(session, open_message(), target="toy", size=100)
     for number in range(100):
         tokens, tried = ((1,), None) if number == 99 else ((), 16)
         counts = (9,) * len(tokens)
         asked = arrived(draft(round_=number, tokens=tokens, counts=counts, tried=tried), at=0.0)
         result = DraftResult(asked, accepted=0, tested=len(tokens), token=None, p=None, finish=Finish.NO)
-        scene.recorder.judged(session, result, DraftTiming(), form="samples", downlink_bytes=900)
+        scene.recorder.record_verdict(session, result, DraftTiming(), form="samples", downlink_bytes=900)
     rounds = [record.round for record in scene.sink.of(RoundJudged)]
     assert rounds == [*range(30), 99]
 
 
 def test_of_drafts_that_are_hardly_ever_accepted_a_sample_is_logged(scene: Scene) -> None:
     session = edge_session()
-    scene.recorder.opened(session, open_message(), target="toy", size=100)
+    scene.recorder.record_open(session, open_message(), target="toy", size=100)
     for number in range(100):
         drafted = arrived(draft(round_=number, tokens=(1,), counts=(9,)), at=0.0)
         result = DraftResult(drafted, accepted=0, tested=1, token=None, p=None, finish=Finish.NO)
         timing = DraftTiming(background=number != 99)
-        scene.recorder.judged(session, result, timing, form="sparse", downlink_bytes=900)
+        scene.recorder.record_verdict(session, result, timing, form="sparse", downlink_bytes=900)
     assert [record.round for record in scene.sink.of(RoundJudged)] == [*range(30), 99]

@@ -84,7 +84,7 @@ def test_a_device_that_is_alone_is_not_limited() -> None:
     share = DeviceShares()
     share.note_served(["a"], 0.0)
     share.spend("a", 0.0, masks_s=100.0, rows_s=100.0)
-    assert not share.over("a", 0.1)
+    assert not share.masks_over("a", 0.1)
     assert share.most_forced("a", 1000, 0.1) == MAX_SPECULATED
     share.spend("a", 0.1, prompts_s=100.0)
     assert not share.prompts_over("a", 0.1)
@@ -93,7 +93,7 @@ def test_a_device_that_is_alone_is_not_limited() -> None:
 def test_masks_of_a_device_get_their_share_of_the_time_while_others_are_served() -> None:
     share, now, masks = DeviceShares(), 0.0, 0.0
     while now < 100.0:
-        devices = ["b"] if share.over("a", now) else ["a", "b"]
+        devices = ["b"] if share.masks_over("a", now) else ["a", "b"]
         step_s = 0.04 + (0.2 if "a" in devices else 0.0)
         now += step_s
         share.note_served(devices, now)
@@ -101,7 +101,7 @@ def test_masks_of_a_device_get_their_share_of_the_time_while_others_are_served()
             share.spend("a", now, masks_s=0.2)
             masks += 0.2
     assert 0.15 < masks / now < 0.25
-    assert not share.over("b", now)
+    assert not share.masks_over("b", now)
 
 
 def test_small_masks_never_reach_it() -> None:
@@ -110,7 +110,7 @@ def test_small_masks_never_reach_it() -> None:
         now += 0.04
         share.note_served(["a", "b"], now)
         share.spend("a", now, masks_s=0.002)
-        assert not share.over("a", now)
+        assert not share.masks_over("a", now)
 
 
 def test_few_forced_tokens_are_guessed_beside_others() -> None:
@@ -130,7 +130,7 @@ def test_rows_of_forced_tokens_get_their_share_of_the_time_while_others_are_serv
         share.note_served(["a", "b"], now)
         share.spend("a", now, rows_s=0.004 * forced)
         rows_s += 0.004 * forced
-        assert not share.over("a", now), "its other tokens do not wait"
+        assert not share.masks_over("a", now), "its other tokens do not wait"
     assert 0.15 < rows_s / now < 0.25
 
 

@@ -273,7 +273,7 @@ class _Forcing(Constraint):
     def __init__(self) -> None:
         super().__init__(matcher=None)  # type: ignore[arg-type]
 
-    def guess(self, text: Sequence[int], most: int) -> tuple[int, ...]:
+    def next_forced(self, text: Sequence[int], most: int) -> tuple[int, ...]:
         del text
         return (4,) * most
 

@@ -131,10 +131,10 @@ def test_a_token_costs_nothing_less_than_nothing_and_no_more_than_the_mean_one()
 
 
 def test_a_token_that_is_computed_anyway_is_guessed_where_it_is_ever_right() -> None:
-    assert StepCost(2).guesses(0.15) == 1
-    assert StepCost(2).guesses(0.15, stable=False) == 0
-    assert StepCost(2).guesses(0.05) == 0
-    assert StepCost(1).guesses(0.95) == 0
+    assert StepCost(2).speculated_tokens(0.15) == 1
+    assert StepCost(2).speculated_tokens(0.15, stable=False) == 0
+    assert StepCost(2).speculated_tokens(0.05) == 0
+    assert StepCost(1).speculated_tokens(0.95) == 0
 
 
 def test_a_token_costs_what_it_does_at_the_present_load() -> None:

@@ -140,7 +140,7 @@ def test_a_loop_that_hangs_is_neither_alive_nor_ready_and_still_measured(site: S
 def test_every_metric_of_the_catalogue_is_served(site: Site) -> None:
     with site.edge(**LISTEN) as edge, site.device() as device:
         device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
-        edge.service.observer().look()
+        edge.service.observer().loop_state()
         served = {family.metric for family in edge.service.observer().families()}
     assert served == set(CATALOGUE)
 

@@ -77,7 +77,7 @@ def test_a_known_grammar_begins_a_session_without_its_process() -> None:
     with compiled.link._lock:  # its process is asked for nothing
         found = edge.grammars.at_once("a", message())
         assert found.matcher.allowed(()).tolist() == compiled.first_allowed.tolist()
-        assert found.guess((), 8) == compiled.first_forced
+        assert found.next_forced((), 8) == compiled.first_forced
     assert edge.grammars.at_once("a", message(resume=(1,))) is None
 
 
@@ -131,7 +131,7 @@ def test_nor_does_the_thread_that_answers_devices_compile_if_the_process_ends_me
     edge.settle()
     found = edge.grammars.at_once("a", message())
     assert found is not None
-    assert found.guess((), 8) == found.matcher.forced(())
+    assert found.next_forced((), 8) == found.matcher.forced(())
     assert len(compiling) == 1
     found.restore((4,))  # as on another thread
     assert found.matcher.allowed((4,)).tolist() == [5]
@@ -163,9 +163,9 @@ def test_what_must_follow_a_resumed_text_is_known_at_once() -> None:
     edge.settle()
     found = edge.told[0].found
     assert isinstance(found, Constraint)
-    assert found.guess((4,), 8) == (5, 1, 1)
-    assert found.guess((4,), 2) == (5, 1)
-    assert found.guess((4, 5), 8) == ()
+    assert found.next_forced((4,), 8) == (5, 1, 1)
+    assert found.next_forced((4,), 2) == (5, 1)
+    assert found.next_forced((4, 5), 8) == ()
 
 
 def test_of_a_session_that_is_closed_meanwhile_only_the_cost_is_told() -> None:

@@ -61,11 +61,11 @@ def test_the_first_token_is_told_from_the_open_on_and_gaps_are_shared_by_those_t
     times = TokenTimes()
     times.begin(committed=10, at=5.0)
     assert (times.first_token_ms, times.gap_p95_ms) == (None, None)
-    times.grew(committed=13, at=5.5)
+    times.add_tokens(committed=13, at=5.5)
     assert (times.first_token_ms, times.gap_p95_ms) == (500.0, None)
-    times.grew(committed=17, at=5.9)
+    times.add_tokens(committed=17, at=5.9)
     assert times.gap_p95_ms == pytest.approx(100.0, rel=0.05)
-    times.grew(committed=17, at=9.0)  # nothing new
+    times.add_tokens(committed=17, at=9.0)  # nothing new
     assert times.gap_p95_ms == pytest.approx(100.0, rel=0.05)
 
 
@@ -73,12 +73,12 @@ def test_one_in_twenty_is_slower_than_the_percentile_within_a_twentieth() -> Non
     rng = random.Random(4)
     times, at, gaps, committed = TokenTimes(), 0.0, [], 0
     times.begin(committed=0, at=at)
-    times.grew(committed=(committed := 1), at=at)
+    times.add_tokens(committed=(committed := 1), at=at)
     for _ in range(2000):
         new, gap = rng.randint(1, 6), rng.lognormvariate(-3.0, 0.8)
         at += gap * new
         committed += new
-        times.grew(committed=committed, at=at)
+        times.add_tokens(committed=committed, at=at)
         gaps += [gap * 1e3] * new
     exact = sorted(gaps)[int(0.95 * len(gaps))]
     assert times.gap_p95_ms == pytest.approx(exact, rel=0.05)

@@ -21,12 +21,12 @@ def test_a_session_is_found_by_its_handle_and_by_its_name() -> None:
     table = SessionTable(60.0)
     session = added(table)
     assert table.find(device="device-1", handle=session.handle, now=1.0) is session
-    assert table.named("device-1", b"session1") is session
+    assert table.by_name("device-1", b"session1") is session
     assert list(table) == [session]
     table.remove(session)
     table.remove(session)
     assert len(table) == 0
-    assert table.named("device-1", b"session1") is None
+    assert table.by_name("device-1", b"session1") is None
 
 
 def test_another_devices_session_is_not_told_from_one_that_is_not_open() -> None:
@@ -39,7 +39,7 @@ def test_another_devices_session_is_not_told_from_one_that_is_not_open() -> None
         faults.append((caught.value.code, caught.value.action, str(caught.value)))
     assert faults[0] == faults[1]
     assert faults[0][:2] == (FaultCode.UNKNOWN_SESSION, Action.RESUME)
-    assert table.named("device-2", b"session1") is None
+    assert table.by_name("device-2", b"session1") is None
 
 
 def test_another_devices_messages_do_not_renew_a_lease() -> None:
@@ -55,7 +55,7 @@ def test_two_devices_may_choose_the_same_name() -> None:
     one, two = added(table), added(table, device="device-2")
     assert one.handle != two.handle
     table.remove(one)
-    assert table.named("device-2", b"session1") is two
+    assert table.by_name("device-2", b"session1") is two
 
 
 def test_a_session_opened_again_replaces_the_old_one_under_a_new_handle() -> None:

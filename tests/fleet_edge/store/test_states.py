@@ -80,10 +80,10 @@ def test_metrics_count_devices_by_the_same_states() -> None:
     clock = Clock()
     figures = Figures(clock)
     for device, presence in {"on": ONLINE, "off": OFFLINE, "quiet": ONLINE, "shut-out": ONLINE}.items():
-        figures.heard(device, presence)
+        figures.on_message(device, presence)
     clock.seconds += (SILENT_AFTER + SECOND).total_seconds()
-    figures.heard("on")
-    figures.heard("unknown")
+    figures.on_message("on")
+    figures.on_message("unknown")
     found = figures.device_states({"shut-out", "nobody"})
     assert found == dict.fromkeys(("online", "offline", "silent", "quarantined"), 1)
 
