@@ -131,12 +131,12 @@ class DeviceShares:
 
     def on_step(self, report: StepReport, *, row_s: float) -> None:
         """Count the time of a step; `row_s` is what one more row costs."""
-        now = report.times.ended
+        now, token_s = report.times.ended, report.token_s
         self.note_served((work.session.device for work in report.batch.verifications), now)
         for work in report.batch.works:
             device = work.session.device
             if not work.background:
-                self.spend(device, now, prompts_s=report.token_s * work.prefilled)
+                self.spend(device, now, prompts_s=token_s * work.prefilled)
             if (constraint := work.session.constraint) is not None:
                 self.spend(device, now, masks_s=constraint.take_spent_s(), rows_s=row_s * work.speculated)
 

@@ -223,7 +223,8 @@ class Scheduler:
         for policy in self._policies:
             policy.on_step(report)
         self._load = None
-        self._shares.on_step(report, row_s=min(report.token_s, self._cost.token_s or report.token_s))
+        token_s = report.token_s
+        self._shares.on_step(report, row_s=min(token_s, self._cost.token_s or token_s))
         still_open = report.of(self._used)
         self._turns.on_step(still_open)
         self._prefill_log.on_step(still_open)

@@ -14,9 +14,9 @@ from fleet_device.pacing.contract import FixedPacing
 from fleet_edge import limits
 from fleet_edge.store.records import EventLogged
 from schemas.codec import encode_draft
-from schemas.messages import Draft, Fault, Open
+from schemas.messages import Draft, Fault, Open, Verdict
 from schemas.policy import Mode
-from schemas.reasons import EndReason, RefusalCode
+from schemas.reasons import EndReason, Finish, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.memory_fleet import EDGE, FLEET, Clock, MemoryFleet, lossless_text, terms
 from tests.support.scripted_edge import (
@@ -105,6 +105,23 @@ def test_a_device_that_sends_too_much_of_everything_waits_with_everything() -> N
     times = answered_first(device, lambda _draft: fault(None, retry_s=0.2))
     device.generate(most=4)
     assert times[1] - times[0] == 1.0
+
+
+def test_during_a_delay_not_even_missing_tokens_are_asked_for() -> None:
+    device = LoneDevice(pacing=FixedPacing(4, stream=True))
+    times: list[float] = []
+
+    def answer(_message: Open, draft: Draft) -> Answers:
+        times.append(device.clock())
+        name = {"handle": draft.handle, "round": draft.round, "accepted": 0}
+        if len(times) == 1:
+            return [fault(None, retry_s=5.0), Verdict.model_validate(name | {"base": 1, "written": (1,)})]
+        whole = {"base": draft.base, "written": (1,) * (draft.write or 0), "finish": Finish.LENGTH}
+        return [Verdict.model_validate(name | whole)]
+
+    ScriptedEdge(device.broker, on_draft=answer)
+    assert device.generate(most=4).tokens == (1, 1, 1, 1)
+    assert times == [100.0, 105.0]
 
 
 def test_a_wait_that_is_longer_than_the_text_may_wait_ends_it_with_the_time() -> None:
