@@ -264,7 +264,7 @@ class DeviceService:
         """Publish the retained state; `on_outcome` receives the broker's answer."""
 
         def listen(outcome: PublishOutcome) -> None:
-            self.agent.inbox.note_outcome(outcome)
+            self.agent.inbox.note(outcome)
             if on_outcome is not None:
                 on_outcome(outcome)
 

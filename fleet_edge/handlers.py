@@ -56,7 +56,7 @@ class MessageHandlers:
 
     def receive(self, arrival: ReceivedMessage) -> None:
         self.answers.figures.uplink_bytes += arrival.size
-        self.answers.figures.on_message(arrival.device)
+        self.answers.figures.heard(arrival.device)
         match arrival.message:
             case Draft() as draft:
                 self._draft(arrival.device, draft, arrival)
@@ -249,7 +249,7 @@ class MessageHandlers:
 
     def _state(self, device: str, state: DeviceState) -> None:
         self.recorder.sightings.device(device, state)
-        self.answers.figures.on_message(device, state.presence)
+        self.answers.figures.heard(device, state.presence)
         self.expiry.note(device, state.certificate_until)
         if wrong := self.clocks.note(device, state, now=self.recorder.now()):
             self.recorder.events.note(EventKind.DEVICE, "clock-wrong", wrong, device)

@@ -189,13 +189,13 @@ class Inbox:
 
     def on_undelivered(self, topic: Topic) -> OutcomeHandler:
         def listen(outcome: PublishOutcome) -> None:
-            self.note_outcome(outcome)
+            self.note(outcome)
             if outcome.reason == NO_MATCHING_SUBSCRIBERS:
                 self.put(Undelivered(topic))
 
         return listen
 
-    def note_outcome(self, outcome: PublishOutcome) -> None:
+    def note(self, outcome: PublishOutcome) -> None:
         rejected = outcome.reason == NOT_AUTHORIZED
         self.rejected = PublishRejected(topic=outcome.topic, reason=outcome.reason) if rejected else None
         if self._first is not None:

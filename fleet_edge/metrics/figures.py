@@ -168,7 +168,7 @@ class Figures:
         with self._replies:
             self.downlink_bytes["reply"] += size
 
-    def on_message(self, device: str, presence: Presence | None = None) -> None:
+    def heard(self, device: str, presence: Presence | None = None) -> None:
         """Record a sign of life from a device, with its presence if the message was its state."""
         if presence is not None and (device in self.presence or len(self.presence) < _MOST_DEVICES):
             self.presence[device] = presence

@@ -79,9 +79,9 @@ def test_load_is_that_of_the_last_seconds(scene: Scene) -> None:
 
 def test_load_counts_devices_at_the_broker_and_those_heard_of_them(scene: Scene) -> None:
     for device, presence in {"idle": Presence.ONLINE, "gone": Presence.OFFLINE, "busy": Presence.ONLINE}.items():
-        scene.observer.figures.on_message(device, presence)
+        scene.observer.figures.heard(device, presence)
     scene.clock.seconds += SILENT_AFTER.total_seconds()
-    scene.observer.figures.on_message("busy")
+    scene.observer.figures.heard("busy")
     scene.look()
     load = scene.sink.of(LoadReported)[-1]
     assert (load.devices_online, load.devices_connected) == (1, 2)

@@ -80,10 +80,10 @@ def test_metrics_count_devices_by_the_same_states() -> None:
     clock = Clock()
     figures = Figures(clock)
     for device, presence in {"on": ONLINE, "off": OFFLINE, "quiet": ONLINE, "shut-out": ONLINE}.items():
-        figures.on_message(device, presence)
+        figures.heard(device, presence)
     clock.seconds += (SILENT_AFTER + SECOND).total_seconds()
-    figures.on_message("on")
-    figures.on_message("unknown")
+    figures.heard("on")
+    figures.heard("unknown")
     found = figures.device_states({"shut-out", "nobody"})
     assert found == dict.fromkeys(("online", "offline", "silent", "quarantined"), 1)
 
