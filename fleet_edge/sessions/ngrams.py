@@ -20,7 +20,7 @@ _SHORTEST: Final = 2
 _LONGEST: Final = 8
 """Tokens that must match: a single one matches nearly everywhere; more than the most add no information."""
 
-_LOOKED_AT: Final = 8
+_MOST_MATCHES: Final = 8
 """Matches compared, the latest first."""
 
 _PRIOR: Final = 0.5
@@ -40,8 +40,8 @@ class NgramSpeculation:
     _seen: int = 0  # indexed tokens
     _latest: "array[int]" = field(default_factory=_places)  # hash of two tokens -> latest position after them
     _before: "array[int]" = field(default_factory=_places)  # position -> the one before it with the same hash
-    _guessed: tuple[int, ...] = ()
-    _guessed_at: int = 0
+    _speculated: tuple[int, ...] = ()
+    _speculated_at: int = 0
     _tested: float = _PRIOR_TOKENS
     _right: float = _PRIOR * _PRIOR_TOKENS
 
@@ -57,32 +57,32 @@ class NgramSpeculation:
         are never speculated.
         """
         self._learn(tokens)
-        self._note(tokens)
+        self._index(tokens)
         place = self._likeliest(tokens)
-        guess: list[int] = []
-        while place and len(guess) < MAX_SPECULATED:
+        speculated: list[int] = []
+        while place and len(speculated) < MAX_SPECULATED:
             # A match that reaches the end continues with what it has speculated.
-            at = place + len(guess)
-            token = tokens[at] if at < len(tokens) else guess[at - len(tokens)]
+            at = place + len(speculated)
+            token = tokens[at] if at < len(tokens) else speculated[at - len(tokens)]
             if token in ends:
                 break
-            guess.append(token)
-        self._guessed, self._guessed_at = tuple(guess), len(tokens)
-        return self._guessed
+            speculated.append(token)
+        self._speculated, self._speculated_at = tuple(speculated), len(tokens)
+        return self._speculated
 
     def _learn(self, tokens: Sequence[int]) -> None:
         """Count which of the last speculated tokens were right, whether they were used or not."""
-        for place, guess in enumerate(self._guessed, start=self._guessed_at):
+        for place, token in enumerate(self._speculated, start=self._speculated_at):
             if place >= len(tokens):
                 return
             kept = 1.0 - 1.0 / _REMEMBERED
-            right = tokens[place] == guess
+            right = tokens[place] == token
             self._tested = kept * self._tested + 1.0
             self._right = kept * self._right + right
             if not right:
                 return
 
-    def _note(self, tokens: Sequence[int]) -> None:
+    def _index(self, tokens: Sequence[int]) -> None:
         for place in range(max(self._seen, len(tokens) - _WINDOW, _SHORTEST), len(tokens)):
             slot = _slot(tokens, place)
             self._before[place % _WINDOW] = self._latest[slot]
@@ -95,12 +95,12 @@ class NgramSpeculation:
             return 0
         best, found = _SHORTEST - 1, 0
         place = self._latest[_slot(tokens, len(tokens))]
-        for _ in range(_LOOKED_AT):
+        for _ in range(_MOST_MATCHES):
             if place < max(1, len(tokens) - _WINDOW):
                 break  # overwritten since
-            alike = _alike(tokens, place)
-            if alike > best:
-                best, found = alike, place
+            length = _match_length(tokens, place)
+            if length > best:
+                best, found = length, place
             if best == _LONGEST:
                 break
             place = self._before[place % _WINDOW]
@@ -111,7 +111,7 @@ def _slot(tokens: Sequence[int], place: int) -> int:
     return (tokens[place - 2] * 2654435761 + tokens[place - 1] * 40503) % 4294967296 >> 20
 
 
-def _alike(tokens: Sequence[int], place: int) -> int:
+def _match_length(tokens: Sequence[int], place: int) -> int:
     """Return how many tokens before a position equal the last ones."""
     count, most = 0, min(place, _LONGEST)
     while count < most and tokens[place - 1 - count] == tokens[-1 - count]:
