@@ -124,7 +124,7 @@ class Figures:
         self.ended[reason] += 1
         if self.tracing is not None and (progress := self._open.get(session.handle)) is not None:
             self.tracing.session(session, reason=reason, seconds=self.clock() - progress.opened)
-        self.left(session)
+        self.on_leave(session)
 
     def on_leave(self, session: EdgeSession) -> None:
         progress = self._open.pop(session.handle, None)

@@ -583,13 +583,13 @@ def test_an_edge_of_unknown_presence_keeps_its_session_and_gets_no_new_one(monke
     changed(scene, topic=Topic.EDGE_STATE, presence="warming-up")
     scene.when(3, lambda: scene.say(Presence.ONLINE))
     states: list[EdgeState] = []
-    note = scene.inbox.edges.note
+    note = scene.inbox.edges.note_state
 
     def remember(edge: str, state: EdgeState) -> Presence | None:
         states.append(state)
         return note(edge, state)
 
-    monkeypatch.setattr(scene.inbox.edges, "note", remember)
+    monkeypatch.setattr(scene.inbox.edges, "note_state", remember)
     done = scene.write()
     assert (done.tokens, done.resumes) == (expected(), 0)
     assert [state.presence for state in states] == [Presence.DRAINING]
