@@ -6,6 +6,7 @@ import pytest
 
 from dssd.distribution import shape
 from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records import (
     CloseReported,
@@ -22,9 +23,10 @@ from schemas.codec import decode_verdict, encode_close, encode_draft, encode_ope
 from schemas.control import DeviceState, Presence, Telemetry, encode_json
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
 from schemas.policy import Mode
-from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
+from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
+from tests.support.drafts import arrived, draft
 from tests.support.memory_fleet import EDGE, END, FLEET, START, TARGET, Device, MemoryFleet, lossless_text, run, terms
 from tests.support.memory_link import MemoryLink
 
@@ -249,7 +251,8 @@ def test_a_repeated_draft_gets_the_same_bytes_and_is_verified_once(scene: Scene)
 
 def test_a_repeated_request_for_samples_gets_the_same_bytes_and_is_counted_once(scene: Scene) -> None:
     session = scene.session()
-    session._reject(shape(TARGET.logits((1, 2)), session.policy))
+    p = shape(TARGET.logits((1, 2)), session.policy)
+    session._reject(DraftResult(arrived(draft()), accepted=0, tested=1, token=None, p=p, finish=Finish.NO))
     received = scene.verdicts(scene.draft(round=5, epoch=1, tokens=(), counts=None, tried=16))
     assert len(received) == 3
     assert len(set(received)) == 1
