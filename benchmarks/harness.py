@@ -33,6 +33,7 @@ from broker_config.broker import Broker, BrokerError
 from broker_config.mosquitto import installed_version
 from broker_config.processes import LocalBroker, MosquittoProcess, find_mosquitto
 from broker_config.site import make_local_broker
+from fleet_admin.models.smollm2 import make_missing
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
@@ -98,7 +99,7 @@ def run_suite(name: str, suite: Any, words: Sequence[str]) -> int:  # noqa: ANN4
     parser = argparse.ArgumentParser(
         prog=f"benchmarks {name}", description=suite.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", type=Path, default=MODELS, help="folder of prepared models (default: %(default)s)")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of models (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     suite.add_options(parser)
     options = parser.parse_args(words)
@@ -193,18 +194,20 @@ class Bench:
         self.cores = Cores.choose(os.sched_getaffinity(0))
         self._folders = 0
 
-    def model(self, name: str, *, cost: int = 1) -> Path:
-        """Return a prepared model such as `Q4_0.gguf` or `target`; all that are missing are made first."""
+    def model(self, name: str) -> Path:
+        """Return a model such as `Q4_0.gguf` or `target`, and make it if it is missing."""
         path: Path = self.options.models / name
-        if not path.exists() and self.options.models == MODELS:
-            _prepare_models(cost)
-        if not path.exists():
-            raise BenchError(f"There is no {path}; `fleet models prepare` makes those of {MODELS}.")
+        if self.options.models == MODELS:
+            make_missing(
+                MODELS.parent, [name.removesuffix(".gguf")], say=lambda sentence: print(sentence, file=sys.stderr)
+            )
+        elif not path.exists():
+            raise BenchError(f"There is no {path}; correct --models.")
         return path
 
     def target(self, cost: int = 1) -> Path:
         """Return the GGUF of the target, or of one that costs several times as much."""
-        return self.model("target-Q8_0.gguf" if cost == 1 else f"target-Q8_0-cost{cost}.gguf", cost=cost)
+        return self.model("target-Q8_0.gguf" if cost == 1 else f"target-Q8_0-cost{cost}.gguf")
 
     @property
     def engine(self) -> Mapping[str, str]:
@@ -254,17 +257,6 @@ def _flags(settings: Mapping[str, object]) -> list[str]:
         flag = name.replace("_", "-")
         flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return flags
-
-
-def _prepare_models(cost: int) -> None:
-    from rich.console import Console  # noqa: PLC0415 - most runs find the models there
-
-    from fleet_admin.models.prepare import SMOLLM2, locate, prepare, steps_of  # noqa: PLC0415  # noqa: PLC0415
-    from fleet_cli.models import reporter  # noqa: PLC0415
-
-    source = locate(SMOLLM2)
-    with reporter(Console(stderr=True), clock=time.monotonic) as report:
-        prepare(MODELS, source, steps_of(SMOLLM2, source, cost=cost), report=report)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "demo": CommandGroup("fleet_cli.demo", "demo", "Run a whole fleet on this machine."),
     "device": CommandGroup("fleet_cli.device", "device", "Run a device, or generate one output."),
     "edge": CommandGroup("fleet_cli.edge", "edge", "Run an edge."),
-    "models": CommandGroup("fleet_cli.models", "demo", "Make the demo's models; check and try a pair of models."),
+    "models": CommandGroup("fleet_cli.models", "demo", "Check and try a pair of models."),
 }
 
 

@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from broker_config.broker import toml_lines
-from fleet_admin.models.prepare import SMOLLM2
 from fleet_admin.models.prompts import read_prompts
+from fleet_admin.models.smollm2 import DRAFTS, FAMILY, SHIPPED, TARGET, make_missing
 from fleet_cli.commands import program
 from fleet_cli.demo_processes import (
     DemoBroker,
@@ -52,7 +52,6 @@ FLEET: Final = "demo"
 EDGE: Final = "edge-1"
 APPLICATION: Final = "app-1"  # the device of README's Python snippet
 API_PORT: Final = 8321
-TARGET: Final = "target-Q8_0"
 TIMES: Final = 8
 """Cost of the large target of the comparison, in costs of the demo's own."""
 
@@ -68,38 +67,32 @@ def draft_model(draft: str, models: Path) -> str:
     repository = os.sep in draft and ":" in draft and not Path(draft).exists()
     if not repository and (os.sep in draft or draft.endswith(".gguf")):
         if not Path(draft).expanduser().is_file():
-            raise CommandError(
-                f"--draft {draft} is no file; name a GGUF, or a quantization such as {SMOLLM2.drafts[0]}."
-            )
+            raise CommandError(f"--draft {draft} is no file; name a GGUF, or a quantization such as {DRAFTS[0]}.")
         return draft
     if ":" in draft:
         locate_model(draft, folder=models)  # a repository's is fetched here, once for all devices
         return draft
-    prepared = [path.stem for path in (models / SMOLLM2.name).glob("*.gguf")]
-    known = {name.lower(): name for name in (*SMOLLM2.drafts, SMOLLM2.shipped, *prepared)}
+    there = [path.stem for path in (models / FAMILY).glob("*.gguf")]
+    known = {name.lower(): name for name in (*DRAFTS, SHIPPED, *there)}
     if draft.lower() not in known:
         raise CommandError(
-            f"--draft {draft} is no quantization of {SMOLLM2.name}; there are {', '.join(sorted(known.values()))}, or "
-            "name a GGUF file."
+            f"--draft {draft} is no quantization of {FAMILY}; there are {', '.join(sorted(known.values()))}, or name a "
+            "GGUF file."
         )
-    model = f"{SMOLLM2.name}:{known[draft.lower()]}"
-    locate_model(model, folder=models)
-    return model
+    name = known[draft.lower()]
+    make_missing(models, [name], say=_say)
+    return f"{FAMILY}:{name}"
 
 
 def demo_target(models: Path, *, times: int = 1) -> str:
-    """Return the path of the demo's target of `times` the cost; raises `CommandError` if it is missing."""
+    """Return the path of the demo's target of `times` the cost, and make it if it is missing."""
     name = TARGET if times == 1 else f"{TARGET}-cost{times}"
-    path = models / SMOLLM2.name / f"{name}.gguf"
-    if not path.exists():
-        elsewhere = "" if models == Path("models") else f" --models-dir {models}"
-        cost = "" if times == 1 else f"--cost {times} "
-        raise CommandError(
-            f"The demo's models are not in {models.absolute()}; make them with `{program()} models prepare {cost}"
-            f"--only {SMOLLM2.drafts[0]} --only {TARGET} --only {name}{elsewhere}`, or name their folder with "
-            "--models-dir."
-        )
-    return str(path)
+    make_missing(models, [name], say=_say)
+    return str(models / FAMILY / f"{name}.gguf")
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def check_report_file(path: Path | None) -> None:
@@ -431,9 +424,9 @@ def demo_command(
         raise CommandError(
             "With --chat there is neither a report nor a prompt to continue; leave --json and --raw out."
         )
+    model = draft_model(draft, models_dir)
     large = None if target is not None or chat else demo_target(models_dir, times=TIMES)
     target = demo_target(models_dir) if target is None else target
-    model = draft_model(draft, models_dir)
     edge_settings = {"engine": engine, "db": db, "target": target}
     _check_settings(max_new_tokens=max_new_tokens, edge=edge_settings)
     end_as_interrupted()

@@ -1,4 +1,4 @@
-"""Command group `fleet models`: make the models of the demo, check and try pairs of models."""
+"""Command group `fleet models`: check and try pairs of models."""
 
 import json
 import math
@@ -7,34 +7,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from fleet_admin.columns import shown
-from fleet_admin.models.files import Manifest, read_manifest, write_vocabulary
-from fleet_admin.models.prepare import (
-    SMOLLM2,
-    Preparation,
-    PreparationStep,
-    ProgressReporter,
-    locate,
-    prepare,
-    steps_of,
-)
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import AsJson, end_as_interrupted
-from fleet_cli.tables import Column, print_json, print_table
+from fleet_cli.tables import print_json
 from fleet_common.host import available_memory
 
 if TYPE_CHECKING:
@@ -45,146 +30,20 @@ if TYPE_CHECKING:
 ModelsDir = Annotated[
     Path,
     # The variable is that of the device's setting `models_dir`.
-    typer.Option("--models-dir", envvar="FLEET_DEVICE_MODELS_DIR", help="Folder of the prepared models."),
+    typer.Option(
+        "--models-dir",
+        envvar="FLEET_DEVICE_MODELS_DIR",
+        help="Folder of the models named as NAME:QUANTIZATION.",
+    ),
 ]
 
 
 _MEGA = 1_000_000
 
-
-@dataclass
-class LineReporter(AbstractContextManager["LineReporter"]):
-    """Writes one line per step, for logs and pipes."""
-
-    _console: Console
-    clock: Callable[[], float]
-    _name: str = ""
-    _done: int = 0
-    _began: float = 0.0
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def begin(self, name: str, doing: str, total: int) -> None:  # noqa: ARG002 - a line shows no total
-        self._name, self._done, self._began = name, 0, self.clock()
-        self.say(f"{name}: {doing} …")
-
-    def bytes_done(self, done: int) -> None:
-        self._done = done
-
-    def end(self, outcome: str) -> None:
-        seconds = self.clock() - self._began
-        self.say(f"{self._name}: {outcome}, {self._done / _MEGA:.0f} MB in {seconds:.1f} s")
-
-    def say(self, sentence: str) -> None:
-        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-class BarReporter(AbstractContextManager["BarReporter"]):
-    def __init__(self, console: Console) -> None:
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.fields[name]:>7}  {task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def begin(self, name: str, doing: str, total: int) -> None:
-        self._task = self._bars.add_task(doing, total=total, name=name)
-
-    def bytes_done(self, done: int) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, completed=done)
-
-    def end(self, outcome: str) -> None:
-        """Fill the bar, because the expected size was an estimate."""
-        if self._task is not None:
-            task = self._bars.tasks[self._task]
-            self._bars.update(self._task, description=outcome, total=task.completed, completed=task.completed)
-        self._task = None
-
-    def say(self, sentence: str) -> None:
-        self._bars.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-def reporter(console: Console, *, clock: Callable[[], float]) -> ProgressReporter:
-    return BarReporter(console) if console.is_terminal else LineReporter(console, clock)
-
-
-app = typer.Typer(name="models", help="Create the demo's models; check and try pairs of models.", no_args_is_help=True)
+app = typer.Typer(name="models", help="Check and try pairs of models.", no_args_is_help=True)
 
 _MODELS = Path("models")
 _VOCABULARY = Path("target.vocabulary.gguf")
-
-
-@app.command("prepare")
-def prepare_command(
-    models_dir: ModelsDir = _MODELS,
-    check: Annotated[
-        bool, typer.Option("--check", help="Verify the hash of every file; create damaged ones again.")
-    ] = False,
-    only: Annotated[list[str] | None, typer.Option(help="Create only this model, such as Q4_0; repeatable.")] = None,
-    cost: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=64,
-            help="Also create targets with the same output at this multiple of the cost, for measurements.",
-        ),
-    ] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Create the missing models."""
-    console = Console(stderr=True)
-    began = time.monotonic()
-    source = locate(SMOLLM2)
-    steps = _chosen(steps_of(SMOLLM2, source, cost=cost), only or ())
-    if not only and find_spec("torch") is None:
-        console.print("Without torch (extra `edge-torch`) only what llama.cpp loads is made.", highlight=False)
-        steps = [step for step in steps if step.output.endswith(".gguf")]
-    with reporter(console, clock=time.monotonic) as report:
-        done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
-    seconds = time.monotonic() - began
-    if as_json:
-        print_json(_as_json(done, seconds))
-    else:
-        made = f"made {', '.join(done.made)}" if done.made else "all there, nothing to do"
-        print(f"{done.folder.absolute()}: {made} ({seconds:.1f} s)")
-
-
-def _chosen(steps: list[PreparationStep], only: Collection[str]) -> list[PreparationStep]:
-    known = [step.name for step in steps]
-    if unknown := [name for name in only if name not in known]:
-        raise CommandError(f"There is nothing called {unknown[0]!r} to prepare; there are {', '.join(known)}.")
-    return [step for step in steps if not only or step.name in only]
-
-
-@app.command("list")
-def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> None:
-    """List the prepared models and their names in a configuration."""
-    folder = models_dir
-    try:
-        found = [(path, read_manifest(path)) for path in sorted(folder.glob("*/"))]
-    except OSError as error:
-        raise CommandError(f"The models folder {folder} cannot be read: {error.strerror or error}.") from error
-    entries = [entry for path, manifest in found if manifest is not None for entry in _entries(path, manifest)]
-    if as_json:
-        print_json({"folder": str(folder.absolute()), "models": entries})
-        return
-    if not entries:
-        print(f"No models in {folder.absolute()}; make them with: {program()} models prepare")
-        return
-    # Not cut on narrow terminals: a truncated path is useless.
-    print_table(f"Models in {folder.absolute()}", _LISTED, entries, wide=True)
 
 
 @app.command("vocabulary")
@@ -194,6 +53,8 @@ def vocabulary_command(
     as_json: AsJson = False,
 ) -> None:
     """Write the target's vocabulary to a file, for devices with another vocabulary (`target_vocabulary`)."""
+    from fleet_admin.models.facts import write_vocabulary
+
     vocabulary = write_vocabulary(target.expanduser(), out.expanduser())
     size = out.expanduser().stat().st_size
     if as_json:
@@ -206,10 +67,10 @@ def vocabulary_command(
         )
 
 
-_Draft = Annotated[str, typer.Argument(help="The draft model: a GGUF, owner/name:file.gguf, or a prepared model.")]
+_Draft = Annotated[str, typer.Argument(help="The draft model: a GGUF, owner/name:file.gguf, or NAME:QUANTIZATION.")]
 _Target = Annotated[
     str,
-    typer.Argument(help="The large model: a GGUF, a folder, owner/name, owner/name:file.gguf, or a prepared model."),
+    typer.Argument(help="The large model: a GGUF, a folder, owner/name, or owner/name:file.gguf."),
 ]
 _TargetVocabulary = Annotated[
     Path | None,
@@ -392,41 +253,3 @@ def _measured(pair: "CheckedPair", target_vocabulary: Path | None, **how: Any) -
     with Console(stderr=True).status("Loading the target …") as status:
         asked = AcceptanceMeasurement(**how, on_progress=lambda done: status.update(f"{done} …"))
         return measure(pair, asked, target_vocabulary=target_vocabulary)
-
-
-def _entries(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
-    entries = []
-    for step, artifact in sorted(manifest.artifacts.items()):
-        is_target = step.startswith("target")
-        # A step's files are one GGUF, or all in one folder.
-        path = folder / Path(min(artifact.files)).parts[0]
-        entries.append(
-            {
-                "model": folder.name if step == "target" else f"{folder.name}:{step}",
-                "kind": "target" if is_target else "draft",
-                "path": str(path.absolute()),
-                "bytes": artifact.size,
-                "present": all((folder / name).is_file() for name in artifact.files),
-            }
-        )
-    return entries
-
-
-_LISTED: Final[list[Column[dict[str, Any]]]] = [
-    Column("model", lambda entry: entry["model"]),
-    Column("kind", lambda entry: entry["kind"]),
-    Column("size", lambda entry: shown(entry["bytes"], "bytes") if entry["present"] else "missing", "number"),
-    Column("file", lambda entry: entry["path"]),
-]
-
-
-def _as_json(done: Preparation, seconds: float) -> dict[str, Any]:
-    source = done.manifest.source
-    return {
-        "folder": str(done.folder.absolute()),
-        "made": list(done.made),
-        "kept": list(done.kept),
-        "seconds": round(seconds, 3),
-        "source": {"package": source.package, "version": source.version, "file": source.file},
-        "models": _entries(done.folder, done.manifest),
-    }

@@ -2,12 +2,13 @@
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Final, Self
@@ -217,6 +218,38 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, timeout_s: float | None = None) -> Iterator[None]:
+    """Lock a file or folder against other processes that do the same; raises TimeoutError.
+
+    The kernel unlocks it when the process ends.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if timeout_s is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            deadline = time.monotonic() + timeout_s
+            while not _try_lock(descriptor):
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"{path} is locked by another process.")
+                time.sleep(_LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+_LOCK_POLL_S: Final = 0.05
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, keep_owner: bool = False) -> None:

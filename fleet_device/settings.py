@@ -103,11 +103,11 @@ class DeviceSettings(Settings):
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     model: str = setting(
         "smollm2-135m:Q4_0",
-        "Draft model: a name made by `fleet models prepare`, a GGUF file, or a file of a Hugging Face repository "
-        "(`owner/name:file.gguf`).",
+        "Draft model: a GGUF file, a file of a Hugging Face repository (`owner/name:file.gguf`), or "
+        "`NAME:QUANTIZATION` for `NAME/QUANTIZATION.gguf` in `models_dir`.",
         min_length=1,
     )
-    models_dir: Path = setting(Path("models"), "Folder of the prepared models.")
+    models_dir: Path = setting(Path("models"), "Folder of the models that are named as `NAME:QUANTIZATION`.")
     drafter: DrafterName = setting(
         "llama.cpp",
         "Drafts from the model, earlier output (`suffix`), this request (`prompt-lookup`), or nothing "

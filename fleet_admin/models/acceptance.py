@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Dist, quantize, shape
 from dssd.sampling import coupled_token
-from fleet_admin.models.files import ModelsError
+from fleet_admin.models.errors import ModelsError
 from fleet_admin.models.pair import CheckedPair
 from fleet_admin.models.prompts import Prompt
 from fleet_device.drafters.contract import Drafter, TextCodec

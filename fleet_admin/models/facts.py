@@ -11,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from fleet_admin.models.files import ModelUnreadable
-from fleet_common.gguf_files import GgufHeader, GgufUnreadable, read_header
+from fleet_admin.models.errors import ModelsError, ModelUnreadable
+from fleet_common.gguf_files import GgufHeader, GgufUnreadable, read_header, vocabulary_of
+from fleet_common.host import write_atomically
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from schemas.vocabulary import Vocabulary
+from schemas.vocabulary import Vocabulary, token_strings
 
 
 class ModelFormat(StrEnum):
@@ -334,3 +335,22 @@ def _sliding(header: GgufHeader, count: int) -> Sequence[bool]:
     if isinstance(pattern, int) and pattern > 1:
         return [(layer + 1) % pattern != 0 for layer in range(count)]
     return [True] * count
+
+
+def write_vocabulary(target: Path, out: Path) -> Vocabulary:
+    """Write the vocabulary of a target's GGUF to its own file, and return it; raises `ModelsError`."""
+    if target.is_dir():
+        raise ModelUnreadable(
+            f"{target} is a folder; give a GGUF of the same model, in any quantization, for llama.cpp on the devices."
+        )
+    try:
+        strings, content = vocabulary_of(target)
+    except GgufUnreadable as error:
+        raise ModelUnreadable(str(error)) from error
+    if out.exists() and out.samefile(target):
+        raise ModelsError(f"{out} is the target itself; name another file with --out.")
+    try:
+        write_atomically(out, content, mode=0o644)
+    except OSError as error:
+        raise ModelsError(f"The file {out} cannot be written: {error.strerror or error}.") from error
+    return Vocabulary.of(token_strings(strings))

@@ -8,8 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from fleet_admin.models.errors import ModelUnreadable
 from fleet_admin.models.facts import ModelFacts, ModelFormat, folder_facts, gguf_facts
-from fleet_admin.models.files import ModelUnreadable, read_manifest
 from fleet_device.drafters.contract import DrafterError, ModelNotFound
 from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_model
 from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
@@ -212,9 +212,9 @@ class CheckedPair:
 def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: Path | None = None) -> CheckedPair:
     """Check a pair; raises `FleetError` if a model cannot be found or read.
 
-    `draft` is as in the device's setting `model`; `target` is a GGUF, a folder, a repository (`owner/name`), one of its
-    GGUFs (`owner/name:file.gguf`), or a prepared model in `models_dir`. For a folder, `target_vocabulary` is a GGUF of
-    the target, or its vocabulary's file.
+    `draft` is as in the device's setting `model`; `target` is a GGUF, a folder, a repository (`owner/name`), or one of
+    its GGUFs (`owner/name:file.gguf`). For a folder, `target_vocabulary` is a GGUF of the target, or its vocabulary's
+    file.
     """
     if Path(draft).expanduser().is_dir():
         raise ModelUnreadable(
@@ -222,7 +222,7 @@ def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: 
             f"`fleet models check {target} {draft}`?"
         )
     drafting = gguf_facts(locate_model(draft, folder=models_dir).path)
-    path = locate_target(target, models_dir)
+    path = locate_target(target)
     verifying = folder_facts(path) if path.is_dir() else gguf_facts(path)
     known = target_vocabulary.expanduser() if target_vocabulary is not None else None
     if known is None and verifying.form is ModelFormat.GGUF:
@@ -234,24 +234,17 @@ def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: 
     return CheckedPair(drafting, verifying, findings_of(drafting, verifying, overlap=overlap))
 
 
-def locate_target(target: str, models_dir: Path) -> Path:
+def locate_target(target: str) -> Path:
     """Find a target's file or folder, or fetch `owner/name:file.gguf` or `owner/name`; raises `ModelUnreadable`."""
     path = Path(target).expanduser()
     if path.exists():
         return path
-    family, _, step = target.partition(":")
-    prepared = models_dir / family
-    if family and "/" not in target and read_manifest(prepared) is not None:
-        for found in (prepared / (step or "target"), prepared / f"{step}.gguf"):
-            if found.exists():
-                return found
-        raise ModelUnreadable(f"The prepared model {family} has no {step or 'target'}; see `fleet models list`.")
     if target.count("/") == 1:
         try:
-            return locate_model(target, folder=models_dir).path if ":" in target else hugging_face().folder(target)
+            return locate_model(target, folder=Path()).path if ":" in target else hugging_face().folder(target)
         except ModelNotFound as error:
             raise ModelUnreadable(f"There is no file or folder {target}. {error}") from error
-    raise ModelUnreadable(f"There is no file or folder {target}, and no model of that name is prepared.")
+    raise ModelUnreadable(f"There is no file or folder {target}; correct the path, or name a repository, owner/name.")
 
 
 def _common(draft: Path, target: Path, verifying: ModelFacts) -> CommonTokens:

@@ -7,7 +7,7 @@ command completes it.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fleet_common import host
 from fleet_common.identity.certificates import (
     RENEWAL_DAYS,
     SKEW,
@@ -46,12 +47,14 @@ from fleet_common.identity.files import (
     AuthorityError,
     NameRefused,
     append_line,
-    locked,
     make_folder,
     write_atomically,
 )
 from fleet_common.identity.index import CertificateIndex, Entry, check_free, check_key, current, renewable
 from schemas.names import check_name
+
+LOCK_S: Final = 30.0
+"""Wait for another command on the same folder."""
 
 
 class AuthorityFolder:
@@ -71,7 +74,13 @@ class AuthorityFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder's lock; raise AuthorityError if another command holds it for too long."""
-        with locked(self.path / ".lock"):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(host.locked(self.path, timeout_s=LOCK_S))
+            except TimeoutError:
+                raise AuthorityError(f"Another command is using {self.path}: try again when it has ended.") from None
+            except OSError as error:
+                raise AuthorityError(f"The folder {self.path} cannot be opened: {error.strerror}.") from error
             yield
 
     def load_certificate(self) -> x509.Certificate:

@@ -1,10 +1,6 @@
-"""Exceptions of the certificate authority and of enrolment; bounded reads, an append-only log, and a lock."""
+"""Exceptions of the certificate authority and of enrolment; bounded reads and an append-only log."""
 
-import contextlib
-import fcntl
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -38,8 +34,6 @@ class CutOffFailed(IdentityError):  # noqa: N818
 
 SECRET: Final = 0o600
 PUBLIC: Final = 0o644
-LOCK_S: Final = 30.0
-GLANCE_S: Final = 0.05
 LARGEST_FILE: Final = 1 << 16  # of a key, certificate or request: they are a few kilobytes
 
 
@@ -89,29 +83,3 @@ def make_folder(path: Path) -> None:
         raise IdentityError(f"The folder {path} cannot be made: {error.strerror}.") from error
     if others_write:
         raise IdentityError(f"Other users may write in the folder {path}: restrict it (chmod go-w) or choose another.")
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, so that concurrent commands on the same folder run one after the other."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET)
-    except OSError as error:
-        raise AuthorityError(f"The file {path} cannot be opened: {error.strerror}.") from error
-    try:
-        deadline = time.monotonic() + LOCK_S
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise AuthorityError(f"Another command is using {path.parent}: try again when it has ended.")
-            time.sleep(GLANCE_S)
-        yield
-    finally:
-        os.close(descriptor)  # which unlocks
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

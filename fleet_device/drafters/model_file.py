@@ -4,7 +4,7 @@ Three forms of `model`::
 
     /data/models/draft.gguf                          a file
     owner/name:file.gguf, owner/name:*q4_0.gguf      a file of a Hugging Face repository, by name or pattern
-    smollm2-135m:Q4_0, smollm2-135m                  a model that `fleet models prepare` made
+    smollm2-135m:Q4_0, smollm2-135m                  smollm2-135m/Q4_0.gguf in `models_dir`, or the only file there
 
 A new drafter is a module with a `load` function, and a line in `DRAFTERS` of the settings. Its module is only imported
 when it is loaded, so that a machine needs no library but those of the drafter that it uses.
@@ -70,7 +70,7 @@ class GgufModel(GgufFile):
         return self._stored(token).decode("utf-8", "replace")
 
 
-_PREPARED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?::(?P<quantization>\w+))?")
+_LOCAL = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?::(?P<quantization>\w+))?")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<pattern>[^:]+)")
 _SHARD = re.compile(r"-(?P<part>\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
 
@@ -91,8 +91,8 @@ def locate_model(model: str, *, folder: Path, hub: Callable[[], "HuggingFace"] |
     text = model.strip()
     if not text:
         raise ModelNotFound(
-            "No draft model is configured; name a .gguf file, owner/name:file.gguf, or a prepared model "
-            "such as smollm2-135m:Q4_0."
+            "No draft model is configured; name a .gguf file, owner/name:file.gguf, or a model in "
+            "models_dir such as smollm2-135m:Q4_0."
         )
     path = Path(text).expanduser()
     if path.is_file():
@@ -102,33 +102,33 @@ def locate_model(model: str, *, folder: Path, hub: Callable[[], "HuggingFace"] |
     if os.sep in text or text.lower().endswith(".gguf"):
         what = "is a folder, not a GGUF file" if path.is_dir() else "does not exist"
         raise ModelNotFound(f"The draft model {path} {what}; check the configuration key 'model'.")
-    if match := _PREPARED.fullmatch(text):
-        return _prepared(match["name"], match["quantization"], folder)
+    if match := _LOCAL.fullmatch(text):
+        return _local(match["name"], match["quantization"], folder)
     raise ModelNotFound(
-        f"{text!r} names no draft model; give a .gguf file, owner/name:file.gguf, or a prepared model "
+        f"{text!r} names no draft model; give a .gguf file, owner/name:file.gguf, or a model in models_dir "
         "such as smollm2-135m:Q4_0."
     )
 
 
-def _prepared(name: str, quantization: str | None, folder: Path) -> LocatedModel:
+def _local(name: str, quantization: str | None, folder: Path) -> LocatedModel:
     drafts = sorted((folder / name).glob("*.gguf"))
     if not drafts:
         raise ModelNotFound(
-            f"No model {name} is prepared in {folder.absolute()}; run 'fleet models prepare' there, or name another "
-            "folder as models_dir."
+            f"There is no model {name} in {folder.absolute()}; name another folder as models_dir, or make the demo's "
+            "models in ./models: python -m fleet_admin.models.smollm2"
         )
     names = [draft.stem for draft in drafts]
     if quantization is None:
         if len(drafts) == 1:
             return LocatedModel(drafts[0], name)
         raise ModelNotFound(
-            f"The prepared model {name} has several quantizations; add one, such as {name}:{names[0]} "
+            f"The model {name} has several quantizations; add one, such as {name}:{names[0]} "
             f"(there are {', '.join(names)})."
         )
     for draft in drafts:
         if draft.stem.lower() == quantization.lower():
             return LocatedModel(draft, name)
-    raise ModelNotFound(f"The prepared model {name} has no quantization {quantization}; there are {', '.join(names)}.")
+    raise ModelNotFound(f"The model {name} has no quantization {quantization}; there are {', '.join(names)}.")
 
 
 def _from_hub(repository: str, pattern: str, hub: "HuggingFace") -> LocatedModel:

@@ -165,11 +165,11 @@ def _quota_problem(application: str, quota: str, value: SettingValue, applicatio
 
 
 def _model_problem(value: SettingValue, locate: Callable[[str], object] | None) -> str | None:
-    """Only prepared models can be named remotely: neither files of the machine, nor what would be downloaded."""
+    """Only models of `models_dir` can be named remotely: neither files of the machine, nor what would be downloaded."""
     if not isinstance(value, str):
         return f"{shown_value(value)} cannot be used: it must be text."
     if PurePath(value).name != value or "\\" in value or value.lower().endswith(".gguf"):
-        return "Remotely only a prepared model of the device's models_dir can be named, such as smollm2-135m:Q4_0."
+        return "Remotely only a model in the device's models_dir can be named, such as smollm2-135m:Q4_0."
     try:
         if locate is not None:
             locate(value)

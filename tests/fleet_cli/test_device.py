@@ -34,8 +34,8 @@ def device(fleet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("generate hello --model nope:Q4_0", "fleet models prepare"),
-        ("run --model nope:Q4_0 --api-listen ''", "fleet models prepare"),
+        ("generate hello --model nope:Q4_0", "models_dir"),
+        ("run --model nope:Q4_0 --api-listen ''", "models_dir"),
         ("generate hello --model draft.gguf", "GGUF"),
         ("generate hello --config device.toml", "api_prot"),
         ("run --config device.toml", "api_prot"),

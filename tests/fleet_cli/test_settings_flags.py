@@ -98,5 +98,5 @@ def test_the_help_says_meaning_and_default() -> None:
     app = typer.Typer()
     app.command()(command)
     shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output.split())
-    assert "Folder of the prepared models. (default models)" in shown
+    assert "Folder of the models that are named as NAME:QUANTIZATION. (default models)" in shown
     assert "Number of most likely tokens to keep; 0 keeps all. (default 50 tokens)" in shown

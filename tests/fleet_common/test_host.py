@@ -15,6 +15,7 @@ from fleet_common.host import (
     available_memory,
     cache_folder,
     give_back_free_memory,
+    locked,
     state_folder,
     use_one_heap,
     write_atomically,
@@ -271,3 +272,12 @@ def test_an_abstract_address_is_understood() -> None:
     Systemd("@" + name).stopping()
     assert manager.hear() == "STOPPING=1"
     manager.socket.close()
+
+
+def test_a_second_holder_of_a_lock_waits_and_then_gives_up(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(TimeoutError), locked(tmp_path, timeout_s=0.0):
+        pass
+    with locked(tmp_path), locked(tmp_path.parent):
+        pass
+    with locked(tmp_path, timeout_s=0.0):
+        pass

@@ -1,4 +1,4 @@
-"""The models that `fleet models prepare` makes, for tests that are marked `models`."""
+"""The models that `fleet_admin.models.smollm2` makes, for tests that are marked `models`."""
 
 import os
 from pathlib import Path
@@ -13,5 +13,5 @@ def prepared(name: str) -> Path:
     require_marker("models")
     path = _FOLDER / "smollm2-135m" / name
     if not path.exists():
-        missing(f"{path} is not there; run 'fleet models prepare'")
+        missing(f"{path} is not there; run: python -m fleet_admin.models.smollm2")
     return path

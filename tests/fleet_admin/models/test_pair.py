@@ -7,8 +7,8 @@ import pytest
 from gguf import GGMLQuantizationType, TokenType
 from huggingface_hub import constants
 
-from fleet_admin.models.facts import ModelFacts, gguf_facts
-from fleet_admin.models.files import ModelUnreadable, write_vocabulary
+from fleet_admin.models.errors import ModelUnreadable
+from fleet_admin.models.facts import ModelFacts, gguf_facts, write_vocabulary
 from fleet_admin.models.pair import CheckedPair, Compatibility, check_pair, device_need, edge_needs, findings_of
 from tests.support.command import Run, as_json, refused
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, weight_bytes
@@ -190,7 +190,7 @@ def test_what_a_file_says_cannot_steer_a_terminal(check: Run, tmp_path: Path) ->
     ("draft", "target", "part"),
     [
         ("none.gguf", "target.gguf", "none.gguf does not exist"),
-        ("draft.gguf", "none", "There is no file or folder none, and no model of that name is prepared."),
+        ("draft.gguf", "none", "There is no file or folder none"),
         ("draft.gguf", "owner/model", "no file or folder owner/model. The model owner/model is not in the local cache"),
         ("draft.gguf", "owner/model:x.gguf", "The model owner/model is not in the local cache"),
         ("noise.gguf", "target.gguf", "is no GGUF"),

@@ -96,7 +96,7 @@ def test_a_fleet_is_previewed_set_and_asked(admin: Run, devices: list[Gateway]) 
     assert (views["afar-2"]["state"], views["afar-2"]["wanted"]) == ("in force", {"top_k": 7, "draft_length": 3})
     assert "--limit 2" in admin("settings", "--limit", "1")[1]
     table = admin("settings", "--device", "afar-1")[1]
-    assert "refused: No model never is prepared" in table
+    assert "refused: There is no model never" in table
     assert views["afar-2"]["values"]["top_k"] == 7
     assert "There is no device 'afar-3'" in refused(admin("settings", "--device", "afar-3"))
     found = as_json(admin("unset", "top_k", "--all", "--json"))

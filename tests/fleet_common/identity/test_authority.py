@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fleet_common.identity import authority as module
 from fleet_common.identity.authority import Authority, create_authority
 from fleet_common.identity.certificates import IdentityRole, key_pem, make_request, new_key, same_key
 from fleet_common.identity.files import AuthorityError, IdentityError, NameRefused, SigningRefused
@@ -344,6 +345,14 @@ def _sign_many(folder: Path, worker: int) -> None:
     for number in range(4):
         sign(authority, f"sensor-{worker}-{number}")
         authority.revoke([f"sensor-{worker}-{number}"])
+
+
+def test_a_second_command_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_S", 0.0)
+    authority = create_authority(tmp_path / "ca", fleet="home", actor="tester")
+    with authority.folder.locked(), pytest.raises(AuthorityError):
+        sign(authority, "device-1")
+    sign(authority, "device-1")
 
 
 @pytest.mark.slow

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fleet_common.identity import files
 from fleet_common.identity.files import (
     LARGEST_FILE,
-    AuthorityError,
     IdentityError,
     append_line,
-    locked,
     make_folder,
     read_bounded,
     write_atomically,
@@ -102,15 +99,3 @@ def test_a_folder_in_which_others_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(IdentityError, match="Other users"):
         make_folder(tmp_path / "open")
-
-
-def test_a_second_holder_of_the_lock_waits_and_then_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LOCK_S", 0.1)
-    with (
-        locked(tmp_path / "lock"),
-        pytest.raises(AuthorityError, match="command"),
-        locked(tmp_path / "lock"),
-    ):
-        pass
-    with locked(tmp_path / "lock"):
-        pass

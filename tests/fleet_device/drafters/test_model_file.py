@@ -60,7 +60,7 @@ def test_a_path_to_a_file_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("text", ["smollm2-135m:Q4_0", "smollm2-135m:q4_0", " smollm2-135m:Q4_0\n"])
-def test_a_prepared_model_is_found_by_name(folder: Path, text: str) -> None:
+def test_a_model_in_the_folder_is_found_by_name(folder: Path, text: str) -> None:
     found = locate_model(text, folder=folder)
     assert found.path == folder / "smollm2-135m" / "Q4_0.gguf"
     assert found.name == "smollm2-135m"
@@ -72,7 +72,7 @@ def test_a_prepared_model_is_found_by_name(folder: Path, text: str) -> None:
         ("", "No draft model is configured"),
         ("smollm2-135m", "has several quantizations; add one, such as smollm2-135m:IQ4_NL"),
         ("smollm2-135m:Q9_9", "has no quantization Q9_9; there are IQ4_NL, Q4_0"),
-        ("other:Q4_0", "run 'fleet models prepare' there, or name another folder as models_dir"),
+        ("other:Q4_0", "name another folder as models_dir"),
         ("../../etc:Q4_0", "does not exist"),
         ("..:Q4_0", "names no draft model"),
         ("/nowhere/x.gguf", "/nowhere/x.gguf does not exist"),
