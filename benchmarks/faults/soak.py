@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
+from scipy.stats import theilslopes
 
 from benchmarks.faults.fleet import EDGE, DisturbedFleet, disagreements
 from benchmarks.faults.moments import FAULTS, Fault
 from benchmarks.faults.writer import Load
 from benchmarks.harness import Bench, Report, at_least, at_most, number_of, table
-from benchmarks.memory import slope_of
 from benchmarks.processes import BenchError
 
 _MB: Final = 1e6
@@ -214,5 +214,8 @@ class _Soak:
 
     def _slope(self, name: str, since: float) -> dict[str, Any]:
         points = self.memory.points(name, since=since)
-        slope, low, high = slope_of(points) if len(points) > 2 else (None, None, None)
+        if len(points) <= 2:
+            return {"mb_per_hour": None, "low": None, "high": None, "samples": len(points)}
+        found = theilslopes([megabytes for _, megabytes in points], [hours for hours, _ in points], alpha=0.95)
+        slope, low, high = (float(each) for each in (found.slope, found.low_slope, found.high_slope))
         return {"mb_per_hour": slope, "low": low, "high": high, "samples": len(points)}

@@ -23,12 +23,7 @@ from typing import Any, Final
 from benchmarks.hostile.client import Attacker, ConnectRefused, HostileClient, Place, Source, flood, pool
 from benchmarks.hostile.grammars import (
     SMALL,
-    bombs,
-    deadly,
-    dear,
     forced,
-    known,
-    large,
     long_opens,
     long_resumes,
     objects,
@@ -425,12 +420,6 @@ _ALL: Final = (
         partial(swarm, rate=100),
         devices=_SWARM,
     ),
-    Attack(
-        "deadly-grammars",
-        "grammars that overflow a stack or compile for minutes, 1/s",
-        partial(deadly, rate=1),
-        control=False,
-    ),
     _by_requests(
         "long-opens",
         "4 requests with 4,092 tokens of prompt or resume",
@@ -438,9 +427,6 @@ _ALL: Final = (
     ),
     _by_requests(
         "forced-text", "constants of 15,000 characters, 4 requests that the edge decodes", partial(forced, sessions=4)
-    ),
-    _by_requests(
-        "dear-masks", "a grammar with expensive masks, 4 requests that the edge decodes", partial(dear, sessions=4)
     ),
     _by_requests(
         "long-resumes",
@@ -463,17 +449,6 @@ _ALL: Final = (
     ),
     _by_requests(
         "worn-grammars", "patterns that wear out a lexer, 8 requests that the edge decodes", partial(worn, sessions=8)
-    ),
-    _by_requests("known-grammar", "a known schema of 1,900 properties, opened and closed, 2/s", partial(known, rate=2)),
-    _by_requests(
-        "large-grammars", "new schemas of 1,900 properties, 4 waiting", partial(large, at_once=4), newcomer=SMALL
-    ),
-    _by_requests(
-        "grammar-bombs",
-        "200 random grammars of 10 devices, each followed for 32 tokens",
-        bombs,
-        devices=10,
-        newcomer=SMALL,
     ),
 )
 

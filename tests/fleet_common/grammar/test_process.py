@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.hostile.grammars import random_bomb
 from fleet_common.grammar.compiler import BannedGrammars, GrammarCompiler
 from fleet_common.grammar.errors import (
     GrammarBanned,
@@ -25,6 +24,7 @@ from fleet_common.grammar.process import (
     WorkerLink,
 )
 from schemas.policy import Grammar, GrammarKind
+from tests.support.random_grammars import random_bomb
 from tests.support.toy_grammar import GRAMMAR
 
 LETTERS = [chr(code) for code in range(32, 127)]
