@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from tests.support.tiny_gguf import CHAT_TEMPLATE, END, Row, tiny_rows
+from tests.support.tiny_gguf import CHAT_TEMPLATE, END, Row, new_gguf, tiny_rows
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,13 @@ def family_gguf(
 ) -> Path:
     """Write a sparse GGUF: it has its full size, and takes no disk space."""
     rows = tiny_rows() if rows is None else rows
-    writer = gguf.GGUFWriter(path, family.architecture)
-    writer.add_name("family")
-    writer.add_context_length(family.context)
-    writer.add_block_count(family.layers)
-    writer.add_embedding_length(family.width)
-    writer.add_feed_forward_length(4 * family.width)
-    writer.add_head_count(family.heads)
-    writer.add_head_count_kv(family.kv_heads)
-    if family.dim:
-        writer.add_key_length(family.dim)
-        writer.add_value_length(family.dim)
+    writer = new_gguf(
+        path, family.architecture, layers=family.layers, width=family.width, inner=4 * family.width, heads=family.heads,
+        kv_heads=family.kv_heads, dim=family.dim, context=family.context, rows=rows, end=end, template=template,
+        file_type=2 if kind is GGMLQuantizationType.Q4_0 else 7,
+    )  # fmt: skip
     if family.window and family.architecture != "llama":
         writer.add_sliding_window(family.window)
-    writer.add_file_type(2 if kind is GGMLQuantizationType.Q4_0 else 7)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([word for word, _ in rows])
-    writer.add_token_types([kind for _, kind in rows])
-    writer.add_token_merges(["t h", "th e"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(end)
-    if template is not None:
-        writer.add_chat_template(template)
     elements, size = gguf.GGML_QUANT_SIZES[kind]
     for name, (height, width) in _tensors(family).items():
         bytes_ = height * width // elements * size

@@ -1,4 +1,4 @@
-"""A real GGUF of a few kilobytes: random weights, byte-level vocabulary; llama.cpp loads it in a millisecond."""
+"""Small GGUFs: a writer with metadata, and a model of a few kilobytes that llama.cpp loads in a millisecond."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_MERGES = (("t", "h"), ("th", "e"))
+MERGES = ("t h", "th e")
 
 
 def _byte_words() -> list[str]:
@@ -31,7 +31,7 @@ def _byte_words() -> list[str]:
 
 
 def tiny_words() -> list[str]:
-    return [*_CONTROL, *_byte_words(), *("".join(merge) for merge in _MERGES)]
+    return [*_CONTROL, *_byte_words(), *(merge.replace(" ", "") for merge in MERGES)]
 
 
 def tiny_rows() -> list[Row]:
@@ -53,6 +53,64 @@ def _padding(first: int) -> list[Row]:
     return [(f"[PAD{index}]", TokenType.UNUSED) for index in range(first, first + PADDING)]
 
 
+def new_gguf(
+    path: Path,
+    architecture: str,
+    *,
+    layers: int,
+    width: int,
+    inner: int,
+    heads: int,
+    kv_heads: int,
+    dim: int | None = None,
+    context: int = 256,
+    file_type: int = 0,
+    rows: Sequence[Row] | None,
+    tokenizer: str = "gpt2",
+    merges: Sequence[str] = MERGES,
+    bos: int = 1,
+    end: int = END,
+    template: str | None = CHAT_TEMPLATE,
+    split: int = 0,
+) -> gguf.GGUFWriter:
+    """Return a writer with all metadata, and without a tokenizer if `rows` is None; the caller adds tensors."""
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
+    writer.add_name("tiny")
+    writer.add_context_length(context)
+    writer.add_block_count(layers)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_file_type(file_type)
+    if dim is not None:
+        writer.add_key_length(dim)
+        writer.add_value_length(dim)
+    if rows is None:
+        writer.add_tokenizer_model("no_vocab")
+        return writer
+    writer.add_tokenizer_model(tokenizer)
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([word for word, _ in rows])
+    writer.add_token_scores([-float(index) for index in range(len(rows))])
+    writer.add_token_types([kind for _, kind in rows])
+    writer.add_token_merges(list(merges))
+    writer.add_bos_token_id(bos)
+    writer.add_eos_token_id(end)
+    writer.add_add_bos_token(value=False)
+    if template is not None:
+        writer.add_chat_template(template)
+    return writer
+
+
+def write_gguf(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def tiny_gguf(
     path: Path,
     *,
@@ -63,32 +121,12 @@ def tiny_gguf(
     tokenizer: str = "gpt2",
 ) -> Path:
     rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
-    words = [word for word, _ in rows]
     width, heads, kv_heads, inner = 64, 2, 1, 96
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_name("tiny")
-    writer.add_context_length(context)
-    writer.add_block_count(1)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_file_type(0)
-    writer.add_vocab_size(len(words))
-    if vocabulary:
-        writer.add_tokenizer_model(tokenizer)
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(words)
-        writer.add_token_scores([-float(index) for index in range(len(words))])
-        writer.add_token_types([kind for _, kind in rows])
-        writer.add_token_merges([" ".join(merge) for merge in _MERGES])
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(END)
-        writer.add_add_bos_token(value=False)
-        writer.add_chat_template(CHAT_TEMPLATE)
-    else:
-        writer.add_tokenizer_model("no_vocab")
+    writer = new_gguf(
+        path, architecture, layers=1, width=width, inner=inner, heads=heads, kv_heads=kv_heads, context=context,
+        rows=rows if vocabulary else None, tokenizer=tokenizer,
+    )  # fmt: skip
+    writer.add_vocab_size(len(rows))
     random = np.random.default_rng(7)
 
     def weight(name: str, *shape: int) -> None:
@@ -97,8 +135,8 @@ def tiny_gguf(
     def norm(name: str) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(width, dtype=np.float32))
 
-    weight("token_embd", len(words), width)
-    weight("output", len(words), width)
+    weight("token_embd", len(rows), width)
+    weight("output", len(rows), width)
     norm("output_norm")
     norm("blk.0.attn_norm")
     norm("blk.0.ffn_norm")
@@ -109,8 +147,5 @@ def tiny_gguf(
     weight("blk.0.ffn_gate", inner, width)
     weight("blk.0.ffn_up", inner, width)
     weight("blk.0.ffn_down", width, inner)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(writer)
     return path

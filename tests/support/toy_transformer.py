@@ -96,26 +96,15 @@ class ToyTransformer:
     def write_gguf(self, path: Path, *, end_token: int, four_bits: bool = False) -> Path:
         import gguf  # noqa: PLC0415 - only where a file is written
 
-        writer = gguf.GGUFWriter(path, "llama")
-        writer.add_name("toy")
-        writer.add_context_length(CONTEXT)
-        writer.add_block_count(1)
-        writer.add_embedding_length(_WIDTH)
-        writer.add_feed_forward_length(_INNER)
-        writer.add_head_count(_HEADS)
-        writer.add_head_count_kv(1)
-        writer.add_layer_norm_rms_eps(_EPSILON)
+        from tests.support.tiny_gguf import new_gguf, write_gguf  # noqa: PLC0415 - likewise
+
+        rows = [(word, gguf.TokenType.NORMAL) for word in self.words]
+        writer = new_gguf(
+            path, "llama", layers=1, width=_WIDTH, inner=_INNER, heads=_HEADS, kv_heads=1, context=CONTEXT, rows=rows,
+            merges=["t 0"], bos=end_token, end=end_token, template=None,
+        )  # fmt: skip
         writer.add_rope_freq_base(_ROPE_BASE)
-        writer.add_file_type(0)
         writer.add_vocab_size(self.size)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(list(self.words))
-        writer.add_token_types([gguf.TokenType.NORMAL] * self.size)
-        writer.add_token_merges(["t 0"])  # llama.cpp wants some
-        writer.add_bos_token_id(end_token)
-        writer.add_eos_token_id(end_token)
-        writer.add_add_bos_token(value=False)
         for name, weight in self._weights.items():
             if four_bits:
                 kind = gguf.GGMLQuantizationType.Q4_0
@@ -124,10 +113,7 @@ class ToyTransformer:
                 writer.add_tensor(f"{name}.weight", weight)
         for name in _NORMS:
             writer.add_tensor(f"{name}.weight", np.ones(_WIDTH, dtype=np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_gguf(writer)
         return path
 
     def _compute(self, tokens: tuple[int, ...]) -> Float:

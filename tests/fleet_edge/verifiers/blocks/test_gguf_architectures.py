@@ -14,7 +14,7 @@ from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
 from fleet_edge.verifiers.blocks.kv import Pages
 from fleet_edge.verifiers.blocks.model import Model, Part
 from fleet_edge.verifiers.contract import UnsupportedModel
-from tests.support.tiny_gguf import tiny_rows
+from tests.support.tiny_gguf import new_gguf, tiny_rows, write_gguf
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -45,8 +45,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class _Writer:
-    def __init__(self, path: Path, kind: str, *, split: int = 0) -> None:
-        self.file = gguf.GGUFWriter(path, kind, split_max_tensors=split)
+    def __init__(self, file: gguf.GGUFWriter) -> None:
+        self.file = file
         self._random = np.random.default_rng(11)
 
     def weight(self, name: str, *shape: int) -> None:
@@ -63,27 +63,16 @@ class _Writer:
 
 
 def _write(path: Path, kind: str, own: Mapping[str, Any], *, split: int = 0) -> Path:
-    writer, dim = _Writer(path, kind, split=split), own.get("dim", HIDDEN // HEADS)
-    file, rows = writer.file, tiny_rows()
-    file.add_context_length(256)
-    file.add_block_count(LAYERS)
-    file.add_embedding_length(HIDDEN)
-    file.add_feed_forward_length(INNER)
-    file.add_head_count(HEADS)
-    file.add_head_count_kv(KV_HEADS)
-    file.add_layer_norm_rms_eps(1e-5)
-    file.add_key_length(dim)
-    file.add_value_length(dim)
+    dim, rows = own.get("dim", HIDDEN // HEADS), tiny_rows()
+    file = new_gguf(
+        path, kind, layers=LAYERS, width=HIDDEN, inner=INNER, heads=HEADS, kv_heads=KV_HEADS, dim=dim, rows=rows,
+        split=split,
+    )  # fmt: skip
+    writer = _Writer(file)
     for key, value in {"rope.dimension_count": dim, **own}.items():
         if "." in key or key.startswith("expert"):
             add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
             add(f"{kind}.{key}", value)
-    file.add_tokenizer_model("gpt2")
-    file.add_tokenizer_pre("gpt-2")
-    file.add_token_list([word for word, _ in rows])
-    file.add_token_types([each for _, each in rows])
-    file.add_token_merges(["t h", "th e"])
-    file.add_eos_token_id(2)
     writer.weight("token_embd", len(rows), HIDDEN)
     if kind != "gemma3":
         writer.weight("output", len(rows), HIDDEN)
@@ -92,10 +81,7 @@ def _write(path: Path, kind: str, own: Mapping[str, Any], *, split: int = 0) -> 
         writer.vector("rope_freqs.weight", dim // 2, 3.0)
     for layer in range(LAYERS):
         _write_layer(writer, kind, f"blk.{layer}.", dim)
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
+    write_gguf(file)
     return path
 
 
