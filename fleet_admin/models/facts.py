@@ -1,12 +1,10 @@
 """Facts of a model, read from its files without loading weights: compatibility and memory."""
 
 import json
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -17,6 +15,7 @@ from fleet_common.host import write_atomically
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_edge.verifiers.source import folder_weights
 from schemas.vocabulary import Vocabulary, token_strings
 
 
@@ -62,85 +61,6 @@ class ModelFacts:
         return tokens * number_bytes * sum(layer.numbers for layer in self.layers)
 
 
-_INDEX: Final = "model.safetensors.index.json"
-_WHOLE: Final = "model.safetensors"
-_LENGTH_BYTES: Final = 8
-_LONGEST_HEADER: Final = 100_000_000
-"""Bytes; the format's limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class FolderTensors:
-    parameters: int  # number of elements
-    bytes: int  # as stored
-    number_format: str  # the most common one, such as BF16
-
-
-def read_weights(folder: Path) -> FolderTensors:
-    """Read the headers of a folder's weights; raises `ModelUnreadable` if one is missing or truncated."""
-    elements = Counter[str]()
-    total = 0
-    for path in _files(folder):
-        for kind, count, bytes_ in _entries(path):
-            elements[kind] += count
-            total += bytes_
-    if not elements:
-        raise ModelUnreadable(f"The weights in {folder} have no tensor; fetch the model again.")
-    return FolderTensors(elements.total(), total, elements.most_common(1)[0][0])
-
-
-def _files(folder: Path) -> list[Path]:
-    # In the order in which transformers looks: others may hold the same weights in another form.
-    index = folder / _INDEX
-    if (folder / _WHOLE).is_file():
-        return [folder / _WHOLE]
-    if not index.is_file():
-        raise ModelUnreadable(f"The folder {folder} has no {_WHOLE}; give a folder that holds a whole model.")
-    try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelUnreadable(f"The file {index} cannot be read; fetch the model again.") from error
-    files = sorted(folder / Path(name).name for name in names)
-    if missing := [path for path in files if not path.is_file()]:
-        raise ModelUnreadable(f"The folder {folder} lacks {missing[0].name}; fetch the model again, whole.")
-    return files
-
-
-def _entries(path: Path) -> list[tuple[str, int, int]]:
-    damaged = ModelUnreadable(f"The file {path} is damaged; fetch it again.")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(_LENGTH_BYTES)
-            if len(head) < _LENGTH_BYTES:
-                raise damaged
-            (length,) = struct.unpack("<Q", head)
-            if length > min(size - _LENGTH_BYTES, _LONGEST_HEADER):
-                raise damaged
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        found = [
-            (str(entry["dtype"]), prod(int(edge) for edge in entry["shape"]), _span(entry)) for entry in header.values()
-        ]
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except OSError as error:
-        raise ModelUnreadable(f"The file {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise damaged from error
-    if _LENGTH_BYTES + length + end > size:
-        raise ModelUnreadable(
-            f"The file {path} is cut off: it has {size:,} bytes of {_LENGTH_BYTES + length + end:,}; fetch it again."
-        )
-    return found
-
-
-def _span(entry: dict[str, Any]) -> int:
-    begin, end = entry["data_offsets"]
-    if not 0 <= begin <= end:
-        raise ValueError("a tensor ends before it begins")
-    return int(end) - int(begin)
-
-
 _SERVED: Final = frozenset({"full_attention", "sliding_attention"})
 _GENERATION: Final = "generation_config.json"
 _TOKENIZER: Final = "tokenizer_config.json"
@@ -149,19 +69,17 @@ _TEMPLATE: Final = "chat_template.jinja"
 
 def folder_facts(folder: Path) -> ModelFacts:
     """Read a folder in transformers' layout; raises `ModelUnreadable` if it does not hold a whole model."""
-    weights = read_weights(folder) if (folder / "config.json").is_file() else None
-    # Both take seconds to import.
+    # These take seconds to import.
     from fleet_edge.verifiers.packed.attention import context_of
     from fleet_edge.verifiers.packed.target import end_tokens, text_config
     from fleet_edge.verifiers.tokens import target_tokens
 
     try:
-        tokens = target_tokens(folder)
+        tokens, weights = target_tokens(folder), folder_weights(folder)
         config = text_config(str(folder))
         context, refusal = context_of(config), _refusal(config)
     except (UnsupportedModel, VerifierError) as error:
         raise ModelUnreadable(str(error)) from error
-    assert weights is not None, "target_tokens has found a configuration"
     generation = SimpleNamespace(eos_token_id=_json(folder / _GENERATION).get("eos_token_id"))
     ends = tuple(token for token in end_tokens(generation, config) if 0 <= token < len(tokens))
     tokenizer = _json(folder / _TOKENIZER)

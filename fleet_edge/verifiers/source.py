@@ -1,5 +1,10 @@
 """Target sources: check a folder, GGUF or repository before anything is loaded."""
 
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +42,51 @@ def check_folder(path: Path) -> None:
         raise UnsupportedModel(f"The folder {path} has no config.json; give a folder that holds a whole model.")
     if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
         raise UnsupportedModel(f"The folder {path} has no weights; put the model's *.safetensors files there.")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderTensors:
+    parameters: int
+    bytes: int  # as stored
+    number_format: str  # the most common one, such as BF16
+
+
+def folder_weights(folder: Path) -> FolderTensors:
+    """Read the headers of a folder's safetensors; raises `UnsupportedModel` if a file is missing or cut off."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - some extras lack it
+
+    elements, total = Counter[str](), 0
+    for path in _safetensors(folder):
+        try:
+            with safe_open(path, "np") as file:
+                for part in map(file.get_slice, file.keys()):
+                    kind, count = str(part.get_dtype()), prod(part.get_shape())
+                    elements[kind] += count
+                    total += count * _bits(kind) // 8
+        except (OSError, SafetensorError) as error:
+            raise UnsupportedModel(
+                f"The file {path} is missing, damaged or cut off ({error}); fetch it again."
+            ) from error
+    if not elements:
+        raise UnsupportedModel(f"The weights in {folder} have no tensor; fetch the model again.")
+    return FolderTensors(elements.total(), total, elements.most_common(1)[0][0])
+
+
+def _bits(kind: str) -> int:
+    found = re.search(r"\d+", kind)
+    return 8 if found is None else int(found[0])  # BOOL has no number
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    # In the order in which transformers looks: others may hold the same weights in another form.
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole]
+    try:
+        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModel(f"The file {index} cannot be read; fetch the model again.") from error
+    return sorted(folder / Path(name).name for name in names)
 
 
 def check_gguf(path: Path) -> None:

@@ -1,9 +1,7 @@
 """Target model as loaded: weights, identity, limits."""
 
 import io
-import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -23,7 +21,7 @@ from fleet_common.host import NVIDIA_DRIVER, available_memory
 from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
-from fleet_edge.verifiers.source import check_source, is_gguf, target_name
+from fleet_edge.verifiers.source import check_source, folder_weights, is_gguf, target_name
 from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary, token_strings
 
@@ -87,9 +85,6 @@ def _bfloat16_is_fast(kind: str) -> bool:
     return any(capabilities.get(name) for name in _FAST_BFLOAT16)
 
 
-_HEADER: Final = 8  # bytes that hold the length of a safetensors file's header
-_MOST_HEADER: Final = 100 << 20
-_INDEX: Final = "model.safetensors.index.json"
 _GIGA: Final = 1e9
 
 
@@ -104,35 +99,12 @@ def check_memory(*, name: str, needed: int | None, available: int | None, number
     )
 
 
-def folder_numbers(folder: Path) -> int | None:
-    """Return the number of weights in a folder; None if its files do not say."""
+def parameters_of(path: Path) -> int | None:
+    """Return the number of weights in a folder or a GGUF; None if it is missing or damaged, which loading reports."""
     try:
-        # The files that transformers would load: others may hold the same weights in another form.
-        names = ["model.safetensors"]
-        if not (folder / "model.safetensors").is_file():
-            names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        return sum(count for name in names for count in _counts(folder / str(name)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # loading them reports the damage
-
-
-def gguf_numbers(path: Path) -> int | None:
-    """Return the number of weights in a GGUF; None if it is damaged."""
-    try:
-        return read_header(path).parameters
-    except GgufUnreadable:
-        return None  # loading it reports the damage
-
-
-def _counts(file: Path) -> Iterator[int]:
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(_HEADER), "little")
-        if length > _MOST_HEADER:
-            raise ValueError("no header")
-        header = json.loads(stream.read(length))
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            yield math.prod(int(size) for size in tensor["shape"])
+        return folder_weights(path).parameters if path.is_dir() else read_header(path).parameters
+    except (UnsupportedModel, GgufUnreadable):
+        return None
 
 
 _FLOAT32_BYTES: Final = 4
@@ -214,13 +186,11 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
 
 def loading_bytes(path: Path, dtype: torch.dtype) -> int | None:
     """Return the peak bytes of loading; None if unknown."""
-    if path.is_dir():
-        numbers = folder_numbers(path)
-        return None if numbers is None else numbers * dtype.itemsize
-    numbers = gguf_numbers(path) if path.is_file() else None
-    # Of a GGUF all weights are in float32 first.
-    both = _FLOAT32_BYTES + (0 if dtype is torch.float32 else dtype.itemsize)
-    return None if numbers is None else numbers * both
+    number_bytes = dtype.itemsize
+    if not path.is_dir() and dtype is not torch.float32:
+        number_bytes += _FLOAT32_BYTES  # of a GGUF all weights are in float32 first
+    numbers = parameters_of(path)
+    return None if numbers is None else numbers * number_bytes
 
 
 def end_tokens(*configs: Any) -> tuple[int, ...]:  # noqa: ANN401
